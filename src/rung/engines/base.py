@@ -1,0 +1,142 @@
+"""The one protocol that every engine speaks: generate, score, embed.
+
+An engine runs a base model and knows nothing of tasks. Requests carry chat messages (rendered by
+`rung.models.chat`, the only renderer) or token ids; results carry text, token counts and seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from rung.progress import QUIET, Progress
+
+
+class Message(TypedDict):
+    """One chat turn, as the chat APIs write it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Messages = tuple[Message, ...]
+Prompt = Messages | tuple[int, ...]  # chat messages, or token ids that are already rendered
+FinishReason = Literal["stop", "length", "cancelled"]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen. The default is greedy; `temperature` above 0 samples and wants a `seed`."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What the text must match: one of `choices`, a `regex`, or a `json_schema` (its JSON text)."""
+
+    kind: Literal["choices", "regex", "json_schema"]
+    value: str | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One completion to make."""
+
+    prompt: Prompt
+    sampling: Sampling = Sampling()
+    constraint: Constraint | None = None
+    adapter: str | None = None
+    logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One completion made. `logprobs` holds one value per completion token, or nothing when not asked for."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: FinishReason
+    seconds: float
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """Ask for the log-likelihood of every continuation, or only for the best one.
+
+    With `best`, the engine may return early: the winner by `value = logprob / divisor - bias` is exact, the other
+    entries may be `-inf`. `divisor` and `bias` have one entry per continuation (None: ones and zeros).
+    """
+
+    prompt: Prompt
+    continuations: tuple[tuple[int, ...], ...]
+    adapter: str | None = None
+    best: bool = False
+    divisor: tuple[float, ...] | None = None
+    bias: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Log-likelihoods, natural logarithm, one per continuation, shape [continuations]."""
+
+    logprobs: Floats
+    prompt_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What runs where. `fingerprint` changes when results may: model, precision and engine are part of it."""
+
+    engine: str
+    model: str
+    device: str
+    dtype: str
+    parameters: int
+    context: int
+    fingerprint: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Runs one base model. All calls take many requests and return results in the same order."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """Say what runs where."""
+
+    def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        progress: Progress = QUIET,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Generation]:
+        """Complete every request. A cancelled call returns what was made, marked `cancelled`."""
+
+    def stream(self, request: GenerateRequest) -> Iterator[str]:
+        """Yield the text of one completion in pieces as it is made."""
+
+    def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
+        """Score the continuations of every request."""
+
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """Return one vector per text, shape [texts, dimension], unit length."""
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of `text`, no special tokens added."""
+
+    def count(self, prompt: Prompt) -> int:
+        """Return the number of tokens that the prompt will occupy."""

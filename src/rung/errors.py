@@ -1,0 +1,100 @@
+"""Every error that Rung raises on purpose.
+
+    RungError
+    ├── ConfigError         the task file or the command is wrong            exit code 2
+    │   └── DataError       a data file or a row of it is wrong              exit code 2
+    ├── MachineError        the machine lacks something                      exit code 3
+    │   ├── ModelError      a model cannot be found, trusted or loaded
+    │   ├── EngineError     a model cannot be run
+    │   └── ArtifactError   an artifact folder is damaged or does not fit
+    ├── TrainingError       training ran and failed (NaN loss, no supervised tokens)
+    └── ThresholdError      a result is below the bar the user set           exit code 1
+
+Each carries a stable code (`rung explain CODE` tells more), one sentence, where it happened, and how to go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A place in a file: 1-based line and column, and the text of that line for the caret."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+    text: str | None = None
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+
+
+class RungError(Exception):
+    """Base of all. `str(error)` is one line; `error.render()` is what the command line prints."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, code: str, message: str, *, hint: str = "", where: Location | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.where = where
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+    def render(self) -> str:
+        """Return the full text: `error[code]: message`, the line with a caret, and the hint."""
+        lines = [f"error[{self.code}]: {self.message}"]
+        if self.where is not None:
+            lines.append(f"  --> {self.where}")
+            if self.where.text is not None and self.where.line is not None:
+                gutter = str(self.where.line)
+                lines.append(f"   {gutter} | {self.where.text}")
+                if self.where.column is not None:
+                    lines.append(f"   {' ' * len(gutter)} | {' ' * (self.where.column - 1)}^")
+        if self.hint:
+            lines.append(f"hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class ConfigError(RungError):
+    """The task file or the command is wrong."""
+
+    exit_code = 2
+
+
+class DataError(ConfigError):
+    """A data file, or a row of it, is wrong."""
+
+
+class MachineError(RungError):
+    """The machine lacks something: a library, memory, a file, the network."""
+
+    exit_code = 3
+
+
+class ModelError(MachineError):
+    """A model cannot be found, trusted or loaded."""
+
+
+class EngineError(MachineError):
+    """A model cannot be run."""
+
+
+class ArtifactError(MachineError):
+    """An artifact folder is damaged, or does not fit the model or template it was made with."""
+
+
+class TrainingError(RungError):
+    """Training started and failed: NaN loss, no supervised tokens, out of memory."""
+
+
+class ThresholdError(RungError):
+    """A measured result is below the bar that the user set."""
+
+    exit_code = 1

@@ -1,0 +1,102 @@
+"""What a climb found, as plain records: the only thing the reports read and `report.json` holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Status = Literal["confirmed", "beaten", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class RungResult:
+    """One artifact of the climb.
+
+    `status` is `confirmed` (scored on the whole test split), `beaten` (stopped early in the race; the score is over
+    the `n` validation rows seen), `failed` or `skipped` (no score; `reason` says why).
+    `seconds` is prediction time over the `n` rows, `fit_seconds` training time, `tokens` all tokens that the model
+    read or wrote for them, `cost` the floating-point operations of one prediction plus the training's share over
+    10,000 predictions (the order of "cheaper"), `losses` the training curve as (step, loss).
+    """
+
+    name: str
+    family: str
+    metric: str
+    status: Status
+    split: Literal["test", "validation"] = "validation"
+    reason: str = ""
+    path: tuple[str, ...] = ()
+    score: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    validation_score: float | None = None
+    seconds: float = 0.0
+    fit_seconds: float = 0.0
+    tokens: int = 0
+    trainable_parameters: int = 0
+    artifact_bytes: int = 0
+    cost: float = 0.0
+    artifact: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    losses: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`b` against `a` on the same rows: delta = score(b) - score(a), its interval, and p after Holm's correction."""
+
+    a: str
+    b: str
+    metric: str
+    n: int
+    delta: float
+    low: float
+    high: float
+    p: float
+    p_raw: float
+    fixed: int
+    broken: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One row answered by one artifact: a line of `predictions.jsonl`."""
+
+    id: str
+    source: str
+    split: Literal["test", "validation"]
+    inputs: dict[str, Any]
+    prompt: str
+    expected: tuple[str, ...]
+    prediction: str
+    score: float
+    confidence: float | None
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClimbResult:
+    """The whole climb. `decision` is the recommendation in one sentence, with its numbers."""
+
+    task: str
+    metric: str
+    model: str
+    engine: str
+    seed: int
+    version: str
+    created: str
+    seconds: float
+    budget_seconds: float | None
+    recommended: str
+    decision: str
+    rungs: tuple[RungResult, ...]
+    comparisons: tuple[Comparison, ...]
+    data: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
