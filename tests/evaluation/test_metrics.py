@@ -1,0 +1,270 @@
+"""Metrics against their reference implementations, and the user's own metric from real files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sklearn.metrics import confusion_matrix, f1_score
+
+from rung.errors import ConfigError, DataError
+from rung.evaluation.metrics import (
+    METRICS,
+    OTHER,
+    Confusion,
+    accuracy,
+    confusion,
+    default_metric,
+    exact_match,
+    get_metric,
+    json_exact,
+    json_field_f1,
+    macro_f1,
+    rouge1,
+    rouge2,
+    rouge_l,
+    token_f1,
+)
+
+
+def test_accuracy() -> None:
+    assert accuracy(" card_arrival\n", ["card_arrival"]) == 1.0
+    assert accuracy("card arrival", ["card_arrival"]) == 0.0
+    assert accuracy("Card_arrival", ["card_arrival"]) == 0.0
+    assert accuracy("b", ["a", "b"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "exact", "f1"),
+    [
+        ("The Eiffel Tower!", ["eiffel tower"], 1.0, 1.0),
+        ("a tower in the town", ["tower"], 0.0, 0.5),
+        ("tower tower", ["tower"], 0.0, 2 / 3),
+        ("paris", ["london", "in Paris"], 0.0, 2 / 3),
+        ("", ["the"], 1.0, 1.0),
+        ("", ["tower"], 0.0, 0.0),
+        ("another", ["an other"], 0.0, 0.0),
+        ("the-cat", ["thecat"], 1.0, 1.0),  # punctuation goes before articles, as in SQuAD's script
+    ],
+)
+def test_squad(prediction: str, references: list[str], exact: float, f1: float) -> None:
+    assert exact_match(prediction, references) == exact
+    assert token_f1(prediction, references) == pytest.approx(f1, rel=1e-15)
+
+
+TEXTS = [
+    (
+        "we propose a fast method for training networks",
+        ["A fast training method is proposed.", "networks train quickly"],
+    ),
+    ("", ["something"]),
+    ("Something else entirely, 42 times", ["else something entirely: 42 times", "42"]),
+    ("running runners run", ["the runner runs", "run"]),
+    ("日本語", ["日本語"]),
+]
+
+
+@pytest.mark.parametrize(("prediction", "references"), TEXTS)
+def test_rouge_equals_rouge_score(prediction: str, references: list[str]) -> None:
+    expected = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score_multi(references, prediction)
+    assert rouge1(prediction, references) == expected["rouge1"].fmeasure
+    assert rouge2(prediction, references) == expected["rouge2"].fmeasure
+    assert rouge_l(prediction, references) == expected["rougeL"].fmeasure
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "exact", "f1"),
+    [
+        ('{"a": 1, "b": "x  y"}', '{"b": " x y", "a": 1.0}', 1.0, 1.0),
+        ('{"a": 1}', '{"a": "1"}', 0.0, 0.0),
+        ('{"a": true}', '{"a": 1}', 0.0, 0.0),
+        ('{"a": 1, "b": 2}', '{"a": 1, "b": 3}', 0.0, 0.5),
+        ('{"a": 1}', '{"a": 1, "b": 3}', 0.0, 2 / 3),
+        ('{"l": [{"n": "x", "p": 1}, {"n": "y", "p": 2}]}', '{"l": [{"n": "y", "p": 2}]}', 0.0, 2 / 3),
+        ('{"l": [2, 1]}', '{"l": [1, 2]}', 0.0, 1.0),
+        ('{"l": [1, 1]}', '{"l": [1]}', 0.0, 2 / 3),
+        ('{"l": []}', '{"l": []}', 1.0, 1.0),
+        ('{"l": []}', '{"l": {}}', 0.0, 0.0),
+        ('{"a": {"b": 1}}', '{"a.b": 1}', 0.0, 0.0),
+        ('{"a": null}', '{"a": null}', 1.0, 1.0),
+        ("null", "null", 1.0, 1.0),
+        ("{}", "{}", 1.0, 1.0),
+        ("3", "3.0", 1.0, 1.0),
+        ('{"a": NaN}', '{"a": 1}', 0.0, 0.0),
+        ('Sure! {"a": 1}', '{"a": 1}', 0.0, 0.0),
+        ("", '{"a": 1}', 0.0, 0.0),
+        ("[" * 100_000, '{"a": 1}', 0.0, 0.0),
+        ("[" * 500 + "]" * 500, '{"a": 1}', 0.0, 0.0),
+        ("1" * 5000, "1", 0.0, 0.0),
+    ],
+)
+def test_json(prediction: str, reference: str, exact: float, f1: float) -> None:
+    assert json_exact(prediction, [reference]) == exact
+    assert json_field_f1(prediction, [reference]) == pytest.approx(f1, rel=1e-15)
+    assert json_field_f1(prediction, ['{"zz": 0}', reference]) == pytest.approx(f1, rel=1e-15)
+
+
+def test_a_broken_reference_is_the_data_s_fault() -> None:
+    for metric in (json_exact, json_field_f1):
+        with pytest.raises(DataError) as caught:
+            metric("{}", ["{'a': 1}"])
+        assert caught.value.code == "bad-json-reference"
+        assert "{'a': 1}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_every_metric_gives_1_to_the_reference_and_refuses_no_references(name: str) -> None:
+    metric = get_metric(name)
+    text = '{"total": "4.50"}'
+    assert metric(text, [text]) == 1.0
+    assert 0.0 <= metric("words of something else", [text]) < 1.0
+    for none in ([], "a bare string"):
+        with pytest.raises(ValueError, match="references"):
+            metric(text, none)
+
+
+@pytest.mark.parametrize("kind", ["category", "text", "json", "chat"])
+def test_default_metric_suits_its_kind(kind: str) -> None:
+    assert kind in METRICS[default_metric(kind)].kinds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("rougel", "rougeL"), ("acuracy", "accuracy"), ("json_f1", "json_field_f1")]
+)
+def test_unknown_metric_suggests(wrong: str, right: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        get_metric(wrong)
+    assert caught.value.code == "unknown-metric"
+    assert f"did you mean '{right}'?" in caught.value.hint
+
+
+def test_unknown_metric_without_a_near_name_lists_all() -> None:
+    with pytest.raises(ConfigError) as caught:
+        get_metric("zzz")
+    assert "did you mean" not in caught.value.hint
+    assert "token_f1" in caught.value.hint
+
+
+def write(folder: Path, code: str, name: str = "mymetric.py") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(code)
+    return folder
+
+
+def test_user_metric_beside_the_task(tmp_path: Path) -> None:
+    write(tmp_path, "SCALE = 10\n", "neighbour.py")
+    write(
+        tmp_path,
+        "from neighbour import SCALE\n"
+        "def score(prediction, references):\n    return min(len(prediction), SCALE) / SCALE\n",
+    )
+    metric = get_metric("mymetric:score", tmp_path)
+    assert metric("12345", ["x"]) == 0.5
+    assert metric.name == "mymetric:score"
+    assert str(tmp_path) not in sys.path
+
+
+def test_two_tasks_may_have_modules_of_the_same_name(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", "def score(p, r): return 0.25\n")
+    two = write(tmp_path / "two", "def score(p, r): return True\n")
+    assert get_metric("mymetric:score", one)("", ["x"]) == 0.25
+    assert get_metric("mymetric:score", two)("", ["x"]) == 1.0
+
+
+def test_user_metric_in_the_current_folder_a_package_and_the_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "pack", "def score(p, r): return 0.5\n")
+    monkeypatch.chdir(tmp_path)
+    assert get_metric("pack.mymetric:score", tmp_path / "elsewhere")("", ["x"]) == 0.5
+    assert get_metric("rung.evaluation.metrics:token_f1")("a b", ["b"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "error"),
+    [
+        ("mymetric:other", "def score(p, r): return 1\n", "metric-not-found"),
+        ("nomodule_xyz:score", "", "metric-not-found"),
+        ("nomodule_xyz.deep:score", "", "metric-not-found"),
+        ("../mymetric:score", "", "metric-not-found"),
+        ("mymetric:", "", "metric-not-found"),
+        ("mymetric:score", "def score(p): return 1\n", "metric-not-callable"),
+        ("mymetric:score", "def score(p, r, *, k): return 1\n", "metric-not-callable"),
+        ("mymetric:score", "score = 3\n", "metric-not-callable"),
+        ("mymetric:score", "x = 1\nimport nothing_like_this\n", "metric-import-failed"),
+        ("mymetric:score", "x = 1\ndef score(p, r) return 1\n", "metric-import-failed"),
+    ],
+)
+def test_user_metric_that_cannot_be_used(tmp_path: Path, spec: str, code: str, error: str) -> None:
+    write(tmp_path, code)
+    with pytest.raises(ConfigError) as caught:
+        get_metric(spec, tmp_path)
+    assert caught.value.code == error
+    assert caught.value.hint
+    if error == "metric-import-failed":
+        assert caught.value.where is not None
+        assert str(caught.value.where).startswith(f"{tmp_path / 'mymetric.py'}:2")
+
+
+@pytest.mark.parametrize("value", ["'0.5'", "None", "1.5", "-0.1", "float('nan')", "[1]"])
+def test_user_metric_that_returns_no_score(tmp_path: Path, value: str) -> None:
+    metric = get_metric("mymetric:score", write(tmp_path, f"def score(p, r): return {value}\n"))
+    with pytest.raises(ConfigError) as caught:
+        metric("x", ["y"])
+    assert caught.value.code == "metric-bad-score"
+
+
+def test_user_metric_that_raises(tmp_path: Path) -> None:
+    metric = get_metric("mymetric:score", write(tmp_path, "def score(p, r): return float(p)\n"))
+    assert metric("0.5", ["y"]) == 0.5
+    with pytest.raises(ConfigError, match="ValueError") as caught:
+        metric("half", ["y"])
+    assert caught.value.code == "metric-failed"
+
+
+EXPECTED = ["a", "a", "a", "b", "b", "c", "c", "c"]
+PREDICTED = ["a", "b", "b", "b", " a", "c\n", "gibberish", "b"]
+
+
+def test_macro_f1_equals_sklearn() -> None:
+    stripped = [p.strip() for p in PREDICTED]
+    expected = f1_score(EXPECTED, stripped, labels=["a", "b", "c"], average="macro", zero_division=0)
+    assert macro_f1(PREDICTED, EXPECTED) == pytest.approx(expected, rel=1e-12)
+    assert macro_f1(EXPECTED, EXPECTED) == 1.0
+
+
+def test_confusion_names_the_rows() -> None:
+    assert confusion(PREDICTED, EXPECTED, ["a", "b", "c"]) == [
+        Confusion("a", "b", 2, (1, 2)),
+        Confusion("b", "a", 1, (4,)),
+        Confusion("c", "b", 1, (7,)),
+        Confusion("c", OTHER, 1, (6,)),
+    ]
+    assert confusion(EXPECTED, EXPECTED, ["a", "b", "c"]) == []
+
+
+def test_confusion_counts_equal_sklearn() -> None:
+    labels = ["a", "b", "c"]
+    matrix = confusion_matrix(EXPECTED, [p.strip() for p in PREDICTED], labels=labels)
+    for found in confusion(PREDICTED, EXPECTED, labels):
+        if found.predicted != OTHER:
+            assert found.count == matrix[labels.index(found.expected), labels.index(found.predicted)]
+
+
+def test_whole_set_views_refuse() -> None:
+    with pytest.raises(ValueError, match="as many"):
+        macro_f1(["a"], ["a", "b"])
+    with pytest.raises(ValueError, match="row 1"):
+        confusion(["a", "a"], ["a", "x"], ["a"])
+
+
+def test_importing_metrics_and_statistics_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, rung.evaluation.metrics, rung.evaluation.statistics, rung.climb.elimination\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'rouge_score', 'nltk', 'matplotlib', 'openai'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
