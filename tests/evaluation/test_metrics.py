@@ -167,6 +167,17 @@ def test_user_metric_beside_the_task(tmp_path: Path) -> None:
     assert str(tmp_path) not in sys.path
 
 
+def test_user_metric_is_imported_once(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "from pathlib import Path\nwith Path(__file__).with_suffix('.log').open('a') as log:\n    log.write('x')\n",
+    )
+    write(tmp_path, (tmp_path / "mymetric.py").read_text() + "def score(p, r): return 1\n")
+    for _ in range(3):
+        get_metric("mymetric:score", tmp_path)
+    assert (tmp_path / "mymetric.log").read_text() == "x"
+
+
 def test_two_tasks_may_have_modules_of_the_same_name(tmp_path: Path) -> None:
     one = write(tmp_path / "one", "def score(p, r): return 0.25\n")
     two = write(tmp_path / "two", "def score(p, r): return True\n")
@@ -263,7 +274,7 @@ def test_whole_set_views_refuse() -> None:
 
 def test_importing_metrics_and_statistics_imports_nothing_heavy() -> None:
     code = (
-        "import sys, rung.evaluation.metrics, rung.evaluation.statistics, rung.climb.elimination\n"
+        "import sys, rung.evaluation.metrics, rung.evaluation.statistics, rung.climbing.elimination\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'rouge_score', 'nltk', 'matplotlib', 'openai'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)))"
     )

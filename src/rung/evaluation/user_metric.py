@@ -69,6 +69,8 @@ def _module(name: str, folders: list[Path]) -> ModuleType:
 def _from_file(name: str, file: Path, folder: Path) -> ModuleType:
     """Import one file under a name of its own: two tasks may each have a `metrics.py`."""
     unique = f"_rung_metric_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}_{file.stem}"
+    if unique in sys.modules:
+        return sys.modules[unique]
     spec = importlib.util.spec_from_file_location(unique, file)
     assert spec is not None
     assert spec.loader is not None
