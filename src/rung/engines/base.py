@@ -135,8 +135,15 @@ class Engine(Protocol):
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
         """Return one vector per text, shape [texts, dimension], unit length."""
 
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends an answer, where the engine knows tokens."""
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of `text`, no special tokens added."""
 
     def count(self, prompt: Prompt) -> int:
         """Return the number of tokens that the prompt will occupy."""
+
+    def text(self, prompt: Prompt) -> str:
+        """Return the exact text that the model reads for this prompt."""

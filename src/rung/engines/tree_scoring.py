@@ -82,7 +82,7 @@ def batches(lengths: Sequence[int], tree: int, vocabulary: int) -> Iterator[list
 
 def _forward_tree(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], trie: LabelTrie) -> torch.Tensor:
     """Run rows and trie in one pass; return logits [rows, 1 + nodes, vocabulary], the root first."""
-    ids, mask, positions = _padded(prefix, rows)
+    ids, mask, positions = left_padded(prefix, rows)
     width, nodes, device = ids.shape[1], trie.size, model.device
     total = torch.zeros(len(rows), width + nodes, prefix.length + width + nodes, dtype=torch.bool)
     total[:, :width, : prefix.length + width] = mask
@@ -101,7 +101,7 @@ def _forward_tree(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], tri
     return logits
 
 
-def _padded(prefix: Prefix, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def left_padded(prefix: Prefix, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pad rows on the left; return ids [R, W], causal mask [R, W, prefix + W] and positions [R, W].
 
     Padding attends to itself alone: a query that attends to nothing would turn into NaN.
@@ -137,23 +137,27 @@ def score_best(
     bias: Floats,
     *,
     done: Callable[[int], None] = lambda rows: None,
-) -> Floats:
+) -> tuple[Floats, int]:
     """Find the exact argmax of `logprob / divisor - bias` per row, running only the nodes that can decide it.
 
     A log-probability never rises along a path, so what is known of a label bounds its value from above (A* with a zero
     heuristic). Labels are opened in the order of their bounds until the best finished one is above all open ones.
 
     Returns:
-        Log-likelihoods, shape [prompts, continuations]; `-inf` where a label was never finished.
+        Log-likelihoods, shape [prompts, continuations], `-inf` where a label was never finished; and the number of
+        nodes that were run.
     """
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix = run_prefix(model, prompts[0][:shared])
     result = np.empty((len(prompts), len(trie.paths)), np.float32)
+    opened = 0
     for batch in batches([len(p) - shared for p in prompts], EXPAND, model.config.get_text_config().vocab_size):
         rows = [prompts[i][shared:] for i in batch]
-        result[batch] = _Search(model, prefix, rows, trie, divisor, bias).run()
+        search = _Search(model, prefix, rows, trie, divisor, bias)
+        result[batch] = search.run()
+        opened += search.opened
         done(len(batch))
-    return result
+    return result, opened
 
 
 class _Search:
@@ -163,7 +167,7 @@ class _Search:
         self, model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], trie: LabelTrie, divisor: Floats, bias: Floats
     ) -> None:
         self.model, self.trie, self.divisor, self.bias = model, trie, divisor, bias
-        ids, mask, positions = _padded(prefix, rows)
+        ids, mask, positions = left_padded(prefix, rows)
         self.cache = prefix.cache(len(rows))
         device = model.device
         logits = model(
@@ -181,6 +185,7 @@ class _Search:
         self.column = np.full((len(rows), trie.size + 1), -1)  # tree column of each node, -1 while not run
         self.column[:, 0] = 0
         self.columns = 0
+        self.opened = 0
         root = trie.edge_nodes == 0
         self.edges[:, root] = _edge_logprobs(logits, trie.edge_nodes[root], trie.edge_tokens[root])
 
@@ -244,6 +249,7 @@ class _Search:
             use_cache=True,
         ).logits
         self.columns += width
+        self.opened += sum(map(len, chosen))
         self._read(logits, chosen)
 
     def _read(self, logits: torch.Tensor, chosen: list[list[int]]) -> None:

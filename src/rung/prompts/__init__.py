@@ -1,1 +1,1 @@
-"""TODO."""
+"""From a row to chat messages: templates, demonstrations, verbalizers, calibration, parsing."""

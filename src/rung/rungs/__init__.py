@@ -1,1 +1,66 @@
-"""TODO."""
+"""The techniques, one file each, and the registry that names them. Nothing else knows their names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from rung.errors import ConfigError
+from rung.rungs.base import Cost, Rung, Verdict
+from rung.rungs.calibrate import Calibrate
+from rung.rungs.features import Features
+from rung.rungs.few_shot import FewShot
+from rung.rungs.lora import LoRA
+from rung.rungs.system_prompt import SystemPrompt
+
+if TYPE_CHECKING:
+    from rung.task import Task
+
+__all__ = [
+    "DEFAULT",
+    "RUNGS",
+    "Calibrate",
+    "Cost",
+    "Features",
+    "FewShot",
+    "LoRA",
+    "Rung",
+    "SystemPrompt",
+    "Verdict",
+    "build",
+]
+
+# In the order of the ramp. Every value makes the rung for a task and a seed.
+RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
+    "system-prompt": lambda task, seed: SystemPrompt(task.system or ""),
+    "calibrate": lambda task, seed: Calibrate(),
+    "few-shot-fixed": lambda task, seed: FewShot("fixed", seed=seed),
+    "few-shot-random": lambda task, seed: FewShot("random", seed=seed),
+    "few-shot-balanced": lambda task, seed: FewShot("balanced", seed=seed),
+    "few-shot-knn": lambda task, seed: FewShot("knn", seed=seed),
+    "few-shot-mmr": lambda task, seed: FewShot("mmr", seed=seed),
+    "features": lambda task, seed: Features(seed=seed),
+    "llm-features": lambda task, seed: Features(encoder="", seed=seed),
+    "lora": lambda task, seed: LoRA(seed=seed),
+}
+
+# Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.
+DEFAULT = ("system-prompt", "calibrate", "few-shot-balanced", "few-shot-knn", "features", "llm-features", "lora")
+
+
+def build(names: tuple[str, ...], task: Task, seed: int) -> tuple[Rung, ...]:
+    """Return the named rungs in the order of the ramp.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    for name in names:
+        if name not in RUNGS:
+            near = difflib.get_close_matches(name, RUNGS, n=1)
+            raise ConfigError(
+                "unknown-rung",
+                f"no rung is named {name!r}",
+                hint=f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RUNGS)}",
+            )
+    return tuple(make(task, seed) for name, make in RUNGS.items() if name in names)

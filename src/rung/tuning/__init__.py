@@ -1,1 +1,1 @@
-"""TODO."""
+"""The training loop, its data, its losses, and adapters on disk."""

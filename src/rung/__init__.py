@@ -1,0 +1,38 @@
+"""Rung: customize a large language model for one task, and prove which customization is worth it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rung import rungs
+    from rung.artifact import Artifact
+    from rung.climbing import climb
+    from rung.errors import RungError
+    from rung.evaluation.scoring import compare
+    from rung.task import Task
+
+__version__ = "0.1.0"
+__all__ = ["Artifact", "RungError", "Task", "climb", "compare", "rungs"]
+
+_HOMES = {
+    "Artifact": "rung.artifact",
+    "RungError": "rung.errors",
+    "Task": "rung.task",
+    "climb": "rung.climbing",
+    "compare": "rung.evaluation.scoring",
+    "rungs": "rung.rungs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Names are imported when they are used: `import rung` stays under 50 ms, and torch waits until a model runs.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rung' has no attribute {name!r}")
+    home = import_module(_HOMES[name])
+    return home if name == "rungs" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,228 @@
+"""Artifact: a customized model as one frozen value. It predicts, shows its prompts, saves and loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rung.data.types import Example, example_id
+from rung.engines.base import Engine, Floats, Messages
+from rung.engines.opening import open_encoder, open_engine
+from rung.errors import DataError
+from rung.evaluation.metrics import default_metric
+from rung.parts import Answer, Decoder, Generate, Head, LabelScoring, Weights
+from rung.progress import QUIET, Progress
+from rung.prompts.demonstrations import Demonstrations
+from rung.prompts.prompt import Prompt
+from rung.prompts.template import default_template, placeholders
+from rung.prompts.verbalizer import verbalize
+
+if TYPE_CHECKING:
+    from rung.task import Task
+
+LISTED_LABELS = 20  # label sets up to this size are named in the prompt; longer lists mislead small models
+DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an artifact has to know of its task: names, columns and labels."""
+
+    task: str
+    inputs: tuple[str, ...]
+    kind: str
+    metric: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Prompt + Demonstrations + Retriever + Weights + Decoder on a base model, frozen.
+
+    Rungs return a changed copy (`replace`); nothing ever changes one in place. `path` names the rungs that made it,
+    `settings` what they were set to.
+    """
+
+    shape: Shape
+    model: str
+    prompt: Prompt
+    decoder: Decoder
+    demonstrations: Demonstrations | None = None
+    retriever: None = None
+    weights: Weights = Weights()
+    engine: str = "auto"
+    path: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    # ---- making
+
+    @classmethod
+    def zero_shot(cls, task: Task, labels: Sequence[str] = (), *, engine: str = "auto") -> Self:
+        """Return the first artifact of every climb: the plain prompt on the base model.
+
+        Args:
+            task: the task.
+            labels: the label set of a category task, where the task file does not give one.
+            engine: which engine runs it.
+        """
+        output = task.output
+        known = tuple(output.labels or labels or (task.read().labels if output.kind == "category" else ()))
+        texts = verbalize(known)
+        described = tuple((t, output.descriptions[k]) for k, t in zip(known, texts, strict=True) if k in output.descriptions)
+        prompt = Prompt(
+            instruction=task.instruction,
+            template=task.template or default_template(task.inputs),
+            labels=texts if len(known) <= LISTED_LABELS or described else (),
+            descriptions=described,
+            chat_column=task.inputs[0] if output.kind == "chat" else None,
+        )
+        decoder: Decoder = LabelScoring(known, texts)
+        if output.kind != "category":
+            decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, output.schema_text())
+        shape = Shape(task.name, tuple(task.inputs), output.kind, task.metric or default_metric(output.kind), known)
+        return cls(shape=shape, model=task.model, prompt=prompt, decoder=decoder, engine=engine, path=("zero-shot",))
+
+    def step(self, rung: str, settings: Mapping[str, Any], **parts: Any) -> Self:
+        """Return a copy with `parts` replaced, one rung higher."""
+        return replace(self, path=(*self.path, rung), settings={**self.settings, rung: dict(settings)}, **parts)
+
+    @property
+    def name(self) -> str:
+        """The rungs above zero-shot, joined: `few-shot-knn+lora`; `zero-shot` itself where there is none."""
+        return "+".join(self.path[1:]) or self.path[0]
+
+    # ---- running
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return open_engine(self.model, self.engine)
+
+    def open(self) -> Engine:
+        """Return the engine that runs this artifact, loading it at the first call."""
+        return self._engine
+
+    def predict(
+        self, rows: Sequence[Mapping[str, Any]], *, full: bool = True, progress: Progress = QUIET
+    ) -> list[Answer]:
+        """Answer every row.
+
+        Args:
+            rows: one mapping per row with the task's input columns; other columns are not looked at.
+            full: compute the probability of every label; without, only the answer is certain and much is saved.
+            progress: told of every batch.
+
+        Raises:
+            DataError: a row lacks an input column.
+        """
+        return self.answer([self._example(row, i) for i, row in enumerate(rows)], full=full, progress=progress)
+
+    def answer(self, examples: Sequence[Example], *, full: bool = True, progress: Progress = QUIET) -> list[Answer]:
+        """Answer examples of the task's data, as `predict` does."""
+        if not examples:
+            return []
+        if isinstance(self.decoder, Head):
+            return self._classify(self.decoder, examples, progress)
+        prompts = self.render(examples, progress=progress)
+        return self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
+
+    def _classify(self, head: Head, examples: Sequence[Example], progress: Progress) -> list[Answer]:
+        import time
+
+        start = time.perf_counter()
+        texts = [self.prompt.question(example.inputs) for example in examples]
+        chances = head.classify(features(self, head.encoder, texts, progress=progress))
+        seconds = (time.perf_counter() - start) / len(examples)
+        count = (lambda text: len(text) // 4 + 2) if head.encoder else (lambda text: len(self.open().encode(text)))
+        return [
+            Answer(
+                head.labels[int(p.argmax())], float(p.max()), tuple(p.tolist()), count(text), 0, seconds,
+                ({"role": "user", "content": text},),
+            )
+            for p, text in zip(chances, texts, strict=True)
+        ]
+
+    def render(self, examples: Sequence[Example], *, progress: Progress = QUIET) -> list[Messages]:
+        """Return the exact messages of every example, demonstrations included."""
+        if isinstance(self.decoder, Head):
+            return [({"role": "user", "content": self.prompt.question(e.inputs)},) for e in examples]
+        shown = self.demonstrations
+        if shown is None:
+            return [self.prompt.messages(example.inputs) for example in examples]
+        engine, prompt = self.open(), self.prompt
+        costs: dict[str, int] = {}
+
+        def cost(example: Example) -> int:
+            if example.id not in costs:
+                question, answer = prompt.question(example.inputs), self.spoken(example.outputs[0])
+                costs[example.id] = engine.count(
+                    ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+                )
+            return costs[example.id]
+
+        vectors: Floats | None = None
+        if shown.needs_vectors:
+            texts = [prompt.question(example.inputs) for example in examples]
+            vectors = open_encoder(shown.encoder).embed(texts, progress=progress)
+        rendered = []
+        for row, example in enumerate(examples):
+            chosen = shown.choose(example.id, None if vectors is None else vectors[row], cost)
+            turns = [(c.inputs, self.spoken(c.outputs[0])) for c in chosen]
+            rendered.append(prompt.messages(example.inputs, turns))
+        return rendered
+
+    def spoken(self, output: str) -> str:
+        """Return an expected output as the model should write it: the label's text, or the output itself."""
+        if isinstance(self.decoder, LabelScoring):
+            return self.decoder.texts[self.decoder.labels.index(output)]
+        return output
+
+    def messages(self, row: Mapping[str, Any]) -> Messages:
+        """Return the exact messages sent for one row."""
+        return self.render([self._example(row, 0)])[0]
+
+    def text(self, messages: Messages) -> str:
+        """Return the exact final text that messages become; for a head, the text that is encoded."""
+        if isinstance(self.decoder, Head):
+            return "\n".join(message["content"] for message in messages)
+        return self.open().text(messages)
+
+    def _example(self, row: Mapping[str, Any], index: int) -> Example:
+        missing = [column for column in self.shape.inputs if column not in row]
+        if missing:
+            raise DataError(
+                "missing-column",
+                f"row {index + 1} has no column {missing[0]!r}; it has {', '.join(map(repr, row)) or 'none'}",
+                hint=f"this artifact reads {', '.join(self.shape.inputs)}",
+            )
+        inputs = {column: row[column] for column in self.shape.inputs}
+        return Example(example_id(inputs), inputs, (), f"row {index + 1}")
+
+    # ---- keeping
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artifact into a new folder; see `rung.artifact_files`."""
+        from rung.artifact_files import save
+
+        return save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Artifact:
+        """Read an artifact back, checking every file, the base model and the prompt's fingerprint."""
+        from rung.artifact_files import load
+
+        return load(Path(folder))
+
+
+def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+    """Return unit feature vectors: of the sentence encoder, or of the base model where `encoder` is empty."""
+    if encoder:
+        return open_encoder(encoder).embed(texts, progress=progress)
+    return artifact.open().embed(texts, progress=progress)
+
+
+def check_template(template: str, columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the placeholders of `template` that are not among `columns`."""
+    return tuple(name for name in placeholders(template) if name not in columns)

@@ -1,0 +1,197 @@
+"""An artifact as a folder: JSON and safetensors only, with a manifest of hashes written last.
+
+    artifact.json         every setting; prompt, decoder, where the base model comes from and its fingerprint
+    demonstrations.json   the pool of solved rows, where there is one
+    arrays.safetensors    pool vectors, head weights, where there are any
+    adapter/              PEFT adapter (adapter_model.safetensors, adapter_config.json), where there is one
+    manifest.json         sha256 of each file above; a folder without it is not an artifact
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rung.artifact import Artifact, Shape
+from rung.errors import ArtifactError
+from rung.models.cache import publish
+from rung.models.reference import is_endpoint, resolve
+from rung.parts import Decoder, Generate, Head, LabelScoring, Weights
+from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
+from rung.prompts.prompt import Prompt
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+ALLOWED = {".json", ".safetensors"}
+
+
+def save(artifact: Artifact, folder: Path) -> Path:
+    """Write `artifact` to `folder` at once or not at all.
+
+    Raises:
+        ArtifactError: the folder exists and holds something.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ArtifactError(
+            "folder-not-empty", f"{folder} exists and is not empty", hint="choose another folder, or remove it first"
+        )
+    if folder.exists():
+        folder.rmdir()
+    publish(folder, lambda target: _write(artifact, target))
+    return folder
+
+
+def _write(artifact: Artifact, folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    arrays: dict[str, Any] = {}
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "shape": asdict(artifact.shape),
+        "model": artifact.model,
+        "model_fingerprint": None if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint,
+        "engine": artifact.engine,
+        "path": artifact.path,
+        "settings": dict(artifact.settings),
+        "prompt": artifact.prompt.as_dict(),
+        "prompt_fingerprint": artifact.prompt.fingerprint,
+        "decoder": _decoder_values(artifact.decoder, arrays),
+        "weights": {
+            "method": artifact.weights.method,
+            "adapter": artifact.weights.adapter is not None,
+            "trainable_parameters": artifact.weights.trainable_parameters,
+        },
+    }
+    if (shown := artifact.demonstrations) is not None:
+        names = ("selection", "k", "encoder", "token_budget", "diversity", "seed")
+        values["demonstrations"] = {name: getattr(shown, name) for name in names}
+        (folder / "demonstrations.json").write_text(json.dumps(pool_as_json(shown.pool), ensure_ascii=False, indent=1))
+        if shown.embeddings is not None:
+            arrays["demonstrations"] = shown.embeddings
+    if arrays:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "arrays.safetensors")
+    if artifact.weights.adapter is not None:
+        shutil.copytree(artifact.weights.adapter, folder / "adapter")
+    (folder / "artifact.json").write_text(json.dumps(values, ensure_ascii=False, indent=2))
+    _write_manifest(folder)
+
+
+def _decoder_values(decoder: Decoder, arrays: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(decoder, Head):
+        arrays["head.weight"], arrays["head.intercept"] = decoder.weight, decoder.intercept
+        return {"kind": decoder.kind, "labels": decoder.labels, "encoder": decoder.encoder}
+    return {"kind": decoder.kind, **asdict(decoder)}
+
+
+def _write_manifest(folder: Path) -> None:
+    hashes = {str(file.relative_to(folder)): _sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    with (folder / MANIFEST).open("w") as out:
+        json.dump({"format": FORMAT, "sha256": hashes}, out, indent=2)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def load(folder: Path) -> Artifact:
+    """Read the artifact in `folder`.
+
+    Raises:
+        ArtifactError: the folder is no artifact, a file is missing, changed or not listed, the prompt does not match
+            its fingerprint, or the base model is not the one it was made with.
+    """
+    folder = folder.resolve()
+    _check_manifest(folder)
+    values = json.loads((folder / "artifact.json").read_text())
+    arrays = _arrays(folder / "arrays.safetensors")
+    prompt = Prompt.from_dict(values["prompt"])
+    if prompt.fingerprint != values["prompt_fingerprint"]:
+        raise ArtifactError(
+            "prompt-mismatch",
+            f"{folder}: this version of Rung renders the prompt of the artifact differently",
+            hint="run the climb again, or use the version of Rung that made the artifact",
+        )
+    if values["model_fingerprint"] is not None:
+        _check_model(folder, values["model"], values["model_fingerprint"])
+    shape = values["shape"]
+    weights = values["weights"]
+    return Artifact(
+        shape=Shape(shape["task"], tuple(shape["inputs"]), shape["kind"], shape["metric"], tuple(shape["labels"])),
+        model=values["model"],
+        engine=values["engine"],
+        path=tuple(values["path"]),
+        settings=values["settings"],
+        prompt=prompt,
+        decoder=_decoder(values["decoder"], arrays),
+        demonstrations=_demonstrations(folder, values, arrays),
+        weights=Weights(
+            weights["method"], folder / "adapter" if weights["adapter"] else None, weights["trainable_parameters"]
+        ),
+    )
+
+
+def _check_manifest(folder: Path) -> None:
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise ArtifactError(
+            "not-an-artifact",
+            f"{folder} is not an artifact: it has no {MANIFEST}",
+            hint="give the folder that `rung climb` or `Artifact.save` wrote",
+        )
+    listed: Mapping[str, str] = json.loads(manifest.read_text())["sha256"]
+    present = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()} - {MANIFEST}
+    for name in sorted(present ^ set(listed)):
+        state = "is missing" if name in listed else "is not listed in the manifest"
+        raise ArtifactError("artifact-damaged", f"{folder}: {name} {state}", hint="copy the whole folder again")
+    for name, expected in listed.items():
+        if Path(name).suffix not in ALLOWED or not (folder / name).resolve().is_relative_to(folder):
+            raise ArtifactError("artifact-damaged", f"{folder}: {name} has no place in an artifact")
+        if _sha256(folder / name) != expected:
+            raise ArtifactError("artifact-damaged", f"{folder}: {name} was changed", hint="copy the whole folder again")
+
+
+def _check_model(folder: Path, reference: str, fingerprint: str) -> None:
+    found = resolve(reference).fingerprint
+    if found != fingerprint:
+        raise ArtifactError(
+            "model-mismatch",
+            f"{folder} was made with {reference} of fingerprint {fingerprint[:12]}, but here it is {found[:12]}",
+            hint="restore that version of the base model, or climb again on this one",
+        )
+
+
+def _arrays(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    from safetensors.numpy import load_file
+
+    arrays: dict[str, Any] = load_file(file)
+    return arrays
+
+
+def _decoder(values: dict[str, Any], arrays: Mapping[str, Any]) -> Decoder:
+    kind = values["kind"]
+    if kind == Generate.kind:
+        return Generate(values["max_tokens"], values["json_schema"])
+    if kind == LabelScoring.kind:
+        texts, bias = tuple(values["texts"]), tuple(values["bias"])
+        return LabelScoring(tuple(values["labels"]), texts, values["normalization"], bias)
+    return Head(tuple(values["labels"]), values["encoder"], arrays["head.weight"], arrays["head.intercept"])
+
+
+def _demonstrations(folder: Path, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Demonstrations | None:
+    if "demonstrations" not in values:
+        return None
+    pool = pool_from_json(json.loads((folder / "demonstrations.json").read_text()))
+    return Demonstrations(pool=pool, embeddings=arrays.get("demonstrations"), **values["demonstrations"])

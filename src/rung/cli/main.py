@@ -1,0 +1,78 @@
+"""The `rung` command: what it is made of, and how errors leave it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rung import __version__
+from rung.cli import artifacts, climbs, machine, models, tasks
+from rung.errors import RungError
+
+app = typer.Typer(
+    name="rung",
+    help="Customize a language model for one task, and prove which customization is worth it.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+tasks.register(app)
+climbs.register(app)
+artifacts.register(app)
+machine.register(app)
+app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Customize a language model for one task, and prove which customization is worth it."""
+    if version:
+        typer.echo(f"rung {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(next_step(Path.cwd()))
+
+
+def next_step(folder: Path) -> str:
+    """Return what is most useful to do next in `folder`, with the command to do it."""
+    reports = sorted(folder.glob("runs/*/report.json"), key=lambda file: file.stat().st_mtime)
+    tasks_here = sorted(folder.glob("*.yaml"))
+    data_here = sorted(file for kind in ("csv", "tsv", "jsonl", "parquet") for file in folder.glob(f"*.{kind}"))
+    if reports:
+        import json
+
+        report = json.loads(reports[-1].read_text())
+        artifact = next((r["artifact"] for r in report["rungs"] if r["name"] == report["recommended"]), None)
+        return f'{report["decision"]}\nNext: try it with\n  rung run {artifact} "your text"'
+    if tasks_here:
+        name = tasks_here[0].name
+        return f"Next: see what the climb would do, then climb:\n  rung climb {name} --plan\n  rung climb {name}"
+    if data_here:
+        return f"Next: make a task file from your data:\n  rung init {data_here[0].name}"
+    return (
+        "Rung measures what prompting, examples, features and tuning are worth for your task.\n"
+        "Next: make a task file from a table with inputs and expected outputs:\n  rung init data.csv\n"
+        "All commands: rung --help"
+    )
+
+
+def main() -> None:
+    """Run the command; every error ends with its exit code: 1 threshold, 2 usage, 3 environment, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except RungError as error:
+        sys.stderr.write(error.render() + "\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (`| head`) has left; there is nobody to tell.
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,81 @@
+"""`rung climb --plan`: the first stage's plan as a table, without loading weights or changing anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rung.artifact import Artifact
+from rung.climbing.plan import PlannedRung, plan
+from rung.climbing.run import ClimbOptions, chosen_rungs
+from rung.machine import this_machine
+from rung.rungs import build
+from rung.rungs.costs import inference_cost
+from rung.task import Task
+
+
+def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return one record per rung, zero-shot first, and notes on what the figures mean."""
+    data, machine = task.read(), this_machine()
+    zero = Artifact.zero_shot(task, data.labels, engine=options.engine)
+    lines = plan(zero, build(chosen_rungs(task, options), task, options.seed), data, machine)
+    cost = inference_cost(zero, data, machine)
+    test_seconds = len(data.test) * cost.row_seconds
+    rows = [
+        {
+            "name": "zero-shot", "applies": True, "reason": "", "rows": len(data.validation), "fit_tokens": 0,
+            "tokens_per_row": round(cost.row_tokens), "seconds": round(len(data.validation) * cost.row_seconds, 1),
+            "memory_bytes": cost.memory_bytes,
+        },
+        *(_row(line) for line in lines),
+    ]  # fmt: skip
+    total = sum(row["seconds"] or 0 for row in rows)
+    notes = [
+        f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows",
+        f"about {total:.0f} s if every rung answers all validation rows (the clearly beaten stop early), and up to "
+        f"{test_seconds:.0f} s per finalist on the test rows",
+        f"{machine.cores} cores at {machine.flops / 1e9:.0f} GFLOP/s, {machine.memory_bytes / 2**30:.0f} GiB of memory",
+        "on top of the winner, what still applies is planned and raced again",
+    ]
+    if options.budget_seconds is not None:
+        notes.append(f"rungs that do not fit the budget of {options.budget_seconds:.0f} s are skipped")
+    return rows, notes
+
+
+def _row(line: PlannedRung) -> dict[str, Any]:
+    cost = line.cost
+    return {
+        "name": line.rung.name,
+        "applies": line.applies,
+        "reason": line.reason,
+        "rows": line.rows,
+        "fit_tokens": cost.fit_tokens if cost else None,
+        "tokens_per_row": round(cost.row_tokens) if cost else None,
+        "seconds": round(line.seconds, 1) if cost else None,
+        "memory_bytes": cost.memory_bytes if cost else None,
+    }
+
+
+def describe(rows: list[dict[str, Any]], notes: list[str]) -> None:
+    """Print the plan as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("rung")
+    for column in ("rows", "tokens to fit", "tokens a row", "seconds", "memory"):
+        table.add_column(column, justify="right")
+    left_out = []
+    for row in rows:
+        if not row["applies"]:
+            left_out.append(f"{row['name']}: {row['reason']}")
+            continue
+        table.add_row(
+            row["name"], f"{row['rows']:,}", f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}",
+            f"{row['seconds']:,.0f}", f"{row['memory_bytes'] / 2**30:.1f} GiB",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for line in left_out:
+        console.print(f"not applicable: {line}", style="dim", highlight=False)
+    for note in notes:
+        console.print(note, highlight=False)

@@ -1,0 +1,73 @@
+"""The race: candidates answer the same validation rows in growing batches; the clearly beaten stop early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rung.artifact import Artifact
+from rung.climbing.elimination import Elimination, eliminate, looks
+from rung.climbing.store import RunStore
+from rung.data.types import Example
+from rung.evaluation.result import Prediction
+from rung.evaluation.scoring import evaluate
+from rung.progress import QUIET, Progress
+
+BATCH = 32  # rows answered between two writes: what a kill may cost
+
+
+@dataclass(frozen=True, slots=True)
+class RaceResult:
+    """Who is left after all rows, and who was beaten by whom."""
+
+    survivors: tuple[str, ...]
+    beaten: dict[str, Elimination]
+
+
+def race_order(rows: Sequence[Example]) -> tuple[Example, ...]:
+    """Return the rows in the order in which every race looks at them: by id, which is a hash of the input."""
+    return tuple(sorted(rows, key=lambda example: example.id))
+
+
+def race(
+    candidates: Sequence[Artifact], rows: Sequence[Example], store: RunStore, *, arms: int, progress: Progress = QUIET
+) -> RaceResult:
+    """Race `candidates` over `rows`; see `rung.climbing.elimination` for the rule and its error rate.
+
+    Args:
+        candidates: artifacts with different names.
+        rows: validation rows in race order.
+        store: where answers are kept, and found again after an interruption.
+        arms: how many candidates the whole climb may ever compare: the error rate is shared among them.
+        progress: told of every batch.
+    """
+    alive = {artifact.name: artifact for artifact in candidates}
+    beaten: dict[str, Elimination] = {}
+    schedule = looks(len(rows))
+    for until in schedule:
+        for artifact in alive.values():
+            answer_rows(artifact, rows[:until], "validation", store, progress=progress)
+        scores = {
+            name: [store.predictions(name)["validation", row.id].score for row in rows[:until]] for name in alive
+        }
+        out = eliminate(scores, arms=arms, looks=len(schedule))
+        beaten.update(out)
+        alive = {name: artifact for name, artifact in alive.items() if name not in out}
+    return RaceResult(tuple(alive), beaten)
+
+
+def answer_rows(
+    artifact: Artifact, rows: Sequence[Example], split: str, store: RunStore, *, progress: Progress = QUIET
+) -> list[Prediction]:
+    """Return the artifact's answers to `rows`, computing only those that the store does not have."""
+    assert split in ("validation", "test")
+    known = store.predictions(artifact.name)
+    missing = [row for row in rows if (split, row.id) not in known]
+    if missing:
+        progress.start(f"{artifact.name} on {split}", len(missing))
+        for first in range(0, len(missing), BATCH):
+            part = missing[first : first + BATCH]
+            store.add(artifact.name, evaluate(artifact, part, split))  # type: ignore[arg-type]
+            progress.advance(len(part))
+        progress.finish()
+    return [store.predictions(artifact.name)[split, row.id] for row in rows]

@@ -1,0 +1,375 @@
+"""The climb itself: stage after stage from zero-shot up, then the confirmation and the report's records."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import rung
+from rung.artifact import Artifact
+from rung.climbing.confirm import beats, compare_all, recommend
+from rung.climbing.plan import plan
+from rung.climbing.race import RaceResult, answer_rows, race, race_order
+from rung.climbing.store import RunStore, open_run
+from rung.data.types import Data
+from rung.errors import ConfigError, RungError
+from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
+from rung.evaluation.statistics import mean_interval, wilson
+from rung.machine import Machine, this_machine
+from rung.models.reference import is_endpoint
+from rung.progress import QUIET, Progress
+from rung.rungs import DEFAULT, build
+from rung.rungs.base import Rung
+from rung.rungs.costs import prediction_flops
+from rung.task import Task
+
+STAGES = 3
+AMORTIZED = 10_000  # predictions over which training is shared when costs are compared
+CONFIRM_SHARE = 0.25  # of the budget, kept for the test split
+
+
+@dataclass(frozen=True, slots=True)
+class ClimbOptions:
+    """How to climb.
+
+    Attributes:
+        budget_seconds: rungs that are not expected to fit are skipped; None for no limit.
+        rungs: names of the rungs to try; empty for the task's own choice or the default.
+        seed: of everything random.
+        engine: which engine runs the model.
+        out: folder for run folders.
+        resume: go on with the latest run of the same climb, if there is one.
+    """
+
+    budget_seconds: float | None = None
+    rungs: tuple[str, ...] = ()
+    seed: int = 0
+    engine: str = "auto"
+    out: Path = Path("runs")
+    resume: bool = False
+
+
+@dataclass
+class _Climb:
+    """A climb under way."""
+
+    task: Task
+    data: Data
+    options: ClimbOptions
+    rungs: tuple[Rung, ...]
+    machine: Machine
+    store: RunStore
+    progress: Progress
+    artifacts: dict[str, Artifact]
+    families: dict[str, str]
+    beaten: dict[str, str]
+    out: dict[str, tuple[Status, str]]
+    trail: list[str]
+
+    @property
+    def task_metric(self) -> str:
+        """Name of the metric."""
+        return self.artifacts[self.trail[0]].shape.metric
+
+
+@dataclass(frozen=True)
+class Climb:
+    """A finished climb: what was found, and the folder that holds artifacts and predictions."""
+
+    result: ClimbResult
+    folder: Path
+    predictions: Mapping[str, Sequence[Prediction]]
+
+    @property
+    def recommended(self) -> Artifact:
+        """The recommended artifact, ready to predict, save and serve."""
+        return self.artifact(self.result.recommended)
+
+    def artifact(self, name: str) -> Artifact:
+        """Load one of the climb's artifacts by name."""
+        found = {r.name: r.artifact for r in self.result.rungs}.get(name)
+        if found is None:
+            known = ", ".join(r.name for r in self.result.rungs if r.artifact)
+            raise ConfigError("unknown-rung", f"the climb has no artifact {name!r}", hint=f"it has {known}")
+        return Artifact.load(found)
+
+
+def climb(
+    task: Task, budget: str | float | None = None, *, progress: Progress = QUIET, options: ClimbOptions = ClimbOptions()
+) -> Climb:
+    """Climb: measure every rung that applies, confirm, recommend.
+
+    Args:
+        task: the task, with its data.
+        budget: most time to spend, as seconds or text such as `10m`; replaces that of `options`.
+        progress: told of every step.
+        options: everything else.
+
+    Raises:
+        ConfigError: the data has no validation or test rows, or a rung's name is unknown.
+    """
+    if budget is not None:
+        options = replace(options, budget_seconds=parse_duration(budget))
+    data = task.read()
+    for split in ("validation", "test"):
+        if not getattr(data, split):
+            raise ConfigError(
+                "empty-split", f"the {split} split has no rows", hint=f"give `data.{split}`, or a fraction to split off"
+            )
+    names = chosen_rungs(task, options)
+    identity = {
+        "task": task.name, "task_fingerprint": task.fingerprint(), "data_fingerprint": data.fingerprint,
+        "rungs": list(names), "seed": options.seed, "engine": options.engine, "version": rung.__version__,
+    }  # fmt: skip
+    store = open_run(options.out, identity, resume=options.resume)
+    state = _Climb(
+        task, data, options, build(names, task, options.seed), this_machine(), store, progress, {}, {}, {}, {}, []
+    )
+    start = Artifact.zero_shot(task, data.labels, engine=options.engine)
+    zero = store.kept(start.name) or store.keep(start)
+    state.artifacts[zero.name], state.families[zero.name] = zero, "prompting"
+    state.trail.append(zero.name)
+    survivors = _stages(state, zero)
+    result = _confirm(state, survivors)
+    predictions = {name: tuple(store.predictions(name).values()) for name in state.artifacts}
+    return Climb(result, store.folder, predictions)
+
+
+def parse_duration(text: str | float) -> float:
+    """Return seconds of `90`, `90s`, `10m`, `1.5h` or `1h30m`.
+
+    Raises:
+        ConfigError: the text is no duration.
+    """
+    if not isinstance(text, str):
+        return float(text)
+    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
+    try:
+        if found is None or not any(found.groups()):
+            raise ValueError(text)
+        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    except ValueError:
+        raise ConfigError(
+            "bad-duration", f"{text!r} is no duration", hint="write `90s`, `10m`, `1.5h` or `1h30m`"
+        ) from None
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def chosen_rungs(task: Task, options: ClimbOptions) -> tuple[str, ...]:
+    """Return the rungs to try: the command's choice, else the task's, else the default; less the excluded ones."""
+    names = options.rungs or tuple(task.constraints.rungs or ()) or DEFAULT
+    return tuple(name for name in names if name not in (task.constraints.exclude or ()) and name != "zero-shot")
+
+
+def _stages(state: _Climb, zero: Artifact) -> tuple[str, ...]:
+    """Race stage after stage; return the names of those never beaten."""
+    incumbent, contenders = zero, [zero]
+    arms = 1 + STAGES * len(state.rungs)
+    for stage in range(STAGES):
+        new = _fit_stage(state, incumbent)
+        if not new and stage > 0:
+            break
+        contenders = [*contenders, *new]
+        rows = race_order(state.data.validation)
+        result = race(contenders, rows, state.store, arms=arms, progress=state.progress)
+        _note_beaten(state, result)
+        contenders = [state.artifacts[name] for name in result.survivors]
+        leader = _leader(state, contenders, rows)
+        if leader.name == incumbent.name or not _clearly_better(state, leader, incumbent, result, rows):
+            break
+        state.trail.append(leader.name)
+        incumbent = leader
+    return tuple(artifact.name for artifact in contenders)
+
+
+def _fit_stage(state: _Climb, base: Artifact) -> list[Artifact]:
+    """Fit every rung that applies on top of `base` and fits the budget, cheapest first."""
+    made = []
+    for line in plan(base, state.rungs, state.data, state.machine):
+        name = base.step(line.rung.name, {}).name
+        if not line.applies:
+            if len(base.path) == 1:  # higher up, not applying is the rule and says nothing
+                state.out[name] = ("skipped", line.reason)
+            continue
+        state.families[name] = line.rung.family
+        artifact = _fitted(state, base, line.rung, name, line.seconds)
+        if artifact is not None:
+            state.artifacts[name] = artifact
+            made.append(artifact)
+    return made
+
+
+def _fitted(state: _Climb, base: Artifact, rung_: Rung, name: str, expected: float) -> Artifact | None:
+    """Return the fitted artifact, from the run folder if it is there; None where it failed or was skipped."""
+    if (artifact := state.store.kept(name)) is not None and state.store.noted("fitted", name=name):
+        return artifact
+    for event in ("failed", "skipped"):
+        if (entry := state.store.noted(event, name=name)) is not None:
+            state.out[name] = (event, entry["reason"])  # type: ignore[assignment]
+            return None
+    budget = state.options.budget_seconds
+    left = None if budget is None else budget * (1 - CONFIRM_SHARE) - state.store.spent()
+    if left is not None and expected > left:
+        reason = f"it is expected to take {expected:.0f} s and {max(left, 0):.0f} s of the budget are left"
+        return _leave_out(state, "skipped", name, reason)
+    start = time.perf_counter()
+    try:
+        artifact = state.store.keep(rung_.fit(base, state.data, progress=state.progress))
+    except RungError as error:
+        return _leave_out(state, "failed", name, f"{error} [{error.code}]")
+    except Exception as error:
+        # One broken rung must not cost the others their results: it is reported, with its traceback beside it.
+        folder = state.store.folder / "rungs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(traceback.format_exc())
+        return _leave_out(state, "failed", name, f"{type(error).__name__}: {error}; see {folder / 'error.txt'}")
+    state.store.note("fitted", name=name, fit_seconds=round(time.perf_counter() - start, 3))
+    return artifact
+
+
+def _leave_out(state: _Climb, status: Status, name: str, reason: str) -> None:
+    state.out[name] = (status, reason)
+    state.store.note(status, name=name, reason=reason)
+
+
+def _note_beaten(state: _Climb, result: RaceResult) -> None:
+    for name, e in result.beaten.items():
+        state.beaten[name] = f"beaten by {e.by} after {e.n} rows: {e.fixed} fixed / {e.broken} broken, p = {e.p:.2g}"
+
+
+def _scores(state: _Climb, name: str, rows: Sequence[Any]) -> list[float]:
+    known = state.store.predictions(name)
+    return [known["validation", row.id].score for row in rows]
+
+
+def _leader(state: _Climb, contenders: Sequence[Artifact], rows: Sequence[Any]) -> Artifact:
+    """Return the survivor with the best mean; the earlier (cheaper) one of equals."""
+    means = {artifact.name: sum(_scores(state, artifact.name, rows)) for artifact in contenders}
+    return max(contenders, key=lambda artifact: means[artifact.name])
+
+
+def _clearly_better(state: _Climb, leader: Artifact, incumbent: Artifact, result: RaceResult, rows: Sequence[Any]) -> bool:
+    if incumbent.name in result.beaten:
+        return True
+    pair = {name: _scores(state, name, rows) for name in (incumbent.name, leader.name)}
+    return beats(compare_all(pair, state.task_metric, seed=state.options.seed), leader.name, incumbent.name)
+
+
+def _confirm(state: _Climb, survivors: Sequence[str]) -> ClimbResult:
+    """Run the finalists on the test split once, compare, recommend, and gather the records."""
+    finalists = list(dict.fromkeys([*state.trail, *survivors]))
+    zero = finalists[0]
+    predictions = {
+        name: answer_rows(state.artifacts[name], state.data.test, "test", state.store, progress=state.progress)
+        for name in finalists
+    }
+    scores = {name: [row.score for row in rows] for name, rows in predictions.items()}
+    comparisons = compare_all(scores, state.task_metric, seed=state.options.seed)
+    results = [_result(state, name, predictions.get(name)) for name in state.artifacts]
+    costs = {r.name: r.cost for r in results if r.name in finalists}
+    best = recommend(comparisons, costs, zero)
+    results += [_left_out(state, name, *why) for name, why in state.out.items()]
+    state.store.note("confirmed", recommended=best)
+    return ClimbResult(
+        task=state.task.name,
+        metric=state.task_metric,
+        model=state.task.model,
+        engine=state.options.engine,
+        seed=state.options.seed,
+        version=rung.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(state.store.spent(), 1),
+        budget_seconds=state.options.budget_seconds,
+        recommended=best,
+        decision=decision(best, zero, results, comparisons),
+        rungs=tuple(results),
+        comparisons=tuple(comparisons),
+        data=state.data.report.as_dict(),
+    )
+
+
+def decision(best: str, zero: str, results: Sequence[RungResult], comparisons: Sequence[Comparison]) -> str:
+    """Return the recommendation in one sentence, with its numbers."""
+    scores = {r.name: r for r in results}
+    if best == zero:
+        return f"Stay with {zero}: no rung significantly beats it on {scores[zero].n} test rows."
+    c = next(c for c in comparisons if {c.a, c.b} == {zero, best})
+    sign = 1 if c.b == best else -1
+    delta, low, high = (100 * sign * v for v in (c.delta, c.low if sign > 0 else c.high, c.high if sign > 0 else c.low))
+    fixed, broken = (c.fixed, c.broken) if sign > 0 else (c.broken, c.fixed)
+    p = "p < 0.001" if c.p < 0.001 else f"p = {c.p:.3f}"
+    return (
+        f"Use {best}: {delta:+.1f} pp [{low:+.1f}, {high:+.1f}] over {zero} on {c.n} test rows, "
+        f"{fixed} fixed / {broken} broken, {p}; nothing measured is significantly better, and nothing as good is cheaper."
+    )
+
+
+def _result(state: _Climb, name: str, test: Sequence[Prediction] | None) -> RungResult:
+    """Gather what is known of one artifact: on the test split if it was confirmed, else on the rows of its race."""
+    artifact = state.artifacts[name]
+    validation = [row for (split, _), row in state.store.predictions(name).items() if split == "validation"]
+    rows = list(test) if test is not None else validation
+    scores = [row.score for row in rows]
+    mean = sum(scores) / len(scores)
+    binary = all(score in (0.0, 1.0) for score in scores)
+    interval = wilson(round(sum(scores)), len(scores)) if binary else mean_interval(scores, seed=state.options.seed)
+    fitted = state.store.noted("fitted", name=name)
+    fit_seconds = float(fitted["fit_seconds"]) if fitted else 0.0
+    settings = {key: dict(value) for key, value in artifact.settings.items()}
+    losses = tuple((int(s), float(v)) for s, v in settings.get(artifact.path[-1], {}).pop("losses", ()))
+    folder = state.store.artifact_folder(name)
+    return RungResult(
+        name=name,
+        family=state.families[name],
+        metric=state.task_metric,
+        status="confirmed" if test is not None else "beaten",
+        split="test" if test is not None else "validation",
+        reason=state.beaten.get(name, ""),
+        path=artifact.path,
+        score=mean,
+        low=interval.low,
+        high=interval.high,
+        n=len(rows),
+        validation_score=sum(row.score for row in validation) / len(validation) if validation else None,
+        seconds=sum(row.seconds for row in rows),
+        fit_seconds=fit_seconds,
+        tokens=sum(row.tokens for row in rows),
+        trainable_parameters=trainable_parameters(artifact),
+        artifact_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        cost=_cost(state, artifact),
+        artifact=str(folder),
+        settings=settings,
+        losses=losses,
+    )
+
+
+def trainable_parameters(artifact: Artifact) -> int:
+    """Return the number of parameters that training set: the adapter's, or the head's."""
+    if artifact.decoder.kind == "head":
+        return int(artifact.decoder.weight.size + artifact.decoder.intercept.size)
+    return artifact.weights.trainable_parameters
+
+
+def _cost(state: _Climb, artifact: Artifact) -> float:
+    """Return operations per prediction, training shared among the predictions to come; the same on every machine."""
+    if is_endpoint(artifact.model):
+        rows = state.store.predictions(artifact.name).values()
+        return sum(row.tokens for row in rows) / max(1, len(rows))
+    fit = 0.0
+    base = state.artifacts[state.trail[0]]
+    for rung_ in state.rungs:
+        if rung_.name in artifact.path:
+            fit += rung_.estimate(base, state.data, state.machine).fit_flops
+    return prediction_flops(artifact, state.data) + fit / AMORTIZED
+
+
+def _left_out(state: _Climb, name: str, status: Status, reason: str) -> RungResult:
+    return RungResult(
+        name=name, family=state.families.get(name, ""), metric=state.task_metric, status=status, reason=reason
+    )

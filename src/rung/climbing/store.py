@@ -1,0 +1,139 @@
+"""The run folder: everything a climb has finished, written so that a killed climb goes on where it was.
+
+    climb.json                     what is climbed: task, data and settings fingerprints
+    journal.jsonl                  one line per finished step: fitted, failed, skipped, stage decided, time spent
+    rungs/NAME/artifact/           the artifact, complete or absent
+    rungs/NAME/predictions.jsonl   one line per answered row, appended batch by batch
+    report.json, report.html       at the end
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rung.artifact import Artifact
+from rung.artifact_files import MANIFEST
+from rung.errors import ConfigError
+from rung.evaluation.result import Prediction
+
+
+class RunStore:
+    """Reads and appends to one run folder. `spent` counts the seconds of earlier processes as well."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal: list[dict[str, Any]] = _read_lines(folder / "journal.jsonl")
+        self._before = sum(entry["seconds"] for entry in self.journal if entry["event"] == "spent")
+        self._start = time.monotonic()
+        self._noted = 0.0
+        self._predictions: dict[str, dict[tuple[str, str], Prediction]] = {}
+
+    def spent(self) -> float:
+        """Return the seconds that this climb has taken, interruptions left out."""
+        return self._before + time.monotonic() - self._start
+
+    def note(self, event: str, **values: Any) -> None:
+        """Append a finished step, and the time spent until here, durably."""
+        now = time.monotonic() - self._start
+        lines = [{"event": event, **values}, {"event": "spent", "seconds": round(now - self._noted, 3)}]
+        self._noted = now
+        _append_lines(self.folder / "journal.jsonl", [json.dumps(line, ensure_ascii=False) for line in lines])
+        self.journal += lines
+
+    def noted(self, event: str, **values: Any) -> dict[str, Any] | None:
+        """Return the journal's entry of this event with these values, if there is one."""
+        for entry in self.journal:
+            if entry["event"] == event and all(entry.get(key) == value for key, value in values.items()):
+                return entry
+        return None
+
+    # ---- artifacts
+
+    def artifact_folder(self, name: str) -> Path:
+        """Return where the artifact of this name is kept."""
+        return self.folder / "rungs" / name / "artifact"
+
+    def keep(self, artifact: Artifact) -> Artifact:
+        """Save an artifact and return it as loaded from there, so that what runs is what was saved."""
+        folder = self.artifact_folder(artifact.name)
+        if folder.exists():
+            shutil.rmtree(folder)
+        return Artifact.load(artifact.save(folder))
+
+    def kept(self, name: str) -> Artifact | None:
+        """Return the saved artifact of this name, if it is complete."""
+        folder = self.artifact_folder(name)
+        return Artifact.load(folder) if (folder / MANIFEST).is_file() else None
+
+    # ---- predictions
+
+    def predictions(self, name: str) -> dict[tuple[str, str], Prediction]:
+        """Return what is answered already, by (split, row id)."""
+        if name not in self._predictions:
+            lines = _read_lines(self.folder / "rungs" / name / "predictions.jsonl")
+            rows = [Prediction(**{**line, "expected": tuple(line["expected"])}) for line in lines]
+            self._predictions[name] = {(row.split, row.id): row for row in rows}
+        return self._predictions[name]
+
+    def add(self, name: str, rows: Sequence[Prediction]) -> None:
+        """Append answered rows, durably."""
+        known = self.predictions(name)
+        file = self.folder / "rungs" / name / "predictions.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _append_lines(file, [json.dumps(asdict(row), ensure_ascii=False) for row in rows])
+        known.update({(row.split, row.id): row for row in rows})
+
+
+def open_run(root: Path, identity: Mapping[str, Any], *, resume: bool) -> RunStore:
+    """Return a new run folder under `root`, or with `resume` the latest one of the same climb.
+
+    A run is the same climb when task, data, rungs, seed, engine and version are the same. Folders are never
+    overwritten: `banking77`, `banking77-2`, ...
+
+    Raises:
+        ConfigError: the folder for runs cannot be made.
+    """
+    text = json.dumps(identity, sort_keys=True, indent=2)
+    name = identity["task"]
+    numbered = [name, *(f"{name}-{i}" for i in range(2, 10_000))]
+    taken = [root / n for n in numbered if (root / n).exists()]
+    if resume:
+        for folder in reversed(taken):
+            file = folder / "climb.json"
+            if file.is_file() and file.read_text() == text:
+                return RunStore(folder)
+    folder = next(root / n for n in numbered if root / n not in taken)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            "folder-unwritable", f"cannot make {folder}: {error.strerror}", hint="choose another folder with `--out`"
+        ) from error
+    (folder / "climb.json").write_text(text)
+    return RunStore(folder)
+
+
+def _append_lines(file: Path, lines: Sequence[str]) -> None:
+    with file.open("a", encoding="utf-8") as out:
+        out.write("".join(line + "\n" for line in lines))
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """Read JSON lines; a last line torn by a kill is cut off the file, so that the next append is whole."""
+    if not file.exists():
+        return []
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with file.open("r+b") as out:
+            out.truncate(len(whole))
+    return [json.loads(line) for line in whole.decode().splitlines()]

@@ -1,0 +1,51 @@
+"""Open engines and encoders by model reference; each is loaded once per process and shared."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, get_args
+
+from rung.engines.base import Engine
+from rung.errors import ConfigError
+from rung.models.reference import resolve
+from rung.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from rung.engines.encoder import SentenceEncoder
+    from rung.engines.torch_engine import TorchEngine
+
+EngineName = Literal["auto", "torch"]
+
+
+def open_engine(model: str, engine: str = "auto", *, device: str = "auto", progress: Progress = QUIET) -> Engine:
+    """Return the engine that runs `model`, loading it at the first call.
+
+    Raises:
+        ConfigError: no engine has this name.
+        ModelError: the model cannot be found, trusted or loaded.
+        EngineError: the engine cannot run here.
+    """
+    if engine not in get_args(EngineName):
+        raise ConfigError(
+            "unknown-engine", f"no engine is named {engine!r}", hint=f"choose one of {', '.join(get_args(EngineName))}"
+        )
+    resolve(model, progress=progress)
+    from rung.engines.response_cache import CachedEngine
+
+    return CachedEngine(open_torch(model, device=device))
+
+
+@lru_cache(maxsize=2)
+def open_torch(model: str, *, device: str = "auto") -> TorchEngine:
+    """Return the torch engine of `model` itself, which also trains."""
+    from rung.engines.torch_engine import TorchEngine
+
+    return TorchEngine(resolve(model), device=device)
+
+
+@lru_cache(maxsize=2)
+def open_encoder(model: str, *, device: str = "auto") -> SentenceEncoder:
+    """Return the sentence encoder `model`, loading it at the first call."""
+    from rung.engines.encoder import SentenceEncoder
+
+    return SentenceEncoder(resolve(model), device=device)

@@ -1,0 +1,223 @@
+"""Answers remembered: the same tokens to the same weights give the same result, so they run once.
+
+One SQLite file in Rung's cache, in write-ahead mode, safe for many processes. A key covers everything that may change a
+result: engine fingerprint (weights, precision), adapter contents, exact tokens, continuations, sampling. Random
+sampling without a seed is never remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rung.engines.base import Engine, EngineInfo, Floats, GenerateRequest, Generation, Prompt, Scored, ScoreRequest
+from rung.models.cache import cache_dir
+from rung.progress import QUIET, Progress
+
+MAX_BYTES = 512 * 2**20
+PRUNE_TO = 0.8  # a full store is cut to this share, so that it is not cut again at every write
+
+
+class ResponseStore:
+    """Key to bytes, least recently used first out."""
+
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
+        self.path, self.max_bytes = path, max_bytes
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        with self._open() as db:
+            db.execute("CREATE TABLE IF NOT EXISTS response (key BLOB PRIMARY KEY, value BLOB, used REAL) WITHOUT ROWID")
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        # A connection per call: connections must not cross threads or forks, and opening one costs 0.1 ms.
+        db = sqlite3.connect(self.path, timeout=60)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            with db:
+                yield db
+        finally:
+            db.close()
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return what is known of `keys`, and mark it as used."""
+        found: dict[bytes, bytes] = {}
+        with self._lock, self._open() as db:
+            for first in range(0, len(keys), 500):
+                part = keys[first : first + 500]
+                marks = ",".join("?" * len(part))
+                found.update(db.execute(f"SELECT key, value FROM response WHERE key IN ({marks})", part))  # noqa: S608
+            db.executemany("UPDATE response SET used = ? WHERE key = ?", [(time.time(), key) for key in found])
+        return found
+
+    def put(self, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Remember `items`; drop the least recently used beyond the size limit."""
+        with self._lock, self._open() as db:
+            now = time.time()
+            db.executemany("INSERT OR REPLACE INTO response VALUES (?, ?, ?)", [(k, v, now) for k, v in items])
+            total = db.execute("SELECT COALESCE(SUM(LENGTH(value) + 64), 0) FROM response").fetchone()[0]
+            if total > self.max_bytes:
+                self._prune(db, total)
+
+    def _prune(self, db: sqlite3.Connection, total: int) -> None:
+        surplus = total - int(self.max_bytes * PRUNE_TO)
+        for key, size in db.execute("SELECT key, LENGTH(value) + 64 FROM response ORDER BY used").fetchall():
+            if surplus <= 0:
+                return
+            db.execute("DELETE FROM response WHERE key = ?", (key,))
+            surplus -= size
+
+    def size(self) -> tuple[int, int]:
+        """Return (entries, bytes on disk)."""
+        with self._open() as db:
+            count = db.execute("SELECT COUNT(*) FROM response").fetchone()[0]
+        files = [self.path, self.path.with_name(self.path.name + "-wal")]
+        return count, sum(file.stat().st_size for file in files if file.exists())
+
+    def clear(self) -> None:
+        """Forget everything and give the space back."""
+        with self._lock, self._open() as db:
+            db.execute("DELETE FROM response")
+        with self._lock:
+            db = sqlite3.connect(self.path, timeout=60)
+            db.execute("VACUUM")
+            db.close()
+
+
+def store_path() -> Path:
+    """Return where answers are remembered."""
+    return cache_dir() / "responses.sqlite"
+
+
+@lru_cache(maxsize=4)
+def open_store(path: Path) -> ResponseStore:
+    """Return the store at `path`, opened once per process."""
+    return ResponseStore(path)
+
+
+class CachedEngine:
+    """An engine that asks the store first. Results are those of the engine, unchanged."""
+
+    def __init__(self, engine: Engine, store: ResponseStore | None = None) -> None:
+        self.engine = engine
+        self.store = store or open_store(store_path())
+
+    @property
+    def info(self) -> EngineInfo:
+        """Say what runs where."""
+        return self.engine.info
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends an answer."""
+        return self.engine.end_token
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of `text`."""
+        return self.engine.encode(text)
+
+    def count(self, prompt: Prompt) -> int:
+        """Return the number of tokens that the prompt will occupy."""
+        return self.engine.count(prompt)
+
+    def text(self, prompt: Prompt) -> str:
+        """Return the exact text that the model reads for this prompt."""
+        return self.engine.text(prompt)
+
+    def stream(self, request: GenerateRequest) -> Iterator[str]:
+        """Yield the text of one completion; streams are not remembered."""
+        return self.engine.stream(request)
+
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """Return one vector per text."""
+        return self.engine.embed(texts, progress=progress)
+
+    def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        progress: Progress = QUIET,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Generation]:
+        """Complete every request that is not remembered."""
+        keys = [None if _random(r) else self._key("generate", r) for r in requests]
+        known = self.store.get([key for key in keys if key is not None])
+        missing = [i for i, key in enumerate(keys) if key is None or key not in known]
+        made = self.engine.generate([requests[i] for i in missing], progress=progress, cancelled=cancelled)
+        fresh = dict(zip(missing, made, strict=True))
+        self.store.put(
+            (key, json.dumps(asdict(g)).encode())
+            for i, g in fresh.items()
+            if (key := keys[i]) is not None and g.finish_reason != "cancelled"
+        )
+        return [fresh[i] if i in fresh else _generation(known[key]) for i, key in enumerate(keys)]  # type: ignore[index]
+
+    def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
+        """Score every request that is not remembered; a full row of scores answers a search for the best as well."""
+        own = [self._key("score", r) for r in requests]
+        full = [self._key("score", _all_labels(r)) for r in requests]
+        known = self.store.get(list({*own, *full}))
+        results = {
+            i: _scored(known[key])
+            for i in range(len(requests))
+            if (key := full[i] if full[i] in known else own[i]) in known
+        }
+        missing = [i for i in range(len(requests)) if i not in results]
+        for i, scored in zip(
+            missing, self.engine.score([requests[i] for i in missing], progress=progress), strict=True
+        ):
+            results[i] = scored
+        self.store.put(
+            (full[i] if np.isfinite(results[i].logprobs).all() else own[i], _pack(results[i])) for i in missing
+        )
+        return [results[i] for i in range(len(requests))]
+
+    def _key(self, call: str, request: GenerateRequest | ScoreRequest) -> bytes:
+        values: dict[str, Any] = asdict(request)
+        values["adapter"] = _adapter_fingerprint(request.adapter) if request.adapter else None
+        return hashlib.sha256(json.dumps([call, self.info.fingerprint, values]).encode()).digest()
+
+
+def _random(request: GenerateRequest) -> bool:
+    return request.sampling.temperature > 0 and request.sampling.seed is None
+
+
+def _all_labels(request: ScoreRequest) -> ScoreRequest:
+    return ScoreRequest(request.prompt, request.continuations, request.adapter)
+
+
+def _pack(scored: Scored) -> bytes:
+    head = np.array([scored.prompt_tokens, scored.seconds], np.float64)
+    return head.tobytes() + scored.logprobs.astype(np.float32).tobytes()
+
+
+def _scored(value: bytes) -> Scored:
+    tokens, seconds = np.frombuffer(value[:16], np.float64)
+    return Scored(np.frombuffer(value[16:], np.float32), int(tokens), float(seconds))
+
+
+def _generation(value: bytes) -> Generation:
+    values = json.loads(value)
+    return Generation(**{**values, "logprobs": tuple(values["logprobs"])})
+
+
+@lru_cache(maxsize=64)
+def _adapter_fingerprint(folder: str) -> str:
+    """Hash the adapter's weights and settings, so that a copy elsewhere is the same adapter."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).glob("adapter_*")):
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

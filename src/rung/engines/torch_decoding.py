@@ -1,0 +1,163 @@
+"""Batched autoregressive decoding on torch: greedy or sampled, with a shared prompt beginning and early leavers.
+
+Kept apart from transformers' `generate` for three reasons: the beginning that all prompts share runs once, finished
+rows leave the batch, and one loop serves batches and streams, so both give the same text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rung.engines.base import Constraint, FinishReason, Generation, Sampling
+from rung.engines.label_trie import common_prefix
+from rung.engines.tree_scoring import left_padded, batches, run_prefix
+from rung.errors import EngineError
+from rung.models.tokenizer import Tokenizer
+from rung.progress import Progress
+
+ROWS = 32  # rows decoded side by side
+
+
+@dataclass(slots=True)
+class _Row:
+    """One completion in the making."""
+
+    index: int
+    prompt_tokens: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    reason: FinishReason = "length"
+
+
+def decode(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[tuple[int, ...]],
+    sampling: Sampling,
+    constraint: Constraint | None,
+    *,
+    logprobs: bool,
+    progress: Progress,
+    cancelled: Callable[[], bool] | None,
+) -> list[Generation]:
+    """Complete every prompt; results come in the order of the prompts."""
+    results: dict[int, Generation] = {}
+    for wide in batches([len(p) for p in prompts], sampling.max_tokens, 1):
+        for first in range(0, len(wide), ROWS):
+            batch = wide[first : first + ROWS]
+            start = time.perf_counter()
+            rows = [_Row(i, len(prompts[i])) for i in batch]
+            for _ in _steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled):
+                pass
+            seconds = (time.perf_counter() - start) / len(batch)
+            for row in rows:
+                results[row.index] = Generation(
+                    text=row.text,
+                    prompt_tokens=row.prompt_tokens,
+                    completion_tokens=len(row.tokens),
+                    finish_reason=row.reason,
+                    seconds=seconds,
+                    logprobs=tuple(row.logprobs) if logprobs else (),
+                )
+            progress.advance(len(batch))
+    return [results[i] for i in range(len(prompts))]
+
+
+def stream(
+    model: Any, tokenizer: Tokenizer, prompt: tuple[int, ...], sampling: Sampling, constraint: Constraint | None
+) -> Iterator[str]:
+    """Yield the text of one completion piece by piece; the pieces joined are `decode`'s text."""
+    row, sent = _Row(0, len(prompt)), 0
+    for _ in _steps(model, tokenizer, [prompt], [row], sampling, constraint, None):
+        # What could still change is held back: half of a character, or the beginning of a stop text.
+        safe = len(row.text) - max((len(stop) - 1 for stop in sampling.stop), default=0)
+        if not row.text.endswith("\ufffd") and safe > sent:
+            yield row.text[sent:safe]
+            sent = safe
+    if len(row.text) > sent:
+        yield row.text[sent:]
+
+
+@torch.inference_mode()
+def _steps(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[tuple[int, ...]],
+    rows: Sequence[_Row],
+    sampling: Sampling,
+    constraint: Constraint | None,
+    cancelled: Callable[[], bool] | None,
+) -> Iterator[None]:
+    """Run the batch to its end, one token a step, filling in `rows`."""
+    if constraint is not None:
+        raise EngineError(
+            "constraint-unsupported",
+            f"the torch engine does not constrain text to a {constraint.kind}",
+            hint="use `--engine openvino` or an endpoint",
+        )
+    shared = common_prefix(prompts) if len(prompts) > 1 else 0
+    prefix = run_prefix(model, prompts[0][:shared])
+    ids, mask, positions = left_padded(prefix, [p[shared:] for p in prompts])
+    cache, device = prefix.cache(len(prompts)), model.device
+    visible, position = mask[:, -1], positions[:, -1]
+    generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.seed is not None else None
+    active = list(rows)
+    for step in range(sampling.max_tokens):
+        logits = model(
+            input_ids=ids.to(device),
+            attention_mask=mask[:, None].to(device),
+            position_ids=positions.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1].float()
+        chosen = _choose(logits, sampling, generator)
+        likelihood = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
+        for row, token, logprob in zip(active, chosen.tolist(), likelihood.tolist(), strict=True):
+            _append(row, token, logprob, tokenizer, sampling)
+        if cancelled is not None and cancelled():
+            for row in active:
+                row.reason = "cancelled" if row.reason == "length" else row.reason
+            return
+        yield
+        going = [i for i, row in enumerate(active) if row.reason == "length"]
+        if not going or step + 1 == sampling.max_tokens:
+            return
+        if len(going) < len(active):
+            index = torch.tensor(going)
+            cache.batch_select_indices(index.to(device))
+            active, visible, position, chosen = [active[i] for i in going], visible[index], position[index], chosen[index]
+        visible = torch.cat([visible, torch.ones(len(active), 1, dtype=torch.bool)], 1)
+        position = position + 1
+        ids, mask, positions = chosen[:, None].cpu(), visible[:, None], position[:, None]
+
+
+def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator | None) -> torch.Tensor:
+    """Pick one token per row: the likeliest, or one drawn from the nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
+    if sampling.temperature <= 0:
+        return logits.argmax(-1)
+    chances = torch.softmax(logits / sampling.temperature, -1)
+    if sampling.top_p < 1:
+        ordered, index = chances.sort(-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        chances = torch.zeros_like(chances).scatter(-1, index, ordered.masked_fill(outside, 0.0))
+    return torch.multinomial(chances, 1, generator=generator)[:, 0]
+
+
+def _append(row: _Row, token: int, logprob: float, tokenizer: Tokenizer, sampling: Sampling) -> None:
+    """Add a token to a row and see whether it ends there."""
+    row.logprobs.append(logprob)
+    row.tokens.append(token)
+    if token in tokenizer.eos_ids:
+        row.reason = "stop"
+        return
+    row.text = tokenizer.decode(row.tokens)
+    ends = [found for found in (row.text.find(stop) for stop in sampling.stop) if found >= 0]
+    if ends:
+        row.text, row.reason = row.text[: min(ends)], "stop"

@@ -1,0 +1,228 @@
+"""The torch engine: transformers models on CPU or CUDA. It also trains, so tuned parts run where they were made."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rung.engines.base import (
+    EngineInfo,
+    Floats,
+    GenerateRequest,
+    Generation,
+    Prompt,
+    Scored,
+    ScoreRequest,
+)
+from rung.engines.label_trie import build_trie
+from rung.errors import EngineError
+from rung.models.reference import ModelFiles
+from rung.models.tokenizer import Tokenizer
+from rung.progress import QUIET, Progress
+
+SEARCH_PAYS = 0.5  # best-first search is worth its rounds while it runs less than this share of the trie
+
+
+class TorchEngine:
+    """One base model in memory, with any number of PEFT adapters beside it.
+
+    Args:
+        files: the resolved model.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        EngineError: torch is not installed, the device is not there, or the architecture is not supported.
+    """
+
+    def __init__(self, files: ModelFiles, *, device: str = "auto") -> None:
+        torch, transformers = _libraries()
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
+        # CPUs without bf16 units run bf16 up to eight times slower than fp32; GPUs of the last years run it fastest.
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.files = files
+        self.tokenizer = Tokenizer.load(files.folder)
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            files.folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
+        ).to(device)
+        self.model.eval()
+        self.model.requires_grad_(False)
+        self._adapters: dict[str, str] = {}
+        self._info = EngineInfo(
+            engine="torch",
+            model=files.name,
+            device=device,
+            dtype=str(dtype).removeprefix("torch."),
+            parameters=files.parameters,
+            context=files.context,
+            fingerprint=f"{files.fingerprint}/torch/{dtype}",
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """Say what runs where."""
+        return self._info
+
+    # ---- tokens
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends an answer."""
+        return self.tokenizer.end_token
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of `text`, no special tokens added."""
+        return self.tokenizer.encode_plain(text)
+
+    def tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the token ids of a prompt; chat messages are rendered by the model's own template."""
+        if prompt and isinstance(prompt[0], int):
+            return prompt  # type: ignore[return-value]
+        return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+
+    def count(self, prompt: Prompt) -> int:
+        """Return the number of tokens that the prompt will occupy."""
+        return len(self.tokens(prompt))
+
+    def text(self, prompt: Prompt) -> str:
+        """Return the exact text that the model reads for this prompt."""
+        return self.tokenizer.decode(self.tokens(prompt), skip_special=False)
+
+    def _fitting(self, prompt: Prompt, room: int) -> tuple[int, ...]:
+        """Return the prompt's tokens, or raise where they leave less than `room` tokens of the context."""
+        tokens = self.tokens(prompt)
+        if len(tokens) + room > self.info.context:
+            raise EngineError(
+                "context-overflow",
+                f"a prompt of {len(tokens)} tokens and {room} more do not fit the context of {self.info.context} tokens",
+                hint="show fewer demonstrations, shorten the input, or choose a model with a longer context",
+            )
+        return tokens
+
+    # ---- adapters
+
+    def use(self, adapter: str | None) -> Any:
+        """Return the model with exactly this adapter active (a PEFT folder), or with none."""
+        if adapter is None:
+            if self._adapters:
+                self.model.base_model.disable_adapter_layers()
+            return self.model
+        if adapter not in self._adapters:
+            from rung.tuning.adapters import attach
+
+            name = f"a{len(self._adapters)}"
+            self.model = attach(self.model, Path(adapter), name, fingerprint=self.files.fingerprint)
+            self._adapters[adapter] = name
+        self.model.base_model.enable_adapter_layers()
+        self.model.set_adapter(self._adapters[adapter])
+        self.model.requires_grad_(False)
+        self.model.eval()
+        return self.model
+
+    # ---- the three calls
+
+    def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        progress: Progress = QUIET,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Generation]:
+        """Complete every request, in batches of similar length and equal sampling."""
+        from rung.engines.torch_decoding import decode
+
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            groups[(request.adapter, request.sampling, request.constraint, request.logprobs)].append(i)
+        results: dict[int, Generation] = {}
+        progress.start("generating", len(requests))
+        for (adapter, sampling, constraint, logprobs), members in groups.items():
+            model = self.use(adapter)
+            prompts = [self._fitting(requests[i].prompt, sampling.max_tokens) for i in members]
+            done = decode(
+                model, self.tokenizer, prompts, sampling, constraint, logprobs=logprobs, progress=progress,
+                cancelled=cancelled,
+            )  # fmt: skip
+            results.update(zip(members, done, strict=True))
+        progress.finish()
+        return [results[i] for i in range(len(requests))]
+
+    def stream(self, request: GenerateRequest) -> Iterator[str]:
+        """Yield the text of one completion in pieces as it is made."""
+        from rung.engines.torch_decoding import stream
+
+        model = self.use(request.adapter)
+        prompt = self._fitting(request.prompt, request.sampling.max_tokens)
+        yield from stream(model, self.tokenizer, prompt, request.sampling, request.constraint)
+
+    def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
+        """Score continuations; requests with the same label set run together."""
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for i, r in enumerate(requests):
+            groups[(r.adapter, r.continuations, r.best, r.divisor, r.bias)].append(i)
+        results: dict[int, Scored] = {}
+        progress.start("scoring", len(requests))
+        for members in groups.values():
+            first, start = requests[members[0]], time.perf_counter()
+            longest = max(map(len, first.continuations))
+            prompts = [self._fitting(requests[i].prompt, longest) for i in members]
+            logprobs = self._score_group(first, prompts, progress)
+            seconds = (time.perf_counter() - start) / len(members)
+            for row, (i, prompt) in enumerate(zip(members, prompts, strict=True)):
+                results[i] = Scored(logprobs[row], len(prompt), seconds)
+        progress.finish()
+        return [results[i] for i in range(len(requests))]
+
+    def _score_group(self, like: ScoreRequest, prompts: Sequence[tuple[int, ...]], progress: Progress) -> Floats:
+        from rung.engines.tree_scoring import score_all, score_best
+
+        model, trie = self.use(like.adapter), build_trie(like.continuations)
+        if not like.best:
+            return score_all(model, prompts, trie, done=progress.advance)
+        labels = len(like.continuations)
+        divisor = np.array(like.divisor, np.float32) if like.divisor else np.ones(labels, np.float32)
+        bias = np.array(like.bias, np.float32) if like.bias else np.zeros(labels, np.float32)
+        # Where the model has no opinion (zero-shot, many labels) the search opens most of the trie, and one pass over
+        # all of it is cheaper. A few rows tell.
+        probe = min(len(prompts), 8)
+        first, opened = score_best(model, prompts[:probe], trie, divisor, bias, done=progress.advance)
+        if probe == len(prompts):
+            return first
+        if opened > SEARCH_PAYS * trie.size * probe:
+            rest = score_all(model, prompts[probe:], trie, done=progress.advance)
+        else:
+            rest, _ = score_best(model, prompts[probe:], trie, divisor, bias, done=progress.advance)
+        return np.concatenate([first, rest])
+
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """Return the mean hidden state of each text, shape [texts, hidden size], unit length.
+
+        States are taken at two thirds of the depth: the last layers turn toward predicting the next token.
+        """
+        from rung.engines.hidden_states import mean_states
+
+        prompts = [self._fitting(self.tokenizer.encode_plain(text) or (0,), 0) for text in texts]
+        progress.start("embedding", len(texts))
+        states = mean_states(self.use(None), prompts, done=progress.advance)
+        progress.finish()
+        return states
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as missing:
+        raise EngineError(
+            "missing-extra", f"the torch engine needs {missing.name}", hint="uv pip install 'rung[local]'"
+        ) from missing
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return torch, transformers

@@ -1,0 +1,155 @@
+"""The parts of an artifact that answer: Weights and the three Decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Messages, Sampling, ScoreRequest
+from rung.progress import QUIET, Progress
+from rung.prompts.calibration import Normalization, divisors, probabilities
+from rung.prompts.verbalizer import continuations
+
+if TYPE_CHECKING:
+    from rung.artifact import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an artifact says to one row.
+
+    `confidence` is the probability of the answer among the labels (None for generated text, or where only the best
+    label was looked for); `probabilities` has one entry per label of the task, in its order. `messages` is what was
+    sent; for a head it is the text that was encoded.
+    """
+
+    text: str
+    confidence: float | None
+    probabilities: tuple[float, ...] | None
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    messages: Messages = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The base model's weights (`adapter` None), or those with a PEFT adapter on top."""
+
+    method: str = "base"
+    adapter: Path | None = None
+    trainable_parameters: int = 0
+
+    @property
+    def reference(self) -> str | None:
+        """How engines are told of the adapter."""
+        return None if self.adapter is None else str(self.adapter)
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Write the answer token by token, greedily; `json_schema` (JSON text) constrains it where the engine can."""
+
+    kind: ClassVar[str] = "generate"
+    max_tokens: int = 256
+    json_schema: str | None = None
+
+    def answer(
+        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+    ) -> list[Answer]:
+        """Complete every prompt."""
+        del full  # generated text has no label probabilities to leave out
+        constraint = Constraint("json_schema", self.json_schema) if self.json_schema else None
+        sampling = Sampling(max_tokens=self.max_tokens)
+        requests = [GenerateRequest(p, sampling, constraint, artifact.weights.reference) for p in prompts]
+        return [
+            Answer(g.text.strip(), None, None, g.prompt_tokens, g.completion_tokens, g.seconds, prompt)
+            for prompt, g in zip(prompts, engine.generate(requests, progress=progress), strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScoring:
+    """Take the label that the model finds likeliest, instead of letting it write.
+
+    Attributes:
+        labels: the task's labels; answers are these, exactly.
+        texts: what stands for each label behind the prompt.
+        normalization: `sum` of token log-probabilities, or their `mean`.
+        bias: what is subtracted per label (batch calibration), or nothing.
+    """
+
+    kind: ClassVar[str] = "label-scoring"
+    labels: tuple[str, ...]
+    texts: tuple[str, ...]
+    normalization: Normalization = "sum"
+    bias: tuple[float, ...] = ()
+
+    def continuations(self, engine: Engine) -> tuple[tuple[int, ...], ...]:
+        """Return the token ids scored for each label."""
+        return continuations(self.texts, engine.encode, engine.end_token)
+
+    def logprobs(
+        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, progress: Progress = QUIET
+    ) -> Floats:
+        """Return the plain log-likelihood of every label, shape [prompts, labels]."""
+        tokens = self.continuations(engine)
+        requests = [ScoreRequest(p, tokens, artifact.weights.reference) for p in prompts]
+        return np.stack([s.logprobs for s in engine.score(requests, progress=progress)])
+
+    def answer(
+        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+    ) -> list[Answer]:
+        """Score the labels; with `full` all of them, so that there are probabilities, else only to the best."""
+        tokens = self.continuations(engine)
+        divisor = divisors(tokens, self.normalization)
+        bias = np.array(self.bias, np.float32) if self.bias else np.zeros(len(tokens), np.float32)
+        requests = [
+            ScoreRequest(p, tokens, artifact.weights.reference, not full, tuple(divisor.tolist()), tuple(bias.tolist()))
+            if not full
+            else ScoreRequest(p, tokens, artifact.weights.reference)
+            for p in prompts
+        ]
+        answers = []
+        for prompt, scored in zip(prompts, engine.score(requests, progress=progress), strict=True):
+            best = int(np.argmax(scored.logprobs / divisor - bias))
+            chances = None
+            if np.isfinite(scored.logprobs).all():
+                chances = tuple(probabilities(scored.logprobs[None], divisor, bias)[0].tolist())
+            confidence = chances[best] if chances else None
+            answers.append(
+                Answer(self.labels[best], confidence, chances, scored.prompt_tokens, 0, scored.seconds, prompt)
+            )
+        return answers
+
+
+@dataclass(frozen=True)
+class Head:
+    """A trained linear layer on frozen features.
+
+    Attributes:
+        labels: the task's labels.
+        encoder: reference of the sentence encoder, or empty for the base model's own hidden states.
+        weight, intercept: shapes [labels, features] and [labels].
+    """
+
+    kind: ClassVar[str] = "head"
+    labels: tuple[str, ...]
+    encoder: str
+    weight: Floats
+    intercept: Floats
+
+    def classify(self, features: Floats) -> Floats:
+        """Return probabilities, shape [rows, labels], of unit feature vectors [rows, features]."""
+        logits = features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.intercept
+        logits -= logits.max(-1, keepdims=True)
+        weights = np.exp(logits)
+        result: Floats = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+        return result
+
+
+Decoder = Generate | LabelScoring | Head

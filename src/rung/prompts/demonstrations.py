@@ -1,0 +1,115 @@
+"""The Demonstrations part of an artifact: which solved rows are shown before the question.
+
+Sources: nearest neighbours as demonstrations: Liu et al. 2022, "What makes good in-context examples for GPT-3?"
+(https://arxiv.org/abs/2101.06804); maximal marginal relevance: Carbonell and Goldstein 1998
+(https://doi.org/10.1145/290941.291025). The most similar row stands last, next to the question.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from rung.data.types import Example
+from rung.engines.base import Floats
+
+Selection = Literal["fixed", "random", "balanced", "knn", "mmr"]
+SELECTIONS: tuple[str, ...] = get_args(Selection)
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """A pool of solved rows and the rule that picks from it.
+
+    Attributes:
+        selection: `fixed`: the same k rows for every question, chosen once by seed; `random`: k rows drawn anew for
+            each question, seeded by its id; `balanced`: the same rows for all, labels as even as can be; `knn`: the k
+            most similar; `mmr`: similar to the question but not to each other.
+        k: how many rows are shown, at most.
+        pool: the rows to pick from.
+        embeddings: one unit vector per pool row, shape [pool, size]; only `knn` and `mmr` have them.
+        encoder: reference of the model that made them.
+        token_budget: most tokens that the demonstrations may take; the least similar give way first.
+        diversity: weight of dissimilarity in `mmr`, 0 to 1.
+    """
+
+    selection: Selection
+    k: int
+    pool: tuple[Example, ...]
+    embeddings: Floats | None = None
+    encoder: str = ""
+    token_budget: int = 1024
+    diversity: float = 0.3
+    seed: int = 0
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether questions have to be embedded."""
+        return self.selection in ("knn", "mmr")
+
+    def choose(self, question_id: str, vector: Floats | None, cost: Callable[[Example], int]) -> tuple[Example, ...]:
+        """Pick the rows to show for one question, in the order in which they are shown; never the question itself."""
+        chosen = [self.pool[i] for i in self._ranked(question_id, vector) if self.pool[i].id != question_id]
+        kept, spent = [], 0
+        for example in chosen[: self.k]:
+            spent += cost(example)
+            if spent > self.token_budget:
+                break
+            kept.append(example)
+        return tuple(reversed(kept))
+
+    def _ranked(self, question_id: str, vector: Floats | None) -> Sequence[int]:
+        """Return pool positions, best first, one more than k so that the question itself can be left out."""
+        want = min(self.k + 1, len(self.pool))
+        if self.selection == "random":
+            return random.Random(f"{self.seed}/{question_id}").sample(range(len(self.pool)), want)
+        if self.selection == "balanced":
+            return balanced(self.pool, self.k + 1, self.seed)
+        if self.selection == "fixed":
+            return random.Random(self.seed).sample(range(len(self.pool)), want)
+        if self.embeddings is None or vector is None:
+            raise ValueError(f"selection {self.selection} needs embeddings")
+        similarity = self.embeddings @ vector
+        if self.selection == "knn":
+            return [int(i) for i in np.argsort(-similarity, kind="stable")[:want]]
+        return _marginal(similarity, self.embeddings, want, self.diversity)
+
+
+def balanced(pool: Sequence[Example], k: int, seed: int) -> list[int]:
+    """Return k pool positions that go round the labels, in an order shuffled by seed."""
+    rng = random.Random(seed)
+    by_label: dict[str, list[int]] = defaultdict(list)
+    for i in rng.sample(range(len(pool)), len(pool)):
+        by_label[pool[i].outputs[0]].append(i)
+    queues = list(by_label.values())
+    order = [queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue)]
+    return order[:k]
+
+
+def _marginal(similarity: Floats, embeddings: Floats, k: int, diversity: float) -> list[int]:
+    """Greedy maximal marginal relevance over the 4k nearest rows."""
+    candidates = [int(i) for i in np.argsort(-similarity, kind="stable")[: 4 * k]]
+    chosen: list[int] = []
+    while candidates and len(chosen) < k:
+        near = (embeddings[candidates] @ embeddings[chosen].T).max(1) if chosen else np.zeros(len(candidates))
+        value = (1 - diversity) * similarity[candidates] - diversity * near
+        chosen.append(candidates.pop(int(np.argmax(value))))
+    # The first picks are the most similar; `choose` shows them last.
+    return chosen
+
+
+def pool_as_json(pool: Sequence[Example]) -> list[dict[str, Any]]:
+    """Return the pool as plain values for `demonstrations.json`."""
+    return [{"id": e.id, "inputs": dict(e.inputs), "outputs": list(e.outputs), "source": e.source} for e in pool]
+
+
+def pool_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Example, ...]:
+    """Rebuild the pool from `pool_as_json`."""
+    return tuple(
+        Example(id=r["id"], inputs=r["inputs"], outputs=tuple(r["outputs"]), source=r["source"]) for r in rows
+    )

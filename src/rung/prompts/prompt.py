@@ -1,0 +1,89 @@
+"""The Prompt part of an artifact: everything that turns a row and its demonstrations into chat messages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from rung.engines.base import Message, Messages
+from rung.prompts.template import substitute
+
+Turn = tuple[Mapping[str, Any], str]  # a demonstration: its inputs and its output
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """How a row is asked.
+
+    The system message holds `system`, the instruction and, when there are few of them, the labels; so it is the same
+    for all rows and its computation is shared. Demonstrations follow as turns of user and assistant, then the row.
+
+    Attributes:
+        instruction: what to do.
+        system: a persona or rules, before the instruction; empty for none.
+        template: the user turn, `{column}` substitution only.
+        labels: label texts to list in the prompt, with `descriptions` beside them where given.
+        chat_column: the column that holds a conversation, for chat tasks; then `template` is not used.
+    """
+
+    instruction: str
+    template: str
+    system: str = ""
+    labels: tuple[str, ...] = ()
+    descriptions: tuple[tuple[str, str], ...] = ()
+    chat_column: str | None = None
+
+    def messages(self, inputs: Mapping[str, Any], demonstrations: Sequence[Turn] = ()) -> Messages:
+        """Return the chat messages for one row. The one place where a row becomes a prompt."""
+        turns: list[Message] = []
+        if head := self.head():
+            turns.append({"role": "system", "content": head})
+        for shown, output in demonstrations:
+            turns.extend(self._question(shown))
+            turns.append({"role": "assistant", "content": output})
+        turns.extend(self._question(inputs))
+        return tuple(turns)
+
+    def head(self) -> str:
+        """Return the text of the system message."""
+        parts = [part for part in (self.system.strip(), self.instruction.strip()) if part]
+        if self.labels:
+            described = dict(self.descriptions)
+            if described:
+                lines = [f"- {label}: {described[label]}" if label in described else f"- {label}" for label in self.labels]
+                parts.append("Answer with one of:\n" + "\n".join(lines))
+            else:
+                parts.append("Answer with one of: " + ", ".join(self.labels))
+        return "\n\n".join(parts)
+
+    def question(self, inputs: Mapping[str, Any]) -> str:
+        """Return the text of the row alone: what is embedded to find similar rows."""
+        return "\n".join(turn["content"] for turn in self._question(inputs))
+
+    def _question(self, inputs: Mapping[str, Any]) -> list[Message]:
+        if self.chat_column is not None:
+            return list(inputs[self.chat_column])
+        return [{"role": "user", "content": substitute(self.template, inputs)}]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 over every field; an artifact stores it and checks it at load."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild from `as_dict`, read back from JSON."""
+        return cls(
+            **{
+                **values,
+                "labels": tuple(values["labels"]),
+                "descriptions": tuple((label, text) for label, text in values["descriptions"]),
+            }
+        )

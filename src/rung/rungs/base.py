@@ -1,0 +1,71 @@
+"""What a rung is: one customization technique, an Artifact in, a new Artifact out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rung.artifact import Artifact
+from rung.data.types import Data
+from rung.machine import Machine
+from rung.progress import QUIET, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a rung applies, and if not, why."""
+
+    applies: bool
+    reason: str = ""
+
+
+YES = Verdict(True)
+
+
+def no(reason: str) -> Verdict:
+    """Return the verdict that a rung does not apply, with the reason as a clause."""
+    return Verdict(False, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a rung is expected to take on this machine.
+
+    Attributes:
+        fit_tokens: tokens read while fitting, epochs counted.
+        fit_flops: floating-point operations of fitting.
+        fit_seconds: time of fitting.
+        row_tokens: tokens read or written for one prediction.
+        row_flops: floating-point operations of one prediction.
+        row_seconds: time of one prediction in a batch.
+        memory_bytes: peak memory, model included.
+    """
+
+    fit_tokens: int
+    fit_flops: float
+    fit_seconds: float
+    row_tokens: float
+    row_flops: float
+    row_seconds: float
+    memory_bytes: int
+
+
+class Rung(Protocol):
+    """One customization technique. Implementations are frozen dataclasses whose fields are its settings."""
+
+    @property
+    def name(self) -> str:
+        """How the climb and the reports call it, settings that make it another technique included."""
+
+    @property
+    def family(self) -> str:
+        """The step of the ramp it belongs to: prompting, in-context, features, parameter-efficient."""
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """Say whether it can be put on top of `artifact`, or why not."""
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Foresee what it takes, without loading model weights."""
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return a new artifact; the given one is not changed."""

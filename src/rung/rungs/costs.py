@@ -1,0 +1,114 @@
+"""Shared arithmetic of cost estimates: tokens from a sample of rows, operations from tokens and parameters.
+
+A forward pass takes 2 operations per parameter and token; training takes 6, and 4 where the base is frozen (Kaplan et
+al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rung.artifact import Artifact
+from rung.data.types import Data, Example
+from rung.engines.label_trie import build_trie
+from rung.machine import Machine
+from rung.models.reference import ModelFiles, is_endpoint, resolve
+from rung.models.tokenizer import Tokenizer
+from rung.parts import Head, LabelScoring
+from rung.prompts.verbalizer import continuations
+from rung.rungs.base import Cost
+
+SAMPLE = 32
+ACTIVATION_BYTES = 2**30  # room for activations and logits beside the weights
+FORWARD, FROZEN_BASE, FULL = 2, 4, 6
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Mean token counts of the task's rows under an artifact's prompt, and the base model's parameters.
+
+    Attributes:
+        head: tokens of the part that all prompts share, computed once.
+        question: tokens of one row's own part.
+        answer: tokens of one expected answer.
+        tree: inner nodes of the label trie (0 for generated text).
+    """
+
+    head: float
+    question: float
+    answer: float
+    tree: int
+    parameters: int
+
+    @property
+    def decoding(self) -> float:
+        """Tokens run behind the prompt for one prediction."""
+        return self.tree or self.answer
+
+
+def sizes(artifact: Artifact, data: Data) -> Sizes:
+    """Measure a sample of the training rows with the tokenizer alone."""
+    rows = (data.train or data.validation)[:SAMPLE]
+    if is_endpoint(artifact.model):
+        return _sizes_by_characters(artifact, rows)
+    files = resolve(artifact.model)
+    tokenizer = _tokenizer(files)
+    whole = [len(tokenizer.encode_chat(artifact.prompt.messages(e.inputs))) for e in rows]
+    question = [len(tokenizer.encode_plain(artifact.prompt.question(e.inputs))) for e in rows]
+    answer = [len(tokenizer.encode_plain(artifact.spoken(e.outputs[0]))) for e in rows]
+    tree = 0
+    if isinstance(artifact.decoder, LabelScoring):
+        texts = artifact.decoder.texts
+        tree = build_trie(continuations(texts, tokenizer.encode_plain, tokenizer.end_token)).size
+    n = len(rows)
+    return Sizes((sum(whole) - sum(question)) / n, sum(question) / n, sum(answer) / n, tree, files.parameters)
+
+
+def _sizes_by_characters(artifact: Artifact, rows: tuple[Example, ...]) -> Sizes:
+    head = len(artifact.prompt.head()) / 4
+    question = sum(len(artifact.prompt.question(e.inputs)) for e in rows) / 4 / len(rows)
+    answer = sum(len(e.outputs[0]) for e in rows) / 4 / len(rows)
+    return Sizes(head, question, answer, 0, 0)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(files: ModelFiles) -> Tokenizer:
+    return Tokenizer.load(files.folder)
+
+
+def prediction_tokens(artifact: Artifact, s: Sizes) -> float:
+    """Return the tokens run for one prediction, the shared beginning left out."""
+    shown = artifact.demonstrations
+    demonstrations = 0.0
+    if shown is not None:
+        one = s.question + s.answer + 8
+        demonstrations = min(shown.k * one, shown.token_budget)
+    return demonstrations + s.question + s.decoding
+
+
+def prediction_flops(artifact: Artifact, data: Data) -> float:
+    """Return the operations of one prediction: the order of "cheaper" among artifacts."""
+    s = sizes(artifact, data)
+    if isinstance(artifact.decoder, Head):
+        encoder = resolve(artifact.decoder.encoder).parameters if artifact.decoder.encoder else s.parameters
+        return FORWARD * encoder * s.question
+    return FORWARD * s.parameters * prediction_tokens(artifact, s)
+
+
+def inference_cost(
+    artifact: Artifact, data: Data, machine: Machine, *, fit_rows: int = 0, extra_tokens: float = 0
+) -> Cost:
+    """Return the cost of an artifact that needs `fit_rows` predictions to be made and no training."""
+    s = sizes(artifact, data)
+    tokens = prediction_tokens(artifact, s) + extra_tokens
+    flops = FORWARD * s.parameters * tokens
+    return Cost(
+        fit_tokens=round(fit_rows * tokens),
+        fit_flops=fit_rows * flops,
+        fit_seconds=machine.inference_seconds(fit_rows * flops),
+        row_tokens=tokens,
+        row_flops=flops,
+        row_seconds=machine.inference_seconds(flops),
+        memory_bytes=4 * s.parameters + ACTIVATION_BYTES,
+    )

@@ -1,0 +1,149 @@
+"""Frozen features with a trained head: the baseline that every classification rung must beat.
+
+The head is multinomial logistic regression. Its penalty is chosen by cross-validation on the training rows alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rung.artifact import Artifact, features
+from rung.data.types import Data
+from rung.engines.base import Floats
+from rung.errors import EngineError
+from rung.machine import Machine
+from rung.models.reference import is_endpoint, resolve
+from rung.parts import Head
+from rung.progress import QUIET, Progress
+from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, sizes
+
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+FOLDS = 3
+ROWS_FOR_SEARCH = 3000  # the penalty is chosen on this many rows at most
+
+
+@dataclass(frozen=True)
+class Features:
+    """A linear head on frozen features.
+
+    Attributes:
+        encoder: reference of a sentence encoder; empty for the base model's own hidden states.
+        seed: seed of the folds.
+    """
+
+    encoder: str = "embedded-encoder"
+    seed: int = 0
+    family: str = "features"
+
+    @property
+    def name(self) -> str:
+        """`features`, or `llm-features` for the base model's hidden states."""
+        return "features" if self.encoder else "llm-features"
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies to categories, once."""
+        if not data.labels:
+            return no("a head answers categories only")
+        if artifact.decoder.kind == "head":
+            return no("a head is trained already")
+        if artifact.weights.adapter is not None:
+            return no("the features are those of the untuned model")
+        if not self.encoder and is_endpoint(artifact.model):
+            return no("an endpoint does not show its hidden states")
+        if len({e.outputs[0] for e in data.train}) < 2:
+            return no("the training rows have fewer than two labels")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """One pass of the encoder over the training rows; the head itself is small."""
+        s = sizes(artifact, data)
+        parameters = resolve(self.encoder).parameters if self.encoder else s.parameters
+        row = FORWARD * parameters * s.question
+        flops = row * len(data.train)
+        return Cost(
+            fit_tokens=round(s.question * len(data.train)),
+            fit_flops=flops,
+            fit_seconds=machine.inference_seconds(flops),
+            row_tokens=s.question,
+            row_flops=row,
+            row_seconds=machine.inference_seconds(row),
+            memory_bytes=4 * parameters + ACTIVATION_BYTES,
+        )
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact with a head in place of its decoder."""
+        texts = [artifact.prompt.question(example.inputs) for example in data.train]
+        vectors = features(artifact, self.encoder, texts, progress=progress)
+        truth = np.array([data.labels.index(example.outputs[0]) for example in data.train])
+        weight, intercept, penalty = train_head(vectors, truth, len(data.labels), seed=self.seed, progress=progress)
+        head = Head(data.labels, self.encoder, weight, intercept)
+        settings = {"encoder": self.encoder or artifact.model, "inverse_penalty": penalty, "rows": len(texts)}
+        return artifact.step(self.name, settings, decoder=head)
+
+
+def train_head(
+    vectors: Floats, truth: np.ndarray[Any, Any], labels: int, *, seed: int, progress: Progress = QUIET
+) -> tuple[Floats, Floats, float]:
+    """Fit logistic regression on standardized features and fold the standardization into the weights.
+
+    Args:
+        vectors: shape [rows, features].
+        truth: label number of each row, shape [rows].
+        labels: number of labels; those without a row get a probability of nearly zero.
+        seed: seed of the cross-validation folds.
+        progress: told of every fit.
+
+    Returns:
+        Weight [labels, features], intercept [labels], and the chosen inverse penalty.
+    """
+    mean = vectors.mean(0)
+    scale = float(vectors.std(0).mean()) or 1.0  # one scale: a coordinate that hardly varies carries little
+    standard = (vectors - mean) / scale
+    progress.start("training the head", len(PENALTIES) + 1)
+    scores = []
+    for penalty in PENALTIES:
+        scores.append(_cross_validated(standard, truth, penalty, seed))
+        progress.advance(note=f"penalty {penalty:g}: {scores[-1]:.3f}")
+    best = PENALTIES[int(np.argmax(scores))]
+    model = _logistic(best).fit(standard, truth)
+    progress.advance()
+    progress.finish()
+    weight = np.zeros((labels, vectors.shape[1]), np.float32)
+    intercept = np.full(labels, -30.0, np.float32)
+    found, slopes, offsets = model.classes_, model.coef_ / scale, model.intercept_
+    if len(found) == 2:  # scikit-learn keeps one row for two classes
+        slopes, offsets = np.concatenate([-slopes, slopes]) / 2, np.concatenate([-offsets, offsets]) / 2
+    weight[found] = slopes
+    intercept[found] = offsets - slopes @ mean
+    return weight, intercept, best
+
+
+def _logistic(penalty: float) -> Any:
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as missing:
+        raise EngineError(
+            "missing-extra", f"a head is trained with {missing.name}", hint="uv pip install 'rung[local]'"
+        ) from missing
+    return LogisticRegression(C=penalty, max_iter=500, tol=1e-3)
+
+
+def _cross_validated(vectors: Floats, truth: np.ndarray[Any, Any], penalty: float, seed: int) -> float:
+    """Return accuracy over folds that keep the labels' shares, on a bounded number of rows."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(truth))[:ROWS_FOR_SEARCH]
+    fold = np.empty(len(order), int)
+    for label in np.unique(truth[order]):
+        members = np.flatnonzero(truth[order] == label)
+        fold[members] = (np.arange(len(members)) + rng.integers(FOLDS)) % FOLDS
+    right = 0
+    for held in range(FOLDS):
+        train, test = order[fold != held], order[fold == held]
+        if len(test) == 0 or len(np.unique(truth[train])) < 2:
+            continue
+        right += int((_logistic(penalty).fit(vectors[train], truth[train]).predict(vectors[test]) == truth[test]).sum())
+    return right / len(order)

@@ -1,0 +1,70 @@
+"""Training rows as tokens: the prompt as the artifact renders it, and the answer that is learnt."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rung.artifact import Artifact
+from rung.data.types import Example
+from rung.engines.base import Engine
+from rung.errors import TrainingError
+from rung.progress import QUIET, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedExample:
+    """One row: its prompt, which is masked, and its answer, which is supervised to its end token."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def tokenize(
+    artifact: Artifact, engine: Engine, rows: Sequence[Example], *, progress: Progress = QUIET
+) -> list[TokenizedExample]:
+    """Turn rows into tokens with the renderer that also predicts; a row's demonstrations never hold itself.
+
+    Every acceptable answer of a row becomes an example of its own.
+
+    Raises:
+        TrainingError: an answer has no tokens, or a row does not fit the model's context.
+    """
+    end = () if engine.end_token is None else (engine.end_token,)
+    prompts = artifact.render(rows, progress=progress)
+    result = []
+    for row, messages in zip(rows, prompts, strict=True):
+        prompt = engine.tokens(messages)
+        for output in row.outputs:
+            answer = (*engine.encode(artifact.spoken(output)), *end)
+            if len(answer) == len(end):
+                raise TrainingError("no-supervised-tokens", f"{row.source}: the answer is empty: nothing to learn")
+            if len(prompt) + len(answer) > engine.info.context:
+                raise TrainingError(
+                    "row-too-long",
+                    f"{row.source}: {len(prompt) + len(answer)} tokens do not fit the context of {engine.info.context}",
+                    hint="shorten the row, or drop it from the training file",
+                )
+            result.append(TokenizedExample(tuple(prompt), answer, row.source))
+    return result
+
+
+def epoch_batches(rows: Sequence[TokenizedExample], size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Yield batches of row numbers, every row once, rows of like length together, batches in random order.
+
+    Rows are shuffled, then sorted by length within stretches of 16 batches: padding nearly vanishes while the batches
+    differ from epoch to epoch.
+    """
+    order = rng.sample(range(len(rows)), len(rows))
+    stretch = 16 * size
+    batches = []
+    for first in range(0, len(order), stretch):
+        part = sorted(order[first : first + stretch], key=lambda i: len(rows[i]))
+        batches += [part[i : i + size] for i in range(0, len(part), size)]
+    rng.shuffle(batches)
+    yield from batches
