@@ -1,0 +1,106 @@
+"""The cache folder, the offline switch, and how a folder is published at once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+TRUE = {"1", "true", "yes", "on"}
+
+
+def cache_dir() -> Path:
+    """Return Rung's cache folder: `$RUNG_CACHE`, else `$XDG_CACHE_HOME/rung`, else `~/.cache/rung`."""
+    if own := os.environ.get("RUNG_CACHE"):
+        return Path(own).expanduser().absolute()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base).expanduser().absolute() / "rung"
+    return Path.home() / ".cache" / "rung"
+
+
+def offline() -> bool:
+    """Tell whether the network must not be used: `RUNG_OFFLINE` or `HF_HUB_OFFLINE` is 1, true, yes or on."""
+    return any(os.environ.get(name, "").strip().lower() in TRUE for name in ("RUNG_OFFLINE", "HF_HUB_OFFLINE"))
+
+
+def publish(folder: Path, build: Callable[[Path], None]) -> bool:
+    """Make `folder` appear complete or not at all.
+
+    `build` fills an empty sibling folder, which is flushed to disk and then renamed. Processes that publish the same
+    folder wait for each other, and the later ones find it done. What a killed process left behind is removed.
+
+    Returns:
+        True if this call built the folder, False if it was there already.
+    """
+    from filelock import FileLock
+
+    folder = folder.absolute()
+    if folder.exists():
+        return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(_lock_file(folder)):
+        if folder.exists():
+            return False
+        prefix = f".{folder.name}."
+        for stale in folder.parent.glob(f"{prefix}*.part"):
+            shutil.rmtree(stale)
+        partial = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=folder.parent))
+        try:
+            build(partial)
+            _open_up(partial)
+            flush(partial)
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _flush_one(folder.parent)
+    return True
+
+
+def flush(folder: Path) -> None:
+    """Force every file and folder below `folder`, and itself, to disk."""
+    for parent, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _flush_one(Path(parent) / name)
+        _flush_one(Path(parent))
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace `file` by `text` at once: a reader sees the old text or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(partial).replace(file)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+def _open_up(folder: Path) -> None:
+    """Make a folder as readable as any other: mkdtemp and safetensors write private ones."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _lock_file(folder: Path) -> Path:
+    """Locks live in the cache, so that none is left beside a user's folder."""
+    locks = cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return locks / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.lock"
+
+
+def _flush_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,65 @@
+"""Models of the Hugging Face Hub: from its local cache where they are there, else downloaded; data files only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rung.errors import ModelError
+from rung.models.cache import offline
+from rung.progress import QUIET, Progress
+
+ALLOWED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model", "README.md", "LICENSE*"]
+IGNORED = ["onnx/*", "openvino/*", "original/*", "runs/*", "checkpoint-*/*"]
+
+
+def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET) -> Path:
+    """Return the snapshot folder of a Hub model, downloading it where the local cache lacks it.
+
+    A model that is in the cache is used as it is, and no connection is attempted.
+
+    Raises:
+        ModelError: huggingface-hub is missing, the model is not found, or it is not in the cache and we are offline.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.utils import HFValidationError
+    except ImportError as missing:
+        raise ModelError(
+            "missing-extra", f"Hub models need {missing.name}", hint="install it: uv pip install 'rung[local]'"
+        ) from missing
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        if _complete(folder):
+            return folder
+    except LocalEntryNotFoundError:
+        pass  # not downloaded yet
+    except HFValidationError as wrong:
+        raise ModelError("unknown-model", str(wrong), hint="a Hub id is org/name or org/name@revision") from wrong
+    if offline():
+        raise ModelError(
+            "model-not-cached",
+            f"{name} is not in the local Hub cache, and the network is switched off",
+            hint=f"unset RUNG_OFFLINE and HF_HUB_OFFLINE, and run `rung models pull {name}` once",
+        )
+    progress.start(f"downloading {name} from the Hub")
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=ALLOWED, ignore_patterns=IGNORED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as failed:
+        raise ModelError(
+            "download-failed",
+            f"{name} could not be fetched from the Hub: {str(failed).strip().splitlines()[0]}",
+            hint="check the name and the network; gated models need a token in HF_TOKEN",
+        ) from failed
+    progress.finish()
+    return folder
+
+
+def _complete(folder: Path) -> bool:
+    """Tell whether a cached snapshot has its configuration and all weights; other tools fetch single files."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
+        return (folder / "config.json").exists() and all((folder / name).exists() for name in names)
+    return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
