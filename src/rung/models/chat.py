@@ -1,135 +1,124 @@
-"""The only chat renderer: messages to the text that a model reads, by the model's own template.
+"""The only chat renderer: messages become the text that a model reads, by the model's own template.
 
-Equal to transformers' `apply_chat_template`: the same sandbox, extensions, filters and globals (tested against it).
+The template is a program of the model's authors in Jinja. It runs in an immutable sandbox, over messages that are
+values and never template text. The environment is that of transformers' `apply_chat_template`, so both give the
+same text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rung.errors import ModelError
 
 if TYPE_CHECKING:
-    import jinja2
+    from jinja2 import Environment, Template
 
-PLACEHOLDERS = range(0xE000, 0xF900)  # the private use area: characters that mean nothing in text
+    from rung.engines.base import Message
+
+BETWEEN = "\n\n"  # between the messages of a model that has no template
 
 
 def render(
-    messages: Sequence[Mapping[str, Any]],
+    messages: Iterable[Message],
     template: str | None,
     *,
-    bos: str = "",
-    eos: str = "",
+    bos: str | None,
+    eos: str | None,
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """Return the text of a chat.
 
-    Without a template the model is a plain text completer: the contents are joined by blank lines, after `bos`.
+    A model without a template completes plain text: the contents of the messages, joined by blank lines. It has no
+    roles, so `add_generation_prompt` adds nothing there, and `tools` are refused.
 
     Args:
-        messages: mappings with `role` and `content`.
-        template: the model's Jinja chat template.
-        bos: text of the token that begins a text; what templates call `bos_token`.
-        eos: text of the token that ends one; `eos_token`.
-        add_generation_prompt: end with what opens the assistant's turn.
-        tools: JSON schemas of functions, for templates that know them.
+        messages: the chat turns, in order.
+        template: the model's chat template, in Jinja.
+        bos: the text of the beginning-of-sequence token, where the model has one.
+        eos: the text of the end-of-sequence token, where the model has one.
+        add_generation_prompt: end with the opening of the assistant's turn.
+        tools: JSON schemas of functions that the model may call.
 
     Raises:
-        ModelError: the template is not valid, or refuses these messages (as some refuse a system turn).
+        ModelError: the template is broken, or refuses these messages (some know no system role, for example).
     """
+    turns = [dict(message) for message in messages]
     if template is None:
-        return bos + "\n\n".join(str(message["content"]) for message in messages)
-    import jinja2
+        if tools:
+            raise ModelError(
+                "no-chat-template",
+                "the model has no chat template, so it cannot be told of tools",
+                hint="use an instruction-tuned model whose template knows tools",
+            )
+        return BETWEEN.join(str(turn["content"]) for turn in turns)
+    from jinja2.exceptions import TemplateError
 
+    names = {"bos_token": bos, "eos_token": eos}
     try:
-        return _compiled(template).render(
-            messages=[dict(message) for message in messages],
-            tools=list(tools) if tools is not None else None,
+        return compiled(template).render(
+            messages=turns,
+            tools=[dict(tool) for tool in tools] if tools else None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
-            bos_token=bos,
-            eos_token=eos,
+            **{name: text for name, text in names.items() if text is not None},
         )
-    except (jinja2.TemplateError, TypeError) as refused:
-        roles = ", ".join(str(message.get("role")) for message in messages)
+    except (TemplateError, TypeError) as refused:
+        roles = ", ".join(str(turn.get("role")) for turn in turns)
         raise ModelError(
-            "chat-template",
-            f"the model's chat template fails on the roles [{roles}]: {refused}",
-            hint="some models know no system turn, or want user and assistant to alternate",
+            "chat-template-refused",
+            f"the model's chat template refuses messages of the roles {roles}: {refused}",
+            hint="some models take no system message, or want user and assistant to take turns",
         ) from refused
 
 
-def shield(
-    messages: Sequence[Mapping[str, Any]], template: str | None, special: Sequence[str]
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Replace the text of special tokens inside messages by placeholder characters.
+@lru_cache(maxsize=16)
+def compiled(template: str) -> Template:
+    """Return the compiled template.
 
-    A message may hold `<|im_end|>` as text, from a user who tries to forge a turn or in a question about models. After
-    rendering, such text cannot be told from the template's own; placeholders can.
-
-    Returns:
-        The messages, and which text each placeholder stands for (empty: nothing was found, the messages are as given).
+    Raises:
+        ModelError: it is not valid Jinja.
     """
-    texts = [text for message in messages for text in _strings(message)]
-    found = sorted({token for token in special if any(token in text for text in texts)}, key=len, reverse=True)
-    if not found:
-        return [dict(message) for message in messages], {}
-    taken = set("".join([template or "", *texts]))
-    free = (chr(code) for code in PLACEHOLDERS if chr(code) not in taken)
-    shields = {next(free): token for token in found}
+    from jinja2.exceptions import TemplateSyntaxError
 
-    def replace(value: Any) -> Any:
-        if isinstance(value, str):
-            for placeholder, token in shields.items():
-                value = value.replace(token, placeholder)
-            return value
-        if isinstance(value, Mapping):
-            return {key: replace(item) for key, item in value.items()}
-        return [replace(item) for item in value] if isinstance(value, list | tuple) else value
-
-    return [replace(message) for message in messages], shields
+    try:
+        return _environment().from_string(template)
+    except TemplateSyntaxError as broken:
+        raise ModelError(
+            "chat-template-broken",
+            f"line {broken.lineno} of the model's chat template: {broken.message}",
+            hint="download the model again, or correct its chat_template.jinja",
+        ) from broken
 
 
-def _strings(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [text for item in items for text in _strings(item)]
-
-
-@lru_cache(maxsize=32)
-def _compiled(template: str) -> jinja2.Template:
-    import jinja2
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks the assistant's words for training masks; in rendering it is transparent."""
+        """`{% generation %}` marks the assistant's text for training libraries; the text itself is unchanged."""
 
-        tags = {"generation"}  # noqa: RUF012
+        tags = {"generation"}  # noqa: RUF012  Jinja reads a plain set
 
-        def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    def refuse(message: str) -> str:
-        raise jinja2.TemplateError(message)
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = refuse
+    environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(template)
+    return environment
 
 
 def _to_json(
@@ -139,5 +128,11 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Write plain JSON: Jinja's own filter escapes HTML."""
+    """Jinja's own filter escapes HTML characters, which prompts must not have."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    from jinja2.exceptions import TemplateError
+
+    raise TemplateError(message)

@@ -24,19 +24,10 @@ def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-        from huggingface_hub.utils import HFValidationError
     except ImportError as missing:
-        raise ModelError(
-            "missing-extra", f"Hub models need {missing.name}", hint="install it: uv pip install 'rung[local]'"
-        ) from missing
-    try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        if _complete(folder):
-            return folder
-    except LocalEntryNotFoundError:
-        pass  # not downloaded yet
-    except HFValidationError as wrong:
-        raise ModelError("unknown-model", str(wrong), hint="a Hub id is org/name or org/name@revision") from wrong
+        raise _missing(missing) from missing
+    if (found := cached(name, revision)) is not None:
+        return found
     if offline():
         raise ModelError(
             "model-not-cached",
@@ -56,6 +47,26 @@ def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET
     return folder
 
 
+def cached(name: str, revision: str | None = None) -> Path | None:
+    """Return the snapshot folder of a Hub model if the local cache has all of it.
+
+    Raises:
+        ModelError: huggingface-hub is missing, or the name cannot be one of the Hub.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError as missing:
+        raise _missing(missing) from missing
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as wrong:
+        raise ModelError("unknown-model", str(wrong), hint="a Hub id is org/name or org/name@revision") from wrong
+    return folder if _complete(folder) else None
+
+
 def _complete(folder: Path) -> bool:
     """Tell whether a cached snapshot has its configuration and all weights; other tools fetch single files."""
     index = folder / "model.safetensors.index.json"
@@ -63,3 +74,9 @@ def _complete(folder: Path) -> bool:
         names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
         return (folder / "config.json").exists() and all((folder / name).exists() for name in names)
     return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+
+
+def _missing(missing: ImportError) -> ModelError:
+    return ModelError(
+        "missing-extra", f"Hub models need {missing.name}", hint="install it: uv pip install 'rung[local]'"
+    )

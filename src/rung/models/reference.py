@@ -77,10 +77,25 @@ def resolve(reference: str, *, progress: Progress = QUIET) -> ModelFiles:
     if path.suffix.lower() == ".gguf" and path.is_file():
         folder, identity = gguf.ensure(path.absolute(), progress=progress)
         return _describe(reference, folder, path.stem, identity)
-    if path.suffix.lower() != ".gguf" and not reference.startswith((".", "/", "~")) and HUB_ID.fullmatch(reference):
+    if _is_hub_id(reference):
         name, _, revision = reference.partition("@")
         return _describe(reference, hub.ensure(name, revision or None, progress=progress), name.split("/")[1])
     raise _unknown(reference, path)
+
+
+def is_cached(reference: str) -> bool:
+    """Tell whether `resolve(reference)` needs no download."""
+    if (model := catalogue.find(reference)) is not None:
+        return embedded.folder_of(model).exists()
+    if Path(reference).expanduser().exists() or not _is_hub_id(reference):
+        return True
+    name, _, revision = reference.partition("@")
+    return hub.cached(name, revision or None) is not None
+
+
+def _is_hub_id(reference: str) -> bool:
+    path_like = reference.startswith((".", "/", "~")) or reference.lower().endswith(".gguf")
+    return not path_like and HUB_ID.fullmatch(reference) is not None
 
 
 def _unknown(reference: str, path: Path) -> ModelError:

@@ -1,220 +1,290 @@
-"""A light tokenizer: the `tokenizers` library and the folder's JSON files, without transformers."""
+"""A light tokenizer: tokenizer.json and its settings through the `tokenizers` library, without transformers.
+
+Two ways to encode: `encode` reads the text of special tokens (`<|im_end|>`) as those tokens, for text that a chat
+template rendered; `encode_plain` reads it as ordinary text, for everything that comes from users.
+"""
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.errors import ModelError
 from rung.models import chat
+from rung.models.safety import read_json
 
 if TYPE_CHECKING:
-    import tokenizers
+    from tokenizers import Tokenizer as Backend
 
+    from rung.engines.base import Message
 
-@dataclass(frozen=True, slots=True)
-class _Names:
-    """Special tokens as the folder's JSON files name them."""
-
-    bos: str | None
-    eos: str | None
-    pad: str | None
-    unk: str | None
+ANCHOR = "\U0010fffd"  # a private-use character that stands before a piece of text, so that it is not a beginning
+MARKS = range(0xE000, 0xF8FF)  # private-use characters that may mark special-token text inside contents
 
 
 class Tokenizer:
-    """Text to token ids and back, and chats to the exact tokens that the model reads.
+    """The tokenizer of one model folder. Immutable and safe to share between threads."""
 
-    Attributes:
-        eos_ids: every token that ends a text, from generation_config, tokenizer_config and config.
-        end_token: the token that ends an answer: the tokenizer's eos, else the smallest of `eos_ids`.
-        bos_id: the token that begins a text, if there is one.
-        pad_id: the padding token; where the model names none, the end token.
-        adds_bos: whether plain text is meant to begin with `bos_id`.
-        chat_template: the model's Jinja chat template, if it has one.
-        vocabulary_size: number of tokens, added ones included.
-    """
-
-    def __init__(self, backend: tokenizers.Tokenizer, plain: tokenizers.Tokenizer, folder: Path) -> None:
-        config = _read(folder / "tokenizer_config.json")
+    def __init__(self, folder: Path, backend: Backend, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
         self._backend = backend
-        self._plain = plain
-        self._names = _names(config, _read(folder / "special_tokens_map.json"))
-        added = backend.get_added_tokens_decoder()
-        self._special = tuple(token.content for token in added.values() if token.special)
-        # Plain text may become the unknown token, where a vocabulary has gaps, but never another special one.
-        self._control = {i for i, token in added.items() if token.special} - {self._id(self._names.unk)}
-        self.vocabulary_size = backend.get_vocab_size(with_added_tokens=True)
-        self.bos_id = self._id(self._names.bos)
-        self.eos_ids = _eos_ids(folder) | ({i} if (i := self._id(self._names.eos)) is not None else frozenset())
-        eos = self._id(self._names.eos)
-        self.end_token = eos if eos is not None else min(self.eos_ids, default=None)
-        pad = self._id(self._names.pad)
-        self.pad_id = pad if pad is not None else self.end_token
-        self.adds_bos = self._adds_bos(config)
-        self.chat_template = _chat_template(folder, config)
+        self._settings = settings
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Read the tokenizer of a model folder.
+        """Read tokenizer.json and the files beside it.
 
         Raises:
-            ModelError: there is no tokenizer.json, or a file is damaged.
+            ModelError: tokenizer.json is missing or damaged.
         """
-        import tokenizers
+        from tokenizers import Tokenizer as Backend
 
         file = folder / "tokenizer.json"
         if not file.exists():
             raise ModelError(
-                "no-fast-tokenizer",
+                "no-tokenizer",
                 f"{folder} has no tokenizer.json",
-                hint="make one: `AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder)`",
+                hint="save it once with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`",
             )
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            backend = Backend.from_file(str(file))
         except Exception as broken:  # the library raises bare Exception
-            raise ModelError("model-damaged", f"{file}: {broken}", hint="fetch the model again") from broken
-        # A folder may ask for padding and truncation of its own (all-MiniLM does); nothing is cut here.
+            raise ModelError("model-damaged", f"{file}: {broken}", hint="download the model again") from broken
         backend.no_padding()
-        backend.no_truncation()
-        plain = copy.deepcopy(backend)
-        plain.encode_special_tokens = True
-        return cls(backend, plain, folder)
+        backend.no_truncation()  # some encoders' files ask for it; nothing is cut silently here
+        return cls(folder, backend, _settings(folder))
 
-    # ---- text
+    # ---- encoding and decoding
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of rendered text: special tokens in it count as such, none are added."""
+        """Return the token ids of rendered text; special tokens in it are recognized, none is added."""
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of text that nobody trusts: no part of it becomes a special token."""
-        ids = self._plain.encode(text, add_special_tokens=False).ids
-        if not self._control.isdisjoint(ids):
-            return self._encode_cut(text)
-        return tuple(ids)
+        """Return the token ids of ordinary text; the text of a special token stays text."""
+        if not self._holds_special(text):
+            return self.encode(text)
+        return tuple(self._plain.encode(text, add_special_tokens=False).ids)
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of token ids."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
 
-    # ---- chats
+    # ---- chat
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Iterable[Message],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """Return the text of a chat, see `rung.models.chat.render`."""
-        template = self.chat_template
-        bos = self._names.bos or "" if template is not None or self.adds_bos else ""
+        """Return the text of a chat, by the model's template (see `rung.models.chat.render`)."""
         return chat.render(
             messages,
-            template,
-            bos=bos,
-            eos=self._names.eos or "",
+            self.chat_template,
+            bos=self.bos_token,
+            eos=self.eos_token,
             add_generation_prompt=add_generation_prompt,
             tools=tools,
         )
 
     def encode_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Iterable[Message],
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[int, ...]:
-        """Return the tokens of a chat: `encode(render(messages))`, except that messages cannot forge special tokens.
+        """Return the token ids of a chat; contents cannot inject special tokens.
 
-        Text such as `<|im_end|>` inside a message is read as plain text.
+        Equal to `encode(render(messages))` unless a content holds the text of a special token. That text is then
+        encoded as plain text, together with its surroundings up to the template's next special tokens.
 
-        Raises:
-            ModelError: the template fails, or depends on special tokens inside the messages.
+        A model without a template reads plain text, after its beginning token where its tokenizer adds one.
         """
-        text = self.render(messages, add_generation_prompt, tools)
-        shielded, shields = chat.shield(messages, self.chat_template, self._special)
-        if not shields:
-            return self.encode(text)
-        return self._encode_shielded(self.render(shielded, add_generation_prompt, tools), shields, text)
+        turns = list(messages)
+        if self.chat_template is None:
+            start = (self.bos_id,) if self.adds_bos and self.bos_id is not None else ()
+            return (*start, *self.encode_plain(self.render(turns, add_generation_prompt, tools)))
+        if not any(self._holds_special(text) for text in _strings(turns)):
+            return self.encode(self.render(turns, add_generation_prompt, tools))
+        taken = set(self.chat_template).union(*_strings(turns))
+        mark = next(chr(point) for point in MARKS if chr(point) not in taken)
+        marked = [_mapped(turn, lambda text: self._special.sub(rf"{mark}\g<0>", text)) for turn in turns]
+        return self._encode_marked(self.render(marked, add_generation_prompt, tools), mark)
 
-    def _encode_shielded(self, rendered: str, shields: Mapping[str, str], text: str) -> tuple[int, ...]:
-        restored = "".join(shields.get(character, character) for character in rendered)
-        if restored != text:
-            raise ModelError(
-                "control-token",
-                f"a message holds {' '.join(shields.values())}, and the chat template acts on it",
-                hint="remove these control tokens from the data",
-            )
+    def _encode_marked(self, text: str, mark: str) -> tuple[int, ...]:
+        """Encode rendered text in which `mark` stands before every special-token text that is not the template's."""
         ids: list[int] = []
-        start = 0
-        for at, character in enumerate(rendered):
-            if character in shields:
-                ids += self.encode(rendered[start:at])
-                ids += self.encode_plain(shields[character])
-                start = at + 1
-        return (*ids, *self.encode(rendered[start:]))
+        trusted = ""  # text not yet encoded, without marks, ending in a special token
+        end = 0
+        stops = [m for m in self._special.finditer(text) if text[m.start() - 1 : m.start()] != mark]
+        for stop in (*stops, None):
+            run = text[end : stop.start() if stop else len(text)]
+            if mark in run:
+                ids += self.encode(trusted)
+                ids += self._encode_run(run.replace(mark, ""), trusted, stop.group() if stop else "")
+                trusted = ""
+            else:
+                trusted += run
+            if stop:
+                trusted, end = trusted + stop.group(), stop.end()
+        return (*ids, *self.encode(trusted))
 
-    # ---- reading the folder
+    def _encode_run(self, run: str, before: str, after: str) -> tuple[int, ...]:
+        """Encode plain text that stands between two special tokens, as the tokenizer does with what is between."""
+        previous = next((token for token in self._added if before and before.endswith(token)), None)
+        if previous and self._added[previous].rstrip:
+            run = run.lstrip()
+        if after and self._added[after].lstrip:
+            run = run.rstrip()
+        if previous is None:
+            return tuple(self._plain.encode(run, add_special_tokens=False).ids)
+        # Some tokenizers treat the beginning of a text in a special way; the anchor keeps the run from being one.
+        return tuple(self._plain.encode(ANCHOR + run, add_special_tokens=False).ids[1:])
 
-    def _encode_cut(self, text: str) -> tuple[int, ...]:
-        """Cut special tokens' text in two, for vocabularies that hold it as an ordinary piece."""
-        for token in sorted(self._special, key=len, reverse=True):
-            at = text.find(token)
-            if at >= 0 and len(token) > 1:
-                cut = at + len(token) // 2
-                return (*self.encode_plain(text[:cut]), *self.encode_plain(text[cut:]))
-        raise ModelError(
-            "control-token",
-            f"the tokenizer turns the text {text[:80]!r} into control tokens",
-            hint="remove these characters from the data",
-        )
+    # ---- special tokens
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The model's chat template in Jinja, or None for a model that completes plain text."""
+        return chat_template_of(self.folder)
+
+    @property
+    def bos_token(self) -> str | None:
+        """Text of the beginning token."""
+        return _token_text(self._settings.get("bos_token"))
+
+    @property
+    def eos_token(self) -> str | None:
+        """Text of the tokenizer's end token."""
+        return _token_text(self._settings.get("eos_token"))
+
+    @property
+    def bos_id(self) -> int | None:
+        """Id of the beginning token."""
+        return self._id(self.bos_token)
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of the padding token; where there is none, an end token, which attention masks hide as well."""
+        own = self._id(_token_text(self._settings.get("pad_token")))
+        return own if own is not None else self.end_token
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether plain text for this model starts with the beginning token."""
+        if self.bos_id is None:
+            return False
+        explicit = self._settings.get("add_bos_token")
+        if isinstance(explicit, bool):
+            return explicit
+        return self._backend.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Every token at which generation ends: of generation_config.json, config.json and the tokenizer."""
+        found = {self._id(self.eos_token)}
+        for name in ("generation_config.json", "config.json"):
+            if (self.folder / name).exists():
+                value = read_json(self.folder / name).get("eos_token_id")
+                found.update(value if isinstance(value, list) else [value])
+        return frozenset(i for i in found if i is not None)
+
+    @cached_property
+    def end_token(self) -> int | None:
+        """The one token that ends an answer: what the template writes after an assistant's turn, else eos."""
+        own = self._id(self.eos_token)
+        if self.chat_template is not None:
+            answer = "rung-answer"
+            turns: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
+            after = self.encode(self.render(turns, add_generation_prompt=False).rpartition(answer)[2])
+            own = next((token for token in after if token in self.eos_ids), own)
+        return own if own is not None else min(self.eos_ids, default=None)
+
+    # ---- inside
 
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self._backend.token_to_id(token)
 
-    def _adds_bos(self, config: Mapping[str, Any]) -> bool:
-        if self.bos_id is None:
-            return False
-        if isinstance(said := config.get("add_bos_token"), bool):
-            return said
-        return self._backend.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+    @cached_property
+    def _added(self) -> dict[str, Any]:
+        """Special tokens by text, longest first."""
+        special = [token for token in self._backend.get_added_tokens_decoder().values() if token.special]
+        return {token.content: token for token in sorted(special, key=lambda token: -len(token.content))}
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._added)) or r"(?!)")
+
+    @cached_property
+    def _plain(self) -> Backend:
+        """The same tokenizer, blind to special tokens."""
+        from tokenizers import AddedToken
+        from tokenizers import Tokenizer as Backend
+
+        plain = Backend.from_str(self._backend.to_str())
+        plain.add_tokens([AddedToken(ANCHOR, normalized=False)])
+        plain.encode_special_tokens = True
+        return plain
+
+    def _holds_special(self, text: str) -> bool:
+        """Whether the text, or what the tokenizer's normalizer makes of it, holds a special token's text."""
+        if self._special.search(text):
+            return True
+        normalizer = self._backend.normalizer
+        return normalizer is not None and bool(self._special.search(normalizer.normalize_str(text)))
 
 
-def _read(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except ValueError as broken:
-        raise ModelError("model-damaged", f"{file} is not JSON: {broken}", hint="fetch the model again") from broken
-    return values if isinstance(values, dict) else {}
+def chat_template_of(folder: Path) -> str | None:
+    """Return the chat template of a model folder: chat_template.jinja, or what the JSON files say."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
+        if isinstance(found, list):  # several, by name
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        if isinstance(found, str):
+            return found
+    return None
 
 
-def _names(config: Mapping[str, Any], special: Mapping[str, Any]) -> _Names:
-    def name(role: str) -> str | None:
-        value = config.get(f"{role}_token") or special.get(f"{role}_token")
-        return value.get("content") if isinstance(value, dict) else value
-
-    return _Names(name("bos"), name("eos"), name("pad"), name("unk"))
-
-
-def _eos_ids(folder: Path) -> frozenset[int]:
-    ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        value = _read(folder / name).get("eos_token_id")
-        ids.update(value if isinstance(value, list) else [] if value is None else [value])
-    return frozenset(ids)
+def _settings(folder: Path) -> dict[str, Any]:
+    """Read what the tokenizer's files say beside tokenizer.json; tokenizer_config.json has the last word."""
+    values: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            values |= {key: value for key, value in read_json(folder / name).items() if value is not None}
+    return values
 
 
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Read it where transformers does: chat_template.jinja, chat_template.json, then tokenizer_config.json."""
-    if (file := folder / "chat_template.jinja").exists():
-        return file.read_text("utf-8")
-    value = _read(folder / "chat_template.json").get("chat_template") or config.get("chat_template")
-    if isinstance(value, list):  # several named ones: the one for plain chats
-        value = next((entry["template"] for entry in value if entry.get("name") == "default"), None)
-    return value
+def _token_text(value: Any) -> str | None:
+    """Return a token's text, which files write as text or as an object."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _strings(value: Any) -> list[str]:
+    """Return every text inside messages, roles left out: they choose a branch of the template."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for key, inner in value.items() if key != "role" for text in _strings(inner)]
+    return [text for inner in value for text in _strings(inner)] if isinstance(value, list | tuple) else []
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    """Return a copy of a message with `change` applied to the texts that `_strings` finds."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: inner if key == "role" else _mapped(inner, change) for key, inner in value.items()}
+    return [_mapped(inner, change) for inner in value] if isinstance(value, list | tuple) else value
