@@ -1,5 +1,1 @@
 """The command line: thin. It parses, calls the library and prints; results to stdout, everything else to stderr."""
-
-from rung.cli.main import main
-
-__all__ = ["main"]

@@ -20,7 +20,7 @@ from rung.climbing.store import RunStore, open_run
 from rung.data.types import Data
 from rung.errors import ConfigError, RungError
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
-from rung.evaluation.statistics import mean_interval, wilson
+from rung.evaluation.scoring import score_interval
 from rung.machine import Machine, this_machine
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
@@ -317,8 +317,7 @@ def _result(state: _Climb, name: str, test: Sequence[Prediction] | None) -> Rung
     rows = list(test) if test is not None else validation
     scores = [row.score for row in rows]
     mean = sum(scores) / len(scores)
-    binary = all(score in (0.0, 1.0) for score in scores)
-    interval = wilson(round(sum(scores)), len(scores)) if binary else mean_interval(scores, seed=state.options.seed)
+    interval = score_interval(scores, seed=state.options.seed)
     fitted = state.store.noted("fitted", name=name)
     fit_seconds = float(fitted["fit_seconds"]) if fitted else 0.0
     settings = {key: dict(value) for key, value in artifact.settings.items()}

@@ -21,6 +21,7 @@ from rung.engines.base import (
 )
 from rung.engines.label_trie import build_trie
 from rung.errors import EngineError
+from rung.models.ending import end_token
 from rung.models.reference import ModelFiles
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
@@ -49,6 +50,7 @@ class TorchEngine:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.files = files
         self.tokenizer = Tokenizer.load(files.folder)
+        self._end = end_token(self.tokenizer)
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             files.folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
         ).to(device)
@@ -75,7 +77,7 @@ class TorchEngine:
     @property
     def end_token(self) -> int | None:
         """The token that ends an answer."""
-        return self.tokenizer.end_token
+        return self._end
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of `text`, no special tokens added."""

@@ -13,6 +13,7 @@ from rung.artifact import Artifact
 from rung.data.types import Data, Example
 from rung.engines.label_trie import build_trie
 from rung.machine import Machine
+from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
 from rung.parts import Head, LabelScoring
@@ -60,7 +61,7 @@ def sizes(artifact: Artifact, data: Data) -> Sizes:
     tree = 0
     if isinstance(artifact.decoder, LabelScoring):
         texts = artifact.decoder.texts
-        tree = build_trie(continuations(texts, tokenizer.encode_plain, tokenizer.end_token)).size
+        tree = build_trie(continuations(texts, tokenizer.encode_plain, end_token(tokenizer))).size
     n = len(rows)
     return Sizes((sum(whole) - sum(question)) / n, sum(question) / n, sum(answer) / n, tree, files.parameters)
 

@@ -20,7 +20,7 @@ from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, inference_cost, sizes
 
 BYTES_PER_TOKEN = 600_000  # activations kept for the backward pass by the embedded model, measured
-TRAINING_NAME = "training"
+TRAINING_NAME = "tuned"
 
 
 @dataclass(frozen=True)

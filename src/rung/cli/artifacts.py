@@ -1,0 +1,245 @@
+"""Commands on an artifact: `run`, `chat`, `predict`, `show`, `export`."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, print_json, progress
+from rung.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from rung.artifact import Artifact
+    from rung.parts import Answer
+
+Rows = Annotated[Path | None, typer.Option("--data", help="Rows to use: CSV, TSV, JSON, JSONL or Parquet.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("run")(run)
+    app.command("chat")(chat)
+    app.command("predict")(predict)
+    app.command("show")(show)
+    app.command("export")(export)
+
+
+def run(
+    artifact: ArtifactFolder,
+    text: Annotated[list[str], typer.Argument(help="The input; COLUMN=TEXT where there are several columns.")],
+    json: Json = False,
+    offline: Offline = False,
+) -> None:
+    """Answer one input."""
+    from rung.artifact import Artifact
+
+    loaded = Artifact.load(artifact)
+    answer = loaded.predict([_row(loaded, text)])[0]
+    if json:
+        print_json(_answer(loaded, answer))
+    else:
+        typer.echo(_line(answer))
+
+
+def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the row that command arguments stand for."""
+    columns = artifact.shape.inputs
+    if artifact.shape.kind == "chat":
+        return {columns[0]: [{"role": "user", "content": " ".join(texts)}]}
+    if len(columns) == 1:
+        return {columns[0]: " ".join(texts)}
+    row = dict(text.partition("=")[::2] for text in texts)
+    missing = [column for column in columns if column not in row]
+    if missing:
+        raise ConfigError(
+            "missing-column",
+            f"no value for the column {missing[0]!r}",
+            hint="write " + " ".join(f'"{column}=..."' for column in columns),
+        )
+    return row
+
+
+def _line(answer: Answer) -> str:
+    return answer.text if answer.confidence is None else f"{answer.text}\t{answer.confidence:.3f}"
+
+
+def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
+    values: dict[str, Any] = {"output": answer.text, "confidence": answer.confidence}
+    if answer.probabilities:
+        ranked = sorted(zip(artifact.shape.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
+        values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]
+    return values
+
+
+def chat(artifact: ArtifactFolder, offline: Offline = False) -> None:
+    """Talk to an artifact, line by line; chat tasks remember the conversation."""
+    from rung.artifact import Artifact
+
+    loaded = Artifact.load(artifact)
+    loaded.open()
+    sys.stderr.write("An empty line or Ctrl-D ends the conversation.\n")
+    turns: list[dict[str, str]] = []
+    while text := _ask():
+        if loaded.shape.kind == "chat":
+            turns.append({"role": "user", "content": text})
+            row: dict[str, Any] = {loaded.shape.inputs[0]: list(turns)}
+        else:
+            row = _row(loaded, [text] if len(loaded.shape.inputs) == 1 else text.split("|"))
+        reply = _say(loaded, row)
+        turns.append({"role": "assistant", "content": reply})
+
+
+def _ask() -> str:
+    try:
+        if sys.stdin.isatty():
+            return input("> ").strip()
+        return sys.stdin.readline().strip()
+    except EOFError:
+        return ""
+
+
+def _say(artifact: Artifact, row: dict[str, Any]) -> str:
+    """Print the answer, as it is written where it is generated."""
+    from rung.engines.base import GenerateRequest, Sampling
+    from rung.parts import Generate
+
+    decoder = artifact.decoder
+    if not isinstance(decoder, Generate) or decoder.json_schema:
+        answer = artifact.predict([row])[0]
+        typer.echo(_line(answer))
+        return answer.text
+    request = GenerateRequest(
+        artifact.messages(row), Sampling(max_tokens=decoder.max_tokens), adapter=artifact.weights.reference
+    )
+    pieces = []
+    for piece in artifact.open().stream(request):
+        pieces.append(piece)
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return "".join(pieces)
+
+
+def predict(
+    artifact: ArtifactFolder,
+    data: Annotated[Path, typer.Argument(help="Rows: CSV, TSV, JSON, JSONL or Parquet.", metavar="DATA")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write JSON lines here instead of stdout.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the rows that --out already holds.")] = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """Answer every row of a file, as JSON lines in the order of the rows; memory does not grow with the file."""
+    from rung.artifact import Artifact
+    from rung.prediction import predict_file
+
+    if resume and out is None:
+        raise ConfigError("bad-option", "--resume needs --out", hint="name the file to go on with: --out answers.jsonl")
+    if out is not None and out.exists() and not resume:
+        raise ConfigError("file-exists", f"{out} exists", hint="go on with --resume, or remove it first")
+    count = predict_file(Artifact.load(artifact), data, out, progress=progress(quiet))
+    if out is not None:
+        sys.stderr.write(f"{count} rows answered: {out}\n")
+
+
+def show(
+    artifact: ArtifactFolder,
+    prompt: Annotated[bool, typer.Option("--prompt", help="Show the exact final prompt of a row.")] = False,
+    row: Annotated[int, typer.Option("--row", min=1, help="Which row, counted from 1.")] = 1,
+    data: Rows = None,
+    json: Json = False,
+    offline: Offline = False,
+) -> None:
+    """Show what an artifact is made of, or the exact prompt of a row."""
+    from rung.artifact import Artifact
+
+    loaded = Artifact.load(artifact)
+    if prompt:
+        values = _source_rows(loaded, artifact, data, row)[row - 1]
+        text = loaded.text(loaded.messages(values))
+        if json:
+            print_json({"row": values, "prompt": text})
+        else:
+            typer.echo(text)
+        return
+    described = describe(loaded)
+    if json:
+        print_json(described)
+        return
+    for key, value in described.items():
+        typer.echo(f"{key:15} {value}")
+
+
+def describe(artifact: Artifact) -> dict[str, Any]:
+    """Return what an artifact is made of, as plain values."""
+    shown = artifact.demonstrations
+    return {
+        "name": artifact.name,
+        "task": artifact.shape.task,
+        "kind": artifact.shape.kind,
+        "inputs": list(artifact.shape.inputs),
+        "labels": len(artifact.shape.labels),
+        "model": artifact.model,
+        "path": list(artifact.path),
+        "instruction": artifact.prompt.head(),
+        "template": artifact.prompt.template,
+        "demonstrations": None if shown is None else f"{shown.selection}, {shown.k} of {len(shown.pool)}",
+        "weights": artifact.weights.method,
+        "trainable": artifact.weights.trainable_parameters,
+        "decoder": artifact.decoder.kind,
+        "fingerprint": artifact.prompt.fingerprint,
+    }
+
+
+def _source_rows(artifact: Artifact, folder: Path, data: Path | None, least: int) -> list[dict[str, Any]]:
+    """Return rows to show prompts of: those of --data, or those that the climb answered with this artifact."""
+    from rung.data.sources import read_rows
+
+    beside = folder.resolve().parent / "predictions.jsonl"
+    if data is None and not beside.is_file():
+        raise ConfigError(
+            "no-rows", "there are no rows to show a prompt of", hint="name a file with rows: --data rows.csv"
+        )
+    if data is not None:
+        rows = [record.values for record in read_rows(data)]
+    else:
+        rows = [json_module.loads(line)["inputs"] for line in beside.read_text(encoding="utf-8").splitlines()]
+    if len(rows) < least:
+        raise DataError("no-such-row", f"row {least} was asked for, and there are {len(rows)}", hint="give a lower --row")
+    return rows
+
+
+def export(
+    artifact: ArtifactFolder,
+    prompt: Annotated[str, typer.Option("--prompt", help="messages, text or openai.")] = "messages",
+    data: Rows = None,
+    row: Annotated[int | None, typer.Option("--row", min=1, help="Only this row, counted from 1.")] = None,
+    offline: Offline = False,
+) -> None:
+    """Write the exact prompts of rows as JSON lines, for use with any other tool."""
+    from rung.artifact import Artifact
+
+    if prompt not in ("messages", "text", "openai"):
+        raise ConfigError("unknown-format", f"--prompt {prompt!r}", hint="choose messages, text or openai")
+    loaded = Artifact.load(artifact)
+    rows = _source_rows(loaded, artifact, data, row or 1)
+    for values in [rows[row - 1]] if row else rows:
+        print_json(_exported(loaded, values, prompt))  # type: ignore[arg-type]
+
+
+def _exported(artifact: Artifact, row: dict[str, Any], form: Literal["messages", "text", "openai"]) -> dict[str, Any]:
+    from rung.parts import Generate
+
+    messages = artifact.messages(row)
+    if form == "text":
+        return {"prompt": artifact.text(messages)}
+    if form == "messages":
+        return {"messages": list(messages)}
+    request: dict[str, Any] = {"model": artifact.model, "messages": list(messages), "temperature": 0}
+    if isinstance(artifact.decoder, Generate):
+        request["max_completion_tokens"] = artifact.decoder.max_tokens
+    return request

@@ -1,0 +1,126 @@
+"""Records to examples: the task's columns out of a row, as text, checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rung.data.report import SplitReport
+from rung.data.types import Example, Record, example_id
+from rung.errors import DataError
+
+if TYPE_CHECKING:
+    from rung.task import Task
+
+ROLES = ("system", "user", "assistant")
+
+
+def examples(records: Iterable[Record], task: Task, report: SplitReport) -> tuple[list[Example], list[str]]:
+    """Turn records into examples, and return the value of the split's group column beside each.
+
+    Rows with an empty input or output are dropped and counted in `report`.
+
+    Raises:
+        DataError: a column is missing, or a value is of the wrong type.
+    """
+    made, groups = [], []
+    group = task.data.split.group
+    for record in records:
+        report.read += 1
+        example = _chat(record, task) if task.output.kind == "chat" else _row(record, task)
+        if isinstance(example, str):
+            report.drop(example, record.source)
+            continue
+        made.append(example)
+        groups.append(str(column(record, group)) if group else "")
+    return made, groups
+
+
+def column(record: Record, name: str) -> Any:
+    """Return the value of a column; dots go into nested JSON.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    if name in record.values:
+        return record.values[name]
+    value: Any = record.values
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            from rung.task import suggest
+
+            raise DataError(
+                "missing-column", f"{record.source} has no column {name!r}", hint=suggest(name, list(record.values))
+            )
+        value = value[part]
+    return value
+
+
+def _row(record: Record, task: Task) -> Example | str:
+    inputs = {name: _text(column(record, name)) for name in task.inputs}
+    if not any(value.strip() for value in inputs.values()):
+        return "empty input"
+    assert task.output.column is not None
+    outputs = _outputs(column(record, task.output.column), task, record)
+    if not outputs:
+        return "empty output"
+    return Example(example_id(inputs), inputs, outputs, record.source)
+
+
+def _text(value: Any) -> str:
+    """Return a value as the text that a prompt holds: sentences joined, other structures as JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return " ".join(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _outputs(value: Any, task: Task, record: Record) -> tuple[str, ...]:
+    kind = task.output.kind
+    if kind == "json":
+        return _json_output(value, record)
+    if kind == "text" and isinstance(value, list):
+        return tuple(item.strip() for item in value if isinstance(item, str) and item.strip())
+    if isinstance(value, (dict, list)):
+        raise DataError(
+            "bad-output",
+            f"{record.source}: {task.output.column!r} is a {type(value).__name__}, not a {kind}",
+            hint="for structured answers use `kind: json`",
+        )
+    text = _text(value)
+    return ((text,) if kind == "category" else (text.strip(),)) if text.strip() else ()
+
+
+def _json_output(value: Any, record: Record) -> tuple[str, ...]:
+    if isinstance(value, str):
+        if not value.strip():
+            return ()
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError("bad-json", f"{record.source}: the expected answer is not valid JSON: {error}") from None
+    if value is None:
+        return ()
+    return (json.dumps(value, ensure_ascii=False, sort_keys=True),)
+
+
+def _chat(record: Record, task: Task) -> Example | str:
+    """Take the last assistant turn as the answer to those before it."""
+    name = task.inputs[0]
+    turns = column(record, name)
+    if not isinstance(turns, list) or not all(
+        isinstance(t, dict) and t.get("role") in ROLES and isinstance(t.get("content"), str) for t in turns
+    ):
+        raise DataError(
+            "bad-messages",
+            f"{record.source}: {name!r} is not a list of messages",
+            hint='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
+        )
+    if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+        return "no assistant turn at the end"
+    inputs = {name: [{"role": t["role"], "content": t["content"]} for t in turns[:-1]]}
+    return Example(example_id(inputs), inputs, (turns[-1]["content"].strip(),), record.source)

@@ -1,0 +1,74 @@
+"""The data report: what was read, kept and dropped, and why. Nothing is left out silently."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rung.data.types import Example
+
+SHOWN = 5  # places named per reason
+
+
+@dataclass
+class SplitReport:
+    """One split: rows read and kept, and for every reason the rows dropped."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, source: str) -> None:
+        """Count a dropped row."""
+        self.dropped.setdefault(reason, []).append(source)
+
+
+@dataclass
+class DataReport:
+    """All splits, label counts, lengths and warnings."""
+
+    splits: dict[str, SplitReport] = field(default_factory=dict)
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    lengths: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def measure(self, split: str, rows: Sequence[Example], *, category: bool, count: Callable[[str], int] = len) -> None:
+        """Add label counts and lengths (characters, or tokens where `count` counts them) of a split."""
+        if category:
+            self.labels[split] = dict(Counter(row.outputs[0] for row in rows).most_common())
+        for part, texts in (
+            ("input", [" ".join(str(v) for v in row.inputs.values()) for row in rows]),
+            ("output", [row.outputs[0] for row in rows]),
+        ):
+            if texts:
+                self.lengths[f"{split} {part}"] = _spread([count(text) for text in texts])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "splits": {
+                name: {
+                    "read": split.read,
+                    "kept": split.kept,
+                    "dropped": {reason: len(sources) for reason, sources in split.dropped.items()},
+                    "dropped_at": {reason: sources[:SHOWN] for reason, sources in split.dropped.items()},
+                }
+                for name, split in self.splits.items()
+            },
+            "labels": self.labels,
+            "lengths": self.lengths,
+            "warnings": self.warnings,
+        }
+
+
+def _spread(lengths: Sequence[int]) -> dict[str, float]:
+    ordered = sorted(lengths)
+    return {
+        "min": ordered[0],
+        "median": statistics.median(ordered),
+        "p95": ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))],
+        "max": ordered[-1],
+    }

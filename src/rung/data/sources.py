@@ -1,0 +1,164 @@
+"""Read rows from CSV, TSV, JSON, JSONL, Parquet or a Hub data set, each with the file and line it stands in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rung.data.types import Record
+from rung.errors import DataError, Location, MachineError
+
+HUB = "hf:"
+MAX_CELL = 10_000_000  # characters in one CSV field; the library's own limit of 131,072 is below a long document
+
+
+def read_rows(source: str | Path, *, encoding: str = "utf-8") -> Iterator[Record]:
+    """Yield the rows of a file, or of a Hub data set written `hf:org/name[:config][#split]`.
+
+    Raises:
+        DataError: the file is missing, empty, of an unknown kind, not in the encoding, or has a broken row.
+        MachineError: reading this kind needs a library that is not installed.
+    """
+    if isinstance(source, str) and source.startswith(HUB):
+        return _hub(source)
+    path = Path(source)
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(
+            "unknown-file-kind",
+            f"{path}: files of kind {path.suffix or '(none)'} are not read",
+            hint=f"use one of {', '.join(READERS)}",
+        )
+    if not path.is_file():
+        raise DataError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
+    return reader(path, encoding)
+
+
+def _text(path: Path, encoding: str) -> str:
+    data = path.read_bytes()
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            "bad-encoding",
+            f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}",
+            where=Location(str(path), line),
+            hint="save the file as UTF-8, or name its encoding: `data.encoding: latin-1`",
+        ) from None
+    text = text.removeprefix("\ufeff")
+    if not text.strip():
+        raise DataError("empty-file", f"{path} is empty", hint="write a header and at least one row")
+    return text
+
+
+def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
+    def read(path: Path, encoding: str) -> Iterator[Record]:
+        csv.field_size_limit(MAX_CELL)
+        rows = csv.reader(io.StringIO(_text(path, encoding), newline=""), delimiter=separator, strict=True)
+        try:
+            header = next(rows)
+            _check_header(header, path)
+            line = rows.line_num + 1
+            for row in rows:
+                if row:
+                    if len(row) != len(header):
+                        raise DataError(
+                            "field-count",
+                            f"{len(row)} fields where the header has {len(header)}",
+                            where=Location(str(path), line),
+                            hint='a field that holds the separator or a line break must stand in quotes: "a, b"',
+                        )
+                    yield Record(dict(zip(header, row, strict=True)), f"{path.name}:{line}")
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise DataError("bad-csv", str(error), where=Location(str(path), rows.line_num)) from error
+
+    return read
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    for column in header:
+        if header.count(column) > 1:
+            raise DataError(
+                "duplicate-column", f"the column {column!r} stands twice in the header", where=Location(str(path), 1)
+            )
+
+
+def _jsonl(path: Path, encoding: str) -> Iterator[Record]:
+    for number, line in enumerate(_text(path, encoding).split("\n"), start=1):
+        if line.strip():
+            yield _record(_parsed(line, path, number), path, number)
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        column = getattr(error, "colno", None)
+        problem = getattr(error, "msg", "nested too deep")
+        raise DataError("bad-json", f"not valid JSON: {problem}", where=Location(str(path), line, column)) from None
+
+
+def _record(value: Any, path: Path, number: int) -> Record:
+    if not isinstance(value, dict):
+        raise DataError(
+            "not-a-record", f"expected an object, found {type(value).__name__}", where=Location(str(path), number),
+            hint='every row is an object: {"column": value, ...}',
+        )  # fmt: skip
+    return Record(value, f"{path.name}:{number}")
+
+
+def _json(path: Path, encoding: str) -> Iterator[Record]:
+    values = _parsed(_text(path, encoding), path, 1)
+    if not isinstance(values, list):
+        raise DataError("not-a-list", f"{path}: a JSON file of rows is a list of objects", hint="or use JSON lines")
+    for number, value in enumerate(values, start=1):
+        yield _record(value, path, number)
+
+
+def _parquet(path: Path, encoding: str) -> Iterator[Record]:
+    del encoding  # Parquet text is always UTF-8
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as missing:
+        raise MachineError(
+            "missing-extra", f"Parquet files need {missing.name}", hint="uv pip install 'rung[local]'"
+        ) from missing
+    try:
+        number = 0
+        for batch in ParquetFile(path).iter_batches():
+            for values in batch.to_pylist():
+                number += 1
+                yield Record(values, f"{path.name}:{number}")
+    except ArrowException as error:
+        raise DataError("bad-parquet", f"{path}: {error}") from error
+
+
+def _hub(source: str) -> Iterator[Record]:
+    try:
+        from datasets import load_dataset
+    except ImportError as missing:
+        raise MachineError(
+            "missing-extra", f"Hub data sets need {missing.name}", hint="uv pip install 'rung[local]'"
+        ) from missing
+    name, _, split = source.removeprefix(HUB).partition("#")
+    name, _, config = name.partition(":")
+    rows = load_dataset(name, config or None, split=split or "train", trust_remote_code=False)
+    for number, values in enumerate(rows, start=1):
+        yield Record(dict(values), f"{source}:{number}")
+
+
+READERS: dict[str, Callable[[Path, str], Iterator[Record]]] = {
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".parquet": _parquet,
+}

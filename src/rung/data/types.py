@@ -1,0 +1,67 @@
+"""Rows of a task as typed values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rung.data.report import DataReport
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as it stands in a file: its values by column, and `file:line`."""
+
+    values: dict[str, Any]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a task.
+
+    Attributes:
+        id: 16 hex digits of the hash of the normalized inputs; equal for inputs that differ in case or spaces only.
+        inputs: the task's input columns.
+        outputs: acceptable answers: exactly one for category and json, one or more for text.
+        source: `file:line`, for errors and reports.
+    """
+
+    id: str
+    inputs: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three splits, the sorted label set (empty unless the task is a category), and the data report."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    labels: tuple[str, ...]
+    report: DataReport
+    fingerprint: str
+
+
+def example_id(inputs: Mapping[str, Any]) -> str:
+    """Return the hash of the inputs, normalized (Unicode NFC, lower case, single spaces), as 16 hex digits."""
+    return hash_of([normal(value) for value in inputs.values()])
+
+
+def hash_of(value: Any) -> str:
+    """Return 16 hex digits of the sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def normal(value: Any) -> Any:
+    """Return text in Unicode NFC, lower case, with single spaces; other values as they are."""
+    if isinstance(value, str):
+        return " ".join(unicodedata.normalize("NFC", value).lower().split())
+    return value

@@ -1,0 +1,233 @@
+"""Task: what the model must do, as one strict YAML file."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from rung.errors import ConfigError, Location
+from rung.yamlfile import YamlFile, read_yaml
+
+if TYPE_CHECKING:
+    from rung.data.types import Data
+
+Kind = Literal["text", "category", "json", "chat"]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class Output(_Strict):
+    """What the model must answer."""
+
+    kind: Kind = Field(description="category: one of a set of labels; text; json: a record; chat: the next turn.")
+    column: str | None = Field(None, description="The column of the expected answer; not needed for chat.")
+    labels: list[str] | None = Field(None, description="The allowed labels; without, those of the training rows.")
+    descriptions: dict[str, str] = Field(default_factory=dict, description="What a label means, shown in the prompt.")
+    json_schema: dict[str, Any] | str | None = Field(
+        None, alias="schema", description="JSON Schema of the answer (kind json): inline, or the name of a file."
+    )
+    max_tokens: Count | None = Field(None, description="Longest answer, in tokens.")
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.kind != "chat" and self.column is None:
+            raise ValueError(f"`column` is needed for kind {self.kind}")
+        if self.kind != "category" and (self.labels or self.descriptions):
+            raise ValueError("`labels` and `descriptions` belong to kind category")
+        if self.kind != "json" and self.json_schema is not None:
+            raise ValueError("`schema` belongs to kind json")
+        unknown = [label for label in self.descriptions if self.labels and label not in self.labels]
+        if unknown:
+            raise ValueError(f"`descriptions` names {unknown[0]!r}, which is not among `labels`")
+        return self
+
+    def schema_text(self) -> str | None:
+        """Return the JSON Schema as text; a file name was replaced by its content when the task was loaded."""
+        return None if self.json_schema is None else json.dumps(self.json_schema)
+
+
+class Split(_Strict):
+    """How splits that are not given as files are cut from the training file: by a hash of the input."""
+
+    validation: Fraction = Field(0.2, description="Share of the rows for validation, where no file is given.")
+    test: Fraction = Field(0.2, description="Share of the rows for the test, where no file is given.")
+    group: str | None = Field(None, description="Rows with the same value in this column stay in one split.")
+    seed: int = Field(0, description="Another number gives another split.")
+
+
+class DataSource(_Strict):
+    """Where the rows are."""
+
+    train: str | list[str] = Field(description="CSV, TSV, JSON, JSONL or Parquet, or hf:org/name[:config][#split].")
+    validation: str | None = Field(None, description="Rows to choose by; without, a share of the training file.")
+    test: str | None = Field(None, description="Rows to confirm by; without, a share of the training file.")
+    split: Split = Field(default_factory=lambda: Split(), description="How missing splits are cut.")
+    train_per_label: Count | None = Field(None, description="Keep so many training rows per label.")
+    train_rows: Count | None = Field(None, description="Keep so many training rows.")
+    validation_rows: Count | None = Field(None, description="Keep so many validation rows.")
+    test_rows: Count | None = Field(None, description="Keep so many test rows.")
+    duplicates: Literal["error", "drop"] = Field(
+        "error", description="Inputs in two splits: an error, or dropped from the training side."
+    )
+    encoding: str = Field("utf-8", description="Text encoding of the files.")
+
+
+class Constraints(_Strict):
+    """What the climb must keep to."""
+
+    rungs: list[str] | None = Field(None, description="Try only these rungs.")
+    exclude: list[str] | None = Field(None, description="Never try these rungs.")
+
+
+class Task(_Strict):
+    """What the model must do: input columns, one output, instruction, metric, data, constraints."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the task, used for folders.")
+    instruction: str = Field(description="What to do, in a sentence or more.")
+    system: str | None = Field(None, description="A system prompt; whether it helps is measured.")
+    inputs: Annotated[list[str], Field(min_length=1)] = Field(description="Columns that the model reads.")
+    output: Output = Field(description="What it must answer.")
+    data: DataSource = Field(description="Where the rows are.")
+    metric: str | None = Field(None, description="accuracy, exact_match, rougeL, ..., or mymodule:function.")
+    model: str = Field("embedded", description="embedded, a Hub id, a folder, a .gguf file, or an endpoint.")
+    template: str | None = Field(None, description="The user turn, with {column} for the inputs.")
+    constraints: Constraints = Field(default_factory=lambda: Constraints(), description="Limits of the climb.")
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """The task file's folder, from which relative paths resolve."""
+        return self._folder
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, str] | None = None) -> Self:
+        """Read a task file.
+
+        Args:
+            path: the YAML file.
+            overrides: dotted keys and YAML values that replace those of the file: `{"data.train_per_label": "5"}`.
+
+        Raises:
+            ConfigError: with file, line and column, if anything is wrong.
+        """
+        path = Path(path)
+        parsed = read_yaml(path)
+        for key, text in (overrides or {}).items():
+            _override(parsed.values, key, text)
+        try:
+            task = cls.model_validate(parsed.values)
+        except ValidationError as error:
+            raise _config_error(error, parsed, cls) from None
+        task = task._with_schema_file(path.parent, parsed)
+        task._folder = path.resolve().parent
+        task._check(parsed)
+        return task
+
+    def _with_schema_file(self, folder: Path, parsed: YamlFile) -> Self:
+        name = self.output.json_schema
+        if not isinstance(name, str):
+            return self
+        try:
+            schema = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "bad-schema-file", f"the schema {name!r} cannot be read: {error}", where=parsed.where(("output", "schema"))
+            ) from error
+        return self.model_copy(update={"output": self.output.model_copy(update={"json_schema": schema})})
+
+    def _check(self, parsed: YamlFile) -> None:
+        """Check what needs more than one field: template, metric, columns."""
+        from rung.evaluation.metrics import get_metric
+        from rung.prompts.template import placeholders
+
+        if self.template is not None:
+            for name in placeholders(self.template):
+                if name not in self.inputs:
+                    raise ConfigError(
+                        "unknown-placeholder",
+                        f"the template asks for {{{name}}}, which is not among the inputs",
+                        where=parsed.where(("template",)),
+                        hint=suggest(name, self.inputs),
+                    )
+        if self.output.column in self.inputs:
+            raise ConfigError(
+                "output-is-input",
+                f"the column {self.output.column!r} is both input and output",
+                where=parsed.where(("inputs",)),
+                hint="take it out of `inputs`: the model would read its answer",
+            )
+        if self.metric is not None:
+            get_metric(self.metric, self._folder)
+
+    def read(self) -> Data:
+        """Read the rows and split them once; see `rung.data.loading`."""
+        from rung.data.loading import load_data
+
+        return load_data(self)
+
+    def fingerprint(self) -> str:
+        """Return a hash of every setting of the task."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Return a hint for a name that is not known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known)) or 'none'}"
+
+
+def _override(values: dict[str, Any], key: str, text: str) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError("bad-set", f"--set {key}: {parent!r} is not a mapping")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values[last] = text
+
+
+def _config_error(error: ValidationError, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
+    """Turn the first of pydantic's errors into one that points into the file."""
+    first = error.errors()[0]
+    path = tuple(part for part in first["loc"] if part not in ("str", "list[str]", "dict[str,any]"))
+    name = ".".join(map(str, path))
+    where = parsed.where(path)
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, path[:-1])
+        return ConfigError("unknown-key", f"unknown key {path[-1]!r}", where=where, hint=suggest(str(path[-1]), known))
+    if first["type"] == "missing":
+        return ConfigError(
+            "missing-key", f"the key `{name}` is missing", where=where if len(path) > 1 else Location(parsed.name),
+            hint="`rung schema` lists every key; `rung init data.csv` writes a file to start from",
+        )  # fmt: skip
+    value = first.get("input")
+    message = first["msg"].removeprefix("Value error, ")
+    hint = 'YAML reads unquoted yes, no, dates and numbers as such; write text in quotes: "no"'
+    quoted = first["type"] == "string_type" and not isinstance(value, (dict, list))
+    shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool)) else ""
+    return ConfigError(
+        "bad-value", f"`{name}`: {message}{shown}" if name else message, where=where, hint=hint if quoted else ""
+    )
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """Return the keys that are allowed at `path`."""
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
