@@ -1,0 +1,168 @@
+"""Commands on task files: `init`, `check`, `schema`, `explain`."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rung.cli.options import Json, Sets, TaskFile, overrides, print_json
+from rung.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rung.data.guess import Guess
+    from rung.data.types import Data
+    from rung.task import Task
+
+SCHEMA_FILE = "task.schema.json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (init, check, schema, explain):
+        app.command()(command)
+
+
+def init(
+    data: Annotated[Path, typer.Argument(help="A table with inputs and expected answers.", metavar="DATA")],
+    output: Annotated[str | None, typer.Option(help="The column of the expected answer.")] = None,
+    out: Annotated[Path, typer.Option(help="The task file to write.")] = Path("task.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the task file if there is one.")] = False,
+) -> None:
+    """Guess a task from a table and write a commented task file."""
+    from rung.data.guess import guess_task
+
+    if out.exists() and not force:
+        raise ConfigError("file-exists", f"{out} exists", hint="name another file with --out, or replace it with --force")
+    guess = guess_task(data, output)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(task_text(guess, data.resolve(), out.resolve().parent), encoding="utf-8")
+    (out.parent / SCHEMA_FILE).write_text(schema_text() + "\n", encoding="utf-8")
+    typer.echo(f"wrote {out}: {guess.kind}, because {guess.reason}\nNext: look at it, then\n  rung check {out}")
+
+
+def task_text(guess: Guess, data: Path, folder: Path) -> str:
+    """Return a commented task file."""
+    path = str(data.relative_to(folder)) if data.is_relative_to(folder) else str(data)
+    quoted = json_module.dumps  # JSON strings are YAML strings
+    instruction = {
+        "category": f"Which {(guess.output or 'label').replace('_', ' ')} does this text belong to?",
+        "text": f"Write the {(guess.output or 'answer').replace('_', ' ')} for this input.",
+        "json": "Extract the fields from this text as JSON.",
+        "chat": "Continue the conversation helpfully.",
+    }[guess.kind]
+    column = "" if guess.output is None else f"\n  column: {quoted(guess.output)}"
+    limits = "\n  # train_per_label: 10     # keep so many training rows of each label" if guess.kind == "category" else ""
+    return f"""# yaml-language-server: $schema={SCHEMA_FILE}
+name: {quoted(guess.name)}
+
+# What to do, as you would tell a person. Say it precisely: every technique builds on it.
+instruction: {quoted(instruction)}
+# system: a persona or rules; whether it helps is measured
+
+# The columns that the model reads.
+inputs: [{", ".join(quoted(name) for name in guess.inputs)}]
+
+# The answer. Guessed: {guess.reason}.
+output:
+  kind: {guess.kind}             # text, category, json or chat{column}
+
+data:
+  train: {quoted(path)}
+  # test: test.csv          # without, a share of the rows is kept for the test, chosen by a hash of the input
+  # split: {{validation: 0.2, test: 0.2}}{limits}
+
+# metric: accuracy          # without, the usual one for the kind
+model: embedded             # or a Hub id, a folder, a .gguf file
+"""
+
+
+def check(task: TaskFile, sets: Sets = None, json: Json = False) -> None:
+    """Validate a task file and its data without a model, and print the data report."""
+    from rung.task import Task
+
+    loaded = Task.load(task, overrides(sets))
+    data = loaded.read()
+    count = token_counter(loaded)
+    if count is not None:
+        for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+            data.report.measure(name, rows, category=bool(data.labels), count=count)
+    if json:
+        print_json({"task": loaded.name, "unit": "tokens" if count else "characters", **data.report.as_dict()})
+    else:
+        _print_report(loaded, data, "tokens" if count else "characters", str(task))
+
+
+def token_counter(task: Task) -> Callable[[str], int] | None:
+    """Return a token counter of the task's model if its files are here already; nothing is downloaded for a count."""
+    from rung.errors import MachineError
+    from rung.models.reference import is_endpoint, resolve
+    from rung.models.tokenizer import Tokenizer
+
+    if is_endpoint(task.model):
+        return None
+    before = os.environ.get("RUNG_OFFLINE")
+    os.environ["RUNG_OFFLINE"] = "1"
+    try:
+        tokenizer = Tokenizer.load(resolve(task.model).folder)
+    except MachineError:
+        return None  # the report says that lengths are in characters
+    finally:
+        if before is None:
+            del os.environ["RUNG_OFFLINE"]
+        else:
+            os.environ["RUNG_OFFLINE"] = before
+    return lambda text: len(tokenizer.encode_plain(text))
+
+
+def _print_report(task: Task, data: Data, unit: str, file: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for name in ("split", "read", "kept", "labels", f"input {unit} (median, p95, max)", "output"):
+        table.add_column(name, justify="left" if name == "split" else "right")
+    report = data.report
+    for name, split in report.splits.items():
+        spans = [report.lengths.get(f"{name} {part}") for part in ("input", "output")]
+        shown = [f"{s['median']:g}, {s['p95']:g}, {s['max']:g}" if s else "" for s in spans]
+        labels = str(len(report.labels[name])) if name in report.labels else ""
+        table.add_row(name, f"{split.read:,}", f"{split.kept:,}", labels, *shown)
+    console.print(table)
+    for name, split in report.splits.items():
+        for reason, sources in split.dropped.items():
+            console.print(f"{name}: {len(sources)} dropped, {reason}: {', '.join(sources[:5])}", highlight=False)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    console.print(f"{task.name} is fine. Next: rung climb {file} --plan", highlight=False)
+
+
+def schema_text() -> str:
+    """Return the JSON Schema of task files."""
+    from rung.task import Task
+
+    return json_module.dumps(Task.model_json_schema(by_alias=True), indent=2)
+
+
+def schema() -> None:
+    """Print the JSON Schema of task files, for editors."""
+    typer.echo(schema_text())
+
+
+def explain(code: Annotated[str | None, typer.Argument(help="The code in error[CODE].", metavar="CODE")] = None) -> None:
+    """Say what an error code means and how to fix it; without a code, list them."""
+    from rung.explanations import EXPLANATIONS
+    from rung.task import suggest
+
+    if code is None:
+        for name, text in sorted(EXPLANATIONS.items()):
+            typer.echo(f"{name:26} {text.split('. ')[0]}")
+        return
+    if code not in EXPLANATIONS:
+        raise ConfigError("unknown-code", f"no error has the code {code!r}", hint=suggest(code, list(EXPLANATIONS)))
+    typer.echo(f"{code}\n\n{EXPLANATIONS[code]}")

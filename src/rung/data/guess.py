@@ -1,0 +1,100 @@
+"""Guess a task from a table, for `rung init`: which column is the answer, and of what kind."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from rung.data.sources import read_rows
+from rung.errors import DataError
+from rung.task import suggest
+
+SAMPLE = 2000
+ANSWER_NAMES = ("label", "category", "class", "intent", "target", "output", "answer", "summary", "completion", "response", "sql")
+MOST_LABELS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A task's columns and kind, and why."""
+
+    name: str
+    inputs: tuple[str, ...]
+    output: str | None
+    kind: Literal["text", "category", "json", "chat"]
+    reason: str
+
+
+def guess_task(file: Path, output: str | None = None) -> Guess:
+    """Look at a sample of rows.
+
+    Raises:
+        DataError: the file cannot be read, has one column, or has no column `output`.
+    """
+    rows = [record.values for record in islice(read_rows(file), SAMPLE)]
+    columns = list(rows[0]) if rows else []
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._") or "task"
+    messages = next((c for c in columns if _is_chat(rows[0][c])), None)
+    if messages is not None and output is None:
+        return Guess(name, (messages,), None, "chat", f"{messages!r} holds conversations")
+    if len(columns) < 2:
+        raise DataError(
+            "one-column", f"{file} has only the column {', '.join(columns) or '(none)'}",
+            hint="a task needs an input column and a column with the expected answer",
+        )  # fmt: skip
+    if output is not None and output not in columns:
+        raise DataError("missing-column", f"{file} has no column {output!r}", hint=suggest(output, columns))
+    answer = output or _answer_column(columns, rows)
+    values = [row.get(answer) for row in rows]
+    inputs = tuple(c for c in columns if c != answer and _is_text([row.get(c) for row in rows])) or tuple(
+        c for c in columns if c != answer
+    )
+    kind, reason = _kind(values)
+    return Guess(name, inputs, answer, kind, f"{answer!r} {reason}")
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
+
+
+def _answer_column(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
+    """Return the column with a telling name, else the one with the fewest different values, else the last."""
+    for name in ANSWER_NAMES:
+        for column in columns:
+            if column.lower() == name:
+                return column
+    few = [c for c in columns if _kind([row.get(c) for row in rows])[0] == "category"]
+    return min(few, key=lambda c: len({str(row.get(c)) for row in rows}), default=columns[-1])
+
+
+def _kind(values: Sequence[Any]) -> tuple[Literal["text", "category", "json"], str]:
+    if all(isinstance(v, dict) or (isinstance(v, str) and _is_object(v)) for v in values):
+        return "json", "holds JSON objects"
+    texts = [v for v in values if isinstance(v, str)]
+    distinct = len(set(texts))
+    if len(texts) == len(values) and distinct <= min(MOST_LABELS, len(texts) / 2) and max(map(len, texts)) <= 80:
+        return "category", f"holds {distinct} short values that repeat"
+    return "text", "holds free text"
+
+
+def _is_object(text: str) -> bool:
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _is_text(values: Sequence[Any]) -> bool:
+    """Say whether a column looks like something to read: not ids or numbers."""
+    texts = [v for v in values if isinstance(v, (str, list))]
+    if len(texts) < len(values) / 2:
+        return False
+    words = sum(" " in v if isinstance(v, str) else True for v in texts)
+    return words >= len(texts) / 2
