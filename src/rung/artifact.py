@@ -71,7 +71,9 @@ class Artifact:
         output = task.output
         known = tuple(output.labels or labels or (task.read().labels if output.kind == "category" else ()))
         texts = verbalize(known)
-        described = tuple((t, output.descriptions[k]) for k, t in zip(known, texts, strict=True) if k in output.descriptions)
+        described = tuple(
+            (t, output.descriptions[k]) for k, t in zip(known, texts, strict=True) if k in output.descriptions
+        )
         prompt = Prompt(
             instruction=task.instruction,
             template=task.template or default_template(task.inputs),
@@ -138,7 +140,12 @@ class Artifact:
         count = (lambda text: len(text) // 4 + 2) if head.encoder else (lambda text: len(self.open().encode(text)))
         return [
             Answer(
-                head.labels[int(p.argmax())], float(p.max()), tuple(p.tolist()), count(text), 0, seconds,
+                head.labels[int(p.argmax())],
+                float(p.max()),
+                tuple(p.tolist()),
+                count(text),
+                0,
+                seconds,
                 ({"role": "user", "content": text},),
             )
             for p, text in zip(chances, texts, strict=True)

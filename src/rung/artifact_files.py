@@ -1,10 +1,10 @@
 """An artifact as a folder: JSON and safetensors only, with a manifest of hashes written last.
 
-    artifact.json         every setting; prompt, decoder, where the base model comes from and its fingerprint
-    demonstrations.json   the pool of solved rows, where there is one
-    arrays.safetensors    pool vectors, head weights, where there are any
-    adapter/              PEFT adapter (adapter_model.safetensors, adapter_config.json), where there is one
-    manifest.json         sha256 of each file above; a folder without it is not an artifact
+artifact.json         every setting; prompt, decoder, where the base model comes from and its fingerprint
+demonstrations.json   the pool of solved rows, where there is one
+arrays.safetensors    pool vectors, head weights, where there are any
+adapter/              PEFT adapter (adapter_model.safetensors, adapter_config.json), where there is one
+manifest.json         sha256 of each file above; a folder without it is not an artifact
 """
 
 from __future__ import annotations

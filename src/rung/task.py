@@ -142,7 +142,9 @@ class Task(_Strict):
             schema = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(
-                "bad-schema-file", f"the schema {name!r} cannot be read: {error}", where=parsed.where(("output", "schema"))
+                "bad-schema-file",
+                f"the schema {name!r} cannot be read: {error}",
+                where=parsed.where(("output", "schema")),
             ) from error
         return self.model_copy(update={"output": self.output.model_copy(update={"json_schema": schema})})
 
@@ -201,7 +203,8 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
 
 def _config_error(error: ValidationError, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
     """Turn the first of pydantic's errors into one that points into the file."""
-    first = error.errors()[0]
+    # A misspelt key is also a missing one: the misspelling is the better news.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     path = tuple(part for part in first["loc"] if part not in ("str", "list[str]", "dict[str,any]"))
     name = ".".join(map(str, path))
     where = parsed.where(path)

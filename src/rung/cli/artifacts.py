@@ -209,7 +209,9 @@ def _source_rows(artifact: Artifact, folder: Path, data: Path | None, least: int
     else:
         rows = [json_module.loads(line)["inputs"] for line in beside.read_text(encoding="utf-8").splitlines()]
     if len(rows) < least:
-        raise DataError("no-such-row", f"row {least} was asked for, and there are {len(rows)}", hint="give a lower --row")
+        raise DataError(
+            "no-such-row", f"row {least} was asked for, and there are {len(rows)}", hint="give a lower --row"
+        )
     return rows
 
 

@@ -144,7 +144,9 @@ def eval_command(
         print_json(scores)
     else:
         for name, value in scores["metrics"].items():
-            typer.echo(f"{name} {value['score']:.4f} [{value['low']:.4f}, {value['high']:.4f}] on {scores['n']} {split} rows")
+            typer.echo(
+                f"{name} {value['score']:.4f} [{value['low']:.4f}, {value['high']:.4f}] on {scores['n']} {split} rows"
+            )
     for name, bar in bars:
         if name not in scores["metrics"]:
             raise ConfigError(

@@ -20,7 +20,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdo
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Attempt no connection.", callback=lambda on: _offline(on))]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a setting of the task file.", metavar="KEY=VALUE")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting of the task file.", metavar="KEY=VALUE")
+]
 EngineOption = Annotated[str, typer.Option("--engine", help="What runs the model.")]
 
 

@@ -37,7 +37,9 @@ def init(
     from rung.data.guess import guess_task
 
     if out.exists() and not force:
-        raise ConfigError("file-exists", f"{out} exists", hint="name another file with --out, or replace it with --force")
+        raise ConfigError(
+            "file-exists", f"{out} exists", hint="name another file with --out, or replace it with --force"
+        )
     guess = guess_task(data, output)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(task_text(guess, data.resolve(), out.resolve().parent), encoding="utf-8")
@@ -56,7 +58,9 @@ def task_text(guess: Guess, data: Path, folder: Path) -> str:
         "chat": "Continue the conversation helpfully.",
     }[guess.kind]
     column = "" if guess.output is None else f"\n  column: {quoted(guess.output)}"
-    limits = "\n  # train_per_label: 10     # keep so many training rows of each label" if guess.kind == "category" else ""
+    limits = (
+        "\n  # train_per_label: 10     # keep so many training rows of each label" if guess.kind == "category" else ""
+    )
     return f"""# yaml-language-server: $schema={SCHEMA_FILE}
 name: {quoted(guess.name)}
 
@@ -154,7 +158,9 @@ def schema() -> None:
     typer.echo(schema_text())
 
 
-def explain(code: Annotated[str | None, typer.Argument(help="The code in error[CODE].", metavar="CODE")] = None) -> None:
+def explain(
+    code: Annotated[str | None, typer.Argument(help="The code in error[CODE].", metavar="CODE")] = None,
+) -> None:
     """Say what an error code means and how to fix it; without a code, list them."""
     from rung.explanations import EXPLANATIONS
     from rung.task import suggest

@@ -36,7 +36,9 @@ def plan(artifact: Artifact, rungs: Sequence[Rung], data: Data, machine: Machine
         verdict = rung.applies(artifact, data)
         cost = rung.estimate(artifact, data, machine) if verdict.applies else None
         if cost is not None and cost.memory_bytes > machine.memory_bytes:
-            reason = f"it needs about {cost.memory_bytes / 2**30:.1f} GiB and {machine.memory_bytes / 2**30:.1f} are there"
+            reason = (
+                f"it needs about {cost.memory_bytes / 2**30:.1f} GiB and {machine.memory_bytes / 2**30:.1f} are there"
+            )
             lines.append(PlannedRung(rung, False, reason, 0, cost))
             continue
         lines.append(PlannedRung(rung, verdict.applies, verdict.reason, len(data.validation), cost))

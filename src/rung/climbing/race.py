@@ -9,6 +9,7 @@ from rung.artifact import Artifact
 from rung.climbing.elimination import Elimination, eliminate, looks
 from rung.climbing.store import RunStore
 from rung.data.types import Example
+from rung.evaluation.metrics import get_metric
 from rung.evaluation.result import Prediction
 from rung.evaluation.scoring import evaluate
 from rung.progress import QUIET, Progress
@@ -44,13 +45,12 @@ def race(
     alive = {artifact.name: artifact for artifact in candidates}
     beaten: dict[str, Elimination] = {}
     schedule = looks(len(rows))
+    binary = get_metric(candidates[0].shape.metric).binary
     for until in schedule:
         for artifact in alive.values():
             answer_rows(artifact, rows[:until], "validation", store, progress=progress)
-        scores = {
-            name: [store.predictions(name)["validation", row.id].score for row in rows[:until]] for name in alive
-        }
-        out = eliminate(scores, arms=arms, looks=len(schedule))
+        scores = {name: [store.predictions(name)["validation", row.id].score for row in rows[:until]] for name in alive}
+        out = eliminate(scores, arms=arms, looks=len(schedule), binary=binary)
         beaten.update(out)
         alive = {name: artifact for name, artifact in alive.items() if name not in out}
     return RaceResult(tuple(alive), beaten)

@@ -254,7 +254,9 @@ def _leader(state: _Climb, contenders: Sequence[Artifact], rows: Sequence[Any]) 
     return max(contenders, key=lambda artifact: means[artifact.name])
 
 
-def _clearly_better(state: _Climb, leader: Artifact, incumbent: Artifact, result: RaceResult, rows: Sequence[Any]) -> bool:
+def _clearly_better(
+    state: _Climb, leader: Artifact, incumbent: Artifact, result: RaceResult, rows: Sequence[Any]
+) -> bool:
     if incumbent.name in result.beaten:
         return True
     pair = {name: _scores(state, name, rows) for name in (incumbent.name, leader.name)}

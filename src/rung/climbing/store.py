@@ -1,10 +1,10 @@
 """The run folder: everything a climb has finished, written so that a killed climb goes on where it was.
 
-    climb.json                     what is climbed: task, data and settings fingerprints
-    journal.jsonl                  one line per finished step: fitted, failed, skipped, stage decided, time spent
-    rungs/NAME/artifact/           the artifact, complete or absent
-    rungs/NAME/predictions.jsonl   one line per answered row, appended batch by batch
-    report.json, report.html       at the end
+climb.json                     what is climbed: task, data and settings fingerprints
+journal.jsonl                  one line per finished step: fitted, failed, skipped, stage decided, time spent
+rungs/NAME/artifact/           the artifact, complete or absent
+rungs/NAME/predictions.jsonl   one line per answered row, appended batch by batch
+report.json, report.html       at the end
 """
 
 from __future__ import annotations

@@ -15,8 +15,21 @@ from rung.errors import DataError
 from rung.task import suggest
 
 SAMPLE = 2000
-ANSWER_NAMES = ("label", "category", "class", "intent", "target", "output", "answer", "summary", "completion", "response", "sql")
+ANSWER_NAMES = (
+    "label",
+    "category",
+    "class",
+    "intent",
+    "target",
+    "output",
+    "answer",
+    "summary",
+    "completion",
+    "response",
+    "sql",
+)
 MOST_LABELS = 500
+GENERIC_NAMES = ("train", "training", "data", "dataset", "rows")  # such files are named by their folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +51,8 @@ def guess_task(file: Path, output: str | None = None) -> Guess:
     """
     rows = [record.values for record in islice(read_rows(file), SAMPLE)]
     columns = list(rows[0]) if rows else []
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._") or "task"
+    stem = file.resolve().parent.name if file.stem.lower() in GENERIC_NAMES else file.stem
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "task"
     messages = next((c for c in columns if _is_chat(rows[0][c])), None)
     if messages is not None and output is None:
         return Guess(name, (messages,), None, "chat", f"{messages!r} holds conversations")

@@ -80,9 +80,7 @@ def _fraction(text: str) -> float:
     return int(hash_of(text), 16) / 16**16
 
 
-def _without_duplicates(
-    task: Task, splits: dict[str, list[Example]], report: DataReport
-) -> dict[str, list[Example]]:
+def _without_duplicates(task: Task, splits: dict[str, list[Example]], report: DataReport) -> dict[str, list[Example]]:
     """Drop repeated rows within a split; inputs that stand in two splits are an error, or leave the earlier one."""
     result: dict[str, list[Example]] = {}
     owner: dict[str, tuple[str, Example]] = {}
@@ -131,7 +129,9 @@ def _labels(task: Task, splits: dict[str, list[Example]]) -> tuple[str, ...]:
                     hint="write both the same way",
                 )
     if len(first) < 2:
-        raise DataError("one-label", f"every row has the label {next(iter(first), '')!r}", hint="give rows of two labels")
+        raise DataError(
+            "one-label", f"every row has the label {next(iter(first), '')!r}", hint="give rows of two labels"
+        )
     allowed = task.output.labels
     if allowed is None:
         return tuple(sorted(first))
@@ -140,7 +140,9 @@ def _labels(task: Task, splits: dict[str, list[Example]]) -> tuple[str, ...]:
             from rung.task import suggest
 
             raise DataError(
-                "unknown-label", f"{source}: the label {label!r} is not among `output.labels`", hint=suggest(label, allowed)
+                "unknown-label",
+                f"{source}: the label {label!r} is not among `output.labels`",
+                hint=suggest(label, allowed),
             )
     return tuple(sorted(allowed))
 
@@ -175,6 +177,6 @@ def _warn(report: DataReport, splits: dict[str, list[Example]]) -> None:
                 report.warnings.append(f"{len(unseen)} labels of {name} have no training row, such as {unseen[0]!r}")
     for name in SPLITS:
         if 0 < len(splits[name]) < FEW_ROWS:
-            report.warnings.append(f"{name} has only {len(splits[name])} rows: differences will be hard to tell from chance")
-
-
+            report.warnings.append(
+                f"{name} has only {len(splits[name])} rows: differences will be hard to tell from chance"
+            )

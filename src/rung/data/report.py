@@ -35,7 +35,9 @@ class DataReport:
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def measure(self, split: str, rows: Sequence[Example], *, category: bool, count: Callable[[str], int] = len) -> None:
+    def measure(
+        self, split: str, rows: Sequence[Example], *, category: bool, count: Callable[[str], int] = len
+    ) -> None:
         """Add label counts and lengths (characters, or tokens where `count` counts them) of a split."""
         if category:
             self.labels[split] = dict(Counter(row.outputs[0] for row in rows).most_common())

@@ -34,7 +34,10 @@ class SentenceEncoder:
         transformers.utils.logging.disable_progress_bar()
         self.files = files
         self._model: Any = SentenceTransformer(
-            str(files.folder), device=None if device == "auto" else device, local_files_only=True, trust_remote_code=False
+            str(files.folder),
+            device=None if device == "auto" else device,
+            local_files_only=True,
+            trust_remote_code=False,
         )
 
     @property
@@ -53,9 +56,7 @@ class SentenceEncoder:
         parts = []
         for first in range(0, len(texts), CHUNK):
             chunk = list(texts[first : first + CHUNK])
-            parts.append(
-                self._model.encode(chunk, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
-            )
+            parts.append(self._model.encode(chunk, batch_size=64, normalize_embeddings=True, show_progress_bar=False))
             progress.advance(len(chunk))
         progress.finish()
         if not parts:

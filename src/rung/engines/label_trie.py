@@ -69,7 +69,9 @@ def build_trie(continuations: tuple[tuple[int, ...], ...]) -> LabelTrie:
         raise ValueError("a trie needs at least one continuation, and none may be empty")
     inner = sorted({c[:n] for c in continuations for n in range(1, len(c))}, key=lambda prefix: (len(prefix), prefix))
     number: dict[tuple[int, ...], int] = {(): 0} | {prefix: i for i, prefix in enumerate(inner, start=1)}
-    edges = sorted({c[:n] for c in continuations for n in range(1, len(c) + 1)}, key=lambda prefix: (len(prefix), prefix))
+    edges = sorted(
+        {c[:n] for c in continuations for n in range(1, len(c) + 1)}, key=lambda prefix: (len(prefix), prefix)
+    )
     edge_number = {prefix: i for i, prefix in enumerate(edges)}
     longest = max(map(len, continuations))
     paths = np.full((len(continuations), longest), len(edges), np.int64)

@@ -37,7 +37,9 @@ class ResponseStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         with self._open() as db:
-            db.execute("CREATE TABLE IF NOT EXISTS response (key BLOB PRIMARY KEY, value BLOB, used REAL) WITHOUT ROWID")
+            db.execute(
+                "CREATE TABLE IF NOT EXISTS response (key BLOB PRIMARY KEY, value BLOB, used REAL) WITHOUT ROWID"
+            )
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

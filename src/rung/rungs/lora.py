@@ -40,7 +40,7 @@ class LoRA:
     rank: int = 16
     alpha: int = 32
     learning_rate: float = 1e-3
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 8
     dropout: float = 0.0
     seed: int = 0

@@ -63,9 +63,7 @@ def train(
     torch.manual_seed(schedule.seed)
     rng = random.Random(schedule.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(trained, lr=schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
     plan = [batch for _ in range(schedule.epochs) for batch in epoch_batches(rows, schedule.batch_size, rng)]
     losses: list[tuple[int, float]] = []
     tokens, start = 0, time.perf_counter()
@@ -138,5 +136,3 @@ def answer_loss(model: Any, part: Sequence[TokenizedExample]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(
         logits.float().flatten(0, 1), target.flatten().to(model.device), ignore_index=-100, reduction="sum"
     )
-
-

@@ -1,0 +1,187 @@
+"""The report as one HTML file: no network, no framework, everything escaped, a strict content policy.
+
+Styles and the few lines of script are allowed by their hashes alone, so text from the data can never run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rung.evaluation.report import plots
+from rung.evaluation.report.words import (
+    against,
+    count_text,
+    delta_text,
+    left_out,
+    measured,
+    method,
+    per_row,
+    score_text,
+)
+from rung.evaluation.result import ClimbResult, Prediction
+
+ROWS_SHOWN = 100  # fixed and broken rows shown per rung
+TEXT_SHOWN = 20_000  # characters of one prompt
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1c1c1e;--soft:#5f6368;--line:#d9d9de;--paper:#fff;--tint:#f5f5f7;--best:#b34a00}
+@media(prefers-color-scheme:dark){:root{--ink:#ececf0;--soft:#a5a8ad;--line:#3a3a40;--paper:#17171a;--tint:#222226;--best:#ff9d5c}}
+*{box-sizing:border-box}body{margin:0 auto;max-width:60rem;padding:1.5rem 1rem 4rem;background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
+.soft{color:var(--soft)}.decision{font-size:1.15rem;border-left:4px solid var(--best);padding:.4rem 1rem;background:var(--tint)}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
+th,td{padding:.35rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{text-align:left}tr.best td{font-weight:600;color:var(--best)}
+svg{max-width:100%;height:auto}details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--tint);padding:.7rem;font-size:.85rem;max-height:24rem;overflow:auto}
+.pair{color:var(--soft);font-size:.92rem;overflow-wrap:anywhere}select{font:inherit;padding:.2rem .4rem;max-width:100%}
+[hidden]{display:none}
+"""
+
+SCRIPT = """
+const pick=document.getElementById('pick');
+if(pick){const show=()=>document.querySelectorAll('[data-rung]').forEach(
+e=>{e.hidden=e.dataset.rung!==pick.value});pick.addEventListener('change',show);show()}
+"""
+
+
+def write_html(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]], folder: Path) -> Path:
+    """Write `report.html` into `folder`, at once or not at all."""
+    file = folder / "report.html"
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text(page(result, predictions), encoding="utf-8", errors="replace")
+    os.replace(scratch, file)  # noqa: PTH105
+    return file
+
+
+def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
+    """Return the whole page."""
+    policy = f"default-src 'none'; style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'; base-uri 'none'; form-action 'none'"
+    best = [row for row in predictions.get(result.recommended, ()) if row.split == "test"]
+    category = result.metric == "accuracy"
+    sections = [
+        ("The ladder", _figure(plots.ladder_svg(result)) + _table(result)),
+        ("Quality against cost", _figure(plots.cost_svg(result))),
+        ("Rows fixed and broken", _changes(result, predictions)),
+        ("Most confused labels", _figure(plots.confusion_svg(result, best)) if category and best else ""),
+        ("Training", _figure(plots.loss_svg(result))),
+        ("Left out", "".join(f"<p>{_e(r.name)} ({r.status}): {_e(r.reason)}</p>" for r in left_out(result))),
+        ("Data", _data(result.data)),
+        ("How this was measured", "".join(f"<p>{_e(text)}</p>" for text in method(result))),
+    ]
+    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>{_e(result.task)}: report of a climb</title>
+<style>{STYLE}</style></head><body><main>
+<p class="soft">Rung, report of a climb</p><h1>{_e(result.task)}</h1><p class="decision">{_e(result.decision)}</p>
+{body}</main><script>{SCRIPT}</script></body></html>
+"""
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _e(text: Any) -> str:
+    return html.escape(str(text).replace("\0", "\ufffd"), quote=True)
+
+
+def _figure(svg: str | None) -> str:
+    """Return a plot for the page, or nothing without one."""
+    if svg is None:
+        return ""
+    # matplotlib writes `style` attributes, which the policy would refuse; presentation attributes say the same.
+    return f'<div class="scroll">{_presentation(svg)}</div>'
+
+
+def _presentation(svg: str) -> str:
+    """Turn style attributes into presentation attributes, and drop the style element."""
+
+    def attributes(match: re.Match[str]) -> str:
+        found = dict(part.split(":", 1) for part in match.group(1).split(";") if ":" in part)
+        pairs = {key.strip(): value.strip() for key, value in found.items()}
+        if "font" in pairs:  # the shorthand has no presentation attribute
+            pairs |= {"font-size": re.sub(r".*?([\d.]+px).*", r"\1", pairs.pop("font")), "font-family": "sans-serif"}
+        return " ".join(f'{key}="{value}"' for key, value in pairs.items())
+
+    svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" role="img" ', 1)
+    return re.sub(r'style="([^"]*)"', attributes, svg)
+
+
+def _table(result: ClimbResult) -> str:
+    heads = (
+        f"<th>rung<th>{_e(result.metric)} [95 %]<th>rows<th>against zero-shot<th>fit s<th>ms/row<th>tokens/row"
+        "<th>trainable<th>bytes"
+    )
+    lines = []
+    for rung in measured(result):
+        c = against(result, rung.name)
+        ms, tokens = per_row(rung)
+        rows = f"{rung.n} {rung.split}"
+        cells = [
+            rung.name, score_text(rung), rows, delta_text(c) if c else rung.reason, f"{rung.fit_seconds:.0f}", ms, tokens,
+            count_text(rung.trainable_parameters), count_text(rung.artifact_bytes),
+        ]  # fmt: skip
+        mark = ' class="best"' if rung.name == result.recommended else ""
+        lines.append(f"<tr{mark}>" + "".join(f"<td>{_e(cell)}</td>" for cell in cells) + "</tr>")
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
+    """Return, for every rung, the rows that it answers better or worse than zero-shot."""
+    zero = result.rungs[0].name
+    before = {(row.split, row.id): row for row in predictions.get(zero, ())}
+    names = [rung.name for rung in measured(result) if rung.name != zero]
+    if not names:
+        return ""
+    options = "".join(
+        f'<option value="{_e(name)}"{" selected" if name == result.recommended else ""}>{_e(name)}</option>'
+        for name in names
+    )
+    parts = [f'<p><label>Rung: <select id="pick">{options}</select></label></p>']
+    for name in names:
+        rows = [(before[key], row) for row in predictions.get(name, ()) if (key := (row.split, row.id)) in before]
+        changed = [(old, new) for old, new in rows if old.score != new.score]
+        changed.sort(key=lambda pair: pair[1].score - pair[0].score)
+        fixed = sum(new.score > old.score for old, new in changed)
+        note = f"{fixed} fixed, {len(changed) - fixed} broken of {len(rows)} rows answered by both"
+        if len(changed) > ROWS_SHOWN:
+            note += f"; {ROWS_SHOWN} are shown, broken ones first"
+        shown = "".join(_row(old, new) for old, new in changed[:ROWS_SHOWN])
+        parts.append(f'<div data-rung="{_e(name)}"><p class="soft">{note}</p>{shown}</div>')
+    return "".join(parts)
+
+
+def _row(old: Prediction, new: Prediction) -> str:
+    text = " | ".join(str(value) for value in new.inputs.values())
+    verdict = "fixed" if new.score > old.score else "broken"
+    return (
+        f"<details><summary>{verdict}: {_e(text[:300])}</summary>"
+        f'<p class="pair">{_e(new.source)} ({new.split}). Expected: {_e(" | ".join(new.expected))}. '
+        f"Zero-shot: {_e(old.prediction)}. Now: {_e(new.prediction)}.</p>"
+        f"<pre>{_e(new.prompt[:TEXT_SHOWN])}</pre></details>"
+    )
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    lines = []
+    for name, split in data["splits"].items():
+        dropped = ", ".join(f"{count} {reason}" for reason, count in split["dropped"].items()) or "none"
+        lines.append(f"<tr><td>{_e(name)}<td>{split['read']}<td>{split['kept']}<td>{_e(dropped)}</tr>")
+    table = f"<table><tr><th>split<th>read<th>kept<th>dropped</tr>{''.join(lines)}</table>"
+    warnings = "".join(f"<p>Warning: {_e(text)}</p>" for text in data["warnings"])
+    raw = _e(json.dumps(data, ensure_ascii=False, indent=1))
+    return (
+        f'<div class="scroll">{table}</div>{warnings}<details><summary>everything</summary><pre>{raw}</pre></details>'
+    )

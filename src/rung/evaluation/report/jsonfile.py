@@ -1,0 +1,47 @@
+"""`report.json`, and the shorter object that `--json` prints."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rung.evaluation.result import ClimbResult, Comparison, RungResult
+
+RUNG_KEYS = (
+    "name", "metric", "score", "low", "high", "n", "split", "status", "reason", "seconds", "fit_seconds", "tokens",
+    "trainable_parameters", "artifact_bytes", "artifact",
+)  # fmt: skip
+COMPARISON_KEYS = ("a", "b", "delta", "low", "high", "p", "fixed", "broken", "n")
+
+
+def summary(result: ClimbResult) -> dict[str, Any]:
+    """Return what programs read: task, recommendation, rungs and comparisons."""
+    return {
+        "task": result.task,
+        "recommended": result.recommended,
+        "decision": result.decision,
+        "seconds": result.seconds,
+        "rungs": [{key: getattr(r, key) for key in RUNG_KEYS} for r in result.rungs],
+        "comparisons": [{key: getattr(c, key) for key in COMPARISON_KEYS} for c in result.comparisons],
+    }
+
+
+def write(result: ClimbResult, folder: Path) -> Path:
+    """Write everything to `report.json`, at once or not at all."""
+    file = folder / "report.json"
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text(json.dumps(result.as_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(scratch, file)  # noqa: PTH105
+    return file
+
+
+def read(folder: Path) -> ClimbResult:
+    """Read `report.json` back."""
+    values = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    rungs = tuple(
+        RungResult(**{**r, "path": tuple(r["path"]), "losses": tuple(map(tuple, r["losses"]))}) for r in values["rungs"]
+    )
+    comparisons = tuple(Comparison(**c) for c in values["comparisons"])
+    return ClimbResult(**{**values, "rungs": rungs, "comparisons": comparisons, "notes": tuple(values["notes"])})

@@ -1,0 +1,161 @@
+"""Plots of a climb as SVG: the ladder, quality against cost, confusions, loss curves.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; backgrounds are transparent and text is a middle
+grey with enough contrast on white and on black.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rung.evaluation.metrics import confusion
+from rung.evaluation.report.words import measured
+from rung.evaluation.result import ClimbResult, Prediction, RungResult
+
+BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#767676"
+MOST_CONFUSED = 10
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style = {
+        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+        "font.size": 10, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
+        "svg.hashsalt": "rung", "svg.fonttype": "none",
+    }  # fmt: skip
+    with rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.patch.set_alpha(0)
+    return figure, rc_context(style)
+
+
+def _svg(figure: Any, title: str) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def ladder_svg(result: ClimbResult) -> str:
+    """Return the ladder: one dot with its interval per rung, zero-shot at the bottom, the recommended one in orange."""
+    rungs = measured(result)
+    figure, style = _figure(7.5, 0.9 + 0.42 * len(rungs))
+    with style:
+        axes = figure.add_subplot()
+        for height, rung in enumerate(rungs):
+            assert rung.score is not None and rung.low is not None and rung.high is not None
+            best = rung.name == result.recommended
+            colour = ORANGE if best else BLUE if rung.split == "test" else GREY
+            axes.plot([100 * rung.low, 100 * rung.high], [height, height], color=colour, linewidth=2.2)
+            axes.plot(100 * rung.score, height, "o" if rung.split == "test" else "D", color=colour, markersize=7)
+            axes.annotate(
+                f"{100 * rung.score:.1f}", (100 * rung.high, height), (7, 0), textcoords="offset points", va="center",
+                color=colour, fontweight="bold" if best else "normal",
+            )  # fmt: skip
+        axes.set_yticks(range(len(rungs)), [rung.name for rung in rungs])
+        axes.set_ylim(-0.6, len(rungs) - 0.4)
+        axes.set_xlabel(f"{result.metric}, % with 95 % interval (diamonds: stopped in the race, validation rows)")
+        axes.set_xlim(left=0)
+        axes.margins(x=0.08)
+        axes.grid(axis="x", alpha=0.25)
+        return _svg(figure, f"The ladder of {result.task}")
+
+
+def cost_svg(result: ClimbResult) -> str:
+    """Return quality against four costs: time and tokens per row, trainable parameters, artifact size."""
+    panels: list[tuple[str, Callable[[RungResult], float]]] = [
+        ("milliseconds per row", lambda r: 1000 * r.seconds / max(1, r.n)),
+        ("tokens per row", lambda r: r.tokens / max(1, r.n)),
+        ("trainable parameters", lambda r: r.trainable_parameters),
+        ("artifact bytes", lambda r: r.artifact_bytes),
+    ]
+    rungs = measured(result)
+    figure, style = _figure(9, 6.4)
+    with style:
+        for number, (label, cost) in enumerate(panels, start=1):
+            axes = figure.add_subplot(2, 2, number)
+            points = [(cost(rung), 100 * (rung.score or 0), rung) for rung in rungs]
+            for x, y, rung in points:
+                best = rung.name == result.recommended
+                axes.plot(x, y, "o", color=ORANGE if best else BLUE, markersize=6)
+            axes.set_xscale("symlog" if min(p[0] for p in points) <= 0 else "log")
+            axes.margins(x=0.35, y=0.15)
+            _label(axes, [(x, y, r.name) for x, y, r in points])
+            axes.set_xlabel(label)
+            axes.grid(alpha=0.2)
+            if number % 2:
+                axes.set_ylabel(f"{result.metric}, %")
+        return _svg(figure, f"Quality against cost for {result.task}")
+
+
+def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write names beside points, pushed apart vertically so that none covers another."""
+    low, high = axes.get_ylim()
+    step = (high - low) * 0.075
+    taken: list[float] = []
+    for x, y, name in sorted(points, key=lambda point: point[1]):
+        at = max([y, *(t + step for t in taken if t + step > y)])
+        taken.append(at)
+        axes.annotate(
+            name, (x, y), (x, at), fontsize=8, va="center", ha="left", xytext=(8, (at - y) / (high - low) * 190),
+            textcoords="offset points",
+        )  # fmt: skip
+
+
+def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None:
+    """Return how often the most confused labels of the recommended rung are taken for each other, if any are."""
+    expected = [row.expected[0] for row in rows]
+    found = confusion([row.prediction for row in rows], expected, sorted(set(expected)))
+    if not found:
+        return None
+    labels: list[str] = []
+    for pair in found:
+        labels += [label for label in (pair.expected, pair.predicted) if label not in labels]
+        if len(labels) >= MOST_CONFUSED:
+            break
+    labels = labels[:MOST_CONFUSED]
+    counts = [
+        [sum(e == a and r.prediction == b for r, e in zip(rows, expected, strict=True)) for b in labels] for a in labels
+    ]
+    figure, style = _figure(8, 6.2)
+    with style:
+        axes = figure.add_subplot()
+        axes.imshow(counts, cmap="cividis", aspect="auto")
+        highest = max(map(max, counts)) or 1
+        for i, line in enumerate(counts):
+            for j, count in enumerate(line):
+                if count:
+                    axes.text(j, i, count, ha="center", va="center", color="black" if count > highest / 2 else "white")
+        axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("expected")
+        return _svg(figure, f"Most confused labels of {result.recommended}")
+
+
+def loss_svg(result: ClimbResult) -> str | None:
+    """Return the training loss of every trained rung over its steps, raw and smoothed, if one was trained."""
+    curves = [rung for rung in result.rungs if rung.losses]
+    if not curves:
+        return None
+    figure, style = _figure(7.5, 3.4)
+    with style:
+        axes = figure.add_subplot()
+        for rung, colour in zip(curves, (BLUE, ORANGE, "#009E73", "#CC79A7") * len(curves), strict=False):
+            steps, losses = zip(*rung.losses, strict=True)
+            smooth, mean = [], losses[0]
+            for loss in losses:
+                mean = 0.9 * mean + 0.1 * loss
+                smooth.append(mean)
+            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, smooth, color=colour, linewidth=1.8, label=rung.name)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss per answer token")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.2)
+        return _svg(figure, "Training loss")

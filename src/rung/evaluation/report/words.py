@@ -1,0 +1,68 @@
+"""Figures as text, the same in every report."""
+
+from __future__ import annotations
+
+from rung.evaluation.result import ClimbResult, Comparison, RungResult
+
+
+def score_text(rung: RungResult) -> str:
+    """Return `85.2 % [82.1, 87.8]`, or nothing without a score."""
+    if rung.score is None or rung.low is None or rung.high is None:
+        return ""
+    return f"{100 * rung.score:.1f} % [{100 * rung.low:.1f}, {100 * rung.high:.1f}]"
+
+
+def against(result: ClimbResult, name: str) -> Comparison | None:
+    """Return the comparison of `name` with zero-shot, with zero-shot as `a`."""
+    zero = result.rungs[0].name
+    return next((c for c in result.comparisons if c.a == zero and c.b == name), None)
+
+
+def delta_text(c: Comparison) -> str:
+    """Return `+4.0 pp [+0.6, +7.5], 23 fixed / 9 broken, p = 0.020`."""
+    interval = f"{100 * c.delta:+.1f} pp [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
+    return f"{interval}, {c.fixed} fixed / {c.broken} broken, {p_text(c.p)}"
+
+
+def p_text(p: float) -> str:
+    """Return `p < 0.001` or `p = 0.020`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def count_text(number: float) -> str:
+    """Return `4.9M`, `12k` or `57`."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def per_row(rung: RungResult) -> tuple[str, str]:
+    """Return milliseconds and tokens per answered row."""
+    return (f"{1000 * rung.seconds / rung.n:.0f}", f"{rung.tokens / rung.n:.0f}") if rung.n else ("", "")
+
+
+def measured(result: ClimbResult) -> list[RungResult]:
+    """Return the rungs that have a score, in the order of the ladder."""
+    return [r for r in result.rungs if r.score is not None]
+
+
+def left_out(result: ClimbResult) -> list[RungResult]:
+    """Return the rungs that were skipped or failed."""
+    return [r for r in result.rungs if r.score is None]
+
+
+def method(result: ClimbResult) -> list[str]:
+    """Say how the figures were measured."""
+    return [
+        "Every rung answered the same rows, with the same prompt renderer and the same metric.",
+        "Race: validation rows in one fixed shuffled order, in growing batches; a rung is stopped when another beats it "
+        "by a one-sided test whose level is shared among all rungs and looks, so that the best rung is dropped with a "
+        "probability of at most 5 %.",
+        "Confirmation: finalists answered the untouched test rows once. Differences of 0/1 scores are tested by the "
+        "exact McNemar test, others by a paired sign-flip test; p-values are corrected over all pairs (Holm).",
+        "Recommended is the cheapest rung that significantly beats zero-shot and that no other significantly beats; cost "
+        "is operations per prediction, training shared among 10,000 predictions.",
+        f"Intervals are at 95 %. Model {result.model}, metric {result.metric}, seed {result.seed}, Rung {result.version}, "
+        f"{result.created}.",
+    ]
