@@ -13,7 +13,7 @@ from rung.engines.base import Engine, Floats, Messages
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import DataError
 from rung.evaluation.metrics import default_metric
-from rung.parts import Answer, Decoder, Generate, Head, LabelScoring, Weights
+from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Weights
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.prompt import Prompt
@@ -52,7 +52,7 @@ class Artifact:
     decoder: Decoder
     demonstrations: Demonstrations | None = None
     retriever: None = None
-    weights: Weights = Weights()
+    weights: Weights = BASE
     engine: str = "auto"
     path: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -137,13 +137,13 @@ class Artifact:
         texts = [self.prompt.question(example.inputs) for example in examples]
         chances = head.classify(features(self, head.encoder, texts, progress=progress))
         seconds = (time.perf_counter() - start) / len(examples)
-        count = (lambda text: len(text) // 4 + 2) if head.encoder else (lambda text: len(self.open().encode(text)))
+        encode = open_encoder(head.encoder).encode if head.encoder else self.open().encode
         return [
             Answer(
                 head.labels[int(p.argmax())],
                 float(p.max()),
                 tuple(p.tolist()),
-                count(text),
+                len(encode(text)),
                 0,
                 seconds,
                 ({"role": "user", "content": text},),
@@ -164,9 +164,8 @@ class Artifact:
         def cost(example: Example) -> int:
             if example.id not in costs:
                 question, answer = prompt.question(example.inputs), self.spoken(example.outputs[0])
-                costs[example.id] = engine.count(
-                    ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-                )
+                turns: Messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+                costs[example.id] = engine.count(turns)
             return costs[example.id]
 
         vectors: Floats | None = None

@@ -48,7 +48,8 @@ It was deleted. Fix: try again; if it stays, the package index serves something 
     "constraint-unsupported": """This engine cannot constrain text.
 Choose another engine, or leave the schema away.""",
     "context-overflow": """A prompt does not fit the model's context.
-Cutting it silently would change the task. Fix: fewer demonstrations, shorter input, or a model with a longer context.""",
+Cutting it silently would change the task. Fix: fewer demonstrations, shorter input, or a model with a longer
+context.""",
     "context-unknown": """The model's files do not say how long its context is.
 Fix: add `max_position_embeddings` to its config.json.""",
     "download-failed": """A model could not be downloaded.

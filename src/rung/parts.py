@@ -50,6 +50,9 @@ class Weights:
         return None if self.adapter is None else str(self.adapter)
 
 
+BASE = Weights()
+
+
 @dataclass(frozen=True, slots=True)
 class Generate:
     """Write the answer token by token, greedily; `json_schema` (JSON text) constrains it where the engine can."""

@@ -159,7 +159,7 @@ def show(
 
     loaded = Artifact.load(artifact)
     if prompt:
-        values = _source_rows(loaded, artifact, data, row)[row - 1]
+        values = _source_rows(artifact, data, row)[row - 1]
         text = loaded.text(loaded.messages(values))
         if json:
             print_json({"row": values, "prompt": text})
@@ -195,7 +195,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _source_rows(artifact: Artifact, folder: Path, data: Path | None, least: int) -> list[dict[str, Any]]:
+def _source_rows(folder: Path, data: Path | None, least: int) -> list[dict[str, Any]]:
     """Return rows to show prompts of: those of --data, or those that the climb answered with this artifact."""
     from rung.data.sources import read_rows
 
@@ -228,7 +228,7 @@ def export(
     if prompt not in ("messages", "text", "openai"):
         raise ConfigError("unknown-format", f"--prompt {prompt!r}", hint="choose messages, text or openai")
     loaded = Artifact.load(artifact)
-    rows = _source_rows(loaded, artifact, data, row or 1)
+    rows = _source_rows(artifact, data, row or 1)
     for values in [rows[row - 1]] if row else rows:
         print_json(_exported(loaded, values, prompt))  # type: ignore[arg-type]
 

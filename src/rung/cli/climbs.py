@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -137,9 +137,10 @@ def eval_command(
 
     if split not in ("validation", "test"):
         raise ConfigError("unknown-split", f"no split is named {split!r}", hint="choose validation or test")
+    chosen: Literal["validation", "test"] = "test" if split == "test" else "validation"
     bars = [_bar(text) for text in at_least or ()]
     data = Task.load(task, overrides(sets)).read()
-    scores = summarize(Artifact.load(artifact), getattr(data, split), split, progress=progress(quiet))
+    scores = summarize(Artifact.load(artifact), getattr(data, split), chosen, progress=progress(quiet))
     if json:
         print_json(scores)
     else:

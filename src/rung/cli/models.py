@@ -51,7 +51,7 @@ def list_models(json: Json = False) -> None:
 
 
 @app.command()
-def show(reference: Reference, json: Json = False, quiet: Quiet = False, offline: Offline = False) -> None:  # noqa: ARG001
+def show(reference: Reference, json: Json = False, quiet: Quiet = False, offline: Offline = False) -> None:
     """Say what a model is; one that is not here is described from the catalogue, or fetched."""
     facts = _facts(reference, quiet)
     if json:
@@ -75,7 +75,7 @@ def _facts(reference: str, quiet: bool) -> dict[str, Any]:
 
 
 @app.command()
-def pull(reference: Reference, json: Json = False, quiet: Quiet = False, offline: Offline = False) -> None:  # noqa: ARG001
+def pull(reference: Reference, json: Json = False, quiet: Quiet = False, offline: Offline = False) -> None:
     """Fetch and convert a model, so that it works offline from then on."""
     from rung.models.reference import resolve
 

@@ -23,6 +23,7 @@ from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResu
 from rung.evaluation.scoring import score_interval
 from rung.machine import Machine, this_machine
 from rung.models.reference import is_endpoint
+from rung.parts import Head
 from rung.progress import QUIET, Progress
 from rung.rungs import DEFAULT, build
 from rung.rungs.base import Rung
@@ -209,26 +210,30 @@ def _fitted(state: _Climb, base: Artifact, rung_: Rung, name: str, expected: flo
     """Return the fitted artifact, from the run folder if it is there; None where it failed or was skipped."""
     if (artifact := state.store.kept(name)) is not None and state.store.noted("fitted", name=name):
         return artifact
-    for event in ("failed", "skipped"):
+    events: tuple[Status, ...] = ("failed", "skipped")
+    for event in events:
         if (entry := state.store.noted(event, name=name)) is not None:
-            state.out[name] = (event, entry["reason"])  # type: ignore[assignment]
+            state.out[name] = (event, entry["reason"])
             return None
     budget = state.options.budget_seconds
     left = None if budget is None else budget * (1 - CONFIRM_SHARE) - state.store.spent()
     if left is not None and expected > left:
         reason = f"it is expected to take {expected:.0f} s and {max(left, 0):.0f} s of the budget are left"
-        return _leave_out(state, "skipped", name, reason)
+        _leave_out(state, "skipped", name, reason)
+        return None
     start = time.perf_counter()
     try:
         artifact = state.store.keep(rung_.fit(base, state.data, progress=state.progress))
     except RungError as error:
-        return _leave_out(state, "failed", name, f"{error} [{error.code}]")
+        _leave_out(state, "failed", name, f"{error} [{error.code}]")
+        return None
     except Exception as error:
         # One broken rung must not cost the others their results: it is reported, with its traceback beside it.
         folder = state.store.folder / "rungs" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc())
-        return _leave_out(state, "failed", name, f"{type(error).__name__}: {error}; see {folder / 'error.txt'}")
+        _leave_out(state, "failed", name, f"{type(error).__name__}: {error}; see {folder / 'error.txt'}")
+        return None
     state.store.note("fitted", name=name, fit_seconds=round(time.perf_counter() - start, 3))
     return artifact
 
@@ -308,7 +313,8 @@ def decision(best: str, zero: str, results: Sequence[RungResult], comparisons: S
     p = "p < 0.001" if c.p < 0.001 else f"p = {c.p:.3f}"
     return (
         f"Use {best}: {delta:+.1f} pp [{low:+.1f}, {high:+.1f}] over {zero} on {c.n} test rows, "
-        f"{fixed} fixed / {broken} broken, {p}; nothing measured is significantly better, and nothing as good is cheaper."
+        f"{fixed} fixed / {broken} broken, {p}; nothing measured is significantly better, "
+        f"and nothing as good is cheaper."
     )
 
 
@@ -352,7 +358,7 @@ def _result(state: _Climb, name: str, test: Sequence[Prediction] | None) -> Rung
 
 def trainable_parameters(artifact: Artifact) -> int:
     """Return the number of parameters that training set: the adapter's, or the head's."""
-    if artifact.decoder.kind == "head":
+    if isinstance(artifact.decoder, Head):
         return int(artifact.decoder.weight.size + artifact.decoder.intercept.size)
     return artifact.weights.trainable_parameters
 

@@ -30,7 +30,7 @@ class RunStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.journal: list[dict[str, Any]] = _read_lines(folder / "journal.jsonl")
-        self._before = sum(entry["seconds"] for entry in self.journal if entry["event"] == "spent")
+        self._before: float = sum(entry["seconds"] for entry in self.journal if entry["event"] == "spent")
         self._start = time.monotonic()
         self._noted = 0.0
         self._predictions: dict[str, dict[tuple[str, str], Prediction]] = {}

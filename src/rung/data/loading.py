@@ -40,7 +40,8 @@ def load_data(task: Task) -> Data:
         report.measure(name, rows, category=task.output.kind == "category")
     _warn(report, splits)
     digest = hash_of([[name, [[e.id, *e.outputs] for e in splits[name]]] for name in SPLITS])
-    return Data(*(tuple(splits[name]) for name in SPLITS), labels=labels, report=report, fingerprint=digest)
+    train, validation, test = (tuple(splits[name]) for name in SPLITS)
+    return Data(train, validation, test, labels=labels, report=report, fingerprint=digest)
 
 
 def _read(task: Task, report: DataReport) -> tuple[dict[str, list[Example]], list[str]]:
@@ -125,7 +126,7 @@ def _labels(task: Task, splits: dict[str, list[Example]]) -> tuple[str, ...]:
             if other != label:
                 raise DataError(
                     "label-spelling",
-                    f"the labels {other!r} ({first[other]}) and {label!r} ({example.source}) differ in case or spaces only",
+                    f"{other!r} ({first[other]}) and {label!r} ({example.source}) differ in case or spaces only",
                     hint="write both the same way",
                 )
     if len(first) < 2:

@@ -10,6 +10,7 @@ import numpy as np
 from rung.engines.base import Floats
 from rung.errors import EngineError
 from rung.models.reference import ModelFiles
+from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
 CHUNK = 256  # texts between two reports of progress
@@ -33,6 +34,7 @@ class SentenceEncoder:
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.files = files
+        self._tokenizer = Tokenizer.load(files.folder)
         self._model: Any = SentenceTransformer(
             str(files.folder),
             device=None if device == "auto" else device,
@@ -49,6 +51,10 @@ class SentenceEncoder:
     def parameters(self) -> int:
         """Number of weights, for cost estimates."""
         return self.files.parameters
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of `text`, no special tokens added."""
+        return self._tokenizer.encode_plain(text)
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
         """Return one unit vector per text, shape [texts, dimension]."""

@@ -28,7 +28,7 @@ def mean_states(
     result = np.empty((len(prompts), model.config.get_text_config().hidden_size), np.float32)
     captured: list[torch.Tensor] = []
 
-    def stop(module: Any, inputs: Any, output: Any) -> None:
+    def stop(_module: Any, _inputs: Any, output: Any) -> None:
         captured.append(output[0] if isinstance(output, tuple) else output)
         raise _EnoughError
 

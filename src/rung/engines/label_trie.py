@@ -94,7 +94,7 @@ def build_trie(continuations: tuple[tuple[int, ...], ...]) -> LabelTrie:
     )
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
     """Return how many leading tokens all `sequences` share, leaving each at least one token of its own."""
     first, last = min(sequences), max(sequences)
     limit = min(map(len, sequences)) - 1

@@ -177,10 +177,8 @@ class CachedEngine:
             if (key := full[i] if full[i] in known else own[i]) in known
         }
         missing = [i for i in range(len(requests)) if i not in results]
-        for i, scored in zip(
-            missing, self.engine.score([requests[i] for i in missing], progress=progress), strict=True
-        ):
-            results[i] = scored
+        made = self.engine.score([requests[i] for i in missing], progress=progress)
+        results.update(zip(missing, made, strict=True))
         self.store.put(
             (full[i] if np.isfinite(results[i].logprobs).all() else own[i], _pack(results[i])) for i in missing
         )

@@ -86,7 +86,7 @@ class TorchEngine:
     def tokens(self, prompt: Prompt) -> tuple[int, ...]:
         """Return the token ids of a prompt; chat messages are rendered by the model's own template."""
         if prompt and isinstance(prompt[0], int):
-            return prompt  # type: ignore[return-value]
+            return prompt
         return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
 
     def count(self, prompt: Prompt) -> int:
@@ -103,7 +103,7 @@ class TorchEngine:
         if len(tokens) + room > self.info.context:
             raise EngineError(
                 "context-overflow",
-                f"a prompt of {len(tokens)} tokens and {room} more do not fit the context of {self.info.context} tokens",
+                f"a prompt of {len(tokens)} tokens and {room} more do not fit the context of {self.info.context}",
                 hint="show fewer demonstrations, shorten the input, or choose a model with a longer context",
             )
         return tokens

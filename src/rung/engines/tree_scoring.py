@@ -52,7 +52,7 @@ def run_prefix(model: Any, tokens: Sequence[int]) -> Prefix:
 
 @torch.inference_mode()
 def score_all(
-    model: Any, prompts: Sequence[Sequence[int]], trie: LabelTrie, *, done: Callable[[int], None] = lambda rows: None
+    model: Any, prompts: Sequence[tuple[int, ...]], trie: LabelTrie, *, done: Callable[[int], None] = lambda rows: None
 ) -> Floats:
     """Return the log-likelihood of every continuation behind every prompt, shape [prompts, continuations]."""
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
@@ -131,7 +131,7 @@ def _edge_logprobs(logits: torch.Tensor, nodes: np.ndarray[Any, Any], tokens: np
 @torch.inference_mode()
 def score_best(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[tuple[int, ...]],
     trie: LabelTrie,
     divisor: Floats,
     bias: Floats,
@@ -198,7 +198,7 @@ class _Search:
             finished = run[:, self.trie.node_paths].all(-1)
             best = np.where(finished, bound, -np.inf).max(1)
             open_bound = np.where(finished, -np.inf, bound).max(1)
-            decided = best >= open_bound
+            decided = np.asarray(best >= open_bound)
             if decided.any():
                 result[self.rows[decided]] = np.where(finished, partial, -np.inf)[decided]
                 if decided.all():
@@ -238,7 +238,7 @@ class _Search:
             depths[row, : len(nodes)] = torch.from_numpy(trie.depths[np.array(nodes) - 1])
             for place, node in enumerate(nodes):
                 self.column[row, node] = self.columns + place
-                own[row, place, self.column[row, 1:][trie.visible[node - 1]]] = True
+                own[row, place, self.column[row, 1:][trie.visible[node - 1, :]]] = True
         device = self.model.device
         mask = torch.cat([self.prompt_mask[:, None].expand(-1, width, -1), own], 2)
         logits = self.model(
@@ -255,7 +255,9 @@ class _Search:
     def _read(self, logits: torch.Tensor, chosen: list[list[int]]) -> None:
         """Store the log-probabilities of the edges that leave the nodes just run."""
         normalizer = torch.logsumexp(logits.float(), dim=-1)
-        where_row, where_place, where_edge = [], [], []
+        where_row: list[int] = []
+        where_place: list[int] = []
+        where_edge: list[int] = []
         for row, nodes in enumerate(chosen):
             for place, node in enumerate(nodes):
                 low, high = np.searchsorted(self.trie.edge_nodes, [node, node + 1])

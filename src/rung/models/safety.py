@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
         raise ModelError(
             "no-safetensors",
             f"{folder} holds no weights in safetensors format",
-            hint="convert them with `save_pretrained(folder, safe_serialization=True)`, or choose a repository that has them",
+            hint="convert them with `save_pretrained(folder)`, or choose a repository that has them",
         )
 
 

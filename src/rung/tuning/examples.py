@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rung.artifact import Artifact
 from rung.data.types import Example
-from rung.engines.base import Engine
+from rung.engines.torch_engine import TorchEngine
 from rung.errors import TrainingError
 from rung.progress import QUIET, Progress
 
@@ -26,7 +26,7 @@ class TokenizedExample:
 
 
 def tokenize(
-    artifact: Artifact, engine: Engine, rows: Sequence[Example], *, progress: Progress = QUIET
+    artifact: Artifact, engine: TorchEngine, rows: Sequence[Example], *, progress: Progress = QUIET
 ) -> list[TokenizedExample]:
     """Turn rows into tokens with the renderer that also predicts; a row's demonstrations never hold itself.
 

@@ -94,7 +94,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     total = answer_loss(model, part)
     loss = total / sum(len(row.answer) for row in part)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, max_norm)
     optimizer.step()
     return float(loss.item())

@@ -34,9 +34,11 @@ TEXT_SHOWN = 20_000  # characters of one prompt
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1e;--soft:#5f6368;--line:#d9d9de;--paper:#fff;--tint:#f5f5f7;--best:#b34a00}
 @media(prefers-color-scheme:dark){:root{--ink:#ececf0;--soft:#a5a8ad;--line:#3a3a40;--paper:#17171a;--tint:#222226;--best:#ff9d5c}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:60rem;padding:1.5rem 1rem 4rem;background:var(--paper);color:var(--ink);
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:60rem;padding:1.5rem 1rem 4rem;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
-.soft{color:var(--soft)}.decision{font-size:1.15rem;border-left:4px solid var(--best);padding:.4rem 1rem;background:var(--tint)}
+.soft{color:var(--soft)}
+.decision{font-size:1.15rem;border-left:4px solid var(--best);padding:.4rem 1rem;background:var(--tint)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.35rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}tr.best td{font-weight:600;color:var(--best)}
@@ -64,7 +66,8 @@ def write_html(result: ClimbResult, predictions: Mapping[str, Sequence[Predictio
 
 def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
     """Return the whole page."""
-    policy = f"default-src 'none'; style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'; base-uri 'none'; form-action 'none'"
+    allowed = f"style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'"
+    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     best = [row for row in predictions.get(result.recommended, ()) if row.split == "test"]
     category = result.metric == "accuracy"
     sections = [
@@ -130,8 +133,8 @@ def _table(result: ClimbResult) -> str:
         ms, tokens = per_row(rung)
         rows = f"{rung.n} {rung.split}"
         cells = [
-            rung.name, score_text(rung), rows, delta_text(c) if c else rung.reason, f"{rung.fit_seconds:.0f}", ms, tokens,
-            count_text(rung.trainable_parameters), count_text(rung.artifact_bytes),
+            rung.name, score_text(rung), rows, delta_text(c) if c else rung.reason, f"{rung.fit_seconds:.0f}", ms,
+            tokens, count_text(rung.trainable_parameters), count_text(rung.artifact_bytes),
         ]  # fmt: skip
         mark = ' class="best"' if rung.name == result.recommended else ""
         lines.append(f"<tr{mark}>" + "".join(f"<td>{_e(cell)}</td>" for cell in cells) + "</tr>")

@@ -22,7 +22,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style = {
+    style: Any = {
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
         "font.size": 10, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
         "svg.hashsalt": "rung", "svg.fonttype": "none",
@@ -47,7 +47,8 @@ def ladder_svg(result: ClimbResult) -> str:
     with style:
         axes = figure.add_subplot()
         for height, rung in enumerate(rungs):
-            assert rung.score is not None and rung.low is not None and rung.high is not None
+            if rung.score is None or rung.low is None or rung.high is None:
+                continue
             best = rung.name == result.recommended
             colour = ORANGE if best else BLUE if rung.split == "test" else GREY
             axes.plot([100 * rung.low, 100 * rung.high], [height, height], color=colour, linewidth=2.2)

@@ -56,13 +56,13 @@ def method(result: ClimbResult) -> list[str]:
     """Say how the figures were measured."""
     return [
         "Every rung answered the same rows, with the same prompt renderer and the same metric.",
-        "Race: validation rows in one fixed shuffled order, in growing batches; a rung is stopped when another beats it "
-        "by a one-sided test whose level is shared among all rungs and looks, so that the best rung is dropped with a "
+        "Race: validation rows in one fixed shuffled order, in growing batches; a rung is stopped when another beats it"
+        " by a one-sided test whose level is shared among all rungs and looks, so that the best rung is dropped with a "
         "probability of at most 5 %.",
         "Confirmation: finalists answered the untouched test rows once. Differences of 0/1 scores are tested by the "
         "exact McNemar test, others by a paired sign-flip test; p-values are corrected over all pairs (Holm).",
-        "Recommended is the cheapest rung that significantly beats zero-shot and that no other significantly beats; cost "
-        "is operations per prediction, training shared among 10,000 predictions.",
-        f"Intervals are at 95 %. Model {result.model}, metric {result.metric}, seed {result.seed}, Rung {result.version}, "
-        f"{result.created}.",
+        "Recommended is the cheapest rung that significantly beats zero-shot and that no other significantly beats; its"
+        " cost is operations per prediction, training shared among 10,000 predictions.",
+        f"Intervals are at 95 %. Model {result.model}, metric {result.metric}, seed {result.seed}, "
+        f"Rung {result.version}, {result.created}.",
     ]
