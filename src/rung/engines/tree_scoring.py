@@ -195,7 +195,7 @@ class _Search:
             partial = self.trie.total(self.edges)
             bound = partial / self.divisor - self.bias
             run = self.column >= 0
-            finished = run[:, self.trie.node_paths].all(-1)
+            finished = np.asarray(run[:, self.trie.node_paths].all(-1))
             best = np.where(finished, bound, -np.inf).max(1)
             open_bound = np.where(finished, -np.inf, bound).max(1)
             decided = np.asarray(best >= open_bound)

@@ -1,0 +1,68 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any library looks at it
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from rung.artifact import Artifact
+from rung.data.types import Data
+from rung.task import Task
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+LABELS = ("card_arrival", "lost_or_stolen_card", "exchange_rate", "age_limit", "top_up_failed", "get_physical_card")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_responses(tmp_path_factory):
+    """Remembered answers of earlier runs must not make a test pass; the models' cache is shared."""
+    from rung.engines import response_cache
+
+    path = tmp_path_factory.mktemp("responses") / "responses.sqlite"
+    patch = pytest.MonkeyPatch()
+    patch.setattr(response_cache, "store_path", lambda: path)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def small_task_file(tmp_path_factory):
+    """Six intents of BANKING77: 8 training, 4 validation and 6 test rows each, as real files."""
+    folder = tmp_path_factory.mktemp("task")
+    for name, per_label in (("train", 8), ("validation", 4), ("test", 6)):
+        chosen = []
+        for label in LABELS:
+            chosen += [row for row in _rows(name) if row["category"] == label][:per_label]
+        with (folder / f"{name}.csv").open("w", newline="") as out:
+            writer = csv.DictWriter(out, ["text", "category"])
+            writer.writeheader()
+            writer.writerows(chosen)
+    file = folder / "task.yaml"
+    file.write_text(
+        "name: intents\ninstruction: Which intent does this message of a bank's customer express?\ninputs: [text]\n"
+        "output: {column: category, kind: category}\n"
+        "data: {train: train.csv, validation: validation.csv, test: test.csv}\n"
+    )
+    return file
+
+
+def _rows(name):
+    with (EXAMPLES / "banking77" / f"{name}.csv").open(newline="") as rows:
+        return list(csv.DictReader(rows))
+
+
+@pytest.fixture(scope="session")
+def task(small_task_file) -> Task:
+    return Task.load(small_task_file)
+
+
+@pytest.fixture(scope="session")
+def data(task) -> Data:
+    return task.read()
+
+
+@pytest.fixture(scope="session")
+def zero(task, data) -> Artifact:
+    return Artifact.zero_shot(task, data.labels)
