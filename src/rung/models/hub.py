@@ -1,76 +1,82 @@
-"""Models of the Hugging Face Hub: data files only, from the local cache first."""
+"""Models of the Hugging Face Hub: from its local cache where they are there, else downloaded; data files only."""
 
 from __future__ import annotations
 
-import re
+import json
 from pathlib import Path
 
 from rung.errors import ModelError
 from rung.models.cache import offline
-from rung.models.safety import check_folder, weights
 from rung.progress import QUIET, Progress
 
-WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", "LICENSE*"]
-# Other copies of the same weights, in other formats or precisions.
-UNWANTED = ["onnx/*", "openvino/*", "original/*", "consolidated*", "*.fp16.safetensors", "*.bf16.safetensors"]
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+ALLOWED = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model", "README.md", "LICENSE*"]
+IGNORED = ["onnx/*", "openvino/*", "original/*", "runs/*", "checkpoint-*/*"]
 
 
-def is_hub_id(reference: str) -> bool:
-    """Tell whether a reference reads like `org/name` or `org/name@revision`."""
-    return HUB_ID.fullmatch(reference) is not None
+def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET) -> Path:
+    """Return the snapshot folder of a Hub model, downloading it where the local cache lacks it.
 
-
-def ensure(reference: str, *, progress: Progress = QUIET) -> Path:
-    """Return the checked snapshot folder of a Hub id, downloading it where the Hub's local cache lacks it.
-
-    A branch that is in the cache is used as it is there; delete it from the cache, or name a revision, to get another.
+    A model that is in the cache is used as it is, and no connection is attempted.
 
     Raises:
-        ModelError: not cached and offline, no such repository or no access to it, or an unsafe folder.
+        ModelError: huggingface-hub is missing, the model is not found, or it is not in the cache and we are offline.
     """
-    name, _, revision = reference.partition("@")
-    folder = _download(name, revision or None, local=True)
-    if folder is None or not weights(folder):
-        if offline():
-            raise ModelError(
-                "model-not-cached",
-                f"{reference} is not in the Hub's local cache, and the network is switched off",
-                hint=f"run `rung models pull {reference}` once with the network on (unset RUNG_OFFLINE and HF_HUB_OFFLINE)",
-            )
-        progress.start(f"downloading {reference} from the Hugging Face Hub")
-        folder = _download(name, revision or None, local=False)
-        assert folder is not None
-        progress.finish()
-    check_folder(folder)
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as missing:
+        raise _missing(missing) from missing
+    if (found := cached(name, revision)) is not None:
+        return found
+    if offline():
+        raise ModelError(
+            "model-not-cached",
+            f"{name} is not in the local Hub cache, and the network is switched off",
+            hint=f"unset RUNG_OFFLINE and HF_HUB_OFFLINE, and run `rung models pull {name}` once",
+        )
+    progress.start(f"downloading {name} from the Hub")
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=ALLOWED, ignore_patterns=IGNORED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as failed:
+        raise ModelError(
+            "download-failed",
+            f"{name} could not be fetched from the Hub: {str(failed).strip().splitlines()[0]}",
+            hint="check the name and the network; gated models need a token in HF_TOKEN",
+        ) from failed
+    progress.finish()
     return folder
 
 
-def _download(name: str, revision: str | None, *, local: bool) -> Path | None:
-    """Return the snapshot folder; None where only the local cache is asked and it has none."""
+def cached(name: str, revision: str | None = None) -> Path | None:
+    """Return the snapshot folder of a Hub model if the local cache has all of it.
+
+    Raises:
+        ModelError: huggingface-hub is missing, or the name cannot be one of the Hub.
+    """
     try:
-        import httpx
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
     except ImportError as missing:
-        raise ModelError(
-            "missing-extra", f"models of the Hub need {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
+        raise _missing(missing) from missing
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=local
-            )
-        )
-    except LocalEntryNotFoundError as absent:
-        if local:
-            return None
-        reason: Exception = absent
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as failed:
-        reason = failed
-    said = str(reason).strip().splitlines()
-    raise ModelError(
-        "download-failed",
-        f"{name}{f'@{revision}' if revision else ''}: {said[0] if said else type(reason).__name__}",
-        hint="check the name, the network, and for gated models that you are logged in (`hf auth login`)",
-    ) from reason
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as wrong:
+        raise ModelError("unknown-model", str(wrong), hint="a Hub id is org/name or org/name@revision") from wrong
+    return folder if _complete(folder) else None
+
+
+def _complete(folder: Path) -> bool:
+    """Tell whether a cached snapshot has its configuration and all weights; other tools fetch single files."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
+        return (folder / "config.json").exists() and all((folder / name).exists() for name in names)
+    return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+
+
+def _missing(missing: ImportError) -> ModelError:
+    return ModelError(
+        "missing-extra", f"Hub models need {missing.name}", hint="install it: uv pip install 'rung[local]'"
+    )
