@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rung.engines.base import Message
 from rung.models.tokenizer import Tokenizer
 
 _PROBE = "answer"
@@ -14,7 +15,7 @@ def end_token(tokenizer: Tokenizer) -> int | None:
     end-of-text token of the tokenizer.
     """
     if tokenizer.chat_template is not None:
-        turns = ({"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE})
+        turns: tuple[Message, ...] = ({"role": "user", "content": "question"}, {"role": "assistant", "content": _PROBE})
         behind = tokenizer.render(turns, add_generation_prompt=False).rpartition(_PROBE)[2]
         for token in tokenizer.encode(behind.strip())[:1]:
             if token in tokenizer.eos_ids:
