@@ -53,7 +53,7 @@ def test_publish_builds_once(tmp_path):
     assert publish(folder, write("first")) is True
     assert publish(folder, write("second")) is False
     assert (folder / "deep" / "a.txt").read_text() == "first"
-    assert os.listdir(folder.parent) == ["model"]  # no lock, nothing partial
+    assert [f.name for f in folder.parent.iterdir()] == ["model"]  # no lock, nothing partial
     mask = os.umask(0)
     os.umask(mask)
     assert (folder / "deep" / "a.txt").stat().st_mode & 0o777 == 0o666 & ~mask
@@ -66,7 +66,7 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
     with pytest.raises(RuntimeError, match="stop"):
         publish(tmp_path / "model", build)
-    assert sorted(os.listdir(tmp_path)) == ["cache"]
+    assert [f.name for f in tmp_path.iterdir()] == ["cache"]
     assert publish(tmp_path / "model", write("ok"))
 
 
@@ -104,4 +104,4 @@ def test_write_atomically_replaces(tmp_path):
     write_atomically(tmp_path / "x" / "a.json", "one")
     write_atomically(tmp_path / "x" / "a.json", "two")
     assert (tmp_path / "x" / "a.json").read_text() == "two"
-    assert os.listdir(tmp_path / "x") == ["a.json"]
+    assert [f.name for f in (tmp_path / "x").iterdir()] == ["a.json"]

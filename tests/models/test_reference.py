@@ -109,6 +109,46 @@ def test_offline_with_an_empty_cache(reference, own_cache, monkeypatch):
     assert "rung models pull" in caught.value.hint
 
 
+@pytest.fixture
+def hub_cache(small_model, tmp_path, own_cache, monkeypatch):
+    """The Hub's local cache as huggingface-hub lays it out, with one model on its main branch."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("RUNG_OFFLINE", "1")
+    repository = tmp_path / "hub" / "models--org--small"
+    for name in ("refs", "blobs", "snapshots"):
+        (repository / name).mkdir(parents=True)
+    revision = "a" * 40
+    (repository / "refs" / "main").write_text(revision)
+    (repository / "snapshots" / revision).mkdir()
+    for file in small_model.iterdir():
+        (repository / "blobs" / file.name).write_bytes(file.read_bytes())
+        (repository / "snapshots" / revision / file.name).symlink_to(f"../../blobs/{file.name}")
+    return repository / "snapshots" / revision
+
+
+@pytest.mark.parametrize("reference", ["org/small", "org/small@main", f"org/small@{'a' * 40}"])
+def test_a_hub_model_in_the_local_cache(reference, hub_cache, small_model):
+    assert is_cached(reference)
+    files = resolve(reference)
+    assert (files.folder, files.name, files.parameters) == (hub_cache, "small", 6)
+    assert files.fingerprint == resolve(str(small_model)).fingerprint
+
+
+def test_a_hub_model_without_its_weights_is_not_cached(hub_cache):
+    (hub_cache / "model.safetensors").unlink()
+    assert not is_cached("org/small")
+    with pytest.raises(ModelError) as caught:
+        resolve("org/small")
+    assert caught.value.code == "model-not-cached"
+
+
+def test_a_hub_model_with_code_is_refused(hub_cache):
+    (hub_cache / "modeling.py").write_text("")
+    with pytest.raises(ModelError, match=r"modeling\.py"):
+        resolve("org/small")
+
+
 WITHOUT_NETWORK = """
 import json, socket, sys
 

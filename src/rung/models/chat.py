@@ -68,7 +68,7 @@ def render(
             add_generation_prompt=add_generation_prompt,
             **{name: text for name, text in names.items() if text is not None},
         )
-    except (TemplateError, TypeError) as refused:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as refused:
         roles = ", ".join(str(turn.get("role")) for turn in turns)
         raise ModelError(
             "chat-template-refused",

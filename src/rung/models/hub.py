@@ -22,6 +22,7 @@ def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET
         ModelError: huggingface-hub is missing, the model is not found, or it is not in the cache and we are offline.
     """
     try:
+        from httpx import HTTPError
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as missing:
@@ -37,10 +38,11 @@ def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET
     progress.start(f"downloading {name} from the Hub")
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=ALLOWED, ignore_patterns=IGNORED))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as failed:
+    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as failed:
+        why = (str(failed).strip() or type(failed).__name__).splitlines()[0]
         raise ModelError(
             "download-failed",
-            f"{name} could not be fetched from the Hub: {str(failed).strip().splitlines()[0]}",
+            f"{name} could not be fetched from the Hub: {why}",
             hint="check the name and the network; gated models need a token in HF_TOKEN",
         ) from failed
     progress.finish()

@@ -15,10 +15,12 @@ from rung.errors import ConfigError, ModelError
 from rung.models import catalogue, embedded, gguf, hub
 from rung.models.fingerprint import fingerprint
 from rung.models.safety import check_folder
+from rung.models.tokenizer import chat_template_of
 from rung.progress import QUIET, Progress
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FORMS = "write `embedded`, a folder, a .gguf file, a Hub id (org/name or org/name@revision), or http://HOST/v1#MODEL"
+SETTINGS = ("*.json", "*.jinja", "[!.]*/config.json")  # configuration, tokenizer, template, pooling
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -29,7 +31,7 @@ class ModelFiles:
     Attributes:
         reference: what the user wrote.
         folder: holds config.json, safetensors weights and tokenizer.json.
-        fingerprint: changes when the model does: a sha256 over config.json, tokenizer.json and weights; for models
+        fingerprint: changes when the model does: a sha256 over its weights and all settings beside them; for models
             converted by Rung over their source files, so that it is the same on every machine.
         name: short, for people.
         parameters: number of weights, tied ones once.
@@ -114,8 +116,8 @@ def _describe(
     config = _config(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if identity is None:
-        files = [folder / "config.json", *weights]
-        identity = fingerprint([*files, *(file for file in [folder / "tokenizer.json"] if file.exists())])
+        settings = (file for pattern in SETTINGS for file in folder.glob(pattern))
+        identity = fingerprint([*settings, *weights])
     return ModelFiles(
         reference=reference,
         folder=folder,
@@ -125,7 +127,7 @@ def _describe(
         context=_context(folder, config),
         architecture=str((config.get("architectures") or [config.get("model_type", "unknown")])[0]),
         licence=licence or _licence(folder),
-        has_chat_template=_has_chat_template(folder),
+        has_chat_template=chat_template_of(folder) is not None,
     )
 
 
@@ -183,10 +185,3 @@ def _licence(folder: Path) -> str | None:
         re.search(r"^license:\s*(\S+)", parts[1], re.MULTILINE) if len(parts) == 3 and not parts[0].strip() else None
     )
     return found[1].strip("'\"") if found else None
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    file = folder / "tokenizer_config.json"
-    return file.exists() and bool(json.loads(file.read_text("utf-8")).get("chat_template"))

@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
         raise ModelError(
             "no-safetensors",
             f"{folder} holds no weights in safetensors format",
-            hint="convert them with `save_pretrained(folder)`, or choose a repository that has them",
+            hint="convert them with `save_pretrained(folder, safe_serialization=True)`, or choose another repository",
         )
 
 
@@ -96,8 +96,8 @@ def _check_json(folder: Path, file: Path) -> None:
 
 def _check_modules(file: Path, modules: Any) -> None:
     """sentence-transformers imports the classes that this file names."""
-    for module in modules:
-        kind = str(module.get("type", ""))
+    for module in modules if isinstance(modules, list) else [modules]:
+        kind = str(module.get("type", "")) if isinstance(module, dict) else repr(module)
         if not kind.startswith("sentence_transformers."):
             raise _refused("model-code", file, f"names the class {kind!r}, which is not of sentence-transformers")
 

@@ -7,7 +7,7 @@ template rendered; `encode_plain` reads it as ordinary text, for everything that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,14 +64,16 @@ class Tokenizer:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of ordinary text; the text of a special token stays text."""
-        if not self._holds_special(text):
-            return self.encode(text)
-        return tuple(self._plain.encode(text, add_special_tokens=False).ids)
+        """Return the token ids of ordinary text; the text of a special token stays text.
+
+        Raises:
+            ModelError: the vocabulary offers no other reading of some special token's text.
+        """
+        return self._encode_blind(text) if self._holds_special(text) else self.encode(text)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of token ids."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
     # ---- chat
 
@@ -112,8 +114,14 @@ class Tokenizer:
             return self.encode(self.render(turns, add_generation_prompt, tools))
         taken = set(self.chat_template).union(*_strings(turns))
         mark = next(chr(point) for point in MARKS if chr(point) not in taken)
-        marked = [_mapped(turn, lambda text: self._special.sub(rf"{mark}\g<0>", text)) for turn in turns]
+        marked = [_mapped(turn, lambda text: self._marked(text, mark)) for turn in turns]
         return self._encode_marked(self.render(marked, add_generation_prompt, tools), mark)
+
+    def _marked(self, text: str, mark: str) -> str:
+        """Put `mark` before special tokens' text; where only the normalizer makes such, before the first word."""
+        if self._special.search(text):
+            return self._special.sub(rf"{mark}\g<0>", text)
+        return re.sub(r"\S", rf"{mark}\g<0>", text, count=1) if self._holds_special(text) else text
 
     def _encode_marked(self, text: str, mark: str) -> tuple[int, ...]:
         """Encode rendered text in which `mark` stands before every special-token text that is not the template's."""
@@ -140,17 +148,36 @@ class Tokenizer:
             run = run.lstrip()
         if after and self._added[after].lstrip:
             run = run.rstrip()
-        if previous is None:
-            return tuple(self._plain.encode(run, add_special_tokens=False).ids)
-        # Some tokenizers treat the beginning of a text in a special way; the anchor keeps the run from being one.
-        return tuple(self._plain.encode(ANCHOR + run, add_special_tokens=False).ids[1:])
+        return self._encode_blind(run, inside=previous is not None)
+
+    def _encode_blind(self, text: str, *, inside: bool = False) -> tuple[int, ...]:
+        """Encode text without matching special tokens.
+
+        Some tokenizers treat the beginning of a text in a special way; for text from the `inside` of a longer one the
+        anchor stands in for what is before. Vocabularies that hold a special token as an ordinary piece too
+        (SentencePiece unigram) would still choose it, so its text is cut in two there.
+        """
+        encoding = self._plain.encode((ANCHOR if inside else "") + text, add_special_tokens=False)
+        ids: list[int] = encoding.ids[inside:]
+        wrong = next((k for k, token in enumerate(ids) if token in self._control), None)
+        if wrong is None:
+            return tuple(ids)
+        start, end = (place - inside for place in encoding.offsets[inside:][wrong])
+        if end - start < 2:
+            raise ModelError(
+                "control-token",
+                f"the tokenizer of {self.folder} turns the text {text[start:end]!r} into a control token",
+                hint="remove these characters from the data",
+            )
+        cut = (start + end) // 2
+        return (*self._encode_blind(text[:cut], inside=inside), *self._encode_blind(text[cut:], inside=True))
 
     # ---- special tokens
 
     @property
     def vocabulary_size(self) -> int:
         """Number of tokens, added ones included."""
-        return self._backend.get_vocab_size(with_added_tokens=True)
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     @cached_property
     def chat_template(self) -> str | None:
@@ -174,9 +201,9 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int | None:
-        """Id of the padding token; where there is none, an end token, which attention masks hide as well."""
+        """Id of the padding token; where there is none, an end token, as attention masks hide it."""
         own = self._id(_token_text(self._settings.get("pad_token")))
-        return own if own is not None else self.end_token
+        return own if own is not None else min(self.eos_ids, default=None)
 
     @cached_property
     def adds_bos(self) -> bool:
@@ -186,7 +213,7 @@ class Tokenizer:
         explicit = self._settings.get("add_bos_token")
         if isinstance(explicit, bool):
             return explicit
-        return self._backend.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+        return bool(self._backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id)
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
@@ -198,17 +225,6 @@ class Tokenizer:
                 found.update(value if isinstance(value, list) else [value])
         return frozenset(i for i in found if i is not None)
 
-    @cached_property
-    def end_token(self) -> int | None:
-        """The one token that ends an answer: what the template writes after an assistant's turn, else eos."""
-        own = self._id(self.eos_token)
-        if self.chat_template is not None:
-            answer = "rung-answer"
-            turns: list[Message] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
-            after = self.encode(self.render(turns, add_generation_prompt=False).rpartition(answer)[2])
-            own = next((token for token in after if token in self.eos_ids), own)
-        return own if own is not None else min(self.eos_ids, default=None)
-
     # ---- inside
 
     def _id(self, token: str | None) -> int | None:
@@ -219,6 +235,12 @@ class Tokenizer:
         """Special tokens by text, longest first."""
         special = [token for token in self._backend.get_added_tokens_decoder().values() if token.special]
         return {token.content: token for token in sorted(special, key=lambda token: -len(token.content))}
+
+    @cached_property
+    def _control(self) -> set[int]:
+        """Ids that plain text must not give; the unknown token may stand for any character."""
+        unknown = _token_text(self._settings.get("unk_token"))
+        return {i for token in self._added if token != unknown and (i := self._id(token)) is not None}
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -281,7 +303,7 @@ def _strings(value: Any) -> list[str]:
     return [text for inner in value for text in _strings(inner)] if isinstance(value, list | tuple) else []
 
 
-def _mapped(value: Any, change: Any) -> Any:
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     """Return a copy of a message with `change` applied to the texts that `_strings` finds."""
     if isinstance(value, str):
         return change(value)

@@ -1,0 +1,212 @@
+"""A small GGUF file with the embedded model's whole vocabulary, converted and compared with what went in."""
+
+import json
+import os
+import urllib.request
+
+import numpy as np
+import pytest
+
+from rung.errors import ModelError
+from rung.models import gguf_tokenizer
+from rung.models.gguf import read_metadata
+from rung.models.reference import resolve
+from rung.models.tokenizer import Tokenizer
+
+gguf = pytest.importorskip("gguf")
+torch = pytest.importorskip("torch")
+
+WIDTH, HEADS, LAYERS, INNER, CONTEXT = 64, 2, 1, 96, 256
+
+
+@pytest.fixture(scope="module")
+def vocabulary(embedded):
+    made = json.loads((embedded.folder / "tokenizer.json").read_text())
+    vocab = sorted(made["model"]["vocab"], key=made["model"]["vocab"].get)
+    return vocab, [" ".join(merge) for merge in made["model"]["merges"]]
+
+
+@pytest.fixture(scope="module")
+def weights(vocabulary):
+    draw = np.random.default_rng(0)
+    kv = WIDTH
+    shapes = {
+        "token_embd": (len(vocabulary[0]), WIDTH),
+        "output_norm": (WIDTH,),
+        "blk.0.attn_norm": (WIDTH,),
+        "blk.0.ffn_norm": (WIDTH,),
+        "blk.0.attn_q": (WIDTH, WIDTH),
+        "blk.0.attn_k": (kv, WIDTH),
+        "blk.0.attn_v": (kv, WIDTH),
+        "blk.0.attn_output": (WIDTH, WIDTH),
+        "blk.0.ffn_gate": (INNER, WIDTH),
+        "blk.0.ffn_up": (INNER, WIDTH),
+        "blk.0.ffn_down": (WIDTH, INNER),
+    }
+    return {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory, vocabulary, weights):
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_vocab_size(len(vocabulary[0]))
+    writer.add_license("mit")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(vocabulary[0])
+    writer.add_token_types([3 if i < 17 else 1 for i in range(len(vocabulary[0]))])
+    writer.add_token_merges(vocabulary[1])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+    for name, values in weights.items():
+        writer.add_tensor(f"{name}.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def converted(file, tmp_path_factory):
+    before = os.environ.get("RUNG_CACHE")
+    os.environ["RUNG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield resolve(str(file))
+    os.environ.pop("RUNG_CACHE")
+    if before is not None:
+        os.environ["RUNG_CACHE"] = before
+
+
+def test_the_facts(converted, weights):
+    assert (converted.name, converted.architecture, converted.context) == ("small", "LlamaForCausalLM", CONTEXT)
+    assert (converted.licence, converted.has_chat_template) == ("mit", True)
+    assert converted.parameters == sum(values.size for values in weights.values())
+
+
+def test_a_second_resolve_converts_nothing(converted, file, monkeypatch):
+    monkeypatch.setattr("rung.models.gguf.convert", lambda *args, **settings: pytest.fail("converted again"))
+    assert resolve(str(file)) == converted
+
+
+def test_the_weights_come_back_exactly(converted, weights):
+    from safetensors.numpy import load_file
+
+    found = load_file(converted.folder / "model.safetensors")
+    np.testing.assert_array_equal(found["model.embed_tokens.weight"], weights["token_embd"])
+    np.testing.assert_array_equal(found["model.layers.0.mlp.down_proj.weight"], weights["blk.0.ffn_down"])
+    np.testing.assert_array_equal(found["model.layers.0.self_attn.v_proj.weight"], weights["blk.0.attn_v"])
+    # GGUF keeps queries and keys with the two halves of each head interleaved.
+    halves = weights["blk.0.attn_q"].reshape(HEADS, WIDTH // HEADS // 2, 2, WIDTH).swapaxes(1, 2)
+    np.testing.assert_array_equal(found["model.layers.0.self_attn.q_proj.weight"], halves.reshape(WIDTH, WIDTH))
+
+
+def test_the_tokenizer_is_the_embedded_models(converted, embedded):
+    ours, theirs = Tokenizer.load(converted.folder), Tokenizer.load(embedded.folder)
+    for text in ("Hello 2024, naïve 银行 🙂\n\n", "<|im_start|>user\nhi<|im_end|>"):
+        assert ours.encode(text) == theirs.encode(text)
+        assert max(ours.encode(text)) < ours.vocabulary_size
+    assert (ours.bos_id, ours.eos_ids, ours.pad_id) == (1, frozenset({2}), 2)
+
+
+@pytest.fixture(scope="module")
+def llama_cpp(file):
+    """The real llama.cpp server, on the same file."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(file)
+    params.n_ctx, params.n_parallel, params.port, params.warmup = 256, 1, 0, False
+    server = xllamacpp.Server(params)
+
+    def post(path, **body):
+        request = urllib.request.Request(
+            f"{server.listening_address}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    return post
+
+
+TEXTS = [
+    "Hello world",
+    "  two  spaces and\ttabs\r\n\n lines ",
+    "1234567 and 3.14",
+    "It's naïve; can't we?",
+    "银行卡还没有到 🙂🏽‍🚀",
+    "e\u0301 \u00a0 \u200b x",
+    "def f(x):\n    return x**2  # note",
+    "<|im_start|>user\nhi<|im_end|>\n",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_tokens_equal_llama_cpp(converted, llama_cpp, text):
+    tokenizer = Tokenizer.load(converted.folder)
+    said = llama_cpp("/tokenize", content=text, add_special=False, parse_special=True)["tokens"]
+    assert tokenizer.encode(text) == tuple(said)
+    plain = llama_cpp("/tokenize", content=text, add_special=False, parse_special=False)["tokens"]
+    assert tokenizer.encode_plain(text) == tuple(plain)
+
+
+def test_greedy_tokens_equal_llama_cpp(converted, llama_cpp):
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = Tokenizer.load(converted.folder)
+    ids = tokenizer.encode("Where is my card?")
+    model = AutoModelForCausalLM.from_pretrained(converted.folder, dtype=torch.float32)
+    with torch.inference_mode():
+        best = model(torch.tensor([ids])).logits[0, -1].argmax().item()
+    said = llama_cpp("/completion", prompt=list(ids), n_predict=1, temperature=0, return_tokens=True)["tokens"]
+    assert said == [best]
+
+
+def metadata(pre="smollm", kind="gpt2", **more):
+    return {
+        "general.architecture": "llama",
+        "tokenizer.ggml.model": kind,
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": ["<|end|>", "a", "b", "ab"],
+        "tokenizer.ggml.token_type": [3, 1, 1, 1],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.eos_token_id": 0,
+        **more,
+    }
+
+
+@pytest.mark.parametrize("pre", ["smollm", "gpt-2", "llama-bpe", "qwen2"])
+def test_known_pre_tokenizers(pre):
+    made = gguf_tokenizer.build(metadata(pre), "x.gguf")
+    assert made.tokenizer.encode("abb<|end|>a").ids == [3, 2, 0, 1]
+    assert made.special == {"eos": 0, "pad": 0}
+
+
+def test_a_beginning_token_is_added_where_the_file_says_so():
+    made = gguf_tokenizer.build(
+        metadata(**{"tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.add_bos_token": True}), "x.gguf"
+    )
+    assert made.adds_bos
+    assert made.tokenizer.encode("ab").ids == [0, 3]
+
+
+@pytest.mark.parametrize("values", [metadata("brand-new"), metadata(kind="rwkv"), {"general.architecture": "llama"}])
+def test_what_cannot_be_rebuilt_is_refused(values):
+    with pytest.raises(ModelError, match=r"x\.gguf") as caught:
+        gguf_tokenizer.build(values, "x.gguf")
+    assert caught.value.code == "gguf-tokenizer"
+
+
+def test_a_damaged_file(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"not a model at all")
+    with pytest.raises(ModelError, match=r"x\.gguf") as caught:
+        read_metadata(tmp_path / "x.gguf")
+    assert caught.value.code == "gguf-unreadable"
