@@ -3,7 +3,7 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from rung.engines.base import EngineInfo, Generation, GenerateRequest, Sampling, Scored, ScoreRequest
+from rung.engines.base import EngineInfo, GenerateRequest, Generation, Sampling, Scored, ScoreRequest
 from rung.engines.response_cache import CachedEngine, ResponseStore
 
 PROMPT = ({"role": "user", "content": "hello"},)
@@ -22,9 +22,7 @@ class Counting:
 
     def score(self, requests, *, progress=None):
         self.asked += len(requests)
-        return [
-            Scored(np.array([-1.0, -np.inf if r.best else -2.0], np.float32), 3, 0.1) for r in requests
-        ]
+        return [Scored(np.array([-1.0, -np.inf if r.best else -2.0], np.float32), 3, 0.1) for r in requests]
 
 
 @pytest.fixture

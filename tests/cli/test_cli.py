@@ -1,0 +1,106 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def rung(*arguments, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "rung", *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
+        env={**os.environ, "COLUMNS": "120", **environment},
+    )  # fmt: skip
+
+
+def test_importing_rung_and_its_help_import_nothing_heavy():
+    code = (
+        "import sys, rung, rung.cli.main; heavy = {'torch', 'transformers', 'sklearn', 'matplotlib', 'openai'}"
+        " & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_alone_it_names_the_next_step(tmp_path):
+    assert "rung init data.csv" in rung(cwd=tmp_path).stdout
+    (tmp_path / "mine.csv").write_text("text,label\na b,x\n")
+    assert "rung init mine.csv" in rung(cwd=tmp_path).stdout
+    (tmp_path / "task.yaml").write_text("")
+    assert "rung climb task.yaml --plan" in rung(cwd=tmp_path).stdout
+
+
+def test_from_a_table_to_a_checked_task(tmp_path):
+    lines = [f"a message number {i},{'yes' if i % 2 else 'no'}\n" for i in range(100)]
+    (tmp_path / "data.csv").write_text("message,answer\n" + "".join(lines))
+    assert rung("init", "data.csv", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "task.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=task.schema.json\n")
+    assert json.loads((tmp_path / "task.schema.json").read_text())["title"] == "Task"
+    again = rung("init", "data.csv", cwd=tmp_path)
+    assert (again.returncode, "file-exists" in again.stderr) == (2, True)
+    checked = rung("check", "task.yaml", "--json", cwd=tmp_path)
+    report = json.loads(checked.stdout)
+    assert sum(split["kept"] for split in report["splits"].values()) == 100
+    assert report["labels"]["train"].keys() == {"yes", "no"}
+
+
+def test_errors_go_to_stderr_with_their_exit_code(tmp_path):
+    (tmp_path / "task.yaml").write_text("nam: x\n")
+    wrong = rung("check", "task.yaml", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "error[unknown-key]: unknown key 'nam'\n  --> task.yaml:1:1\n" in wrong.stderr
+    assert "hint: did you mean 'name'?" in wrong.stderr
+    assert rung("run", tmp_path, "hello").returncode == 3
+    assert rung("no-such-command").returncode == 2
+
+
+def test_explain():
+    assert "trained on would be tested on" in rung("explain", "duplicate-across-splits").stdout
+    wrong = rung("explain", "duplicate-across-split")
+    assert wrong.returncode == 2
+    assert "did you mean 'duplicate-across-splits'?" in wrong.stderr
+
+
+@pytest.fixture(scope="module")
+def artifact(zero, data, tmp_path_factory):
+    from rung.rungs import Features
+
+    return Features().fit(zero, data).save(tmp_path_factory.mktemp("artifact") / "features")
+
+
+def test_run_predict_eval_show_export(artifact, small_task_file, tmp_path):
+    said = json.loads(rung("run", artifact, "I lost my card", "--json").stdout)
+    assert said["output"] == "lost_or_stolen_card"
+    assert 0 < said["confidence"] <= 1
+
+    rows = small_task_file.parent / "test.csv"
+    out = tmp_path / "answers.jsonl"
+    assert rung("predict", artifact, rows, "--out", out, "--quiet").returncode == 0
+    whole = out.read_text()
+    assert len(whole.splitlines()) == 36
+    out.write_text("".join(line + "\n" for line in whole.splitlines()[:10]) + '{"row": "te')  # as a kill leaves it
+    assert rung("predict", artifact, rows, "--out", out, "--resume", "--quiet").returncode == 0
+    assert out.read_text() == whole
+
+    scores = json.loads(rung("eval", artifact, small_task_file, "--json", "--quiet").stdout)
+    assert scores["metrics"]["accuracy"]["score"] > 0.8
+    assert rung("eval", artifact, small_task_file, "--at-least", "accuracy=0.5", "--quiet").returncode == 0
+    assert rung("eval", artifact, small_task_file, "--at-least", "accuracy=1.01", "--quiet").returncode == 1
+
+    assert "features" in rung("show", artifact).stdout
+    first = rows.read_text().splitlines()[1].rsplit(",", 1)[0].strip('"')
+    assert rung("show", artifact, "--prompt", "--row", "1", "--data", rows).stdout.strip() == first
+    line = json.loads(rung("export", artifact, "--prompt", "openai", "--row", "1", "--data", rows).stdout)
+    assert line["messages"][-1] == {"role": "user", "content": first}
+
+
+def test_the_plan_says_what_applies_and_why_not():
+    task = EXAMPLES / "scitldr" / "task.yaml"
+    plan = json.loads(rung("climb", task, "--plan", "--json").stdout)["plan"]
+    by_name = {row["name"]: row for row in plan}
+    assert by_name["lora"]["applies"]
+    assert by_name["lora"]["seconds"] > 0
+    assert by_name["features"]["reason"] == "a head answers categories only"

@@ -1,0 +1,127 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rung.climbing.run import ClimbOptions, climb, parse_duration
+from rung.climbing.store import RunStore
+from rung.errors import ConfigError
+from rung.evaluation.report.html import write_html
+from rung.evaluation.report.jsonfile import read, summary, write
+
+RUNGS = ("calibrate", "few-shot-knn", "features")
+
+
+@pytest.fixture(scope="module")
+def climbed(task, tmp_path_factory):
+    return climb(task, options=ClimbOptions(rungs=RUNGS, out=tmp_path_factory.mktemp("runs")))
+
+
+def test_a_rung_is_recommended_that_beats_zero_shot(climbed):
+    result = climbed.result
+    by_name = {r.name: r for r in result.rungs}
+    best = by_name[result.recommended]
+    assert result.recommended != "zero-shot"
+    assert best.score >= 0.8
+    assert best.split == by_name["zero-shot"].split == "test"
+    assert best.n == by_name["zero-shot"].n == 36
+    assert best.low <= best.score <= best.high
+    c = next(c for c in result.comparisons if (c.a, c.b) == ("zero-shot", result.recommended))
+    assert c.p < 0.05
+    assert c.fixed - c.broken == round(c.delta * 36)
+    assert f"{c.fixed} fixed / {c.broken} broken" in result.decision
+
+
+def test_every_rung_answered_the_same_validation_rows_in_the_same_order(climbed, data):
+    order = [e.id for e in sorted(data.validation, key=lambda e: e.id)]
+    for rows in climbed.predictions.values():
+        seen = [row.id for row in rows if row.split == "validation"]
+        assert seen == order[: len(seen)]
+
+
+def test_the_recommended_artifact_predicts(climbed):
+    answer = climbed.recommended.predict([{"text": "I lost my card"}])[0]
+    assert answer.text == "lost_or_stolen_card"
+
+
+def test_reports(climbed):
+    write(climbed.result, climbed.folder)
+    assert read(climbed.folder) == climbed.result
+    keys = {"name", "metric", "score", "low", "high", "n", "seconds", "tokens", "trainable_parameters", "artifact"}
+    assert all(keys <= set(r) for r in summary(climbed.result)["rungs"])
+    html = write_html(climbed.result, climbed.predictions, climbed.folder).read_text()
+    assert climbed.result.recommended in html
+
+
+def test_a_finished_climb_resumes_at_once_with_the_same_answer(task, climbed):
+    options = ClimbOptions(rungs=RUNGS, out=climbed.folder.parent, resume=True)
+    again = climb(task, options=options)
+    assert again.folder == climbed.folder
+    assert again.result.decision == climbed.result.decision
+    assert [r.score for r in again.result.rungs] == [r.score for r in climbed.result.rungs]
+
+
+def test_a_torn_line_is_cut_off(tmp_path):
+    (tmp_path / "journal.jsonl").write_text('{"event": "fitted", "name": "a"}\n{"event": "fit')
+    store = RunStore(tmp_path)
+    store.note("failed", name="b", reason="r")
+    assert [entry["event"] for entry in RunStore(tmp_path).journal] == ["fitted", "failed", "spent"]
+
+
+def test_killed_and_resumed_it_ends_like_one_that_was_not(small_task_file, tmp_path, climbed):
+    command = [
+        sys.executable, "-m", "rung", "climb", str(small_task_file), "--rungs", ",".join(RUNGS), "--out", str(tmp_path),
+        "--json", "--quiet", "--resume",
+    ]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    for sign in ("rungs/zero-shot/predictions.jsonl", "rungs/features/artifact/manifest.json"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "intents" / sign).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    found = json.loads(done.stdout)
+    assert found["recommended"] == climbed.result.recommended
+    assert [(r["name"], r["score"], r["n"]) for r in found["rungs"]] == [
+        (r.name, r.score, r.n) for r in climbed.result.rungs
+    ]
+
+
+def test_what_does_not_fit_the_budget_is_skipped_with_its_reason(task, tmp_path):
+    options = ClimbOptions(rungs=("features", "lora"), out=tmp_path)
+    result = climb(task, "8s", options=options).result
+    lora = next(r for r in result.rungs if r.name == "lora")
+    assert lora.status == "skipped"
+    assert "budget" in lora.reason
+
+
+def test_one_broken_rung_does_not_stop_the_climb(task, tmp_path, monkeypatch):
+    from rung.rungs import FewShot
+
+    def fail(self, artifact, data, *, progress=None):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(FewShot, "fit", fail)
+    found = climb(task, options=ClimbOptions(rungs=("few-shot-knn", "features"), out=tmp_path))
+    broken = next(r for r in found.result.rungs if r.name == "few-shot-knn")
+    assert broken.status == "failed"
+    assert "planted" in broken.reason
+    assert "planted" in (found.folder / "rungs" / "few-shot-knn" / "error.txt").read_text()
+    assert found.result.recommended == "features"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("1h30m", 5400)])
+def test_durations(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "ten", "10x", "m"])
+def test_bad_durations(text):
+    with pytest.raises(ConfigError):
+        parse_duration(text)
