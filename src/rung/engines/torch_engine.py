@@ -23,6 +23,7 @@ from rung.engines.label_trie import build_trie
 from rung.errors import EngineError
 from rung.models.ending import end_token
 from rung.models.reference import ModelFiles
+from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
@@ -87,7 +88,7 @@ class TorchEngine:
         """Return the token ids of a prompt; chat messages are rendered by the model's own template."""
         if prompt and isinstance(prompt[0], int):
             return prompt
-        return self.tokenizer.encode_chat(prompt)  # type: ignore[arg-type]
+        return encode_messages(self.tokenizer, prompt)  # type: ignore[arg-type]
 
     def count(self, prompt: Prompt) -> int:
         """Return the number of tokens that the prompt will occupy."""

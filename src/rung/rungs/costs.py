@@ -15,6 +15,7 @@ from rung.engines.label_trie import build_trie
 from rung.machine import Machine
 from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
+from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
 from rung.parts import Head, LabelScoring
 from rung.prompts.verbalizer import continuations
@@ -55,7 +56,7 @@ def sizes(artifact: Artifact, data: Data) -> Sizes:
         return _sizes_by_characters(artifact, rows)
     files = resolve(artifact.model)
     tokenizer = _tokenizer(files)
-    whole = [len(tokenizer.encode_chat(artifact.prompt.messages(e.inputs))) for e in rows]
+    whole = [len(encode_messages(tokenizer, artifact.prompt.messages(e.inputs))) for e in rows]
     question = [len(tokenizer.encode_plain(artifact.prompt.question(e.inputs))) for e in rows]
     answer = [len(tokenizer.encode_plain(artifact.spoken(e.outputs[0]))) for e in rows]
     tree = 0
