@@ -61,7 +61,11 @@ def hash_of(value: Any) -> str:
 
 
 def normal(value: Any) -> Any:
-    """Return text in Unicode NFC, lower case, with single spaces; other values as they are."""
+    """Return text in Unicode NFC, lower case, with single spaces, also inside messages; other values as they are."""
     if isinstance(value, str):
         return " ".join(unicodedata.normalize("NFC", value).lower().split())
+    if isinstance(value, Mapping):
+        return {key: normal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [normal(item) for item in value]
     return value
