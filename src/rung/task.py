@@ -80,7 +80,9 @@ class Split(_Strict):
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> Self:
         if self.validation + self.test >= 1:
-            raise ValueError(f"{self.validation:g} for validation and {self.test:g} for the test leave no row to train on")
+            raise ValueError(
+                f"{self.validation:g} for validation and {self.test:g} for the test leave no row to train on"
+            )
         return self
 
 
@@ -255,7 +257,9 @@ def _override(parsed: YamlFile, key: str, text: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError("bad-set", f"--set {key}: {parent!r} is not a mapping", hint="name a key inside a mapping")
+            raise ConfigError(
+                "bad-set", f"--set {key}: {parent!r} is not a mapping", hint="name a key inside a mapping"
+            )
     try:
         values[last] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # such as `instruction=Which: one?`: text, written without YAML in mind

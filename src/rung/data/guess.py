@@ -15,7 +15,9 @@ from rung.errors import DataError
 from rung.task import suggest
 
 SAMPLE = 2000
-ANSWER_NAMES = ("label", "category", "class", "intent", "target", "output", "answer", "summary", "completion", "response", "sql")
+ANSWER_NAMES = (
+    "label", "category", "class", "intent", "target", "output", "answer", "summary", "completion", "response", "sql",
+)  # fmt: skip
 MOST_LABELS = 500
 
 
@@ -75,7 +77,7 @@ def _answer_column(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> st
 def _kind(values: Sequence[Any]) -> tuple[Literal["text", "category", "json"], str]:
     if all(isinstance(v, dict) or (isinstance(v, str) and _is_object(v)) for v in values):
         return "json", "holds JSON objects"
-    texts = [v for v in values if isinstance(v, str)]
+    texts = [str(v) for v in values if isinstance(v, (str, int))]  # JSON may hold labels as numbers or true and false
     distinct = len(set(texts))
     if len(texts) == len(values) and distinct <= min(MOST_LABELS, len(texts) / 2) and max(map(len, texts)) <= 80:
         return "category", f"holds {distinct} short values that repeat"
