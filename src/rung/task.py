@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -16,6 +18,8 @@ from rung.errors import ConfigError, Location
 from rung.yamlfile import YamlFile, read_yaml
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from rung.data.types import Data
 
 Kind = Literal["text", "category", "json", "chat"]
@@ -43,10 +47,18 @@ class Output(_Strict):
     def _fits_its_kind(self) -> Self:
         if self.kind != "chat" and self.column is None:
             raise ValueError(f"`column` is needed for kind {self.kind}")
+        if self.kind == "chat" and self.column is not None:
+            raise ValueError("`column` does not belong to kind chat: the last assistant turn is the answer")
         if self.kind != "category" and (self.labels or self.descriptions):
             raise ValueError("`labels` and `descriptions` belong to kind category")
         if self.kind != "json" and self.json_schema is not None:
             raise ValueError("`schema` belongs to kind json")
+        if self.labels is not None and len(self.labels) < 2:
+            raise ValueError("`labels` needs two labels or more")
+        if self.labels and (twice := [label for label in self.labels if self.labels.count(label) > 1]):
+            raise ValueError(f"`labels` holds {twice[0]!r} twice")
+        if self.labels and (bare := [label for label in self.labels if not label or label != label.strip()]):
+            raise ValueError(f"`labels` holds {bare[0]!r}: empty, or with spaces at its ends")
         unknown = [label for label in self.descriptions if self.labels and label not in self.labels]
         if unknown:
             raise ValueError(f"`descriptions` names {unknown[0]!r}, which is not among `labels`")
@@ -65,6 +77,14 @@ class Split(_Strict):
     group: str | None = Field(None, description="Rows with the same value in this column stay in one split.")
     seed: int = Field(0, description="Another number gives another split.")
 
+    @model_validator(mode="after")
+    def _leaves_rows_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"{self.validation:g} for validation and {self.test:g} for the test leave no row to train on"
+            )
+        return self
+
 
 class DataSource(_Strict):
     """Where the rows are."""
@@ -80,7 +100,19 @@ class DataSource(_Strict):
     duplicates: Literal["error", "drop"] = Field(
         "error", description="Inputs in two splits: an error, or dropped from the training side."
     )
-    encoding: str = Field("utf-8", description="Text encoding of the files.")
+    encoding: str = Field("utf-8", description="Text encoding of the files.", examples=["utf-8", "latin-1"])
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.train:
+            raise ValueError("`train` names no file")
+        if self.validation is not None and self.test is not None and "split" in self.model_fields_set:
+            raise ValueError("`split` has no effect: validation and test are given as files")
+        try:
+            "a".encode(self.encoding)
+        except LookupError:
+            raise ValueError(f"no text encoding is named {self.encoding!r}") from None
+        return self
 
 
 class Constraints(_Strict):
@@ -94,7 +126,7 @@ class Task(_Strict):
     """What the model must do: input columns, one output, instruction, metric, data, constraints."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the task, used for folders.")
-    instruction: str = Field(description="What to do, in a sentence or more.")
+    instruction: str = Field(min_length=1, description="What to do, in a sentence or more.")
     system: str | None = Field(None, description="A system prompt; whether it helps is measured.")
     inputs: Annotated[list[str], Field(min_length=1)] = Field(description="Columns that the model reads.")
     output: Output = Field(description="What it must answer.")
@@ -104,6 +136,18 @@ class Task(_Strict):
     template: str | None = Field(None, description="The user turn, with {column} for the inputs.")
     constraints: Constraints = Field(default_factory=lambda: Constraints(), description="Limits of the climb.")
     _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Self:
+        if len(set(self.inputs)) < len(self.inputs):
+            raise ValueError("`inputs` names a column twice")
+        if self.output.kind == "chat" and len(self.inputs) != 1:
+            raise ValueError("kind chat reads one input column, the one that holds the messages")
+        if self.output.kind == "chat" and self.template is not None:
+            raise ValueError("`template` has no effect on kind chat: the messages are sent as they are")
+        if self.output.kind != "category" and self.data.train_per_label is not None:
+            raise ValueError("`data.train_per_label` belongs to kind category; use `data.train_rows`")
+        return self
 
     @property
     def folder(self) -> Path:
@@ -124,7 +168,7 @@ class Task(_Strict):
         path = Path(path)
         parsed = read_yaml(path)
         for key, text in (overrides or {}).items():
-            _override(parsed.values, key, text)
+            _override(parsed, key, text)
         try:
             task = cls.model_validate(parsed.values)
         except ValidationError as error:
@@ -141,11 +185,11 @@ class Task(_Strict):
         try:
             schema = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                "bad-schema-file",
-                f"the schema {name!r} cannot be read: {error}",
-                where=parsed.where(("output", "schema")),
-            ) from error
+            where = parsed.where(("output", "schema"))
+            raise ConfigError("bad-schema-file", f"the schema {name!r} cannot be read: {error}", where=where) from error
+        if not isinstance(schema, dict):
+            where = parsed.where(("output", "schema"))
+            raise ConfigError("bad-schema-file", f"the schema {name!r} is no JSON object", where=where)
         return self.model_copy(update={"output": self.output.model_copy(update={"json_schema": schema})})
 
     def _check(self, parsed: YamlFile) -> None:
@@ -154,7 +198,14 @@ class Task(_Strict):
         from rung.prompts.template import placeholders
 
         if self.template is not None:
-            for name in placeholders(self.template):
+            with _located(parsed, "template"):
+                names = placeholders(self.template)
+            if not names:
+                raise ConfigError(
+                    "unknown-placeholder", "the template asks for no input column", where=parsed.where(("template",)),
+                    hint=f"write {{{self.inputs[0]}}} where its value belongs",
+                )  # fmt: skip
+            for name in names:
                 if name not in self.inputs:
                     raise ConfigError(
                         "unknown-placeholder",
@@ -170,7 +221,8 @@ class Task(_Strict):
                 hint="take it out of `inputs`: the model would read its answer",
             )
         if self.metric is not None:
-            get_metric(self.metric, self._folder)
+            with _located(parsed, "metric"):
+                get_metric(self.metric, self._folder)
 
     def read(self) -> Data:
         """Read the rows and split them once; see `rung.data.loading`."""
@@ -189,41 +241,65 @@ def suggest(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known)) or 'none'}"
 
 
-def _override(values: dict[str, Any], key: str, text: str) -> None:
+@contextmanager
+def _located(parsed: YamlFile, key: str) -> Iterator[None]:
+    """Point errors that know no place at the task file's `key`."""
+    try:
+        yield
+    except ConfigError as error:
+        error.where = error.where or parsed.where((key,))
+        raise
+
+
+def _override(parsed: YamlFile, key: str, text: str) -> None:
     *parents, last = key.split(".")
+    values = parsed.values
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError("bad-set", f"--set {key}: {parent!r} is not a mapping")
+            raise ConfigError(
+                "bad-set", f"--set {key}: {parent!r} is not a mapping", hint="name a key inside a mapping"
+            )
     try:
         values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # such as `instruction=Which: one?`: text, written without YAML in mind
         values[last] = text
+    parsed.outside[*parents, last] = f"--set {key}={text}"
 
 
 def _config_error(error: ValidationError, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
-    """Turn the first of pydantic's errors into one that points into the file."""
-    # A misspelt key is also a missing one: the misspelling is the better news.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    path = tuple(part for part in first["loc"] if part not in ("str", "list[str]", "dict[str,any]"))
+    """Turn pydantic's errors into one that points into the file; its hint names the places of the others."""
+    found = error.errors()
+    found.sort(key=lambda one: one["type"] != "extra_forbidden")  # a misspelled key explains a missing one
+    problems: dict[str, ConfigError] = {}  # by place: of several types that a value may have, the first speaks
+    for one in found:
+        problem = _problem(one, parsed, model)
+        problems.setdefault(f"{problem.where} {problem.message.split(':')[0]}", problem)
+    first, *others = problems.values()
+    first.hint = "\n".join([*([first.hint] if first.hint else []), *(f"also {other}" for other in others)])
+    return first
+
+
+def _problem(one: ErrorDetails, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
+    # Where a field may have one of several types, pydantic adds the type to the path.
+    path = tuple(part for part in one["loc"] if part not in ("str", "list[str]", "dict[str,any]"))
     name = ".".join(map(str, path))
     where = parsed.where(path)
-    if first["type"] == "extra_forbidden":
+    if one["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])
         return ConfigError("unknown-key", f"unknown key {path[-1]!r}", where=where, hint=suggest(str(path[-1]), known))
-    if first["type"] == "missing":
+    if one["type"] == "missing":
         return ConfigError(
             "missing-key", f"the key `{name}` is missing", where=where if len(path) > 1 else Location(parsed.name),
             hint="`rung schema` lists every key; `rung init data.csv` writes a file to start from",
         )  # fmt: skip
-    value = first.get("input")
-    message = first["msg"].removeprefix("Value error, ")
-    hint = 'YAML reads unquoted yes, no, dates and numbers as such; write text in quotes: "no"'
-    quoted = first["type"] == "string_type" and not isinstance(value, (dict, list))
-    shown = f" (found {value!r})" if isinstance(value, (str, int, float, bool)) else ""
-    return ConfigError(
-        "bad-value", f"`{name}`: {message}{shown}" if name else message, where=where, hint=hint if quoted else ""
-    )
+    value = one.get("input")
+    message = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    is_scalar = isinstance(value, (str, int, float, bool, date))
+    trapped = one["type"] == "string_type" and is_scalar
+    hint = 'YAML reads unquoted yes, no, dates and numbers as such; write text in quotes: "no"' if trapped else ""
+    shown = f", found {value!r}" if is_scalar and not isinstance(value, date) else ""
+    return ConfigError("bad-value", f"`{name}`: {message}{shown}" if name else message, where=where, hint=hint)
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:

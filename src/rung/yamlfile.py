@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,37 @@ import yaml
 from rung.errors import ConfigError, Location
 
 Path_ = tuple[str | int, ...]
-MAX_DEPTH = 32
+MAX_DEPTH = 32  # levels; a task file has about 6
 MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class YamlFile:
-    """A parsed file: its values, and the position (1-based line, column) of every key or item, by path."""
+    """A parsed file.
+
+    Attributes:
+        name: the file's name as it was given.
+        values: the mapping that it holds.
+        positions: 1-based line and column of every key and item, by path.
+        lines: the text.
+        outside: paths whose values were set elsewhere, and where (`--set data.train_rows=5`).
+    """
 
     name: str
     values: dict[str, Any]
     positions: Mapping[Path_, tuple[int, int]]
     lines: tuple[str, ...]
+    outside: dict[Path_, str] = field(default_factory=dict)
 
     def where(self, path: Path_) -> Location:
         """Return the position of `path`, or of its closest parent."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.outside:
+                return Location(self.outside[path[:length]])
+        if path and path not in self.positions:
+            for inside, place in self.outside.items():
+                if inside[: len(path)] == path:
+                    return Location(place)
         while path and path not in self.positions:
             path = path[:-1]
         if path not in self.positions:
@@ -43,43 +59,59 @@ def read_yaml(file: Path) -> YamlFile:
             an alias.
     """
     try:
-        text = file.read_bytes()[: MAX_BYTES + 1].decode()
+        if file.stat().st_size > MAX_BYTES:
+            raise ConfigError("file-too-large", f"{file} is larger than {MAX_BYTES:,} bytes: not a task file")
+        text = file.read_bytes().decode()
     except FileNotFoundError:
         raise ConfigError(
             "no-such-file", f"{file} does not exist", hint="make one from your data with `rung init data.csv`"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("unreadable-file", f"{file} cannot be read: {error}") from error
-    if len(text) > MAX_BYTES:
-        raise ConfigError("file-too-large", f"{file} is larger than {MAX_BYTES:,} bytes: not a task file")
     return parse_yaml(text, str(file))
 
 
 def parse_yaml(text: str, name: str) -> YamlFile:
     """Parse the text of a file called `name`; see `read_yaml`."""
+    text = text.removeprefix("\ufeff")  # the mark that some editors write first; it would shift the first column
     lines = tuple(text.splitlines())
+    positions: dict[Path_, tuple[int, int]] = {}
     try:
-        node = yaml.compose(text, Loader=_NoAliases)
+        node = yaml.compose(text, Loader=_Composer)
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError("bad-yaml", "a task file is a mapping of keys to values", where=Location(name, 1))
+        values = _value(node, (), positions, yaml.SafeLoader(""), name, lines)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = Location(name) if mark is None else _location(name, lines, mark)
         raise ConfigError("bad-yaml", f"not valid YAML: {error.problem}", where=where) from error
-    if not isinstance(node, yaml.MappingNode):
-        raise ConfigError("bad-yaml", "a task file is a mapping of keys to values", where=Location(name, 1))
-    positions: dict[Path_, tuple[int, int]] = {}
-    loader = yaml.SafeLoader("")
-    values = _value(node, (), positions, loader, name, lines)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(
+            "bad-yaml",
+            f"the character U+{error.character:04X} has no place in YAML",
+            where=Location(name, line),
+            hint="a control character slipped in, perhaps by copying; delete it",
+        ) from error
     return YamlFile(name, values, positions, lines)
 
 
-class _NoAliases(yaml.SafeLoader):
-    """A composer that refuses aliases: a few of them nested expand to gigabytes, and no task file needs one."""
+class _Composer(yaml.SafeLoader):
+    """A composer that refuses aliases, which nested expand to gigabytes, and depth, which exhausts the stack."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def _location(name: str, lines: tuple[str, ...], mark: Any) -> Location:
@@ -90,14 +122,12 @@ def _location(name: str, lines: tuple[str, ...], mark: Any) -> Location:
 def _value(
     node: Any, path: Path_, positions: dict[Path_, tuple[int, int]], loader: Any, name: str, lines: tuple[str, ...]
 ) -> Any:
-    if len(path) > MAX_DEPTH:
-        raise ConfigError("bad-yaml", "nested too deep", where=_location(name, lines, node.start_mark))
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             positions[*path, i] = (item.start_mark.line + 1, item.start_mark.column + 1)
         return [_value(item, (*path, i), positions, loader, name, lines) for i, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)
+        return _scalar(node, loader)
     result: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = _key(key_node)
@@ -109,6 +139,16 @@ def _value(
     return result
 
 
+def _scalar(node: Any, loader: Any) -> Any:
+    try:
+        return loader.construct_object(node)
+    except ValueError:  # `2024-13-45` looks like a date and is none; `!!int x` says it is a number
+        problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]}; write text in quotes"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+
+
 def _key(node: Any) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise yaml.MarkedYAMLError(problem="a key must be a plain word", problem_mark=node.start_mark)
     # As written: YAML 1.1 would make False of the label `no` and 7 of the label `007`.
     return str(node.value)

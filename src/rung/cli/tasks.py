@@ -5,16 +5,22 @@ from __future__ import annotations
 import json as json_module
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rung.cli.options import Json, Sets, TaskFile, overrides, print_json
+from rung.data.report import SHOWN
 from rung.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rung.data.guess import Guess
+    from rung.data.report import DataReport
     from rung.data.types import Data
     from rung.task import Task
 
@@ -37,9 +43,8 @@ def init(
     from rung.data.guess import guess_task
 
     if out.exists() and not force:
-        raise ConfigError(
-            "file-exists", f"{out} exists", hint="name another file with --out, or replace it with --force"
-        )
+        hint = "name another file with --out, or replace it with --force"
+        raise ConfigError("file-exists", f"{out} exists", hint=hint)
     guess = guess_task(data, output)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(task_text(guess, data.resolve(), out.resolve().parent), encoding="utf-8")
@@ -50,7 +55,7 @@ def init(
 def task_text(guess: Guess, data: Path, folder: Path) -> str:
     """Return a commented task file."""
     path = str(data.relative_to(folder)) if data.is_relative_to(folder) else str(data)
-    quoted = json_module.dumps  # JSON strings are YAML strings
+    quoted = partial(json_module.dumps, ensure_ascii=False)  # JSON strings are YAML strings
     instruction = {
         "category": f"Which {(guess.output or 'label').replace('_', ' ')} does this text belong to?",
         "text": f"Write the {(guess.output or 'answer').replace('_', ' ')} for this input.",
@@ -58,9 +63,8 @@ def task_text(guess: Guess, data: Path, folder: Path) -> str:
         "chat": "Continue the conversation helpfully.",
     }[guess.kind]
     column = "" if guess.output is None else f"\n  column: {quoted(guess.output)}"
-    limits = (
-        "\n  # train_per_label: 10     # keep so many training rows of each label" if guess.kind == "category" else ""
-    )
+    limit = "train_per_label: 10     # keep so many training rows of each label"
+    limits = f"\n  # {limit}" if guess.kind == "category" else ""
     return f"""# yaml-language-server: $schema={SCHEMA_FILE}
 name: {quoted(guess.name)}
 
@@ -138,12 +142,33 @@ def _print_report(task: Task, data: Data, unit: str, file: str) -> None:
         labels = str(len(report.labels[name])) if name in report.labels else ""
         table.add_row(name, f"{split.read:,}", f"{split.kept:,}", labels, *shown)
     console.print(table)
+    _print_labels(console, report)
+    for name, effect in report.detectable.items():
+        rows = f"{name}: with {report.splits[name].kept:,} rows,"
+        if effect is None:
+            console.print(f"{rows} no difference can be told from chance", highlight=False)
+        else:
+            console.print(f"{rows} a difference of {100 * effect:.1f} points is likely to be found", highlight=False)
     for name, split in report.splits.items():
         for reason, sources in split.dropped.items():
-            console.print(f"{name}: {len(sources)} dropped, {reason}: {', '.join(sources[:5])}", highlight=False)
+            more = ", ..." if len(sources) > SHOWN else ""
+            places = ", ".join(sources[:SHOWN]) + more
+            console.print(f"{name}: {len(sources):,} dropped, {reason}: {places}", highlight=False, markup=False)
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
     console.print(f"{task.name} is fine. Next: rung climb {file} --plan", highlight=False)
+
+
+def _print_labels(console: Console, report: DataReport) -> None:
+    for name, counts in report.labels.items():
+        if counts:
+            rows = sorted(counts.values())
+            spread = f"{rows[0]} / {median(rows):g} / {rows[-1]} rows a label (min / median / max)"
+            console.print(f"{name}: {spread}", highlight=False)
+    rare = report.rare()
+    if rare:
+        more = f" and {len(rare) - SHOWN} more" if len(rare) > SHOWN else ""
+        console.print(f"rare in training: {', '.join(rare[:SHOWN])}{more}", highlight=False, markup=False)
 
 
 def schema_text() -> str:
@@ -166,9 +191,10 @@ def explain(
     from rung.task import suggest
 
     if code is None:
-        for name, text in sorted(EXPLANATIONS.items()):
-            typer.echo(f"{name:26} {text.split('. ')[0]}")
+        width = max(map(len, EXPLANATIONS))
+        for name, entry in EXPLANATIONS.items():
+            typer.echo(f"{name:{width}}  {entry.meaning}")
         return
     if code not in EXPLANATIONS:
         raise ConfigError("unknown-code", f"no error has the code {code!r}", hint=suggest(code, list(EXPLANATIONS)))
-    typer.echo(f"{code}\n\n{EXPLANATIONS[code]}")
+    typer.echo(f"error[{code}]\n\n{EXPLANATIONS[code]}")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rung.data.json_schema import in_schema_order, mismatch
 from rung.data.report import SplitReport
 from rung.data.types import Example, Record, example_id
 from rung.errors import DataError
@@ -82,7 +83,8 @@ def _text(value: Any) -> str:
 def _outputs(value: Any, task: Task, record: Record) -> tuple[str, ...]:
     kind = task.output.kind
     if kind == "json":
-        return _json_output(value, record)
+        schema = task.output.json_schema
+        return _json_output(value, schema if isinstance(schema, dict) else {}, record)
     if kind == "text" and isinstance(value, list):
         return tuple(item.strip() for item in value if isinstance(item, str) and item.strip())
     if isinstance(value, (dict, list)):
@@ -95,17 +97,33 @@ def _outputs(value: Any, task: Task, record: Record) -> tuple[str, ...]:
     return ((text,) if kind == "category" else (text.strip(),)) if text.strip() else ()
 
 
-def _json_output(value: Any, record: Record) -> tuple[str, ...]:
+def _json_output(value: Any, schema: Mapping[str, Any], record: Record) -> tuple[str, ...]:
+    """Return the answer as canonical JSON text: keys in the schema's order, then by name."""
     if isinstance(value, str):
         if not value.strip():
             return ()
         try:
             value = json.loads(value)
         except ValueError as error:
-            raise DataError("bad-json", f"{record.source}: the expected answer is not valid JSON: {error}") from None
+            raise DataError(
+                "bad-json",
+                f"{record.source}: the expected answer is not valid JSON: {error}",
+                hint='kind json needs one JSON value per row, such as {"total": 12.5}; for others use `kind: text`',
+            ) from None
     if value is None:
         return ()
-    return (json.dumps(value, ensure_ascii=False, sort_keys=True),)
+    if problem := mismatch(value, schema):
+        raise DataError(
+            "schema-mismatch",
+            f"{record.source}: the expected answer does not fit `output.schema`: {problem}",
+            hint="correct the row or the schema: a model held to the schema could never give this answer",
+        )
+    try:
+        return (json.dumps(in_schema_order(value, schema), ensure_ascii=False, allow_nan=False),)
+    except ValueError:
+        raise DataError(
+            "bad-json", f"{record.source}: the expected answer holds NaN or Infinity, which JSON lacks", hint="use null"
+        ) from None
 
 
 def _chat(record: Record, task: Task) -> Example | str:

@@ -16,20 +16,9 @@ from rung.task import suggest
 
 SAMPLE = 2000
 ANSWER_NAMES = (
-    "label",
-    "category",
-    "class",
-    "intent",
-    "target",
-    "output",
-    "answer",
-    "summary",
-    "completion",
-    "response",
-    "sql",
-)
+    "label", "category", "class", "intent", "target", "output", "answer", "summary", "completion", "response", "sql",
+)  # fmt: skip
 MOST_LABELS = 500
-GENERIC_NAMES = ("train", "training", "data", "dataset", "rows")  # such files are named by their folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +40,7 @@ def guess_task(file: Path, output: str | None = None) -> Guess:
     """
     rows = [record.values for record in islice(read_rows(file), SAMPLE)]
     columns = list(rows[0]) if rows else []
-    stem = file.resolve().parent.name if file.stem.lower() in GENERIC_NAMES else file.stem
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "task"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._") or "task"
     messages = next((c for c in columns if _is_chat(rows[0][c])), None)
     if messages is not None and output is None:
         return Guess(name, (messages,), None, "chat", f"{messages!r} holds conversations")
@@ -89,7 +77,7 @@ def _answer_column(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> st
 def _kind(values: Sequence[Any]) -> tuple[Literal["text", "category", "json"], str]:
     if all(isinstance(v, dict) or (isinstance(v, str) and _is_object(v)) for v in values):
         return "json", "holds JSON objects"
-    texts = [v for v in values if isinstance(v, str)]
+    texts = [str(v) for v in values if isinstance(v, (str, int))]  # JSON may hold labels as numbers or true and false
     distinct = len(set(texts))
     if len(texts) == len(values) and distinct <= min(MOST_LABELS, len(texts) / 2) and max(map(len, texts)) <= 80:
         return "category", f"holds {distinct} short values that repeat"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rung.data.examples import examples
-from rung.data.report import DataReport, SplitReport
+from rung.data.report import DISCORDANCE, SHOWN, DataReport, SplitReport
 from rung.data.sources import HUB, read_rows
 from rung.data.types import Data, Example, hash_of
 from rung.errors import DataError
+from rung.task import suggest
 
 if TYPE_CHECKING:
     from rung.task import Task
@@ -29,22 +31,21 @@ def load_data(task: Task) -> Data:
         DataError: rows are wrong; the message names file and line.
     """
     report = DataReport()
-    splits, cut = _read(task, report)
-    for name in cut:
-        report.splits[name] = SplitReport()
+    splits = _read(task, report)
     splits = _without_duplicates(task, splits, report)
     labels = _labels(task, splits)
     splits = {name: _limited(task, name, rows, report) for name, rows in splits.items()}
     for name, rows in splits.items():
         report.splits[name].kept = len(rows)
         report.measure(name, rows, category=task.output.kind == "category")
-    _warn(report, splits)
-    digest = hash_of([[name, [[e.id, *e.outputs] for e in splits[name]]] for name in SPLITS])
+    _warn(labels, splits, report)
+    _note_detectable(task, splits, report)
+    digest = hash_of([[name, [[e.id, *e.outputs] for e in splits[name]]] for name in SPLITS], digits=64)
     train, validation, test = (tuple(splits[name]) for name in SPLITS)
-    return Data(train, validation, test, labels=labels, report=report, fingerprint=digest)
+    return Data(train, validation, test, labels, report, digest)
 
 
-def _read(task: Task, report: DataReport) -> tuple[dict[str, list[Example]], list[str]]:
+def _read(task: Task, report: DataReport) -> dict[str, list[Example]]:
     """Read the given files; cut what is not given from the training rows."""
     source = task.data
     files = {"train": [source.train] if isinstance(source.train, str) else source.train}
@@ -74,7 +75,11 @@ def _read(task: Task, report: DataReport) -> tuple[dict[str, list[Example]], lis
         else:
             kept.append(example)
     splits["train"] = kept
-    return splits, cut
+    for name in cut:
+        report.splits[name] = SplitReport(read=len(splits[name]))
+        report.splits["train"].read -= len(splits[name])
+    report.splits = {name: report.splits[name] for name in SPLITS}
+    return splits
 
 
 def _fraction(text: str) -> float:
@@ -85,37 +90,57 @@ def _without_duplicates(task: Task, splits: dict[str, list[Example]], report: Da
     """Drop repeated rows within a split; inputs that stand in two splits are an error, or leave the earlier one."""
     result: dict[str, list[Example]] = {}
     owner: dict[str, tuple[str, Example]] = {}
+    crossing: list[str] = []
+    conflicts: list[str] = []
     for name in reversed(SPLITS):  # test first: rows leave the training side, never the test
         seen: dict[tuple[str, tuple[str, ...]], Example] = {}
         result[name] = []
         for example in splits[name]:
             if example.id in owner and owner[example.id][0] != name:
                 other, first = owner[example.id]
-                if task.data.duplicates == "error":
-                    raise DataError(
-                        "duplicate-across-splits",
-                        f"the input of {example.source} ({name}) is that of {first.source} ({other})",
-                        hint="remove one, or set `data.duplicates: drop` to drop such rows from the training side",
-                    )
+                crossing.append(f"the input of {example.source} ({name}) is that of {first.source} ({other})")
                 report.splits[name].drop(f"also in {other}", example.source)
                 continue
             if (example.id, example.outputs) in seen:
                 report.splits[name].drop("repeated row", example.source)
                 continue
             if example.id in owner:
-                report.warnings.append(
-                    f"{example.source} and {owner[example.id][1].source}: the same input, another expected answer"
-                )
+                conflicts.append(f"{owner[example.id][1].source} and {example.source}")
             seen[example.id, example.outputs] = example
             owner.setdefault(example.id, (name, example))
             result[name].append(example)
+    if crossing and task.data.duplicates == "error":
+        more = f" (and {len(crossing) - 1:,} more rows like it)" if len(crossing) > 1 else ""
+        raise DataError(
+            "duplicate-across-splits",
+            crossing[0] + more,
+            hint="remove one, or set `data.duplicates: drop` to drop such rows from the training side",
+        )
+    if conflicts:
+        report.warnings.append(
+            f"{len(conflicts)} rows repeat an input with another expected answer: {'; '.join(conflicts[:SHOWN])}"
+        )
     return {name: result[name] for name in SPLITS}
 
 
 def _labels(task: Task, splits: dict[str, list[Example]]) -> tuple[str, ...]:
-    """Return the sorted label set and check every row's label against it."""
+    """Return the sorted label set and check every row's label, and the task file's descriptions, against it."""
     if task.output.kind != "category":
         return ()
+    first = _label_sources(splits)
+    allowed = task.output.labels or sorted(first)
+    described = dict.fromkeys(task.output.descriptions, "`output.descriptions`")
+    for label, source in {**described, **first}.items():
+        if label not in allowed:
+            of = "`output.labels`" if task.output.labels else "those of the rows"
+            raise DataError(
+                "unknown-label", f"{source}: the label {label!r} is not among {of}", hint=suggest(label, allowed)
+            )
+    return tuple(sorted(allowed))
+
+
+def _label_sources(splits: dict[str, list[Example]]) -> dict[str, str]:
+    """Return every label of the rows with the place where it stands first; refuse two spellings and a single label."""
     first: dict[str, str] = {}
     spelled: dict[str, str] = {}
     for name in SPLITS:
@@ -126,26 +151,14 @@ def _labels(task: Task, splits: dict[str, list[Example]]) -> tuple[str, ...]:
             if other != label:
                 raise DataError(
                     "label-spelling",
-                    f"{other!r} ({first[other]}) and {label!r} ({example.source}) differ in case or spaces only",
+                    f"the labels {other!r} ({first[other]}) and {label!r} ({example.source}) "
+                    "differ in case or spaces only",
                     hint="write both the same way",
                 )
     if len(first) < 2:
-        raise DataError(
-            "one-label", f"every row has the label {next(iter(first), '')!r}", hint="give rows of two labels"
-        )
-    allowed = task.output.labels
-    if allowed is None:
-        return tuple(sorted(first))
-    for label, source in first.items():
-        if label not in allowed:
-            from rung.task import suggest
-
-            raise DataError(
-                "unknown-label",
-                f"{source}: the label {label!r} is not among `output.labels`",
-                hint=suggest(label, allowed),
-            )
-    return tuple(sorted(allowed))
+        found = f"every row has the label {next(iter(first))!r}" if first else "no row has a label"
+        raise DataError("one-label", found, hint="a choice needs two labels: check `output.column`, or add rows")
+    return first
 
 
 def _limited(task: Task, name: str, rows: list[Example], report: DataReport) -> list[Example]:
@@ -168,16 +181,29 @@ def _limited(task: Task, name: str, rows: list[Example], report: DataReport) -> 
     return [row for row in rows if id(row) in kept]
 
 
-def _warn(report: DataReport, splits: dict[str, list[Example]]) -> None:
+def _warn(labels: Sequence[str], splits: dict[str, list[Example]], report: DataReport) -> None:
     """Note what a careful reader would ask about."""
-    counts = report.labels
-    if counts:
-        for name in SPLITS[1:]:
-            unseen = sorted(set(counts[name]) - set(counts["train"]))
-            if unseen:
-                report.warnings.append(f"{len(unseen)} labels of {name} have no training row, such as {unseen[0]!r}")
+    unseen = [label for label in labels if label not in report.labels["train"]]
+    if unseen:
+        report.warnings.append(
+            f"{len(unseen)} of {len(labels)} labels have no training row, such as {unseen[0]!r}: "
+            "only prompting can answer with them"
+        )
     for name in SPLITS:
-        if 0 < len(splits[name]) < FEW_ROWS:
-            report.warnings.append(
-                f"{name} has only {len(splits[name])} rows: differences will be hard to tell from chance"
-            )
+        rows = len(splits[name])
+        if rows == 0:
+            report.warnings.append(f"{name} has no rows")
+        elif rows < FEW_ROWS and name != "train":
+            report.warnings.append(f"{name} has only {rows} rows: differences will be hard to tell from chance")
+
+
+def _note_detectable(task: Task, splits: dict[str, list[Example]], report: DataReport) -> None:
+    """Say how large a difference the splits can show, for kinds whose usual scores are 0 or 1."""
+    if task.output.kind not in ("category", "json"):
+        return
+    from rung.evaluation.statistics import minimum_detectable_effect
+
+    for name in SPLITS[1:]:
+        if splits[name]:
+            effect = minimum_detectable_effect(len(splits[name]), discordance=DISCORDANCE)
+            report.detectable[name] = effect if effect <= 1 else None

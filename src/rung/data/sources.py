@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rung.data.types import Record
 from rung.errors import DataError, Location, MachineError
 
 HUB = "hf:"
+_GAP = re.compile(r"[\s,]*")  # between the items of a JSON list
 MAX_CELL = 10_000_000  # characters in one CSV field; the library's own limit of 131,072 is below a long document
 
 
@@ -39,7 +41,10 @@ def read_rows(source: str | Path, *, encoding: str = "utf-8") -> Iterator[Record
 
 
 def _text(path: Path, encoding: str) -> str:
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError("unreadable-file", f"{path} cannot be read: {error.strerror}") from error
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -60,8 +65,9 @@ def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
     def read(path: Path, encoding: str) -> Iterator[Record]:
         csv.field_size_limit(MAX_CELL)
         rows = csv.reader(io.StringIO(_text(path, encoding), newline=""), delimiter=separator, strict=True)
+        line = 1  # where the record begins; the reader's own count is where it ends
         try:
-            header = next(rows)
+            header = next(row for row in rows if row)
             _check_header(header, path)
             line = rows.line_num + 1
             for row in rows:
@@ -76,7 +82,12 @@ def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
                     yield Record(dict(zip(header, row, strict=True)), f"{path.name}:{line}")
                 line = rows.line_num + 1
         except csv.Error as error:
-            raise DataError("bad-csv", str(error), where=Location(str(path), rows.line_num)) from error
+            raise DataError(
+                "bad-csv",
+                f"the record that begins here cannot be read: {error}",
+                where=Location(str(path), line),
+                hint='close every quote; a quote inside a quoted field is written twice: "say ""hi"""',
+            ) from error
 
     return read
 
@@ -96,12 +107,18 @@ def _jsonl(path: Path, encoding: str) -> Iterator[Record]:
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
+    """Parse JSON text that begins in `line`."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        column = getattr(error, "colno", None)
-        problem = getattr(error, "msg", "nested too deep")
-        raise DataError("bad-json", f"not valid JSON: {problem}", where=Location(str(path), line, column)) from None
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a surrogate pair parses, but is no text that can be encoded
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        where = Location(str(path), line + error.lineno - 1, error.colno)
+        raise DataError("bad-json", f"not valid JSON: {error.msg}", where=where) from None
+    except (UnicodeEncodeError, RecursionError) as error:
+        problem = "nested too deep" if isinstance(error, RecursionError) else "half of a surrogate pair (\\ud800...)"
+        raise DataError("bad-json", f"not usable JSON: {problem}", where=Location(str(path), line)) from None
+    return value
 
 
 def _record(value: Any, path: Path, number: int) -> Record:
@@ -114,11 +131,17 @@ def _record(value: Any, path: Path, number: int) -> Record:
 
 
 def _json(path: Path, encoding: str) -> Iterator[Record]:
-    values = _parsed(_text(path, encoding), path, 1)
-    if not isinstance(values, list):
+    text = _text(path, encoding)
+    if not isinstance(_parsed(text, path, 1), list):
         raise DataError("not-a-list", f"{path}: a JSON file of rows is a list of objects", hint="or use JSON lines")
-    for number, value in enumerate(values, start=1):
-        yield _record(value, path, number)
+    # The text is known to be a valid list: walk it once more, item by item, to know in which line each begins.
+    decoder = json.JSONDecoder()
+    position, line = text.index("[") + 1, text.count("\n", 0, text.index("[")) + 1
+    while (begin := _GAP.match(text, position).end()) and text[begin] != "]":  # type: ignore[union-attr]
+        line += text.count("\n", position, begin)
+        value, position = decoder.raw_decode(text, begin)
+        yield _record(value, path, line)
+        line += text.count("\n", begin, position)
 
 
 def _parquet(path: Path, encoding: str) -> Iterator[Record]:
@@ -149,7 +172,14 @@ def _hub(source: str) -> Iterator[Record]:
         ) from missing
     name, _, split = source.removeprefix(HUB).partition("#")
     name, _, config = name.partition(":")
-    rows = load_dataset(name, config or None, split=split or "train", trust_remote_code=False)
+    try:
+        rows = load_dataset(name, config or None, split=split or "train")
+    except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
+        raise DataError(
+            "hub-data",
+            f"{source} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint="the form is hf:org/name:config#split; private data needs a token in HF_TOKEN",
+        ) from error
     for number, values in enumerate(rows, start=1):
         yield Record(dict(values), f"{source}:{number}")
 

@@ -55,13 +55,17 @@ def example_id(inputs: Mapping[str, Any]) -> str:
     return hash_of([normal(value) for value in inputs.values()])
 
 
-def hash_of(value: Any) -> str:
-    """Return 16 hex digits of the sha256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:16]
+def hash_of(value: Any, digits: int = 16) -> str:
+    """Return the first hex digits (at most 64) of the sha256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def normal(value: Any) -> Any:
-    """Return text in Unicode NFC, lower case, with single spaces; other values as they are."""
+    """Return text in Unicode NFC, lower case, with single spaces, also inside messages; other values as they are."""
     if isinstance(value, str):
         return " ".join(unicodedata.normalize("NFC", value).lower().split())
+    if isinstance(value, Mapping):
+        return {key: normal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [normal(item) for item in value]
     return value
