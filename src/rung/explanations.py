@@ -168,6 +168,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Without a limit, overlong prompts would give nonsense instead of an error.",
         "Add max_position_embeddings to the model's config.json.",
     ),
+    "control-token": Explanation(
+        "The model's tokenizer turns characters of the data into a control token.",
+        "A row could end its own turn and pose as the system or the model.",
+        "Remove these characters from the data, or use another model.",
+    ),
     "download-failed": Explanation(
         "A model could not be downloaded.",
         "Nothing can run without the weights.",

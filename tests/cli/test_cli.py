@@ -58,7 +58,7 @@ def test_errors_go_to_stderr_with_their_exit_code(tmp_path):
 
 
 def test_explain():
-    assert "trained on would be tested on" in rung("explain", "duplicate-across-splits").stdout
+    assert "What to do:" in rung("explain", "duplicate-across-splits").stdout
     wrong = rung("explain", "duplicate-across-split")
     assert wrong.returncode == 2
     assert "did you mean 'duplicate-across-splits'?" in wrong.stderr
