@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from rung.artifact import Artifact
+from rung.rungs import RUNGS, Calibrate, Features, SystemPrompt, build
+from rung.rungs.costs import prediction_flops
+from rung.rungs.features import train_head
+
+
+def accuracy(artifact, rows):
+    return np.mean([a.text == e.outputs[0] for a, e in zip(artifact.answer(rows, full=False), rows, strict=True)])
+
+
+def test_calibration_helps_and_never_touches_its_input(zero, data):
+    calibrated = Calibrate(unlabelled=24, selection=24).fit(zero, data)
+    assert zero.decoder.bias == ()
+    assert accuracy(calibrated, data.test) >= accuracy(zero, data.test)
+    options = calibrated.settings["calibrate"]["accuracy_on_selection"]
+    assert set(options) == {"sum", "mean", "sum calibrated", "mean calibrated"}
+    assert not Calibrate().applies(calibrated, data).applies or not calibrated.decoder.bias
+
+
+def test_features_beat_zero_shot(zero, data):
+    assert accuracy(Features().fit(zero, data), data.test) >= 0.85
+    assert accuracy(Features(encoder="").fit(zero, data), data.test) >= 0.5
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_the_head_is_scikit_learns_on_standardized_features(labels):
+    rng = np.random.default_rng(0)
+    truth = np.arange(120) % labels
+    vectors = (rng.normal(size=(labels, 8))[truth] + rng.normal(size=(120, 8))).astype(np.float32)
+    weight, intercept, penalty = train_head(vectors, truth, labels, seed=0)
+    mean, scale = vectors.mean(0), vectors.std(0).mean()
+    oracle = LogisticRegression(C=penalty, max_iter=500, tol=1e-3).fit((vectors - mean) / scale, truth)
+    logits = vectors @ weight.T + intercept
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    chances /= chances.sum(1, keepdims=True)
+    np.testing.assert_allclose(chances, oracle.predict_proba((vectors - mean) / scale), atol=1e-4)
+
+
+def test_a_label_without_rows_is_never_answered():
+    vectors = np.eye(6, dtype=np.float32)[np.arange(60) % 2]
+    weight, intercept, _ = train_head(vectors, np.arange(60) % 2, 3, seed=0)
+    assert ((vectors @ weight.T + intercept).argmax(1) < 2).all()
+
+
+def test_a_system_prompt_applies_once_and_stands_first(zero, data):
+    rung = SystemPrompt("You work at a bank.")
+    with_system = rung.fit(zero, data)
+    head = with_system.messages({"text": "x"})[0]
+    assert head["role"] == "system"
+    assert head["content"].startswith("You work at a bank.\n\nWhich intent")
+    assert not rung.applies(with_system, data).applies
+    assert not SystemPrompt("").applies(zero, data).applies
+
+
+def test_heads_are_cheaper_than_prompts(zero, data):
+    assert prediction_flops(Features().fit(zero, data), data) < prediction_flops(zero, data)
+
+
+def test_every_rung_says_why_it_does_not_apply_on_a_head(zero, data, task):
+    head = Features().fit(zero, data)
+    for rung in build(tuple(RUNGS), task, 0):
+        verdict = rung.applies(head, data)
+        assert not verdict.applies
+        assert verdict.reason
+
+
+def test_zero_shot_lists_few_labels_and_scores_them(zero):
+    assert isinstance(zero, Artifact)
+    assert "Answer with one of: age limit, card arrival" in zero.messages({"text": "x"})[0]["content"]
+    assert zero.prompt.system == ""
