@@ -1,87 +1,195 @@
+"""Task files: what is read, and how each mistake is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
 import pytest
 
 from rung.errors import ConfigError
 from rung.task import Task
 
-GOOD = """\
-name: demo
-instruction: Which kind is this?
+FILE = """\
+name: cards
+instruction: Which intent is this?
 inputs: [text]
 output: {column: label, kind: category}
-data: {train: train.csv}
+data:
+  train: train.csv
 """
 
 
-def load(tmp_path, text, **overrides):
-    (tmp_path / "task.yaml").write_text(text)
-    return Task.load(tmp_path / "task.yaml", overrides)
+def load(folder: Path, text: str, **overrides: str) -> Task:
+    (folder / "task.yaml").write_text(text, encoding="utf-8")
+    return Task.load(folder / "task.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
 
 
-def test_defaults(tmp_path):
-    task = load(tmp_path, GOOD)
-    assert task.model == "embedded"
-    assert task.data.split.validation == 0.2
-    assert task.folder == tmp_path
+def refused(folder: Path, text: str, **overrides: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text, **overrides)
+    return caught.value
+
+
+def test_a_minimal_file_has_documented_defaults(tmp_path: Path) -> None:
+    task = load(tmp_path, FILE)
+    assert (task.name, task.inputs, task.model, task.metric, task.system) == ("cards", ["text"], "embedded", None, None)
+    assert (task.data.split.validation, task.data.split.test, task.data.duplicates) == (0.2, 0.2, "error")
+    assert task.folder == tmp_path.resolve()
+
+
+def test_overrides_replace_values_and_are_yaml(tmp_path: Path) -> None:
+    task = load(tmp_path, FILE, data__train_per_label="5", data__split__seed="3", instruction="Which: one: two?")
+    assert task.data.train_per_label == 5
+    assert task.data.split.seed == 3
+    assert task.instruction == "Which: one: two?"  # no YAML: text as it is
+
+
+def test_an_override_is_where_its_error_is(tmp_path: Path) -> None:
+    error = refused(tmp_path, FILE, data__train_rows="many")
+    assert error.code == "bad-value"
+    assert str(error.where) == "--set data.train_rows=many"
+    assert str(refused(tmp_path, FILE, metric="acuracy").where) == "--set metric=acuracy"
+    assert str(refused(tmp_path, FILE, dta__x="1").where) == "--set dta.x=1"
+    assert refused(tmp_path, FILE, name__x="1").code == "bad-set"
+
+
+def test_an_unknown_key_is_shown_with_a_caret_and_a_suggestion(tmp_path: Path) -> None:
+    error = refused(tmp_path, FILE + "  tain_rows: 5\n")
+    file = tmp_path / "task.yaml"
+    assert error.render() == (
+        f"error[unknown-key]: unknown key 'tain_rows'\n  --> {file}:7:3\n   7 |   tain_rows: 5\n     |   ^\n"
+        "hint: did you mean 'train_rows'?"
+    )
+
+
+def test_all_problems_are_shown_the_misspelled_key_first(tmp_path: Path) -> None:
+    error = refused(tmp_path, FILE.replace("instruction", "instructions").replace("category", "categry"))
+    assert (error.code, error.where and error.where.line) == ("unknown-key", 2)
+    assert "the key `instruction` is missing" in error.hint
+    assert ":4:25: `output.kind`: should be 'text', 'category', 'json' or 'chat', found 'categry'" in error.hint
+
+
+@pytest.mark.parametrize("value", ["007", "no", "2024-01-01", "1.5", "on"])
+def test_what_yaml_takes_for_something_else_is_an_error_with_advice(tmp_path: Path, value: str) -> None:
+    error = refused(tmp_path, FILE.replace("name: cards", f"name: {value}"))
+    assert error.code == "bad-value"
+    assert "quotes" in error.hint
+    assert (error.where and error.where.line) == 1
+
+
+def test_labels_as_keys_stay_text(tmp_path: Path) -> None:
+    text = FILE.replace("kind: category", 'kind: category, labels: ["no", "007"], descriptions: {no: never, 007: Bond}')
+    assert load(tmp_path, text).output.descriptions == {"no": "never", "007": "Bond"}
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "line", "column", "hint"),
+    ("text", "line", "column", "part"),
     [
-        (("instruction:", "instuction:"), "unknown-key", 2, 1, "did you mean 'instruction'?"),
-        (("column: label", "colum: label"), "unknown-key", 4, 10, "did you mean 'column'?"),
-        (("kind: category", "kind: categry"), "bad-value", 4, 25, ""),
-        (("train: train.csv", "train: 007"), "bad-value", 5, 8, "quotes"),
-        (("inputs: [text]", "inputs: []"), "bad-value", 3, 1, ""),
-        (("name: demo", "name: demo\nname: again"), "duplicate-key", 2, 1, "keep one"),
-        (("inputs: [text]", "inputs: [text, label]"), "output-is-input", 3, 1, ""),
-        (("name: demo", "name: ../up"), "bad-value", 1, 1, ""),
-        (("name: demo", "name: &a demo\nsystem: *a"), "bad-yaml", 2, 9, ""),
-        (("inputs: [text]", "inputs: [text"), "bad-yaml", 4, 7, ""),
+        (FILE + "name: again\n", 7, 1, "stands twice"),
+        (FILE + "x: &a [1]\ny: *a\n", 8, 4, "aliases"),
+        (FILE + "x: " + "[" * 3000 + "\n", 7, 35, "nested deeper than 32"),
+        (FILE + "x: {" + "\n", 8, 1, "not valid YAML"),
+        (FILE + "? [a]\n: b\n", 7, 3, "a key must be a plain word"),
+        (FILE + "x: \x07\n", 7, None, "U+0007"),
+        (FILE.replace("Which intent is this?", "2024-13-45"), 2, 14, "quotes"),
+        (FILE.replace("Which intent is this?", "!!python/object:os.system {}"), 2, 14, ""),
+        ("- a\n", 1, None, "mapping"),
+        ("", 1, None, "mapping"),
     ],
 )
-def test_errors_point_into_the_file(tmp_path, change, code, line, column, hint):
+def test_broken_yaml_is_located(tmp_path: Path, text: str, line: int, column: int | None, part: str) -> None:
+    error = refused(tmp_path, text)
+    assert error.where is not None
+    assert part in error.message
+    if "python/object" not in text:
+        assert (error.where.line, error.where.column) == (line, column)
+    assert error.code in ("bad-yaml", "duplicate-key", "bad-value")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ("kind: category", "kind: text, labels: [a, b]", "belong to kind category"),
+        ("kind: category", "kind: category, schema: {}", "belongs to kind json"),
+        ("kind: category", "kind: category, labels: [a]", "two labels"),
+        ("kind: category", "kind: category, labels: [a, b, a]", "'a' twice"),
+        ("kind: category", "kind: category, labels: [a, 'b ']", "spaces at its ends"),
+        ("kind: category", "kind: category, labels: [a, b], descriptions: {c: x}", "'c'"),
+        ("column: label, kind: category", "kind: category", "`column` is needed"),
+        ("kind: category", "kind: chat", "does not belong to kind chat"),
+        ("column: label, kind: category", "kind: chat}\ntemplate: '{text}'\nconstraints: {", "no effect on kind chat"),
+        ("[text]", "[text, text]", "twice"),
+        ("[text]", "[]", "at least 1"),
+        ("kind: category", "kind: text", "use `data.train_rows`"),
+        ("train: train.csv", "train: t.csv\n  validation: v.csv\n  test: s.csv\n  split: {seed: 1}", "no effect"),
+        ("train: train.csv", "train: t.csv\n  split: {validation: 0.5, test: 0.5}", "leave no row"),
+        ("train: train.csv", "train: t.csv\n  encoding: utf-9", "'utf-9'"),
+        ("train: train.csv", "train: []", "names no file"),
+        ("train: train.csv", "train: t.csv\n  train_rows: 0", "greater than or equal to 1"),
+        ("train: train.csv", "train: t.csv\n  train_rows: '5'", "valid integer"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(tmp_path: Path, old: str, new: str, part: str) -> None:
+    text = FILE.replace(old, new)
+    if "data.train_rows" in part:
+        text += "  train_per_label: 3\n"
+    error = refused(tmp_path, text)
+    assert error.code == "bad-value"
+    assert part in error.message
+
+
+def test_templates_and_metrics_are_checked_where_they_stand(tmp_path: Path) -> None:
+    for line, code in (
+        ("template: 'a {txt}'", "unknown-placeholder"),
+        ("template: no column", "unknown-placeholder"),
+        ("template: 'a {text'", "template-brace"),
+        ("metric: acuracy", "unknown-metric"),
+    ):
+        error = refused(tmp_path, FILE + line + "\n")
+        assert (error.code, error.where and error.where.line) == (code, 7)
+    assert refused(tmp_path, FILE.replace("[text]", "[label]")).code == "output-is-input"
+
+
+def test_a_schema_may_lie_in_a_file(tmp_path: Path) -> None:
+    text = FILE.replace("kind: category", "kind: json, schema: schema.json")
+    error = refused(tmp_path, text)
+    assert (error.code, error.where and error.where.line) == ("bad-schema-file", 4)
+    (tmp_path / "schema.json").write_text("[]")
+    assert refused(tmp_path, text).code == "bad-schema-file"
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    assert json.loads(load(tmp_path, text).output.schema_text() or "") == {"type": "object"}
+
+
+def test_files_that_cannot_be_a_task(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, GOOD.replace(*change))
-    error = caught.value
-    assert (error.code, error.where.line, error.where.column) == (code, line, column)
-    assert hint in error.hint
-    rendered = error.render().splitlines()
-    caret = next(text for text in rendered if text.endswith("^"))
-    assert len(caret) - len(rendered[rendered.index(caret) - 1].split(" | ")[0]) - 3 == column
-
-
-def test_a_missing_key_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="`instruction` is missing"):
-        load(tmp_path, GOOD.replace("instruction: Which kind is this?\n", ""))
-
-
-def test_a_placeholder_that_is_no_input(tmp_path):
+        Task.load(tmp_path / "none.yaml")
+    assert caught.value.code == "no-such-file"
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, GOOD + "template: 'Text: {txt}'\n")
-    assert caught.value.code == "unknown-placeholder"
-    assert caught.value.where.line == 6
-
-
-def test_overrides(tmp_path):
-    task = load(tmp_path, GOOD, **{"data.train_per_label": "5", "model": "other/model"})
-    assert task.data.train_per_label == 5
-    assert task.model == "other/model"
-    assert task.fingerprint() != load(tmp_path, GOOD).fingerprint()
-    with pytest.raises(ConfigError, match="train_per_labl"):
-        load(tmp_path, GOOD, **{"data.train_per_labl": "5"})
-
-
-def test_labels_that_yaml_would_change_stay_text_as_keys(tmp_path):
-    text = GOOD.replace(
-        "kind: category", 'kind: category, labels: ["no", "007"], descriptions: {no: never, 007: agent}'
-    )
-    assert load(tmp_path, text).output.descriptions == {"no": "never", "007": "agent"}
-
-
-def test_a_schema_file_is_read(tmp_path):
-    (tmp_path / "s.json").write_text('{"type": "object"}')
-    task = load(tmp_path, GOOD.replace("kind: category", "kind: json, schema: s.json"))
-    assert task.output.schema_text() == '{"type": "object"}'
+        Task.load(tmp_path / "latin.yaml")
+    assert caught.value.code == "unreadable-file"
+    (tmp_path / "big.yaml").write_bytes(b"x" * 1_000_001)
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path, GOOD.replace("kind: category", "kind: json, schema: none.json"))
-    assert caught.value.code == "bad-schema-file"
+        Task.load(tmp_path / "big.yaml")
+    assert caught.value.code == "file-too-large"
+
+
+def test_a_byte_order_mark_does_not_shift_columns(tmp_path: Path) -> None:
+    assert load(tmp_path, "\ufeff" + FILE).name == "cards"
+    error = refused(tmp_path, "\ufeffnam: x\n" + FILE)
+    assert (error.where and error.where.line, error.where and error.where.column) == (1, 1)
+
+
+def test_the_fingerprint_changes_with_every_setting(tmp_path: Path) -> None:
+    first = load(tmp_path, FILE).fingerprint()
+    assert first == load(tmp_path, FILE + "# a comment\n").fingerprint()
+    assert first != load(tmp_path, FILE, data__split__seed="1").fingerprint()
+
+
+def test_every_field_has_a_description_in_the_schema() -> None:
+    schema = Task.model_json_schema(by_alias=True)
+    for model in (schema, *schema["$defs"].values()):
+        assert model["additionalProperties"] is False
+        assert all("description" in field for field in model["properties"].values())
+    assert "schema" in schema["$defs"]["Output"]["properties"]

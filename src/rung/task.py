@@ -35,13 +35,21 @@ class Output(_Strict):
     """What the model must answer."""
 
     kind: Kind = Field(description="category: one of a set of labels; text; json: a record; chat: the next turn.")
-    column: str | None = Field(None, description="The column of the expected answer; not needed for chat.")
-    labels: list[str] | None = Field(None, description="The allowed labels; without, those of the training rows.")
-    descriptions: dict[str, str] = Field(default_factory=dict, description="What a label means, shown in the prompt.")
+    column: str | None = Field(
+        None, description="The column of the expected answer; none for chat.", examples=["label"]
+    )
+    labels: list[str] | None = Field(
+        None, description="The allowed labels; without, those of the rows.", examples=[["spam", "ham"]]
+    )
+    descriptions: dict[str, str] = Field(
+        default_factory=dict,
+        description="What a label means, shown in the prompt.",
+        examples=[{"spam": "unwanted advertising"}],
+    )
     json_schema: dict[str, Any] | str | None = Field(
         None, alias="schema", description="JSON Schema of the answer (kind json): inline, or the name of a file."
     )
-    max_tokens: Count | None = Field(None, description="Longest answer, in tokens.")
+    max_tokens: Count | None = Field(None, description="Longest answer, in tokens.", examples=[64])
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
@@ -74,7 +82,9 @@ class Split(_Strict):
 
     validation: Fraction = Field(0.2, description="Share of the rows for validation, where no file is given.")
     test: Fraction = Field(0.2, description="Share of the rows for the test, where no file is given.")
-    group: str | None = Field(None, description="Rows with the same value in this column stay in one split.")
+    group: str | None = Field(
+        None, description="Rows with the same value in this column stay in one split.", examples=["company"]
+    )
     seed: int = Field(0, description="Another number gives another split.")
 
     @model_validator(mode="after")
@@ -89,9 +99,15 @@ class Split(_Strict):
 class DataSource(_Strict):
     """Where the rows are."""
 
-    train: str | list[str] = Field(description="CSV, TSV, JSON, JSONL or Parquet, or hf:org/name[:config][#split].")
-    validation: str | None = Field(None, description="Rows to choose by; without, a share of the training file.")
-    test: str | None = Field(None, description="Rows to confirm by; without, a share of the training file.")
+    train: str | list[str] = Field(
+        description="CSV, TSV, JSON, JSONL or Parquet, or hf:org/name[:config][#split].", examples=["train.csv"]
+    )
+    validation: str | None = Field(
+        None, description="Rows to choose by; without, a share of the training file.", examples=["dev.csv"]
+    )
+    test: str | None = Field(
+        None, description="Rows to confirm by; without, a share of the training file.", examples=["test.csv"]
+    )
     split: Split = Field(default_factory=lambda: Split(), description="How missing splits are cut.")
     train_per_label: Count | None = Field(None, description="Keep so many training rows per label.")
     train_rows: Count | None = Field(None, description="Keep so many training rows.")
@@ -118,22 +134,42 @@ class DataSource(_Strict):
 class Constraints(_Strict):
     """What the climb must keep to."""
 
-    rungs: list[str] | None = Field(None, description="Try only these rungs.")
-    exclude: list[str] | None = Field(None, description="Never try these rungs.")
+    rungs: list[str] | None = Field(None, description="Try only these rungs.", examples=[["few-shot", "lora"]])
+    exclude: list[str] | None = Field(None, description="Never try these rungs.", examples=[["lora"]])
 
 
 class Task(_Strict):
     """What the model must do: input columns, one output, instruction, metric, data, constraints."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the task, used for folders.")
-    instruction: str = Field(min_length=1, description="What to do, in a sentence or more.")
-    system: str | None = Field(None, description="A system prompt; whether it helps is measured.")
-    inputs: Annotated[list[str], Field(min_length=1)] = Field(description="Columns that the model reads.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the task, used for folders.",
+        examples=["banking77"],
+    )
+    instruction: str = Field(
+        min_length=1,
+        description="What to do, in a sentence or more.",
+        examples=["Which intent does this message express?"],
+    )
+    system: str | None = Field(
+        None, description="A system prompt; whether it helps is measured.", examples=["You are a careful clerk."]
+    )
+    inputs: Annotated[list[str], Field(min_length=1)] = Field(
+        description="Columns that the model reads; dots reach into nested JSON.", examples=[["text"]]
+    )
     output: Output = Field(description="What it must answer.")
-    data: DataSource = Field(description="Where the rows are.")
-    metric: str | None = Field(None, description="accuracy, exact_match, rougeL, ..., or mymodule:function.")
-    model: str = Field("embedded", description="embedded, a Hub id, a folder, a .gguf file, or an endpoint.")
-    template: str | None = Field(None, description="The user turn, with {column} for the inputs.")
+    data: DataSource = Field(description="Where the rows are, and which of them to use.")
+    metric: str | None = Field(
+        None, description="accuracy, exact_match, rougeL, ..., or mymodule:function.", examples=["rougeL"]
+    )
+    model: str = Field(
+        "embedded",
+        description="embedded, a Hub id, a folder, a .gguf file, or an endpoint.",
+        examples=["embedded", "org/name"],
+    )
+    template: str | None = Field(
+        None, description="The user turn, with {column} for the inputs.", examples=["Message: {text}"]
+    )
     constraints: Constraints = Field(default_factory=lambda: Constraints(), description="Limits of the climb.")
     _folder: Path = PrivateAttr(default=Path())
 

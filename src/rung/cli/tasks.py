@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json as json_module
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -17,8 +18,6 @@ from rung.data.report import SHOWN
 from rung.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from rung.data.guess import Guess
     from rung.data.report import DataReport
     from rung.data.types import Data
@@ -142,33 +141,32 @@ def _print_report(task: Task, data: Data, unit: str, file: str) -> None:
         labels = str(len(report.labels[name])) if name in report.labels else ""
         table.add_row(name, f"{split.read:,}", f"{split.kept:,}", labels, *shown)
     console.print(table)
-    _print_labels(console, report)
-    for name, effect in report.detectable.items():
-        rows = f"{name}: with {report.splits[name].kept:,} rows,"
-        if effect is None:
-            console.print(f"{rows} no difference can be told from chance", highlight=False)
-        else:
-            console.print(f"{rows} a difference of {100 * effect:.1f} points is likely to be found", highlight=False)
-    for name, split in report.splits.items():
-        for reason, sources in split.dropped.items():
-            more = ", ..." if len(sources) > SHOWN else ""
-            places = ", ".join(sources[:SHOWN]) + more
-            console.print(f"{name}: {len(sources):,} dropped, {reason}: {places}", highlight=False, markup=False)
+    for line in report_lines(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False)
-    console.print(f"{task.name} is fine. Next: rung climb {file} --plan", highlight=False)
+        console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{task.name} is fine. Next: rung climb {file} --plan", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_labels(console: Console, report: DataReport) -> None:
+def report_lines(report: DataReport) -> Iterator[str]:
+    """Yield what the report says besides its table: rows per label, detectable differences, dropped rows."""
     for name, counts in report.labels.items():
         if counts:
             rows = sorted(counts.values())
-            spread = f"{rows[0]} / {median(rows):g} / {rows[-1]} rows a label (min / median / max)"
-            console.print(f"{name}: {spread}", highlight=False)
-    rare = report.rare()
-    if rare:
-        more = f" and {len(rare) - SHOWN} more" if len(rare) > SHOWN else ""
-        console.print(f"rare in training: {', '.join(rare[:SHOWN])}{more}", highlight=False, markup=False)
+            yield f"{name}: {rows[0]} / {median(rows):g} / {rows[-1]} rows a label (min / median / max)"
+    if rare := report.rare():
+        yield f"rare in training: {', '.join(rare[:SHOWN])}" + (
+            f" and {len(rare) - SHOWN} more" if rare[SHOWN:] else ""
+        )
+    for name, effect in report.detectable.items():
+        found = "no difference can be told from chance"
+        if effect is not None:
+            found = f"a difference of {100 * effect:.1f} points between two techniques is likely found"
+        yield f"{name}: with {report.splits[name].kept:,} rows, {found}"
+    for name, split in report.splits.items():
+        for reason, sources in split.dropped.items():
+            places = ", ".join(sources[:SHOWN]) + (", ..." if sources[SHOWN:] else "")
+            yield f"{name}: {len(sources):,} dropped, {reason}: {places}"
 
 
 def schema_text() -> str:
@@ -188,7 +186,6 @@ def explain(
 ) -> None:
     """Say what an error code means and how to fix it; without a code, list them."""
     from rung.explanations import EXPLANATIONS
-    from rung.task import suggest
 
     if code is None:
         width = max(map(len, EXPLANATIONS))
@@ -196,5 +193,7 @@ def explain(
             typer.echo(f"{name:{width}}  {entry.meaning}")
         return
     if code not in EXPLANATIONS:
-        raise ConfigError("unknown-code", f"no error has the code {code!r}", hint=suggest(code, list(EXPLANATIONS)))
+        near = get_close_matches(code, EXPLANATIONS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "`rung explain` lists all codes"
+        raise ConfigError("unknown-code", f"no error has the code {code!r}", hint=hint)
     typer.echo(f"error[{code}]\n\n{EXPLANATIONS[code]}")
