@@ -29,6 +29,7 @@ from rung.evaluation.report.words import (
 from rung.evaluation.result import ClimbResult, Prediction
 
 ROWS_SHOWN = 100  # fixed and broken rows shown per rung
+WHY = 3  # the table's column of comparisons and reasons, which may wrap
 TEXT_SHOWN = 20_000  # characters of one prompt
 
 STYLE = """
@@ -41,8 +42,8 @@ font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:.2rem 0}h2{font-si
 .decision{font-size:1.15rem;border-left:4px solid var(--best);padding:.4rem 1rem;background:var(--tint)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.35rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child{text-align:left}tr.best td{font-weight:600;color:var(--best)}
-svg{max-width:100%;height:auto}details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
+th:first-child,td:first-child{text-align:left}td.why{white-space:normal;min-width:14rem;text-align:left}tr.best td{font-weight:600;color:var(--best)}
+svg{max-width:100%;min-width:32rem;height:auto}details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--tint);padding:.7rem;font-size:.85rem;max-height:24rem;overflow:auto}
 .pair{color:var(--soft);font-size:.92rem;overflow-wrap:anywhere}select{font:inherit;padding:.2rem .4rem;max-width:100%}
 [hidden]{display:none}
@@ -137,7 +138,11 @@ def _table(result: ClimbResult) -> str:
             tokens, count_text(rung.trainable_parameters), count_text(rung.artifact_bytes),
         ]  # fmt: skip
         mark = ' class="best"' if rung.name == result.recommended else ""
-        lines.append(f"<tr{mark}>" + "".join(f"<td>{_e(cell)}</td>" for cell in cells) + "</tr>")
+        lines.append(
+            f"<tr{mark}>"
+            + "".join(f"<td{' class=why' if place == WHY else ''}>{_e(cell)}</td>" for place, cell in enumerate(cells))
+            + "</tr>"
+        )
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 

@@ -14,7 +14,7 @@ from rung.evaluation.metrics import confusion
 from rung.evaluation.report.words import measured
 from rung.evaluation.result import ClimbResult, Prediction, RungResult
 
-BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#767676"
+BLUE, ORANGE, GREY, INK = "#2481BF", "#D55E00", "#8A8A8A", "#767676"
 MOST_CONFUSED = 10
 
 
@@ -83,8 +83,12 @@ def cost_svg(result: ClimbResult) -> str:
             for x, y, rung in points:
                 best = rung.name == result.recommended
                 axes.plot(x, y, "o", color=ORANGE if best else BLUE, markersize=6)
-            axes.set_xscale("symlog" if min(p[0] for p in points) <= 0 else "log")
             axes.margins(x=0.35, y=0.15)
+            if min(x for x, _, _ in points) > 0:
+                axes.set_xscale("log")
+            else:
+                axes.set_xscale("symlog", linthresh=1000)
+                axes.set_xlim(-300, 50 * max(1000, *(x for x, _, _ in points)))
             _label(axes, [(x, y, r.name) for x, y, r in points])
             axes.set_xlabel(label)
             axes.grid(alpha=0.2)
@@ -102,7 +106,7 @@ def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
         at = max([y, *(t + step for t in taken if t + step > y)])
         taken.append(at)
         axes.annotate(
-            name, (x, y), (x, at), fontsize=8, va="center", ha="left", xytext=(8, (at - y) / (high - low) * 190),
+            name, (x, y), fontsize=8, va="center", ha="left", xytext=(8, (at - y) / (high - low) * 190),
             textcoords="offset points",
         )  # fmt: skip
 

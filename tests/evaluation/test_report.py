@@ -1,0 +1,111 @@
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from rung.evaluation.report.html import page, write_html
+from rung.evaluation.report.jsonfile import read, summary, write
+from rung.evaluation.report.plots import ladder_svg
+from rung.evaluation.report.terminal import print_climb
+from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
+
+EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202e\0'\"" + "x" * 10_000
+
+
+def rung(name, score, low, high, **more):
+    values = {"family": "prompting", "metric": "accuracy", "status": "confirmed", "split": "test", "n": 600}
+    return RungResult(name=name, score=score, low=low, high=high, seconds=60.0, tokens=24_000, **{**values, **more})
+
+
+@pytest.fixture
+def result():
+    losses = tuple((step, 3.0 / step) for step in range(1, 60))
+    rungs = (
+        rung("zero-shot", 0.45, 0.41, 0.49),
+        rung("features", 0.86, 0.83, 0.886, trainable_parameters=29_645, artifact_bytes=124_000),
+        rung("few-shot-knn", 0.7, 0.58, 0.8, split="validation", status="beaten", n=80, reason="beaten by features"),
+        rung("lora", 0.805, 0.77, 0.835, fit_seconds=350.0, trainable_parameters=4_884_480, losses=losses),
+        RungResult("llm-features", "features", "accuracy", "failed", reason="out of memory"),
+        RungResult("system-prompt", "prompting", "accuracy", "skipped", reason=EVIL),
+    )
+    comparisons = (
+        Comparison("zero-shot", "features", "accuracy", 600, 0.41, 0.37, 0.45, 1e-9, 1e-9, 250, 4, "mcnemar-exact"),
+        Comparison("zero-shot", "lora", "accuracy", 600, 0.355, 0.31, 0.4, 0.02, 0.01, 230, 17, "mcnemar-exact"),
+    )
+    data = {"splits": {"train": {"read": 2, "kept": 2, "dropped": {EVIL: 1}}}, "warnings": [EVIL], "labels": {}}
+    return ClimbResult(
+        task=EVIL[:60], metric="accuracy", model="embedded", engine="auto", seed=0, version="0.1.0", created="now",
+        seconds=600.0, budget_seconds=None, recommended="features", decision="Use features: +41.0 pp", rungs=rungs,
+        comparisons=comparisons, data=data,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def predictions():
+    def row(i, label, score):
+        return Prediction(f"{i}", "test.csv:2", "test", {"text": EVIL}, EVIL, ("a",), label, score, 0.5, 40, 0.1)
+
+    return {
+        "zero-shot": [row(i, "b", 0.0) for i in range(300)],
+        "features": [row(i, "a" if i % 3 else "c", float(i % 3 > 0)) for i in range(300)],
+    }
+
+
+def test_everything_is_escaped(result, predictions):
+    text = page(result, predictions)
+    assert text.count("<script>") == 1
+    assert "<img" not in text
+    assert "\0" not in text
+    assert "&lt;script&gt;" in text
+    assert 'style="' not in text  # the policy allows the style element by its hash, and nothing else
+    assert len(text) < 3_000_000
+    assert "100 are shown" in text
+
+
+def test_the_policy_names_the_hashes_of_what_is_there(result, predictions):
+    import base64
+    import hashlib
+
+    text = page(result, predictions)
+    for tag in ("style", "script"):
+        inside = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL).group(1)
+        assert base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode() in text.split("<style>")[0]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: the page was not opened")
+def test_in_a_browser_only_our_script_runs(result, predictions, tmp_path):
+    file = write_html(result, predictions, tmp_path)
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "<title>owned" not in done.stdout
+    assert re.search(r'data-rung="lora"[^>]* hidden', done.stdout)  # our script ran: one rung's rows are shown
+    assert not re.search(r'data-rung="features"[^>]* hidden', done.stdout)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_table_fits_every_width(result, width):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    print_climb(result, console)
+    lines = console.export_text().splitlines()
+    console.file.close()
+    assert max(map(len, lines)) <= width
+    assert any(line.startswith("> features") and "86.0 % [83.0, 88.6]" in line for line in lines)
+
+
+def test_written_and_read_it_is_the_same(result, tmp_path):
+    write(result, tmp_path)
+    assert read(tmp_path) == result
+    assert summary(result)["recommended"] == "features"
+
+
+def test_the_ladder_names_every_measured_rung(result):
+    svg = ladder_svg(result)
+    assert all(f">{name}<" in svg for name in ("zero-shot", "features", "few-shot-knn", "lora"))
+    assert ">llm-features<" not in svg
+    assert ladder_svg(replace(result, recommended="zero-shot")) != svg
