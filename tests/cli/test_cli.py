@@ -1,7 +1,7 @@
 import json
-import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,36 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def rung(*arguments, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "rung", *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
-        env={**os.environ, "COLUMNS": "120", **environment},
-    )  # fmt: skip
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def rung(capfd, monkeypatch):
+    """Run the command in this process: the models are loaded once for all tests."""
+
+    def run(*arguments, cwd=None):
+        from rung.cli.main import main
+
+        capfd.readouterr()
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setattr(sys, "argv", ["rung", *map(str, arguments)])
+        with monkeypatch.context() as patch:
+            if cwd is not None:
+                patch.chdir(cwd)
+            try:
+                main()
+            except SystemExit as left:
+                code = left.code
+            else:
+                code = 0
+        out, err = capfd.readouterr()
+        return Done(code or 0, out, err)
+
+    return run
 
 
 def test_importing_rung_and_its_help_import_nothing_heavy():
@@ -24,7 +49,7 @@ def test_importing_rung_and_its_help_import_nothing_heavy():
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
-def test_alone_it_names_the_next_step(tmp_path):
+def test_alone_it_names_the_next_step(rung, tmp_path):
     assert "rung init data.csv" in rung(cwd=tmp_path).stdout
     (tmp_path / "mine.csv").write_text("text,label\na b,x\n")
     assert "rung init mine.csv" in rung(cwd=tmp_path).stdout
@@ -32,7 +57,7 @@ def test_alone_it_names_the_next_step(tmp_path):
     assert "rung climb task.yaml --plan" in rung(cwd=tmp_path).stdout
 
 
-def test_from_a_table_to_a_checked_task(tmp_path):
+def test_from_a_table_to_a_checked_task(rung, tmp_path):
     lines = [f"a message number {i},{'yes' if i % 2 else 'no'}\n" for i in range(100)]
     (tmp_path / "data.csv").write_text("message,answer\n" + "".join(lines))
     assert rung("init", "data.csv", cwd=tmp_path).returncode == 0
@@ -47,7 +72,7 @@ def test_from_a_table_to_a_checked_task(tmp_path):
     assert report["labels"]["train"].keys() == {"yes", "no"}
 
 
-def test_errors_go_to_stderr_with_their_exit_code(tmp_path):
+def test_errors_go_to_stderr_with_their_exit_code(rung, tmp_path):
     (tmp_path / "task.yaml").write_text("nam: x\n")
     wrong = rung("check", "task.yaml", cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
@@ -57,7 +82,7 @@ def test_errors_go_to_stderr_with_their_exit_code(tmp_path):
     assert rung("no-such-command").returncode == 2
 
 
-def test_explain():
+def test_explain(rung):
     assert "What to do:" in rung("explain", "duplicate-across-splits").stdout
     wrong = rung("explain", "duplicate-across-split")
     assert wrong.returncode == 2
@@ -71,7 +96,7 @@ def artifact(zero, data, tmp_path_factory):
     return Features().fit(zero, data).save(tmp_path_factory.mktemp("artifact") / "features")
 
 
-def test_run_predict_eval_show_export(artifact, small_task_file, tmp_path):
+def test_run_predict_eval_show_export(rung, artifact, small_task_file, tmp_path):
     said = json.loads(rung("run", artifact, "I lost my card", "--json").stdout)
     assert said["output"] == "lost_or_stolen_card"
     assert 0 < said["confidence"] <= 1
@@ -97,10 +122,19 @@ def test_run_predict_eval_show_export(artifact, small_task_file, tmp_path):
     assert line["messages"][-1] == {"role": "user", "content": first}
 
 
-def test_the_plan_says_what_applies_and_why_not():
+def test_the_plan_says_what_applies_and_why_not(rung):
     task = EXAMPLES / "scitldr" / "task.yaml"
     plan = json.loads(rung("climb", task, "--plan", "--json").stdout)["plan"]
     by_name = {row["name"]: row for row in plan}
     assert by_name["lora"]["applies"]
     assert by_name["lora"]["seconds"] > 0
     assert by_name["features"]["reason"] == "a head answers categories only"
+
+
+def test_the_command_itself_ends_with_the_exit_code(tmp_path):
+    (tmp_path / "task.yaml").write_text("nam: x\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "rung", "check", "task.yaml"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error[")
