@@ -536,7 +536,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         "No rung has this name.",
         "Leaving it out silently would look as if it had been tried.",
         "Choose one of those in the hint.",
-        "rung climb task.yaml --rungs few-shot,lora",
+        "rung climb task.yaml --rungs few-shot-knn,lora",
     ),
     "unknown-split": Explanation(
         "No split has this name.",

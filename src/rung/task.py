@@ -134,7 +134,7 @@ class DataSource(_Strict):
 class Constraints(_Strict):
     """What the climb must keep to."""
 
-    rungs: list[str] | None = Field(None, description="Try only these rungs.", examples=[["few-shot", "lora"]])
+    rungs: list[str] | None = Field(None, description="Try only these rungs.", examples=[["few-shot-knn", "lora"]])
     exclude: list[str] | None = Field(None, description="Never try these rungs.", examples=[["lora"]])
 
 

@@ -1,107 +1,333 @@
+"""Task and files to splits: what is kept, dropped, refused and reported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from rung.data.types import Data, example_id
 from rung.errors import DataError
 from rung.task import Task
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-TASK = "name: t\ninstruction: i\ninputs: [text]\noutput: {column: label, kind: category}\n"
 
 
-def read(tmp_path, rows, data="train: a.csv", **files):
-    for name, lines in {"a": rows, **files}.items():
-        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"{line}\n" for line in lines))
-    (tmp_path / "task.yaml").write_text(TASK + f"data: {{{data}}}\n")
-    return Task.load(tmp_path / "task.yaml").read()
+def read(folder: Path, files: dict[str, Sequence[dict[str, Any]]], **settings: Any) -> Data:
+    """Write rows and a task over them, and read it; `train.csv` is the training file unless `data` says otherwise."""
+    for name, rows in files.items():
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            if name.endswith(".csv"):
+                writer = csv.DictWriter(file, rows[0].keys())
+                writer.writeheader()
+                writer.writerows(rows)
+            else:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+    task = {
+        "name": "t",
+        "instruction": "Do it.",
+        "inputs": ["text"],
+        "output": {"column": "label", "kind": "category"},
+        **settings,
+    }
+    task["data"] = {"train": next(iter(files)), **settings.get("data", {})}
+    (folder / "task.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+    return Task.load(folder / "task.yaml").read()
 
 
-def many(count=400):
-    return [f"text number {i},{'ab'[i % 2]}" for i in range(count)]
-
-
-def test_splits_are_cut_by_hash_and_do_not_move(tmp_path):
-    data = read(tmp_path, many())
-    assert sum(map(len, (data.train, data.validation, data.test))) == 400
-    assert 50 < len(data.test) < 110
-    assert 50 < len(data.validation) < 110
-    more = read(tmp_path, many(500))
-    assert {e.id for e in data.test} <= {e.id for e in more.test}
-    assert read(tmp_path, list(reversed(many()))).fingerprint != data.fingerprint
-
-
-def test_equal_inputs_never_stand_on_both_sides(tmp_path):
-    lines = many(200)
-    data = read(tmp_path, lines + [line.upper().replace(",A", ",a").replace(",B", ",b") for line in lines])
-    sides = [{e.id for e in split} for split in (data.train, data.validation, data.test)]
-    assert len(set.union(*sides)) == sum(map(len, sides))
-    assert sum(map(len, (data.train, data.validation, data.test))) == 200
-
-
-def test_groups_stay_together(tmp_path):
-    (tmp_path / "a.csv").write_text(
-        "text,label,shop\n" + "".join(f"t{i},{'ab'[i % 2]},s{i // 10}\n" for i in range(300))
-    )
-    (tmp_path / "task.yaml").write_text(TASK + "data: {train: a.csv, split: {group: shop}}\n")
-    data = Task.load(tmp_path / "task.yaml").read()
-    shops = [{int(e.inputs["text"][1:]) // 10 for e in split} for split in (data.train, data.validation, data.test)]
-    assert len(set.union(*shops)) == sum(map(len, shops))
-
-
-def test_duplicates_across_given_files_are_an_error_or_leave_the_training_side(tmp_path):
-    files = {"b": ["Text  NUMBER 3,b", "other,a"]}
-    with pytest.raises(DataError, match=r"a\.csv:5.*b\.csv:2") as caught:
-        read(tmp_path, many(), "train: a.csv, test: b.csv", **files)
-    assert caught.value.code == "duplicate-across-splits"
-    data = read(tmp_path, many(), "train: a.csv, test: b.csv, duplicates: drop", **files)
-    assert len(data.test) == 2
-    assert sum(len(s.dropped.get("also in test", [])) for s in data.report.splits.values()) == 1
-
-
-def test_what_is_dropped_is_counted(tmp_path):
-    data = read(tmp_path, [*many(), " ,a", "empty answer,", "text number 0,a"])
-    dropped = {reason: len(rows) for split in data.report.splits.values() for reason, rows in split.dropped.items()}
-    assert dropped == {"empty input": 1, "empty output": 1, "repeated row": 1}
-    assert data.report.splits["train"].dropped["empty output"] == ["a.csv:403"]
-
-
-@pytest.mark.parametrize(
-    ("rows", "data", "code"),
-    [
-        (["x,a", "y,A", "z,b"], "train: a.csv", "label-spelling"),
-        (["x,a", "y,a"], "train: a.csv", "one-label"),
-        ([], "train: a.csv", "empty-file"),
-        (["x,a", "y,b"], "train: none.csv", "no-such-file"),
-    ],
-)
-def test_wrong_rows(tmp_path, rows, data, code):
+def refused(folder: Path, files: dict[str, Sequence[dict[str, Any]]], **settings: Any) -> DataError:
     with pytest.raises(DataError) as caught:
-        read(tmp_path, rows, data)
-    assert caught.value.code == code
+        read(folder, files, **settings)
+    return caught.value
 
 
-def test_a_wrong_column_gets_a_suggestion(tmp_path):
-    (tmp_path / "a.csv").write_text("txt,label\nx,a\n")
-    (tmp_path / "task.yaml").write_text(TASK + "data: {train: a.csv}\n")
-    with pytest.raises(DataError) as caught:
-        Task.load(tmp_path / "task.yaml").read()
-    assert caught.value.hint == "did you mean 'txt'?"
+def numbered(n: int, labels: str = "ab", start: int = 0) -> list[dict[str, Any]]:
+    return [{"text": f"row {i}", "label": labels[i % len(labels)]} for i in range(start, start + n)]
 
 
-def test_limits_choose_by_hash_not_the_head(tmp_path):
-    data = read(tmp_path, many(), "train: a.csv, train_per_label: 5")
-    assert len(data.train) == 10
-    assert [e.outputs[0] for e in data.train].count("a") == 5
-    assert max(int(e.inputs["text"].split()[-1]) for e in data.train) > 100
+def texts(rows: Sequence[Any]) -> list[str]:
+    return [row.inputs["text"] for row in rows]
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the full data sets are not beside the repository")
-def test_banking77_in_full(tmp_path):
-    (tmp_path / "task.yaml").write_text(
-        "name: t\ninstruction: i\ninputs: [text]\noutput: {column: category, kind: category}\n"
-        f"data: {{train: {SHARED}/banking77/train.csv, test: {SHARED}/banking77/test.csv, duplicates: drop}}\n"
+# ---- splits
+
+
+def test_the_split_of_a_row_does_not_depend_on_other_rows(tmp_path: Path) -> None:
+    rows = numbered(600)
+    whole = read(tmp_path, {"train.csv": rows})
+    shuffled = random.Random(0).sample(rows, 300)
+    part = read(tmp_path, {"train.csv": shuffled})
+    kept = {row["text"] for row in shuffled}
+    for name in ("train", "validation", "test"):
+        assert set(texts(getattr(part, name))) == set(texts(getattr(whole, name))) & kept
+
+
+def test_shares_are_about_as_asked_and_nothing_is_lost(tmp_path: Path) -> None:
+    data = read(tmp_path, {"train.csv": numbered(3000)}, data={"split": {"validation": 0.1, "test": 0.3}})
+    counts = [len(part) for part in (data.train, data.validation, data.test)]
+    assert sum(counts) == 3000
+    # Three standard deviations of a binomial count.
+    assert abs(counts[1] - 300) < 50
+    assert abs(counts[2] - 900) < 76
+    assert {name: split.read for name, split in data.report.splits.items()} == dict(
+        zip(("train", "validation", "test"), counts, strict=True)
     )
-    data = Task.load(tmp_path / "task.yaml").read()
-    assert len(data.labels) == 77
-    assert len(data.test) == 3079  # one row stands twice
-    assert not {e.id for e in data.test} & {e.id for e in (*data.train, *data.validation)}
+
+
+def test_only_what_is_not_given_is_cut(tmp_path: Path) -> None:
+    files = {"train.csv": numbered(100), "test.csv": numbered(50, start=1000)}
+    data = read(tmp_path, files, data={"test": "test.csv"})
+    assert len(data.test) == 50
+    assert len(data.train) + len(data.validation) == 100
+    assert 5 < len(data.validation) < 40
+
+
+def test_equal_inputs_never_stand_on_both_sides(tmp_path: Path) -> None:
+    rows = numbered(200)
+    data = read(tmp_path, {"train.csv": rows + [{**row, "text": row["text"].upper()} for row in rows]})
+    sides = [{row.id for row in part} for part in (data.train, data.validation, data.test)]
+    assert len(set.union(*sides)) == sum(map(len, sides)) == 200
+
+
+def test_another_seed_gives_another_split(tmp_path: Path) -> None:
+    first = read(tmp_path, {"train.csv": numbered(100)})
+    again = read(tmp_path, {"train.csv": numbered(100)})
+    other = read(tmp_path, {"train.csv": numbered(100)}, data={"split": {"seed": 1}})
+    assert (first.fingerprint, texts(first.test)) == (again.fingerprint, texts(again.test))
+    assert texts(first.test) != texts(other.test)
+    assert first.fingerprint != other.fingerprint
+    assert len(first.fingerprint) == 64
+
+
+def test_groups_stay_together(tmp_path: Path) -> None:
+    rows = [{**row, "company": f"c{i // 10}"} for i, row in enumerate(numbered(400))]
+    data = read(tmp_path, {"train.csv": rows}, data={"split": {"group": "company"}})
+    company = {row["text"]: row["company"] for row in rows}
+    parts = [{company[text] for text in texts(part)} for part in (data.train, data.validation, data.test)]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 40
+
+
+def test_several_training_files(tmp_path: Path) -> None:
+    files = {"a.csv": numbered(50), "b.jsonl": numbered(50, start=50)}
+    data = read(tmp_path, files, data={"train": ["a.csv", "b.jsonl"]})
+    sources = {row.source for row in (*data.train, *data.validation, *data.test)}
+    assert len(sources) == 100
+    assert {"a.csv:2", "b.jsonl:1"} <= sources
+
+
+# ---- limits
+
+
+def test_limits_are_samples_that_grow_with_the_limit(tmp_path: Path) -> None:
+    files = {"train.csv": numbered(300, "abc")}
+    small = read(tmp_path, files, data={"train_per_label": 5, "validation_rows": 10, "test_rows": 20})
+    large = read(tmp_path, files, data={"train_per_label": 9, "validation_rows": 11, "test_rows": 21})
+    assert Counter(row.outputs[0] for row in small.train) == {"a": 5, "b": 5, "c": 5}
+    assert (len(small.validation), len(small.test)) == (10, 20)
+    for name in ("train", "validation", "test"):
+        assert set(texts(getattr(small, name))) < set(texts(getattr(large, name)))
+    full = read(tmp_path, files)
+    assert texts(small.test) != texts(full.test)[:20]  # not the head of the file
+    split = small.report.splits["train"]
+    assert split.kept == 15
+    assert len(split.dropped["over the limit"]) == split.read - 15
+
+
+# ---- duplicates
+
+
+def test_an_input_in_two_splits_is_an_error_with_both_lines(tmp_path: Path) -> None:
+    files = {
+        "train.csv": [*numbered(5), {"text": " ROW  1001", "label": "a"}],
+        "test.csv": numbered(5, start=1000),
+    }
+    error = refused(tmp_path, files, data={"test": "test.csv"})
+    assert error.code == "duplicate-across-splits"
+    assert "train.csv:7" in error.message
+    assert "test.csv:3" in error.message
+    data = read(tmp_path, files, data={"test": "test.csv", "duplicates": "drop"})
+    assert len(data.test) == 5
+    dropped = [split.dropped["also in test"] for split in data.report.splits.values() if split.dropped]
+    assert dropped == [["train.csv:7"]]
+
+
+def test_repeated_rows_are_dropped_and_contradictions_reported(tmp_path: Path) -> None:
+    files = {
+        "train.csv": [*numbered(4), {"text": "Row 1", "label": "b"}, {"text": "row 2", "label": "b"}],
+        "validation.csv": numbered(4, start=100),
+        "test.csv": numbered(4, start=200),
+    }
+    data = read(tmp_path, files, data={"validation": "validation.csv", "test": "test.csv"})
+    assert data.report.splits["train"].dropped == {"repeated row": ["train.csv:6"]}
+    assert len(data.train) == 5
+    assert any("train.csv:4 and train.csv:7" in warning for warning in data.report.warnings)
+
+
+def test_ids_ignore_case_spaces_and_unicode_form() -> None:
+    assert example_id({"a": "Café  x\n"}) == example_id({"a": "cafe\u0301 X"})
+    assert example_id({"a": "x", "b": "y"}) != example_id({"a": "y", "b": "x"})
+    chat = {"m": [{"role": "user", "content": "Hi "}]}
+    assert example_id(chat) == example_id({"m": [{"role": "user", "content": "hi"}]})
+    assert example_id(chat) != example_id({"m": [{"role": "system", "content": "hi"}]})
+
+
+# ---- labels
+
+
+def test_labels_that_differ_in_case_only_are_an_error(tmp_path: Path) -> None:
+    error = refused(tmp_path, {"train.csv": [*numbered(4), {"text": "x", "label": "A "}]})
+    assert error.code == "label-spelling"
+    assert "'a'" in error.message
+    assert "'A '" in error.message
+    assert "train.csv:6" in error.message
+
+
+def test_labels_outside_the_fixed_set(tmp_path: Path) -> None:
+    output = {"column": "label", "kind": "category", "labels": ["spam", "ham", "eggs"]}
+    rows = [{"text": f"{i}", "label": ("spam", "ham")[i % 2]} for i in range(40)]
+    data = read(tmp_path, {"train.csv": rows}, output=output)
+    assert data.labels == ("eggs", "ham", "spam")
+    assert any("1 of 3 labels have no training row, such as 'eggs'" in text for text in data.report.warnings)
+    error = refused(tmp_path, {"train.csv": [*rows, {"text": "x", "label": "spamm"}]}, output=output)
+    assert (error.code, error.hint) == ("unknown-label", "did you mean 'spam'?")
+    described = {"column": "label", "kind": "category", "descriptions": {"hem": "no advertising"}}
+    assert refused(tmp_path, {"train.csv": rows}, output=described).code == "unknown-label"
+
+
+def test_one_label_is_no_choice(tmp_path: Path) -> None:
+    assert refused(tmp_path, {"train.csv": numbered(10, "a")}).code == "one-label"
+    assert refused(tmp_path, {"train.csv": [{"text": "x", "label": ""}]}).code == "one-label"
+
+
+# ---- columns and values
+
+
+def test_a_missing_column_is_named_with_a_suggestion(tmp_path: Path) -> None:
+    error = refused(tmp_path, {"train.csv": [{"txt": "x", "label": "a"}]})
+    assert (error.code, error.hint) == ("missing-column", "did you mean 'txt'?")
+    assert "train.csv:2" in error.message
+    assert refused(tmp_path, {"t.jsonl": [{"text": "x", "label": "a"}, {"text": "y"}]}).message.startswith("t.jsonl:2 ")
+
+
+def test_empty_inputs_and_outputs_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [*numbered(40), {"text": " ", "label": "a"}, {"text": "x", "label": ""}]
+    data = read(tmp_path, {"train.csv": rows})
+    assert data.report.splits["train"].dropped == {"empty input": ["train.csv:42"], "empty output": ["train.csv:43"]}
+    assert data.report.splits["train"].read + sum(len(p) for p in (data.validation, data.test)) == 42
+
+
+def test_a_file_with_a_header_only(tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("text,label\n")
+    error = refused(tmp_path, {"train.csv": numbered(4)}, data={"train": "none.csv"})
+    assert error.code == "empty-file"
+
+
+def test_lists_are_sentences_of_an_input_and_references_of_an_output(tmp_path: Path) -> None:
+    rows = [{"doc": {"body": ["One.", f"{i}."]}, "target": ["short ", "", "also short"]} for i in range(30)]
+    output = {"column": "target", "kind": "text"}
+    data = read(tmp_path, {"t.jsonl": rows}, inputs=["doc.body"], output=output)
+    assert data.train[0].inputs["doc.body"].startswith("One. ")
+    assert data.train[0].outputs == ("short", "also short")
+    assert data.labels == ()
+
+
+def test_json_answers_are_canonical_and_checked(tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"total": {"type": "number"}, "date": {"type": ["string", "null"]}},
+        "required": ["total"],
+        "additionalProperties": False,
+    }
+    output = {"column": "fields", "kind": "json", "schema": schema}
+    rows: list[dict[str, Any]] = [{"text": f"{i}", "fields": {"date": None, "total": i}} for i in range(30)]
+    rows.append({"text": "as text", "fields": '{"date": "é", "total": 2.5}'})
+    data = read(tmp_path, {"t.jsonl": rows}, output=output)
+    answers = {row.inputs["text"]: row.outputs for row in (*data.train, *data.validation, *data.test)}
+    assert answers["3"] == ('{"total": 3, "date": null}',)  # in the schema's order
+    assert answers["as text"] == ('{"total": 2.5, "date": "é"}',)
+    plain = read(tmp_path, {"t.jsonl": rows}, output={"column": "fields", "kind": "json"})
+    assert {row.outputs for row in plain.train} & {('{"date": null, "total": 3}',), ('{"date": null, "total": 4}',)}
+    for wrong, code, part in (
+        ({"date": "x"}, "schema-mismatch", "'total'"),
+        ({"total": "3"}, "schema-mismatch", "`total` is string, not number"),
+        ({"total": 3, "tax": 1}, "schema-mismatch", "'tax'"),
+        ("{", "bad-json", "t.jsonl:32"),
+        ({"total": float("nan")}, "bad-json", "NaN"),
+    ):
+        error = refused(tmp_path, {"t.jsonl": [*rows, {"text": "w", "fields": wrong}]}, output=output)
+        assert error.code == code
+        assert part in error.message
+        assert "t.jsonl:32" in error.message
+
+
+def test_a_structure_is_no_label(tmp_path: Path) -> None:
+    assert refused(tmp_path, {"t.jsonl": [{"text": "x", "label": {"a": 1}}]}).code == "bad-output"
+
+
+def test_chat_takes_the_last_assistant_turn_as_the_answer(tmp_path: Path) -> None:
+    def turns(i: int, *roles: str) -> dict[str, Any]:
+        return {"messages": [{"role": role, "content": f"{role} {i}"} for role in roles]}
+
+    rows = [turns(i, "system", "user", "assistant") for i in range(30)]
+    settings = {"inputs": ["messages"], "output": {"kind": "chat"}}
+    data = read(tmp_path, {"t.jsonl": [*rows, turns(99, "user")]}, **settings)
+    first = data.train[0]
+    assert [turn["role"] for turn in first.inputs["messages"]] == ["system", "user"]
+    assert first.outputs[0].startswith("assistant ")
+    assert data.report.splits["train"].dropped == {"no assistant turn at the end": ["t.jsonl:31"]}
+    assert refused(tmp_path, {"t.jsonl": [turns(1, "user", "robot")]}, **settings).code == "bad-messages"
+    assert refused(tmp_path, {"t.jsonl": [{"messages": "hi"}]}, **settings).code == "bad-messages"
+
+
+# ---- the report
+
+
+def test_the_report_is_plain_and_true(tmp_path: Path) -> None:
+    rows = [{"text": "x" * (i + 1), "label": "ab"[i > 37]} for i in range(40)]
+    files = {"train.csv": rows, "v.csv": numbered(200, start=100), "test.csv": numbered(3, start=500)}
+    data = read(tmp_path, files, data={"validation": "v.csv", "test": "test.csv"})
+    report = data.report
+    assert json.loads(json.dumps(report.as_dict())) == report.as_dict()
+    assert report.labels["train"] == {"a": 38, "b": 2}
+    assert report.rare() == ["b (2)"]
+    assert report.lengths["train input"] == {"min": 1, "median": 20.5, "p95": 38, "max": 40}
+    assert report.warnings == ["test has only 3 rows: differences will be hard to tell from chance"]
+    assert 0.05 < (report.detectable["validation"] or 0) < 0.15
+    assert report.detectable["test"] is None
+    report.measure("train", data.train, category=True, count=lambda text: len(text) * 10)
+    assert report.lengths["train input"]["max"] == 400
+
+
+def test_banking77_as_published(tmp_path: Path) -> None:
+    folder = SHARED / "banking77"
+    if not folder.is_dir():
+        pytest.skip("the data set is not beside the repository")
+    source = {"train": str(folder / "train.csv"), "test": str(folder / "test.csv")}
+    settings = {"inputs": ["text"], "output": {"column": "category", "kind": "category"}}
+    error = refused(tmp_path, {"unused.csv": numbered(2)}, data=source, **settings)
+    assert error.code == "duplicate-across-splits"
+    data = read(tmp_path, {"unused.csv": numbered(2)}, data={**source, "duplicates": "drop"}, **settings)
+    report = data.report.splits
+    assert report["train"].read + report["validation"].read == 10_003
+    assert (report["test"].read, len(data.test), len(data.labels)) == (3080, 3079, 77)
+    assert {row.id for row in data.train}.isdisjoint({row.id for row in (*data.validation, *data.test)})
+
+
+def test_scitldr_as_published(tmp_path: Path) -> None:
+    folder = SHARED / "scitldr"
+    if not folder.is_dir():
+        pytest.skip("the data set is not beside the repository")
+    source = {"train": str(folder / "train.jsonl"), "validation": str(folder / "dev.jsonl")}
+    source["test"] = str(folder / "test.jsonl")
+    settings = {"inputs": ["source"], "output": {"column": "target", "kind": "text"}}
+    data = read(tmp_path, {"unused.csv": numbered(2)}, data={**source, "duplicates": "drop"}, **settings)
+    assert sum(split.read for split in data.report.splits.values()) == 3229
+    assert max(len(row.outputs) for row in data.test) > 1

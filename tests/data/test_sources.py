@@ -1,69 +1,140 @@
+"""Files to rows: true line numbers, and each kind of damage named."""
+
+from __future__ import annotations
+
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
 from rung.data.sources import read_rows
-from rung.errors import DataError
+from rung.errors import DataError, MachineError
 
 
-def rows(path, **options):
-    return [(record.values, record.source) for record in read_rows(path, **options)]
+def rows(file: Path, text: str | bytes, encoding: str = "utf-8") -> list[tuple[dict[str, object], str]]:
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return [(record.values, record.source) for record in read_rows(file, encoding=encoding)]
 
 
-def test_csv_lines_are_those_of_an_editor(tmp_path):
-    file = tmp_path / "a.csv"
-    file.write_text('text,label\n"two\nlines",a\nplain,b\n')
-    assert rows(file) == [
-        ({"text": "two\nlines", "label": "a"}, "a.csv:2"),
-        ({"text": "plain", "label": "b"}, "a.csv:4"),
+def refused(file: Path, text: str | bytes, encoding: str = "utf-8") -> DataError:
+    with pytest.raises(DataError) as caught:
+        rows(file, text, encoding)
+    return caught.value
+
+
+def test_csv_rows_carry_the_line_where_they_begin(tmp_path: Path) -> None:
+    found = rows(tmp_path / "a.csv", 'text,label\r\n"two\r\nlines",x\r\n\r\n"a, ""b""",y\r\n')
+    assert found == [
+        ({"text": "two\r\nlines", "label": "x"}, "a.csv:2"),
+        ({"text": 'a, "b"', "label": "y"}, "a.csv:5"),
     ]
 
 
-def test_the_same_rows_from_every_format(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
-    values = [{"text": "a, b", "label": "x"}, {"text": 'say "hi"\té', "label": "y"}]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(v) + "\n" for v in values))
-    (tmp_path / "a.json").write_text(json.dumps(values))
-    (tmp_path / "a.csv").write_text('text,label\n"a, b",x\n"say ""hi""\té",y\n')
-    (tmp_path / "a.tsv").write_text('text\tlabel\na, b\tx\n"say ""hi""\té"\ty\n')
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), tmp_path / "a.parquet")
-    for kind in ("jsonl", "json", "csv", "tsv", "parquet"):
-        assert [v for v, _ in rows(tmp_path / f"a.{kind}")] == values, kind
+def test_tsv_byte_order_mark_and_blank_first_lines(tmp_path: Path) -> None:
+    assert rows(tmp_path / "a.tsv", "\ufeff\ntext\tlabel\nein, zwei\tx\n") == [
+        ({"text": "ein, zwei", "label": "x"}, "a.tsv:3")
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "code", "line"),
+    ("text", "code", "line"),
     [
-        ("a.csv", b"text,label\na,b\nc\n", "field-count", 3),
-        ("a.csv", b"text,label\na,\xff\n", "bad-encoding", 2),
-        ("a.csv", b"", "empty-file", None),
-        ("a.csv", b"text,text\na,b\n", "duplicate-column", 1),
-        ("a.csv", b'text,label\n"a,b\n', "bad-csv", 2),
-        ("a.jsonl", b'{"a": 1}\n{"a": \n', "bad-json", 2),
-        ("a.jsonl", b"[1]\n", "not-a-record", 1),
-        ("a.json", b'{"a": 1}', "not-a-list", None),
-        ("a.parquet", b"not parquet", "bad-parquet", None),
-        ("a.xlsx", b"x", "unknown-file-kind", None),
+        ("a,b\n1,2\n3\n", "field-count", 3),
+        ('a,b\n1,2\n"3\n,4\n5,6\n', "bad-csv", 3),
+        ('a,b\n"x"y,2\n', "bad-csv", 2),
+        ("a,b,a\n1,2,3\n", "duplicate-column", 1),
+        (b"a,b\n1,2\n3,\xe9\n", "bad-encoding", 3),
     ],
 )
-def test_broken_files_say_where(tmp_path, name, content, code, line):
-    (tmp_path / name).write_bytes(content)
+def test_broken_csv_is_located(tmp_path: Path, text: str | bytes, code: str, line: int) -> None:
+    error = refused(tmp_path / "a.csv", text)
+    assert (error.code, error.where and error.where.line) == (code, line)
+
+
+def test_a_bad_byte_is_named_and_another_encoding_reads_it(tmp_path: Path) -> None:
+    assert "byte 4 (0xe9) is not utf-8" in refused(tmp_path / "a.csv", b"a\nno\xe9\n").message
+    assert rows(tmp_path / "a.csv", b"a\nno\xe9l\n", "latin-1") == [({"a": "noél"}, "a.csv:2")]
+
+
+def test_a_long_cell_is_read(tmp_path: Path) -> None:
+    assert rows(tmp_path / "a.csv", "a\n" + "x" * 200_000)[0][0] == {"a": "x" * 200_000}
+
+
+def test_jsonl_keeps_types_and_line_numbers(tmp_path: Path) -> None:
+    text = '{"a": 1, "b": ["x"]}\n\n{"a": "line\u2028separator", "b": []}\r\n'
+    assert rows(tmp_path / "a.jsonl", text) == [
+        ({"a": 1, "b": ["x"]}, "a.jsonl:1"),
+        ({"a": "line\u2028separator", "b": []}, "a.jsonl:3"),
+    ]
+
+
+def test_json_items_carry_the_line_where_they_begin(tmp_path: Path) -> None:
+    values = [{"a": "x, ] ["}, {"a": {"b": [1, 2]}}, {}]
+    found = rows(tmp_path / "a.json", "\n" + json.dumps(values, indent=2))
+    assert [value for value, _ in found] == values
+    assert [source for _, source in found] == ["a.json:3", "a.json:6", "a.json:14"]
+    assert rows(tmp_path / "a.json", " [ ] ") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code", "line"),
+    [
+        ("a.jsonl", '{"a": 1}\n{"a": }\n', "bad-json", 2),
+        ("a.jsonl", '{"a": 1}\n[1]\n', "not-a-record", 2),
+        ("a.jsonl", '{"a": "\\ud800"}\n', "bad-json", 1),
+        ("a.jsonl", "[" * 100_000, "bad-json", 1),
+        ("a.json", '[\n{"a": 1},\n{"a": 2,}\n]', "bad-json", 3),
+        ("a.json", '[\n{"a": 1},\n7]', "not-a-record", 3),
+    ],
+)
+def test_broken_json_is_located(tmp_path: Path, name: str, text: str, code: str, line: int) -> None:
+    error = refused(tmp_path / name, text)
+    assert (error.code, error.where and error.where.line) == (code, line)
+
+
+def test_a_whole_surrogate_pair_is_text(tmp_path: Path) -> None:
+    assert rows(tmp_path / "a.jsonl", '{"a": "\\ud83d\\ude00"}')[0][0] == {"a": "😀"}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.json", "a.jsonl"])
+def test_empty_files(tmp_path: Path, name: str) -> None:
+    assert refused(tmp_path / name, " \n\n").code == "empty-file"
+
+
+def test_files_that_are_not_there_or_of_no_known_kind(tmp_path: Path) -> None:
+    assert refused(tmp_path / "a.xls", "x").code == "unknown-file-kind"
+    assert refused(tmp_path / "a.json", "{}").code == "not-a-list"
     with pytest.raises(DataError) as caught:
-        rows(tmp_path / name)
-    assert caught.value.code == code
-    assert (caught.value.where.line if caught.value.where else None) == line
+        list(read_rows(tmp_path / "none.csv"))
+    assert caught.value.code == "no-such-file"
 
 
-def test_deep_json_is_an_error_not_a_crash(tmp_path):
-    (tmp_path / "a.jsonl").write_text("[" * 100_000)
-    with pytest.raises(DataError, match="JSON"):
-        rows(tmp_path / "a.jsonl")
+def test_the_same_rows_from_every_format(tmp_path: Path) -> None:
+    values = [{"text": "a, b", "label": "x"}, {"text": 'say "hi"\té', "label": "y"}]
+    for name, text in (
+        ("a.jsonl", "".join(json.dumps(value) + "\n" for value in values)),
+        ("a.json", json.dumps(values)),
+        ("a.csv", 'text,label\n"a, b",x\n"say ""hi""\té",y\n'),
+        ("a.tsv", 'text\tlabel\na, b\tx\n"say ""hi""\té"\ty\n'),
+    ):
+        assert [value for value, _ in rows(tmp_path / name, text)] == values
 
 
-def test_another_encoding_and_a_byte_order_mark(tmp_path):
-    (tmp_path / "a.csv").write_bytes("text\ncafé\n".encode("latin-1"))
-    assert rows(tmp_path / "a.csv", encoding="latin-1")[0][0] == {"text": "café"}
-    (tmp_path / "b.csv").write_bytes("\ufefftext\nx\n".encode())
-    assert rows(tmp_path / "b.csv")[0][0] == {"text": "x"}
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    values = [{"text": "a", "n": 1}, {"text": "b", "n": 2}]
+    parquet.write_table(pyarrow.Table.from_pylist(values), tmp_path / "a.parquet")
+    assert [record.values for record in read_rows(tmp_path / "a.parquet")] == values
+    assert refused(tmp_path / "b.parquet", "no parquet").code == "bad-parquet"
+
+
+def test_what_needs_a_library_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    for source in ("hf:org/name", tmp_path / "a.parquet"):
+        with pytest.raises(MachineError) as caught:
+            list(read_rows(source))
+        assert caught.value.code == "missing-extra"
