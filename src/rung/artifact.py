@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -131,13 +132,11 @@ class Artifact:
         return self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
 
     def _classify(self, head: Head, examples: Sequence[Example], progress: Progress) -> list[Answer]:
-        import time
-
-        start = time.perf_counter()
+        encode = open_encoder(head.encoder).encode if head.encoder else self.open().encode
+        start = time.perf_counter()  # loading a model is no part of answering a row
         texts = [self.prompt.question(example.inputs) for example in examples]
         chances = head.classify(features(self, head.encoder, texts, progress=progress))
         seconds = (time.perf_counter() - start) / len(examples)
-        encode = open_encoder(head.encoder).encode if head.encoder else self.open().encode
         return [
             Answer(
                 head.labels[int(p.argmax())],

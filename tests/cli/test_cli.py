@@ -131,6 +131,39 @@ def test_the_plan_says_what_applies_and_why_not(rung):
     assert by_name["features"]["reason"] == "a head answers categories only"
 
 
+def test_chat_answers_line_by_line(rung, artifact, monkeypatch):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("I lost my card\nhow old must I be?\n\n"))
+    said = rung("chat", artifact).stdout.splitlines()
+    assert [line.split("\t")[0] for line in said] == ["lost_or_stolen_card", "age_limit"]
+
+
+def test_chat_streams_text_that_is_generated(rung, tmp_path, monkeypatch):
+    import io
+
+    from rung.artifact import Artifact
+    from rung.task import Task
+
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}]})
+            + "\n"
+            for i in range(9)
+        )
+    )
+    (tmp_path / "task.yaml").write_text(
+        "name: talk\ninstruction: Answer briefly.\ninputs: [messages]\noutput: {kind: chat, max_tokens: 8}\n"
+        "data: {train: rows.jsonl}\n"
+    )
+    folder = Artifact.zero_shot(Task.load(tmp_path / "task.yaml")).save(tmp_path / "a")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of France?\n"))
+    said = rung("chat", folder).stdout
+    row = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    assert said.strip() == Artifact.load(folder).predict([row])[0].text
+    assert "Paris" in said
+
+
 def test_the_command_itself_ends_with_the_exit_code(tmp_path):
     (tmp_path / "task.yaml").write_text("nam: x\n")
     done = subprocess.run(

@@ -13,7 +13,7 @@ from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
 from rung.evaluation.report.jsonfile import read, summary, write
 
-RUNGS = ("calibrate", "few-shot-knn", "features")
+RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,24 @@ def test_killed_and_resumed_it_ends_like_one_that_was_not(small_task_file, tmp_p
         "--json", "--quiet", "--resume",
     ]  # fmt: skip
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    for sign in ("rungs/zero-shot/predictions.jsonl", "rungs/features/artifact/manifest.json"):
+    run = tmp_path / "intents"
+
+    def made(name):
+        return (run / "rungs" / name / "artifact" / "manifest.json").exists()
+
+    phases = {
+        "fitting": lambda: made("features"),
+        # LoRA is the dearest and so the last: when the others are there, it trains
+        "training": lambda: all(made(name) for name in RUNGS[:-1]) and time.sleep(2) is None,
+        "racing": lambda: (run / "rungs" / "zero-shot" / "predictions.jsonl").exists(),
+        "confirming": lambda: '"split": "test"' in _text(run / "rungs" / "zero-shot" / "predictions.jsonl"),
+    }
+    for phase, reached in phases.items():
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "intents" / sign).exists() and process.poll() is None and time.monotonic() < deadline:
+        deadline = time.monotonic() + 240
+        while not reached() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert process.poll() is None, f"it ended before it could be killed while {phase}"
         process.send_signal(signal.SIGKILL)
         process.wait()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -91,6 +104,10 @@ def test_killed_and_resumed_it_ends_like_one_that_was_not(small_task_file, tmp_p
     assert [(r["name"], r["score"], r["n"]) for r in found["rungs"]] == [
         (r.name, r.score, r.n) for r in climbed.result.rungs
     ]
+
+
+def _text(file):
+    return file.read_text() if file.exists() else ""
 
 
 def test_what_does_not_fit_the_budget_is_skipped_with_its_reason(task, tmp_path):
