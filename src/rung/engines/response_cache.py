@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from rung import __version__
 from rung.engines.base import Engine, EngineInfo, Floats, GenerateRequest, Generation, Prompt, Scored, ScoreRequest
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
@@ -187,7 +188,7 @@ class CachedEngine:
     def _key(self, call: str, request: GenerateRequest | ScoreRequest) -> bytes:
         values: dict[str, Any] = asdict(request)
         values["adapter"] = _adapter_fingerprint(request.adapter) if request.adapter else None
-        return hashlib.sha256(json.dumps([call, self.info.fingerprint, values]).encode()).digest()
+        return hashlib.sha256(json.dumps([call, __version__, self.info.fingerprint, values]).encode()).digest()
 
 
 def _random(request: GenerateRequest) -> bool:

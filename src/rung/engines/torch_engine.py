@@ -27,7 +27,8 @@ from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
-SEARCH_PAYS = 0.5  # best-first search is worth its rounds while it runs less than this share of the trie
+SEARCH_PAYS = 0.7  # best-first search is worth its rounds while it runs less than this share of the trie
+PROBE = 16  # rows that tell
 
 
 class TorchEngine:
@@ -58,6 +59,7 @@ class TorchEngine:
         self.model.eval()
         self.model.requires_grad_(False)
         self._adapters: dict[str, str] = {}
+        self._search_pays: dict[Any, bool] = {}
         self._info = EngineInfo(
             engine="torch",
             model=files.name,
@@ -193,15 +195,21 @@ class TorchEngine:
         divisor = np.array(like.divisor, np.float32) if like.divisor else np.ones(labels, np.float32)
         bias = np.array(like.bias, np.float32) if like.bias else np.zeros(labels, np.float32)
         # Where the model has no opinion (zero-shot, many labels) the search opens most of the trie, and one pass over
-        # all of it is cheaper. A few rows tell.
-        probe = min(len(prompts), 8)
-        first, opened = score_best(model, prompts[:probe], trie, divisor, bias, done=progress.advance)
-        if probe == len(prompts):
+        # all of it is cheaper. The first rows tell, for all that follow with the same labels and weights and prompts
+        # of the same size (demonstrations make prompts longer, and opinions firmer).
+        key = (like.adapter, like.continuations, like.divisor, like.bias, len(prompts[0]).bit_length())
+        first = np.zeros((0, labels), np.float32)
+        if key not in self._search_pays:
+            probe = prompts[:PROBE]
+            first, opened = score_best(model, probe, trie, divisor, bias, done=progress.advance)
+            self._search_pays[key] = opened <= SEARCH_PAYS * trie.size * len(probe)
+            prompts = prompts[len(probe) :]
+        if not prompts:
             return first
-        if opened > SEARCH_PAYS * trie.size * probe:
-            rest = score_all(model, prompts[probe:], trie, done=progress.advance)
+        if self._search_pays[key]:
+            rest, _ = score_best(model, prompts, trie, divisor, bias, done=progress.advance)
         else:
-            rest, _ = score_best(model, prompts[probe:], trie, divisor, bias, done=progress.advance)
+            rest = score_all(model, prompts, trie, done=progress.advance)
         return np.concatenate([first, rest])
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:

@@ -22,7 +22,8 @@ from rung.engines.label_trie import Floats, LabelTrie, common_prefix
 
 LOGIT_BYTES = 384 * 2**20  # logits materialized at once
 TOKENS_PER_BATCH = 2048  # tokens run at once, where the logits allow
-EXPAND = 6  # nodes expanded per row and round of the best-first search; 4 to 8 measured alike on two cores
+EXPAND = 6  # nodes expanded per row in the first round of the best-first search; each round doubles it, to at most
+MOST_EXPAND = 48  # this: a peaked distribution is decided in one small round, a flat one in few large rounds
 
 
 @dataclass(slots=True)
@@ -151,7 +152,9 @@ def score_best(
     prefix = run_prefix(model, prompts[0][:shared])
     result = np.empty((len(prompts), len(trie.paths)), np.float32)
     opened = 0
-    for batch in batches([len(p) - shared for p in prompts], EXPAND, model.config.get_text_config().vocab_size):
+    for batch in batches(
+        [len(p) - shared for p in prompts], min(trie.size, MOST_EXPAND), model.config.get_text_config().vocab_size
+    ):
         rows = [prompts[i][shared:] for i in batch]
         search = _Search(model, prefix, rows, trie, divisor, bias)
         result[batch] = search.run()
@@ -186,6 +189,7 @@ class _Search:
         self.column[:, 0] = 0
         self.columns = 0
         self.opened = 0
+        self.expand = EXPAND
         root = trie.edge_nodes == 0
         self.edges[:, root] = _edge_logprobs(logits, trie.edge_nodes[root], trie.edge_tokens[root])
 
@@ -220,7 +224,7 @@ class _Search:
             nodes: list[int] = []
             for label in order:
                 missing = [n for n in self.trie.node_paths[label] if self.column[row, n] < 0 and n not in nodes]
-                if nodes and (len(nodes) + len(missing) > EXPAND or bound[row, label] == -np.inf):
+                if nodes and (len(nodes) + len(missing) > self.expand or bound[row, label] == -np.inf):
                     break
                 nodes += missing
             chosen.append(nodes)
@@ -250,6 +254,7 @@ class _Search:
         ).logits
         self.columns += width
         self.opened += sum(map(len, chosen))
+        self.expand = min(2 * self.expand, MOST_EXPAND)
         self._read(logits, chosen)
 
     def _read(self, logits: torch.Tensor, chosen: list[list[int]]) -> None:
