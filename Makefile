@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: quickstart test test-all check bench clean
 
 quickstart: $(VENV)/.local
-	$(BIN)/rung climb examples/banking77/task.yaml --budget 18m --resume
+	$(BIN)/rung climb examples/banking77/task.yaml --resume
 
 test: $(VENV)/.dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
