@@ -1,1 +1,1 @@
-"""TODO."""
+"""What runs models: one protocol, its engines, label scoring and the response cache."""
