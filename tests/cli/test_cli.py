@@ -153,7 +153,8 @@ def test_chat_streams_text_that_is_generated(rung, tmp_path, monkeypatch):
         )
     )
     (tmp_path / "task.yaml").write_text(
-        "name: talk\ninstruction: You are a helpful assistant. Answer questions.\ninputs: [messages]\noutput: {kind: chat, max_tokens: 8}\n"
+        "name: talk\ninstruction: You are a helpful assistant. Answer questions.\n"
+        "inputs: [messages]\noutput: {kind: chat, max_tokens: 8}\n"
         "data: {train: rows.jsonl}\n"
     )
     folder = Artifact.zero_shot(Task.load(tmp_path / "task.yaml")).save(tmp_path / "a")
