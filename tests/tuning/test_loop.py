@@ -139,3 +139,18 @@ def test_answers_end_with_the_token_that_ends_a_turn(zero, data):
     answer = engine.tokenizer.decode(row.answer, skip_special=False)
     assert answer == zero.spoken(data.train[0].outputs[0]) + "<|im_end|>"
     assert engine.tokenizer.decode(row.prompt, skip_special=False).endswith("<|im_start|>assistant\n")
+
+
+def test_a_model_answers_after_its_trained_adapter_is_dropped(tiny):
+    from rung.tuning.adapters import add_adapter, drop_adapter, peft
+
+    model, ids = copy.deepcopy(tiny), torch.tensor([[1, 2, 3]])
+    before = model(ids).logits
+    config = peft().LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    both = add_adapter(add_adapter(model, config, "one"), config, "two")
+    one = drop_adapter(both, "two")
+    assert one.active_adapter == "one"
+    torch.testing.assert_close(one(ids).logits, before)  # a fresh update is zero
+    plain = drop_adapter(one, "one")
+    assert not hasattr(plain, "peft_config")
+    assert torch.equal(plain(ids).logits, before)

@@ -107,7 +107,7 @@ class LoRA:
                 "out-of-memory", f"LoRA ran out of memory: {full}", hint="lower `batch_size`, or shorten the rows"
             ) from full
         finally:
-            drop_adapter(model, TRAINING_NAME)
+            engine.model = model = drop_adapter(model, TRAINING_NAME)
             model.requires_grad_(False)
             model.eval()
         settings = {

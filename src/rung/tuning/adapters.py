@@ -51,9 +51,14 @@ def add_adapter(model: Any, config: Any, name: str) -> Any:
     return model
 
 
-def drop_adapter(model: Any, name: str) -> None:
-    """Take an adapter away and leave the base model as it was."""
+def drop_adapter(model: Any, name: str) -> Any:
+    """Take an adapter away; return the model as it was before, the plain base model if that was the last one."""
     model.delete_adapter(name)
+    left = list(model.peft_config)
+    if not left:
+        return model.unload()
+    model.set_adapter(left[0])  # PEFT goes on naming the deleted one as active, and fails at the next call
+    return model
 
 
 def keep_adapter(model: Any, name: str, fingerprint: str) -> Path:
