@@ -40,6 +40,11 @@ def run(
 
     loaded = Artifact.load(artifact)
     answer = loaded.predict([_row(loaded, text)])[0]
+    if answer.dropped_demonstrations:
+        sys.stderr.write(
+            "the prompt was longer than the model reads: "
+            f"{answer.dropped_demonstrations} demonstrations were left out\n"
+        )
     if json:
         print_json(_answer(loaded, answer))
     else:
@@ -70,6 +75,8 @@ def _line(answer: Answer) -> str:
 
 def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
     values: dict[str, Any] = {"output": answer.text, "confidence": answer.confidence}
+    if answer.dropped_demonstrations:
+        values["dropped_demonstrations"] = answer.dropped_demonstrations
     if answer.probabilities:
         ranked = sorted(zip(artifact.shape.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
         values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]
@@ -135,15 +142,17 @@ def predict(
 ) -> None:
     """Answer every row of a file, as JSON lines in the order of the rows; memory does not grow with the file."""
     from rung.artifact import Artifact
+    from rung.artifact_files import fingerprint
     from rung.prediction import predict_file
 
     if resume and out is None:
         raise ConfigError("bad-option", "--resume needs --out", hint="name the file to go on with: --out answers.jsonl")
-    if out is not None and out.exists() and not resume:
-        raise ConfigError("file-exists", f"{out} exists", hint="go on with --resume, or remove it first")
-    count = predict_file(Artifact.load(artifact), data, out, progress=progress(quiet))
-    if out is not None:
-        sys.stderr.write(f"{count} rows answered: {out}\n")
+    loaded = Artifact.load(artifact)
+    made = predict_file(
+        loaded, data, out, fingerprint=fingerprint(artifact), resume=resume, progress=progress(quiet)
+    )  # fmt: skip
+    if out is not None or made.overflow_rows:
+        sys.stderr.write(f"{made}{'' if out is None else f': {out}'}\n")
 
 
 def show(
