@@ -213,7 +213,11 @@ class Artifact:
 
     def messages(self, row: Mapping[str, Any]) -> Messages:
         """Return the exact messages sent for one row."""
-        return self.render([self._example(row, 0)])[0]
+        return self.rendered(row).messages
+
+    def rendered(self, row: Mapping[str, Any]) -> Rendered:
+        """Return the exact messages sent for one row, and what the overflow policy left out of them."""
+        return self.fit_to_context([self._example(row, 0)])[0]
 
     def text(self, messages: Messages) -> str:
         """Return the exact final text that messages become; for a head, the text that is encoded."""

@@ -116,14 +116,20 @@ def test_a_grammar_is_compiled_once(engine):
 # ---- by brute force on a tiny random model
 
 
-def by_brute_force(tiny_tokenizer, words):
-    """Return a function of the tokens so far: those that keep a word reachable, and the end behind a whole one."""
+def by_brute_force(tokenizer, words):
+    """Return a function of the tokens so far: those that keep a word reachable, and the end behind a whole one.
+
+    Where only one text is left, its canonical tokens are the ones allowed.
+    """
 
     def allowed(prefix):
-        text = tiny_tokenizer.decode(prefix)
-        ids = [i for i in range(tiny_tokenizer.vocabulary_size) if i not in tiny_tokenizer.eos_ids and i > 2]
-        going = {i for i in ids if any(word.startswith(text + tiny_tokenizer.decode([i])) for word in words)}
-        return going | (set(tiny_tokenizer.eos_ids) if text in words else set())
+        text = tokenizer.decode(prefix)
+        reachable = [word for word in words if word.startswith(text)]
+        if len(reachable) == 1 and reachable[0] != text:
+            return {tokenizer.encode(reachable[0][len(text) :])[0]}
+        ids = [i for i in range(tokenizer.vocabulary_size) if i > 2]  # 0 to 2 are special
+        going = {i for i in ids if any(word.startswith(text + tokenizer.decode([i])) for word in reachable)}
+        return going | (set(tokenizer.eos_ids) if text in words else set())
 
     return allowed
 

@@ -40,15 +40,16 @@ def run(
 
     loaded = Artifact.load(artifact)
     answer = loaded.predict([_row(loaded, text)])[0]
-    if answer.dropped_demonstrations:
-        sys.stderr.write(
-            "the prompt was longer than the model reads: "
-            f"{answer.dropped_demonstrations} demonstrations were left out\n"
-        )
+    _note_dropped(answer.dropped_demonstrations)
     if json:
         print_json(_answer(loaded, answer))
     else:
         typer.echo(_line(answer))
+
+
+def _note_dropped(demonstrations: int) -> None:
+    if demonstrations:
+        sys.stderr.write(f"the prompt was longer than the model reads: {demonstrations} demonstrations were left out\n")
 
 
 def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
@@ -120,8 +121,10 @@ def _say(artifact: Artifact, row: dict[str, Any]) -> str:
         answer = artifact.predict([row])[0]
         typer.echo(_line(answer))
         return answer.text
+    rendered = artifact.rendered(row)
+    _note_dropped(rendered.dropped_demonstrations)
     request = GenerateRequest(
-        artifact.messages(row), Sampling(max_tokens=decoder.max_tokens), adapter=artifact.weights.reference
+        rendered.messages, Sampling(max_tokens=decoder.max_tokens), adapter=artifact.weights.reference
     )
     pieces = []
     for piece in artifact.open().stream(request):
@@ -169,7 +172,9 @@ def show(
     loaded = Artifact.load(artifact)
     if prompt:
         values = _source_rows(artifact, data, row)[row - 1]
-        text = loaded.text(loaded.messages(values))
+        rendered = loaded.rendered(values)
+        _note_dropped(rendered.dropped_demonstrations)
+        text = loaded.text(rendered.messages)
         if json:
             print_json({"row": values, "prompt": text})
         else:
@@ -245,7 +250,9 @@ def export(
 def _exported(artifact: Artifact, row: dict[str, Any], form: Literal["messages", "text", "openai"]) -> dict[str, Any]:
     from rung.parts import Generate
 
-    messages = artifact.messages(row)
+    rendered = artifact.rendered(row)
+    _note_dropped(rendered.dropped_demonstrations)
+    messages = rendered.messages
     if form == "text":
         return {"prompt": artifact.text(messages)}
     if form == "messages":

@@ -10,6 +10,9 @@ vocabulary that decodes the answer. Guarantees of a finished answer:
     json_schema  it parses and is valid; separators are ", " and ": " and nothing else is spaced, which is how Rung
                  writes the JSON that models are trained on
 
+Within them the model's own choice stands: greedy text takes the likeliest allowed token. Where the constraint leaves
+only one text, the tokens are those that the tokenizer would make of it, as the model saw them in training.
+
 An answer that reaches `max_tokens` first is cut there, and its finish reason says so.
 """
 

@@ -39,19 +39,18 @@ class TorchEngine:
     Args:
         files: the resolved model.
         device: `cpu`, `cuda` or `auto`.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto`: what the device computes best in.
 
     Raises:
         EngineError: torch is not installed, the device is not there, or the architecture is not supported.
     """
 
-    def __init__(self, files: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(self, files: ModelFiles, *, device: str = "auto") -> None:
         torch, transformers = _libraries()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
-        precision = preferred_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+        precision = preferred_dtype(device)
         self.files = files
         self.tokenizer = Tokenizer.load(files.folder)
         self._end = end_token(self.tokenizer)
