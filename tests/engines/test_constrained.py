@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from jsonschema import Draft202012Validator
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers
 
 from rung.engines.base import Constraint, GenerateRequest, Sampling
-from rung.engines.constrained import TokenMask, compiled
+from rung.engines.constrained import TokenMask, compiled, constrained_text
 from rung.engines.opening import open_torch
 from rung.engines.torch_decoding import decode, stream
-from rung.errors import ConfigError
+from rung.errors import ConfigError, EngineError
+from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET
 
 # Two receipts of SROIE (ICDAR 2019, repository MIT), shortened.
@@ -194,3 +197,38 @@ def test_masks_are_those_of_brute_force_at_every_step(tiny_tokenizer):
         mask.keep(going)
         texts = [texts[row] for row in going]
     raise AssertionError("a row never ended")
+
+
+# ---- other vocabularies
+
+
+def saved(backend, folder):
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "unk_token": "<unk>"}')
+    return Tokenizer.load(folder)
+
+
+def test_sentencepiece_vocabularies_keep_bytes_and_the_first_space(tmp_path):
+    """As Llama 2 has it: a mark for the space, bytes for other characters, a decoder that drops the first space."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁abc", "ab", "▁a", "▁ab"]
+    merges = [("a", "b"), ("▁", "a"), ("▁", "ab")]
+    model = models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True)
+    backend = Backend(model)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer, rng = saved(backend, tmp_path), np.random.default_rng(0)
+    for words in (("ab", "ab c"), (" ab",), ("é😀",)):
+        mask, tokens = TokenMask(tokenizer, Constraint("choices", words), 1, len(pieces)), []
+        while not tokens or not mask.advance(tokens[-1:])[0]:
+            tokens.append(int(rng.choice(np.flatnonzero(mask.allowed()[0]))))
+        assert constrained_text(tokenizer, tokens) in words
+
+
+def test_a_vocabulary_without_bytes_is_refused(tmp_path):
+    backend = Backend(models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2}, unk_token="<unk>"))
+    with pytest.raises(EngineError) as caught:
+        TokenMask(saved(backend, tmp_path), Constraint("regex", "a"), 1, 3)
+    assert caught.value.code == "constraint-unsupported"

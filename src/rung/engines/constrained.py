@@ -58,7 +58,6 @@ class TokenMask:
             self._rows: list[Any] = [start.deep_copy() for _ in range(rows)]
         self._constraint, self._width = constraint, width
         self._vocabulary = vocabulary(tokenizer)
-        self._executor = _library().LLExecutor()
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Return what each row may take next, shape [rows, width]; end tokens are allowed where the text may end.
@@ -69,7 +68,7 @@ class TokenMask:
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 
         words = allocate_token_bitmask(len(self._rows), self._vocabulary.vocab_size)
-        fill_next_token_bitmask_par(self._executor, [(state, row) for row, state in enumerate(self._rows)], words)
+        fill_next_token_bitmask_par(_executor(), [(state, row) for row, state in enumerate(self._rows)], words)
         self._check()
         bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, : self._vocabulary.vocab_size]
         known = min(self._width, bits.shape[1])
@@ -140,6 +139,12 @@ def vocabulary(tokenizer: Tokenizer) -> Any:
             f"text cannot be constrained with the tokenizer of {tokenizer.folder}: {error}",
             hint="use `--engine openvino`, an endpoint, or another model",
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _executor() -> Any:
+    """Return the threads that fill the masks of many rows, started once."""
+    return _library().LLExecutor()
 
 
 def _grammar(constraint: Constraint) -> str:
