@@ -9,6 +9,7 @@ import pytest
 
 from rung.artifact import Artifact
 from rung.data.types import Data
+from rung.models.tokenizer import Tokenizer
 from rung.task import Task
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -66,3 +67,39 @@ def data(task) -> Data:
 @pytest.fixture(scope="session")
 def zero(task, data) -> Artifact:
     return Artifact.zero_shot(task, data.labels)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory) -> Tokenizer:
+    """Byte-level BPE over the letters a, b, c and the space; ids 0 to 2 are special, 2 ends an answer."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("tiny")
+    backend = Backend(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=24, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    backend.train_from_iterator(["ab abba ba bab c c", "abba bab", "ba c ab"] * 9, trainer)
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>", "unk_token": "<unk>"}')
+    return Tokenizer.load(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """Return a function that builds a random Llama of two layers with so many logits, the same every time."""
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def build(vocabulary: int) -> LlamaForCausalLM:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.5, bos_token_id=1, eos_token_id=2,
+            pad_token_id=0,
+        )  # fmt: skip
+        return LlamaForCausalLM(config).eval()
+
+    return build

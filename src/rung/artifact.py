@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 from rung.data.types import Example, example_id
 from rung.engines.base import Engine, Floats, Messages
 from rung.engines.opening import open_encoder, open_engine
-from rung.errors import DataError
+from rung.errors import DataError, EngineError
 from rung.evaluation.metrics import default_metric
 from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Weights
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
+from rung.prompts.overflow import Overflow, Rendered, fitted
 from rung.prompts.prompt import Prompt
 from rung.prompts.template import default_template, placeholders
 from rung.prompts.verbalizer import verbalize
@@ -44,7 +45,7 @@ class Artifact:
     """Prompt + Demonstrations + Retriever + Weights + Decoder on a base model, frozen.
 
     Rungs return a changed copy (`replace`); nothing ever changes one in place. `path` names the rungs that made it,
-    `settings` what they were set to.
+    `settings` what they were set to. `overflow` is the policy for prompts longer than the model reads.
     """
 
     shape: Shape
@@ -54,6 +55,7 @@ class Artifact:
     demonstrations: Demonstrations | None = None
     retriever: None = None
     weights: Weights = BASE
+    overflow: Overflow = "error"
     engine: str = "auto"
     path: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +88,10 @@ class Artifact:
         if output.kind != "category":
             decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, output.schema_text())
         shape = Shape(task.name, tuple(task.inputs), output.kind, task.metric or default_metric(output.kind), known)
-        return cls(shape=shape, model=task.model, prompt=prompt, decoder=decoder, engine=engine, path=("zero-shot",))
+        return cls(
+            shape=shape, model=task.model, prompt=prompt, decoder=decoder, overflow=task.overflow, engine=engine,
+            path=("zero-shot",),
+        )  # fmt: skip
 
     def step(self, rung: str, settings: Mapping[str, Any], **parts: Any) -> Self:
         """Return a copy with `parts` replaced, one rung higher."""
@@ -128,8 +133,13 @@ class Artifact:
             return []
         if isinstance(self.decoder, Head):
             return self._classify(self.decoder, examples, progress)
-        prompts = self.render(examples, progress=progress)
-        return self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
+        rendered = self.fit_to_context(examples, progress=progress)
+        prompts = [one.messages for one in rendered]
+        answers = self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
+        return [
+            replace(answer, dropped_demonstrations=one.dropped_demonstrations) if one.dropped_demonstrations else answer
+            for answer, one in zip(answers, rendered, strict=True)
+        ]
 
     def _classify(self, head: Head, examples: Sequence[Example], progress: Progress) -> list[Answer]:
         encode = open_encoder(head.encoder).encode if head.encoder else self.open().encode
@@ -152,12 +162,17 @@ class Artifact:
 
     def render(self, examples: Sequence[Example], *, progress: Progress = QUIET) -> list[Messages]:
         """Return the exact messages of every example, demonstrations included."""
+        return [one.messages for one in self.fit_to_context(examples, progress=progress)]
+
+    def fit_to_context(self, examples: Sequence[Example], *, progress: Progress = QUIET) -> list[Rendered]:
+        """Return the exact messages of every example, and what the overflow policy left out of them."""
         if isinstance(self.decoder, Head):
-            return [({"role": "user", "content": self.prompt.question(e.inputs)},) for e in examples]
+            return [Rendered(({"role": "user", "content": self.prompt.question(e.inputs)},)) for e in examples]
         shown = self.demonstrations
         if shown is None:
-            return [self.prompt.messages(example.inputs) for example in examples]
+            return [Rendered(self.prompt.messages(example.inputs)) for example in examples]
         engine, prompt = self.open(), self.prompt
+        limit = self._prompt_limit(engine)
         costs: dict[str, int] = {}
 
         def cost(example: Example) -> int:
@@ -175,8 +190,20 @@ class Artifact:
         for row, example in enumerate(examples):
             chosen = shown.choose(example.id, None if vectors is None else vectors[row], cost)
             turns = [(c.inputs, self.spoken(c.outputs[0])) for c in chosen]
-            rendered.append(prompt.messages(example.inputs, turns))
+            rendered.append(fitted(self.overflow, prompt, example.inputs, turns, engine.count, limit))
         return rendered
+
+    def _prompt_limit(self, engine: Engine) -> int:
+        """Return how many tokens a prompt may have; only an overflow policy has to know."""
+        if self.overflow == "error" or isinstance(self.decoder, Head):
+            return 0
+        if engine.info.context <= 0:
+            raise EngineError(
+                "context-unknown",
+                f"overflow: {self.overflow} has to know how many tokens {self.model} reads, and it does not say",
+                hint="use `overflow: error`, and show fewer demonstrations",
+            )
+        return engine.info.context - self.decoder.room(engine)
 
     def spoken(self, output: str) -> str:
         """Return an expected output as the model should write it: the label's text, or the output itself."""
@@ -186,7 +213,11 @@ class Artifact:
 
     def messages(self, row: Mapping[str, Any]) -> Messages:
         """Return the exact messages sent for one row."""
-        return self.render([self._example(row, 0)])[0]
+        return self.rendered(row).messages
+
+    def rendered(self, row: Mapping[str, Any]) -> Rendered:
+        """Return the exact messages sent for one row, and what the overflow policy left out of them."""
+        return self.fit_to_context([self._example(row, 0)])[0]
 
     def text(self, messages: Messages) -> str:
         """Return the exact final text that messages become; for a head, the text that is encoded."""

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from rung.models.cache import publish
 from rung.models.reference import is_endpoint, resolve
 from rung.parts import Decoder, Generate, Head, LabelScoring, Weights
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
+from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt
 
 FORMAT = 1
@@ -59,6 +60,7 @@ def _write(artifact: Artifact, folder: Path) -> None:
         "model": artifact.model,
         "model_fingerprint": None if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint,
         "engine": artifact.engine,
+        "overflow": artifact.overflow,
         "path": artifact.path,
         "settings": dict(artifact.settings),
         "prompt": artifact.prompt.as_dict(),
@@ -104,6 +106,11 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(data, "sha256").hexdigest()
 
 
+def fingerprint(folder: Path) -> str:
+    """Return a hash of everything in a saved artifact: that of its manifest, which lists the hash of every file."""
+    return _sha256(folder / MANIFEST)
+
+
 def load(folder: Path) -> Artifact:
     """Read the artifact in `folder`.
 
@@ -130,6 +137,7 @@ def load(folder: Path) -> Artifact:
         shape=Shape(shape["task"], tuple(shape["inputs"]), shape["kind"], shape["metric"], tuple(shape["labels"])),
         model=values["model"],
         engine=values["engine"],
+        overflow=_overflow(folder, values),
         path=tuple(values["path"]),
         settings=values["settings"],
         prompt=prompt,
@@ -188,6 +196,17 @@ def _decoder(values: dict[str, Any], arrays: Mapping[str, Any]) -> Decoder:
         texts, bias = tuple(values["texts"]), tuple(values["bias"])
         return LabelScoring(tuple(values["labels"]), texts, values["normalization"], bias)
     return Head(tuple(values["labels"]), values["encoder"], arrays["head.weight"], arrays["head.intercept"])
+
+
+def _overflow(folder: Path, values: Mapping[str, Any]) -> Overflow:
+    policy = values.get("overflow")
+    if policy not in POLICIES:
+        raise ArtifactError(
+            "artifact-damaged",
+            f"{folder}: artifact.json: `overflow` is {policy!r}, not one of {', '.join(POLICIES)}",
+            hint="run the climb again, or use the version of Rung that made the artifact",
+        )
+    return cast("Overflow", policy)
 
 
 def _demonstrations(folder: Path, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Demonstrations | None:

@@ -48,6 +48,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "An artifact serves exactly what was measured; the manifest holds the sha256 of every file.",
         "Copy the whole folder again, or save the artifact again from its climb.",
     ),
+    "bad-constraint": Explanation(
+        "The choices, regex or JSON Schema that an answer shall keep to is not valid, or asks for what no grammar can.",
+        "An answer that is said to fit and may not is worse than an error now.",
+        "Correct it, or leave out the part that the message names: look-around in a regex, `not` in a schema.",
+        "schema: {type: object, properties: {total: {type: string, maxLength: 20}}, required: [total]}",
+    ),
     "bad-csv": Explanation(
         "A record of a CSV or TSV file cannot be read.",
         "Guessing where a broken quote should end would shift the columns of the rows after it.",
@@ -152,6 +158,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Clear the installer's cache and pull again.",
         "rung models pull embedded",
     ),
+    "constraint-failed": Explanation(
+        "Partway through an answer, its constraint grew too complex to follow, or no token of the model fits it.",
+        "Going on without it would give text that only seems to fit.",
+        "Simplify the constraint: fewer alternatives, shorter repetitions, shallower nesting.",
+    ),
     "constraint-unsupported": Explanation(
         "The engine cannot hold the text to the requested form.",
         "Free text where a form was asked for would break whatever reads it.",
@@ -164,9 +175,9 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Show fewer demonstrations, shorten the input, or choose a model with a longer context.",
     ),
     "context-unknown": Explanation(
-        "The model's config.json does not say how many tokens the model reads.",
-        "Without a limit, overlong prompts would give nonsense instead of an error.",
-        "Add max_position_embeddings to the model's config.json.",
+        "Nothing says how many tokens the model reads: neither its config.json nor, for an endpoint, the server.",
+        "Without a limit, overlong prompts would give nonsense instead of an error, or be cut in the wrong place.",
+        "Add max_position_embeddings to the model's config.json; for an endpoint, leave `overflow` at error.",
     ),
     "control-token": Explanation(
         "The model's tokenizer turns characters of the data into a control token.",
@@ -218,6 +229,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Name another file, or allow it with the option that the hint names.",
         "rung init data.csv --out other.yaml",
     ),
+    "file-in-use": Explanation(
+        "Another process is writing the file that answers go to.",
+        "Two processes that append to one file would mix their lines and answer rows twice.",
+        "Wait until it ends, or choose another --out.",
+    ),
     "file-too-large": Explanation(
         "The file given as a task file is far too large to be one.",
         "It is probably a data file.",
@@ -234,6 +250,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A climb that cannot write down its results could not be resumed.",
         "Choose a folder where you may write.",
         "rung climb task.yaml --out runs",
+    ),
+    "generation-failed": Explanation(
+        "Generation by continuous batching broke down on the device.",
+        "A batch that stopped early has no answers to give for the rest of its rows.",
+        "Free memory on the device, lower `output.max_tokens`, or run on the CPU.",
     ),
     "gguf-tokenizer": Explanation(
         "The tokenizer cannot be rebuilt exactly from the GGUF file.",
@@ -461,6 +482,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "This version of Rung renders the artifact's prompt differently.",
         "Another prompt than the measured one has another quality.",
         "Climb again, or use the version of Rung that made the artifact.",
+    ),
+    "resume-mismatch": Explanation(
+        "A run cannot be resumed: its output belongs to other rows, to another artifact, or was changed.",
+        "Lines of different runs in one file could not be told apart.",
+        "Resume with the same files, or write to another file.",
+        "rung predict ARTIFACT rows.csv --out answers.jsonl --resume",
     ),
     "row-too-long": Explanation(
         "A training row is longer than what the model can read.",

@@ -24,7 +24,7 @@ class Answer:
 
     `confidence` is the probability of the answer among the labels (None for generated text, or where only the best
     label was looked for); `probabilities` has one entry per label of the task, in its order. `messages` is what was
-    sent; for a head it is the text that was encoded.
+    sent; for a head it is the text that was encoded. `dropped_demonstrations` were left out so that the prompt fits.
     """
 
     text: str
@@ -34,6 +34,7 @@ class Answer:
     completion_tokens: int
     seconds: float
     messages: Messages = ()
+    dropped_demonstrations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ class Generate:
     kind: ClassVar[str] = "generate"
     max_tokens: int = 256
     json_schema: str | None = None
+
+    def room(self, engine: Engine) -> int:
+        """Return how many tokens the answer may take behind the prompt."""
+        del engine
+        return self.max_tokens
 
     def answer(
         self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
@@ -95,6 +101,10 @@ class LabelScoring:
     def continuations(self, engine: Engine) -> tuple[tuple[int, ...], ...]:
         """Return the token ids scored for each label."""
         return continuations(self.texts, engine.encode, engine.end_token)
+
+    def room(self, engine: Engine) -> int:
+        """Return how many tokens the answer may take behind the prompt: those of the longest label."""
+        return max(map(len, self.continuations(engine)))
 
     def logprobs(
         self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, progress: Progress = QUIET

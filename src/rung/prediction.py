@@ -1,84 +1,212 @@
-"""Answer a whole file: in bounded memory, line by line, going on where an earlier run stopped."""
+"""Answer a whole file: in bounded memory, line by line, going on where an earlier run stopped.
+
+Rows are read, answered and written in small batches, each synced to disk, so a kill costs at most one of them. Beside
+the answers stands `OUT.origin.json`, written before the first line: the hashes of the rows' file and of the artifact. A
+resumed run must have the same, or its lines would not belong together.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rung.artifact import Artifact
 from rung.data.sources import read_rows
-from rung.errors import DataError
+from rung.data.types import Record
+from rung.errors import ConfigError, DataError
 from rung.progress import QUIET, Progress
 
 BATCH = 64  # rows answered together and written before the next are read
 
 
-def predict_file(artifact: Artifact, data: Path, out: Path | None, *, progress: Progress = QUIET) -> int:
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a run did.
+
+    Attributes:
+        rows: rows of the file.
+        answered: those answered by this run; the others were there already.
+        overflow_rows: of those, rows whose prompts fit only after demonstrations were left out.
+        dropped_demonstrations: how many were left out, all rows together.
+    """
+
+    rows: int
+    answered: int
+    overflow_rows: int = 0
+    dropped_demonstrations: int = 0
+
+    def __str__(self) -> str:
+        text = f"{self.answered} of {self.rows} rows answered"
+        if self.answered < self.rows:
+            text += f", {self.rows - self.answered} were there already"
+        if self.overflow_rows:
+            text += (
+                f"; {self.overflow_rows} prompts were longer than the model reads: "
+                f"{self.dropped_demonstrations} demonstrations were left out of them"
+            )
+        return text
+
+
+def predict_file(
+    artifact: Artifact,
+    data: Path,
+    out: Path | None,
+    *,
+    fingerprint: str,
+    resume: bool = False,
+    progress: Progress = QUIET,
+) -> Predicted:
     """Answer the rows of `data` as JSON lines {"row", "output", "confidence"}, to `out` or stdout.
 
-    Lines that `out` already holds are kept and their rows skipped; a torn last line is made anew.
+    The file is read once before the first answer, so that a broken row is an error at once.
 
-    Returns:
-        The number of rows answered now.
+    Args:
+        artifact: what answers.
+        data: CSV, TSV, JSON, JSONL or Parquet. All but JSON are streamed.
+        out: where the answers go; None for stdout.
+        fingerprint: tells the artifact from any other, for resuming.
+        resume: keep the whole lines that `out` holds, cut off a torn last one, and go on behind them.
+        progress: told of every batch.
 
     Raises:
-        DataError: a row lacks an input column.
+        DataError: a row cannot be read or lacks an input column.
+        ConfigError: `out` exists and `resume` is not given, belongs to other rows or another artifact, or another
+            process writes it.
     """
-    done = 0 if out is None else _whole_lines(out)
-    rows = ((record.source, record.values) for record in read_rows(data))
-    answered = 0
-    progress.start("answering")
-    target = sys.stdout if out is None else out.open("a", encoding="utf-8")
-    try:
-        remaining = islice(rows, done, None)
-        for batch in _batched(remaining):
-            _write(artifact, batch, target)
-            answered += len(batch)
-            progress.advance(len(batch))
-    finally:
-        if out is not None:
-            target.close()
+    total = _check_rows(artifact, data)
+    if out is None:
+        return _answer_rows(artifact, data, sys.stdout, 0, total, progress)
+    _check_origin(out, {"data_sha256": _sha256(data), "artifact": fingerprint}, resume=resume)
+    with _locked(out) as target:
+        done = _whole_lines(target)
+        if done > total:
+            raise ConfigError(
+                "resume-mismatch", f"{out} holds {done} lines, but {data} has {total} rows",
+                hint="something else was written to it: choose another --out",
+            )  # fmt: skip
+        return _answer_rows(artifact, data, target, done, total, progress)
+
+
+def _check_rows(artifact: Artifact, data: Path) -> int:
+    """Read every row once; return their number."""
+    count = 0
+    for count, record in enumerate(read_rows(data), start=1):  # noqa: B007
+        for column in artifact.shape.inputs:
+            if column not in record.values:
+                raise DataError(
+                    "missing-column",
+                    f"{record.source} has no column {column!r}; it has {', '.join(map(repr, record.values))}",
+                    hint=f"this artifact reads {', '.join(artifact.shape.inputs)}",
+                )
+    return count
+
+
+def _answer_rows(
+    artifact: Artifact, data: Path, target: IO[str], done: int, total: int, progress: Progress
+) -> Predicted:
+    rows = islice(read_rows(data), done, None)
+    overflow_rows = dropped = answered = 0
+    progress.start("answering", total - done)
+    for batch in _batched(rows):
+        for count in _write(artifact, batch, target):
+            overflow_rows += count > 0
+            dropped += count
+        answered += len(batch)
+        progress.advance(len(batch))
     progress.finish()
-    return answered
+    return Predicted(total, answered, overflow_rows, dropped)
 
 
-def _batched(rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+def _batched(rows: Iterator[Record]) -> Iterator[list[Record]]:
     while batch := list(islice(rows, BATCH)):
         yield batch
 
 
-def _write(artifact: Artifact, batch: Sequence[tuple[str, dict[str, Any]]], target: IO[str]) -> None:
-    for source, values in batch:
-        for column in artifact.shape.inputs:
-            if column not in values:
-                raise DataError(
-                    "missing-column",
-                    f"{source} has no column {column!r}; it has {', '.join(map(repr, values))}",
-                    hint=f"this artifact reads {', '.join(artifact.shape.inputs)}",
-                )
-    answers = artifact.predict([values for _, values in batch])
-    for (source, _), answer in zip(batch, answers, strict=True):
-        line = {"row": source, "output": answer.text, "confidence": answer.confidence}
-        target.write(json.dumps(line, ensure_ascii=False) + "\n")
+def _write(artifact: Artifact, batch: Sequence[Record], target: IO[str]) -> list[int]:
+    """Answer a batch and make it permanent; return how many demonstrations were dropped for each row."""
+    answers = artifact.predict([record.values for record in batch])
+    lines = [
+        json.dumps({"row": r.source, "output": a.text, "confidence": a.confidence}, ensure_ascii=False) + "\n"
+        for r, a in zip(batch, answers, strict=True)
+    ]
+    target.write("".join(lines))
     target.flush()
     if target is not sys.stdout:
         os.fsync(target.fileno())
+    return [answer.dropped_demonstrations for answer in answers]
 
 
-def _whole_lines(file: Path) -> int:
-    """Count the complete lines of `file` and cut off a torn last one."""
-    if not file.exists():
-        return 0
+# ---- resuming
+
+
+def origin_file(out: Path) -> Path:
+    """Return the file beside the answers that says what they are answers to."""
+    return out.with_name(out.name + ".origin.json")
+
+
+def _check_origin(out: Path, origin: dict[str, str], *, resume: bool) -> None:
+    """Compare with the run that wrote `out`, or note where a new one begins."""
+    file = origin_file(out)
+    if not out.exists():
+        scratch = file.with_name(file.name + ".tmp")
+        with scratch.open("w", encoding="utf-8") as note:
+            json.dump(origin, note, indent=1)
+            note.flush()
+            os.fsync(note.fileno())
+        os.replace(scratch, file)  # noqa: PTH105
+        return
+    if not resume:
+        raise ConfigError("file-exists", f"{out} exists", hint="go on with --resume, or remove it first")
+    if not file.is_file():
+        raise ConfigError(
+            "resume-mismatch", f"{out} cannot be gone on with: {file.name} is missing, which says what it answers",
+            hint="choose another --out, or remove it first",
+        )  # fmt: skip
+    before = json.loads(file.read_text(encoding="utf-8"))
+    for key, what in (("data_sha256", "the rows"), ("artifact", "the artifact")):
+        if before.get(key) != origin[key]:
+            raise ConfigError(
+                "resume-mismatch", f"{out} was begun with other contents of {what}",
+                hint="resume with the same files, or choose another --out",
+            )  # fmt: skip
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[IO[str]]:
+    """Open `out` for one process: two that append would mix their lines."""
+    with out.open("a+", encoding="utf-8") as target:
+        try:
+            fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as busy:
+            raise ConfigError(
+                "file-in-use", f"another process is writing {out}", hint="wait for it, or choose another --out"
+            ) from busy
+        yield target
+
+
+def _whole_lines(target: IO[str]) -> int:
+    """Count the complete lines of a file and cut off a torn last one."""
     count = end = 0
-    with file.open("r+b") as lines:
+    with open(target.fileno(), "rb", closefd=False) as lines:
+        lines.seek(0)
         for line in lines:
             if not line.endswith(b"\n"):
                 break
             count, end = count + 1, end + len(line)
-        lines.truncate(end)
+    target.truncate(end)
+    target.seek(end)
     return count

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from rung.errors import ConfigError, Location
+from rung.prompts.overflow import Overflow
 from rung.yamlfile import YamlFile, read_yaml
 
 if TYPE_CHECKING:
@@ -169,6 +170,11 @@ class Task(_Strict):
     )
     template: str | None = Field(
         None, description="The user turn, with {column} for the inputs.", examples=["Message: {text}"]
+    )
+    overflow: Overflow = Field(
+        "error",
+        description="A prompt longer than the model reads: error, or drop_demonstrations (the least similar first).",
+        examples=["drop_demonstrations"],
     )
     constraints: Constraints = Field(default_factory=lambda: Constraints(), description="Limits of the climb.")
     _folder: Path = PrivateAttr(default=Path())

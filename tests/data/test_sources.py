@@ -138,3 +138,30 @@ def test_what_needs_a_library_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(MachineError) as caught:
             list(read_rows(source))
         assert caught.value.code == "missing-extra"
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "broken"), [("a.csv", "x\n1\n2\n", "3,4\n"), ("a.jsonl", '{"x": "1"}\n{"x": "2"}\n', "{\n")]
+)
+def test_rows_are_read_one_at_a_time(tmp_path, name, good, broken):
+    """Those before a broken one are yielded before it is looked at."""
+    file = tmp_path / name
+    file.write_text(good + broken)
+    rows = read_rows(file)
+    assert [next(rows).values["x"], next(rows).values["x"]] == ["1", "2"]
+    with pytest.raises(DataError):
+        next(rows)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp1252"])
+def test_streamed_text_is_decoded_as_a_whole(tmp_path, encoding):
+    rows = [f"é{i}" for i in range(5000)]  # more than one read of the decoder
+    (tmp_path / "a.csv").write_bytes(("x\r\n" + "\r\n".join(rows) + "\r\n").encode(encoding))
+    assert [record.values["x"] for record in read_rows(tmp_path / "a.csv", encoding=encoding)] == rows
+
+
+def test_a_byte_that_is_not_text_is_located_in_a_long_file(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"x\n" + b"fine\n" * 5000 + b"caf\xe9\n")
+    with pytest.raises(DataError) as caught:
+        list(read_rows(tmp_path / "a.csv"))
+    assert (caught.value.code, caught.value.where.line) == ("bad-encoding", 5002)

@@ -27,7 +27,17 @@ def result():
         rung("zero-shot", 0.45, 0.41, 0.49),
         rung("features", 0.86, 0.83, 0.886, trainable_parameters=29_645, artifact_bytes=124_000),
         rung("few-shot-knn", 0.7, 0.58, 0.8, split="validation", status="beaten", n=80, reason="beaten by features"),
-        rung("lora", 0.805, 0.77, 0.835, fit_seconds=350.0, trainable_parameters=4_884_480, losses=losses),
+        rung(
+            "lora",
+            0.805,
+            0.77,
+            0.835,
+            fit_seconds=350.0,
+            overflow_rows=12,
+            dropped_demonstrations=31,
+            trainable_parameters=4_884_480,
+            losses=losses,
+        ),
         RungResult("llm-features", "features", "accuracy", "failed", reason="out of memory"),
         RungResult("system-prompt", "prompting", "accuracy", "skipped", reason=EVIL),
     )
@@ -63,6 +73,7 @@ def test_everything_is_escaped(result, predictions):
     assert 'style="' not in text  # the policy allows the style element by its hash, and nothing else
     assert len(text) < 3_000_000
     assert "100 are shown" in text
+    assert "lora: 12 of 600 prompts were longer than the model reads; 31 demonstrations were left out" in text
 
 
 def test_the_policy_names_the_hashes_of_what_is_there(result, predictions):
@@ -96,6 +107,7 @@ def test_the_table_fits_every_width(result, width):
     console.file.close()
     table = lines[: next(i for i, line in enumerate(lines) if line.startswith("v: "))]
     assert max(map(len, table)) <= width
+    assert "12 of 600 prompts were longer than the model reads; 31 demonstrations were" in " ".join(lines)
     assert any(line.startswith("> features") and "86.0 % [83.0, 88.6]" in line for line in lines)
 
 

@@ -40,10 +40,16 @@ def run(
 
     loaded = Artifact.load(artifact)
     answer = loaded.predict([_row(loaded, text)])[0]
+    _note_dropped(answer.dropped_demonstrations)
     if json:
         print_json(_answer(loaded, answer))
     else:
         typer.echo(_line(answer))
+
+
+def _note_dropped(demonstrations: int) -> None:
+    if demonstrations:
+        sys.stderr.write(f"the prompt was longer than the model reads: {demonstrations} demonstrations were left out\n")
 
 
 def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
@@ -70,6 +76,8 @@ def _line(answer: Answer) -> str:
 
 def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
     values: dict[str, Any] = {"output": answer.text, "confidence": answer.confidence}
+    if answer.dropped_demonstrations:
+        values["dropped_demonstrations"] = answer.dropped_demonstrations
     if answer.probabilities:
         ranked = sorted(zip(artifact.shape.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
         values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]
@@ -113,8 +121,10 @@ def _say(artifact: Artifact, row: dict[str, Any]) -> str:
         answer = artifact.predict([row])[0]
         typer.echo(_line(answer))
         return answer.text
+    rendered = artifact.rendered(row)
+    _note_dropped(rendered.dropped_demonstrations)
     request = GenerateRequest(
-        artifact.messages(row), Sampling(max_tokens=decoder.max_tokens), adapter=artifact.weights.reference
+        rendered.messages, Sampling(max_tokens=decoder.max_tokens), adapter=artifact.weights.reference
     )
     pieces = []
     for piece in artifact.open().stream(request):
@@ -135,15 +145,17 @@ def predict(
 ) -> None:
     """Answer every row of a file, as JSON lines in the order of the rows; memory does not grow with the file."""
     from rung.artifact import Artifact
+    from rung.artifact_files import fingerprint
     from rung.prediction import predict_file
 
     if resume and out is None:
         raise ConfigError("bad-option", "--resume needs --out", hint="name the file to go on with: --out answers.jsonl")
-    if out is not None and out.exists() and not resume:
-        raise ConfigError("file-exists", f"{out} exists", hint="go on with --resume, or remove it first")
-    count = predict_file(Artifact.load(artifact), data, out, progress=progress(quiet))
-    if out is not None:
-        sys.stderr.write(f"{count} rows answered: {out}\n")
+    loaded = Artifact.load(artifact)
+    made = predict_file(
+        loaded, data, out, fingerprint=fingerprint(artifact), resume=resume, progress=progress(quiet)
+    )  # fmt: skip
+    if out is not None or made.overflow_rows:
+        sys.stderr.write(f"{made}{'' if out is None else f': {out}'}\n")
 
 
 def show(
@@ -160,7 +172,9 @@ def show(
     loaded = Artifact.load(artifact)
     if prompt:
         values = _source_rows(artifact, data, row)[row - 1]
-        text = loaded.text(loaded.messages(values))
+        rendered = loaded.rendered(values)
+        _note_dropped(rendered.dropped_demonstrations)
+        text = loaded.text(rendered.messages)
         if json:
             print_json({"row": values, "prompt": text})
         else:
@@ -236,7 +250,9 @@ def export(
 def _exported(artifact: Artifact, row: dict[str, Any], form: Literal["messages", "text", "openai"]) -> dict[str, Any]:
     from rung.parts import Generate
 
-    messages = artifact.messages(row)
+    rendered = artifact.rendered(row)
+    _note_dropped(rendered.dropped_demonstrations)
+    messages = rendered.messages
     if form == "text":
         return {"prompt": artifact.text(messages)}
     if form == "messages":

@@ -84,6 +84,7 @@ data:
   # split: {{validation: 0.2, test: 0.2}}{limits}
 
 # metric: accuracy          # without, the usual one for the kind
+# overflow: drop_demonstrations  # of a prompt longer than the model reads; without, such a row is an error
 model: embedded             # or a Hub id, a folder, a .gguf file
 """
 

@@ -347,6 +347,8 @@ def _result(state: _Climb, name: str, test: Sequence[Prediction] | None) -> Rung
         seconds=sum(row.seconds for row in rows),
         fit_seconds=fit_seconds,
         tokens=sum(row.tokens for row in rows),
+        overflow_rows=sum(row.dropped_demonstrations > 0 for row in rows),
+        dropped_demonstrations=sum(row.dropped_demonstrations for row in rows),
         trainable_parameters=trainable_parameters(artifact),
         artifact_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         cost=_cost(state, artifact),

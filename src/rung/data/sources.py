@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -40,6 +39,26 @@ def read_rows(source: str | Path, *, encoding: str = "utf-8") -> Iterator[Record
     return reader(path, encoding)
 
 
+def _lines(path: Path, encoding: str, newline: str) -> Iterator[str]:
+    """Yield the lines of a file with their ends, holding one at a time; a beginning byte-order mark is left out."""
+    blank = True
+    try:
+        with path.open(encoding=encoding, newline=newline) as file:
+            for number, line in enumerate(file):
+                text = line.removeprefix("\ufeff") if number == 0 else line
+                blank = blank and not text.strip()
+                yield text
+    except (OSError, UnicodeDecodeError):
+        _text(path, encoding)  # raises the same, with the place
+        raise
+    if blank:
+        raise _empty(path)
+
+
+def _empty(path: Path) -> DataError:
+    return DataError("empty-file", f"{path} is empty", hint="write a header and at least one row")
+
+
 def _text(path: Path, encoding: str) -> str:
     try:
         data = path.read_bytes()
@@ -57,17 +76,19 @@ def _text(path: Path, encoding: str) -> str:
         ) from None
     text = text.removeprefix("\ufeff")
     if not text.strip():
-        raise DataError("empty-file", f"{path} is empty", hint="write a header and at least one row")
+        raise _empty(path)
     return text
 
 
 def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
     def read(path: Path, encoding: str) -> Iterator[Record]:
         csv.field_size_limit(MAX_CELL)
-        rows = csv.reader(io.StringIO(_text(path, encoding), newline=""), delimiter=separator, strict=True)
+        rows = csv.reader(_lines(path, encoding, newline=""), delimiter=separator, strict=True)
         line = 1  # where the record begins; the reader's own count is where it ends
         try:
-            header = next(row for row in rows if row)
+            header = next((row for row in rows if row), None)
+            if header is None:
+                raise _empty(path)
             _check_header(header, path)
             line = rows.line_num + 1
             for row in rows:
@@ -101,7 +122,7 @@ def _check_header(header: list[str], path: Path) -> None:
 
 
 def _jsonl(path: Path, encoding: str) -> Iterator[Record]:
-    for number, line in enumerate(_text(path, encoding).split("\n"), start=1):
+    for number, line in enumerate(_lines(path, encoding, newline="\n"), start=1):
         if line.strip():
             yield _record(_parsed(line, path, number), path, number)
 

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 
 from rung.engines.base import Constraint, FinishReason, Generation, Sampling
+from rung.engines.constrained import TokenMask, constrained_text
+from rung.engines.cuda_batching import side_by_side
 from rung.engines.label_trie import common_prefix
 from rung.engines.tree_scoring import batches, left_padded, run_prefix
-from rung.errors import EngineError
 from rung.models.tokenizer import Tokenizer
 from rung.progress import Progress
-
-ROWS = 32  # rows decoded side by side
 
 
 @dataclass(slots=True)
@@ -31,7 +30,7 @@ class _Row:
     prompt_tokens: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    text: str = ""
+    text: str = ""  # kept up to date where a stop text or a stream needs it, made at the end elsewhere
     reason: FinishReason = "length"
 
 
@@ -48,13 +47,17 @@ def decode(
 ) -> list[Generation]:
     """Complete every prompt; results come in the order of the prompts."""
     results: dict[int, Generation] = {}
-    for wide in batches([len(p) for p in prompts], sampling.max_tokens, 1):
-        for first in range(0, len(wide), ROWS):
-            batch = wide[first : first + ROWS]
+    tokens, most = side_by_side(model)
+    for wide in batches([len(p) for p in prompts], sampling.max_tokens, 1, tokens=tokens):
+        for first in range(0, len(wide), most):
+            batch = wide[first : first + most]
             start = time.perf_counter()
             rows = [_Row(i, len(prompts[i])) for i in batch]
-            for _ in _steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled):
+            live = bool(sampling.stop)  # reading the text at every step costs more than a step of a fast device
+            for _ in _steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled, live):
                 pass
+            for row in rows if not live else ():
+                row.text = _read(row, tokenizer, constraint)
             seconds = (time.perf_counter() - start) / len(batch)
             for row in rows:
                 results[row.index] = Generation(
@@ -74,7 +77,7 @@ def stream(
 ) -> Iterator[str]:
     """Yield the text of one completion piece by piece; the pieces joined are `decode`'s text."""
     row, sent = _Row(0, len(prompt)), 0
-    for _ in _steps(model, tokenizer, [prompt], [row], sampling, constraint, None):
+    for _ in _steps(model, tokenizer, [prompt], [row], sampling, constraint, None, live=True):
         # What could still change is held back: half of a character, or the beginning of a stop text.
         safe = len(row.text) - max((len(stop) - 1 for stop in sampling.stop), default=0)
         if not row.text.endswith("\ufffd") and safe > sent:
@@ -93,20 +96,19 @@ def _steps(
     sampling: Sampling,
     constraint: Constraint | None,
     cancelled: Callable[[], bool] | None,
+    live: bool,
 ) -> Iterator[None]:
-    """Run the batch to its end, one token a step, filling in `rows`."""
-    if constraint is not None:
-        raise EngineError(
-            "constraint-unsupported",
-            f"the torch engine does not constrain text to a {constraint.kind}",
-            hint="use `--engine openvino` or an endpoint",
-        )
+    """Run the batch to its end, one token a step, filling in `rows`; `live`: their texts too."""
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix = run_prefix(model, prompts[0][:shared])
     ids, mask, positions = left_padded(prefix, [p[shared:] for p in prompts])
     cache, device = prefix.cache(len(prompts)), model.device
     visible, position = mask[:, -1], positions[:, -1]
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.seed is not None else None
+    allowed = None
+    if constraint is not None:
+        width = model.config.get_text_config().vocab_size
+        allowed = TokenMask(tokenizer, constraint, len(prompts), width)
     active = list(rows)
     for step in range(sampling.max_tokens):
         logits = (
@@ -121,10 +123,17 @@ def _steps(
             .logits[:, -1]
             .float()
         )
-        chosen = _choose(logits, sampling, generator)
+        chosen = _choose(_masked(logits, allowed), sampling, generator)
         likelihood = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
-        for row, token, logprob in zip(active, chosen.tolist(), likelihood.tolist(), strict=True):
-            _append(row, token, logprob, tokenizer, sampling)
+        finished = allowed.advance(chosen.tolist()) if allowed is not None else [False] * len(active)
+        for row, token, logprob, complete in zip(active, chosen.tolist(), likelihood.tolist(), finished, strict=True):
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            if complete or token in tokenizer.eos_ids:
+                row.reason = "stop"
+            if live:
+                row.text = _read(row, tokenizer, constraint)
+                _stop(row, sampling)
         if cancelled is not None and cancelled():
             for row in active:
                 row.reason = "cancelled" if row.reason == "length" else row.reason
@@ -136,6 +145,8 @@ def _steps(
         if len(going) < len(active):
             index = torch.tensor(going)
             cache.batch_select_indices(index.to(device))
+            if allowed is not None:
+                allowed.keep(going)
             active, visible, position, chosen = (
                 [active[i] for i in going],
                 visible[index],
@@ -159,14 +170,21 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
     return torch.multinomial(chances, 1, generator=generator)[:, 0]
 
 
-def _append(row: _Row, token: int, logprob: float, tokenizer: Tokenizer, sampling: Sampling) -> None:
-    """Add a token to a row and see whether it ends there."""
-    row.logprobs.append(logprob)
-    row.tokens.append(token)
-    if token in tokenizer.eos_ids:
-        row.reason = "stop"
-        return
-    row.text = tokenizer.decode(row.tokens)
+def _masked(logits: torch.Tensor, allowed: TokenMask | None) -> torch.Tensor:
+    """Return logits [rows, vocabulary] with minus infinity for what the constraint forbids."""
+    if allowed is None:
+        return logits
+    return logits.masked_fill(~torch.from_numpy(allowed.allowed()).to(logits.device), -torch.inf)
+
+
+def _read(row: _Row, tokenizer: Tokenizer, constraint: Constraint | None) -> str:
+    """Return the text of a row's tokens, without the token that ended it."""
+    tokens = row.tokens[:-1] if row.tokens and row.tokens[-1] in tokenizer.eos_ids else row.tokens
+    return tokenizer.decode(tokens) if constraint is None else constrained_text(tokenizer, tokens)
+
+
+def _stop(row: _Row, sampling: Sampling) -> None:
+    """End a row where a stop text begins."""
     ends = [found for found in (row.text.find(stop) for stop in sampling.stop) if found >= 0]
     if ends:
         row.text, row.reason = row.text[: min(ends)], "stop"

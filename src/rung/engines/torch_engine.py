@@ -19,6 +19,8 @@ from rung.engines.base import (
     Scored,
     ScoreRequest,
 )
+from rung.engines.cuda_batching import generate as generate_paged
+from rung.engines.cuda_batching import paged_attention, preferred_dtype, suits
 from rung.engines.label_trie import build_trie
 from rung.errors import EngineError
 from rung.models.ending import end_token
@@ -48,26 +50,27 @@ class TorchEngine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
-        # CPUs without bf16 units run bf16 up to eight times slower than fp32; GPUs of the last years run it fastest.
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        precision = preferred_dtype(device)
         self.files = files
         self.tokenizer = Tokenizer.load(files.folder)
         self._end = end_token(self.tokenizer)
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            files.folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
+            files.folder, dtype=precision, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
         ).to(device)
         self.model.eval()
         self.model.requires_grad_(False)
         self._adapters: dict[str, str] = {}
         self._search_pays: dict[Any, bool] = {}
+        self._paged = paged_attention(device)
         self._info = EngineInfo(
             engine="torch",
             model=files.name,
             device=device,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=str(precision).removeprefix("torch."),
             parameters=files.parameters,
             context=files.context,
-            fingerprint=f"{files.fingerprint}/torch/{dtype}",
+            fingerprint=f"{files.fingerprint}/torch/{precision}",
+            details={"generation": f"continuous batching, {self._paged}" if self._paged else "padded batches"},
         )
 
     @property
@@ -151,10 +154,16 @@ class TorchEngine:
         for (adapter, sampling, constraint, logprobs), members in groups.items():
             model = self.use(adapter)
             prompts = [self._fitting(requests[i].prompt, sampling.max_tokens) for i in members]
-            done = decode(
-                model, self.tokenizer, prompts, sampling, constraint, logprobs=logprobs, progress=progress,
-                cancelled=cancelled,
-            )  # fmt: skip
+            if self._paged and suits(model, sampling, constraint, logprobs=logprobs):
+                done = generate_paged(
+                    model, self.tokenizer, prompts, sampling, attention=self._paged, progress=progress,
+                    cancelled=cancelled,
+                )  # fmt: skip
+            else:
+                done = decode(
+                    model, self.tokenizer, prompts, sampling, constraint, logprobs=logprobs, progress=progress,
+                    cancelled=cancelled,
+                )  # fmt: skip
             results.update(zip(members, done, strict=True))
         progress.finish()
         return [results[i] for i in range(len(requests))]

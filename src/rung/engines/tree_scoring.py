@@ -67,13 +67,15 @@ def score_all(
     return result
 
 
-def batches(lengths: Sequence[int], tree: int, vocabulary: int) -> Iterator[list[int]]:
-    """Group rows of similar length, longest first, so that padding and memory stay small."""
+def batches(
+    lengths: Sequence[int], tree: int, vocabulary: int, *, tokens: int = TOKENS_PER_BATCH
+) -> Iterator[list[int]]:
+    """Group rows of similar length, longest first, so that padding and memory (`tokens` a batch) stay small."""
     most = max(1, LOGIT_BYTES // (4 * vocabulary * (tree + 1)))
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         width = (lengths[batch[0]] if batch else lengths[index]) + tree
-        if batch and (len(batch) >= most or (len(batch) + 1) * width > TOKENS_PER_BATCH):
+        if batch and (len(batch) >= most or (len(batch) + 1) * width > tokens):
             yield batch
             batch = []
         batch.append(index)

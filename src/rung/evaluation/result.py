@@ -16,7 +16,8 @@ class RungResult:
     the `n` validation rows seen), `failed` or `skipped` (no score; `reason` says why).
     `seconds` is prediction time over the `n` rows, `fit_seconds` training time, `tokens` all tokens that the model
     read or wrote for them, `cost` the floating-point operations of one prediction plus the training's share over
-    10,000 predictions (the order of "cheaper"), `losses` the training curve as (step, loss).
+    10,000 predictions (the order of "cheaper"), `losses` the training curve as (step, loss). Of the `n` rows,
+    `overflow_rows` fit the context only after `dropped_demonstrations` (all rows together) were left out.
     """
 
     name: str
@@ -40,6 +41,8 @@ class RungResult:
     artifact: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()
+    overflow_rows: int = 0
+    dropped_demonstrations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Prediction:
     confidence: float | None
     tokens: int
     seconds: float
+    dropped_demonstrations: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ def evaluate(
             confidence=answer.confidence,
             tokens=answer.prompt_tokens + answer.completion_tokens,
             seconds=answer.seconds,
+            dropped_demonstrations=answer.dropped_demonstrations,
         )
         for example, answer in zip(examples, answers, strict=True)
     ]

@@ -172,6 +172,11 @@ class Tokenizer:
         cut = (start + end) // 2
         return (*self._encode_blind(text[:cut], inside=inside), *self._encode_blind(text[cut:], inside=True))
 
+    @property
+    def definition(self) -> str:
+        """The whole tokenizer as the JSON text of a tokenizer.json."""
+        return str(self._backend.to_str())
+
     # ---- special tokens
 
     @property

@@ -114,4 +114,6 @@ class LoRA:
             "rank": self.rank, "alpha": self.alpha, "learning_rate": self.learning_rate, "epochs": self.epochs,
             "batch_size": self.batch_size, "seed": self.seed, "losses": [list(point) for point in losses],
         }  # fmt: skip
+        if dropped := sum(row.dropped_demonstrations for row in rows):
+            settings["dropped_demonstrations"] = dropped
         return artifact.step(self.name, settings, weights=Weights(self.name, folder, trainable))

@@ -20,6 +20,7 @@ class TokenizedExample:
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     source: str
+    dropped_demonstrations: int = 0
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -36,10 +37,10 @@ def tokenize(
         TrainingError: an answer has no tokens, or a row does not fit the model's context.
     """
     end = () if engine.end_token is None else (engine.end_token,)
-    prompts = artifact.render(rows, progress=progress)
+    rendered = artifact.fit_to_context(rows, progress=progress)
     result = []
-    for row, messages in zip(rows, prompts, strict=True):
-        prompt = engine.tokens(messages)
+    for row, one in zip(rows, rendered, strict=True):
+        prompt = engine.tokens(one.messages)
         for output in row.outputs:
             answer = (*engine.encode(artifact.spoken(output)), *end)
             if len(answer) == len(end):
@@ -50,7 +51,7 @@ def tokenize(
                     f"{row.source}: {len(prompt) + len(answer)} tokens do not fit the context of {engine.info.context}",
                     hint="shorten the row, or drop it from the training file",
                 )
-            result.append(TokenizedExample(tuple(prompt), answer, row.source))
+            result.append(TokenizedExample(tuple(prompt), answer, row.source, one.dropped_demonstrations))
     return result
 
 

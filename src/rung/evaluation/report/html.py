@@ -23,6 +23,7 @@ from rung.evaluation.report.words import (
     left_out,
     measured,
     method,
+    overflow_notes,
     per_row,
     score_text,
 )
@@ -83,6 +84,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Most confused labels", _figure(plots.confusion_svg(result, best)) if category and best else ""),
         ("Training", _figure(plots.loss_svg(result))),
         ("Left out", "".join(f"<p>{_e(r.name)} ({r.status}): {_e(r.reason)}</p>" for r in left_out(result))),
+        ("Prompts that did not fit", "".join(f"<p>{_e(note)}</p>" for note in overflow_notes(result))),
         ("Data", _data(result.data)),
         ("How this was measured", "".join(f"<p>{_e(text)}</p>" for text in method(result))),
     ]

@@ -11,6 +11,7 @@ from rung.evaluation.report.words import (
     count_text,
     left_out,
     measured,
+    overflow_notes,
     p_text,
     per_row,
     score_text,
@@ -55,6 +56,8 @@ def print_climb(result: ClimbResult, console: Console) -> None:
     console.print(table)
     if any(rung.split == "validation" for rung in measured(result)):
         console.print(Text("v: stopped in the race; scored on that many validation rows", style="dim"))
+    for note in overflow_notes(result):
+        console.print(Text(note, style="dim"))
     for rung in left_out(result):
         console.print(Text(f"{rung.status}: {rung.name}: {rung.reason}", style="dim"))
     console.print()

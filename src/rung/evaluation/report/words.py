@@ -52,6 +52,16 @@ def left_out(result: ClimbResult) -> list[RungResult]:
     return [r for r in result.rungs if r.score is None]
 
 
+def overflow_notes(result: ClimbResult) -> list[str]:
+    """Say of every rung whose prompts did not all fit the model's context what was left out of them."""
+    return [
+        f"{r.name}: {r.overflow_rows} of {r.n} prompts were longer than the model reads; "
+        f"{r.dropped_demonstrations} demonstrations were left out of them (overflow: drop_demonstrations)"
+        for r in measured(result)
+        if r.overflow_rows
+    ]
+
+
 def method(result: ClimbResult) -> list[str]:
     """Say how the figures were measured."""
     return [

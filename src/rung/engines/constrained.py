@@ -1,0 +1,183 @@
+"""Text held to a constraint on torch: which tokens each row of a batch may take next.
+
+The grammars are llguidance's (MIT licence, one wheel of 2 MB without dependencies), chosen over xgrammar (Apache-2.0,
+needs torch, transformers and a compiler runtime): it refuses what it cannot guarantee, such as a schema keyword that it
+does not implement, where others drop it silently; and it reads tokenizer.json itself, so that it sees the very
+vocabulary that decodes the answer. Guarantees of a finished answer:
+
+    choices      it is exactly one of them
+    regex        all of it matches (Rust's syntax: Unicode classes, no look-around, no back-references)
+    json_schema  it parses and is valid; separators are ", " and ": " and nothing else is spaced, which is how Rung
+                 writes the JSON that models are trained on
+
+Within them the model's own choice stands: greedy text takes the likeliest allowed token. Where the constraint leaves
+only one text, the tokens are those that the tokenizer would make of it, as the model saw them in training.
+
+An answer that reaches `max_tokens` first is cut there, and its finish reason says so.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rung.engines.base import Constraint
+from rung.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from rung.models.tokenizer import Tokenizer
+
+JSON_STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+COMPILED = 64  # grammars kept
+_COPYING = threading.Lock()  # a compiled grammar is shared by all threads, and may be copied by one at a time
+
+
+class TokenMask:
+    """The state of a constraint in every row of a batch.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        constraint: what the text of every row must match.
+        rows: number of rows; each starts at the beginning of its answer.
+        width: number of the model's logits, which may be more than the tokenizer has tokens (padding).
+
+    Raises:
+        EngineError: llguidance is not installed, or it cannot read this kind of tokenizer.
+        ConfigError: the constraint is not valid, or asks for what cannot be guaranteed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, constraint: Constraint, rows: int, width: int) -> None:
+        start = compiled(tokenizer, constraint)
+        with _COPYING:
+            self._rows: list[Any] = [start.deep_copy() for _ in range(rows)]
+        self._constraint, self._width = constraint, width
+        self._vocabulary = vocabulary(tokenizer)
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """Return what each row may take next, shape [rows, width]; end tokens are allowed where the text may end.
+
+        Raises:
+            EngineError: the grammar grew beyond llguidance's limits, or the model lacks every token it needs.
+        """
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
+
+        words = allocate_token_bitmask(len(self._rows), self._vocabulary.vocab_size)
+        fill_next_token_bitmask_par(_executor(), [(state, row) for row, state in enumerate(self._rows)], words)
+        self._check()
+        bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")[:, : self._vocabulary.vocab_size]
+        known = min(self._width, bits.shape[1])
+        result = np.zeros((len(self._rows), self._width), np.bool_)
+        result[:, :known] = bits[:, :known]
+        if not result.any(1).all():
+            raise self._failed("no token of the model continues the text")
+        return result
+
+    def advance(self, tokens: Sequence[int]) -> list[bool]:
+        """Take one token per row; return which rows are finished: nothing but an end token could follow."""
+        for state, token in zip(self._rows, tokens, strict=True):
+            state.consume_token(token)
+        self._check()
+        return [bool(state.is_stopped()) for state in self._rows]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+        self._rows = [self._rows[row] for row in rows]
+
+    def _check(self) -> None:
+        for state in self._rows:
+            if state.is_error():
+                raise self._failed(state.get_error().splitlines()[0])
+
+    def _failed(self, why: str) -> EngineError:
+        return EngineError(
+            "constraint-failed",
+            f"the {self._constraint.kind} constraint cannot be followed further: {why}",
+            hint="simplify it: fewer alternatives, shorter repetitions, shallower nesting",
+        )
+
+
+def constrained_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """Return the text that a grammar read in `tokens`, end tokens left out; half a character is U+FFFD.
+
+    Unlike a tokenizer's own decoding, it keeps the space that some vocabularies put before the first word.
+    """
+    known = vocabulary(tokenizer)
+    return str(known.decode_str([token for token in tokens if token not in known.eos_tokens]))
+
+
+@lru_cache(maxsize=COMPILED)
+def compiled(tokenizer: Tokenizer, constraint: Constraint) -> Any:
+    """Return the grammar of a constraint in its first state; copy it before use.
+
+    Raises:
+        EngineError: llguidance is not installed, or it cannot read this kind of tokenizer.
+        ConfigError: the constraint is not valid, or asks for what cannot be guaranteed.
+    """
+    matcher = _library().LLMatcher(vocabulary(tokenizer), _grammar(constraint))
+    if matcher.is_error():
+        raise _refused(constraint, matcher.get_error())
+    if warnings := matcher.get_grammar_warnings():
+        raise _refused(constraint, warnings[0])
+    return matcher
+
+
+@lru_cache(maxsize=4)
+def vocabulary(tokenizer: Tokenizer) -> Any:
+    """Return llguidance's view of the tokenizer, which takes a third of a second to make."""
+    library = _library()
+    try:
+        return library.LLTokenizer(tokenizer.definition, eos_token=sorted(tokenizer.eos_ids) or None)
+    except ValueError as error:
+        raise EngineError(
+            "constraint-unsupported",
+            f"text cannot be constrained with the tokenizer of {tokenizer.folder}: {error}",
+            hint="use `--engine openvino`, an endpoint, or another model",
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def _executor() -> Any:
+    """Return the threads that fill the masks of many rows, started once."""
+    return _library().LLExecutor()
+
+
+def _grammar(constraint: Constraint) -> str:
+    library, value = _library(), constraint.value
+    if constraint.kind == "choices":
+        choices = [value] if isinstance(value, str) else list(value)
+        if not choices or not all(choices):
+            raise _refused(constraint, "there is no choice, or an empty one")
+        alternatives = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+        return str(library.LLMatcher.grammar_from_lark(f"start: {alternatives}"))
+    if not isinstance(value, str):
+        raise _refused(constraint, f"expected text, found {type(value).__name__}")
+    if constraint.kind == "regex":
+        return str(library.LLMatcher.grammar_from_regex(value))
+    try:
+        return str(library.LLMatcher.grammar_from_json_schema(value, overrides=JSON_STYLE))
+    except ValueError as error:
+        raise _refused(constraint, str(error)) from error
+
+
+def _refused(constraint: Constraint, why: str) -> ConfigError:
+    return ConfigError(
+        "bad-constraint",
+        f"the {constraint.kind} constraint is not valid here: {why.strip()}",
+        hint="correct it, or leave out the part that is named: an answer cannot be held to it",
+    )
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError as missing:
+        raise EngineError(
+            "missing-extra", f"constrained text needs {missing.name}", hint="uv pip install 'rung[local]'"
+        ) from missing
+    return llguidance

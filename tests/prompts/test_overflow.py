@@ -1,0 +1,104 @@
+"""Prompts longer than the model reads: refused, or shortened by an explicit and counted policy."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rung.artifact import Artifact
+from rung.errors import ArtifactError, ConfigError, EngineError
+from rung.evaluation.scoring import evaluate
+from rung.prompts.overflow import fitted
+from rung.prompts.prompt import Prompt
+from rung.rungs import FewShot
+from rung.task import Task
+
+
+def words(messages):
+    return sum(len(message["content"].split()) for message in messages)
+
+
+TURNS = [({"x": "one two three"}, "a"), ({"x": "four five"}, "b"), ({"x": "six"}, "c")]  # 4 + 3 + 2 words
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept", "dropped"), [(11, "abc", 0), (10, "bc", 1), (7, "bc", 1), (6, "c", 2), (3, "", 3), (0, "", 3)]
+)
+def test_the_first_shown_give_way_first_and_no_more_than_needed(limit, kept, dropped):
+    prompt = Prompt(instruction="", template="{x}")
+    made = fitted("drop_demonstrations", prompt, {"x": "the question"}, TURNS, words, limit)
+    assert made.dropped_demonstrations == dropped
+    assert [m["content"] for m in made.messages if m["role"] == "assistant"] == list(kept)
+    assert made.messages == prompt.messages({"x": "the question"}, TURNS[dropped:])
+    assert fitted("error", prompt, {"x": "the question"}, TURNS, words, limit).dropped_demonstrations == 0
+
+
+@pytest.fixture
+def narrow(zero, data, monkeypatch):
+    """A few-shot artifact on the embedded model, which is made to read no more than half of a long prompt."""
+    few = FewShot("fixed", k=4).fit(zero, data)
+    cached = few.open()
+    longest = max(cached.count(messages) for messages in few.render(data.test[:4]))
+    room = few.decoder.room(cached)
+
+    def read(tokens):
+        monkeypatch.setattr(cached.engine, "_info", replace(cached.engine.info, context=tokens))
+
+    return few, room, longest, read
+
+
+def test_rows_that_do_not_fit_lose_demonstrations_and_are_counted(narrow, data):
+    few, room, longest, read = narrow
+    read(longest + room - 1)  # one token too few for the longest row
+    rows = data.test[:4]
+    with pytest.raises(EngineError) as caught:
+        few.answer(rows)
+    assert caught.value.code == "context-overflow"
+    dropping = replace(few, overflow="drop_demonstrations")
+    made = dropping.fit_to_context(rows)
+    assert 1 <= sum(one.dropped_demonstrations for one in made) < 4 * 4
+    for one, whole in zip(made, few.render(rows), strict=True):
+        assert dropping.open().count(one.messages) + room <= longest + room - 1
+        if not one.dropped_demonstrations:
+            assert one.messages == whole
+    predictions = evaluate(dropping, rows, "test")
+    assert [p.dropped_demonstrations for p in predictions] == [one.dropped_demonstrations for one in made]
+    assert [m["content"] for m in dropping.messages(rows[0].inputs)] == [m["content"] for m in made[0].messages]
+
+
+def test_a_row_that_never_fits_is_still_an_error(narrow, data):
+    few, _, _, read = narrow
+    read(12)
+    with pytest.raises(EngineError) as caught:
+        replace(few, overflow="drop_demonstrations").answer(data.test[:1])
+    assert caught.value.code == "context-overflow"
+
+
+def test_without_a_known_context_the_policy_cannot_be_kept(narrow, data):
+    few, _, _, read = narrow
+    read(0)
+    with pytest.raises(EngineError) as caught:
+        replace(few, overflow="drop_demonstrations").render(data.test[:1])
+    assert caught.value.code == "context-unknown"
+
+
+def test_the_policy_is_the_tasks_and_frozen_in_the_artifact(small_task_file, data, tmp_path):
+    task = Task.load(small_task_file, {"overflow": "drop_demonstrations"})
+    folder = Artifact.zero_shot(task, data.labels).save(tmp_path / "a")
+    assert Artifact.load(folder).overflow == "drop_demonstrations"
+    with pytest.raises(ConfigError) as caught:
+        Task.load(small_task_file, {"overflow": "shorten_passages"})
+    assert caught.value.code == "bad-value"
+
+
+def test_an_unknown_policy_in_an_artifact_is_refused(zero, tmp_path):
+    import hashlib
+
+    folder = zero.save(tmp_path / "a")
+    file = folder / "artifact.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "overflow": "cut"}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["artifact.json"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="'cut'"):
+        Artifact.load(folder)
