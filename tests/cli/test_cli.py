@@ -100,6 +100,8 @@ def test_run_predict_eval_show_export(rung, artifact, small_task_file, tmp_path)
     said = json.loads(rung("run", artifact, "I lost my card", "--json").stdout)
     assert said["output"] == "lost_or_stolen_card"
     assert 0 < said["confidence"] <= 1
+    refused = rung("run", artifact, "I lost my card", "--engine", "torch")
+    assert (refused.returncode, "error[bad-option]" in refused.stderr) == (2, True)
 
     rows = small_task_file.parent / "test.csv"
     out = tmp_path / "answers.jsonl"

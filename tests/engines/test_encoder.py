@@ -87,7 +87,7 @@ def test_batches_hold_every_text_once_under_the_bound():
 @pytest.mark.parametrize("mode", ["mean", "cls", "max"])
 def test_pooling_is_that_of_sentence_transformers(mode):
     import torch
-    from sentence_transformers.models import Pooling
+    from sentence_transformers.sentence_transformer.modules import Pooling
 
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(5, 7, 8)).astype(np.float32)
