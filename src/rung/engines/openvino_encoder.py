@@ -44,10 +44,9 @@ class OpenVinoEncoder:
         self.files, self.recipe = files, recipe
         # f32: some processors would compute in bfloat16 otherwise, and vectors would differ between machines.
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        compiled = openvino.Core().compile_model(str(folder / GRAPH), "CPU", settings)
-        self._inputs = {port.get_any_name() for port in compiled.inputs}
-        self._dimension = int(compiled.output(0).get_partial_shape()[2].get_length())
-        self._request: Any = compiled.create_infer_request()
+        self._model: Any = openvino.Core().compile_model(str(folder / GRAPH), "CPU", settings)
+        self._inputs = {port.get_any_name() for port in self._model.inputs}
+        self._dimension = int(self._model.output(0).get_partial_shape()[2].get_length())
         self._tokenizer = Tokenizer.load(files.folder)
         self._padding = self._tokenizer.pad_id or 0
         self._batches = _tokenizer(files, recipe)
@@ -69,16 +68,17 @@ class OpenVinoEncoder:
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
         """Return one unit vector per text, shape [texts, dimension]."""
         progress.start("embedding", len(texts))
+        request = self._model.create_infer_request()  # one per call: threads must not share one
         vectors = np.zeros((len(texts), self._dimension), np.float32)
         for first in range(0, len(texts), CHUNK):
             encodings = self._batches.encode_batch_fast(list(texts[first : first + CHUNK]))
             for rows in batches([len(encoding.ids) for encoding in encodings]):
-                vectors[[first + row for row in rows]] = self._run([encodings[row] for row in rows])
+                vectors[[first + row for row in rows]] = self._run(request, [encodings[row] for row in rows])
                 progress.advance(len(rows))
         progress.finish()
         return vectors
 
-    def _run(self, encodings: Sequence[Any]) -> Floats:
+    def _run(self, request: Any, encodings: Sequence[Any]) -> Floats:
         """Return the unit vectors of one batch of tokenized texts."""
         width = max(len(encoding.ids) for encoding in encodings)
         feed = {
@@ -86,8 +86,8 @@ class OpenVinoEncoder:
             "attention_mask": _padded([encoding.attention_mask for encoding in encodings], width, 0),
             "token_type_ids": _padded([encoding.type_ids for encoding in encodings], width, 0),
         }
-        self._request.infer({name: array for name, array in feed.items() if name in self._inputs})
-        hidden: Floats = self._request.get_output_tensor(0).data
+        request.infer({name: array for name, array in feed.items() if name in self._inputs})
+        hidden: Floats = request.get_output_tensor(0).data
         vectors = pool(hidden, feed["attention_mask"], self.recipe.pooling)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
