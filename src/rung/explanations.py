@@ -217,6 +217,17 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Give a file for it, or a larger share of the training file.",
         "data: {train: train.csv, split: {validation: 0.2, test: 0.2}}",
     ),
+    "encoder-backend": Explanation(
+        "OpenVINO was asked to run a sentence encoder that it cannot run exactly.",
+        "Vectors of another pooling or truncation would differ from those that the model's authors meant.",
+        "Leave the choice to Rung, or use torch: it runs every sentence-transformers model.",
+    ),
+    "export-failed": Explanation(
+        "A model could not be exported to OpenVINO; the last lines of the export are shown.",
+        "OpenVINO runs only what was exported whole; the architecture may be unknown to optimum-intel.",
+        "Free disk space and memory if they ran out; else run the model with torch.",
+        "rung climb task.yaml --engine torch",
+    ),
     "field-count": Explanation(
         "A CSV row has more or fewer fields than the header.",
         "Values would land in the wrong columns.",

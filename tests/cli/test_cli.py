@@ -43,7 +43,7 @@ def rung(capfd, monkeypatch):
 
 def test_importing_rung_and_its_help_import_nothing_heavy():
     code = (
-        "import sys, rung, rung.cli.main; heavy = {'torch', 'transformers', 'sklearn', 'matplotlib', 'openai'}"
+        "import sys, rung, rung.cli.main; heavy = {'torch', 'transformers', 'sklearn', 'matplotlib', 'openai', 'rich'}"
         " & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
@@ -100,6 +100,8 @@ def test_run_predict_eval_show_export(rung, artifact, small_task_file, tmp_path)
     said = json.loads(rung("run", artifact, "I lost my card", "--json").stdout)
     assert said["output"] == "lost_or_stolen_card"
     assert 0 < said["confidence"] <= 1
+    refused = rung("run", artifact, "I lost my card", "--engine", "torch")
+    assert (refused.returncode, "error[bad-option]" in refused.stderr) == (2, True)
 
     rows = small_task_file.parent / "test.csv"
     out = tmp_path / "answers.jsonl"
@@ -120,6 +122,21 @@ def test_run_predict_eval_show_export(rung, artifact, small_task_file, tmp_path)
     assert rung("show", artifact, "--prompt", "--row", "1", "--data", rows).stdout.strip() == first
     line = json.loads(rung("export", artifact, "--prompt", "openai", "--row", "1", "--data", rows).stdout)
     assert line["messages"][-1] == {"role": "user", "content": first}
+
+
+@pytest.mark.parametrize("command", ["run", "predict"])
+def test_answering_with_features_imports_nothing_heavy(artifact, small_task_file, command):
+    argument = "I lost my card" if command == "run" else str(small_task_file.parent / "test.csv")
+    code = (
+        "import sys\nfrom rung.cli.main import app\napp(sys.argv[1:], standalone_mode=False)\n"
+        "heavy = {'torch', 'transformers', 'sentence_transformers', 'sklearn', 'scipy', 'pandas', 'matplotlib',"
+        " 'openai', 'datasets', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, command, str(artifact), argument], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lost_or_stolen_card" in done.stdout
 
 
 def test_the_plan_says_what_applies_and_why_not(rung):

@@ -32,6 +32,9 @@ def register(app: typer.Typer) -> None:
 def run(
     artifact: ArtifactFolder,
     text: Annotated[list[str], typer.Argument(help="The input; COLUMN=TEXT where there are several columns.")],
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="What runs the model, instead of what measured it.")
+    ] = None,
     json: Json = False,
     offline: Offline = False,
 ) -> None:
@@ -39,6 +42,8 @@ def run(
     from rung.artifact import Artifact
 
     loaded = Artifact.load(artifact)
+    if engine is not None:
+        loaded = _on_engine(loaded, engine)
     answer = loaded.predict([_row(loaded, text)])[0]
     _note_dropped(answer.dropped_demonstrations)
     if json:
@@ -50,6 +55,21 @@ def run(
 def _note_dropped(demonstrations: int) -> None:
     if demonstrations:
         sys.stderr.write(f"the prompt was longer than the model reads: {demonstrations} demonstrations were left out\n")
+
+
+def _on_engine(artifact: Artifact, engine: str) -> Artifact:
+    """Return the artifact on another engine; its answers may differ from what was measured."""
+    from dataclasses import replace
+
+    from rung.parts import Head
+
+    if isinstance(artifact.decoder, Head) and artifact.decoder.encoder:
+        raise ConfigError(
+            "bad-option",
+            f"--engine {engine} has no effect: this artifact answers with the sentence encoder alone",
+            hint="leave --engine out",
+        )
+    return replace(artifact, engine=engine)
 
 
 def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ app = typer.Typer(
     no_args_is_help=False,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing rich and its Markdown takes longer than the rest together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 tasks.register(app)

@@ -3,69 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, Protocol
 
-import numpy as np
-
+from rung.engines import openvino_export
 from rung.engines.base import Floats
-from rung.errors import EngineError
+from rung.engines.sentence_recipe import read_recipe
+from rung.errors import ConfigError
 from rung.models.reference import ModelFiles
-from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
-CHUNK = 256  # texts between two reports of progress
+Backend = Literal["openvino", "torch"]
 
 
-class SentenceEncoder:
-    """A sentence-transformers model; pooling and normalization are as its own folder says.
+class SentenceEncoder(Protocol):
+    """Embeds texts. Vectors of one model agree between backends to rounding, so both have one fingerprint."""
 
-    Raises:
-        EngineError: sentence-transformers is not installed.
-    """
+    files: ModelFiles
 
-    def __init__(self, files: ModelFiles, *, device: str = "auto") -> None:
-        try:
-            import transformers
-            from sentence_transformers import SentenceTransformer
-        except ImportError as missing:
-            raise EngineError(
-                "missing-extra", f"a sentence encoder needs {missing.name}", hint="uv pip install 'rung[local]'"
-            ) from missing
-        transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        self.files = files
-        self._tokenizer = Tokenizer.load(files.folder)
-        self._model: Any = SentenceTransformer(
-            str(files.folder),
-            device=None if device == "auto" else device,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+    @property
+    def backend(self) -> str:
+        """Say what runs the model: `openvino` or `torch`."""
 
     @property
     def fingerprint(self) -> str:
         """Changes when vectors may."""
-        return self.files.fingerprint
 
     @property
     def parameters(self) -> int:
         """Number of weights, for cost estimates."""
-        return self.files.parameters
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of `text`, no special tokens added."""
-        return self._tokenizer.encode_plain(text)
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
         """Return one unit vector per text, shape [texts, dimension]."""
-        progress.start("embedding", len(texts))
-        parts = []
-        for first in range(0, len(texts), CHUNK):
-            chunk = list(texts[first : first + CHUNK])
-            parts.append(self._model.encode(chunk, batch_size=64, normalize_embeddings=True, show_progress_bar=False))
-            progress.advance(len(chunk))
-        progress.finish()
-        if not parts:
-            return np.zeros((0, self._model.get_sentence_embedding_dimension()), np.float32)
-        vectors: Floats = np.concatenate(parts).astype(np.float32)
-        return vectors
+
+
+def open_sentence_encoder(
+    files: ModelFiles, *, device: str = "auto", backend: Backend | None = None, progress: Progress = QUIET
+) -> SentenceEncoder:
+    """Return the encoder of a model folder.
+
+    Args:
+        files: the model.
+        device: `auto`, `cpu` or a torch device; a GPU is torch's.
+        backend: what has to run it; by default `choose_backend` decides.
+        progress: told when a model is exported, which happens once.
+
+    Raises:
+        ConfigError: `openvino` was asked for, and cannot run this model exactly.
+        EngineError: a library is missing, or the export failed.
+    """
+    if (backend or choose_backend(files, device=device)) == "torch":
+        from rung.engines.torch_encoder import TorchEncoder
+
+        return TorchEncoder(files, device=device)
+    recipe = read_recipe(files.folder)
+    if recipe is None or device not in ("auto", "cpu"):
+        raise ConfigError(
+            "encoder-backend",
+            f"OpenVINO cannot run {files.name} exactly as sentence-transformers does on {device}",
+            hint="leave the backend to Rung, or choose torch",
+        )
+    from rung.engines.openvino_encoder import OpenVinoEncoder
+
+    return OpenVinoEncoder(files, recipe, progress=progress)
+
+
+def choose_backend(files: ModelFiles, *, device: str = "auto") -> Backend:
+    """Choose OpenVINO on processors, where it is installed and runs the model exactly; else torch."""
+    on_processor = device == "cpu" or (device == "auto" and not _has_gpu())
+    if not on_processor or find_spec("openvino") is None or read_recipe(files.folder) is None:
+        return "torch"
+    ready = openvino_export.folder_of(files, "encoder", "fp32").exists() or openvino_export.can_export()
+    return "openvino" if ready else "torch"
+
+
+def _has_gpu() -> bool:
+    """Look for NVIDIA's driver without importing torch, which takes seconds."""
+    return Path("/dev/nvidiactl").exists()

@@ -46,6 +46,6 @@ def open_torch(model: str, *, device: str = "auto") -> TorchEngine:
 @lru_cache(maxsize=2)
 def open_encoder(model: str, *, device: str = "auto") -> SentenceEncoder:
     """Return the sentence encoder `model`, loading it at the first call."""
-    from rung.engines.encoder import SentenceEncoder
+    from rung.engines.encoder import open_sentence_encoder
 
-    return SentenceEncoder(resolve(model), device=device)
+    return open_sentence_encoder(resolve(model), device=device)

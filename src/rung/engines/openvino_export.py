@@ -1,0 +1,122 @@
+"""Export a model folder to OpenVINO once: kept in Rung's cache, made in a process of its own.
+
+The process imports torch, transformers, optimum-intel and nncf, which takes seconds and prints much; the caller needs
+none of them. `python -m rung.engines.openvino_export SOURCE TARGET KIND PRECISION` is that process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, get_args
+
+import rung
+from rung.errors import EngineError
+from rung.models.cache import cache_dir, publish
+from rung.models.reference import ModelFiles
+from rung.progress import QUIET, Progress
+
+Kind = Literal["causal", "encoder"]
+Precision = Literal["int8", "fp32"]
+
+MODULE = "rung.engines.openvino_export"
+GRAPH = "openvino_model.xml"
+PACKAGES = ("openvino", "optimum-intel", "nncf")
+SAID = 8  # lines of a failed export that the error repeats
+
+
+def folder_of(files: ModelFiles, kind: Kind, precision: Precision) -> Path:
+    """Return where the export lies in the cache once it was made."""
+    return cache_dir() / "openvino" / f"{files.fingerprint}-{kind}-{precision}"
+
+
+def can_export() -> bool:
+    """Tell whether what an export needs is installed; nothing is imported."""
+    return _missing() is None
+
+
+def exported(files: ModelFiles, kind: Kind, precision: Precision, *, progress: Progress = QUIET) -> Path:
+    """Return the folder of a model's OpenVINO export, making it first where that was not done yet.
+
+    Args:
+        files: the model to export.
+        kind: `causal` for a language model with its cache as a state of the graph, `encoder` for hidden states.
+        precision: of the weights; `int8` is symmetric per channel, without calibration data.
+        progress: told when an export runs.
+
+    Returns:
+        A folder with `openvino_model.xml`, `openvino_model.bin` and `config.json`. Processes that ask for the same
+        export wait for each other; a killed one leaves nothing that looks complete.
+
+    Raises:
+        EngineError: `missing-extra` where a package is not installed, `export-failed` where the export fails.
+    """
+    folder = folder_of(files, kind, precision)
+    if folder.exists():
+        return folder
+    if (missing := _missing()) is not None:
+        raise EngineError("missing-extra", f"OpenVINO needs {missing}", hint="uv pip install 'rung[local]'")
+    progress.start(f"exporting {files.name} to OpenVINO ({precision}), once")
+    publish(folder, lambda target: _run(files, target, kind, precision))
+    progress.finish()
+    return folder
+
+
+def _missing() -> str | None:
+    for package in PACKAGES:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            return package
+    return None
+
+
+def _run(files: ModelFiles, target: Path, kind: Kind, precision: Precision) -> None:
+    # -P: modules in the user's working directory must not stand in for ours. Rung itself may run from a source tree.
+    home = str(Path(rung.__file__).parents[1])
+    path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    command = [sys.executable, "-P", "-m", MODULE, str(files.folder), str(target), kind, precision]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode != 0 or not (target / GRAPH).exists():
+        said = [line for line in done.stderr.splitlines() if line.strip()][-SAID:]
+        raise EngineError(
+            "export-failed",
+            f"{files.name} cannot be exported to OpenVINO: {' | '.join(said) or f'exit code {done.returncode}'}",
+            hint="run the model with torch instead: --engine torch",
+        )
+
+
+def export(source: Path, target: Path, kind: Kind, precision: Precision) -> None:
+    """Export in this process; heavy imports and all."""
+    from optimum.intel import OVModelForCausalLM, OVModelForFeatureExtraction, OVWeightQuantizationConfig
+
+    model_class = OVModelForCausalLM if kind == "causal" else OVModelForFeatureExtraction
+    weights = {"quantization_config": OVWeightQuantizationConfig(bits=8)} if precision == "int8" else {}
+    model = model_class.from_pretrained(
+        source,
+        export=True,
+        compile=False,
+        load_in_8bit=None if weights else False,
+        local_files_only=True,
+        trust_remote_code=False,
+        **weights,
+    )
+    model.save_pretrained(target)
+
+
+def main(arguments: list[str]) -> None:
+    """Run `export` with the words of the command line."""
+    source, target, kind, precision = arguments
+    if kind not in get_args(Kind) or precision not in get_args(Precision):
+        raise SystemExit(f"usage: {MODULE} SOURCE TARGET {'|'.join(get_args(Kind))} {'|'.join(get_args(Precision))}")
+    export(Path(source), Path(target), kind, precision)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,73 @@
+"""Sentence encoders through sentence-transformers: every model, and GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rung.engines.base import Floats
+from rung.errors import EngineError
+from rung.models.reference import ModelFiles
+from rung.models.tokenizer import Tokenizer
+from rung.progress import QUIET, Progress
+
+CHUNK = 256  # texts between two reports of progress
+BATCH = 64
+
+
+class TorchEncoder:
+    """A sentence-transformers model; pooling and normalization are as its own folder says.
+
+    Raises:
+        EngineError: sentence-transformers is not installed.
+    """
+
+    backend = "torch"
+
+    def __init__(self, files: ModelFiles, *, device: str = "auto") -> None:
+        try:
+            import transformers
+            from sentence_transformers import SentenceTransformer
+        except ImportError as missing:
+            raise EngineError(
+                "missing-extra", f"a sentence encoder needs {missing.name}", hint="uv pip install 'rung[local]'"
+            ) from missing
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.files = files
+        self._tokenizer = Tokenizer.load(files.folder)
+        self._model: Any = SentenceTransformer(
+            str(files.folder),
+            device=None if device == "auto" else device,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when vectors may."""
+        return self.files.fingerprint
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, for cost estimates."""
+        return self.files.parameters
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of `text`, no special tokens added."""
+        return self._tokenizer.encode_plain(text)
+
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """Return one unit vector per text, shape [texts, dimension]."""
+        progress.start("embedding", len(texts))
+        vectors = np.zeros((len(texts), self._model.get_sentence_embedding_dimension()), np.float32)
+        for first in range(0, len(texts), CHUNK):
+            chunk = list(texts[first : first + CHUNK])
+            vectors[first : first + len(chunk)] = self._model.encode(
+                chunk, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+            )
+            progress.advance(len(chunk))
+        progress.finish()
+        return vectors

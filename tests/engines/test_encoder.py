@@ -1,0 +1,156 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rung.engines import encoder as encoders
+from rung.engines.encoder import choose_backend, open_sentence_encoder
+from rung.engines.openvino_encoder import BATCH_TOKENS, batches, pool
+from rung.engines.sentence_recipe import Recipe, read_recipe
+from rung.errors import ConfigError
+from rung.models.reference import resolve
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ODD = [
+    "",
+    " ",
+    "Ünïcödé ÀÉÎ İstanbul ß",
+    "a [SEP] b [MASK] [PAD] c",
+    "国際 送金 \u200b zero width",
+    "tab\tnew\nline \x00 control",
+    "word " * 400,
+    "x" * 300,
+    "😀 emoji 👩‍👩‍👧",
+]
+
+
+@pytest.fixture(scope="module")
+def files():
+    return resolve("embedded-encoder")
+
+
+@pytest.fixture(scope="module")
+def openvino(files):
+    return open_sentence_encoder(files, backend="openvino")
+
+
+@pytest.fixture(scope="module")
+def torch(files):
+    return open_sentence_encoder(files, backend="torch", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def texts():
+    with (EXAMPLES / "banking77" / "test.csv").open(newline="") as rows:
+        messages = [row["text"] for row in csv.DictReader(rows)]
+    abstracts = [json.loads(line) for line in (EXAMPLES / "scitldr" / "test.jsonl").read_text().splitlines()]
+    return [*messages[:200], *ODD, *("".join(abstract["source"]) for abstract in abstracts[:12])]
+
+
+def test_tokens_are_those_of_sentence_transformers(openvino, torch, texts):
+    ours = [encoding.ids for encoding in openvino._batches.encode_batch_fast(texts)]
+    theirs = [torch._model.tokenize([text])["input_ids"][0].tolist() for text in texts]
+    assert ours == theirs
+    assert max(map(len, ours)) == openvino.recipe.limit == 256
+
+
+def test_vectors_are_those_of_sentence_transformers(openvino, torch, texts):
+    ours, theirs = openvino.embed(texts), torch.embed(texts)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+    assert (ours * theirs).sum(1).min() > 0.99999
+    assert openvino.fingerprint == torch.fingerprint
+    assert openvino.encode("a [SEP] b") == torch.encode("a [SEP] b")
+
+
+def test_a_vector_depends_neither_on_its_batch_nor_on_the_order(openvino, texts):
+    together = openvino.embed(texts)
+    np.testing.assert_allclose(openvino.embed(texts[::-1])[::-1], together, atol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([openvino.embed([text]) for text in texts[:20]]), together[:20], atol=1e-5
+    )
+    assert openvino.embed([]).shape == (0, 384)
+
+
+def test_batches_hold_every_text_once_under_the_bound():
+    lengths = [3, 256, 5000, 4, 4, 90, *range(1, 200)]
+    made = list(batches(lengths))
+    assert sorted(row for rows in made for row in rows) == list(range(len(lengths)))
+    for rows in made:
+        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= BATCH_TOKENS
+    assert list(batches([])) == []
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_pooling_is_that_of_sentence_transformers(mode):
+    import torch
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(5, 7, 8)).astype(np.float32)
+    mask = (np.arange(7) < np.array([1, 3, 7, 5, 2])[:, None]).astype(np.int64)
+    features = {"token_embeddings": torch.tensor(hidden), "attention_mask": torch.tensor(mask)}
+    expected = Pooling(8, pooling_mode=mode)(features)["sentence_embedding"].numpy()
+    np.testing.assert_allclose(pool(hidden, mask, mode), expected, atol=1e-6)
+
+
+def changed(files, tmp_path, file, change):
+    """Return a copy of the encoder's settings, with one file changed."""
+    folder = tmp_path / "copy"
+    shutil.copytree(files.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    values = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(change(values)))
+    return folder
+
+
+DENSE = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "recipe"),
+    [
+        ("config.json", lambda v: v, Recipe("mean", 256)),
+        ("modules.json", lambda v: v[:2], Recipe("mean", 256)),
+        ("modules.json", lambda v: [*v, DENSE], None),
+        ("1_Pooling/config.json", lambda v: {**v, "pooling_mode_cls_token": True}, None),
+        ("1_Pooling/config.json", lambda v: {"pooling_mode_cls_token": True}, Recipe("cls", 256)),
+        ("1_Pooling/config.json", lambda v: {"pooling_mode": "max"}, Recipe("max", 256)),
+        ("1_Pooling/config.json", lambda v: {"pooling_mode": "lasttoken"}, None),
+        ("sentence_bert_config.json", lambda v: {"max_seq_length": 128, "do_lower_case": True}, None),
+        ("sentence_bert_config.json", lambda v: {"max_seq_length": 128, "unknown": 1}, None),
+        ("sentence_bert_config.json", lambda v: {"transformer_task": "feature-extraction"}, Recipe("mean", 512)),
+        ("config_sentence_transformers.json", lambda v: {"default_prompt_name": "query"}, None),
+        ("config.json", lambda v: {**v, "model_type": "qwen3"}, None),
+    ],
+)
+def test_only_what_is_understood_is_a_recipe(files, tmp_path, file, change, recipe):
+    assert read_recipe(changed(files, tmp_path, file, change)) == recipe
+
+
+def test_the_backend_is_openvino_on_processors_and_torch_elsewhere(files, monkeypatch):
+    monkeypatch.setattr(encoders, "_has_gpu", lambda: False)
+    assert choose_backend(files) == choose_backend(files, device="cpu") == "openvino"
+    assert choose_backend(files, device="cuda") == "torch"
+    monkeypatch.setattr(encoders, "_has_gpu", lambda: True)
+    assert choose_backend(files) == "torch"
+    monkeypatch.setattr(encoders, "read_recipe", lambda folder: None)
+    assert choose_backend(files, device="cpu") == "torch"
+    with pytest.raises(ConfigError, match="exactly"):
+        open_sentence_encoder(files, backend="openvino")
+
+
+def test_an_artifact_answers_the_same_with_either_backend(zero, data, files, monkeypatch):
+    from rung.engines import opening
+    from rung.rungs import Features
+
+    artifact = Features().fit(zero, data)
+    answers = {}
+    for backend in ("openvino", "torch"):
+        encoder = open_sentence_encoder(files, backend=backend)
+        monkeypatch.setattr("rung.artifact.open_encoder", lambda model, encoder=encoder: encoder)
+        answers[backend] = [answer.text for answer in artifact.answer(data.test)]
+    assert answers["openvino"] == answers["torch"]
+    assert opening.open_encoder("embedded-encoder").backend == choose_backend(files)

@@ -1,0 +1,81 @@
+import json
+import multiprocessing
+import subprocess
+import sys
+
+import pytest
+
+from rung.engines import openvino_export
+from rung.engines.openvino_export import exported, folder_of
+from rung.errors import EngineError
+from rung.models.reference import resolve
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A random BERT of 2 layers, in a cache of its own."""
+    from transformers import BertConfig, BertModel
+
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    BertModel(config).save_pretrained(tmp_path / "tiny")
+    return resolve(str(tmp_path / "tiny"))
+
+
+def ask(files, results):
+    results.put(str(exported(files, "encoder", "fp32")))
+
+
+def test_two_processes_at_once_make_one_complete_export(tiny):
+    import openvino
+
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=ask, args=(tiny, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found = {results.get() for _ in workers}
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+    folder = folder_of(tiny, "encoder", "fp32")
+    assert found == {str(folder)}
+    assert [entry.name for entry in folder.parent.iterdir()] == [folder.name]
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "bert"
+    graph = openvino.Core().read_model(str(folder / openvino_export.GRAPH))
+    assert {port.get_any_name() for port in graph.inputs} >= {"input_ids", "attention_mask"}
+
+
+def test_the_caller_imports_nothing_heavy_and_an_export_is_made_once(tiny):
+    folder = folder_of(tiny, "encoder", "int8")
+    folder.mkdir(parents=True)
+    (folder / "mark").touch()
+    code = (
+        "import sys\nfrom rung.engines.openvino_export import exported\nfrom rung.models.reference import resolve\n"
+        "print(exported(resolve(sys.argv[1]), 'encoder', 'int8'))\n"
+        "assert not {'torch', 'transformers', 'optimum', 'openvino'} & set(sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(tiny.folder)], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == str(folder)
+
+
+def test_a_failed_export_says_why_and_leaves_nothing(tiny, monkeypatch):
+    monkeypatch.setattr(openvino_export, "MODULE", "rung.engines.no_such_module")
+    with pytest.raises(EngineError, match="No module named rung.engines.no_such_module") as failed:
+        exported(tiny, "encoder", "fp32")
+    assert failed.value.code == "export-failed"
+    assert list(folder_of(tiny, "encoder", "fp32").parent.iterdir()) == []
+
+
+def test_a_missing_package_is_named(tiny, monkeypatch):
+    monkeypatch.setattr(openvino_export, "PACKAGES", ("openvino", "no-such-package"))
+    with pytest.raises(EngineError, match="no-such-package") as missing:
+        exported(tiny, "encoder", "fp32")
+    assert missing.value.code == "missing-extra"
