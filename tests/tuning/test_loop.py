@@ -2,6 +2,7 @@ import copy
 import json
 import random
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.rungs import LoRA
 from rung.tuning.examples import TokenizedExample, epoch_batches, tokenize
-from rung.tuning.loop import Schedule, answer_loss, train
+from rung.tuning.loop import Schedule, answer_loss, packed_layers, train
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,17 @@ def plain_loss(model, part):
     return total
 
 
+def layered_loss(model, part):
+    with packed_layers(model):
+        return answer_loss(model, part)
+
+
 @pytest.mark.parametrize("shared", [0, 7])
-def test_loss_and_gradient_equal_the_plain_path(tiny, shared):
-    part, found = rows(shared), []
-    for way in (answer_loss, plain_loss):
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("packed", [answer_loss, layered_loss])
+def test_loss_and_gradient_equal_the_plain_path(tiny, shared, count, packed):
+    part, found = rows(shared, count), []
+    for way in (packed, plain_loss):
         tiny.zero_grad()
         loss = way(tiny, part)
         loss.backward()
@@ -154,3 +162,38 @@ def test_a_model_answers_after_its_trained_adapter_is_dropped(tiny):
     plain = drop_adapter(one, "one")
     assert not hasattr(plain, "peft_config")
     assert torch.equal(plain(ids).logits, before)
+
+
+def test_lean_layers_have_the_loss_and_gradient_of_peft(tiny):
+    from rung.tuning.adapters import add_adapter, peft
+    from rung.tuning.low_rank import lean
+
+    torch.manual_seed(1)
+    config = peft().LoraConfig(
+        r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    model = add_adapter(copy.deepcopy(tiny), config, "tuned")
+    part, found = rows(3), []
+    for leaner in (False, True):
+        model.zero_grad()
+        with lean(model, "tuned") if leaner else nullcontext():
+            loss = answer_loss(model, part)
+        loss.backward()
+        found.append((loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
+    (plain, plain_grads), (fast, fast_grads) = found
+    assert fast == pytest.approx(plain, rel=1e-6)
+    assert len(fast_grads) == 2 * 2 * 7
+    for name, grad in plain_grads.items():
+        torch.testing.assert_close(fast_grads[name], grad, atol=1e-5, rtol=1e-4)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_layers_that_are_not_plain_lora_stay_with_peft(tiny):
+    from rung.tuning.adapters import add_adapter, peft
+    from rung.tuning.low_rank import lean
+
+    for settings in ({"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}):
+        config = peft().LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+        model = add_adapter(copy.deepcopy(tiny), config, "tuned")
+        with lean(model, "tuned"):
+            assert not any("forward" in vars(module) for module in model.modules())

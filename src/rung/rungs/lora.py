@@ -85,6 +85,7 @@ class LoRA:
         from rung.tuning.adapters import add_adapter, drop_adapter, keep_adapter, peft
         from rung.tuning.examples import tokenize
         from rung.tuning.loop import Schedule, train
+        from rung.tuning.low_rank import lean
 
         engine = open_torch(artifact.model)
         rows = tokenize(artifact, engine, data.train, progress=progress)
@@ -100,7 +101,8 @@ class LoRA:
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         try:
             schedule = Schedule(self.epochs, self.batch_size, self.learning_rate, seed=self.seed)
-            losses = train(model, rows, schedule, progress=progress)
+            with lean(model, TRAINING_NAME):
+                losses = train(model, rows, schedule, progress=progress)
             folder = keep_adapter(model, TRAINING_NAME, engine.files.fingerprint)
         except (MemoryError, torch.OutOfMemoryError) as full:
             raise TrainingError(

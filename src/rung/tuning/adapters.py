@@ -53,7 +53,8 @@ def add_adapter(model: Any, config: Any, name: str) -> Any:
 
 def drop_adapter(model: Any, name: str) -> Any:
     """Take an adapter away; return the model as it was before, the plain base model if that was the last one."""
-    model.delete_adapter(name)
+    with _quiet_peft():
+        model.delete_adapter(name)
     left = list(model.peft_config)
     if not left:
         return model.unload()

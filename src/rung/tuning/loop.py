@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache
 
-from rung.engines.label_trie import common_prefix
-from rung.engines.tree_scoring import Prefix, left_padded
 from rung.errors import TrainingError
 from rung.progress import QUIET, Progress
 from rung.tuning.examples import TokenizedExample, epoch_batches
+from rung.tuning.packing import ATTENTION, pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +68,21 @@ def train(
     tokens, start = 0, time.perf_counter()
     model.train()
     progress.start("training", len(plan))
-    for step, batch in enumerate(plan):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step, len(plan))
-        part = [rows[i] for i in batch]
-        loss = _step(model, part, trained, optimizer, schedule.max_norm)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                "loss-not-finite",
-                f"the loss became {loss} at step {step + 1} of {len(plan)}",
-                hint="lower the learning rate",
-            )
-        losses.append((step + 1, loss))
-        tokens += sum(map(len, part))
-        progress.advance(note=f"loss {loss:.3f}, {tokens / (time.perf_counter() - start):.0f} tok/s")
+    with packed_layers(model):
+        for step, batch in enumerate(plan):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(step, len(plan))
+            part = [rows[i] for i in batch]
+            loss = _step(model, part, trained, optimizer, schedule.max_norm)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    "loss-not-finite",
+                    f"the loss became {loss} at step {step + 1} of {len(plan)}",
+                    hint="lower the learning rate",
+                )
+            losses.append((step + 1, loss))
+            tokens += sum(map(len, part))
+            progress.advance(note=f"loss {loss:.3f}, {tokens / (time.perf_counter() - start):.0f} tok/s")
     model.eval()
     progress.finish(f"loss {losses[-1][1]:.3f}" if losses else "")
     return tuple(losses)
@@ -103,36 +103,34 @@ def _step(
 def answer_loss(model: Any, part: Sequence[TokenizedExample]) -> torch.Tensor:
     """Return the summed negative log-likelihood of the answers' tokens, a scalar with gradients.
 
-    The beginning that all prompts share runs once and its keys and values serve every row; without dropout the
-    gradient is that of the plain computation. The last answer token is predicted but never read, so it is not run.
-    Rows are padded on the left: the supervised positions are then the last columns, the only ones projected onto the
-    vocabulary.
+    The rows run packed, and the beginning that all prompts share runs once; without dropout loss and gradient are
+    those of the plain computation. Only supervised places are projected onto the vocabulary.
     """
-    prompts = [row.prompt for row in part]
-    shared = common_prefix(prompts) if len(prompts) > 1 else 0
-    cache = DynamicCache()
-    prefix = Prefix(shared, [])
-    if shared:
-        model(
-            input_ids=torch.tensor([list(prompts[0][:shared])], device=model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        prefix = Prefix(shared, [(layer.keys, layer.values) for layer in cache.layers])
-    ids, mask, positions = left_padded(prefix, [[*row.prompt[shared:], *row.answer[:-1]] for row in part])
-    longest = max(len(row.answer) for row in part)
+    packed = pack(part, model.device)
+    attend = {"packing": packed} if _attention(model) == ATTENTION else {"attention_mask": packed.dense_mask()}
     logits = model(
-        input_ids=ids.to(model.device),
-        attention_mask=mask[:, None].to(model.device),
-        position_ids=positions.to(model.device),
-        past_key_values=prefix.cache(len(part)),
-        use_cache=True,
-        logits_to_keep=longest,
+        input_ids=packed.ids,
+        position_ids=packed.positions,
+        use_cache=False,
+        logits_to_keep=packed.supervised,
+        **attend,
     ).logits
-    target = torch.full((len(part), longest), -100)
-    for i, row in enumerate(part):
-        target[i, longest - len(row.answer) :] = torch.tensor(row.answer)
-    return torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), target.flatten().to(model.device), ignore_index=-100, reduction="sum"
-    )
+    return torch.nn.functional.cross_entropy(logits[0].float(), packed.targets, reduction="sum")
+
+
+@contextmanager
+def packed_layers(model: Any) -> Iterator[None]:
+    """Attend row by row instead of through a mask over the whole sequence, where the model can."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not base._supports_attention_backend or _attention(model) != "sdpa":
+        yield
+        return
+    base.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        base.set_attn_implementation("sdpa")
+
+
+def _attention(model: Any) -> str:
+    return str(model.config._attn_implementation)

@@ -1,0 +1,135 @@
+"""Rows packed into one sequence: no padding anywhere, and the beginning that all prompts share runs once.
+
+The packed sequence is the shared beginning and, behind it, each row's own tokens. Every layer but attention treats
+tokens one by one, so it sees exactly the tokens there are; attention lets each row see the beginning and itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from rung.engines.label_trie import common_prefix
+from rung.tuning.examples import TokenizedExample
+
+ATTENTION = "rung_packed"
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One batch as one sequence of T tokens, `shared` of them common, the others of R rows of at most L tokens.
+
+    Attributes:
+        ids, positions: shape [1, T].
+        supervised: places whose output predicts an answer token, shape [S].
+        targets: the answer tokens, shape [S].
+        shared: length of the common beginning.
+        gather: place of each row's tokens behind the beginning, padded with 0, shape [R * L].
+        scatter: where each packed token behind the beginning lies in the padded rows, shape [T - shared].
+        rows: R.
+        mask: what each padded token attends to, shape [R, 1, L, shared + L].
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    supervised: torch.Tensor
+    targets: torch.Tensor
+    shared: int
+    gather: torch.Tensor
+    scatter: torch.Tensor
+    rows: int
+    mask: torch.Tensor
+
+    def dense_mask(self) -> torch.Tensor:
+        """Return what each token of the sequence attends to, shape [1, 1, T, T]."""
+        total, width = self.ids.shape[1], len(self.gather) // self.rows
+        row = torch.cat([torch.full((self.shared,), -1, device=self.ids.device), self.scatter // width])
+        causal = torch.ones(total, total, dtype=torch.bool, device=self.ids.device).tril()
+        return (causal & ((row[:, None] == row[None, :]) | (row[None, :] == -1)))[None, None]
+
+
+def pack(part: Sequence[TokenizedExample], device: Any) -> Packed:
+    """Pack a batch. The last answer token is predicted but never read, so it is not in the sequence."""
+    prompts = [row.prompt for row in part]
+    shared = common_prefix(prompts) if len(prompts) > 1 else 0
+    own = [[*row.prompt[shared:], *row.answer[:-1]] for row in part]
+    lengths = torch.tensor([len(tokens) for tokens in own])
+    starts = lengths.cumsum(0) - lengths
+    width = int(lengths.max())
+    column = torch.arange(width)
+    real = column < lengths[:, None]
+    gather = torch.where(real, starts[:, None] + column, 0)
+    mask = torch.ones(len(part), 1, width, shared + width, dtype=torch.bool)
+    mask[:, :, :, shared:] = torch.ones(width, width, dtype=torch.bool).tril()  # padding is read by padding alone
+    ends = (starts + lengths).tolist()
+    return Packed(
+        ids=torch.tensor([[*prompts[0][:shared], *(token for tokens in own for token in tokens)]]).to(device),
+        positions=torch.cat([torch.arange(shared), *(shared + torch.arange(len(tokens)) for tokens in own)])[None].to(
+            device
+        ),
+        supervised=torch.cat(
+            [torch.arange(end - len(row.answer), end) + shared for row, end in zip(part, ends, strict=True)]
+        ).to(device),
+        targets=torch.tensor([token for row in part for token in row.answer]).to(device),
+        shared=shared,
+        gather=gather.flatten().to(device),
+        scatter=torch.nonzero(real.flatten())[:, 0].to(device),
+        rows=len(part),
+        mask=mask.to(device),
+    )
+
+
+def packed_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    packing: Packed,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend within rows and to the beginning, in the form that transformers asks of attention functions.
+
+    Args:
+        module: the attention layer, unused.
+        query: shape [1, heads, T, size].
+        key: like `query`, maybe with fewer heads.
+        value: like `key`.
+        attention_mask: unused: `packing` says who sees whom.
+        packing: how the sequence is packed.
+        scaling: of the scores.
+        dropout: on the weights.
+
+    Returns:
+        The output, shape [1, T, heads, size], and no weights.
+    """
+    del module, attention_mask
+    shared, rows = packing.shared, packing.rows
+    settings: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    behind = [_rows(states[:, :, shared:], packing) for states in (query, key, value)]
+    if shared:
+        lent = [states[:, :, :shared] for states in (query, key, value)]
+        head = scaled_dot_product_attention(*lent, is_causal=True, **settings)
+        for i in (1, 2):
+            behind[i] = torch.cat([lent[i].expand(rows, -1, -1, -1), behind[i]], 2)
+    out = scaled_dot_product_attention(*behind, attn_mask=packing.mask, **settings)
+    flat = out.transpose(1, 2).flatten(0, 1).index_select(0, packing.scatter)[None]
+    return (torch.cat([head.transpose(1, 2), flat], 1) if shared else flat), None
+
+
+def _rows(states: torch.Tensor, packing: Packed) -> torch.Tensor:
+    """Spread packed states [1, heads, tokens, size] over rows, [R, heads, L, size]."""
+    heads, size = states.shape[1], states.shape[3]
+    padded = states[0].transpose(0, 1).index_select(0, packing.gather)
+    return padded.view(packing.rows, -1, heads, size).transpose(1, 2)
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
