@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from rung.climbing.store import RunStore
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
 from rung.evaluation.report.jsonfile import read, summary, write
+from rung.task import Task
 
 RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
 
@@ -131,6 +133,19 @@ def test_one_broken_rung_does_not_stop_the_climb(task, tmp_path, monkeypatch):
     assert "planted" in broken.reason
     assert "planted" in (found.folder / "rungs" / "few-shot-knn" / "error.txt").read_text()
     assert found.result.recommended == "features"
+
+
+def test_a_metric_beside_the_task_file_scores_from_any_folder(small_task_file, tmp_path, monkeypatch):
+    for file in small_task_file.parent.glob("*.csv"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "lenient.py").write_text("def score(prediction, references):\n    return 0.25\n")
+    (tmp_path / "task.yaml").write_text(small_task_file.read_text() + "metric: lenient:score\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    found = climb(Task.load(tmp_path / "task.yaml"), options=ClimbOptions(rungs=("features",), out=tmp_path / "runs"))
+    assert {r.score for r in found.result.rungs} == {0.25}
+    assert found.result.recommended == "zero-shot"
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("1h30m", 5400)])

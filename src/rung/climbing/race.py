@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from rung.artifact import Artifact
 from rung.climbing.elimination import Elimination, eliminate, looks
@@ -31,7 +33,13 @@ def race_order(rows: Sequence[Example]) -> tuple[Example, ...]:
 
 
 def race(
-    candidates: Sequence[Artifact], rows: Sequence[Example], store: RunStore, *, arms: int, progress: Progress = QUIET
+    candidates: Sequence[Artifact],
+    rows: Sequence[Example],
+    store: RunStore,
+    *,
+    arms: int,
+    folder: Path | None = None,
+    progress: Progress = QUIET,
 ) -> RaceResult:
     """Race `candidates` over `rows`; see `rung.climbing.elimination` for the rule and its error rate.
 
@@ -40,15 +48,16 @@ def race(
         rows: validation rows in race order.
         store: where answers are kept, and found again after an interruption.
         arms: how many candidates the whole climb may ever compare: the error rate is shared among them.
+        folder: of the task file, where a metric of the user's own may lie.
         progress: told of every batch.
     """
     alive = {artifact.name: artifact for artifact in candidates}
     beaten: dict[str, Elimination] = {}
     schedule = looks(len(rows))
-    binary = get_metric(candidates[0].shape.metric).binary
+    binary = get_metric(candidates[0].shape.metric, folder).binary
     for until in schedule:
         for artifact in alive.values():
-            answer_rows(artifact, rows[:until], "validation", store, progress=progress)
+            answer_rows(artifact, rows[:until], "validation", store, folder=folder, progress=progress)
         scores = {name: [store.predictions(name)["validation", row.id].score for row in rows[:until]] for name in alive}
         out = eliminate(scores, arms=arms, looks=len(schedule), binary=binary)
         beaten.update(out)
@@ -57,17 +66,22 @@ def race(
 
 
 def answer_rows(
-    artifact: Artifact, rows: Sequence[Example], split: str, store: RunStore, *, progress: Progress = QUIET
+    artifact: Artifact,
+    rows: Sequence[Example],
+    split: Literal["test", "validation"],
+    store: RunStore,
+    *,
+    folder: Path | None = None,
+    progress: Progress = QUIET,
 ) -> list[Prediction]:
     """Return the artifact's answers to `rows`, computing only those that the store does not have."""
-    assert split in ("validation", "test")
     known = store.predictions(artifact.name)
     missing = [row for row in rows if (split, row.id) not in known]
     if missing:
         progress.start(f"{artifact.name} on {split}", len(missing))
         for first in range(0, len(missing), BATCH):
             part = missing[first : first + BATCH]
-            store.add(artifact.name, evaluate(artifact, part, split))  # type: ignore[arg-type]
+            store.add(artifact.name, evaluate(artifact, part, split, folder=folder))
             progress.advance(len(part))
         progress.finish()
     return [store.predictions(artifact.name)[split, row.id] for row in rows]

@@ -178,7 +178,7 @@ def _stages(state: _Climb, zero: Artifact) -> tuple[str, ...]:
             break
         contenders = [*contenders, *new]
         rows = race_order(state.data.validation)
-        result = race(contenders, rows, state.store, arms=arms, progress=state.progress)
+        result = race(contenders, rows, state.store, arms=arms, folder=state.task.folder, progress=state.progress)
         _note_beaten(state, result)
         contenders = [state.artifacts[name] for name in result.survivors]
         leader = _leader(state, contenders, rows)
@@ -273,7 +273,14 @@ def _confirm(state: _Climb, survivors: Sequence[str]) -> ClimbResult:
     finalists = list(dict.fromkeys([*state.trail, *survivors]))
     zero = finalists[0]
     predictions = {
-        name: answer_rows(state.artifacts[name], state.data.test, "test", state.store, progress=state.progress)
+        name: answer_rows(
+            state.artifacts[name],
+            state.data.test,
+            "test",
+            state.store,
+            folder=state.task.folder,
+            progress=state.progress,
+        )
         for name in finalists
     }
     scores = {name: [row.score for row in rows] for name, rows in predictions.items()}

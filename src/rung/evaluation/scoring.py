@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from rung.artifact import Artifact
@@ -20,10 +21,20 @@ def evaluate(
     split: Literal["test", "validation"],
     *,
     full: bool = False,
+    folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> list[Prediction]:
-    """Answer `examples` and score each by the task's metric; `full` also computes every label's probability."""
-    metric = get_metric(artifact.shape.metric)
+    """Answer `examples` and score each by the task's metric.
+
+    Args:
+        artifact: what answers.
+        examples: rows with expected outputs.
+        split: which split they are.
+        full: also compute every label's probability.
+        folder: where a metric of the user's own is looked for first: the task file's folder.
+        progress: told of every batch.
+    """
+    metric = get_metric(artifact.shape.metric, folder)
     answers = artifact.answer(examples, full=full, progress=progress)
     return [
         Prediction(

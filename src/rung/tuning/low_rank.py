@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 
-class LowRankLinear(torch.autograd.Function):
+class LowRankLinear(torch.autograd.Function):  # type: ignore[misc]
     """y = x W' + b + s (x A') B' for a frozen W [out, in]; A [rank, in] and B [out, rank] are trained."""
 
     @staticmethod
@@ -38,7 +38,7 @@ class LowRankLinear(torch.autograd.Function):
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of x, A and B."""
         rows, hidden, weight, down, up = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1])

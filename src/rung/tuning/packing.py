@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,14 +114,16 @@ def packed_attention(
     """
     del module, attention_mask
     shared, rows = packing.shared, packing.rows
-    settings: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    attend = partial(
+        scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
+    )
     behind = [_rows(states[:, :, shared:], packing) for states in (query, key, value)]
     if shared:
         lent = [states[:, :, :shared] for states in (query, key, value)]
-        head = scaled_dot_product_attention(*lent, is_causal=True, **settings)
+        head = attend(*lent, is_causal=True)
         for i in (1, 2):
             behind[i] = torch.cat([lent[i].expand(rows, -1, -1, -1), behind[i]], 2)
-    out = scaled_dot_product_attention(*behind, attn_mask=packing.mask, **settings)
+    out = attend(*behind, attn_mask=packing.mask)
     flat = out.transpose(1, 2).flatten(0, 1).index_select(0, packing.scatter)[None]
     return (torch.cat([head.transpose(1, 2), flat], 1) if shared else flat), None
 
