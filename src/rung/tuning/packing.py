@@ -117,13 +117,13 @@ def packed_attention(
     attend = partial(
         scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
     )
-    behind = [_rows(states[:, :, shared:], packing) for states in (query, key, value)]
+    own_query, own_key, own_value = (_rows(states[:, :, shared:], packing) for states in (query, key, value))
     if shared:
-        lent = [states[:, :, :shared] for states in (query, key, value)]
-        head = attend(*lent, is_causal=True)
-        for i in (1, 2):
-            behind[i] = torch.cat([lent[i].expand(rows, -1, -1, -1), behind[i]], 2)
-    out = attend(*behind, attn_mask=packing.mask)
+        lent_query, lent_key, lent_value = (states[:, :, :shared] for states in (query, key, value))
+        head = attend(lent_query, lent_key, lent_value, is_causal=True)
+        own_key = torch.cat([lent_key.expand(rows, -1, -1, -1), own_key], 2)
+        own_value = torch.cat([lent_value.expand(rows, -1, -1, -1), own_value], 2)
+    out = attend(own_query, own_key, own_value, attn_mask=packing.mask)
     flat = out.transpose(1, 2).flatten(0, 1).index_select(0, packing.scatter)[None]
     return (torch.cat([head.transpose(1, 2), flat], 1) if shared else flat), None
 
