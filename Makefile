@@ -21,7 +21,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	for script in benchmarks/*.py; do \
+	for script in benchmarks/[!_]*.py; do \
 	  $(BIN)/python $$script || { code=$$?; [ $$code -eq 3 ] || exit $$code; }; done  # 3: the device is not there
 
 $(BIN)/uv:
