@@ -68,6 +68,7 @@ def test_vectors_are_those_of_sentence_transformers(openvino, torch, texts):
 
 
 def test_a_vector_depends_neither_on_its_batch_nor_on_the_order(openvino, texts):
+    texts = [*ODD, *texts[:60]]
     together = openvino.embed(texts)
     np.testing.assert_allclose(openvino.embed(texts[::-1])[::-1], together, atol=1e-5)
     np.testing.assert_allclose(
