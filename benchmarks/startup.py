@@ -22,17 +22,19 @@ LIMITS = {"import": 0.3, "help": 0.5, "first_token": 5.0}
 GOALS = {"import": 1.0, "help": 1.0, "model_start": 8.0, "first_token": 1.0}
 
 IMPORT = "import time; t = time.perf_counter(); import rung; print(time.perf_counter() - t)"
-OURS = """
-import time, torch, transformers, tokenizers, rung.engines.torch_engine
+LIBRARIES = """
+import sys, time, jinja2, safetensors.torch, tokenizers, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+"""
+OURS = f"""{LIBRARIES}
+import rung.engines.torch_engine
 from rung.engines.opening import open_torch
 t = time.perf_counter()
 open_torch("embedded").encode("warm")
 print(time.perf_counter() - t)
 """
-PEER = """
-import sys, time, torch, transformers, tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
-AutoModelForCausalLM, AutoTokenizer, transformers.LlamaForCausalLM
+PEER = f"""{LIBRARIES}
+import gguf
 transformers.logging.set_verbosity_error()
 t = time.perf_counter()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], gguf_file=sys.argv[2])

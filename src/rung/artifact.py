@@ -142,7 +142,7 @@ class Artifact:
         ]
 
     def _classify(self, head: Head, examples: Sequence[Example], progress: Progress) -> list[Answer]:
-        encode = open_encoder(head.encoder).encode if head.encoder else self.open().encode
+        encode = open_encoder(head.encoder, progress=progress).encode if head.encoder else self.open().encode
         start = time.perf_counter()  # loading a model is no part of answering a row
         texts = [self.prompt.question(example.inputs) for example in examples]
         chances = head.classify(features(self, head.encoder, texts, progress=progress))
@@ -185,7 +185,7 @@ class Artifact:
         vectors: Floats | None = None
         if shown.needs_vectors:
             texts = [prompt.question(example.inputs) for example in examples]
-            vectors = open_encoder(shown.encoder).embed(texts, progress=progress)
+            vectors = open_encoder(shown.encoder, progress=progress).embed(texts, progress=progress)
         rendered = []
         for row, example in enumerate(examples):
             chosen = shown.choose(example.id, None if vectors is None else vectors[row], cost)
@@ -255,7 +255,7 @@ class Artifact:
 def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
     """Return unit feature vectors: of the sentence encoder, or of the base model where `encoder` is empty."""
     if encoder:
-        return open_encoder(encoder).embed(texts, progress=progress)
+        return open_encoder(encoder, progress=progress).embed(texts, progress=progress)
     return artifact.open().embed(texts, progress=progress)
 
 

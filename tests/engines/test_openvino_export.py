@@ -68,7 +68,7 @@ def test_the_caller_imports_nothing_heavy_and_an_export_is_made_once(tiny):
 
 def test_a_failed_export_says_why_and_leaves_nothing(tiny, monkeypatch):
     monkeypatch.setattr(openvino_export, "MODULE", "rung.engines.no_such_module")
-    with pytest.raises(EngineError, match=r"No module named rung\.engines\.no_such_module") as failed:
+    with pytest.raises(EngineError, match="No module named") as failed:
         exported(tiny, "encoder", "fp32")
     assert failed.value.code == "export-failed"
     assert list(folder_of(tiny, "encoder", "fp32").parent.iterdir()) == []

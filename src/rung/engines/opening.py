@@ -43,9 +43,14 @@ def open_torch(model: str, *, device: str = "auto") -> TorchEngine:
     return TorchEngine(resolve(model), device=device)
 
 
-@lru_cache(maxsize=2)
-def open_encoder(model: str, *, device: str = "auto") -> SentenceEncoder:
-    """Return the sentence encoder `model`, loading it at the first call."""
-    from rung.engines.encoder import open_sentence_encoder
+def open_encoder(model: str, *, device: str = "auto", progress: Progress = QUIET) -> SentenceEncoder:
+    """Return the sentence encoder `model`, loading it (and exporting it, once per machine) at the first call."""
+    if (model, device) not in _encoders:
+        from rung.engines.encoder import open_sentence_encoder
 
-    return open_sentence_encoder(resolve(model), device=device)
+        files = resolve(model, progress=progress)
+        _encoders[model, device] = open_sentence_encoder(files, device=device, progress=progress)
+    return _encoders[model, device]
+
+
+_encoders: dict[tuple[str, str], SentenceEncoder] = {}  # a cache by hand, as `progress` is no part of the key

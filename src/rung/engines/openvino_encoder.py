@@ -1,12 +1,16 @@
 """Sentence encoders through OpenVINO: the fast path on processors, without torch or transformers.
 
 Tokens are those of sentence-transformers (the model's own tokenizer, special tokens and truncation included); texts of
-equal length run together, so that little is padding; pooling happens here, in float32.
+equal length run together, so that little is padding; pooling happens here, in float32. Batches run side by side, one
+per stream: on two cores that is about a fifth faster than all cores on one batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -43,8 +47,9 @@ class OpenVinoEncoder:
             ) from missing
         self.files, self.recipe = files, recipe
         # f32: some processors would compute in bfloat16 otherwise, and vectors would differ between machines.
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         self._model: Any = openvino.Core().compile_model(str(folder / GRAPH), "CPU", settings)
+        self._streams = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._inputs = {port.get_any_name() for port in self._model.inputs}
         self._dimension = int(self._model.output(0).get_partial_shape()[2].get_length())
         self._tokenizer = Tokenizer.load(files.folder)
@@ -68,17 +73,22 @@ class OpenVinoEncoder:
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
         """Return one unit vector per text, shape [texts, dimension]."""
         progress.start("embedding", len(texts))
-        request = self._model.create_infer_request()  # one per call: threads must not share one
         vectors = np.zeros((len(texts), self._dimension), np.float32)
-        for first in range(0, len(texts), CHUNK):
-            encodings = self._batches.encode_batch_fast(list(texts[first : first + CHUNK]))
-            for rows in batches([len(encoding.ids) for encoding in encodings]):
-                vectors[[first + row for row in rows]] = self._run(request, [encodings[row] for row in rows])
-                progress.advance(len(rows))
+        requests: SimpleQueue[Any] = SimpleQueue()  # of this call alone: callers may be threads too
+        for _ in range(self._streams):
+            requests.put(self._model.create_infer_request())
+        with ThreadPoolExecutor(self._streams) as workers:
+            for first in range(0, len(texts), CHUNK):
+                encodings = self._batches.encode_batch_fast(list(texts[first : first + CHUNK]))
+                groups = list(batches([len(encoding.ids) for encoding in encodings]))
+                parts = [[encodings[row] for row in rows] for rows in groups]
+                for rows, part in zip(groups, workers.map(partial(self._run, requests), parts), strict=True):
+                    vectors[[first + row for row in rows]] = part
+                    progress.advance(len(rows))
         progress.finish()
         return vectors
 
-    def _run(self, request: Any, encodings: Sequence[Any]) -> Floats:
+    def _run(self, requests: SimpleQueue[Any], encodings: Sequence[Any]) -> Floats:
         """Return the unit vectors of one batch of tokenized texts."""
         width = max(len(encoding.ids) for encoding in encodings)
         feed = {
@@ -86,9 +96,11 @@ class OpenVinoEncoder:
             "attention_mask": _padded([encoding.attention_mask for encoding in encodings], width, 0),
             "token_type_ids": _padded([encoding.type_ids for encoding in encodings], width, 0),
         }
+        request = requests.get()
         request.infer({name: array for name, array in feed.items() if name in self._inputs})
-        hidden: Floats = request.get_output_tensor(0).data
+        hidden: Floats = request.get_output_tensor(0).data  # the request's own memory, so pooled before it goes back
         vectors = pool(hidden, feed["attention_mask"], self.recipe.pooling)
+        requests.put(request)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 

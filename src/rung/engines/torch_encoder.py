@@ -61,13 +61,16 @@ class TorchEncoder:
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
         """Return one unit vector per text, shape [texts, dimension]."""
+        if not texts:
+            return np.asarray(self._model.encode([""], show_progress_bar=False)[:0], np.float32)
         progress.start("embedding", len(texts))
-        vectors = np.zeros((len(texts), self._model.get_sentence_embedding_dimension()), np.float32)
+        parts = []
         for first in range(0, len(texts), CHUNK):
             chunk = list(texts[first : first + CHUNK])
-            vectors[first : first + len(chunk)] = self._model.encode(
-                chunk, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
+            parts.append(
+                self._model.encode(chunk, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
             )
             progress.advance(len(chunk))
         progress.finish()
+        vectors: Floats = np.concatenate(parts).astype(np.float32)
         return vectors

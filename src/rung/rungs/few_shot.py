@@ -76,7 +76,8 @@ class FewShot:
         pool, vectors, encoder = data.train, None, ""
         if self.selection in ("knn", "mmr"):
             texts = [artifact.prompt.question(example.inputs) for example in pool]
-            vectors, encoder = open_encoder(self.encoder).embed(texts, progress=progress), self.encoder
+            encoder = self.encoder
+            vectors = open_encoder(encoder, progress=progress).embed(texts, progress=progress)
         shown = Demonstrations(
             self.selection, self.k, pool, vectors, encoder, self.token_budget, self.diversity, self.seed
         )
