@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from rung import __version__
+from rung.engines.adapter_identity import adapter_fingerprint
 from rung.engines.base import Engine, EngineInfo, Floats, GenerateRequest, Generation, Prompt, Scored, ScoreRequest
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
@@ -187,7 +188,7 @@ class CachedEngine:
 
     def _key(self, call: str, request: GenerateRequest | ScoreRequest) -> bytes:
         values: dict[str, Any] = asdict(request)
-        values["adapter"] = _adapter_fingerprint(request.adapter) if request.adapter else None
+        values["adapter"] = adapter_fingerprint(request.adapter) if request.adapter else None
         return hashlib.sha256(json.dumps([call, __version__, self.info.fingerprint, values]).encode()).digest()
 
 
@@ -212,13 +213,3 @@ def _scored(value: bytes) -> Scored:
 def _generation(value: bytes) -> Generation:
     values = json.loads(value)
     return Generation(**{**values, "logprobs": tuple(values["logprobs"])})
-
-
-@lru_cache(maxsize=64)
-def _adapter_fingerprint(folder: str) -> str:
-    """Hash the adapter's weights and settings, so that a copy elsewhere is the same adapter."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(folder).glob("adapter_*")):
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
