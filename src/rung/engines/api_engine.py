@@ -18,8 +18,9 @@ from rung.engines.api_options import ApiOptions, parse_endpoint
 from rung.engines.api_pool import completed
 from rung.engines.api_scoring import score_row
 from rung.engines.api_server import Server, estimate, estimate_text
-from rung.engines.api_transport import NotOffered, Transport, usage
+from rung.engines.api_transport import NotOfferedError, Transport, usage
 from rung.engines.base import (
+    CANCELLED,
     EngineInfo,
     FinishReason,
     Floats,
@@ -33,7 +34,6 @@ from rung.errors import ConfigError, EngineError
 from rung.progress import QUIET, Progress
 
 EMBEDDED_AT_ONCE = 32  # texts a request
-CANCELLED = Generation("", 0, 0, "cancelled", 0.0)
 
 
 class ApiEngine:
@@ -303,11 +303,11 @@ class ApiEngine:
         try:
             self._transport.post_text("/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
         except EngineError as refused:
-            if refused.code != "endpoint-refused" or "already" in refused.message:
-                if refused.code != "endpoint-refused":
-                    raise
+            if refused.code != "endpoint-refused":
+                raise
+            if "already" in refused.message:
                 return  # the name holds the adapter's hash: what is loaded under it is this adapter
-            what = "does not load adapters" if isinstance(refused, NotOffered) else "refuses the adapter"
+            what = "does not load adapters" if isinstance(refused, NotOfferedError) else "refuses the adapter"
             raise EngineError(
                 "adapter-unsupported",
                 f"{self.endpoint.base_url} {what}: {refused.message}",

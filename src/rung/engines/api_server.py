@@ -201,14 +201,14 @@ def echoed(answer: Mapping[str, Any], prompts: int) -> list[list[float | None]]:
     """Return the log-probabilities of the tokens of every prompt, in order; nothing where some are missing."""
     choices = sorted(answer.get("choices") or (), key=lambda choice: choice.get("index", 0))
     rows = [(choice.get("logprobs") or {}).get("token_logprobs") for choice in choices]
-    return [list(row) for row in rows] if len(rows) == prompts and all(rows) else []
+    return [list(row) for row in rows if row] if len(rows) == prompts else []
 
 
 def estimate(prompt: Prompt) -> int:
     """Return about how many tokens a prompt has, from its characters."""
     if prompt and isinstance(prompt[0], int):
         return len(prompt)
-    return sum(4 + estimate_text(message["content"]) for message in prompt)  # type: ignore[index]
+    return sum(4 + estimate_text(message["content"]) for message in prompt)  # type: ignore[index, misc]
 
 
 def estimate_text(text: str) -> int:

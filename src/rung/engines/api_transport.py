@@ -18,7 +18,7 @@ OVERFLOW = ("context_length_exceeded", "exceed_context_size_error")
 SHOWN = 300  # characters of what the server said
 
 
-class NotOffered(EngineError):
+class NotOfferedError(EngineError):
     """The server does not know the path that was called."""
 
 
@@ -145,7 +145,7 @@ class Transport:
         what = "closed the connection before its answer was whole" if broke else "cannot be reached"
         error = EngineError(
             "endpoint-unreachable",
-            f"{self.endpoint.base_url} {what}: {self._redacted(str(cause))}",
+            f"{self.endpoint.base_url} {what}: {self.redacted(str(cause))}",
             hint="start the server, or correct the address in the model reference",
         )
         return Attempt(error, billed=broke)
@@ -186,7 +186,7 @@ class Transport:
                 f"{where}: {said}",
                 hint="show fewer demonstrations, shorten the input, or choose a model with a longer context",
             )
-        kind = NotOffered if status in UNKNOWN_CALL else EngineError
+        kind = NotOfferedError if status in UNKNOWN_CALL else EngineError
         return kind(
             "endpoint-refused",
             f"{where} refuses the request (status {status}): {said}",
@@ -197,11 +197,12 @@ class Transport:
         """Return the server's message, without the key, and its code."""
         values = body.get("error", body) if isinstance(body, dict) else body
         if not isinstance(values, dict):
-            return self._redacted(str(values or "it does not say why")), ""
+            return self.redacted(str(values or "it does not say why")), ""
         code = values.get("code") if isinstance(values.get("code"), str) else values.get("type")
-        return self._redacted(str(values.get("message") or "it does not say why")), str(code or "")
+        return self.redacted(str(values.get("message") or "it does not say why")), str(code or "")
 
-    def _redacted(self, text: str) -> str:
+    def redacted(self, text: str) -> str:
+        """Return a short form of `text` without the key."""
         key = self.endpoint.key
         return " ".join((text.replace(key, "***") if key else text).split())[:SHOWN]
 
@@ -273,9 +274,10 @@ class _Stream:
             yield chunk
 
     def _cut(self, why: str) -> EngineError:
+        where, said = self._transport.endpoint.base_url, self._transport.redacted(why)
         return EngineError(
             "stream-cut",
-            f"{self._transport.endpoint.base_url} broke off in the middle of an answer: {self._transport._redacted(why)}",
+            f"{where} broke off in the middle of an answer: {said}",
             hint="run again; what came so far is only part of the answer",
         )
 
