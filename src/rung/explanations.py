@@ -46,7 +46,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     "adapter-unsupported": Explanation(
         "An endpoint cannot load the LoRA adapter of an artifact.",
         "Without the adapter the base model would answer under the name of the tuned one.",
-        "Serve the model with vLLM and runtime LoRA loading, with the adapter's folder at the same path, or run it on torch.",
+        "Serve the model with vLLM and runtime LoRA loading, the adapter's folder at the same path, or run torch.",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora",
     ),
     "api-key-missing": Explanation(
@@ -594,7 +594,7 @@ EXPLANATIONS: dict[str, Explanation] = {
     "scoring-unsupported": Explanation(
         "An endpoint gives no exact log-probabilities of given labels.",
         "Scores from the few likeliest tokens only would be wrong for all other labels.",
-        "Let the model write the label, held to the label set: `Generate(choices=...)`, which zero-shot takes by itself.",
+        "Let the model write the label, held to the label set: `Generate(choices=...)`, as zero-shot does there.",
     ),
     "stream-cut": Explanation(
         "An endpoint broke off in the middle of an answer that it was writing.",

@@ -85,7 +85,7 @@ class Transport:
                     billed = True
                     used = usage(answer)
                     if path != "/embeddings" and not _has_choice(answer):
-                        raise self._again("endpoint-bad-reply", "answered without a completion", billed=True)
+                        raise self._bad_reply("without a completion")
                 except Attempt as failed:
                     billed = failed.billed
                     raise
@@ -126,17 +126,20 @@ class Transport:
         try:
             values = json.loads(text)
         except ValueError as broken:
-            raise self._again("endpoint-bad-reply", "answered with broken JSON", billed=True) from broken
+            raise self._bad_reply("with broken JSON") from broken
         if not isinstance(values, dict):
-            raise self._again("endpoint-bad-reply", "answered with JSON that is no object", billed=True)
+            raise self._bad_reply("with JSON that is no object")
         return values
 
-    def _again(self, code: str, what: str, *, billed: bool, after: float | None = None) -> Attempt:
-        hint = "look into the server's log; try fewer at once with RUNG_API_CONCURRENCY"
-        error = EngineError(code, f"{self.endpoint.base_url} {what}", hint=hint)
-        return Attempt(error, billed=billed, after=after)
-
     # ---- what failures mean
+
+    def _bad_reply(self, how: str) -> Attempt:
+        error = EngineError(
+            "endpoint-bad-reply",
+            f"{self.endpoint.base_url} answered {how}",
+            hint="look into the server's log; the address has to end with the API's prefix, mostly /v1",
+        )
+        return Attempt(error, billed=True)
 
     def unreachable(self, why: BaseException) -> Attempt:
         """The connection could not be made, or broke."""
@@ -173,8 +176,13 @@ class Transport:
                 after=retry_after(headers),
             )
         if status >= 500 and status not in UNKNOWN_CALL:
-            return self._again(
-                "endpoint-failed", f"failed with status {status}: {said}", billed=False, after=retry_after(headers)
+            return Attempt(
+                EngineError(
+                    "endpoint-failed",
+                    f"{where} failed with status {status}: {said}",
+                    hint="look into the server's log; try fewer at once with RUNG_API_CONCURRENCY",
+                ),
+                after=retry_after(headers),
             )
         if status in (401, 403):
             return EngineError(
@@ -186,8 +194,13 @@ class Transport:
                 f"{where}: {said}",
                 hint="show fewer demonstrations, shorten the input, or choose a model with a longer context",
             )
-        kind = NotOfferedError if status in UNKNOWN_CALL else EngineError
-        return kind(
+        if status in UNKNOWN_CALL:
+            return NotOfferedError(
+                "endpoint-refused",
+                f"{where} does not offer this (status {status}): {said}",
+                hint="check the name of the model; the address has to end with the API's prefix, mostly /v1",
+            )
+        return EngineError(
             "endpoint-refused",
             f"{where} refuses the request (status {status}): {said}",
             hint="check the name of the model and what the server supports",
