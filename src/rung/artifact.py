@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rung.data.types import Example, example_id
+from rung.engines.api_scoring import scores_labels
 from rung.engines.base import Engine, Floats, Messages
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import DataError, EngineError
 from rung.evaluation.metrics import default_metric
+from rung.models.reference import is_endpoint
 from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Weights
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
@@ -84,9 +86,9 @@ class Artifact:
             descriptions=described,
             chat_column=task.inputs[0] if output.kind == "chat" else None,
         )
-        decoder: Decoder = LabelScoring(known, texts)
-        if output.kind != "category":
-            decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, output.schema_text())
+        decoder: Decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, output.schema_text())
+        if output.kind == "category":
+            decoder = _category_decoder(task.model, engine, known, texts)
         shape = Shape(task.name, tuple(task.inputs), output.kind, task.metric or default_metric(output.kind), known)
         return cls(
             shape=shape, model=task.model, prompt=prompt, decoder=decoder, overflow=task.overflow, engine=engine,
@@ -209,6 +211,8 @@ class Artifact:
         """Return an expected output as the model should write it: the label's text, or the output itself."""
         if isinstance(self.decoder, LabelScoring):
             return self.decoder.texts[self.decoder.labels.index(output)]
+        if isinstance(self.decoder, Generate) and self.decoder.choices:
+            return self.decoder.choices[self.shape.labels.index(output)]
         return output
 
     def messages(self, row: Mapping[str, Any]) -> Messages:
@@ -257,6 +261,16 @@ def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress
     if encoder:
         return open_encoder(encoder, progress=progress).embed(texts, progress=progress)
     return artifact.open().embed(texts, progress=progress)
+
+
+def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: tuple[str, ...]) -> Decoder:
+    """Score labels wherever scores are exact and cheap; else have the model write one, held to the label set."""
+    if not is_endpoint(model):
+        return LabelScoring(labels, texts)
+    if scores_labels(open_engine(model, engine).info.details["scoring"], len(labels), LISTED_LABELS):
+        return LabelScoring(labels, texts)
+    # No vocabulary of bytes needs more tokens than a text has bytes.
+    return Generate(max(len(text.encode()) for text in texts) + 8, choices=texts)
 
 
 def check_template(template: str, columns: Sequence[str]) -> tuple[str, ...]:

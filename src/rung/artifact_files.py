@@ -191,7 +191,7 @@ def _arrays(file: Path) -> dict[str, Any]:
 def _decoder(values: dict[str, Any], arrays: Mapping[str, Any]) -> Decoder:
     kind = values["kind"]
     if kind == Generate.kind:
-        return Generate(values["max_tokens"], values["json_schema"])
+        return Generate(values["max_tokens"], values["json_schema"], tuple(values.get("choices", ())))
     if kind == LabelScoring.kind:
         texts, bias = tuple(values["texts"]), tuple(values["bias"])
         return LabelScoring(tuple(values["labels"]), texts, values["normalization"], bias)

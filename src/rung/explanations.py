@@ -43,6 +43,24 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Leaving tensors out would run an untuned model under the name of a tuned one.",
         "Open the adapter on the base model that it was trained on, or train again.",
     ),
+    "adapter-unsupported": Explanation(
+        "An endpoint cannot load the LoRA adapter of an artifact.",
+        "Without the adapter the base model would answer under the name of the tuned one.",
+        "Serve the model with vLLM and runtime LoRA loading, the adapter's folder at the same path, or run torch.",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora",
+    ),
+    "api-key-missing": Explanation(
+        "An endpoint on another machine is used, and no key is set for it.",
+        "Rung reads keys from the environment only, and sends OPENAI_API_KEY over https only.",
+        "Set RUNG_API_KEY; any text will do for a server that asks for none.",
+        "export RUNG_API_KEY=...",
+    ),
+    "api-key-refused": Explanation(
+        "An endpoint refuses the key.",
+        "No request can be answered without a valid one.",
+        "Set RUNG_API_KEY to a key that is valid at this endpoint.",
+        "export RUNG_API_KEY=...",
+    ),
     "artifact-damaged": Explanation(
         "A file of an artifact folder is missing, changed, or was never part of it.",
         "An artifact serves exactly what was measured; the manifest holds the sha256 of every file.",
@@ -71,6 +89,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Replacing such bytes would train and measure on damaged text.",
         "Save the file as UTF-8, or name its encoding.",
         "data: {train: train.csv, encoding: latin-1}",
+    ),
+    "bad-endpoint": Explanation(
+        "A model reference that begins like an address is no endpoint.",
+        "Requests would go somewhere else, or without the name of a model.",
+        "Write the base URL, then # and the model's name; keys stay out of it.",
+        "model: http://localhost:8080/v1#my-model",
     ),
     "bad-json": Explanation(
         "JSON text cannot be parsed, or holds what JSON cannot (NaN, half of a surrogate pair).",
@@ -142,6 +166,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The command was asked to fail in this case, so that a pipeline stops.",
         "Look at the failures, improve data or technique, or lower the bar if it was set too high.",
     ),
+    "budget-spent": Explanation(
+        "The next request to an endpoint might cost more than what is left of the budget.",
+        "A budget is never exceeded: the worst case of every request is set aside before it is sent.",
+        "Raise RUNG_API_BUDGET and run the command again; answers made so far are remembered and cost nothing.",
+        "export RUNG_API_BUDGET=5 RUNG_API_PRICE_INPUT=0.15 RUNG_API_PRICE_OUTPUT=0.6",
+    ),
     "chat-template-broken": Explanation(
         "The model's chat template is not valid Jinja.",
         "A prompt in another form than the model was trained on gives poor answers without any sign.",
@@ -206,6 +236,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "YAML would silently keep the last one.",
         "Remove one of them.",
     ),
+    "embedding-unsupported": Explanation(
+        "An endpoint gives no embeddings for this model.",
+        "There is nothing to compute the features from.",
+        "Use a sentence encoder on this machine.",
+        "--set rungs.features.encoder=embedded-encoder",
+    ),
     "empty-file": Explanation(
         "A data file has no rows.",
         "There is nothing to learn from or to measure.",
@@ -221,6 +257,45 @@ EXPLANATIONS: dict[str, Explanation] = {
         "OpenVINO was asked to run a sentence encoder that it cannot run exactly.",
         "Vectors of another pooling or truncation would differ from those that the model's authors meant.",
         "Leave the choice to Rung, or use torch: it runs every sentence-transformers model.",
+    ),
+    "endpoint-bad-reply": Explanation(
+        "An endpoint answered with something that is no completion, every time it was asked.",
+        "Half an answer or broken JSON cannot be told from a wrong one.",
+        "Look into the server's log; check that the address ends with the API's prefix, mostly /v1.",
+        "model: http://localhost:8080/v1#my-model",
+    ),
+    "endpoint-failed": Explanation(
+        "An endpoint failed with a server error, every time it was asked.",
+        "It says that the fault is on its side.",
+        "Look into the server's log, or wait; then run the command again: answers made so far are remembered.",
+    ),
+    "endpoint-rate-limited": Explanation(
+        "An endpoint admits no more requests for now, also after waiting as long as it asked for.",
+        "Asking on would prolong the wait.",
+        "Wait, or send fewer at once; answers made so far are remembered.",
+        "export RUNG_API_CONCURRENCY=2",
+    ),
+    "endpoint-refused": Explanation(
+        "An endpoint refuses a request as wrong.",
+        "The same request would be refused again.",
+        "Read the server's words in the message: mostly the model has another name, or the server lacks a feature.",
+    ),
+    "endpoint-timeout": Explanation(
+        "An endpoint did not answer in time, every time it was asked.",
+        "A server that is overloaded or stuck would be waited for without end.",
+        "Allow more time, or send fewer requests at once.",
+        "export RUNG_API_TIMEOUT=600 RUNG_API_CONCURRENCY=2",
+    ),
+    "endpoint-unreachable": Explanation(
+        "An endpoint cannot be reached, or closes connections before its answer is whole.",
+        "There is nothing else that could answer in its place.",
+        "Start the server, check the address and the network; then run again: answers made so far are remembered.",
+    ),
+    "engine-mismatch": Explanation(
+        "The chosen engine does not run this kind of model.",
+        "Running it on another engine than the one asked for would give other results.",
+        "Leave the engine at auto, or choose api for endpoints and torch for models on this machine.",
+        "rung predict ARTIFACT rows.csv --engine auto",
     ),
     "export-failed": Explanation(
         "A model could not be exported to OpenVINO; the last lines of the export are shown.",
@@ -292,6 +367,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Two labels differ in case or spaces only.",
         "They are almost surely one label; as two, each answer in the other spelling would count as wrong.",
         "Write both the same way in the data.",
+    ),
+    "logprobs-unsupported": Explanation(
+        "An endpoint was asked for log-probabilities and gave none.",
+        "What needs them would go on with numbers that mean nothing.",
+        "Choose a server that gives them (llama.cpp, vLLM), or do without.",
     ),
     "loss-not-finite": Explanation(
         "The training loss became infinite or no number.",
@@ -510,6 +590,16 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A model whose text is held to the schema could never give this answer.",
         "Correct the row or the schema.",
         "output:\n  column: fields\n  kind: json\n  schema: {type: object, properties: {total: {type: number}}}",
+    ),
+    "scoring-unsupported": Explanation(
+        "An endpoint gives no exact log-probabilities of given labels.",
+        "Scores from the few likeliest tokens only would be wrong for all other labels.",
+        "Let the model write the label, held to the label set: `Generate(choices=...)`, as zero-shot does there.",
+    ),
+    "stream-cut": Explanation(
+        "An endpoint broke off in the middle of an answer that it was writing.",
+        "The part that came could be taken for the whole.",
+        "Run it again.",
     ),
     "template-brace": Explanation(
         "The template has a single brace.",

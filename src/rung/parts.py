@@ -56,11 +56,26 @@ BASE = Weights()
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Write the answer token by token, greedily; `json_schema` (JSON text) constrains it where the engine can."""
+    """Write the answer token by token, greedily.
+
+    Attributes:
+        max_tokens: most tokens of an answer.
+        json_schema: the schema (JSON text) that the answer keeps to, or None.
+        choices: the texts that stand for the task's labels, in their order; the answer is one of them, and becomes its
+            label. Nothing else ever does: a text that is no choice (one that was cut) stays as it is, and is wrong.
+    """
 
     kind: ClassVar[str] = "generate"
     max_tokens: int = 256
     json_schema: str | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def constraint(self) -> Constraint | None:
+        """What the engine holds the answer to."""
+        if self.choices:
+            return Constraint("choices", self.choices)
+        return Constraint("json_schema", self.json_schema) if self.json_schema else None
 
     def room(self, engine: Engine) -> int:
         """Return how many tokens the answer may take behind the prompt."""
@@ -72,11 +87,19 @@ class Generate:
     ) -> list[Answer]:
         """Complete every prompt."""
         del full  # generated text has no label probabilities to leave out
-        constraint = Constraint("json_schema", self.json_schema) if self.json_schema else None
+        labels = dict(zip(self.choices, artifact.shape.labels, strict=True)) if self.choices else {}
         sampling = Sampling(max_tokens=self.max_tokens)
-        requests = [GenerateRequest(p, sampling, constraint, artifact.weights.reference) for p in prompts]
+        requests = [GenerateRequest(p, sampling, self.constraint, artifact.weights.reference) for p in prompts]
         return [
-            Answer(g.text.strip(), None, None, g.prompt_tokens, g.completion_tokens, g.seconds, prompt)
+            Answer(
+                labels.get(g.text.strip(), g.text.strip()),
+                None,
+                None,
+                g.prompt_tokens,
+                g.completion_tokens,
+                g.seconds,
+                prompt,
+            )
             for prompt, g in zip(prompts, engine.generate(requests, progress=progress), strict=True)
         ]
 

@@ -137,7 +137,7 @@ def _say(artifact: Artifact, row: dict[str, Any]) -> str:
     from rung.parts import Generate
 
     decoder = artifact.decoder
-    if not isinstance(decoder, Generate) or decoder.json_schema:
+    if not isinstance(decoder, Generate) or decoder.constraint:
         answer = artifact.predict([row])[0]
         typer.echo(_line(answer))
         return answer.text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,9 @@ class Generation:
     finish_reason: FinishReason
     seconds: float
     logprobs: tuple[float, ...] = ()
+
+
+CANCELLED = Generation("", 0, 0, "cancelled", 0.0)  # a completion that was not begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +150,17 @@ class Engine(Protocol):
 
     def text(self, prompt: Prompt) -> str:
         """Return the exact text that the model reads for this prompt."""
+
+
+@runtime_checkable
+class Incremental(Protocol):
+    """An engine whose completions come one by one, so that each can be kept before the others are made."""
+
+    def each(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        progress: Progress = QUIET,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[tuple[int, Generation]]:
+        """Yield completions with the index of their request; a cancelled call leaves some out."""

@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from rung.engines.base import Engine
 from rung.errors import ConfigError
-from rung.models.reference import resolve
+from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
+    from rung.engines.api_engine import ApiEngine
     from rung.engines.encoder import SentenceEncoder
     from rung.engines.torch_engine import TorchEngine
 
-EngineName = Literal["auto", "torch"]
+EngineName = Literal["auto", "torch", "api"]
 
 
 def open_engine(model: str, engine: str = "auto", *, device: str = "auto", progress: Progress = QUIET) -> Engine:
     """Return the engine that runs `model`, loading it at the first call.
 
     Raises:
-        ConfigError: no engine has this name.
+        ConfigError: no engine has this name, or it does not run this kind of model.
         ModelError: the model cannot be found, trusted or loaded.
         EngineError: the engine cannot run here.
     """
@@ -29,10 +30,27 @@ def open_engine(model: str, engine: str = "auto", *, device: str = "auto", progr
         raise ConfigError(
             "unknown-engine", f"no engine is named {engine!r}", hint=f"choose one of {', '.join(get_args(EngineName))}"
         )
-    resolve(model, progress=progress)
+    remote = is_endpoint(model)
+    if engine != "auto" and remote != (engine == "api"):
+        raise ConfigError(
+            "engine-mismatch",
+            f"the engine {engine} does not run {model}",
+            hint="`api` runs endpoints (http://HOST/v1#MODEL), `torch` models on this machine; `auto` chooses",
+        )
     from rung.engines.response_cache import CachedEngine
 
+    if remote:
+        return CachedEngine(open_api(model))
+    resolve(model, progress=progress)
     return CachedEngine(open_torch(model, device=device))
+
+
+@lru_cache(maxsize=8)
+def open_api(model: str) -> ApiEngine:
+    """Return the api engine of an endpoint; it is shared, so that a budget holds for the whole process."""
+    from rung.engines.api_engine import ApiEngine
+
+    return ApiEngine(model)
 
 
 @lru_cache(maxsize=2)

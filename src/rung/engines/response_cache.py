@@ -22,11 +22,24 @@ from typing import Any
 import numpy as np
 
 from rung import __version__
-from rung.engines.base import Engine, EngineInfo, Floats, GenerateRequest, Generation, Prompt, Scored, ScoreRequest
+from rung.engines.adapter_identity import adapter_fingerprint
+from rung.engines.base import (
+    CANCELLED,
+    Engine,
+    EngineInfo,
+    Floats,
+    GenerateRequest,
+    Generation,
+    Incremental,
+    Prompt,
+    Scored,
+    ScoreRequest,
+)
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 
 MAX_BYTES = 512 * 2**20
+KEPT_AT_ONCE = 32  # completions of a remote engine that are written together; a kill loses at most so many
 PRUNE_TO = 0.8  # a full store is cut to this share, so that it is not cut again at every write
 
 
@@ -158,14 +171,28 @@ class CachedEngine:
         keys = [None if _random(r) else self._key("generate", r) for r in requests]
         known = self.store.get([key for key in keys if key is not None])
         missing = [i for i, key in enumerate(keys) if key is None or key not in known]
-        made = self.engine.generate([requests[i] for i in missing], progress=progress, cancelled=cancelled)
-        fresh = dict(zip(missing, made, strict=True))
-        self.store.put(
-            (key, json.dumps(asdict(g)).encode())
-            for i, g in fresh.items()
-            if (key := keys[i]) is not None and g.finish_reason != "cancelled"
-        )
+        wanted = [requests[i] for i in missing]
+        fresh = dict.fromkeys(missing, CANCELLED)
+        unsaved: list[tuple[bytes, bytes]] = []
+        try:
+            for position, generation in self._make(wanted, progress, cancelled):
+                fresh[missing[position]] = generation
+                key = keys[missing[position]]
+                if key is not None and generation.finish_reason != "cancelled":
+                    unsaved.append((key, json.dumps(asdict(generation)).encode()))
+                if len(unsaved) >= KEPT_AT_ONCE and isinstance(self.engine, Incremental):
+                    self.store.put(unsaved)
+                    unsaved = []
+        finally:
+            self.store.put(unsaved)  # also when a later request failed: what was made is not made again
         return [fresh[i] if i in fresh else _generation(known[key]) for i, key in enumerate(keys)]  # type: ignore[index]
+
+    def _make(
+        self, requests: Sequence[GenerateRequest], progress: Progress, cancelled: Callable[[], bool] | None
+    ) -> Iterable[tuple[int, Generation]]:
+        if isinstance(self.engine, Incremental):
+            return self.engine.each(requests, progress=progress, cancelled=cancelled) if requests else ()
+        return enumerate(self.engine.generate(requests, progress=progress, cancelled=cancelled))
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score every request that is not remembered; a full row of scores answers a search for the best as well."""
@@ -178,16 +205,18 @@ class CachedEngine:
             if (key := full[i] if full[i] in known else own[i]) in known
         }
         missing = [i for i in range(len(requests)) if i not in results]
-        made = self.engine.score([requests[i] for i in missing], progress=progress)
-        results.update(zip(missing, made, strict=True))
-        self.store.put(
-            (full[i] if np.isfinite(results[i].logprobs).all() else own[i], _pack(results[i])) for i in missing
-        )
+        size = KEPT_AT_ONCE if isinstance(self.engine, Incremental) else max(1, len(missing))
+        for first in range(0, len(missing), size):
+            part = missing[first : first + size]
+            results.update(zip(part, self.engine.score([requests[i] for i in part], progress=progress), strict=True))
+            self.store.put(
+                (full[i] if np.isfinite(results[i].logprobs).all() else own[i], _pack(results[i])) for i in part
+            )
         return [results[i] for i in range(len(requests))]
 
     def _key(self, call: str, request: GenerateRequest | ScoreRequest) -> bytes:
         values: dict[str, Any] = asdict(request)
-        values["adapter"] = _adapter_fingerprint(request.adapter) if request.adapter else None
+        values["adapter"] = adapter_fingerprint(request.adapter) if request.adapter else None
         return hashlib.sha256(json.dumps([call, __version__, self.info.fingerprint, values]).encode()).digest()
 
 
@@ -212,13 +241,3 @@ def _scored(value: bytes) -> Scored:
 def _generation(value: bytes) -> Generation:
     values = json.loads(value)
     return Generation(**{**values, "logprobs": tuple(values["logprobs"])})
-
-
-@lru_cache(maxsize=64)
-def _adapter_fingerprint(folder: str) -> str:
-    """Hash the adapter's weights and settings, so that a copy elsewhere is the same adapter."""
-    digest = hashlib.sha256()
-    for file in sorted(Path(folder).glob("adapter_*")):
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -1,0 +1,319 @@
+"""The api engine: a model behind any OpenAI-compatible endpoint (llama.cpp, vLLM, a vendor)."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rung.engines.adapter_identity import adapter_fingerprint
+from rung.engines.api_budget import Spent, most_tokens
+from rung.engines.api_constraints import WRAPPER_TOKENS, constrained_answer, constraint_fields, wraps
+from rung.engines.api_options import ApiOptions, parse_endpoint
+from rung.engines.api_pool import completed
+from rung.engines.api_scoring import score_row
+from rung.engines.api_server import Server, estimate, estimate_text
+from rung.engines.api_transport import NotOfferedError, Transport, usage
+from rung.engines.base import (
+    CANCELLED,
+    EngineInfo,
+    FinishReason,
+    Floats,
+    GenerateRequest,
+    Generation,
+    Prompt,
+    Scored,
+    ScoreRequest,
+)
+from rung.errors import ConfigError, EngineError
+from rung.progress import QUIET, Progress
+
+EMBEDDED_AT_ONCE = 32  # texts a request
+
+
+class ApiEngine:
+    """One model at one endpoint. Opening it asks nothing of the server; the first question does.
+
+    Args:
+        reference: `http(s)://HOST/v1#MODEL`.
+        options: limits and prices; those of the environment where none are given.
+        pause_scale: multiplies the pauses between attempts.
+
+    Raises:
+        ConfigError: the reference is not one of an endpoint, or an option makes no sense.
+        EngineError: there is no key for an endpoint on another machine.
+    """
+
+    def __init__(self, reference: str, options: ApiOptions | None = None, *, pause_scale: float = 1.0) -> None:
+        self.reference = reference
+        self.options = options or ApiOptions.from_environment()
+        self.endpoint = parse_endpoint(reference)
+        self._transport = Transport(self.endpoint, self.options, pause_scale=pause_scale)
+        self._server = Server(self._transport)
+        self._adapters: dict[str, str] = {}
+        self._loading = threading.Lock()
+
+    @property
+    def info(self) -> EngineInfo:
+        """Say what runs where. `details` has `server`, `scoring` (echo, forced, none) and `tokens` (exact, estimated).
+
+        Raises:
+            EngineError: the server cannot be reached, or refuses the key.
+        """
+        found = self._server.capabilities
+        identity = f"{self.reference}\n{found.identity}\n{self.options.constraints}"
+        return EngineInfo(
+            engine="api",
+            model=self.endpoint.model,
+            device="remote",
+            dtype="unknown",
+            parameters=found.parameters,
+            context=found.context,
+            fingerprint=f"{hashlib.sha256(identity.encode()).hexdigest()}/api",
+            details={
+                "endpoint": self.endpoint.base_url,
+                "server": found.kind,
+                "scoring": found.scoring,
+                "tokens": "exact" if found.tokenizer else "estimated",
+            },
+        )
+
+    @property
+    def spent(self) -> Spent:
+        """Requests, tokens and money used so far."""
+        return self._transport.budget.spent
+
+    # ---- tokens
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends an answer, where the server tells it."""
+        return self._server.capabilities.end_token
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of `text`; `scoring-unsupported` where the server does not tell tokens."""
+        return self._server.encode(text)
+
+    def count(self, prompt: Prompt) -> int:
+        """Return the number of tokens of a prompt; an estimate where `info.details["tokens"]` says so."""
+        return self._server.count(prompt)
+
+    def text(self, prompt: Prompt) -> str:
+        """Return the messages as readable text: the exact text is made by the server's own template."""
+        if prompt and isinstance(prompt[0], int):
+            return f"token ids: {' '.join(map(str, prompt))}"
+        return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)  # type: ignore[index]
+
+    # ---- generate
+
+    def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        progress: Progress = QUIET,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Generation]:
+        """Complete every request; see `each` for the errors."""
+        made = dict(self.each(requests, progress=progress, cancelled=cancelled))
+        return [made.get(i, CANCELLED) for i in range(len(requests))]
+
+    def each(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        progress: Progress = QUIET,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Iterator[tuple[int, Generation]]:
+        """Yield every completion with the index of its request as soon as it is made.
+
+        When one fails, those in flight are still yielded before the error is raised: what was paid for is not lost.
+
+        Raises:
+            EngineError: `budget-spent`, `constraint-unsupported`, `endpoint-...`, `context-overflow`.
+            ConfigError: a constraint is not valid.
+        """
+        bodies = [self._body(request) for request in requests]  # what cannot be asked is an error before any is sent
+        progress.start("generating", len(requests))
+        for index, generation in completed(
+            len(requests),
+            lambda i, stopped: self._complete(requests[i], bodies[i], stopped),
+            concurrency=self.options.concurrency,
+            cancelled=cancelled,
+        ):
+            progress.advance()
+            yield index, generation
+        spent = self.spent
+        progress.finish(f"{spent.money:.4g} spent" if spent.money else "")
+
+    def _body(self, request: GenerateRequest) -> dict[str, Any]:
+        sampling, style = request.sampling, self.options.constraints
+        tokens = bool(request.prompt) and isinstance(request.prompt[0], int)
+        body: dict[str, Any] = {
+            "model": self.endpoint.model if request.adapter is None else self.load_adapter(request.adapter),
+            "prompt" if tokens else "messages": list(request.prompt),
+            "max_tokens": sampling.max_tokens + (WRAPPER_TOKENS if wraps(request.constraint, style) else 0),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            **constraint_fields(request.constraint, style),
+        }
+        if sampling.seed is not None:
+            body["seed"] = sampling.seed
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        if request.logprobs:
+            body["logprobs"] = 1 if tokens else True
+        return body
+
+    def _complete(self, request: GenerateRequest, body: dict[str, Any], stopped: threading.Event) -> Generation:
+        start = time.perf_counter()
+        worst = (most_tokens(request.prompt), int(body["max_tokens"]))
+        answer = self._transport.complete(_path(body), body, worst, stopped)
+        choice = answer["choices"][0]
+        text = choice["text"] if "text" in choice else choice["message"].get("content") or ""
+        finish: FinishReason = "length" if choice.get("finish_reason") == "length" else "stop"
+        where = self.endpoint.base_url
+        prompt_tokens, completion_tokens = usage(answer) or (estimate(request.prompt), estimate_text(text))
+        return Generation(
+            text=constrained_answer(text, request.constraint, self.options.constraints, finish, where),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            finish_reason=finish,
+            seconds=time.perf_counter() - start,
+            logprobs=self._logprobs(choice) if request.logprobs else (),
+        )
+
+    def _logprobs(self, choice: dict[str, Any]) -> tuple[float, ...]:
+        given = choice.get("logprobs") or {}
+        values = given.get("token_logprobs") or [token.get("logprob") for token in given.get("content") or ()]
+        if not values or None in values:
+            raise EngineError(
+                "logprobs-unsupported",
+                f"{self.endpoint.base_url} was asked for log-probabilities and gave none",
+                hint="ask for text alone, or choose a server that gives them (llama.cpp, vLLM)",
+            )
+        return tuple(map(float, values))
+
+    def stream(self, request: GenerateRequest) -> Iterator[str]:
+        """Yield the text of one completion in pieces as it is made.
+
+        Raises:
+            EngineError: `stream-cut`: the server broke off; `constraint-unsupported`: choices and regexes come inside
+                an object from some servers, and cannot be shown before it is whole.
+        """
+        if wraps(request.constraint, self.options.constraints):
+            yield self.generate([request])[0].text
+            return
+        body = self._body(request)
+        worst = (most_tokens(request.prompt), int(body["max_tokens"]))
+        for chunk in self._transport.stream(_path(body), body, worst):
+            for choice in chunk.get("choices") or ():
+                piece = choice["text"] if "text" in choice else (choice.get("delta") or {}).get("content")
+                if piece:
+                    yield piece
+
+    # ---- score and embed
+
+    def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
+        """Score every continuation exactly; `best` needs no search here.
+
+        Raises:
+            EngineError: `scoring-unsupported`: the server gives no exact log-probabilities.
+        """
+        progress.start("scoring", len(requests))
+        models = [self.endpoint.model if r.adapter is None else self.load_adapter(r.adapter) for r in requests]
+        results: dict[int, Scored] = {}
+        for index, scored in completed(
+            len(requests),
+            lambda i, stopped: score_row(self._transport, self._server, models[i], requests[i], stopped),
+            concurrency=self.options.concurrency,
+        ):
+            results[index] = scored
+            progress.advance()
+        progress.finish()
+        return [results[i] for i in range(len(requests))]
+
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """Return one vector per text by the `/embeddings` call, shape [texts, dimension], unit length.
+
+        Raises:
+            EngineError: `embedding-unsupported`: the server offers no embeddings for this model.
+        """
+        parts = [list(texts[i : i + EMBEDDED_AT_ONCE]) for i in range(0, len(texts), EMBEDDED_AT_ONCE)]
+        progress.start("embedding", len(texts))
+        rows: dict[int, list[list[float]]] = {}
+        for index, vectors in completed(
+            len(parts), lambda i, stopped: self._embed(parts[i], stopped), concurrency=self.options.concurrency
+        ):
+            rows[index] = vectors
+            progress.advance(len(vectors))
+        progress.finish()
+        states = np.array([vector for i in range(len(parts)) for vector in rows[i]], np.float32)
+        unit: Floats = states / np.maximum(np.linalg.norm(states, axis=-1, keepdims=True), 1e-12)
+        return unit
+
+    def _embed(self, texts: list[str], stopped: threading.Event) -> list[list[float]]:
+        body = {"model": self.endpoint.model, "input": texts, "encoding_format": "float"}
+        worst = (sum(len(text.encode()) + 2 for text in texts), 0)
+        try:
+            answer = self._transport.complete("/embeddings", body, worst, stopped)
+        except EngineError as refused:
+            if refused.code != "endpoint-refused":
+                raise
+            raise self._no_embeddings(refused.message) from refused
+        rows = sorted(answer.get("data") or (), key=lambda row: row.get("index", 0))
+        if len(rows) != len(texts):
+            raise self._no_embeddings(f"it gave {len(rows)} vectors for {len(texts)} texts")
+        return [row["embedding"] for row in rows]
+
+    def _no_embeddings(self, why: str) -> EngineError:
+        return EngineError(
+            "embedding-unsupported",
+            f"{self.endpoint.base_url} gives no embeddings of {self.endpoint.model}: {why}",
+            hint="use a sentence encoder on this machine, such as `embedded-encoder`",
+        )
+
+    # ---- adapters
+
+    def load_adapter(self, folder: str) -> str:
+        """Have the server load a LoRA adapter, once, and return the name that it is then asked by.
+
+        The folder has to be where the server can read it under the same path. vLLM offers this when it was started
+        with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True` and `--enable-lora`.
+
+        Raises:
+            EngineError: `adapter-unsupported`: the server cannot load adapters, or not this one.
+            ConfigError: there is no adapter in the folder.
+        """
+        path = Path(folder).absolute()
+        if not (path / "adapter_config.json").is_file():
+            raise ConfigError("not-an-adapter", f"{path} has no adapter_config.json", hint="name an adapter's folder")
+        with self._loading:
+            if folder not in self._adapters:
+                name = f"rung-{adapter_fingerprint(folder)[:12]}"
+                self._load(name, path)
+                self._adapters[folder] = name
+            return self._adapters[folder]
+
+    def _load(self, name: str, path: Path) -> None:
+        try:
+            self._transport.post_text("/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        except EngineError as refused:
+            if refused.code != "endpoint-refused":
+                raise
+            if "already" in refused.message:
+                return  # the name holds the adapter's hash: what is loaded under it is this adapter
+            what = "does not load adapters" if isinstance(refused, NotOfferedError) else "refuses the adapter"
+            raise EngineError(
+                "adapter-unsupported",
+                f"{self.endpoint.base_url} {what}: {refused.message}",
+                hint="serve it with vLLM (--enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True), or run it on torch",
+            ) from refused
+
+
+def _path(body: dict[str, Any]) -> str:
+    return "/completions" if "prompt" in body else "/chat/completions"

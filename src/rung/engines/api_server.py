@@ -1,0 +1,240 @@
+"""What a server can do beyond completions, found out once: tokens, context length, exact scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rung.engines.api_transport import Transport
+from rung.engines.base import Prompt
+from rung.errors import EngineError
+
+ServerKind = Literal["llama.cpp", "vllm", "other"]
+ScoringWay = Literal["echo", "forced", "none"]
+CHARACTERS_PER_TOKEN = 3.5  # a rule of thumb for English; what is counted with it is called an estimate
+REMEMBERED_COUNTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What was found.
+
+    Attributes:
+        kind: which server answers.
+        context: tokens that the model reads, 0 where the server does not say.
+        parameters: weights of the model, 0 where the server does not say.
+        tokenizer: whether the server tells tokens.
+        scoring: `echo`: log-probabilities of prompt tokens; `forced`: of tokens that are forced one by one; `none`.
+        end_token: the token that ends an answer, where the server tells it.
+        identity: changes when the server says that it serves another model.
+    """
+
+    kind: ServerKind
+    context: int
+    parameters: int
+    tokenizer: bool
+    scoring: ScoringWay
+    end_token: int | None
+    identity: str
+
+
+class Server:
+    """The calls beside completions. Nothing is asked before the first question."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._root, self._model = transport.endpoint.root, transport.endpoint.model
+        self._lock = threading.Lock()
+        self._found: Capabilities | None = None
+        self._counts: dict[str, int] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the server can do, asked once.
+
+        Raises:
+            EngineError: it cannot be reached, or refuses the key.
+        """
+        with self._lock:
+            if self._found is None:
+                self._found = self._probe()
+            return self._found
+
+    # ---- tokens
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of `text`, no special tokens added.
+
+        Raises:
+            EngineError: `scoring-unsupported`: the server does not tell tokens.
+        """
+        if not self.capabilities.tokenizer:
+            raise unsupported(self._transport, "does not tell tokens")
+        return self._tokenize(text, special=False)
+
+    def tokens(self, prompt: Prompt) -> tuple[int, ...]:
+        """Return the token ids that the server makes of a prompt, by the model's chat template.
+
+        Raises:
+            EngineError: `scoring-unsupported`: the server does not tell tokens.
+        """
+        if prompt and isinstance(prompt[0], int):
+            return prompt
+        if not self.capabilities.tokenizer:
+            raise unsupported(self._transport, "does not tell tokens")
+        if self.capabilities.kind == "llama.cpp":
+            rendered = self._transport.post(f"{self._root}/apply-template", {"messages": prompt})
+            return self._tokenize(str(rendered["prompt"]), special=True)
+        body = {"model": self._model, "messages": prompt, "add_generation_prompt": True}
+        return tuple(self._transport.post(f"{self._root}/tokenize", body)["tokens"])
+
+    def count(self, prompt: Prompt) -> int:
+        """Return the number of tokens of a prompt, or an estimate where the server does not tell tokens."""
+        if not self.capabilities.tokenizer:
+            return estimate(prompt)
+        key = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
+        if key not in self._counts:
+            if len(self._counts) >= REMEMBERED_COUNTS:
+                self._counts.clear()
+            self._counts[key] = len(self.tokens(prompt))
+        return self._counts[key]
+
+    def _tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
+        return tuple(self._transport.post(f"{self._root}/tokenize", self._tokenize_body(text, special))["tokens"])
+
+    def _tokenize_body(self, text: str, special: bool) -> dict[str, Any]:
+        # llama.cpp reads `content`, `add_special` and `parse_special`; vLLM reads `prompt` and `add_special_tokens`.
+        return {
+            "model": self._model,
+            "content": text,
+            "prompt": text,
+            "add_special": special,
+            "parse_special": special,
+            "add_special_tokens": special,
+        }
+
+    # ---- the probe
+
+    def _probe(self) -> Capabilities:
+        listed = _offered(lambda: self._transport.get("/models")) or {}
+        entries = [entry for entry in listed.get("data") or () if isinstance(entry, dict)]
+        entry = next((e for e in entries if e.get("id") == self._model), entries[0] if len(entries) == 1 else {})
+        kind = _kind(entry)
+        properties = (_offered(lambda: self._transport.get(f"{self._root}/props")) or {}) if kind == "llama.cpp" else {}
+        meta = entry.get("meta") or {}
+        context = entry.get("max_model_len") or (properties.get("default_generation_settings") or {}).get("n_ctx") or 0
+        sample = self._sample_tokens() if kind != "other" else ()
+        identity = [kind, entry.get("root"), meta.get("n_params"), meta.get("size"), properties.get("model_path")]
+        return Capabilities(
+            kind=kind,
+            context=int(context),
+            parameters=int(meta.get("n_params") or 0),
+            tokenizer=bool(sample),
+            scoring=self._scoring(kind, sample),
+            end_token=self._end_token(properties) if sample else None,
+            identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        )
+
+    def _sample_tokens(self) -> tuple[int, ...]:
+        body = self._tokenize_body("one two three", special=False)
+        answer = _offered(lambda: self._transport.post(f"{self._root}/tokenize", body)) or {}
+        found = answer.get("tokens") or ()
+        return tuple(token for token in found if isinstance(token, int))
+
+    def _end_token(self, properties: Mapping[str, Any]) -> int | None:
+        text = properties.get("eos_token")
+        tokens = self._tokenize_special(text) if isinstance(text, str) and text else ()
+        return tokens[0] if len(tokens) == 1 else None
+
+    def _tokenize_special(self, text: str) -> tuple[int, ...]:
+        body = {"content": text, "add_special": False, "parse_special": True}
+        return tuple(self._transport.post(f"{self._root}/tokenize", body)["tokens"])
+
+    def _scoring(self, kind: ServerKind, sample: tuple[int, ...]) -> ScoringWay:
+        if len(sample) < 2:
+            return "none"
+        worst = (len(sample), 1)
+        if kind == "llama.cpp":  # it refuses `echo`, but tells the log-probability of a token that is forced
+            chances = [math.exp(forced_logprob(self._transport, self._model, sample, t)) for t in sample[:2]]
+            # Had the server counted the bias in, each would have a chance near one.
+            return "forced" if sum(chances) <= 1.001 else "none"
+        body = {"model": self._model, "prompt": [list(sample)], **ECHO}
+        answer = _offered(lambda: self._transport.complete("/completions", body, worst)) or {}
+        given = echoed(answer, 1)
+        return "echo" if given and len(given[0]) >= len(sample) and given[0][1] is not None else "none"
+
+
+ECHO = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+FORCE = 1e4  # added to the logit of the token that has to come
+
+
+def forced_logprob(
+    transport: Transport, model: str, prompt: tuple[int, ...], token: int, stopped: threading.Event | None = None
+) -> float:
+    """Return the log-probability of `token` behind `prompt`, from a server that reports it before the bias.
+
+    Raises:
+        EngineError: `scoring-unsupported`: the server did not take the token, or does not tell.
+    """
+    body = {
+        "model": model,
+        "prompt": list(prompt),
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": 1,
+        "logit_bias": [[token, FORCE]],
+        "cache_prompt": True,
+    }
+    answer = transport.complete("/completions", body, (len(prompt), 1), stopped or threading.Event())
+    content = (answer["choices"][0].get("logprobs") or {}).get("content") or ()
+    if not content or content[0].get("id") != token or not isinstance(content[0].get("logprob"), int | float):
+        raise unsupported(transport, "does not tell the log-probability of a given token")
+    return float(content[0]["logprob"])
+
+
+def echoed(answer: Mapping[str, Any], prompts: int) -> list[list[float | None]]:
+    """Return the log-probabilities of the tokens of every prompt, in order; nothing where some are missing."""
+    choices = sorted(answer.get("choices") or (), key=lambda choice: choice.get("index", 0))
+    rows = [(choice.get("logprobs") or {}).get("token_logprobs") for choice in choices]
+    return [list(row) for row in rows if row] if len(rows) == prompts else []
+
+
+def estimate(prompt: Prompt) -> int:
+    """Return about how many tokens a prompt has, from its characters."""
+    if prompt and isinstance(prompt[0], int):
+        return len(prompt)
+    return sum(4 + estimate_text(message["content"]) for message in prompt)  # type: ignore[index, misc]
+
+
+def estimate_text(text: str) -> int:
+    """Return about how many tokens a text has."""
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+
+
+def unsupported(transport: Transport, why: str) -> EngineError:
+    """Return the error for scores that a server cannot give exactly."""
+    return EngineError(
+        "scoring-unsupported",
+        f"labels cannot be scored at {transport.endpoint.base_url}: the server {why}",
+        hint="let the model write the label instead: a Generate decoder with `choices`",
+    )
+
+
+def _kind(entry: Mapping[str, Any]) -> ServerKind:
+    owner = entry.get("owned_by")
+    return "llama.cpp" if owner == "llamacpp" else "vllm" if owner == "vllm" else "other"
+
+
+def _offered(call: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+    """Return what a call answers, or None where the server refuses it as unknown or wrong."""
+    try:
+        return call()
+    except EngineError as refused:
+        if refused.code != "endpoint-refused":
+            raise
+        return None
