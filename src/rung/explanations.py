@@ -43,6 +43,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Leaving tensors out would run an untuned model under the name of a tuned one.",
         "Open the adapter on the base model that it was trained on, or train again.",
     ),
+    "adapter-unsupported": Explanation(
+        "OpenVINO cannot run this adapter: it is not plain LoRA, or the exported model lacks a layer of it.",
+        "OpenVINO would leave out what it does not know and run another model under the adapter's name.",
+        "Use the torch engine, which runs every adapter; `--engine auto` and `openvino` do so for such adapters.",
+    ),
     "artifact-damaged": Explanation(
         "A file of an artifact folder is missing, changed, or was never part of it.",
         "An artifact serves exactly what was measured; the manifest holds the sha256 of every file.",
@@ -136,6 +141,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The command was asked to fail in this case, so that a pipeline stops.",
         "Look at the failures, improve data or technique, or lower the bar if it was set too high.",
     ),
+    "cache-full": Explanation(
+        "The openvino engine's cache of keys and values cannot hold a prompt and its answer.",
+        "A text cut for lack of memory must not be taken for an answer.",
+        "Show fewer demonstrations, shorten the input, or use a machine with more memory.",
+    ),
     "chat-template-broken": Explanation(
         "The model's chat template is not valid Jinja.",
         "A prompt in another form than the model was trained on gives poor answers without any sign.",
@@ -195,6 +205,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "YAML would silently keep the last one.",
         "Remove one of them.",
     ),
+    "embedding-unsupported": Explanation(
+        "An engine that only generates was asked for embeddings.",
+        "openvino-genai does not give hidden states.",
+        "Open the model with `open_engine`, where torch embeds, or use a sentence encoder.",
+    ),
     "empty-file": Explanation(
         "A data file has no rows.",
         "There is nothing to learn from or to measure.",
@@ -205,6 +220,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Techniques are chosen on validation rows and confirmed on test rows; without rows nothing is proved.",
         "Give a file for it, or a larger share of the training file.",
         "data: {train: train.csv, split: {validation: 0.2, test: 0.2}}",
+    ),
+    "export-failed": Explanation(
+        "The model could not be exported to OpenVINO; the last lines of the exporter follow the message.",
+        "The openvino engine runs the exported model only.",
+        "Use `--engine torch`; an architecture that is not supported may be so in a newer optimum-intel.",
     ),
     "field-count": Explanation(
         "A CSV row has more or fewer fields than the header.",
@@ -234,6 +254,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A climb that cannot write down its results could not be resumed.",
         "Choose a folder where you may write.",
         "rung climb task.yaml --out runs",
+    ),
+    "generation-failed": Explanation(
+        "OpenVINO stopped while it generated; its own words follow the message.",
+        "Text that was cut by a failure must not be taken for an answer.",
+        "Check a regex or JSON schema for what xgrammar does not know; otherwise use `--engine torch`.",
     ),
     "gguf-tokenizer": Explanation(
         "The tokenizer cannot be rebuilt exactly from the GGUF file.",
@@ -472,6 +497,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A model whose text is held to the schema could never give this answer.",
         "Correct the row or the schema.",
         "output:\n  column: fields\n  kind: json\n  schema: {type: object, properties: {total: {type: number}}}",
+    ),
+    "scoring-unsupported": Explanation(
+        "An engine that only generates was asked to score continuations.",
+        "openvino-genai does not give the logits that log-likelihoods are made of.",
+        "Open the model with `open_engine`, where torch scores beside OpenVINO.",
     ),
     "template-brace": Explanation(
         "The template has a single brace.",
