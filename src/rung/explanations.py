@@ -165,8 +165,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     "constraint-unsupported": Explanation(
         "The engine cannot hold the text to the requested form.",
         "Free text where a form was asked for would break whatever reads it.",
-        "Choose an engine that can.",
-        "rung predict ARTIFACT rows.csv --engine openvino",
+        "Leave the part that is named out of the schema, or choose an engine that can.",
+        "rung climb task.yaml --engine torch",
     ),
     "context-overflow": Explanation(
         "A prompt and its answer are longer than what the model can read.",

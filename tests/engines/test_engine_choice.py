@@ -45,7 +45,7 @@ def test_it_is_explained_without_measuring(monkeypatch):
 
 
 def test_an_artifact_that_generates_records_what_auto_meant(monkeypatch, zero, tmp_path):
-    monkeypatch.setattr(engine_choice, "choose", lambda files: judge(4.0, 1.0, 0.02))
+    monkeypatch.setattr(engine_choice, "choose", lambda files, progress: judge(4.0, 1.0, 0.02))
     assert settled("embedded", "torch") == "torch"
     assert settled("embedded", "auto") == "openvino"
     written = replace(zero, decoder=Generate(8)).save(tmp_path / "generates")

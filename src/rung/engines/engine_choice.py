@@ -81,9 +81,11 @@ def known(files: ModelFiles) -> Choice | None:
     return _read(_folder(files)) if _folder(files).exists() else None
 
 
-def settled(model: str, engine: str) -> str:
-    """Return the name of the engine that generates: `engine` itself, or what `auto` stands for here."""
-    return choose(resolve(model)).engine if engine == "auto" and not is_endpoint(model) else engine
+def settled(model: str, engine: str, *, progress: Progress = QUIET) -> str:
+    """Return the name of the engine that generates: `engine` itself, or what `auto` stands for here (see `choose`)."""
+    if engine != "auto" or is_endpoint(model):
+        return engine
+    return choose(resolve(model, progress=progress), progress=progress).engine
 
 
 def explain(model: str, engine: str) -> str:

@@ -76,6 +76,7 @@ class _Translation:
         self._schema = schema
         self._rules: dict[str, str] = {}
         self._references: dict[str, str] = {}
+        self._objects = 0
 
     def text(self) -> str:
         root = self._any(self._schema)
@@ -126,7 +127,8 @@ class _Translation:
         """
         if unknown := set(required) - set(properties):
             raise _refused(f"`required` names {sorted(unknown)[0]!r}, which is not in `properties`")
-        number = len(self._rules)
+        self._objects += 1
+        number = self._objects
         pairs = [f"{_literal(_json(key) + ': ')} {self._any(part)}" for key, part in properties.items()]
         first, more = '""', '""'
         for place, (key, pair) in reversed(list(enumerate(zip(properties, pairs, strict=True)))):

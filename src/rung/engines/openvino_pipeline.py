@@ -20,7 +20,7 @@ from rung.engines.base import FinishReason
 from rung.errors import EngineError
 from rung.models.tokenizer import Tokenizer
 
-IN_FLIGHT = 64  # rows of one call that run side by side; more gain nothing on CPU and hold memory
+IN_FLIGHT = 64  # rows of one call that run side by side; more are not faster on CPU, and hold memory
 
 
 @dataclass(slots=True)
