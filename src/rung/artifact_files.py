@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from rung.artifact import Artifact, Shape
+from rung.engines.engine_choice import settled
 from rung.errors import ArtifactError
 from rung.models.cache import publish
 from rung.models.reference import is_endpoint, resolve
@@ -59,7 +60,7 @@ def _write(artifact: Artifact, folder: Path) -> None:
         "shape": asdict(artifact.shape),
         "model": artifact.model,
         "model_fingerprint": None if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint,
-        "engine": artifact.engine,
+        "engine": _engine(artifact),
         "overflow": artifact.overflow,
         "path": artifact.path,
         "settings": dict(artifact.settings),
@@ -84,6 +85,11 @@ def _write(artifact: Artifact, folder: Path) -> None:
         shutil.copytree(artifact.weights.adapter, folder / "adapter")
     (folder / "artifact.json").write_text(json.dumps(values, ensure_ascii=False, indent=2))
     _write_manifest(folder)
+
+
+def _engine(artifact: Artifact) -> str:
+    """Return the engine to record: what `auto` stands for here, where text is generated; scores are always torch's."""
+    return settled(artifact.model, artifact.engine) if isinstance(artifact.decoder, Generate) else artifact.engine
 
 
 def _decoder_values(decoder: Decoder, arrays: dict[str, Any]) -> dict[str, Any]:

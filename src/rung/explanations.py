@@ -44,7 +44,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Open the adapter on the base model that it was trained on, or train again.",
     ),
     "adapter-unsupported": Explanation(
-        "An endpoint cannot load the LoRA adapter of an artifact.",
+        "The engine cannot run an artifact's adapter: the endpoint cannot load it, or OpenVINO lacks a part of it.",
         "Without the adapter the base model would answer under the name of the tuned one.",
         "Serve the model with vLLM and runtime LoRA loading, the adapter's folder at the same path, or run torch.",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora",
@@ -172,6 +172,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Raise RUNG_API_BUDGET and run the command again; answers made so far are remembered and cost nothing.",
         "export RUNG_API_BUDGET=5 RUNG_API_PRICE_INPUT=0.15 RUNG_API_PRICE_OUTPUT=0.6",
     ),
+    "cache-full": Explanation(
+        "The openvino engine's cache of keys and values cannot hold a prompt and its answer.",
+        "A text cut for lack of memory must not be taken for an answer.",
+        "Show fewer demonstrations, shorten the input, or use a machine with more memory.",
+    ),
     "chat-template-broken": Explanation(
         "The model's chat template is not valid Jinja.",
         "A prompt in another form than the model was trained on gives poor answers without any sign.",
@@ -196,8 +201,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     "constraint-unsupported": Explanation(
         "The engine cannot hold the text to the requested form.",
         "Free text where a form was asked for would break whatever reads it.",
-        "Choose an engine that can.",
-        "rung predict ARTIFACT rows.csv --engine openvino",
+        "Leave the part that is named out of the schema, or choose an engine that can.",
+        "rung climb task.yaml --engine torch",
     ),
     "context-overflow": Explanation(
         "A prompt and its answer are longer than what the model can read.",
@@ -237,9 +242,9 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Remove one of them.",
     ),
     "embedding-unsupported": Explanation(
-        "An endpoint gives no embeddings for this model.",
+        "The engine gives no embeddings: an endpoint without them, or OpenVINO alone, which hides hidden states.",
         "There is nothing to compute the features from.",
-        "Use a sentence encoder on this machine.",
+        "Use a sentence encoder on this machine, or an engine that embeds.",
         "--set rungs.features.encoder=embedded-encoder",
     ),
     "empty-file": Explanation(
@@ -338,9 +343,9 @@ EXPLANATIONS: dict[str, Explanation] = {
         "rung climb task.yaml --out runs",
     ),
     "generation-failed": Explanation(
-        "Generation by continuous batching broke down on the device.",
+        "Generation broke down inside the library or on the device; its own words follow the message.",
         "A batch that stopped early has no answers to give for the rest of its rows.",
-        "Free memory on the device, lower `output.max_tokens`, or run on the CPU.",
+        "Free memory, lower `output.max_tokens`, check a regex or schema for what the library lacks, or use torch.",
     ),
     "gguf-tokenizer": Explanation(
         "The tokenizer cannot be rebuilt exactly from the GGUF file.",
@@ -592,7 +597,7 @@ EXPLANATIONS: dict[str, Explanation] = {
         "output:\n  column: fields\n  kind: json\n  schema: {type: object, properties: {total: {type: number}}}",
     ),
     "scoring-unsupported": Explanation(
-        "An endpoint gives no exact log-probabilities of given labels.",
+        "The engine gives no exact log-probabilities of given labels.",
         "Scores from the few likeliest tokens only would be wrong for all other labels.",
         "Let the model write the label, held to the label set: `Generate(choices=...)`, as zero-shot does there.",
     ),

@@ -174,7 +174,7 @@ def test_chat_streams_text_that_is_generated(rung, tmp_path, monkeypatch):
         "inputs: [messages]\noutput: {kind: chat, max_tokens: 8}\n"
         "data: {train: rows.jsonl}\n"
     )
-    folder = Artifact.zero_shot(Task.load(tmp_path / "task.yaml")).save(tmp_path / "a")
+    folder = Artifact.zero_shot(Task.load(tmp_path / "task.yaml"), engine="torch").save(tmp_path / "a")
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is the capital of France?\n"))
     said = rung("chat", folder).stdout
     row = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}

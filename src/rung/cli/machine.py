@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(json: Json = False) -> None:
     """Say what this machine has, what is missing, and how to get it."""
+    from rung.engines.engine_choice import explain
     from rung.machine import this_machine
     from rung.models.cache import cache_dir, offline
 
@@ -32,6 +33,7 @@ def doctor(json: Json = False) -> None:
         "gflops_fp32": round(machine.flops / 1e9),
         "cache": str(cache_dir()),
         "offline": offline(),
+        "engine": explain("embedded", "auto"),
         "packages": {name: _version(name) for name in LOCAL},
     }
     missing = [name for name, there in found["packages"].items() if there is None]
@@ -43,6 +45,7 @@ def doctor(json: Json = False) -> None:
     typer.echo(f"machine   {found['cores']} cores, {found['memory_gib']} GiB, {found['gflops_fp32']} GFLOP/s fp32")
     typer.echo(f"gpu       {found['gpu'] or 'none'}")
     typer.echo(f"cache     {found['cache']}{' (offline)' if found['offline'] else ''}")
+    typer.echo(f"engine    {found['engine']}")
     for name, there in found["packages"].items():
         typer.echo(f"{'ok' if there else 'missing':9} {name} {there or ''}")
     if missing:

@@ -23,7 +23,9 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting of the task file.", metavar="KEY=VALUE")
 ]
-EngineOption = Annotated[str, typer.Option("--engine", help="What runs the model.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="What generates: auto, torch, openvino (int8), openvino-fp32.")
+]
 
 
 def _offline(on: bool) -> bool:

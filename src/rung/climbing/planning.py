@@ -7,7 +7,9 @@ from typing import Any
 from rung.artifact import Artifact
 from rung.climbing.plan import PlannedRung, plan
 from rung.climbing.run import ClimbOptions, chosen_rungs
+from rung.engines.engine_choice import explain
 from rung.machine import this_machine
+from rung.models.reference import is_endpoint
 from rung.rungs import build
 from rung.rungs.costs import inference_cost
 from rung.task import Task
@@ -34,11 +36,18 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         f"about {total:.0f} s if every rung answers all validation rows (the clearly beaten stop early), and up to "
         f"{test_seconds:.0f} s per finalist on the test rows",
         f"{machine.cores} cores at {machine.flops / 1e9:.0f} GFLOP/s, {machine.memory_bytes / 2**30:.0f} GiB of memory",
+        _engine_note(task, options.engine),
         "on top of the winner, what still applies is planned and raced again",
     ]
     if options.budget_seconds is not None:
         notes.append(f"rungs that do not fit the budget of {options.budget_seconds:.0f} s are skipped")
     return rows, notes
+
+
+def _engine_note(task: Task, engine: str) -> str:
+    if task.output.kind == "category" and not is_endpoint(task.model):
+        return "engine: torch scores the labels"
+    return f"engine: {explain(task.model, engine)}"
 
 
 def _row(line: PlannedRung) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rung.climbing.plan import plan
 from rung.climbing.race import RaceResult, answer_rows, race, race_order
 from rung.climbing.store import RunStore, open_run
 from rung.data.types import Data
+from rung.engines.engine_choice import settled
 from rung.errors import ConfigError, RungError
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import score_interval
@@ -54,6 +55,13 @@ class ClimbOptions:
     engine: str = "auto"
     out: Path = Path("runs")
     resume: bool = False
+
+
+def _engine(task: Task, options: ClimbOptions, progress: Progress) -> str:
+    """Return the engine of all artifacts; where text is generated, what `auto` stands for is settled first."""
+    if task.output.kind == "category":
+        return options.engine
+    return settled(task.model, options.engine, progress=progress)
 
 
 @dataclass
@@ -132,7 +140,7 @@ def climb(
     state = _Climb(
         task, data, options, build(names, task, options.seed), this_machine(), store, progress, {}, {}, {}, {}, []
     )
-    start = Artifact.zero_shot(task, data.labels, engine=options.engine)
+    start = Artifact.zero_shot(task, data.labels, engine=_engine(task, options, progress))
     zero = store.kept(start.name) or store.keep(start)
     state.artifacts[zero.name], state.families[zero.name] = zero, "prompting"
     state.trail.append(zero.name)

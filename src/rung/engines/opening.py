@@ -7,19 +7,28 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from rung.engines.base import Engine
 from rung.errors import ConfigError
-from rung.models.reference import is_endpoint, resolve
+from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from rung.engines.api_engine import ApiEngine
     from rung.engines.encoder import SentenceEncoder
+    from rung.engines.openvino_engine import OpenVinoEngine
+    from rung.engines.openvino_export import Precision
     from rung.engines.torch_engine import TorchEngine
 
-EngineName = Literal["auto", "torch", "api"]
+EngineName = Literal["auto", "torch", "openvino", "openvino-fp32", "api"]
 
 
 def open_engine(model: str, engine: str = "auto", *, device: str = "auto", progress: Progress = QUIET) -> Engine:
     """Return the engine that runs `model`, loading it at the first call.
+
+    Args:
+        model: a model reference.
+        engine: `torch`, or `openvino` (int8 weights) or `openvino-fp32`, where torch scores and embeds, or `auto`:
+            torch or openvino, whichever is better on this machine (see `rung.engines.engine_choice`).
+        device: `cpu`, `cuda` or `auto`; on `cuda`, torch does everything.
+        progress: told of fetching, converting, exporting and measuring.
 
     Raises:
         ConfigError: no engine has this name, or it does not run this kind of model.
@@ -35,13 +44,34 @@ def open_engine(model: str, engine: str = "auto", *, device: str = "auto", progr
         raise ConfigError(
             "engine-mismatch",
             f"the engine {engine} does not run {model}",
-            hint="`api` runs endpoints (http://HOST/v1#MODEL), `torch` models on this machine; `auto` chooses",
+            hint="`api` runs endpoints (http://HOST/v1#MODEL), the others models on this machine; `auto` chooses",
         )
+    if remote:
+        from rung.engines.response_cache import CachedEngine
+
+        return CachedEngine(open_api(model))
+    files = resolve(model, progress=progress)
+    if engine == "torch" or device == "cuda":
+        return _torch(model, device)
+    from rung.engines.composite import Composite
+
+    return Composite(files, lambda: _generator(files, engine, device, progress), lambda: _torch(model, device))
+
+
+def _generator(files: ModelFiles, engine: str, device: str, progress: Progress) -> Engine:
+    """Return the engine that generates; with `auto`, the one that was measured to be better here."""
+    from rung.engines.engine_choice import choose
     from rung.engines.response_cache import CachedEngine
 
-    if remote:
-        return CachedEngine(open_api(model))
-    resolve(model, progress=progress)
+    if engine == "auto" and choose(files, progress=progress).engine == "torch":
+        return _torch(files.reference, device)
+    precision: Precision = "fp32" if engine == "openvino-fp32" else "int8"
+    return CachedEngine(open_openvino(files.reference, precision, progress=progress))
+
+
+def _torch(model: str, device: str) -> Engine:
+    from rung.engines.response_cache import CachedEngine
+
     return CachedEngine(open_torch(model, device=device))
 
 
@@ -59,6 +89,21 @@ def open_torch(model: str, *, device: str = "auto") -> TorchEngine:
     from rung.engines.torch_engine import TorchEngine
 
     return TorchEngine(resolve(model), device=device)
+
+
+def open_openvino(model: str, precision: Precision = "int8", *, progress: Progress = QUIET) -> OpenVinoEngine:
+    """Return the OpenVINO engine of `model` itself, which only generates."""
+    from rung.engines.openvino_export import exported
+
+    exported(resolve(model), "causal", precision, progress=progress)
+    return _open_openvino(model, precision)
+
+
+@lru_cache(maxsize=2)
+def _open_openvino(model: str, precision: Precision) -> OpenVinoEngine:
+    from rung.engines.openvino_engine import OpenVinoEngine
+
+    return OpenVinoEngine(resolve(model), precision)
 
 
 def open_encoder(model: str, *, device: str = "auto", progress: Progress = QUIET) -> SentenceEncoder:

@@ -48,7 +48,8 @@ def exported(files: ModelFiles, kind: Kind, precision: Precision, *, progress: P
         progress: told when an export runs.
 
     Returns:
-        A folder with `openvino_model.xml`, `openvino_model.bin` and `config.json`. Processes that ask for the same
+        A folder with `openvino_model.xml`, `openvino_model.bin` and `config.json`, for a `causal` model also with its
+        tokenizer and detokenizer as OpenVINO models, which constrained text needs. Processes that ask for the same
         export wait for each other; a killed one leaves nothing that looks complete.
 
     Raises:
@@ -108,6 +109,23 @@ def export(source: Path, target: Path, kind: Kind, precision: Precision) -> None
         **weights,
     )
     model.save_pretrained(target)
+    if kind == "causal":
+        _export_tokenizer(source, target)
+
+
+def _export_tokenizer(source: Path, target: Path) -> None:
+    """Write tokenizer and detokenizer: openvino-genai reads the vocabulary of constrained text from them."""
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    for name, model in zip(
+        ("openvino_tokenizer.xml", "openvino_detokenizer.xml"),
+        convert_tokenizer(tokenizer, with_detokenizer=True),
+        strict=True,
+    ):
+        openvino.save_model(model, target / name)
 
 
 def main(arguments: list[str]) -> None:

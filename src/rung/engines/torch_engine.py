@@ -15,25 +15,22 @@ from rung.engines.base import (
     Floats,
     GenerateRequest,
     Generation,
-    Prompt,
     Scored,
     ScoreRequest,
 )
 from rung.engines.cuda_batching import generate as generate_paged
 from rung.engines.cuda_batching import paged_attention, preferred_dtype, suits
 from rung.engines.label_trie import build_trie
+from rung.engines.local_model import LocalModel
 from rung.errors import EngineError
-from rung.models.ending import end_token
 from rung.models.reference import ModelFiles
-from rung.models.system_turn import encode_messages
-from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
 SEARCH_PAYS = 0.7  # best-first search is worth its rounds while it runs less than this share of the trie
 PROBE = 16  # rows that tell
 
 
-class TorchEngine:
+class TorchEngine(LocalModel):
     """One base model in memory, with any number of PEFT adapters beside it.
 
     Args:
@@ -51,9 +48,7 @@ class TorchEngine:
         elif device == "cuda" and not torch.cuda.is_available():
             raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
         precision = preferred_dtype(device)
-        self.files = files
-        self.tokenizer = Tokenizer.load(files.folder)
-        self._end = end_token(self.tokenizer)
+        super().__init__(files)
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             files.folder, dtype=precision, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
         ).to(device)
@@ -77,42 +72,6 @@ class TorchEngine:
     def info(self) -> EngineInfo:
         """Say what runs where."""
         return self._info
-
-    # ---- tokens
-
-    @property
-    def end_token(self) -> int | None:
-        """The token that ends an answer."""
-        return self._end
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text`, no special tokens added."""
-        return self.tokenizer.encode_plain(text)
-
-    def tokens(self, prompt: Prompt) -> tuple[int, ...]:
-        """Return the token ids of a prompt; chat messages are rendered by the model's own template."""
-        if prompt and isinstance(prompt[0], int):
-            return prompt
-        return encode_messages(self.tokenizer, prompt)  # type: ignore[arg-type]
-
-    def count(self, prompt: Prompt) -> int:
-        """Return the number of tokens that the prompt will occupy."""
-        return len(self.tokens(prompt))
-
-    def text(self, prompt: Prompt) -> str:
-        """Return the exact text that the model reads for this prompt."""
-        return self.tokenizer.decode(self.tokens(prompt), skip_special=False)
-
-    def _fitting(self, prompt: Prompt, room: int) -> tuple[int, ...]:
-        """Return the prompt's tokens, or raise where they leave less than `room` tokens of the context."""
-        tokens = self.tokens(prompt)
-        if len(tokens) + room > self.info.context:
-            raise EngineError(
-                "context-overflow",
-                f"a prompt of {len(tokens)} tokens and {room} more do not fit the context of {self.info.context}",
-                hint="show fewer demonstrations, shorten the input, or choose a model with a longer context",
-            )
-        return tokens
 
     # ---- adapters
 
@@ -153,7 +112,7 @@ class TorchEngine:
         progress.start("generating", len(requests))
         for (adapter, sampling, constraint, logprobs), members in groups.items():
             model = self.use(adapter)
-            prompts = [self._fitting(requests[i].prompt, sampling.max_tokens) for i in members]
+            prompts = [self.fitting(requests[i].prompt, sampling.max_tokens) for i in members]
             if self._paged and suits(model, sampling, constraint, logprobs=logprobs):
                 done = generate_paged(
                     model, self.tokenizer, prompts, sampling, attention=self._paged, progress=progress,
@@ -173,7 +132,7 @@ class TorchEngine:
         from rung.engines.torch_decoding import stream
 
         model = self.use(request.adapter)
-        prompt = self._fitting(request.prompt, request.sampling.max_tokens)
+        prompt = self.fitting(request.prompt, request.sampling.max_tokens)
         yield from stream(model, self.tokenizer, prompt, request.sampling, request.constraint)
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
@@ -186,7 +145,7 @@ class TorchEngine:
         for members in groups.values():
             first, start = requests[members[0]], time.perf_counter()
             longest = max(map(len, first.continuations))
-            prompts = [self._fitting(requests[i].prompt, longest) for i in members]
+            prompts = [self.fitting(requests[i].prompt, longest) for i in members]
             logprobs = self._score_group(first, prompts, progress)
             seconds = (time.perf_counter() - start) / len(members)
             for row, (i, prompt) in enumerate(zip(members, prompts, strict=True)):
@@ -228,7 +187,7 @@ class TorchEngine:
         """
         from rung.engines.hidden_states import mean_states
 
-        prompts = [self._fitting(self.tokenizer.encode_plain(text) or (0,), 0) for text in texts]
+        prompts = [self.fitting(self.tokenizer.encode_plain(text) or (0,), 0) for text in texts]
         progress.start("embedding", len(texts))
         states = mean_states(self.use(None), prompts, done=progress.advance)
         progress.finish()

@@ -1,0 +1,81 @@
+"""One engine out of two: OpenVINO generates, torch scores, embeds, and generates what OpenVINO cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from rung.engines import openvino_adapters, openvino_constraint
+from rung.engines.base import Engine, EngineInfo, Floats, GenerateRequest, Generation, Scored, ScoreRequest
+from rung.engines.local_model import LocalModel
+from rung.models.reference import ModelFiles
+from rung.progress import QUIET, Progress
+
+
+class Composite(LocalModel):
+    """Divides the work by rules that look at the request alone, so that a request always runs on the same engine.
+
+    OpenVINO generates. Torch scores and embeds (openvino-genai keeps logits and hidden states to itself), and generates
+    where the adapter is not plain LoRA, or where a JSON Schema asks for what OpenVINO's grammars leave out. Both read
+    the same folder, tokenizer and chat template. Each engine is loaded when the first request needs it: answering
+    through OpenVINO imports no torch.
+
+    Args:
+        files: the resolved model.
+        generator: loads the engine that generates.
+        scorer: loads the torch engine.
+    """
+
+    def __init__(self, files: ModelFiles, generator: Callable[[], Engine], scorer: Callable[[], Engine]) -> None:
+        super().__init__(files)
+        self._load_generator, self._load_scorer = generator, scorer
+
+    @cached_property
+    def _generator(self) -> Engine:
+        return self._load_generator()
+
+    @cached_property
+    def _scorer(self) -> Engine:
+        return self._load_scorer()
+
+    @property
+    def info(self) -> EngineInfo:
+        """Describe the engine that generates; loads it."""
+        return self._generator.info
+
+    def _for(self, request: GenerateRequest) -> Engine:
+        adapter, constraint = request.adapter, request.constraint
+        if adapter is not None and openvino_adapters.unsupported(Path(adapter)) is not None:
+            return self._scorer
+        if constraint is not None and openvino_constraint.unsupported(constraint) is not None:
+            return self._scorer
+        return self._generator
+
+    def generate(
+        self,
+        requests: Sequence[GenerateRequest],
+        *,
+        progress: Progress = QUIET,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Generation]:
+        """Complete every request, each on its engine."""
+        engines = [self._for(request) for request in requests]
+        results: dict[int, Generation] = {}
+        for engine in dict.fromkeys(engines):
+            members = [i for i, own in enumerate(engines) if own is engine]
+            made = engine.generate([requests[i] for i in members], progress=progress, cancelled=cancelled)
+            results.update(zip(members, made, strict=True))
+        return [results[i] for i in range(len(requests))]
+
+    def stream(self, request: GenerateRequest) -> Iterator[str]:
+        """Yield the text of one completion in pieces as it is made."""
+        return self._for(request).stream(request)
+
+    def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
+        """Score on torch."""
+        return self._scorer.score(requests, progress=progress)
+
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """Embed on torch."""
+        return self._scorer.embed(texts, progress=progress)
