@@ -174,7 +174,7 @@ class ApiEngine:
         worst = (most_tokens(request.prompt), int(body["max_tokens"]))
         answer = self._transport.complete(_path(body), body, worst, stopped)
         choice = answer["choices"][0]
-        text = choice["text"] if "text" in choice else choice["message"].get("content") or ""
+        text = choice["text"] if "messages" not in body else choice["message"].get("content") or ""
         finish: FinishReason = "length" if choice.get("finish_reason") == "length" else "stop"
         where = self.endpoint.base_url
         prompt_tokens, completion_tokens = usage(answer) or (estimate(request.prompt), estimate_text(text))
@@ -212,7 +212,7 @@ class ApiEngine:
         worst = (most_tokens(request.prompt), int(body["max_tokens"]))
         for chunk in self._transport.stream(_path(body), body, worst):
             for choice in chunk.get("choices") or ():
-                piece = choice["text"] if "text" in choice else (choice.get("delta") or {}).get("content")
+                piece = choice.get("text") if "prompt" in body else (choice.get("delta") or {}).get("content")
                 if piece:
                     yield piece
 

@@ -60,13 +60,15 @@ class Retry:
             try:
                 return attempt()
             except Attempt as failed:
-                last = number + 1 == self.attempts
-                if last or stopped.is_set() or (failed.after or 0) > PATIENCE:
+                if number + 1 == self.attempts or (failed.after or 0) > PATIENCE:
                     raise failed.error from failed.__cause__
                 if failed.after is not None:
                     with self._lock:
                         self._not_before = max(self._not_before, time.monotonic() + failed.after)
-                self._pause(random.uniform(0, min(LONGEST, FIRST * 2**number)) * self.scale, stopped)
+                own = random.uniform(0, min(LONGEST, FIRST * 2**number)) * self.scale
+                self._pause(max(own, self._not_before - time.monotonic()), stopped)
+                if stopped.is_set():
+                    raise failed.error from failed.__cause__
         raise AssertionError("attempts is at least 1")
 
     def _pause(self, seconds: float, stopped: threading.Event) -> None:

@@ -160,13 +160,20 @@ class Server:
             return "none"
         worst = (len(sample), 1)
         if kind == "llama.cpp":  # it refuses `echo`, but tells the log-probability of a token that is forced
-            chances = [math.exp(forced_logprob(self._transport, self._model, sample, t)) for t in sample[:2]]
-            # Had the server counted the bias in, each would have a chance near one.
-            return "forced" if sum(chances) <= 1.001 else "none"
+            return "forced" if self._tells_forced(sample) else "none"
         body = {"model": self._model, "prompt": [list(sample)], **ECHO}
         answer = _offered(lambda: self._transport.complete("/completions", body, worst)) or {}
         given = echoed(answer, 1)
         return "echo" if given and len(given[0]) >= len(sample) and given[0][1] is not None else "none"
+
+    def _tells_forced(self, sample: tuple[int, ...]) -> bool:
+        try:
+            chances = [math.exp(forced_logprob(self._transport, self._model, sample, token)) for token in sample[:2]]
+        except EngineError as refused:
+            if refused.code not in ("endpoint-refused", "scoring-unsupported"):
+                raise
+            return False
+        return sum(chances) <= 1.001  # had the server counted the bias in, each would have a chance near one
 
 
 ECHO = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rung.engines.api_budget import Budget
@@ -84,7 +84,7 @@ class Transport:
                     answer = self._json(self._send("POST", path, body))
                     billed = True
                     used = usage(answer)
-                    if path != "/embeddings" and not _has_choice(answer):
+                    if path in ANSWERS and not ANSWERS[path](answer):
                         raise self._bad_reply("without a completion")
                 except Attempt as failed:
                     billed = failed.billed
@@ -303,9 +303,23 @@ def usage(answer: Mapping[str, Any]) -> tuple[int, int] | None:
     return counted["prompt_tokens"], int(counted.get("completion_tokens") or 0)
 
 
-def _has_choice(answer: Mapping[str, Any]) -> bool:
+def _first(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     choices = answer.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return False
-    message = choices[0].get("message")
-    return isinstance(choices[0].get("text"), str) or isinstance(message, dict)
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
+
+
+def _has_text(answer: Mapping[str, Any]) -> bool:
+    return isinstance(_first(answer).get("text"), str)
+
+
+def _has_message(answer: Mapping[str, Any]) -> bool:
+    message = _first(answer).get("message")
+    return isinstance(message, dict) and isinstance(message.get("content"), str | None)
+
+
+# What an answer has to hold; a filtered or reasoned-away message may have no content.
+ANSWERS: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "/completions": _has_text,
+    "/chat/completions": _has_message,
+}
