@@ -227,9 +227,9 @@ def adapters(oracle):
         torch.manual_seed(seed)
         layers = ["q_proj", "v_proj", "down_proj"]
         config = LoraConfig(r=4, lora_alpha=6, target_modules=layers, init_lora_weights=False, **extra)
-        model = add_adapter(oracle.use(None), config, f"t{seed}")
-        folders.append(str(keep_adapter(model, f"t{seed}", oracle.files.fingerprint)))
-        drop_adapter(model, f"t{seed}")
+        oracle.model = add_adapter(oracle.model, config, f"t{seed}")
+        folders.append(str(keep_adapter(oracle.model, f"t{seed}", oracle.files.fingerprint)))
+        oracle.model = drop_adapter(oracle.model, f"t{seed}")
     return folders
 
 
