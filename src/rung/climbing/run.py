@@ -132,6 +132,7 @@ def climb(
                 "empty-split", f"the {split} split has no rows", hint=f"give `data.{split}`, or a fraction to split off"
             )
     names = chosen_rungs(task, options)
+    options = replace(options, engine=_engine(task, options, progress))  # a run never mixes engines, nor when resumed
     identity = {
         "task": task.name, "task_fingerprint": task.fingerprint(), "data_fingerprint": data.fingerprint,
         "rungs": list(names), "seed": options.seed, "engine": options.engine, "version": rung.__version__,
@@ -140,7 +141,7 @@ def climb(
     state = _Climb(
         task, data, options, build(names, task, options.seed), this_machine(), store, progress, {}, {}, {}, {}, []
     )
-    start = Artifact.zero_shot(task, data.labels, engine=_engine(task, options, progress))
+    start = Artifact.zero_shot(task, data.labels, engine=options.engine)
     zero = store.kept(start.name) or store.keep(start)
     state.artifacts[zero.name], state.families[zero.name] = zero, "prompting"
     state.trail.append(zero.name)
