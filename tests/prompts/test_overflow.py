@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from rung.artifact import Artifact
+from rung.engines import opening
 from rung.errors import ArtifactError, ConfigError, EngineError
 from rung.evaluation.scoring import evaluate
 from rung.prompts.overflow import fitted
@@ -42,7 +43,10 @@ def narrow(zero, data, monkeypatch):
     room = few.decoder.room(cached)
 
     def read(tokens):
-        monkeypatch.setattr(cached.engine, "_info", replace(cached.engine.info, context=tokens))
+        torch = opening.open_torch("embedded")
+        small = replace(torch.files, context=tokens)
+        monkeypatch.setattr(opening, "resolve", lambda *_, **__: small)
+        monkeypatch.setattr(torch, "files", small)
 
     return few, room, longest, read
 

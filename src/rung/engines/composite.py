@@ -41,8 +41,17 @@ class Composite(LocalModel):
 
     @property
     def info(self) -> EngineInfo:
-        """Describe the engine that generates; loads it."""
-        return self._generator.info
+        """Describe the model, loading nothing; each of the two engines remembers answers under its own fingerprint."""
+        files = self.files
+        return EngineInfo(
+            engine="openvino and torch",
+            model=files.name,
+            device="cpu",
+            dtype="as each engine says",
+            parameters=files.parameters,
+            context=files.context,
+            fingerprint=f"{files.fingerprint}/composite",
+        )
 
     def _for(self, request: GenerateRequest) -> Engine:
         adapter, constraint = request.adapter, request.constraint
