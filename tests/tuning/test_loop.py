@@ -3,11 +3,13 @@ import json
 import random
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rung.artifact import Artifact
+from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.rungs import LoRA
@@ -165,8 +167,8 @@ def test_a_model_answers_after_its_trained_adapter_is_dropped(tiny):
 
 
 def test_lean_layers_have_the_loss_and_gradient_of_peft(tiny):
+    from rung.engines.low_rank import lean
     from rung.tuning.adapters import add_adapter, peft
-    from rung.tuning.low_rank import lean
 
     torch.manual_seed(1)
     config = peft().LoraConfig(
@@ -189,11 +191,23 @@ def test_lean_layers_have_the_loss_and_gradient_of_peft(tiny):
 
 
 def test_layers_that_are_not_plain_lora_stay_with_peft(tiny):
+    from rung.engines.low_rank import lean
     from rung.tuning.adapters import add_adapter, peft
-    from rung.tuning.low_rank import lean
 
     for settings in ({"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}):
         config = peft().LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
         model = add_adapter(copy.deepcopy(tiny), config, "tuned")
         with lean(model, "tuned"):
             assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_half_read_stream_changes_no_other_answer(tuned):
+    artifact, _ = tuned
+    engine, prompt = open_torch("embedded"), ({"role": "user", "content": "I lost my card"},)
+    plain = GenerateRequest(prompt, Sampling(max_tokens=4))
+    alone = engine.generate([plain])[0].text
+    streamed = engine.stream(replace(plain, adapter=artifact.weights.reference, sampling=Sampling(max_tokens=9)))
+    next(streamed)
+    assert engine.generate([plain])[0].text == alone
+    streamed.close()
+    assert engine.generate([plain])[0].text == alone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ class TorchEngine(LocalModel):
         self.model.eval()
         return self.model
 
+    @contextmanager
+    def running(self, adapter: str | None) -> Iterator[Any]:
+        """Lend the model with exactly this adapter, its plain LoRA layers without PEFT's detours."""
+        model = self.use(adapter)
+        if adapter is None:
+            yield model
+            return
+        from rung.engines.low_rank import lean
+
+        with lean(model, self._adapters[adapter]):
+            yield model
+
     # ---- the three calls
 
     def generate(
@@ -111,18 +124,18 @@ class TorchEngine(LocalModel):
         results: dict[int, Generation] = {}
         progress.start("generating", len(requests))
         for (adapter, sampling, constraint, logprobs), members in groups.items():
-            model = self.use(adapter)
             prompts = [self.fitting(requests[i].prompt, sampling.max_tokens) for i in members]
-            if self._paged and suits(model, sampling, constraint, logprobs=logprobs):
-                done = generate_paged(
-                    model, self.tokenizer, prompts, sampling, attention=self._paged, progress=progress,
-                    cancelled=cancelled,
-                )  # fmt: skip
-            else:
-                done = decode(
-                    model, self.tokenizer, prompts, sampling, constraint, logprobs=logprobs, progress=progress,
-                    cancelled=cancelled,
-                )  # fmt: skip
+            with self.running(adapter) as model:
+                if self._paged and suits(model, sampling, constraint, logprobs=logprobs):
+                    done = generate_paged(
+                        model, self.tokenizer, prompts, sampling, attention=self._paged, progress=progress,
+                        cancelled=cancelled,
+                    )  # fmt: skip
+                else:
+                    done = decode(
+                        model, self.tokenizer, prompts, sampling, constraint, logprobs=logprobs, progress=progress,
+                        cancelled=cancelled,
+                    )  # fmt: skip
             results.update(zip(members, done, strict=True))
         progress.finish()
         return [results[i] for i in range(len(requests))]
@@ -131,9 +144,9 @@ class TorchEngine(LocalModel):
         """Yield the text of one completion in pieces as it is made."""
         from rung.engines.torch_decoding import stream
 
-        model = self.use(request.adapter)
         prompt = self.fitting(request.prompt, request.sampling.max_tokens)
-        yield from stream(model, self.tokenizer, prompt, request.sampling, request.constraint)
+        with self.running(request.adapter) as model:
+            yield from stream(model, self.tokenizer, prompt, request.sampling, request.constraint)
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score continuations; requests with the same label set run together."""
@@ -146,17 +159,20 @@ class TorchEngine(LocalModel):
             first, start = requests[members[0]], time.perf_counter()
             longest = max(map(len, first.continuations))
             prompts = [self.fitting(requests[i].prompt, longest) for i in members]
-            logprobs = self._score_group(first, prompts, progress)
+            with self.running(first.adapter) as model:
+                logprobs = self._score_group(model, first, prompts, progress)
             seconds = (time.perf_counter() - start) / len(members)
             for row, (i, prompt) in enumerate(zip(members, prompts, strict=True)):
                 results[i] = Scored(logprobs[row], len(prompt), seconds)
         progress.finish()
         return [results[i] for i in range(len(requests))]
 
-    def _score_group(self, like: ScoreRequest, prompts: Sequence[tuple[int, ...]], progress: Progress) -> Floats:
+    def _score_group(
+        self, model: Any, like: ScoreRequest, prompts: Sequence[tuple[int, ...]], progress: Progress
+    ) -> Floats:
         from rung.engines.tree_scoring import score_all, score_best
 
-        model, trie = self.use(like.adapter), build_trie(like.continuations)
+        trie = build_trie(like.continuations)
         if not like.best:
             return score_all(model, prompts, trie, done=progress.advance)
         labels = len(like.continuations)

@@ -22,6 +22,7 @@ from rung.engines.label_trie import Floats, LabelTrie, common_prefix
 
 LOGIT_BYTES = 384 * 2**20  # logits materialized at once
 TOKENS_PER_BATCH = 2048  # tokens run at once, where the logits allow
+PLACES = 32  # rows of logits normalized at once
 EXPAND = 6  # nodes expanded per row in the first round of the best-first search; each round doubles it, to at most
 MOST_EXPAND = 48  # this: a peaked distribution is decided in one small round, a flat one in few large rounds
 
@@ -122,9 +123,18 @@ def left_padded(prefix: Prefix, rows: Sequence[Sequence[int]]) -> tuple[torch.Te
     return ids, mask, positions
 
 
+def _log_normalizer(logits: torch.Tensor) -> torch.Tensor:
+    """Return the log of the summed exponentials over the vocabulary, in float32.
+
+    A few places at a time: the passes over them then run in the processor's cache instead of main memory.
+    """
+    places = logits.flatten(0, -2).split(PLACES)
+    return torch.cat([part.float().logsumexp(-1) for part in places]).view(logits.shape[:-1])
+
+
 def _edge_logprobs(logits: torch.Tensor, nodes: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> Floats:
     """Read the log-probability of each edge (`nodes` index the second dimension) off `logits` [R, nodes, V]."""
-    normalizer = torch.logsumexp(logits.float(), dim=-1)
+    normalizer = _log_normalizer(logits)
     where = torch.from_numpy(nodes).to(logits.device)
     picked = logits[:, where, torch.from_numpy(tokens).to(logits.device)].float() - normalizer[:, where]
     result: Floats = picked.cpu().numpy()
@@ -261,7 +271,7 @@ class _Search:
 
     def _read(self, logits: torch.Tensor, chosen: list[list[int]]) -> None:
         """Store the log-probabilities of the edges that leave the nodes just run."""
-        normalizer = torch.logsumexp(logits.float(), dim=-1)
+        normalizer = _log_normalizer(logits)
         where_row: list[int] = []
         where_place: list[int] = []
         where_edge: list[int] = []

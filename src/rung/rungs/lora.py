@@ -82,10 +82,10 @@ class LoRA:
         Raises:
             TrainingError: there is nothing to learn, memory ran out, or the loss is not a number.
         """
+        from rung.engines.low_rank import lean
         from rung.tuning.adapters import add_adapter, drop_adapter, keep_adapter, peft
         from rung.tuning.examples import tokenize
         from rung.tuning.loop import Schedule, train
-        from rung.tuning.low_rank import lean
 
         engine = open_torch(artifact.model)
         rows = tokenize(artifact, engine, data.train, progress=progress)

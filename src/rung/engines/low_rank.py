@@ -1,8 +1,8 @@
 """LoRA's linear layers with as few operations as the mathematics needs, forward and backward.
 
 PEFT writes the update as four operations beside the base layer, and autograd adds eight more. On a processor, where a
-step has thousands of small operations, they cost as much as the products. Here it is the products alone, and the
-scale rides along in them. Used only where the result is PEFT's own: plain LoRA, one adapter, no dropout.
+step has thousands of small operations, they cost a fifth of it. Here it is the products alone, and the scale rides
+along in them. Used only where the result is PEFT's own: plain LoRA, one adapter, no dropout.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def lean(model: Any, name: str) -> Iterator[None]:
         yield
     finally:
         for module in changed:
-            del module.forward
+            vars(module).pop("forward", None)  # another block may have ended meanwhile
 
 
 def _plain(module: Any, name: str) -> bool:
@@ -84,6 +84,10 @@ def _plain(module: Any, name: str) -> bool:
 
 
 def _forward(module: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+    if module.disable_adapters or list(module.active_adapters) != [name]:
+        # A stream that its reader left half read keeps its block open while others use the model.
+        other: torch.Tensor = type(module).forward(module, x)
+        return other
     base = module.get_base_layer()
     result: torch.Tensor = LowRankLinear.apply(
         x, base.weight, base.bias, module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
