@@ -4,11 +4,15 @@ The peer is what careful code does with transformers alone: run the prompt once,
 the padded labels in one batch. Rung runs the prompt and the inner nodes of the label trie in one pass with tree
 attention, rows batched together, the shared beginning once.
 
-Learnt while profiling: on two AVX2 cores a full scoring reaches two thirds of the matrix-product rate, so what is left
-is the number of tokens. The best-first search pays where the model has an opinion (tuned weights), where labels are
-scored most: in production. Without one (zero-shot over 77 labels) its bounds are loose, it opens most of the trie,
-and the engine falls back to the full pass. The goal for the best label is taken on tuned weights; the other artifacts
-are printed beside it.
+Learnt while profiling: on two AVX2 cores three quarters of a full scoring are matrix products at the machine's peak
+rate, so what is left is the number of tokens: 169 a row (18 of its own, 151 inner nodes) against the peer's 731, which
+bounds the ratio near 4.5 where the prompt is short. The best-first search pays where the model has an opinion (tuned
+weights), where labels are scored most: in production. Without one (zero-shot over 77 labels) its bounds are loose, it
+opens nine tenths of the trie, and the engine falls back to the full pass. The goal for the best label is taken on
+tuned weights; the other artifacts are printed beside it.
+
+Measured on two AVX2 cores on 2026-11-21: all labels 4.0x zero-shot, 8.4x behind eight fixed demonstrations, 4.6x tuned;
+best label 3.4x, 11.6x, 14.5x.
 """
 
 from __future__ import annotations
