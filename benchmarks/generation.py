@@ -6,9 +6,11 @@ ludwig-loop   one transformers `generate` call per row, as row-by-row prediction
 
 The prompts share a few-shot beginning and end in one customer message of BANKING77 each; the answer is free text of at
 most 64 tokens, greedy, ended by the model's own end token; the tokens counted are those before padding. Batches of a
-peer are alike, so the slow peers run some of the rows and their rate is compared: `--raw-rows`, `--peer-rows`, `--loop-rows`.
-Measured on two AVX2 cores on 2026-11-21: 3.6x raw, 6.4x batch, 14.9x ludwig-loop; before cached keys and values were
-kept in 16 bits, text depended on what was cached. Transformers runs in fp32, OpenVINO with the int8 weights that are Rung's default; `--precision fp32` compares equals.
+peer are alike, so peers run some of the rows and their rate is compared: `--raw-rows`, `--peer-rows`, `--loop-rows`.
+Transformers runs in fp32, OpenVINO with the int8 weights that are Rung's default; `--precision fp32` compares equals.
+
+Measured on two AVX2 cores on 2026-11-21: 3.6x raw, 6.4x batch, 14.9x ludwig-loop. Raw is slower because all rows of its
+one call compute the beginning that they share; Rung lets one row go ahead and the others find it cached.
 """
 
 from __future__ import annotations
