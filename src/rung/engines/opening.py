@@ -83,9 +83,13 @@ def open_api(model: str) -> ApiEngine:
     return ApiEngine(model)
 
 
-@lru_cache(maxsize=2)
 def open_torch(model: str, *, device: str = "auto") -> TorchEngine:
     """Return the torch engine of `model` itself, which also trains."""
+    return _open_torch(model, device)  # a cache tells `f(x)` from `f(x, device="auto")`, and would load twice
+
+
+@lru_cache(maxsize=2)
+def _open_torch(model: str, device: str) -> TorchEngine:
     from rung.engines.torch_engine import TorchEngine
 
     return TorchEngine(resolve(model), device=device)
