@@ -4,16 +4,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all check bench clean
+.PHONY: quickstart test test-all models check bench clean
 
 quickstart: $(VENV)/.local
 	$(BIN)/rung climb examples/banking77/task.yaml --resume
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev models
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev models
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+# the tests run with the network off
+models: $(VENV)/.dev
+	$(BIN)/rung models pull embedded
+	$(BIN)/rung models pull embedded-encoder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks
