@@ -114,6 +114,12 @@ class Artifact:
         """Return the engine that runs this artifact, loading it at the first call."""
         return self._engine
 
+    def on(self, engine: Engine) -> Self:
+        """Return a copy that runs on this very engine."""
+        copy = replace(self)
+        vars(copy)["_engine"] = engine  # where the cached property keeps it
+        return copy
+
     def predict(
         self, rows: Sequence[Mapping[str, Any]], *, full: bool = True, progress: Progress = QUIET
     ) -> list[Answer]:

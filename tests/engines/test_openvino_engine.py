@@ -13,7 +13,8 @@ from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreReques
 from rung.engines.opening import open_engine, open_openvino, open_torch
 from rung.engines.openvino_adapters import unsupported
 from rung.errors import ArtifactError, EngineError
-from rung.tuning.adapters import add_adapter, drop_adapter, keep_adapter
+from rung.tuning.changes import keep
+from rung.tuning.peft_adapter import PeftAdapter
 
 QUESTIONS = ("Where is my card?", "Name three fruits.", "How old must I be?", "Tell me a story.")
 
@@ -225,9 +226,9 @@ def adapters(oracle):
         torch.manual_seed(seed)
         layers = ["q_proj", "v_proj", "down_proj"]
         config = LoraConfig(r=4, lora_alpha=6, target_modules=layers, init_lora_weights=False, **extra)
-        oracle.model = add_adapter(oracle.model, config, f"t{seed}")
-        folders.append(str(keep_adapter(oracle.model, f"t{seed}", oracle.files.fingerprint)))
-        oracle.model = drop_adapter(oracle.model, f"t{seed}")
+        change = PeftAdapter(oracle.use(None), config)
+        folders.append(str(keep(change, oracle.files.fingerprint)))
+        change.remove()
     return folders
 
 

@@ -1,7 +1,9 @@
 import copy
+import itertools
 import json
 import random
 import shutil
+import subprocess
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -13,8 +15,11 @@ from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.rungs import LoRA
+from rung.tuning.checkpoints import Checkpoints
 from rung.tuning.examples import TokenizedExample, epoch_batches, tokenize
-from rung.tuning.loop import Schedule, answer_loss, packed_layers, train
+from rung.tuning.loop import Schedule, train
+from rung.tuning.loss import AnswerLoss, packed_layers
+from rung.tuning.peft_adapter import PeftAdapter, peft
 
 
 @pytest.fixture(scope="module")
@@ -36,37 +41,102 @@ def rows(shared, count=5, seed=0):
         return tuple(rng.randrange(97) for _ in range(rng.randint(low, high)))
 
     head = some(shared, shared)
-    return [TokenizedExample(head + some(1, 9), some(1, 5), f"row {i}") for i in range(count)]
+    return [TokenizedExample.answered(head + some(1, 9), some(1, 5), f"row {i}") for i in range(count)]
+
+
+def turns(count=5):
+    """Rows with several supervised stretches, and text behind the last one."""
+    rng = random.Random(1)
+    head = tuple(rng.randrange(97) for _ in range(4))
+    return [
+        TokenizedExample((*head, *(rng.randrange(97) for _ in range(20))), ((5 + i, 8 + i), (11 + i, 15)), f"row {i}")
+        for i in range(count)
+    ]
 
 
 def plain_loss(model, part):
-    """The loss of transformers itself, row by row, prompts masked."""
+    """The loss of transformers itself, row by row, all that is not supervised masked."""
     total = 0.0
     for row in part:
-        ids = torch.tensor([[*row.prompt, *row.answer]])
-        labels = ids.clone()
-        labels[0, : len(row.prompt)] = -100
-        total = total + model(input_ids=ids, labels=labels).loss * len(row.answer)
+        ids = torch.tensor([row.tokens])
+        labels = torch.full_like(ids, -100)
+        for first, last in row.spans:
+            labels[0, first:last] = ids[0, first:last]
+        total = total + model(input_ids=ids, labels=labels).loss * row.supervised
     return total
+
+
+def packed_loss(model, part):
+    return AnswerLoss(model)(part)
+
+
+def unshared_loss(model, part):
+    with packed_layers(model):
+        return AnswerLoss(model, share=False)(part)
 
 
 def layered_loss(model, part):
     with packed_layers(model):
-        return answer_loss(model, part)
+        return AnswerLoss(model)(part)
 
 
-@pytest.mark.parametrize("shared", [0, 7])
-@pytest.mark.parametrize("count", [1, 5])
-@pytest.mark.parametrize("packed", [answer_loss, layered_loss])
-def test_loss_and_gradient_equal_the_plain_path(tiny, shared, count, packed):
-    part, found = rows(shared, count), []
-    for way in (packed, plain_loss):
+def chunked_loss(model, part):
+    with packed_layers(model), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rung.tuning.loss.CHUNK", 3)
+        return AnswerLoss(model)(part)
+
+
+def whole_loss(model, part):
+    model.rung_projects = False
+    try:
+        return AnswerLoss(model)(part)
+    finally:
+        del model.rung_projects
+
+
+@pytest.mark.parametrize("part", [rows(0, 1), rows(0), rows(7, 1), rows(7), turns()], ids=len)
+@pytest.mark.parametrize("way", [packed_loss, layered_loss, unshared_loss, chunked_loss, whole_loss])
+def test_loss_and_gradient_equal_the_plain_path(tiny, part, way):
+    found = []
+    for one in (way, plain_loss):
         tiny.zero_grad()
-        loss = way(tiny, part)
+        loss = one(tiny, part)
         loss.backward()
         found.append((loss.item(), torch.cat([p.grad.flatten() for p in tiny.parameters()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-4, rtol=1e-4)
+
+
+def test_label_smoothing_is_that_of_torch(tiny):
+    part = rows(3, 1)
+    row = part[0]
+    logits = tiny(input_ids=torch.tensor([row.tokens])).logits[0]
+    first, last = row.spans[0]
+    wanted = torch.nn.functional.cross_entropy(
+        logits[first - 1 : last - 1], torch.tensor(row.tokens[first:last]), reduction="sum", label_smoothing=0.1
+    )
+    torch.testing.assert_close(AnswerLoss(tiny, smoothing=0.1)(part), wanted)
+
+
+def test_noise_stays_within_its_bound_and_changes_the_loss(tiny):
+    part, seen = rows(3), []
+    handle = tiny.get_input_embeddings().register_forward_hook(lambda m, i, output: seen.append(output.detach()))
+    plain = AnswerLoss(tiny, share=False)(part)
+    noisy = AnswerLoss(tiny, share=False, noise=5.0)
+    inner = []
+    layer = tiny.model.layers[0].register_forward_pre_hook(lambda m, inputs: inner.append(inputs[0].detach()))
+    torch.manual_seed(0)
+    assert noisy(part).item() != pytest.approx(plain.item(), rel=1e-6)
+    handle.remove()
+    layer.remove()
+    difference, start = (inner[0] - seen[-1])[0].abs(), 0
+    for row in part:
+        read = row.spans[-1][1] - 1
+        bound = 5.0 / (read * 32) ** 0.5
+        own = difference[start : start + read]
+        assert own.max() <= bound + 1e-6
+        assert own.mean() == pytest.approx(bound / 2, rel=0.2)
+        start += read
 
 
 def test_every_row_is_seen_once_an_epoch():
@@ -76,17 +146,54 @@ def test_every_row_is_seen_once_an_epoch():
     assert batches != list(epoch_batches(part, 8, random.Random(1)))
 
 
+def adapter(model, **settings):
+    torch.manual_seed(3)
+    config = peft().LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    return PeftAdapter(model, config)
+
+
+def trained(tiny, schedule, part=None, **options):
+    """Train a fresh LoRA adapter on a copy; return the course and the adapter's tensors."""
+    model = copy.deepcopy(tiny)
+    change = adapter(model)
+    course = train(model, change, part or rows(4, 16), schedule, **options)
+    return course, {name.split(".", 2)[2]: p.detach().clone() for name, p in change.parameters().items()}
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+
+
 def test_the_same_seed_trains_the_same(tiny):
     schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-3, seed=5)
-    first, second = (train(copy.deepcopy(tiny), rows(4, 16), schedule) for _ in range(2))
-    assert first == second
-    assert first[-1][1] < first[0][1]
+    (first, one), (second, other) = (trained(tiny, schedule) for _ in range(2))
+    assert first.losses == second.losses
+    assert same(one, other)
+    assert first.losses[-1][1] < first.losses[0][1]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, micro_batch):
+    schedule = Schedule(epochs=2, batch_size=8, learning_rate=1e-3)
+    whole, tensors = trained(tiny, schedule)
+    cut, others = trained(tiny, replace(schedule, micro_batch=micro_batch))
+    assert [v for _, v in cut.losses] == pytest.approx([v for _, v in whole.losses], abs=1e-4)
+    assert cut.norms == pytest.approx(whole.norms, abs=1e-4)
+    for one, other in zip(tensors.values(), others.values(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
 def test_divergence_is_an_error(tiny):
     with pytest.raises(TrainingError) as caught:
-        train(copy.deepcopy(tiny), rows(4, 16), Schedule(epochs=30, batch_size=4, learning_rate=1e30))
+        trained(tiny, Schedule(epochs=30, batch_size=4, learning_rate=1e30))
     assert caught.value.code == "loss-not-finite"
+    model, worse = copy.deepcopy(tiny), itertools.count()
+    with pytest.raises(TrainingError) as caught:
+        train(
+            model, adapter(model), rows(4, 16), Schedule(epochs=30, batch_size=4, learning_rate=1e-3),
+            loss=lambda part: AnswerLoss(model)(part) * 0 + 0.2 * next(worse) * sum(row.supervised for row in part),
+        )  # fmt: skip
+    assert caught.value.code == "training-diverged"
 
 
 def test_the_rate_rises_and_falls():
@@ -96,6 +203,95 @@ def test_the_rate_rises_and_falls():
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] < 0.01
     assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert replace(schedule, decay="linear").rate(55, 100) == pytest.approx(0.5)
+    assert replace(schedule, decay="constant").rate(99, 100) == 1.0
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("stop", [1, 5])
+def test_a_run_that_goes_on_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path, stop, dropout):
+    def run(checkpoints=None, stop_after=None):
+        model = copy.deepcopy(tiny)
+        change = adapter(model, lora_dropout=dropout)
+        schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-2, weight_decay=0.1, noise=1.0)
+        course = train(model, change, rows(4, 16), schedule, checkpoints=checkpoints, stop_after=stop_after)
+        return course, {name.split(".", 2)[2]: p.detach().clone() for name, p in change.parameters().items()}
+
+    whole, tensors = run()
+    checkpoints = Checkpoints(tmp_path / "run")
+    first, _ = run(checkpoints, stop_after=stop)
+    assert first.steps == stop
+    rest, others = run(checkpoints)
+    assert rest.losses == whole.losses
+    assert rest.norms == whole.norms
+    assert (rest.steps, rest.tokens) == (whole.steps, whole.tokens)
+    assert same(tensors, others)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path):
+    schedule, checkpoints = Schedule(epochs=2, batch_size=4, learning_rate=1e-3), Checkpoints(tmp_path / "run")
+    whole, tensors = trained(tiny, schedule)
+    trained(tiny, schedule, checkpoints=checkpoints, stop_after=2)
+    trained(tiny, schedule, checkpoints=checkpoints, stop_after=4)
+    newest = tmp_path / "run" / "step-00000004" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert checkpoints.last()[0] == 2
+    assert not newest.exists()
+    rest, others = trained(tiny, schedule, checkpoints=checkpoints)
+    assert rest.losses == whole.losses
+    assert same(tensors, others)
+
+
+def test_only_the_last_checkpoints_stay(tiny, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", keep=2)
+    for stop in (1, 2, 3):
+        trained(tiny, Schedule(epochs=2, batch_size=4, learning_rate=1e-3), checkpoints=checkpoints, stop_after=stop)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["step-00000002", "step-00000003"]
+    checkpoints.clear()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tiny, tmp_path):
+    """A real file system of 200 kB, where this test may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        checkpoints = Checkpoints(disk / "run")
+        schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-3)
+        trained(tiny, schedule, checkpoints=checkpoints, stop_after=2)
+        (disk / "filler").write_bytes(b"x" * 100_000)
+        with pytest.raises(TrainingError) as caught:
+            trained(tiny, schedule, checkpoints=checkpoints, stop_after=4)
+        assert caught.value.code == "checkpoint-failed"
+        assert checkpoints.last()[0] == 2
+        assert sorted(p.name for p in (disk / "run").iterdir()) == ["step-00000002"]
+        (disk / "filler").unlink()
+        rest, others = trained(tiny, schedule, checkpoints=checkpoints)
+        whole, tensors = trained(tiny, schedule)
+        assert rest.losses == whole.losses
+        assert same(tensors, others)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+# ---- evaluation
+
+
+def test_the_best_weights_are_kept_and_patience_ends_the_run(tiny):
+    values = iter([0.2, 0.7, 0.6, 0.5, 0.9])
+    schedule = Schedule(epochs=5, batch_size=4, learning_rate=1e-2, decay="constant", patience=2)
+    course, tensors = trained(tiny, schedule, evaluate=lambda: next(values))
+    assert course.evaluations == [(4, 0.2), (8, 0.7), (12, 0.6), (16, 0.5)]
+    assert course.best == 8
+    short, wanted = trained(tiny, replace(schedule, epochs=2, patience=None))
+    assert short.losses == course.losses[:8]
+    assert same(tensors, wanted)
 
 
 @pytest.fixture(scope="module")
@@ -146,42 +342,43 @@ def test_an_adapter_of_another_model_or_format_is_refused(tuned, tmp_path):
 def test_answers_end_with_the_token_that_ends_a_turn(zero, data):
     engine = open_torch("embedded")
     row = tokenize(zero, engine, data.train[:1])[0]
-    answer = engine.tokenizer.decode(row.answer, skip_special=False)
+    answer = engine.tokenizer.decode(row.tokens[len(row.prompt) :], skip_special=False)
     assert answer == zero.spoken(data.train[0].outputs[0]) + "<|im_end|>"
     assert engine.tokenizer.decode(row.prompt, skip_special=False).endswith("<|im_start|>assistant\n")
 
 
-def test_a_model_answers_after_its_trained_adapter_is_dropped(tiny):
-    from rung.tuning.adapters import add_adapter, drop_adapter, peft
-
+def test_a_model_answers_after_its_trained_adapter_is_removed(tiny):
     model, ids = copy.deepcopy(tiny), torch.tensor([[1, 2, 3]])
     before = model(ids).logits
-    config = peft().LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    both = add_adapter(add_adapter(model, config, "one"), config, "two")
-    one = drop_adapter(both, "two")
-    assert one.active_adapter == "one"
-    torch.testing.assert_close(one(ids).logits, before)  # a fresh update is zero
-    plain = drop_adapter(one, "one")
-    assert not hasattr(plain, "peft_config")
-    assert torch.equal(plain(ids).logits, before)
+    one, two = (adapter(model, init_lora_weights=False) for _ in range(2))
+    one.enable()
+    with_one = model(ids).logits
+    assert not torch.allclose(with_one, before)
+    two.remove()
+    torch.testing.assert_close(model(ids).logits, before)  # nothing is active after a removal
+    one.enable()
+    assert torch.equal(model(ids).logits, with_one)
+    one.remove()
+    assert torch.equal(model(ids).logits, before)
+    assert [type(m) for m in model.modules()] == [type(m) for m in tiny.modules()]
 
 
 def test_lean_layers_have_the_loss_and_gradient_of_peft(tiny):
-    from rung.engines.low_rank import lean
-    from rung.tuning.adapters import add_adapter, peft
-
-    torch.manual_seed(1)
-    config = peft().LoraConfig(
-        r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
-    )
-    model = add_adapter(copy.deepcopy(tiny), config, "tuned")
+    model = copy.deepcopy(tiny)
+    change = adapter(model, lora_alpha=12, init_lora_weights=False)
+    change.enable()
+    for p in change.parameters().values():
+        p.requires_grad_(True)
     part, found = rows(3), []
     for leaner in (False, True):
         model.zero_grad()
-        with lean(model, "tuned") if leaner else nullcontext():
-            loss = answer_loss(model, part)
+        with change.lean() if leaner else nullcontext():
+            with change.lean() if leaner else nullcontext():
+                pass
+            assert any("forward" in vars(module) for module in model.modules()) == leaner
+            loss = AnswerLoss(model)(part)
         loss.backward()
-        found.append((loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
+        found.append((loss.item(), {n: p.grad.clone() for n, p in change.parameters().items()}))
     (plain, plain_grads), (fast, fast_grads) = found
     assert fast == pytest.approx(plain, rel=1e-6)
     assert len(fast_grads) == 2 * 2 * 7
@@ -191,13 +388,11 @@ def test_lean_layers_have_the_loss_and_gradient_of_peft(tiny):
 
 
 def test_layers_that_are_not_plain_lora_stay_with_peft(tiny):
-    from rung.engines.low_rank import lean
-    from rung.tuning.adapters import add_adapter, peft
-
     for settings in ({"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}):
-        config = peft().LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
-        model = add_adapter(copy.deepcopy(tiny), config, "tuned")
-        with lean(model, "tuned"):
+        model = copy.deepcopy(tiny)
+        change = adapter(model, **settings)
+        change.enable()
+        with change.lean():
             assert not any("forward" in vars(module) for module in model.modules())
 
 

@@ -42,7 +42,7 @@ def load_data(task: Task) -> Data:
     _note_detectable(task, splits, report)
     digest = hash_of([[name, [[e.id, *e.outputs] for e in splits[name]]] for name in SPLITS], digits=64)
     train, validation, test = (tuple(splits[name]) for name in SPLITS)
-    return Data(train, validation, test, labels, report, digest)
+    return Data(train, validation, test, labels, report, digest, task.folder)
 
 
 def _read(task: Task, report: DataReport) -> dict[str, list[Example]]:

@@ -7,6 +7,7 @@ import json
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,7 +41,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits, the sorted label set (empty unless the task is a category), and the data report."""
+    """The three splits, the sorted label set (empty unless the task is a category), and the data report.
+
+    `folder` is the task file's, where a metric of the user's own is looked for.
+    """
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
@@ -48,6 +52,7 @@ class Data:
     labels: tuple[str, ...]
     report: DataReport
     fingerprint: str
+    folder: Path | None = None
 
 
 def example_id(inputs: Mapping[str, Any]) -> str:

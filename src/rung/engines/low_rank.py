@@ -56,14 +56,15 @@ def lean(model: Any, name: str) -> Iterator[None]:
     """Run the plain LoRA layers of adapter `name` through `LowRankLinear` for the time of the block."""
     from peft.tuners.lora.layer import Linear
 
-    changed = [m for m in model.modules() if isinstance(m, Linear) and _plain(m, name)]
+    # Blocks may nest (an evaluation inside training): only the outermost one changes a layer, and changes it back.
+    changed = [m for m in model.modules() if isinstance(m, Linear) and "forward" not in vars(m) and _plain(m, name)]
     for module in changed:
         module.forward = partial(_forward, module, name)
     try:
         yield
     finally:
         for module in changed:
-            vars(module).pop("forward", None)  # another block may have ended meanwhile
+            vars(module).pop("forward")
 
 
 def _plain(module: Any, name: str) -> bool:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rung.errors import ArtifactError, EngineError
 from rung.models.reference import ModelFiles
-from rung.tuning.adapters import BASE_FINGERPRINT
+from rung.tuning.changes import BASE_FINGERPRINT
 
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 PLAIN = ("use_dora", "modules_to_save", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
@@ -26,6 +26,8 @@ PLAIN = ("use_dora", "modules_to_save", "fan_in_fan_out", "lora_bias", "layer_re
 
 def unsupported(folder: Path) -> str | None:
     """Return why OpenVINO cannot run the adapter in `folder`, or nothing where it can."""
+    if not (folder / "adapter_config.json").is_file() and any(folder.glob("*.safetensors")):
+        return "it is not a LoRA adapter"
     config = _config(folder)
     if config.get("peft_type") != "LORA":
         return f"its type is {config.get('peft_type')}, not LORA"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from rung.engines.base import (
     Floats,
     GenerateRequest,
     Generation,
+    Prompt,
     Scored,
     ScoreRequest,
 )
@@ -27,12 +28,15 @@ from rung.errors import EngineError
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
+if TYPE_CHECKING:
+    from rung.tuning.changes import Change
+
 SEARCH_PAYS = 0.7  # best-first search is worth its rounds while it runs less than this share of the trie
 PROBE = 16  # rows that tell
 
 
 class TorchEngine(LocalModel):
-    """One base model in memory, with any number of PEFT adapters beside it.
+    """One base model in memory, with any number of changes of its weights (adapters, soft prompts, patches) beside it.
 
     Args:
         files: the resolved model.
@@ -55,7 +59,8 @@ class TorchEngine(LocalModel):
         ).to(device)
         self.model.eval()
         self.model.requires_grad_(False)
-        self._adapters: dict[str, str] = {}
+        self._changes: dict[str, Change] = {}
+        self._active: str | None = None
         self._search_pays: dict[Any, bool] = {}
         self._paged = paged_attention(device)
         self._info = EngineInfo(
@@ -74,37 +79,59 @@ class TorchEngine(LocalModel):
         """Say what runs where."""
         return self._info
 
-    # ---- adapters
+    # ---- changes of the weights
 
     def use(self, adapter: str | None) -> Any:
-        """Return the model with exactly this adapter active (a PEFT folder), or with none."""
-        if adapter is None:
-            if self._adapters:
-                self.model.base_model.disable_adapter_layers()
-            return self.model
-        if adapter not in self._adapters:
-            from rung.tuning.adapters import attach
-
-            name = f"a{len(self._adapters)}"
-            self.model = attach(self.model, Path(adapter), name, fingerprint=self.files.fingerprint)
-            self._adapters[adapter] = name
-        self.model.base_model.enable_adapter_layers()
-        self.model.set_adapter(self._adapters[adapter])
-        self.model.requires_grad_(False)
+        """Return the model with exactly this change of its weights (a folder, or a name given to `lend`), or plain."""
+        if adapter != self._active:
+            if self._active is not None:
+                self._changes[self._active].disable()
+                self._active = None
+            if adapter is not None:
+                self._change(adapter).enable()
+                self._active = adapter
         self.model.eval()
         return self.model
 
+    def _change(self, adapter: str) -> Change:
+        """Return a change that is on the model, putting it there first; those it cannot stand beside make room."""
+        if adapter not in self._changes:
+            from rung.tuning.changes import attach, family_of
+
+            self.make_room(family_of(Path(adapter)))
+            self._changes[adapter] = attach(self.model, Path(adapter), fingerprint=self.files.fingerprint)
+        return self._changes[adapter]
+
+    @contextmanager
+    def lend(self, change: Change, name: str) -> Iterator[None]:
+        """Answer requests for adapter `name` with `change`, which is on the model already, while the block runs."""
+        self._changes[name] = change
+        try:
+            yield
+        finally:
+            if self._active == name:
+                self.use(None)
+            del self._changes[name]
+
+    def make_room(self, family: str | None) -> None:
+        """Take all changes off that a new one of this family cannot stand beside; they come back when asked for."""
+        self.use(None)
+        for name, other in list(self._changes.items()):
+            if family is not None and other.family not in (None, family):
+                self._changes.pop(name).remove()
+
     @contextmanager
     def running(self, adapter: str | None) -> Iterator[Any]:
-        """Lend the model with exactly this adapter, its plain LoRA layers without PEFT's detours."""
+        """Lend the model with exactly this change of its weights, run the lean way where it has one."""
         model = self.use(adapter)
-        if adapter is None:
+        with self._changes[adapter].lean() if adapter is not None else nullcontext():
             yield model
-            return
-        from rung.engines.low_rank import lean
 
-        with lean(model, self._adapters[adapter]):
-            yield model
+    def _prompt(self, prompt: Prompt, room: int, adapter: str | None) -> tuple[int, ...]:
+        """Return the prompt's tokens behind the virtual tokens of a soft prompt, checked against the context."""
+        if adapter is None or not (prefix := self._change(adapter).prefix):
+            return self.fitting(prompt, room)
+        return (*prefix, *self.fitting(prompt, room + len(prefix)))
 
     # ---- the three calls
 
@@ -124,7 +151,7 @@ class TorchEngine(LocalModel):
         results: dict[int, Generation] = {}
         progress.start("generating", len(requests))
         for (adapter, sampling, constraint, logprobs), members in groups.items():
-            prompts = [self.fitting(requests[i].prompt, sampling.max_tokens) for i in members]
+            prompts = [self._prompt(requests[i].prompt, sampling.max_tokens, adapter) for i in members]
             with self.running(adapter) as model:
                 if self._paged and suits(model, sampling, constraint, logprobs=logprobs):
                     done = generate_paged(
@@ -144,9 +171,12 @@ class TorchEngine(LocalModel):
         """Yield the text of one completion in pieces as it is made."""
         from rung.engines.torch_decoding import stream
 
-        prompt = self.fitting(request.prompt, request.sampling.max_tokens)
+        prompt = self._prompt(request.prompt, request.sampling.max_tokens, request.adapter)
         with self.running(request.adapter) as model:
-            yield from stream(model, self.tokenizer, prompt, request.sampling, request.constraint)
+            pieces = stream(model, self.tokenizer, prompt, request.sampling, request.constraint)
+            while (piece := next(pieces, None)) is not None:
+                yield piece
+                self.use(request.adapter)  # whoever reads the stream may have used the model meanwhile
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score continuations; requests with the same label set run together."""
@@ -158,7 +188,7 @@ class TorchEngine(LocalModel):
         for members in groups.values():
             first, start = requests[members[0]], time.perf_counter()
             longest = max(map(len, first.continuations))
-            prompts = [self.fitting(requests[i].prompt, longest) for i in members]
+            prompts = [self._prompt(requests[i].prompt, longest, first.adapter) for i in members]
             with self.running(first.adapter) as model:
                 logprobs = self._score_group(model, first, prompts, progress)
             seconds = (time.perf_counter() - start) / len(members)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from rung.artifact import Artifact
 from rung.data.types import Example
@@ -15,15 +16,43 @@ from rung.progress import QUIET, Progress
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """One row: its prompt, which is masked, and its answer, which is supervised to its end token."""
+    """One row as tokens, and which of them are learnt.
 
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    Attributes:
+        tokens: the whole text.
+        spans: half-open ranges of `tokens` that are supervised, in order; none begins at 0, which nothing predicts.
+        source: `file:line`.
+        dropped_demonstrations: how many were left out so that the row fits.
+    """
+
+    tokens: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
     source: str
     dropped_demonstrations: int = 0
 
+    @classmethod
+    def answered(cls, prompt: Sequence[int], answer: Sequence[int], source: str, dropped: int = 0) -> Self:
+        """Return a row whose prompt is masked and whose answer is supervised."""
+        return cls((*prompt, *answer), ((len(prompt), len(prompt) + len(answer)),), source, dropped)
+
+    def behind(self, prefix: Sequence[int]) -> Self:
+        """Return the row with tokens put before it."""
+        n = len(prefix)
+        spans = tuple((first + n, last + n) for first, last in self.spans)
+        return replace(self, tokens=(*prefix, *self.tokens), spans=spans)
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What stands before the first supervised token."""
+        return self.tokens[: self.spans[0][0]]
+
+    @property
+    def supervised(self) -> int:
+        """The number of supervised tokens."""
+        return sum(last - first for first, last in self.spans)
+
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.answer)
+        return len(self.tokens)
 
 
 def tokenize(
@@ -51,7 +80,7 @@ def tokenize(
                     f"{row.source}: {len(prompt) + len(answer)} tokens do not fit the context of {engine.info.context}",
                     hint="shorten the row, or drop it from the training file",
                 )
-            result.append(TokenizedExample(tuple(prompt), answer, row.source, one.dropped_demonstrations))
+            result.append(TokenizedExample.answered(prompt, answer, row.source, one.dropped_demonstrations))
     return result
 
 

@@ -30,6 +30,7 @@ class Packed:
         supervised: places whose output predicts an answer token, shape [S].
         targets: the answer tokens, shape [S].
         shared: length of the common beginning.
+        lengths: tokens of each row behind the beginning, shape [R].
         gather: place of each row's tokens behind the beginning, padded with 0, shape [R * L].
         scatter: where each packed token behind the beginning lies in the padded rows, shape [T - shared].
         rows: R.
@@ -41,6 +42,7 @@ class Packed:
     supervised: torch.Tensor
     targets: torch.Tensor
     shared: int
+    lengths: torch.Tensor
     gather: torch.Tensor
     scatter: torch.Tensor
     rows: int
@@ -54,11 +56,17 @@ class Packed:
         return (causal & ((row[:, None] == row[None, :]) | (row[None, :] == -1)))[None, None]
 
 
-def pack(part: Sequence[TokenizedExample], device: Any) -> Packed:
-    """Pack a batch. The last answer token is predicted but never read, so it is not in the sequence."""
+def pack(part: Sequence[TokenizedExample], device: Any, *, share: bool = True) -> Packed:
+    """Pack a batch. What stands behind a row's last supervised token, and that token itself, is never read.
+
+    Args:
+        part: the rows.
+        device: where the tensors go.
+        share: run the prompts' common beginning once; not exact where the computation is random (dropout).
+    """
     prompts = [row.prompt for row in part]
-    shared = common_prefix(prompts) if len(prompts) > 1 else 0
-    own = [[*row.prompt[shared:], *row.answer[:-1]] for row in part]
+    shared = common_prefix(prompts) if share and len(prompts) > 1 else 0
+    own = [row.tokens[shared : row.spans[-1][1] - 1] for row in part]
     lengths = torch.tensor([len(tokens) for tokens in own])
     starts = lengths.cumsum(0) - lengths
     width = int(lengths.max())
@@ -67,17 +75,23 @@ def pack(part: Sequence[TokenizedExample], device: Any) -> Packed:
     gather = torch.where(real, starts[:, None] + column, 0)
     mask = torch.ones(len(part), 1, width, shared + width, dtype=torch.bool)
     mask[:, :, :, shared:] = torch.ones(width, width, dtype=torch.bool).tril()  # padding is read by padding alone
-    ends = (starts + lengths).tolist()
+    # A row's token t lies at place start + t of the sequence; the place before it predicts it.
+    places = [
+        torch.arange(first, last) + start - 1
+        for row, start in zip(part, starts.tolist(), strict=True)
+        for first, last in row.spans
+    ]
     return Packed(
         ids=torch.tensor([[*prompts[0][:shared], *(token for tokens in own for token in tokens)]]).to(device),
         positions=torch.cat([torch.arange(shared), *(shared + torch.arange(len(tokens)) for tokens in own)])[None].to(
             device
         ),
-        supervised=torch.cat(
-            [torch.arange(end - len(row.answer), end) + shared for row, end in zip(part, ends, strict=True)]
-        ).to(device),
-        targets=torch.tensor([token for row in part for token in row.answer]).to(device),
+        supervised=torch.cat(places).to(device),
+        targets=torch.tensor([t for row in part for first, last in row.spans for t in row.tokens[first:last]]).to(
+            device
+        ),
         shared=shared,
+        lengths=lengths.to(device),
         gather=gather.flatten().to(device),
         scatter=torch.nonzero(real.flatten())[:, 0].to(device),
         rows=len(part),

@@ -1,0 +1,264 @@
+"""What all rungs that train weights share: when they apply, what they cost, and the run itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from rung.artifact import Artifact
+from rung.data.types import Data, Example, hash_of
+from rung.engines.opening import open_torch
+from rung.errors import TrainingError
+from rung.machine import Machine
+from rung.models.reference import is_endpoint
+from rung.parts import Weights
+from rung.progress import QUIET, Progress
+from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, inference_cost, sizes
+
+if TYPE_CHECKING:
+    from rung.engines.torch_engine import TorchEngine
+    from rung.tuning.changes import Change
+    from rung.tuning.examples import TokenizedExample
+    from rung.tuning.loop import Course, Evaluate, Schedule
+    from rung.tuning.loss import Loss
+
+BYTES_PER_TOKEN = 600_000  # activations kept for the backward pass by the embedded model, measured
+LIVE = "training"  # how the engine knows the weights that are being trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned(ABC):
+    """A rung that trains weights; a subclass says which, and brings the defaults that its method needs.
+
+    Attributes:
+        learning_rate: peak learning rate.
+        epochs: times that every row is seen.
+        batch_size: rows per optimizer step.
+        micro_batch: rows per forward pass; without, as many as fit in memory.
+        decay: how the rate falls after warm-up.
+        warmup: share of the steps in which the rate rises.
+        max_norm: gradients are clipped to this norm.
+        weight_decay: of AdamW, on matrices.
+        label_smoothing: share of the target's probability that goes to all tokens alike.
+        neftune_alpha: size of the noise on the input embeddings (NEFTune); 0 for none.
+        patience: epochs without a better metric on held-out training rows after which training stops.
+        holdout: share of the training rows held out for that; without `patience` all rows are trained on.
+        continue_from: folder of an artifact or adapter of the same method to start from.
+        seed: seed of initialization, order and noise.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str] = "parameter-efficient"
+    training_flops: ClassVar[int] = FROZEN_BASE  # per parameter and token
+
+    learning_rate: float
+    epochs: int = 3
+    batch_size: int = 8
+    micro_batch: int | None = None
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.06
+    max_norm: float = 1.0
+    weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    neftune_alpha: float = 0.0
+    patience: int | None = None
+    holdout: float = 0.1
+    continue_from: str | None = None
+    seed: int = 0
+
+    @abstractmethod
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Put on the engine's model what is to be trained, initialized, switched off."""
+
+    def loss(self, engine: TorchEngine, change: Change, schedule: Schedule) -> Loss | None:
+        """Return the loss, where it is not that of the supervised tokens under the whole model."""
+        del engine, change, schedule
+        return None
+
+    def reason_against(self, artifact: Artifact, data: Data) -> str:
+        """Return why this method in particular does not apply, or nothing."""
+        del artifact, data
+        return ""
+
+    # ---- a rung
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies to open weights that answer and are not tuned yet."""
+        if artifact.decoder.kind == "head":
+            return no("the head reads frozen features, which training would change")
+        if is_endpoint(artifact.model):
+            return no("an endpoint's weights cannot be trained from here")
+        if artifact.weights.adapter is not None:
+            return no("its weights are tuned already")
+        if not data.train:
+            return no("there are no training rows")
+        if reason := self.reason_against(artifact, data):
+            return no(reason)
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Four operations per parameter and token while training (six where all is trained), two when predicting."""
+        s = sizes(artifact, data)
+        use = inference_cost(artifact, data, machine)
+        per_row = use.row_tokens - s.decoding + s.answer + s.head / self.batch_size
+        tokens = per_row * len(data.train) * self.epochs
+        flops = self.training_flops * s.parameters * tokens
+        return Cost(
+            fit_tokens=round(tokens),
+            fit_flops=flops,
+            fit_seconds=machine.training_seconds(flops),
+            row_tokens=use.row_tokens,
+            row_flops=use.row_flops,
+            row_seconds=use.row_seconds,
+            memory_bytes=round(4 * s.parameters + ACTIVATION_BYTES + self.batch_size * per_row * BYTES_PER_TOKEN),
+        )
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact with the trained weights.
+
+        A run that was killed goes on from its last checkpoint.
+
+        Raises:
+            TrainingError: there is nothing to learn, memory ran out, or the loss is not a number.
+        """
+        import torch
+
+        from rung.tuning.changes import keep
+        from rung.tuning.examples import tokenize
+
+        engine = open_torch(artifact.model)
+        engine.use(None)
+        train, held_out = self._split(data.train)
+        rows = tokenize(artifact, engine, train, progress=progress)
+        torch.manual_seed(self.seed)
+        try:
+            with self._on_model(engine, artifact, rows) as change:
+                course = self._train(engine, change, artifact, rows, held_out, data, progress)
+                trainable = sum(p.numel() for p in change.parameters().values())
+                folder = keep(change, engine.files.fingerprint)
+        except (MemoryError, torch.OutOfMemoryError) as full:
+            raise TrainingError(
+                "out-of-memory", f"{self.name} ran out of memory: {full}",
+                hint="lower `micro_batch`, or shorten the rows",
+            ) from full  # fmt: skip
+        settings = self._settings(course, rows)
+        return artifact.step(self.name, settings, weights=Weights(self.name, folder, trainable))
+
+    @contextmanager
+    def _on_model(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Iterator[Change]:
+        change = self.change(engine, artifact, rows)
+        try:
+            if self.continue_from is not None:
+                change.read(weights_folder(Path(self.continue_from)))
+            with engine.lend(change, LIVE):
+                yield change
+        finally:
+            change.remove()
+
+    def _train(
+        self,
+        engine: TorchEngine,
+        change: Change,
+        artifact: Artifact,
+        rows: Sequence[TokenizedExample],
+        held_out: Sequence[Example],
+        data: Data,
+        progress: Progress,
+    ) -> Course:
+        from rung.tuning.checkpoints import Checkpoints
+        from rung.tuning.loop import train
+        from rung.tuning.memory import fitting
+
+        rows = [row.behind(change.prefix) for row in rows] if change.prefix else rows
+        fit = fitting(engine.model, rows, self.batch_size)
+        schedule = self.schedule(self.micro_batch or fit.micro_batch)
+        checkpoints = Checkpoints.of(self._identity(engine, artifact, rows))
+        if fit.checkpointing:
+            engine.model.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            course = train(
+                engine.model, change, rows, schedule,
+                loss=self.loss(engine, change, schedule), checkpoints=checkpoints, progress=progress,
+                evaluate=self._evaluation(engine, artifact, held_out, data) if held_out else None,
+            )  # fmt: skip
+        finally:
+            if fit.checkpointing:
+                engine.model.gradient_checkpointing_disable()
+        checkpoints.clear()
+        return course
+
+    def schedule(self, micro_batch: int) -> Schedule:
+        """Return the loop's settings."""
+        from rung.tuning.loop import Schedule
+
+        return Schedule(
+            epochs=self.epochs, batch_size=self.batch_size, micro_batch=micro_batch, learning_rate=self.learning_rate,
+            decay=self.decay, warmup=self.warmup, max_norm=self.max_norm, weight_decay=self.weight_decay,
+            smoothing=self.label_smoothing, noise=self.neftune_alpha, patience=self.patience, seed=self.seed,
+        )  # fmt: skip
+
+    def _split(self, rows: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+        """Hold some training rows out, chosen by their hash, where training may stop early.
+
+        The validation rows stay out of it: the race compares rungs on them.
+        """
+        if self.patience is None:
+            return list(rows), []
+        place = {row.id: int(hash_of([row.id, self.seed]), 16) / 16**16 for row in rows}
+        held_out = [row for row in rows if place[row.id] < self.holdout]
+        kept = [row for row in rows if place[row.id] >= self.holdout]
+        if not held_out or not kept:
+            raise TrainingError(
+                "no-held-out-rows",
+                f"{len(rows)} training rows are too few to hold {self.holdout:.0%} of them out",
+                hint="train without `patience`, or with a larger `holdout`",
+            )
+        return kept, held_out
+
+    def _evaluation(self, engine: TorchEngine, artifact: Artifact, held_out: Sequence[Example], data: Data) -> Evaluate:
+        """Return the task's own metric on held-out rows, by the weights as they stand."""
+        from rung.evaluation.metrics import get_metric
+
+        metric = get_metric(artifact.shape.metric, data.folder)
+        live = replace(artifact, weights=Weights(self.name, Path(LIVE))).on(engine)
+
+        def value() -> float:
+            answers = live.answer(held_out, full=False)
+            scores = [metric.function(a.text, row.outputs) for a, row in zip(answers, held_out, strict=True)]
+            return float(sum(scores) / len(scores))
+
+        return value
+
+    def _identity(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> dict[str, Any]:
+        """Return all that decides the course of the run, so that only the same run goes on from its checkpoints."""
+        import torch
+
+        learnt = hash_of([[row.tokens, row.spans] for row in rows], digits=64)
+        start = weights_folder(Path(self.continue_from)).name if self.continue_from else ""
+        return {
+            "rung": self.name, "settings": asdict(self), "engine": engine.info.fingerprint, "rows": learnt,
+            "start": start, "torch": torch.__version__, "metric": artifact.shape.metric,
+        }  # fmt: skip
+
+    def _settings(self, course: Course, rows: Sequence[TokenizedExample]) -> dict[str, Any]:
+        settings = asdict(self) | {
+            "losses": [list(point) for point in course.losses],
+            "training_seconds": course.seconds,
+            "training_tokens": course.tokens,
+            "peak_memory_bytes": course.memory_bytes,
+        }
+        if course.evaluations:
+            settings |= {"evaluations": [list(point) for point in course.evaluations], "best_step": course.best}
+        if dropped := sum(row.dropped_demonstrations for row in rows):
+            settings["dropped_demonstrations"] = dropped
+        return settings
+
+
+def weights_folder(folder: Path) -> Path:
+    """Return the folder of weights in an artifact's folder, or the folder itself."""
+    return folder / "adapter" if (folder / "artifact.json").is_file() else folder

@@ -1,0 +1,210 @@
+"""Changes of a base model's weights: put on it from a folder, switched on and off, taken off again.
+
+What training makes is a folder of JSON and safetensors, and the files in it say what kind of change it is:
+
+    adapter_config.json + adapter_model.safetensors   a PEFT adapter, or a soft prompt in PEFT's format
+    patch.json          + patch.safetensors           whole tensors that replace those of the base model
+    bottleneck.json     + bottleneck.safetensors      small networks behind the layers
+
+The engine keeps the changes it was asked for on its model, at most one of them switched on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rung.errors import ArtifactError
+from rung.models.cache import cache_dir, publish
+
+if TYPE_CHECKING:
+    import torch
+
+BASE_FINGERPRINT = "rung_base_fingerprint"
+
+
+class Change(ABC):
+    """A change of a base model's weights. It is made switched off.
+
+    Attributes:
+        prefix: ids of virtual tokens that stand before every prompt (soft prompts), else nothing.
+        family: changes of different families cannot be on the model at once, or None if it gets on with all.
+    """
+
+    prefix: tuple[int, ...] = ()
+    family: str | None = None
+
+    @abstractmethod
+    def enable(self) -> None:
+        """Switch it on."""
+
+    @abstractmethod
+    def disable(self) -> None:
+        """Switch it off: the model is exactly the base model again."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Take it off the model for good; the modules are those of the base model again."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return what training moves, by name, in a fixed order."""
+
+    @abstractmethod
+    def write(self, folder: Path, fingerprint: str) -> None:
+        """Write it as it stands into a folder, with the fingerprint of its base model."""
+
+    @abstractmethod
+    def read(self, folder: Path) -> None:
+        """Set it to what stands in a folder.
+
+        Raises:
+            ArtifactError: tensors are missing, unexpected or of another shape.
+        """
+
+    def lean(self) -> AbstractContextManager[None]:
+        """Run it with fewer operations and the same result for the time of the block, where there is such a way."""
+        return nullcontext()
+
+    def penalty(self) -> torch.Tensor | None:
+        """Return what training adds to the loss of every step, if anything."""
+        return None
+
+    def stepped(self, step: int, steps: int) -> None:  # noqa: B027
+        """Hear of a finished optimizer step, counted from 1; gradients are still there."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what a checkpoint has to keep beside the parameters."""
+        return {}
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state` returned."""
+        assert not state
+
+    def finished(self) -> None:  # noqa: B027
+        """Hear that training is over, before the change is written."""
+
+
+def attach(model: Any, folder: Path, *, fingerprint: str) -> Change:
+    """Put the change in `folder` on the base model, switched off.
+
+    Raises:
+        ArtifactError: the folder holds no change, it belongs to another base model, or it does not fit.
+    """
+    values = _facts(folder)
+    made_with = values.pop(BASE_FINGERPRINT, None)
+    if made_with is not None and made_with != fingerprint:
+        raise ArtifactError(
+            "model-mismatch",
+            f"the adapter in {folder} was trained on another base model ({made_with[:12]}, not {fingerprint[:12]})",
+            hint="open it on the model that it was trained on",
+        )
+    change = _kind(folder)(model, values)
+    try:
+        change.read(folder)
+    except BaseException:
+        change.remove()
+        raise
+    return change
+
+
+def family_of(folder: Path) -> str | None:
+    """Return the family of the change in `folder` (see `Change`), without loading it."""
+    values = _facts(folder)
+    if (folder / "patch.json").is_file() or (folder / "bottleneck.json").is_file():
+        return None
+    kind = str(values.get("peft_type"))
+    return None if kind in SOFT_PROMPTS else kind
+
+
+SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    for name in ("adapter_config.json", "patch.json", "bottleneck.json"):
+        weights = {"adapter_config.json": "adapter_model"}.get(name, name.removesuffix(".json"))
+        if (folder / name).is_file() and (folder / f"{weights}.safetensors").is_file():
+            values: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
+            return values
+    raise ArtifactError(
+        "not-an-adapter",
+        f"{folder} holds no adapter_model.safetensors and adapter_config.json",
+        hint="pickled adapters (.bin) are not read; save the adapter as safetensors",
+    )
+
+
+def _kind(folder: Path) -> Callable[[Any, dict[str, Any]], Change]:
+    if (folder / "patch.json").is_file():
+        from rung.tuning.patch import Patch
+
+        return Patch.from_dict
+    from rung.tuning.peft_adapter import PeftAdapter
+
+    return PeftAdapter.from_dict
+
+
+def keep(change: Change, fingerprint: str) -> Path:
+    """Write a change to Rung's cache under the hash of its contents and return the folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch)
+        change.write(source, fingerprint)
+        files = sorted(file for file in source.iterdir() if file.is_file())
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(file.name.encode() + b"\0")
+            with file.open("rb") as data:
+                digest.update(hashlib.file_digest(data, "sha256").digest())
+        folder = cache_dir() / "adapters" / digest.hexdigest()[:32]
+
+        def build(target: Path) -> None:
+            for file in files:
+                shutil.copyfile(file, target / file.name)
+
+        publish(folder, build)
+    return folder
+
+
+def fit_tensors(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:
+    """Check that a folder's tensors are those that are wanted, in name and shape.
+
+    Raises:
+        ArtifactError: they are not.
+    """
+    have = {k: tuple(v.shape) for k, v in found.items()}
+    want = {k: tuple(v.shape) for k, v in wanted.items()}
+    if have != want:
+        wrong = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
+        raise ArtifactError(
+            "adapter-mismatch",
+            f"the adapter in {folder} does not fit: {len(wrong)} tensors missing, unexpected or of another shape, "
+            f"first {wrong[0]}",
+            hint="open it on the model that it was trained on",
+        )
+
+
+def plain_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the base model's own parameters by the names they have before anything is put on it.
+
+    The first call remembers them: later the modules around them may be PEFT's.
+    """
+    if not hasattr(model, "rung_parameters"):
+        model.rung_parameters = dict(model.named_parameters())
+    found: dict[str, torch.nn.Parameter] = model.rung_parameters
+    return found
+
+
+@contextmanager
+def enabled(change: Change) -> Iterator[None]:
+    """Switch a change on for the time of the block."""
+    change.enable()
+    try:
+        yield
+    finally:
+        change.disable()

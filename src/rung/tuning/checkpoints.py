@@ -1,0 +1,123 @@
+"""The state of a training run on disk, so that a killed run goes on bit for bit.
+
+One folder a run, named by the hash of all that decides its course; in it one folder a checkpoint:
+
+    step-00000120/state.safetensors    weights, optimizer, random generator, best weights so far
+    step-00000120/state.json           position, losses, evaluations
+    step-00000120/manifest.json        sha256 of both, written last
+
+A run that ends removes its folder. A disk that is full leaves the earlier checkpoint as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rung.errors import TrainingError
+from rung.models.cache import cache_dir, flush
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(slots=True)
+class State:
+    """What a run has to remember: named tensors, and JSON values."""
+
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Attributes:
+        folder: the run's folder.
+        keep: how many checkpoints stay.
+    """
+
+    folder: Path
+    keep: int = 2
+
+    @classmethod
+    def of(cls, identity: Mapping[str, Any]) -> Checkpoints:
+        """Return the checkpoints, in Rung's cache, of the run with this identity (a JSON value)."""
+        text = json.dumps(identity, sort_keys=True)
+        return cls(cache_dir() / "training" / hashlib.sha256(text.encode()).hexdigest()[:32])
+
+    def save(self, step: int, state: State) -> Path:
+        """Write the state after `step` steps, then remove the oldest checkpoints.
+
+        Raises:
+            TrainingError: the disk is full or not writable; earlier checkpoints are untouched.
+        """
+        from safetensors.torch import save_file
+
+        target = self.folder / f"step-{step:08d}"
+        partial = self.folder / f".{target.name}.{os.getpid()}.part"
+        try:
+            if partial.exists():
+                shutil.rmtree(partial)
+            partial.mkdir(parents=True)
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+            save_file(tensors, partial / "state.safetensors")
+            (partial / "state.json").write_text(json.dumps(state.values), "utf-8")
+            hashes = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+            (partial / MANIFEST).write_text(json.dumps(hashes), "utf-8")
+            flush(partial)
+            if target.exists():
+                shutil.rmtree(target)
+            partial.rename(target)
+        except Exception as error:  # safetensors reports a full disk as an error of its own
+            shutil.rmtree(partial, ignore_errors=True)
+            if not isinstance(error, OSError) and "os error" not in str(error).lower() and "I/O" not in str(error):
+                raise
+            raise TrainingError(
+                "checkpoint-failed",
+                f"the checkpoint of step {step} could not be written to {self.folder}: {error}",
+                hint="make room, or set RUNG_CACHE to a folder on another disk, and run the same command again: "
+                "it goes on from the checkpoint before",
+            ) from error
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
+        return target
+
+    def last(self) -> tuple[int, State] | None:
+        """Return the newest whole checkpoint as (steps done, state); damaged ones are passed over and removed."""
+        from safetensors.torch import load_file
+
+        for folder in reversed(self._all()):
+            if _whole(folder):
+                values = json.loads((folder / "state.json").read_text("utf-8"))
+                return int(folder.name.removeprefix("step-")), State(load_file(folder / "state.safetensors"), values)
+            shutil.rmtree(folder)
+        return None
+
+    def clear(self) -> None:
+        """Remove the run's folder."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
+
+
+def _whole(folder: Path) -> bool:
+    if not (folder / MANIFEST).is_file():
+        return False
+    hashes: dict[str, str] = json.loads((folder / MANIFEST).read_text("utf-8"))
+    return all((folder / name).is_file() and _sha256(folder / name) == digest for name, digest in hashes.items())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

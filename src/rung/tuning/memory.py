@@ -1,0 +1,70 @@
+"""How many rows fit in memory at once while training, foreseen from the model's shapes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rung.machine import memory_bytes
+from rung.tuning.examples import TokenizedExample
+
+# Floats kept per layer and token for the backward pass, as multiples of the hidden and the intermediate size; upper
+# bounds of what Llama, Qwen and Gemma keep (norms, queries, keys, values, attention, residuals; gate, up, product).
+KEPT_HIDDEN, KEPT_INTERMEDIATE = 8, 4
+KEPT_CHECKPOINTED = 1  # with gradient checkpointing: one hidden state per layer
+SHARE = 0.6  # of the memory that is free
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What fits.
+
+    Attributes:
+        micro_batch: rows per forward pass.
+        checkpointing: whether layers have to be run again for the backward pass.
+    """
+
+    micro_batch: int
+    checkpointing: bool
+
+
+def fitting(model: Any, rows: Sequence[TokenizedExample], batch_size: int, *, free: int | None = None) -> Fit:
+    """Return the largest forward pass that fits in memory, checkpointing only if not even one row does without.
+
+    Args:
+        model: the base model, in memory.
+        rows: training rows.
+        batch_size: rows per optimizer step, at most which run at once.
+        free: bytes that are free; by default what the device says.
+    """
+    longest = max(map(len, rows))
+    room = SHARE * (free_bytes(model) if free is None else free)
+    for checkpointing in (False, True):
+        most = int(room // (bytes_per_token(model, checkpointing=checkpointing) * longest))
+        if most >= 1:
+            return Fit(min(batch_size, most), checkpointing)
+    return Fit(1, checkpointing=True)
+
+
+def bytes_per_token(model: Any, *, checkpointing: bool = False) -> int:
+    """Return the bytes that one token's activations keep for the backward pass."""
+    config = model.config.get_text_config()
+    size = torch.tensor([], dtype=model.dtype).element_size()
+    if checkpointing:
+        return int(config.num_hidden_layers * KEPT_CHECKPOINTED * config.hidden_size * size)
+    layer = KEPT_HIDDEN * config.hidden_size + KEPT_INTERMEDIATE * config.intermediate_size
+    return int(config.num_hidden_layers * layer * size)
+
+
+def free_bytes(model: Any) -> int:
+    """Return the bytes that are free where the model is."""
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0])
+    status = Path("/proc/self/statm")
+    used = int(status.read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
+    return max(0, memory_bytes() - used)

@@ -1,0 +1,138 @@
+"""PEFT adapters as changes of a base model: LoRA and its kin, IA3, adaption prompts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rung.errors import EngineError
+from rung.tuning.changes import BASE_FINGERPRINT, Change, fit_tensors, plain_parameters
+
+if TYPE_CHECKING:
+    import torch
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT warns about things that Rung checks itself, such as a second adapter on the same model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def peft() -> Any:
+    """Import PEFT, or say what to install."""
+    try:
+        with quiet_peft():
+            import peft as library
+    except ImportError as missing:
+        raise EngineError(
+            "missing-extra", f"adapters need {missing.name}", hint="uv pip install 'rung[local]'"
+        ) from missing
+    return library
+
+
+class PeftAdapter(Change):
+    """One PEFT adapter on a model, beside others of its type.
+
+    PEFT changes the base model's modules in place, so the base model itself runs the adapter; its wrapper (one for
+    all adapters of a model, kept as its attribute `rung_peft`) only switches.
+
+    Args:
+        model: the base model.
+        config: a PEFT configuration; the adapter starts as PEFT initializes it.
+    """
+
+    def __init__(self, model: Any, config: Any) -> None:
+        self.base, self.name = model, f"a{next(_numbers)}"  # a name must not be an attribute of modules
+        self.family = str(config.peft_type.value)
+        plain_parameters(model)
+        with quiet_peft():
+            if hasattr(model, "rung_peft"):
+                self.wrapper.add_adapter(self.name, config)
+            else:
+                model.rung_peft = [peft().get_peft_model(model, config, adapter_name=self.name)]
+        model.requires_grad_(False)
+        self.disable()
+
+    @classmethod
+    def from_dict(cls, model: Any, values: dict[str, Any]) -> Self:
+        """Put on a fresh adapter with the configuration of an adapter_config.json."""
+        config = peft().PeftConfig.from_peft_type(**values)
+        config.inference_mode = True
+        return cls(model, config)
+
+    @property
+    def wrapper(self) -> Any:
+        """PEFT's own model around the base model."""
+        return self.base.rung_peft[0]
+
+    def enable(self) -> None:
+        """Make this adapter the active one."""
+        self.wrapper.base_model.enable_adapter_layers()
+        trained = {name: p.requires_grad for name, p in self.base.named_parameters()}
+        self.wrapper.set_adapter(self.name)
+        for name, parameter in self.base.named_parameters():
+            parameter.requires_grad_(trained[name])  # PEFT makes what it activates trainable
+
+    def disable(self) -> None:
+        """Let no adapter be active."""
+        self.wrapper.base_model.disable_adapter_layers()
+
+    def remove(self) -> None:
+        """Take the adapter off; with the last one, PEFT's layers go too."""
+        wrapper = self.wrapper
+        with quiet_peft():
+            if len(wrapper.peft_config) == 1:
+                wrapper.unload()
+                del self.base.rung_peft
+                return
+            wrapper.delete_adapter(self.name)
+        wrapper.set_adapter(next(iter(wrapper.peft_config)))  # PEFT would go on naming the deleted one as active
+        self.disable()
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return the adapter's own parameters."""
+        return {name: p for name, p in self.base.named_parameters() if self.name in name.split(".")}
+
+    def write(self, folder: Path, fingerprint: str) -> None:
+        """Write PEFT's two files; the configuration also names the base model's fingerprint."""
+        from safetensors.torch import save_file
+
+        with tempfile.TemporaryDirectory() as scratch, quiet_peft():
+            config = self.wrapper.peft_config[self.name]
+            config.save_pretrained(scratch)
+            values = json.loads((Path(scratch) / "adapter_config.json").read_text("utf-8"))
+        values[BASE_FINGERPRINT] = fingerprint
+        values["base_model_name_or_path"] = ""  # a local path means nothing elsewhere; the fingerprint tells
+        values["inference_mode"] = True
+        (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, sort_keys=True), "utf-8")
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._state().items()}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    def read(self, folder: Path) -> None:
+        """Set the adapter's tensors to those of a PEFT folder."""
+        from safetensors.torch import load_file
+
+        tensors = load_file(folder / "adapter_model.safetensors")
+        fit_tensors(tensors, self._state(), folder)
+        with quiet_peft():
+            peft().set_peft_model_state_dict(self.wrapper, tensors, adapter_name=self.name)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = peft().get_peft_model_state_dict(self.wrapper, adapter_name=self.name)
+        return state
+
+    def lean(self) -> AbstractContextManager[None]:
+        """Run plain LoRA layers without PEFT's detours."""
+        from rung.engines.low_rank import lean
+
+        return lean(self.base, self.name)
