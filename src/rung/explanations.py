@@ -142,6 +142,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Write the dotted key, an equals sign and a YAML value.",
         "rung climb task.yaml --set data.train_per_label=5",
     ),
+    "bad-setting": Explanation(
+        "A setting of a rung has a value of the wrong type.",
+        "Guessing what was meant would train something else.",
+        "Write a value of the type that the message names; `rung rungs NAME` lists the defaults.",
+        "rungs: {lora: {rank: 8}}",
+    ),
     "bad-threshold": Explanation(
         "The bar given with --at-least cannot be read.",
         "A check that is skipped looks like one that passed.",
@@ -186,6 +192,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The model's chat template refuses these messages.",
         "Some models know no system message, or want user and assistant to take turns.",
         "Leave out the system prompt, or choose another model.",
+    ),
+    "checkpoint-failed": Explanation(
+        "The state of a training run could not be written: most often the disk is full.",
+        "Training on without checkpoints would lose everything at the next interruption.",
+        "Make room, or set RUNG_CACHE to a folder on another disk, and run the same command again.",
     ),
     "checksum-mismatch": Explanation(
         "A downloaded file is not the one that Rung expects.",
@@ -485,6 +496,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Running on the processor instead could take a hundred times longer without a word.",
         "Install a torch with CUDA and a driver, or ask for the processor.",
     ),
+    "no-held-out-rows": Explanation(
+        "Too few training rows to hold some out for stopping early.",
+        "Stopping by the rows that are trained on would never stop.",
+        "Train without `patience`, or with a larger `holdout`.",
+    ),
     "no-installer": Explanation(
         "The embedded model comes as a package, and neither pip nor uv is here to download it.",
         "Rung downloads through the installers' ordinary clients only.",
@@ -529,6 +545,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Text cannot be turned into the tokens that the model knows.",
         "Save the tokenizer into the folder once.",
         "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+    ),
+    "no-training-rows": Explanation(
+        "A rung that trains has no rows to train on.",
+        "There is nothing to learn.",
+        "Give training rows, or a smaller share to hold out.",
     ),
     "not-a-list": Explanation(
         "A .json data file is not a list.",
@@ -612,6 +633,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Write a column as {column}, and a literal brace twice.",
         "template: 'Text: {text} (answer as {{json}})'",
     ),
+    "training-diverged": Explanation(
+        "The training loss rose far above where it began.",
+        "Such a run only gets worse.",
+        "Lower the learning rate, or let it be found.",
+        "rungs: {lora: {learning_rate: auto}}",
+    ),
     "unknown-code": Explanation(
         "No error has this code.",
         "There is nothing to explain.",
@@ -670,6 +697,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Leaving it out silently would look as if it had been tried.",
         "Choose one of those in the hint.",
         "rung climb task.yaml --rungs few-shot-knn,lora",
+    ),
+    "unknown-setting": Explanation(
+        "A rung has no setting of this name.",
+        "A misspelled setting would otherwise be ignored, and the result would not be what was asked for.",
+        "Choose one of those that `rung rungs NAME` lists.",
+        "rung rungs lora",
     ),
     "unknown-split": Explanation(
         "No split has this name.",

@@ -176,6 +176,11 @@ class Task(_Strict):
         description="A prompt longer than the model reads: error, or drop_demonstrations (the least similar first).",
         examples=["drop_demonstrations"],
     )
+    rungs: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Settings of rungs, over their defaults; `rung rungs` lists them.",
+        examples=[{"lora": {"rank": 8, "learning_rate": "auto"}}],
+    )
     constraints: Constraints = Field(default_factory=lambda: Constraints(), description="Limits of the climb.")
     _folder: Path = PrivateAttr(default=Path())
 
@@ -265,6 +270,11 @@ class Task(_Strict):
         if self.metric is not None:
             with _located(parsed, "metric"):
                 get_metric(self.metric, self._folder)
+        for name in self.rungs:
+            from rung.rungs import build
+
+            with _located(parsed, "rungs", name):
+                build((name,), self, 0)
 
     def read(self) -> Data:
         """Read the rows and split them once; see `rung.data.loading`."""
@@ -284,12 +294,12 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 
 @contextmanager
-def _located(parsed: YamlFile, key: str) -> Iterator[None]:
-    """Point errors that know no place at the task file's `key`."""
+def _located(parsed: YamlFile, *path: str) -> Iterator[None]:
+    """Point errors that know no place at a key of the task file."""
     try:
         yield
     except ConfigError as error:
-        error.where = error.where or parsed.where((key,))
+        error.where = error.where or parsed.where(path)
         raise
 
 

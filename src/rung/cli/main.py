@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import artifacts, climbs, machine, models, tasks
+from rung.cli import artifacts, climbs, machine, models, tasks, tuning
 from rung.errors import RungError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 tasks.register(app)
 climbs.register(app)
+tuning.register(app)
 artifacts.register(app)
 machine.register(app)
 app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")

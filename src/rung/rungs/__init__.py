@@ -12,6 +12,7 @@ from rung.rungs.calibrate import Calibrate
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
 from rung.rungs.lora import LoRA
+from rung.rungs.settings import with_settings
 from rung.rungs.system_prompt import SystemPrompt
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ DEFAULT = ("system-prompt", "calibrate", "few-shot-balanced", "few-shot-knn", "f
 
 
 def build(names: tuple[str, ...], task: Task, seed: int) -> tuple[Rung, ...]:
-    """Return the named rungs in the order of the ramp.
+    """Return the named rungs in the order of the ramp, with the task's settings for them.
 
     Raises:
-        ConfigError: a name is unknown.
+        ConfigError: a name or a setting is unknown.
     """
     for name in names:
         if name not in RUNGS:
@@ -63,4 +64,6 @@ def build(names: tuple[str, ...], task: Task, seed: int) -> tuple[Rung, ...]:
                 f"no rung is named {name!r}",
                 hint=f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RUNGS)}",
             )
-    return tuple(make(task, seed) for name, make in RUNGS.items() if name in names)
+    return tuple(
+        with_settings(make(task, seed), task.rungs.get(name, {})) for name, make in RUNGS.items() if name in names
+    )

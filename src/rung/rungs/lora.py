@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact import Artifact
-from rung.rungs.tuned import Tuned
+from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -34,7 +34,7 @@ class LoRA(Tuned):
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
-    learning_rate: float = 1e-3
+    learning_rate: float | Auto = 1e-3
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put a fresh adapter on the model; its updates are zero at first."""

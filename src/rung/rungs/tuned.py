@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from rung.artifact import Artifact
 from rung.data.types import Data, Example, hash_of
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from rung.tuning.loss import Loss
 
 BYTES_PER_TOKEN = 600_000  # activations kept for the backward pass by the embedded model, measured
+Auto = Literal["auto"]
+RATES = (1 / 3, 1.0, 3.0)  # of the default, that `learning_rate: auto` tries,
+TRIAL_SHARE = 0.1  # each for this share of the steps,
+TRIAL_STEPS = 8  # and at least so many
+LARGEST_BATCH, FEWEST_STEPS = 64, 16  # of `batch_size: auto`: more rows a step, or fewer steps an epoch, learn worse
 LIVE = "training"  # how the engine knows the weights that are being trained
 
 
@@ -36,9 +42,11 @@ class Tuned(ABC):
     """A rung that trains weights; a subclass says which, and brings the defaults that its method needs.
 
     Attributes:
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate; `auto` tries a third of the default, the default and three times it, each for
+            a tenth of the steps, and takes the one with the lowest loss on held-out training rows.
         epochs: times that every row is seen.
-        batch_size: rows per optimizer step.
+        batch_size: rows per optimizer step; `auto` takes the largest power of two that fits in memory at once, up to 64
+            and so that an epoch has 16 steps.
         micro_batch: rows per forward pass; without, as many as fit in memory.
         decay: how the rate falls after warm-up.
         warmup: share of the steps in which the rate rises.
@@ -56,9 +64,9 @@ class Tuned(ABC):
     family: ClassVar[str] = "parameter-efficient"
     training_flops: ClassVar[int] = FROZEN_BASE  # per parameter and token
 
-    learning_rate: float
+    learning_rate: float | Auto
     epochs: int = 3
-    batch_size: int = 8
+    batch_size: int | Auto = 8
     micro_batch: int | None = None
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.06
@@ -105,8 +113,11 @@ class Tuned(ABC):
         """Four operations per parameter and token while training (six where all is trained), two when predicting."""
         s = sizes(artifact, data)
         use = inference_cost(artifact, data, machine)
-        per_row = use.row_tokens - s.decoding + s.answer + s.head / self.batch_size
+        batch_size = LARGEST_BATCH if self.batch_size == "auto" else self.batch_size
+        per_row = use.row_tokens - s.decoding + s.answer + s.head / batch_size
         tokens = per_row * len(data.train) * self.epochs
+        if self.learning_rate == "auto":
+            tokens *= 1 + len(RATES) * TRIAL_SHARE
         flops = self.training_flops * s.parameters * tokens
         return Cost(
             fit_tokens=round(tokens),
@@ -115,7 +126,7 @@ class Tuned(ABC):
             row_tokens=use.row_tokens,
             row_flops=use.row_flops,
             row_seconds=use.row_seconds,
-            memory_bytes=round(4 * s.parameters + ACTIVATION_BYTES + self.batch_size * per_row * BYTES_PER_TOKEN),
+            memory_bytes=round(4 * s.parameters + ACTIVATION_BYTES + batch_size * per_row * BYTES_PER_TOKEN),
         )
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
@@ -135,10 +146,10 @@ class Tuned(ABC):
         engine.use(None)
         train, held_out = self._split(data.train)
         rows = tokenize(artifact, engine, train, progress=progress)
-        torch.manual_seed(self.seed)
         try:
-            with self._on_model(engine, artifact, rows) as change:
-                course = self._train(engine, change, artifact, rows, held_out, data, progress)
+            run = self._settled(engine, artifact, rows, progress)
+            with run._on_model(engine, artifact, rows) as change:
+                course = run._train(engine, change, artifact, rows, held_out, data, progress)
                 trainable = sum(p.numel() for p in change.parameters().values())
                 folder = keep(change, engine.files.fingerprint)
         except (MemoryError, torch.OutOfMemoryError) as full:
@@ -146,11 +157,60 @@ class Tuned(ABC):
                 "out-of-memory", f"{self.name} ran out of memory: {full}",
                 hint="lower `micro_batch`, or shorten the rows",
             ) from full  # fmt: skip
-        settings = self._settings(course, rows)
+        settings = run._settings(course, rows)
         return artifact.step(self.name, settings, weights=Weights(self.name, folder, trainable))
+
+    def _settled(
+        self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], progress: Progress
+    ) -> Self:
+        """Return the rung with figures in place of `auto`."""
+        from rung.tuning.memory import fitting
+
+        run = self
+        if run.batch_size == "auto":
+            most = max(1, min(LARGEST_BATCH, len(rows) // FEWEST_STEPS))
+            run = replace(run, batch_size=2 ** int(math.log2(fitting(engine.model, rows, most).micro_batch)))
+        if run.learning_rate == "auto":
+            run = replace(run, learning_rate=run._best_rate(engine, artifact, rows, progress))
+        return run
+
+    def _best_rate(
+        self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], progress: Progress
+    ) -> float:
+        """Return the rate after whose first steps held-out training rows are likeliest."""
+        import torch
+
+        from rung.tuning.changes import enabled
+        from rung.tuning.loop import train
+        from rung.tuning.loss import AnswerLoss
+
+        default = cast("float", type(self).__dataclass_fields__["learning_rate"].default)
+        held_out = [row for i, row in enumerate(rows) if i % 10 == 0]
+        kept = [row for i, row in enumerate(rows) if i % 10]
+        if not held_out or not kept:
+            return default
+        losses: dict[float, float] = {}
+        for factor in RATES:
+            trial = replace(self, learning_rate=default * factor)
+            with trial._on_model(engine, artifact, rows) as change:
+                prefixed = [[row.behind(change.prefix) for row in part] for part in (kept, held_out)]
+                schedule = trial.schedule(trial.batch_size)
+                steps = max(TRIAL_STEPS, round(TRIAL_SHARE * schedule.epochs * len(kept) / schedule.batch_size))
+                try:
+                    train(engine.model, change, prefixed[0], schedule, stop_after=steps, progress=progress)
+                except TrainingError:  # this rate diverges: that is the finding
+                    losses[default * factor] = math.inf
+                    continue
+                with enabled(change), torch.no_grad():
+                    parts = (prefixed[1][i : i + 8] for i in range(0, len(held_out), 8))
+                    losses[default * factor] = sum(float(AnswerLoss(engine.model)(part)) for part in parts)
+        return min(losses, key=lambda rate: losses[rate])
 
     @contextmanager
     def _on_model(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Iterator[Change]:
+        import torch
+
+        torch.manual_seed(self.seed)
         change = self.change(engine, artifact, rows)
         try:
             if self.continue_from is not None:
@@ -175,7 +235,7 @@ class Tuned(ABC):
         from rung.tuning.memory import fitting
 
         rows = [row.behind(change.prefix) for row in rows] if change.prefix else rows
-        fit = fitting(engine.model, rows, self.batch_size)
+        fit = fitting(engine.model, rows, int(self.batch_size))
         schedule = self.schedule(self.micro_batch or fit.micro_batch)
         checkpoints = Checkpoints.of(self._identity(engine, artifact, rows))
         if fit.checkpointing:
@@ -192,12 +252,13 @@ class Tuned(ABC):
         checkpoints.clear()
         return course
 
-    def schedule(self, micro_batch: int) -> Schedule:
-        """Return the loop's settings."""
+    def schedule(self, micro_batch: int | Auto) -> Schedule:
+        """Return the loop's settings, once nothing is `auto`."""
         from rung.tuning.loop import Schedule
 
         return Schedule(
-            epochs=self.epochs, batch_size=self.batch_size, micro_batch=micro_batch, learning_rate=self.learning_rate,
+            epochs=self.epochs, batch_size=int(self.batch_size), micro_batch=int(micro_batch),
+            learning_rate=float(self.learning_rate),
             decay=self.decay, warmup=self.warmup, max_norm=self.max_norm, weight_decay=self.weight_decay,
             smoothing=self.label_smoothing, noise=self.neftune_alpha, patience=self.patience, seed=self.seed,
         )  # fmt: skip

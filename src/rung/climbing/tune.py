@@ -1,0 +1,316 @@
+"""`rung tune`: search the settings of one rung, every trial raced on the validation rows against the best so far.
+
+Optuna's tree-structured Parzen estimator proposes settings (Bergstra et al. 2011), the defaults first. A trial answers
+validation rows in growing batches and stops as soon as the race's own test says that the best trial beats it (see
+`rung.climbing.elimination`). At the end the best settings meet the defaults once on the untouched test split.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rung
+from rung.artifact import Artifact
+from rung.artifact_files import MANIFEST
+from rung.climbing.elimination import eliminate, looks
+from rung.climbing.race import race_order
+from rung.data.types import Data, hash_of
+from rung.errors import ConfigError, EngineError, RungError
+from rung.evaluation.metrics import get_metric
+from rung.evaluation.result import Comparison
+from rung.evaluation.scoring import compare, evaluate
+from rung.models.cache import write_atomically
+from rung.progress import QUIET, Progress
+from rung.rungs import build
+from rung.rungs.base import Rung
+from rung.rungs.settings import settable, with_settings
+from rung.task import Task
+
+if TYPE_CHECKING:
+    import optuna
+
+# Of the settings that a rung has, those that are searched, and where.
+CHOICES: Mapping[str, tuple[int, ...]] = {
+    "batch_size": (4, 8, 16), "rank": (4, 8, 16, 32, 64), "tokens": (4, 8, 16, 32, 64), "layers": (1, 2, 4, 8),
+    "token_budget": (256, 512, 1024, 2048),
+}  # fmt: skip
+NUMBERS: Mapping[str, tuple[float, float]] = {"diversity": (0.0, 0.9)}
+COUNTS: Mapping[str, tuple[int, int]] = {"epochs": (1, 8), "k": (1, 16)}
+RATE_SPAN = 10.0  # learning rates from a tenth of the default to ten times it
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One trial: its settings, its mean score on the validation rows it answered, and how it ended."""
+
+    number: int
+    settings: dict[str, Any]
+    state: str
+    score: float | None
+    rows: int
+    seconds: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What a search found.
+
+    Attributes:
+        trials: all trials in order; the first has the defaults.
+        best: number of the best trial.
+        artifact: folder of its artifact.
+        settings: its settings, as they go into the task file.
+        comparison: it against the defaults on the test rows; None if they are the best.
+    """
+
+    rung: str
+    metric: str
+    trials: tuple[Trial, ...]
+    best: int
+    artifact: Path
+    settings: dict[str, Any]
+    comparison: Comparison | None
+    folder: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        names = Trial.__slots__
+        return {
+            "rung": self.rung, "metric": self.metric, "best": self.best, "settings": self.settings,
+            "artifact": str(self.artifact),
+            "trials": [{name: getattr(trial, name) for name in names} for trial in self.trials],
+            "comparison": None if (c := self.comparison) is None else {
+                "a": "defaults", "b": f"trial {self.best}", "delta": c.delta, "low": c.low, "high": c.high, "p": c.p,
+                "fixed": c.fixed, "broken": c.broken, "n": c.n,
+            },
+        }  # fmt: skip
+
+
+def tune(
+    task: Task,
+    name: str,
+    *,
+    trials: int = 20,
+    budget_seconds: float | None = None,
+    seed: int = 0,
+    engine: str = "auto",
+    out: Path = Path("runs"),
+    progress: Progress = QUIET,
+) -> Tuning:
+    """Search the settings of rung `name` on top of zero-shot.
+
+    A search that was interrupted goes on where it was: finished trials are kept in the run folder.
+
+    Raises:
+        ConfigError: the rung is unknown, does not apply or has nothing to search, or a split has no rows.
+    """
+    data = task.read()
+    (first,) = build((name,), task, seed)
+    zero = Artifact.zero_shot(task, data.labels, engine=engine)
+    verdict = first.applies(zero, data)
+    if not verdict.applies:
+        raise ConfigError("rung-does-not-apply", f"{name} does not apply here: {verdict.reason}")
+    if not data.validation or not data.test:
+        raise ConfigError("empty-split", "tuning needs validation and test rows", hint="give fractions to split off")
+    if not searched(first):
+        raise ConfigError("nothing-to-search", f"the rung {name} has no settings to search")
+    identity = {
+        "task": task.fingerprint(), "data": data.fingerprint, "rung": name, "seed": seed, "engine": engine,
+        "version": rung.__version__,
+    }  # fmt: skip
+    folder = out / f"{task.name}-tune-{name}-{hash_of(identity, 8)}"
+    search = _Search(zero, data, first, folder, trials, seed, progress)
+    search.run(budget_seconds)
+    return search.result()
+
+
+def searched(rung_: Rung) -> tuple[str, ...]:
+    """Return the names of the settings that are searched."""
+    known = {"learning_rate", *CHOICES, *NUMBERS, *COUNTS}
+    return tuple(name for name in settable(rung_) if name in known)
+
+
+class _Search:
+    """A search under way. What must survive a kill is in the folder: Optuna's journal, and the best artifact."""
+
+    def __init__(
+        self, zero: Artifact, data: Data, first: Rung, folder: Path, trials: int, seed: int, progress: Progress
+    ) -> None:
+        self.zero, self.data, self.rung, self.folder = zero, data, first, folder
+        self.trials, self.progress = trials, progress
+        self.rows = race_order(data.validation)
+        self.looks = looks(len(self.rows))
+        self.binary = get_metric(zero.shape.metric, data.folder).binary
+        folder.mkdir(parents=True, exist_ok=True)
+        self.study = _study(folder / "study.log", seed)
+
+    def run(self, budget_seconds: float | None) -> None:
+        """Run the trials that are left, the defaults first."""
+        start = time.monotonic()
+        self._recover()
+        if not self.study.trials:
+            self.study.enqueue_trial({name: getattr(self.rung, name) for name in searched(self.rung)})
+        while len(self._finished()) < self.trials:
+            if budget_seconds is not None and self._finished():
+                spent = time.monotonic() - start
+                if spent + spent / max(1, len(self._finished())) > budget_seconds:
+                    break
+            self._trial(self.study.ask())
+
+    def _recover(self) -> None:
+        """Try again what a killed process was at; its training goes on from its checkpoint."""
+        import optuna
+
+        running = optuna.trial.TrialState.RUNNING
+        for trial in self.study.get_trials(states=(running,)):
+            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            self.study.enqueue_trial(trial.user_attrs.get("settings") or trial.params)
+
+    def _trial(self, trial: optuna.Trial) -> None:
+        import optuna
+
+        settings = self._propose(trial)
+        trial.set_user_attr("settings", settings)
+        start = time.perf_counter()
+        states = optuna.trial.TrialState
+        try:
+            artifact = with_settings(self.rung, settings).fit(self.zero, self.data, progress=self.progress)
+            scores, beaten = self._race(artifact)
+        except RungError as error:  # such as divergence: a finding about these settings
+            if isinstance(error, EngineError):
+                raise
+            trial.set_user_attr("reason", f"{error} [{error.code}]")
+            trial.set_user_attr("seconds", time.perf_counter() - start)
+            self.study.tell(trial, state=states.FAIL)
+            return
+        trial.set_user_attr("scores", scores)
+        trial.set_user_attr("seconds", time.perf_counter() - start)
+        if beaten:
+            trial.set_user_attr("reason", beaten)
+            trial.report(sum(scores) / len(scores), len(scores))
+            self.study.tell(trial, state=states.PRUNED)
+            return
+        if trial.number == 0 or self._best_scores() is None or sum(scores) > sum(self._best_scores() or ()):
+            self._keep(artifact, trial.number)
+        self.study.tell(trial, sum(scores) / len(scores))
+
+    def _propose(self, trial: optuna.Trial) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        for name in searched(self.rung):
+            if name == "learning_rate":
+                default = float(type(self.rung).learning_rate)  # type: ignore[attr-defined]
+                settings[name] = trial.suggest_float(name, default / RATE_SPAN, default * RATE_SPAN, log=True)
+            elif name in CHOICES:
+                options = sorted({*CHOICES[name], getattr(self.rung, name)})
+                settings[name] = trial.suggest_categorical(name, options)
+            elif name in COUNTS:
+                low, high = COUNTS[name]
+                settings[name] = trial.suggest_int(name, low, max(high, getattr(self.rung, name)))
+            else:
+                settings[name] = trial.suggest_float(name, *NUMBERS[name])
+        if "rank" in settings and "alpha" in settable(self.rung):
+            # An update counts alpha / rank: the search over ranks shall not be one over the updates' size.
+            ratio = self.rung.alpha / self.rung.rank  # type: ignore[attr-defined]
+            settings["alpha"] = round(ratio * settings["rank"])
+        return settings
+
+    def _race(self, artifact: Artifact) -> tuple[list[float], str]:
+        """Answer rows until the best trial beats this one; return the scores, and by what it was beaten."""
+        best = self._best_scores()
+        scores: list[float] = []
+        self.progress.start("validation", len(self.rows))
+        for until in self.looks:
+            part = self.rows[len(scores) : until]
+            scores += [p.score for p in evaluate(artifact, part, "validation", folder=self.data.folder)]
+            self.progress.advance(len(part))
+            if best is not None:
+                pair = {"best": best[: len(scores)], "this": scores}
+                out = eliminate(pair, arms=self.trials, looks=len(self.looks), binary=self.binary)
+                if "this" in out:
+                    e = out["this"]
+                    self.progress.finish("beaten")
+                    return scores, f"beaten after {e.n} rows: {e.fixed} fixed / {e.broken} broken, p = {e.p:.2g}"
+        self.progress.finish(f"{sum(scores) / len(scores):.3f}")
+        return scores, ""
+
+    def _best_scores(self) -> list[float] | None:
+        whole = [trial.user_attrs["scores"] for trial in self._complete()]
+        return max(whole, key=sum, default=None)
+
+    def _complete(self) -> list[Any]:
+        import optuna
+
+        return self.study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+
+    def _finished(self) -> list[Any]:
+        """Return the trials that ran to an end of their own; those that a kill cut are tried again."""
+        return [trial for trial in self.study.trials if trial.state.is_finished() and "seconds" in trial.user_attrs]
+
+    def _keep(self, artifact: Artifact, number: int) -> None:
+        """Save the best artifact so far, and that of the defaults."""
+        target = self.folder / f"trial-{number}"
+        if (target / MANIFEST).exists():  # saved by a process that was killed before it said so
+            shutil.rmtree(target)
+        artifact.save(target)
+        for other in self.folder.glob("trial-*"):
+            if other.name not in (target.name, f"trial-{self._defaults()}"):
+                shutil.rmtree(other)
+
+    def _defaults(self) -> int:
+        """Return the number of the trial with the defaults."""
+        return min((t.number for t in self._complete()), default=0)
+
+    def result(self) -> Tuning:
+        """Compare the best trial with the defaults on the test rows, write tuning.json, and return all."""
+        complete = self._complete()
+        if not complete:
+            reason = next((t.user_attrs.get("reason", "") for t in self.study.trials), "")
+            raise ConfigError("no-trial-finished", f"no trial of {self.rung.name} came to a score: {reason}")
+        best = max(complete, key=lambda trial: (sum(trial.user_attrs["scores"]), -trial.number))
+        folder = self.folder / f"trial-{best.number}"
+        comparison = None
+        if best.number != self._defaults() and (self.folder / f"trial-{self._defaults()}").exists():
+            plain = Artifact.load(self.folder / f"trial-{self._defaults()}")
+            comparison = compare(plain, Artifact.load(folder), self.data.test, progress=self.progress)
+        found = Tuning(
+            self.rung.name, self.zero.shape.metric, tuple(_trial(t) for t in self._finished()), best.number, folder,
+            best.user_attrs["settings"], comparison, self.folder,
+        )  # fmt: skip
+        write_atomically(self.folder / "tuning.json", json.dumps(found.as_dict(), indent=1))
+        return found
+
+
+def _study(file: Path, seed: int) -> optuna.Study:
+    try:
+        import optuna
+    except ImportError as missing:
+        raise EngineError("missing-extra", "tuning needs optuna", hint="uv pip install 'rung[local]'") from missing
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(file)))
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
+    return optuna.create_study(
+        study_name="tuning", storage=storage, sampler=sampler, direction="maximize", load_if_exists=True
+    )
+
+
+def _trial(trial: Any) -> Trial:
+    scores = trial.user_attrs.get("scores", [])
+    return Trial(
+        number=trial.number,
+        settings=trial.user_attrs.get("settings", {}),
+        state={"COMPLETE": "complete", "PRUNED": "beaten"}.get(trial.state.name, "failed"),
+        score=sum(scores) / len(scores) if scores else None,
+        rows=len(scores),
+        seconds=round(trial.user_attrs["seconds"], 1),
+        reason=trial.user_attrs.get("reason", ""),
+    )
