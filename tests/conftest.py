@@ -103,3 +103,32 @@ def tiny_model():
         return LlamaForCausalLM(config).eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A folder with a random Llama of two layers and the embedded model's tokenizer: for mechanics, in seconds."""
+    import shutil
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from rung.models.reference import resolve
+
+    source, folder = resolve("embedded").folder, tmp_path_factory.mktemp("model") / "tiny-llama"
+    folder.mkdir()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for file in source.iterdir():
+        if "token" in file.name or file.suffix == ".jinja":
+            shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_zero(task, data, tiny_folder) -> Artifact:
+    return Artifact.zero_shot(task.model_copy(update={"model": str(tiny_folder)}), data.labels)

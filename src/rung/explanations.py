@@ -551,6 +551,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "There is nothing to learn.",
         "Give training rows, or a smaller share to hold out.",
     ),
+    "no-trial-finished": Explanation(
+        "No trial of a search came to a score.",
+        "There is nothing to recommend.",
+        "The message says why the first one failed; `rung climb` with the same rung shows more.",
+    ),
     "not-a-list": Explanation(
         "A .json data file is not a list.",
         "Rows are the items of a list of objects.",
@@ -572,6 +577,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A folder is not an artifact: it has no manifest.",
         "The manifest is written last, so a folder without one is incomplete or something else.",
         "Give the folder that `rung climb` or `Artifact.save` wrote.",
+    ),
+    "nothing-to-search": Explanation(
+        "The rung has no settings that a search could vary.",
+        "A search over nothing would only repeat one result.",
+        "Choose a rung with settings: `rung rungs NAME` lists them.",
+        "rung tune task.yaml --rung lora",
     ),
     "one-column": Explanation(
         "A table has a single column.",
@@ -610,6 +621,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A training row is longer than what the model can read.",
         "Cutting it would train on an answer whose reason was cut away.",
         "Shorten the row, or remove it from the training file.",
+    ),
+    "rung-does-not-apply": Explanation(
+        "The rung that shall be tuned cannot be put on top of zero-shot in this task.",
+        "Its settings would decide nothing.",
+        "The message says why; choose another rung.",
+        "rung climb task.yaml --plan",
     ),
     "schema-mismatch": Explanation(
         "An expected answer does not fit the task's JSON Schema.",

@@ -19,7 +19,7 @@ from rung.tuning.checkpoints import Checkpoints
 from rung.tuning.examples import TokenizedExample, epoch_batches, tokenize
 from rung.tuning.loop import Schedule, train
 from rung.tuning.loss import AnswerLoss, packed_layers
-from rung.tuning.peft_adapter import PeftAdapter, peft
+from rung.tuning.peft_adapter import PeftAdapter, linear_layers, peft
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_every_row_is_seen_once_an_epoch():
 
 def adapter(model, **settings):
     torch.manual_seed(3)
-    config = peft().LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    config = peft().LoraConfig(r=4, target_modules=linear_layers(model), task_type="CAUSAL_LM", **settings)
     return PeftAdapter(model, config)
 
 
@@ -361,6 +361,21 @@ def test_a_model_answers_after_its_trained_adapter_is_removed(tiny):
     one.remove()
     assert torch.equal(model(ids).logits, before)
     assert [type(m) for m in model.modules()] == [type(m) for m in tiny.modules()]
+
+
+def test_an_adapter_is_the_same_alone_and_beside_another(tiny):
+    ids, found = torch.tensor([[1, 2, 3]]), []
+    for others in (0, 1):
+        model = copy.deepcopy(tiny)
+        beside = [adapter(model, init_lora_weights=False) for _ in range(others)]
+        change = adapter(model, init_lora_weights=False)
+        assert len(change.parameters()) == 2 * 2 * 7
+        course = train(model, change, rows(4, 8), Schedule(epochs=2, batch_size=4, learning_rate=1e-2))
+        change.enable()
+        found.append((course.losses, model(ids).logits))
+        assert len(beside) == others
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_lean_layers_have_the_loss_and_gradient_of_peft(tiny):

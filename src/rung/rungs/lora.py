@@ -39,10 +39,10 @@ class LoRA(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put a fresh adapter on the model; its updates are zero at first."""
         del artifact, rows
-        from rung.tuning.peft_adapter import PeftAdapter, peft
+        from rung.tuning.peft_adapter import PeftAdapter, linear_layers, peft
 
         config = peft().LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules="all-linear",
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=linear_layers(engine.model),
             task_type="CAUSAL_LM",
         )  # fmt: skip
         engine.make_room(str(config.peft_type.value))

@@ -40,6 +40,20 @@ def peft() -> Any:
     return library
 
 
+def linear_layers(model: Any) -> list[str]:
+    """Return the last names of all linear layers but the output layer: what PEFT calls `all-linear`.
+
+    PEFT's own word must not be used beside another adapter: it would take that one's matrices for linear layers.
+    """
+    if not hasattr(model, "rung_linear_layers"):
+        import torch
+
+        head = model.get_output_embeddings()
+        kinds = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
+        model.rung_linear_layers = sorted({name.rsplit(".", 1)[-1] for name, _ in kinds})
+    return list(model.rung_linear_layers)
+
+
 class PeftAdapter(Change):
     """One PEFT adapter on a model, beside others of its type.
 
@@ -55,6 +69,7 @@ class PeftAdapter(Change):
         self.base, self.name = model, f"a{next(_numbers)}"  # a name must not be an attribute of modules
         self.family = str(config.peft_type.value)
         plain_parameters(model)
+        linear_layers(model)
         with quiet_peft():
             if hasattr(model, "rung_peft"):
                 self.wrapper.add_adapter(self.name, config)
@@ -77,11 +92,11 @@ class PeftAdapter(Change):
 
     def enable(self) -> None:
         """Make this adapter the active one."""
-        self.wrapper.base_model.enable_adapter_layers()
         trained = {name: p.requires_grad for name, p in self.base.named_parameters()}
+        self.wrapper.base_model.enable_adapter_layers()
         self.wrapper.set_adapter(self.name)
         for name, parameter in self.base.named_parameters():
-            parameter.requires_grad_(trained[name])  # PEFT makes what it activates trainable
+            parameter.requires_grad_(trained[name])  # PEFT trains what is active and freezes what is not
 
     def disable(self) -> None:
         """Let no adapter be active."""

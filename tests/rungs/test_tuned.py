@@ -1,0 +1,119 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rung.artifact import Artifact
+from rung.engines.opening import open_torch
+from rung.errors import TrainingError
+from rung.rungs import LoRA
+from rung.rungs.tuned import LARGEST_BATCH
+from rung.tuning import loop
+from rung.tuning.checkpoints import Checkpoints
+
+QUICK = {"rank": 4, "epochs": 2, "learning_rate": 1e-2}
+
+
+def tensors(artifact):
+    from safetensors.torch import load_file
+
+    return load_file(artifact.weights.adapter / "adapter_model.safetensors")
+
+
+def test_the_rung_records_its_settings_and_course(tiny_zero, data):
+    tuned = LoRA(**QUICK).fit(tiny_zero, data)
+    record = tuned.settings["lora"]
+    steps = 2 * -(-len(data.train) // 8)
+    assert [step for step, _ in record["losses"]] == list(range(1, steps + 1))
+    assert record["losses"][-1][1] < record["losses"][0][1]
+    assert (record["rank"], record["batch_size"], record["learning_rate"]) == (4, 8, 1e-2)
+    assert record["training_tokens"] > 0
+    assert record["peak_memory_bytes"] > 10**7
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tiny_zero, data, monkeypatch):
+    rung = LoRA(**QUICK, seed=1)
+    whole = rung.fit(tiny_zero, data)
+    real, saved = loop._Run._step, []
+
+    def dying(self, batch):
+        if self.course.steps == 7:
+            raise KeyboardInterrupt
+        real(self, batch)
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(loop._Run, "_step", dying)
+    monkeypatch.setattr(Checkpoints, "save", _counted(Checkpoints.save, saved))
+    with pytest.raises(KeyboardInterrupt):
+        rung.fit(tiny_zero, data)
+    assert saved == list(range(1, 8))
+    monkeypatch.setattr(loop._Run, "_step", _counted_steps(real, steps := []))
+    again = rung.fit(tiny_zero, data)
+    assert steps == list(range(7, 12))
+    assert again.settings["lora"]["losses"] == whole.settings["lora"]["losses"]
+    assert all(torch.equal(tensors(again)[name], tensor) for name, tensor in tensors(whole).items())
+
+
+def _counted(save, seen):
+    def counted(self, step, state):
+        seen.append(step)
+        return save(self, step, state)
+
+    return counted
+
+
+def _counted_steps(real, seen):
+    def counted(self, batch):
+        seen.append(self.course.steps)
+        real(self, batch)
+
+    return counted
+
+
+def test_early_stopping_measures_the_tasks_own_metric_on_held_out_training_rows(tiny_zero, data):
+    rung = LoRA(**{**QUICK, "epochs": 4}, patience=1, holdout=0.3)
+    kept, held_out = rung._split(data.train)
+    assert {r.id for r in kept} | {r.id for r in held_out} == {r.id for r in data.train}
+    assert not {r.id for r in kept} & {r.id for r in held_out}
+    tuned = rung.fit(tiny_zero, data)
+    record = tuned.settings["lora"]
+    best = max(value for _, value in record["evaluations"])
+    assert dict(record["evaluations"])[record["best_step"]] == best
+    answers = tuned.answer(held_out, full=False)
+    right = sum(a.text == row.outputs[0] for a, row in zip(answers, held_out, strict=True))
+    assert right / len(held_out) == pytest.approx(best)
+
+
+def test_too_few_rows_to_hold_out_are_an_error(tiny_zero, data):
+    with pytest.raises(TrainingError) as caught:
+        LoRA(patience=1, holdout=0.01).fit(tiny_zero, replace(data, train=data.train[:3]))
+    assert caught.value.code == "no-held-out-rows"
+
+
+def test_auto_finds_a_rate_and_a_batch_size(tiny_zero, data):
+    tuned = LoRA(rank=4, epochs=2, learning_rate="auto", batch_size="auto").fit(tiny_zero, data)
+    record = tuned.settings["lora"]
+    assert record["learning_rate"] == pytest.approx(3e-3)  # a random model learns faster than the default allows
+    assert record["batch_size"] == 2  # 48 rows in at least 16 steps
+    assert LARGEST_BATCH == 64
+
+
+def test_training_leaves_the_base_model_as_it_was(tiny_zero, data):
+    engine = open_torch(tiny_zero.model)
+    before = {name: p.clone() for name, p in engine.use(None).named_parameters()}
+    kinds = [type(m) for m in engine.model.modules()]
+    LoRA(**QUICK).fit(tiny_zero, data)
+    assert [type(m) for m in engine.use(None).modules()] == kinds
+    assert all(torch.equal(p, before[name]) for name, p in engine.model.named_parameters())
+    assert not any(p.requires_grad for p in engine.model.parameters())
+
+
+def test_it_continues_from_an_earlier_artifact(tiny_zero, data, tmp_path):
+    first = LoRA(**QUICK).fit(tiny_zero, data)
+    folder = first.save(tmp_path / "first")
+    more = LoRA(**QUICK, continue_from=str(folder)).fit(tiny_zero, data)
+    began, ended = (first.settings["lora"]["losses"][i][1] for i in (0, -1))
+    assert ended < began - 0.1
+    assert more.settings["lora"]["losses"][0][1] == pytest.approx(ended, abs=0.15)
+    assert Artifact.load(folder).weights.trainable_parameters == more.weights.trainable_parameters
