@@ -24,7 +24,7 @@ class PTuning(SoftPrompted):
     """Train a prompt encoder on the training rows.
 
     Attributes:
-        encoder: an MLP of three layers, or a bidirectional LSTM and an MLP of two.
+        encoder: an MLP of three layers, or a bidirectional LSTM of two and an MLP of two.
         encoder_size: its hidden size; by default that of the model.
     """
 

@@ -48,6 +48,9 @@ class _Found:
 class SoftPrompt(Change):
     """One soft prompt on a model, beside any number of others.
 
+    Prefix tuning with gradient checkpointing: layers that are run again find the places of the last forward pass, so
+    each backward pass has to come before the next forward pass.
+
     Args:
         model: the base model.
         config: a PEFT PromptTuningConfig, PromptEncoderConfig or PrefixTuningConfig; sizes that it leaves out are those
@@ -60,7 +63,6 @@ class SoftPrompt(Change):
 
     def __init__(self, model: Any, config: Any, *, start: torch.Tensor | None = None) -> None:
         self.model, self.config = model, config
-        self.family = None
         if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0):
             raise EngineError(
                 "soft-prompt-unsupported",
