@@ -211,7 +211,7 @@ class Artifact:
                 f"overflow: {self.overflow} has to know how many tokens {self.model} reads, and it does not say",
                 hint="use `overflow: error`, and show fewer demonstrations",
             )
-        return engine.info.context - self.decoder.room(engine)
+        return engine.info.context - self.decoder.room(engine) - self.weights.virtual_tokens
 
     def spoken(self, output: str) -> str:
         """Return an expected output as the model should write it: the label's text, or the output itself."""

@@ -507,6 +507,18 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Install one of them into this environment.",
         "python -m ensurepip",
     ),
+    "no-instruction": Explanation(
+        "A soft prompt shall start from the words of the prompt's instruction, and the prompt has none.",
+        "Starting from noise instead is another technique, with other results.",
+        "Give the task an instruction, or use P-tuning, which starts from nothing.",
+        "instruction: Which intent does this message express?",
+    ),
+    "no-prompt-encoder": Explanation(
+        "Training shall go on from a soft prompt whose prompt encoder was not kept.",
+        "What is saved, in PEFT's format, is the vectors that the encoder made; the encoder cannot be found from them.",
+        "Go on with `PromptTuning` (after P-tuning), or `PrefixTuning` without a projection: they train the vectors.",
+        'rung.rungs.PromptTuning(continue_from="p-tuned").fit(zero, data)',
+    ),
     "no-report": Explanation(
         "The run folder has no report.json.",
         "The climb has not finished.",
@@ -638,6 +650,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The engine gives no exact log-probabilities of given labels.",
         "Scores from the few likeliest tokens only would be wrong for all other labels.",
         "Let the model write the label, held to the label set: `Generate(choices=...)`, as zero-shot does there.",
+    ),
+    "soft-prompt-unsupported": Explanation(
+        "The model's architecture does not let a soft prompt in.",
+        "Virtual tokens that only some layers see would be another method than the one that was asked for.",
+        "Use prompt tuning instead of prefix tuning, or a method that changes weights, such as LoRA.",
+        "rung climb task.yaml --rungs prompt-tuning,lora",
     ),
     "stream-cut": Explanation(
         "An endpoint broke off in the middle of an answer that it was writing.",

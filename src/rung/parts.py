@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,14 @@ class Weights:
     def reference(self) -> str | None:
         """How engines are told of the adapter."""
         return None if self.adapter is None else str(self.adapter)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many tokens a soft prompt puts before every prompt; 0 for other weights."""
+        file = None if self.adapter is None else self.adapter / "adapter_config.json"
+        if file is None or not file.is_file():
+            return 0
+        return int(json.loads(file.read_text("utf-8")).get("num_virtual_tokens") or 0)
 
 
 BASE = Weights()

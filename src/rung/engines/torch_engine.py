@@ -152,8 +152,10 @@ class TorchEngine(LocalModel):
         progress.start("generating", len(requests))
         for (adapter, sampling, constraint, logprobs), members in groups.items():
             prompts = [self._prompt(requests[i].prompt, sampling.max_tokens, adapter) for i in members]
+            # Virtual tokens are put in by hooks, which the CUDA graphs of continuous batching would leave out.
+            virtual = adapter is not None and bool(self._change(adapter).prefix)
             with self.running(adapter) as model:
-                if self._paged and suits(model, sampling, constraint, logprobs=logprobs):
+                if self._paged and not virtual and suits(model, sampling, constraint, logprobs=logprobs):
                     done = generate_paged(
                         model, self.tokenizer, prompts, sampling, attention=self._paged, progress=progress,
                         cancelled=cancelled,

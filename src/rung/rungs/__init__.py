@@ -12,6 +12,9 @@ from rung.rungs.calibrate import Calibrate
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
 from rung.rungs.lora import LoRA
+from rung.rungs.p_tuning import PTuning
+from rung.rungs.prefix_tuning import PrefixTuning
+from rung.rungs.prompt_tuning import PromptTuning
 from rung.rungs.settings import with_settings
 from rung.rungs.system_prompt import SystemPrompt
 
@@ -26,6 +29,9 @@ __all__ = [
     "Features",
     "FewShot",
     "LoRA",
+    "PTuning",
+    "PrefixTuning",
+    "PromptTuning",
     "Rung",
     "SystemPrompt",
     "Verdict",
@@ -43,6 +49,9 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "few-shot-mmr": lambda task, seed: FewShot("mmr", seed=seed),
     "features": lambda task, seed: Features(seed=seed),
     "llm-features": lambda task, seed: Features(encoder="", seed=seed),
+    "prompt-tuning": lambda task, seed: PromptTuning(seed=seed),
+    "p-tuning": lambda task, seed: PTuning(seed=seed),
+    "prefix-tuning": lambda task, seed: PrefixTuning(seed=seed),
     "lora": lambda task, seed: LoRA(seed=seed),
 }
 

@@ -80,13 +80,13 @@ def _tokenizer(files: ModelFiles) -> Tokenizer:
 
 
 def prediction_tokens(artifact: Artifact, s: Sizes) -> float:
-    """Return the tokens run for one prediction, the shared beginning left out."""
+    """Return the tokens run for one prediction, the text that all prompts begin with left out."""
     shown = artifact.demonstrations
     demonstrations = 0.0
     if shown is not None:
         one = s.question + s.answer + 8
         demonstrations = min(shown.k * one, shown.token_budget)
-    return demonstrations + s.question + s.decoding
+    return artifact.weights.virtual_tokens + demonstrations + s.question + s.decoding
 
 
 def prediction_flops(artifact: Artifact, data: Data) -> float:

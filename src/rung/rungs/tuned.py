@@ -93,6 +93,11 @@ class Tuned(ABC):
         del artifact, data
         return ""
 
+    @property
+    def prefix_tokens(self) -> int:
+        """How many virtual tokens will stand before every prompt."""
+        return 0
+
     # ---- a rung
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
@@ -112,9 +117,10 @@ class Tuned(ABC):
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Four operations per parameter and token while training (six where all is trained), two when predicting."""
         s = sizes(artifact, data)
-        use = inference_cost(artifact, data, machine)
+        use = inference_cost(artifact, data, machine, extra_tokens=self.prefix_tokens)
         batch_size = LARGEST_BATCH if self.batch_size == "auto" else self.batch_size
-        per_row = use.row_tokens - s.decoding + s.answer + s.head / batch_size
+        shared = s.head + self.prefix_tokens  # once a batch
+        per_row = use.row_tokens - self.prefix_tokens - s.decoding + s.answer + shared / batch_size
         tokens = per_row * len(data.train) * self.epochs
         if self.learning_rate == "auto":
             tokens *= 1 + len(RATES) * TRIAL_SHARE
@@ -193,7 +199,7 @@ class Tuned(ABC):
         for factor in RATES:
             trial = replace(self, learning_rate=default * factor)
             with trial._on_model(engine, artifact, rows) as change:
-                prefixed = [[row.behind(change.prefix) for row in part] for part in (kept, held_out)]
+                prefixed = [_prefixed(part, change, engine) for part in (kept, held_out)]
                 schedule = trial.schedule(trial.batch_size)
                 steps = max(TRIAL_STEPS, round(TRIAL_SHARE * schedule.epochs * len(kept) / schedule.batch_size))
                 try:
@@ -234,10 +240,10 @@ class Tuned(ABC):
         from rung.tuning.loop import train
         from rung.tuning.memory import fitting
 
-        rows = [row.behind(change.prefix) for row in rows] if change.prefix else rows
+        checkpoints = Checkpoints.of(self._identity(engine, artifact, rows))  # virtual ids differ between processes
+        rows = _prefixed(rows, change, engine)
         fit = fitting(engine.model, rows, int(self.batch_size))
         schedule = self.schedule(self.micro_batch or fit.micro_batch)
-        checkpoints = Checkpoints.of(self._identity(engine, artifact, rows))
         if fit.checkpointing:
             engine.model.gradient_checkpointing_enable({"use_reentrant": False})
         try:
@@ -318,6 +324,20 @@ class Tuned(ABC):
         if dropped := sum(row.dropped_demonstrations for row in rows):
             settings["dropped_demonstrations"] = dropped
         return settings
+
+
+def _prefixed(rows: Sequence[TokenizedExample], change: Change, engine: TorchEngine) -> list[TokenizedExample]:
+    """Return the rows behind a change's virtual tokens."""
+    result = [row.behind(change.prefix) for row in rows]
+    for row in result:
+        if len(row) > engine.info.context:
+            raise TrainingError(
+                "row-too-long",
+                f"{row.source}: {len(row)} tokens, {len(change.prefix)} of them virtual, do not fit the context of "
+                f"{engine.info.context}",
+                hint="shorten the row, or train fewer virtual tokens",
+            )
+    return result
 
 
 def weights_folder(folder: Path) -> Path:

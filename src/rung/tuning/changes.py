@@ -106,7 +106,7 @@ def attach(model: Any, folder: Path, *, fingerprint: str) -> Change:
             f"the adapter in {folder} was trained on another base model ({made_with[:12]}, not {fingerprint[:12]})",
             hint="open it on the model that it was trained on",
         )
-    change = _kind(folder)(model, values)
+    change = _kind(folder, values)(model, values)
     try:
         change.read(folder)
     except BaseException:
@@ -140,11 +140,15 @@ def _facts(folder: Path) -> dict[str, Any]:
     )
 
 
-def _kind(folder: Path) -> Callable[[Any, dict[str, Any]], Change]:
+def _kind(folder: Path, values: dict[str, Any]) -> Callable[[Any, dict[str, Any]], Change]:
     if (folder / "patch.json").is_file():
         from rung.tuning.patch import Patch
 
         return Patch.from_dict
+    if values["peft_type"] in SOFT_PROMPTS:
+        from rung.tuning.soft_prompt import SoftPrompt
+
+        return SoftPrompt.from_dict
     from rung.tuning.peft_adapter import PeftAdapter
 
     return PeftAdapter.from_dict

@@ -1,0 +1,49 @@
+"""P-tuning: a small network makes the virtual tokens' embeddings (Liu et al. 2021, https://arxiv.org/abs/2103.10385).
+
+The network ties the tokens to each other while they are trained; what is kept is what it made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from rung.artifact import Artifact
+from rung.rungs.soft_prompts import SoftPrompted
+from rung.rungs.tuned import Auto
+
+if TYPE_CHECKING:
+    from rung.engines.torch_engine import TorchEngine
+    from rung.tuning.changes import Change
+    from rung.tuning.examples import TokenizedExample
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTuning(SoftPrompted):
+    """Train a prompt encoder on the training rows.
+
+    Attributes:
+        encoder: an MLP of three layers, or a bidirectional LSTM of two and an MLP of two.
+        encoder_size: its hidden size; by default that of the model.
+    """
+
+    name: ClassVar[str] = "p-tuning"
+
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    encoder_size: int | None = None
+    learning_rate: float | Auto = 1e-3
+    epochs: int = 10
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Put on a soft prompt with a fresh encoder."""
+        del artifact, rows
+        from rung.tuning.peft_adapter import peft
+        from rung.tuning.soft_prompt import SoftPrompt
+
+        config = peft().PromptEncoderConfig(
+            num_virtual_tokens=self.virtual_tokens, encoder_reparameterization_type=self.encoder.upper(),
+            encoder_hidden_size=self.encoder_size, task_type="CAUSAL_LM",
+        )  # fmt: skip
+        engine.make_room(None)
+        return SoftPrompt(engine.model, config)
