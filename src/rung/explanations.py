@@ -183,6 +183,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A text cut for lack of memory must not be taken for an answer.",
         "Show fewer demonstrations, shorten the input, or use a machine with more memory.",
     ),
+    "cannot-merge": Explanation(
+        "A trained change of a model cannot be merged into the model's own tensors.",
+        "It adds computation that the base model lacks, or the base is quantized: the merged model would differ.",
+        "Serve or export the artifact unmerged; LoRA, rsLoRA, DoRA, AdaLoRA, IA3 and patches can be merged.",
+    ),
     "chat-template-broken": Explanation(
         "The model's chat template is not valid Jinja.",
         "A prompt in another form than the model was trained on gives poor answers without any sign.",
@@ -690,6 +695,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "No technique could ever answer with it, so its rows would always count as wrong.",
         "Add it to `output.labels`, or correct the spelling.",
         "output: {column: label, kind: category, labels: [card_arrival, lost_card]}",
+    ),
+    "unknown-layers": Explanation(
+        "A tuning method does not know where to put itself in a model of this architecture.",
+        "A guess might train, and still compute something else than the method does.",
+        "Use `lora`, which takes all linear layers whatever they are called.",
     ),
     "unknown-metric": Explanation(
         "There is no metric of this name.",
