@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from tests.tuning.test_loop import plain_loss, rows
 from torch.nn.functional import softmax
 
 from rung.errors import ArtifactError, EngineError, TrainingError
@@ -18,7 +19,6 @@ from rung.tuning.loop import Schedule, train
 from rung.tuning.loss import AnswerLoss, packed_layers
 from rung.tuning.patch import Patch
 from rung.tuning.peft_adapter import peft, quiet_peft
-from tests.tuning.test_loop import plain_loss, rows
 
 BASE = "f" * 64
 IDS = torch.arange(1, 13).view(2, 6)
@@ -297,7 +297,7 @@ def test_a_patch_is_merged_as_it_is(tiny):
 
 
 def test_adalora_trains_as_peft_does(tiny):
-    """The same steps with PEFT's own model: its forward pass adds the penalty, and its allocator is called as it says."""
+    """The same steps with PEFT's own model: its forward pass adds the penalty, its allocator is called apart."""
     rung = AdaLoRA(rank=2, initial_rank=6, start=0.2, end=0.3, orthogonality=0.3)
     schedule = Schedule(epochs=4, batch_size=16, learning_rate=1e-2, decay="constant", warmup=0.0, max_norm=1e9)
     part = rows(3, 16)
