@@ -29,7 +29,7 @@ RUNGS = {
     "dora": DoRA(rank=4),
     "adalora": AdaLoRA(rank=5, initial_rank=6),
     "ia3": IA3(),
-    "llama-adapter": LlamaAdapter(length=3, layers=1),
+    "llama-adapter": LlamaAdapter(tokens=3, top_layers=1),
     "bottleneck": BottleneckAdapter(size=5),
     "houlsby": BottleneckAdapter(size=5, placement="houlsby"),
 }
@@ -503,7 +503,7 @@ def test_methods_refuse_architectures_they_do_not_know(tiny):
     change = BottleneckAdapter(size=4, placement="houlsby").change(Engine(gpt2), None, ())
     assert len(change.parameters()) == 2 * 2 * 4
     with pytest.raises(EngineError, match="gpt2") as caught:
-        LlamaAdapter(layers=1).change(Engine(gpt2), None, ())
+        LlamaAdapter(top_layers=1).change(Engine(gpt2), None, ())
     assert caught.value.code == "unknown-layers"
     mamba = MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=97, state_size=4))
     for rung in (IA3(), BottleneckAdapter(), LlamaAdapter()):

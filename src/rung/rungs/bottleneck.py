@@ -15,7 +15,7 @@ from rung.artifact import Artifact
 from rung.data.types import Data
 from rung.errors import EngineError
 from rung.models.reference import resolve
-from rung.rungs.tuned import Tuned
+from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -36,7 +36,7 @@ class BottleneckAdapter(Tuned):
 
     size: int = 64
     placement: Literal["houlsby", "pfeiffer"] = "pfeiffer"
-    learning_rate: float = 1e-3
+    learning_rate: float | Auto = 1e-3
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if it is not known where the sublayers are in the model."""

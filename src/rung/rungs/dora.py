@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rung.rungs.lora import LoRA
+from rung.rungs.tuned import Auto
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,4 +21,4 @@ class DoRA(LoRA):
     name: ClassVar[str] = "dora"
     variant: ClassVar[Mapping[str, bool]] = {"use_dora": True}
 
-    learning_rate: float = 5e-4
+    learning_rate: float | Auto = 5e-4

@@ -14,7 +14,7 @@ from rung.artifact import Artifact
 from rung.data.types import Data
 from rung.errors import EngineError
 from rung.models.reference import resolve
-from rung.rungs.tuned import Tuned
+from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -28,7 +28,7 @@ class IA3(Tuned):
 
     name: ClassVar[str] = "ia3"
 
-    learning_rate: float = 3e-3
+    learning_rate: float | Auto = 3e-3
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if it is not known where these activations are in the model."""

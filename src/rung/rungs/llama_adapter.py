@@ -14,7 +14,7 @@ from rung.artifact import Artifact
 from rung.data.types import Data
 from rung.errors import EngineError
 from rung.models.reference import resolve
-from rung.rungs.tuned import Tuned
+from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -29,15 +29,15 @@ class LlamaAdapter(Tuned):
     """Train prompts that the upper layers attend to through gates.
 
     Attributes:
-        length: tokens of each prompt.
-        layers: how many layers get one, counted from the output; without, all but the first two.
+        tokens: length of each prompt.
+        top_layers: how many layers get one, counted from the output; without, all but the first two.
     """
 
     name: ClassVar[str] = "llama-adapter"
 
-    length: int = 10
-    layers: int | None = None
-    learning_rate: float = 9e-3
+    tokens: int = 10
+    top_layers: int | None = None
+    learning_rate: float | Auto = 9e-3
     weight_decay: float = 0.02
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
@@ -52,8 +52,8 @@ class LlamaAdapter(Tuned):
             depth = len(decoder_layers(model))
         except EngineError as unknown:
             return unknown.message
-        if self.layers is not None and not 0 < self.layers <= depth:
-            return f"prompts are asked for {self.layers} layers, and the model has {depth}"
+        if self.top_layers is not None and not 0 < self.top_layers <= depth:
+            return f"prompts are asked for {self.top_layers} layers, and the model has {depth}"
         return ""
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
@@ -63,5 +63,5 @@ class LlamaAdapter(Tuned):
         from rung.tuning.layers import decoder_layers
 
         engine.make_room(None)
-        layers = self.layers or max(1, len(decoder_layers(engine.model)) - LOWEST)
-        return AdaptionPrompt(engine.model, self.length, layers)
+        layers = self.top_layers or max(1, len(decoder_layers(engine.model)) - LOWEST)
+        return AdaptionPrompt(engine.model, self.tokens, layers)
