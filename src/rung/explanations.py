@@ -719,6 +719,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Use the columns listed in `inputs`.",
         "inputs: [question, context]\ntemplate: '{context}\\n\\nQuestion: {question}'",
     ),
+    "unknown-quantization": Explanation(
+        "An artifact asks for a quantization of its base model that this version does not know.",
+        "On another base its adapter would answer otherwise than was measured.",
+        "Use the version of Rung that made the artifact, or train again.",
+    ),
     "unknown-rung": Explanation(
         "No rung has this name.",
         "Leaving it out silently would look as if it had been tried.",

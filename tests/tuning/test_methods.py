@@ -9,8 +9,8 @@ import torch
 from tests.tuning.test_loop import plain_loss, rows
 from torch.nn.functional import softmax
 
-from rung.errors import ArtifactError, EngineError, TrainingError
-from rung.rungs import IA3, AdaLoRA, BottleneckAdapter, DoRA, LlamaAdapter, LoRA, RsLoRA
+from rung.errors import ArtifactError, ConfigError, EngineError, TrainingError
+from rung.rungs import IA3, AdaLoRA, BottleneckAdapter, DoRA, LlamaAdapter, LoRA, QLoRA, RsLoRA
 from rung.tuning.adalora import AdaLora
 from rung.tuning.changes import attach, family_of
 from rung.tuning.checkpoints import Checkpoints
@@ -76,8 +76,7 @@ class Engine:
 
         return TorchEngine._change(self, adapter)
 
-    class files:  # noqa: N801
-        fingerprint = BASE
+    base_fingerprint = BASE
 
     @property
     def _changes(self):
@@ -519,3 +518,74 @@ def test_a_damaged_bottleneck_folder_is_refused(tiny, tmp_path):
             attach(tiny, folder, fingerprint=BASE)
         assert caught.value.code == "adapter-mismatch"
     shutil.rmtree(folder)
+
+
+# ---- QLoRA
+
+
+def test_qlora_says_what_it_needs(monkeypatch):
+    from types import SimpleNamespace
+
+    from rung.rungs import qlora
+
+    monkeypatch.setattr(qlora, "find_spec", lambda name: None if name == "bitsandbytes" else name)
+    assert "uv pip install bitsandbytes" in QLoRA().reason_against(SimpleNamespace(engine="auto"), None)
+    monkeypatch.setattr(qlora, "find_spec", lambda name: name)
+    assert "openvino" in QLoRA().reason_against(SimpleNamespace(engine="openvino"), None)
+    assert QLoRA().reason_against(SimpleNamespace(engine="auto"), None) == ""
+
+
+def test_a_quantized_base_is_opened_by_torch_alone():
+    from rung.engines.opening import open_engine
+    from rung.engines.torch_engine import _quantized
+
+    with pytest.raises(ConfigError) as caught:
+        open_engine("embedded", "openvino", quantization="nf4")
+    assert caught.value.code == "engine-mismatch"
+    with pytest.raises(EngineError) as caught:
+        _quantized("int3", "cpu", torch.float32)
+    assert caught.value.code == "unknown-quantization"
+
+
+def test_an_artifact_keeps_the_quantization_of_its_base(zero, tiny, tmp_path):
+    from dataclasses import replace
+
+    from rung.artifact import Artifact
+    from rung.parts import Weights
+
+    folder = written(fresh("lora", copy.deepcopy(tiny)), tmp_path / "adapter")
+    for base in ("", "nf4"):
+        saved = replace(zero, weights=Weights("qlora", folder, 7, base)).save(tmp_path / f"artifact{base}")
+        loaded = Artifact.load(saved)
+        assert loaded.weights == Weights("qlora", saved / "adapter", 7, base)
+        assert loaded.engine == ("torch" if base else zero.engine)
+
+
+def test_qlora_trains_and_comes_back_on_the_quantized_base(tiny, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM
+
+    from rung.engines.torch_engine import _quantized
+
+    llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "model")
+
+    def quantized():
+        return AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", dtype=torch.float32, **_quantized("nf4", "cpu", torch.float32)
+        ).eval()
+
+    model, other = quantized(), quantized()
+    plain_logits = logits(model)
+    torch.manual_seed(3)
+    change = QLoRA(rank=4).change(Engine(model), None, ())
+    train(model, change, rows(4, 16), Schedule(epochs=2, batch_size=4, learning_rate=1e-2))
+    assert torch.equal(logits(model), plain_logits)
+    on = logits(model, change)
+    assert not torch.allclose(on, plain_logits, atol=1e-3)
+    again = attach(other, written(change, tmp_path / "adapter"), fingerprint=BASE)
+    assert torch.equal(logits(other, again), on)
+    with pytest.raises(TrainingError) as caught:
+        change.merged()
+    assert caught.value.code == "cannot-merge"
+    change.remove()
+    assert torch.equal(logits(model), plain_logits)

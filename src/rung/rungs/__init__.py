@@ -17,6 +17,7 @@ from rung.rungs.few_shot import FewShot
 from rung.rungs.ia3 import IA3
 from rung.rungs.llama_adapter import LlamaAdapter
 from rung.rungs.lora import LoRA
+from rung.rungs.qlora import QLoRA
 from rung.rungs.rslora import RsLoRA
 from rung.rungs.settings import with_settings
 from rung.rungs.system_prompt import SystemPrompt
@@ -37,6 +38,7 @@ __all__ = [
     "FewShot",
     "LlamaAdapter",
     "LoRA",
+    "QLoRA",
     "RsLoRA",
     "Rung",
     "SystemPrompt",
@@ -61,6 +63,7 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "lora": lambda task, seed: LoRA(seed=seed),
     "rslora": lambda task, seed: RsLoRA(seed=seed),
     "dora": lambda task, seed: DoRA(seed=seed),
+    "qlora": lambda task, seed: QLoRA(seed=seed),
     "adalora": lambda task, seed: AdaLoRA(seed=seed),
 }
 
