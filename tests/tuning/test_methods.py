@@ -510,6 +510,16 @@ def test_methods_refuse_architectures_they_do_not_know(tiny):
             rung.change(Engine(mamba), None, ())
 
 
+@every_method
+def test_bf16_models_train_adapters_in_fp32(tiny, name):
+    model = copy.deepcopy(tiny).to(torch.bfloat16)
+    change = fresh(name, model)
+    assert {p.dtype for p in change.parameters().values()} == {torch.float32}
+    course = train(model, change, rows(4, 16), Schedule(epochs=2, batch_size=4, learning_rate=1e-2))
+    assert min(loss for _, loss in course.losses[4:]) < course.losses[0][1]
+    assert logits(model, change).dtype == torch.bfloat16
+
+
 def test_a_damaged_bottleneck_folder_is_refused(tiny, tmp_path):
     folder = written(fresh("bottleneck", copy.deepcopy(tiny)), tmp_path / "adapter")
     for values in ({"size": -1, "placement": "pfeiffer"}, {"size": 5, "placement": "everywhere"}):

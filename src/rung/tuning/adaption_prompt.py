@@ -48,10 +48,9 @@ class AdaptionPrompt(Change):
         modules = [attention(model, layer) for layer in decoder_layers(model)][-layers:]
         names = {module: name for name, module in model.named_modules()}
         self._modules = {names[module]: module for module in modules}
-        like = model.get_input_embeddings().weight
 
-        def parameter(values: torch.Tensor) -> torch.nn.Parameter:
-            return torch.nn.Parameter(values.to(like), requires_grad=False)
+        def parameter(values: torch.Tensor) -> torch.nn.Parameter:  # fp32 also on bf16 models: steps are small
+            return torch.nn.Parameter(values.to(model.device), requires_grad=False)
 
         width = model.config.get_text_config().hidden_size
         self._prompts = {name: parameter(torch.randn(1, length, width)) for name in self._modules}
@@ -124,16 +123,16 @@ class _Hook:
     def __call__(self, module: Any, args: Sequence[Any], kwargs: dict[str, Any], output: Any) -> Any:
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         query = _queries(module, hidden, kwargs["position_embeddings"])
+        prompt = self.prompt.to(hidden.dtype)
         keys, values = (
-            project(self.prompt).view(1, self.prompt.shape[1], -1, module.head_dim)
-            for project in (module.k_proj, module.v_proj)
+            project(prompt).view(1, prompt.shape[1], -1, module.head_dim) for project in (module.k_proj, module.v_proj)
         )
         if hasattr(module, "k_norm"):
             keys = module.k_norm(keys)
         groups = query.shape[1] // keys.shape[2]
         keys, values = (t.transpose(1, 2).repeat_interleave(groups, 1) for t in (keys, values))
         weights = torch.softmax(query @ keys.transpose(2, 3) * module.scaling, -1, dtype=torch.float32)
-        read = (self.gate * weights.to(query.dtype)) @ values
+        read = (self.gate * weights).to(query.dtype) @ values
         read = read.transpose(1, 2).reshape(*hidden.shape[:-1], -1)
         out, *rest = output
         return (out + linear(read, module.o_proj.weight), *rest)

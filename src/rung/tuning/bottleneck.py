@@ -36,16 +36,16 @@ class Bottleneck(Change):
         self.size, self.placement = size, placement
         self._places = places(model, placement)
         width = model.config.get_text_config().hidden_size
-        like = model.get_input_embeddings().weight
         self._parameters: dict[str, torch.nn.Parameter] = {}
         for name in self._places:
             for part, shape in (("down", (size, width)), ("up", (width, size))):
                 weight = torch.nn.init.trunc_normal_(
                     torch.empty(shape), std=NEAR_IDENTITY, a=-2 * NEAR_IDENTITY, b=2 * NEAR_IDENTITY
                 )
-                self._parameters[f"{name}.{part}.weight"] = torch.nn.Parameter(weight.to(like), requires_grad=False)
-                bias = torch.zeros(shape[0])
-                self._parameters[f"{name}.{part}.bias"] = torch.nn.Parameter(bias.to(like), requires_grad=False)
+                for kind, values in (("weight", weight), ("bias", torch.zeros(shape[0]))):
+                    # fp32 also on bf16 models: steps are small
+                    parameter = torch.nn.Parameter(values.to(model.device), requires_grad=False)
+                    self._parameters[f"{name}.{part}.{kind}"] = parameter
         self._hooks: list[RemovableHandle] = []
 
     @classmethod
@@ -115,7 +115,7 @@ class _Hook:
         return self._run(output)
 
     def _run(self, x: torch.Tensor) -> torch.Tensor:
-        down, down_bias, up, up_bias = self.parameters
+        down, down_bias, up, up_bias = (p.to(x.dtype) for p in self.parameters)
         return x + linear(gelu(linear(x, down, down_bias)), up, up_bias)
 
 
