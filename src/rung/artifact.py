@@ -108,7 +108,7 @@ class Artifact:
 
     @cached_property
     def _engine(self) -> Engine:
-        return open_engine(self.model, self.engine)
+        return open_engine(self.model, self.engine, quantization=self.weights.base)
 
     def open(self) -> Engine:
         """Return the engine that runs this artifact, loading it at the first call."""

@@ -71,6 +71,7 @@ def _write(artifact: Artifact, folder: Path) -> None:
             "method": artifact.weights.method,
             "adapter": artifact.weights.adapter is not None,
             "trainable_parameters": artifact.weights.trainable_parameters,
+            "base": artifact.weights.base,
         },
     }
     if (shown := artifact.demonstrations) is not None:
@@ -89,6 +90,8 @@ def _write(artifact: Artifact, folder: Path) -> None:
 
 def _engine(artifact: Artifact) -> str:
     """Return the engine to record: what `auto` stands for here, where text is generated; scores are always torch's."""
+    if artifact.weights.base:
+        return "torch"
     return settled(artifact.model, artifact.engine) if isinstance(artifact.decoder, Generate) else artifact.engine
 
 
@@ -150,7 +153,10 @@ def load(folder: Path) -> Artifact:
         decoder=_decoder(values["decoder"], arrays),
         demonstrations=_demonstrations(folder, values, arrays),
         weights=Weights(
-            weights["method"], folder / "adapter" if weights["adapter"] else None, weights["trainable_parameters"]
+            weights["method"],
+            folder / "adapter" if weights["adapter"] else None,
+            weights["trainable_parameters"],
+            weights.get("base", ""),
         ),
     )
 

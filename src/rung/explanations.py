@@ -183,6 +183,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A text cut for lack of memory must not be taken for an answer.",
         "Show fewer demonstrations, shorten the input, or use a machine with more memory.",
     ),
+    "cannot-merge": Explanation(
+        "A trained change of a model cannot be merged into the model's own tensors.",
+        "It adds computation that the base model lacks, or the base is quantized: the merged model would differ.",
+        "Serve or export the artifact unmerged; LoRA, rsLoRA, DoRA, AdaLoRA, IA3 and patches can be merged.",
+    ),
     "chat-template-broken": Explanation(
         "The model's chat template is not valid Jinja.",
         "A prompt in another form than the model was trained on gives poor answers without any sign.",
@@ -709,6 +714,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Add it to `output.labels`, or correct the spelling.",
         "output: {column: label, kind: category, labels: [card_arrival, lost_card]}",
     ),
+    "unknown-layers": Explanation(
+        "A tuning method does not know where to put itself in a model of this architecture.",
+        "A guess might train, and still compute something else than the method does.",
+        "Use `lora`, which takes all linear layers whatever they are called.",
+    ),
     "unknown-metric": Explanation(
         "There is no metric of this name.",
         "Measuring something else instead would answer another question.",
@@ -726,6 +736,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The prompt would lack what the task is about.",
         "Use the columns listed in `inputs`.",
         "inputs: [question, context]\ntemplate: '{context}\\n\\nQuestion: {question}'",
+    ),
+    "unknown-quantization": Explanation(
+        "An artifact asks for a quantization of its base model that this version does not know.",
+        "On another base its adapter would answer otherwise than was measured.",
+        "Use the version of Rung that made the artifact, or train again.",
     ),
     "unknown-rung": Explanation(
         "No rung has this name.",

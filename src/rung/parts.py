@@ -40,11 +40,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The base model's weights (`adapter` None), or those with a PEFT adapter on top."""
+    """The base model's weights (`adapter` None), or those with a trained change on top.
+
+    `base` says how the base model is held: empty for its own precision, `nf4` for 4-bit NormalFloat (QLoRA).
+    """
 
     method: str = "base"
     adapter: Path | None = None
     trainable_parameters: int = 0
+    base: str = ""
 
     @property
     def reference(self) -> str | None:

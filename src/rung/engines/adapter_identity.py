@@ -11,7 +11,7 @@ from pathlib import Path
 def adapter_fingerprint(folder: str) -> str:
     """Hash the adapter's weights and settings, so that a copy elsewhere is the same adapter."""
     digest = hashlib.sha256()
-    for file in sorted(Path(folder).glob("adapter_*")):
+    for file in sorted(file for file in Path(folder).iterdir() if file.suffix in (".json", ".safetensors")):
         digest.update(file.name.encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 EngineName = Literal["auto", "torch", "openvino", "openvino-fp32", "api"]
 
 
-def open_engine(model: str, engine: str = "auto", *, device: str = "auto", progress: Progress = QUIET) -> Engine:
+def open_engine(
+    model: str, engine: str = "auto", *, device: str = "auto", quantization: str = "", progress: Progress = QUIET
+) -> Engine:
     """Return the engine that runs `model`, loading it at the first call.
 
     Args:
@@ -28,6 +30,7 @@ def open_engine(model: str, engine: str = "auto", *, device: str = "auto", progr
         engine: `torch`, or `openvino` (int8 weights) or `openvino-fp32`, where torch scores and embeds, or `auto`:
             torch or openvino, whichever is better on this machine (see `rung.engines.engine_choice`).
         device: `cpu`, `cuda` or `auto`; on `cuda`, torch does everything.
+        quantization: how torch holds the model: empty for the device's precision, `nf4` for 4 bits (QLoRA).
         progress: told of fetching, converting, exporting and measuring.
 
     Raises:
@@ -51,8 +54,14 @@ def open_engine(model: str, engine: str = "auto", *, device: str = "auto", progr
 
         return CachedEngine(open_api(model))
     files = resolve(model, progress=progress)
-    if engine == "torch" or device == "cuda":
-        return _torch(model, device)
+    if quantization and engine not in ("auto", "torch"):
+        raise ConfigError(
+            "engine-mismatch",
+            f"the engine {engine} does not run a model in {quantization}",
+            hint="use `--engine torch`",
+        )
+    if quantization or engine == "torch" or device == "cuda":
+        return _torch(model, device, quantization)
     from rung.engines.composite import Composite
 
     return Composite(files, lambda: _generator(files, engine, device, progress), lambda: _torch(model, device))
@@ -69,10 +78,10 @@ def _generator(files: ModelFiles, engine: str, device: str, progress: Progress) 
     return CachedEngine(open_openvino(files.reference, precision, progress=progress))
 
 
-def _torch(model: str, device: str) -> Engine:
+def _torch(model: str, device: str, quantization: str = "") -> Engine:
     from rung.engines.response_cache import CachedEngine
 
-    return CachedEngine(open_torch(model, device=device))
+    return CachedEngine(open_torch(model, device=device, quantization=quantization))
 
 
 @lru_cache(maxsize=8)
@@ -83,16 +92,18 @@ def open_api(model: str) -> ApiEngine:
     return ApiEngine(model)
 
 
-def open_torch(model: str, *, device: str = "auto") -> TorchEngine:
+def open_torch(model: str, *, device: str = "auto", quantization: str = "") -> TorchEngine:
     """Return the torch engine of `model` itself, which also trains."""
-    return _open_torch(model, device)  # a cache tells `f(x)` from `f(x, device="auto")`, and would load twice
+    return _open_torch(
+        model, device, quantization
+    )  # a cache tells `f(x)` from `f(x, device="auto")`, and would load twice
 
 
 @lru_cache(maxsize=2)
-def _open_torch(model: str, device: str) -> TorchEngine:
+def _open_torch(model: str, device: str, quantization: str) -> TorchEngine:
     from rung.engines.torch_engine import TorchEngine
 
-    return TorchEngine(resolve(model), device=device)
+    return TorchEngine(resolve(model), device=device, quantization=quantization)
 
 
 def open_openvino(model: str, precision: Precision = "int8", *, progress: Progress = QUIET) -> OpenVinoEngine:

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,16 @@ class TorchEngine(LocalModel):
     Args:
         files: the resolved model.
         device: `cpu`, `cuda` or `auto`.
+        quantization: how the base model is held: empty for the device's precision, `nf4` for 4-bit NormalFloat.
+
+    Attributes:
+        base_fingerprint: tells the base model that changes are trained on, quantization included.
 
     Raises:
         EngineError: torch is not installed, the device is not there, or the architecture is not supported.
     """
 
-    def __init__(self, files: ModelFiles, *, device: str = "auto") -> None:
+    def __init__(self, files: ModelFiles, *, device: str = "auto", quantization: str = "") -> None:
         torch, transformers = _libraries()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,9 +59,13 @@ class TorchEngine(LocalModel):
             raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
         precision = preferred_dtype(device)
         super().__init__(files)
+        self.base_fingerprint = f"{files.fingerprint}/{quantization}" if quantization else files.fingerprint
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            files.folder, dtype=precision, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
-        ).to(device)
+            files.folder, dtype=precision, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False,
+            **(_quantized(quantization, device, precision) if quantization else {}),
+        )  # fmt: skip
+        if not quantization:
+            self.model.to(device)
         self.model.eval()
         self.model.requires_grad_(False)
         self._changes: dict[str, Change] = {}
@@ -67,10 +76,10 @@ class TorchEngine(LocalModel):
             engine="torch",
             model=files.name,
             device=device,
-            dtype=str(precision).removeprefix("torch."),
+            dtype=quantization or str(precision).removeprefix("torch."),
             parameters=files.parameters,
             context=files.context,
-            fingerprint=f"{files.fingerprint}/torch/{precision}",
+            fingerprint=f"{self.base_fingerprint}/torch/{precision}",
             details={"generation": f"continuous batching, {self._paged}" if self._paged else "padded batches"},
         )
 
@@ -99,7 +108,7 @@ class TorchEngine(LocalModel):
             from rung.tuning.changes import attach, family_of
 
             self.make_room(family_of(Path(adapter)))
-            self._changes[adapter] = attach(self.model, Path(adapter), fingerprint=self.files.fingerprint)
+            self._changes[adapter] = attach(self.model, Path(adapter), fingerprint=self.base_fingerprint)
         return self._changes[adapter]
 
     @contextmanager
@@ -240,6 +249,23 @@ class TorchEngine(LocalModel):
         states = mean_states(self.use(None), prompts, done=progress.advance)
         progress.finish()
         return states
+
+
+def _quantized(name: str, device: str, precision: Any) -> dict[str, Any]:
+    """Return the options that load a model in 4 bits (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
+    if name != "nf4":
+        raise EngineError("unknown-quantization", f"no quantization is named {name!r}", hint="`nf4` is the only one")
+    for library in ("bitsandbytes", "accelerate"):
+        if find_spec(library) is None:
+            raise EngineError(
+                "missing-extra", f"a base model in 4 bits needs {library}", hint=f"uv pip install {library}"
+            )
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=precision
+    )
+    return {"quantization_config": config, "device_map": device}
 
 
 def _libraries() -> tuple[Any, Any]:

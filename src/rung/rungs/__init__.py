@@ -7,14 +7,21 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from rung.errors import ConfigError
+from rung.rungs.adalora import AdaLoRA
 from rung.rungs.base import Cost, Rung, Verdict
+from rung.rungs.bottleneck import BottleneckAdapter
 from rung.rungs.calibrate import Calibrate
+from rung.rungs.dora import DoRA
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
+from rung.rungs.ia3 import IA3
+from rung.rungs.llama_adapter import LlamaAdapter
 from rung.rungs.lora import LoRA
 from rung.rungs.p_tuning import PTuning
 from rung.rungs.prefix_tuning import PrefixTuning
 from rung.rungs.prompt_tuning import PromptTuning
+from rung.rungs.qlora import QLoRA
+from rung.rungs.rslora import RsLoRA
 from rung.rungs.settings import with_settings
 from rung.rungs.system_prompt import SystemPrompt
 
@@ -23,15 +30,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT",
+    "IA3",
     "RUNGS",
+    "AdaLoRA",
+    "BottleneckAdapter",
     "Calibrate",
     "Cost",
+    "DoRA",
     "Features",
     "FewShot",
+    "LlamaAdapter",
     "LoRA",
     "PTuning",
     "PrefixTuning",
     "PromptTuning",
+    "QLoRA",
+    "RsLoRA",
     "Rung",
     "SystemPrompt",
     "Verdict",
@@ -52,7 +66,14 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "prompt-tuning": lambda task, seed: PromptTuning(seed=seed),
     "p-tuning": lambda task, seed: PTuning(seed=seed),
     "prefix-tuning": lambda task, seed: PrefixTuning(seed=seed),
+    "ia3": lambda task, seed: IA3(seed=seed),
+    "llama-adapter": lambda task, seed: LlamaAdapter(seed=seed),
+    "bottleneck": lambda task, seed: BottleneckAdapter(seed=seed),
     "lora": lambda task, seed: LoRA(seed=seed),
+    "rslora": lambda task, seed: RsLoRA(seed=seed),
+    "dora": lambda task, seed: DoRA(seed=seed),
+    "qlora": lambda task, seed: QLoRA(seed=seed),
+    "adalora": lambda task, seed: AdaLoRA(seed=seed),
 }
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.

@@ -6,7 +6,7 @@ Adapting every linear layer and a learning rate about ten times that of full fin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +30,7 @@ class LoRA(Tuned):
     """
 
     name: ClassVar[str] = "lora"
+    variant: ClassVar[Mapping[str, bool]] = {}  # PEFT's switches for the methods built on LoRA
 
     rank: int = 16
     alpha: int = 32
@@ -43,7 +44,7 @@ class LoRA(Tuned):
 
         config = peft().LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=linear_layers(engine.model),
-            task_type="CAUSAL_LM",
+            task_type="CAUSAL_LM", **self.variant,
         )  # fmt: skip
         engine.make_room(str(config.peft_type.value))
         return PeftAdapter(engine.model, config)

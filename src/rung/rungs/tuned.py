@@ -63,6 +63,7 @@ class Tuned(ABC):
     name: ClassVar[str]
     family: ClassVar[str] = "parameter-efficient"
     training_flops: ClassVar[int] = FROZEN_BASE  # per parameter and token
+    quantization: ClassVar[str] = ""  # of the base model, in training and ever after
 
     learning_rate: float | Auto
     epochs: int = 3
@@ -148,7 +149,7 @@ class Tuned(ABC):
         from rung.tuning.changes import keep
         from rung.tuning.examples import tokenize
 
-        engine = open_torch(artifact.model)
+        engine = open_torch(artifact.model, quantization=self.quantization)
         engine.use(None)
         train, held_out = self._split(data.train)
         rows = tokenize(artifact, engine, train, progress=progress)
@@ -157,14 +158,14 @@ class Tuned(ABC):
             with run._on_model(engine, artifact, rows) as change:
                 course = run._train(engine, change, artifact, rows, held_out, data, progress)
                 trainable = sum(p.numel() for p in change.parameters().values())
-                folder = keep(change, engine.files.fingerprint)
+                folder = keep(change, engine.base_fingerprint)
         except (MemoryError, torch.OutOfMemoryError) as full:
             raise TrainingError(
                 "out-of-memory", f"{self.name} ran out of memory: {full}",
                 hint="lower `micro_batch`, or shorten the rows",
             ) from full  # fmt: skip
         settings = run._settings(course, rows)
-        return artifact.step(self.name, settings, weights=Weights(self.name, folder, trainable))
+        return artifact.step(self.name, settings, weights=Weights(self.name, folder, trainable, self.quantization))
 
     def _settled(
         self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], progress: Progress
@@ -292,7 +293,7 @@ class Tuned(ABC):
         from rung.evaluation.metrics import get_metric
 
         metric = get_metric(artifact.shape.metric, data.folder)
-        live = replace(artifact, weights=Weights(self.name, Path(LIVE))).on(engine)
+        live = replace(artifact, weights=Weights(self.name, Path(LIVE), base=self.quantization)).on(engine)
 
         def value() -> float:
             answers = live.answer(held_out, full=False)

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.errors import ArtifactError
+from rung.errors import ArtifactError, TrainingError
 from rung.models.cache import cache_dir, publish
 
 if TYPE_CHECKING:
@@ -88,6 +88,14 @@ class Change(ABC):
         """Go on from what `state` returned."""
         assert not state
 
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of the base model that it changes, by their names there, with the change in them.
+
+        Raises:
+            TrainingError: it does something else than change tensors of the base model (`cannot-merge`).
+        """
+        raise cannot_merge("it adds computation that no tensor of the base model can stand for")
+
     def finished(self) -> None:  # noqa: B027
         """Hear that training is over, before the change is written."""
 
@@ -121,10 +129,11 @@ def family_of(folder: Path) -> str | None:
     if (folder / "patch.json").is_file() or (folder / "bottleneck.json").is_file():
         return None
     kind = str(values.get("peft_type"))
-    return None if kind in SOFT_PROMPTS else kind
+    return None if kind in (*SOFT_PROMPTS, ADAPTION_PROMPT) else kind
 
 
 SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+ADAPTION_PROMPT = "ADAPTION_PROMPT"
 
 
 def _facts(folder: Path) -> dict[str, Any]:
@@ -145,10 +154,18 @@ def _kind(folder: Path, values: dict[str, Any]) -> Callable[[Any, dict[str, Any]
         from rung.tuning.patch import Patch
 
         return Patch.from_dict
-    if values["peft_type"] in SOFT_PROMPTS:
+    if values.get("peft_type") in SOFT_PROMPTS:
         from rung.tuning.soft_prompt import SoftPrompt
 
         return SoftPrompt.from_dict
+    if (folder / "bottleneck.json").is_file():
+        from rung.tuning.bottleneck import Bottleneck
+
+        return Bottleneck.from_dict
+    if values.get("peft_type") == ADAPTION_PROMPT:
+        from rung.tuning.adaption_prompt import AdaptionPrompt
+
+        return AdaptionPrompt.from_dict
     from rung.tuning.peft_adapter import PeftAdapter
 
     return PeftAdapter.from_dict
@@ -173,6 +190,13 @@ def keep(change: Change, fingerprint: str) -> Path:
 
         publish(folder, build)
     return folder
+
+
+def cannot_merge(why: str) -> TrainingError:
+    """Return the error that a change does not go into the base model's tensors."""
+    return TrainingError(
+        "cannot-merge", f"this adapter cannot be merged: {why}", hint="serve it as it is: the artifact runs unmerged"
+    )
 
 
 def fit_tensors(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:

@@ -93,3 +93,7 @@ class Patch(Change):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self._new[name].copy_(tensor)
+
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return the new tensors; `lm_head.weight` is among them also where the base model ties it."""
+        return {name: tensor.detach() for name, tensor in self._new.items()}

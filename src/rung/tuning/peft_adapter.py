@@ -1,4 +1,4 @@
-"""PEFT adapters as changes of a base model: LoRA and its kin, IA3, adaption prompts."""
+"""PEFT adapters as changes of a base model: LoRA and its kin, and IA3."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rung.errors import EngineError
-from rung.tuning.changes import BASE_FINGERPRINT, Change, fit_tensors, plain_parameters
+from rung.tuning.changes import BASE_FINGERPRINT, Change, cannot_merge, fit_tensors, plain_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -119,19 +119,8 @@ class PeftAdapter(Change):
         return {name: p for name, p in self.base.named_parameters() if self.name in name.split(".")}
 
     def write(self, folder: Path, fingerprint: str) -> None:
-        """Write PEFT's two files; the configuration also names the base model's fingerprint."""
-        from safetensors.torch import save_file
-
-        with tempfile.TemporaryDirectory() as scratch, quiet_peft():
-            config = self.wrapper.peft_config[self.name]
-            config.save_pretrained(scratch)
-            values = json.loads((Path(scratch) / "adapter_config.json").read_text("utf-8"))
-        values[BASE_FINGERPRINT] = fingerprint
-        values["base_model_name_or_path"] = ""  # a local path means nothing elsewhere; the fingerprint tells
-        values["inference_mode"] = True
-        (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, sort_keys=True), "utf-8")
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._state().items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        """Write PEFT's two files."""
+        write_folder(folder, self.wrapper.peft_config[self.name], self._state(), fingerprint)
 
     def read(self, folder: Path) -> None:
         """Set the adapter's tensors to those of a PEFT folder."""
@@ -146,8 +135,52 @@ class PeftAdapter(Change):
         state: dict[str, torch.Tensor] = peft().get_peft_model_state_dict(self.wrapper, adapter_name=self.name)
         return state
 
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return the base model's tensors with the adapter in them, as PEFT merges them; nothing is changed."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        config = self.wrapper.peft_config[self.name]
+        if getattr(config, "modules_to_save", None) or getattr(config, "trainable_token_indices", None):
+            raise cannot_merge("beside updates of layers it holds whole modules or tokens")
+        if getattr(self.base, "is_quantized", False):
+            raise cannot_merge("the base model is quantized, and the update would be lost in its rounding")
+        names = {id(p): name for name, p in plain_parameters(self.base).items()}
+        found = {}
+        for layer in self.base.modules():
+            if not isinstance(layer, BaseTunerLayer) or not layer.get_base_layer()._parameters:
+                continue
+            own = {id(p): p for p in layer.get_base_layer().parameters(recurse=False)}
+            before = {key: p.data for key, p in own.items()}
+            try:
+                layer.merge(safe_merge=True, adapter_names=[self.name])  # into a copy of the tensors' contents
+                for key, p in own.items():
+                    if p.data_ptr() != before[key].data_ptr():
+                        found[names[key]] = p.data
+            except ValueError as broken:
+                raise cannot_merge(f"the merged weights are not finite ({broken})") from broken
+            finally:
+                layer.merged_adapters.clear()
+                for key, p in own.items():
+                    p.data = before[key]
+        return found
+
     def lean(self) -> AbstractContextManager[None]:
         """Run plain LoRA layers without PEFT's detours."""
         from rung.engines.low_rank import lean
 
         return lean(self.base, self.name)
+
+
+def write_folder(folder: Path, config: Any, tensors: dict[str, torch.Tensor], fingerprint: str) -> None:
+    """Write a PEFT folder whose configuration also names the base model's fingerprint."""
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as scratch, quiet_peft():
+        config.save_pretrained(scratch)
+        values = json.loads((Path(scratch) / "adapter_config.json").read_text("utf-8"))
+    values[BASE_FINGERPRINT] = fingerprint
+    values["base_model_name_or_path"] = ""  # a local path means nothing elsewhere; the fingerprint tells
+    values["inference_mode"] = True
+    (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, sort_keys=True), "utf-8")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,67 @@
+"""LLaMA-Adapter, PEFT's adaption prompt (Zhang et al. 2023, https://arxiv.org/abs/2303.16199).
+
+Ten learnt tokens for each of the upper layers (30 of 32 in the paper: all but the first two), which attention reads
+through a gate that is closed at first. Rate and weight decay are the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rung.artifact import Artifact
+from rung.data.types import Data
+from rung.errors import EngineError
+from rung.models.reference import resolve
+from rung.rungs.tuned import Auto, Tuned
+
+if TYPE_CHECKING:
+    from rung.engines.torch_engine import TorchEngine
+    from rung.tuning.changes import Change
+    from rung.tuning.examples import TokenizedExample
+
+LOWEST = 2  # layers that get no prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaAdapter(Tuned):
+    """Train prompts that the upper layers attend to through gates.
+
+    Attributes:
+        tokens: length of each prompt.
+        top_layers: how many layers get one, counted from the output; without, all but the first two.
+    """
+
+    name: ClassVar[str] = "llama-adapter"
+
+    tokens: int = 10
+    top_layers: int | None = None
+    learning_rate: float | Auto = 9e-3
+    weight_decay: float = 0.02
+
+    def reason_against(self, artifact: Artifact, data: Data) -> str:
+        """Say if the model's attention is of an unknown kind, or has fewer layers than asked for."""
+        del data
+        from rung.tuning.adaption_prompt import check
+        from rung.tuning.layers import decoder_layers, skeleton
+
+        model = skeleton(resolve(artifact.model))
+        try:
+            check(model)
+            depth = len(decoder_layers(model))
+        except EngineError as unknown:
+            return unknown.message
+        if self.top_layers is not None and not 0 < self.top_layers <= depth:
+            return f"prompts are asked for {self.top_layers} layers, and the model has {depth}"
+        return ""
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Make fresh prompts; their gates are closed at first."""
+        del artifact, rows
+        from rung.tuning.adaption_prompt import AdaptionPrompt
+        from rung.tuning.layers import decoder_layers
+
+        engine.make_room(None)
+        layers = self.top_layers or max(1, len(decoder_layers(engine.model)) - LOWEST)
+        return AdaptionPrompt(engine.model, self.tokens, layers)
