@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rung.errors import ConfigError
 from rung.rungs.base import Cost, Rung, Verdict
 from rung.rungs.calibrate import Calibrate
+from rung.rungs.domain_adaptation import DomainAdaptation
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
 from rung.rungs.lora import LoRA
@@ -23,6 +24,7 @@ __all__ = [
     "RUNGS",
     "Calibrate",
     "Cost",
+    "DomainAdaptation",
     "Features",
     "FewShot",
     "LoRA",
@@ -43,11 +45,15 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "few-shot-mmr": lambda task, seed: FewShot("mmr", seed=seed),
     "features": lambda task, seed: Features(seed=seed),
     "llm-features": lambda task, seed: Features(encoder="", seed=seed),
+    "domain-adaptation": lambda task, seed: DomainAdaptation(seed=seed),
     "lora": lambda task, seed: LoRA(seed=seed),
 }
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.
-DEFAULT = ("system-prompt", "calibrate", "few-shot-balanced", "few-shot-knn", "features", "llm-features", "lora")
+DEFAULT = (
+    "system-prompt", "calibrate", "few-shot-balanced", "few-shot-knn", "features", "llm-features", "domain-adaptation",
+    "lora",
+)  # fmt: skip
 
 
 def build(names: tuple[str, ...], task: Task, seed: int) -> tuple[Rung, ...]:
