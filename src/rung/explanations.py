@@ -501,6 +501,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Running on the processor instead could take a hundred times longer without a word.",
         "Install a torch with CUDA and a driver, or ask for the processor.",
     ),
+    "no-end-of-text": Explanation(
+        "The model's tokenizer has no token that ends a document.",
+        "Documents one after the other would be learnt as if they were a single one.",
+        "Choose another base model.",
+    ),
     "no-held-out-rows": Explanation(
         "Too few training rows to hold some out for stopping early.",
         "Stopping by the rows that are trained on would never stop.",
@@ -637,7 +642,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     "row-too-long": Explanation(
         "A training row is longer than what the model can read.",
         "Cutting it would train on an answer whose reason was cut away.",
-        "Shorten the row, or remove it from the training file.",
+        "Shorten the row, or set the rung's `overlong` to `truncate_input` or `drop`; what is cut is counted.",
+        "rung.rungs.LoRA(overlong='truncate_input')",
     ),
     "rung-does-not-apply": Explanation(
         "The rung that shall be tuned cannot be put on top of zero-shot in this task.",

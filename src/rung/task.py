@@ -110,6 +110,12 @@ class DataSource(_Strict):
         None, description="Rows to confirm by; without, a share of the training file.", examples=["test.csv"]
     )
     split: Split = Field(default_factory=lambda: Split(), description="How missing splits are cut.")
+    text: str | list[str] | None = Field(
+        None,
+        description="Plain text to adapt the model to the domain: .txt or .md files, or tables with a text column.",
+        examples=["corpus.txt"],
+    )
+    text_column: str = Field("text", description="The column of the tables in `text` that holds it.")
     train_per_label: Count | None = Field(None, description="Keep so many training rows per label.")
     train_rows: Count | None = Field(None, description="Keep so many training rows.")
     validation_rows: Count | None = Field(None, description="Keep so many validation rows.")
@@ -123,6 +129,10 @@ class DataSource(_Strict):
     def _consistent(self) -> Self:
         if not self.train:
             raise ValueError("`train` names no file")
+        if self.text is not None and not self.text:
+            raise ValueError("`text` names no file")
+        if self.text is None and "text_column" in self.model_fields_set:
+            raise ValueError("`text_column` has no effect without `text`")
         if self.validation is not None and self.test is not None and "split" in self.model_fields_set:
             raise ValueError("`split` has no effect: validation and test are given as files")
         try:

@@ -188,6 +188,7 @@ def show(
 ) -> None:
     """Show what an artifact is made of, or the exact prompt of a row."""
     from rung.artifact import Artifact
+    from rung.tuning.report import report_lines
 
     loaded = Artifact.load(artifact)
     if prompt:
@@ -204,12 +205,19 @@ def show(
     if json:
         print_json(described)
         return
+    training = described.pop("training_data")
     for key, value in described.items():
         typer.echo(f"{key:15} {value}")
+    for name, told in training.items():
+        typer.echo(f"\n{name} was trained on:")
+        for line in report_lines(told):
+            typer.echo(f"  {line}")
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
     """Return what an artifact is made of, as plain values."""
+    from rung.tuning.report import TRAINING_DATA
+
     shown = artifact.demonstrations
     return {
         "name": artifact.name,
@@ -226,6 +234,9 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "trainable": artifact.weights.trainable_parameters,
         "decoder": artifact.decoder.kind,
         "fingerprint": artifact.prompt.fingerprint,
+        "training_data": {
+            name: settings[TRAINING_DATA] for name, settings in artifact.settings.items() if TRAINING_DATA in settings
+        },
     }
 
 

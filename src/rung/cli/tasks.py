@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json as json_module
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -82,6 +82,7 @@ data:
   train: {quoted(path)}
   # test: test.csv          # without, a share of the rows is kept for the test, chosen by a hash of the input
   # split: {{validation: 0.2, test: 0.2}}{limits}
+  # text: corpus.txt        # plain text of the domain, or a list of files, to adapt the model to
 
 # metric: accuracy          # without, the usual one for the kind
 # overflow: drop_demonstrations  # of a prompt longer than the model reads; without, such a row is an error
@@ -89,7 +90,14 @@ model: embedded             # or a Hub id, a folder, a .gguf file
 """
 
 
-def check(task: TaskFile, sets: Sets = None, json: Json = False) -> None:
+def check(
+    task: TaskFile,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="Also tell what tuning would learn from; needs the model's tokenizer.")
+    ] = False,
+    sets: Sets = None,
+    json: Json = False,
+) -> None:
     """Validate a task file and its data without a model, and print the data report."""
     from rung.task import Task
 
@@ -99,10 +107,38 @@ def check(task: TaskFile, sets: Sets = None, json: Json = False) -> None:
     if count is not None:
         for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):
             data.report.measure(name, rows, category=bool(data.labels), count=count)
+        if data.text:
+            data.report.measure_text(data.text, count=count)
+    training = training_reports(loaded, data) if tuning else {}
+    unit = "tokens" if count else "characters"
     if json:
-        print_json({"task": loaded.name, "unit": "tokens" if count else "characters", **data.report.as_dict()})
+        told = {"training": training} if tuning else {}
+        print_json({"task": loaded.name, "unit": unit, **data.report.as_dict(), **told})
     else:
-        _print_report(loaded, data, "tokens" if count else "characters", str(task))
+        _print_report(loaded, data, unit, training, str(task))
+
+
+def training_reports(task: Task, data: Data) -> dict[str, Any]:
+    """Return what tuning learns from on top of zero-shot, by what it is trained on: `rows`, `text`.
+
+    Rows that are too long are left out and counted, where training by default stops at the first.
+    """
+    from rung.artifact import Artifact
+    from rung.engines.local_model import LocalModel
+    from rung.models.reference import resolve
+    from rung.rungs import DomainAdaptation
+    from rung.tuning.blocks import blocks
+    from rung.tuning.examples import tokenize
+    from rung.tuning.report import TrainingReport
+
+    model, reports = LocalModel(resolve(task.model)), {}
+    report = reports["rows"] = TrainingReport()
+    rows = tokenize(Artifact.zero_shot(task, data.labels), model, data.train, overlong="drop", report=report)
+    report.measure(rows, model.tokenizer)
+    if data.text:
+        report = reports["text"] = TrainingReport(rows=len(data.text))
+        report.measure(blocks(model, data.text, DomainAdaptation().block_tokens), model.tokenizer)
+    return {name: one.as_dict() for name, one in reports.items()}
 
 
 def token_counter(task: Task) -> Callable[[str], int] | None:
@@ -127,9 +163,11 @@ def token_counter(task: Task) -> Callable[[str], int] | None:
     return lambda text: len(tokenizer.encode_plain(text))
 
 
-def _print_report(task: Task, data: Data, unit: str, file: str) -> None:
+def _print_report(task: Task, data: Data, unit: str, training: Mapping[str, Any], file: str) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from rung.tuning.report import report_lines
 
     console = Console()
     table = Table(box=None, pad_edge=False)
@@ -142,14 +180,27 @@ def _print_report(task: Task, data: Data, unit: str, file: str) -> None:
         labels = str(len(report.labels[name])) if name in report.labels else ""
         table.add_row(name, f"{split.read:,}", f"{split.kept:,}", labels, *shown)
     console.print(table)
-    for line in report_lines(report):
+    for line in data_lines(report):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for warning in report.warnings:
+    for name, told in training.items():
+        console.print(f"\ntuning on {name}:", highlight=False, markup=False)
+        for line in report_lines(told):
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    for warning in [*report.warnings, *training_warnings(training)]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{task.name} is fine. Next: rung climb {file} --plan", highlight=False, markup=False, soft_wrap=True)
 
 
-def report_lines(report: DataReport) -> Iterator[str]:
+def training_warnings(training: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what would stop a tuning rung with default settings."""
+    from rung.tuning.examples import TOO_LONG
+
+    for told in training.values():
+        if count := told["dropped"].get(TOO_LONG):
+            yield f"{count:,} training rows are {TOO_LONG}: tuning stops at them unless its `overlong` says otherwise"
+
+
+def data_lines(report: DataReport) -> Iterator[str]:
     """Yield what the report says besides its table: rows per label, detectable differences, dropped rows."""
     for name, counts in report.labels.items():
         if counts:

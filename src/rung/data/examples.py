@@ -59,7 +59,7 @@ def column(record: Record, name: str) -> Any:
 
 
 def _row(record: Record, task: Task) -> Example | str:
-    inputs = {name: _text(column(record, name)) for name in task.inputs}
+    inputs = {name: text_of(column(record, name)) for name in task.inputs}
     if not any(value.strip() for value in inputs.values()):
         return "empty input"
     assert task.output.column is not None
@@ -69,7 +69,7 @@ def _row(record: Record, task: Task) -> Example | str:
     return Example(example_id(inputs), inputs, outputs, record.source)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """Return a value as the text that a prompt holds: sentences joined, other structures as JSON."""
     if isinstance(value, str):
         return value
@@ -93,7 +93,7 @@ def _outputs(value: Any, task: Task, record: Record) -> tuple[str, ...]:
             f"{record.source}: {task.output.column!r} is a {type(value).__name__}, not a {kind}",
             hint="for structured answers use `kind: json`",
         )
-    text = _text(value)
+    text = text_of(value)
     return ((text,) if kind == "category" else (text.strip(),)) if text.strip() else ()
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from rung.data.documents import found_in, read_documents
 from rung.data.examples import examples
 from rung.data.report import DISCORDANCE, SHOWN, DataReport, SplitReport
 from rung.data.sources import HUB, read_rows
-from rung.data.types import Data, Example, hash_of
+from rung.data.types import Data, Document, Example, hash_of
 from rung.errors import DataError
 from rung.task import suggest
 
@@ -40,9 +41,12 @@ def load_data(task: Task) -> Data:
         report.measure(name, rows, category=task.output.kind == "category")
     _warn(labels, splits, report)
     _note_detectable(task, splits, report)
-    digest = hash_of([[name, [[e.id, *e.outputs] for e in splits[name]]] for name in SPLITS], digits=64)
+    content: list[Any] = [[name, [[e.id, *e.outputs] for e in splits[name]]] for name in SPLITS]
+    text = _text(task, splits, report)
+    if text:
+        content.append(["text", [document.text for document in text]])
     train, validation, test = (tuple(splits[name]) for name in SPLITS)
-    return Data(train, validation, test, labels, report, digest, task.folder)
+    return Data(train, validation, test, labels, report, hash_of(content, digits=64), task.folder, text)
 
 
 def _read(task: Task, report: DataReport) -> dict[str, list[Example]]:
@@ -179,6 +183,24 @@ def _limited(task: Task, name: str, rows: list[Example], report: DataReport) -> 
         if id(row) not in kept:
             report.splits[name].drop("over the limit", row.source)
     return [row for row in rows if id(row) in kept]
+
+
+def _text(task: Task, splits: dict[str, list[Example]], report: DataReport) -> tuple[Document, ...]:
+    """Read the plain text, and warn of rows to measure on that stand in it."""
+    if task.data.text is None:
+        return ()
+    part = SplitReport()
+    documents = read_documents(task, part)
+    report.splits["text"] = part
+    report.measure_text(documents)
+    for name in SPLITS[1:]:
+        if found := found_in(documents, splits[name]):
+            row, document = found[0]
+            report.warnings.append(
+                f"{len(found):,} of {len(splits[name]):,} {name} rows stand in the text of `data.text`, such as "
+                f"{row.source} in {document.source}: a model adapted to it has read them"
+            )
+    return documents
 
 
 def _warn(labels: Sequence[str], splits: dict[str, list[Example]], report: DataReport) -> None:

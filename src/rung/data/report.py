@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rung.data.types import Example
+from rung.data.types import Document, Example
 
 SHOWN = 5  # places named per reason
 RARE = 5  # a label with fewer training rows is named
@@ -33,7 +33,8 @@ class DataReport:
     """What the rows are.
 
     Attributes:
-        splits: rows read, kept and dropped; a split cut from the training file counts its rows as its own.
+        splits: rows read, kept and dropped; a split cut from the training file counts its rows as its own. Under
+            `text`, where the task has plain text, its documents.
         labels: rows per label of each split, most frequent first; empty unless the task is a category.
         lengths: spread (min, median, p95, max) of `train input`, `train output`, ...
         detectable: per split, the smallest true difference of a 0/1 score that a paired test finds in 4 of 5 cases,
@@ -59,6 +60,10 @@ class DataReport:
         ):
             if texts:
                 self.lengths[f"{split} {part}"] = _spread([count(text) for text in texts])
+
+    def measure_text(self, documents: Sequence[Document], *, count: Callable[[str], int] = len) -> None:
+        """Add the lengths (characters, or tokens where `count` counts them) of the documents."""
+        self.lengths["text input"] = _spread([count(document.text) for document in documents])
 
     def rare(self) -> list[str]:
         """Return the labels with few training rows, rarest first, as `label (rows)`."""

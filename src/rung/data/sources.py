@@ -49,7 +49,7 @@ def _lines(path: Path, encoding: str, newline: str) -> Iterator[str]:
                 blank = blank and not text.strip()
                 yield text
     except (OSError, UnicodeDecodeError):
-        _text(path, encoding)  # raises the same, with the place
+        read_text(path, encoding)  # raises the same, with the place
         raise
     if blank:
         raise _empty(path)
@@ -59,7 +59,12 @@ def _empty(path: Path) -> DataError:
     return DataError("empty-file", f"{path} is empty", hint="write a header and at least one row")
 
 
-def _text(path: Path, encoding: str) -> str:
+def read_text(path: Path, encoding: str) -> str:
+    """Return the whole text of a file.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or not in the encoding.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -152,7 +157,7 @@ def _record(value: Any, path: Path, number: int) -> Record:
 
 
 def _json(path: Path, encoding: str) -> Iterator[Record]:
-    text = _text(path, encoding)
+    text = read_text(path, encoding)
     if not isinstance(_parsed(text, path, 1), list):
         raise DataError("not-a-list", f"{path}: a JSON file of rows is a list of objects", hint="or use JSON lines")
     # The text is known to be a valid list: walk it once more, item by item, to know in which line each begins.

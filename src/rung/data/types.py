@@ -39,11 +39,20 @@ class Example:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text without question or answer, and `file` or `file:line`."""
+
+    text: str
+    source: str
+
+
 @dataclass(frozen=True)
 class Data:
     """The three splits, the sorted label set (empty unless the task is a category), and the data report.
 
-    `folder` is the task file's, where a metric of the user's own is looked for.
+    `folder` is the task file's, where a metric of the user's own is looked for; `text` are the documents of
+    `data.text`, to adapt a model to the domain.
     """
 
     train: tuple[Example, ...]
@@ -53,6 +62,7 @@ class Data:
     report: DataReport
     fingerprint: str
     folder: Path | None = None
+    text: tuple[Document, ...] = ()
 
 
 def example_id(inputs: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The token that ends an answer: what a model is trained to write last, and a nested label needs."""
+"""The tokens that end: an answer (what a model is trained to write last, and a nested label needs), and a document."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from rung.engines.base import Message
 from rung.models.tokenizer import Tokenizer
 
 _PROBE = "answer"
+TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # as models with a chat template name it
 
 
 def end_token(tokenizer: Tokenizer) -> int | None:
@@ -21,3 +22,17 @@ def end_token(tokenizer: Tokenizer) -> int | None:
             if token in tokenizer.eos_ids:
                 return token
     return min(tokenizer.eos_ids, default=None)
+
+
+def text_end(tokenizer: Tokenizer) -> int | None:
+    """Return the special token that ends a document, as in the text that the model was pretrained on.
+
+    It is the tokenizer's end token, unless that is what ends an answer in a chat; then the one with a usual name.
+    """
+    answer_end = end_token(tokenizer) if tokenizer.chat_template is not None else None
+    if tokenizer.eos_id is not None and tokenizer.eos_id != answer_end:
+        return tokenizer.eos_id
+    for name in TEXT_ENDS:
+        if len(found := tokenizer.encode(name)) == 1:
+            return found[0]
+    return tokenizer.eos_id

@@ -75,6 +75,12 @@ class Tokenizer:
         """Return the text of token ids."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
+    def beginning(self, text: str, tokens: int) -> str:
+        """Return the beginning of ordinary text that its first `tokens` tokens make, no character cut in two."""
+        backend = self._plain if self._holds_special(text) else self._backend
+        offsets = backend.encode(text, add_special_tokens=False).offsets
+        return text if tokens >= len(offsets) else text[: offsets[tokens][0]]
+
     # ---- chat
 
     def render(
@@ -203,6 +209,11 @@ class Tokenizer:
     def bos_id(self) -> int | None:
         """Id of the beginning token."""
         return self._id(self.bos_token)
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id of the tokenizer's end token."""
+        return self._id(self.eos_token)
 
     @property
     def pad_id(self) -> int | None:

@@ -11,6 +11,7 @@ from rung.rungs.adalora import AdaLoRA
 from rung.rungs.base import Cost, Rung, Verdict
 from rung.rungs.bottleneck import BottleneckAdapter
 from rung.rungs.calibrate import Calibrate
+from rung.rungs.domain_adaptation import DomainAdaptation
 from rung.rungs.dora import DoRA
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
@@ -37,6 +38,7 @@ __all__ = [
     "Calibrate",
     "Cost",
     "DoRA",
+    "DomainAdaptation",
     "Features",
     "FewShot",
     "LlamaAdapter",
@@ -69,6 +71,7 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "ia3": lambda task, seed: IA3(seed=seed),
     "llama-adapter": lambda task, seed: LlamaAdapter(seed=seed),
     "bottleneck": lambda task, seed: BottleneckAdapter(seed=seed),
+    "domain-adaptation": lambda task, seed: DomainAdaptation(seed=seed),
     "lora": lambda task, seed: LoRA(seed=seed),
     "rslora": lambda task, seed: RsLoRA(seed=seed),
     "dora": lambda task, seed: DoRA(seed=seed),
@@ -77,7 +80,10 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
 }
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.
-DEFAULT = ("system-prompt", "calibrate", "few-shot-balanced", "few-shot-knn", "features", "llm-features", "lora")
+DEFAULT = (
+    "system-prompt", "calibrate", "few-shot-balanced", "few-shot-knn", "features", "llm-features", "domain-adaptation",
+    "lora",
+)  # fmt: skip
 
 
 def build(names: tuple[str, ...], task: Task, seed: int) -> tuple[Rung, ...]:

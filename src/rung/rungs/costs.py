@@ -22,6 +22,7 @@ from rung.prompts.verbalizer import continuations
 from rung.rungs.base import Cost
 
 SAMPLE = 32
+SAMPLE_CHARACTERS = 4000  # of a document
 ACTIVATION_BYTES = 2**30  # room for activations and logits beside the weights
 FORWARD, FROZEN_BASE, FULL = 2, 4, 6
 
@@ -65,6 +66,14 @@ def sizes(artifact: Artifact, data: Data) -> Sizes:
         tree = build_trie(continuations(texts, tokenizer.encode_plain, end_token(tokenizer))).size
     n = len(rows)
     return Sizes((sum(whole) - sum(question)) / n, sum(question) / n, sum(answer) / n, tree, files.parameters)
+
+
+def text_tokens(artifact: Artifact, data: Data) -> float:
+    """Return the tokens of the task's plain text, by those of a sample."""
+    tokenizer = _tokenizer(resolve(artifact.model))
+    sample = [document.text[:SAMPLE_CHARACTERS] for document in data.text[:SAMPLE]]
+    per_character = sum(len(tokenizer.encode_plain(text)) for text in sample) / max(1, sum(map(len, sample)))
+    return per_character * sum(len(document.text) for document in data.text)
 
 
 def _sizes_by_characters(artifact: Artifact, rows: tuple[Example, ...]) -> Sizes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact import Artifact
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.tuning.changes import Change
     from rung.tuning.examples import TokenizedExample
+
+ADAPTATION = "domain-adaptation"  # the rung that trains an adapter of this very kind on plain text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,14 @@ class LoRA(Tuned):
     alpha: int = 32
     dropout: float = 0.0
     learning_rate: float | Auto = 1e-3
+
+    def goes_on_from(self, artifact: Artifact) -> Path | None:
+        """Go on from the adapter of a domain adaptation, if it is one of the same shape and scale."""
+        made = artifact.settings.get(artifact.weights.method, {})
+        same = all(made.get(name) == getattr(self, name) for name in ("rank", "alpha"))
+        if self.name != LoRA.name or self.continue_from or artifact.weights.method != ADAPTATION or not same:
+            return None
+        return artifact.weights.adapter
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put a fresh adapter on the model; its updates are zero at first."""

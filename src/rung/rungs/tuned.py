@@ -19,7 +19,8 @@ from rung.models.reference import is_endpoint
 from rung.parts import Weights
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
-from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, inference_cost, sizes
+from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, inference_cost, sizes
+from rung.tuning.examples import Overlong, Supervise
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rung.tuning.examples import TokenizedExample
     from rung.tuning.loop import Course, Evaluate, Schedule
     from rung.tuning.loss import Loss
+    from rung.tuning.report import TrainingReport
 
 BYTES_PER_TOKEN = 600_000  # activations kept for the backward pass by the embedded model, measured
 Auto = Literal["auto"]
@@ -56,6 +58,8 @@ class Tuned(ABC):
         neftune_alpha: size of the noise on the input embeddings (NEFTune); 0 for none.
         patience: epochs without a better metric on held-out training rows after which training stops.
         holdout: share of the training rows held out for that; without `patience` all rows are trained on.
+        supervise: which turns of a conversation are learnt: `last`, `all` of the assistant's, or `auto`, which is all.
+        overlong: what becomes of rows longer than the context: `error`, `truncate_input` or `drop`.
         continue_from: folder of an artifact or adapter of the same method to start from.
         seed: seed of initialization, order and noise.
     """
@@ -77,6 +81,8 @@ class Tuned(ABC):
     neftune_alpha: float = 0.0
     patience: int | None = None
     holdout: float = 0.1
+    supervise: Supervise = "auto"
+    overlong: Overlong = "error"
     continue_from: str | None = None
     seed: int = 0
 
@@ -87,6 +93,28 @@ class Tuned(ABC):
     def loss(self, engine: TorchEngine, change: Change, schedule: Schedule) -> Loss | None:
         """Return the loss, where it is not that of the supervised tokens under the whole model."""
         del engine, change, schedule
+        return None
+
+    def training_rows(
+        self,
+        artifact: Artifact,
+        engine: TorchEngine,
+        rows: Sequence[Example],
+        data: Data,
+        report: TrainingReport,
+        progress: Progress,
+    ) -> list[TokenizedExample]:
+        """Return what is trained on, counted in `report`: by default the training rows that are not held out."""
+        del data
+        from rung.tuning.examples import tokenize
+
+        return tokenize(
+            artifact, engine, rows, supervise=self.supervise, overlong=self.overlong, report=report, progress=progress
+        )
+
+    def goes_on_from(self, artifact: Artifact) -> Path | None:
+        """Return the folder of the artifact's own tuned weights that training goes on from, if this method can."""
+        del artifact
         return None
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
@@ -102,12 +130,12 @@ class Tuned(ABC):
     # ---- a rung
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies to open weights that answer and are not tuned yet."""
+        """It applies to open weights that answer and are not tuned yet, or from which the method goes on."""
         if artifact.decoder.kind == "head":
             return no("the head reads frozen features, which training would change")
         if is_endpoint(artifact.model):
             return no("an endpoint's weights cannot be trained from here")
-        if artifact.weights.adapter is not None:
+        if artifact.weights.adapter is not None and self.goes_on_from(artifact) is None:
             return no("its weights are tuned already")
         if not data.train:
             return no("there are no training rows")
@@ -122,7 +150,12 @@ class Tuned(ABC):
         batch_size = LARGEST_BATCH if self.batch_size == "auto" else self.batch_size
         shared = s.head + self.prefix_tokens  # once a batch
         per_row = use.row_tokens - self.prefix_tokens - s.decoding + s.answer + shared / batch_size
-        tokens = per_row * len(data.train) * self.epochs
+        return self._training_cost(machine, use, s, per_row, len(data.train))
+
+    def _training_cost(self, machine: Machine, use: Cost, s: Sizes, per_row: float, rows: float) -> Cost:
+        """Return the cost of predicting with the cost of training on rows of so many tokens."""
+        batch_size = LARGEST_BATCH if self.batch_size == "auto" else self.batch_size
+        tokens = per_row * rows * self.epochs
         if self.learning_rate == "auto":
             tokens *= 1 + len(RATES) * TRIAL_SHARE
         flops = self.training_flops * s.parameters * tokens
@@ -147,12 +180,20 @@ class Tuned(ABC):
         import torch
 
         from rung.tuning.changes import keep
-        from rung.tuning.examples import tokenize
+        from rung.tuning.report import TRAINING_DATA, TrainingReport
 
         engine = open_torch(artifact.model, quantization=self.quantization)
         engine.use(None)
         train, held_out = self._split(data.train)
-        rows = tokenize(artifact, engine, train, progress=progress)
+        report = TrainingReport()
+        rows = self.training_rows(artifact, engine, train, data, report, progress)
+        report.measure(rows, engine.tokenizer)
+        if not rows:
+            raise TrainingError(
+                "no-training-rows",
+                f"none of {report.rows} training rows is left: {', '.join(report.dropped) or 'there were none'}",
+                hint="set the rung's `overlong` to truncate_input, or choose a model with a longer context",
+            )
         try:
             run = self._settled(engine, artifact, rows, progress)
             with run._on_model(engine, artifact, rows) as change:
@@ -164,7 +205,7 @@ class Tuned(ABC):
                 "out-of-memory", f"{self.name} ran out of memory: {full}",
                 hint="lower `micro_batch`, or shorten the rows",
             ) from full  # fmt: skip
-        settings = run._settings(course, rows)
+        settings = run._settings(course, rows) | {TRAINING_DATA: report.as_dict()}
         return artifact.step(self.name, settings, weights=Weights(self.name, folder, trainable, self.quantization))
 
     def _settled(
@@ -220,12 +261,15 @@ class Tuned(ABC):
         torch.manual_seed(self.seed)
         change = self.change(engine, artifact, rows)
         try:
-            if self.continue_from is not None:
-                change.read(weights_folder(Path(self.continue_from)))
+            if (start := self._start(artifact)) is not None:
+                change.read(start)
             with engine.lend(change, LIVE):
                 yield change
         finally:
             change.remove()
+
+    def _start(self, artifact: Artifact) -> Path | None:
+        return weights_folder(Path(self.continue_from)) if self.continue_from else self.goes_on_from(artifact)
 
     def _train(
         self,
@@ -306,11 +350,14 @@ class Tuned(ABC):
         """Return all that decides the course of the run, so that only the same run goes on from its checkpoints."""
         import torch
 
+        from rung.tuning.changes import digest
+
         learnt = hash_of([[row.tokens, row.spans] for row in rows], digits=64)
-        start = weights_folder(Path(self.continue_from)).name if self.continue_from else ""
+        start = self._start(artifact)
         return {
             "rung": self.name, "settings": asdict(self), "engine": engine.info.fingerprint, "rows": learnt,
-            "start": start, "torch": torch.__version__, "metric": artifact.shape.metric,
+            "start": "" if start is None else digest(start), "torch": torch.__version__,
+            "metric": artifact.shape.metric,
         }  # fmt: skip
 
     def _settings(self, course: Course, rows: Sequence[TokenizedExample]) -> dict[str, Any]:

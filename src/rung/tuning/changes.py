@@ -176,16 +176,10 @@ def keep(change: Change, fingerprint: str) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch)
         change.write(source, fingerprint)
-        files = sorted(file for file in source.iterdir() if file.is_file())
-        digest = hashlib.sha256()
-        for file in files:
-            digest.update(file.name.encode() + b"\0")
-            with file.open("rb") as data:
-                digest.update(hashlib.file_digest(data, "sha256").digest())
-        folder = cache_dir() / "adapters" / digest.hexdigest()[:32]
+        folder = cache_dir() / "adapters" / digest(source)[:32]
 
         def build(target: Path) -> None:
-            for file in files:
+            for file in source.iterdir():
                 shutil.copyfile(file, target / file.name)
 
         publish(folder, build)
@@ -197,6 +191,16 @@ def cannot_merge(why: str) -> TrainingError:
     return TrainingError(
         "cannot-merge", f"this adapter cannot be merged: {why}", hint="serve it as it is: the artifact runs unmerged"
     )
+
+
+def digest(folder: Path) -> str:
+    """Return the sha256 of a change's files and their names."""
+    whole = hashlib.sha256()
+    for file in sorted(file for file in folder.iterdir() if file.is_file()):
+        whole.update(file.name.encode() + b"\0")
+        with file.open("rb") as data:
+            whole.update(hashlib.file_digest(data, "sha256").digest())
+    return whole.hexdigest()
 
 
 def fit_tensors(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:

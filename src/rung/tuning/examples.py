@@ -5,13 +5,21 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 from rung.artifact import Artifact
 from rung.data.types import Example
-from rung.engines.torch_engine import TorchEngine
+from rung.engines.base import Messages
+from rung.engines.local_model import LocalModel
 from rung.errors import TrainingError
 from rung.progress import QUIET, Progress
+from rung.prompts.overflow import Rendered
+from rung.prompts.template import placeholders
+from rung.tuning.report import TrainingReport
+
+Supervise = Literal["auto", "last", "all"]
+Overlong = Literal["error", "truncate_input", "drop"]
+TOO_LONG = "longer than the context"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +31,14 @@ class TokenizedExample:
         spans: half-open ranges of `tokens` that are supervised, in order; none begins at 0, which nothing predicts.
         source: `file:line`.
         dropped_demonstrations: how many were left out so that the row fits.
+        apart: it is one turn of a conversation whose end is another example.
     """
 
     tokens: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     source: str
     dropped_demonstrations: int = 0
+    apart: bool = False
 
     @classmethod
     def answered(cls, prompt: Sequence[int], answer: Sequence[int], source: str, dropped: int = 0) -> Self:
@@ -56,32 +66,132 @@ class TokenizedExample:
 
 
 def tokenize(
-    artifact: Artifact, engine: TorchEngine, rows: Sequence[Example], *, progress: Progress = QUIET
+    artifact: Artifact,
+    engine: LocalModel,
+    rows: Sequence[Example],
+    *,
+    supervise: Supervise = "auto",
+    overlong: Overlong = "error",
+    report: TrainingReport | None = None,
+    progress: Progress = QUIET,
 ) -> list[TokenizedExample]:
     """Turn rows into tokens with the renderer that also predicts; a row's demonstrations never hold itself.
 
-    Every acceptable answer of a row becomes an example of its own.
+    Every acceptable answer of a row becomes an example of its own. A model without a chat template reads the contents
+    of the messages joined by blank lines, and the answer right behind them, when training as when predicting.
+
+    Args:
+        artifact: renders the rows.
+        engine: the model's tokens; its weights are not needed.
+        rows: the rows.
+        supervise: of a conversation, which of the assistant's turns are learnt: the `last`, or `all` behind a user's
+            turn that are not empty (their rows' demonstrations never are). `auto` is `all`: every turn was written
+            to be answered with, and they are read anyway. Rows that are no conversations have one.
+        overlong: what becomes of rows longer than the context: an error, or the longest input column is cut at its
+            end until the row fits (`truncate_input`; template, instruction and answer stay whole), or `drop`.
+        report: where rows are counted, dropped and truncated ones with the place they stand in.
+        progress: told of encoding, where demonstrations need it.
 
     Raises:
         TrainingError: an answer has no tokens, or a row does not fit the model's context.
     """
-    end = () if engine.end_token is None else (engine.end_token,)
+    reader = _Reader(artifact, engine, supervise, overlong, TrainingReport() if report is None else report)
     rendered = artifact.fit_to_context(rows, progress=progress)
-    result = []
-    for row, one in zip(rows, rendered, strict=True):
-        prompt = engine.tokens(one.messages)
+    return [example for row, one in zip(rows, rendered, strict=True) for example in reader.examples(row, one)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one row after the other, by the settings of `tokenize`."""
+
+    artifact: Artifact
+    engine: LocalModel
+    supervise: Supervise
+    overlong: Overlong
+    report: TrainingReport
+
+    def examples(self, row: Example, rendered: Rendered) -> list[TokenizedExample]:
+        """Return the examples of a row, which fit the context."""
+        self.report.rows += 1
+        made = self._read(row, rendered)
+        if self._excess(made) > 0 and self.overlong == "truncate_input":
+            made = self._truncated(row, made)
+        elif self._excess(made) > 0 and self.overlong == "drop":
+            self.report.drop(TOO_LONG, row.source)
+            return []
+        if (excess := self._excess(made)) > 0:
+            context = self.engine.files.context
+            raise TrainingError(
+                "row-too-long",
+                f"{row.source}: {context + excess} tokens do not fit the context of {context}",
+                hint="shorten the row, or set the rung's `overlong` to drop such rows or to truncate their input",
+            )
+        self.report.turns_apart += sum(one.apart for one in made)
+        return made
+
+    def _excess(self, made: Sequence[TokenizedExample]) -> int:
+        return max(map(len, made)) - self.engine.files.context
+
+    def _truncated(self, row: Example, made: list[TokenizedExample]) -> list[TokenizedExample]:
+        """Cut as many tokens as the row has too many, and again while the rest still has; if in vain, all of them."""
+        shown = [name for name in placeholders(self.artifact.prompt.template) if isinstance(row.inputs.get(name), str)]
+        if self.artifact.prompt.chat_column is not None or not shown:
+            return made  # a conversation has no column to cut
+        lengths = {name: len(self.engine.encode(row.inputs[name])) for name in shown}
+        longest = max(shown, key=lengths.__getitem__)
+        keep, text = lengths[longest], row.inputs[longest]
+        while (excess := self._excess(made)) > 0 and (keep := keep - excess) > 0:
+            inputs = {**row.inputs, longest: self.engine.tokenizer.beginning(text, keep)}
+            cut = replace(row, inputs=inputs)
+            made = self._read(cut, self.artifact.fit_to_context([cut])[0])
+        if excess <= 0:
+            self.report.truncated[row.source] = lengths[longest] - keep
+        return made
+
+    def _read(self, row: Example, rendered: Rendered) -> list[TokenizedExample]:
+        prompt = self.engine.tokens(rendered.messages)
+        made = []
         for output in row.outputs:
-            answer = (*engine.encode(artifact.spoken(output)), *end)
-            if len(answer) == len(end):
+            answer = self._answer(self.artifact.spoken(output))
+            if len(answer) == (self.engine.end_token is not None):
                 raise TrainingError("no-supervised-tokens", f"{row.source}: the answer is empty: nothing to learn")
-            if len(prompt) + len(answer) > engine.info.context:
-                raise TrainingError(
-                    "row-too-long",
-                    f"{row.source}: {len(prompt) + len(answer)} tokens do not fit the context of {engine.info.context}",
-                    hint="shorten the row, or drop it from the training file",
-                )
-            result.append(TokenizedExample.answered(prompt, answer, row.source, one.dropped_demonstrations))
-    return result
+            made.append(TokenizedExample.answered(prompt, answer, row.source, rendered.dropped_demonstrations))
+        column = self.artifact.prompt.chat_column
+        if column is not None and self.supervise != "last":
+            own = len(rendered.messages) - len(row.inputs[column])
+            return [one for example in made for one in self._with_turns(example, rendered.messages, own)]
+        return made
+
+    def _answer(self, text: str) -> tuple[int, ...]:
+        end = self.engine.end_token
+        return (*self.engine.encode(text), *(() if end is None else (end,)))
+
+    def _with_turns(self, example: TokenizedExample, messages: Messages, own: int) -> list[TokenizedExample]:
+        """Supervise the assistant's turns among `messages[own:]`, the row's own, too.
+
+        Stock templates mark no assistant text, so each turn's place is found by rendering what is before it, as when
+        it is predicted. Where exactly those tokens and the turn's begin the example, the turn is supervised there.
+        Where not (templates that take thoughts out of earlier turns, vocabularies that join the turn to what is
+        around it), the turn is an example of its own: what is learnt is always what is predicted.
+        """
+        spans: list[tuple[int, int]] = []
+        apart = []
+        roles = [message["role"] for message in messages]
+        for i in range(own, len(messages)):
+            content = messages[i]["content"]
+            if roles[i] != "assistant" or "user" not in roles[own:i] or not content.strip():
+                continue
+            prompt = self.engine.tokens(messages[:i])
+            answer = self._answer(content.strip())
+            for written in (self._answer(content), answer):  # some templates strip, some do not
+                end = len(prompt) + len(written)
+                behind = not spans or spans[-1][1] <= len(prompt)
+                if behind and example.prompt[:end] == (*prompt, *written):
+                    spans.append((len(prompt), end))
+                    break
+            else:
+                apart.append(replace(TokenizedExample.answered(prompt, answer, example.source), apart=True))
+        return [*apart, replace(example, spans=(*spans, *example.spans))]
 
 
 def epoch_batches(rows: Sequence[TokenizedExample], size: int, rng: random.Random) -> Iterator[list[int]]:

@@ -28,6 +28,7 @@ from rung.evaluation.report.words import (
     score_text,
 )
 from rung.evaluation.result import ClimbResult, Prediction
+from rung.tuning.report import TRAINING_DATA, report_lines
 
 ROWS_SHOWN = 100  # fixed and broken rows shown per rung
 WHY = 3  # the table's column of comparisons and reasons, which may wrap
@@ -82,7 +83,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Quality against cost", _figure(plots.cost_svg(result))),
         ("Rows fixed and broken", _changes(result, predictions)),
         ("Most confused labels", _figure(plots.confusion_svg(result, best)) if category and best else ""),
-        ("Training", _figure(plots.loss_svg(result))),
+        ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
         ("Left out", "".join(f"<p>{_e(r.name)} ({r.status}): {_e(r.reason)}</p>" for r in left_out(result))),
         ("Prompts that did not fit", "".join(f"<p>{_e(note)}</p>" for note in overflow_notes(result))),
         ("Data", _data(result.data)),
@@ -186,6 +187,17 @@ def _row(old: Prediction, new: Prediction) -> str:
         f'<p class="pair">{_e(new.source)} ({new.split}). Expected: {_e(" | ".join(new.expected))}. '
         f"Zero-shot: {_e(old.prediction)}. Now: {_e(new.prediction)}.</p>"
         f"<pre>{_e(new.prompt[:TEXT_SHOWN])}</pre></details>"
+    )
+
+
+def _training_data(result: ClimbResult) -> str:
+    """Return what each tuned artifact's last step learnt from, folded up."""
+    told = {r.name: r.settings.get(r.path[-1], {}).get(TRAINING_DATA) for r in result.rungs if r.path}
+    return "".join(
+        f"<details><summary>what {_e(name)} was trained on</summary>"
+        f"<pre>{_e(chr(10).join(report_lines(values))[:TEXT_SHOWN])}</pre></details>"
+        for name, values in told.items()
+        if values
     )
 
 
