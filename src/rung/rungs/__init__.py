@@ -11,7 +11,10 @@ from rung.rungs.base import Cost, Rung, Verdict
 from rung.rungs.calibrate import Calibrate
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
+from rung.rungs.full import Full
+from rung.rungs.last_layers import LastLayers
 from rung.rungs.lora import LoRA
+from rung.rungs.output_layer import OutputLayer
 from rung.rungs.settings import with_settings
 from rung.rungs.system_prompt import SystemPrompt
 
@@ -25,7 +28,10 @@ __all__ = [
     "Cost",
     "Features",
     "FewShot",
+    "Full",
+    "LastLayers",
     "LoRA",
+    "OutputLayer",
     "Rung",
     "SystemPrompt",
     "Verdict",
@@ -44,6 +50,9 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "features": lambda task, seed: Features(seed=seed),
     "llm-features": lambda task, seed: Features(encoder="", seed=seed),
     "lora": lambda task, seed: LoRA(seed=seed),
+    "output-layer": lambda task, seed: OutputLayer(seed=seed),
+    "last-layers": lambda task, seed: LastLayers(seed=seed),
+    "full": lambda task, seed: Full(seed=seed),
 }
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.

@@ -39,15 +39,23 @@ class AnswerLoss:
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
         """Return the loss of a batch."""
-        packed = pack(part, self.model.device, share=self.share)
-        attend = {"packing": packed} if _attention(self.model) == ATTENTION else {"attention_mask": packed.dense_mask()}
-        inputs = {"input_ids": packed.ids, "position_ids": packed.positions, "use_cache": False, **attend}
+        return self.of(pack(part, self.model.device, share=self.share))
+
+    def of(self, packed: Packed) -> torch.Tensor:
+        """Return the loss of a packed batch."""
+        values = inputs(self.model, packed)
         with _noise(self.model, packed, self.noise):
             if not projects(self.model):
-                logits = self.model(**inputs, logits_to_keep=packed.supervised).logits[0]
+                logits = self.model(**values, logits_to_keep=packed.supervised).logits[0]
                 return _cross_entropy(logits, packed.targets, self.smoothing)
-            states = self.model.get_decoder()(**inputs).last_hidden_state
+            states = self.model.get_decoder()(**values).last_hidden_state
         return project(self.model, states[0].index_select(0, packed.supervised), packed.targets, self.smoothing)
+
+
+def inputs(model: Any, packed: Packed) -> dict[str, Any]:
+    """Return what the model's forward pass takes to run a packed batch."""
+    attend = {"packing": packed} if _attention(model) == ATTENTION else {"attention_mask": packed.dense_mask()}
+    return {"input_ids": packed.ids, "position_ids": packed.positions, "use_cache": False, **attend}
 
 
 def project(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
