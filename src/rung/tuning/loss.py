@@ -54,8 +54,20 @@ class AnswerLoss:
 
 def inputs(model: Any, packed: Packed) -> dict[str, Any]:
     """Return what the model's forward pass takes to run a packed batch."""
-    attend = {"packing": packed} if _attention(model) == ATTENTION else {"attention_mask": packed.dense_mask()}
+    attend = {"packing": packed} if _attention(model) == ATTENTION else {"attention_mask": _dense_mask(model, packed)}
     return {"input_ids": packed.ids, "position_ids": packed.positions, "use_cache": False, **attend}
+
+
+def _dense_mask(model: Any, packed: Packed) -> Any:
+    """Return the mask as the model takes it: one, or one for each kind of its layers."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return packed.dense_mask(window)
+    if "sliding_attention" not in kinds:
+        return packed.dense_mask()
+    return {"full_attention": packed.dense_mask(), "sliding_attention": packed.dense_mask(window)}
 
 
 def project(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
