@@ -4,6 +4,15 @@ The peer is what careful code does with transformers alone: the frozen parameter
 is kept of their layers, and nothing flows back through them), batches of rows of like length are padded and masked,
 and `model(..., labels=...)` gives the mean loss of the answer tokens. Both train the same parameters from the same
 values with the same optimizer, clipping, rates and batches, in one process; every step's loss is compared.
+
+Learnt: the pass over the frozen layers is most of what is left. Training the output layer, the steps themselves (a
+regression on five answer tokens a row, and AdamW on 28 million weights) take less time than that one pass, so more
+epochs cost little and the ratio grows with them. Training the last eight layers of thirty, the passes through those
+eight dominate, which bounds the ratio at three epochs near 4 whatever is kept. The peer's own waste is smaller: it
+projects all 46 tokens of a row onto the vocabulary, of which five are answers, and runs the 16-token beginning that
+all prompts share once for every row.
+
+Measured on one busy AVX2 core on 2026-11-21: output layer 7.4x, last layers 3.6x, losses equal within 1e-3.
 """
 
 from __future__ import annotations
@@ -25,7 +34,7 @@ from rung.tuning.examples import epoch_batches, tokenize
 from rung.tuning.loop import train
 from rung.tuning.patch import OUTPUT
 
-ROWS, EPOCHS, BATCH = 160, 3, 16
+ROWS, EPOCHS, BATCH = 48, 3, 16
 GOALS = {"output_layer": 2.5, "last_layers": 2.5}
 
 
