@@ -97,6 +97,7 @@ def main() -> None:
         wanted, theirs = peer(engine.model, set(change.parameters()), rows, schedule)
         start = time.perf_counter()
         loss = rung.loss(engine, change, schedule, rows, QUIET)
+        once = time.perf_counter() - start
         course = train(engine.model, change, rows, schedule, loss=loss)
         ours = time.perf_counter() - start
         change.remove()
@@ -104,7 +105,7 @@ def main() -> None:
         ratios[rung.name.replace("-", "_")] = theirs / ours
         print(f"{rung.name:14} {'all layers':14} {theirs:8.1f} {tokens / theirs:8.0f} {1:7.1f}")
         print(f"{'':14} {'rung':14} {ours:8.1f} {tokens / ours:8.0f} {theirs / ours:7.1f}")
-        print(f"{'':14} loss {wanted[0]:.3f} -> {wanted[-1]:.3f}")
+        print(f"{'':14} frozen layers, once: {once:.1f} s; loss {wanted[0]:.3f} -> {wanted[-1]:.3f}")
     finish("head_only", ratios, GOALS)
 
 
