@@ -389,6 +389,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "They are almost surely one label; as two, each answer in the other spelling would count as wrong.",
         "Write both the same way in the data.",
     ),
+    "layer-count": Explanation(
+        "The last layers shall be trained, and the model does not have so many, or none was asked for.",
+        "Training fewer or more than asked for would not be what the result says.",
+        "Choose a number within those of the model, or leave it out to train a fourth of them.",
+        "rung.rungs.LastLayers(layers=4)",
+    ),
     "logprobs-unsupported": Explanation(
         "An endpoint was asked for log-probabilities and gave none.",
         "What needs them would go on with numbers that mean nothing.",
@@ -528,6 +534,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "What is saved, in PEFT's format, is the vectors that the encoder made; the encoder cannot be found from them.",
         "Go on with `PromptTuning` (after P-tuning), or `PrefixTuning` without a projection: they train the vectors.",
         'rung.rungs.PromptTuning(continue_from="p-tuned").fit(zero, data)',
+    ),
+    "no-layers": Explanation(
+        "Some of a model's layers shall be trained, and none of its tensors is named like a layer.",
+        "Which layers are the last cannot be told then.",
+        "Train all of the model, or an adapter.",
+        "rung climb task.yaml --rungs full,lora",
     ),
     "no-report": Explanation(
         "The run folder has no report.json.",

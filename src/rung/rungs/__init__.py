@@ -15,9 +15,12 @@ from rung.rungs.domain_adaptation import DomainAdaptation
 from rung.rungs.dora import DoRA
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
+from rung.rungs.full import Full
 from rung.rungs.ia3 import IA3
+from rung.rungs.last_layers import LastLayers
 from rung.rungs.llama_adapter import LlamaAdapter
 from rung.rungs.lora import LoRA
+from rung.rungs.output_layer import OutputLayer
 from rung.rungs.p_tuning import PTuning
 from rung.rungs.prefix_tuning import PrefixTuning
 from rung.rungs.prompt_tuning import PromptTuning
@@ -41,8 +44,11 @@ __all__ = [
     "DomainAdaptation",
     "Features",
     "FewShot",
+    "Full",
+    "LastLayers",
     "LlamaAdapter",
     "LoRA",
+    "OutputLayer",
     "PTuning",
     "PrefixTuning",
     "PromptTuning",
@@ -77,6 +83,9 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "dora": lambda task, seed: DoRA(seed=seed),
     "qlora": lambda task, seed: QLoRA(seed=seed),
     "adalora": lambda task, seed: AdaLoRA(seed=seed),
+    "output-layer": lambda task, seed: OutputLayer(seed=seed),
+    "last-layers": lambda task, seed: LastLayers(seed=seed),
+    "full": lambda task, seed: Full(seed=seed),
 }
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.

@@ -59,7 +59,7 @@ class Rung(Protocol):
 
     @property
     def family(self) -> str:
-        """The step of the ramp it belongs to: prompting, in-context, features, parameter-efficient."""
+        """The step of the ramp it belongs to: prompting, in-context, features, parameter-efficient, partial, full."""
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """Say whether it can be put on top of `artifact`, or why not."""

@@ -82,4 +82,5 @@ class DomainAdaptation(LoRA):
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Four operations per parameter and token of the text; predicting costs what it did."""
         use, s = inference_cost(artifact, data, machine), sizes(artifact, data)
-        return self._training_cost(machine, use, s, self.block_tokens, text_tokens(artifact, data) / self.block_tokens)
+        blocks = -(-round(text_tokens(artifact, data)) // self.block_tokens)
+        return self._training_cost(artifact, machine, use, s, self.block_tokens, blocks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ RATES = (1 / 3, 1.0, 3.0)  # of the default, that `learning_rate: auto` tries,
 TRIAL_SHARE = 0.1  # each for this share of the steps,
 TRIAL_STEPS = 8  # and at least so many
 LARGEST_BATCH, FEWEST_STEPS = 64, 16  # of `batch_size: auto`: more rows a step, or fewer steps an epoch, learn worse
+TRAINED_BYTES = 16  # a trained parameter's new value, its gradient and AdamW's two moments; 4 more for the best value
 LIVE = "training"  # how the engine knows the weights that are being trained
 
 
@@ -90,9 +92,16 @@ class Tuned(ABC):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on the engine's model what is to be trained, initialized, switched off."""
 
-    def loss(self, engine: TorchEngine, change: Change, schedule: Schedule) -> Loss | None:
+    def loss(
+        self,
+        engine: TorchEngine,
+        change: Change,
+        schedule: Schedule,
+        rows: Sequence[TokenizedExample],
+        progress: Progress,
+    ) -> Loss | None:
         """Return the loss, where it is not that of the supervised tokens under the whole model."""
-        del engine, change, schedule
+        del engine, change, schedule, rows, progress
         return None
 
     def training_rows(
@@ -116,6 +125,16 @@ class Tuned(ABC):
         """Return the folder of the artifact's own tuned weights that training goes on from, if this method can."""
         del artifact
         return None
+
+    def operations(self, artifact: Artifact, s: Sizes, rows: int, tokens: float) -> float:
+        """Return the operations of training on `rows` rows of `tokens` tokens in all, epochs counted."""
+        del artifact, rows
+        return self.epochs * self.training_flops * s.parameters * tokens
+
+    def trained_size(self, artifact: Artifact, s: Sizes) -> int:
+        """Return how many parameters are trained, where they take memory worth mention."""
+        del artifact, s
+        return 0
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Return why this method in particular does not apply, or nothing."""
@@ -150,23 +169,28 @@ class Tuned(ABC):
         batch_size = LARGEST_BATCH if self.batch_size == "auto" else self.batch_size
         shared = s.head + self.prefix_tokens  # once a batch
         per_row = use.row_tokens - self.prefix_tokens - s.decoding + s.answer + shared / batch_size
-        return self._training_cost(machine, use, s, per_row, len(data.train))
+        return self._training_cost(artifact, machine, use, s, per_row, len(data.train))
 
-    def _training_cost(self, machine: Machine, use: Cost, s: Sizes, per_row: float, rows: float) -> Cost:
+    def _training_cost(
+        self, artifact: Artifact, machine: Machine, use: Cost, s: Sizes, per_row: float, rows: int
+    ) -> Cost:
         """Return the cost of predicting with the cost of training on rows of so many tokens."""
         batch_size = LARGEST_BATCH if self.batch_size == "auto" else self.batch_size
-        tokens = per_row * rows * self.epochs
+        tokens = per_row * rows
+        flops = self.operations(artifact, s, rows, tokens)
         if self.learning_rate == "auto":
+            flops *= 1 + len(RATES) * TRIAL_SHARE
             tokens *= 1 + len(RATES) * TRIAL_SHARE
-        flops = self.training_flops * s.parameters * tokens
+        copies = TRAINED_BYTES if self.patience is None else TRAINED_BYTES + 4
+        weights = 4 * s.parameters + copies * self.trained_size(artifact, s)
         return Cost(
-            fit_tokens=round(tokens),
+            fit_tokens=round(tokens * self.epochs),
             fit_flops=flops,
             fit_seconds=machine.training_seconds(flops),
             row_tokens=use.row_tokens,
             row_flops=use.row_flops,
             row_seconds=use.row_seconds,
-            memory_bytes=round(4 * s.parameters + ACTIVATION_BYTES + batch_size * per_row * BYTES_PER_TOKEN),
+            memory_bytes=round(weights + ACTIVATION_BYTES + batch_size * per_row * BYTES_PER_TOKEN),
         )
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
@@ -283,24 +307,29 @@ class Tuned(ABC):
     ) -> Course:
         from rung.tuning.checkpoints import Checkpoints
         from rung.tuning.loop import train
-        from rung.tuning.memory import fitting
+        from rung.tuning.memory import fitting, free_beside
 
         checkpoints = Checkpoints.of(self._identity(engine, artifact, rows))  # virtual ids differ between processes
         rows = _prefixed(rows, change, engine)
-        fit = fitting(engine.model, rows, int(self.batch_size))
+        free = free_beside(engine.model, change.parameters().values())
+        fit = fitting(engine.model, rows, int(self.batch_size), free=free)
         schedule = self.schedule(self.micro_batch or fit.micro_batch)
         if fit.checkpointing:
             engine.model.gradient_checkpointing_enable({"use_reentrant": False})
         try:
+            began = time.perf_counter()
+            loss = self.loss(engine, change, schedule, rows, progress)
+            prepared = time.perf_counter() - began
             course = train(
                 engine.model, change, rows, schedule,
-                loss=self.loss(engine, change, schedule), checkpoints=checkpoints, progress=progress,
+                loss=loss, checkpoints=checkpoints, progress=progress,
                 evaluate=self._evaluation(engine, artifact, held_out, data) if held_out else None,
             )  # fmt: skip
         finally:
             if fit.checkpointing:
                 engine.model.gradient_checkpointing_disable()
         checkpoints.clear()
+        course.seconds += prepared
         return course
 
     def schedule(self, micro_batch: int | Auto) -> Schedule:

@@ -159,7 +159,7 @@ class _Run:
         self.parameters = change.parameters()
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
-        random_passes = schedule.noise > 0 or _has_dropout(model)
+        random_passes = schedule.noise > 0 or has_dropout(model)
         self.loss = loss or AnswerLoss(model, not random_passes, schedule.smoothing, schedule.noise)
         self.optimizer = _optimizer(self.parameters, schedule)
         self.plan = _plan(rows, schedule)
@@ -326,7 +326,8 @@ def _optimizer(parameters: dict[str, torch.nn.Parameter], schedule: Schedule) ->
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=schedule.learning_rate, fused=True)
 
 
-def _has_dropout(model: Any) -> bool:
+def has_dropout(model: Any) -> bool:
+    """Say whether the model, a change on it included, drops activations at random while it trains."""
     config = model.config.get_text_config()
     return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()) or bool(
         getattr(config, "attention_dropout", 0)

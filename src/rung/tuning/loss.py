@@ -39,15 +39,35 @@ class AnswerLoss:
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
         """Return the loss of a batch."""
-        packed = pack(part, self.model.device, share=self.share)
-        attend = {"packing": packed} if _attention(self.model) == ATTENTION else {"attention_mask": packed.dense_mask()}
-        inputs = {"input_ids": packed.ids, "position_ids": packed.positions, "use_cache": False, **attend}
+        return self.of(pack(part, self.model.device, share=self.share))
+
+    def of(self, packed: Packed) -> torch.Tensor:
+        """Return the loss of a packed batch."""
+        values = inputs(self.model, packed)
         with _noise(self.model, packed, self.noise):
             if not projects(self.model):
-                logits = self.model(**inputs, logits_to_keep=packed.supervised).logits[0]
+                logits = self.model(**values, logits_to_keep=packed.supervised).logits[0]
                 return _cross_entropy(logits, packed.targets, self.smoothing)
-            states = self.model.get_decoder()(**inputs).last_hidden_state
+            states = self.model.get_decoder()(**values).last_hidden_state
         return project(self.model, states[0].index_select(0, packed.supervised), packed.targets, self.smoothing)
+
+
+def inputs(model: Any, packed: Packed) -> dict[str, Any]:
+    """Return what the model's forward pass takes to run a packed batch."""
+    attend = {"packing": packed} if _attention(model) == ATTENTION else {"attention_mask": _dense_mask(model, packed)}
+    return {"input_ids": packed.ids, "position_ids": packed.positions, "use_cache": False, **attend}
+
+
+def _dense_mask(model: Any, packed: Packed) -> Any:
+    """Return the mask as the model takes it: one, or one for each kind of its layers."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return packed.dense_mask(window)
+    if "sliding_attention" not in kinds:
+        return packed.dense_mask()
+    return {"full_attention": packed.dense_mask(), "sliding_attention": packed.dense_mask(window)}
 
 
 def project(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rung.tuning.examples import TokenizedExample
 KEPT_HIDDEN, KEPT_INTERMEDIATE = 8, 4
 KEPT_CHECKPOINTED = 1  # with gradient checkpointing: one hidden state per layer
 SHARE = 0.6  # of the memory that is free
+TRAINED_BYTES = 12  # a trained parameter's gradient and AdamW's two moments, in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +69,9 @@ def free_bytes(model: Any) -> int:
     status = Path("/proc/self/statm")
     used = int(status.read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
     return max(0, memory_bytes() - used)
+
+
+def free_beside(model: Any, trained: Iterable[torch.Tensor]) -> int:
+    """Return the bytes that are free once the trained parameters have their gradients and AdamW's moments."""
+    size: int = sum(p.numel() for p in trained)
+    return max(0, free_bytes(model) - TRAINED_BYTES * size)

@@ -48,12 +48,15 @@ class Packed:
     rows: int
     mask: torch.Tensor
 
-    def dense_mask(self) -> torch.Tensor:
-        """Return what each token of the sequence attends to, shape [1, 1, T, T]."""
+    def dense_mask(self, window: int | None = None) -> torch.Tensor:
+        """Return what each token of the sequence attends to, shape [1, 1, T, T], at most `window` tokens back."""
         total, width = self.ids.shape[1], len(self.gather) // self.rows
         row = torch.cat([torch.full((self.shared,), -1, device=self.ids.device), self.scatter // width])
         causal = torch.ones(total, total, dtype=torch.bool, device=self.ids.device).tril()
-        return (causal & ((row[:, None] == row[None, :]) | (row[None, :] == -1)))[None, None]
+        mask = causal & ((row[:, None] == row[None, :]) | (row[None, :] == -1))
+        if window is not None:
+            mask &= self.positions[0, :, None] - self.positions[0, None, :] < window
+        return mask[None, None]
 
 
 def pack(part: Sequence[TokenizedExample], device: Any, *, share: bool = True) -> Packed:
@@ -109,6 +112,7 @@ def packed_attention(
     packing: Packed,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend within rows and to the beginning, in the form that transformers asks of attention functions.
@@ -122,6 +126,7 @@ def packed_attention(
         packing: how the sequence is packed.
         scaling: of the scores.
         dropout: on the weights.
+        sliding_window: how many tokens a token sees, itself included, where not all.
 
     Returns:
         The output, shape [1, T, heads, size], and no weights.
@@ -134,12 +139,28 @@ def packed_attention(
     own_query, own_key, own_value = (_rows(states[:, :, shared:], packing) for states in (query, key, value))
     if shared:
         lent_query, lent_key, lent_value = (states[:, :, :shared] for states in (query, key, value))
-        head = attend(lent_query, lent_key, lent_value, is_causal=True)
+        if sliding_window is not None and shared > sliding_window:
+            head = attend(
+                lent_query, lent_key, lent_value, attn_mask=_near(shared, shared, sliding_window, query.device)
+            )
+        else:
+            head = attend(lent_query, lent_key, lent_value, is_causal=True)
         own_key = torch.cat([lent_key.expand(rows, -1, -1, -1), own_key], 2)
         own_value = torch.cat([lent_value.expand(rows, -1, -1, -1), own_value], 2)
-    out = attend(own_query, own_key, own_value, attn_mask=packing.mask)
+    width, total = own_query.shape[2], own_key.shape[2]
+    mask = packing.mask
+    if sliding_window is not None and total > sliding_window:
+        mask = mask & _near(width, total, sliding_window, query.device)
+    out = attend(own_query, own_key, own_value, attn_mask=mask)
     flat = out.transpose(1, 2).flatten(0, 1).index_select(0, packing.scatter)[None]
     return (torch.cat([head.transpose(1, 2), flat], 1) if shared else flat), None
+
+
+def _near(queries: int, keys: int, window: int, device: Any) -> torch.Tensor:
+    """Return which of the first `keys` places the last `queries` of them see, shape [queries, keys]."""
+    place = torch.arange(keys, device=device)
+    back = place[keys - queries :, None] - place
+    return (back >= 0) & (back < window)
 
 
 def _rows(states: torch.Tensor, packing: Packed) -> torch.Tensor:

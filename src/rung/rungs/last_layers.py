@@ -1,0 +1,105 @@
+"""Training the last layers alone.
+
+A fourth of the layers, the last ones, is enough to come to nine tenths of what full fine-tuning gains (Lee, Tang and
+Lin 2019, https://arxiv.org/abs/1911.03090). The frozen ones run once for all epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from rung.artifact import Artifact
+from rung.errors import ConfigError
+from rung.models.layers import last_layers, layer_list, output_size, tensor_sizes
+from rung.models.reference import resolve
+from rung.progress import Progress
+from rung.rungs.costs import FORWARD, FROZEN_BASE, FULL, Sizes
+from rung.rungs.tuned import Auto, Tuned
+
+if TYPE_CHECKING:
+    from rung.engines.torch_engine import TorchEngine
+    from rung.tuning.changes import Change
+    from rung.tuning.examples import TokenizedExample
+    from rung.tuning.loop import Schedule
+    from rung.tuning.loss import Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastLayers(Tuned):
+    """Train the last decoder layers and the final norm.
+
+    Attributes:
+        layers: how many; None for a fourth of the model's.
+        output: train the output layer too; where it shares its matrix with the input embeddings, it gets one of its
+            own.
+    """
+
+    name: ClassVar[str] = "last-layers"
+    family: ClassVar[str] = "partial"
+
+    layers: int | None = None
+    output: bool = False
+    learning_rate: float | Auto = 1e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Copy the last layers and the final norm."""
+        del artifact, rows
+        from rung.tuning.changes import plain_parameters
+        from rung.tuning.patch import Patch, output_names
+
+        engine.use(None)
+        sizes = {name: p.numel() for name, p in plain_parameters(engine.model).items()}
+        chosen = last_layers(sizes, self._count(layer_list(sizes)[1]))
+        if self.output:
+            chosen |= output_names(engine.model)
+        return Patch(engine.model, chosen.__contains__, trained=True)
+
+    def _count(self, depth: int) -> int:
+        """Return how many of a model's `depth` layers are trained."""
+        if self.layers is None:
+            return max(1, round(depth / 4))
+        if not 1 <= self.layers <= depth:
+            raise ConfigError(
+                "layer-count", f"`layers` is {self.layers}, and the model has {depth}", hint=f"choose from 1 to {depth}"
+            )
+        return self.layers
+
+    def loss(
+        self,
+        engine: TorchEngine,
+        change: Change,
+        schedule: Schedule,
+        rows: Sequence[TokenizedExample],
+        progress: Progress,
+    ) -> Loss | None:
+        """Run the frozen layers once, and at every step only the others."""
+        from rung.tuning.changes import plain_parameters
+        from rung.tuning.memory import free_beside
+        from rung.tuning.trunk import loss_above
+
+        _, depth = layer_list({name: p.numel() for name, p in plain_parameters(engine.model).items()})
+        free = free_beside(engine.model, change.parameters().values())
+        frozen = depth - self._count(depth)
+        return loss_above(engine.model, frozen, rows, schedule, free=free, progress=progress)
+
+    def operations(self, artifact: Artifact, s: Sizes, rows: int, tokens: float) -> float:
+        """One forward pass of the frozen layers; every epoch all of the others, and the output layer at the answers."""
+        files = resolve(artifact.model)
+        tensors = tensor_sizes(files.folder)
+        _, depth = layer_list(tensors)
+        layers, trained = (sum(tensors[n] for n in last_layers(tensors, c)) for c in (depth, self._count(depth)))
+        above = FULL * trained * tokens
+        above += (FULL if self.output else FROZEN_BASE) * output_size(files.folder) * rows * s.answer
+        return FORWARD * (layers - trained) * tokens + self.epochs * above
+
+    def trained_size(self, artifact: Artifact, s: Sizes) -> int:
+        """Return the size of the layers that are trained, and of the output layer where it is."""
+        del s
+        folder = resolve(artifact.model).folder
+        tensors = tensor_sizes(folder)
+        size = sum(tensors[name] for name in last_layers(tensors, self._count(layer_list(tensors)[1])))
+        return size + output_size(folder) if self.output else size
