@@ -1,6 +1,6 @@
 """A model folder as one GGUF file: the architecture, its tensors and its tokenizer as llama.cpp reads them.
 
-Llama, Qwen2, Qwen3, Gemma, Gemma2 and Gemma3 are written. Tensors go through one at a time, so memory holds one of them.
+Llama, Qwen2, Qwen3, Gemma, Gemma2 and Gemma3 are written. Tensors go through one at a time: memory holds one.
 llama.cpp knows some facts of a family by heart (patterns of sliding windows, the scale of attention); a model that
 deviates from them is refused, as it would run and be wrong.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -109,18 +109,6 @@ def write_gguf(
         progress.advance()
     writer.close()
     progress.finish()
-
-
-def check_precision(text: str) -> GgufPrecision:
-    """Return `text` as a precision.
-
-    Raises:
-        EngineError: it is none.
-    """
-    for known in get_args(GgufPrecision):
-        if text == known:
-            return known
-    raise _unsupported(f"there is no GGUF precision {text!r}", f"choose {', '.join(get_args(GgufPrecision))}")
 
 
 def _library() -> Any:
@@ -251,7 +239,7 @@ class _Tensors:
         from safetensors import safe_open
 
         self._config, self._family, self._precision, self._factors = config, family, precision, factors
-        self._files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+        self._files: list[Any] = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
         if config.tie_word_embeddings:
             self._where.pop("lm_head.weight", None)

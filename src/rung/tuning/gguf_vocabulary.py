@@ -121,7 +121,7 @@ def _prepends_space(definition: dict[str, Any]) -> bool:
         if scheme in ("first", "never"):
             return bool(scheme == "first")
     if steps in ([replace], [prepend, replace]) and _harmless(splitter):
-        return len(steps) == 2  # noqa: PLR2004
+        return len(steps) == 2
     raise _unsupported("a SentencePiece tokenizer that changes more in a text than its spaces")
 
 
