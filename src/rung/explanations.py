@@ -363,6 +363,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A batch that stopped early has no answers to give for the rest of its rows.",
         "Free memory, lower `output.max_tokens`, check a regex or schema for what the library lacks, or use torch.",
     ),
+    "gguf-export-unsupported": Explanation(
+        "llama.cpp would run this model or its tokenizer differently, or not at all.",
+        "A GGUF file holds names that llama.cpp has rules for; a near match would answer, and be wrong.",
+        "Export Llama, Qwen2, Qwen3 or Gemma models with their own tokenizers; others to a Hugging Face folder.",
+        "rung export runs/banking77/rungs/lora/artifact --to huggingface --out tuned",
+    ),
     "gguf-tokenizer": Explanation(
         "The tokenizer cannot be rebuilt exactly from the GGUF file.",
         "A tokenizer that is nearly right feeds the model wrong tokens, and everything still seems to work.",
@@ -595,6 +601,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Rows are the items of a list of objects.",
         "Wrap the objects in [ ], or write one object per line in a .jsonl file.",
         '[{"text": "...", "label": "..."}]',
+    ),
+    "not-a-peft-adapter": Explanation(
+        "A tuned part has no form that PEFT reads, such as replaced tensors.",
+        "A PEFT folder without it would load as the base model.",
+        "Export the merged model instead.",
+        "rung export runs/banking77/rungs/full/artifact --to huggingface --out tuned",
     ),
     "not-a-record": Explanation(
         "A JSON row is not an object.",

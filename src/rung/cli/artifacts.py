@@ -1,4 +1,4 @@
-"""Commands on an artifact: `run`, `chat`, `predict`, `show`, `export`."""
+"""Commands on an artifact: `run`, `chat`, `predict`, `show`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json as json_module
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +26,6 @@ def register(app: typer.Typer) -> None:
     app.command("chat")(chat)
     app.command("predict")(predict)
     app.command("show")(show)
-    app.command("export")(export)
 
 
 def run(
@@ -45,14 +44,15 @@ def run(
     if engine is not None:
         loaded = _on_engine(loaded, engine)
     answer = loaded.predict([_row(loaded, text)])[0]
-    _note_dropped(answer.dropped_demonstrations)
+    note_dropped(answer.dropped_demonstrations)
     if json:
         print_json(_answer(loaded, answer))
     else:
         typer.echo(_line(answer))
 
 
-def _note_dropped(demonstrations: int) -> None:
+def note_dropped(demonstrations: int) -> None:
+    """Say on stderr that demonstrations were left out of a prompt, if any were."""
     if demonstrations:
         sys.stderr.write(f"the prompt was longer than the model reads: {demonstrations} demonstrations were left out\n")
 
@@ -142,7 +142,7 @@ def _say(artifact: Artifact, row: dict[str, Any]) -> str:
         typer.echo(_line(answer))
         return answer.text
     rendered = artifact.rendered(row)
-    _note_dropped(rendered.dropped_demonstrations)
+    note_dropped(rendered.dropped_demonstrations)
     request = GenerateRequest(
         rendered.messages, Sampling(max_tokens=decoder.max_tokens), adapter=artifact.weights.reference
     )
@@ -192,9 +192,9 @@ def show(
 
     loaded = Artifact.load(artifact)
     if prompt:
-        values = _source_rows(artifact, data, row)[row - 1]
+        values = source_rows(artifact, data, row)[row - 1]
         rendered = loaded.rendered(values)
-        _note_dropped(rendered.dropped_demonstrations)
+        note_dropped(rendered.dropped_demonstrations)
         text = loaded.text(rendered.messages)
         if json:
             print_json({"row": values, "prompt": text})
@@ -240,7 +240,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _source_rows(folder: Path, data: Path | None, least: int) -> list[dict[str, Any]]:
+def source_rows(folder: Path, data: Path | None, least: int) -> list[dict[str, Any]]:
     """Return rows to show prompts of: those of --data, or those that the climb answered with this artifact."""
     from rung.data.sources import read_rows
 
@@ -258,37 +258,3 @@ def _source_rows(folder: Path, data: Path | None, least: int) -> list[dict[str, 
             "no-such-row", f"row {least} was asked for, and there are {len(rows)}", hint="give a lower --row"
         )
     return rows
-
-
-def export(
-    artifact: ArtifactFolder,
-    prompt: Annotated[str, typer.Option("--prompt", help="messages, text or openai.")] = "messages",
-    data: Rows = None,
-    row: Annotated[int | None, typer.Option("--row", min=1, help="Only this row, counted from 1.")] = None,
-    offline: Offline = False,
-) -> None:
-    """Write the exact prompts of rows as JSON lines, for use with any other tool."""
-    from rung.artifact import Artifact
-
-    if prompt not in ("messages", "text", "openai"):
-        raise ConfigError("unknown-format", f"--prompt {prompt!r}", hint="choose messages, text or openai")
-    loaded = Artifact.load(artifact)
-    rows = _source_rows(artifact, data, row or 1)
-    for values in [rows[row - 1]] if row else rows:
-        print_json(_exported(loaded, values, prompt))  # type: ignore[arg-type]
-
-
-def _exported(artifact: Artifact, row: dict[str, Any], form: Literal["messages", "text", "openai"]) -> dict[str, Any]:
-    from rung.parts import Generate
-
-    rendered = artifact.rendered(row)
-    _note_dropped(rendered.dropped_demonstrations)
-    messages = rendered.messages
-    if form == "text":
-        return {"prompt": artifact.text(messages)}
-    if form == "messages":
-        return {"messages": list(messages)}
-    request: dict[str, Any] = {"model": artifact.model, "messages": list(messages), "temperature": 0}
-    if isinstance(artifact.decoder, Generate):
-        request["max_completion_tokens"] = artifact.decoder.max_tokens
-    return request

@@ -25,6 +25,7 @@ tasks.register(app)
 climbs.register(app)
 tuning.register(app)
 artifacts.register(app)
+exports.register(app)
 machine.register(app)
 app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")
 

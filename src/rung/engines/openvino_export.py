@@ -58,12 +58,23 @@ def exported(files: ModelFiles, kind: Kind, precision: Precision, *, progress: P
     folder = folder_of(files, kind, precision)
     if folder.exists():
         return folder
+    publish(folder, lambda target: export_folder(files.folder, target, files.name, kind, precision, progress=progress))
+    return folder
+
+
+def export_folder(
+    source: Path, target: Path, name: str, kind: Kind, precision: Precision, *, progress: Progress = QUIET
+) -> None:
+    """Export the model `name` in one folder to another, existing one; see `exported`.
+
+    Raises:
+        EngineError: `missing-extra` or `export-failed`.
+    """
     if (missing := _missing()) is not None:
         raise EngineError("missing-extra", f"OpenVINO needs {missing}", hint="uv pip install 'rung[local]'")
-    progress.start(f"exporting {files.name} to OpenVINO ({precision}), once")
-    publish(folder, lambda target: _run(files, target, kind, precision))
+    progress.start(f"exporting {name} to OpenVINO ({precision}), once")
+    _run(source, target, name, kind, precision)
     progress.finish()
-    return folder
 
 
 def _missing() -> str | None:
@@ -75,12 +86,12 @@ def _missing() -> str | None:
     return None
 
 
-def _run(files: ModelFiles, target: Path, kind: Kind, precision: Precision) -> None:
+def _run(source: Path, target: Path, name: str, kind: Kind, precision: Precision) -> None:
     # -P: modules in the user's working directory must not stand in for ours. Rung itself may run from a source tree.
     home = str(Path(rung.__file__).parents[1])
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-m", MODULE, str(files.folder), str(target), kind, precision]
+    command = [sys.executable, "-P", "-m", MODULE, str(source), str(target), kind, precision]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
     )
@@ -88,7 +99,7 @@ def _run(files: ModelFiles, target: Path, kind: Kind, precision: Precision) -> N
         said = [line for line in done.stderr.splitlines() if line.strip()][-SAID:]
         raise EngineError(
             "export-failed",
-            f"{files.name} cannot be exported to OpenVINO: {' | '.join(said) or f'exit code {done.returncode}'}",
+            f"{name} cannot be exported to OpenVINO: {' | '.join(said) or f'exit code {done.returncode}'}",
             hint="run the model with torch instead: --engine torch",
         )
 

@@ -111,6 +111,10 @@ class TorchEngine(LocalModel):
             self._changes[adapter] = attach(self.model, Path(adapter), fingerprint=self.base_fingerprint)
         return self._changes[adapter]
 
+    def merged(self, adapter: str) -> dict[str, Any]:
+        """Return the base model's parameters that this change moves, with it in them (see `Change.merged`)."""
+        return self._change(adapter).merged()
+
     @contextmanager
     def lend(self, change: Change, name: str) -> Iterator[None]:
         """Answer requests for adapter `name` with `change`, which is on the model already, while the block runs."""

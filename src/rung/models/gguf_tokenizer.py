@@ -111,12 +111,13 @@ def _byte_level_bpe(metadata: Mapping[str, Any], family: str) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=family == "llama-bpe"))
     if family == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(family)
+    tokenizer.pre_tokenizer = pre_tokenizer(family)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def _pre_tokenizer(family: str) -> PreTokenizer:
+def pre_tokenizer(family: str) -> PreTokenizer:
+    """Return the pre-tokenizer of a family: `gpt-2`, `smollm`, `llama-bpe` or `qwen2`."""
     from tokenizers import Regex, pre_tokenizers
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
 

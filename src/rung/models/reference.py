@@ -95,6 +95,13 @@ def is_cached(reference: str) -> bool:
     return hub.cached(name, revision or None) is not None
 
 
+def hub_name(reference: str) -> str | None:
+    """Return the Hub id that a reference means, without its revision, or None where it means something else."""
+    if is_endpoint(reference) or catalogue.find(reference) is not None or Path(reference).expanduser().exists():
+        return None
+    return reference.partition("@")[0] if _is_hub_id(reference) else None
+
+
 def _is_hub_id(reference: str) -> bool:
     path_like = reference.startswith((".", "/", "~")) or reference.lower().endswith(".gguf")
     return not path_like and HUB_ID.fullmatch(reference) is not None

@@ -216,6 +216,11 @@ class Tokenizer:
         return self._id(self.eos_token)
 
     @property
+    def unk_id(self) -> int | None:
+        """Id of the token for what the vocabulary cannot say."""
+        return self._id(_token_text(self._settings.get("unk_token")))
+
+    @property
     def pad_id(self) -> int | None:
         """Id of the padding token; where there is none, an end token, as attention masks hide it."""
         own = self._id(_token_text(self._settings.get("pad_token")))

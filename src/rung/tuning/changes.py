@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 BASE_FINGERPRINT = "rung_base_fingerprint"
+OUTPUT = "lm_head.weight"  # the output layer's own tensor, also where it has none yet
 
 
 class Change(ABC):
@@ -67,6 +68,17 @@ class Change(ABC):
 
         Raises:
             ArtifactError: tensors are missing, unexpected or of another shape.
+        """
+
+    @abstractmethod
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return the base model's parameters as they are with the change in them, those that it changes only.
+
+        Names are those of the plain model's parameters, and `lm_head.weight` for an output layer that gets a tensor of
+        its own. The model itself is left as it is.
+
+        Raises:
+            TrainingError: `cannot-merge`: no tensors of the base model have the same effect.
         """
 
     def lean(self) -> AbstractContextManager[None]:

@@ -10,9 +10,7 @@ from typing import Any, Self
 import torch
 
 from rung.errors import ArtifactError
-from rung.tuning.changes import BASE_FINGERPRINT, Change, fit_tensors, plain_parameters
-
-OUTPUT = "lm_head.weight"
+from rung.tuning.changes import BASE_FINGERPRINT, OUTPUT, Change, fit_tensors, plain_parameters
 
 
 class Patch(Change):
@@ -95,6 +93,10 @@ class Patch(Change):
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return the new tensors."""
         return dict(self._new)
+
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return the new tensors."""
+        return {name: tensor.detach() for name, tensor in self._new.items()}
 
     def write(self, folder: Path, fingerprint: str) -> None:
         """Write patch.json and patch.safetensors."""

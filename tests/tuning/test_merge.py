@@ -1,0 +1,217 @@
+"""Merging and exporting, on random models small enough to be written in every test."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rung.artifact import Artifact, Shape
+from rung.data.types import Data, Example, example_id
+from rung.engines.opening import open_torch
+from rung.errors import ArtifactError, TrainingError
+from rung.models.reference import resolve
+from rung.parts import Generate, Weights
+from rung.prompts.prompt import Prompt
+from rung.rungs import LoRA
+from rung.tuning.changes import keep
+from rung.tuning.export import export
+from rung.tuning.merge import merge
+from rung.tuning.patch import Patch
+from rung.tuning.peft_adapter import PeftAdapter, peft
+
+ROWS = [{"text": text} for text in ("ab", "ba ab", "c a b", "abba", "bab c")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tiny_model, tiny_tokenizer):
+    """A model folder with tied embeddings."""
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    model = tiny_model(tiny_tokenizer.vocabulary_size)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(folder)
+    for file in tiny_tokenizer.folder.iterdir():
+        shutil.copy(file, folder / file.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def zero(base):
+    prompt = Prompt(instruction="a", template="{text}")
+    shape = Shape("letters", ("text",), "text", "exact_match")
+    return Artifact(shape, str(base), prompt, Generate(max_tokens=6), engine="torch", path=("zero-shot",))
+
+
+def tuned(zero, make, method):
+    """Return the artifact with a random change of its weights."""
+    engine = open_torch(zero.model)
+    engine.make_room(method.upper())
+    torch.manual_seed(1)
+    change = make(engine.model)
+    for parameter in change.parameters().values():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    folder = keep(change, engine.files.fingerprint)
+    change.remove()
+    return zero.step(method, {"rank": 4}, weights=Weights(method, folder, 10))
+
+
+def lora(model):
+    settings = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return PeftAdapter(model, peft().LoraConfig(init_lora_weights=False, **settings))
+
+
+def output_layer(model):
+    return Patch(model, "lm_head.weight".__eq__)
+
+
+def last_layer(model):
+    return Patch(model, lambda name: name.startswith("model.layers.1."))
+
+
+def whole_modules(model):
+    """PEFT replaces the final norm by a module of its own, which is no layer that it can merge."""
+    settings = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["norm"], "task_type": "CAUSAL_LM"}
+    return PeftAdapter(model, peft().LoraConfig(init_lora_weights=False, **settings))
+
+
+def logits(artifact, row):
+    engine = open_torch(artifact.model)
+    ids = torch.tensor([engine.tokens(artifact.messages(row))])
+    with engine.running(artifact.weights.reference) as model, torch.inference_mode():
+        return model(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("make", [lora, output_layer, last_layer])
+def test_a_merged_model_answers_as_the_unmerged_one(zero, base, tmp_path, make):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    artifact = tuned(zero, make, "lora" if make is lora else "patch")
+    before = [logits(zero, row) for row in ROWS]
+    done = merge(artifact, tmp_path / "out", rows=ROWS)
+    assert all(torch.equal(logits(zero, row), old) for row, old in zip(ROWS, before, strict=True))
+
+    loaded = Artifact.load(tmp_path / "out" / "artifact")
+    assert (loaded.weights.reference, loaded.name) == (None, artifact.name + "+merge")
+    assert [a.text for a in loaded.predict(ROWS)] == [a.text for a in artifact.predict(ROWS)]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model", local_files_only=True).eval()
+    assert model.config.tie_word_embeddings == (make is not output_layer)
+    text = "ab ba"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model", local_files_only=True)
+    assert tokenizer(text).input_ids == AutoTokenizer.from_pretrained(base, local_files_only=True)(text).input_ids
+
+    apart = []
+    for row in ROWS:
+        wanted = logits(artifact, row)
+        ids = torch.tensor([open_torch(str(base)).tokens(artifact.messages(row))])
+        apart.append((model(ids).logits - wanted).abs().flatten())
+        assert not torch.allclose(wanted, logits(zero, row), atol=1e-2)
+    apart = torch.cat(apart)
+    assert done.difference.largest == pytest.approx(apart.max().item(), abs=1e-6)
+    assert done.difference.mean == pytest.approx(apart.mean().item(), abs=1e-7)
+    assert done.difference.largest < 1e-4
+    assert done.difference.agreement == 1.0
+
+
+def test_what_cannot_be_merged_says_what_to_do(zero, tmp_path):
+    artifact = tuned(zero, whole_modules, "lora")
+    with pytest.raises(TrainingError) as caught:
+        merge(artifact, tmp_path / "out")
+    assert caught.value.code == "cannot-merge"
+    assert "--to peft" in caught.value.hint
+    assert not (tmp_path / "out" / "model").exists()
+    with pytest.raises(ArtifactError) as caught:
+        merge(zero, tmp_path / "out")
+    assert caught.value.code == "not-tuned"
+    (tmp_path / "out" / "mine.txt").parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(ArtifactError) as caught:
+        merge(artifact, tmp_path / "out")
+    assert caught.value.code == "folder-not-empty"
+
+
+def test_an_exported_adapter_is_peft_s_own(zero, base, tmp_path, recwarn):
+    from transformers import AutoModelForCausalLM
+
+    artifact = tuned(zero, lora, "lora")
+    export(artifact, "peft", tmp_path / "adapter")
+    assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors",
+    }  # fmt: skip
+    plain = AutoModelForCausalLM.from_pretrained(base, local_files_only=True).eval()
+    model = peft().PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    assert not list(recwarn)  # PEFT warns of settings that it does not know
+    ids = torch.tensor([open_torch(str(base)).tokens(artifact.messages(ROWS[0]))])
+    torch.testing.assert_close(model(ids).logits, logits(artifact, ROWS[0]), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ArtifactError) as caught:
+        export(tuned(zero, last_layer, "patch"), "peft", tmp_path / "other")
+    assert caught.value.code == "not-a-peft-adapter"
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_card_says_what_is_known_and_no_row(zero, tmp_path):
+    from rung.tuning.card import evidence
+
+    run = tmp_path / "run"
+    folder = tuned(zero, lora, "lora").save(run / "rungs" / "lora" / "artifact")
+    entry = {
+        "name": "lora", "metric": "exact_match", "score": 0.75, "low": 0.7, "high": 0.8, "n": 40, "split": "test",
+    }  # fmt: skip
+    report = {
+        "engine": "torch", "seed": 0, "rungs": [entry, {**entry, "name": "zero-shot", "score": 0.5}],
+        "data": {"splits": {"train": {"kept": 12}, "test": {"kept": 40}}},
+    }  # fmt: skip
+    (run / "report.json").write_text(json.dumps(report))
+    (run / "climb.json").write_text(json.dumps({"data_fingerprint": "d" * 16}))
+    loaded = Artifact.load(folder)
+    export(loaded, "huggingface", tmp_path / "model", rows=ROWS, source="mine", known=evidence(folder, "lora"))
+    text = (tmp_path / "model" / "README.md").read_text()
+    assert "| lora | exact_match | 0.7500 | [0.7000, 0.8000] | 40 test |\n| zero-shot | exact_match | 0.5000" in text
+    assert "- train: 12 rows\n- test: 40 rows\n- data fingerprint: `dddddddddddddddd`\n" in text
+    assert resolve(zero.model).fingerprint in text
+    assert "at 100.00% of" in text
+    assert "(5 prompts: mine)" in text
+    assert "abba" not in text
+    assert evidence(tmp_path / "model", "lora") is None
+
+
+# ---- going on from earlier weights
+
+
+def data(base):
+    made = [Example(example_id(row), row, (answer,), "r") for row, answer in zip(ROWS, "abcab", strict=True)]
+    return Data(tuple(made), (), (), (), None, "")
+
+
+def first_and_last(artifact):
+    losses = artifact.settings["lora"]["losses"]
+    return losses[0][1], losses[-1][1]
+
+
+def test_training_goes_on_from_an_artifact_and_from_peft_s_own_folder(zero, base, tmp_path):
+    rung = LoRA(rank=4, epochs=30, batch_size=8, learning_rate=1e-2, decay="constant")
+    first = rung.fit(zero, data(base))
+    saved = first.save(tmp_path / "first")
+    export(first, "peft", tmp_path / "plain")  # without Rung's fingerprint
+    start, end = first_and_last(first)
+    assert end < 0.5 * start
+    again = [
+        replace(rung, epochs=1, learning_rate=0.0, continue_from=str(folder)).fit(zero, data(base))
+        for folder in (saved, first.weights.adapter, tmp_path / "plain")
+    ]
+    losses = {first_and_last(one)[0] for one in again}
+    assert len(losses) == 1
+    assert losses.pop() < end  # one step later than what was last recorded
+    assert again[0].weights.trainable_parameters == first.weights.trainable_parameters
+    same = [Artifact.answer(one, data(base).train)[0].text for one in (first, *again)]
+    assert len(set(same)) == 1
+
+
+def test_weights_that_do_not_fit_are_refused(zero, base, tmp_path):
+    settings = {"epochs": 1, "batch_size": 8}
+    other = LoRA(rank=2, **settings).fit(zero, data(base)).save(tmp_path / "other")
+    for folder in (other, tuned(zero, last_layer, "patch").weights.adapter):
+        with pytest.raises(ArtifactError) as caught:
+            LoRA(rank=4, continue_from=str(folder), **settings).fit(zero, data(base))
+        assert caught.value.code in ("adapter-mismatch", "not-an-adapter")
