@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import artifacts, climbs, machine, models, tasks, tuning
+from rung.cli import artifacts, climbs, exports, machine, models, tasks, tuning
 from rung.errors import RungError
 
 app = typer.Typer(

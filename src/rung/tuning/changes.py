@@ -70,17 +70,6 @@ class Change(ABC):
             ArtifactError: tensors are missing, unexpected or of another shape.
         """
 
-    @abstractmethod
-    def merged(self) -> dict[str, torch.Tensor]:
-        """Return the base model's parameters as they are with the change in them, those that it changes only.
-
-        Names are those of the plain model's parameters, and `lm_head.weight` for an output layer that gets a tensor of
-        its own. The model itself is left as it is.
-
-        Raises:
-            TrainingError: `cannot-merge`: no tensors of the base model have the same effect.
-        """
-
     def lean(self) -> AbstractContextManager[None]:
         """Run it with fewer operations and the same result for the time of the block, where there is such a way."""
         return nullcontext()
@@ -101,10 +90,13 @@ class Change(ABC):
         assert not state
 
     def merged(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of the base model that it changes, by their names there, with the change in them.
+        """Return the base model's parameters as they are with the change in them, those that it changes only.
+
+        Names are those of the plain model's parameters, and `lm_head.weight` for an output layer that gets a tensor of
+        its own. The model itself is left as it is.
 
         Raises:
-            TrainingError: it does something else than change tensors of the base model (`cannot-merge`).
+            TrainingError: `cannot-merge`: no tensors of the base model have the same effect.
         """
         raise cannot_merge("it adds computation that no tensor of the base model can stand for")
 

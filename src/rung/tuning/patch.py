@@ -94,10 +94,6 @@ class Patch(Change):
         """Return the new tensors."""
         return dict(self._new)
 
-    def merged(self) -> dict[str, torch.Tensor]:
-        """Return the new tensors."""
-        return {name: tensor.detach() for name, tensor in self._new.items()}
-
     def write(self, folder: Path, fingerprint: str) -> None:
         """Write patch.json and patch.safetensors."""
         from safetensors.torch import save_file
