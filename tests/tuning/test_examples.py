@@ -276,6 +276,15 @@ def test_the_longest_input_is_cut_at_its_end_until_the_row_fits(tmp_path, letter
     assert other == tokenize(text_artifact(), engine, [fitting])[0]
 
 
+def test_virtual_tokens_take_places_of_the_context(tmp_path):
+    engine = model(tmp_path / "m", context=160)
+    (made,) = tokenize(text_artifact(), engine, [article("x" * 200)], overlong="truncate_input", virtual=20)
+    assert len(made) == 140
+    with pytest.raises(TrainingError, match=r"\d+ tokens behind 20 virtual ones do not fit the context of 160"):
+        tokenize(text_artifact(), engine, [article("x" * 95)], virtual=20)
+    assert tokenize(text_artifact(), engine, [article("x" * 95)])[0].source == "rows.csv:2"
+
+
 def test_cutting_keeps_to_the_real_tokens_of_the_embedded_model():
     engine = LocalModel(replace(resolve("embedded"), context=64))
     body = " ".join(f"The {i}th cat slept on the mat." for i in range(40))

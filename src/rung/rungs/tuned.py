@@ -118,8 +118,9 @@ class Tuned(ABC):
         from rung.tuning.examples import tokenize
 
         return tokenize(
-            artifact, engine, rows, supervise=self.supervise, overlong=self.overlong, report=report, progress=progress
-        )
+            artifact, engine, rows, supervise=self.supervise, overlong=self.overlong, virtual=self.prefix_tokens,
+            report=report, progress=progress,
+        )  # fmt: skip
 
     def goes_on_from(self, artifact: Artifact) -> Path | None:
         """Return the folder of the artifact's own tuned weights that training goes on from, if this method can."""
@@ -265,7 +266,7 @@ class Tuned(ABC):
         for factor in RATES:
             trial = replace(self, learning_rate=default * factor)
             with trial._on_model(engine, artifact, rows) as change:
-                prefixed = [_prefixed(part, change, engine) for part in (kept, held_out)]
+                prefixed = [[row.behind(change.prefix) for row in part] for part in (kept, held_out)]
                 schedule = trial.schedule(trial.batch_size)
                 steps = max(TRIAL_STEPS, round(TRIAL_SHARE * schedule.epochs * len(kept) / schedule.batch_size))
                 try:
@@ -310,7 +311,7 @@ class Tuned(ABC):
         from rung.tuning.memory import fitting, free_beside
 
         checkpoints = Checkpoints.of(self._identity(engine, artifact, rows))  # virtual ids differ between processes
-        rows = _prefixed(rows, change, engine)
+        rows = [row.behind(change.prefix) for row in rows]
         free = free_beside(engine.model, change.parameters().values())
         fit = fitting(engine.model, rows, int(self.batch_size), free=free)
         schedule = self.schedule(self.micro_batch or fit.micro_batch)
@@ -401,20 +402,6 @@ class Tuned(ABC):
         if dropped := sum(row.dropped_demonstrations for row in rows):
             settings["dropped_demonstrations"] = dropped
         return settings
-
-
-def _prefixed(rows: Sequence[TokenizedExample], change: Change, engine: TorchEngine) -> list[TokenizedExample]:
-    """Return the rows behind a change's virtual tokens."""
-    result = [row.behind(change.prefix) for row in rows]
-    for row in result:
-        if len(row) > engine.info.context:
-            raise TrainingError(
-                "row-too-long",
-                f"{row.source}: {len(row)} tokens, {len(change.prefix)} of them virtual, do not fit the context of "
-                f"{engine.info.context}",
-                hint="shorten the row, or train fewer virtual tokens",
-            )
-    return result
 
 
 def weights_folder(folder: Path) -> Path:

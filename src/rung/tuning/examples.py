@@ -72,6 +72,7 @@ def tokenize(
     *,
     supervise: Supervise = "auto",
     overlong: Overlong = "error",
+    virtual: int = 0,
     report: TrainingReport | None = None,
     progress: Progress = QUIET,
 ) -> list[TokenizedExample]:
@@ -89,13 +90,15 @@ def tokenize(
             to be answered with, and they are read anyway. Rows that are no conversations have one.
         overlong: what becomes of rows longer than the context: an error, or the longest input column is cut at its
             end until the row fits (`truncate_input`; template, instruction and answer stay whole), or `drop`.
+        virtual: virtual tokens that will stand before every row, and take places of the context.
         report: where rows are counted, dropped and truncated ones with the place they stand in.
         progress: told of encoding, where demonstrations need it.
 
     Raises:
         TrainingError: an answer has no tokens, or a row does not fit the model's context.
     """
-    reader = _Reader(artifact, engine, supervise, overlong, TrainingReport() if report is None else report)
+    limit = engine.files.context - virtual
+    reader = _Reader(artifact, engine, supervise, overlong, limit, TrainingReport() if report is None else report)
     rendered = artifact.fit_to_context(rows, progress=progress)
     return [example for row, one in zip(rows, rendered, strict=True) for example in reader.examples(row, one)]
 
@@ -108,6 +111,7 @@ class _Reader:
     engine: LocalModel
     supervise: Supervise
     overlong: Overlong
+    limit: int
     report: TrainingReport
 
     def examples(self, row: Example, rendered: Rendered) -> list[TokenizedExample]:
@@ -121,16 +125,17 @@ class _Reader:
             return []
         if (excess := self._excess(made)) > 0:
             context = self.engine.files.context
+            virtual = f"behind {context - self.limit} virtual ones " if self.limit < context else ""
             raise TrainingError(
                 "row-too-long",
-                f"{row.source}: {context + excess} tokens do not fit the context of {context}",
+                f"{row.source}: {self.limit + excess} tokens {virtual}do not fit the context of {context}",
                 hint="shorten the row, or set the rung's `overlong` to drop such rows or to truncate their input",
             )
         self.report.turns_apart += sum(one.apart for one in made)
         return made
 
     def _excess(self, made: Sequence[TokenizedExample]) -> int:
-        return max(map(len, made)) - self.engine.files.context
+        return max(map(len, made)) - self.limit
 
     def _truncated(self, row: Example, made: list[TokenizedExample]) -> list[TokenizedExample]:
         """Cut as many tokens as the row has too many, and again while the rest still has; if in vain, all of them."""
