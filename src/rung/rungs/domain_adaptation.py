@@ -8,6 +8,7 @@ The adapter is that of the rung `lora`, which goes on from it when it is put on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -82,5 +83,6 @@ class DomainAdaptation(LoRA):
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Four operations per parameter and token of the text; predicting costs what it did."""
         use, s = inference_cost(artifact, data, machine), sizes(artifact, data)
-        blocks = -(-round(text_tokens(artifact, data)) // self.block_tokens)
-        return self._training_cost(artifact, machine, use, s, self.block_tokens, blocks)
+        tokens = text_tokens(artifact, data)
+        blocks = math.ceil(tokens / self.block_tokens)
+        return self._training_cost(artifact, machine, use, s, tokens / blocks, blocks)
