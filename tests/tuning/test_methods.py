@@ -167,6 +167,16 @@ def test_a_run_that_goes_on_is_the_uninterrupted_one(tiny, tmp_path, name, stop)
 
 
 @every_method
+def test_layers_run_again_for_the_gradient_give_the_same(tiny, name):
+    """Gradient checkpointing runs hooks and wrapped layers a second time."""
+    course, _, _, _ = run(name, tiny)
+    again = copy.deepcopy(tiny)
+    again.gradient_checkpointing_enable({"use_reentrant": False})
+    other, _, _, _ = run(name, again)
+    assert [v for _, v in other.losses] == pytest.approx([v for _, v in course.losses], rel=1e-5)
+
+
+@every_method
 @pytest.mark.parametrize("shared", [0, 5])
 def test_packed_rows_have_the_loss_and_gradient_of_single_ones(tiny, name, shared):
     model = copy.deepcopy(tiny)
