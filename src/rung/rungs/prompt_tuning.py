@@ -27,7 +27,7 @@ class PromptTuning(SoftPrompted):
 
     name: ClassVar[str] = "prompt-tuning"
 
-    learning_rate: float | Auto = 0.1
+    learning_rate: float | Auto = 0.2
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a soft prompt that repeats the instruction."""
