@@ -163,3 +163,13 @@ def test_the_registry_builds_them_with_settings_of_the_task(task):
     built = build(names, task.model_copy(update={"rungs": settings}), 3)
     assert [rung.family for rung in built] == ["soft prompts"] * 3
     assert (built[1].encoder, built[2].virtual_tokens, built[2].projection) == ("lstm", 9, 64)
+
+
+@pytest.mark.slow
+def test_prompt_tuning_is_clearly_above_zero_shot(zero, data):
+    tuned = PromptTuning().fit(zero, data)
+    scores = [
+        sum(a.text == e.outputs[0] for a, e in zip(one.answer(data.test, full=False), data.test, strict=True))
+        for one in (zero, tuned)
+    ]
+    assert scores[1] >= scores[0] + 6

@@ -33,7 +33,6 @@ class PTuning(SoftPrompted):
     encoder: Literal["mlp", "lstm"] = "mlp"
     encoder_size: int | None = None
     learning_rate: float | Auto = 1e-3
-    epochs: int = 10
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a soft prompt with a fresh encoder."""

@@ -32,7 +32,6 @@ class PrefixTuning(SoftPrompted):
 
     projection: int | None = None
     learning_rate: float | Auto = 1e-2
-    epochs: int = 5
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a prefix that acts like the instruction, or a network's."""

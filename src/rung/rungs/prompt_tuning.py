@@ -2,6 +2,7 @@
 
 They start as the embeddings of the prompt's own instruction: from words, small models learn far more than from noise
 (Lester et al. 2021, section 3.2; PEFT's comparison of methods on Llama-3.2-3B: 0.343 on GSM8K against 0.057).
+The rate is far above that of weights (0.3 in the paper): an embedding has to move by about its own size.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ class PromptTuning(SoftPrompted):
 
     name: ClassVar[str] = "prompt-tuning"
 
-    learning_rate: float | Auto = 1e-2
-    epochs: int = 10
+    learning_rate: float | Auto = 0.2
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a soft prompt that repeats the instruction."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact import Artifact
 from rung.errors import TrainingError
-from rung.rungs.tuned import Tuned
+from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -25,6 +25,8 @@ class SoftPrompted(Tuned, ABC):
     family: ClassVar[str] = "soft prompts"
 
     virtual_tokens: int = 20
+    batch_size: int | Auto = 4  # soft prompts need many steps rather than exact ones
+    epochs: int = 5
 
     @property
     def prefix_tokens(self) -> int:
