@@ -535,17 +535,17 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Give the task an instruction, or use P-tuning, which starts from nothing.",
         "instruction: Which intent does this message express?",
     ),
-    "no-prompt-encoder": Explanation(
-        "Training shall go on from a soft prompt whose prompt encoder was not kept.",
-        "What is saved, in PEFT's format, is the vectors that the encoder made; the encoder cannot be found from them.",
-        "Go on with `PromptTuning` (after P-tuning), or `PrefixTuning` without a projection: they train the vectors.",
-        'rung.rungs.PromptTuning(continue_from="p-tuned").fit(zero, data)',
-    ),
     "no-layers": Explanation(
         "Some of a model's layers shall be trained, and none of its tensors is named like a layer.",
         "Which layers are the last cannot be told then.",
         "Train all of the model, or an adapter.",
         "rung climb task.yaml --rungs full,lora",
+    ),
+    "no-prompt-encoder": Explanation(
+        "Training shall go on from a soft prompt whose prompt encoder was not kept.",
+        "What is saved, in PEFT's format, is the vectors that the encoder made; the encoder cannot be found from them.",
+        "Go on with `PromptTuning` (after P-tuning), or `PrefixTuning` without a projection: they train the vectors.",
+        'rung.rungs.PromptTuning(continue_from="p-tuned").fit(zero, data)',
     ),
     "no-report": Explanation(
         "The run folder has no report.json.",
