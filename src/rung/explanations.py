@@ -624,6 +624,18 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The manifest is written last, so a folder without one is incomplete or something else.",
         "Give the folder that `rung climb` or `Artifact.save` wrote.",
     ),
+    "not-finite": Explanation(
+        "A weight is too large for 16-bit floats.",
+        "It would become infinite, and every answer nonsense.",
+        "Export with 32-bit floats.",
+        "rung export runs/banking77/rungs/lora/artifact --to gguf --precision f32 --out tuned",
+    ),
+    "not-tuned": Explanation(
+        "An artifact whose weights are those of its base model cannot be merged or exported.",
+        "There is nothing in it that the base model has not; its prompts are exported by `rung export --prompt`.",
+        "Choose an artifact with tuned weights, or use the base model as it is.",
+        "rung export runs/banking77/rungs/lora/artifact --to gguf --out tuned",
+    ),
     "nothing-to-search": Explanation(
         "The rung has no settings that a search could vary.",
         "A search over nothing would only repeat one result.",

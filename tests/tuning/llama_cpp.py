@@ -35,7 +35,7 @@ def greedy(prompt, tokens):
 
 def logprobs(file, prompt, vocabulary, spoken):
     """Return the log-probability of every next token; `spoken`, a token of whole characters, is what is written."""
-    request = {**greedy(list(prompt), 1), "n_probs": vocabulary, "logit_bias": [[spoken, 1000.0]]}
+    request = {**greedy(prompt, 1), "n_probs": vocabulary, "logit_bias": [[spoken, 1000.0]]}
     (answer,) = ask(file, [request])
     found = {top["id"]: top["logprob"] for top in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]}
     return [found[i] for i in range(vocabulary)]

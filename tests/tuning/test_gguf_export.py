@@ -5,8 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from llama_cpp import logprobs
+from llama_cpp import ask, greedy, logprobs
 
+from rung.engines.base import GenerateRequest, Sampling
+from rung.engines.opening import open_torch
+from rung.errors import EngineError
+from rung.models.gguf import read_metadata
+from rung.models.reference import resolve
+from rung.models.tokenizer import Tokenizer
 from rung.tuning.gguf_export import write_gguf
 
 gguf = pytest.importorskip("gguf")
@@ -103,3 +109,107 @@ def test_llama_cpp_has_the_probabilities_of_transformers(tmp_path, name):
     wanted = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-3)
     assert wanted.std() > 0.5  # it says something
+
+
+def sentencepiece(folder, prefix):
+    """Train BPE as SentencePiece's converters write it: spaces become a sign, unknown characters bytes."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, trainers
+
+    steps = [normalizers.Replace(" ", "▁")]
+    steps = [normalizers.Prepend("▁"), *steps] if prefix else steps
+    scratch = Backend(models.BPE())
+    scratch.normalizer = normalizers.Sequence(steps)
+    scratch.train_from_iterator([TEXT] * 9, trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    made = json.loads(scratch.to_str())["model"]
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    vocabulary = {token: i for i, token in enumerate([*special, *made["vocab"]])}
+    merges = [tuple(merge) for merge in made["merges"]]
+    backend = Backend(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(special[:3])
+    save_tokenizer(backend, folder, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    return len(vocabulary)
+
+
+def same_tokens(folder, spoken):
+    tokenizer = Tokenizer.load(folder)
+    size = tokenizer.vocabulary_size
+    build(folder, "Llama", {}, size)
+    write_gguf(folder, folder / "m.gguf", precision="f32")
+    sentence = TEXT + " never seen: Ω жук 12345"
+    ours = logprobs(folder / "m.gguf", list(tokenizer.encode_plain(sentence)), size, spoken)
+    assert logprobs(folder / "m.gguf", sentence, size, spoken) == ours
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_llama_cpp_reads_text_as_the_same_tokens(tmp_path, name):
+    byte_level(tmp_path, splitter(name))
+    if name == "llama-bpe":
+        made = json.loads((tmp_path / "tokenizer.json").read_text())
+        made["model"]["ignore_merges"] = True
+        (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    same_tokens(tmp_path, A)
+    assert read_metadata(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == name
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_llama_cpp_reads_text_as_the_same_sentencepiece_tokens(tmp_path, prefix):
+    sentencepiece(tmp_path, prefix)
+    vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    same_tokens(tmp_path, vocabulary["a"])
+
+
+def test_eight_bits_are_the_quantized_tensors(tmp_path):
+    model = build(tmp_path, "Qwen3", {"head_dim": 32}, byte_level(tmp_path, splitter("gpt-2")))
+    write_gguf(tmp_path, tmp_path / "m.gguf", precision="q8_0")
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    kinds = gguf.GGMLQuantizationType
+    for name, ours in {"blk.1.ffn_up.weight": "up_proj", "blk.0.attn_q_norm.weight": "q_norm"}.items():
+        layer = model.model.layers[int(name[4])]
+        wanted = getattr(layer.mlp if "ffn" in name else layer.self_attn, ours).weight.detach().numpy()
+        kind = kinds.Q8_0 if "ffn" in name else kinds.F32
+        assert found[name].tensor_type == kind
+        np.testing.assert_array_equal(found[name].data, gguf.quants.quantize(wanted, kind))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "said"),
+    [
+        ("Mistral", {}, "MistralForCausalLM"),
+        ("Llama", {"hidden_act": "relu"}, "relu"),
+        ("Gemma2", {**GEMMA, "query_pre_attn_scalar": 99}, "query_pre_attn_scalar 99"),
+        ("Gemma2", {**GEMMA, "layer_types": ["full_attention"] * 2}, "pattern"),
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+    ],
+)
+def test_what_llama_cpp_would_run_differently_is_refused(tmp_path, architecture, settings, said):
+    build(tmp_path, architecture, settings, byte_level(tmp_path, splitter("gpt-2")))
+    with pytest.raises(EngineError, match=said) as caught:
+        write_gguf(tmp_path, tmp_path / "m.gguf")
+    assert caught.value.code == "gguf-export-unsupported"
+
+
+def test_a_splitter_that_llama_cpp_does_not_know_is_refused(tmp_path):
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    build(tmp_path, "Llama", {}, byte_level(tmp_path, ByteLevel(add_prefix_space=True)))
+    with pytest.raises(EngineError, match="splits text like none"):
+        write_gguf(tmp_path, tmp_path / "m.gguf")
+
+
+@pytest.mark.slow
+def test_llama_cpp_writes_what_torch_writes_with_the_embedded_model(tmp_path):
+    files, engine = resolve("embedded"), open_torch("embedded")
+    write_gguf(files.folder, tmp_path / "m.gguf", precision="f16")
+    questions = (
+        "What is the capital of France?",
+        "Name three colours.",
+        "Write a line about the sea.",
+        "What is 2 + 3?",
+    )
+    prompts = [({"role": "user", "content": question},) for question in questions]
+    ours = engine.generate([GenerateRequest(prompt, Sampling(max_tokens=16)) for prompt in prompts])
+    theirs = ask(tmp_path / "m.gguf", [greedy(engine.text(prompt), 16) for prompt in prompts])
+    assert [answer["choices"][0]["text"].strip() for answer in theirs] == [answer.text.strip() for answer in ours]

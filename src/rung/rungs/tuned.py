@@ -283,11 +283,13 @@ class Tuned(ABC):
     def _on_model(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Iterator[Change]:
         import torch
 
+        from rung.tuning.changes import start_from
+
         torch.manual_seed(self.seed)
         change = self.change(engine, artifact, rows)
         try:
             if (start := self._start(artifact)) is not None:
-                change.read(start)
+                start_from(change, start, fingerprint=engine.files.fingerprint)
             with engine.lend(change, LIVE):
                 yield change
         finally:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 BASE_FINGERPRINT = "rung_base_fingerprint"
 OUTPUT = "lm_head.weight"  # the output layer's own tensor, also where it has none yet
+MEANING = (  # settings without which an adapter's tensors do not say what they do
+    "peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "feedforward_modules",
+)  # fmt: skip
 
 
 class Change(ABC):
@@ -110,14 +113,7 @@ def attach(model: Any, folder: Path, *, fingerprint: str) -> Change:
     Raises:
         ArtifactError: the folder holds no change, it belongs to another base model, or it does not fit.
     """
-    values = _facts(folder)
-    made_with = values.pop(BASE_FINGERPRINT, None)
-    if made_with is not None and made_with != fingerprint:
-        raise ArtifactError(
-            "model-mismatch",
-            f"the adapter in {folder} was trained on another base model ({made_with[:12]}, not {fingerprint[:12]})",
-            hint="open it on the model that it was trained on",
-        )
+    values = _facts_for(folder, fingerprint)
     change = _kind(folder, values)(model, values)
     try:
         change.read(folder)
@@ -125,6 +121,28 @@ def attach(model: Any, folder: Path, *, fingerprint: str) -> Change:
         change.remove()
         raise
     return change
+
+
+def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
+    """Set a fresh change to what stands in `folder`, so that training goes on from there.
+
+    Raises:
+        ArtifactError: the folder holds no change, it belongs to another base model, or it is of another kind, shape or
+            scale: the same tensors would then mean something else.
+    """
+    there = _facts_for(folder, fingerprint)
+    with tempfile.TemporaryDirectory() as scratch:
+        change.write(Path(scratch), fingerprint)
+        here = _facts_for(Path(scratch), fingerprint)
+    wrong = [key for key in MEANING if here.get(key) != there.get(key)]
+    if wrong:
+        said = ", ".join(f"{key} {there.get(key)} instead of {here.get(key)}" for key in wrong)
+        raise ArtifactError(
+            "adapter-mismatch",
+            f"training cannot go on from {folder}: {said}",
+            hint="give the rung and the settings that it was trained with",
+        )
+    change.read(folder)
 
 
 def family_of(folder: Path) -> str | None:
@@ -138,6 +156,19 @@ def family_of(folder: Path) -> str | None:
 
 SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 ADAPTION_PROMPT = "ADAPTION_PROMPT"
+
+
+def _facts_for(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """Return the settings of the change in `folder`, checked to be for this base model where they name one."""
+    values = _facts(folder)
+    made_with = values.pop(BASE_FINGERPRINT, None)
+    if made_with is not None and made_with != fingerprint:
+        raise ArtifactError(
+            "model-mismatch",
+            f"the adapter in {folder} was trained on another base model ({made_with[:12]}, not {fingerprint[:12]})",
+            hint="open it on the model that it was trained on",
+        )
+    return values
 
 
 def _facts(folder: Path) -> dict[str, Any]:
