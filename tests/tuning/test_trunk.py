@@ -181,6 +181,20 @@ def test_training_is_that_of_the_whole_model(tiny, frozen):
         torch.testing.assert_close(mine[name], whole[name], atol=1e-4, rtol=1e-3)
 
 
+def test_layers_that_are_run_again_for_the_backward_pass_give_the_same_gradient(tiny):
+    model, part = copy.deepcopy(tiny), rows()
+    loss, change = loss_above(model, 2, part, SCHEDULE), patch(model, 2)
+    model.train()
+    wanted, plain = gradients(model, change, loss, part)
+    ran = []
+    model.model.layers[3].mlp.register_forward_pre_hook(lambda *_: ran.append(1))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    value, grads = gradients(model, change, loss, part)
+    assert len(ran) == 2
+    assert value == wanted
+    assert all(torch.equal(grads[name], grad) for name, grad in plain.items())
+
+
 @pytest.mark.parametrize("frozen", [2, None])
 def test_a_mapped_file_holds_what_memory_would(tiny, frozen, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
