@@ -243,16 +243,17 @@ class _Tensors:
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
         if config.tie_word_embeddings:
             self._where.pop("lm_head.weight", None)
-        self.names = {name: self._target(name) for name in sorted(self._where)}
+        self.names = self._targets(sorted(self._where))
 
-    def _target(self, name: str) -> str:
+    def _targets(self, names: list[str]) -> dict[str, str]:
         gguf = _library()
         arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == self._family.arch)
-        names = gguf.get_tensor_name_map(arch, self._config.num_hidden_layers)
-        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if found is None:
-            raise _unsupported(f"the tensor {name}, which {self._family.arch} has not in llama.cpp")
-        return str(found)
+        known = gguf.get_tensor_name_map(arch, self._config.num_hidden_layers)
+        targets = {name: known.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+        for name, target in targets.items():
+            if target is None:
+                raise _unsupported(f"the tensor {name}, which {self._family.arch} has not in llama.cpp")
+        return targets
 
     def _kind(self, shape: tuple[int, ...]) -> Any:
         kinds = _library().GGMLQuantizationType
