@@ -13,8 +13,9 @@ import torch
 from rung.artifact import Artifact
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
-from rung.errors import ArtifactError, TrainingError
+from rung.errors import ArtifactError, EngineError, TrainingError
 from rung.rungs import LoRA
+from rung.tuning.changes import attach
 from rung.tuning.checkpoints import Checkpoints
 from rung.tuning.examples import TokenizedExample, epoch_batches, tokenize
 from rung.tuning.loop import Schedule, train
@@ -421,3 +422,14 @@ def test_a_half_read_stream_changes_no_other_answer(tuned):
     assert engine.generate([plain])[0].text == alone
     streamed.close()
     assert engine.generate([plain])[0].text == alone
+
+
+def test_an_adapter_with_whole_modules_is_refused(tiny, tmp_path):
+    config = peft().LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM")
+    peft().get_peft_model(copy.deepcopy(tiny), config).save_pretrained(tmp_path)
+    model = copy.deepcopy(tiny)
+    with pytest.raises(EngineError) as caught:
+        attach(model, tmp_path, fingerprint="any")
+    assert caught.value.code == "adapter-unsupported"
+    assert "norm" in str(caught.value)
+    assert not hasattr(model, "rung_peft")

@@ -134,6 +134,10 @@ def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         change.write(Path(scratch), fingerprint)
         here = _facts_for(Path(scratch), fingerprint)
+    # The vectors that a prompt encoder made are a soft prompt like any other.
+    for facts in (here, there):
+        if facts.get("peft_type") == "P_TUNING":
+            facts["peft_type"] = "PROMPT_TUNING"
     wrong = [key for key in MEANING if here.get(key) != there.get(key)]
     if wrong:
         said = ", ".join(f"{key} {there.get(key)} instead of {here.get(key)}" for key in wrong)

@@ -80,7 +80,17 @@ class PeftAdapter(Change):
 
     @classmethod
     def from_dict(cls, model: Any, values: dict[str, Any]) -> Self:
-        """Put on a fresh adapter with the configuration of an adapter_config.json."""
+        """Put on a fresh adapter with the configuration of an adapter_config.json.
+
+        Raises:
+            EngineError: it holds whole modules beside its updates, which PEFT does not take off a model cleanly.
+        """
+        if whole := values.get("modules_to_save"):
+            raise EngineError(
+                "adapter-unsupported",
+                f"the adapter holds whole modules beside its updates: {', '.join(whole)}",
+                hint="merge it with PEFT's merge_and_unload, and use the merged folder as the model",
+            )
         config = peft().PeftConfig.from_peft_type(**values)
         config.inference_mode = True
         return cls(model, config)
