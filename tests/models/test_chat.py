@@ -1,8 +1,8 @@
 import pytest
-from templates import CHATML, CHATS, GEMMA, LLAMA3, QWEN, TEMPLATES
 
 from rung.errors import ModelError
 from rung.models.chat import render
+from templates import CHATML, CHATS, GEMMA, LLAMA3, QWEN, TEMPLATES
 
 BOS, EOS = "<s>", "</s>"
 TOOLS = [{"type": "function", "function": {"name": "é", "parameters": {"type": "object", "a": [1, None, True]}}}]

@@ -3,13 +3,13 @@ import random
 from pathlib import Path
 
 import pytest
-from templates import CHATS
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from rung.errors import ModelError
 from rung.models.ending import end_token
 from rung.models.tokenizer import Tokenizer
+from templates import CHATS
 
 TEXTS = [
     "",
