@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from rung.engines.attention import layer_masks
 from rung.engines.base import Constraint, FinishReason, Generation, Sampling
 from rung.engines.constrained import TokenMask, constrained_text
 from rung.engines.cuda_batching import side_by_side
@@ -103,7 +104,7 @@ def _steps(
     prefix = run_prefix(model, prompts[0][:shared])
     ids, mask, positions = left_padded(prefix, [p[shared:] for p in prompts])
     cache, device = prefix.cache(len(prompts)), model.device
-    visible, position = mask[:, -1], positions[:, -1]
+    visible, position, places = mask[:, -1], positions[:, -1], prefix.before(positions)
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.seed is not None else None
     allowed = None
     if constraint is not None:
@@ -114,7 +115,7 @@ def _steps(
         logits = (
             model(
                 input_ids=ids.to(device),
-                attention_mask=mask[:, None].to(device),
+                attention_mask=layer_masks(model, mask, positions, places),
                 position_ids=positions.to(device),
                 past_key_values=cache,
                 use_cache=True,
@@ -147,14 +148,16 @@ def _steps(
             cache.batch_select_indices(index.to(device))
             if allowed is not None:
                 allowed.keep(going)
-            active, visible, position, chosen = (
+            active, visible, position, places, chosen = (
                 [active[i] for i in going],
                 visible[index],
                 position[index],
+                places[index],
                 chosen[index],
             )
         visible = torch.cat([visible, torch.ones(len(active), 1, dtype=torch.bool)], 1)
         position = position + 1
+        places = torch.cat([places, position[:, None]], 1)
         ids, mask, positions = chosen[:, None].cpu(), visible[:, None], position[:, None]
 
 

@@ -57,11 +57,15 @@ class TorchEngine(LocalModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
+        from rung.engines.attention import best_attention  # it needs torch, which may be missing
+
         precision = preferred_dtype(device)
         super().__init__(files)
         self.base_fingerprint = f"{files.fingerprint}/{quantization}" if quantization else files.fingerprint
+        config = transformers.AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            files.folder, dtype=precision, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False,
+            files.folder, dtype=precision, attn_implementation=best_attention(config), local_files_only=True,
+            trust_remote_code=False,
             **(_quantized(quantization, device, precision) if quantization else {}),
         )  # fmt: skip
         if not quantization:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from rung.engines.attention import layer_masks
 from rung.engines.label_trie import Floats, LabelTrie, common_prefix
 
 LOGIT_BYTES = 384 * 2**20  # logits materialized at once
@@ -40,6 +41,10 @@ class Prefix:
         for index, (keys, values) in enumerate(self.layers):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return cache
+
+    def before(self, positions: torch.Tensor) -> torch.Tensor:
+        """Return the positions of this prefix and of what stands behind it, shape [rows, length + columns]."""
+        return torch.cat([torch.arange(self.length).expand(len(positions), -1), positions], 1)
 
 
 def run_prefix(model: Any, tokens: Sequence[int]) -> Prefix:
@@ -94,10 +99,11 @@ def _forward_tree(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], tri
     total[:, width:, prefix.length + width :] = torch.from_numpy(trie.visible)
     tree = torch.from_numpy(trie.tokens).expand(len(rows), -1)
     depths = positions[:, -1:] + torch.from_numpy(trie.depths)
+    places = torch.cat([positions, depths], 1)
     logits: torch.Tensor = model(
         input_ids=torch.cat([ids, tree], 1).to(device),
-        attention_mask=total[:, None].to(device),
-        position_ids=torch.cat([positions, depths], 1).to(device),
+        attention_mask=layer_masks(model, total, places, prefix.before(places)),
+        position_ids=places.to(device),
         past_key_values=prefix.cache(len(rows)),
         use_cache=True,
         logits_to_keep=nodes + 1,
@@ -185,9 +191,10 @@ class _Search:
         ids, mask, positions = left_padded(prefix, rows)
         self.cache = prefix.cache(len(rows))
         device = model.device
+        self.places = prefix.before(positions)  # positions of all columns, [R, columns]
         logits = model(
             input_ids=ids.to(device),
-            attention_mask=mask[:, None].to(device),
+            attention_mask=layer_masks(model, mask, positions, self.places),
             position_ids=positions.to(device),
             past_key_values=self.cache,
             use_cache=True,
@@ -227,7 +234,7 @@ class _Search:
         index = torch.from_numpy(kept)
         self.cache.batch_select_indices(index.to(self.model.device))
         self.rows, self.edges, self.column = self.rows[kept], self.edges[kept], self.column[kept]
-        self.prompt_mask, self.last = self.prompt_mask[index], self.last[index]
+        self.prompt_mask, self.last, self.places = self.prompt_mask[index], self.last[index], self.places[index]
 
     def _choose(self, bound: Floats) -> list[list[int]]:
         """Per row, the nodes to run next: whole paths of the most promising labels, parents first."""
@@ -257,10 +264,12 @@ class _Search:
                 own[row, place, self.column[row, 1:][trie.visible[node - 1, :]]] = True
         device = self.model.device
         mask = torch.cat([self.prompt_mask[:, None].expand(-1, width, -1), own], 2)
+        positions = self.last[:, None] + depths
+        self.places = torch.cat([self.places, positions], 1)
         logits = self.model(
             input_ids=ids.to(device),
-            attention_mask=mask[:, None].to(device),
-            position_ids=(self.last[:, None] + depths).to(device),
+            attention_mask=layer_masks(self.model, mask, positions, self.places),
+            position_ids=positions.to(device),
             past_key_values=self.cache,
             use_cache=True,
         ).logits
