@@ -245,6 +245,7 @@ def test_a_bfloat16_model_is_trained_in_float32_and_written_as_it_ran(tied, tmp_
     change.remove()
     again = attach(model, tmp_path, fingerprint="f" * 64)
     assert all(p.dtype == torch.bfloat16 for p in again.parameters().values())
+    assert same(values(again), change.merged())
     with enabled(again):
         assert torch.equal(model(IDS).logits, logits)
 

@@ -115,7 +115,7 @@ class Patch(Change):
 
     def merged(self) -> dict[str, torch.Tensor]:
         """Return the new tensors; `lm_head.weight` is among them also where the base model ties it."""
-        return {name: tensor.detach() for name, tensor in self._new.items()}
+        return {name: p.detach().to(self._old[name].dtype) for name, p in self._new.items()}
 
 
 def output_names(model: Any) -> frozenset[str]:
