@@ -3,8 +3,10 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INFERENCE := startup embedding label_scoring generation gpu_generation
+TUNING := tuning tuning_prefix head_only
 
-.PHONY: quickstart test test-all models check bench clean
+.PHONY: quickstart test test-all models check bench bench-tuning clean
 
 quickstart: $(VENV)/.local
 	$(BIN)/rung climb examples/banking77/task.yaml --resume
@@ -26,8 +28,11 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	for script in benchmarks/[!_]*.py; do \
+	for script in $(INFERENCE:%=benchmarks/%.py); do \
 	  $(BIN)/python $$script || { code=$$?; [ $$code -eq 3 ] || exit $$code; }; done  # 3: the device is not there
+
+bench-tuning: $(VENV)/.dev
+	for script in $(TUNING:%=benchmarks/%.py); do $(BIN)/python $$script || exit; done
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit("Rung needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'

@@ -29,7 +29,7 @@ STEPS, BATCH, RANK, RATE = 8, 16, 16, 2e-4
 INSTRUCTION = "Which intent does this message of a bank's customer express?"
 
 
-def rows(instruction: str) -> tuple[Any, list[Any]]:
+def rows(instruction: str, steps: int) -> tuple[Any, list[Any]]:
     """Return the torch engine and the training rows as tokens, in the order of training."""
     from rung.artifact import Artifact
     from rung.engines.opening import open_torch
@@ -39,7 +39,7 @@ def rows(instruction: str) -> tuple[Any, list[Any]]:
 
     task = Task.load(EXAMPLES / "banking77" / "task.yaml").model_copy(update={"instruction": instruction})
     data, engine = task.read(), open_torch("embedded")
-    made = tokenize(Artifact.zero_shot(task, data.labels), engine, data.train[: STEPS * BATCH])
+    made = tokenize(Artifact.zero_shot(task, data.labels), engine, data.train[: steps * BATCH])
     return engine, [made[i] for batch in _plan(made, schedule()) for i in batch]
 
 
@@ -58,12 +58,12 @@ def config(model: Any) -> Any:
     return peft().LoraConfig(r=RANK, lora_alpha=32, target_modules=linear_layers(model), task_type="CAUSAL_LM")
 
 
-def ours(instruction: str) -> dict[str, Any]:
+def ours(instruction: str, steps: int) -> dict[str, Any]:
     """Train with Rung's loop."""
     from rung.tuning import loop
     from rung.tuning.peft_adapter import PeftAdapter
 
-    engine, made = rows(instruction)
+    engine, made = rows(instruction, steps)
     # The rows are in the order of training already; batches are taken as they come.
     loop.epoch_batches = lambda part, size, rng: (list(range(i, i + size)) for i in range(0, len(part), size))
     ends: list[float] = []
@@ -79,7 +79,7 @@ def ours(instruction: str) -> dict[str, Any]:
     return _result(ends, [sum(map(len, made[i : i + BATCH])) for i in range(0, len(made), BATCH)], course.losses)
 
 
-def trl(instruction: str, *, packing: bool) -> dict[str, Any]:
+def trl(instruction: str, steps: int, *, packing: bool) -> dict[str, Any]:
     """Train with TRL's SFTTrainer."""
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
@@ -88,7 +88,7 @@ def trl(instruction: str, *, packing: bool) -> dict[str, Any]:
 
     from rung.tuning.peft_adapter import peft
 
-    engine, made = rows(instruction)
+    engine, made = rows(instruction, steps)
     masks = [[int(any(a <= i < b for a, b in row.spans)) for i in range(len(row))] for row in made]
     data = Dataset.from_dict({"input_ids": [list(row.tokens) for row in made], "completion_mask": masks})
     starts: list[float] = []
@@ -136,17 +136,19 @@ def _result(ends: list[float], tokens: list[int], losses: list[Any]) -> dict[str
 
 SIDES = {
     "rung": ours,
-    "padded": lambda instruction: trl(instruction, packing=False),
-    "packed": lambda instruction: trl(instruction, packing=True),
+    "padded": lambda instruction, steps: trl(instruction, steps, packing=False),
+    "packed": lambda instruction, steps: trl(instruction, steps, packing=True),
 }
 
 
-def measure(instruction: str, sides: tuple[str, ...] = tuple(SIDES)) -> dict[str, dict[str, Any]]:
-    """Run each side in a process of its own."""
+def measure(instruction: str, steps: int, sides: tuple[str, ...] = tuple(SIDES)) -> dict[str, dict[str, Any]]:
+    """Run each side in a process of its own, for so many steps."""
     found = {}
     for side in sides:
         code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import tuning; tuning.main()"
-        found[side] = json.loads(run_python(code, "--side", side, "--instruction", instruction).splitlines()[-1])
+        found[side] = json.loads(
+            run_python(code, "--side", side, "--instruction", instruction, "--steps", str(steps)).splitlines()[-1]
+        )
         print(
             f"{side:8} {found[side]['speed']:8.0f} tokens/s   peak {found[side]['peak'] / 2**30:5.2f} GiB   "
             f"last loss {found[side]['losses'][-1]:.4f}",
@@ -159,11 +161,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--instruction", default=INSTRUCTION)
+    parser.add_argument("--steps", type=int, default=STEPS)
     chosen = parser.parse_args()
     if chosen.side:
-        print(json.dumps(SIDES[chosen.side](chosen.instruction)))
+        print(json.dumps(SIDES[chosen.side](chosen.instruction, chosen.steps)))
         return
-    found = measure(INSTRUCTION)
+    found = measure(INSTRUCTION, STEPS)
     us = found["rung"]
     apart = max(abs(a - b) for a, b in zip(us["losses"], found["padded"]["losses"], strict=True))
     print(f"{us['tokens']} tokens in {STEPS} steps; losses at most {apart:.1e} apart")
