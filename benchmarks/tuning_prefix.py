@@ -1,4 +1,4 @@
-"""LoRA training where all rows share an instruction of about 300 tokens, against TRL's SFTTrainer, padded as by default.
+"""LoRA training where rows share an instruction of about 300 tokens, against TRL's SFTTrainer as it pads by default.
 
 As benchmarks/tuning.py, with the labels listed in the instruction until it has 300 tokens. Here nearly all tokens of a
 batch are the same: ours reads them once a step, forward and backward, and the gradient is the same (the tests prove it
