@@ -15,6 +15,7 @@ from rung.models.reference import resolve
 from rung.parts import Generate, Weights
 from rung.prompts.prompt import Prompt
 from rung.rungs import LoRA
+from rung.tuning.bottleneck import Bottleneck
 from rung.tuning.changes import keep
 from rung.tuning.export import export
 from rung.tuning.merge import merge
@@ -70,10 +71,8 @@ def last_layer(model):
     return Patch(model, lambda name: name.startswith("model.layers.1."))
 
 
-def whole_modules(model):
-    """PEFT replaces the final norm by a module of its own, which is no layer that it can merge."""
-    settings = {"r": 4, "target_modules": ["q_proj"], "modules_to_save": ["norm"], "task_type": "CAUSAL_LM"}
-    return PeftAdapter(model, peft().LoraConfig(init_lora_weights=False, **settings))
+def bottleneck(model):
+    return Bottleneck(model, 4, "houlsby")
 
 
 def logits(artifact, row):
@@ -115,8 +114,7 @@ def test_a_merged_model_answers_as_the_unmerged_one(zero, base, tmp_path, make):
 
 
 def test_what_cannot_be_merged_says_what_to_do(zero, base, tmp_path):
-    zero = replace(zero, model=str(shutil.copytree(base, tmp_path / "own")))  # a module of PEFT's stays on this model
-    artifact = tuned(zero, whole_modules, "lora")
+    artifact = tuned(zero, bottleneck, "bottleneck")
     with pytest.raises(TrainingError) as caught:
         merge(artifact, tmp_path / "out")
     assert caught.value.code == "cannot-merge"
