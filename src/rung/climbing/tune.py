@@ -215,10 +215,9 @@ class _Search:
                 settings[name] = trial.suggest_int(name, low, max(high, getattr(self.rung, name)))
             else:
                 settings[name] = trial.suggest_float(name, *NUMBERS[name])
-        if "rank" in settings and "alpha" in settable(self.rung):
-            # An update counts alpha / rank: the search over ranks shall not be one over the updates' size.
-            ratio = self.rung.alpha / self.rung.rank  # type: ignore[attr-defined]
-            settings["alpha"] = round(ratio * settings["rank"])
+        if "rank" in settings and hasattr(self.rung, "alpha_at"):
+            # The search over ranks shall not be one over the updates' size.
+            settings["alpha"] = self.rung.alpha_at(settings["rank"])
         return settings
 
     def _race(self, artifact: Artifact) -> tuple[list[float], str]:

@@ -48,6 +48,10 @@ class LoRA(Tuned):
             return None
         return artifact.weights.adapter
 
+    def alpha_at(self, rank: int) -> int:
+        """Return the alpha with which updates of another rank have the size of this one's."""
+        return round(self.alpha * rank / self.rank)
+
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put a fresh adapter on the model; its updates are zero at first."""
         del artifact, rows

@@ -27,3 +27,8 @@ class RsLoRA(LoRA):
 
     rank: int = 64
     alpha: int = 16
+
+    def alpha_at(self, rank: int) -> int:
+        """Return alpha itself: the root of the rank is the stabilized scale, whatever the rank."""
+        del rank
+        return self.alpha
