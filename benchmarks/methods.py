@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -35,6 +34,7 @@ def one(task_file: str, name: str, seed: int, sets: dict[str, str]) -> dict[str,
     """Fit one rung with one seed and score it on the test rows."""
     from rung.artifact import Artifact
     from rung.evaluation.scoring import evaluate
+    from rung.machine import peak_memory_bytes
     from rung.rungs import build
     from rung.task import Task
 
@@ -49,7 +49,7 @@ def one(task_file: str, name: str, seed: int, sets: dict[str, str]) -> dict[str,
         start = time.perf_counter()
         artifact = rung.fit(artifact, data)
         seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_memory_bytes()
     scores = [row.score for row in evaluate(artifact, data.test, "test", folder=task.folder)]
     with tempfile.TemporaryDirectory() as folder:
         saved = artifact.save(Path(folder) / "artifact")

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from _common import EXAMPLES, finish, run_python
+from rung.machine import peak_memory_bytes
 
 GOALS = {"padded": 3.5, "packed": 3.0, "memory": 1 / 0.55, "same_losses": 1.0}
 STEPS, BATCH, RANK, RATE = 8, 16, 16, 2e-4
@@ -129,9 +128,8 @@ def trl(instruction: str, steps: int, *, packing: bool) -> dict[str, Any]:
 def _result(ends: list[float], tokens: list[int], losses: list[Any]) -> dict[str, Any]:
     """Return tokens per second behind the first step, and the peak memory of this process."""
     assert len(ends) == len(tokens)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     speed = sum(tokens[1:]) / (ends[-1] - ends[0])
-    return {"speed": speed, "peak": peak, "losses": [loss for _, loss in losses], "tokens": sum(tokens)}
+    return {"speed": speed, "peak": peak_memory_bytes(), "losses": [loss for _, loss in losses], "tokens": sum(tokens)}
 
 
 SIDES = {

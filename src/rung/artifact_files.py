@@ -9,7 +9,6 @@ manifest.json         sha256 of each file above; a folder without it is not an a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from rung.artifact import Artifact, Shape
 from rung.engines.engine_choice import settled
 from rung.errors import ArtifactError
 from rung.models.cache import publish
+from rung.models.fingerprint import file_sha256
 from rung.models.reference import is_endpoint, resolve
 from rung.parts import Decoder, Generate, Head, LabelScoring, Weights
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
@@ -103,21 +103,16 @@ def _decoder_values(decoder: Decoder, arrays: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path) -> None:
-    hashes = {str(file.relative_to(folder)): _sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    hashes = {str(file.relative_to(folder)): file_sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
     with (folder / MANIFEST).open("w") as out:
         json.dump({"format": FORMAT, "sha256": hashes}, out, indent=2)
         out.flush()
         os.fsync(out.fileno())
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
-
-
 def fingerprint(folder: Path) -> str:
     """Return a hash of everything in a saved artifact: that of its manifest, which lists the hash of every file."""
-    return _sha256(folder / MANIFEST)
+    return file_sha256(folder / MANIFEST)
 
 
 def load(folder: Path) -> Artifact:
@@ -177,7 +172,7 @@ def _check_manifest(folder: Path) -> None:
     for name, expected in listed.items():
         if Path(name).suffix not in ALLOWED or not (folder / name).resolve().is_relative_to(folder):
             raise ArtifactError("artifact-damaged", f"{folder}: {name} has no place in an artifact")
-        if _sha256(folder / name) != expected:
+        if file_sha256(folder / name) != expected:
             raise ArtifactError("artifact-damaged", f"{folder}: {name} was changed", hint="copy the whole folder again")
 
 

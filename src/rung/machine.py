@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,6 +48,12 @@ def memory_bytes() -> int:
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
     return total
+
+
+def peak_memory_bytes() -> int:
+    """Return the most resident memory that this process has taken so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _matmul_rate(size: int = 768, seconds: float = 0.15) -> float:

@@ -8,7 +8,6 @@ resumed run must have the same, or its lines would not belong together.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import sys
@@ -23,6 +22,7 @@ from rung.artifact import Artifact
 from rung.data.sources import read_rows
 from rung.data.types import Record
 from rung.errors import ConfigError, DataError
+from rung.models.fingerprint import file_sha256
 from rung.progress import QUIET, Progress
 
 BATCH = 64  # rows answered together and written before the next are read
@@ -85,7 +85,7 @@ def predict_file(
     total = _check_rows(artifact, data)
     if out is None:
         return _answer_rows(artifact, data, sys.stdout, 0, total, progress)
-    _check_origin(out, {"data_sha256": _sha256(data), "artifact": fingerprint}, resume=resume)
+    _check_origin(out, {"data_sha256": file_sha256(data), "artifact": fingerprint}, resume=resume)
     with _locked(out) as target:
         done = _whole_lines(target)
         if done > total:
@@ -178,11 +178,6 @@ def _check_origin(out: Path, origin: dict[str, str], *, resume: bool) -> None:
                 "resume-mismatch", f"{out} was begun with other contents of {what}",
                 hint="resume with the same files, or choose another --out",
             )  # fmt: skip
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rung.data.documents import found_in, read_documents
 from rung.data.examples import examples
 from rung.data.report import DISCORDANCE, SHOWN, DataReport, SplitReport
 from rung.data.sources import HUB, read_rows
-from rung.data.types import Data, Document, Example, hash_of
+from rung.data.types import Data, Document, Example, hash_of, place_of
 from rung.errors import DataError
 from rung.task import suggest
 
@@ -70,7 +70,7 @@ def _read(task: Task, report: DataReport) -> dict[str, list[Example]]:
     shares = {name: getattr(source.split, name) for name in cut}
     kept = []
     for example, group in zip(splits["train"], groups, strict=True):
-        place = _fraction(f"{source.split.seed}/{group or example.id}")
+        place = place_of(f"{source.split.seed}/{group or example.id}")
         for name, share in shares.items():
             if place < share:
                 splits[name].append(example)
@@ -84,10 +84,6 @@ def _read(task: Task, report: DataReport) -> dict[str, list[Example]]:
         report.splits["train"].read -= len(splits[name])
     report.splits = {name: report.splits[name] for name in SPLITS}
     return splits
-
-
-def _fraction(text: str) -> float:
-    return int(hash_of(text), 16) / 16**16
 
 
 def _without_duplicates(task: Task, splits: dict[str, list[Example]], report: DataReport) -> dict[str, list[Example]]:

@@ -75,6 +75,11 @@ def hash_of(value: Any, digits: int = 16) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:digits]
 
 
+def place_of(value: Any) -> float:
+    """Return a place in [0, 1) that the hash of a JSON value gives: shares of rows are cut by it."""
+    return int(hash_of(value), 16) / 16**16
+
+
 def normal(value: Any) -> Any:
     """Return text in Unicode NFC, lower case, with single spaces, also inside messages; other values as they are."""
     if isinstance(value, str):

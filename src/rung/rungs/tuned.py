@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from rung.artifact import Artifact
-from rung.data.types import Data, Example, hash_of
+from rung.data.types import Data, Example, hash_of, place_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import Machine
@@ -289,7 +289,7 @@ class Tuned(ABC):
         change = self.change(engine, artifact, rows)
         try:
             if (start := self._start(artifact)) is not None:
-                start_from(change, start, fingerprint=engine.files.fingerprint)
+                start_from(change, start, fingerprint=engine.base_fingerprint)
             with engine.lend(change, LIVE):
                 yield change
         finally:
@@ -353,7 +353,7 @@ class Tuned(ABC):
         """
         if self.patience is None:
             return list(rows), []
-        place = {row.id: int(hash_of([row.id, self.seed]), 16) / 16**16 for row in rows}
+        place = {row.id: place_of([row.id, self.seed]) for row in rows}
         held_out = [row for row in rows if place[row.id] < self.holdout]
         kept = [row for row in rows if place[row.id] >= self.holdout]
         if not held_out or not kept:
@@ -382,13 +382,13 @@ class Tuned(ABC):
         """Return all that decides the course of the run, so that only the same run goes on from its checkpoints."""
         import torch
 
-        from rung.tuning.changes import digest
+        from rung.engines.adapter_identity import adapter_digest
 
         learnt = hash_of([[row.tokens, row.spans] for row in rows], digits=64)
         start = self._start(artifact)
         return {
             "rung": self.name, "settings": asdict(self), "engine": engine.info.fingerprint, "rows": learnt,
-            "start": "" if start is None else digest(start), "torch": torch.__version__,
+            "start": "" if start is None else adapter_digest(start), "torch": torch.__version__,
             "metric": artifact.shape.metric,
         }  # fmt: skip
 

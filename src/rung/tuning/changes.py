@@ -11,7 +11,6 @@ The engine keeps the changes it was asked for on its model, at most one of them 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rung.engines.adapter_identity import adapter_digest
 from rung.errors import ArtifactError, TrainingError
 from rung.models.cache import cache_dir, publish
 
@@ -215,7 +215,7 @@ def keep(change: Change, fingerprint: str) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch)
         change.write(source, fingerprint)
-        folder = cache_dir() / "adapters" / digest(source)[:32]
+        folder = cache_dir() / "adapters" / adapter_digest(source)[:32]
 
         def build(target: Path) -> None:
             for file in source.iterdir():
@@ -230,16 +230,6 @@ def cannot_merge(why: str) -> TrainingError:
     return TrainingError(
         "cannot-merge", f"this adapter cannot be merged: {why}", hint="serve it as it is: the artifact runs unmerged"
     )
-
-
-def digest(folder: Path) -> str:
-    """Return the sha256 of a change's files and their names."""
-    whole = hashlib.sha256()
-    for file in sorted(file for file in folder.iterdir() if file.is_file()):
-        whole.update(file.name.encode() + b"\0")
-        with file.open("rb") as data:
-            whole.update(hashlib.file_digest(data, "sha256").digest())
-    return whole.hexdigest()
 
 
 def fit_tensors(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:

@@ -24,6 +24,7 @@ import torch
 
 from rung.errors import TrainingError
 from rung.models.cache import cache_dir, flush
+from rung.models.fingerprint import file_sha256
 
 MANIFEST = "manifest.json"
 
@@ -71,7 +72,7 @@ class Checkpoints:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
             save_file(tensors, partial / "state.safetensors")
             (partial / "state.json").write_text(json.dumps(state.values), "utf-8")
-            hashes = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+            hashes = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
             (partial / MANIFEST).write_text(json.dumps(hashes), "utf-8")
             flush(partial)
             if target.exists():
@@ -115,9 +116,4 @@ def _whole(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     hashes: dict[str, str] = json.loads((folder / MANIFEST).read_text("utf-8"))
-    return all((folder / name).is_file() and _sha256(folder / name) == digest for name, digest in hashes.items())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+    return all((folder / name).is_file() and file_sha256(folder / name) == digest for name, digest in hashes.items())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from rung.errors import TrainingError
+from rung.machine import peak_memory_bytes
 from rung.progress import QUIET, Progress
 from rung.tuning.changes import Change
 from rung.tuning.checkpoints import Checkpoints, State
@@ -337,8 +336,7 @@ def has_dropout(model: Any) -> bool:
 def _peak_memory(model: Any) -> int:
     if model.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(model.device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory_bytes()
 
 
 def _outcome(course: Course) -> str:

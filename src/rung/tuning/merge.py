@@ -214,7 +214,11 @@ def measure(
     engine = open_torch(artifact.model)
     prompts = [engine.fitting(artifact.messages(row), 0) for row in rows[:PROMPTS]]
     other = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=engine.model.dtype, attn_implementation="sdpa", local_files_only=True, trust_remote_code=False
+        folder,
+        dtype=engine.model.dtype,
+        attn_implementation=engine.model.config._attn_implementation,
+        local_files_only=True,
+        trust_remote_code=False,
     ).to(engine.model.device)
     largest, total, count, same, positions = 0.0, 0.0, 0, 0, 0
     progress.start("comparing with the unmerged model", len(prompts))
