@@ -27,12 +27,12 @@ import torch
 from _common import finish
 from rung.artifact import Artifact
 from rung.engines.opening import open_torch
-from rung.progress import QUIET
 from rung.rungs import LastLayers, OutputLayer
 from rung.task import Task
 from rung.tuning.examples import epoch_batches, tokenize
 from rung.tuning.loop import train
 from rung.tuning.patch import OUTPUT
+from rung.tuning.trunk import loss_above
 
 ROWS, EPOCHS, BATCH = 48, 3, 16
 GOALS = {"output_layer": 2.5, "last_layers": 2.5}
@@ -96,7 +96,7 @@ def main() -> None:
         schedule = rung.schedule(BATCH)
         wanted, theirs = peer(engine.model, set(change.parameters()), rows, schedule)
         start = time.perf_counter()
-        loss = rung.loss(engine, change, schedule, rows, QUIET)
+        loss = loss_above(engine.model, rung.frozen_layers(engine.model), rows, schedule)
         once = time.perf_counter() - start
         course = train(engine.model, change, rows, schedule, loss=loss)
         ours = time.perf_counter() - start

@@ -7,6 +7,8 @@ fast attention does not know, and transformers leaves out without a word when it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +35,17 @@ def layer_masks(model: Any, mask: torch.Tensor, queries: torch.Tensor, keys: tor
     near = (queries[:, :, None] - keys[:, None, :]) < window
     narrow = (mask & near)[:, None].to(model.device)
     return narrow if kinds is None else {"full_attention": whole, "sliding_attention": narrow}
+
+
+@contextmanager
+def attending(model: Any, name: str) -> Iterator[None]:
+    """Switch the model to the attention implementation of this name for a while."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def best_attention(config: Any) -> str:

@@ -13,8 +13,7 @@ for what it cannot do (constraints, log-probabilities, stop texts, streams), `ru
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rung.engines.base import Constraint, Generation, Sampling
@@ -114,6 +113,8 @@ def generate(
     from transformers import GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+    from rung.engines.attention import attending  # it needs torch, which may be missing
+
     inner = _inner(model)
     if inner is None:
         raise ValueError("this adapter does not live in the model's layers: ask `suits` first")
@@ -129,7 +130,7 @@ def generate(
     start = time.perf_counter()
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
-    with _attention(inner, f"paged|{attention}"):
+    with attending(inner, f"paged|{attention}"):
         manager = inner.init_continuous_batching(
             generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**(memory or {}))
         )
@@ -204,14 +205,3 @@ def _inner(model: Any) -> Any | None:
     if any(one.is_prompt_learning or one.is_adaption_prompt for one in active):
         return None
     return model.get_base_model()
-
-
-@contextmanager
-def _attention(model: Any, name: str) -> Iterator[None]:
-    """Switch the attention kernel for a while: scoring and training need one that takes any mask."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

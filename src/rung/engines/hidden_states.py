@@ -26,29 +26,35 @@ def mean_states(
     layers = core.layers
     depth = max(1, round(len(layers) * DEPTH))
     result = np.empty((len(prompts), model.config.get_text_config().hidden_size), np.float32)
-    captured: list[torch.Tensor] = []
+    for batch in batches([len(p) for p in prompts], 0, 1):
+        rows = [prompts[i] for i in batch]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)
+        output = states_behind(core, layers[depth - 1], {"input_ids": ids, "use_cache": False})
+        states = (output[0] if isinstance(output, tuple) else output).float()
+        real = torch.tensor([[i < len(row) for i in range(width)] for row in rows], device=model.device)
+        mean = (states * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+        result[batch] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
+        done(len(batch))
+    return result
+
+
+def states_behind(core: Any, layer: Any, values: dict[str, Any]) -> Any:
+    """Run a decoder on `values` up to this layer and return the layer's output; those above are not run."""
+    found = []
 
     def stop(_module: Any, _inputs: Any, output: Any) -> None:
-        captured.append(output[0] if isinstance(output, tuple) else output)
+        found.append(output)
         raise _EnoughError
 
-    handle = layers[depth - 1].register_forward_hook(stop)
+    handle = layer.register_forward_hook(stop)
     try:
-        for batch in batches([len(p) for p in prompts], 0, 1):
-            rows = [prompts[i] for i in batch]
-            width = max(map(len, rows))
-            ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)
-            try:
-                core(input_ids=ids, use_cache=False)
-            except _EnoughError:
-                states = captured.pop().float()
-            real = torch.tensor([[i < len(row) for i in range(width)] for row in rows], device=model.device)
-            mean = (states * real[..., None]).sum(1) / real.sum(1, keepdim=True)
-            result[batch] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
-            done(len(batch))
+        core(**values)
+    except _EnoughError:
+        return found[0]
     finally:
         handle.remove()
-    return result
+    raise AssertionError("the layer did not run")
 
 
 class _EnoughError(Exception):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rung.artifact import Artifact
 from rung.data.types import Data
-from rung.errors import EngineError
 from rung.models.reference import resolve
 from rung.rungs.tuned import Auto, Tuned
 
@@ -42,18 +41,13 @@ class BottleneckAdapter(Tuned):
         """Say if it is not known where the sublayers are in the model."""
         del data
         from rung.tuning.bottleneck import places
-        from rung.tuning.layers import skeleton
+        from rung.tuning.layers import reason_unknown
 
-        try:
-            places(skeleton(resolve(artifact.model)), self.placement)
-        except EngineError as unknown:
-            return unknown.message
-        return ""
+        return reason_unknown(resolve(artifact.model), lambda model: places(model, self.placement))
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put fresh networks behind the sublayers; they change next to nothing at first."""
         del artifact, rows
         from rung.tuning.bottleneck import Bottleneck
 
-        engine.make_room(None)
         return Bottleneck(engine.model, self.size, self.placement)

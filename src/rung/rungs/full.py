@@ -39,7 +39,6 @@ class Full(Tuned):
         from rung.tuning.changes import plain_parameters
         from rung.tuning.patch import Patch
 
-        engine.use(None)
         return Patch(engine.model, plain_parameters(engine.model).__contains__, trained=True)
 
     def trained_size(self, artifact: Artifact, s: Sizes) -> int:

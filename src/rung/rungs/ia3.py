@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact import Artifact
 from rung.data.types import Data
-from rung.errors import EngineError
 from rung.models.reference import resolve
 from rung.rungs.tuned import Auto, Tuned
 
@@ -33,13 +32,9 @@ class IA3(Tuned):
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if it is not known where these activations are in the model."""
         del data
-        from rung.tuning.layers import ia3_targets, skeleton
+        from rung.tuning.layers import ia3_targets, reason_unknown
 
-        try:
-            ia3_targets(skeleton(resolve(artifact.model)))
-        except EngineError as unknown:
-            return unknown.message
-        return ""
+        return reason_unknown(resolve(artifact.model), ia3_targets)
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put fresh vectors on the model, all ones at first."""

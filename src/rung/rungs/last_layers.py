@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rung.artifact import Artifact
 from rung.errors import ConfigError
 from rung.models.layers import last_layers, layer_list, output_size, tensor_sizes
 from rung.models.reference import resolve
-from rung.progress import Progress
 from rung.rungs.costs import FORWARD, FROZEN_BASE, FULL, Sizes
 from rung.rungs.tuned import Auto, Tuned
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.tuning.changes import Change
     from rung.tuning.examples import TokenizedExample
-    from rung.tuning.loop import Schedule
-    from rung.tuning.loss import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +48,6 @@ class LastLayers(Tuned):
         from rung.tuning.changes import plain_parameters
         from rung.tuning.patch import Patch, output_names
 
-        engine.use(None)
         sizes = {name: p.numel() for name, p in plain_parameters(engine.model).items()}
         chosen = last_layers(sizes, self._count(layer_list(sizes)[1]))
         if self.output:
@@ -68,23 +64,12 @@ class LastLayers(Tuned):
             )
         return self.layers
 
-    def loss(
-        self,
-        engine: TorchEngine,
-        change: Change,
-        schedule: Schedule,
-        rows: Sequence[TokenizedExample],
-        progress: Progress,
-    ) -> Loss | None:
-        """Run the frozen layers once, and at every step only the others."""
+    def frozen_layers(self, model: Any) -> int | None:
+        """All but the last: they run once."""
         from rung.tuning.changes import plain_parameters
-        from rung.tuning.memory import free_beside
-        from rung.tuning.trunk import loss_above
 
-        _, depth = layer_list({name: p.numel() for name, p in plain_parameters(engine.model).items()})
-        free = free_beside(engine.model, change.parameters().values())
-        frozen = depth - self._count(depth)
-        return loss_above(engine.model, frozen, rows, schedule, free=free, progress=progress)
+        _, depth = layer_list({name: p.numel() for name, p in plain_parameters(model).items()})
+        return depth - self._count(depth)
 
     def operations(self, artifact: Artifact, s: Sizes, rows: int, tokens: float) -> float:
         """One forward pass of the frozen layers; every epoch all of the others, and the output layer at the answers."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact import Artifact
 from rung.data.types import Data
-from rung.errors import EngineError
 from rung.models.reference import resolve
 from rung.rungs.tuned import Auto, Tuned
 
@@ -44,14 +43,12 @@ class LlamaAdapter(Tuned):
         """Say if the model's attention is of an unknown kind, or has fewer layers than asked for."""
         del data
         from rung.tuning.adaption_prompt import check
-        from rung.tuning.layers import decoder_layers, skeleton
+        from rung.tuning.layers import decoder_layers, reason_unknown, skeleton
 
-        model = skeleton(resolve(artifact.model))
-        try:
-            check(model)
-            depth = len(decoder_layers(model))
-        except EngineError as unknown:
-            return unknown.message
+        files = resolve(artifact.model)
+        if reason := reason_unknown(files, check):
+            return reason
+        depth = len(decoder_layers(skeleton(files)))
         if self.top_layers is not None and not 0 < self.top_layers <= depth:
             return f"prompts are asked for {self.top_layers} layers, and the model has {depth}"
         return ""
@@ -62,6 +59,5 @@ class LlamaAdapter(Tuned):
         from rung.tuning.adaption_prompt import AdaptionPrompt
         from rung.tuning.layers import decoder_layers
 
-        engine.make_room(None)
         layers = self.top_layers or max(1, len(decoder_layers(engine.model)) - LOWEST)
         return AdaptionPrompt(engine.model, self.tokens, layers)

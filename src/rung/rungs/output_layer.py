@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rung.artifact import Artifact
 from rung.models.layers import last_layers, layer_list, output_size, tensor_sizes
 from rung.models.reference import resolve
-from rung.progress import Progress
 from rung.rungs.costs import FORWARD, FROZEN_BASE, Sizes
 from rung.rungs.tuned import Auto, Tuned
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.tuning.changes import Change
     from rung.tuning.examples import TokenizedExample
-    from rung.tuning.loop import Schedule
-    from rung.tuning.loss import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +37,12 @@ class OutputLayer(Tuned):
         del artifact, rows
         from rung.tuning.patch import Patch, output_names
 
-        engine.use(None)
         return Patch(engine.model, output_names(engine.model).__contains__, trained=True)
 
-    def loss(
-        self,
-        engine: TorchEngine,
-        change: Change,
-        schedule: Schedule,
-        rows: Sequence[TokenizedExample],
-        progress: Progress,
-    ) -> Loss | None:
-        """Run all layers once, and at every step only the output layer."""
-        from rung.tuning.memory import free_beside
-        from rung.tuning.trunk import loss_above
-
-        free = free_beside(engine.model, change.parameters().values())
-        return loss_above(engine.model, None, rows, schedule, free=free, progress=progress)
+    def frozen_layers(self, model: Any) -> int | None:
+        """All of them: they run once."""
+        del model
+        return None
 
     def operations(self, artifact: Artifact, s: Sizes, rows: int, tokens: float) -> float:
         """One forward pass in all, then the output layer at the answers of every epoch."""

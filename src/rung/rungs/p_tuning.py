@@ -44,5 +44,4 @@ class PTuning(SoftPrompted):
             num_virtual_tokens=self.virtual_tokens, encoder_reparameterization_type=self.encoder.upper(),
             encoder_hidden_size=self.encoder_size, task_type="CAUSAL_LM",
         )  # fmt: skip
-        engine.make_room(None)
         return SoftPrompt(engine.model, config)

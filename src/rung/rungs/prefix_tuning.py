@@ -43,7 +43,6 @@ class PrefixTuning(SoftPrompted):
             num_virtual_tokens=self.virtual_tokens, prefix_projection=self.projection is not None,
             encoder_hidden_size=self.projection, task_type="CAUSAL_LM",
         )  # fmt: skip
-        engine.make_room(None)
         start = None
         if self.projection is None:
             start = keys_values_of(engine.model, self.text_tokens(engine, artifact))

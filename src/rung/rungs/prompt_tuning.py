@@ -36,6 +36,5 @@ class PromptTuning(SoftPrompted):
         from rung.tuning.soft_prompt import SoftPrompt, embeddings_of
 
         config = peft().PromptTuningConfig(num_virtual_tokens=self.virtual_tokens, task_type="CAUSAL_LM")
-        engine.make_room(None)
         start = embeddings_of(engine.model, self.text_tokens(engine, artifact))
         return SoftPrompt(engine.model, config, start=start)

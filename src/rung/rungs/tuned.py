@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rung.tuning.changes import Change
     from rung.tuning.examples import TokenizedExample
     from rung.tuning.loop import Course, Evaluate, Schedule
-    from rung.tuning.loss import Loss
     from rung.tuning.report import TrainingReport
 
 BYTES_PER_TOKEN = 600_000  # activations kept for the backward pass by the embedded model, measured
@@ -92,17 +91,10 @@ class Tuned(ABC):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on the engine's model what is to be trained, initialized, switched off."""
 
-    def loss(
-        self,
-        engine: TorchEngine,
-        change: Change,
-        schedule: Schedule,
-        rows: Sequence[TokenizedExample],
-        progress: Progress,
-    ) -> Loss | None:
-        """Return the loss, where it is not that of the supervised tokens under the whole model."""
-        del engine, change, schedule, rows, progress
-        return None
+    def frozen_layers(self, model: Any) -> int | None:
+        """Return how many of the model's layers stay as they are, counted from the first; None: all, and the norm."""
+        del model
+        return 0
 
     def training_rows(
         self,
@@ -167,16 +159,18 @@ class Tuned(ABC):
         """Four operations per parameter and token while training (six where all is trained), two when predicting."""
         s = sizes(artifact, data)
         use = inference_cost(artifact, data, machine, extra_tokens=self.prefix_tokens)
-        batch_size = LARGEST_BATCH if self.batch_size == "auto" else self.batch_size
         shared = s.head + self.prefix_tokens  # once a batch
-        per_row = use.row_tokens - self.prefix_tokens - s.decoding + s.answer + shared / batch_size
+        per_row = use.row_tokens - self.prefix_tokens - s.decoding + s.answer + shared / self._largest_batch
         return self._training_cost(artifact, machine, use, s, per_row, len(data.train))
+
+    @property
+    def _largest_batch(self) -> int:
+        return LARGEST_BATCH if self.batch_size == "auto" else self.batch_size
 
     def _training_cost(
         self, artifact: Artifact, machine: Machine, use: Cost, s: Sizes, per_row: float, rows: int
     ) -> Cost:
         """Return the cost of predicting with the cost of training on rows of so many tokens."""
-        batch_size = LARGEST_BATCH if self.batch_size == "auto" else self.batch_size
         tokens = per_row * rows
         flops = self.operations(artifact, s, rows, tokens)
         if self.learning_rate == "auto":
@@ -191,7 +185,7 @@ class Tuned(ABC):
             row_tokens=use.row_tokens,
             row_flops=use.row_flops,
             row_seconds=use.row_seconds,
-            memory_bytes=round(weights + ACTIVATION_BYTES + batch_size * per_row * BYTES_PER_TOKEN),
+            memory_bytes=round(weights + ACTIVATION_BYTES + self._largest_batch * per_row * BYTES_PER_TOKEN),
         )
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
@@ -286,6 +280,7 @@ class Tuned(ABC):
         from rung.tuning.changes import start_from
 
         torch.manual_seed(self.seed)
+        engine.use(None)
         change = self.change(engine, artifact, rows)
         try:
             if (start := self._start(artifact)) is not None:
@@ -311,6 +306,7 @@ class Tuned(ABC):
         from rung.tuning.checkpoints import Checkpoints
         from rung.tuning.loop import train
         from rung.tuning.memory import fitting, free_beside
+        from rung.tuning.trunk import loss_above
 
         checkpoints = Checkpoints.of(self._identity(engine, artifact, rows))  # virtual ids differ between processes
         rows = [row.behind(change.prefix) for row in rows]
@@ -321,7 +317,9 @@ class Tuned(ABC):
             engine.model.gradient_checkpointing_enable({"use_reentrant": False})
         try:
             began = time.perf_counter()
-            loss = self.loss(engine, change, schedule, rows, progress)
+            frozen, loss = self.frozen_layers(engine.model), None
+            if frozen != 0:
+                loss = loss_above(engine.model, frozen, rows, schedule, free=free, progress=progress)
             prepared = time.perf_counter() - began
             course = train(
                 engine.model, change, rows, schedule,

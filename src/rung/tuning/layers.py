@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -69,6 +70,15 @@ def skeleton(files: ModelFiles) -> Any:
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
+
+
+def reason_unknown(files: ModelFiles, look: Callable[[Any], object]) -> str:
+    """Return why `look` does not find its way in the model, or nothing; only the configuration is read."""
+    try:
+        look(skeleton(files))
+    except EngineError as unknown:
+        return unknown.message
+    return ""
 
 
 def ia3_targets(model: Any) -> tuple[list[str], list[str]]:

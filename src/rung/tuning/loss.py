@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from rung.engines.attention import attending, layer_masks
 from rung.tuning.examples import TokenizedExample
 from rung.tuning.packing import ATTENTION, Packed, pack
 
@@ -54,20 +55,11 @@ class AnswerLoss:
 
 def inputs(model: Any, packed: Packed) -> dict[str, Any]:
     """Return what the model's forward pass takes to run a packed batch."""
-    attend = {"packing": packed} if _attention(model) == ATTENTION else {"attention_mask": _dense_mask(model, packed)}
-    return {"input_ids": packed.ids, "position_ids": packed.positions, "use_cache": False, **attend}
-
-
-def _dense_mask(model: Any, packed: Packed) -> Any:
-    """Return the mask as the model takes it: one, or one for each kind of its layers."""
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return packed.dense_mask(window)
-    if "sliding_attention" not in kinds:
-        return packed.dense_mask()
-    return {"full_attention": packed.dense_mask(), "sliding_attention": packed.dense_mask(window)}
+    places = packed.positions
+    attend: dict[str, Any] = {"packing": packed}
+    if _attention(model) != ATTENTION:
+        attend = {"attention_mask": layer_masks(model, packed.dense_mask(), places, places)}
+    return {"input_ids": packed.ids, "position_ids": places, "use_cache": False, **attend}
 
 
 def project(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -134,29 +126,15 @@ def _noise(model: Any, packed: Packed, alpha: float) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def packed_layers(model: Any) -> Iterator[None]:
+def packed_layers(model: Any) -> AbstractContextManager[None]:
     """Attend row by row instead of through a mask over the whole sequence, where the model can."""
     if not model._supports_attention_backend or _attention(model) != "sdpa":
-        yield
-        return
-    model.set_attn_implementation(ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation("sdpa")
+        return nullcontext()
+    return attending(model, ATTENTION)
 
 
-@contextmanager
-def _plain_layers(model: Any) -> Iterator[None]:
-    if _attention(model) != ATTENTION:
-        yield
-        return
-    model.set_attn_implementation("sdpa")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(ATTENTION)
+def _plain_layers(model: Any) -> AbstractContextManager[None]:
+    return attending(model, "sdpa") if _attention(model) == ATTENTION else nullcontext()
 
 
 def _attention(model: Any) -> str:

@@ -48,15 +48,12 @@ class Packed:
     rows: int
     mask: torch.Tensor
 
-    def dense_mask(self, window: int | None = None) -> torch.Tensor:
-        """Return what each token of the sequence attends to, shape [1, 1, T, T], at most `window` tokens back."""
+    def dense_mask(self) -> torch.Tensor:
+        """Return what each token of the sequence attends to, shape [1, T, T]."""
         total, width = self.ids.shape[1], len(self.gather) // self.rows
         row = torch.cat([torch.full((self.shared,), -1, device=self.ids.device), self.scatter // width])
         causal = torch.ones(total, total, dtype=torch.bool, device=self.ids.device).tril()
-        mask = causal & ((row[:, None] == row[None, :]) | (row[None, :] == -1))
-        if window is not None:
-            mask &= self.positions[0, :, None] - self.positions[0, None, :] < window
-        return mask[None, None]
+        return (causal & ((row[:, None] == row[None, :]) | (row[None, :] == -1)))[None]
 
 
 def pack(part: Sequence[TokenizedExample], device: Any, *, share: bool = True) -> Packed:

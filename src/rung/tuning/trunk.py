@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from rung.engines.hidden_states import states_behind
 from rung.engines.label_trie import common_prefix
 from rung.models.layers import layer_list
 from rung.progress import QUIET, Progress
@@ -221,26 +222,8 @@ def _layers(model: Any) -> Any:
     return model.get_submodule(name)
 
 
-class _EnoughError(Exception):
-    """Leaves the forward pass once the last frozen layer has run."""
-
-
-def _behind(model: Any, depth: int, values: dict[str, Any]) -> torch.Tensor:
-    """Run the first `depth` layers and return their output; the others are not run."""
-    found = []
-
-    def stop(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        found.append(output)
-        raise _EnoughError
-
-    handle = _layers(model)[depth - 1].register_forward_hook(stop)
-    try:
-        model.get_decoder()(**values)
-    except _EnoughError:
-        return found[0]
-    finally:
-        handle.remove()
-    raise AssertionError("the layer did not run")
+def _behind(model: Any, depth: int, values: dict[str, Any]) -> Any:
+    return states_behind(model.get_decoder(), _layers(model)[depth - 1], values)
 
 
 @contextmanager
