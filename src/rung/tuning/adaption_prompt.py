@@ -12,7 +12,7 @@ Here it is a hook behind each attention, so no module is replaced and every othe
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +21,8 @@ from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
 from rung.errors import ArtifactError
-from rung.tuning.changes import Change, fit_tensors
+from rung.tuning.changes import read_into
+from rung.tuning.hooked import Hooked
 from rung.tuning.layers import attention, decoder_layers, unknown_layers
 from rung.tuning.peft_adapter import peft, write_folder
 
@@ -29,7 +30,7 @@ from rung.tuning.peft_adapter import peft, write_folder
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite")
 
 
-class AdaptionPrompt(Change):
+class AdaptionPrompt(Hooked):
     """Prompts of some length for the upper layers, attended to apart from the text and added through a gate.
 
     output = attention(x) + (gate * softmax(q k' / sqrt(d)) v) W_o, with k and v the layer's own projections of its
@@ -55,7 +56,6 @@ class AdaptionPrompt(Change):
         width = model.config.get_text_config().hidden_size
         self._prompts = {name: parameter(torch.randn(1, length, width)) for name in self._modules}
         self._gates = {name: parameter(torch.zeros(1)) for name in self._modules}
-        self._hooks: list[RemovableHandle] = []
 
     @classmethod
     def from_dict(cls, model: Any, values: dict[str, Any]) -> Self:
@@ -69,22 +69,11 @@ class AdaptionPrompt(Change):
             )
         return cls(model, int(values["adapter_len"]), layers)
 
-    def enable(self) -> None:
+    def hooks(self) -> Iterator[RemovableHandle]:
         """Hook the prompts in."""
-        if not self._hooks:
-            for name, module in self._modules.items():
-                hook = _Hook(self._prompts[name], self._gates[name])
-                self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
-
-    def disable(self) -> None:
-        """Take the hooks off."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def remove(self) -> None:
-        """Switch it off; nothing else was changed."""
-        self.disable()
+        for name, module in self._modules.items():
+            hook = _Hook(self._prompts[name], self._gates[name])
+            yield module.register_forward_hook(hook, with_kwargs=True)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return prompts and gates by the names that PEFT gives them."""
@@ -104,14 +93,7 @@ class AdaptionPrompt(Change):
 
     def read(self, folder: Path) -> None:
         """Set prompts and gates to those of a PEFT folder."""
-        from safetensors.torch import load_file
-
-        tensors = load_file(folder / "adapter_model.safetensors")
-        own = self.parameters()
-        fit_tensors(tensors, dict(own), folder)
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+        read_into(self.parameters(), folder / "adapter_model.safetensors")
 
 
 class _Hook:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -11,14 +12,15 @@ from torch.nn.functional import gelu, linear
 from torch.utils.hooks import RemovableHandle
 
 from rung.errors import ArtifactError
-from rung.tuning.changes import BASE_FINGERPRINT, Change, fit_tensors
+from rung.tuning.changes import BASE_FINGERPRINT, read_into, write_tensors
+from rung.tuning.hooked import Hooked
 from rung.tuning.layers import attention, decoder_layers, feedforward
 
 Placement = Literal["houlsby", "pfeiffer"]
 NEAR_IDENTITY = 1e-2  # standard deviation of the first weights; Houlsby et al. find no loss up to it (section 3.6)
 
 
-class Bottleneck(Change):
+class Bottleneck(Hooked):
     """x + U gelu(D x + b) + c behind sublayers, before their own residual connection.
 
     Args:
@@ -46,7 +48,6 @@ class Bottleneck(Change):
                     # fp32 also on bf16 models: steps are small
                     parameter = torch.nn.Parameter(values.to(model.device), requires_grad=False)
                     self._parameters[f"{name}.{part}.{kind}"] = parameter
-        self._hooks: list[RemovableHandle] = []
 
     @classmethod
     def from_dict(cls, model: Any, values: dict[str, Any]) -> Self:
@@ -61,22 +62,11 @@ class Bottleneck(Change):
             )
         return cls(model, size, placement)
 
-    def enable(self) -> None:
+    def hooks(self) -> Iterator[RemovableHandle]:
         """Hook the networks in."""
-        if not self._hooks:
-            for name, module in self._places.items():
-                p = [self._parameters[f"{name}.{key}"] for key in ("down.weight", "down.bias", "up.weight", "up.bias")]
-                self._hooks.append(module.register_forward_hook(_Hook(*p)))
-
-    def disable(self) -> None:
-        """Take the hooks off."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
-    def remove(self) -> None:
-        """Switch it off; nothing else was changed."""
-        self.disable()
+        for name, module in self._places.items():
+            p = [self._parameters[f"{name}.{key}"] for key in ("down.weight", "down.bias", "up.weight", "up.bias")]
+            yield module.register_forward_hook(_Hook(*p))
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return weights and biases, as `layers.NUMBER.attention.down.weight`."""
@@ -84,22 +74,13 @@ class Bottleneck(Change):
 
     def write(self, folder: Path, fingerprint: str) -> None:
         """Write bottleneck.json and bottleneck.safetensors."""
-        from safetensors.torch import save_file
-
         values = {BASE_FINGERPRINT: fingerprint, "size": self.size, "placement": self.placement}
         (folder / "bottleneck.json").write_text(json.dumps(values, indent=2), "utf-8")
-        tensors = {name: p.detach().cpu().contiguous() for name, p in self._parameters.items()}
-        save_file(tensors, folder / "bottleneck.safetensors", metadata={"format": "pt"})
+        write_tensors(self._parameters, folder / "bottleneck.safetensors")
 
     def read(self, folder: Path) -> None:
         """Set weights and biases to those of a bottleneck.safetensors."""
-        from safetensors.torch import load_file
-
-        tensors = load_file(folder / "bottleneck.safetensors")
-        fit_tensors(tensors, dict(self._parameters), folder)
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                self._parameters[name].copy_(tensor)
+        read_into(self._parameters, folder / "bottleneck.safetensors")
 
 
 class _Hook:

@@ -15,7 +15,7 @@ import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,22 +232,48 @@ def cannot_merge(why: str) -> TrainingError:
     )
 
 
-def fit_tensors(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], folder: Path) -> None:
-    """Check that a folder's tensors are those that are wanted, in name and shape.
+def read_tensors(file: Path, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file, checked against those that are wanted, in name and shape.
 
     Raises:
-        ArtifactError: they are not.
+        ArtifactError: they are not those.
     """
-    have = {k: tuple(v.shape) for k, v in found.items()}
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = load_file(file)
+    have = {k: tuple(v.shape) for k, v in tensors.items()}
     want = {k: tuple(v.shape) for k, v in wanted.items()}
     if have != want:
         wrong = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
         raise ArtifactError(
             "adapter-mismatch",
-            f"the adapter in {folder} does not fit: {len(wrong)} tensors missing, unexpected or of another shape, "
+            f"the adapter in {file.parent} does not fit: {len(wrong)} tensors missing, unexpected or of another shape, "
             f"first {wrong[0]}",
             hint="open it on the model that it was trained on",
         )
+    return tensors
+
+
+def read_into(parameters: dict[str, torch.nn.Parameter], file: Path) -> None:
+    """Set parameters to the tensors of a safetensors file.
+
+    Raises:
+        ArtifactError: the file holds others, or of other shapes.
+    """
+    import torch
+
+    tensors = read_tensors(file, dict(parameters))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write tensors into a safetensors file."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, file, metadata={"format": "pt"})
 
 
 def plain_parameters(model: Any) -> dict[str, torch.nn.Parameter]:

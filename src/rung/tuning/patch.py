@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 
 from rung.errors import ArtifactError
-from rung.tuning.changes import BASE_FINGERPRINT, OUTPUT, Change, fit_tensors, plain_parameters
+from rung.tuning.changes import BASE_FINGERPRINT, OUTPUT, Change, plain_parameters, read_into, write_tensors
 
 
 class Patch(Change):
@@ -96,22 +96,13 @@ class Patch(Change):
 
     def write(self, folder: Path, fingerprint: str) -> None:
         """Write patch.json and patch.safetensors."""
-        from safetensors.torch import save_file
-
         values = {BASE_FINGERPRINT: fingerprint, "tensors": sorted(self._new)}
         (folder / "patch.json").write_text(json.dumps(values, indent=2), "utf-8")
-        tensors = {name: p.detach().to(self._old[name].dtype).cpu().contiguous() for name, p in self._new.items()}
-        save_file(tensors, folder / "patch.safetensors", metadata={"format": "pt"})
+        write_tensors(self.merged(), folder / "patch.safetensors")
 
     def read(self, folder: Path) -> None:
         """Set the tensors to those of a patch.safetensors."""
-        from safetensors.torch import load_file
-
-        tensors = load_file(folder / "patch.safetensors")
-        fit_tensors(tensors, dict(self._new), folder)
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                self._new[name].copy_(tensor)
+        read_into(self._new, folder / "patch.safetensors")
 
     def merged(self) -> dict[str, torch.Tensor]:
         """Return the new tensors; `lm_head.weight` is among them also where the base model ties it."""

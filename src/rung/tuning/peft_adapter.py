@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rung.errors import EngineError
-from rung.tuning.changes import BASE_FINGERPRINT, Change, cannot_merge, fit_tensors, plain_parameters
+from rung.tuning.changes import BASE_FINGERPRINT, Change, cannot_merge, plain_parameters, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -134,10 +134,7 @@ class PeftAdapter(Change):
 
     def read(self, folder: Path) -> None:
         """Set the adapter's tensors to those of a PEFT folder."""
-        from safetensors.torch import load_file
-
-        tensors = load_file(folder / "adapter_model.safetensors")
-        fit_tensors(tensors, self._state(), folder)
+        tensors = read_tensors(folder / "adapter_model.safetensors", self._state())
         with quiet_peft():
             peft().set_peft_model_state_dict(self.wrapper, tensors, adapter_name=self.name)
 
@@ -183,8 +180,6 @@ class PeftAdapter(Change):
 
 def write_folder(folder: Path, config: Any, tensors: dict[str, torch.Tensor], fingerprint: str) -> None:
     """Write a PEFT folder whose configuration also names the base model's fingerprint."""
-    from safetensors.torch import save_file
-
     with tempfile.TemporaryDirectory() as scratch, quiet_peft():
         config.save_pretrained(scratch)
         values = json.loads((Path(scratch) / "adapter_config.json").read_text("utf-8"))
@@ -192,5 +187,4 @@ def write_folder(folder: Path, config: Any, tensors: dict[str, torch.Tensor], fi
     values["base_model_name_or_path"] = ""  # a local path means nothing elsewhere; the fingerprint tells
     values["inference_mode"] = True
     (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, sort_keys=True), "utf-8")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(tensors, folder / "adapter_model.safetensors")

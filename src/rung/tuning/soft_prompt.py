@@ -12,8 +12,6 @@ prompts: hooks find the places by their ids and put in there what was learned.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +22,9 @@ import torch
 
 from rung.engines.tree_scoring import run_prefix
 from rung.errors import ArtifactError, EngineError
-from rung.tuning.changes import BASE_FINGERPRINT, Change, fit_tensors
+from rung.tuning.changes import Change, read_tensors
 from rung.tuning.key_values import Attention, attentions
-from rung.tuning.peft_adapter import peft, quiet_peft
+from rung.tuning.peft_adapter import peft, quiet_peft, write_folder
 
 TENSOR = "prompt_embeddings"
 
@@ -206,16 +204,8 @@ class SoftPrompt(Change):
 
     def write(self, folder: Path, fingerprint: str) -> None:
         """Write PEFT's two files; the configuration also names the base model's fingerprint."""
-        from safetensors.torch import save_file
-
-        with tempfile.TemporaryDirectory() as scratch, quiet_peft():
-            self.config.save_pretrained(scratch)
-            values = json.loads((Path(scratch) / "adapter_config.json").read_text("utf-8"))
-        values |= {BASE_FINGERPRINT: fingerprint, "base_model_name_or_path": "", "inference_mode": True}
-        (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, sort_keys=True), "utf-8")
         with torch.no_grad():
-            tensors = {TENSOR: self.vectors().detach().cpu().contiguous()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            write_folder(folder, self.config, {TENSOR: self.vectors()}, fingerprint)
 
     def read(self, folder: Path) -> None:
         """Set the vectors to those of a PEFT folder.
@@ -224,17 +214,14 @@ class SoftPrompt(Change):
             ArtifactError: they do not fit (`adapter-mismatch`), or the network that makes them is asked for, which is
                 not in such a folder (`no-prompt-encoder`).
         """
-        from safetensors.torch import load_file
-
         if not self._direct:
             raise ArtifactError(
                 "no-prompt-encoder",
                 f"{folder} holds the vectors that a prompt encoder made, and not the encoder",
                 hint="go on with `prompt-tuning` (or prefix tuning without a projection), which trains the vectors",
             )
-        tensors = load_file(folder / "adapter_model.safetensors")
-        fit_tensors(tensors, {TENSOR: self._encoder.embedding.weight}, folder)
-        self._set(tensors[TENSOR])
+        wanted = {TENSOR: self._encoder.embedding.weight}
+        self._set(read_tensors(folder / "adapter_model.safetensors", wanted)[TENSOR])
 
 
 def tiled(tokens: Sequence[int], count: int) -> list[int]:
