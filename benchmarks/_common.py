@@ -38,6 +38,11 @@ def run_python(code: str, *arguments: str) -> str:
     return _checked([sys.executable, "-W", "ignore", "-c", code, *arguments])
 
 
+def run_script(script: str, *arguments: str) -> str:
+    """Run a benchmark's file in a new interpreter and return what it prints."""
+    return _checked([sys.executable, "-W", "ignore", script, *arguments])
+
+
 def seconds_of(command: Sequence[str], rounds: int = 3) -> float:
     """Return the shortest wall-clock time of a whole process; other load on the machine only lengthens it."""
     times = []

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _common import EXAMPLES, finish, run_python
+from _common import EXAMPLES, finish, run_script
 
 METHODS = (
     "output-layer", "last-layers", "full", "lora", "rslora", "dora", "adalora", "qlora", "ia3", "llama-adapter",
@@ -67,17 +67,9 @@ def measured(file: Path, task: str, name: str, seed: int, sets: list[str]) -> di
         found: dict[str, Any] = json.loads(line)
         if {part: found[part] for part in key} == key:
             return found
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import methods; methods.main()"
-    arguments = [
-        "--task",
-        task,
-        "--one",
-        name,
-        "--seed",
-        str(seed),
-        *(part for text in sets for part in ("--set", text)),
-    ]
-    result = {**key, **json.loads(run_python(code, *arguments).splitlines()[-1])}
+    given = [part for text in sets for part in ("--set", text)]
+    said = run_script(__file__, "--task", task, "--one", name, "--seed", str(seed), *given)
+    result = {**key, **json.loads(said.splitlines()[-1])}
     with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(result) + "\n")
     return result

@@ -17,10 +17,9 @@ import argparse
 import json
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from _common import EXAMPLES, finish, run_python
+from _common import EXAMPLES, finish, run_script
 from rung.machine import peak_memory_bytes
 
 GOALS = {"padded": 3.5, "packed": 3.0, "memory": 1 / 0.55, "same_losses": 1.0}
@@ -143,10 +142,8 @@ def measure(instruction: str, steps: int, sides: tuple[str, ...] = tuple(SIDES))
     """Run each side in a process of its own, for so many steps."""
     found = {}
     for side in sides:
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import tuning; tuning.main()"
-        found[side] = json.loads(
-            run_python(code, "--side", side, "--instruction", instruction, "--steps", str(steps)).splitlines()[-1]
-        )
+        said = run_script(__file__, "--side", side, "--instruction", instruction, "--steps", str(steps))
+        found[side] = json.loads(said.splitlines()[-1])
         print(
             f"{side:8} {found[side]['speed']:8.0f} tokens/s   peak {found[side]['peak'] / 2**30:5.2f} GiB   "
             f"last loss {found[side]['losses'][-1]:.4f}",

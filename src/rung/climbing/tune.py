@@ -158,9 +158,9 @@ class _Search:
         if not self.study.trials:
             self.study.enqueue_trial({name: getattr(self.rung, name) for name in searched(self.rung)})
         while len(self._finished()) < self.trials:
-            if budget_seconds is not None and self._finished():
-                spent = time.monotonic() - start
-                if spent + spent / max(1, len(self._finished())) > budget_seconds:
+            if budget_seconds is not None and (ended := self._finished()):
+                typical = sum(trial.user_attrs["seconds"] for trial in ended) / len(ended)
+                if time.monotonic() - start + typical > budget_seconds:
                     break
             self._trial(self.study.ask())
 
@@ -197,7 +197,8 @@ class _Search:
             trial.report(sum(scores) / len(scores), len(scores))
             self.study.tell(trial, state=states.PRUNED)
             return
-        if trial.number == 0 or self._best_scores() is None or sum(scores) > sum(self._best_scores() or ()):
+        best = self._best_scores()
+        if trial.number == 0 or best is None or sum(scores) > sum(best):
             self._keep(artifact, trial.number)
         self.study.tell(trial, sum(scores) / len(scores))
 

@@ -94,9 +94,8 @@ def open_api(model: str) -> ApiEngine:
 
 def open_torch(model: str, *, device: str = "auto", quantization: str = "") -> TorchEngine:
     """Return the torch engine of `model` itself, which also trains."""
-    return _open_torch(
-        model, device, quantization
-    )  # a cache tells `f(x)` from `f(x, device="auto")`, and would load twice
+    # Behind one signature: a cache tells `f(x)` from `f(x, device="auto")`, and would load twice.
+    return _open_torch(model, device, quantization)
 
 
 @lru_cache(maxsize=2)
