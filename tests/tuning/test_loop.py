@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toys import llama, plain_loss, rows, turns
 
 from rung.artifact import Artifact
 from rung.engines.base import GenerateRequest, Sampling
@@ -17,7 +18,7 @@ from rung.errors import ArtifactError, EngineError, TrainingError
 from rung.rungs import LoRA
 from rung.tuning.changes import attach
 from rung.tuning.checkpoints import Checkpoints
-from rung.tuning.examples import TokenizedExample, epoch_batches, tokenize
+from rung.tuning.examples import epoch_batches, tokenize
 from rung.tuning.loop import Schedule, train
 from rung.tuning.loss import AnswerLoss, packed_layers
 from rung.tuning.peft_adapter import PeftAdapter, linear_layers, peft
@@ -25,46 +26,7 @@ from rung.tuning.peft_adapter import PeftAdapter, linear_layers, peft
 
 @pytest.fixture(scope="module")
 def tiny():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
-
-
-def rows(shared, count=5, seed=0):
-    rng = random.Random(seed)
-
-    def some(low, high):
-        return tuple(rng.randrange(97) for _ in range(rng.randint(low, high)))
-
-    head = some(shared, shared)
-    return [TokenizedExample.answered(head + some(1, 9), some(1, 5), f"row {i}") for i in range(count)]
-
-
-def turns(count=5):
-    """Rows with several supervised stretches, and text behind the last one."""
-    rng = random.Random(1)
-    head = tuple(rng.randrange(97) for _ in range(4))
-    return [
-        TokenizedExample((*head, *(rng.randrange(97) for _ in range(20))), ((5 + i, 8 + i), (11 + i, 15)), f"row {i}")
-        for i in range(count)
-    ]
-
-
-def plain_loss(model, part):
-    """The loss of transformers itself, row by row, all that is not supervised masked."""
-    total = 0.0
-    for row in part:
-        ids = torch.tensor([row.tokens])
-        labels = torch.full_like(ids, -100)
-        for first, last in row.spans:
-            labels[0, first:last] = ids[0, first:last]
-        total = total + model(input_ids=ids, labels=labels).loss * row.supervised
-    return total
+    return llama().requires_grad_(True)
 
 
 def packed_loss(model, part):
@@ -95,7 +57,7 @@ def whole_loss(model, part):
         del model.rung_projects
 
 
-@pytest.mark.parametrize("part", [rows(0, 1), rows(0), rows(7, 1), rows(7), turns()], ids=len)
+@pytest.mark.parametrize("part", [rows(0, 1), rows(0, 5), rows(7, 1), rows(7, 5), turns()], ids=len)
 @pytest.mark.parametrize("way", [packed_loss, layered_loss, unshared_loss, chunked_loss, whole_loss])
 def test_loss_and_gradient_equal_the_plain_path(tiny, part, way):
     found = []
@@ -120,7 +82,7 @@ def test_label_smoothing_is_that_of_torch(tiny):
 
 
 def test_noise_stays_within_its_bound_and_changes_the_loss(tiny):
-    part, seen = rows(3), []
+    part, seen = rows(3, 5), []
     handle = tiny.get_input_embeddings().register_forward_hook(lambda m, i, output: seen.append(output.detach()))
     plain = AnswerLoss(tiny, share=False)(part)
     noisy = AnswerLoss(tiny, share=False, noise=5.0)
@@ -385,7 +347,7 @@ def test_lean_layers_have_the_loss_and_gradient_of_peft(tiny):
     change.enable()
     for p in change.parameters().values():
         p.requires_grad_(True)
-    part, found = rows(3), []
+    part, found = rows(3, 5), []
     for leaner in (False, True):
         model.zero_grad()
         with change.lean() if leaner else nullcontext():

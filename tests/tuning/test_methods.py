@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import toys
 from tests.tuning.test_loop import plain_loss, rows
 from torch.nn.functional import softmax
 
@@ -39,15 +40,7 @@ every_method = pytest.mark.parametrize("name", RUNGS)
 
 
 def llama(**settings):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": True, "initializer_range": 0.2,
-    }  # fmt: skip
-    model = LlamaForCausalLM(LlamaConfig(**(shape | settings))).eval()
-    return model.requires_grad_(False)
+    return toys.llama(initializer_range=0.2, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 import copy
-import random
 
 import pytest
 import torch
+from toys import llama, rows
 
 from rung.errors import ArtifactError
 from rung.tuning.changes import attach, enabled, plain_parameters
 from rung.tuning.checkpoints import Checkpoints
-from rung.tuning.examples import TokenizedExample
 from rung.tuning.loop import Schedule, train
 from rung.tuning.patch import OUTPUT, Patch, output_names
 from rung.tuning.peft_adapter import PeftAdapter, peft
@@ -16,35 +15,14 @@ SCHEDULE = Schedule(epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.1
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 
 
-def llama(*, tied):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def tied():
-    return llama(tied=True)
+    return llama(3)
 
 
 @pytest.fixture(scope="module")
 def untied():
-    return llama(tied=False)
-
-
-def rows(shared=4, count=12, seed=0):
-    rng = random.Random(seed)
-
-    def some(low, high):
-        return tuple(rng.randrange(97) for _ in range(rng.randint(low, high)))
-
-    head = some(shared, shared)
-    return [TokenizedExample.answered(head + some(1, 9), some(1, 5), f"row {i}") for i in range(count)]
+    return llama(3, tied=False)
 
 
 def everything(model):
@@ -253,7 +231,7 @@ def test_a_bfloat16_model_is_trained_in_float32_and_written_as_it_ran(tied, tmp_
 def test_a_patch_of_another_model_is_refused(tied, untied, tmp_path):
     everything(copy.deepcopy(untied)).write(tmp_path, "f" * 64)
     attach(copy.deepcopy(untied), tmp_path, fingerprint="f" * 64)
-    model = llama(tied=True)
+    model = llama(3)
     model.resize_token_embeddings(50)
     with pytest.raises(ArtifactError) as caught:
         attach(model, tmp_path, fingerprint="f" * 64)

@@ -1,26 +1,23 @@
 import copy
 import os
-import random
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+import toys
+from toys import plain_loss, rows, turns
 
 from rung.models.layers import last_layers, layer_list
 from rung.tuning.changes import enabled, plain_parameters
 from rung.tuning.checkpoints import Checkpoints
-from rung.tuning.examples import TokenizedExample
 from rung.tuning.loop import Schedule, train
 from rung.tuning.loss import AnswerLoss, packed_layers
 from rung.tuning.patch import Patch, output_names
 from rung.tuning.trunk import loss_above
 
 SCHEDULE = Schedule(epochs=3, batch_size=4, learning_rate=1e-3, weight_decay=0.1)
-SIZES = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
-}  # fmt: skip
+SIZES = toys.SIZES | {"num_hidden_layers": 4, "pad_token_id": 0}
 
 
 def llama():
@@ -77,26 +74,6 @@ def tiny():
     return build(llama)
 
 
-def rows(shared=4, count=12, seed=0):
-    rng = random.Random(seed)
-
-    def some(low, high):
-        return tuple(rng.randrange(97) for _ in range(rng.randint(low, high)))
-
-    head = some(shared, shared)
-    return [TokenizedExample.answered(head + some(1, 9), some(1, 5), f"row {i}") for i in range(count)]
-
-
-def turns(count=5):
-    """Rows with several supervised stretches, and text behind the last one."""
-    rng = random.Random(1)
-    head = tuple(rng.randrange(97) for _ in range(4))
-    return [
-        TokenizedExample((*head, *(rng.randrange(97) for _ in range(20))), ((5 + i, 8 + i), (11 + i, 15)), f"row {i}")
-        for i in range(count)
-    ]
-
-
 def patch(model, frozen, *, output=False):
     """A patch of all above `frozen` layers, or of the output layer alone (None)."""
     chosen = output_names(model) if frozen is None or output else frozenset()
@@ -129,18 +106,6 @@ class Notes:
 
     def finish(self, note=""):
         self.finished.append(note)
-
-
-def plain_loss(model, part):
-    """The loss of transformers itself, row by row, all that is not supervised masked."""
-    total = 0.0
-    for row in part:
-        ids = torch.tensor([row.tokens])
-        labels = torch.full_like(ids, -100)
-        for first, last in row.spans:
-            labels[0, first:last] = ids[0, first:last]
-        total = total + model(input_ids=ids, labels=labels).loss * row.supervised
-    return total
 
 
 @pytest.mark.parametrize("frozen", [1, 3, None])
