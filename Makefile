@@ -6,16 +6,19 @@ BIN := $(VENV)/bin
 INFERENCE := startup embedding label_scoring generation gpu_generation
 TUNING := tuning tuning_prefix head_only
 
+# a process for each core (four are enough), each on one thread: threads of several processes wait for each other
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: quickstart test test-all models check bench bench-tuning clean
 
 quickstart: $(VENV)/.local
 	$(BIN)/rung climb examples/banking77/task.yaml --resume
 
 test: $(VENV)/.dev models
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.dev models
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(PYTEST)
 
 # the tests run with the network off
 models: $(VENV)/.dev

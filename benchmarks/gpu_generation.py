@@ -17,33 +17,10 @@ import random
 import sys
 import time
 
+from _shapes import SHAPES, build
+
 ROWS, SHARED, ANSWER, PEER_BATCH = 256, 512, 128, 32
-SHAPES = {
-    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64},
-    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128},
-}
-COMMON = {
-    "vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
-    "rope_theta": 500_000.0, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
-}  # fmt: skip
 GOAL = 1.0  # never slower than the peer; what is reached is recorded with its date
-
-
-def build(shape):  # type: ignore[no-untyped-def]
-    """Return a random model of this shape in bf16 on the device."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(**COMMON, **SHAPES[shape], tie_word_embeddings=shape == "1B", dtype=torch.bfloat16)
-    config._attn_implementation = "sdpa"
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("cuda"):
-            return LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(before)
 
 
 def prompts():  # type: ignore[no-untyped-def]
@@ -98,7 +75,7 @@ def timed(call, *arguments):  # type: ignore[no-untyped-def]
 def main() -> int:
     """Time both on the same prompts, print a table and one JSON line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=["1B", "8B"])
     shapes = parser.parse_args().shapes
     import torch
 
@@ -115,7 +92,7 @@ def main() -> int:
     print(f"{'shape':6} {'generate tok/s':>15} {'rung tok/s':>12} {'ratio':>6}")
     ratios = {}
     for shape in shapes:
-        model = build(shape)
+        model = build(shape, "cuda")
         for call in ((peer, model, rows[:PEER_BATCH]), (ours, model, tokenizer, rows[:PEER_BATCH])):
             call[0](*call[1:])  # warm-up
         theirs, mine = timed(peer, model, rows), timed(ours, model, tokenizer, rows)

@@ -18,6 +18,19 @@ from rung.task import Task
 RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
 
 
+@pytest.fixture(scope="session")
+def small_task_file(small_task_file):
+    """The small task with one epoch of LoRA: what is tested here is the climb."""
+    file = small_task_file.with_name("one-epoch.yaml")
+    file.write_text(small_task_file.read_text() + "rungs: {lora: {epochs: 1}}\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def task(small_task_file):
+    return Task.load(small_task_file)
+
+
 @pytest.fixture(scope="module")
 def climbed(task, tmp_path_factory):
     return climb(task, options=ClimbOptions(rungs=RUNGS, out=tmp_path_factory.mktemp("runs")))
