@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from rung.data.types import Example, example_id
 from rung.engines.api_scoring import scores_labels
 from rung.engines.base import Engine, Floats, Messages
@@ -16,7 +18,7 @@ from rung.engines.opening import open_encoder, open_engine
 from rung.errors import DataError, EngineError
 from rung.evaluation.metrics import default_metric
 from rung.models.reference import is_endpoint
-from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Weights
+from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Mixture, Weights
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.overflow import Overflow, Rendered, fitted
@@ -141,6 +143,8 @@ class Artifact:
             return []
         if isinstance(self.decoder, Head):
             return self._classify(self.decoder, examples, progress)
+        if isinstance(self.decoder, Mixture):
+            return self._mix(self.decoder, examples, progress)
         rendered = self.fit_to_context(examples, progress=progress)
         prompts = [one.messages for one in rendered]
         answers = self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
@@ -150,10 +154,10 @@ class Artifact:
         ]
 
     def _classify(self, head: Head, examples: Sequence[Example], progress: Progress) -> list[Answer]:
-        encode = open_encoder(head.encoder, progress=progress).encode if head.encoder else self.open().encode
+        encode = open_encoder(head.reference, progress=progress).encode if head.encoder else self.open().encode
         start = time.perf_counter()  # loading a model is no part of answering a row
         texts = [self.prompt.question(example.inputs) for example in examples]
-        chances = head.classify(features(self, head.encoder, texts, progress=progress))
+        chances = head.classify(features(self, head.reference, texts, progress=progress))
         seconds = (time.perf_counter() - start) / len(examples)
         return [
             Answer(
@@ -168,6 +172,24 @@ class Artifact:
             for p, text in zip(chances, texts, strict=True)
         ]
 
+    def _mix(self, mixture: Mixture, examples: Sequence[Example], progress: Progress) -> list[Answer]:
+        """Ask every member; costs add up, and what is shown as sent is what the first one was sent."""
+        given = [member.answer(examples, full=True, progress=progress) for member in mixture.members]
+        chances = mixture.mixed([label_probabilities(answers) for answers in given])
+        rows = list(zip(*given, strict=True))
+        return [
+            replace(
+                row[0],
+                text=self.shape.labels[int(p.argmax())],
+                confidence=float(p.max()),
+                probabilities=tuple(p.tolist()),
+                prompt_tokens=sum(answer.prompt_tokens for answer in row),
+                completion_tokens=sum(answer.completion_tokens for answer in row),
+                seconds=sum(answer.seconds for answer in row),
+            )
+            for p, row in zip(chances, rows, strict=True)
+        ]
+
     def render(self, examples: Sequence[Example], *, progress: Progress = QUIET) -> list[Messages]:
         """Return the exact messages of every example, demonstrations included."""
         return [one.messages for one in self.fit_to_context(examples, progress=progress)]
@@ -176,6 +198,8 @@ class Artifact:
         """Return the exact messages of every example, and what the overflow policy left out of them."""
         if isinstance(self.decoder, Head):
             return [Rendered(({"role": "user", "content": self.prompt.question(e.inputs)},)) for e in examples]
+        if isinstance(self.decoder, Mixture):
+            return self.decoder.members[0].fit_to_context(examples, progress=progress)
         shown = self.demonstrations
         if shown is None:
             return [Rendered(self.prompt.messages(example.inputs)) for example in examples]
@@ -203,7 +227,7 @@ class Artifact:
 
     def _prompt_limit(self, engine: Engine) -> int:
         """Return how many tokens a prompt may have; only an overflow policy has to know."""
-        if self.overflow == "error" or isinstance(self.decoder, Head):
+        if self.overflow == "error" or isinstance(self.decoder, Head | Mixture):
             return 0
         if engine.info.context <= 0:
             raise EngineError(
@@ -233,6 +257,8 @@ class Artifact:
         """Return the exact final text that messages become; for a head, the text that is encoded."""
         if isinstance(self.decoder, Head):
             return "\n".join(message["content"] for message in messages)
+        if isinstance(self.decoder, Mixture):
+            return self.decoder.members[0].text(messages)
         return self.open().text(messages)
 
     def _example(self, row: Mapping[str, Any], index: int) -> Example:
@@ -267,6 +293,21 @@ def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress
     if encoder:
         return open_encoder(encoder, progress=progress).embed(texts, progress=progress)
     return artifact.open().embed(texts, progress=progress)
+
+
+def label_probabilities(answers: Sequence[Answer]) -> Floats:
+    """Return the probabilities of answers that were asked for all of them, shape [rows, labels].
+
+    Raises:
+        EngineError: `no-probabilities`: an answer has none.
+    """
+    if any(answer.probabilities is None for answer in answers):
+        raise EngineError(
+            "no-probabilities",
+            "a mixture needs the probability of every label, and a member gives only its answer",
+            hint="mix artifacts that score labels or have a head",
+        )
+    return np.array([answer.probabilities for answer in answers], np.float32)
 
 
 def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: tuple[str, ...]) -> Decoder:

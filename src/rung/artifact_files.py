@@ -4,6 +4,8 @@ artifact.json         every setting; prompt, decoder, where the base model comes
 demonstrations.json   the pool of solved rows, where there is one
 arrays.safetensors    pool vectors, head weights, where there are any
 adapter/              PEFT adapter (adapter_model.safetensors, adapter_config.json), where there is one
+encoder/              the fine-tuned sentence encoder of a head, where there is one
+members/0, 1, ...     the artifacts that a mixture averages, each a folder like this one
 manifest.json         sha256 of each file above; a folder without it is not an artifact
 """
 
@@ -25,7 +27,7 @@ from rung.errors import ArtifactError
 from rung.models.cache import publish
 from rung.models.fingerprint import file_sha256
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Decoder, Generate, Head, LabelScoring, Weights
+from rung.parts import Decoder, Generate, Head, LabelScoring, Mixture, Weights
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt
@@ -66,7 +68,7 @@ def _write(artifact: Artifact, folder: Path) -> None:
         "settings": dict(artifact.settings),
         "prompt": artifact.prompt.as_dict(),
         "prompt_fingerprint": artifact.prompt.fingerprint,
-        "decoder": _decoder_values(artifact.decoder, arrays),
+        "decoder": _decoder_values(artifact.decoder, arrays, folder),
         "weights": {
             "method": artifact.weights.method,
             "adapter": artifact.weights.adapter is not None,
@@ -95,10 +97,19 @@ def _engine(artifact: Artifact) -> str:
     return settled(artifact.model, artifact.engine) if isinstance(artifact.decoder, Generate) else artifact.engine
 
 
-def _decoder_values(decoder: Decoder, arrays: dict[str, Any]) -> dict[str, Any]:
+def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the decoder's settings; its arrays go into `arrays`, what is folders into `folder`."""
     if isinstance(decoder, Head):
         arrays["head.weight"], arrays["head.intercept"] = decoder.weight, decoder.intercept
-        return {"kind": decoder.kind, "labels": decoder.labels, "encoder": decoder.encoder}
+        if decoder.tuned is not None:
+            shutil.copytree(decoder.tuned, folder / "encoder")
+        tuned = decoder.tuned is not None
+        return {"kind": decoder.kind, "labels": decoder.labels, "encoder": decoder.encoder, "tuned": tuned}
+    if isinstance(decoder, Mixture):
+        for number, member in enumerate(decoder.members):
+            (folder / "members" / str(number)).mkdir(parents=True)
+            _write(member, folder / "members" / str(number))
+        return {"kind": decoder.kind, "weights": decoder.weights, "temperatures": decoder.temperatures}
     return {"kind": decoder.kind, **asdict(decoder)}
 
 
@@ -145,7 +156,7 @@ def load(folder: Path) -> Artifact:
         path=tuple(values["path"]),
         settings=values["settings"],
         prompt=prompt,
-        decoder=_decoder(values["decoder"], arrays),
+        decoder=_decoder(values["decoder"], arrays, folder),
         demonstrations=_demonstrations(folder, values, arrays),
         weights=Weights(
             weights["method"],
@@ -195,14 +206,19 @@ def _arrays(file: Path) -> dict[str, Any]:
     return arrays
 
 
-def _decoder(values: dict[str, Any], arrays: Mapping[str, Any]) -> Decoder:
+def _decoder(values: dict[str, Any], arrays: Mapping[str, Any], folder: Path) -> Decoder:
     kind = values["kind"]
     if kind == Generate.kind:
         return Generate(values["max_tokens"], values["json_schema"], tuple(values.get("choices", ())))
     if kind == LabelScoring.kind:
         texts, bias = tuple(values["texts"]), tuple(values["bias"])
         return LabelScoring(tuple(values["labels"]), texts, values["normalization"], bias)
-    return Head(tuple(values["labels"]), values["encoder"], arrays["head.weight"], arrays["head.intercept"])
+    if kind == Mixture.kind:
+        weights, temperatures = tuple(values["weights"]), tuple(values["temperatures"])
+        members = tuple(load(folder / "members" / str(number)) for number in range(len(weights)))
+        return Mixture(members, weights, temperatures)
+    tuned = folder / "encoder" if values.get("tuned") else None
+    return Head(tuple(values["labels"]), values["encoder"], arrays["head.weight"], arrays["head.intercept"], tuned)
 
 
 def _overflow(folder: Path, values: Mapping[str, Any]) -> Overflow:

@@ -279,6 +279,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Vectors of another pooling or truncation would differ from those that the model's authors meant.",
         "Leave the choice to Rung, or use torch: it runs every sentence-transformers model.",
     ),
+    "encoder-recipe": Explanation(
+        "A sentence encoder makes its vectors in a way that fine-tuning does not know.",
+        "Trained some other way, it would not give the vectors that are served.",
+        "Choose one of a transformer, one pooling and unit length, or train a head on frozen vectors: `features`.",
+        "--set rungs.fine-tuned-encoder.encoder=embedded-encoder",
+    ),
     "endpoint-bad-reply": Explanation(
         "An endpoint answered with something that is no completion, every time it was asked.",
         "Half an answer or broken JSON cannot be told from a wrong one.",
@@ -317,6 +323,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Running it on another engine than the one asked for would give other results.",
         "Leave the engine at auto, or choose api for endpoints and torch for models on this machine.",
         "rung predict ARTIFACT rows.csv --engine auto",
+    ),
+    "ensemble-members": Explanation(
+        "An ensemble averages two other rungs or more.",
+        "Fewer make no average, and it cannot contain itself.",
+        "Name rungs that give label probabilities; one that is named twice is fitted with two seeds.",
+        "rungs: {ensemble: {members: [features, fine-tuned-encoder]}}",
     ),
     "export-failed": Explanation(
         "A model could not be exported to OpenVINO; the last lines of the export are shown.",
@@ -540,6 +552,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Which layers are the last cannot be told then.",
         "Train all of the model, or an adapter.",
         "rung climb task.yaml --rungs full,lora",
+    ),
+    "no-probabilities": Explanation(
+        "A member of an ensemble answers without label probabilities.",
+        "Answers alone cannot be averaged.",
+        "Take members that score labels or have a head.",
+        "rungs: {ensemble: {members: [features, lora]}}",
     ),
     "no-prompt-encoder": Explanation(
         "Training shall go on from a soft prompt whose prompt encoder was not kept.",

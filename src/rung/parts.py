@@ -1,4 +1,4 @@
-"""The parts of an artifact that answer: Weights and the three Decoders."""
+"""The parts of an artifact that answer: Weights and the four Decoders."""
 
 from __future__ import annotations
 
@@ -178,12 +178,13 @@ class LabelScoring:
 
 @dataclass(frozen=True)
 class Head:
-    """A trained linear layer on frozen features.
+    """A trained linear layer on features.
 
     Attributes:
         labels: the task's labels.
         encoder: reference of the sentence encoder, or empty for the base model's own hidden states.
         weight, intercept: shapes [labels, features] and [labels].
+        tuned: folder of the encoder with weights that were trained for the task, or None for its own.
     """
 
     kind: ClassVar[str] = "head"
@@ -191,6 +192,12 @@ class Head:
     encoder: str
     weight: Floats
     intercept: Floats
+    tuned: Path | None = None
+
+    @property
+    def reference(self) -> str:
+        """What embeds the texts: the tuned encoder's folder, or `encoder`."""
+        return self.encoder if self.tuned is None else str(self.tuned)
 
     def classify(self, features: Floats) -> Floats:
         """Return probabilities, shape [rows, labels], of unit feature vectors [rows, features]."""
@@ -201,4 +208,38 @@ class Head:
         return result
 
 
-Decoder = Generate | LabelScoring | Head
+@dataclass(frozen=True)
+class Mixture:
+    """A weighted average of the label probabilities of other artifacts of the same task.
+
+    Attributes:
+        members: artifacts that give label probabilities.
+        weights: of each member, adding up to 1.
+        temperatures: of each member; its probabilities are sharpened (below 1) or softened (above 1) first.
+    """
+
+    kind: ClassVar[str] = "mixture"
+    members: tuple[Artifact, ...]
+    weights: tuple[float, ...]
+    temperatures: tuple[float, ...]
+
+    def mixed(self, chances: Sequence[Floats]) -> Floats:
+        """Return the probabilities [rows, labels] of the members' own, one array of that shape each."""
+        parts = [
+            weight * tempered(one, temperature)
+            for weight, temperature, one in zip(self.weights, self.temperatures, chances, strict=True)
+        ]
+        total: Floats = np.sum(parts, axis=0)
+        return total
+
+
+def tempered(chances: Floats, temperature: float) -> Floats:
+    """Return probabilities [rows, labels] of logits divided by a temperature (Guo et al. 2017, arXiv:1706.04599)."""
+    logits = np.log(np.maximum(chances, 1e-12)) / temperature
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    result: Floats = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+    return result
+
+
+Decoder = Generate | LabelScoring | Head | Mixture
+PROMPTLESS = (Head.kind, Mixture.kind)  # decoders whose answers do not come from the artifact's own prompt and weights

@@ -61,12 +61,12 @@ def _on_engine(artifact: Artifact, engine: str) -> Artifact:
     """Return the artifact on another engine; its answers may differ from what was measured."""
     from dataclasses import replace
 
-    from rung.parts import Head
+    from rung.parts import Head, Mixture
 
-    if isinstance(artifact.decoder, Head) and artifact.decoder.encoder:
+    if isinstance(artifact.decoder, Mixture) or (isinstance(artifact.decoder, Head) and artifact.decoder.encoder):
         raise ConfigError(
             "bad-option",
-            f"--engine {engine} has no effect: this artifact answers with the sentence encoder alone",
+            f"--engine {engine} has no effect: this artifact does not answer with a language model of its own",
             hint="leave --engine out",
         )
     return replace(artifact, engine=engine)

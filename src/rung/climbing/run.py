@@ -23,8 +23,8 @@ from rung.errors import ConfigError, RungError
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import score_interval
 from rung.machine import Machine, this_machine
-from rung.models.reference import is_endpoint
-from rung.parts import Head
+from rung.models.reference import is_endpoint, resolve
+from rung.parts import Head, Mixture
 from rung.progress import QUIET, Progress
 from rung.rungs import DEFAULT, build
 from rung.rungs.base import Rung
@@ -375,9 +375,12 @@ def _result(state: _Climb, name: str, test: Sequence[Prediction] | None) -> Rung
 
 
 def trainable_parameters(artifact: Artifact) -> int:
-    """Return the number of parameters that training set: the adapter's, or the head's."""
+    """Return the number of parameters that training set: the adapter's, or the head's and its tuned encoder's."""
+    if isinstance(artifact.decoder, Mixture):
+        return sum(map(trainable_parameters, artifact.decoder.members))
     if isinstance(artifact.decoder, Head):
-        return int(artifact.decoder.weight.size + artifact.decoder.intercept.size)
+        encoder = 0 if artifact.decoder.tuned is None else resolve(artifact.decoder.reference).parameters
+        return int(artifact.decoder.weight.size + artifact.decoder.intercept.size) + encoder
     return artifact.weights.trainable_parameters
 
 

@@ -13,6 +13,8 @@ from rung.rungs.bottleneck import BottleneckAdapter
 from rung.rungs.calibrate import Calibrate
 from rung.rungs.domain_adaptation import DomainAdaptation
 from rung.rungs.dora import DoRA
+from rung.rungs.encoder_tuning import FineTunedEncoder
+from rung.rungs.ensemble import Ensemble
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
 from rung.rungs.full import Full
@@ -42,8 +44,10 @@ __all__ = [
     "Cost",
     "DoRA",
     "DomainAdaptation",
+    "Ensemble",
     "Features",
     "FewShot",
+    "FineTunedEncoder",
     "Full",
     "LastLayers",
     "LlamaAdapter",
@@ -71,6 +75,7 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "few-shot-mmr": lambda task, seed: FewShot("mmr", seed=seed),
     "features": lambda task, seed: Features(seed=seed),
     "llm-features": lambda task, seed: Features(encoder="", seed=seed),
+    "fine-tuned-encoder": lambda task, seed: FineTunedEncoder(seed=seed),
     "prompt-tuning": lambda task, seed: PromptTuning(seed=seed),
     "p-tuning": lambda task, seed: PTuning(seed=seed),
     "prefix-tuning": lambda task, seed: PrefixTuning(seed=seed),
@@ -86,6 +91,7 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "output-layer": lambda task, seed: OutputLayer(seed=seed),
     "last-layers": lambda task, seed: LastLayers(seed=seed),
     "full": lambda task, seed: Full(seed=seed),
+    "ensemble": lambda task, seed: Ensemble(make=lambda name, seed: build((name,), task, seed)[0], seed=seed),
 }
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.

@@ -17,7 +17,7 @@ from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Head, LabelScoring
+from rung.parts import Head, LabelScoring, Mixture
 from rung.prompts.verbalizer import continuations
 from rung.rungs.base import Cost
 
@@ -100,9 +100,11 @@ def prediction_tokens(artifact: Artifact, s: Sizes) -> float:
 
 def prediction_flops(artifact: Artifact, data: Data) -> float:
     """Return the operations of one prediction: the order of "cheaper" among artifacts."""
+    if isinstance(artifact.decoder, Mixture):
+        return sum(prediction_flops(member, data) for member in artifact.decoder.members)
     s = sizes(artifact, data)
     if isinstance(artifact.decoder, Head):
-        encoder = resolve(artifact.decoder.encoder).parameters if artifact.decoder.encoder else s.parameters
+        encoder = resolve(artifact.decoder.reference).parameters if artifact.decoder.encoder else s.parameters
         return FORWARD * encoder * s.question
     return FORWARD * s.parameters * prediction_tokens(artifact, s)
 

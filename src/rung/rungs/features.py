@@ -16,7 +16,7 @@ from rung.engines.base import Floats
 from rung.errors import EngineError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Head
+from rung.parts import PROMPTLESS, Head
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, sizes
@@ -48,7 +48,7 @@ class Features:
         """It applies to categories, once."""
         if not data.labels:
             return no("a head answers categories only")
-        if artifact.decoder.kind == "head":
+        if artifact.decoder.kind in PROMPTLESS:
             return no("a head is trained already")
         if artifact.weights.adapter is not None:
             return no("the features are those of the untuned model")

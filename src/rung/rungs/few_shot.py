@@ -9,6 +9,7 @@ from rung.data.types import Data
 from rung.engines.opening import open_encoder
 from rung.machine import Machine
 from rung.models.reference import resolve
+from rung.parts import PROMPTLESS
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import YES, Cost, Verdict, no
@@ -44,7 +45,7 @@ class FewShot:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where a prompt answers and no demonstrations are set."""
-        if artifact.decoder.kind == "head":
+        if artifact.decoder.kind in PROMPTLESS:
             return no("a head on frozen features does not read the prompt")
         if artifact.demonstrations is not None:
             return no("demonstrations are set already")

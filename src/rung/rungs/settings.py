@@ -13,7 +13,7 @@ from rung.errors import ConfigError
 from rung.rungs.base import Rung
 
 # What makes a rung another technique, or comes from elsewhere (`--seed`, the task's `system`).
-FIXED = {"name", "family", "selection", "seed", "text"}
+FIXED = {"name", "family", "selection", "seed", "text", "make"}
 
 
 def with_settings(rung: Rung, values: Mapping[str, Any]) -> Rung:
@@ -39,7 +39,7 @@ def settable(rung: Rung) -> tuple[str, ...]:
 
 @lru_cache(maxsize=64)
 def _model(kind: type[Any], names: tuple[str, ...]) -> type[BaseModel]:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     wanted: dict[str, Any] = {name: (hints[name], None) for name in names}  # values not given are not read
     return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True), **wanted)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from rung.artifact import Artifact
 from rung.data.types import Data
 from rung.machine import Machine
+from rung.parts import PROMPTLESS
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import inference_cost
@@ -25,7 +26,7 @@ class SystemPrompt:
         del data
         if not self.text:
             return no("the task file has no `system:` prompt")
-        if artifact.decoder.kind == "head":
+        if artifact.decoder.kind in PROMPTLESS:
             return no("a head on frozen features does not read the prompt")
         if artifact.prompt.system:
             return no("a system prompt is set already")

@@ -17,7 +17,7 @@ from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
-from rung.parts import Weights
+from rung.parts import PROMPTLESS, Weights
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, inference_cost, sizes
@@ -143,7 +143,7 @@ class Tuned(ABC):
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to open weights that answer and are not tuned yet, or from which the method goes on."""
-        if artifact.decoder.kind == "head":
+        if artifact.decoder.kind in PROMPTLESS:
             return no("the head reads frozen features, which training would change")
         if is_endpoint(artifact.model):
             return no("an endpoint's weights cannot be trained from here")

@@ -34,16 +34,8 @@ MEANING = (  # settings without which an adapter's tensors do not say what they 
 )  # fmt: skip
 
 
-class Change(ABC):
-    """A change of a base model's weights. It is made switched off.
-
-    Attributes:
-        prefix: ids of virtual tokens that stand before every prompt (soft prompts), else nothing.
-        family: changes of different families cannot be on the model at once, or None if it gets on with all.
-    """
-
-    prefix: tuple[int, ...] = ()
-    family: str | None = None
+class Trainable(ABC):
+    """What the loop trains: parameters, and what it has to hear of the run."""
 
     @abstractmethod
     def enable(self) -> None:
@@ -51,27 +43,11 @@ class Change(ABC):
 
     @abstractmethod
     def disable(self) -> None:
-        """Switch it off: the model is exactly the base model again."""
-
-    @abstractmethod
-    def remove(self) -> None:
-        """Take it off the model for good; the modules are those of the base model again."""
+        """Switch it off."""
 
     @abstractmethod
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Return what training moves, by name, in a fixed order."""
-
-    @abstractmethod
-    def write(self, folder: Path, fingerprint: str) -> None:
-        """Write it as it stands into a folder, with the fingerprint of its base model."""
-
-    @abstractmethod
-    def read(self, folder: Path) -> None:
-        """Set it to what stands in a folder.
-
-        Raises:
-            ArtifactError: tensors are missing, unexpected or of another shape.
-        """
 
     def lean(self) -> AbstractContextManager[None]:
         """Run it with fewer operations and the same result for the time of the block, where there is such a way."""
@@ -92,6 +68,37 @@ class Change(ABC):
         """Go on from what `state` returned."""
         assert not state
 
+    def finished(self) -> None:  # noqa: B027
+        """Hear that training is over, before the change is written."""
+
+
+class Change(Trainable):
+    """A change of a base model's weights. It is made switched off; switched off, the model is exactly the base model.
+
+    Attributes:
+        prefix: ids of virtual tokens that stand before every prompt (soft prompts), else nothing.
+        family: changes of different families cannot be on the model at once, or None if it gets on with all.
+    """
+
+    prefix: tuple[int, ...] = ()
+    family: str | None = None
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Take it off the model for good; the modules are those of the base model again."""
+
+    @abstractmethod
+    def write(self, folder: Path, fingerprint: str) -> None:
+        """Write it as it stands into a folder, with the fingerprint of its base model."""
+
+    @abstractmethod
+    def read(self, folder: Path) -> None:
+        """Set it to what stands in a folder.
+
+        Raises:
+            ArtifactError: tensors are missing, unexpected or of another shape.
+        """
+
     def merged(self) -> dict[str, torch.Tensor]:
         """Return the base model's parameters as they are with the change in them, those that it changes only.
 
@@ -102,9 +109,6 @@ class Change(ABC):
             TrainingError: `cannot-merge`: no tensors of the base model have the same effect.
         """
         raise cannot_merge("it adds computation that no tensor of the base model can stand for")
-
-    def finished(self) -> None:  # noqa: B027
-        """Hear that training is over, before the change is written."""
 
 
 def attach(model: Any, folder: Path, *, fingerprint: str) -> Change:

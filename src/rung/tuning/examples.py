@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from rung.artifact import Artifact
 from rung.data.types import Example
@@ -20,6 +20,16 @@ from rung.tuning.report import TrainingReport
 Supervise = Literal["auto", "last", "all"]
 Overlong = Literal["error", "truncate_input", "drop"]
 TOO_LONG = "longer than the context"
+
+
+class Row(Protocol):
+    """What the loop has to know of a row: its length in tokens, and over how many places its loss is summed."""
+
+    @property
+    def supervised(self) -> int:
+        """The number of places with a target."""
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +209,7 @@ class _Reader:
         return [*apart, replace(example, spans=(*spans, *example.spans))]
 
 
-def epoch_batches(rows: Sequence[TokenizedExample], size: int, rng: random.Random) -> Iterator[list[int]]:
+def epoch_batches(rows: Sequence[Row], size: int, rng: random.Random) -> Iterator[list[int]]:
     """Yield batches of row numbers, every row once, rows of like length together, batches in random order.
 
     Rows are shuffled, then sorted by length within stretches of 16 batches: padding nearly vanishes while the batches

@@ -14,9 +14,9 @@ import torch
 from rung.errors import TrainingError
 from rung.machine import peak_memory_bytes
 from rung.progress import QUIET, Progress
-from rung.tuning.changes import Change
+from rung.tuning.changes import Trainable
 from rung.tuning.checkpoints import Checkpoints, State
-from rung.tuning.examples import TokenizedExample, epoch_batches
+from rung.tuning.examples import Row, epoch_batches
 from rung.tuning.loss import AnswerLoss, Loss, packed_layers
 
 CHECKPOINT_SECONDS = 60.0  # at least so long between checkpoints,
@@ -97,8 +97,8 @@ class Course:
 
 def train(
     model: Any,
-    change: Change,
-    rows: Sequence[TokenizedExample],
+    change: Trainable,
+    rows: Sequence[Row],
     schedule: Schedule,
     *,
     loss: Loss | None = None,
@@ -114,7 +114,7 @@ def train(
 
     Args:
         model: the base model.
-        change: what is trained, on the model.
+        change: what is trained, on the model or beside it.
         rows: training rows.
         schedule: how long and how fast.
         loss: summed loss of some rows; by default that of their supervised tokens.
@@ -148,8 +148,8 @@ class _Run:
     def __init__(
         self,
         model: Any,
-        change: Change,
-        rows: Sequence[TokenizedExample],
+        change: Trainable,
+        rows: Sequence[Row],
         schedule: Schedule,
         loss: Loss | None,
         checkpoints: Checkpoints | None,
@@ -159,7 +159,7 @@ class _Run:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         random_passes = schedule.noise > 0 or has_dropout(model)
-        self.loss = loss or AnswerLoss(model, not random_passes, schedule.smoothing, schedule.noise)
+        self.loss: Loss = loss or AnswerLoss(model, not random_passes, schedule.smoothing, schedule.noise)
         self.optimizer = _optimizer(self.parameters, schedule)
         self.plan = _plan(rows, schedule)
         self.checkpoints, self.saved, self.saving = checkpoints, time.perf_counter(), 0.0
@@ -199,7 +199,7 @@ class _Run:
             self.change.finished()
         progress.finish(_outcome(course))
 
-    def _step(self, batch: Sequence[TokenizedExample]) -> None:
+    def _step(self, batch: Sequence[Row]) -> None:
         """Take one optimizer step."""
         self.model.train()
         step, steps = len(self.course.losses), len(self.plan)
@@ -312,7 +312,7 @@ class _Run:
             torch.cuda.set_rng_state(tensors["random.cuda"], self.model.device)
 
 
-def _plan(rows: Sequence[TokenizedExample], schedule: Schedule) -> list[list[int]]:
+def _plan(rows: Sequence[Row], schedule: Schedule) -> list[list[int]]:
     rng = random.Random(schedule.seed)
     return [batch for _ in range(schedule.epochs) for batch in epoch_batches(rows, schedule.batch_size, rng)]
 

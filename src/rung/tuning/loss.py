@@ -15,7 +15,7 @@ from rung.engines.attention import attending, layer_masks
 from rung.tuning.examples import TokenizedExample
 from rung.tuning.packing import ATTENTION, Packed, pack
 
-Loss = Callable[[Sequence[TokenizedExample]], torch.Tensor]  # summed over the supervised tokens, with gradients
+Loss = Callable[[Sequence[Any]], torch.Tensor]  # of some rows, summed over their supervised places, with gradients
 CHUNK = 512  # places whose logits exist at once
 
 

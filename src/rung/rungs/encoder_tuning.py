@@ -1,0 +1,210 @@
+"""Fine-tuning a whole sentence encoder with a classification head.
+
+The head is trained first, on the frozen vectors, and then both together from there: a random head would pull the
+encoder's features apart before it has learnt anything itself (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+Beside the head's cross-entropy a contrastive loss draws the texts of a label together and the labels apart (Gunel et
+al. 2021, https://arxiv.org/abs/2011.01403), which is what helps with few rows (Tunstall et al. 2022,
+https://arxiv.org/abs/2209.11055, contrast pairs alone). Where the contrast has a part, the head is trained once more on
+the vectors that come out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rung.artifact import Artifact
+from rung.data.types import Data, Example, hash_of, place_of
+from rung.errors import EngineError, TrainingError
+from rung.machine import Machine
+from rung.models.reference import resolve
+from rung.models.tokenizer import Tokenizer
+from rung.parts import PROMPTLESS, Head
+from rung.progress import QUIET, Progress
+from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
+from rung.rungs.features import train_head
+
+if TYPE_CHECKING:
+    from rung.tuning.encoder import EncoderWithHead, LabelledText
+    from rung.tuning.loop import Course
+
+TRAINED_BYTES = 16  # a parameter, its gradient and AdamW's two moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTunedEncoder:
+    """Train every weight of a sentence encoder, and a linear head on its vectors.
+
+    Attributes:
+        encoder: reference of the sentence encoder.
+        learning_rate: peak learning rate of the encoder; the head's is ten times as high.
+        epochs: times that every row is seen.
+        batch_size: rows per optimizer step.
+        warmup: share of the steps in which the rate rises.
+        weight_decay: of AdamW, on matrices.
+        contrast: share of the contrastive loss in the whole, from 0 (cross-entropy alone) to 1.
+        temperature: of the contrastive loss.
+        patience: epochs without better accuracy on held-out training rows after which training stops.
+        holdout: share of the training rows held out for that; without `patience` all rows are trained on.
+        seed: seed of dropout, order and the head's folds.
+    """
+
+    encoder: str = "embedded-encoder"
+    learning_rate: float = 1e-4
+    epochs: int = 4
+    batch_size: int = 32
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    contrast: float = 0.5
+    temperature: float = 0.1
+    patience: int | None = None
+    holdout: float = 0.1
+    seed: int = 0
+    name: str = "fine-tuned-encoder"
+    family: str = "full"
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies to categories, once."""
+        if not data.labels:
+            return no("a head answers categories only")
+        if artifact.decoder.kind in PROMPTLESS:
+            return no("a head is trained already")
+        if artifact.weights.adapter is not None:
+            return no("the encoder would not see the tuned language model")
+        if len({e.outputs[0] for e in data.train}) < 2:
+            return no("the training rows have fewer than two labels")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Six operations per parameter of the layers and token while training, two when predicting."""
+        files = resolve(self.encoder)
+        tokenizer = Tokenizer.load(files.folder)
+        sample = data.train[:SAMPLE]
+        tokens = 2 + sum(len(tokenizer.encode_plain(artifact.prompt.question(e.inputs))) for e in sample) / len(sample)
+        row = FORWARD * files.parameters * tokens
+        flops = (1 + self.epochs * FULL / FORWARD) * row * len(data.train)
+        return Cost(
+            fit_tokens=round(self.epochs * tokens * len(data.train)),
+            fit_flops=flops,
+            fit_seconds=machine.training_seconds(flops),
+            row_tokens=tokens,
+            row_flops=row,
+            row_seconds=machine.inference_seconds(row),
+            memory_bytes=round(TRAINED_BYTES * files.parameters + ACTIVATION_BYTES),
+        )
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact with the tuned encoder and its head in place of its decoder.
+
+        A run that was killed goes on from its last checkpoint.
+
+        Raises:
+            TrainingError: the loss is not a number, or too few rows are there to hold some out.
+            EngineError: torch or transformers is not installed.
+            ModelError: the encoder is none that can be trained.
+        """
+        try:
+            from rung.tuning.encoder import EncoderWithHead, LabelledText, keep
+        except ImportError as missing:
+            raise EngineError(
+                "missing-extra", f"an encoder is trained with {missing.name}", hint="uv pip install 'rung[local]'"
+            ) from missing
+        trained = EncoderWithHead(resolve(self.encoder, progress=progress))
+        train, held_out = self._split(data.train)
+        rows, apart = (
+            [
+                LabelledText(tokens, data.labels.index(example.outputs[0]))
+                for tokens, example in zip(trained.tokenize(_texts(artifact, part)), part, strict=True)
+            ]
+            for part in (train, held_out)
+        )
+        course = self._train(trained, rows, apart, len(data.labels), progress)
+        if self.contrast:
+            vectors = trained.embed([row.tokens for row in rows])
+            truth = np.array([row.label for row in rows])
+            weight, intercept, _ = train_head(vectors, truth, len(data.labels), seed=self.seed, progress=progress)
+        else:
+            weight, intercept = trained.head()
+        head = Head(data.labels, self.encoder, weight, intercept, tuned=keep(trained))
+        return artifact.step(self.name, self._settings(course, trained, rows), decoder=head)
+
+    def _train(
+        self,
+        trained: EncoderWithHead,
+        rows: Sequence[LabelledText],
+        held_out: Sequence[LabelledText],
+        labels: int,
+        progress: Progress,
+    ) -> Course:
+        import torch
+
+        from rung.tuning.checkpoints import Checkpoints
+        from rung.tuning.encoder import LabelLoss
+        from rung.tuning.loop import Schedule, train
+
+        began = time.perf_counter()
+        truth = np.array([row.label for row in rows])
+        weight, intercept, _ = train_head(
+            trained.embed([row.tokens for row in rows]), truth, labels, seed=self.seed, progress=progress
+        )
+        trained.set_head(weight, intercept)
+        prepared = time.perf_counter() - began
+
+        def accuracy() -> float:
+            with torch.no_grad():
+                logits = trained.logits(torch.from_numpy(trained.embed([row.tokens for row in held_out])))
+            return float((logits.argmax(1) == torch.tensor([row.label for row in held_out])).float().mean())
+
+        learnt = hash_of([[row.tokens, row.label] for row in rows], digits=64)
+        checkpoints = Checkpoints.of(
+            {"rung": asdict(self), "encoder": trained.files.fingerprint, "rows": learnt, "torch": torch.__version__}
+        )
+        schedule = Schedule(
+            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate, decay="linear",
+            warmup=self.warmup, weight_decay=self.weight_decay, patience=self.patience, seed=self.seed,
+        )  # fmt: skip
+        course = train(
+            trained.model, trained, rows, schedule,
+            loss=LabelLoss(trained, rows, self.contrast, self.temperature), checkpoints=checkpoints, progress=progress,
+            evaluate=accuracy if held_out else None,
+        )  # fmt: skip
+        checkpoints.clear()
+        course.seconds += prepared
+        return course
+
+    def _split(self, rows: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+        """Hold some training rows out, chosen by their hash, where training may stop early."""
+        if self.patience is None:
+            return list(rows), []
+        place = {row.id: place_of([row.id, self.seed]) for row in rows}
+        held_out = [row for row in rows if place[row.id] < self.holdout]
+        kept = [row for row in rows if place[row.id] >= self.holdout]
+        if not held_out or not kept:
+            raise TrainingError(
+                "no-held-out-rows",
+                f"{len(rows)} training rows are too few to hold {self.holdout:.0%} of them out",
+                hint="train without `patience`, or with a larger `holdout`",
+            )
+        return kept, held_out
+
+    def _settings(self, course: Course, trained: EncoderWithHead, rows: Sequence[LabelledText]) -> dict[str, Any]:
+        settings = asdict(self) | {
+            "rows": len(rows),
+            "encoder_fingerprint": trained.files.fingerprint,
+            "losses": [list(point) for point in course.losses],
+            "training_seconds": course.seconds,
+            "training_tokens": course.tokens,
+            "peak_memory_bytes": course.memory_bytes,
+        }
+        if course.evaluations:
+            settings |= {"evaluations": [list(point) for point in course.evaluations], "best_step": course.best}
+        return settings
+
+
+def _texts(artifact: Artifact, rows: Sequence[Example]) -> list[str]:
+    return [artifact.prompt.question(example.inputs) for example in rows]

@@ -1,0 +1,138 @@
+"""An ensemble: the weighted average of the label probabilities of several artifacts.
+
+Members that err in different places are better together than each alone, also where they differ by their seed only
+(Lakshminarayanan et al. 2017, https://arxiv.org/abs/1612.01474). Each member's temperature and weight are those that
+make the validation labels likeliest: so few figures fit little by chance, and the test rows measure the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from rung.artifact import Artifact, label_probabilities
+from rung.data.types import Data
+from rung.engines.base import Floats
+from rung.errors import ConfigError
+from rung.machine import Machine
+from rung.parts import Mixture, tempered
+from rung.progress import QUIET, Progress
+from rung.rungs.base import YES, Cost, Rung, Verdict, no
+
+Labels = npt.NDArray[np.int64]
+TEMPERATURES = tuple(float(t) for t in np.geomspace(0.25, 8.0, 41))
+STEPS = 200  # of expectation maximization; weights hardly move after fifty
+SMALLEST = 0.02  # members with less weight are left out: they cost as much as the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Fit several rungs from the same artifact and average what they say.
+
+    Attributes:
+        members: names of the rungs. One that is named again is fitted again, with the next seed.
+        seed: seed of the members.
+        make: makes the rung with a name and a seed.
+    """
+
+    members: Annotated[tuple[str, ...], Field(strict=False)] = ("features", "fine-tuned-encoder")
+    seed: int = 0
+    make: Callable[[str, int], Rung]
+    name: str = "ensemble"
+    family: str = "combination"
+
+    def rungs(self) -> list[Rung]:
+        """Return the rungs that make the members.
+
+        Raises:
+            ConfigError: a name is unknown, it is the ensemble's own, or there are fewer than two.
+        """
+        if len(self.members) < 2 or self.name in self.members:
+            raise ConfigError(
+                "ensemble-members",
+                f"an ensemble needs two other rungs or more, not {', '.join(self.members) or 'none'}",
+                hint="rungs: {ensemble: {members: [features, fine-tuned-encoder]}}",
+            )
+        return [
+            self.make(name, self.seed + self.members[:position].count(name))
+            for position, name in enumerate(self.members)
+        ]
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies where all members do and there are validation rows to weigh them."""
+        if not data.labels:
+            return no("only label probabilities can be averaged")
+        if not data.validation:
+            return no("its weights are chosen on validation rows")
+        for rung in self.rungs():
+            verdict = rung.applies(artifact, data)
+            if not verdict.applies:
+                return no(f"{rung.name}: {verdict.reason}")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """All members, and their answers to the validation rows; they are fitted one after the other."""
+        costs = [rung.estimate(artifact, data, machine) for rung in self.rungs()]
+        row_flops, row_seconds = sum(c.row_flops for c in costs), sum(c.row_seconds for c in costs)
+        return Cost(
+            fit_tokens=sum(c.fit_tokens for c in costs),
+            fit_flops=sum(c.fit_flops for c in costs) + row_flops * len(data.validation),
+            fit_seconds=sum(c.fit_seconds for c in costs) + row_seconds * len(data.validation),
+            row_tokens=sum(c.row_tokens for c in costs),
+            row_flops=row_flops,
+            row_seconds=row_seconds,
+            memory_bytes=max(c.memory_bytes for c in costs),
+        )
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact with the members in place of its decoder.
+
+        Raises:
+            EngineError: `no-probabilities`: a member gives none.
+        """
+        made = [rung.fit(artifact, data, progress=progress) for rung in self.rungs()]
+        truth = np.array([data.labels.index(example.outputs[0]) for example in data.validation])
+        chances = [label_probabilities(one.answer(data.validation, full=True, progress=progress)) for one in made]
+        temperatures = [best_temperature(one, truth) for one in chances]
+        calm = [tempered(one, temperature) for one, temperature in zip(chances, temperatures, strict=True)]
+        kept = np.flatnonzero(mixture_weights(calm, truth) >= SMALLEST)
+        weights = mixture_weights([calm[i] for i in kept], truth)
+        mixture = Mixture(tuple(made[i] for i in kept), tuple(weights.tolist()), tuple(temperatures[i] for i in kept))
+        settings = {
+            "members": list(self.members),
+            "kept": [int(i) for i in kept],
+            "weights": list(mixture.weights),
+            "temperatures": list(mixture.temperatures),
+            "log_loss": log_loss(mixture.mixed([chances[i] for i in kept]), truth),
+            "member_log_loss": [log_loss(one, truth) for one in calm],
+            "rows": len(truth),
+        }
+        return artifact.step(self.name, settings, decoder=mixture)
+
+
+def log_loss(chances: Floats, truth: Labels) -> float:
+    """Return the mean negative log-probability of the true labels, in nats."""
+    return float(-np.log(np.maximum(chances[np.arange(len(truth)), truth], 1e-12)).mean())
+
+
+def best_temperature(chances: Floats, truth: Labels) -> float:
+    """Return the temperature of `TEMPERATURES` with the lowest log-loss."""
+    return min(TEMPERATURES, key=lambda temperature: log_loss(tempered(chances, temperature), truth))
+
+
+def mixture_weights(chances: Sequence[Floats], truth: Labels) -> npt.NDArray[np.float64]:
+    """Return the weights, adding up to 1, with the lowest log-loss of the weighted average.
+
+    The loss is convex in the weights, so expectation maximization (Dempster et al. 1977) ends at its minimum.
+    """
+    given = np.stack([one[np.arange(len(truth)), truth] for one in chances], axis=1).astype(np.float64) + 1e-12
+    weights = np.full(len(chances), 1 / len(chances))
+    for _ in range(STEPS):
+        shares = weights * given
+        weights = (shares / shares.sum(1, keepdims=True)).mean(0)
+    return weights
