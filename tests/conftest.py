@@ -132,3 +132,24 @@ def tiny_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_zero(task, data, tiny_folder) -> Artifact:
     return Artifact.zero_shot(task.model_copy(update={"model": str(tiny_folder)}), data.labels)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """A folder with a random BERT of two layers and the embedded sentence encoder's tokenizer and pooling."""
+    import shutil
+
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from rung.models.reference import resolve
+
+    folder = tmp_path_factory.mktemp("encoder") / "tiny-bert"
+    ignored = shutil.ignore_patterns("*.safetensors", "*.md", "*.txt")
+    shutil.copytree(resolve("embedded-encoder").folder, folder, ignore=ignored)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder

@@ -29,29 +29,13 @@ def _with_torch(monkeypatch):
     monkeypatch.setattr(encoders, "choose_backend", lambda files, *, device="auto": "torch")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A folder with a random BERT of two layers and the embedded encoder's tokenizer and pooling."""
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("encoder") / "tiny"
-    ignored = shutil.ignore_patterns("*.safetensors", "*.md", "*.txt")
-    shutil.copytree(resolve("embedded-encoder").folder, folder, ignore=ignored)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=30522, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
 def labelled(trained, labels=(0, 0, 1, 1, 2, 2)):
     texts = ("my card", "the card", "how old must I be", "what age", "top up failed", "it failed to top up my account")
     return [LabelledText(t, label) for t, label in zip(trained.tokenize(texts), labels, strict=True)]
 
 
-def with_head(tiny, labels=3):
-    trained = EncoderWithHead(resolve(str(tiny)))
+def with_head(tiny_encoder, labels=3):
+    trained = EncoderWithHead(resolve(str(tiny_encoder)))
     rng = np.random.default_rng(0)
     trained.set_head(rng.normal(size=(labels, 32)).astype(np.float32), rng.normal(size=labels).astype(np.float32))
     return trained
@@ -67,8 +51,8 @@ def test_untrained_vectors_are_those_of_sentence_transformers():
     np.testing.assert_allclose(ours.embed(ours.tokenize(TEXTS)), wanted, atol=2e-6)
 
 
-def test_the_head_is_kept_in_other_units(tiny):
-    trained = with_head(tiny)
+def test_the_head_is_kept_in_other_units(tiny_encoder):
+    trained = with_head(tiny_encoder)
     weight, intercept = trained.head()
     vectors = torch.from_numpy(trained.embed(trained.tokenize(TEXTS)))
     wanted = vectors @ torch.from_numpy(weight).T + torch.from_numpy(intercept)
@@ -76,9 +60,9 @@ def test_the_head_is_kept_in_other_units(tiny):
     np.testing.assert_allclose(trained.parameters()["head.weight"].detach().numpy(), weight / HEAD_RATE)
 
 
-def test_encoders_with_other_modules_are_refused(tiny, tmp_path):
+def test_encoders_with_other_modules_are_refused(tiny_encoder, tmp_path):
     folder = tmp_path / "other"
-    shutil.copytree(tiny, folder)
+    shutil.copytree(tiny_encoder, folder)
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 256, "do_lower_case": true}')
     with pytest.raises(ModelError) as caught:
         EncoderWithHead(resolve(str(folder)))
@@ -102,8 +86,8 @@ def test_the_contrastive_loss_is_that_of_the_paper():
     np.testing.assert_allclose(found.item(), np.mean(losses), rtol=1e-12)
 
 
-def test_without_contrast_the_loss_is_cross_entropy(tiny):
-    trained = with_head(tiny)
+def test_without_contrast_the_loss_is_cross_entropy(tiny_encoder):
+    trained = with_head(tiny_encoder)
     trained.model.eval()
     rows = labelled(trained)
     logits = trained.logits(torch.from_numpy(trained.embed([row.tokens for row in rows])))
@@ -111,8 +95,8 @@ def test_without_contrast_the_loss_is_cross_entropy(tiny):
     torch.testing.assert_close(LabelLoss(trained, rows, 0.0, 0.1)(rows), wanted)
 
 
-def test_with_contrast_every_text_brings_another_of_its_label(tiny):
-    trained = with_head(tiny)
+def test_with_contrast_every_text_brings_another_of_its_label(tiny_encoder):
+    trained = with_head(tiny_encoder)
     trained.model.eval()
     rows = labelled(trained)  # two of a label, so the other one is known
     whole = [*rows, *(rows[i] for i in (1, 0, 3, 2, 5, 4))]
@@ -125,12 +109,12 @@ def test_with_contrast_every_text_brings_another_of_its_label(tiny):
 
 
 @pytest.mark.parametrize("contrast", [0.0, 0.5, 1.0])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny, tmp_path, contrast):
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_encoder, tmp_path, contrast):
     schedule = Schedule(epochs=3, batch_size=4, learning_rate=1e-3, decay="linear", warmup=0.1, seed=5)
 
     def run(name, *stops):
         for stop in stops:
-            trained = with_head(tiny)
+            trained = with_head(tiny_encoder)
             rows = labelled(trained)
             loss = LabelLoss(trained, rows, contrast, 0.1)
             kept = Checkpoints(tmp_path / name)
@@ -138,7 +122,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny, tmp_path, cont
         return {name: p.detach().clone() for name, p in trained.parameters().items()}
 
     whole, resumed = run(f"whole{contrast}", 6), run(f"resumed{contrast}", 2, 3, 6)
-    fresh = with_head(tiny).parameters()
+    fresh = with_head(tiny_encoder).parameters()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
         still = (contrast == 1.0 and name.startswith("head.")) or "token_type" in name
@@ -148,25 +132,25 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny, tmp_path, cont
 # ---- the rung
 
 
-def rung(tiny, **settings):
-    return FineTunedEncoder(encoder=str(tiny), epochs=1, batch_size=16, **settings)
+def rung(tiny_encoder, **settings):
+    return FineTunedEncoder(encoder=str(tiny_encoder), epochs=1, batch_size=16, **settings)
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny, zero, data):
-    return rung(tiny).fit(zero, data)
+def tuned(tiny_encoder, zero, data):
+    return rung(tiny_encoder).fit(zero, data)
 
 
-def test_the_input_and_the_encoder_stay_as_they_were(tiny, zero, tuned):
+def test_the_input_and_the_encoder_stay_as_they_were(tiny_encoder, zero, tuned):
     assert zero.decoder.kind == "label-scoring"
     assert tuned.name == "fine-tuned-encoder"
-    assert tuned.decoder.encoder == str(tiny)
-    assert tuned.decoder.tuned != tiny
-    assert tuned.settings["fine-tuned-encoder"]["encoder_fingerprint"] == resolve(str(tiny)).fingerprint
+    assert tuned.decoder.encoder == str(tiny_encoder)
+    assert tuned.decoder.tuned != tiny_encoder
+    assert tuned.settings["fine-tuned-encoder"]["encoder_fingerprint"] == resolve(str(tiny_encoder)).fingerprint
 
 
-def test_the_same_seed_gives_the_same_encoder(tiny, zero, data, tuned):
-    again, other = rung(tiny).fit(zero, data), rung(tiny, seed=1).fit(zero, data)
+def test_the_same_seed_gives_the_same_encoder(tiny_encoder, zero, data, tuned):
+    again, other = rung(tiny_encoder).fit(zero, data), rung(tiny_encoder, seed=1).fit(zero, data)
     assert again.decoder.tuned == tuned.decoder.tuned
     np.testing.assert_array_equal(again.decoder.weight, tuned.decoder.weight)
     assert other.decoder.tuned != tuned.decoder.tuned
@@ -189,18 +173,18 @@ def test_a_changed_encoder_is_refused(tuned, tmp_path):
         Artifact.load(folder)
 
 
-def test_training_stops_early_on_held_out_rows(tiny, zero, data):
-    stopped = replace(rung(tiny, patience=1, holdout=0.2), epochs=9, learning_rate=1e-9).fit(zero, data)
+def test_training_stops_early_on_held_out_rows(tiny_encoder, zero, data):
+    stopped = replace(rung(tiny_encoder, patience=1, holdout=0.2), epochs=9, learning_rate=1e-9).fit(zero, data)
     settings = stopped.settings["fine-tuned-encoder"]
     assert len(settings["evaluations"]) == 2  # the second was no better
     assert settings["rows"] < len(data.train)
     with pytest.raises(TrainingError) as caught:
-        rung(tiny, patience=1, holdout=0.0).fit(zero, data)
+        rung(tiny_encoder, patience=1, holdout=0.0).fit(zero, data)
     assert caught.value.code == "no-held-out-rows"
 
 
-def test_when_it_applies_and_what_it_costs(tiny, zero, data, tuned):
-    wanted = rung(tiny)
+def test_when_it_applies_and_what_it_costs(tiny_encoder, zero, data, tuned):
+    wanted = rung(tiny_encoder)
     assert wanted.applies(zero, data).applies
     assert wanted.applies(tuned, data).reason == "a head is trained already"
     assert wanted.applies(zero, replace(data, labels=())).reason == "a head answers categories only"

@@ -1,0 +1,156 @@
+"""Ensembles: weights and temperatures against brute force, and mixtures of two heads on a tiny encoder."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from rung.artifact import Artifact
+from rung.engines import encoder as encoders
+from rung.errors import ConfigError, EngineError
+from rung.machine import this_machine
+from rung.parts import Head, tempered
+from rung.rungs import Ensemble, build
+from rung.rungs.base import YES, Cost, no
+from rung.rungs.costs import prediction_flops
+from rung.rungs.ensemble import best_temperature, log_loss, mixture_weights
+
+
+@pytest.fixture(autouse=True)
+def _with_torch(monkeypatch):
+    """An export to OpenVINO takes longer than everything here."""
+    monkeypatch.setattr(encoders, "choose_backend", lambda files, *, device="auto": "torch")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A rung that puts a random head on the tiny encoder."""
+
+    encoder: str
+    seed: int
+    name: str = "given"
+    family: str = "features"
+
+    def applies(self, artifact, data):
+        return no("it was asked not to") if self.name == "never" else YES
+
+    def estimate(self, artifact, data, machine):
+        return Cost(10, 20.0, 30.0, 40.0, 50.0, 60.0, 70 + self.seed)
+
+    def fit(self, artifact, data, *, progress=None):
+        if self.name == "silent":
+            return artifact
+        rng = np.random.default_rng(self.seed)
+        weight = 30 * rng.normal(size=(len(data.labels), 32)).astype(np.float32)
+        return artifact.step(self.name, {}, decoder=Head(data.labels, self.encoder, weight, np.zeros(6, np.float32)))
+
+
+def ensemble(tiny_encoder, *members, seed=0):
+    return Ensemble(members=members, seed=seed, make=lambda name, seed: Given(str(tiny_encoder), seed, name))
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny_encoder, zero, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoders, "choose_backend", lambda files, *, device="auto": "torch")
+        return ensemble(tiny_encoder, "given", "given").fit(zero, data)
+
+
+def softmax(logits):
+    chances = np.exp(logits - logits.max(-1, keepdims=True))
+    return (chances / chances.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def test_tempered_probabilities_are_those_of_divided_logits():
+    logits = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    np.testing.assert_allclose(tempered(softmax(logits), 2.5), softmax(logits / 2.5), rtol=1e-5)
+
+
+def test_the_temperature_undoes_overconfidence():
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(4000, 5))
+    truth = np.array([rng.choice(5, p=p / p.sum()) for p in softmax(logits).astype(np.float64)])
+    assert best_temperature(softmax(3 * logits), truth) == pytest.approx(3.0, rel=0.1)
+
+
+def test_the_weights_are_the_best_of_all():
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 4, 300)
+    signal = np.eye(4)[truth]
+    chances = [softmax(strength * signal + rng.normal(size=(300, 4))) for strength in (2.0, 1.5, 0.0)]
+    weights = mixture_weights(chances, truth)
+    grid = [(a, b, 1 - a - b) for a in np.linspace(0, 1, 101) for b in np.linspace(0, 1 - a, 101)]
+    best = min(log_loss(sum(w * c for w, c in zip(one, chances, strict=True)), truth) for one in grid)
+    found = log_loss(sum(w * c for w, c in zip(weights, chances, strict=True)), truth)
+    assert weights.sum() == pytest.approx(1)
+    assert found <= best + 1e-4
+
+
+def test_answers_are_the_weighted_average_of_the_members(mixed, data):
+    mixture = mixed.decoder
+    assert len(mixture.members) == 2
+    parts = [
+        weight * tempered(np.array([a.probabilities for a in member.answer(data.test)], np.float32), temperature)
+        for member, weight, temperature in zip(mixture.members, mixture.weights, mixture.temperatures, strict=True)
+    ]
+    answers = mixed.answer(data.test)
+    np.testing.assert_allclose([a.probabilities for a in answers], sum(parts), atol=1e-6)
+    assert [a.text for a in answers] == [data.labels[i] for i in sum(parts).argmax(1)]
+    assert [a.confidence for a in answers] == [max(a.probabilities) for a in answers]
+    one = mixture.members[0].answer(data.test)
+    assert [a.prompt_tokens for a in answers] == [2 * a.prompt_tokens for a in one]
+    assert mixed.messages({"text": "hi"}) == mixture.members[0].messages({"text": "hi"})
+    assert mixed.text(mixed.messages({"text": "hi"})) == "hi"
+    assert prediction_flops(mixed, data) == 2 * prediction_flops(mixture.members[0], data)
+
+
+def test_answers_survive_saving(mixed, data, tmp_path):
+    loaded = Artifact.load(mixed.save(tmp_path / "artifact"))
+    assert [a.probabilities for a in loaded.answer(data.test)] == [a.probabilities for a in mixed.answer(data.test)]
+    assert Artifact.load(tmp_path / "artifact" / "members" / "1").decoder.kind == "head"
+
+
+def test_a_member_that_is_named_again_gets_the_next_seed(tiny_encoder):
+    made = ensemble(tiny_encoder, "given", "other", "given", seed=3).rungs()
+    assert [(one.name, one.seed) for one in made] == [("given", 3), ("other", 3), ("given", 4)]
+
+
+def test_useless_members_are_left_out(tiny_encoder, zero, data, monkeypatch):
+    from rung.rungs import ensemble as module
+
+    monkeypatch.setattr(
+        module, "mixture_weights", lambda chances, truth: np.array([0.99, 0.005, 0.005][: len(chances)])
+    )
+    fitted = ensemble(tiny_encoder, "given", "given", "given").fit(zero, data)
+    assert len(fitted.decoder.members) == 1
+    assert fitted.settings["ensemble"]["kept"] == [0]
+
+
+def test_when_it_applies_and_what_it_costs(tiny_encoder, zero, data):
+    two = ensemble(tiny_encoder, "given", "given")
+    assert two.applies(zero, data).applies
+    assert "validation" in two.applies(zero, replace(data, validation=())).reason
+    assert ensemble(tiny_encoder, "given", "never").applies(zero, data).reason == "never: it was asked not to"
+    cost = two.estimate(zero, data, this_machine())
+    n = len(data.validation)
+    assert cost == Cost(20, 40.0 + 100 * n, 60.0 + 120 * n, 80.0, 100.0, 120.0, 71)
+
+
+def test_what_cannot_be_mixed_is_an_error(tiny_encoder, zero, data, monkeypatch):
+    for members in ((), ("given",), ("given", "ensemble")):
+        with pytest.raises(ConfigError) as caught:
+            ensemble(tiny_encoder, *members).rungs()
+        assert caught.value.code == "ensemble-members"
+    monkeypatch.setattr(
+        Artifact, "answer", lambda self, rows, **_: [type("Silent", (), {"probabilities": None})()] * len(rows)
+    )
+    with pytest.raises(EngineError) as refused:
+        ensemble(tiny_encoder, "silent", "silent").fit(zero, data)
+    assert refused.value.code == "no-probabilities"
+
+
+def test_members_take_the_settings_of_the_task(task):
+    settings = {"ensemble": {"members": ["features", "fine-tuned-encoder"]}, "fine-tuned-encoder": {"epochs": 7}}
+    (made,) = build(("ensemble",), task.model_copy(update={"rungs": settings}), 2)
+    features, tuned = made.rungs()
+    assert (features.name, tuned.name, tuned.epochs, tuned.seed) == ("features", "fine-tuned-encoder", 7, 2)
