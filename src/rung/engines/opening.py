@@ -122,12 +122,17 @@ def _open_openvino(model: str, precision: Precision) -> OpenVinoEngine:
 
 def open_encoder(model: str, *, device: str = "auto", progress: Progress = QUIET) -> SentenceEncoder:
     """Return the sentence encoder `model`, loading it (and exporting it, once per machine) at the first call."""
-    if (model, device) not in _encoders:
+    encoder = _encoders.get((model, device))
+    if encoder is None:
         from rung.engines.encoder import open_sentence_encoder
 
         files = resolve(model, progress=progress)
-        _encoders[model, device] = open_sentence_encoder(files, device=device, progress=progress)
-    return _encoders[model, device]
+        encoder = open_sentence_encoder(files, device=device, progress=progress)
+        if len(_encoders) >= ENCODERS:
+            del _encoders[next(iter(_encoders))]
+        _encoders[model, device] = encoder
+    return encoder
 
 
+ENCODERS = 8  # kept open: tuned ones are many during a search
 _encoders: dict[tuple[str, str], SentenceEncoder] = {}  # a cache by hand, as `progress` is no part of the key

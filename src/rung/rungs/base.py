@@ -59,7 +59,10 @@ class Rung(Protocol):
 
     @property
     def family(self) -> str:
-        """The step of the ramp it belongs to: prompting, in-context, features, parameter-efficient, partial, full."""
+        """The step of the ramp it belongs to.
+
+        One of prompting, in-context, features, soft prompts, parameter-efficient, partial, full, combination.
+        """
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """Say whether it can be put on top of `artifact`, or why not."""

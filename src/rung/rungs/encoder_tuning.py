@@ -81,15 +81,16 @@ class FineTunedEncoder:
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
-        """Six operations per parameter of the layers and token while training, two when predicting."""
+        """Six operations per parameter and token while training, twice with contrast, and two when predicting."""
         files = resolve(self.encoder)
         tokenizer = Tokenizer.load(files.folder)
         sample = data.train[:SAMPLE]
         tokens = 2 + sum(len(tokenizer.encode_plain(artifact.prompt.question(e.inputs))) for e in sample) / len(sample)
         row = FORWARD * files.parameters * tokens
-        flops = (1 + self.epochs * FULL / FORWARD) * row * len(data.train)
+        times = self.epochs * (2 if self.contrast else 1)  # every text brings along another one
+        flops = (1 + times * FULL / FORWARD) * row * len(data.train)
         return Cost(
-            fit_tokens=round(self.epochs * tokens * len(data.train)),
+            fit_tokens=round(times * tokens * len(data.train)),
             fit_flops=flops,
             fit_seconds=machine.training_seconds(flops),
             row_tokens=tokens,
@@ -158,7 +159,7 @@ class FineTunedEncoder:
         def accuracy() -> float:
             with torch.no_grad():
                 logits = trained.logits(torch.from_numpy(trained.embed([row.tokens for row in held_out])))
-            return float((logits.argmax(1) == torch.tensor([row.label for row in held_out])).float().mean())
+            return float((logits.argmax(1).cpu() == torch.tensor([row.label for row in held_out])).float().mean())
 
         learnt = hash_of([[row.tokens, row.label] for row in rows], digits=64)
         checkpoints = Checkpoints.of(

@@ -55,13 +55,13 @@ class EncoderWithHead(Trainable):
 
     Args:
         files: the encoder.
-        device: of torch.
+        device: of torch; without, a GPU where there is one.
 
     Raises:
         ModelError: `encoder-recipe`: its vectors are made in a way that is not understood well enough to train it.
     """
 
-    def __init__(self, files: ModelFiles, device: str = "cpu") -> None:
+    def __init__(self, files: ModelFiles, device: str | None = None) -> None:
         import transformers
         from tokenizers import Tokenizer as Backend
 
@@ -75,7 +75,7 @@ class EncoderWithHead(Trainable):
             attn_implementation="eager",
             local_files_only=True,
             trust_remote_code=False,
-        ).to(device)
+        ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._tokenizer = Backend.from_file(str(files.folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.recipe.limit)
@@ -124,7 +124,7 @@ class EncoderWithHead(Trainable):
 
     def logits(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return logits [rows, labels] of unit vectors."""
-        return HEAD_RATE * linear(vectors, self._head["weight"], self._head["intercept"])
+        return HEAD_RATE * linear(vectors.to(self.model.device), self._head["weight"], self._head["intercept"])
 
     # ---- what the loop asks for
 
