@@ -66,6 +66,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "An artifact serves exactly what was measured; the manifest holds the sha256 of every file.",
         "Copy the whole folder again, or save the artifact again from its climb.",
     ),
+    "bad-capture": Explanation(
+        "The mode or the rate of capture makes no sense.",
+        "A rate that is ignored would keep more, or less, than was asked for.",
+        "Choose `off`, `on`, or `sampled` with a rate above 0 and at most 1.",
+    ),
     "bad-constraint": Explanation(
         "The choices, regex or JSON Schema that an answer shall keep to is not valid, or asks for what no grammar can.",
         "An answer that is said to fit and may not is worse than an error now.",
@@ -130,6 +135,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The file is damaged, or is of another kind.",
         "Write it again, or export it as CSV or JSON lines.",
     ),
+    "bad-pattern": Explanation(
+        "A pattern for redaction is no regular expression.",
+        "A pattern that is left out would leave in the store what must not be there.",
+        "Write it as Python's `re` module reads it.",
+    ),
     "bad-schema-file": Explanation(
         "The JSON Schema that `output.schema` names cannot be read.",
         "Without the schema the answers can be neither checked nor constrained.",
@@ -147,6 +157,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Guessing what was meant would train something else.",
         "Write a value of the type that the message names; `rung rungs NAME` lists the defaults.",
         "rungs: {lora: {rank: 8}}",
+    ),
+    "bad-store": Explanation(
+        "The place of the store is neither a file nor the URL of a database that is supported.",
+        "Interactions and corrections must be kept where they were meant to be.",
+        "Give the path of an SQLite file, or the URL of a PostgreSQL database.",
+        "rung failures list --store postgresql://rung@localhost:5432/rung",
     ),
     "bad-threshold": Explanation(
         "The bar given with --at-least cannot be read.",
@@ -262,6 +278,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "There is nothing to compute the features from.",
         "Use a sentence encoder on this machine, or an engine that embeds.",
         "--set rungs.features.encoder=embedded-encoder",
+    ),
+    "empty-correction": Explanation(
+        "A correction says nothing.",
+        "An empty expected response would train a model to say nothing.",
+        "Write what was expected; where the answer was right, repeat it.",
     ),
     "empty-file": Explanation(
         "A data file has no rows.",
@@ -588,6 +609,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Nothing can be read from it.",
         "Check the name; paths in a task file are relative to that file.",
     ),
+    "no-such-interaction": Explanation(
+        "No captured interaction has this id.",
+        "Feedback on an answer that is not there could never be looked at.",
+        "Use the id of the response; it is captured only while capture is on, and in a sample only if it was drawn.",
+        "rung failures list",
+    ),
     "no-such-row": Explanation(
         "A row was asked for that the file does not have.",
         "There is nothing to show.",
@@ -660,6 +687,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Choose a rung with settings: `rung rungs NAME` lists them.",
         "rung tune task.yaml --rung lora",
     ),
+    "nothing-to-undo": Explanation(
+        "There is no correction that could be undone.",
+        "Undoing adds to the history, and must not add what means nothing.",
+        "Look at the history.",
+        "rung failures show ID",
+    ),
     "one-column": Explanation(
         "A table has a single column.",
         "A task needs an input column and a column with the expected answer.",
@@ -693,6 +726,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Resume with the same files, or write to another file.",
         "rung predict ARTIFACT rows.csv --out answers.jsonl --resume",
     ),
+    "reviewer-missing": Explanation(
+        "A correction names no reviewer.",
+        "Who said what was expected is part of the record that models are trained on.",
+        "Name the reviewer.",
+        'rung failures correct ID "expected response" --reviewer Ann',
+    ),
     "row-too-long": Explanation(
         "A training row is longer than what the model can read.",
         "Cutting it would train on an answer whose reason was cut away.",
@@ -721,6 +760,36 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Virtual tokens that only some layers see would be another method than the one that was asked for.",
         "Use prompt tuning instead of prefix tuning, or a method that changes weights, such as LoRA.",
         "rung climb task.yaml --rungs prompt-tuning,lora",
+    ),
+    "store-busy": Explanation(
+        "Another process holds the store's lock for too long.",
+        "Waiting for ever would stop a server.",
+        "Wait for it to finish; where many processes write, use PostgreSQL.",
+    ),
+    "store-damaged": Explanation(
+        "The file of the store is no database, or damaged.",
+        "What can still be read might not be what was written.",
+        "Restore a copy, or start a new store.",
+    ),
+    "store-full": Explanation(
+        "The store cannot be written: the disk is full or fails.",
+        "A correction that is not on the disk must not be acknowledged.",
+        "Free some space. Everything acknowledged so far is there; captured interactions wait and are counted.",
+    ),
+    "store-newer": Explanation(
+        "The store was made or migrated by a newer version of Rung.",
+        "Writing to tables of an unknown form could lose what they hold.",
+        "Use that version of Rung.",
+    ),
+    "store-unavailable": Explanation(
+        "The database does not answer, for longer than Rung waits.",
+        "Nothing can be kept without it.",
+        "Start it, and look at its log. Nothing acknowledged is lost.",
+    ),
+    "store-unwritable": Explanation(
+        "The store cannot be opened for writing.",
+        "Nothing could be kept.",
+        "Check that the folder exists and may be written to.",
     ),
     "stream-cut": Explanation(
         "An endpoint broke off in the middle of an answer that it was writing.",
@@ -790,6 +859,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A similar model is not the one that was asked for.",
         "Give `embedded`, a Hub id (org/name), a folder, a .gguf file or an endpoint.",
         "rung models list",
+    ),
+    "unknown-pattern": Explanation(
+        "No built-in pattern for redaction has this name.",
+        "A pattern that is left out would leave in the store what must not be there.",
+        "Choose api-key, email, iban or card; patterns of your own are given with a regular expression.",
     ),
     "unknown-placeholder": Explanation(
         "The template asks for a column that the model does not read, or for none.",

@@ -72,7 +72,9 @@ def example_id(inputs: Mapping[str, Any]) -> str:
 
 def hash_of(value: Any, digits: int = 16) -> str:
     """Return the first hex digits (at most 64) of the sha256 of a JSON value."""
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()[:digits]
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    # JSON from a client may hold lone surrogates, which UTF-8 proper cannot.
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:digits]
 
 
 def place_of(value: Any) -> float:
