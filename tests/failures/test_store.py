@@ -1,6 +1,7 @@
 """The store on SQLite and on a real PostgreSQL server: what is kept, history, filters, faults."""
 
 import sqlite3
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -149,16 +150,19 @@ def test_feedback_needs_its_interaction_and_is_kept_in_order(store, make):
         store.add_feedback(Feedback("r2", thumb="up"))
 
 
-def test_fixed_failures_and_promotions_are_kept_once(store, make):
-    store.record([make(1), make(2)])
-    store.mark_fixed(["r1"], "a")
-    store.mark_fixed(["r1", "r2"], "b")
-    assert store.fixed() == {"r1": "a", "r2": "b"}
-    made = Promotion("t1", datetime(2026, 1, 1, tzinfo=UTC), "intents", "promote", "f", "x/y", None, "Ann", {"p": 0.01})
+def test_promotions_are_kept_once_and_know_what_was_fixed(store):
+    made = Promotion(
+        "t1", datetime(2026, 1, 1, tzinfo=UTC), "intents", "promote", "f", "x/y", None, "Ann",
+        {"p": 0.01, "failures": {"fixed": ["r1", "r2"]}},
+    )  # fmt: skip
+    other = replace(made, token="t2", task="other", kind="rollback", below="t1", evidence={"reason": "worse"})
     store.add_promotion(made)
     store.add_promotion(made)
+    store.add_promotion(other)
     assert store.promotions("intents") == [made]
-    assert store.promotions("other") == []
+    assert store.promotions() == [made, other]
+    assert store.fixed() == store.fixed("intents") == {"r1", "r2"}
+    assert store.fixed("other") == set()
 
 
 def test_errors_hide_the_password_and_name_the_way_on(tmp_path):

@@ -68,11 +68,12 @@ def climb_command(
         again = [part for part in sys.argv[1:] if part != "--resume"]
         sys.stderr.write(f"\ninterrupted; nothing finished is lost. Go on with:\n  rung {shlex.join(again)} --resume\n")
         raise typer.Exit(130) from None
-    _write_reports(found.result, found.predictions, found.folder)
+    write_reports(found.result, found.predictions, found.folder)
     _show(found.result, found.folder, json)
 
 
-def _write_reports(result: object, predictions: object, folder: Path) -> None:
+def write_reports(result: object, predictions: object, folder: Path) -> None:
+    """Write a climb's reports into its run folder."""
     from rung.evaluation.report.html import write_html
     from rung.evaluation.report.jsonfile import write
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import artifacts, climbs, exports, machine, models, tasks, tuning
+from rung.cli import artifacts, climbs, exports, failures, improve, machine, models, tasks, tuning
 from rung.errors import RungError
 
 app = typer.Typer(
@@ -26,8 +26,10 @@ climbs.register(app)
 tuning.register(app)
 artifacts.register(app)
 exports.register(app)
+improve.register(app)
 machine.register(app)
 app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")
+app.add_typer(failures.app, name="failures", help="Captured answers: what went wrong, and what was expected.")
 
 
 @app.callback(invoke_without_command=True)

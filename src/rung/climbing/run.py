@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import rung
 from rung.artifact import Artifact
+from rung.artifact_files import fingerprint
 from rung.climbing.confirm import beats, compare_all, recommend
 from rung.climbing.plan import plan
 from rung.climbing.race import RaceResult, answer_rows, race, race_order
@@ -34,6 +36,7 @@ from rung.task import Task
 STAGES = 3
 AMORTIZED = 10_000  # predictions over which training is shared when costs are compared
 CONFIRM_SHARE = 0.25  # of the budget, kept for the test split
+SERVED = "served"  # the name of an incumbent that is no zero-shot
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +113,33 @@ class Climb:
 
 
 def climb(
-    task: Task, budget: str | float | None = None, *, progress: Progress = QUIET, options: ClimbOptions = ClimbOptions()
+    task: Task,
+    budget: str | float | None = None,
+    *,
+    progress: Progress = QUIET,
+    options: ClimbOptions = ClimbOptions(),
+    incumbent: Artifact | None = None,
+    data: Data | None = None,
 ) -> Climb:
     """Climb: measure every rung that applies, confirm, recommend.
+
+    With an incumbent, rungs are put on top of it as well as on zero-shot, and what is recommended has to beat it
+    significantly; in the result it is the first, under the name `served`.
 
     Args:
         task: the task, with its data.
         budget: most time to spend, as seconds or text such as `10m`; replaces that of `options`.
         progress: told of every step.
         options: everything else.
+        incumbent: the artifact to beat; None for zero-shot.
+        data: rows to climb on in place of those that the task names.
 
     Raises:
         ConfigError: the data has no validation or test rows, or a rung's name is unknown.
     """
     if budget is not None:
         options = replace(options, budget_seconds=parse_duration(budget))
-    data = task.read()
+    data = task.read() if data is None else data
     for split in ("validation", "test"):
         if not getattr(data, split):
             raise ConfigError(
@@ -137,18 +151,28 @@ def climb(
         "task": task.name, "task_fingerprint": task.fingerprint(), "data_fingerprint": data.fingerprint,
         "rungs": list(names), "seed": options.seed, "engine": options.engine, "version": rung.__version__,
     }  # fmt: skip
+    if incumbent is not None:
+        # Its path becomes one name, so that a rung that made it may be put on top again, with new rows.
+        incumbent = replace(incumbent, path=("zero-shot", SERVED))
+        identity["incumbent"] = _fingerprint(incumbent)
     store = open_run(options.out, identity, resume=options.resume)
     state = _Climb(
         task, data, options, build(names, task, options.seed), this_machine(), store, progress, {}, {}, {}, {}, []
     )
     start = Artifact.zero_shot(task, data.labels, engine=options.engine)
-    zero = store.kept(start.name) or store.keep(start)
-    state.artifacts[zero.name], state.families[zero.name] = zero, "prompting"
-    state.trail.append(zero.name)
-    survivors = _stages(state, zero)
+    bases = [store.kept(one.name) or store.keep(one) for one in (incumbent, start) if one is not None]
+    for base in bases:
+        state.artifacts[base.name], state.families[base.name] = base, "served" if base.name == SERVED else "prompting"
+    state.trail.append(bases[0].name)
+    survivors = _stages(state, bases)
     result = _confirm(state, survivors)
     predictions = {name: tuple(store.predictions(name).values()) for name in state.artifacts}
     return Climb(result, store.folder, predictions)
+
+
+def _fingerprint(artifact: Artifact) -> str:
+    with TemporaryDirectory() as folder:
+        return fingerprint(artifact.save(Path(folder) / "artifact"))
 
 
 def parse_duration(text: str | float) -> float:
@@ -177,12 +201,12 @@ def chosen_rungs(task: Task, options: ClimbOptions) -> tuple[str, ...]:
     return tuple(name for name in names if name not in (task.constraints.exclude or ()) and name != "zero-shot")
 
 
-def _stages(state: _Climb, zero: Artifact) -> tuple[str, ...]:
-    """Race stage after stage; return the names of those never beaten."""
-    incumbent, contenders = zero, [zero]
-    arms = 1 + STAGES * len(state.rungs)
+def _stages(state: _Climb, bases: Sequence[Artifact]) -> tuple[str, ...]:
+    """Race stage after stage, the first on top of all bases; return the names of those never beaten."""
+    incumbent, contenders = bases[0], list(bases)
+    arms = len(bases) + (STAGES + len(bases) - 1) * len(state.rungs)
     for stage in range(STAGES):
-        new = _fit_stage(state, incumbent)
+        new = [made for base in (bases if stage == 0 else (incumbent,)) for made in _fit_stage(state, base)]
         if not new and stage > 0:
             break
         contenders = [*contenders, *new]
@@ -390,7 +414,7 @@ def _cost(state: _Climb, artifact: Artifact) -> float:
         rows = state.store.predictions(artifact.name).values()
         return sum(row.tokens for row in rows) / max(1, len(rows))
     fit = 0.0
-    base = state.artifacts[state.trail[0]]
+    base = state.artifacts["zero-shot"]
     for rung_ in state.rungs:
         if rung_.name in artifact.path:
             fit += rung_.estimate(base, state.data, state.machine).fit_flops

@@ -90,15 +90,6 @@ corrections = sa.Table(
     sa.Column("undoes", sa.Integer, sa.ForeignKey("corrections.number"), index=True),
 )
 
-# Failures that some artifact has fixed, once: every later one is checked on them.
-fixed = sa.Table(
-    "fixed",
-    METADATA,
-    sa.Column("interaction", sa.String(80), sa.ForeignKey("interactions.id"), primary_key=True),
-    sa.Column("artifact", sa.String(64), nullable=False),
-    sa.Column("at", Moment, nullable=False),
-)
-
 promotions = sa.Table(
     "promotions",
     METADATA,

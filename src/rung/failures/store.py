@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 from rung.errors import DataError
 from rung.failures.database import PATIENCE, Database, sa
 from rung.failures.interaction import Interaction
-from rung.failures.queries import case_rows, suggestions
+from rung.failures.queries import case_rows, count, suggestions
 from rung.failures.records import EVERYTHING, Case, Correction, Feedback, Filter, Promotion
-from rung.failures.schema import corrections, feedback, fixed, interactions, promotions
+from rung.failures.schema import corrections, feedback, interactions, promotions
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
@@ -89,6 +89,10 @@ class Store:
 
         return self.database.run("read", work)
 
+    def count(self, which: Filter = EVERYTHING) -> int:
+        """Return how many cases there are."""
+        return self.database.run("read", lambda c: count(c, which))
+
     def case(self, id: str) -> Case:  # noqa: A002
         """Return the case of one interaction.
 
@@ -126,6 +130,14 @@ class Store:
             Feedback(r.interaction, r.thumb, r.score, r.comment, r.expected, r.source, r.key, r.at, r.number)
             for r in rows
         ]
+
+    def sources(self) -> dict[str, set[str]]:
+        """Return who said something of which interaction."""
+        statement = sa.select(feedback.c.interaction, feedback.c.source).distinct()
+        found: dict[str, set[str]] = {}
+        for row in self.database.run("read", lambda c: c.execute(statement).all()):
+            found.setdefault(row.interaction, set()).add(row.source)
+        return found
 
     def correct(self, id: str, expected: str, reviewer: str, comment: str = "") -> int:  # noqa: A002
         """Say what was expected; the same as the actual response says that it was right. Durable when this returns.
@@ -189,21 +201,6 @@ class Store:
 
         return self.database.run("durable", work)
 
-    # ---- fixed failures
-
-    def mark_fixed(self, ids: Sequence[str], artifact: str) -> None:
-        """Note that an artifact answers these failures as expected; the first one that did is kept."""
-        if not ids:
-            return
-        now = datetime.now(UTC)
-        values = [{"interaction": one, "artifact": artifact, "at": now} for one in ids]
-        self.database.run("durable", lambda c: c.execute(self._insert_new(fixed, "interaction"), values))
-
-    def fixed(self) -> dict[str, str]:
-        """Return every failure that some artifact has fixed once, and the fingerprint of the first that did."""
-        rows = self.database.run("read", lambda c: c.execute(sa.select(fixed)).all())
-        return {row.interaction: row.artifact for row in rows}
-
     # ---- promotions
 
     def add_promotion(self, made: Promotion) -> None:
@@ -211,9 +208,11 @@ class Store:
         values = {**asdict(made), "evidence": json.dumps(made.evidence)}
         self.database.run("durable", lambda c: c.execute(self._insert_new(promotions, "token"), [values]))
 
-    def promotions(self, task: str) -> list[Promotion]:
-        """Return a task's promotions and rollbacks, in order."""
-        statement = sa.select(promotions).where(promotions.c.task == task).order_by(promotions.c.number)
+    def promotions(self, task: str | None = None) -> list[Promotion]:
+        """Return the promotions and rollbacks of a task, or of all, in order."""
+        statement = sa.select(promotions).order_by(promotions.c.number)
+        if task is not None:
+            statement = statement.where(promotions.c.task == task)
         rows = self.database.run("read", lambda c: c.execute(statement).all())
         return [
             Promotion(
@@ -221,6 +220,10 @@ class Store:
             )
             for r in rows
         ]  # fmt: skip
+
+    def fixed(self, task: str | None = None) -> set[str]:
+        """Return the failures that some promoted artifact has fixed: every later one is checked on them."""
+        return {one for made in self.promotions(task) for one in made.evidence.get("failures", {}).get("fixed", ())}
 
     def _insert_new(self, table: sa.Table, key: str) -> Any:
         """Return an insert that leaves rows whose key is known as they are; each dialect has its own."""

@@ -41,7 +41,7 @@ def publish(folder: Path, build: Callable[[Path], None]) -> bool:
     if folder.exists():
         return False
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(_lock_file(folder)):
+    with FileLock(lock_file(folder)):
         if folder.exists():
             return False
         prefix = f".{folder.name}."
@@ -91,8 +91,8 @@ def _open_up(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def _lock_file(folder: Path) -> Path:
-    """Locks live in the cache, so that none is left beside a user's folder."""
+def lock_file(folder: Path) -> Path:
+    """Return the lock of a folder. It lives in the cache, so that none is left beside a user's folder."""
     locks = cache_dir() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return locks / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.lock"

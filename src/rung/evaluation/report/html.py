@@ -133,8 +133,8 @@ def _presentation(svg: str) -> str:
 
 def _table(result: ClimbResult) -> str:
     heads = (
-        f"<th>rung<th>{_e(result.metric)} [95 %]<th>rows<th>against zero-shot<th>fit s<th>ms/row<th>tokens/row"
-        "<th>trainable<th>bytes"
+        f"<th>rung<th>{_e(result.metric)} [95 %]<th>rows<th>against {_e(result.rungs[0].name)}<th>fit s<th>ms/row"
+        "<th>tokens/row<th>trainable<th>bytes"
     )
     lines = []
     for rung in measured(result):
@@ -155,7 +155,7 @@ def _table(result: ClimbResult) -> str:
 
 
 def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
-    """Return, for every rung, the rows that it answers better or worse than zero-shot."""
+    """Return, for every rung, the rows that it answers better or worse than the incumbent."""
     zero = result.rungs[0].name
     before = {(row.split, row.id): row for row in predictions.get(zero, ())}
     names = [rung.name for rung in measured(result) if rung.name != zero]
@@ -185,7 +185,7 @@ def _row(old: Prediction, new: Prediction) -> str:
     return (
         f"<details><summary>{verdict}: {_e(text[:300])}</summary>"
         f'<p class="pair">{_e(new.source)} ({new.split}). Expected: {_e(" | ".join(new.expected))}. '
-        f"Zero-shot: {_e(old.prediction)}. Now: {_e(new.prediction)}.</p>"
+        f"Before: {_e(old.prediction)}. Now: {_e(new.prediction)}.</p>"
         f"<pre>{_e(new.prompt[:TEXT_SHOWN])}</pre></details>"
     )
 

@@ -28,7 +28,7 @@ def print_climb(result: ClimbResult, console: Console) -> None:
     table.add_column("rung", no_wrap=True)
     table.add_column(f"{result.metric} [95 %]", justify="right", no_wrap=True)
     table.add_column("rows", justify="right", no_wrap=True)
-    table.add_column("vs zero-shot", justify="right", no_wrap=True)
+    table.add_column(f"vs {result.rungs[0].name}", justify="right", no_wrap=True)
     if wide:
         table.add_column("fixed / broken", justify="right", no_wrap=True)
         table.add_column("p", justify="right", no_wrap=True)

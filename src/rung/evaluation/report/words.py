@@ -13,9 +13,9 @@ def score_text(rung: RungResult) -> str:
 
 
 def against(result: ClimbResult, name: str) -> Comparison | None:
-    """Return the comparison of `name` with zero-shot, with zero-shot as `a`."""
-    zero = result.rungs[0].name
-    return next((c for c in result.comparisons if c.a == zero and c.b == name), None)
+    """Return the comparison of `name` with the incumbent, zero-shot or what was served, with that as `a`."""
+    incumbent = result.rungs[0].name
+    return next((c for c in result.comparisons if c.a == incumbent and c.b == name), None)
 
 
 def delta_text(c: Comparison) -> str:
@@ -71,7 +71,8 @@ def method(result: ClimbResult) -> list[str]:
         "probability of at most 5 %.",
         "Confirmation: finalists answered the untouched test rows once. Differences of 0/1 scores are tested by the "
         "exact McNemar test, others by a paired sign-flip test; p-values are corrected over all pairs (Holm).",
-        "Recommended is the cheapest rung that significantly beats zero-shot and that no other significantly beats; its"
+        "Recommended is the cheapest rung that significantly beats "
+        f"{result.rungs[0].name} and that no other significantly beats; its"
         " cost is operations per prediction, training shared among 10,000 predictions.",
         f"Intervals are at 95 %. Model {result.model}, metric {result.metric}, seed {result.seed}, "
         f"Rung {result.version}, {result.created}.",

@@ -1,4 +1,4 @@
-"""Interactions, feedback, corrections, fixed failures and promotions."""
+"""Interactions, feedback, corrections and promotions."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -57,12 +57,6 @@ def upgrade() -> None:
         sa.Column("expected", sa.Text),
         sa.Column("comment", sa.Text, nullable=False),
         sa.Column("undoes", sa.Integer, sa.ForeignKey("corrections.number"), index=True),
-    )
-    op.create_table(
-        "fixed",
-        sa.Column("interaction", sa.String(80), sa.ForeignKey("interactions.id"), primary_key=True),
-        sa.Column("artifact", sa.String(64), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
     )
     op.create_table(
         "promotions",

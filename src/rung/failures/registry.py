@@ -1,0 +1,181 @@
+"""The registry: which artifact of a task is served, and how that came about.
+
+REGISTRY/TASK/artifacts/FINGERPRINT/   promoted artifacts, complete or absent
+REGISTRY/TASK/current                  one JSON record, replaced at once: what is served, since when, and why
+
+The pointer is the truth. The store keeps every promotion as history: each is written there once the switch is made, and
+a switch that a kill cut from its entry is entered before the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from rung.artifact import Artifact
+from rung.artifact_files import MANIFEST, fingerprint
+from rung.errors import ArtifactError, ConfigError, RungError
+from rung.failures.records import Promotion
+from rung.failures.store import Store
+from rung.models.cache import lock_file, publish, write_atomically
+
+DEFAULT_REGISTRY = Path("registry")
+POINTER = "current"
+
+
+class Registry:
+    """The artifacts of one task that were promoted, and the pointer to the one that is served."""
+
+    def __init__(self, root: Path, task: str) -> None:
+        self.folder = root / task
+        self.task = task
+
+    def current(self) -> Promotion | None:
+        """Return the record of what is served, or None before the first promotion.
+
+        Raises:
+            ArtifactError: `registry-damaged`.
+        """
+        file = self.folder / POINTER
+        try:
+            values = json.loads(file.read_text("utf-8"))
+            return Promotion(**{**values, "at": datetime.fromisoformat(values["at"])})
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ArtifactError(
+                "registry-damaged", f"{file} cannot be read: {error}", hint="restore it, or promote an artifact again"
+            ) from error
+
+    def path(self, record: Promotion) -> Path:
+        """Return the folder of a promoted artifact."""
+        return self.folder / record.folder
+
+    def promote(self, artifact: Path, store: Store, *, evidence: Mapping[str, Any], reviewer: str) -> Promotion:
+        """Copy an artifact into the registry, check it there, and switch to it at once.
+
+        Raises:
+            ArtifactError: the folder is no artifact, or a damaged one.
+            ConfigError: `wrong-task`, or `already-served`.
+        """
+        loaded = Artifact.load(artifact)
+        if loaded.shape.task != self.task:
+            raise ConfigError(
+                "wrong-task", f"{artifact} is of the task {loaded.shape.task!r}, not of {self.task!r}",
+                hint="promote it for its own task",
+            )  # fmt: skip
+        mark = fingerprint(artifact)
+        folder = Path("artifacts") / mark[:16]
+        publish(self.folder / folder, lambda target: _copy(artifact, target))
+        if fingerprint(self.folder / folder) != mark:
+            raise ArtifactError(
+                "artifact-damaged", f"{self.folder / folder} is another artifact", hint="remove it first"
+            )
+        Artifact.load(self.folder / folder)
+        with self._locked():
+            before = self._entered(store)
+            if before is not None and before.artifact == mark:
+                raise ConfigError("already-served", f"{mark[:16]} is served already", hint="there is nothing to switch")
+            below = before.token if before else None
+            return self._switch(store, "promote", mark, str(folder), below, reviewer, evidence)
+
+    def rollback(self, store: Store, *, reviewer: str, reason: str = "") -> Promotion:
+        """Go back to what was served before the current promotion; done again, it goes back further.
+
+        Raises:
+            ConfigError: `nothing-to-roll-back`.
+            ArtifactError: what was served before is not there any more, or damaged.
+        """
+        with self._locked():
+            now = self._entered(store)
+            target = next((p for p in store.promotions(self.task) if now and p.token == now.below), None)
+            if now is None or target is None:
+                raise ConfigError(
+                    "nothing-to-roll-back", f"nothing was served before for {self.task}",
+                    hint="`rung promote` names what to serve",
+                )  # fmt: skip
+            Artifact.load(self.path(target))
+            evidence = {"from": now.artifact, "to": target.token, "reason": reason}
+            return self._switch(store, "rollback", target.artifact, target.folder, target.below, reviewer, evidence)
+
+    # ---- inside
+
+    def _locked(self) -> Any:
+        from filelock import FileLock
+
+        return FileLock(lock_file(self.folder.absolute()))
+
+    def _entered(self, store: Store) -> Promotion | None:
+        """Return the current record, entered in the store if a kill kept it from being so."""
+        now = self.current()
+        if now is not None:
+            store.add_promotion(now)
+        return now
+
+    def _switch(
+        self, store: Store, kind: Any, artifact: str, folder: str, below: str | None, reviewer: str,
+        evidence: Mapping[str, Any],
+    ) -> Promotion:  # fmt: skip
+        token = uuid.uuid4().hex
+        made = Promotion(token, datetime.now(UTC), self.task, kind, artifact, folder, below, reviewer, dict(evidence))
+        values = {**asdict(made), "at": made.at.isoformat()}
+        write_atomically(self.folder / POINTER, json.dumps(values, indent=1))
+        store.add_promotion(made)
+        return made
+
+
+class Follower:
+    """Looks at a registry again and again, and has a server load what is promoted.
+
+    `load` gets the artifact's folder and the task's name, and puts it in the place of what is served under that name at
+    once. An artifact that it refuses stays out, the one before goes on, and `error` says why until the next switch.
+    """
+
+    def __init__(self, registry: Registry, load: Callable[[Path, str], Any], *, every: float = 1.0) -> None:
+        self.registry, self.load, self.every = registry, load, every
+        self.error = ""
+        self._served: str | None = None
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"rung-follow-{registry.task}", daemon=True)
+
+    def look(self) -> bool:
+        """Load what is current, if it is not what was loaded last; return whether something was."""
+        now = self.registry.current()
+        if now is None or now.token == self._served:
+            return False
+        self._served = now.token
+        self.load(self.registry.path(now), self.registry.task)
+        self.error = ""
+        return True
+
+    def start(self) -> Self:
+        """Load what is current now, then go on looking in a thread of its own."""
+        self.look()
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._end.wait(self.every):
+            try:
+                self.look()
+            except RungError as error:
+                self.error = str(error)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy an artifact, its manifest last."""
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+    shutil.copyfile(source / MANIFEST, target / MANIFEST)

@@ -1,0 +1,149 @@
+"""A trial in production: two artifacts answer live requests until one is shown to be better, or the rows run out.
+
+Shadow: both answer every request, the client gets the first's answer, and each row gives a pair of scores. A/B: each
+request is answered by one, chosen by a hash of its id; the k-th scored answer of one is paired with the k-th of the
+other, which are two independent draws from the same traffic, so the mean difference is the same.
+
+Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.climbing.elimination`);
+its p-value holds at all looks together. Both directions are tested, each at half the level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from rung.climbing.elimination import betting_p
+from rung.data.types import place_of
+from rung.failures.records import Feedback, Filter
+from rung.failures.store import Store
+
+Arm = Literal["a", "b"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a trial stands.
+
+    Attributes:
+        state: `a` or `b` is better, `none` was shown to be within the rows planned, or it is still `open`.
+        n: pairs so far.
+        delta: mean score of b less that of a over these.
+        fixed, broken: pairs in which b scored above a, and below.
+        p: two-sided, valid at every look.
+    """
+
+    state: Literal["a", "b", "none", "open"]
+    n: int
+    delta: float
+    fixed: int
+    broken: int
+    p: float
+
+    @property
+    def stop(self) -> bool:
+        """Whether the trial is over."""
+        return self.state != "open"
+
+
+@dataclass
+class Trial:
+    """Collects scores in [0, 1] and decides by a fixed rule.
+
+    Attributes:
+        alpha: bound on the probability of calling one better where they are equally good, over the whole trial.
+        most: pairs after which it ends undecided.
+    """
+
+    alpha: float = 0.05
+    most: int = 10_000
+    _differences: list[float] = field(default_factory=list)
+    _waiting: dict[Arm, list[float]] = field(default_factory=lambda: {"a": [], "b": []})
+    _decided: Decision | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1 or self.most < 1:
+            raise ValueError(f"need 0 < alpha < 1 and most >= 1, got {self.alpha} and {self.most}")
+
+    def add_pair(self, a: float, b: float) -> Decision:
+        """Add the scores of both on one row (shadow), and decide. Once decided, a trial stays so."""
+        for score in (a, b):
+            if not 0 <= score <= 1:
+                raise ValueError(f"scores must lie in [0, 1], got {score}")
+        if self._decided is None:
+            self._differences.append(b - a)
+            now = self.decision()
+            if now.stop:
+                self._decided = now
+        return self._decided or self.decision()
+
+    def add(self, arm: Arm, score: float) -> Decision:
+        """Add the score of one answer (A/B); it waits for one of the other arm to be paired with."""
+        other = self._waiting["b" if arm == "a" else "a"]
+        if not other:
+            self._waiting[arm].append(score)
+            return self.decision()
+        paired = other.pop(0)
+        return self.add_pair(score, paired) if arm == "a" else self.add_pair(paired, score)
+
+    def decision(self) -> Decision:
+        """Return how the trial stands."""
+        if self._decided is not None:
+            return self._decided
+        difference = np.array(self._differences, dtype=np.float64)
+        n = len(difference)
+        if n == 0:
+            return Decision("open", 0, 0.0, 0, 0, 1.0)
+        better, worse = betting_p(difference), betting_p(-difference)
+        p = min(1.0, 2 * min(better, worse))
+        winner: Arm = "b" if better < worse else "a"
+        state = winner if p <= self.alpha else "none" if n >= self.most else "open"
+        fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
+        return Decision(state, n, float(difference.mean()), fixed, broken, p)
+
+
+def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
+    """Return which artifact answers a request: `b` for a share of the ids, always the same for the same one.
+
+    Args:
+        id: of the request, or of whatever shall always see the same artifact.
+        share: of the requests that `b` answers.
+        salt: another one draws anew; give each trial its own.
+    """
+    return "b" if place_of([salt, id]) < share else "a"
+
+
+def by_thumbs(store: Store, task: str, a: str, b: str, trial: Trial | None = None) -> Trial:
+    """Run an A/B trial over the feedback that users gave, in the order in which it came.
+
+    A thumb up scores 1, down 0; a score counts as it is. Of several on one answer the first counts.
+
+    Args:
+        store: where feedback is.
+        task: whose interactions.
+        a: fingerprint of one artifact.
+        b: that of the other.
+        trial: the rule; the default one if None.
+    """
+    trial = trial or Trial()
+    arms: Iterable[tuple[Arm, str]] = (("a", a), ("b", b))
+    said = []
+    for arm, artifact in arms:
+        for case in store.cases(Filter(task=task, artifact=artifact)):
+            scored = [(f.number, s) for f in store.feedback(case.interaction.id) if (s := _score(f)) is not None]
+            if scored:
+                said.append((*min(scored), arm))
+    for _, score, arm in sorted(said):
+        trial.add(arm, score)
+    return trial
+
+
+def _score(given: Feedback) -> float | None:
+    if given.source != "user":
+        return None
+    if given.thumb is not None:
+        return 1.0 if given.thumb == "up" else 0.0
+    return given.score

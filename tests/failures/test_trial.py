@@ -1,0 +1,78 @@
+"""Trials: the error rate under peeking, the power, the pairing, the stop."""
+
+import random
+
+import pytest
+
+from rung.failures.records import Feedback
+from rung.failures.store import Store
+from rung.failures.trial import Decision, Trial, arm_of, by_thumbs
+
+
+def run(p_a, p_b, seed, most=400):
+    draw, trial = random.Random(seed), Trial(most=most)
+    while True:
+        found = trial.add_pair(float(draw.random() < p_a), float(draw.random() < p_b))
+        if found.stop:
+            return found
+
+
+def test_equally_good_artifacts_are_seldom_told_apart_though_every_row_is_looked_at():
+    states = [run(0.7, 0.7, seed, most=150).state for seed in range(120)]
+    assert sum(state != "none" for state in states) <= 0.05 * 120 + 3 * (120 * 0.05 * 0.95) ** 0.5
+
+
+def test_a_clear_difference_is_found_in_both_directions_and_early():
+    better = [run(0.5, 0.8, seed) for seed in range(20)]
+    worse = [run(0.8, 0.5, seed) for seed in range(20)]
+    assert [d.state for d in better].count("b") >= 18
+    assert [d.state for d in worse].count("a") >= 18
+    assert max(d.n for d in better if d.state == "b") < 400
+    assert all(d.p <= 0.05 for d in better if d.state == "b")
+
+
+def test_a_decided_trial_stays_decided():
+    trial = Trial()
+    while not trial.add_pair(0.0, 1.0).stop:
+        pass
+    decided = trial.decision()
+    assert (decided.state, decided.delta, decided.fixed, decided.broken) == ("b", 1.0, decided.n, 0)
+    for _ in range(50):
+        assert trial.add_pair(1.0, 0.0) == decided
+
+
+def test_single_answers_are_paired_in_order_and_the_rows_run_out():
+    trial = Trial(most=2)
+    assert trial.decision() == Decision("open", 0, 0.0, 0, 0, 1.0)
+    for arm, score in (("a", 1.0), ("a", 0.0), ("a", 0.5)):
+        assert trial.add(arm, score).n == 0
+    assert trial.add("b", 0.25).delta == -0.75
+    found = trial.add("b", 1.0)
+    assert (found.state, found.n, found.delta, found.fixed, found.broken) == ("none", 2, 0.125, 1, 1)
+    assert found.stop
+    for a, b in ((2.0, 0.0), (float("nan"), 0.0)):
+        with pytest.raises(ValueError, match="scores must lie"):
+            trial.add_pair(a, b)
+    with pytest.raises(ValueError, match="alpha"):
+        Trial(alpha=1.0)
+
+
+def test_requests_keep_their_arm_and_another_trial_draws_anew():
+    arms = [arm_of(f"r{i}", share=0.2) for i in range(2000)]
+    assert arms == [arm_of(f"r{i}", share=0.2) for i in range(2000)]
+    assert 0.16 < arms.count("b") / 2000 < 0.24
+    assert arms != [arm_of(f"r{i}", share=0.2, salt="next") for i in range(2000)]
+
+
+def test_the_thumbs_of_users_are_the_scores(tmp_path, make):
+    with Store(tmp_path / "f.db") as store:
+        store.record([make(i, artifact="ab"[i % 2]) for i in range(60)])
+        for i in range(60):
+            store.add_feedback(Feedback(f"r{i}", comment="no score"))
+            store.add_feedback(Feedback(f"r{i}", thumb="up", source="check"))
+            store.add_feedback(Feedback(f"r{i}", thumb="up") if i % 2 else Feedback(f"r{i}", score=0.0))
+            store.add_feedback(Feedback(f"r{i}", thumb="down"))
+        found = by_thumbs(store, "intents", "a", "b").decision()
+        assert found.state == "b"
+        assert found.broken == 0
+        assert by_thumbs(store, "intents", "a", "c").decision().n == 0
