@@ -101,7 +101,11 @@ def failures_router(store: Store, *, allowed: Callable[[Request], None] = lambda
         store: where cases are kept.
         allowed: raises an HTTPException if a request may not review; what is corrected is trained on.
     """
-    router = APIRouter(prefix="/v1/failures", tags=["failures"], dependencies=[Depends(allowed)])
+
+    def guard(request: Request) -> None:
+        allowed(request)
+
+    router = APIRouter(prefix="/v1/failures", tags=["failures"], dependencies=[Depends(guard)])
 
     @router.get("", responses=_RESPONSES)
     def cases(
