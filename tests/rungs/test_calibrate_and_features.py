@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -5,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from rung.artifact import Artifact
 from rung.rungs import RUNGS, Calibrate, Features, SystemPrompt, build
 from rung.rungs.costs import prediction_flops
-from rung.rungs.features import train_head
+from rung.rungs.features import labelled_texts, train_head
 
 
 def accuracy(artifact, rows):
@@ -38,6 +40,15 @@ def test_the_head_is_scikit_learns_on_standardized_features(labels):
     chances = np.exp(logits - logits.max(1, keepdims=True))
     chances /= chances.sum(1, keepdims=True)
     np.testing.assert_allclose(chances, oracle.predict_proba((vectors - mean) / scale), atol=1e-4)
+
+
+def test_the_names_of_the_labels_are_rows_too(zero, data):
+    described = replace(zero, prompt=replace(zero.prompt, descriptions=(("age limit", "how old one must be"),)))
+    texts, truth = labelled_texts(described, data.train[:2], data.labels, names=True)
+    assert texts[:2] == [zero.prompt.question(example.inputs) for example in data.train[:2]]
+    assert texts[2:4] == ["age limit: how old one must be", "card arrival"]
+    assert [data.labels[i] for i in truth] == [*(e.outputs[0] for e in data.train[:2]), *data.labels]
+    assert len(labelled_texts(zero, data.train, data.labels, names=False)[0]) == len(data.train)
 
 
 def test_a_label_without_rows_is_never_answered():

@@ -177,7 +177,7 @@ def test_training_stops_early_on_held_out_rows(tiny_encoder, zero, data):
     stopped = replace(rung(tiny_encoder, patience=1, holdout=0.2), epochs=9, learning_rate=1e-9).fit(zero, data)
     settings = stopped.settings["fine-tuned-encoder"]
     assert len(settings["evaluations"]) == 2  # the second was no better
-    assert settings["rows"] < len(data.train)
+    assert settings["rows"] < len(data.train) + len(data.labels)
     with pytest.raises(TrainingError) as caught:
         rung(tiny_encoder, patience=1, holdout=0.0).fit(zero, data)
     assert caught.value.code == "no-held-out-rows"

@@ -27,7 +27,7 @@ from rung.parts import PROMPTLESS, Head
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
-from rung.rungs.features import train_head
+from rung.rungs.features import labelled_texts, train_head
 
 if TYPE_CHECKING:
     from rung.tuning.encoder import EncoderWithHead, LabelledText
@@ -49,6 +49,7 @@ class FineTunedEncoder:
         weight_decay: of AdamW, on matrices.
         contrast: share of the contrastive loss in the whole, from 0 (cross-entropy alone) to 1.
         temperature: of the contrastive loss.
+        label_names: train on the labels' own names and descriptions too, one more row for each.
         patience: epochs without better accuracy on held-out training rows after which training stops.
         holdout: share of the training rows held out for that; without `patience` all rows are trained on.
         seed: seed of dropout, order and the head's folds.
@@ -62,6 +63,7 @@ class FineTunedEncoder:
     weight_decay: float = 0.01
     contrast: float = 0.5
     temperature: float = 0.1
+    label_names: bool = True
     patience: int | None = None
     holdout: float = 0.1
     seed: int = 0
@@ -118,11 +120,11 @@ class FineTunedEncoder:
         trained = EncoderWithHead(resolve(self.encoder, progress=progress))
         train, held_out = self._split(data.train)
         rows, apart = (
-            [
-                LabelledText(tokens, data.labels.index(example.outputs[0]))
-                for tokens, example in zip(trained.tokenize(_texts(artifact, part)), part, strict=True)
-            ]
-            for part in (train, held_out)
+            [LabelledText(tokens, int(label)) for tokens, label in zip(trained.tokenize(texts), truth, strict=True)]
+            for texts, truth in (
+                labelled_texts(artifact, train, data.labels, names=self.label_names),
+                labelled_texts(artifact, held_out, data.labels, names=False),
+            )
         )
         course = self._train(trained, rows, apart, len(data.labels), progress)
         if self.contrast:
@@ -205,7 +207,3 @@ class FineTunedEncoder:
         if course.evaluations:
             settings |= {"evaluations": [list(point) for point in course.evaluations], "best_step": course.best}
         return settings
-
-
-def _texts(artifact: Artifact, rows: Sequence[Example]) -> list[str]:
-    return [artifact.prompt.question(example.inputs) for example in rows]

