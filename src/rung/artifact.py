@@ -16,9 +16,10 @@ from rung.engines.api_scoring import scores_labels
 from rung.engines.base import Engine, Floats, Messages
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import DataError, EngineError
+from rung.evaluation.confidence import Confidence
 from rung.evaluation.metrics import default_metric
 from rung.models.reference import is_endpoint
-from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Mixture, Weights
+from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Mixture, Weights, sure, unfitted
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.overflow import Overflow, Rendered, fitted
@@ -98,13 +99,29 @@ class Artifact:
         )  # fmt: skip
 
     def step(self, rung: str, settings: Mapping[str, Any], **parts: Any) -> Self:
-        """Return a copy with `parts` replaced, one rung higher."""
+        """Return a copy with `parts` replaced, one rung higher; confidence has to be fitted anew."""
+        parts["decoder"] = unfitted(parts.get("decoder", self.decoder))
         return replace(self, path=(*self.path, rung), settings={**self.settings, rung: dict(settings)}, **parts)
 
     @property
     def name(self) -> str:
         """The rungs above zero-shot, joined: `few-shot-knn+lora`; `zero-shot` itself where there is none."""
         return "+".join(self.path[1:]) or self.path[0]
+
+    @property
+    def confidence(self) -> Confidence | None:
+        """How probabilities become confidences, where that was fitted."""
+        return None if isinstance(self.decoder, Generate) else self.decoder.confidence
+
+    @property
+    def abstains(self) -> bool:
+        """Whether answers may be marked as abstained."""
+        return self.confidence is not None and self.confidence.abstain_below is not None
+
+    @property
+    def out_of_scope(self) -> str | None:
+        """The label whose rows are right to abstain on."""
+        return None if self.confidence is None else self.confidence.out_of_scope
 
     # ---- running
 
@@ -147,6 +164,7 @@ class Artifact:
             return self._mix(self.decoder, examples, progress)
         rendered = self.fit_to_context(examples, progress=progress)
         prompts = [one.messages for one in rendered]
+        full = full or self.abstains  # whether to abstain hangs on all labels' probabilities
         answers = self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
         return [
             replace(answer, dropped_demonstrations=one.dropped_demonstrations) if one.dropped_demonstrations else answer
@@ -159,36 +177,31 @@ class Artifact:
         texts = [self.prompt.question(example.inputs) for example in examples]
         chances = head.classify(features(self, head.reference, texts, progress=progress))
         seconds = (time.perf_counter() - start) / len(examples)
-        return [
-            Answer(
-                head.labels[int(p.argmax())],
-                float(p.max()),
-                tuple(p.tolist()),
-                len(encode(text)),
-                0,
-                seconds,
-                ({"role": "user", "content": text},),
-            )
-            for p, text in zip(chances, texts, strict=True)
-        ]
+        answers = []
+        for p, text in zip(chances, texts, strict=True):
+            best = int(p.argmax())
+            messages: Messages = ({"role": "user", "content": text},)
+            answer = Answer(head.labels[best], None, None, len(encode(text)), 0, seconds, messages)
+            answers.append(sure(answer, p, best, head.confidence))
+        return answers
 
     def _mix(self, mixture: Mixture, examples: Sequence[Example], progress: Progress) -> list[Answer]:
         """Ask every member; costs add up, and what is shown as sent is what the first one was sent."""
         given = [member.answer(examples, full=True, progress=progress) for member in mixture.members]
         chances = mixture.mixed([label_probabilities(answers) for answers in given])
         rows = list(zip(*given, strict=True))
-        return [
-            replace(
+        answers = []
+        for p, row in zip(chances, rows, strict=True):
+            best = int(p.argmax())
+            answer = replace(
                 row[0],
-                text=self.shape.labels[int(p.argmax())],
-                confidence=float(p.max()),
-                probabilities=tuple(p.tolist()),
+                text=self.shape.labels[best],
                 prompt_tokens=sum(answer.prompt_tokens for answer in row),
                 completion_tokens=sum(answer.completion_tokens for answer in row),
                 seconds=sum(answer.seconds for answer in row),
             )
-            for p, row in zip(chances, rows, strict=True)
-        ]
+            answers.append(sure(answer, p, best, mixture.confidence))
+        return answers
 
     def render(self, examples: Sequence[Example], *, progress: Progress = QUIET) -> list[Messages]:
         """Return the exact messages of every example, demonstrations included."""

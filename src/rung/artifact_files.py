@@ -24,6 +24,7 @@ import numpy as np
 from rung.artifact import Artifact, Shape
 from rung.engines.engine_choice import settled
 from rung.errors import ArtifactError
+from rung.evaluation.confidence import Confidence
 from rung.models.cache import publish
 from rung.models.fingerprint import file_sha256
 from rung.models.reference import is_endpoint, resolve
@@ -103,13 +104,23 @@ def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path) -> d
         arrays["head.weight"], arrays["head.intercept"] = decoder.weight, decoder.intercept
         if decoder.tuned is not None:
             shutil.copytree(decoder.tuned, folder / "encoder")
-        tuned = decoder.tuned is not None
-        return {"kind": decoder.kind, "labels": decoder.labels, "encoder": decoder.encoder, "tuned": tuned}
+        return {
+            "kind": decoder.kind,
+            "labels": decoder.labels,
+            "encoder": decoder.encoder,
+            "tuned": decoder.tuned is not None,
+            "confidence": _fitted(decoder),
+        }
     if isinstance(decoder, Mixture):
         for number, member in enumerate(decoder.members):
             (folder / "members" / str(number)).mkdir(parents=True)
             _write(member, folder / "members" / str(number))
-        return {"kind": decoder.kind, "weights": decoder.weights, "temperatures": decoder.temperatures}
+        return {
+            "kind": decoder.kind,
+            "weights": decoder.weights,
+            "temperatures": decoder.temperatures,
+            "confidence": _fitted(decoder),
+        }
     return {"kind": decoder.kind, **asdict(decoder)}
 
 
@@ -212,13 +223,25 @@ def _decoder(values: dict[str, Any], arrays: Mapping[str, Any], folder: Path) ->
         return Generate(values["max_tokens"], values["json_schema"], tuple(values.get("choices", ())))
     if kind == LabelScoring.kind:
         texts, bias = tuple(values["texts"]), tuple(values["bias"])
-        return LabelScoring(tuple(values["labels"]), texts, values["normalization"], bias)
+        return LabelScoring(tuple(values["labels"]), texts, values["normalization"], bias, _confidence(values))
     if kind == Mixture.kind:
         weights, temperatures = tuple(values["weights"]), tuple(values["temperatures"])
         members = tuple(load(folder / "members" / str(number)) for number in range(len(weights)))
-        return Mixture(members, weights, temperatures)
+        return Mixture(members, weights, temperatures, _confidence(values))
+    weight, intercept = arrays["head.weight"], arrays["head.intercept"]
     tuned = folder / "encoder" if values.get("tuned") else None
-    return Head(tuple(values["labels"]), values["encoder"], arrays["head.weight"], arrays["head.intercept"], tuned)
+    return Head(tuple(values["labels"]), values["encoder"], weight, intercept, tuned, _confidence(values))
+
+
+def _fitted(decoder: Head | Mixture) -> dict[str, Any] | None:
+    return None if decoder.confidence is None else asdict(decoder.confidence)
+
+
+def _confidence(values: Mapping[str, Any]) -> Confidence | None:
+    fitted = values.get("confidence")
+    if fitted is None:
+        return None
+    return Confidence(**{**fitted, "thresholds": tuple((float(at), float(v)) for at, v in fitted["thresholds"])})
 
 
 def _overflow(folder: Path, values: Mapping[str, Any]) -> Overflow:

@@ -592,10 +592,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "rung climb task.yaml --rungs full,lora",
     ),
     "no-probabilities": Explanation(
-        "A member of an ensemble answers without label probabilities.",
-        "Answers alone cannot be averaged.",
-        "Take members that score labels or have a head.",
-        "rungs: {ensemble: {members: [features, lora]}}",
+        "Label probabilities were asked of an artifact that writes its answers: for a confidence, or for an ensemble.",
+        "A generated text has no probability among the labels that could be averaged, or compared with how often it is "
+        "right.",
+        "Use an artifact that scores the labels or has a trained head: a category task on a model of this machine.",
+        "rung climb task.yaml --rungs calibrate,features",
     ),
     "no-prompt-encoder": Explanation(
         "Training shall go on from a soft prompt whose prompt encoder was not kept.",
@@ -857,6 +858,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Braces stand around column names; a lone one is probably a slip.",
         "Write a column as {column}, and a literal brace twice.",
         "template: 'Text: {text} (answer as {{json}})'",
+    ),
+    "too-few-rows": Explanation(
+        "There are too few validation rows for isotonic regression.",
+        "It has as many free values as the rows allow, and on few rows follows their chance.",
+        "Use `method: temperature`, which has one free value, or give 1,000 validation rows.",
+        "confidence: {method: temperature}",
     ),
     "training-diverged": Explanation(
         "The training loss rose far above where it began.",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Messages, Sampling, ScoreRequest
+from rung.evaluation.confidence import Confidence
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
 from rung.prompts.verbalizer import continuations
@@ -26,6 +27,7 @@ class Answer:
     `confidence` is the probability of the answer among the labels (None for generated text, or where only the best
     label was looked for); `probabilities` has one entry per label of the task, in its order. `messages` is what was
     sent; for a head it is the text that was encoded. `dropped_demonstrations` were left out so that the prompt fits.
+    `abstained` says that the confidence is below the artifact's threshold: `text` is what it would have answered.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Answer:
     seconds: float
     messages: Messages = ()
     dropped_demonstrations: int = 0
+    abstained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ class LabelScoring:
         texts: what stands for each label behind the prompt.
         normalization: `sum` of token log-probabilities, or their `mean`.
         bias: what is subtracted per label (batch calibration), or nothing.
+        confidence: how probabilities become confidences, where that was fitted.
     """
 
     kind: ClassVar[str] = "label-scoring"
@@ -133,6 +137,7 @@ class LabelScoring:
     texts: tuple[str, ...]
     normalization: Normalization = "sum"
     bias: tuple[float, ...] = ()
+    confidence: Confidence | None = None
 
     def continuations(self, engine: Engine) -> tuple[tuple[int, ...], ...]:
         """Return the token ids scored for each label."""
@@ -166,13 +171,10 @@ class LabelScoring:
         answers = []
         for prompt, scored in zip(prompts, engine.score(requests, progress=progress), strict=True):
             best = int(np.argmax(scored.logprobs / divisor - bias))
-            chances = None
+            answer = Answer(self.labels[best], None, None, scored.prompt_tokens, 0, scored.seconds, prompt)
             if np.isfinite(scored.logprobs).all():
-                chances = tuple(probabilities(scored.logprobs[None], divisor, bias)[0].tolist())
-            confidence = chances[best] if chances else None
-            answers.append(
-                Answer(self.labels[best], confidence, chances, scored.prompt_tokens, 0, scored.seconds, prompt)
-            )
+                answer = sure(answer, probabilities(scored.logprobs[None], divisor, bias)[0], best, self.confidence)
+            answers.append(answer)
         return answers
 
 
@@ -185,6 +187,7 @@ class Head:
         encoder: reference of the sentence encoder, or empty for the base model's own hidden states.
         weight, intercept: shapes [labels, features] and [labels].
         tuned: folder of the encoder with weights that were trained for the task, or None for its own.
+        confidence: how probabilities become confidences, where that was fitted.
     """
 
     kind: ClassVar[str] = "head"
@@ -193,6 +196,7 @@ class Head:
     weight: Floats
     intercept: Floats
     tuned: Path | None = None
+    confidence: Confidence | None = None
 
     @property
     def reference(self) -> str:
@@ -216,12 +220,14 @@ class Mixture:
         members: artifacts that give label probabilities.
         weights: of each member, adding up to 1.
         temperatures: of each member; its probabilities are sharpened (below 1) or softened (above 1) first.
+        confidence: how probabilities become confidences, where that was fitted.
     """
 
     kind: ClassVar[str] = "mixture"
     members: tuple[Artifact, ...]
     weights: tuple[float, ...]
     temperatures: tuple[float, ...]
+    confidence: Confidence | None = None
 
     def mixed(self, chances: Sequence[Floats]) -> Floats:
         """Return the probabilities [rows, labels] of the members' own, one array of that shape each."""
@@ -243,3 +249,18 @@ def tempered(chances: Floats, temperature: float) -> Floats:
 
 Decoder = Generate | LabelScoring | Head | Mixture
 PROMPTLESS = (Head.kind, Mixture.kind)  # decoders whose answers do not come from the artifact's own prompt and weights
+
+
+def unfitted(decoder: Decoder) -> Decoder:
+    """Return the decoder without fitted confidence: it holds only for the artifact that it was fitted with."""
+    return decoder if isinstance(decoder, Generate) else replace(decoder, confidence=None)
+
+
+def sure(answer: Answer, chances: Floats, best: int, fitted: Confidence | None) -> Answer:
+    """Return the answer with its confidence: the probability of label `best`, calibrated where that was fitted."""
+    values = tuple(chances.tolist())
+    if fitted is None:
+        return replace(answer, confidence=values[best], probabilities=values)
+    values = fitted.scaled(values)
+    confidence = fitted.of(values[best])
+    return replace(answer, confidence=confidence, probabilities=values, abstained=fitted.abstains(confidence))

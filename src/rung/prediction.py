@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rung.artifact import Artifact
 from rung.data.sources import read_rows
 from rung.data.types import Record
 from rung.errors import ConfigError, DataError
 from rung.models.fingerprint import file_sha256
+from rung.parts import Answer
 from rung.progress import QUIET, Progress
 
 BATCH = 64  # rows answered together and written before the next are read
@@ -66,6 +67,8 @@ def predict_file(
     progress: Progress = QUIET,
 ) -> Predicted:
     """Answer the rows of `data` as JSON lines {"row", "output", "confidence"}, to `out` or stdout.
+
+    Lines of an artifact that may abstain also tell whether it did: "abstained".
 
     The file is read once before the first answer, so that a broken row is an error at once.
 
@@ -134,15 +137,17 @@ def _batched(rows: Iterator[Record]) -> Iterator[list[Record]]:
 def _write(artifact: Artifact, batch: Sequence[Record], target: IO[str]) -> list[int]:
     """Answer a batch and make it permanent; return how many demonstrations were dropped for each row."""
     answers = artifact.predict([record.values for record in batch])
-    lines = [
-        json.dumps({"row": r.source, "output": a.text, "confidence": a.confidence}, ensure_ascii=False) + "\n"
-        for r, a in zip(batch, answers, strict=True)
-    ]
+    lines = [json.dumps(_line(artifact, r, a), ensure_ascii=False) + "\n" for r, a in zip(batch, answers, strict=True)]
     target.write("".join(lines))
     target.flush()
     if target is not sys.stdout:
         os.fsync(target.fileno())
     return [answer.dropped_demonstrations for answer in answers]
+
+
+def _line(artifact: Artifact, row: Record, answer: Answer) -> dict[str, Any]:
+    line = {"row": row.source, "output": answer.text, "confidence": answer.confidence}
+    return {**line, "abstained": answer.abstained} if artifact.abstains else line
 
 
 # ---- resuming

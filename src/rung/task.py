@@ -142,6 +142,26 @@ class DataSource(_Strict):
         return self
 
 
+class Confidence(_Strict):
+    """How sure an answer is, and below which confidence it is held back."""
+
+    method: Literal["temperature", "isotonic"] = Field(
+        "temperature", description="How probabilities are fitted to validation rows; isotonic needs 1,000 of them."
+    )
+    abstain_below: Fraction | None = Field(
+        None, description="Answers with less confidence are marked as abstained.", examples=[0.6]
+    )
+    out_of_scope: str | None = Field(
+        None, description="The label of rows that are right to abstain on.", examples=["out_of_scope"]
+    )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.out_of_scope is not None and self.abstain_below is None:
+            raise ValueError("`out_of_scope` has no effect without `abstain_below`")
+        return self
+
+
 class Constraints(_Strict):
     """What the climb must keep to."""
 
@@ -191,6 +211,9 @@ class Task(_Strict):
         description="Settings of rungs, over their defaults; `rung rungs` lists them.",
         examples=[{"lora": {"rank": 8, "learning_rate": "auto"}}],
     )
+    confidence: Confidence | None = Field(
+        None, description="Fit the recommended artifact's confidence, and measure it; for kind category."
+    )
     constraints: Constraints = Field(default_factory=lambda: Constraints(), description="Limits of the climb.")
     _folder: Path = PrivateAttr(default=Path())
 
@@ -204,6 +227,8 @@ class Task(_Strict):
             raise ValueError("`template` has no effect on kind chat: the messages are sent as they are")
         if self.output.kind != "category" and self.data.train_per_label is not None:
             raise ValueError("`data.train_per_label` belongs to kind category; use `data.train_rows`")
+        if self.confidence is not None and self.output.kind != "category":
+            raise ValueError("`confidence` belongs to kind category: other answers have no label probabilities")
         return self
 
     @property

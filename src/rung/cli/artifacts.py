@@ -91,11 +91,14 @@ def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _line(answer: Answer) -> str:
-    return answer.text if answer.confidence is None else f"{answer.text}\t{answer.confidence:.3f}"
+    text = answer.text if answer.confidence is None else f"{answer.text}\t{answer.confidence:.3f}"
+    return f"{text}\tabstained" if answer.abstained else text
 
 
 def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
     values: dict[str, Any] = {"output": answer.text, "confidence": answer.confidence}
+    if artifact.abstains:
+        values["abstained"] = answer.abstained
     if answer.dropped_demonstrations:
         values["dropped_demonstrations"] = answer.dropped_demonstrations
     if answer.probabilities:
@@ -233,6 +236,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "weights": artifact.weights.method,
         "trainable": artifact.weights.trainable_parameters,
         "decoder": artifact.decoder.kind,
+        "confidence": None if artifact.confidence is None else artifact.confidence.method,
         "fingerprint": artifact.prompt.fingerprint,
         "training_data": {
             name: settings[TRAINING_DATA] for name, settings in artifact.settings.items() if TRAINING_DATA in settings

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import artifacts, climbs, exports, failures, improve, machine, models, tasks, tuning
+from rung.cli import artifacts, climbs, confidence, exports, failures, improve, machine, models, tasks, tuning
 from rung.errors import RungError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ tasks.register(app)
 climbs.register(app)
 tuning.register(app)
 artifacts.register(app)
+confidence.register(app)
 exports.register(app)
 improve.register(app)
 machine.register(app)

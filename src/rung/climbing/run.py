@@ -15,6 +15,7 @@ from typing import Any
 import rung
 from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
+from rung.climbing.confidence import can_be_fitted, fit_confidence, measure_confidence
 from rung.climbing.confirm import beats, compare_all, recommend
 from rung.climbing.plan import plan
 from rung.climbing.race import RaceResult, answer_rows, race, race_order
@@ -321,6 +322,7 @@ def _confirm(state: _Climb, survivors: Sequence[str]) -> ClimbResult:
     results = [_result(state, name, predictions.get(name)) for name in state.artifacts]
     costs = {r.name: r.cost for r in results if r.name in finalists}
     best = recommend(comparisons, costs, zero)
+    confidence, notes = _fit_confidence(state, best)
     results += [_left_out(state, name, *why) for name, why in state.out.items()]
     state.store.note("confirmed", recommended=best)
     return ClimbResult(
@@ -338,7 +340,26 @@ def _confirm(state: _Climb, survivors: Sequence[str]) -> ClimbResult:
         rungs=tuple(results),
         comparisons=tuple(comparisons),
         data=state.data.report.as_dict(),
+        notes=notes,
+        confidence=confidence,
     )
+
+
+def _fit_confidence(state: _Climb, best: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """Fit the recommended artifact's confidence if the task asks for it; return what the report shows, and notes."""
+    wanted, artifact = state.task.confidence, state.artifacts[best]
+    if wanted is None:
+        return None, ()
+    if not can_be_fitted(artifact):
+        return None, (f"confidence was not fitted: {best} writes its answers, so its labels have no probabilities",)
+    rows = state.data.validation
+    fitted = fit_confidence(
+        artifact, rows, wanted.method, abstain_below=wanted.abstain_below, out_of_scope=wanted.out_of_scope,
+        progress=state.progress,
+    )  # fmt: skip
+    state.artifacts[best] = state.store.keep(fitted)
+    seed, progress = state.options.seed, state.progress
+    return measure_confidence(fitted, state.data.test, fitted_on=len(rows), seed=seed, progress=progress), ()
 
 
 def decision(best: str, zero: str, results: Sequence[RungResult], comparisons: Sequence[Comparison]) -> str:

@@ -79,11 +79,17 @@ class Prediction:
     tokens: int
     seconds: float
     dropped_demonstrations: int = 0
+    abstained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ClimbResult:
-    """The whole climb. `decision` is the recommendation in one sentence, with its numbers."""
+    """The whole climb.
+
+    `decision` is the recommendation in one sentence, with its numbers; `confidence` is what
+    `rung.evaluation.confidence.describe` says of the recommended artifact, where the task asks for it; `notes` are what
+    else its reader has to know.
+    """
 
     task: str
     metric: str
@@ -100,6 +106,7 @@ class ClimbResult:
     comparisons: tuple[Comparison, ...]
     data: dict[str, Any]
     notes: tuple[str, ...] = ()
+    confidence: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from rung.artifact import Artifact
 from rung.data.types import Example
-from rung.evaluation.metrics import METRICS, get_metric
+from rung.evaluation.metrics import METRICS, Metric, get_metric
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.statistics import Interval, is_binary, mean_interval, wilson
 from rung.evaluation.statistics import compare as compare_scores
+from rung.parts import Answer
 from rung.progress import QUIET, Progress
 
 
@@ -36,6 +37,7 @@ def evaluate(
     """
     metric = get_metric(artifact.shape.metric, folder)
     answers = artifact.answer(examples, full=full, progress=progress)
+    outside = artifact.out_of_scope
     return [
         Prediction(
             id=example.id,
@@ -45,14 +47,22 @@ def evaluate(
             prompt=artifact.text(answer.messages),
             expected=example.outputs,
             prediction=answer.text,
-            score=float(metric.function(answer.text, example.outputs)),
+            score=_score(metric, answer, example, outside),
             confidence=answer.confidence,
             tokens=answer.prompt_tokens + answer.completion_tokens,
             seconds=answer.seconds,
             dropped_demonstrations=answer.dropped_demonstrations,
+            abstained=answer.abstained,
         )
         for example, answer in zip(examples, answers, strict=True)
     ]
+
+
+def _score(metric: Metric, answer: Answer, example: Example, out_of_scope: str | None) -> float:
+    """Score one answer; to abstain is right where the row is out of scope."""
+    if answer.abstained and out_of_scope in example.outputs:
+        return 1.0
+    return float(metric.function(answer.text, example.outputs))
 
 
 def compare(
@@ -72,7 +82,8 @@ def summarize(
     """Score an artifact by every metric of its kind that rows can be scored by.
 
     Returns:
-        {"artifact", "split", "n", "metrics": {name: {"score", "low", "high"}}}, intervals at 95 %.
+        {"artifact", "split", "n", "metrics": {name: {"score", "low", "high"}}}, intervals at 95 %. Where the artifact
+        abstains, also `coverage`, the share of rows that are answered, and `answered`, the task's metric on those.
     """
     rows = evaluate(artifact, examples, split, progress=progress)
     own = artifact.shape.metric
@@ -83,7 +94,20 @@ def summarize(
         scores = [float(metric.function(row.prediction, row.expected)) for row in rows]
         interval = score_interval(scores)
         metrics[name] = {"score": sum(scores) / len(scores), "low": interval.low, "high": interval.high}
+    if artifact.abstains:
+        metrics |= _abstaining(rows)
     return {"artifact": artifact.name, "split": split, "n": len(rows), "metrics": metrics}
+
+
+def _abstaining(rows: Sequence[Prediction]) -> dict[str, dict[str, float]]:
+    """Return the share of rows that are answered, and the mean score of those."""
+    answered = [row.score for row in rows if not row.abstained]
+    values = {"coverage": [float(not row.abstained) for row in rows], "answered": answered}
+    return {
+        name: {"score": sum(scores) / len(scores), "low": interval.low, "high": interval.high}
+        for name, scores in values.items()
+        if scores and (interval := score_interval(scores))
+    }
 
 
 def score_interval(scores: Sequence[float], *, seed: int = 0) -> Interval:

@@ -18,6 +18,7 @@ from typing import Any
 from rung.evaluation.report import plots
 from rung.evaluation.report.words import (
     against,
+    confidence_notes,
     count_text,
     delta_text,
     left_out,
@@ -83,7 +84,9 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Quality against cost", _figure(plots.cost_svg(result))),
         ("Rows fixed and broken", _changes(result, predictions)),
         ("Most confused labels", _figure(plots.confusion_svg(result, best)) if category and best else ""),
+        ("Confidence", _confidence(result)),
         ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
+        ("Notes", "".join(f"<p>{_e(note)}</p>" for note in result.notes)),
         ("Left out", "".join(f"<p>{_e(r.name)} ({r.status}): {_e(r.reason)}</p>" for r in left_out(result))),
         ("Prompts that did not fit", "".join(f"<p>{_e(note)}</p>" for note in overflow_notes(result))),
         ("Data", _data(result.data)),
@@ -188,6 +191,12 @@ def _row(old: Prediction, new: Prediction) -> str:
         f"Before: {_e(old.prediction)}. Now: {_e(new.prediction)}.</p>"
         f"<pre>{_e(new.prompt[:TEXT_SHOWN])}</pre></details>"
     )
+
+
+def _confidence(result: ClimbResult) -> str:
+    """Return how far the recommended artifact's confidence can be trusted, if that was measured."""
+    notes = "".join(f"<p>{_e(note)}</p>" for note in confidence_notes(result))
+    return notes + _figure(plots.reliability_svg(result)) + _figure(plots.coverage_svg(result))
 
 
 def _training_data(result: ClimbResult) -> str:

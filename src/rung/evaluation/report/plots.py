@@ -142,6 +142,55 @@ def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None
         return _svg(figure, f"Most confused labels of {result.recommended}")
 
 
+def reliability_svg(result: ClimbResult) -> str | None:
+    """Return how often answers are right against how sure they are, before and after fitting, if that was measured."""
+    if result.confidence is None:
+        return None
+    figure, style = _figure(7.5, 3.9)
+    with style:
+        for number, (name, colour) in enumerate((("before", GREY), ("after", ORANGE)), start=1):
+            told = result.confidence[name]
+            axes = figure.add_subplot(1, 2, number)
+            axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+            most = max(rows for rows, *_ in told["bins"])
+            for rows, confidence, accuracy, low, high in told["bins"]:
+                axes.plot([confidence, confidence], [low, high], color=colour, linewidth=1.2, alpha=0.7)
+                axes.plot(confidence, accuracy, "o", color=colour, markersize=3 + 7 * (rows / most) ** 0.5)
+            axes.set_xlim(0, 1)
+            axes.set_ylim(0, 1.02)
+            axes.set_xlabel(f"confidence {name} fitting")
+            axes.set_title(f"error {100 * told['error']:.1f} %", fontsize=10)
+            axes.grid(alpha=0.2)
+            if number == 1:
+                axes.set_ylabel("share of right answers")
+        return _svg(figure, f"Reliability of {result.confidence['artifact']}")
+
+
+def coverage_svg(result: ClimbResult) -> str | None:
+    """Return accuracy against the share of rows answered, from the surest to all, if confidence was measured."""
+    if result.confidence is None:
+        return None
+    _, coverage, accuracy = zip(*result.confidence["curve"], strict=True)
+    chosen = result.confidence["abstaining"]
+    figure, style = _figure(7.5, 3.4)
+    with style:
+        axes = figure.add_subplot()
+        axes.plot([100 * c for c in coverage], [100 * a for a in accuracy], color=BLUE, linewidth=1.8)
+        if chosen is not None and chosen["accuracy"] is not None:
+            x, y = 100 * chosen["coverage"], 100 * chosen["accuracy"]
+            axes.plot([x, x], [100 * chosen["low"], 100 * chosen["high"]], color=ORANGE, linewidth=2.2)
+            axes.plot(x, y, "o", color=ORANGE, markersize=7)
+            axes.annotate(
+                f"abstain below {chosen['threshold']:g}", (x, y), (-8, -14), textcoords="offset points", color=ORANGE,
+                ha="right",
+            )  # fmt: skip
+        axes.set_xlim(0, 102)
+        axes.set_xlabel("rows answered, % (the surest first)")
+        axes.set_ylabel("right among them, %")
+        axes.grid(alpha=0.2)
+        return _svg(figure, "Coverage against accuracy")
+
+
 def loss_svg(result: ClimbResult) -> str | None:
     """Return the training loss of every trained rung over its steps, raw and smoothed, if one was trained."""
     curves = [rung for rung in result.rungs if rung.losses]

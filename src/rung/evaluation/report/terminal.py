@@ -8,6 +8,7 @@ from rich.text import Text
 
 from rung.evaluation.report.words import (
     against,
+    confidence_notes,
     count_text,
     left_out,
     measured,
@@ -58,6 +59,8 @@ def print_climb(result: ClimbResult, console: Console) -> None:
         console.print(Text("v: stopped in the race; scored on that many validation rows", style="dim"))
     for note in overflow_notes(result):
         console.print(Text(note, style="dim"))
+    for note in (*result.notes, *confidence_notes(result)):
+        console.print(Text(note))
     for rung in left_out(result):
         console.print(Text(f"{rung.status}: {rung.name}: {rung.reason}", style="dim"))
     console.print()

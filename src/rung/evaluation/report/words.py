@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
 
@@ -60,6 +63,36 @@ def overflow_notes(result: ClimbResult) -> list[str]:
         for r in measured(result)
         if r.overflow_rows
     ]
+
+
+def confidence_notes(result: ClimbResult) -> list[str]:
+    """Say how far the recommended artifact's confidence can be trusted, if that was measured."""
+    return [] if result.confidence is None else confidence_lines(result.confidence)
+
+
+def confidence_lines(told: Mapping[str, Any]) -> list[str]:
+    """Say what `rung.evaluation.confidence.describe` found: the calibration error, and what abstaining gives."""
+    errors = [
+        f"{100 * told[name]['error']:.1f} % [{100 * told[name]['low']:.1f}, {100 * told[name]['high']:.1f}]"
+        for name in ("before", "after")
+    ]
+    how = "isotonic regression" if told["temperature"] is None else f"temperature {told['temperature']:.2f}"
+    lines = [
+        f"confidence of {told['artifact']}: {how}, fitted on {told['fitted_on']} validation rows; expected calibration "
+        f"error on {told['rows']} test rows {errors[0]} before and {errors[1]} after, "
+        f"where chance alone gives {100 * told['after']['expected']:.1f} %"
+    ]
+    if (chosen := told["abstaining"]) is not None:
+        text = f"abstaining below {chosen['threshold']:g}: {100 * chosen['coverage']:.1f} % of the rows are answered"
+        if chosen["accuracy"] is not None:
+            text += (
+                f", {100 * chosen['accuracy']:.1f} % [{100 * chosen['low']:.1f}, {100 * chosen['high']:.1f}] "
+                "of them right"
+            )
+        if chosen["out_of_scope"] is not None:
+            text += f"; {100 * chosen['handled']:.1f} % answered right, or abstained on and {chosen['out_of_scope']}"
+        lines.append(text)
+    return lines
 
 
 def method(result: ClimbResult) -> list[str]:

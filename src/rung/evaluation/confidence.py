@@ -1,0 +1,349 @@
+"""How sure is an answer? Probabilities fitted to how often answers are right, and how far they can be trusted.
+
+A decoder's probability of its own answer is made comparable with the share of such answers that are right, on
+validation rows: by one temperature over all labels (Guo et al., On calibration of modern neural networks, ICML 2017),
+or by isotonic regression of the answer's probability alone (Zadrozny & Elkan, Transforming classifier scores into
+accurate multiclass probability estimates, KDD 2002). Neither changes an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from rung.errors import ConfigError
+from rung.evaluation.statistics import wilson
+
+Method = Literal["temperature", "isotonic"]
+Array = npt.NDArray[np.float64]
+Values = Sequence[float] | npt.NDArray[np.floating]
+
+BINS = 15  # as in Guo et al.
+COLDEST, HOTTEST = 0.1, 10.0  # bounds of a temperature
+ISOTONIC_ROWS = 1000  # below, isotonic regression overfits (Niculescu-Mizil & Caruana, ICML 2005)
+SMALLEST = 1e-30  # probability that stands for one that was rounded to zero
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """How a decoder's probabilities become confidences, and below which confidence it abstains.
+
+    Attributes:
+        method: `temperature` or `isotonic`.
+        temperature: what log-probabilities are divided by; above 1 it makes them less sure.
+        thresholds: the isotonic map, as (probability, confidence) pairs, both increasing; straight in between.
+        abstain_below: an answer with less confidence is marked as abstained; None for never.
+        out_of_scope: the label whose rows are right to abstain on, where there is one.
+    """
+
+    method: Method = "temperature"
+    temperature: float = 1.0
+    thresholds: tuple[tuple[float, float], ...] = ()
+    abstain_below: float | None = None
+    out_of_scope: str | None = None
+
+    def scaled(self, probabilities: Values) -> tuple[float, ...]:
+        """Return the probabilities of all labels at this temperature; isotonic regression leaves them as they are."""
+        return tuple(tempered(np.asarray([probabilities], np.float64), self.temperature)[0].tolist())
+
+    def of(self, probability: float) -> float:
+        """Return the confidence in an answer that has this probability (after `scaled`)."""
+        if self.method == "temperature":
+            return probability
+        return float(interpolated(self.thresholds, np.array([probability]))[0])
+
+    def abstains(self, confidence: float) -> bool:
+        """Say whether an answer of this confidence is held back."""
+        return self.abstain_below is not None and confidence < self.abstain_below
+
+
+# Fitting
+
+
+def fit(method: Method, probabilities: Values, truth: Sequence[int]) -> Confidence:
+    """Fit a calibration on held-out rows.
+
+    Args:
+        method: `temperature` or `isotonic`.
+        probabilities: of all labels, shape [rows, labels], as the decoder gives them.
+        truth: the number of each row's expected label, shape [rows].
+
+    Raises:
+        ConfigError: `too-few-rows` for isotonic regression.
+    """
+    values, right = np.asarray(probabilities, np.float64), np.asarray(truth)
+    if method == "temperature":
+        return Confidence(temperature=fit_temperature(values, right))
+    if len(values) < ISOTONIC_ROWS:
+        raise ConfigError(
+            "too-few-rows",
+            f"isotonic regression would be fitted on {len(values)} validation rows, and needs {ISOTONIC_ROWS}",
+            hint="use `method: temperature`, or give more validation rows",
+        )
+    return Confidence("isotonic", thresholds=isotonic(values.max(1), values.argmax(1) == right))
+
+
+def tempered(probabilities: Array, temperature: float) -> Array:
+    """Return softmax(log p / temperature) along the last axis."""
+    if temperature == 1.0:
+        return probabilities
+    logits = np.log(np.maximum(probabilities, SMALLEST)) / temperature
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    result: Array = weights / weights.sum(-1, keepdims=True)
+    return result
+
+
+def fit_temperature(probabilities: Array, truth: npt.NDArray[np.integer]) -> float:
+    """Return the temperature at which the true labels are likeliest, between 0.1 and 10.
+
+    The log-likelihood is concave in 1/temperature: its slope, the mean over rows of z[true] - E[z] with z = log p, has
+    one zero, found by bisection. Rows that are all right say only "as cold as it goes": they give 1, no change.
+    """
+    if (probabilities.argmax(1) == truth).all():
+        return 1.0
+    logits = np.log(np.maximum(probabilities, SMALLEST))
+    aim = float(logits[np.arange(len(truth)), truth].mean())
+    low, high = 1 / HOTTEST, 1 / COLDEST
+    for _ in range(60):
+        middle = (low + high) / 2
+        expected = float((tempered(probabilities, 1 / middle) * logits).sum(1).mean())
+        low, high = (middle, high) if expected < aim else (low, middle)
+    return 2 / (low + high)
+
+
+def isotonic(scores: Values, right: Sequence[bool] | npt.NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
+    """Return the non-decreasing map from scores to shares of right answers with the least squared error.
+
+    Pool adjacent violators (Ayer et al. 1955): neighbours out of order are replaced by their mean until none is. The
+    pairs are the ends of each level, so that straight lines between them are the map.
+    """
+    order, place = np.unique(np.asarray(scores, np.float64), return_inverse=True)
+    weight = np.bincount(place).astype(float)
+    share = np.bincount(place, np.asarray(right, np.float64)) / weight
+    levels: list[list[float]] = []  # value, weight, first, last
+    for i, (value, rows) in enumerate(zip(share, weight, strict=True)):
+        levels.append([value, rows, i, i])
+        while len(levels) > 1 and levels[-2][0] >= levels[-1][0]:
+            late, early = levels.pop(), levels.pop()
+            rows_both = early[1] + late[1]
+            levels.append([(early[0] * early[1] + late[0] * late[1]) / rows_both, rows_both, early[2], late[3]])
+    ends = [(float(order[int(at)]), float(value)) for value, _, first, last in levels for at in {first, last}]
+    return tuple(sorted(ends))
+
+
+def interpolated(thresholds: Sequence[tuple[float, float]], scores: Array) -> Array:
+    """Apply the map of `isotonic`; scores outside its range get the value at its end."""
+    at, value = zip(*thresholds, strict=True)
+    result: Array = np.interp(scores, at, value)
+    return result
+
+
+# Measuring
+
+
+class Bin(NamedTuple):
+    """Rows of similar confidence: their mean confidence, and the share that is right with its 95 % interval."""
+
+    rows: int
+    confidence: float
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationError:
+    """Expected calibration error with its 95 % interval, and what perfect calibration would show on as many rows.
+
+    `expected` is the mean error if every answer were right with exactly its confidence: the error is never negative, so
+    chance alone puts it above zero. `p` is the share of such draws with an error as large as the one found.
+    """
+
+    value: float
+    low: float
+    high: float
+    expected: float
+    p: float
+
+
+def reliability(confidence: Values, right: Values, bins: int = BINS) -> list[Bin]:
+    """Return the bins of the reliability plot: equal widths over [0, 1], empty ones left out."""
+    chances, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    place = _places(chances, bins)
+    found = []
+    for number in range(bins):
+        inside = place == number
+        rows = int(inside.sum())
+        if rows:
+            interval = wilson(round(hits[inside].sum()), rows)
+            found.append(Bin(rows, float(chances[inside].mean()), float(hits[inside].mean()), *interval))
+    return found
+
+
+def calibration_error(
+    confidence: Values, right: Values, *, bins: int = BINS, seed: int = 0, resamples: int = RESAMPLES
+) -> CalibrationError:
+    """Return the expected calibration error: |accuracy - confidence| over equal-width bins, weighted by their rows.
+
+    The definition is that of Guo et al. The interval is the basic bootstrap's (2 e - quantile), which takes away the
+    upward bias that resampling adds, cut off at 0. `expected` and `p` come from drawing right and wrong by the
+    confidences themselves (Vaicenavicius et al., Evaluating model calibration in classification, AISTATS 2019).
+
+    Raises:
+        ValueError: there are no rows, or a confidence is outside [0, 1].
+    """
+    chances, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    if not len(chances) or len(chances) != len(hits):
+        raise ValueError(f"need as many confidences as answers, got {len(chances)} and {len(hits)}")
+    rows = len(chances)
+    members = np.eye(bins)[_places(chances, bins)]  # [rows, bins]
+    gaps = members * (hits - chances)[:, None]
+    value = float(np.abs(gaps.sum(0)).sum()) / rows
+    random = np.random.default_rng(seed)
+    again = np.empty(resamples)
+    perfect = np.empty(resamples)
+    for i in range(resamples):
+        again[i] = np.abs(random.multinomial(rows, np.full(rows, 1 / rows)) @ gaps).sum() / rows
+        drawn = (random.random(rows) < chances) - chances
+        perfect[i] = np.abs(drawn @ members).sum() / rows
+    late, early = np.quantile(again, [0.975, 0.025])
+    p = (1 + float((perfect >= value - 1e-12).sum())) / (1 + resamples)
+    return CalibrationError(value, max(0.0, 2 * value - late), max(0.0, 2 * value - early), float(perfect.mean()), p)
+
+
+def _places(confidence: Array, bins: int) -> npt.NDArray[np.intp]:
+    """Return each row's bin; bins are open at the left, (i/bins, (i+1)/bins], the first takes 0 as well."""
+    if ((confidence < 0) | (confidence > 1)).any():
+        raise ValueError("a confidence lies outside [0, 1]")
+    return np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
+
+
+# Abstaining
+
+
+class Selective(NamedTuple):
+    """What abstaining below a threshold gives.
+
+    Attributes:
+        threshold: least confidence of an answer that is given.
+        coverage: share of rows that are answered.
+        accuracy: share of the answered rows that are right; None where none is answered.
+        low, high: the accuracy's 95 % interval.
+        handled: share of all rows that were answered right, or abstained on and out of scope.
+    """
+
+    threshold: float
+    coverage: float
+    accuracy: float | None
+    low: float | None
+    high: float | None
+    handled: float
+
+
+def selective(confidence: Values, right: Values, threshold: float, out_of_scope: Sequence[bool] = ()) -> Selective:
+    """Return coverage and accuracy where answers below `threshold` are held back.
+
+    Args:
+        confidence: of every answer.
+        right: 1 for every answer that is right, else 0.
+        threshold: an answer with less confidence is held back.
+        out_of_scope: per row, whether it is right to abstain; empty for no such row.
+    """
+    chances, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    outside = np.asarray(out_of_scope, bool) if len(out_of_scope) else np.zeros(len(chances), bool)
+    kept = chances >= threshold
+    answered, correct = int(kept.sum()), round(hits[kept].sum())
+    handled = (correct + int((outside & ~kept).sum())) / len(chances)
+    if not answered:
+        return Selective(threshold, 0.0, None, None, None, handled)
+    low, high = wilson(correct, answered)
+    return Selective(threshold, answered / len(chances), correct / answered, low, high, handled)
+
+
+def coverage_curve(confidence: Values, right: Values) -> list[tuple[float, float, float]]:
+    """Return (threshold, coverage, accuracy of what is answered) for every threshold that changes something.
+
+    From the surest rows to all of them; rows of equal confidence come together. (El-Yaniv & Wiener, On the foundations
+    of noise-free selective classification, JMLR 11, 2010.)
+    """
+    chances, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    order = np.argsort(-chances, kind="stable")
+    chances, correct = chances[order], np.cumsum(hits[order])
+    last = np.append(chances[1:] != chances[:-1], True)
+    counts = np.flatnonzero(last) + 1
+    return [(float(chances[n - 1]), n / len(chances), float(correct[n - 1]) / n) for n in counts.tolist()]
+
+
+def threshold_for(confidence: Values, right: Values, accuracy: float) -> float | None:
+    """Return the lowest threshold at which the answers given are right with this share, or None where none is."""
+    found = [threshold for threshold, _, share in coverage_curve(confidence, right) if share >= accuracy]
+    return min(found, default=None)
+
+
+# What the report shows
+
+
+CURVE_POINTS = 200
+ACCURACIES = (0.9, 0.95, 0.99)
+
+
+def describe(
+    calibration: Confidence,
+    before: Values,
+    after: Values,
+    right: Values,
+    *,
+    fitted_on: int,
+    out_of_scope: Sequence[bool] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return what the report shows, as plain JSON values, measured on rows that the calibration was not fitted on.
+
+    Args:
+        calibration: what was fitted.
+        before: the decoder's own probability of its answer, per row.
+        after: the confidence, per row.
+        right: 1 for every right answer, else 0.
+        fitted_on: number of validation rows of the fit.
+        out_of_scope: per row, whether it is right to abstain.
+        seed: of the resampling.
+    """
+    curve = coverage_curve(after, right)
+    step = max(1, len(curve) // CURVE_POINTS)
+    shown = sorted({*range(0, len(curve), step), len(curve) - 1})
+    values: dict[str, Any] = {
+        "method": calibration.method,
+        "temperature": calibration.temperature if calibration.method == "temperature" else None,
+        "fitted_on": fitted_on,
+        "rows": len(np.asarray(after)),
+        "before": _error_values(before, right, seed),
+        "after": _error_values(after, right, seed),
+        "curve": [list(curve[i]) for i in shown],
+        "reaching": {f"{accuracy:g}": _reaching(after, right, accuracy) for accuracy in ACCURACIES},
+        "abstaining": None,
+    }
+    if calibration.abstain_below is not None:
+        chosen = selective(after, right, calibration.abstain_below, out_of_scope)
+        values["abstaining"] = {**chosen._asdict(), "out_of_scope": calibration.out_of_scope}
+    return values
+
+
+def _reaching(confidence: Values, right: Values, accuracy: float) -> dict[str, float] | None:
+    """Return the lowest threshold at which so many of the answers given are right, and the rows it answers."""
+    threshold = threshold_for(confidence, right, accuracy)
+    if threshold is None:
+        return None
+    return {"threshold": threshold, "coverage": selective(confidence, right, threshold).coverage}
+
+
+def _error_values(confidence: Values, right: Values, seed: int) -> dict[str, Any]:
+    error = calibration_error(confidence, right, seed=seed)
+    return {
+        "error": error.value, "low": error.low, "high": error.high, "expected": error.expected, "p": error.p,
+        "bins": [list(bin_) for bin_ in reliability(confidence, right)],
+    }  # fmt: skip

@@ -1,0 +1,177 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+from sklearn.isotonic import IsotonicRegression
+
+from rung.errors import ConfigError
+from rung.evaluation.confidence import (
+    Confidence,
+    calibration_error,
+    coverage_curve,
+    describe,
+    fit,
+    fit_temperature,
+    interpolated,
+    isotonic,
+    reliability,
+    selective,
+    tempered,
+    threshold_for,
+)
+
+
+def sampled(rows, labels, temperature, seed=0):
+    """Probabilities whose logits were sharpened: at this temperature they are the ones the truth was drawn from."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(rows, labels)) * 2
+    honest = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    truth = np.array([random.choice(labels, p=p) for p in honest])
+    return tempered(honest, 1 / temperature), truth
+
+
+def nll(probabilities, truth, temperature):
+    return -np.log(tempered(probabilities, temperature)[np.arange(len(truth)), truth]).mean()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_that_the_data_was_made_with_is_found(temperature):
+    probabilities, truth = sampled(4000, 5, temperature)
+    assert fit_temperature(probabilities, truth) == pytest.approx(temperature, rel=0.06)
+
+
+def test_the_temperature_minimizes_the_negative_log_likelihood_as_scipy_does():
+    from scipy.optimize import minimize_scalar
+
+    probabilities, truth = sampled(300, 7, 2.0, seed=3)
+    best = minimize_scalar(lambda t: nll(probabilities, truth, t), bounds=(0.1, 10), method="bounded").x
+    assert fit_temperature(probabilities, truth) == pytest.approx(best, rel=1e-4)
+
+
+def test_rows_that_are_all_right_change_nothing():
+    assert fit_temperature(np.array([[0.6, 0.4], [0.3, 0.7]]), np.array([0, 1])) == 1.0
+
+
+def test_a_temperature_stays_within_its_bounds():
+    sure_and_wrong = np.array([[1.0, 0.0]] * 9 + [[0.0, 1.0]])
+    assert fit_temperature(sure_and_wrong, np.array([1] * 5 + [0] * 5)) == pytest.approx(10.0)
+
+
+def test_tempered_by_hand():
+    assert tempered(np.array([[0.8, 0.2]]), 2.0) == pytest.approx(np.array([[2 / 3, 1 / 3]]))  # square roots: 2 to 1
+    assert tempered(np.array([[1.0, 0.0]]), 2.0)[0, 0] == pytest.approx(1.0)
+
+
+def test_isotonic_equals_scikit_learn():
+    random = np.random.default_rng(1)
+    scores = random.integers(0, 40, 500) / 40  # with ties
+    right = random.random(500) < scores**2
+    oracle = IsotonicRegression(out_of_bounds="clip").fit(scores, right)
+    asked = np.linspace(-0.2, 1.2, 301)
+    assert interpolated(isotonic(scores, right), asked) == pytest.approx(oracle.predict(asked), abs=1e-12)
+
+
+def test_isotonic_confidence_of_a_row():
+    fitted = Confidence("isotonic", thresholds=((0.2, 0.1), (0.6, 0.5), (0.8, 0.5)))
+    assert [fitted.of(p) for p in (0.0, 0.4, 0.7, 0.9)] == pytest.approx([0.1, 0.3, 0.5, 0.5])
+    assert fitted.scaled((0.9, 0.1)) == (0.9, 0.1)
+
+
+def test_isotonic_refuses_few_rows():
+    with pytest.raises(ConfigError) as caught:
+        fit("isotonic", [[0.9, 0.1]] * 999, [0] * 999)
+    assert caught.value.code == "too-few-rows"
+
+
+def test_isotonic_fits_the_answers_own_probability():
+    probabilities, truth = sampled(1500, 4, 2.0)
+    fitted = fit("isotonic", probabilities, truth)
+    chances = np.array([fitted.of(p) for p in probabilities.max(1)])
+    right = probabilities.argmax(1) == truth
+    assert chances.mean() == pytest.approx(right.mean(), abs=1e-9)  # least squares keeps the mean
+    assert (np.diff(chances[np.argsort(probabilities.max(1))]) >= -1e-12).all()
+
+
+def test_calibration_error_by_hand():
+    # bins of a tenth: (0.4, 0.5] holds two rows, accuracy 1/2, confidence 0.5; (0.8, 0.9] one row, right, 0.9
+    found = calibration_error([0.5, 0.5, 0.9], [1, 0, 1], bins=10)
+    assert found.value == pytest.approx((2 * 0.0 + 1 * 0.1) / 3)
+
+
+def test_bins_equal_those_of_scikit_learn():
+    random = np.random.default_rng(2)
+    chances = np.concatenate([random.random(400), np.arange(16) / 15])  # with values on the edges
+    right = random.random(416) < chances
+    accuracy, confidence = calibration_curve(right, chances, n_bins=15, strategy="uniform")
+    bins = reliability(chances, right)
+    assert [b.accuracy for b in bins] == pytest.approx(accuracy)
+    assert [b.confidence for b in bins] == pytest.approx(confidence)
+    by_hand = sum(b.rows * abs(b.accuracy - b.confidence) for b in bins) / 416
+    assert calibration_error(chances, right).value == pytest.approx(by_hand)
+
+
+def test_perfect_calibration_is_not_called_an_error():
+    random = np.random.default_rng(4)
+    chances = random.random(600)
+    found = calibration_error(chances, random.random(600) < chances)
+    assert found.p > 0.05
+    assert found.low <= 0.02
+    assert found.expected == pytest.approx(found.value, abs=0.02)
+
+
+def test_overconfidence_is_found_and_its_size_covered():
+    random = np.random.default_rng(5)
+    true = random.random(2000) * 0.6 + 0.1
+    found = calibration_error(true + 0.3, random.random(2000) < true)
+    assert found.p < 0.001
+    assert found.low <= 0.3 <= found.high
+
+
+def test_the_interval_covers_the_true_error_in_most_draws():
+    # every row is 0.1 too sure, so the true error is 0.1
+    covered = 0
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        true = random.random(300) * 0.5 + 0.3
+        found = calibration_error(true + 0.1, random.random(300) < true, bins=5, resamples=300, seed=seed)
+        covered += found.low <= 0.1 <= found.high
+    assert covered >= 53
+
+
+def test_a_confidence_outside_the_unit_interval_is_refused():
+    with pytest.raises(ValueError, match="outside"):
+        calibration_error([1.2], [1])
+
+
+def test_coverage_by_hand():
+    chances, right = [0.9, 0.8, 0.8, 0.4], [1, 0, 1, 0]
+    assert coverage_curve(chances, right) == [(0.9, 0.25, 1.0), (0.8, 0.75, pytest.approx(2 / 3)), (0.4, 1.0, 0.5)]
+    assert threshold_for(chances, right, 0.6) == 0.8
+    assert threshold_for(chances, right, 1.0) == 0.9
+    assert threshold_for([0.5], [0], 0.5) is None
+
+
+def test_abstaining_by_hand():
+    found = selective([0.9, 0.8, 0.3, 0.2], [1, 0, 1, 0], 0.5, [False, False, False, True])
+    assert (found.coverage, found.accuracy, found.handled) == (0.5, 0.5, 0.5)
+    assert found.low < 0.5 < found.high
+    assert selective([0.1], [1], 0.5)[1:] == (0.0, None, None, None, 0.0)
+
+
+def test_what_the_report_shows():
+    probabilities, truth = sampled(800, 4, 3.0)
+    fitted = Confidence(temperature=fit_temperature(probabilities, truth), abstain_below=0.5)
+    right = (probabilities.argmax(1) == truth).astype(float)
+    told = describe(
+        fitted, probabilities.max(1), tempered(probabilities, fitted.temperature).max(1), right, fitted_on=9
+    )
+    assert told["before"]["error"] > 0.15
+    assert told["after"]["error"] < 0.05
+    assert told["curve"][-1][1:] == [1.0, pytest.approx(right.mean())]
+    assert told["abstaining"]["accuracy"] > right.mean()
+    reached = told["reaching"]["0.9"]
+    assert reached["threshold"] == threshold_for(tempered(probabilities, fitted.temperature).max(1), right, 0.9)
+    assert 0 < reached["coverage"] < 1
+    assert 0 < told["abstaining"]["coverage"] < 1
+    assert not any(math.isnan(v) for v in told["abstaining"].values() if isinstance(v, float))
