@@ -163,6 +163,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Write a value of the type that the message names; `rung rungs NAME` lists the defaults.",
         "rungs: {lora: {rank: 8}}",
     ),
+    "bad-size": Explanation(
+        "A size is not a number with a unit.",
+        "A misread size would list models that do not fit.",
+        "Write memory as 16GB or 512MB, and a context as 32k or 32768.",
+        "rung models search --memory 16GB --context 32k",
+    ),
     "bad-store": Explanation(
         "The place of the store is neither a file nor the URL of a database that is supported.",
         "Interactions and corrections must be kept where they were meant to be.",
@@ -535,6 +541,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Pickled objects can run code while they are loaded.",
         "Remove the file if safetensors weights lie beside it, convert it in a place that you trust, "
         "or choose a repository with safetensors.",
+    ),
+    "network-off": Explanation(
+        "A command that asks the network was given while the network is switched off.",
+        "Without asking, the answer would be an old one in the guise of a new one.",
+        "Unset RUNG_OFFLINE and HF_HUB_OFFLINE, or leave the option out: what is known already is used.",
+        "env -u HF_HUB_OFFLINE rung models search --refresh",
     ),
     "no-chat-template": Explanation(
         "The model has no chat template where one is needed.",
@@ -962,6 +974,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Rows are measured on validation or test.",
         "Choose one of the two.",
         "rung eval ARTIFACT --split test",
+    ),
+    "unknown-task-kind": Explanation(
+        "`rung models search` does not know the task.",
+        "Published scores are sorted by what a task is about; a guess would sort them wrongly.",
+        "Name one of the listed tasks, or leave --task out.",
+        "rung models search --task summarization --memory 16GB",
     ),
     "unreadable-file": Explanation(
         "A file cannot be read.",

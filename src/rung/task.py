@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -162,6 +162,21 @@ class Confidence(_Strict):
         return self
 
 
+class Needs(_Strict):
+    """What only people know of the task; the decision guide asks for it, and nothing else reads it."""
+
+    facts_change: Literal["never", "yearly", "monthly", "weekly", "daily"] | None = Field(
+        None, description="How often the facts that answers rest on change."
+    )
+    knowledge: bool | None = Field(None, description="Whether answers need facts that are not in the input.")
+    style: bool | None = Field(None, description="Whether answers must keep to a tone or format of their own.")
+    reasoning: bool | None = Field(None, description="Whether it takes several steps of calculation or logic.")
+    latency_ms: Count | None = Field(None, description="Longest time for one answer, in milliseconds.")
+    rows_per_day: Count | None = Field(None, description="Answers wanted a day.")
+    privacy: Literal["local", "any"] | None = Field(None, description="Whether data may leave this machine.")
+    failures: int | None = Field(None, ge=0, description="Failures collected so far, with their corrections.")
+
+
 class Constraints(_Strict):
     """What the climb must keep to."""
 
@@ -211,6 +226,7 @@ class Task(_Strict):
         description="Settings of rungs, over their defaults; `rung rungs` lists them.",
         examples=[{"lora": {"rank": 8, "learning_rate": "auto"}}],
     )
+    needs: Needs | None = Field(None, description="What the decision guide cannot see: `rung advise` asks for it.")
     confidence: Confidence | None = Field(
         None, description="Fit the recommended artifact's confidence, and measure it; for kind category."
     )
@@ -393,7 +409,9 @@ def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """Return the keys that are allowed at `path`."""
     for part in path:
         annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        sections = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+        found = next((one for one in sections if issubclass(one, BaseModel)), None)
+        if found is None:
             return []
-        model = annotation
+        model = found
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import artifacts, climbs, confidence, exports, failures, improve, machine, models, tasks, tuning
+from rung.cli import advise, artifacts, climbs, confidence, exports, failures, improve, machine, models, tasks, tuning
 from rung.errors import RungError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 tasks.register(app)
+advise.register(app)
 climbs.register(app)
 tuning.register(app)
 artifacts.register(app)

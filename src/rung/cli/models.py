@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated, Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rung.cli.options import Json, Offline, Quiet, print_json, progress
+from rung.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rung.machine import Machine
+    from rung.models.open_models import Found, Wanted
 
 app = typer.Typer(help="Base models: what is there, where from, and where it lies.", no_args_is_help=True)
 
@@ -48,6 +56,7 @@ def list_models(json: Json = False) -> None:
             f"{model['reference']:17} {model['name']:22} {_count(model['parameters']):>6}  {state:10}  {model['about']}"
         )
     typer.echo("Any Hub id, local folder or .gguf file is a model too: rung models show org/name")
+    typer.echo("Open models by task, language, licence and memory: rung models search --task summarization")
 
 
 @app.command()
@@ -95,6 +104,123 @@ def path(reference: Reference) -> None:
     if not is_cached(reference):
         raise ModelError("model-not-cached", f"{reference} was not pulled yet", hint=f"rung models pull {reference}")
     typer.echo(resolve(reference).folder)
+
+
+@app.command()
+def search(
+    task: Annotated[str | None, typer.Option(help="What for: summarization, extraction, ...")] = None,
+    language: Annotated[str | None, typer.Option(help="A language code its maker lists, such as de.")] = None,
+    licence: Annotated[str | None, typer.Option(help="permissive, or an identifier such as mit.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory to run in, such as 16GB.")] = None,
+    context: Annotated[str | None, typer.Option(help="Tokens to read at least, such as 32k.")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask the Hub for newer facts first.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """List open models that suit, by their published facts, with memory and speed for this machine."""
+    from rung.machine import this_machine
+    from rung.models import open_models
+
+    wanted = open_models.Wanted(_task(task), language, licence, _size(memory, "--memory"), _size(context, "--context"))
+    if refresh:
+        _refresh(quiet)
+    found, machine = open_models.search(wanted), this_machine()
+    if json:
+        print_json(
+            {
+                "wanted": asdict(wanted),
+                "models": [open_models.as_dict(model, machine) for model in found.suitable],
+                "unknown": [{"id": model.id, "fact": fact} for model, fact in found.unknown],
+            }
+        )
+    else:
+        _print_found(found, wanted, machine)
+
+
+def _task(name: str | None) -> str | None:
+    from rung.models.open_models import TASKS
+
+    if name is not None and name not in TASKS:
+        near = get_close_matches(name, TASKS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TASKS)}"
+        raise ConfigError("unknown-task-kind", f"no task is named {name!r}", hint=hint)
+    return name
+
+
+def _size(text: str | None, option: str) -> int | None:
+    from rung.models.open_models import bytes_of, tokens_of
+
+    if text is None:
+        return None
+    size = (bytes_of if option == "--memory" else tokens_of)(text)
+    if size is None or size <= 0:
+        example = "16GB" if option == "--memory" else "32k"
+        raise ConfigError("bad-size", f"{option} {text!r} is no size", hint=f"write {option} {example}")
+    return size
+
+
+def _refresh(quiet: bool) -> None:
+    from datetime import UTC, datetime
+
+    from rung.models import open_models
+
+    count, failures = open_models.refresh(datetime.now(UTC).date().isoformat(), progress=progress(quiet))
+    sys.stderr.write(f"{count} models refreshed from the Hub\n")
+    for failure in failures:
+        sys.stderr.write(f"not refreshed: {failure}\n")
+
+
+def _print_found(found: Found, wanted: Wanted, machine: Machine) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from rung.models.open_models import TASKS
+
+    benchmarks = TASKS[wanted.task] if wanted.task else ("IFEval", "MMLU")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for name in ("size", "context", "fits in", "bf16", "int4", "tokens/s", *benchmarks):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("licence", overflow="fold")
+    for model in found.suitable:
+        needed, speed = model.memory(), model.tokens_per_second(machine)
+        scores = [model.score(name) for name in benchmarks]
+        table.add_row(
+            model.id,
+            _count(model.parameters) if model.parameters else "unknown",
+            "unknown" if model.context is None else _tokens(model.scaled_context or model.context),
+            model.fits(wanted.memory or machine.memory_bytes) or "-",
+            *(f"{needed[name] / 1e9:.1f} GB" if needed else "unknown" for name in ("bf16", "int4")),
+            f"{speed:,.0f}" if speed and speed >= 10 else f"{speed:.1f}" if speed else "unknown",
+            *(f"{score.value:.1f}" if score else "-" for score in scores),
+            f"{model.licence or 'unknown'}{', gated' if model.access == 'gated' else ''}",
+        )
+    console = Console()
+    console.print(table)
+    for line in _notes(found, wanted, machine):
+        console.print(line, highlight=False, markup=False, style="dim")
+
+
+def _notes(found: Found, wanted: Wanted, machine: Machine) -> Iterator[str]:
+    if not found.suitable:
+        yield "no model of the catalogue is known to suit"
+    for fact in dict.fromkeys(fact for _, fact in found.unknown):
+        names = ", ".join(model.id for model, missing in found.unknown if missing == fact)
+        yield f"{fact} not known, so left out: {names}"
+    limit = wanted.memory or machine.memory_bytes
+    yield (
+        f"fits in: the finest precision whose weights and 1 GiB of room fit into {limit / 1e9:.0f} GB; "
+        "tokens/s: prompt tokens in fp32, foreseen from this machine's measured rate"
+    )
+    yield (
+        "Scores are those that makers published, in their own settings (--json names source and date): "
+        "`model: [a, b]` in a task compares models on its rows."
+    )
+
+
+def _tokens(context: int) -> str:
+    return f"{context // 1024}k" if context >= 1024 else str(context)
 
 
 def _count(parameters: int) -> str:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import rung
+from rung.advice import advise
 from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
 from rung.climbing.confidence import can_be_fitted, fit_confidence, measure_confidence
@@ -342,6 +343,7 @@ def _confirm(state: _Climb, survivors: Sequence[str]) -> ClimbResult:
         data=state.data.report.as_dict(),
         notes=notes,
         confidence=confidence,
+        advice=advise(state.task, state.data, state.machine).as_dict(),
     )
 
 

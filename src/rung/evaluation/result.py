@@ -87,8 +87,8 @@ class ClimbResult:
     """The whole climb.
 
     `decision` is the recommendation in one sentence, with its numbers; `confidence` is what
-    `rung.evaluation.confidence.describe` says of the recommended artifact, where the task asks for it; `notes` are what
-    else its reader has to know.
+    `rung.evaluation.confidence.describe` says of the recommended artifact, where the task asks for it; `advice` is what
+    the decision guide expected before the climb; `notes` are what else its reader has to know.
     """
 
     task: str
@@ -107,6 +107,7 @@ class ClimbResult:
     data: dict[str, Any]
     notes: tuple[str, ...] = ()
     confidence: dict[str, Any] | None = None
+    advice: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

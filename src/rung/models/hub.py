@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from rung.errors import ModelError
 from rung.models.cache import offline
@@ -47,6 +48,51 @@ def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET
         ) from failed
     progress.finish()
     return folder
+
+
+def check_online(what: str) -> None:
+    """Make sure that the Hub may be asked.
+
+    Raises:
+        ModelError: the network is switched off.
+    """
+    if offline():
+        raise ModelError(
+            "network-off", f"{what} cannot be fetched: the network is switched off",
+            hint="unset RUNG_OFFLINE and HF_HUB_OFFLINE",
+        )  # fmt: skip
+
+
+def facts(name: str) -> dict[str, Any]:
+    """Return what the Hub says of a model: parameters, licence, languages, access; None for what it does not say.
+
+    Raises:
+        ModelError: huggingface-hub is missing, or the Hub does not know the model or does not answer.
+    """
+    try:
+        from httpx import HTTPError
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    except ImportError as missing:
+        raise _missing(missing) from missing
+    try:
+        found = HfApi().model_info(name, expand=["safetensors", "cardData", "gated"], timeout=20)
+    except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError, OSError) as failed:
+        why = (str(failed).strip() or type(failed).__name__).splitlines()[0]
+        raise ModelError(
+            "download-failed", f"{name}: the Hub does not tell: {why}", hint="check the name and the network"
+        ) from failed
+    card = found.card_data
+    languages = None if card is None else card.get("language")
+    licence = None if card is None else card.get("license")
+    if licence == "other":
+        licence = card.get("license_name") if card is not None else None
+    return {
+        "parameters": None if found.safetensors is None else found.safetensors.total,
+        "licence": licence,
+        "languages": [languages] if isinstance(languages, str) else languages,
+        "access": None if found.gated is None else "gated" if found.gated else "open",
+    }
 
 
 def cached(name: str, revision: str | None = None) -> Path | None:

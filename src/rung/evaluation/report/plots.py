@@ -156,8 +156,8 @@ def reliability_svg(result: ClimbResult) -> str | None:
             for rows, confidence, accuracy, low, high in told["bins"]:
                 axes.plot([confidence, confidence], [low, high], color=colour, linewidth=1.2, alpha=0.7)
                 axes.plot(confidence, accuracy, "o", color=colour, markersize=3 + 7 * (rows / most) ** 0.5)
-            axes.set_xlim(0, 1)
-            axes.set_ylim(0, 1.02)
+            axes.set_xlim(0, 1.03)
+            axes.set_ylim(0, 1.03)
             axes.set_xlabel(f"confidence {name} fitting")
             axes.set_title(f"error {100 * told['error']:.1f} %", fontsize=10)
             axes.grid(alpha=0.2)

@@ -90,7 +90,10 @@ def confidence_lines(told: Mapping[str, Any]) -> list[str]:
                 "of them right"
             )
         if chosen["out_of_scope"] is not None:
-            text += f"; {100 * chosen['handled']:.1f} % answered right, or abstained on and {chosen['out_of_scope']}"
+            text += (
+                f"; {100 * chosen['handled']:.1f} % of all rows were handled right: answered so, or abstained on where "
+                f"the label is {chosen['out_of_scope']}"
+            )
         lines.append(text)
     return lines
 

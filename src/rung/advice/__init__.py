@@ -1,0 +1,100 @@
+"""The decision guide: what rules expect of every technique, with reasons and sources, before anything is measured.
+
+Nothing here is downloaded or run; a climb measures what the rules only expect, and the reports show both side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rung.advice.facts import Facts, gather
+from rung.advice.rules import Effect, Expect, Step, walk
+from rung.data.types import Data
+from rung.machine import Machine, this_machine
+from rung.task import Task
+
+__all__ = ["Advice", "Expectation", "advise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What the rules expect of one rung: that it helps, that it does not, or neither; and every reason given."""
+
+    rung: str
+    family: str
+    expect: Expect
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The guide's path for one task, and what it expects of every rung."""
+
+    task: str
+    steps: tuple[Step, ...]
+    expectations: tuple[Expectation, ...]
+
+    @property
+    def open_questions(self) -> tuple[str, ...]:
+        """Keys of the task file that would answer what is unknown."""
+        return tuple(dict.fromkeys(step.ask for step in self.steps if step.answer == "unknown" and step.ask))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        steps = [{**asdict(step), "source": step.source and step.source._asdict()} for step in self.steps]
+        return {
+            "task": self.task,
+            "steps": steps,
+            "expectations": [asdict(one) for one in self.expectations],
+            "open_questions": list(self.open_questions),
+        }
+
+
+def advise(task: Task, data: Data | None = None, machine: Machine | None = None) -> Advice:
+    """Walk the guide for a task.
+
+    Args:
+        task: the task.
+        data: its rows, where they were read already.
+        machine: what runs it; this machine by default.
+    """
+    facts = gather(task, data or task.read(), machine or this_machine())
+    steps = tuple(walk(facts))
+    families = _families(task)
+    expectations = tuple(_expectation(name, family, steps, facts) for name, family in families.items())
+    return Advice(task.name, steps, expectations)
+
+
+def _families(task: Task) -> Mapping[str, str]:
+    from rung.rungs import RUNGS
+
+    families = {"zero-shot": "prompting"}
+    for name, make in RUNGS.items():
+        families[name] = make(task, 0).family
+    return families
+
+
+def _expectation(name: str, family: str, steps: tuple[Step, ...], facts: Facts) -> Expectation:
+    """Gather what the steps say of one rung."""
+    if name == "zero-shot":
+        return Expectation(name, family, "unknown", ("the incumbent that every rung is measured against",))
+    if name == "system-prompt" and not facts.system:
+        return Expectation(name, family, "not", ("`system` is not set",))
+    said = [effect for step in steps for effect in _about(name, family, step)]
+    return Expectation(name, family, _verdict(said), tuple(e.reason for e in said) or ("no rule speaks of it",))
+
+
+def _about(name: str, family: str, step: Step) -> list[Effect]:
+    """Return what a step says of a rung: by its name where it does, else by its family's."""
+    named = [effect for effect in step.effects if name in effect.rungs]
+    return named or [effect for effect in step.effects if family in effect.rungs]
+
+
+def _verdict(said: list[Effect]) -> Expect:
+    """Return what all effects agree on; unknown where they do not. What excludes a rung is the last word."""
+    if any(effect.excludes for effect in said):
+        return "not"
+    verdicts = {effect.expect for effect in said}
+    return verdicts.pop() if len(verdicts) == 1 else "unknown"

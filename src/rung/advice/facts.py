@@ -1,0 +1,113 @@
+"""What the decision guide knows before anything is downloaded or run: task file, rows, model and machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from urllib.parse import urlsplit
+
+from rung.data.types import Data
+from rung.machine import Machine
+from rung.models.reference import is_endpoint
+from rung.task import Needs, Task
+
+CHARACTERS_PER_TOKEN = 4  # of English text under usual vocabularies
+DEMONSTRATIONS = 5  # shown at once, as the few-shot rungs do
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of the task's model.
+
+    Attributes:
+        reference: as the task file writes it.
+        endpoint: whether it is behind an API.
+        remote: whether that API is on another machine.
+        parameters, context: None where nothing tells them without a download.
+    """
+
+    reference: str
+    endpoint: bool
+    remote: bool
+    parameters: int | None
+    context: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the rules look at. Token counts are estimates from characters, the longest of 20 rows left out."""
+
+    kind: str
+    labels: int
+    train: int
+    rows_per_label: float
+    described: bool
+    system: bool
+    documents: int
+    input_tokens: int
+    output_tokens: int
+    model: ModelFacts
+    machine: Machine
+    needs: Needs
+
+    @property
+    def few_shot_tokens(self) -> int:
+        """Tokens of a prompt with demonstrations, the answer included."""
+        return (DEMONSTRATIONS + 1) * (self.input_tokens + self.output_tokens)
+
+    @property
+    def few_shot_seconds(self) -> float | None:
+        """Expected time of one such prediction on this machine; None for endpoints and unknown models."""
+        if self.model.parameters is None or self.model.endpoint:
+            return None
+        return self.machine.inference_seconds(2 * self.model.parameters * self.few_shot_tokens)
+
+
+def gather(task: Task, data: Data, machine: Machine) -> Facts:
+    """Collect the facts of a task. Nothing is downloaded and no weights are read."""
+    counts = Counter(row.outputs[0] for row in data.train) if data.labels else Counter()
+    return Facts(
+        kind=task.output.kind,
+        labels=len(data.labels),
+        train=len(data.train),
+        rows_per_label=median(counts.values()) if counts else 0.0,
+        described=bool(task.output.descriptions),
+        system=task.system is not None,
+        documents=len(data.text),
+        input_tokens=_tokens([" ".join(map(str, row.inputs.values())) for row in data.train]),
+        output_tokens=_tokens([row.outputs[0] for row in data.train]),
+        model=model_facts(task.model),
+        machine=machine,
+        needs=task.needs or Needs(),
+    )
+
+
+def model_facts(reference: str) -> ModelFacts:
+    """Return what the catalogues, or a model's own folder, tell of a model."""
+    from rung.models import catalogue, open_models
+    from rung.models.reference import resolve
+
+    if is_endpoint(reference):
+        return ModelFacts(reference, True, not _is_loopback(reference), None, None)
+    if (embedded := catalogue.find(reference)) is not None:
+        return ModelFacts(reference, False, False, embedded.parameters, embedded.context)
+    if (known := open_models.find(reference)) is not None:
+        return ModelFacts(reference, False, False, known.parameters, known.context)
+    if Path(reference).expanduser().is_dir():
+        files = resolve(reference)
+        return ModelFacts(reference, False, False, files.parameters, files.context)
+    return ModelFacts(reference, False, False, None, None)
+
+
+def _is_loopback(reference: str) -> bool:
+    return urlsplit(reference).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _tokens(texts: list[str]) -> int:
+    """Return the 95th percentile of the lengths in tokens, at least 1."""
+    if not texts:
+        return 1
+    lengths = sorted(map(len, texts))
+    return max(1, round(lengths[round(0.95 * (len(lengths) - 1))] / CHARACTERS_PER_TOKEN))

@@ -1,0 +1,363 @@
+"""The rules of the decision guide: each asks one question, answers it from the facts, and says what follows.
+
+A rule never decides: it says what to expect of which techniques, and why. The climb measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from rung.advice import sources
+from rung.advice.facts import DEMONSTRATIONS, Facts
+from rung.advice.sources import Source
+
+YesNo = Literal["yes", "no", "unknown"]
+Expect = Literal["help", "not", "unknown"]
+
+FEW_ROWS, FEW_PER_LABEL = 100, 8
+THOUSAND = 1000
+SMALL_MODEL = 1_000_000_000
+REASONING_MODEL = 1_500_000_000
+OFTEN = 10_000  # answers a day from which a shorter prompt pays for training
+
+# Families of rungs, and single rungs where they differ from their family.
+TUNING = ("parameter-efficient", "partial", "full")
+TRAINED = (*TUNING, "soft prompts", "features")
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What to expect of some rungs: names, or families of them. What `excludes` a rung outweighs all else."""
+
+    rungs: tuple[str, ...]
+    expect: Expect
+    reason: str
+    excludes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One question of the guide, answered.
+
+    Attributes:
+        key: short name.
+        question: what is asked.
+        answer: yes, no, or unknown where neither the task file nor the data tells.
+        observed: what the answer rests on.
+        yes, no: what either answer means, for the chart.
+        effects: what follows from the answer.
+        source: what the rule rests on, where it is not plain.
+        ask: the key of the task file that would answer an unknown.
+    """
+
+    key: str
+    question: str
+    answer: YesNo
+    observed: str
+    yes: str
+    no: str
+    effects: tuple[Effect, ...]
+    source: Source | None
+    ask: str | None = None
+
+
+def walk(facts: Facts) -> Iterator[Step]:
+    """Yield every step of the guide, in the order of the chart."""
+    for rule in RULES:
+        yield rule(facts)
+
+
+def _answer(value: bool | None) -> YesNo:
+    return "unknown" if value is None else "yes" if value else "no"
+
+
+# The task
+
+
+def _labels(facts: Facts) -> Step:
+    yes = facts.kind == "category"
+    effects: tuple[Effect, ...] = (
+        Effect(("features",), "help", "a trained head on frozen features is strong for labels from few rows"),
+        Effect(("calibrate",), "help", "a model prefers some labels to every row; that preference is taken away"),
+    )
+    if facts.model.endpoint:
+        effects = (effects[0],)
+    no = (
+        Effect(("features",), "not", "a head answers categories only", excludes=True),
+        Effect(("calibrate",), "not", "only the likelihoods of a label set can be calibrated", excludes=True),
+    )
+    return Step(
+        "labels", "Is the answer one of a set of labels?", _answer(yes),
+        f"{facts.labels} labels" if yes else f"the output is of kind {facts.kind}",
+        "score the labels instead of writing them, calibrate, and train a head on frozen features",
+        "the model writes the answer: prompts, demonstrations, tuning",
+        effects if yes else no, sources.CALIBRATION if yes else sources.FROZEN_FEATURES,
+    )  # fmt: skip
+
+
+def _reasoning(facts: Facts) -> Step:
+    needed, size = facts.needs.reasoning, facts.model.parameters
+    effects: tuple[Effect, ...] = ()
+    thoughts = ("chain-of-thought", "self-consistency")
+    if needed is False or (needed is None and facts.kind == "category"):
+        effects = (Effect(thoughts, "not", "writing steps down pays on mathematics and logic, and hardly elsewhere"),)
+    elif needed and size is not None and size < REASONING_MODEL:
+        effects = (Effect(thoughts, "not", "small models gain nothing by writing steps down"),)
+    elif needed:
+        effects = (Effect(thoughts, "help", "several steps of calculation or logic go better written down"),)
+    return Step(
+        "reasoning", "Does it take several steps of calculation or logic?", _answer(needed),
+        "needs.reasoning" if needed is not None else "",
+        "have the steps written down, if the model is large enough", "answer at once",
+        effects, sources.REASONING_SCALE if needed else sources.REASONING, "needs.reasoning",
+    )  # fmt: skip
+
+
+def _style(facts: Facts) -> Step:
+    needed = facts.needs.style
+    effects: tuple[Effect, ...] = ()
+    if needed:
+        effects = (
+            Effect(TUNING, "help", "tone and format are learnt from examples more firmly than from instructions"),
+            Effect(("in-context",), "help", "demonstrations show the tone and the format"),
+        )
+    return Step(
+        "style", "Must answers keep to a tone or format of their own?", _answer(needed),
+        "needs.style" if needed is not None else "",
+        "show it in demonstrations, and tune on it from some hundred rows on", "the instruction says enough",
+        effects, sources.THOUSAND, "needs.style",
+    )  # fmt: skip
+
+
+# The facts that answers rest on
+
+
+def _knowledge(facts: Facts) -> Step:
+    needed = facts.needs.knowledge
+    effects: tuple[Effect, ...] = ()
+    if needed:
+        effects = (
+            Effect(("retrieval",), "help", "what is not in the input can be looked up and put there"),
+            Effect(TUNING, "not", "facts are learnt from tuning badly; retrieval brings them more reliably"),
+        )
+    elif needed is False:
+        effects = (Effect(("retrieval",), "not", "everything that the answer needs stands in the input"),)
+    return Step(
+        "knowledge", "Does the answer need facts that are not in the input?", _answer(needed),
+        "needs.knowledge" if needed is not None else "",
+        "retrieve them from documents", "no documents are needed", effects, sources.INJECTION, "needs.knowledge",
+    )  # fmt: skip
+
+
+def _facts_change(facts: Facts) -> Step:
+    pace = facts.needs.facts_change
+    often = None if pace is None else pace in ("daily", "weekly", "monthly")
+    effects: tuple[Effect, ...] = ()
+    if often:
+        effects = (
+            Effect(("retrieval",), "help", f"facts change {pace}: an index is updated at once"),
+            Effect(TUNING, "not", f"facts change {pace}: what is trained in would be out of date"),
+        )
+    return Step(
+        "facts-change", "Do the facts change once a month or more often?", _answer(often),
+        f"needs.facts_change: {pace}" if pace else "",
+        "keep facts in an index, not in weights", "weights may hold them", effects, sources.RETRIEVAL,
+        "needs.facts_change",
+    )  # fmt: skip
+
+
+def _documents(facts: Facts) -> Step:
+    yes = facts.documents > 0
+    effects = (
+        (Effect(("domain-adaptation",), "help", "there is plain text of the domain to adapt the model to"),)
+        if yes
+        else (Effect(("domain-adaptation",), "not", "`data.text` names no text of the domain", excludes=True),)
+    )
+    return Step(
+        "documents", "Is there plain text of the domain?", _answer(yes), f"{facts.documents} documents in data.text",
+        "adapt the model to the domain first", "skip domain adaptation", effects, sources.DOMAIN,
+    )  # fmt: skip
+
+
+# The rows
+
+
+def _are_few(facts: Facts) -> bool:
+    return facts.train < FEW_ROWS or (facts.kind == "category" and facts.rows_per_label < FEW_PER_LABEL)
+
+
+def _few_rows(facts: Facts) -> Step:
+    few = _are_few(facts)
+    effects = (
+        (
+            Effect(("in-context",), "help", "a few rows are worth most when they are shown"),
+            Effect(TUNING, "not", "so few rows leave tuning to chance"),
+        )
+        if few
+        else (
+            Effect(("few-shot-knn", "few-shot-mmr"), "help", "rows like the one asked about can be found and shown"),
+            Effect(("in-context",), "unknown", "rows shown whatever is asked say less than near ones"),
+        )
+    )
+    observed = f"{facts.train:,} training rows"
+    if facts.kind == "category":
+        observed += f", {facts.rows_per_label:g} a label"
+    return Step(
+        "few-rows", f"Fewer than {FEW_ROWS} rows, or {FEW_PER_LABEL} a label?", _answer(few), observed,
+        "write a good prompt and show the rows", "show the nearest rows; training is worth measuring",
+        effects, sources.PROMPT_WORTH if few else sources.NEIGHBOURS,
+    )  # fmt: skip
+
+
+def _thousand(facts: Facts) -> Step:
+    failures = facts.needs.failures or 0
+    yes = facts.train >= THOUSAND or failures >= THOUSAND
+    effects: tuple[Effect, ...] = ()
+    if yes:
+        effects = (Effect(TUNING, "help", "about a thousand good rows are enough for tuning to pay"),)
+    elif not _are_few(facts):
+        effects = (Effect(TUNING, "unknown", f"{facts.train:,} rows: enough to try, too few to be sure that it pays"),)
+    return Step(
+        "thousand", "A thousand labelled rows, or failures collected?", _answer(yes),
+        f"{facts.train:,} training rows, {failures:,} failures", "tune: LoRA first",
+        f"collect failures; {THOUSAND - max(facts.train, failures):,} to go", effects, sources.THOUSAND,
+    )  # fmt: skip
+
+
+def _context(facts: Facts) -> Step:
+    context = facts.model.context
+    fits = None if context is None else facts.few_shot_tokens < context
+    observed = f"about {facts.few_shot_tokens:,} tokens with {DEMONSTRATIONS} demonstrations"
+    if context is not None:
+        observed += f", {context:,} read"
+    effects: tuple[Effect, ...] = ()
+    if fits is False:
+        effects = (
+            Effect(("in-context",), "not", f"{observed}: demonstrations do not fit beside the row", excludes=True),
+        )
+    return Step(
+        "context", "Do demonstrations fit the model's context?", _answer(fits), observed,
+        "demonstrations are possible", "tune instead, or choose a model with a longer context",
+        effects, sources.NEIGHBOURS, None if context is not None else "model",
+    )  # fmt: skip
+
+
+# Use
+
+
+def _latency(facts: Facts) -> Step:
+    limit, expected = facts.needs.latency_ms, facts.few_shot_seconds
+    exceeded = None if limit is None or expected is None else 1000 * expected > limit
+    effects: tuple[Effect, ...] = ()
+    if exceeded:
+        why = f"about {1000 * expected:,.0f} ms are expected, and {limit:,} allowed"  # type: ignore[operator]
+        effects = (
+            Effect(("in-context", "retrieval"), "not", f"long prompts are slow: {why}"),
+            Effect((*TUNING, "soft prompts"), "help", "a trained model needs no demonstrations in its prompt"),
+        )
+        if facts.kind == "category":
+            effects = (*effects, Effect(("features",), "help", "an encoder with a head answers in milliseconds"))
+    observed = "" if expected is None else f"about {1000 * expected:,.0f} ms a row with demonstrations"
+    return Step(
+        "latency", "Are long prompts too slow?", _answer(exceeded),
+        observed + (f", {limit:,} ms allowed" if limit else ""),
+        "put what demonstrations say into weights, or use a head", "long prompts are fast enough",
+        effects, sources.OPERATIONS, None if limit is not None else "needs.latency_ms",
+    )  # fmt: skip
+
+
+def _volume(facts: Facts) -> Step:
+    rows = facts.needs.rows_per_day
+    many = None if rows is None else rows >= OFTEN
+    effects: tuple[Effect, ...] = ()
+    if many:
+        effects = (
+            Effect((*TUNING, "soft prompts"), "help", "training is paid once, demonstrations with every answer"),
+        )
+    return Step(
+        "volume", f"{OFTEN:,} answers a day or more?", _answer(many), f"needs.rows_per_day: {rows:,}" if rows else "",
+        "training once is cheaper than long prompts for ever", "cost hardly matters", effects, sources.PEFT_CHEAPER,
+        "needs.rows_per_day",
+    )  # fmt: skip
+
+
+def _privacy(facts: Facts) -> Step:
+    local = None if facts.needs.privacy is None else facts.needs.privacy == "local"
+    effects: tuple[Effect, ...] = ()
+    if local and facts.model.remote:
+        why = f"data must stay here, and {facts.model.reference} is on another machine: choose a model of this one"
+        effects = (Effect(("prompting", "prompt-learning", "in-context", "retrieval"), "not", why, excludes=True),)
+    return Step(
+        "privacy", "Must the data stay on this machine?", _answer(local),
+        f"needs.privacy: {facts.needs.privacy}" if facts.needs.privacy else "",
+        "a model of this machine only: rung models search", "endpoints may be used as well",
+        effects, None, "needs.privacy",
+    )  # fmt: skip
+
+
+# The model and the machine
+
+
+def _endpoint(facts: Facts) -> Step:
+    yes = facts.model.endpoint
+    effects = (
+        Effect(
+            (*TUNING, "soft prompts", "llm-features"),
+            "not",
+            "the weights of an endpoint cannot be trained",
+            excludes=True,
+        ),
+    )
+    return Step(
+        "endpoint", "Is the model behind an endpoint?", _answer(yes), facts.model.reference,
+        "prompts, demonstrations and retrieval only", "its weights can be trained",
+        effects if yes else (), None,
+    )  # fmt: skip
+
+
+def _memory(facts: Facts) -> Step:
+    size, memory = facts.model.parameters, facts.machine.memory_bytes
+    if facts.model.endpoint or size is None:
+        enough, observed = None, "" if facts.model.endpoint else f"the size of {facts.model.reference} is not known"
+    else:
+        # fp32 weights; full tuning adds gradients and two moments
+        lora, full = 4 * size, 16 * size
+        enough = full < memory
+        observed = (
+            f"{full / 2**30:.1f} GiB to train all weights, {lora / 2**30:.1f} for adapters, {memory / 2**30:.1f} there"
+        )
+    effects: tuple[Effect, ...] = ()
+    if enough is False and size is not None:
+        effects = (Effect(("full",), "not", f"it takes {observed}", excludes=True),)
+        if 4 * size > memory:
+            why = f"the weights alone take {4 * size / 2**30:.1f} GiB of {memory / 2**30:.1f}"
+            adapters = tuple(name for name in TUNING if name != "full")
+            effects = (*effects, Effect((*adapters, "soft prompts"), "not", why, excludes=True))
+            effects = (*effects, Effect(("qlora",), "help", "a base in 4 bits takes an eighth of the memory"))
+    return Step(
+        "memory", "Does training all weights fit this machine's memory?", _answer(enough), observed,
+        "every method is possible", "train adapters, or on a base in 4 bits", effects, sources.QLORA,
+        "model" if size is None and not facts.model.endpoint else None,
+    )  # fmt: skip
+
+
+def _small(facts: Facts) -> Step:
+    size = facts.model.parameters
+    small = None if size is None else size < SMALL_MODEL
+    effects: tuple[Effect, ...] = ()
+    if small:
+        effects = (Effect(("soft prompts",), "not", "below a billion parameters soft prompts stay behind adapters"),)
+    return Step(
+        "small-model", "Has the model less than a billion parameters?", _answer(small),
+        "" if size is None else f"{size / 1e6:,.0f} million parameters",
+        "prefer adapters to soft prompts", "soft prompts are worth measuring", effects, sources.SOFT_PROMPT_SCALE,
+        "model" if size is None and not facts.model.endpoint else None,
+    )  # fmt: skip
+
+
+RULES: tuple[Callable[[Facts], Step], ...] = (
+    _labels, _reasoning, _style, _knowledge, _facts_change, _documents, _few_rows, _thousand, _context, _latency,
+    _volume, _privacy, _endpoint, _memory, _small,
+)  # fmt: skip

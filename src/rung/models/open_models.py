@@ -1,0 +1,293 @@
+"""Open models by their published facts: which of them suit a task, a language, a licence, a memory, a context.
+
+The facts are those of `open_models.yaml`, as their sources state them; what no source states is None, and a model is
+never listed as suitable by a fact that is not known. `refresh` asks the Hub for newer ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+
+from rung.errors import ModelError
+from rung.machine import Machine
+from rung.models.cache import cache_dir, write_atomically
+from rung.progress import QUIET, Progress
+
+Kind = Literal["language model", "sentence encoder"]
+
+PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "isc", "cc0-1.0", "unlicense"})
+PRECISIONS: Mapping[str, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}  # bytes a parameter
+ROOM = 2**30  # bytes beside the weights: activations and the cache of a few thousand tokens
+
+# What a task's order goes by, first benchmark first; the others are shown beside it.
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "chat": ("IFEval", "MMLU"),
+    "classification": ("IFEval", "MMLU", "MMLU-Pro"),
+    "code": ("HumanEval",),
+    "completion": ("MMLU", "MMLU-Pro"),
+    "extraction": ("IFEval",),
+    "question-answering": ("MMLU-Pro", "FACTS Grounding", "MMLU"),
+    "reasoning": ("GSM8K", "MATH", "MATH-500"),
+    "rewriting": ("IFEval",),
+    "similarity": (),
+    "sql": ("HumanEval", "Bird-SQL"),
+    "summarization": ("IFEval", "TLDR9+", "FACTS Grounding"),
+    "translation": ("MGSM", "WMT24++"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A published score in percent, how it was measured, who says so, and when."""
+
+    benchmark: str
+    value: float
+    setting: str
+    source: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenModel:
+    """One model of the Hub.
+
+    Attributes:
+        id: Hub id.
+        kind: language model or sentence encoder.
+        parameters: number of weights, where known.
+        context: tokens that it reads as published.
+        scaled_context: tokens that it reads with rope scaling, where its maker supports that.
+        languages: codes of the languages that its maker lists, or None where there is no list.
+        languages_stated: how many languages its maker speaks of, beyond the list.
+        licence: the Hub's identifier.
+        access: `open`, or `gated` where the Hub asks for an agreement first.
+        released: year and month.
+        source: where the facts are from.
+        scores: as published.
+        checked: the day on which the Hub was asked, for refreshed facts.
+    """
+
+    id: str
+    kind: Kind
+    parameters: int | None
+    context: int | None
+    scaled_context: int | None
+    languages: tuple[str, ...] | None
+    languages_stated: str
+    licence: str | None
+    access: str | None
+    released: str
+    source: str
+    scores: tuple[Score, ...] = ()
+    checked: str = ""
+
+    @property
+    def permissive(self) -> bool | None:
+        """Whether the licence allows any use; None where it is not known."""
+        return None if self.licence is None else self.licence in PERMISSIVE
+
+    def memory(self) -> dict[str, int] | None:
+        """Return bytes needed by precision: the weights, and room for activations."""
+        if self.parameters is None:
+            return None
+        return {name: round(self.parameters * size) + ROOM for name, size in PRECISIONS.items()}
+
+    def fits(self, limit: int) -> str | None:
+        """Return the finest precision that fits into `limit` bytes, or None."""
+        needed = self.memory() or {}
+        return next((name for name, size in needed.items() if size <= limit), None)
+
+    def tokens_per_second(self, machine: Machine) -> float | None:
+        """Return prompt tokens that `machine` is expected to read in a second, in fp32 on its processor."""
+        return None if self.parameters is None else 1 / machine.inference_seconds(2 * self.parameters)
+
+    def score(self, benchmark: str) -> Score | None:
+        """Return the published score on a benchmark, if there is one."""
+        return next((score for score in self.scores if score.benchmark == benchmark), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a model must have; None where it does not matter."""
+
+    task: str | None = None
+    language: str | None = None
+    licence: str | None = None
+    memory: int | None = None
+    context: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Models that suit, best published score first; and models that lack a fact to tell by, with the fact."""
+
+    suitable: tuple[OpenModel, ...]
+    unknown: tuple[tuple[OpenModel, str], ...]
+
+
+def load() -> tuple[OpenModel, ...]:
+    """Return all models, with refreshed facts where the Hub was asked."""
+    refreshed = _refreshed()
+    return tuple(replace(model, **refreshed[model.id]) if model.id in refreshed else model for model in _shipped())
+
+
+def find(reference: str) -> OpenModel | None:
+    """Return the model with this Hub id, a revision left aside."""
+    wanted = reference.partition("@")[0].lower()
+    return next((model for model in load() if model.id.lower() == wanted), None)
+
+
+def search(wanted: Wanted) -> Found:
+    """Return the models that have what is wanted.
+
+    A task sorts by the first benchmark of `TASKS`; without one, or without a score, larger models come first.
+    """
+    suitable, unknown = [], []
+    for model in load():
+        if (model.kind == "sentence encoder") != (wanted.task == "similarity"):
+            continue
+        verdicts = _verdicts(model, wanted)
+        missing = [name for name, verdict in verdicts.items() if verdict is None]
+        if not missing and all(verdicts.values()):
+            suitable.append(model)
+        elif missing and all(verdict is not False for verdict in verdicts.values()):
+            unknown.append((model, missing[0]))
+    return Found(tuple(sorted(suitable, key=lambda model: _order(model, wanted.task))), tuple(unknown))
+
+
+def _verdicts(model: OpenModel, wanted: Wanted) -> dict[str, bool | None]:
+    """Return for everything that is wanted whether the model has it; None where that is not known."""
+    verdicts: dict[str, bool | None] = {}
+    if wanted.language is not None:
+        verdicts["languages"] = None if model.languages is None else wanted.language in model.languages
+        if verdicts["languages"] is False and model.languages_stated:
+            verdicts["languages"] = None
+    if wanted.licence == "permissive":
+        verdicts["licence"] = model.permissive
+    elif wanted.licence is not None:
+        verdicts["licence"] = None if model.licence is None else model.licence == wanted.licence
+    if wanted.memory is not None:
+        verdicts["parameters"] = None if model.parameters is None else model.fits(wanted.memory) is not None
+    if wanted.context is not None:
+        reads = max((c for c in (model.context, model.scaled_context) if c is not None), default=None)
+        verdicts["context"] = None if reads is None else reads >= wanted.context
+    return verdicts
+
+
+def _order(model: OpenModel, task: str | None) -> tuple[Any, ...]:
+    first = TASKS[task][0] if task and TASKS[task] else ""
+    score = model.score(first)
+    return (score is None, -(score.value if score else 0.0), -(model.parameters or 0), model.id)
+
+
+# ---- the shipped file
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> tuple[OpenModel, ...]:
+    text = resources.files("rung.models").joinpath("open_models.yaml").read_text("utf-8")
+    return tuple(_model(entry) for entry in yaml.safe_load(text))
+
+
+def _model(entry: Mapping[str, Any]) -> OpenModel:
+    published = entry.get("scores", {"values": ()})
+    languages = entry.get("languages")
+    return OpenModel(
+        id=entry["id"],
+        kind=entry["kind"],
+        parameters=entry.get("parameters"),
+        context=entry.get("context"),
+        scaled_context=entry.get("scaled_context"),
+        languages=None if languages is None else tuple(languages),
+        languages_stated=entry.get("languages_stated", ""),
+        licence=entry.get("licence"),
+        access=entry.get("access"),
+        released=entry["released"],
+        source=entry["source"],
+        scores=tuple(
+            Score(one["benchmark"], one["value"], one.get("setting", ""), published["source"], published["date"])
+            for one in published["values"]
+        ),
+    )
+
+
+def as_dict(model: OpenModel, machine: Machine) -> dict[str, Any]:
+    """Return plain JSON values, with memory and speed."""
+    return {
+        **asdict(model),
+        "permissive": model.permissive,
+        "memory_bytes": model.memory(),
+        "prompt_tokens_per_second": model.tokens_per_second(machine),
+    }
+
+
+# ---- refreshing from the Hub
+
+
+def _refreshed() -> dict[str, dict[str, Any]]:
+    file = cache_dir() / "open_models.json"
+    if not file.is_file():
+        return {}
+    facts: dict[str, dict[str, Any]] = json.loads(file.read_text("utf-8"))
+    for values in facts.values():
+        if isinstance(values.get("languages"), list):
+            values["languages"] = tuple(values["languages"])
+    return facts
+
+
+def refresh(today: str, *, progress: Progress = QUIET) -> tuple[int, list[str]]:
+    """Ask the Hub for parameters, licence, languages and access of every model, and keep the answers in the cache.
+
+    Args:
+        today: the day to note.
+        progress: told of every model.
+
+    Returns:
+        How many were refreshed, and for every other one why not.
+
+    Raises:
+        ModelError: huggingface-hub is missing, or the network is switched off.
+    """
+    from rung.models import hub
+
+    facts, failures = dict(_refreshed()), []
+    hub.check_online("the facts of open models")
+    progress.start("asking the Hub", len(_shipped()))
+    for model in _shipped():
+        progress.advance()
+        try:
+            found = hub.facts(model.id)
+        except ModelError as error:
+            failures.append(str(error))
+            continue
+        facts[model.id] = {name: value for name, value in found.items() if value is not None} | {"checked": today}
+    progress.finish()
+    write_atomically(cache_dir() / "open_models.json", json.dumps(facts, indent=1, sort_keys=True))
+    return len(_shipped()) - len(failures), failures
+
+
+def bytes_of(text: str) -> int | None:
+    """Return the bytes of `16GB`, `16GiB`, `512MB` or a plain number; None where it is neither."""
+    return _with_unit(text, {"gib": 2**30, "gb": 10**9, "g": 10**9, "mib": 2**20, "mb": 10**6, "m": 10**6, "": 1})
+
+
+def tokens_of(text: str) -> int | None:
+    """Return the tokens of `32k`, `128K` or a plain number: thousands are of 1,024, as context sizes are counted."""
+    return _with_unit(text, {"k": 1024, "": 1})
+
+
+def _with_unit(text: str, units: Mapping[str, int]) -> int | None:
+    lowered = text.strip().lower().replace(",", "")
+    number = lowered.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = lowered[len(number) :].strip()
+    try:
+        return round(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        return None

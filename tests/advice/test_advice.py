@@ -1,0 +1,199 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from rung.advice import Advice, advise
+from rung.advice.facts import Facts, ModelFacts, gather, model_facts
+from rung.advice.rules import RULES, walk
+from rung.advice.runs import latest_run
+from rung.machine import Machine
+from rung.rungs import RUNGS
+from rung.task import Needs, Task
+
+MACHINE = Machine(2, 8 * 2**30, 100e9)
+EMBEDDED = ModelFacts("embedded", False, False, 134_515_008, 8192)
+
+
+@pytest.fixture
+def facts():
+    return Facts(
+        kind="category", labels=6, train=600, rows_per_label=100, described=False, system=False, documents=0,
+        input_tokens=20, output_tokens=2, model=EMBEDDED, machine=MACHINE, needs=Needs(),
+    )  # fmt: skip
+
+
+def step(facts, key):
+    return next(step for step in walk(facts) if step.key == key)
+
+
+def said(facts, key):
+    return {name: effect.expect for effect in step(facts, key).effects for name in effect.rungs}
+
+
+def test_facts_of_a_task(task, data):
+    found = gather(task, data, MACHINE)
+    assert (found.kind, found.labels, found.train, found.rows_per_label) == ("category", 6, 48, 8)
+    lengths = sorted(len(row.inputs["text"]) for row in data.train)
+    assert found.input_tokens == round(lengths[round(0.95 * 47)] / 4)
+    assert found.model == EMBEDDED
+
+
+def test_model_facts_need_no_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path))
+    assert model_facts("Qwen/Qwen2.5-7B-Instruct").parameters == 7_610_000_000
+    assert model_facts("org/none") == ModelFacts("org/none", False, False, None, None)
+    assert model_facts("http://localhost:8000/v1#m") == ModelFacts(
+        "http://localhost:8000/v1#m", True, False, None, None
+    )
+    assert model_facts("https://api.example.com/v1#m").remote
+
+
+def test_every_rule_answers_and_asks_for_what_it_cannot_know(facts):
+    steps = list(walk(facts))
+    assert len({step.key for step in steps}) == len(RULES) == 15
+    for one in steps:
+        assert one.answer in ("yes", "no", "unknown")
+        assert one.answer != "unknown" or one.ask
+        assert one.source is None or one.source.url.startswith("https://arxiv.org/abs/")
+    keys = {one.ask.removeprefix("needs.") for one in steps if one.ask and one.ask.startswith("needs.")}
+    assert keys == set(Needs.model_fields) - {"failures"}
+
+
+def test_rules_speak_of_rungs_and_families_that_exist_or_are_to_come(facts, task):
+    families = {make(task, 0).family for make in RUNGS.values()}
+    to_come = {"retrieval", "prompt-learning", "chain-of-thought", "self-consistency"}
+    endpoint = ModelFacts("http://h/v1#m", True, True, None, None)
+    needs = Needs(facts_change="daily", knowledge=True, style=True, reasoning=True, latency_ms=1, rows_per_day=10**6,
+                  privacy="local", failures=2000)  # fmt: skip
+    for kind in ("category", "text"):
+        for model in (EMBEDDED, endpoint, replace(EMBEDDED, parameters=10**11, context=10)):
+            for train in (5, 5000):
+                one = replace(facts, kind=kind, model=model, needs=needs, train=train)
+                named = {name for step in walk(one) for effect in step.effects for name in effect.rungs}
+                assert named <= families | set(RUNGS) | to_come
+
+
+def test_labels(facts):
+    assert said(facts, "labels") == {"features": "help", "calibrate": "help"}
+    assert said(replace(facts, kind="text"), "labels") == {"features": "not", "calibrate": "not"}
+
+
+def test_few_rows_a_thousand_and_between(facts):
+    few, many = replace(facts, rows_per_label=5), replace(facts, train=1000)
+    assert step(few, "few-rows").answer == "yes"
+    assert said(few, "few-rows")["parameter-efficient"] == "not"
+    assert said(few, "thousand") == {}
+    assert said(facts, "thousand")["full"] == "unknown"
+    assert said(many, "thousand")["full"] == "help"
+    assert step(replace(facts, needs=Needs(failures=1000)), "thousand").answer == "yes"
+
+
+def test_facts_that_change_and_knowledge(facts):
+    changing = replace(facts, needs=Needs(facts_change="weekly", knowledge=False))
+    assert said(changing, "facts-change")["retrieval"] == "help"
+    assert said(changing, "facts-change")["full"] == "not"
+    assert said(changing, "knowledge") == {"retrieval": "not"}
+    assert step(replace(facts, needs=Needs(facts_change="yearly")), "facts-change").answer == "no"
+
+
+def test_reasoning_depends_on_the_models_size(facts):
+    large = replace(EMBEDDED, parameters=7 * 10**9)
+    assert said(replace(facts, needs=Needs(reasoning=True)), "reasoning")["chain-of-thought"] == "not"
+    assert said(replace(facts, needs=Needs(reasoning=True), model=large), "reasoning")["chain-of-thought"] == "help"
+    assert said(facts, "reasoning")["chain-of-thought"] == "not"  # categories
+    assert said(replace(facts, kind="text"), "reasoning") == {}
+
+
+def test_context_and_latency_by_hand(facts):
+    assert facts.few_shot_tokens == 6 * 22
+    assert facts.few_shot_seconds == pytest.approx(2 * 134_515_008 * 132 / (100e9 * 0.6))
+    assert step(facts, "context").answer == "yes"
+    assert said(replace(facts, model=replace(EMBEDDED, context=132)), "context") == {"in-context": "not"}
+    assert step(replace(facts, needs=Needs(latency_ms=591)), "latency").answer == "yes"
+    assert step(replace(facts, needs=Needs(latency_ms=592)), "latency").answer == "no"
+
+
+def test_memory(facts):
+    assert step(facts, "memory").answer == "yes"
+    billion = replace(facts, model=replace(EMBEDDED, parameters=10**9))
+    assert said(billion, "memory") == {"full": "not"}
+    seven = replace(facts, model=replace(EMBEDDED, parameters=7 * 10**9))
+    assert said(seven, "memory")["qlora"] == "help"
+    assert said(seven, "memory")["parameter-efficient"] == "not"
+
+
+def test_privacy_and_endpoints(facts):
+    remote = ModelFacts("https://api.example.com/v1#m", True, True, None, None)
+    one = replace(facts, model=remote, needs=Needs(privacy="local"))
+    assert said(one, "privacy")["prompting"] == "not"
+    assert said(replace(one, model=replace(remote, remote=False)), "privacy") == {}
+    assert said(one, "endpoint")["parameter-efficient"] == "not"
+
+
+def expected(advice: Advice, name):
+    return next(one for one in advice.expectations if one.rung == name)
+
+
+def test_expectations_gather_every_reason(task, data):
+    asked = task.model_copy(update={"needs": Needs(style=True, rows_per_day=50_000)})
+    advice = advise(asked, data, MACHINE)
+    assert [one.rung for one in advice.expectations] == ["zero-shot", *RUNGS]
+    lora = expected(advice, "lora")  # tone and volume speak for it, 48 rows against it
+    assert lora.expect == "unknown"
+    assert len(lora.reasons) == 3
+    assert expected(advice, "few-shot-knn").expect == "help"
+    assert expected(advice, "domain-adaptation").expect == "not"
+    assert expected(advice, "system-prompt").reasons == ("`system` is not set",)
+    assert "needs.knowledge" in advice.open_questions
+    assert "needs.style" not in advice.open_questions
+
+
+def test_what_is_said_of_a_rung_overrides_what_is_said_of_its_family(task, data):
+    advice = advise(task.model_copy(update={"model": "Qwen/Qwen2.5-7B-Instruct"}), data, MACHINE)
+    assert any("4 bits" in reason for reason in expected(advice, "qlora").reasons)
+    assert not any("weights alone" in reason for reason in expected(advice, "qlora").reasons)
+    assert any("weights alone" in reason for reason in expected(advice, "lora").reasons)
+
+
+def test_unknown_needs_are_errors(small_task_file):
+    from rung.errors import ConfigError
+
+    with pytest.raises(ConfigError) as caught:
+        Task.load(small_task_file, {"needs.fact_change": "daily"})
+    assert (caught.value.code, caught.value.hint) == ("unknown-key", "did you mean 'facts_change'?")
+
+
+def test_the_latest_run_of_the_task_is_found(task, tmp_path):
+    import os
+
+    assert latest_run(task, tmp_path) is None
+    for number, (name, fingerprint) in enumerate((("intents", task.fingerprint()), ("intents", "old"), ("other", "x"))):
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        (folder / "climb.json").write_text(json.dumps({"task": name, "task_fingerprint": fingerprint}))
+        (folder / "report.json").write_text("{}")
+        os.utime(folder / "report.json", (number, number))
+    assert latest_run(task, tmp_path) == (tmp_path / "run1", False)
+
+
+def test_the_command_needs_neither_torch_nor_a_model(small_task_file, tmp_path):
+    code = (
+        "import sys\nfrom rung.cli.main import main\n"
+        f"sys.argv = ['rung', 'advise', {str(small_task_file)!r}, '--runs', {str(tmp_path)!r}, '--json']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'openvino', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    import os
+
+    environment = {**os.environ, "RUNG_CACHE": str(tmp_path / "empty")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["measured"] is None
+    assert told["steps"][0]["answer"] == "yes"
+    assert told["steps"][0]["source"]["url"].startswith("https://")
+    assert list((tmp_path / "empty").glob("*")) == []

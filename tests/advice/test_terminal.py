@@ -1,0 +1,54 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from rung.advice import advise
+from rung.advice.rules import Step
+from rung.advice.terminal import chart, print_advice
+from rung.evaluation.report.outcomes import Outcome
+from rung.machine import Machine
+
+
+def a_step(answer, **more):
+    values = {"key": "k", "question": "Is it so?", "observed": "seen", "yes": "do this", "no": "do that"}
+    return Step(**{**values, "effects": (), "source": None, **more}, answer=answer)
+
+
+def test_the_path_is_drawn():
+    lines = [line.plain for line in chart((a_step("yes"), a_step("no")), 40)]
+    assert lines == [
+        "┏━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓",
+        "┃ Is it so?                       seen ┃",
+        "┗┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┛",
+        " ┣━━ yes ━▶ do this",
+        " ├── no ──▷ do that",
+        "┏┻━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓",
+        "┃ Is it so?                       seen ┃",
+        "┗┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┛",
+        " ├── yes ─▷ do this",
+        " ┗━━ no ━━▶ do that",
+    ]
+
+
+def test_what_is_not_known_is_asked_for_and_takes_no_branch():
+    lines = [line.plain for line in chart((a_step("unknown", observed="", ask="needs.style"),), 60)]
+    assert "not known: needs.style" in lines[1]
+    assert not any("▶" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_line_is_wider_than_the_terminal(task, data, width):
+    steps = advise(task, data, Machine(2, 2**33, 1e11)).steps
+    assert max(len(line.plain) for line in chart(steps, width)) <= width
+
+
+def test_expected_and_measured_stand_side_by_side(task, data):
+    out = io.StringIO()
+    found = {"features": Outcome("features", "helped", "+41.0 pp")}
+    print_advice(advise(task, data, Machine(2, 2**33, 1e11)), Console(file=out, width=120), found)
+    line = next(line for line in out.getvalue().splitlines() if line.startswith("features"))
+    assert "+ help" in line
+    assert "helped: +41.0 pp" in line
+    assert "[1] " in out.getvalue()
+    assert "https://arxiv.org/abs/" in out.getvalue()
