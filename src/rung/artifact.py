@@ -15,7 +15,7 @@ from rung.data.types import Example, example_id
 from rung.engines.api_scoring import scores_labels
 from rung.engines.base import Engine, Floats, Messages
 from rung.engines.opening import open_encoder, open_engine
-from rung.errors import DataError, EngineError
+from rung.errors import ConfigError, DataError, EngineError
 from rung.evaluation.confidence import Confidence
 from rung.evaluation.metrics import default_metric
 from rung.models.reference import is_endpoint
@@ -75,7 +75,16 @@ class Artifact:
             task: the task.
             labels: the label set of a category task, where the task file does not give one.
             engine: which engine runs it.
+
+        Raises:
+            ConfigError: the task names several models.
         """
+        if task.other_models:
+            raise ConfigError(
+                "several-models",
+                f"the task names {len(task.models)} models, and one is wanted here",
+                hint=f"name it: --set model={task.model}, or Task.only in Python",
+            )
         output = task.output
         known = tuple(output.labels or labels or (task.read().labels if output.kind == "category" else ()))
         texts = verbalize(known)

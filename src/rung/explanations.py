@@ -503,6 +503,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Add it; `rung schema` lists every key with its meaning, `rung init` writes a file to start from.",
         "rung init data.csv",
     ),
+    "mixed-models": Explanation(
+        "A list of models names endpoints and models of this machine.",
+        "The recommendation takes the cheapest of equals; a server's tokens and this machine's work do not compare.",
+        "Climb once with the endpoints and once with the models of this machine.",
+        "model: [embedded, HuggingFaceTB/SmolLM2-360M-Instruct]",
+    ),
     "model-code": Explanation(
         "A model folder holds code, or asks for code of its own.",
         "Such code would run with your rights as soon as the model is loaded.",
@@ -817,6 +823,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The engine gives no exact log-probabilities of given labels.",
         "Scores from the few likeliest tokens only would be wrong for all other labels.",
         "Let the model write the label, held to the label set: `Generate(choices=...)`, as zero-shot does there.",
+    ),
+    "several-models": Explanation(
+        "A task with a list of models is used where one model is needed.",
+        "Only a climb compares models; taking the first one would hide the others.",
+        "Name the model on the command line, or climb.",
+        "rung tune task.yaml --set model=embedded",
     ),
     "soft-prompt-unsupported": Explanation(
         "The model's architecture does not let a soft prompt in.",

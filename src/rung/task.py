@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from rung.errors import ConfigError, Location
 from rung.prompts.overflow import Overflow
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 Kind = Literal["text", "category", "json", "chat"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _text_or_list(schema: dict[str, Any]) -> None:
+    """Let the JSON Schema of a field allow a list of texts as well."""
+    del schema["type"]
+    schema["anyOf"] = [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
 
 
 class _Strict(BaseModel):
@@ -210,8 +217,12 @@ class Task(_Strict):
     )
     model: str = Field(
         "embedded",
-        description="embedded, a Hub id, a folder, a .gguf file, or an endpoint.",
-        examples=["embedded", "org/name"],
+        description="embedded, a Hub id, a folder, a .gguf file, or an endpoint; or a list, to climb with each.",
+        examples=["embedded", "org/name", ["embedded", "org/name"]],
+        json_schema_extra=_text_or_list,
+    )
+    other_models: SkipJsonSchema[list[str]] = Field(
+        default_factory=list, description="What follows the first model of a list; not written by hand."
     )
     template: str | None = Field(
         None, description="The user turn, with {column} for the inputs.", examples=["Message: {text}"]
@@ -232,6 +243,23 @@ class Task(_Strict):
     )
     constraints: Constraints = Field(default_factory=lambda: Constraints(), description="Limits of the climb.")
     _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_model(cls, values: Any) -> Any:
+        """Take a list of models apart: the first is where the climb starts."""
+        if not isinstance(values, Mapping):
+            return values
+        if values.get("other_models"):
+            raise ValueError("write all models as one list: `model: [a, b]`")
+        if not isinstance(values.get("model"), list):
+            return values
+        models = values["model"]
+        if not models or not all(isinstance(model, str) for model in models):
+            raise ValueError("`model` must name a model, or list some")
+        if len(set(models)) < len(models):
+            raise ValueError("`model` names a model twice")
+        return {**values, "model": models[0], "other_models": models[1:]}
 
     @model_validator(mode="after")
     def _columns_fit(self) -> Self:
@@ -326,6 +354,15 @@ class Task(_Strict):
 
             with _located(parsed, "rungs", name):
                 build((name,), self, 0)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All models, the one that the climb starts from first."""
+        return (self.model, *self.other_models)
+
+    def only(self, model: str) -> Self:
+        """Return the task with this model alone."""
+        return self.model_copy(update={"model": model, "other_models": []})
 
     def read(self) -> Data:
         """Read the rows and split them once; see `rung.data.loading`."""

@@ -86,7 +86,7 @@ data:
 
 # metric: accuracy          # without, the usual one for the kind
 # overflow: drop_demonstrations  # of a prompt longer than the model reads; without, such a row is an error
-model: embedded             # or a Hub id, a folder, a .gguf file
+model: embedded             # or a Hub id, a folder, a .gguf file; a list of them is raced
 """
 
 

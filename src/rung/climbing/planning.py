@@ -12,14 +12,16 @@ from rung.machine import this_machine
 from rung.models.reference import is_endpoint
 from rung.rungs import build
 from rung.rungs.costs import inference_cost
+from rung.rungs.other_model import other_models
 from rung.task import Task
 
 
 def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], list[str]]:
     """Return one record per rung, zero-shot first, and notes on what the figures mean."""
     data, machine = task.read(), this_machine()
-    zero = Artifact.zero_shot(task, data.labels, engine=options.engine)
-    lines = plan(zero, build(chosen_rungs(task, options), task, options.seed), data, machine)
+    zero = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
+    rungs = (*other_models(task), *build(chosen_rungs(task, options), task, options.seed))
+    lines = plan(zero, rungs, data, machine)
     cost = inference_cost(zero, data, machine)
     test_seconds = len(data.test) * cost.row_seconds
     rows = [
@@ -30,6 +32,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         },
         *(_row(line) for line in lines),
     ]  # fmt: skip
+    several = bool(task.other_models)
     total = sum(row["seconds"] or 0 for row in rows)
     notes = [
         f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows",
@@ -37,6 +40,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         f"{test_seconds:.0f} s per finalist on the test rows",
         f"{machine.cores} cores at {machine.flops / 1e9:.0f} GFLOP/s, {machine.memory_bytes / 2**30:.0f} GiB of memory",
         _engine_note(task, options.engine),
+        *(["the models are raced with the plain prompt first, and the rungs start from the winner"] if several else []),
         "on top of the winner, what still applies is planned and raced again",
     ]
     if options.budget_seconds is not None:

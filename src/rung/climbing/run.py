@@ -33,6 +33,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs import DEFAULT, build
 from rung.rungs.base import Rung
 from rung.rungs.costs import prediction_flops
+from rung.rungs.other_model import other_models
 from rung.task import Task
 
 STAGES = 3
@@ -77,6 +78,7 @@ class _Climb:
     data: Data
     options: ClimbOptions
     rungs: tuple[Rung, ...]
+    models: tuple[Rung, ...]  # of the rungs, those that are raced alone before the others
     machine: Machine
     store: RunStore
     progress: Progress
@@ -158,10 +160,12 @@ def climb(
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
         identity["incumbent"] = _fingerprint(incumbent)
     store = open_run(options.out, identity, resume=options.resume)
+    models = other_models(task)
     state = _Climb(
-        task, data, options, build(names, task, options.seed), this_machine(), store, progress, {}, {}, {}, {}, []
-    )
-    start = Artifact.zero_shot(task, data.labels, engine=options.engine)
+        task, data, options, (*models, *build(names, task, options.seed)), models, this_machine(), store, progress,
+        {}, {}, {}, {}, [],
+    )  # fmt: skip
+    start = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
     bases = [store.kept(one.name) or store.keep(one) for one in (incumbent, start) if one is not None]
     for base in bases:
         state.artifacts[base.name], state.families[base.name] = base, "served" if base.name == SERVED else "prompting"
@@ -206,10 +210,11 @@ def chosen_rungs(task: Task, options: ClimbOptions) -> tuple[str, ...]:
 def _stages(state: _Climb, bases: Sequence[Artifact]) -> tuple[str, ...]:
     """Race stage after stage, the first on top of all bases; return the names of those never beaten."""
     incumbent, contenders = bases[0], list(bases)
-    arms = len(bases) + (STAGES + len(bases) - 1) * len(state.rungs)
-    for stage in range(STAGES):
-        new = [made for base in (bases if stage == 0 else (incumbent,)) for made in _fit_stage(state, base)]
-        if not new and stage > 0:
+    stages = [*([state.models] if state.models else []), *[state.rungs] * STAGES]
+    arms = len(bases) + sum(map(len, stages)) + (len(bases) - 1) * len(stages[0])
+    for stage, rungs in enumerate(stages):
+        new = [made for base in (bases if stage == 0 else (incumbent,)) for made in _fit_stage(state, base, rungs)]
+        if not new and stage > bool(state.models):
             break
         contenders = [*contenders, *new]
         rows = race_order(state.data.validation)
@@ -217,18 +222,21 @@ def _stages(state: _Climb, bases: Sequence[Artifact]) -> tuple[str, ...]:
         _note_beaten(state, result)
         contenders = [state.artifacts[name] for name in result.survivors]
         leader = _leader(state, contenders, rows)
-        if leader.name == incumbent.name or not _clearly_better(state, leader, incumbent, result, rows):
+        if leader.name != incumbent.name and _clearly_better(state, leader, incumbent, result, rows):
+            state.trail.append(leader.name)
+            incumbent = leader
+        elif rungs is not state.models:  # the ramp goes on from the first model where no other is clearly better
             break
-        state.trail.append(leader.name)
-        incumbent = leader
     return tuple(artifact.name for artifact in contenders)
 
 
-def _fit_stage(state: _Climb, base: Artifact) -> list[Artifact]:
+def _fit_stage(state: _Climb, base: Artifact, rungs: Sequence[Rung]) -> list[Artifact]:
     """Fit every rung that applies on top of `base` and fits the budget, cheapest first."""
     made = []
-    for line in plan(base, state.rungs, state.data, state.machine):
+    for line in plan(base, rungs, state.data, state.machine):
         name = base.step(line.rung.name, {}).name
+        if name in state.artifacts:
+            continue
         if not line.applies:
             if len(base.path) == 1:  # higher up, not applying is the rule and says nothing
                 state.out[name] = ("skipped", line.reason)
@@ -329,7 +337,7 @@ def _confirm(state: _Climb, survivors: Sequence[str]) -> ClimbResult:
     return ClimbResult(
         task=state.task.name,
         metric=state.task_metric,
-        model=state.task.model,
+        model=", ".join(state.task.models),
         engine=state.options.engine,
         seed=state.options.seed,
         version=rung.__version__,
@@ -437,7 +445,7 @@ def _cost(state: _Climb, artifact: Artifact) -> float:
         rows = state.store.predictions(artifact.name).values()
         return sum(row.tokens for row in rows) / max(1, len(rows))
     fit = 0.0
-    base = state.artifacts["zero-shot"]
+    base = replace(state.artifacts["zero-shot"], model=artifact.model)
     for rung_ in state.rungs:
         if rung_.name in artifact.path:
             fit += rung_.estimate(base, state.data, state.machine).fit_flops

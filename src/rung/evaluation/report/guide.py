@@ -30,8 +30,8 @@ def section(result: ClimbResult) -> str:
 def chart_svg(advice: Mapping[str, Any]) -> str:
     """Return the flow chart: questions down the left, both answers to the right of each, the path taken in orange."""
     parts, top = [], 4
-    for step in advice["steps"]:
-        drawn, height = _step(step, top)
+    for place, step in enumerate(advice["steps"], start=1):
+        drawn, height = _step(step, top, last=place == len(advice["steps"]))
         parts.append(drawn)
         top += height + GAP
     return (
@@ -41,7 +41,7 @@ def chart_svg(advice: Mapping[str, Any]) -> str:
     )
 
 
-def _step(step: Mapping[str, Any], top: int) -> tuple[str, int]:
+def _step(step: Mapping[str, Any], top: int, *, last: bool) -> tuple[str, int]:
     """Return the drawing of one question with its answers, and its height."""
     question = wrap(step["question"], CHARACTERS[BOX])
     observed = wrap(step["observed"] or (f"not known: {step['ask']}" if step["ask"] else ""), CHARACTERS[BOX])
@@ -55,7 +55,7 @@ def _step(step: Mapping[str, Any], top: int) -> tuple[str, int]:
         'stroke-width="1.5"/>',
         _lines(question, 12, top + PAD, weight="bold"),
         _lines(observed, 12, top + PAD + LINE * len(question), opacity="0.75"),
-        f'<path d="M{BOX // 2} {top + height}v{GAP}" stroke="{OTHER}" stroke-width="1.5"/>',
+        "" if last else f'<path d="M{BOX // 2} {top + height}v{GAP}" stroke="{OTHER}" stroke-width="1.5"/>',
     ]
     y = top + PAD
     for name, lines in answers.items():

@@ -1,0 +1,91 @@
+"""Another base model: the task's `model: [a, b]` makes every model after the first a rung of its own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from rung.artifact import Artifact
+from rung.data.types import Data
+from rung.errors import ConfigError, ModelError
+from rung.machine import Machine
+from rung.models.reference import is_endpoint, resolve
+from rung.progress import QUIET, Progress
+from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.costs import inference_cost
+from rung.task import Task
+
+FAMILY = "model"
+PREFIX = "model-"
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """Put the same prompt, demonstrations and documents before another model.
+
+    Attributes:
+        task: the task with this model alone.
+    """
+
+    task: Task
+    family: str = FAMILY
+
+    @property
+    def name(self) -> str:
+        """`model-` and the model's short name, safe for folders: `model-qwen2.5-0.5b-instruct`."""
+        return PREFIX + short_name(self.task.model)
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies where nothing depends on the model at hand: no trained weights, head or calibration."""
+        del data
+        if any(step.startswith(PREFIX) for step in artifact.path):
+            return no("another model was chosen already")
+        if artifact.weights.adapter is not None:
+            return no("the trained weights belong to their model")
+        plain = Artifact.zero_shot(self.task.only(artifact.model), artifact.shape.labels, engine=artifact.engine)
+        if artifact.decoder != plain.decoder:
+            return no("how the answer is read was fitted to the model at hand")
+        if not is_endpoint(self.task.model):
+            try:
+                resolve(self.task.model)
+            except ModelError as missing:
+                return no(str(missing))
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """There is nothing to fit; predictions cost what the model's size says."""
+        return inference_cost(replace(artifact, model=self.task.model), data, machine)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact on the other model."""
+        del data
+        if not is_endpoint(self.task.model):
+            resolve(self.task.model, progress=progress)
+        plain = Artifact.zero_shot(self.task, artifact.shape.labels, engine=artifact.engine)
+        return artifact.step(self.name, {"model": self.task.model}, model=self.task.model, decoder=plain.decoder)
+
+
+def short_name(reference: str) -> str:
+    """Return the last part of a model reference, in lower case, with nothing that a folder's name may not have."""
+    last = reference.rpartition("#")[2] if is_endpoint(reference) else reference.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-.") or "model"
+
+
+def other_models(task: Task) -> tuple[OtherModel, ...]:
+    """Return a rung for every model of the task after the first.
+
+    Raises:
+        ConfigError: two have the same short name, or endpoints and models of this machine are mixed.
+    """
+    if len({is_endpoint(model) for model in task.models}) > 1:
+        raise ConfigError(
+            "mixed-models",
+            "`model` names endpoints and models of this machine, whose costs cannot be compared",
+            hint="climb with one kind at a time",
+        )
+    names = [short_name(model) for model in task.models]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(
+            "bad-value", f"`model`: two models are called {twice[0]!r}", hint="copy one to a folder of another name"
+        )
+    return tuple(OtherModel(task.only(model)) for model in task.models[1:])
