@@ -1,6 +1,9 @@
+import json
+import warnings
 from dataclasses import replace
 
 from rung.evaluation.report.guide import chart_svg, section
+from rung.evaluation.report.jsonfile import write
 from rung.evaluation.report.outcomes import outcomes
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
@@ -73,3 +76,20 @@ def test_expected_and_measured_side_by_side():
     assert "<td>features<td class=why>helps<td class=why>few &lt;rows&gt;; labels<td class=why>helped: +20.0 pp" in html
     assert "<td>dora" not in html
     assert "A &lt;b&gt; 2024" in html
+
+
+def test_advice_shows_the_latest_climb_beside_the_rules(small_task_file, tmp_path):
+    run = tmp_path / "runs" / "intents"
+    run.mkdir(parents=True)
+    (run / "climb.json").write_text(json.dumps({"task": "intents", "task_fingerprint": "an older one"}))
+    write(replace(RESULT, task="intents"), run)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # typer's own use of click
+        from typer.testing import CliRunner
+
+        from rung.cli.main import app
+    arguments = ["advise", str(small_task_file), "--runs", str(tmp_path / "runs")]
+    told = json.loads(CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False).stdout)
+    assert told["measured"]["same_task"] is False
+    assert {one["rung"]: one["word"] for one in told["measured"]["rungs"]}["features"] == "helped"
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    assert "the task file has changed since" in shown
