@@ -7,12 +7,13 @@ import pytest
 from rung.artifact import Artifact
 from rung.climbing.confidence import fit_confidence, measure_confidence
 from rung.climbing.run import ClimbOptions, climb
+from rung.climbing.store import RunStore
 from rung.errors import ConfigError
 from rung.evaluation.confidence import Confidence, fit, tempered
 from rung.evaluation.report.html import page
 from rung.evaluation.report.jsonfile import read, write
 from rung.evaluation.scoring import evaluate, summarize
-from rung.parts import Generate
+from rung.parts import Generate, Weights
 from rung.prediction import predict_file
 from rung.rungs import Features, FewShot
 from rung.task import Confidence as Wanted
@@ -117,6 +118,22 @@ def test_a_climb_fits_what_it_recommends(task, tiny_folder, tmp_path):
     assert 'style="' not in html
     again = climb(asked, options=ClimbOptions(rungs=("features",), out=tmp_path, resume=True))
     assert again.result.confidence == told
+
+
+def test_an_artifact_is_replaced_whose_weights_lie_in_the_old_one(tiny_zero, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    store = RunStore(tmp_path / "run")
+    tuned = tiny_zero.step("lora", {}, weights=Weights("lora", tmp_path / "adapter"))
+    kept = store.keep(tuned)
+    fitted = replace(kept, decoder=replace(kept.decoder, confidence=Confidence(temperature=2.0)))
+    again = store.keep(fitted)
+    assert again.confidence == Confidence(temperature=2.0)
+    assert (again.weights.adapter / "adapter_config.json").read_text() == "{}"
+    folder = store.artifact_folder("lora")
+    folder.rename(folder.with_name("artifact.new"))  # as a kill between removing and renaming leaves it
+    assert store.kept("lora").confidence == Confidence(temperature=2.0)
+    assert [entry.name for entry in folder.parent.iterdir()] == ["artifact"]
 
 
 def test_predictions_of_a_file_tell_what_was_abstained(fitted, task, tmp_path):

@@ -23,6 +23,8 @@ from rung.artifact_files import MANIFEST
 from rung.errors import ConfigError
 from rung.evaluation.result import Prediction
 
+NEW, OLD = "artifact.new", "artifact.old"  # beside an artifact that is being replaced
+
 
 class RunStore:
     """Reads and appends to one run folder. `spent` counts the seconds of earlier processes as well."""
@@ -61,15 +63,27 @@ class RunStore:
         return self.folder / "rungs" / name / "artifact"
 
     def keep(self, artifact: Artifact) -> Artifact:
-        """Save an artifact and return it as loaded from there, so that what runs is what was saved."""
+        """Save an artifact and return it as loaded from there, so that what runs is what was saved.
+
+        One of the same name is replaced; the new one is complete before, for its weights may lie in the old one.
+        """
         folder = self.artifact_folder(artifact.name)
+        new, old = folder.with_name(NEW), folder.with_name(OLD)
+        shutil.rmtree(new, ignore_errors=True)
+        artifact.save(new)
+        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
-            shutil.rmtree(folder)
-        return Artifact.load(artifact.save(folder))
+            folder.rename(old)  # at once, so that a kill never leaves half of one
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        return Artifact.load(folder)
 
     def kept(self, name: str) -> Artifact | None:
         """Return the saved artifact of this name, if it is complete."""
         folder = self.artifact_folder(name)
+        new = folder.with_name(NEW)
+        if not folder.exists() and (new / MANIFEST).is_file():  # a kill fell between the two renames of `keep`
+            new.rename(folder)
         return Artifact.load(folder) if (folder / MANIFEST).is_file() else None
 
     # ---- predictions
