@@ -67,7 +67,10 @@ def test_all_problems_are_shown_the_misspelled_key_first(tmp_path: Path) -> None
     error = refused(tmp_path, FILE.replace("instruction", "instructions").replace("category", "categry"))
     assert (error.code, error.where and error.where.line) == ("unknown-key", 2)
     assert "the key `instruction` is missing" in error.hint
-    assert ":4:25: `output.kind`: should be 'text', 'category', 'json' or 'chat', found 'categry'" in error.hint
+    assert (
+        ":4:25: `output.kind`: should be 'text', 'category', 'multilabel', 'json' or 'chat', found 'categry'"
+        in error.hint
+    )
 
 
 @pytest.mark.parametrize("value", ["007", "no", "2024-01-01", "1.5", "on"])
@@ -110,7 +113,7 @@ def test_broken_yaml_is_located(tmp_path: Path, text: str, line: int, column: in
 @pytest.mark.parametrize(
     ("old", "new", "part"),
     [
-        ("kind: category", "kind: text, labels: [a, b]", "belong to kind category"),
+        ("kind: category", "kind: text, labels: [a, b]", "belong to the kinds category"),
         ("kind: category", "kind: category, schema: {}", "belongs to kind json"),
         ("kind: category", "kind: category, labels: [a]", "two labels"),
         ("kind: category", "kind: category, labels: [a, b, a]", "'a' twice"),

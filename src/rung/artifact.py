@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from rung.data.labels import LABELLED
 from rung.data.types import Example, example_id
 from rung.engines.api_scoring import scores_labels
 from rung.engines.base import Engine, Floats, Messages
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, DataError, EngineError
 from rung.evaluation.confidence import Confidence
-from rung.evaluation.metrics import default_metric
+from rung.evaluation.metrics import Metric, get_metric
 from rung.models.reference import is_endpoint
 from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Mixture, Weights, sure, unfitted
 from rung.progress import QUIET, Progress
@@ -43,6 +45,12 @@ class Shape:
     kind: str
     metric: str
     labels: tuple[str, ...] = ()
+    metric_settings: Mapping[str, Any] = field(default_factory=dict)
+    refusal: str = ""
+
+    def scorer(self, folder: Path | None = None) -> Metric:
+        """Return the task's metric; `folder` is the task file's."""
+        return get_metric(self.metric, folder, self.metric_settings, refusal=self.refusal)
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,8 @@ class Artifact:
                 hint=f"name it: --set model={task.model}, or Task.only in Python",
             )
         output = task.output
-        known = tuple(output.labels or labels or (task.read().labels if output.kind == "category" else ()))
-        texts = verbalize(known)
+        known = tuple(output.labels or labels or (task.read().labels if output.kind in LABELLED else ()))
+        texts = known if output.kind == "multilabel" else verbalize(known)  # lists of labels are written verbatim
         described = tuple(
             (t, output.descriptions[k]) for k, t in zip(known, texts, strict=True) if k in output.descriptions
         )
@@ -96,12 +104,18 @@ class Artifact:
             template=task.template or default_template(task.inputs),
             labels=texts if len(known) <= LISTED_LABELS or described else (),
             descriptions=described,
+            several=output.kind == "multilabel",
             chat_column=task.inputs[0] if output.kind == "chat" else None,
         )
         decoder: Decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, output.schema_text())
-        if output.kind == "category":
+        if output.kind == "multilabel":
+            decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, labels_schema(known))
+        elif output.kind == "category":
             decoder = _category_decoder(task.model, engine, known, texts)
-        shape = Shape(task.name, tuple(task.inputs), output.kind, task.metric or default_metric(output.kind), known)
+        shape = Shape(
+            task.name, tuple(task.inputs), output.kind, task.metric_name, known, task.metric_settings,
+            output.refusal or "",
+        )  # fmt: skip
         return cls(
             shape=shape, model=task.model, prompt=prompt, decoder=decoder, overflow=task.overflow, engine=engine,
             path=("zero-shot",),
@@ -340,6 +354,12 @@ def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: t
         return LabelScoring(labels, texts)
     # No vocabulary of bytes needs more tokens than a text has bytes.
     return Generate(max(len(text.encode()) for text in texts) + 8, choices=texts)
+
+
+def labels_schema(labels: Sequence[str]) -> str:
+    """Return the JSON Schema of a list of labels, each of which may be in it."""
+    items = {"type": "string", "enum": list(labels)}
+    return json.dumps({"type": "array", "items": items, "maxItems": len(labels)}, ensure_ascii=False)
 
 
 def check_template(template: str, columns: Sequence[str]) -> tuple[str, ...]:

@@ -160,7 +160,7 @@ def load(folder: Path) -> Artifact:
     shape = values["shape"]
     weights = values["weights"]
     return Artifact(
-        shape=Shape(shape["task"], tuple(shape["inputs"]), shape["kind"], shape["metric"], tuple(shape["labels"])),
+        shape=Shape(**{**shape, "inputs": tuple(shape["inputs"]), "labels": tuple(shape["labels"])}),
         model=values["model"],
         engine=values["engine"],
         overflow=_overflow(folder, values),

@@ -76,6 +76,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A rate that is ignored would keep more, or less, than was asked for.",
         "Choose `off`, `on`, or `sampled` with a rate above 0 and at most 1.",
     ),
+    "bad-code-reference": Explanation(
+        "An expected program of the metric `code` fails.",
+        "Nothing could be compared with what it prints.",
+        "Correct the row, or name a column with tests: `metric.tests`.",
+        "metric: {name: code, allow_execution: true, tests: test_list}",
+    ),
     "bad-constraint": Explanation(
         "The choices, regex or JSON Schema that an answer shall keep to is not valid, or asks for what no grammar can.",
         "An answer that is said to fit and may not is worse than an error now.",
@@ -87,6 +93,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Guessing where a broken quote should end would shift the columns of the rows after it.",
         "Close every quote at the named line; a quote inside a quoted field is written twice.",
         'text,label\n"He said ""no"", twice",complaint',
+    ),
+    "bad-database": Explanation(
+        "The database of the metric `sql_execution` cannot be opened.",
+        "Queries are scored by what they return there.",
+        "Give a SQLite file, or a script of SQL statements ending in .sql, relative to the task file.",
+        "metric: {name: sql_execution, database: shop.sql}",
     ),
     "bad-duration": Explanation(
         "A time span cannot be read.",
@@ -117,6 +129,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "No answer could ever be right against it.",
         "With `kind: json` the output column holds one JSON value in every row.",
         '{"text": "Total: 12.50", "fields": {"total": 12.5}}',
+    ),
+    "bad-labels-reference": Explanation(
+        "An expected answer is no JSON list of labels.",
+        "Metrics of several labels compare sets of labels.",
+        "Load rows through a task with `kind: multilabel`, or write expected answers as JSON lists.",
+        '["refund", "late delivery"]',
     ),
     "bad-messages": Explanation(
         "A chat row does not hold a list of messages.",
@@ -168,6 +186,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A misread size would list models that do not fit.",
         "Write memory as 16GB or 512MB, and a context as 32k or 32768.",
         "rung models search --memory 16GB --context 32k",
+    ),
+    "bad-sql-reference": Explanation(
+        "An expected query fails, or takes too long.",
+        "No query of a model could be right.",
+        "Run the query in the database, and correct or remove the row; or raise `metric.seconds` or `metric.rows`.",
     ),
     "bad-store": Explanation(
         "The place of the store is neither a file nor the URL of a database that is supported.",
@@ -362,6 +385,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Name rungs that give label probabilities; one that is named twice is fitted with two seeds.",
         "rungs: {ensemble: {members: [features, fine-tuned-encoder]}}",
     ),
+    "execution-not-allowed": Explanation(
+        "The metric `code` is named without leave to run programs.",
+        "It runs what a model has written, on this machine, under your account.",
+        "If you want that, say so in the task file.",
+        "metric: {name: code, allow_execution: true}",
+    ),
     "export-failed": Explanation(
         "A model could not be exported to OpenVINO; the last lines of the export are shown.",
         "OpenVINO runs only what was exported whole; the architecture may be unknown to optimum-intel.",
@@ -434,6 +463,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Check the name; for private data put a token into the environment variable HF_TOKEN.",
         "data: {train: 'hf:org/name:config#train'}",
     ),
+    "judge-unreadable": Explanation(
+        "A judge answered too many pairs with something other than A, B or tie.",
+        "Guessing what it meant would make scores of noise.",
+        "Use a stronger judge, or one whose engine holds answers to choices; `metric.most_unreadable` allows more.",
+        'metric: {name: judge, model: "http://localhost:8000/v1#judge"}',
+    ),
     "label-spelling": Explanation(
         "Two labels differ in case or spaces only.",
         "They are almost surely one label; as two, each answer in the other spelling would count as wrong.",
@@ -461,6 +496,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Scale the score to lie between 0 (wrong) and 1 (right).",
         _METRIC,
     ),
+    "metric-column": Explanation(
+        "A metric reads a column that the row lacks.",
+        "It cannot score an answer without it.",
+        "Name a column of the data: `metric.source` of sari, `metric.tests` of code.",
+        "metric: {name: sari, source: sentence}",
+    ),
     "metric-failed": Explanation(
         "Your metric raised an error for a prediction.",
         "A row without a score would shift the comparison to the rows that remain.",
@@ -473,6 +514,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Run the file by itself to see the full traceback.",
         "python mymetric.py",
     ),
+    "metric-kind": Explanation(
+        "The metric does not suit the task's output kind.",
+        "It would compare things that are written differently, and call everything wrong.",
+        "Take a metric for this kind; without `metric`, the usual one is used.",
+        "output: {column: labels, kind: multilabel}\nmetric: labels_f1",
+    ),
     "metric-not-callable": Explanation(
         "Your metric cannot be called with a prediction and its references.",
         "Rung calls it once per row with exactly these two arguments.",
@@ -484,6 +531,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Without the metric nothing can be measured.",
         "Write module:function; the module lies beside the task file or is installed.",
         "metric: mymetric:score",
+    ),
+    "metric-settings": Explanation(
+        "A setting of a metric is missing, unknown or of the wrong type.",
+        "A metric with other settings is another metric.",
+        "The hint of the error lists the settings.",
+        "metric: {name: judge, model: embedded, rubric: The shorter answer is better.}",
     ),
     "missing-column": Explanation(
         "A row lacks a column that is asked for.",
@@ -608,6 +661,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Which layers are the last cannot be told then.",
         "Train all of the model, or an adapter.",
         "rung climb task.yaml --rungs full,lora",
+    ),
+    "no-network-isolation": Explanation(
+        "The metric `code` cannot take the network away from programs on this machine.",
+        "A model's programs should not reach the network by accident.",
+        "Allow user namespaces, or accept the network.",
+        "metric: {name: code, allow_execution: true, network: true}",
     ),
     "no-probabilities": Explanation(
         "Label probabilities were asked of an artifact that writes its answers: for a confidence, or for an ensemble.",

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from rung.data.labels import LABELLED
 from rung.errors import ConfigError, Location
 from rung.prompts.overflow import Overflow
 from rung.yamlfile import YamlFile, read_yaml
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from rung.data.types import Data
 
-Kind = Literal["text", "category", "json", "chat"]
+Kind = Literal["text", "category", "multilabel", "json", "chat"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -42,7 +43,9 @@ class _Strict(BaseModel):
 class Output(_Strict):
     """What the model must answer."""
 
-    kind: Kind = Field(description="category: one of a set of labels; text; json: a record; chat: the next turn.")
+    kind: Kind = Field(
+        description="category: one of a set of labels; multilabel: any of them; text; json: a record; chat: a turn."
+    )
     column: str | None = Field(
         None, description="The column of the expected answer; none for chat.", examples=["label"]
     )
@@ -58,6 +61,15 @@ class Output(_Strict):
         None, alias="schema", description="JSON Schema of the answer (kind json): inline, or the name of a file."
     )
     max_tokens: Count | None = Field(None, description="Longest answer, in tokens.", examples=[64])
+    separator: str = Field(
+        ";", min_length=1, description="What stands between the labels of a cell (kind multilabel).", examples=["|"]
+    )
+    refusal: str | None = Field(
+        None,
+        min_length=1,
+        description="The answer where there is none (kind text): rows with an empty answer expect it.",
+        examples=["not in the text"],
+    )
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
@@ -65,8 +77,12 @@ class Output(_Strict):
             raise ValueError(f"`column` is needed for kind {self.kind}")
         if self.kind == "chat" and self.column is not None:
             raise ValueError("`column` does not belong to kind chat: the last assistant turn is the answer")
-        if self.kind != "category" and (self.labels or self.descriptions):
-            raise ValueError("`labels` and `descriptions` belong to kind category")
+        if self.kind not in LABELLED and (self.labels or self.descriptions):
+            raise ValueError("`labels` and `descriptions` belong to the kinds category and multilabel")
+        if self.kind != "multilabel" and "separator" in self.model_fields_set:
+            raise ValueError("`separator` belongs to kind multilabel")
+        if self.kind != "text" and self.refusal is not None:
+            raise ValueError("`refusal` belongs to kind text")
         if self.kind != "json" and self.json_schema is not None:
             raise ValueError("`schema` belongs to kind json")
         if self.labels is not None and len(self.labels) < 2:
@@ -212,8 +228,10 @@ class Task(_Strict):
     )
     output: Output = Field(description="What it must answer.")
     data: DataSource = Field(description="Where the rows are, and which of them to use.")
-    metric: str | None = Field(
-        None, description="accuracy, exact_match, rougeL, ..., or mymodule:function.", examples=["rougeL"]
+    metric: str | dict[str, Any] | None = Field(
+        None,
+        description="accuracy, exact_match, rougeL, ..., or mymodule:function; {name: ..., settings} where it has any.",
+        examples=["rougeL", {"name": "sql_execution", "database": "shop.sqlite"}],
     )
     model: str = Field(
         "embedded",
@@ -269,11 +287,29 @@ class Task(_Strict):
             raise ValueError("kind chat reads one input column, the one that holds the messages")
         if self.output.kind == "chat" and self.template is not None:
             raise ValueError("`template` has no effect on kind chat: the messages are sent as they are")
+        if isinstance(self.metric, dict) and not isinstance(self.metric.get("name"), str):
+            raise ValueError("`metric` lacks a `name`: write {name: judge, model: ...}")
         if self.output.kind != "category" and self.data.train_per_label is not None:
             raise ValueError("`data.train_per_label` belongs to kind category; use `data.train_rows`")
         if self.confidence is not None and self.output.kind != "category":
             raise ValueError("`confidence` belongs to kind category: other answers have no label probabilities")
         return self
+
+    @property
+    def metric_name(self) -> str:
+        """The metric's name: the one given, or the usual one for the kind."""
+        from rung.evaluation.metrics import default_metric
+
+        if isinstance(self.metric, dict):
+            return str(self.metric["name"])
+        return self.metric or default_metric(self.output.kind)
+
+    @property
+    def metric_settings(self) -> dict[str, Any]:
+        """The metric's settings, where it was given any."""
+        if not isinstance(self.metric, dict):
+            return {}
+        return {key: value for key, value in self.metric.items() if key != "name"}
 
     @property
     def folder(self) -> Path:
@@ -348,7 +384,12 @@ class Task(_Strict):
             )
         if self.metric is not None:
             with _located(parsed, "metric"):
-                get_metric(self.metric, self._folder)
+                metric = get_metric(self.metric_name, self._folder, self.metric_settings)
+                if self.output.kind not in metric.kinds:
+                    raise ConfigError(
+                        "metric-kind", f"the metric {metric.name} does not suit `kind: {self.output.kind}`",
+                        hint=f"it scores answers of kind {' or '.join(metric.kinds)}",
+                    )  # fmt: skip
         for name in self.rungs:
             from rung.rungs import build
 

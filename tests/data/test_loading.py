@@ -302,7 +302,7 @@ def test_the_report_is_plain_and_true(tmp_path: Path) -> None:
     assert report.warnings == ["test has only 3 rows: differences will be hard to tell from chance"]
     assert 0.05 < (report.detectable["validation"] or 0) < 0.15
     assert report.detectable["test"] is None
-    report.measure("train", data.train, category=True, count=lambda text: len(text) * 10)
+    report.measure("train", data.train, kind="category", count=lambda text: len(text) * 10)
     assert report.lengths["train input"]["max"] == 400
 
 

@@ -84,6 +84,16 @@ def test_rouge_equals_rouge_score(prediction: str, references: list[str]) -> Non
         ('{"a": 1, "b": 2}', '{"a": 1, "b": 3}', 0.0, 0.5),
         ('{"a": 1}', '{"a": 1, "b": 3}', 0.0, 2 / 3),
         ('{"l": [{"n": "x", "p": 1}, {"n": "y", "p": 2}]}', '{"l": [{"n": "y", "p": 2}]}', 0.0, 2 / 3),
+        (
+            '{"l": [{"n": "x", "p": 2}, {"n": "y", "p": 1}]}',
+            '{"l": [{"n": "x", "p": 1}, {"n": "y", "p": 2}]}',
+            0.0,
+            0.5,
+        ),
+        ('{"l": [[1, 2], [3]]}', '{"l": [[3, 4], [1, 2]]}', 0.0, 6 / 7),
+        ('{"a": 1, "b": null}', '{"a": 1}', 0.0, 1.0),  # null says that there is nothing
+        ('{"a": 1}', '{"a": 1, "b": null}', 0.0, 1.0),
+        ('{"a": 1, "b": null}', '{"a": 1, "b": 2}', 0.0, 2 / 3),
         ('{"l": [2, 1]}', '{"l": [1, 2]}', 0.0, 1.0),
         ('{"l": [1, 1]}', '{"l": [1]}', 0.0, 2 / 3),
         ('{"l": []}', '{"l": []}', 1.0, 1.0),
@@ -118,7 +128,7 @@ def test_a_broken_reference_is_the_data_s_fault() -> None:
 @pytest.mark.parametrize("name", sorted(METRICS))
 def test_every_metric_gives_1_to_the_reference_and_refuses_no_references(name: str) -> None:
     metric = get_metric(name)
-    text = '{"total": "4.50"}'
+    text = '["total", "4.50"]'  # JSON, labels, words and a number in one
     assert metric(text, [text]) == 1.0
     assert 0.0 <= metric("words of something else", [text]) < 1.0
     for none in ([], "a bare string"):
@@ -126,7 +136,7 @@ def test_every_metric_gives_1_to_the_reference_and_refuses_no_references(name: s
             metric(text, none)
 
 
-@pytest.mark.parametrize("kind", ["category", "text", "json", "chat"])
+@pytest.mark.parametrize("kind", ["category", "multilabel", "text", "json", "chat"])
 def test_default_metric_suits_its_kind(kind: str) -> None:
     assert kind in METRICS[default_metric(kind)].kinds  # type: ignore[arg-type]
 

@@ -140,8 +140,9 @@ def eval_command(
         raise ConfigError("unknown-split", f"no split is named {split!r}", hint="choose validation or test")
     chosen: Literal["validation", "test"] = "test" if split == "test" else "validation"
     bars = [_bar(text) for text in at_least or ()]
-    data = Task.load(task, overrides(sets)).read()
-    scores = summarize(Artifact.load(artifact), getattr(data, split), chosen, progress=progress(quiet))
+    loaded = Task.load(task, overrides(sets))
+    rows = getattr(loaded.read(), split)
+    scores = summarize(Artifact.load(artifact), rows, chosen, folder=loaded.folder, progress=progress(quiet))
     if json:
         print_json(scores)
     else:
@@ -149,6 +150,10 @@ def eval_command(
             typer.echo(
                 f"{name} {value['score']:.4f} [{value['low']:.4f}, {value['high']:.4f}] on {scores['n']} {split} rows"
             )
+        for name, value in scores["whole"].items():
+            typer.echo(f"{name} {value:.4f} over the whole set")
+        for note, count in scores["notes"].items():
+            typer.echo(f"{count} of {scores['n']} rows: {note}")
     for name, bar in bars:
         if name not in scores["metrics"]:
             raise ConfigError(

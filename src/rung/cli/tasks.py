@@ -57,6 +57,7 @@ def task_text(guess: Guess, data: Path, folder: Path) -> str:
     quoted = partial(json_module.dumps, ensure_ascii=False)  # JSON strings are YAML strings
     instruction = {
         "category": f"Which {(guess.output or 'label').replace('_', ' ')} does this text belong to?",
+        "multilabel": f"Which {(guess.output or 'labels').replace('_', ' ')} apply to this text?",
         "text": f"Write the {(guess.output or 'answer').replace('_', ' ')} for this input.",
         "json": "Extract the fields from this text as JSON.",
         "chat": "Continue the conversation helpfully.",
@@ -76,7 +77,7 @@ inputs: [{", ".join(quoted(name) for name in guess.inputs)}]
 
 # The answer. Guessed: {guess.reason}.
 output:
-  kind: {guess.kind}             # text, category, json or chat{column}
+  kind: {guess.kind}             # text, category, multilabel, json or chat{column}
 
 data:
   train: {quoted(path)}
@@ -106,7 +107,7 @@ def check(
     count = token_counter(loaded)
     if count is not None:
         for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):
-            data.report.measure(name, rows, category=bool(data.labels), count=count)
+            data.report.measure(name, rows, kind=loaded.output.kind, count=count)
         if data.text:
             data.report.measure_text(data.text, count=count)
     training = training_reports(loaded, data) if tuning else {}

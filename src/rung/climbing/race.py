@@ -11,7 +11,6 @@ from rung.artifact import Artifact
 from rung.climbing.elimination import Elimination, eliminate, looks
 from rung.climbing.store import RunStore
 from rung.data.types import Example
-from rung.evaluation.metrics import get_metric
 from rung.evaluation.result import Prediction
 from rung.evaluation.scoring import evaluate
 from rung.progress import QUIET, Progress
@@ -54,7 +53,7 @@ def race(
     alive = {artifact.name: artifact for artifact in candidates}
     beaten: dict[str, Elimination] = {}
     schedule = looks(len(rows))
-    binary = get_metric(candidates[0].shape.metric, folder).binary
+    binary = candidates[0].shape.scorer(folder).binary
     for until in schedule:
         for artifact in alive.values():
             answer_rows(artifact, rows[:until], "validation", store, folder=folder, progress=progress)

@@ -25,7 +25,7 @@ from rung.data.types import Data
 from rung.engines.engine_choice import settled
 from rung.errors import ConfigError, RungError
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
-from rung.evaluation.scoring import score_interval
+from rung.evaluation.scoring import notes, score_interval
 from rung.machine import Machine, this_machine
 from rung.models.reference import is_endpoint, resolve
 from rung.parts import Head, Mixture
@@ -331,7 +331,7 @@ def _confirm(state: _Climb, survivors: Sequence[str]) -> ClimbResult:
     results = [_result(state, name, predictions.get(name)) for name in state.artifacts]
     costs = {r.name: r.cost for r in results if r.name in finalists}
     best = recommend(comparisons, costs, zero)
-    confidence, notes = _fit_confidence(state, best)
+    confidence, unsure = _fit_confidence(state, best)
     results += [_left_out(state, name, *why) for name, why in state.out.items()]
     state.store.note("confirmed", recommended=best)
     return ClimbResult(
@@ -349,7 +349,14 @@ def _confirm(state: _Climb, survivors: Sequence[str]) -> ClimbResult:
         rungs=tuple(results),
         comparisons=tuple(comparisons),
         data=state.data.report.as_dict(),
-        notes=notes,
+        notes=(
+            *unsure,
+            *(
+                f"{name}: {count} of {len(rows)} test rows: {note}"
+                for name, rows in predictions.items()
+                for note, count in notes(rows).items()
+            ),
+        ),
         confidence=confidence,
         advice=advise(state.task, state.data, state.machine).as_dict(),
     )

@@ -22,7 +22,6 @@ from rung.climbing.elimination import eliminate, looks
 from rung.climbing.race import race_order
 from rung.data.types import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError
-from rung.evaluation.metrics import get_metric
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import compare, evaluate
 from rung.models.cache import write_atomically
@@ -147,7 +146,7 @@ class _Search:
         self.trials, self.progress = trials, progress
         self.rows = race_order(data.validation)
         self.looks = looks(len(self.rows))
-        self.binary = get_metric(zero.shape.metric, data.folder).binary
+        self.binary = zero.shape.scorer(data.folder).binary
         folder.mkdir(parents=True, exist_ok=True)
         self.study = _study(folder / "study.log", seed)
 

@@ -10,6 +10,7 @@ from rung.data.json_schema import in_schema_order, mismatch
 from rung.data.report import SplitReport
 from rung.data.types import Example, Record, example_id
 from rung.errors import DataError
+from rung.evaluation.metrics import metric_column
 
 if TYPE_CHECKING:
     from rung.task import Task
@@ -66,7 +67,13 @@ def _row(record: Record, task: Task) -> Example | str:
     outputs = _outputs(column(record, task.output.column), task, record)
     if not outputs:
         return "empty output"
-    return Example(example_id(inputs), inputs, outputs, record.source)
+    return Example(example_id(inputs), inputs, outputs, record.source, _extra(record, task))
+
+
+def _extra(record: Record, task: Task) -> dict[str, Any]:
+    """Return the columns that only the metric reads."""
+    name = metric_column(task.metric_name, task.metric_settings)
+    return {} if name is None or name in task.inputs else {name: column(record, name)}
 
 
 def text_of(value: Any) -> str:
@@ -85,8 +92,11 @@ def _outputs(value: Any, task: Task, record: Record) -> tuple[str, ...]:
     if kind == "json":
         schema = task.output.json_schema
         return _json_output(value, schema if isinstance(schema, dict) else {}, record)
+    if kind == "multilabel":
+        return (_label_list(value, task, record),)
     if kind == "text" and isinstance(value, list):
-        return tuple(item.strip() for item in value if isinstance(item, str) and item.strip())
+        texts = tuple(item.strip() for item in value if isinstance(item, str) and item.strip())
+        return texts or _refused(task)
     if isinstance(value, (dict, list)):
         raise DataError(
             "bad-output",
@@ -94,7 +104,39 @@ def _outputs(value: Any, task: Task, record: Record) -> tuple[str, ...]:
             hint="for structured answers use `kind: json`",
         )
     text = text_of(value)
-    return ((text,) if kind == "category" else (text.strip(),)) if text.strip() else ()
+    if not text.strip():
+        return _refused(task)
+    return (text,) if kind == "category" else (text.strip(),)
+
+
+def _refused(task: Task) -> tuple[str, ...]:
+    """Return what a row without an answer expects: the refusal where the task has one, else nothing."""
+    return (task.output.refusal,) if task.output.refusal else ()
+
+
+def _label_list(value: Any, task: Task, record: Record) -> str:
+    """Return labels as a canonical JSON list: each once, sorted. An empty cell is a row without labels."""
+    if isinstance(value, str):
+        value = _split_labels(value, task.output.separator, record)
+    labels = [] if value is None else value
+    if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
+        raise DataError(
+            "bad-output", f"{record.source}: {task.output.column!r} is no list of labels: {str(value)[:80]!r}",
+            hint=f'write ["one", "another"], or "one{task.output.separator} another"; nothing for no label',
+        )  # fmt: skip
+    return json.dumps(sorted({label.strip() for label in labels}), ensure_ascii=False)
+
+
+def _split_labels(text: str, separator: str, record: Record) -> Any:
+    if not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(separator) if part.strip()]
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(
+            "bad-json", f"{record.source}: the list of labels is not valid JSON: {error}",
+            hint='write ["one", "another"], or labels with the separator between them',
+        ) from None  # fmt: skip
 
 
 def _json_output(value: Any, schema: Mapping[str, Any], record: Record) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rung.data.documents import found_in, read_documents
 from rung.data.examples import examples
+from rung.data.labels import LABELLED, labels_of
 from rung.data.report import DISCORDANCE, SHOWN, DataReport, SplitReport
 from rung.data.sources import HUB, read_rows
 from rung.data.types import Data, Document, Example, hash_of, place_of
@@ -38,7 +39,7 @@ def load_data(task: Task) -> Data:
     splits = {name: _limited(task, name, rows, report) for name, rows in splits.items()}
     for name, rows in splits.items():
         report.splits[name].kept = len(rows)
-        report.measure(name, rows, category=task.output.kind == "category")
+        report.measure(name, rows, kind=task.output.kind)
     _warn(labels, splits, report)
     _note_detectable(task, splits, report)
     content: list[Any] = [[name, [[e.id, *e.outputs] for e in splits[name]]] for name in SPLITS]
@@ -125,9 +126,9 @@ def _without_duplicates(task: Task, splits: dict[str, list[Example]], report: Da
 
 def _labels(task: Task, splits: dict[str, list[Example]]) -> tuple[str, ...]:
     """Return the sorted label set and check every row's label, and the task file's descriptions, against it."""
-    if task.output.kind != "category":
+    if task.output.kind not in LABELLED:
         return ()
-    first = _label_sources(splits)
+    first = _label_sources(splits, task.output.kind)
     allowed = task.output.labels or sorted(first)
     described = dict.fromkeys(task.output.descriptions, "`output.descriptions`")
     for label, source in {**described, **first}.items():
@@ -139,13 +140,12 @@ def _labels(task: Task, splits: dict[str, list[Example]]) -> tuple[str, ...]:
     return tuple(sorted(allowed))
 
 
-def _label_sources(splits: dict[str, list[Example]]) -> dict[str, str]:
+def _label_sources(splits: dict[str, list[Example]], kind: str) -> dict[str, str]:
     """Return every label of the rows with the place where it stands first; refuse two spellings and a single label."""
     first: dict[str, str] = {}
     spelled: dict[str, str] = {}
     for name in SPLITS:
-        for example in splits[name]:
-            label = example.outputs[0]
+        for example, label in ((e, label) for e in splits[name] for label in labels_of(e.outputs[0], kind)):
             first.setdefault(label, example.source)
             other = spelled.setdefault(" ".join(label.lower().split()), label)
             if other != label:
@@ -156,7 +156,7 @@ def _label_sources(splits: dict[str, list[Example]]) -> dict[str, str]:
                     hint="write both the same way",
                 )
     if len(first) < 2:
-        found = f"every row has the label {next(iter(first))!r}" if first else "no row has a label"
+        found = f"every label is {next(iter(first))!r}" if first else "no row has a label"
         raise DataError("one-label", found, hint="a choice needs two labels: check `output.column`, or add rows")
     return first
 
@@ -217,7 +217,7 @@ def _warn(labels: Sequence[str], splits: dict[str, list[Example]], report: DataR
 
 def _note_detectable(task: Task, splits: dict[str, list[Example]], report: DataReport) -> None:
     """Say how large a difference the splits can show, for kinds whose usual scores are 0 or 1."""
-    if task.output.kind not in ("category", "json"):
+    if task.output.kind not in (*LABELLED, "json"):
         return
     from rung.evaluation.statistics import minimum_detectable_effect
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rung.data.labels import LABELLED, labels_of
 from rung.data.types import Document, Example
 
 SHOWN = 5  # places named per reason
@@ -35,7 +36,7 @@ class DataReport:
     Attributes:
         splits: rows read, kept and dropped; a split cut from the training file counts its rows as its own. Under
             `text`, where the task has plain text, its documents.
-        labels: rows per label of each split, most frequent first; empty unless the task is a category.
+        labels: rows per label of each split, most frequent first; empty unless the task answers with labels.
         lengths: spread (min, median, p95, max) of `train input`, `train output`, ...
         detectable: per split, the smallest true difference of a 0/1 score that a paired test finds in 4 of 5 cases,
             where two artifacts disagree on a fifth of the rows; None where there are too few rows for any.
@@ -48,12 +49,11 @@ class DataReport:
     detectable: dict[str, float | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def measure(
-        self, split: str, rows: Sequence[Example], *, category: bool, count: Callable[[str], int] = len
-    ) -> None:
+    def measure(self, split: str, rows: Sequence[Example], *, kind: str, count: Callable[[str], int] = len) -> None:
         """Add label counts and lengths (characters, or tokens where `count` counts them) of a split."""
-        if category:
-            self.labels[split] = dict(Counter(row.outputs[0] for row in rows).most_common())
+        if kind in LABELLED:
+            found = Counter(label for row in rows for label in labels_of(row.outputs[0], kind))
+            self.labels[split] = dict(found.most_common())
         for part, texts in (
             ("input", [" ".join(str(v) for v in row.inputs.values()) for row in rows]),
             ("output", [row.outputs[0] for row in rows]),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,14 +29,16 @@ class Example:
     Attributes:
         id: 16 hex digits of the hash of the normalized inputs; equal for inputs that differ in case or spaces only.
         inputs: the task's input columns.
-        outputs: acceptable answers: exactly one for category and json, one or more for text.
+        outputs: acceptable answers: exactly one for category, multilabel (a JSON list) and json, one or more for text.
         source: `file:line`, for errors and reports.
+        extra: columns that only the metric reads.
     """
 
     id: str
     inputs: Mapping[str, Any]
     outputs: tuple[str, ...]
     source: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

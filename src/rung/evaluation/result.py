@@ -65,7 +65,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One row answered by one artifact: a line of `predictions.jsonl`."""
+    """One row answered by one artifact: a line of `predictions.jsonl`. `note` is what the metric says of the score."""
 
     id: str
     source: str
@@ -80,6 +80,7 @@ class Prediction:
     seconds: float
     dropped_demonstrations: int = 0
     abstained: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rung.artifact import Artifact
+from rung.artifact import Artifact, Shape
 from rung.data.types import Example
-from rung.evaluation.metrics import METRICS, Metric, get_metric
+from rung.evaluation.metrics import (
+    METRICS,
+    Case,
+    corpus_bleu,
+    corpus_chrf,
+    exact_match,
+    get_metric,
+    label_f1,
+    macro_f1,
+)
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.statistics import Interval, is_binary, mean_interval, wilson
 from rung.evaluation.statistics import compare as compare_scores
@@ -35,9 +45,10 @@ def evaluate(
         folder: where a metric of the user's own is looked for first: the task file's folder.
         progress: told of every batch.
     """
-    metric = get_metric(artifact.shape.metric, folder)
+    metric = artifact.shape.scorer(folder)
     answers = artifact.answer(examples, full=full, progress=progress)
-    outside = artifact.out_of_scope
+    scores = metric.scores(cases(examples, answers))
+    outside = artifact.out_of_scope  # to abstain is right where the row is out of scope
     return [
         Prediction(
             id=example.id,
@@ -47,22 +58,24 @@ def evaluate(
             prompt=artifact.text(answer.messages),
             expected=example.outputs,
             prediction=answer.text,
-            score=_score(metric, answer, example, outside),
+            score=1.0 if answer.abstained and outside in example.outputs else score.value,
             confidence=answer.confidence,
             tokens=answer.prompt_tokens + answer.completion_tokens,
             seconds=answer.seconds,
             dropped_demonstrations=answer.dropped_demonstrations,
             abstained=answer.abstained,
+            note=score.note,
         )
-        for example, answer in zip(examples, answers, strict=True)
+        for example, answer, score in zip(examples, answers, scores, strict=True)
     ]
 
 
-def _score(metric: Metric, answer: Answer, example: Example, out_of_scope: str | None) -> float:
-    """Score one answer; to abstain is right where the row is out of scope."""
-    if answer.abstained and out_of_scope in example.outputs:
-        return 1.0
-    return float(metric.function(answer.text, example.outputs))
+def cases(examples: Sequence[Example], answers: Sequence[Answer]) -> list[Case]:
+    """Return what a metric scores: every answer beside what was expected and the row's columns."""
+    return [
+        Case(answer.text, example.outputs, {**example.inputs, **example.extra})
+        for example, answer in zip(examples, answers, strict=True)
+    ]
 
 
 def compare(
@@ -77,26 +90,65 @@ def compare(
 
 
 def summarize(
-    artifact: Artifact, examples: Sequence[Example], split: Literal["test", "validation"], *, progress: Progress = QUIET
+    artifact: Artifact,
+    examples: Sequence[Example],
+    split: Literal["test", "validation"],
+    *,
+    folder: Path | None = None,
+    progress: Progress = QUIET,
 ) -> dict[str, Any]:
-    """Score an artifact by every metric of its kind that rows can be scored by.
+    """Score an artifact by its metric and by every other of its kind that rows can be scored by.
 
     Returns:
-        {"artifact", "split", "n", "metrics": {name: {"score", "low", "high"}}}, intervals at 95 %. Where the artifact
-        abstains, also `coverage`, the share of rows that are answered, and `answered`, the task's metric on those.
+        {"artifact", "split", "n", "metrics": {name: {"score", "low", "high"}}, "whole": {name: score}, "notes":
+        {note: rows}}: intervals at 95 %, views of the whole set, and what the task's metric said of rows. Where the
+        artifact abstains, the metrics hold `coverage` too, the share of rows that are answered, and `answered`, the
+        task's metric on those.
     """
-    rows = evaluate(artifact, examples, split, progress=progress)
-    own = artifact.shape.metric
-    names = [own, *(name for name, m in METRICS.items() if artifact.shape.kind in m.kinds and name != own)]
+    rows = evaluate(artifact, examples, split, folder=folder, progress=progress)
+    shape = artifact.shape
+    scores = {shape.metric: [row.score for row in rows]}
+    for name, metric in METRICS.items():
+        if shape.kind in metric.kinds and name not in scores:
+            metric = get_metric(name, refusal=shape.refusal)
+            scores[name] = [metric(row.prediction, row.expected) for row in rows]
     metrics = {}
-    for name in names:
-        metric = get_metric(name)
-        scores = [float(metric.function(row.prediction, row.expected)) for row in rows]
-        interval = score_interval(scores)
-        metrics[name] = {"score": sum(scores) / len(scores), "low": interval.low, "high": interval.high}
+    for name, values in scores.items():
+        interval = score_interval(values)
+        metrics[name] = {"score": sum(values) / len(values), "low": interval.low, "high": interval.high}
     if artifact.abstains:
         metrics |= _abstaining(rows)
-    return {"artifact": artifact.name, "split": split, "n": len(rows), "metrics": metrics}
+    return {
+        "artifact": artifact.name, "split": split, "n": len(rows), "metrics": metrics,
+        "whole": _whole(shape, rows), "notes": notes(rows),
+    }  # fmt: skip
+
+
+def _whole(shape: Shape, rows: Sequence[Prediction]) -> dict[str, float]:
+    """Return what can only be said of the whole set: F1 over labels, BLEU and chrF over the corpus, refusals."""
+    answers = [row.prediction for row in rows]
+    if shape.kind == "category":
+        return {"macro_f1": macro_f1(answers, [row.expected[0] for row in rows])}
+    if shape.kind == "multilabel":
+        found = label_f1(answers, [row.expected[0] for row in rows], shape.labels)
+        return {"micro_f1": found.micro, "macro_f1": found.macro}
+    whole: dict[str, float] = {}
+    if shape.metric in ("bleu", "chrf"):
+        references = [row.expected for row in rows]
+        whole |= {"corpus_bleu": corpus_bleu(answers, references), "corpus_chrf": corpus_chrf(answers, references)}
+    if shape.refusal:
+        refused = [exact_match(answer, [shape.refusal]) for answer in answers]
+        due = [max(exact_match(text, [shape.refusal]) for text in row.expected) for row in rows]
+        right = sum(a * b for a, b in zip(refused, due, strict=True))
+        whole |= {"refusals_due": sum(due) / len(due), "refusals_given": sum(refused) / len(refused)}
+        whole |= {"refusal_precision": right / sum(refused)} if any(refused) else {}
+        whole |= {"refusal_recall": right / sum(due)} if any(due) else {}
+    return whole
+
+
+def notes(rows: Sequence[Prediction]) -> dict[str, int]:
+    """Count what the metric said of rows, by the part before the first colon, most frequent first."""
+    return dict(Counter(row.note.split(":")[0] for row in rows if row.note).most_common())
 
 
 def _abstaining(rows: Sequence[Prediction]) -> dict[str, dict[str, float]]:

@@ -26,6 +26,7 @@ class Prompt:
         system: a persona or rules, before the instruction; empty for none.
         template: the user turn, `{column}` substitution only.
         labels: label texts to list in the prompt, with `descriptions` beside them where given.
+        several: any number of the labels may be right; the answer is a JSON list of them.
         chat_column: the column that holds a conversation, for chat tasks; then `template` is not used.
     """
 
@@ -34,6 +35,7 @@ class Prompt:
     system: str = ""
     labels: tuple[str, ...] = ()
     descriptions: tuple[tuple[str, str], ...] = ()
+    several: bool = False
     chat_column: str | None = None
 
     def messages(self, inputs: Mapping[str, Any], demonstrations: Sequence[Turn] = ()) -> Messages:
@@ -52,13 +54,14 @@ class Prompt:
         parts = [part for part in (self.system.strip(), self.instruction.strip()) if part]
         if self.labels:
             described = dict(self.descriptions)
+            ask = "Answer with a JSON list of all that apply of" if self.several else "Answer with one of"
             if described:
                 lines = [
                     f"- {label}: {described[label]}" if label in described else f"- {label}" for label in self.labels
                 ]
-                parts.append("Answer with one of:\n" + "\n".join(lines))
+                parts.append(f"{ask}:\n" + "\n".join(lines))
             else:
-                parts.append("Answer with one of: " + ", ".join(self.labels))
+                parts.append(f"{ask}: " + ", ".join(self.labels))
         return "\n\n".join(parts)
 
     def question(self, inputs: Mapping[str, Any]) -> str:

@@ -364,15 +364,15 @@ class Tuned(ABC):
 
     def _evaluation(self, engine: TorchEngine, artifact: Artifact, held_out: Sequence[Example], data: Data) -> Evaluate:
         """Return the task's own metric on held-out rows, by the weights as they stand."""
-        from rung.evaluation.metrics import get_metric
+        from rung.evaluation.scoring import cases
 
-        metric = get_metric(artifact.shape.metric, data.folder)
+        metric = artifact.shape.scorer(data.folder)
         live = replace(artifact, weights=Weights(self.name, Path(LIVE), base=self.quantization)).on(engine)
 
         def value() -> float:
             answers = live.answer(held_out, full=False)
-            scores = [metric.function(a.text, row.outputs) for a, row in zip(answers, held_out, strict=True)]
-            return float(sum(scores) / len(scores))
+            scores = metric.scores(cases(held_out, answers))
+            return sum(score.value for score in scores) / len(scores)
 
         return value
 

@@ -1,0 +1,56 @@
+"""How good is one answer? Metrics per row by family, views of whole sets, and the registry that names them.
+
+A metric is a plain function `(prediction, references) -> score in [0, 1]`; with several references the best match
+counts. Task files name one (`metric: rougeL`), give settings where it takes any (`metric: {name: judge, model: ...}`),
+or point at the user's own (`metric: mymodule:score`).
+"""
+
+from rung.evaluation.metrics.base import Case, Kind, Metric, MetricFunction, Score
+from rung.evaluation.metrics.category import OTHER, Confusion, accuracy, cohens_kappa, confusion, macro_f1
+from rung.evaluation.metrics.multilabel import LabelF1, label_f1, labels_exact, labels_f1
+from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
+from rung.evaluation.metrics.registry import METRICS, WITH_SETTINGS, default_metric, get_metric, metric_column
+from rung.evaluation.metrics.rewriting import edit_similarity, sari
+from rung.evaluation.metrics.rouge import rouge1, rouge2, rouge_l
+from rung.evaluation.metrics.squad import exact_match, final_number, refusing, token_f1
+from rung.evaluation.metrics.translation import bleu, chrf, corpus_bleu, corpus_chrf
+
+__all__ = [
+    "METRICS",
+    "OTHER",
+    "WITH_SETTINGS",
+    "Case",
+    "Confusion",
+    "Kind",
+    "LabelF1",
+    "Metric",
+    "MetricFunction",
+    "Score",
+    "accuracy",
+    "bleu",
+    "chrf",
+    "cohens_kappa",
+    "confusion",
+    "corpus_bleu",
+    "corpus_chrf",
+    "default_metric",
+    "edit_similarity",
+    "exact_match",
+    "final_number",
+    "get_metric",
+    "json_exact",
+    "json_field_f1",
+    "json_field_precision",
+    "json_field_recall",
+    "label_f1",
+    "labels_exact",
+    "labels_f1",
+    "macro_f1",
+    "metric_column",
+    "refusing",
+    "rouge1",
+    "rouge2",
+    "rouge_l",
+    "sari",
+    "token_f1",
+]

@@ -1,0 +1,83 @@
+"""What a metric is: a named function from an answer and what was expected to a score in [0, 1]."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+Kind = Literal["category", "multilabel", "text", "json", "chat"]
+MetricFunction = Callable[[str, Sequence[str]], float]
+
+
+class Score(NamedTuple):
+    """A score in [0, 1], and where there is more to say of it, why: `no such column: nme`."""
+
+    value: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One answered row: the answer, the acceptable answers, and the row's columns for metrics that read them."""
+
+    prediction: str
+    references: Sequence[str]
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+
+RowsFunction = Callable[[Sequence[Case]], list[Score]]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric by name.
+
+    Attributes:
+        name: how task files and reports call it.
+        function: scores one answer by its references; or None, where `rows` scores many at once.
+        description: one line.
+        kinds: the output kinds it suits.
+        binary: every score is 0 or 1.
+        rows: scores many answers, where the row's other columns matter or a model is asked.
+    """
+
+    name: str
+    function: MetricFunction | None
+    description: str
+    kinds: tuple[Kind, ...]
+    binary: bool = False
+    rows: RowsFunction | None = None
+
+    def __call__(self, prediction: str, references: Sequence[str], row: Mapping[str, Any] | None = None) -> float:
+        """Score one answer, in [0, 1]."""
+        return self.scores([Case(prediction, references, row or {})])[0].value
+
+    def scores(self, cases: Sequence[Case]) -> list[Score]:
+        """Score answers, in their order."""
+        if self.rows is not None:
+            return self.rows(cases)
+        assert self.function is not None
+        return [Score(float(self.function(case.prediction, case.references))) for case in cases]
+
+
+def some(references: Sequence[str]) -> Sequence[str]:
+    """Return the references, of which there must be one.
+
+    Raises:
+        ValueError: there are none, or a bare text was given in place of a list.
+    """
+    if isinstance(references, str) or not references:
+        raise ValueError(f"references must be a list of at least one text, got {references!r}")
+    return references
+
+
+def f1(shared: float, found: float, wanted: float) -> float:
+    """Return 2 shared / (found + wanted), the harmonic mean of precision and recall; 1 where nothing was to find."""
+    return 2 * shared / (found + wanted) if found + wanted else 1.0
+
+
+def multiset_f1(found: Counter[Any], wanted: Counter[Any]) -> float:
+    """Return the F1 of two multisets: repetitions count, and two empty sets agree."""
+    return f1((found & wanted).total(), found.total(), wanted.total())

@@ -1,0 +1,171 @@
+"""Extracted records: precision, recall and F1 over fields, and whole records, of JSON values.
+
+A field is a leaf of the JSON value at its place. Objects are compared key by key. Items of lists are first paired, each
+with at most one, so that the most fields agree; a field then counts only inside its pair, so a price at another
+article's name is wrong. Order does not matter, and a missing item costs only its own fields. A key whose value is null
+has no field: a schema that requires every key is met with null where there is nothing to extract. Runs of whitespace
+in texts count as one space, 1 equals 1.0, and invalid JSON scores 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from rung.errors import DataError
+from rung.evaluation.metrics.assignment import best_assignment
+from rung.evaluation.metrics.base import f1, some
+
+_DEEPEST = 100  # a model can write "[[[[" for ever; no real record is nested this deeply
+
+
+class Fields(NamedTuple):
+    """How many fields were found, how many expected, and how many are both."""
+
+    shared: int
+    found: int
+    wanted: int
+
+
+def json_exact(prediction: str, references: Sequence[str]) -> float:
+    """Return 1 if the prediction is valid JSON and equal to a reference, else 0.
+
+    The order of keys, and runs of whitespace inside strings, do not matter; the order of lists does.
+
+    Raises:
+        DataError: `bad-json-reference` if a reference is not valid JSON.
+    """
+    wanted = [_canonical(_reference_json(reference)) for reference in some(references)]
+    found = _parse_json(prediction)
+    return float(found is not None and _canonical(found.value) in wanted)
+
+
+def json_field_f1(prediction: str, references: Sequence[str]) -> float:
+    """Return the F1 over the fields of the record, the best over all references.
+
+    Raises:
+        DataError: `bad-json-reference` if a reference is not valid JSON.
+    """
+    return max((f1(*fields) for fields in _compared(prediction, references)), default=0.0)
+
+
+def json_field_precision(prediction: str, references: Sequence[str]) -> float:
+    """Return the share of the fields found that are right, by the best reference; 1 where none was found.
+
+    Raises:
+        DataError: `bad-json-reference` if a reference is not valid JSON.
+    """
+    compared = _compared(prediction, references)
+    return max((n.shared / n.found if n.found else 1.0 for n in compared), default=0.0)
+
+
+def json_field_recall(prediction: str, references: Sequence[str]) -> float:
+    """Return the share of the expected fields that were found, by the best reference; 1 where none is expected.
+
+    Raises:
+        DataError: `bad-json-reference` if a reference is not valid JSON.
+    """
+    compared = _compared(prediction, references)
+    return max((n.shared / n.wanted if n.wanted else 1.0 for n in compared), default=0.0)
+
+
+def _compared(prediction: str, references: Sequence[str]) -> list[Fields]:
+    """Count fields against each reference; no counts at all if the prediction is not JSON."""
+    wanted = [_reference_json(reference) for reference in some(references)]
+    found = _parse_json(prediction)
+    return [] if found is None else [compare_fields(found.value, value) for value in wanted]
+
+
+def compare_fields(found: Any, wanted: Any) -> Fields:
+    """Count the fields of two JSON values, and those they share."""
+    return Fields(_shared(found, wanted), _count(found), _count(wanted))
+
+
+def _shared(found: Any, wanted: Any) -> int:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        both = (key for key in found if key in wanted and found[key] is not None and wanted[key] is not None)
+        return sum(_shared(found[key], wanted[key]) for key in both)
+    if isinstance(found, list) and isinstance(wanted, list) and found and wanted:
+        return _shared_items(found, wanted)
+    if isinstance(found, dict) or isinstance(wanted, dict):
+        return 0
+    return int(_canonical(found) == _canonical(wanted))
+
+
+def _shared_items(found: list[Any], wanted: list[Any]) -> int:
+    """Pair items so that the most fields agree. Equal items may be paired at once: no other pairing gains more."""
+    left, right = Counter(map(_canonical, found)), Counter(map(_canonical, wanted))
+    same = left & right
+    rest_found, rest_wanted = _without(found, same.copy()), _without(wanted, same.copy())
+    shared = sum(_count(item) for item in found) - sum(_count(item) for item in rest_found)
+    nested = [[item for item in items if isinstance(item, dict | list)] for items in (rest_found, rest_wanted)]
+    gains = [[_shared(a, b) for b in nested[1]] for a in nested[0]]
+    return shared + sum(int(gains[i][j]) for i, j in best_assignment(gains))
+
+
+def _without(items: list[Any], gone: Counter[Any]) -> list[Any]:
+    kept = []
+    for item in items:
+        key = _canonical(item)
+        if gone[key] > 0:
+            gone[key] -= 1
+        else:
+            kept.append(item)
+    return kept
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(_count(child) for child in value.values() if child is not None)
+    if isinstance(value, list) and value:
+        return sum(_count(child) for child in value)
+    return 1
+
+
+class _Json(NamedTuple):
+    """A parsed value, so that the value `null` differs from no value."""
+
+    value: Any
+
+
+def _parse_json(text: str) -> _Json | None:
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return None
+    return _Json(value) if _depth_within(value, _DEEPEST) else None
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _depth_within(value: Any, limit: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    children = value.values() if isinstance(value, dict) else value
+    return limit > 0 and all(_depth_within(child, limit - 1) for child in children)
+
+
+def _reference_json(text: str) -> Any:
+    parsed = _parse_json(text)
+    if parsed is None:
+        raise DataError(
+            "bad-json-reference",
+            f"an expected output is not valid JSON: {text[:80]!r}",
+            hint="with `kind: json`, the output column must hold one JSON value per row",
+        )
+    return parsed.value
+
+
+def _canonical(value: Any) -> Any:
+    """A value that compares as JSON does: Python would take True for 1, and 1.0 for 1 is wanted."""
+    if isinstance(value, dict):
+        return ("object", frozenset((key, _canonical(child)) for key, child in value.items()))
+    if isinstance(value, list):
+        return ("list", tuple(_canonical(child) for child in value))
+    if isinstance(value, str):
+        return ("string", " ".join(value.split()))
+    return ("literal", value) if value is None or isinstance(value, bool) else ("number", value)

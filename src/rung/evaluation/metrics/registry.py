@@ -1,0 +1,173 @@
+"""The metrics by name, those that take settings among them, and the user's own."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rung.errors import ConfigError
+from rung.evaluation.metrics.base import Kind, Metric
+from rung.evaluation.metrics.category import accuracy
+from rung.evaluation.metrics.code import code_metric
+from rung.evaluation.metrics.judge import RUBRIC, judge_metric
+from rung.evaluation.metrics.multilabel import labels_exact, labels_f1
+from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
+from rung.evaluation.metrics.rewriting import edit_similarity, sari_metric
+from rung.evaluation.metrics.rouge import rouge1, rouge2, rouge_l
+from rung.evaluation.metrics.sql import sql_metric
+from rung.evaluation.metrics.squad import exact_match, final_number, refusing, token_f1
+from rung.evaluation.metrics.translation import bleu, chrf
+
+_TEXTS: tuple[Kind, ...] = ("text", "chat")
+_EVERY: tuple[Kind, ...] = ("category", "multilabel", "text", "json", "chat")
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", accuracy, "the answer is the expected label", ("category",), binary=True),
+        Metric("labels_f1", labels_f1, "F1 over the labels of a row", ("multilabel",)),
+        Metric("labels_exact", labels_exact, "exactly the expected labels", ("multilabel",), binary=True),
+        Metric("exact_match", exact_match, "same words, case and articles aside", ("category", *_TEXTS), binary=True),
+        Metric("token_f1", token_f1, "F1 over shared words, as in SQuAD", _TEXTS),
+        Metric("final_number", final_number, "the last number is that of the expected answer", _TEXTS, binary=True),
+        Metric("rouge1", rouge1, "F1 over shared stemmed words", _TEXTS),
+        Metric("rouge2", rouge2, "F1 over shared pairs of stemmed words", _TEXTS),
+        Metric("rougeL", rouge_l, "F1 over the longest common subsequence of stemmed words", _TEXTS),
+        Metric("chrf", chrf, "chrF2: F2 over shared runs of characters", _TEXTS),
+        Metric("bleu", bleu, "BLEU of each text: shared runs of one to four words", _TEXTS),
+        Metric("edit_similarity", edit_similarity, "1 - edit distance / length, in characters", _TEXTS),
+        Metric("json_exact", json_exact, "the same JSON value", ("json",), binary=True),
+        Metric("json_field_f1", json_field_f1, "F1 over the fields of the JSON value", ("json",)),
+        Metric("json_field_precision", json_field_precision, "share of the fields found that are right", ("json",)),
+        Metric("json_field_recall", json_field_recall, "share of the expected fields found", ("json",)),
+    )
+}
+
+_DEFAULTS: dict[Kind, str] = {
+    "category": "accuracy", "multilabel": "labels_f1", "text": "rougeL", "json": "json_field_f1", "chat": "rougeL",
+}  # fmt: skip
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SariSettings(_Settings):
+    """Settings of `sari`."""
+
+    source: str = Field(description="The column with the text that is rewritten.")
+
+
+class SqlSettings(_Settings):
+    """Settings of `sql_execution`."""
+
+    database: str = Field(description="A SQLite file, or an .sql script, relative to the task file.")
+    seconds: float = Field(5.0, gt=0, description="Most time of one query.")
+    rows: int = Field(10_000, ge=1, description="Most rows of one result.")
+
+
+class CodeSettings(_Settings):
+    """Settings of `code`."""
+
+    allow_execution: bool = Field(False, description="Run programs that a model has written on this machine.")
+    tests: str | None = Field(None, description="Column with Python to run behind the program; else output counts.")
+    seconds: float = Field(10.0, gt=0, description="Most time of one program.")
+    memory_mb: int = Field(512, ge=64, description="Most memory of one program.")
+    network: bool = Field(False, description="Let programs reach the network.")
+
+
+class JudgeSettings(_Settings):
+    """Settings of `judge`."""
+
+    model: str = Field(description="The model that judges: any reference that `model:` takes.")
+    rubric: str = Field(RUBRIC, min_length=1, description="What makes an answer better.")
+    most_unreadable: float = Field(0.1, ge=0, le=1, description="Share of unreadable verdicts that is put up with.")
+
+
+_Make = Callable[[Mapping[str, Any], Path | None], Metric]
+
+WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
+    "sari": (SariSettings, lambda settings, folder: sari_metric(settings)),
+    "sql_execution": (SqlSettings, sql_metric),
+    "code": (CodeSettings, lambda settings, folder: code_metric(settings)),
+    "judge": (JudgeSettings, lambda settings, folder: judge_metric(settings)),
+}
+
+_COLUMNS = {"sari": "source", "code": "tests"}  # the setting that names a column of the data
+
+
+def default_metric(kind: Kind) -> str:
+    """Return the name of the metric that a task with this output kind uses unless it names one."""
+    return _DEFAULTS[kind]
+
+
+def metric_column(name: str, settings: Mapping[str, Any]) -> str | None:
+    """Return the column that a metric reads beside answer and expected answer, if any."""
+    column = settings.get(_COLUMNS[name]) if name in _COLUMNS else None
+    return column if isinstance(column, str) else None
+
+
+def get_metric(
+    name: str, folder: Path | None = None, settings: Mapping[str, Any] | None = None, *, refusal: str = ""
+) -> Metric:
+    """Return a metric by name, or the user's own, written `module:function`.
+
+    Args:
+        name: One of `METRICS` or `WITH_SETTINGS`, or a module (beside the task file, in the current folder, or
+            installed) and the function in it that takes (prediction, references).
+        folder: The folder of the task file.
+        settings: Those of a metric in `WITH_SETTINGS`.
+        refusal: The answer to give where there is none; see `rung.evaluation.metrics.squad.refusing`.
+
+    Raises:
+        ConfigError: `unknown-metric`, `metric-settings` if a setting is missing, unknown or wrong, or one of the codes
+            of `rung.evaluation.user_metric.load`.
+    """
+    if name in WITH_SETTINGS:
+        return _with_settings(name, settings or {}, folder)
+    metric = METRICS.get(name) or _own(name, folder)
+    if settings:
+        raise ConfigError(
+            "metric-settings", f"the metric {name} has no setting {next(iter(settings))!r}",
+            hint=f"write `metric: {name}`; metrics with settings: {', '.join(WITH_SETTINGS)}",
+        )  # fmt: skip
+    if refusal and name in METRICS:
+        assert metric.function is not None
+        return replace(metric, function=refusing(metric.function, refusal))
+    return metric
+
+
+def _with_settings(name: str, settings: Mapping[str, Any], folder: Path | None) -> Metric:
+    model, make = WITH_SETTINGS[name]
+    try:
+        checked = model.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        known = "; ".join(f"{key}: {field.description}" for key, field in model.model_fields.items())
+        raise ConfigError(
+            "metric-settings", f"the metric {name}: `{key}`: {first['msg']}",
+            hint=f"write `metric: {{name: {name}, ...}}` with {known}",
+        ) from None  # fmt: skip
+    return make(checked.model_dump(), folder)
+
+
+def _own(name: str, folder: Path | None) -> Metric:
+    if ":" in name:
+        from rung.evaluation import user_metric
+
+        return Metric(name, user_metric.load(name, folder), "the task's own metric", _EVERY)
+    names = [*METRICS, *WITH_SETTINGS]
+    by_lower = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    guess = f"did you mean {by_lower[close[0]]!r}? " if close else ""
+    raise ConfigError(
+        "unknown-metric",
+        f"there is no metric {name!r}",
+        hint=f"{guess}metrics: {', '.join(names)}; or your own function as module:function",
+    )

@@ -1,0 +1,132 @@
+"""Execution accuracy of SQL, and all that a query must not be able to do."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from rung.errors import ConfigError, DataError
+from rung.evaluation.metrics import Case, Metric, get_metric
+from rung.evaluation.metrics.sql import has_order
+
+SCRIPT = """
+CREATE TABLE city (name TEXT, country TEXT, people REAL);
+INSERT INTO city VALUES ('Lyon', 'France', 0.5), ('Paris', 'France', 2.1), ('Ghent', 'Belgium', 0.3);
+"""
+ALL = "SELECT name FROM city"
+SLOW = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "cities.sql").write_text(SCRIPT)
+    with sqlite3.connect(tmp_path / "cities.sqlite") as connection:
+        connection.executescript(SCRIPT)
+    connection.close()
+    return tmp_path
+
+
+@pytest.fixture(params=["cities.sql", "cities.sqlite"])
+def metric(request: pytest.FixtureRequest, folder: Path) -> Metric:
+    return get_metric("sql_execution", folder, {"database": request.param, "seconds": 0.2, "rows": 100})
+
+
+@pytest.mark.parametrize(
+    ("query", "gold", "score"),
+    [
+        (ALL, "SELECT name FROM city ORDER BY name", 0.0),  # the question asked for an order
+        ("SELECT name FROM city ORDER BY name", ALL, 1.0),
+        ("SELECT name FROM city ORDER BY people", "SELECT name FROM city ORDER BY name DESC", 0.0),
+        ("select name from city where people > 0.2;", ALL, 1.0),
+        ("```sql\nSELECT name FROM city\n```\nThis lists all cities.", ALL, 1.0),
+        ("SELECT name, name FROM city", ALL, 0.0),
+        ("SELECT name FROM city UNION ALL SELECT name FROM city", ALL, 0.0),  # repetitions count
+        ("SELECT 3", "SELECT count(*) FROM city", 1.0),
+        ("SELECT 3.0", "SELECT count(*) FROM city", 1.0),
+        ("SELECT '3'", "SELECT count(*) FROM city", 0.0),
+        ("SELECT 2.9", "SELECT sum(people) FROM city", 1.0),  # 0.1 + 0.2 is 0.3 here
+        ("SELECT name FROM (SELECT * FROM city ORDER BY people)", ALL, 1.0),
+        ("SELECT NULL", "SELECT max(people) FROM city WHERE name = 'Rome'", 1.0),
+    ],
+)
+def test_the_result_decides(metric: Metric, query: str, gold: str, score: float) -> None:
+    assert metric(query, [gold]) == score
+
+
+def test_any_reference_will_do(metric: Metric) -> None:
+    assert metric("SELECT 3", [ALL, "SELECT count(*) FROM city"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        ("SELECT nme FROM city", "no such column: nme"),
+        ("There are three cities.", "syntax error"),
+        ("", "another result"),
+        ("SELECT 1; SELECT 2", "one statement at a time"),
+        ("DROP TABLE city", "not authorized"),
+        ("INSERT INTO city VALUES ('Rome', 'Italy', 2)", "not authorized"),
+        ("UPDATE city SET people = 0", "not authorized"),
+        ("CREATE TEMP TABLE x AS SELECT 1", "not authorized"),
+        ("ATTACH '/etc/passwd' AS other", "not authorized"),
+        ("PRAGMA query_only = 0", "not authorized"),
+        ("SELECT * FROM pragma_database_list", "not authorized"),
+        ("VACUUM INTO '/tmp/stolen.sqlite'", "authorization denied"),
+        ("SELECT load_extension('/tmp/evil.so')", "not authorized"),
+        ("BEGIN", "not authorized"),
+        (SLOW, "stopped after 0.2 s"),
+        ("SELECT a.name FROM city a, city b, city c, city d, city e", "more than 100 rows"),
+        ("SELECT zeroblob(500000000)", "too big"),
+        ("SELECT x'", "unrecognized token"),
+        ("SELECT '\0'", ""),
+    ],
+)
+def test_a_query_that_fails_scores_nothing_and_says_why(metric: Metric, query: str, why: str) -> None:
+    score = metric.scores([Case(query, [ALL])])[0]
+    assert score.value == 0.0
+    assert why in score.note
+    assert metric(ALL, [ALL]) == 1.0  # nothing was changed
+
+
+def test_a_wrong_reference_is_the_data_s_fault(metric: Metric) -> None:
+    for gold in ("SELECT nme FROM city", SLOW):
+        with pytest.raises(DataError) as caught:
+            metric(ALL, [gold])
+        assert caught.value.code == "bad-sql-reference"
+
+
+@pytest.mark.parametrize("name", ["none.sqlite", "none.sql", "text.sqlite", "broken.sql"])
+def test_a_database_that_cannot_be_opened(folder: Path, name: str) -> None:
+    (folder / "text.sqlite").write_text("this is no database, though it is long enough to be looked at " * 9)
+    (folder / "broken.sql").write_text("CREATE TABEL x;")
+    with pytest.raises(ConfigError) as caught:
+        get_metric("sql_execution", folder, {"database": name})(ALL, [ALL])
+    assert caught.value.code == "bad-database"
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("query", "ordered"),
+    [
+        ("SELECT a FROM t ORDER BY a", True),
+        ("select a from t order\n by a limit 1", True),
+        ("SELECT a FROM (SELECT a FROM t ORDER BY a)", False),
+        ("SELECT 'order by' FROM t -- order by", False),
+        ("SELECT row_number() OVER (ORDER BY a) FROM t", False),
+        ('SELECT "order by" FROM t /* order by */', False),
+    ],
+)
+def test_order_matters_where_the_outermost_query_orders(query: str, ordered: bool) -> None:
+    assert has_order(query) is ordered
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"database": 3}, {"database": "x", "second": 1}, {"database": "x", "rows": 0}]
+)
+def test_settings_are_checked(settings: dict[str, object]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        get_metric("sql_execution", None, settings)
+    assert caught.value.code == "metric-settings"
+    assert "database: A SQLite file" in caught.value.hint
