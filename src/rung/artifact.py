@@ -202,10 +202,10 @@ class Artifact:
         seconds = (time.perf_counter() - start) / len(examples)
         answers = []
         for p, text in zip(chances, texts, strict=True):
-            best = int(p.argmax())
             messages: Messages = ({"role": "user", "content": text},)
-            answer = Answer(head.labels[best], None, None, len(encode(text)), 0, seconds, messages)
-            answers.append(sure(answer, p, best, head.confidence))
+            said, confidence = head.decide(p)
+            answer = Answer(said, confidence, tuple(p.tolist()), len(encode(text)), 0, seconds, messages)
+            answers.append(answer if head.thresholds else sure(answer, p, int(p.argmax()), head.confidence))
         return answers
 
     def _mix(self, mixture: Mixture, examples: Sequence[Example], progress: Progress) -> list[Answer]:

@@ -109,6 +109,7 @@ def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path) -> d
             "labels": decoder.labels,
             "encoder": decoder.encoder,
             "tuned": decoder.tuned is not None,
+            "thresholds": decoder.thresholds,
             "confidence": _fitted(decoder),
         }
     if isinstance(decoder, Mixture):
@@ -228,9 +229,15 @@ def _decoder(values: dict[str, Any], arrays: Mapping[str, Any], folder: Path) ->
         weights, temperatures = tuple(values["weights"]), tuple(values["temperatures"])
         members = tuple(load(folder / "members" / str(number)) for number in range(len(weights)))
         return Mixture(members, weights, temperatures, _confidence(values))
-    weight, intercept = arrays["head.weight"], arrays["head.intercept"]
-    tuned = folder / "encoder" if values.get("tuned") else None
-    return Head(tuple(values["labels"]), values["encoder"], weight, intercept, tuned, _confidence(values))
+    return Head(
+        tuple(values["labels"]),
+        values["encoder"],
+        arrays["head.weight"],
+        arrays["head.intercept"],
+        tuned=folder / "encoder" if values["tuned"] else None,
+        thresholds=tuple(values["thresholds"]),
+        confidence=_confidence(values),
+    )
 
 
 def _fitted(decoder: Head | Mixture) -> dict[str, Any] | None:

@@ -188,6 +188,7 @@ class Head:
         weight, intercept: shapes [labels, features] and [labels].
         tuned: folder of the encoder with weights that were trained for the task, or None for its own.
         confidence: how probabilities become confidences, where that was fitted.
+        thresholds: for several labels a row, the probability from which each is given; empty for one label a row.
     """
 
     kind: ClassVar[str] = "head"
@@ -196,6 +197,7 @@ class Head:
     weight: Floats
     intercept: Floats
     tuned: Path | None = None
+    thresholds: tuple[float, ...] = ()
     confidence: Confidence | None = None
 
     @property
@@ -204,12 +206,29 @@ class Head:
         return self.encoder if self.tuned is None else str(self.tuned)
 
     def classify(self, features: Floats) -> Floats:
-        """Return probabilities, shape [rows, labels], of unit feature vectors [rows, features]."""
+        """Return probabilities, shape [rows, labels], of unit feature vectors [rows, features].
+
+        They sum to 1 in each row where one label is right, and are each on its own where several may be.
+        """
         logits = features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.intercept
+        if self.thresholds:
+            each: Floats = (1 / (1 + np.exp(-logits.clip(-500, 500)))).astype(np.float32)
+            return each
         logits -= logits.max(-1, keepdims=True)
         weights = np.exp(logits)
         result: Floats = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
         return result
+
+    def decide(self, chances: Floats) -> tuple[str, float]:
+        """Return the answer to a row by its probabilities, shape [labels], and the answer's own probability.
+
+        With thresholds the answer is a JSON list, and its probability that of all decisions, taken as independent.
+        """
+        if not self.thresholds:
+            return self.labels[int(chances.argmax())], float(chances.max())
+        given = chances >= np.array(self.thresholds)
+        listed = [label for label, is_given in zip(self.labels, given, strict=True) if is_given]
+        return json.dumps(listed, ensure_ascii=False), float(np.where(given, chances, 1 - chances).prod())
 
 
 @dataclass(frozen=True)

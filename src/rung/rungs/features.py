@@ -1,6 +1,7 @@
 """Frozen features with a trained head: the baseline that every classification rung must beat.
 
-The head is multinomial logistic regression. Its penalty is chosen by cross-validation on the training rows alone.
+The head is multinomial logistic regression; where a row may have several labels, one logistic regression for each
+(`rung.rungs.label_heads`). Its penalty is chosen by cross-validation on the training rows alone.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from rung.artifact import Artifact, features
+from rung.data.labels import labels_of
 from rung.data.types import Data, Example
 from rung.engines.base import Floats
-from rung.errors import EngineError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.parts import PROMPTLESS, Head
@@ -22,9 +23,8 @@ from rung.progress import QUIET, Progress
 from rung.prompts.verbalizer import verbalize
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, sizes
+from rung.rungs.label_heads import FOLDS, PENALTIES, logistic, train_label_heads
 
-PENALTIES = (0.01, 0.1, 1.0, 10.0)
-FOLDS = 3
 ROWS_FOR_SEARCH = 3000  # the penalty is chosen on this many rows at most
 
 
@@ -60,7 +60,7 @@ class Features:
         if not self.encoder and is_endpoint(artifact.model):
             return no("an endpoint does not show its hidden states")
         if len({e.outputs[0] for e in data.train}) < 2:
-            return no("the training rows have fewer than two labels")
+            return no("the training rows all have the same answer")
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
@@ -81,10 +81,17 @@ class Features:
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact with a head in place of its decoder."""
-        texts, truth = labelled_texts(artifact, data.train, data.labels, names=self.label_names)
-        vectors = features(artifact, self.encoder, texts, progress=progress)
-        weight, intercept, penalty = train_head(vectors, truth, len(data.labels), seed=self.seed, progress=progress)
-        head = Head(data.labels, self.encoder, weight, intercept)
+        if artifact.shape.kind == "multilabel":
+            given = [set(labels_of(example.outputs[0], "multilabel")) for example in data.train]
+            truths = np.array([[label in row for label in data.labels] for row in given])
+            vectors = features(artifact, self.encoder, texts_of(artifact, data.train), progress=progress)
+            weight, intercept, penalty, thresholds = train_label_heads(vectors, truths, self.seed, progress=progress)
+            head = Head(data.labels, self.encoder, weight, intercept, thresholds=thresholds)
+        else:
+            texts, truth = labelled_texts(artifact, data.train, data.labels, names=self.label_names)
+            vectors = features(artifact, self.encoder, texts, progress=progress)
+            weight, intercept, penalty = train_head(vectors, truth, len(data.labels), seed=self.seed, progress=progress)
+            head = Head(data.labels, self.encoder, weight, intercept)
         settings = {
             "encoder": self.encoder or artifact.model,
             "inverse_penalty": penalty,
@@ -94,11 +101,16 @@ class Features:
         return artifact.step(self.name, settings, decoder=head)
 
 
+def texts_of(artifact: Artifact, rows: Sequence[Example]) -> list[str]:
+    """Return the rows as they stand in prompts, alone."""
+    return [artifact.prompt.question(example.inputs) for example in rows]
+
+
 def labelled_texts(
     artifact: Artifact, rows: Sequence[Example], labels: Sequence[str], *, names: bool
 ) -> tuple[list[str], np.ndarray[Any, Any]]:
     """Return what a head is trained on: the rows' texts, with `names` those of the labels, and label numbers."""
-    texts = [artifact.prompt.question(example.inputs) for example in rows]
+    texts = texts_of(artifact, rows)
     truth = [labels.index(example.outputs[0]) for example in rows]
     if names:
         described = dict(artifact.prompt.descriptions)
@@ -132,7 +144,7 @@ def train_head(
         scores.append(_cross_validated(standard, truth, penalty, seed))
         progress.advance(note=f"penalty {penalty:g}: {scores[-1]:.3f}")
     best = PENALTIES[int(np.argmax(scores))]
-    model = _logistic(best).fit(standard, truth)
+    model = logistic(best).fit(standard, truth)
     progress.advance()
     progress.finish()
     weight = np.zeros((labels, vectors.shape[1]), np.float32)
@@ -143,16 +155,6 @@ def train_head(
     weight[found] = slopes
     intercept[found] = offsets - slopes @ mean
     return weight, intercept, best
-
-
-def _logistic(penalty: float) -> Any:
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as missing:
-        raise EngineError(
-            "missing-extra", f"a head is trained with {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
-    return LogisticRegression(C=penalty, max_iter=500, tol=1e-3)
 
 
 def _cross_validated(vectors: Floats, truth: np.ndarray[Any, Any], penalty: float, seed: int) -> float:
@@ -168,5 +170,5 @@ def _cross_validated(vectors: Floats, truth: np.ndarray[Any, Any], penalty: floa
         train, test = order[fold != held], order[fold == held]
         if len(test) == 0 or len(np.unique(truth[train])) < 2:
             continue
-        right += int((_logistic(penalty).fit(vectors[train], truth[train]).predict(vectors[test]) == truth[test]).sum())
+        right += int((logistic(penalty).fit(vectors[train], truth[train]).predict(vectors[test]) == truth[test]).sum())
     return right / len(order)

@@ -90,7 +90,6 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Notes", "".join(f"<p>{_e(note)}</p>" for note in result.notes)),
         ("Left out", "".join(f"<p>{_e(r.name)} ({r.status}): {_e(r.reason)}</p>" for r in left_out(result))),
         ("Prompts that did not fit", "".join(f"<p>{_e(note)}</p>" for note in overflow_notes(result))),
-        ("What the metric says", "".join(f"<p>{_e(note)}</p>" for note in result.notes)),
         ("Data", _data(result.data)),
         ("How this was measured", "".join(f"<p>{_e(text)}</p>" for text in method(result))),
     ]

@@ -57,7 +57,7 @@ def print_climb(result: ClimbResult, console: Console) -> None:
     console.print(table)
     if any(rung.split == "validation" for rung in measured(result)):
         console.print(Text("v: stopped in the race; scored on that many validation rows", style="dim"))
-    for note in [*overflow_notes(result), *result.notes]:
+    for note in overflow_notes(result):
         console.print(Text(note, style="dim"))
     for note in (*result.notes, *confidence_notes(result)):
         console.print(Text(note))
