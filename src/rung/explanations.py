@@ -163,6 +163,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A pattern that is left out would leave in the store what must not be there.",
         "Write it as Python's `re` module reads it.",
     ),
+    "bad-preference": Explanation(
+        "A pair of a human judgement has a preference other than first, second and tie.",
+        "Agreement with people needs to know what they preferred.",
+        "Write first, second or tie; of several people take the majority.",
+        '{"instruction": "...", "first": "...", "second": "...", "preference": "tie"}',
+    ),
     "bad-schema-file": Explanation(
         "The JSON Schema that `output.schema` names cannot be read.",
         "Without the schema the answers can be neither checked nor constrained.",
@@ -655,6 +661,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Starting from noise instead is another technique, with other results.",
         "Give the task an instruction, or use P-tuning, which starts from nothing.",
         "instruction: Which intent does this message express?",
+    ),
+    "no-judge": Explanation(
+        "`rung judge` was given a task whose metric is not a judge.",
+        "There is no judge to compare with people.",
+        "Name one in the task file, or with --set.",
+        "metric: {name: judge, model: embedded}",
     ),
     "no-layers": Explanation(
         "Some of a model's layers shall be trained, and none of its tensors is named like a layer.",

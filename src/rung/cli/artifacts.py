@@ -161,22 +161,35 @@ def _say(artifact: Artifact, row: dict[str, Any]) -> str:
 def predict(
     artifact: ArtifactFolder,
     data: Annotated[Path, typer.Argument(help="Rows: CSV, TSV, JSON, JSONL or Parquet.", metavar="DATA")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write JSON lines here instead of stdout.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write here instead of stdout: a table for .csv and .parquet, else JSON lines."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the rows that --out already holds.")] = False,
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> None:
-    """Answer every row of a file, as JSON lines in the order of the rows; memory does not grow with the file."""
+    """Answer every row of a file, in the order of the rows; memory does not grow with the file."""
     from rung.artifact import Artifact
     from rung.artifact_files import fingerprint
-    from rung.prediction import predict_file
+    from rung.prediction import origin_file, predict_file
+    from rung.tables import TABLES, lines_file, write_table
 
     if resume and out is None:
         raise ConfigError("bad-option", "--resume needs --out", hint="name the file to go on with: --out answers.jsonl")
     loaded = Artifact.load(artifact)
+    table = out is not None and out.suffix.lower() in TABLES
+    if out is not None and table and out.exists():
+        raise ConfigError("file-exists", f"{out} exists", hint="a table is written at the end, whole: remove it first")
+    lines = lines_file(out) if out is not None and table else out
     made = predict_file(
-        loaded, data, out, fingerprint=fingerprint(artifact), resume=resume, progress=progress(quiet)
+        loaded, data, lines, fingerprint=fingerprint(artifact), resume=resume, progress=progress(quiet)
     )  # fmt: skip
+    if out is not None and lines is not None and table:
+        schema = getattr(loaded.decoder, "json_schema", None)
+        write_table(lines, out, records=loaded.shape.kind == "json", schema=schema)
+        lines.unlink()
+        origin_file(lines).unlink()
     if out is not None or made.overflow_rows:
         sys.stderr.write(f"{made}{'' if out is None else f': {out}'}\n")
 

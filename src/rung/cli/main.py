@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import advise, artifacts, climbs, confidence, exports, failures, improve, machine, models, tasks, tuning
+from rung.cli import (
+    advise,
+    artifacts,
+    climbs,
+    confidence,
+    exports,
+    failures,
+    improve,
+    judges,
+    machine,
+    models,
+    tasks,
+    tuning,
+)
 from rung.errors import RungError
 
 app = typer.Typer(
@@ -29,6 +42,7 @@ artifacts.register(app)
 confidence.register(app)
 exports.register(app)
 improve.register(app)
+judges.register(app)
 machine.register(app)
 app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")
 app.add_typer(failures.app, name="failures", help="Captured answers: what went wrong, and what was expected.")
