@@ -1,5 +1,6 @@
 """Files of rows: answered in pieces, in flat memory, resumed after a kill without a line lost or doubled."""
 
+import csv
 import fcntl
 import json
 import os
@@ -10,9 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from rung.artifact import Artifact, Shape
 from rung.artifact_files import fingerprint
+from rung.cli.main import app
+from rung.data.sources import read_rows
 from rung.errors import ConfigError, DataError
 from rung.parts import LabelScoring
 from rung.prediction import BATCH, Predicted, origin_file, predict_file
@@ -180,3 +184,16 @@ def test_a_broken_row_is_an_error_before_the_first_answer(artifact, folder, tmp_
 def test_the_summary_names_what_was_left_out():
     text = str(Predicted(rows=10, answered=10, overflow_rows=3, dropped_demonstrations=7))
     assert "3 prompts were longer than the model reads: 7 demonstrations were left out of them" in text
+
+
+def test_a_table_appears_when_it_is_whole_and_leaves_nothing_beside_it(artifact, folder, tmp_path):
+    rows, out = write_rows(tmp_path / "rows.csv", 5), tmp_path / "answers.csv"
+    command = ["predict", str(folder), str(rows), "--out", str(out), "--quiet"]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    with out.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["output"] for row in table] == [a.text for a in artifact.predict([r.values for r in read_rows(rows)])]
+    assert [row["row"] for row in table] == [f"rows.csv:{i}" for i in range(2, 7)]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.csv", "rows.csv"]
+    again = CliRunner().invoke(app, command)
+    assert again.exception.code == "file-exists"

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rung.data.sources import read_rows
 from rung.errors import DataError
+from rung.evaluation.metrics import Kind
 from rung.task import suggest
 
 SAMPLE = 2000
@@ -19,6 +20,7 @@ ANSWER_NAMES = (
     "label", "category", "class", "intent", "target", "output", "answer", "summary", "completion", "response", "sql",
 )  # fmt: skip
 MOST_LABELS = 500
+LONGEST_LABEL = 80  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Guess:
     name: str
     inputs: tuple[str, ...]
     output: str | None
-    kind: Literal["text", "category", "json", "chat"]
+    kind: Kind
     reason: str
 
 
@@ -74,12 +76,21 @@ def _answer_column(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> st
     return min(few, key=lambda c: len({str(row.get(c)) for row in rows}), default=columns[-1])
 
 
-def _kind(values: Sequence[Any]) -> tuple[Literal["text", "category", "json"], str]:
+def _kind(values: Sequence[Any]) -> tuple[Kind, str]:
     if all(isinstance(v, dict) or (isinstance(v, str) and _is_object(v)) for v in values):
         return "json", "holds JSON objects"
+    if values and all(isinstance(v, list) and all(isinstance(item, str) for item in v) for v in values):
+        items = [item for v in values for item in v]
+        distinct = len(set(items))
+        if items and distinct <= min(MOST_LABELS, len(items) / 2) and max(map(len, items)) <= LONGEST_LABEL:
+            return "multilabel", f"holds lists of {distinct} short values that repeat"
     texts = [str(v) for v in values if isinstance(v, (str, int))]  # JSON may hold labels as numbers or true and false
     distinct = len(set(texts))
-    if len(texts) == len(values) and distinct <= min(MOST_LABELS, len(texts) / 2) and max(map(len, texts)) <= 80:
+    if (
+        len(texts) == len(values)
+        and distinct <= min(MOST_LABELS, len(texts) / 2)
+        and max(map(len, texts)) <= LONGEST_LABEL
+    ):
         return "category", f"holds {distinct} short values that repeat"
     return "text", "holds free text"
 
