@@ -28,7 +28,7 @@ from rung.evaluation.confidence import Confidence
 from rung.models.cache import publish
 from rung.models.fingerprint import file_sha256
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Decoder, Generate, Head, LabelScoring, Mixture, Weights
+from rung.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Weights
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt
@@ -222,6 +222,8 @@ def _decoder(values: dict[str, Any], arrays: Mapping[str, Any], folder: Path) ->
     kind = values["kind"]
     if kind == Generate.kind:
         return Generate(values["max_tokens"], values["json_schema"], tuple(values.get("choices", ())))
+    if kind == ListScoring.kind:
+        return ListScoring(tuple(values["labels"]), tuple(values["thresholds"]))
     if kind == LabelScoring.kind:
         texts, bias = tuple(values["texts"]), tuple(values["bias"])
         return LabelScoring(tuple(values["labels"]), texts, values["normalization"], bias, _confidence(values))

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from rung.artifact import Artifact
+from rung.evaluation.metrics import labels_f1
 from rung.parts import Head
-from rung.rungs.label_heads import best_threshold, train_label_heads
+from rung.rungs import Features
+from rung.rungs.label_heads import best_threshold, best_thresholds, train_label_heads
+from rung.task import Task
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -42,3 +49,29 @@ def test_the_answer_s_probability_is_that_of_all_decisions() -> None:
     answer, confidence = head.decide(np.array([0.4, 0.3], np.float32))
     assert answer == '["b"]'
     assert confidence == pytest.approx(0.6 * 0.3)
+
+
+def test_shared_thresholds_win_where_most_rows_have_no_label() -> None:
+    truth = np.zeros((50, 2), bool)
+    truth[:6, 0] = True
+    chances = np.full((50, 2), 0.3, np.float32)
+    chances[:3, 0] = 0.8
+    score, thresholds = best_thresholds(chances, truth)
+    assert thresholds == (0.4, 0.4)  # the first of those that are as good
+    assert score == pytest.approx(f1_score(truth, chances >= 0.4, average="samples", zero_division=1))
+
+
+def test_real_messages_are_labelled_better_than_by_one_answer_for_all_and_saved(tmp_path: Path) -> None:
+    task = Task.load(EXAMPLES / "wnut17" / "task.yaml")
+    data = task.read()
+    fitted = Features().fit(Artifact.zero_shot(task, data.labels), data)
+    answers = [answer.text for answer in fitted.answer(data.test)]
+    expected = [row.outputs[0] for row in data.test]
+
+    def mean(texts: list[str]) -> float:
+        return float(np.mean([labels_f1(text, [truth]) for text, truth in zip(texts, expected, strict=True)]))
+
+    constant = max(mean([text] * len(expected)) for text in ("[]", '["person"]', '["location", "person"]'))
+    assert mean(answers) > constant + 0.03
+    again = Artifact.load(fitted.save(tmp_path / "saved"))
+    assert [a.text for a in again.answer(data.test[:20])] == answers[:20]

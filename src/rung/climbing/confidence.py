@@ -18,8 +18,8 @@ from rung.progress import QUIET, Progress
 
 
 def can_be_fitted(artifact: Artifact) -> bool:
-    """Say whether the artifact gives every label a probability."""
-    return not isinstance(artifact.decoder, Generate)
+    """Say whether the artifact gives every label a probability, and one label to a row."""
+    return artifact.shape.kind == "category" and not isinstance(artifact.decoder, Generate)
 
 
 def fit_confidence(

@@ -19,6 +19,7 @@ from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
 from rung.rungs.full import Full
 from rung.rungs.ia3 import IA3
+from rung.rungs.label_thresholds import LabelThresholds
 from rung.rungs.last_layers import LastLayers
 from rung.rungs.llama_adapter import LlamaAdapter
 from rung.rungs.lora import LoRA
@@ -49,6 +50,7 @@ __all__ = [
     "FewShot",
     "FineTunedEncoder",
     "Full",
+    "LabelThresholds",
     "LastLayers",
     "LlamaAdapter",
     "LoRA",
@@ -68,6 +70,7 @@ __all__ = [
 RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "system-prompt": lambda task, seed: SystemPrompt(task.system or ""),
     "calibrate": lambda task, seed: Calibrate(),
+    "label-thresholds": lambda task, seed: LabelThresholds(),
     "few-shot-fixed": lambda task, seed: FewShot("fixed", seed=seed),
     "few-shot-random": lambda task, seed: FewShot("random", seed=seed),
     "few-shot-balanced": lambda task, seed: FewShot("balanced", seed=seed),
@@ -96,8 +99,8 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.
 DEFAULT = (
-    "system-prompt", "calibrate", "few-shot-balanced", "few-shot-knn", "features", "llm-features", "domain-adaptation",
-    "lora",
+    "system-prompt", "calibrate", "label-thresholds", "few-shot-balanced", "few-shot-knn", "features", "llm-features",
+    "domain-adaptation", "lora",
 )  # fmt: skip
 
 

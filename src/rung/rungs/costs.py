@@ -17,7 +17,7 @@ from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Head, LabelScoring, Mixture
+from rung.parts import Head, LabelScoring, ListScoring, Mixture
 from rung.prompts.verbalizer import continuations
 from rung.rungs.base import Cost
 
@@ -61,8 +61,9 @@ def sizes(artifact: Artifact, data: Data) -> Sizes:
     question = [len(tokenizer.encode_plain(artifact.prompt.question(e.inputs))) for e in rows]
     answer = [len(tokenizer.encode_plain(artifact.spoken(e.outputs[0]))) for e in rows]
     tree = 0
-    if isinstance(artifact.decoder, LabelScoring):
-        texts = artifact.decoder.texts
+    if isinstance(artifact.decoder, LabelScoring | ListScoring):
+        scoring = artifact.decoder.scoring if isinstance(artifact.decoder, ListScoring) else artifact.decoder
+        texts = scoring.texts
         tree = build_trie(continuations(texts, tokenizer.encode_plain, end_token(tokenizer))).size
     n = len(rows)
     return Sizes((sum(whole) - sum(question)) / n, sum(question) / n, sum(answer) / n, tree, files.parameters)

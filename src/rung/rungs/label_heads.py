@@ -1,7 +1,9 @@
 """One logistic regression for each label, where a row may have several: binary relevance with a threshold per label.
 
-A label's threshold is where its F1 over cross-validated probabilities is best (Yang 2001, A study of thresholding
-strategies for text categorization), which for rare labels lies well below one half.
+Thresholds are set on cross-validated probabilities (Yang 2001, A study of thresholding strategies for text
+categorization): each label's own, where its F1 is best, or one for all, whichever gives the better F1 over the labels
+of a row, which is what such tasks are scored by. The first finds rare labels; the second leaves rows without labels
+alone.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from rung.progress import QUIET, Progress
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 FOLDS = 3
+SHARED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # thresholds that all labels may share
 FEWEST = 5  # rows with a label below which its best threshold would be that of chance
 NEVER = -30.0  # the intercept of a label that no training row has
 
@@ -33,8 +36,8 @@ def train_label_heads(
         progress: told of every penalty.
 
     Returns:
-        Weight [labels, features], intercept [labels], the chosen inverse penalty (one for all labels: the one with the
-        best F1 over all decisions), and a threshold per label.
+        Weight [labels, features], intercept [labels], the chosen inverse penalty (one for all labels), and a threshold
+        per label.
     """
     mean = vectors.mean(0)
     scale = float(vectors.std(0).mean()) or 1.0
@@ -44,10 +47,8 @@ def train_label_heads(
     found: list[tuple[float, float, tuple[float, ...]]] = []
     for penalty in PENALTIES:
         chances = _cross_validated(standard, truth, folds, penalty)
-        thresholds = tuple(best_threshold(chances[:, k], truth[:, k]) for k in range(truth.shape[1]))
-        given = chances >= np.array(thresholds)
-        score = 2 * (given & truth).sum() / max(1, given.sum() + truth.sum())
-        found.append((float(score), penalty, thresholds))
+        score, thresholds = best_thresholds(chances, truth)
+        found.append((score, penalty, thresholds))
         progress.advance(note=f"penalty {penalty:g}: {score:.3f}")
     _, penalty, thresholds = max(found, key=lambda one: one[0])
     weight, intercept = _fit(standard, truth, penalty)
@@ -55,6 +56,27 @@ def train_label_heads(
     progress.finish()
     slopes = weight / scale
     return slopes.astype(np.float32), (intercept - slopes @ mean).astype(np.float32), penalty, thresholds
+
+
+def best_thresholds(chances: Floats, truth: npt.NDArray[np.bool_]) -> tuple[float, tuple[float, ...]]:
+    """Return the best mean F1 over the labels of a row, and the thresholds that give it: shared ones, or each its own.
+
+    Args:
+        chances: shape [rows, labels].
+        truth: which labels each row has, shape [rows, labels].
+    """
+    labels = truth.shape[1]
+    own = tuple(best_threshold(chances[:, k], truth[:, k]) for k in range(labels))
+    options = [*((shared,) * labels for shared in SHARED), own]
+    scores = [row_f1(chances >= np.array(option), truth) for option in options]
+    best = int(np.argmax(scores))
+    return scores[best], options[best]
+
+
+def row_f1(given: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:
+    """Return the mean over rows of the F1 of their labels; 1 for a row without labels that is given none."""
+    total = given.sum(1) + truth.sum(1)
+    return float(np.where(total > 0, 2 * (given & truth).sum(1) / np.maximum(total, 1), 1.0).mean())
 
 
 def best_threshold(chances: Floats, truth: npt.NDArray[np.bool_]) -> float:

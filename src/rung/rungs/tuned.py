@@ -145,6 +145,8 @@ class Tuned(ABC):
         """It applies to open weights that answer and are not tuned yet, or from which the method goes on."""
         if artifact.decoder.kind in PROMPTLESS:
             return no("the head reads frozen features, which training would change")
+        if artifact.decoder.kind == "list-scoring":
+            return no("the labels' thresholds hold for the untuned model")
         if is_endpoint(artifact.model):
             return no("an endpoint's weights cannot be trained from here")
         if artifact.weights.adapter is not None and self.goes_on_from(artifact) is None:
