@@ -21,7 +21,7 @@ from rung.errors import ConfigError, DataError, EngineError
 from rung.evaluation.confidence import Confidence
 from rung.evaluation.metrics import Metric, get_metric
 from rung.models.reference import is_endpoint
-from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Mixture, Weights, sure, unfitted
+from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Mixture, Probable, Weights, sure, unfitted
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.overflow import Overflow, Rendered, fitted
@@ -134,7 +134,7 @@ class Artifact:
     @property
     def confidence(self) -> Confidence | None:
         """How probabilities become confidences, where that was fitted."""
-        return None if isinstance(self.decoder, Generate) else self.decoder.confidence
+        return self.decoder.confidence if isinstance(self.decoder, Probable) else None
 
     @property
     def abstains(self) -> bool:

@@ -320,13 +320,14 @@ def tempered(chances: Floats, temperature: float) -> Floats:
     return result
 
 
-Decoder = Generate | LabelScoring | ListScoring | Head | Mixture
+Probable = LabelScoring | Head | Mixture  # decoders that give labels probabilities
+Decoder = Generate | ListScoring | Probable
 PROMPTLESS = (Head.kind, Mixture.kind)  # decoders whose answers do not come from the artifact's own prompt and weights
 
 
 def unfitted(decoder: Decoder) -> Decoder:
     """Return the decoder without fitted confidence: it holds only for the artifact that it was fitted with."""
-    return replace(decoder, confidence=None) if isinstance(decoder, LabelScoring | Head | Mixture) else decoder
+    return replace(decoder, confidence=None) if isinstance(decoder, Probable) else decoder
 
 
 def sure(answer: Answer, chances: Floats, best: int, fitted: Confidence | None) -> Answer:

@@ -13,13 +13,13 @@ from rung.data.types import Example
 from rung.errors import ConfigError
 from rung.evaluation import confidence
 from rung.evaluation.confidence import Confidence, Method
-from rung.parts import Answer, Generate
+from rung.parts import Answer, Probable
 from rung.progress import QUIET, Progress
 
 
 def can_be_fitted(artifact: Artifact) -> bool:
     """Say whether the artifact gives every label a probability, and one label to a row."""
-    return artifact.shape.kind == "category" and not isinstance(artifact.decoder, Generate)
+    return artifact.shape.kind == "category" and isinstance(artifact.decoder, Probable)
 
 
 def fit_confidence(
@@ -44,12 +44,14 @@ def fit_confidence(
     Raises:
         ConfigError: the artifact writes its answers, there are no rows, too few for the method, or no such label.
     """
-    if isinstance(artifact.decoder, Generate):
+    if not can_be_fitted(artifact):
         raise ConfigError(
             "no-probabilities",
-            f"{artifact.name} writes its answers, and so gives its labels no probabilities",
+            f"{artifact.name} gives the labels of a row no probabilities that sum to one",
             hint="confidence needs a category task whose labels are scored, or a trained head",
         )
+    decoder = artifact.decoder
+    assert isinstance(decoder, Probable)
     if out_of_scope is not None and out_of_scope not in artifact.shape.labels:
         raise ConfigError(
             "unknown-label",
@@ -58,13 +60,13 @@ def fit_confidence(
         )
     if not rows:
         raise ConfigError("empty-split", "the validation split has no rows", hint="give `data.validation`")
-    plain = replace(artifact, decoder=replace(artifact.decoder, confidence=None))
+    plain = replace(artifact, decoder=replace(decoder, confidence=None))
     answers = plain.answer(rows, full=True, progress=progress)
     labels = {label: number for number, label in enumerate(artifact.shape.labels)}
     truth = [labels[row.outputs[0]] for row in rows]
     found = confidence.fit(method, np.array([answer.probabilities for answer in answers]), truth)
     found = replace(found, abstain_below=abstain_below, out_of_scope=out_of_scope)
-    return replace(artifact, decoder=replace(artifact.decoder, confidence=found))
+    return replace(artifact, decoder=replace(decoder, confidence=found))
 
 
 def measure_confidence(
@@ -79,10 +81,11 @@ def measure_confidence(
         seed: of the resampling.
         progress: told of every batch.
     """
-    assert not isinstance(artifact.decoder, Generate)
-    fitted = artifact.decoder.confidence
+    decoder = artifact.decoder
+    assert isinstance(decoder, Probable)
+    fitted = decoder.confidence
     assert fitted is not None
-    plain = replace(artifact, decoder=replace(artifact.decoder, confidence=None))
+    plain = replace(artifact, decoder=replace(decoder, confidence=None))
     answers = plain.answer(rows, full=True, progress=progress)
     before = [answer.confidence or 0.0 for answer in answers]
     values = confidence.describe(
