@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from rung.artifact import Artifact
-from rung.climbing.elimination import Elimination, eliminate, looks
 from rung.climbing.store import RunStore
 from rung.data.types import Example
+from rung.evaluation.elimination import Elimination, eliminate, looks
 from rung.evaluation.result import Prediction
 from rung.evaluation.scoring import evaluate
 from rung.progress import QUIET, Progress
@@ -26,11 +26,6 @@ class RaceResult:
     beaten: dict[str, Elimination]
 
 
-def race_order(rows: Sequence[Example]) -> tuple[Example, ...]:
-    """Return the rows in the order in which every race looks at them: by id, which is a hash of the input."""
-    return tuple(sorted(rows, key=lambda example: example.id))
-
-
 def race(
     candidates: Sequence[Artifact],
     rows: Sequence[Example],
@@ -40,7 +35,7 @@ def race(
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> RaceResult:
-    """Race `candidates` over `rows`; see `rung.climbing.elimination` for the rule and its error rate.
+    """Race `candidates` over `rows`; see `rung.evaluation.elimination` for the rule and its error rate.
 
     Args:
         candidates: artifacts with different names.

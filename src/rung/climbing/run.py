@@ -19,11 +19,12 @@ from rung.artifact_files import fingerprint
 from rung.climbing.confidence import can_be_fitted, fit_confidence, measure_confidence
 from rung.climbing.confirm import beats, compare_all, recommend
 from rung.climbing.plan import plan
-from rung.climbing.race import RaceResult, answer_rows, race, race_order
+from rung.climbing.race import RaceResult, answer_rows, race
 from rung.climbing.store import RunStore, open_run
 from rung.data.types import Data
 from rung.engines.engine_choice import settled
 from rung.errors import ConfigError, RungError
+from rung.evaluation.racing import race_order
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes, score_interval
 from rung.machine import Machine, this_machine

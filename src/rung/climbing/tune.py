@@ -2,7 +2,7 @@
 
 Optuna's tree-structured Parzen estimator proposes settings (Bergstra et al. 2011), the defaults first. A trial answers
 validation rows in growing batches and stops as soon as the race's own test says that the best trial beats it (see
-`rung.climbing.elimination`). At the end the best settings meet the defaults once on the untouched test split.
+`rung.evaluation.elimination`). At the end the best settings meet the defaults once on the untouched test split.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import rung
 from rung.artifact import Artifact
 from rung.artifact_files import MANIFEST
-from rung.climbing.elimination import eliminate, looks
-from rung.climbing.race import race_order
 from rung.data.types import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError
+from rung.evaluation.elimination import eliminate, looks
+from rung.evaluation.racing import race_order
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import compare, evaluate
 from rung.models.cache import write_atomically

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rung.climbing.elimination import Elimination, betting_p, eliminate, looks
+from rung.evaluation.elimination import Elimination, betting_p, eliminate, looks
 
 Matrix = np.ndarray
 ROWS = 160
