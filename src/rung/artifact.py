@@ -21,7 +21,20 @@ from rung.errors import ConfigError, DataError, EngineError
 from rung.evaluation.confidence import Confidence
 from rung.evaluation.metrics import Metric, get_metric
 from rung.models.reference import is_endpoint
-from rung.parts import BASE, Answer, Decoder, Generate, Head, LabelScoring, Mixture, Probable, Weights, sure, unfitted
+from rung.parts import (
+    BASE,
+    Answer,
+    Decoder,
+    Generate,
+    Head,
+    LabelScoring,
+    Mixture,
+    Probable,
+    Reasoning,
+    Weights,
+    sure,
+    unfitted,
+)
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.overflow import Overflow, Rendered, fitted
@@ -107,7 +120,7 @@ class Artifact:
             several=output.kind == "multilabel",
             chat_column=task.inputs[0] if output.kind == "chat" else None,
         )
-        decoder: Decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, output.schema_text())
+        decoder: Decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, output.schema_text(), regex=output.regex)
         if output.kind == "multilabel":
             decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, labels_schema(known))
         elif output.kind == "category":
@@ -188,11 +201,24 @@ class Artifact:
         rendered = self.fit_to_context(examples, progress=progress)
         prompts = [one.messages for one in rendered]
         full = full or self.abstains  # whether to abstain hangs on all labels' probabilities
-        answers = self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
+        members = self.members()
+        if len(members) > 1:
+            assert isinstance(self.decoder, LabelScoring)  # nothing else can be averaged; see DemonstrationEnsemble
+            others = [member.render(examples, progress=progress) for member in members[1:]]
+            answers = self.decoder.answer_together(self, self.open(), [prompts, *others], progress=progress)
+        else:
+            answers = self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
         return [
             replace(answer, dropped_demonstrations=one.dropped_demonstrations) if one.dropped_demonstrations else answer
             for answer, one in zip(answers, rendered, strict=True)
         ]
+
+    def members(self) -> tuple[Self, ...]:
+        """Return an artifact per prompt that every row is asked with: one, or as many as demonstrations have sets."""
+        if self.demonstrations is None or self.demonstrations.sets == 1:
+            return (self,)
+        members = (replace(self, demonstrations=shown) for shown in self.demonstrations.members())
+        return tuple(member.on(self.open()) for member in members)
 
     def _classify(self, head: Head, examples: Sequence[Example], progress: Progress) -> list[Answer]:
         encode = open_encoder(head.reference, progress=progress).encode if head.encoder else self.open().encode
@@ -279,6 +305,8 @@ class Artifact:
             return self.decoder.texts[self.decoder.labels.index(output)]
         if isinstance(self.decoder, Generate) and self.decoder.choices:
             return self.decoder.choices[self.shape.labels.index(output)]
+        if isinstance(self.decoder, Reasoning):
+            return self.decoder.spoken(output, self.shape.labels)
         return output
 
     def messages(self, row: Mapping[str, Any]) -> Messages:

@@ -28,7 +28,7 @@ from rung.evaluation.confidence import Confidence
 from rung.models.cache import publish
 from rung.models.fingerprint import file_sha256
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Weights
+from rung.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning, Weights
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt
@@ -78,7 +78,7 @@ def _write(artifact: Artifact, folder: Path) -> None:
         },
     }
     if (shown := artifact.demonstrations) is not None:
-        names = ("selection", "k", "encoder", "token_budget", "diversity", "seed")
+        names = ("selection", "k", "encoder", "token_budget", "diversity", "seed", "order", "sets")
         values["demonstrations"] = {name: getattr(shown, name) for name in names}
         (folder / "demonstrations.json").write_text(json.dumps(pool_as_json(shown.pool), ensure_ascii=False, indent=1))
         if shown.embeddings is not None:
@@ -95,7 +95,11 @@ def _engine(artifact: Artifact) -> str:
     """Return the engine to record: what `auto` stands for here, where text is generated; scores are always torch's."""
     if artifact.weights.base:
         return "torch"
-    return settled(artifact.model, artifact.engine) if isinstance(artifact.decoder, Generate) else artifact.engine
+    return (
+        settled(artifact.model, artifact.engine)
+        if isinstance(artifact.decoder, Generate | Reasoning)
+        else artifact.engine
+    )
 
 
 def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -221,7 +225,10 @@ def _arrays(file: Path) -> dict[str, Any]:
 def _decoder(values: dict[str, Any], arrays: Mapping[str, Any], folder: Path) -> Decoder:
     kind = values["kind"]
     if kind == Generate.kind:
-        return Generate(values["max_tokens"], values["json_schema"], tuple(values.get("choices", ())))
+        choices = tuple(values.get("choices", ()))
+        return Generate(values["max_tokens"], values["json_schema"], choices, values.get("regex"))
+    if kind == Reasoning.kind:
+        return Reasoning(**{**{k: v for k, v in values.items() if k != "kind"}, "texts": tuple(values["texts"])})
     if kind == ListScoring.kind:
         return ListScoring(tuple(values["labels"]), tuple(values["thresholds"]))
     if kind == LabelScoring.kind:

@@ -817,6 +817,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Look at the history.",
         "rung failures show ID",
     ),
+    "nothing-written": Explanation(
+        "A model was asked for label descriptions, and none of what it wrote can be used.",
+        "A prompt without descriptions would stand in the report as one that has them.",
+        "Describe the labels in the task file, or name a stronger model as writer.",
+        "rungs: {label-descriptions: {writer: 'https://HOST/v1#MODEL'}}",
+    ),
     "one-column": Explanation(
         "A table has a single column.",
         "A task needs an input column and a column with the expected answer.",

@@ -15,6 +15,7 @@ from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Messa
 from rung.evaluation.confidence import Confidence
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
+from rung.prompts.extraction import MARKER, Extract, extracted, majority
 from rung.prompts.verbalizer import continuations
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Generate:
     Attributes:
         max_tokens: most tokens of an answer.
         json_schema: the schema (JSON text) that the answer keeps to, or None.
+        regex: the regular expression that the whole answer matches, or None.
         choices: the texts that stand for the task's labels, in their order; the answer is one of them, and becomes its
             label. Nothing else ever does: a text that is no choice (one that was cut) stays as it is, and is wrong.
     """
@@ -86,12 +88,15 @@ class Generate:
     max_tokens: int = 256
     json_schema: str | None = None
     choices: tuple[str, ...] = ()
+    regex: str | None = None
 
     @property
     def constraint(self) -> Constraint | None:
         """What the engine holds the answer to."""
         if self.choices:
             return Constraint("choices", self.choices)
+        if self.regex:
+            return Constraint("regex", self.regex)
         return Constraint("json_schema", self.json_schema) if self.json_schema else None
 
     def room(self, engine: Engine) -> int:
@@ -119,6 +124,74 @@ class Generate:
             )
             for prompt, g in zip(prompts, engine.generate(requests, progress=progress), strict=True)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Write steps first, then the answer (chain-of-thought); several times with a vote (self-consistency).
+
+    `confidence` of an answer is its share of the votes, or None for a single chain. An answer without anything to
+    extract is empty, and wrong.
+
+    Attributes:
+        extract: what an answer looks like; see `rung.prompts.extraction`.
+        max_tokens: most tokens of one chain, the answer included.
+        samples: chains per row; one is greedy, several are sampled.
+        temperature: of the sampled chains.
+        seed: of the first chain; the others count on from it.
+        texts: what stands for each label of the task, in its order (extract `label`).
+    """
+
+    kind: ClassVar[str] = "reasoning"
+    extract: Extract
+    max_tokens: int = 512
+    samples: int = 1
+    temperature: float = 0.7
+    seed: int = 0
+    texts: tuple[str, ...] = ()
+
+    def room(self, engine: Engine) -> int:
+        """Return how many tokens a chain may take behind the prompt."""
+        del engine
+        return self.max_tokens
+
+    def spoken(self, output: str, labels: Sequence[str]) -> str:
+        """Return how a demonstration gives an expected output: behind the marker, without steps."""
+        return f"{MARKER} {self.texts[labels.index(output)] if self.texts else output}"
+
+    def answer(
+        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+    ) -> list[Answer]:
+        """Complete every prompt `samples` times and count the answers; a prompt is counted once, chains all."""
+        del full
+        requests = [
+            GenerateRequest(prompt, self._sampling(chain), None, artifact.weights.reference)
+            for prompt in prompts
+            for chain in range(self.samples)
+        ]
+        made = engine.generate(requests, progress=progress)
+        labels = dict(zip(self.texts, artifact.shape.labels, strict=True)) if self.texts else {}
+        answers = []
+        for row, prompt in enumerate(prompts):
+            chains = made[row * self.samples : (row + 1) * self.samples]
+            found, share = majority([extracted(chain.text, self.extract, self.texts) for chain in chains])
+            answers.append(
+                Answer(
+                    labels.get(found, found),
+                    share if self.samples > 1 else None,
+                    None,
+                    chains[0].prompt_tokens,
+                    sum(chain.completion_tokens for chain in chains),
+                    sum(chain.seconds for chain in chains),
+                    prompt,
+                )
+            )
+        return answers
+
+    def _sampling(self, chain: int) -> Sampling:
+        if self.samples == 1:
+            return Sampling(self.max_tokens)
+        return Sampling(self.max_tokens, self.temperature, seed=self.seed + chain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,22 +234,64 @@ class LabelScoring:
     ) -> list[Answer]:
         """Score the labels; with `full` all of them, so that there are probabilities, else only to the best."""
         tokens = self.continuations(engine)
-        divisor = divisors(tokens, self.normalization)
-        bias = np.array(self.bias, np.float32) if self.bias else np.zeros(len(tokens), np.float32)
+        divisor, bias = self._weighing(tokens)
         requests = [
             ScoreRequest(p, tokens, artifact.weights.reference, not full, tuple(divisor.tolist()), tuple(bias.tolist()))
             if not full
             else ScoreRequest(p, tokens, artifact.weights.reference)
             for p in prompts
         ]
+        scored = engine.score(requests, progress=progress)
+        return [
+            self._decide(one.logprobs, divisor, bias, one.prompt_tokens, one.seconds, prompt)
+            for prompt, one in zip(prompts, scored, strict=True)
+        ]
+
+    def answer_together(
+        self, artifact: Artifact, engine: Engine, prompts: Sequence[Sequence[Messages]], *, progress: Progress = QUIET
+    ) -> list[Answer]:
+        """Answer rows that are asked with several prompts each: by the mean log-likelihood of every label.
+
+        Args:
+            artifact: whose weights answer.
+            engine: what scores.
+            prompts: one list of prompts per way of asking, all of them for the same rows in the same order.
+            progress: told of every batch.
+
+        Returns:
+            One answer per row: tokens and seconds of all its prompts, and the messages of the first.
+        """
+        tokens = self.continuations(engine)
+        divisor, bias = self._weighing(tokens)
+        requests = [ScoreRequest(p, tokens, artifact.weights.reference) for member in prompts for p in member]
+        scored, rows = engine.score(requests, progress=progress), len(prompts[0])
         answers = []
-        for prompt, scored in zip(prompts, engine.score(requests, progress=progress), strict=True):
-            best = int(np.argmax(scored.logprobs / divisor - bias))
-            answer = Answer(self.labels[best], None, None, scored.prompt_tokens, 0, scored.seconds, prompt)
-            if np.isfinite(scored.logprobs).all():
-                answer = sure(answer, probabilities(scored.logprobs[None], divisor, bias)[0], best, self.confidence)
-            answers.append(answer)
+        for row, prompt in enumerate(prompts[0]):
+            votes = scored[row::rows]
+            mean = mean_logprobs([vote.logprobs for vote in votes])
+            read, seconds = sum(vote.prompt_tokens for vote in votes), sum(vote.seconds for vote in votes)
+            answers.append(self._decide(mean, divisor, bias, read, seconds, prompt))
         return answers
+
+    def _weighing(self, tokens: Sequence[Sequence[int]]) -> tuple[Floats, Floats]:
+        """Return what log-likelihoods are divided by and what is subtracted then, one per label each."""
+        bias = np.array(self.bias, np.float32) if self.bias else np.zeros(len(tokens), np.float32)
+        return divisors(tokens, self.normalization), bias
+
+    def _decide(
+        self, logprobs: Floats, divisor: Floats, bias: Floats, prompt_tokens: int, seconds: float, prompt: Messages
+    ) -> Answer:
+        best = int(np.argmax(logprobs / divisor - bias))
+        answer = Answer(self.labels[best], None, None, prompt_tokens, 0, seconds, prompt)
+        if not np.isfinite(logprobs).all():
+            return answer
+        return sure(answer, probabilities(logprobs[None], divisor, bias)[0], best, self.confidence)
+
+
+def mean_logprobs(logprobs: Sequence[Floats]) -> Floats:
+    """Return the mean of log-likelihoods over ways of asking, of the shape of each."""
+    mean: Floats = np.stack(logprobs).mean(0, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +436,7 @@ def tempered(chances: Floats, temperature: float) -> Floats:
 
 
 Probable = LabelScoring | Head | Mixture  # decoders that give labels probabilities
-Decoder = Generate | ListScoring | Probable
+Decoder = Generate | Reasoning | ListScoring | Probable
 PROMPTLESS = (Head.kind, Mixture.kind)  # decoders whose answers do not come from the artifact's own prompt and weights
 
 

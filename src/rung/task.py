@@ -60,6 +60,9 @@ class Output(_Strict):
     json_schema: dict[str, Any] | str | None = Field(
         None, alias="schema", description="JSON Schema of the answer (kind json): inline, or the name of a file."
     )
+    regex: str | None = Field(
+        None, description="Regular expression that the whole answer matches (kind text).", examples=[r"\d{4}-\d{2}"]
+    )
     max_tokens: Count | None = Field(None, description="Longest answer, in tokens.", examples=[64])
     separator: str = Field(
         ";", min_length=1, description="What stands between the labels of a cell (kind multilabel).", examples=["|"]
@@ -85,6 +88,8 @@ class Output(_Strict):
             raise ValueError("`refusal` belongs to kind text")
         if self.kind != "json" and self.json_schema is not None:
             raise ValueError("`schema` belongs to kind json")
+        if self.kind != "text" and self.regex is not None:
+            raise ValueError("`regex` belongs to kind text")
         if self.labels is not None and len(self.labels) < 2:
             raise ValueError("`labels` needs two labels or more")
         if self.labels and (twice := [label for label in self.labels if self.labels.count(label) > 1]):

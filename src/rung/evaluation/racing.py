@@ -48,7 +48,7 @@ def race_order(rows: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(sorted(rows, key=lambda example: example.id))
 
 
-def halving_plan(arms: int, rows: int, evaluations: int) -> tuple[Round, ...]:
+def halving_plan(arms: int, rows: int, evaluations: int, least: int = 1) -> tuple[Round, ...]:
     """Return the rounds of a race, as even in price as whole rows allow.
 
     A round that runs out of rows leaves what it does not need to the others. The last round always has two arms.
@@ -56,27 +56,28 @@ def halving_plan(arms: int, rows: int, evaluations: int) -> tuple[Round, ...]:
     Args:
         arms: how many start.
         rows: how many rows there are.
-        evaluations: most that may be spent, all rounds together; at least one row per arm is always answered.
+        evaluations: most that may be spent, all rounds together; `least` rows per arm are always answered.
+        least: rows of the first round, at least.
 
     Raises:
-        ValueError: there are no arms or no rows.
+        ValueError: there are no arms or no rows, or `least` is below 1.
     """
-    if arms < 1 or rows < 1:
-        raise ValueError(f"need arms >= 1 and rows >= 1, got {arms} and {rows}")
+    if arms < 1 or rows < 1 or least < 1:
+        raise ValueError(f"need arms >= 1, rows >= 1 and least >= 1, got {arms}, {rows} and {least}")
     sizes = [arms]
     while sizes[-1] > 2:
         sizes.append((sizes[-1] + 1) // 2)
     low, high = 0.0, float(arms * rows)  # the price of one round
     for _ in range(60):
         price = (low + high) / 2
-        low, high = (price, high) if _spent(_rounds(sizes, rows, price)) <= evaluations else (low, price)
-    return _rounds(sizes, rows, low)
+        low, high = (price, high) if _spent(_rounds(sizes, rows, price, least)) <= evaluations else (low, price)
+    return _rounds(sizes, rows, low, least)
 
 
-def _rounds(sizes: Sequence[int], rows: int, price: float) -> tuple[Round, ...]:
+def _rounds(sizes: Sequence[int], rows: int, price: float, least: int) -> tuple[Round, ...]:
     made, until = [], 0
     for size in sizes:
-        until = min(rows, max(1, until + int(price / size)))
+        until = min(rows, max(least, until + int(price / size)))
         made.append(Round(size, until))
     return tuple(made)
 
@@ -86,7 +87,7 @@ def _spent(rounds: Sequence[Round]) -> int:
     return sum(one.arms * (one.until - start) for one, start in zip(rounds, before, strict=False))
 
 
-def halve(names: Sequence[str], ask: Ask, rows: int, evaluations: int) -> Halving:
+def halve(names: Sequence[str], ask: Ask, rows: int, evaluations: int, *, least: int = 1) -> Halving:
     """Race `names` over `rows` rows at the price of `evaluations`; of equals, the arm named first stays.
 
     Args:
@@ -94,15 +95,17 @@ def halve(names: Sequence[str], ask: Ask, rows: int, evaluations: int) -> Halvin
         ask: returns an arm's scores on the first so many rows; rows that it was asked for before shall cost nothing.
         rows: how many rows there are.
         evaluations: most scores to ask for.
+        least: rows of the first round, at least.
 
     Raises:
         ValueError: there are no arms, two have the same name, or there are no rows.
     """
     if len(set(names)) < len(names):
         raise ValueError("two arms have the same name")
-    alive, beaten = list(names), []
+    alive = list(names)
+    beaten: list[str] = []
     scores: dict[str, tuple[float, ...]] = {}
-    for one in halving_plan(len(names), rows, evaluations):
+    for one in halving_plan(len(names), rows, evaluations, least):
         out = _ranked(alive, scores)[one.arms :] if scores else []
         beaten = [*out, *beaten]
         alive = [name for name in alive if name not in out]

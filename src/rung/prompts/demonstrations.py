@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -36,6 +36,9 @@ class Demonstrations:
         encoder: reference of the model that made them.
         token_budget: most tokens that the demonstrations may take; the least similar give way first.
         diversity: weight of dissimilarity in `mmr`, 0 to 1.
+        seed: of the random choices.
+        order: 0 shows the rows least to most similar; another number shuffles them, the same way for every question.
+        sets: how many disjoint sets of k rows are shown, one prompt each, whose label scores are averaged.
     """
 
     selection: Selection
@@ -46,6 +49,9 @@ class Demonstrations:
     token_budget: int = 1024
     diversity: float = 0.3
     seed: int = 0
+    order: int = 0
+    sets: int = 1
+    member: int = 0  # which of the sets this one shows
 
     @property
     def needs_vectors(self) -> bool:
@@ -56,20 +62,26 @@ class Demonstrations:
         """Pick the rows to show for one question, in the order in which they are shown; never the question itself."""
         chosen = [self.pool[i] for i in self._ranked(question_id, vector) if self.pool[i].id != question_id]
         kept, spent = [], 0
-        for example in chosen[: self.k]:
+        for example in chosen[self.member : self.k * self.sets : self.sets]:
             spent += cost(example)
             if spent > self.token_budget:
                 break
             kept.append(example)
+        if self.order:
+            random.Random(self.order).shuffle(kept)
         return tuple(reversed(kept))
+
+    def members(self) -> tuple[Demonstrations, ...]:
+        """Return the sets one by one, as demonstrations of their own: rows are dealt to them in turn, best first."""
+        return tuple(replace(self, member=i) for i in range(self.sets))
 
     def _ranked(self, question_id: str, vector: Floats | None) -> Sequence[int]:
         """Return pool positions, best first, one more than k so that the question itself can be left out."""
-        want = min(self.k + 1, len(self.pool))
+        want = min(self.k * self.sets + 1, len(self.pool))
         if self.selection == "random":
             return random.Random(f"{self.seed}/{question_id}").sample(range(len(self.pool)), want)
         if self.selection == "balanced":
-            return balanced(self.pool, self.k + 1, self.seed)
+            return balanced(self.pool, want, self.seed)
         if self.selection == "fixed":
             return random.Random(self.seed).sample(range(len(self.pool)), want)
         if self.embeddings is None or vector is None:

@@ -11,6 +11,8 @@ from rung.rungs.adalora import AdaLoRA
 from rung.rungs.base import Cost, Rung, Verdict
 from rung.rungs.bottleneck import BottleneckAdapter
 from rung.rungs.calibrate import Calibrate
+from rung.rungs.chain_of_thought import ChainOfThought
+from rung.rungs.demonstration_ensemble import DemonstrationEnsemble
 from rung.rungs.domain_adaptation import DomainAdaptation
 from rung.rungs.dora import DoRA
 from rung.rungs.encoder_tuning import FineTunedEncoder
@@ -19,6 +21,7 @@ from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
 from rung.rungs.full import Full
 from rung.rungs.ia3 import IA3
+from rung.rungs.label_descriptions import LabelDescriptions
 from rung.rungs.label_thresholds import LabelThresholds
 from rung.rungs.last_layers import LastLayers
 from rung.rungs.llama_adapter import LlamaAdapter
@@ -26,11 +29,14 @@ from rung.rungs.lora import LoRA
 from rung.rungs.output_layer import OutputLayer
 from rung.rungs.p_tuning import PTuning
 from rung.rungs.prefix_tuning import PrefixTuning
+from rung.rungs.prompt_search import PromptSearch
 from rung.rungs.prompt_tuning import PromptTuning
 from rung.rungs.qlora import QLoRA
 from rung.rungs.rslora import RsLoRA
+from rung.rungs.self_consistency import SelfConsistency
 from rung.rungs.settings import with_settings
 from rung.rungs.system_prompt import SystemPrompt
+from rung.rungs.written_label import WrittenLabel
 
 if TYPE_CHECKING:
     from rung.task import Task
@@ -42,7 +48,9 @@ __all__ = [
     "AdaLoRA",
     "BottleneckAdapter",
     "Calibrate",
+    "ChainOfThought",
     "Cost",
+    "DemonstrationEnsemble",
     "DoRA",
     "DomainAdaptation",
     "Ensemble",
@@ -50,6 +58,7 @@ __all__ = [
     "FewShot",
     "FineTunedEncoder",
     "Full",
+    "LabelDescriptions",
     "LabelThresholds",
     "LastLayers",
     "LlamaAdapter",
@@ -57,18 +66,25 @@ __all__ = [
     "OutputLayer",
     "PTuning",
     "PrefixTuning",
+    "PromptSearch",
     "PromptTuning",
     "QLoRA",
     "RsLoRA",
     "Rung",
+    "SelfConsistency",
     "SystemPrompt",
     "Verdict",
+    "WrittenLabel",
     "build",
 ]
 
 # In the order of the ramp. Every value makes the rung for a task and a seed.
 RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "system-prompt": lambda task, seed: SystemPrompt(task.system or ""),
+    "label-descriptions": lambda task, seed: LabelDescriptions(seed=seed),
+    "written-label": lambda task, seed: WrittenLabel(),
+    "chain-of-thought": lambda task, seed: ChainOfThought(),
+    "self-consistency": lambda task, seed: SelfConsistency(seed=seed),
     "calibrate": lambda task, seed: Calibrate(),
     "label-thresholds": lambda task, seed: LabelThresholds(),
     "few-shot-fixed": lambda task, seed: FewShot("fixed", seed=seed),
@@ -76,6 +92,8 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "few-shot-balanced": lambda task, seed: FewShot("balanced", seed=seed),
     "few-shot-knn": lambda task, seed: FewShot("knn", seed=seed),
     "few-shot-mmr": lambda task, seed: FewShot("mmr", seed=seed),
+    "demonstration-ensemble": lambda task, seed: DemonstrationEnsemble(seed=seed),
+    "prompt-search": lambda task, seed: PromptSearch(seed=seed),
     "features": lambda task, seed: Features(seed=seed),
     "llm-features": lambda task, seed: Features(encoder="", seed=seed),
     "fine-tuned-encoder": lambda task, seed: FineTunedEncoder(seed=seed),
@@ -99,8 +117,8 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.
 DEFAULT = (
-    "system-prompt", "calibrate", "label-thresholds", "few-shot-balanced", "few-shot-knn", "features", "llm-features",
-    "domain-adaptation", "lora",
+    "system-prompt", "chain-of-thought", "self-consistency", "calibrate", "label-thresholds", "few-shot-balanced",
+    "few-shot-knn", "features", "llm-features", "domain-adaptation", "lora",
 )  # fmt: skip
 
 

@@ -17,13 +17,14 @@ from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Head, LabelScoring, ListScoring, Mixture
+from rung.parts import Head, LabelScoring, ListScoring, Mixture, Reasoning
 from rung.prompts.verbalizer import continuations
 from rung.rungs.base import Cost
 
 SAMPLE = 32
 SAMPLE_CHARACTERS = 4000  # of a document
 ACTIVATION_BYTES = 2**30  # room for activations and logits beside the weights
+STEPS = 128  # tokens that a chain of thought is expected to take
 FORWARD, FROZEN_BASE, FULL = 2, 4, 6
 
 
@@ -96,7 +97,11 @@ def prediction_tokens(artifact: Artifact, s: Sizes) -> float:
     if shown is not None:
         one = s.question + s.answer + 8
         demonstrations = min(shown.k * one, shown.token_budget)
-    return artifact.weights.virtual_tokens + demonstrations + s.question + s.decoding
+    prompts = 1 if shown is None else shown.sets
+    decoding = s.decoding
+    if isinstance(artifact.decoder, Reasoning):
+        decoding = artifact.decoder.samples * (s.answer + min(STEPS, artifact.decoder.max_tokens))
+    return prompts * (artifact.weights.virtual_tokens + demonstrations + s.question + decoding)
 
 
 def prediction_flops(artifact: Artifact, data: Data) -> float:

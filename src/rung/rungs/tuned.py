@@ -147,6 +147,10 @@ class Tuned(ABC):
             return no("the head reads frozen features, which training would change")
         if artifact.decoder.kind == "list-scoring":
             return no("the labels' thresholds hold for the untuned model")
+        if artifact.decoder.kind == "reasoning":
+            return no("training rows give answers without the steps that it writes")
+        if len(artifact.members()) > 1:
+            return no("every row is asked with several prompts, and training learns from one")
         if is_endpoint(artifact.model):
             return no("an endpoint's weights cannot be trained from here")
         if artifact.weights.adapter is not None and self.goes_on_from(artifact) is None:

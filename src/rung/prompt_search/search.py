@@ -1,0 +1,239 @@
+"""The search: is there anything to win, what is best, and is it really better than what is there.
+
+1. Headroom. The incumbent answers a few rows. Where even the most errors that it may make on the adoption rows are too
+   few for any prompt to be significantly better, the search ends there.
+2. Rounds. Candidates differ from the leader in one gene first, then mix the genes of the best; each round is a race at
+   a fixed price on the same rows (`rung.evaluation.racing`).
+3. Adoption. The last leader meets the incumbent on rows that the search never saw, once. It is adopted only if it is
+   significantly better by the task's metric. Half of published runs of prompt optimizers end below where they began.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rung.artifact import Artifact
+from rung.data.types import Example, place_of
+from rung.evaluation.metrics import Metric
+from rung.evaluation.racing import halve, race_order
+from rung.evaluation.statistics import PairedComparison, compare, wilson
+from rung.parts import LabelScoring
+from rung.progress import QUIET, Progress
+from rung.prompt_search.budget import Meter
+from rung.prompt_search.candidates import Candidate, Space, crossed, neighbours
+from rung.prompt_search.judge import Judge, Tried
+from rung.prompt_search.writer import Written
+
+LEVEL = 0.05
+FEWEST_FIXES = 6  # rows fixed and none broken: two-sided p = 2 / 2^6 = 0.03
+HEADROOM_ROWS = 32
+FEWEST_ROWS = 12  # that every candidate answers
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to search: candidates per round, rounds, and the seed."""
+
+    population: int = 16
+    rounds: int = 3
+    seed: int = 0
+
+
+@dataclass
+class Found:
+    """What a search found.
+
+    Attributes:
+        artifact: the winner's prompt on the incumbent's other parts, or the incumbent itself.
+        adopted: whether it is another prompt than the incumbent's.
+        reason: why it ended as it did, in a sentence.
+        comparison: winner against incumbent on the adoption rows; None where it did not come to that.
+        winner: name of the last leader.
+        tried: every candidate.
+        written: what a model proposed, refused proposals included.
+        meter: what was spent.
+    """
+
+    artifact: Artifact
+    adopted: bool
+    reason: str
+    winner: str
+    tried: dict[str, Tried]
+    meter: Meter
+    search_rows: int
+    adoption_rows: int
+    comparison: PairedComparison | None = None
+    written: Sequence[Written] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record that is kept with the artifact, as JSON values."""
+        c = self.comparison
+        return {
+            "adopted": self.adopted, "reason": self.reason, "winner": self.winner,
+            "comparison": None if c is None else {
+                "delta": c.delta, "low": c.low, "high": c.high, "p": c.p, "fixed": c.fixed, "broken": c.broken,
+                "n": c.n,
+            },
+            "search_rows": self.search_rows, "adoption_rows": self.adoption_rows, "spent": self.meter.as_dict(),
+            "candidates": [_record(one) for one in self.tried.values()],
+            "refused": [{"text": one.text, "reason": one.refused} for one in self.written if one.refused],
+        }  # fmt: skip
+
+
+def _record(one: Tried) -> dict[str, Any]:
+    rows = len(one.metric)
+    return {
+        "name": one.name, "round": one.round, **one.candidate.as_dict(), "calibrated": one.calibrated, "rows": rows,
+        "score": sum(one.metric) / rows if rows else None,
+        "racing_score": round(sum(one.scores) / rows, 6) if rows else None,
+        **({"failed": one.failed} if one.failed else {}),
+    }  # fmt: skip
+
+
+def split(rows: Sequence[Example], share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Cut training rows into those of the search and those of the adoption, by the hash of their inputs.
+
+    Args:
+        rows: the training rows.
+        share: of the rows for the adoption.
+        seed: another number gives another cut.
+    """
+    ordered = race_order(rows)
+    adoption = [row for row in ordered if place_of([seed, "adoption", row.id]) < share]
+    held = {row.id for row in adoption}
+    return tuple(row for row in ordered if row.id not in held), tuple(adoption)
+
+
+def search(
+    space: Space,
+    rows: Sequence[Example],
+    adoption: Sequence[Example],
+    metric: Metric,
+    meter: Meter,
+    plan: Plan,
+    *,
+    calibrate: bool = True,
+    written: Sequence[Written] = (),
+    progress: Progress = QUIET,
+) -> Found:
+    """Search the space; see the module for the steps.
+
+    Args:
+        space: what may vary.
+        rows: rows to search on.
+        adoption: rows to decide by, none of them in `rows` or shown as demonstrations.
+        metric: the task's metric.
+        meter: the budget; the calls that the adoption needs are kept for it.
+        plan: how to search.
+        calibrate: calibrate the label probabilities of candidates.
+        written: what a model proposed, for the record.
+        progress: told of every batch.
+    """
+    judge = Judge(space, rows, metric, meter, calibrate=calibrate, progress=progress)
+
+    def end(winner: str, reason: str, comparison: PairedComparison | None = None, *, adopted: bool = False) -> Found:
+        artifact = judge.tried[winner].artifact if adopted else space.artifact
+        return Found(
+            artifact, adopted, reason, winner, judge.tried, meter, len(rows), len(adoption), comparison, written
+        )
+
+    kept_back = 2 * len(adoption)
+    left = meter.left()
+    if left is not None and left < kept_back + 2 * min(HEADROOM_ROWS, len(rows)):
+        return end("incumbent", f"the budget of {left} calls is too small for a search and {kept_back} calls to decide")
+    judge.ask("incumbent", min(HEADROOM_ROWS, len(rows)))
+    if reason := no_headroom(judge.tried["incumbent"].metric, len(adoption)):
+        return end("incumbent", reason)
+    winner = _rounds(judge, plan, kept_back)
+    if winner == "incumbent":
+        return end(winner, "no candidate was better on the rows of the search")
+    comparison = decide(space.artifact, judge.tried[winner].artifact, adoption, metric, meter, seed=plan.seed)
+    adopted = comparison.p < LEVEL and comparison.delta > 0
+    verdict = "is significantly better than" if adopted else "is not significantly better than"
+    return end(
+        winner,
+        f"{winner} {verdict} the incumbent on {comparison.n} rows that the search did not see: "
+        f"{100 * comparison.delta:+.1f} pp, {comparison.fixed} fixed / {comparison.broken} broken, "
+        f"p = {comparison.p:.2g}",
+        comparison,
+        adopted=adopted,
+    )
+
+
+def no_headroom(scores: Sequence[float], adoption_rows: int) -> str:
+    """Return why no candidate could be adopted, or an empty text where one could.
+
+    Args:
+        scores: the incumbent's metric on some rows.
+        adoption_rows: rows that decide.
+    """
+    wrong = sum(score < 1 for score in scores)
+    most = wilson(wrong, len(scores)).high * adoption_rows
+    if most >= FEWEST_FIXES:
+        return ""
+    return (
+        f"no headroom: the incumbent falls short on {wrong} of {len(scores)} rows, so on at most {most:.1f} of the "
+        f"{adoption_rows} that decide, and a significant gain takes {FEWEST_FIXES}"
+    )
+
+
+def decide(
+    incumbent: Artifact, challenger: Artifact, rows: Sequence[Example], metric: Metric, meter: Meter, *, seed: int
+) -> PairedComparison:
+    """Compare the challenger with the incumbent on rows that neither was chosen by."""
+    scores = []
+    for artifact in (incumbent, challenger):
+        answers = artifact.answer(rows, full=False)
+        members = len(artifact.members())
+        meter.add(
+            members * len(rows), sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
+        )  # fmt: skip
+        scores.append([float(metric(a.text, row.outputs)) for a, row in zip(answers, rows, strict=True)])
+    return compare(*scores, seed=seed)
+
+
+def _rounds(judge: Judge, plan: Plan, kept_back: int) -> str:
+    """Race round after round; return the last leader."""
+    rng = random.Random(plan.seed)
+    leader, ranked = "incumbent", [judge.space.start]
+    for round_ in range(1, plan.rounds + 1):
+        left = _left(judge.meter, kept_back)
+        price = None if left is None else left // (plan.rounds - round_ + 1)
+        arms = plan.population if price is None else min(plan.population, price // (2 * FEWEST_ROWS))
+        if arms < 1:
+            break
+        names = [judge.add(one, round_) for one in _proposals(judge, ranked, arms, round_, rng)]
+        # The leader answered rows before, which cost nothing now; the race does not know and is a little cheaper.
+        full = (len(names) + 1) * len(judge.rows)
+        price = full if price is None else min(price, full)
+        result = halve([leader, *names], judge.ask, len(judge.rows), price, least=min(FEWEST_ROWS, len(judge.rows)))
+        leader = result.winner
+        seen = [judge.tried[name] for name in result.order]
+        ranked = _best_first(judge.space, [one.candidate for one in seen], ranked)
+    return leader
+
+
+def _proposals(
+    judge: Judge, ranked: Sequence[Candidate], count: int, round_: int, rng: random.Random
+) -> list[Candidate]:
+    if round_ > 1:
+        return crossed(judge.space, ranked, count, rng)
+    made = neighbours(judge.space, judge.space.start, count, rng)
+    decoder = judge.space.artifact.decoder
+    if judge.calibrate and isinstance(decoder, LabelScoring) and not decoder.bias:
+        made = [replace(judge.space.start, origin="calibrated"), *made][:count]
+    return made
+
+
+def _best_first(space: Space, now: Sequence[Candidate], before: Sequence[Candidate]) -> list[Candidate]:
+    """Return this round's candidates, the best first, then those of earlier rounds that are not among them."""
+    return [*now, *(one for one in before if all(space.differs(one, other) for other in now))]
+
+
+def _left(meter: Meter, kept_back: int) -> int | None:
+    """Return the calls left when `kept_back` are kept; None without a limit."""
+    left = meter.left()
+    return None if left is None else max(0, left - kept_back)

@@ -1,0 +1,160 @@
+"""Instructions and label descriptions written by a model: the task's own, or a stronger one.
+
+Asking a model for instructions that explain solved rows: Zhou et al. 2023, "Large language models are human-level
+prompt engineers" (https://arxiv.org/abs/2211.01910); a different tip in every request, so that proposals differ:
+Opsahl-Ong et al. 2024, MIPRO (https://arxiv.org/abs/2406.11695).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rung.artifact import Artifact
+from rung.data.types import Example
+from rung.engines.base import Engine, GenerateRequest, Messages, Sampling
+from rung.progress import QUIET, Progress
+from rung.prompt_search.budget import Meter
+from rung.prompt_search.copying import CopyGuard
+
+TIPS = (
+    "Be short and clear.",
+    "Say what to pay attention to in the input.",
+    "Say exactly what the answer must look like.",
+    "Name the mistakes that are easily made.",
+    "Describe who asks, and what the answer is used for.",
+    "Explain how close cases are told apart.",
+)
+SHOWN = 5  # solved rows in one request
+MOST_WORDS = 150
+MAX_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One proposal: its text, and why it is not used (empty where it is)."""
+
+    text: str
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes on one engine.
+
+    Attributes:
+        engine: what writes.
+        guard: refuses copies of training rows.
+        meter: counts the calls.
+        temperature: of the writing; proposals must differ.
+        seed: of everything random.
+    """
+
+    engine: Engine
+    guard: CopyGuard
+    meter: Meter
+    temperature: float = 0.8
+    seed: int = 0
+
+    def instructions(
+        self, artifact: Artifact, rows: Sequence[Example], count: int, *, progress: Progress = QUIET
+    ) -> list[Written]:
+        """Return `count` proposals for the artifact's instruction; those that are refused say why."""
+        rng = random.Random(self.seed)
+        prompts = [
+            _instruction_request(artifact, rng.sample(list(rows), min(SHOWN, len(rows))), TIPS[i % len(TIPS)])
+            for i in range(count)
+        ]
+        seen = {artifact.prompt.instruction}
+        return [self._checked(text, seen) for text in self._write(prompts, progress)]
+
+    def descriptions(
+        self, artifact: Artifact, rows: Sequence[Example], labels: Sequence[str], *, progress: Progress = QUIET
+    ) -> list[Written]:
+        """Return what each label means, in one sentence, from rows that have it and rows that have another."""
+        rng = random.Random(self.seed)
+        prompts = []
+        for label in labels:
+            own = [row for row in rows if row.outputs[0] == label]
+            others = [row for row in rows if row.outputs[0] != label]
+            chosen = rng.sample(own, min(SHOWN, len(own))), rng.sample(others, min(SHOWN, len(others)))
+            prompts.append(_description_request(artifact, artifact.spoken(label), *chosen))
+        return [self._checked(text, set()) for text in self._write(prompts, progress)]
+
+    def _write(self, prompts: Sequence[Messages], progress: Progress) -> list[str]:
+        requests = [
+            GenerateRequest(prompt, Sampling(MAX_TOKENS, self.temperature, seed=self.seed + i))
+            for i, prompt in enumerate(prompts)
+        ]
+        made = self.engine.generate(requests, progress=progress)
+        self.meter.add(
+            len(made), sum(one.prompt_tokens for one in made), sum(one.completion_tokens for one in made)
+        )  # fmt: skip
+        return [one.text for one in made]
+
+    def _checked(self, raw: str, seen: set[str]) -> Written:
+        text = cleaned(raw)
+        if not text:
+            return Written(text, "nothing was written")
+        if len(text.split()) > MOST_WORDS:
+            return Written(text, f"it has more than {MOST_WORDS} words")
+        if row := self.guard.copied(text):
+            return Written(text, f"it repeats the training row {row}")
+        if text in seen:
+            return Written(text, "it is there already")
+        seen.add(text)
+        return Written(text)
+
+
+def cleaned(text: str) -> str:
+    """Return what a model wrote without the frame that models put around it: a title, quotes, a code fence."""
+    text = re.sub(r"^```\w*\n|\n?```$", "", text.strip()).strip()
+    text = re.sub(
+        r"^(?:\*\*)?(?:new |improved )?(?:instruction|description)s?(?:\*\*)?:(?:\*\*)?\s*", "", text, flags=re.I
+    )
+    if len(text) > 1 and text[0] in "\"'“" and text[-1] in "\"'”":
+        text = text[1:-1].strip()
+    return " ".join(text.split())
+
+
+def _instruction_request(artifact: Artifact, rows: Sequence[Example], tip: str) -> Messages:
+    labels = f"\nThe possible answers: {', '.join(artifact.prompt.labels)}" if artifact.prompt.labels else ""
+    return (
+        {"role": "system", "content": "You write instructions for a language model."},
+        {
+            "role": "user",
+            "content": (
+                f"This is the present instruction:\n{artifact.prompt.instruction}{labels}\n\n"
+                f"Solved examples:\n\n{_solved(artifact, rows)}\n\n"
+                f"Write a better instruction, which holds for any input. {tip} Do not repeat the examples. "
+                "Reply with the instruction alone."
+            ),
+        },
+    )
+
+
+def _description_request(artifact: Artifact, label: str, own: Sequence[Example], others: Sequence[Example]) -> Messages:
+    return (
+        {"role": "system", "content": "You describe what a label means."},
+        {
+            "role": "user",
+            "content": (
+                f"The task: {artifact.prompt.instruction}\n\nInputs with the label {label!r}:\n\n"
+                f"{_inputs(artifact, own)}\n\nInputs with other labels:\n\n{_inputs(artifact, others)}\n\n"
+                f"Say in one short sentence what {label!r} means and what tells it from the others. "
+                "Do not repeat the inputs. Reply with the sentence alone."
+            ),
+        },
+    )
+
+
+def _solved(artifact: Artifact, rows: Sequence[Example]) -> str:
+    return "\n\n".join(
+        f"Input: {artifact.prompt.question(row.inputs)}\nAnswer: {artifact.spoken(row.outputs[0])}" for row in rows
+    )
+
+
+def _inputs(artifact: Artifact, rows: Sequence[Example]) -> str:
+    return "\n".join(f"- {artifact.prompt.question(row.inputs)}" for row in rows) or "(none)"

@@ -1,0 +1,102 @@
+"""Chain-of-thought: steps before the answer (Wei et al. 2022, https://arxiv.org/abs/2201.11903)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rung.artifact import Artifact
+from rung.data.types import Data
+from rung.machine import Machine
+from rung.models.reference import is_endpoint, resolve
+from rung.parts import Generate, Head, LabelScoring, Reasoning
+from rung.progress import QUIET, Progress
+from rung.prompts.extraction import REQUEST, Extract, is_number
+from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.costs import STEPS, inference_cost
+
+ENOUGH_PARAMETERS = 1.5e9  # below, reasoning hurts more often than it helps
+SHORT = 12  # words; a longer answer is a text, not the result of a calculation
+
+
+@dataclass(frozen=True)
+class ChainOfThought:
+    """Have the model think step by step, and take the answer from behind a marker.
+
+    Attributes:
+        when: `auto`: not for categories, models under 1.5 billion parameters or long answers, where it rarely helps;
+            `always`: wherever text is an answer. Either way the race decides.
+        extract: what an answer looks like: `label`, `number`, `text`, or `auto`: by the task and its rows.
+        max_tokens: most tokens of steps and answer together.
+    """
+
+    when: Literal["auto", "always"] = "auto"
+    extract: Extract | Literal["auto"] = "auto"
+    max_tokens: int = 512
+    name: str = "chain-of-thought"
+    family: str = "prompting"
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies to untuned prompts whose answers are short, and with `auto` to models that can reason."""
+        if reason := reason_against(artifact):
+            return no(reason)
+        if self.when == "always":
+            return YES
+        ask = "ask for it with `rungs: {chain-of-thought: {when: always}}`"
+        if artifact.shape.kind == "category":
+            return no(f"steps rarely help to choose a label; {ask}")
+        if not is_endpoint(artifact.model) and (size := resolve(artifact.model).parameters) < ENOUGH_PARAMETERS:
+            return no(f"a model of {size / 1e6:.0f} million parameters rarely gains by steps; {ask}")
+        words = sorted(len(row.outputs[0].split()) for row in data.train)
+        if words and words[len(words) // 2] > SHORT:
+            return no(f"its answers are texts of {words[len(words) // 2]} words, not results; {ask}")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Every answer grows by its steps."""
+        return inference_cost(artifact, data, machine, extra_tokens=STEPS)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact that reasons; nothing is trained."""
+        del progress
+        how = self.extract if self.extract != "auto" else looks_like(artifact, data)
+        texts = label_texts(artifact) if how == "label" else ()
+        prompt = replace(artifact.prompt, instruction=f"{artifact.prompt.instruction.strip()}\n\n{REQUEST}")
+        if texts and not prompt.labels:  # a label that was never named cannot be written
+            prompt = replace(prompt, labels=texts)
+        decoder = Reasoning(how, self.max_tokens, texts=texts)
+        return artifact.step(self.name, {"extract": how, "max_tokens": self.max_tokens}, prompt=prompt, decoder=decoder)
+
+
+def reason_against(artifact: Artifact) -> str:
+    """Return why an artifact cannot be made to reason, or an empty text."""
+    if isinstance(artifact.decoder, Head):
+        return "a head on frozen features does not write"
+    if isinstance(artifact.decoder, Reasoning):
+        return "it reasons already"
+    if artifact.weights.adapter is not None:
+        return "the adapter was trained to answer without steps"
+    if artifact.shape.kind in ("json", "chat"):
+        return f"the answer of kind {artifact.shape.kind} is the whole text"
+    if isinstance(artifact.decoder, Generate) and artifact.decoder.regex:
+        return "the whole answer has to match a regular expression"
+    if len(artifact.members()) > 1:
+        return "label scores are averaged over several prompts"
+    return ""
+
+
+def looks_like(artifact: Artifact, data: Data) -> Extract:
+    """Return what the task's answers look like."""
+    if artifact.shape.kind == "category":
+        return "label"
+    rows = data.train or data.validation
+    return "number" if rows and all(is_number(row.outputs[0]) for row in rows) else "text"
+
+
+def label_texts(artifact: Artifact) -> tuple[str, ...]:
+    """Return what stands for each label."""
+    decoder = artifact.decoder
+    if isinstance(decoder, LabelScoring):
+        return decoder.texts
+    assert isinstance(decoder, Generate)
+    return decoder.choices or artifact.shape.labels
