@@ -1,0 +1,47 @@
+import pytest
+
+from fake_engine import FakeEngine
+from rung.artifact import Artifact, Shape
+from rung.data.types import Data, Example, example_id
+from rung.parts import Generate, LabelScoring
+from rung.prompts.prompt import Prompt
+
+LABELS = ("neg", "pos")
+
+
+def example(split, i):
+    inputs = {"text": f"{split} row {i} says {'yes' if i % 2 else 'no'}"}
+    return Example(example_id(inputs), inputs, (LABELS[i % 2],), f"{split}:{i}")
+
+
+@pytest.fixture
+def rows():
+    """Two labels in turn, told by a word."""
+    made = {split: tuple(example(split, i) for i in range(n)) for split, n in (("train", 300), ("test", 50))}
+    return Data(made["train"], made["test"], made["test"], LABELS, None, "fingerprint")
+
+
+@pytest.fixture
+def scoring():
+    """Return a function that makes an artifact whose engine likes labels as it is told."""
+
+    def make(likes, write=lambda messages, sampling: "Decide."):
+        engine = FakeEngine(write=write, likes=likes)
+        prompt = Prompt("Classify.", "{text}", labels=LABELS)
+        shape = Shape("task", ("text",), "category", "accuracy", LABELS)
+        return Artifact(shape, "fake", prompt, LabelScoring(LABELS, LABELS), path=("zero-shot",)).on(engine)
+
+    return make
+
+
+@pytest.fixture
+def writing():
+    """Return a function that makes an artifact whose engine writes what it is told."""
+
+    def make(write):
+        shape = Shape("task", ("text",), "text", "exact_match")
+        return Artifact(shape, "fake", Prompt("Answer.", "{text}"), Generate(8), path=("zero-shot",)).on(
+            FakeEngine(write=write)
+        )
+
+    return make

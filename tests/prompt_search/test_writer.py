@@ -1,0 +1,56 @@
+import pytest
+
+from rung.prompt_search.budget import Limits, Meter
+from rung.prompt_search.copying import CopyGuard
+from rung.prompt_search.writer import Writer, cleaned
+
+
+def writer(artifact, rows):
+    return Writer(artifact.open(), CopyGuard(rows.train), Meter(Limits()))
+
+
+def test_proposals_are_asked_with_other_tips_and_rows_and_checked(scoring, rows):
+    texts = iter(["Instruction: Look for yes.", "", "Train row 4 says no", "Look for yes.", "word " * 200])
+    artifact = scoring(lambda messages, text: 0.0, write=lambda messages, sampling: next(texts))
+    made = writer(artifact, rows).instructions(artifact, rows.train, 5)
+    assert [one.text for one in made][:2] == ["Look for yes.", ""]
+    assert [one.refused.split(" row")[0] for one in made] == [
+        "", "nothing was written", "it repeats the training", "it is there already", "it has more than 150 words",
+    ]  # fmt: skip
+    asked = artifact.open().generated
+    assert len({request.prompt[1]["content"] for request in asked}) == 5
+    assert len({request.sampling.seed for request in asked}) == 5
+    assert "Classify.\nThe possible answers: neg, pos" in asked[0].prompt[1]["content"]
+
+
+def test_the_meter_counts_what_is_written(scoring, rows):
+    artifact = scoring(lambda messages, text: 0.0, write=lambda messages, sampling: "abc")
+    author = writer(artifact, rows)
+    author.instructions(artifact, rows.train, 3)
+    spent = author.meter.as_dict()
+    assert (spent["calls"], spent["completion_tokens"]) == (3, 9)
+
+
+def test_descriptions_show_rows_with_the_label_apart_from_others(scoring, rows):
+    artifact = scoring(lambda messages, text: 0.0, write=lambda messages, sampling: "It agrees.")
+    author = writer(artifact, rows)
+    made = author.descriptions(artifact, rows.train, ("neg", "pos"))
+    assert [one.text for one in made] == ["It agrees.", "It agrees."]  # two labels may mean alike
+    own, others = artifact.open().generated[1].prompt[1]["content"].split("Inputs with other labels:")
+    assert own.count("says yes") == 5
+    assert own.count("says no") == 0
+    assert others.count("says no") == 5
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ('"Say it."', "Say it."),
+        ("**Instruction:** Say it.", "Say it."),
+        ("New instruction: Say\nit.", "Say it."),
+        ("```\nSay it.\n```", "Say it."),
+        ("", ""),
+    ],
+)
+def test_frames_are_taken_off(raw, text):
+    assert cleaned(raw) == text
