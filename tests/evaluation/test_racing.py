@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ def test_a_plan_keeps_its_price_and_uses_most_of_it(arms, rows, share):
     evaluations = max(arms, int(share * arms * rows))
     plan = halving_plan(arms, rows, evaluations)
     assert spent(plan) <= evaluations
-    assert all(a.until <= b.until for a, b in zip(plan, plan[1:], strict=False))
+    assert all(a.until <= b.until for a, b in itertools.pairwise(plan))
     assert plan[-1].until <= rows
     if plan[-1].until < rows:  # what is not spent is less than a row for the arms of each round
         assert evaluations - spent(plan) < sum(one.arms for one in plan) + arms
@@ -32,7 +34,7 @@ def test_plans_by_hand():
 
 def race(matrix, evaluations, **options):
     names = [str(i) for i in range(len(matrix))]
-    asked = {name: 0 for name in names}
+    asked = dict.fromkeys(names, 0)
 
     def ask(name, until):
         asked[name] = max(asked[name], until)

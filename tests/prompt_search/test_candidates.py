@@ -5,7 +5,13 @@ import pytest
 
 from rung.parts import LabelScoring
 from rung.prompt_search.candidates import (
-    GENES, Shots, Space, crossed, neighbours, templates, verbalized,
+    GENES,
+    Shots,
+    Space,
+    crossed,
+    neighbours,
+    templates,
+    verbalized,
 )  # fmt: skip
 from rung.prompts.demonstrations import Demonstrations
 

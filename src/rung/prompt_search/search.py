@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rung.artifact import Artifact
@@ -42,7 +42,7 @@ class Plan:
     seed: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
     """What a search found.
 
@@ -66,7 +66,7 @@ class Found:
     search_rows: int
     adoption_rows: int
     comparison: PairedComparison | None = None
-    written: Sequence[Written] = field(default_factory=list)
+    written: Sequence[Written] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record that is kept with the artifact, as JSON values."""
@@ -133,34 +133,78 @@ def search(
         progress: told of every batch.
     """
     judge = Judge(space, rows, metric, meter, calibrate=calibrate, progress=progress)
-
-    def end(winner: str, reason: str, comparison: PairedComparison | None = None, *, adopted: bool = False) -> Found:
-        artifact = judge.tried[winner].artifact if adopted else space.artifact
-        return Found(
-            artifact, adopted, reason, winner, judge.tried, meter, len(rows), len(adoption), comparison, written
-        )
-
-    kept_back = 2 * len(adoption)
-    left = meter.left()
-    if left is not None and left < kept_back + 2 * min(HEADROOM_ROWS, len(rows)):
-        return end("incumbent", f"the budget of {left} calls is too small for a search and {kept_back} calls to decide")
-    judge.ask("incumbent", min(HEADROOM_ROWS, len(rows)))
+    trial = Trial(space, judge.tried, metric, meter, len(rows), tuple(adoption), plan.seed, written)
+    left, first = meter.left(), min(HEADROOM_ROWS, len(rows))
+    if left is not None and left < trial.kept_back + 2 * first:
+        return trial.stay(
+            f"the budget of {left} calls is too small for a search and {trial.kept_back} calls to decide"
+        )  # fmt: skip
+    judge.ask("incumbent", first)
     if reason := no_headroom(judge.tried["incumbent"].metric, len(adoption)):
-        return end("incumbent", reason)
-    winner = _rounds(judge, plan, kept_back)
-    if winner == "incumbent":
-        return end(winner, "no candidate was better on the rows of the search")
-    comparison = decide(space.artifact, judge.tried[winner].artifact, adoption, metric, meter, seed=plan.seed)
-    adopted = comparison.p < LEVEL and comparison.delta > 0
-    verdict = "is significantly better than" if adopted else "is not significantly better than"
-    return end(
-        winner,
-        f"{winner} {verdict} the incumbent on {comparison.n} rows that the search did not see: "
-        f"{100 * comparison.delta:+.1f} pp, {comparison.fixed} fixed / {comparison.broken} broken, "
-        f"p = {comparison.p:.2g}",
-        comparison,
-        adopted=adopted,
-    )
+        return trial.stay(reason)
+    return trial.decide(_rounds(judge, plan, trial.kept_back))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What every search ends with: the last leader meets the incumbent on rows that the search did not see.
+
+    Attributes:
+        space: holds the incumbent.
+        tried: every candidate by name, `incumbent` among them.
+        metric: the task's metric.
+        meter: counts the calls.
+        search_rows: how many rows the search had.
+        adoption: the rows that decide.
+        seed: of the test, where scores are not 0 or 1.
+        written: what a model proposed.
+    """
+
+    space: Space
+    tried: dict[str, Tried]
+    metric: Metric
+    meter: Meter
+    search_rows: int
+    adoption: tuple[Example, ...]
+    seed: int
+    written: Sequence[Written] = ()
+
+    @property
+    def kept_back(self) -> int:
+        """Calls that the decision takes."""
+        return 2 * len(self.adoption) * len(self.space.artifact.members())
+
+    def stay(self, reason: str, winner: str = "incumbent", comparison: PairedComparison | None = None) -> Found:
+        """Return the incumbent."""
+        return self._found(self.space.artifact, False, reason, winner, comparison)
+
+    def decide(self, winner: str) -> Found:
+        """Compare once, and return what is adopted."""
+        if winner == "incumbent":
+            return self.stay("no candidate was better on the rows of the search")
+        artifact = self.tried[winner].artifact
+        c = compare(self._scores(self.space.artifact), self._scores(artifact), seed=self.seed)
+        better = c.p < LEVEL and c.delta > 0
+        reason = (
+            f"{winner} is {'' if better else 'not '}significantly better than the incumbent on {c.n} rows that the "
+            f"search did not see: {100 * c.delta:+.1f} pp, {c.fixed} fixed / {c.broken} broken, p = {c.p:.2g}"
+        )
+        return self._found(artifact, True, reason, winner, c) if better else self.stay(reason, winner, c)
+
+    def _scores(self, artifact: Artifact) -> list[float]:
+        answers = artifact.answer(self.adoption, full=False)
+        written = sum(answer.completion_tokens for answer in answers)
+        calls = len(self.adoption) * len(artifact.members())
+        self.meter.add(calls, sum(answer.prompt_tokens for answer in answers), written)
+        return [float(self.metric(a.text, row.outputs)) for a, row in zip(answers, self.adoption, strict=True)]
+
+    def _found(
+        self, artifact: Artifact, adopted: bool, reason: str, winner: str, comparison: PairedComparison | None
+    ) -> Found:
+        return Found(
+            artifact, adopted, reason, winner, self.tried, self.meter, self.search_rows, len(self.adoption),
+            comparison, self.written,
+        )  # fmt: skip
 
 
 def no_headroom(scores: Sequence[float], adoption_rows: int) -> str:
@@ -178,21 +222,6 @@ def no_headroom(scores: Sequence[float], adoption_rows: int) -> str:
         f"no headroom: the incumbent falls short on {wrong} of {len(scores)} rows, so on at most {most:.1f} of the "
         f"{adoption_rows} that decide, and a significant gain takes {FEWEST_FIXES}"
     )
-
-
-def decide(
-    incumbent: Artifact, challenger: Artifact, rows: Sequence[Example], metric: Metric, meter: Meter, *, seed: int
-) -> PairedComparison:
-    """Compare the challenger with the incumbent on rows that neither was chosen by."""
-    scores = []
-    for artifact in (incumbent, challenger):
-        answers = artifact.answer(rows, full=False)
-        members = len(artifact.members())
-        meter.add(
-            members * len(rows), sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers)
-        )  # fmt: skip
-        scores.append([float(metric(a.text, row.outputs)) for a, row in zip(answers, rows, strict=True)])
-    return compare(*scores, seed=seed)
 
 
 def _rounds(judge: Judge, plan: Plan, kept_back: int) -> str:

@@ -20,6 +20,7 @@ from rung.rungs.ensemble import Ensemble
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
 from rung.rungs.full import Full
+from rung.rungs.gepa import Gepa
 from rung.rungs.ia3 import IA3
 from rung.rungs.label_descriptions import LabelDescriptions
 from rung.rungs.label_thresholds import LabelThresholds
@@ -58,6 +59,7 @@ __all__ = [
     "FewShot",
     "FineTunedEncoder",
     "Full",
+    "Gepa",
     "LabelDescriptions",
     "LabelThresholds",
     "LastLayers",
@@ -94,6 +96,7 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "few-shot-mmr": lambda task, seed: FewShot("mmr", seed=seed),
     "demonstration-ensemble": lambda task, seed: DemonstrationEnsemble(seed=seed),
     "prompt-search": lambda task, seed: PromptSearch(seed=seed),
+    "gepa": lambda task, seed: Gepa(seed=seed),
     "features": lambda task, seed: Features(seed=seed),
     "llm-features": lambda task, seed: Features(encoder="", seed=seed),
     "fine-tuned-encoder": lambda task, seed: FineTunedEncoder(seed=seed),
