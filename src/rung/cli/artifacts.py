@@ -209,13 +209,12 @@ def show(
     loaded = Artifact.load(artifact)
     if prompt:
         values = source_rows(artifact, data, row)[row - 1]
-        rendered = loaded.rendered(values)
-        note_dropped(rendered.dropped_demonstrations)
-        text = loaded.text(rendered.messages)
+        texts = [_prompt_text(member, values) for member in loaded.members()]
         if json:
-            print_json({"row": values, "prompt": text})
+            more = {"more_prompts": texts[1:]} if texts[1:] else {}
+            print_json({"row": values, "prompt": texts[0], **more})
         else:
-            typer.echo(text)
+            typer.echo("\n\n---- and, averaged with it:\n\n".join(texts))
         return
     described = describe(loaded)
     if json:
@@ -228,6 +227,12 @@ def show(
         typer.echo(f"\n{name} was trained on:")
         for line in report_lines(told):
             typer.echo(f"  {line}")
+
+
+def _prompt_text(artifact: Artifact, row: dict[str, Any]) -> str:
+    rendered = artifact.rendered(row)
+    note_dropped(rendered.dropped_demonstrations)
+    return artifact.text(rendered.messages)
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
@@ -245,7 +250,10 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "path": list(artifact.path),
         "instruction": artifact.prompt.head(),
         "template": artifact.prompt.template,
-        "demonstrations": None if shown is None else f"{shown.selection}, {shown.k} of {len(shown.pool)}",
+        "demonstrations": None
+        if shown is None
+        else f"{shown.selection}, {shown.k} of {len(shown.pool)}"
+        + (f", {shown.sets} prompts" if shown.sets > 1 else ""),
         "weights": artifact.weights.method,
         "trainable": artifact.weights.trainable_parameters,
         "decoder": artifact.decoder.kind,

@@ -125,11 +125,12 @@ def _prompts(artifact: Path, form: str, data: Path | None, row: int | None) -> N
     loaded = Artifact.load(artifact)
     rows = source_rows(artifact, data, row or 1)
     for values in [rows[row - 1]] if row else rows:
-        print_json(_exported(loaded, values, form))
+        for member in loaded.members():
+            print_json(_exported(member, values, form))
 
 
 def _exported(artifact: Artifact, row: dict[str, Any], form: str) -> dict[str, Any]:
-    from rung.parts import Generate
+    from rung.parts import Generate, Reasoning
 
     rendered = artifact.rendered(row)
     note_dropped(rendered.dropped_demonstrations)
@@ -139,6 +140,6 @@ def _exported(artifact: Artifact, row: dict[str, Any], form: str) -> dict[str, A
     if form == "messages":
         return {"messages": list(messages)}
     request: dict[str, Any] = {"model": artifact.model, "messages": list(messages), "temperature": 0}
-    if isinstance(artifact.decoder, Generate):
+    if isinstance(artifact.decoder, Generate | Reasoning):
         request["max_completion_tokens"] = artifact.decoder.max_tokens
     return request

@@ -1,0 +1,121 @@
+"""Races on recorded score matrices: how many evaluations they take, and whether they find a winner as good.
+
+    python benchmarks/racing.py
+
+The peer scores every candidate prompt on every row and takes the best mean. A race (`rung.evaluation.racing`, as in
+prompt search) may spend 0.3 of those evaluations. Each of 100 runs shuffles rows and candidates by its seed. A run
+counts as won when the candidate found is the best one, or is not significantly worse than it (paired test over all
+rows, p >= 0.05). Few rows prove little, so the mean gap to the best is printed beside it, and what a choice by chance
+would reach. `elimination` is the climb's own race, which drops only what is proven worse and promises an error rate.
+
+Matrices are made by benchmarks/record_matrices.py with the embedded model: benchmarks/matrices/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from _common import finish
+from rung.evaluation.elimination import eliminate, looks
+from rung.evaluation.racing import halve
+from rung.evaluation.statistics import compare
+
+FOLDER = Path(__file__).parent / "matrices"
+SHARE = 0.3
+LEVEL = 0.05
+LEAST = 12  # rows that every candidate answers, as in prompt search, where they are not half of what may be spent
+GOALS = {"evaluations_saved": 1 / SHARE, "winner_within_noise": 0.95}
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One task: scores by the metric and racing scores, both [candidates, rows]."""
+
+    name: str
+    scores: Matrix
+    racing: Matrix
+
+    @cached_property
+    def as_good(self) -> list[bool]:
+        """Whether each arm is the best by all rows, or not significantly worse."""
+        best = self.scores[int(self.scores.mean(1).argmax())]
+        found = [compare(best, arm, seed=0) for arm in self.scores]
+        return [one.p >= LEVEL or one.delta >= 0 for one in found]
+
+    def gap(self, arm: int) -> float:
+        """Return how far an arm is behind the best, in points."""
+        means = self.scores.mean(1)
+        return 100 * float(means.max() - means[arm])
+
+
+def load(file: Path) -> Recorded:
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return Recorded(
+        file.stem, np.array([line["scores"] for line in lines]), np.array([line["racing"] for line in lines])
+    )  # fmt: skip
+
+
+def raced(task: Recorded, seed: int) -> tuple[int, float]:
+    """Race once; return the winner and the share of evaluations."""
+    generator = np.random.default_rng(seed)
+    arms, rows = generator.permutation(len(task.racing)), generator.permutation(task.racing.shape[1])
+    matrix = task.racing[:, rows]
+    names, least = [str(arm) for arm in arms], min(LEAST, int(SHARE * len(rows) / 2))
+    found = halve(
+        names, lambda name, until: matrix[int(name), :until].tolist(), len(rows), int(SHARE * matrix.size), least=least
+    )  # fmt: skip
+    return int(found.winner), found.evaluations / matrix.size
+
+
+def eliminated(task: Recorded, seed: int) -> tuple[int, float]:
+    """Race once by significance alone."""
+    rows = np.random.default_rng(seed).permutation(task.scores.shape[1])
+    matrix, plan = task.scores[:, rows], looks(len(rows))
+    alive, spent, before = list(range(len(matrix))), 0, 0
+    for until in plan:
+        spent += (until - before) * len(alive)
+        before = until
+        seen = {str(arm): matrix[arm, :until].tolist() for arm in alive}
+        out = eliminate(seen, arms=len(matrix), looks=len(plan))
+        alive = [arm for arm in alive if str(arm) not in out]
+    return max(alive, key=lambda arm: matrix[arm].mean()), spent / matrix.size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--matrices", type=Path, default=FOLDER)
+    chosen = parser.parse_args()
+    won, saved = [], []
+    print("| task | candidates x rows | race | evaluations | as good as best | best itself | mean gap | by chance |")
+    print("|---|---|---|---|---|---|---|---|")
+    for file in sorted(chosen.matrices.glob("*.jsonl")):
+        task = load(file)
+        arms, rows = task.scores.shape
+        chance = np.mean(task.as_good)
+        for name, method in (("halving", raced), ("elimination", eliminated)):
+            results = [method(task, seed) for seed in range(chosen.runs)]
+            good = float(np.mean([task.as_good[arm] for arm, _ in results]))
+            exact = float(np.mean([task.gap(arm) == 0 for arm, _ in results]))
+            gap, share = np.mean([task.gap(arm) for arm, _ in results]), np.mean([share for _, share in results])
+            print(
+                f"| {task.name} | {arms} x {rows} | {name} | {share:.2f} | {good:.2f} | {exact:.2f} | "
+                f"{gap:.1f} points | {chance:.2f} |",
+                flush=True,
+            )
+            if name == "halving":
+                won.append(good)
+                saved.append(1 / max(spent for _, spent in results))
+    finish("racing", {"evaluations_saved": min(saved), "winner_within_noise": min(won)}, GOALS)
+
+
+if __name__ == "__main__":
+    main()
