@@ -225,8 +225,10 @@ class Task(_Strict):
         description="What to do, in a sentence or more.",
         examples=["Which intent does this message express?"],
     )
-    system: str | None = Field(
-        None, description="A system prompt; whether it helps is measured.", examples=["You are a careful clerk."]
+    system: str | list[str] | None = Field(
+        None,
+        description="A system prompt, or several to choose from; whether it helps is measured.",
+        examples=["You are a careful clerk."],
     )
     inputs: Annotated[list[str], Field(min_length=1)] = Field(
         description="Columns that the model reads; dots reach into nested JSON.", examples=[["text"]]
@@ -315,6 +317,11 @@ class Task(_Strict):
         if not isinstance(self.metric, dict):
             return {}
         return {key: value for key, value in self.metric.items() if key != "name"}
+
+    @property
+    def system_prompts(self) -> tuple[str, ...]:
+        """The system prompts to try."""
+        return (self.system,) if isinstance(self.system, str) else tuple(self.system or ())
 
     @property
     def folder(self) -> Path:

@@ -33,10 +33,10 @@ def test_the_start_is_the_artifact_itself(space):
 def test_every_gene_reaches_the_prompt(space):
     changed = replace(
         space.start, instruction="Decide.", template="Text: {text}", verbalizer="sentence", listed=True,
-        shots=Shots("balanced", 2, 5, 1),
+        shots=Shots("balanced", 2, 5, 1), system="Be kind.",
     )  # fmt: skip
     messages = space.apply(changed).messages({"text": "x"})
-    assert messages[0]["content"] == "Decide.\n\nAnswer with one of: Neg, Pos"
+    assert messages[0]["content"] == "Be kind.\n\nDecide.\n\nAnswer with one of: Neg, Pos"
     assert messages[-1]["content"] == "Text: x"
     assert [m["role"] for m in messages[1:-1]] == ["user", "assistant"] * 2
     assert {m["content"] for m in messages if m["role"] == "assistant"} == {"Neg", "Pos"}

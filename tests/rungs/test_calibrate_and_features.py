@@ -58,13 +58,13 @@ def test_a_label_without_rows_is_never_answered():
 
 
 def test_a_system_prompt_applies_once_and_stands_first(zero, data):
-    rung = SystemPrompt("You work at a bank.")
+    rung = SystemPrompt(("You work at a bank.",))
     with_system = rung.fit(zero, data)
     head = with_system.messages({"text": "x"})[0]
     assert head["role"] == "system"
     assert head["content"].startswith("You work at a bank.\n\nWhich intent")
     assert not rung.applies(with_system, data).applies
-    assert not SystemPrompt("").applies(zero, data).applies
+    assert not SystemPrompt(()).applies(zero, data).applies
 
 
 def test_heads_are_cheaper_than_prompts(zero, data):

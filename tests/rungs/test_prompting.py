@@ -20,6 +20,7 @@ from rung.rungs import (
     LoRA,
     PromptSearch,
     SelfConsistency,
+    SystemPrompt,
     WrittenLabel,
 )
 
@@ -147,6 +148,30 @@ def test_reasoning_is_kept_with_the_artifact(tmp_path):
 def test_weights_are_not_trained_to_skip_the_steps():
     artifact = ChainOfThought().fit(replace(texts(FakeEngine()), model="embedded"), numbers(5))
     assert "without the steps" in LoRA().applies(artifact, numbers(5)).reason
+
+
+# ---- system prompts
+
+
+def test_of_several_system_prompts_the_best_is_taken():
+    def helped(messages, text):
+        good = "careful" in messages[0]["content"] and text == TEXTS[int(messages[-1]["content"].split()[-1]) % 2]
+        return 2 * good + noise(messages[-1]["content"], text)
+
+    engine = FakeEngine(likes=helped)
+    rung = SystemPrompt(("Be quick.", "Be careful.", "Be kind.", "Be brief."))
+    artifact = rung.fit(scoring(engine), labelled(80))
+    assert artifact.prompt.system == "Be careful."
+    assert artifact.settings["system-prompt"]["raced"]["Be careful."] > 0.9
+    assert len(engine.scored) <= 0.5 * 4 * 64
+    assert not rung.applies(artifact, labelled(80)).applies
+
+
+def test_a_single_system_prompt_is_put_without_a_race():
+    engine = FakeEngine(likes=likes)
+    artifact = SystemPrompt(("Be quick.",)).fit(scoring(engine), labelled(8))
+    assert artifact.settings["system-prompt"] == {"text": "Be quick."}
+    assert not engine.scored
 
 
 # ---- written labels and regular expressions

@@ -37,6 +37,7 @@ class Candidate:
             data; `sentence`: `Card arrival`.
         listed: whether the labels stand in the prompt.
         shots: the demonstrations, or None for none.
+        system: the system prompt before the instruction, or nothing.
         origin: what made it, for the report.
     """
 
@@ -45,6 +46,7 @@ class Candidate:
     verbalizer: Verbalizer = "own"
     listed: bool = False
     shots: Shots | None = None
+    system: str = ""
     origin: str = field(default="", compare=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class Space:
         templates: user turns to choose from, the artifact's own first.
         pools: demonstrations by the name of their rule; a candidate changes their number, seed and order.
         vary_shots: whether demonstrations may change at all.
+        systems: system prompts to choose from; the artifact's own is one of them in any case.
     """
 
     artifact: Artifact
@@ -72,13 +75,16 @@ class Space:
     templates: tuple[str, ...]
     pools: Mapping[str, Demonstrations]
     vary_shots: bool = True
+    systems: tuple[str, ...] = ()
 
     @property
     def start(self) -> Candidate:
         """The artifact's own prompt."""
         prompt, shown = self.artifact.prompt, self.artifact.demonstrations
         shots = None if shown is None else Shots(shown.selection, shown.k, shown.seed, shown.order)
-        return Candidate(prompt.instruction, prompt.template, "own", bool(prompt.labels), shots, "incumbent")
+        return Candidate(
+            prompt.instruction, prompt.template, "own", bool(prompt.labels), shots, prompt.system, "incumbent"
+        )
 
     def apply(self, candidate: Candidate) -> Artifact:
         """Return the artifact with the candidate's prompt; a label bias, measured on another prompt, is left out."""
@@ -89,6 +95,7 @@ class Space:
             decoder = replace(decoder, texts=texts, bias=())
         prompt = replace(
             artifact.prompt, instruction=candidate.instruction, template=candidate.template,
+            system=candidate.system,
             **self._labels(candidate, texts),
         )  # fmt: skip
         shown = None
@@ -111,6 +118,8 @@ class Space:
             return list(self.instructions)
         if gene == "template":
             return list(self.templates)
+        if gene == "system":
+            return [self.start.system, *self.systems] if self.systems else []
         if not isinstance(self.artifact.decoder, LabelScoring) and gene in ("verbalizer", "listed"):
             return []
         if gene == "verbalizer":

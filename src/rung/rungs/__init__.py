@@ -82,7 +82,7 @@ __all__ = [
 
 # In the order of the ramp. Every value makes the rung for a task and a seed.
 RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
-    "system-prompt": lambda task, seed: SystemPrompt(task.system or ""),
+    "system-prompt": lambda task, seed: SystemPrompt(task.system_prompts),
     "label-descriptions": lambda task, seed: LabelDescriptions(seed=seed),
     "written-label": lambda task, seed: WrittenLabel(),
     "chain-of-thought": lambda task, seed: ChainOfThought(),
@@ -95,7 +95,7 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "few-shot-knn": lambda task, seed: FewShot("knn", seed=seed),
     "few-shot-mmr": lambda task, seed: FewShot("mmr", seed=seed),
     "demonstration-ensemble": lambda task, seed: DemonstrationEnsemble(seed=seed),
-    "prompt-search": lambda task, seed: PromptSearch(seed=seed),
+    "prompt-search": lambda task, seed: PromptSearch(seed=seed, systems=task.system_prompts),
     "gepa": lambda task, seed: Gepa(seed=seed),
     "features": lambda task, seed: Features(seed=seed),
     "llm-features": lambda task, seed: Features(encoder="", seed=seed),

@@ -42,6 +42,7 @@ class PromptSearch:
         search_rows: most rows to search on.
         adoption_rows: most rows to decide by.
         calibrate: calibrate label scores of candidates.
+        systems: the task's system prompts, which are searched as well.
     """
 
     calls: int = 1500
@@ -59,6 +60,7 @@ class PromptSearch:
     adoption_rows: int = 300
     calibrate: bool = True
     seed: int = 0
+    systems: tuple[str, ...] = ()
     name: str = "prompt-search"
     family: str = "prompt-learning"
 
@@ -112,6 +114,7 @@ class PromptSearch:
             else (artifact.prompt.template,),
             self._pools(artifact, all_rows, progress),
             vary_shots=self.demonstrations and artifact.prompt.chat_column is None,
+            systems=self.systems,
         )
         return search(
             space, all_rows[: self.search_rows], deciding[: self.adoption_rows],
