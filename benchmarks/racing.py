@@ -84,7 +84,7 @@ def eliminated(task: Recorded, seed: int) -> tuple[int, float]:
         spent += (until - before) * len(alive)
         before = until
         seen = {str(arm): matrix[arm, :until].tolist() for arm in alive}
-        out = eliminate(seen, arms=len(matrix), looks=len(plan))
+        out = eliminate(seen, arms=len(matrix))
         alive = [arm for arm in alive if str(arm) not in out]
     return max(alive, key=lambda arm: matrix[arm].mean()), spent / matrix.size
 

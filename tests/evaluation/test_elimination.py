@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rung.evaluation.elimination import Elimination, betting_p, eliminate, looks
+from rung.evaluation.elimination import Elimination, betting_capital, eliminate, looks, sign_capital
 
 Matrix = np.ndarray
 ROWS = 160
@@ -16,13 +16,13 @@ ROWS = 160
 
 def race(matrix: Matrix, *, alpha: float = 0.05, binary: bool | None = None) -> tuple[set[int], int]:
     """Run a whole race over a [arms, rows] matrix; return the dropped arms and the number of evaluations."""
-    plan = looks(matrix.shape[1])
+    plan = looks(matrix.shape[1], growth=2.0)
     alive, evaluations, before = list(range(len(matrix))), 0, 0
     for n in plan:
         evaluations += (n - before) * len(alive)
         before = n
         seen = {str(arm): matrix[arm, :n].tolist() for arm in alive}
-        dropped = eliminate(seen, arms=len(matrix), looks=len(plan), alpha=alpha, binary=binary)
+        dropped = eliminate(seen, arms=len(matrix), alpha=alpha, binary=binary)
         alive = [arm for arm in alive if str(arm) not in dropped]
     return set(range(len(matrix))) - set(alive), evaluations
 
@@ -70,7 +70,7 @@ def rare_wins(generator: np.random.Generator) -> Matrix:
 
 @pytest.mark.parametrize("draw", [binary_ties, binary_independent, binary_twins, continuous_ties, rare_wins])
 def test_best_arm_is_dropped_in_at_most_alpha_of_races(draw: Callable[[np.random.Generator], Matrix]) -> None:
-    runs = 400
+    runs = 200
     assert error_rate(draw, runs) <= above(0.05, runs)
 
 
@@ -93,7 +93,7 @@ def test_betting_on_scores_0_and_1_keeps_alpha_too() -> None:
 def test_why_not_a_t_test() -> None:
     """The paired t-test at the same level drops the best arm with rare wins in far more than alpha of the races."""
     generator = np.random.default_rng(7)
-    plan = looks(ROWS)
+    plan = looks(ROWS, growth=2.0)
     errors = 0
     for _ in range(200):
         best, other = rare_wins(generator)
@@ -132,51 +132,76 @@ def test_clearly_worse_continuous_arms_save_half_of_the_evaluations() -> None:
     assert np.mean(spent) < 0.5
 
 
-def test_betting_p_is_anytime_valid() -> None:
-    """The smallest p over all 200 looks is below a in at most a of the runs of mean zero."""
+@pytest.mark.parametrize(
+    ("capital", "values", "chances"),
+    [(betting_capital, [-0.5, 0.0, 0.25], [0.2, 0.4, 0.4]), (sign_capital, [-1.0, 0.0, 1.0], [0.3, 0.4, 0.3])],
+)
+def test_capital_is_anytime_valid(
+    capital: Callable[[Matrix], Matrix], values: list[float], chances: list[float]
+) -> None:
+    """The capital ever reaches 1/a, over all 200 rows, in at most a of the runs of mean zero."""
     generator = np.random.default_rng(5)
-    ps = np.array([betting_p(generator.choice([-0.5, 0.0, 0.25], p=[0.2, 0.4, 0.4], size=200)) for _ in range(2000)])
+    most = np.array([capital(generator.choice(values, p=chances, size=200)).max() for _ in range(2000)])
     for a in (0.2, 0.05, 0.01):
-        assert np.mean(ps <= a) <= above(a, 2000)
+        assert np.mean(most >= np.log(1 / a)) <= above(a, 2000)
 
 
 def test_betting_capital_by_hand() -> None:
     d = np.array([0.5, 0.5])
     # Before row 2: mean 0.25, variance 0.125, bet 0.25 / (0.125 + 0.0625) = 4/3, cut to 0.95.
-    assert betting_p(d) == pytest.approx(1 / 1.475, rel=1e-15)
-    assert betting_p(-d) == 1.0
-    assert betting_p(np.zeros(5)) == 1.0
+    np.testing.assert_allclose(np.exp(betting_capital(d)), [1, 1.475], rtol=1e-15)
+    np.testing.assert_array_equal(betting_capital(-d), [0, 0])
+    np.testing.assert_array_equal(betting_capital(np.zeros(5)), np.zeros(5))
+
+
+def test_sign_capital_by_hand() -> None:
+    rates = np.array([0.525, 0.575, 0.625, 0.675, 0.725, 0.775, 0.825, 0.875, 0.925, 0.975])
+    wins, losses = (2 * rates).mean(), (2 * rates * 2 * (1 - rates)).mean()
+    np.testing.assert_allclose(np.exp(sign_capital(np.array([1.0, 0.0, -0.3]))), [wins, wins, losses], rtol=1e-12)
 
 
 def test_evidence_of_an_elimination() -> None:
     good, bad = [1.0] * 20, [0.0] * 15 + [1.0] * 5
-    found = eliminate({"zero-shot": bad, "lora": good}, arms=2, looks=5)
-    assert found == {"zero-shot": Elimination("lora", 20, 15, 0, 2.0**-15)}
-    assert eliminate({"zero-shot": bad, "lora": good}, arms=2, looks=5, alpha=1e-6) == {}
+    (name, found), *others = eliminate({"zero-shot": bad, "lora": good}, arms=2).items()
+    p = float(np.exp(-sign_capital(np.array([1.0] * 15))[-1]))
+    assert (name, others) == ("zero-shot", [])
+    assert found == Elimination("lora", 20, 15, 0, pytest.approx(p, rel=1e-12))
+    assert p < 2e-3
+    assert eliminate({"zero-shot": bad, "lora": good}, arms=2, alpha=1e-4) == {}
 
 
-def test_level_is_split_over_arms_and_looks() -> None:
-    """Ten wins without a loss: p = 2^-10 = 0.000977."""
-    scores = {"a": [1.0] * 20, "b": [0.0] * 10 + [1.0] * 10}
-    assert set(eliminate(scores, arms=11, looks=5)) == {"b"}  # 0.05 / 50 = 0.001
-    assert eliminate(scores, arms=12, looks=5) == {}  # 0.05 / 55 = 0.00091
+def test_capital_is_shared_among_all_arms_that_started() -> None:
+    """Nine wins without a loss win 101 times the stake: at 1/20 enough for five other arms, not for six."""
+    scores = {"a": [1.0] * 20, "b": [0.0] * 9 + [1.0] * 11}
+    capital = float(np.exp(sign_capital(np.array([1.0] * 9))[-1]))
+    assert 100 < capital < 120
+    assert set(eliminate(scores, arms=6)) == {"b"}
+    assert eliminate(scores, arms=7) == {}
+
+
+def test_arms_that_are_better_count_together() -> None:
+    """Each of three arms wins seven rows of its own, which alone would not do."""
+    bad = np.zeros(40)
+    better = {f"good {i}": np.roll([1.0] * 7 + [0.0] * 33, 7 * i).tolist() for i in range(3)}
+    assert eliminate({"bad": bad.tolist(), "good 0": better["good 0"]}, arms=4) == {}
+    assert set(eliminate({"bad": bad.tolist(), **better}, arms=4)) == {"bad"}
 
 
 def test_names_a_survivor_and_keeps_the_best_mean() -> None:
     n = 100
     scores = {"low": [0.0] * n, "middle": [1.0] * 50 + [0.0] * 50, "high": [1.0] * n}
-    assert {loser: e.by for loser, e in eliminate(scores, arms=3, looks=1).items()} == {"low": "high", "middle": "high"}
+    assert {loser: e.by for loser, e in eliminate(scores, arms=3).items()} == {"low": "high", "middle": "high"}
 
 
 def test_identical_arms_and_a_single_arm_stay() -> None:
-    assert eliminate({"a": [0.5, 1.0], "b": [0.5, 1.0]}, arms=2, looks=1) == {}
-    assert eliminate({"a": [0.0, 1.0]}, arms=1, looks=1) == {}
+    assert eliminate({"a": [0.5, 1.0], "b": [0.5, 1.0]}, arms=2) == {}
+    assert eliminate({"a": [0.0, 1.0]}, arms=1) == {}
 
 
 def test_a_resumed_race_decides_the_same() -> None:
     generator = np.random.default_rng(3)
     scores = {str(i): generator.random(80).tolist() for i in range(4)} | {"worst": [0.0] * 80}
-    assert eliminate(scores, arms=5, looks=3) == eliminate(dict(scores), arms=5, looks=3) != {}
+    assert eliminate(scores, arms=5) == eliminate(dict(scores), arms=5) != {}
 
 
 @pytest.mark.parametrize(
@@ -210,9 +235,8 @@ def test_looks_refuses(bad: dict[str, float]) -> None:
         ({"a": [float("nan")], "b": [0.0]}, {}, r"\[0, 1\]"),
         ({"a": [0.5], "b": [0.0]}, {"binary": True}, "0 or 1"),
         ({"a": [1.0], "b": [0.0]}, {"arms": 1}, "arms >= 2"),
-        ({"a": [1.0], "b": [0.0]}, {"looks": 0}, "looks >= 1"),
     ],
 )
 def test_eliminate_refuses(scores: dict[str, list[float]], options: dict[str, int], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        eliminate(scores, **({"arms": 2, "looks": 1} | options))  # type: ignore[arg-type]
+        eliminate(scores, **({"arms": 2} | options))  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def race(
         for artifact in alive.values():
             answer_rows(artifact, rows[:until], "validation", store, folder=folder, progress=progress)
         scores = {name: [store.predictions(name)["validation", row.id].score for row in rows[:until]] for name in alive}
-        out = eliminate(scores, arms=arms, looks=len(schedule), binary=binary)
+        out = eliminate(scores, arms=arms, binary=binary)
         beaten.update(out)
         alive = {name: artifact for name, artifact in alive.items() if name not in out}
     return RaceResult(tuple(alive), beaten)

@@ -231,7 +231,7 @@ class _Search:
             self.progress.advance(len(part))
             if best is not None:
                 pair = {"best": best[: len(scores)], "this": scores}
-                out = eliminate(pair, arms=self.trials, looks=len(self.looks), binary=self.binary)
+                out = eliminate(pair, arms=self.trials, binary=self.binary)
                 if "this" in out:
                     e = out["this"]
                     self.progress.finish("beaten")
