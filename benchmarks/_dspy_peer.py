@@ -1,6 +1,7 @@
 """One run of a DSPy optimizer, in an environment of its own; prints one JSON line. See benchmarks/prompt_search.py.
 
-{"calls": calls of the optimizer, "answers": one record of output fields per test row, "prompt": ...}
+{"calls": calls of the optimizer, "answers": one record of output fields per test row, "prompt": the last one,
+"failed": why the optimizer ended with an error; then the answers are those of the program as it began}
 """
 
 from __future__ import annotations
@@ -57,6 +58,18 @@ def examples(file: Path, inputs: list[str], outputs: list[str]) -> list[dspy.Exa
     return made
 
 
+def optimized(student: Any, train: list[Any], held: list[Any], chosen: argparse.Namespace) -> Any:
+    many = 10**6  # a program that fails on a row scores 0 there, and goes on
+    if chosen.optimizer == "random-search":
+        search = BootstrapFewShotWithRandomSearch(
+            same, max_bootstrapped_demos=4, max_labeled_demos=8, num_candidate_programs=chosen.candidates,
+            num_threads=THREADS, max_errors=many,
+        )  # fmt: skip
+        return search.compile(student, trainset=train, valset=held)
+    search = dspy.MIPROv2(metric=same, auto="light", num_threads=THREADS, max_errors=many, seed=chosen.seed)
+    return search.compile(student, trainset=train, valset=held, seed=chosen.seed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("folder", "url", "model", "optimizer", "inputs", "outputs", "instruction"):
@@ -76,16 +89,11 @@ def main() -> None:
     test = examples(Path(chosen.folder) / "test.jsonl", inputs, outputs)
     student = dspy.Predict(dspy.Signature(f"{', '.join(inputs)} -> {', '.join(outputs)}", chosen.instruction))
     half = len(train) // 2
-    many = 10**6  # a program that fails on a row scores 0 there, and goes on
-    if chosen.optimizer == "random-search":
-        optimizer = BootstrapFewShotWithRandomSearch(
-            same, max_bootstrapped_demos=4, max_labeled_demos=8, num_candidate_programs=chosen.candidates,
-            num_threads=THREADS, max_errors=many,
-        )  # fmt: skip
-        program = optimizer.compile(student, trainset=train[:half], valset=train[half:])
-    else:
-        optimizer = dspy.MIPROv2(metric=same, auto="light", num_threads=THREADS, max_errors=many, seed=chosen.seed)
-        program = optimizer.compile(student, trainset=train[:half], valset=train[half:], seed=chosen.seed)
+    failed = ""
+    try:
+        program = optimized(student, train[:half], train[half:], chosen)
+    except Exception as error:  # such as a proposal that cannot be parsed: what is left is the program as it began
+        program, failed = student, f"{type(error).__name__}: {str(error)[:300]}"
     spent = calls.count
     answers: list[dict[str, str]] = []
     for example in test:
@@ -95,7 +103,7 @@ def main() -> None:
         except Exception:  # a row that the peer cannot answer is answered with nothing
             answers.append(dict.fromkeys(outputs, ""))
     prompt = model.history[-1].get("messages") if model.history else None
-    print(json.dumps({"calls": spent, "answers": answers, "prompt": prompt}))
+    print(json.dumps({"calls": spent, "answers": answers, "prompt": prompt, "failed": failed}))
 
 
 if __name__ == "__main__":

@@ -156,9 +156,9 @@ def compared(name: str, chosen: argparse.Namespace, url: str) -> float:
     pooled: dict[str, list[float]] = {}
     calls: dict[str, list[int]] = {}
     for seed in range(chosen.seeds):
-        folder = chosen.out / name / f"seed-{seed}"
-        model = f"{url}#smol" if chosen.through == "endpoint" else "embedded"
         train, test = chosen.train or settings["train"], chosen.test or settings["test"]
+        folder = chosen.out / name / f"seed-{seed}-{train}-{test}-{chosen.candidates}"
+        model = f"{url}#smol" if chosen.through == "endpoint" else "embedded"
         task_folder(name, chosen.data, folder, seed=seed, train=train, test=test, model=model)
         for optimizer in optimizers:
             peer = kept(
@@ -167,6 +167,8 @@ def compared(name: str, chosen: argparse.Namespace, url: str) -> float:
             )
             pooled.setdefault(f"dspy {optimizer}", []).extend(peer["scores"])
             calls.setdefault(f"dspy {optimizer}", []).append(peer["calls"])
+            if peer["failed"]:
+                print(f"{name}, seed {seed}: dspy {optimizer} failed and stays unoptimized: {peer['failed'][:120]!r}")
         most = max(calls[f"dspy {optimizer}"][-1] for optimizer in optimizers)
         for way, budget in (("rung, equal calls", most), ("rung, a third", most // 3)):
             ours = kept(

@@ -108,6 +108,21 @@ def test_a_budget_that_is_too_small_says_so(scoring, rows):
     assert record["reason"].startswith("the budget of 94 calls is too small")
 
 
+def test_a_small_budget_is_spent_on_one_round(scoring, rows):
+    _, record = searched(scoring(likes_templates), rows, calls=180, instructions=0, adoption_rows=40)
+    assert {one["round"] for one in record["candidates"]} == {0, 1}
+    assert 2 <= len(record["candidates"]) <= 4
+    assert record["spent"]["calls"] <= 180
+
+
+def test_a_budget_without_calls_for_candidates_says_so(scoring, rows):
+    few = replace(rows, train=rows.train[:40])
+    searched_on, _ = split(few.train, 0.5, 0)
+    calls = 2 * 10 + 2 * len(searched_on)
+    _, record = searched(scoring(likes_templates), few, calls=calls, instructions=0, adoption_rows=10)
+    assert record["reason"] == "the budget leaves no calls for a candidate"
+
+
 def test_money_needs_prices(scoring, rows, monkeypatch):
     monkeypatch.delenv("RUNG_API_PRICE_INPUT", raising=False)
     with pytest.raises(ConfigError) as caught:

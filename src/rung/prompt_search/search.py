@@ -31,6 +31,7 @@ LEVEL = 0.05
 FEWEST_FIXES = 6  # rows fixed and none broken: two-sided p = 2 / 2^6 = 0.03
 HEADROOM_ROWS = 32
 FEWEST_ROWS = 12  # that every candidate answers
+FEWEST_ARMS = 4  # of a round, where the budget allows more than one
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,12 @@ class Trial:
     def decide(self, winner: str) -> Found:
         """Compare once, and return what is adopted."""
         if winner == "incumbent":
-            return self.stay("no candidate was better on the rows of the search")
+            tried = len(self.tried) - 1
+            return self.stay(
+                f"none of {tried} candidates was better on the rows of the search"
+                if tried
+                else "the budget leaves no calls for a candidate"
+            )
         artifact = self.tried[winner].artifact
         c = compare(self._scores(self.space.artifact), self._scores(artifact), seed=self.seed)
         better = c.p < LEVEL and c.delta > 0
@@ -228,9 +234,12 @@ def _rounds(judge: Judge, plan: Plan, kept_back: int) -> str:
     """Race round after round; return the last leader."""
     rng = random.Random(plan.seed)
     leader, ranked = "incumbent", [judge.space.start]
-    for round_ in range(1, plan.rounds + 1):
+    rounds, left = plan.rounds, _left(judge.meter, kept_back)
+    if left is not None:  # a small budget is spent on one good round rather than on several bad ones
+        rounds = max(1, min(rounds, left // (FEWEST_ARMS * 2 * FEWEST_ROWS)))
+    for round_ in range(1, rounds + 1):
         left = _left(judge.meter, kept_back)
-        price = None if left is None else left // (plan.rounds - round_ + 1)
+        price = None if left is None else left // (rounds - round_ + 1)
         arms = plan.population if price is None else min(plan.population, price // (2 * FEWEST_ROWS))
         if arms < 1:
             break
