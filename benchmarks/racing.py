@@ -95,9 +95,12 @@ def main() -> None:
     parser.add_argument("--matrices", type=Path, default=FOLDER)
     chosen = parser.parse_args()
     won, saved = [], []
+    files = sorted(chosen.matrices.glob("*.jsonl"))
+    if not files:
+        raise SystemExit(f"there is no matrix in {chosen.matrices}: record some with benchmarks/record_matrices.py")
     print("| task | candidates x rows | race | evaluations | as good as best | best itself | mean gap | by chance |")
     print("|---|---|---|---|---|---|---|---|")
-    for file in sorted(chosen.matrices.glob("*.jsonl")):
+    for file in files:
         task = load(file)
         arms, rows = task.scores.shape
         chance = np.mean(task.as_good)

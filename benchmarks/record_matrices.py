@@ -59,6 +59,9 @@ def recorded(name: str, source: Path, arms: int, rows: int, tokens: int) -> None
     for i, candidate in enumerate(candidates(space, arms)):
         arm = judge.add(candidate, 1)
         if i < len(done):
+            known = json.loads(done[i])
+            if known["candidate"] != json.loads(json.dumps(candidate.as_dict())) or len(known["scores"]) != rows:
+                raise SystemExit(f"{out} was recorded with other --arms or --rows: move it away, or repeat them")
             continue
         judge.ask(arm, len(judge.rows))
         tried = judge.tried[arm]

@@ -27,6 +27,11 @@ def likes_templates(messages, text):
     return named * (text.lower() == truth(messages)) + 2.0 * (text.lower() == "pos") + 3.0 * noise(question, text)
 
 
+def contrary(messages, text):
+    """Always be wrong."""
+    return float(text != truth(messages))
+
+
 def likes_nothing(messages, text):
     """Answer by chance, whatever the prompt."""
     return noise(messages[0]["content"], messages[-1]["content"], text)
@@ -119,7 +124,7 @@ def test_a_budget_without_calls_for_candidates_says_so(scoring, rows):
     few = replace(rows, train=rows.train[:40])
     searched_on, _ = split(few.train, 0.5, 0)
     calls = 2 * 10 + 2 * len(searched_on)
-    _, record = searched(scoring(likes_templates), few, calls=calls, instructions=0, adoption_rows=10)
+    _, record = searched(scoring(contrary), few, calls=calls, instructions=0, adoption_rows=10)
     assert record["reason"] == "the budget leaves no calls for a candidate"
 
 
