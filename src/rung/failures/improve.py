@@ -19,9 +19,9 @@ from rung.artifact_files import fingerprint
 from rung.climbing.run import Climb, ClimbOptions, chosen_rungs, climb
 from rung.data.types import Data
 from rung.errors import ConfigError, ThresholdError
-from rung.evaluation.metrics import get_metric
 from rung.evaluation.report.words import against
 from rung.evaluation.result import Comparison
+from rung.evaluation.scoring import cases
 from rung.failures.interaction import Side
 from rung.failures.records import Case, Filter, Promotion
 from rung.failures.registry import Registry
@@ -223,13 +223,14 @@ def judge(task: Task, store: Store, artifact: Artifact, data: Data, failures: Se
 
     A failure is fixed if the answer scores above the recorded one by the task's metric.
     """
-    metric = get_metric(artifact.shape.metric, task.folder)
+    metric = artifact.shape.scorer(task.folder)
     rows = [as_example(task, data, case) for case in failures]
     answers = artifact.answer(rows, full=False)
-    fixed = [
-        case for case, row, answer in zip(failures, rows, answers, strict=True)
-        if metric(answer.text, row.outputs) > metric(case.interaction.actual, row.outputs)
-    ]  # fmt: skip
+    now = metric.scores(cases(rows, answers))
+    then = metric.scores(
+        [replace(c, prediction=f.interaction.actual) for c, f in zip(cases(rows, answers), failures, strict=True)]
+    )
+    fixed = [case for case, a, b in zip(failures, now, then, strict=True) if a.value > b.value]
     ids = {case.interaction.id for case in fixed}
     once = store.fixed(task.name)
     watched = [case.interaction.id for case in failures if case.interaction.id in once]

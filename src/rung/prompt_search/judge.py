@@ -18,6 +18,7 @@ from rung.data.types import Example
 from rung.engines.base import Floats, ScoreRequest
 from rung.errors import EngineError
 from rung.evaluation.metrics import Metric
+from rung.evaluation.scoring import cases
 from rung.parts import LabelScoring, mean_logprobs
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Meter
@@ -98,7 +99,7 @@ class Judge:
             return self._score_labels(one, rows)
         answers = one.artifact.answer(rows, full=False)
         self.meter.add(len(rows), sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers))
-        metric = [float(self.metric(a.text, row.outputs)) for a, row in zip(answers, rows, strict=True)]
+        metric = [score.value for score in self.metric.scores(cases(rows, answers))]
         return metric, metric
 
     def _score_labels(self, one: Tried, rows: Sequence[Example]) -> tuple[list[float], list[float]]:

@@ -19,6 +19,7 @@ from rung.artifact import Artifact
 from rung.data.types import Example, place_of
 from rung.evaluation.metrics import Metric
 from rung.evaluation.racing import halve, race_order
+from rung.evaluation.scoring import cases
 from rung.evaluation.statistics import PairedComparison, compare, wilson
 from rung.parts import LabelScoring
 from rung.progress import QUIET, Progress
@@ -202,7 +203,7 @@ class Trial:
         written = sum(answer.completion_tokens for answer in answers)
         calls = len(self.adoption) * len(artifact.members())
         self.meter.add(calls, sum(answer.prompt_tokens for answer in answers), written)
-        return [float(self.metric(a.text, row.outputs)) for a, row in zip(answers, self.adoption, strict=True)]
+        return [score.value for score in self.metric.scores(cases(self.adoption, answers))]
 
     def _found(
         self, artifact: Artifact, adopted: bool, reason: str, winner: str, comparison: PairedComparison | None

@@ -15,7 +15,8 @@ from rung.data.types import Data, Example
 from rung.engines.base import Engine, GenerateRequest, Message, Sampling
 from rung.engines.opening import open_engine
 from rung.errors import ConfigError, EngineError
-from rung.evaluation.metrics import Metric, get_metric
+from rung.evaluation.metrics import Metric
+from rung.evaluation.scoring import cases
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
@@ -96,7 +97,7 @@ class Gepa:
             raise EngineError("missing-extra", "this rung needs gepa", hint="uv pip install 'rung[gepa]'") from missing
         rows, deciding = split(data.train, self.adoption, self.seed)
         selection, feedback = rows[: self.selection_rows], rows[self.selection_rows :] or rows
-        metric, meter = get_metric(artifact.shape.metric, data.folder), Meter(Limits(calls=self.calls))
+        metric, meter = artifact.shape.scorer(data.folder), Meter(Limits(calls=self.calls))
         space = Space(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
         judge = Judge(space, selection, metric, meter, calibrate=False)
         trial = Trial(space, judge.tried, metric, meter, len(rows), deciding[: self.adoption_rows], self.seed)
@@ -178,7 +179,7 @@ class _Adapter:
         calls = len(batch) * len(artifact.members())
         self.meter.add(calls, sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers))
         self.progress.advance(calls)
-        scores = [float(self.metric(a.text, row.outputs)) for a, row in zip(answers, batch, strict=True)]
+        scores = [score.value for score in self.metric.scores(cases(batch, answers))]
         return [answer.text for answer in answers], scores
 
     def make_reflective_dataset(

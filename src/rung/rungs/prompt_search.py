@@ -9,7 +9,6 @@ from rung.data.types import Data, Example
 from rung.engines.api_options import ApiOptions
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError
-from rung.evaluation.metrics import get_metric
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
@@ -118,7 +117,7 @@ class PromptSearch:
         )
         return search(
             space, all_rows[: self.search_rows], deciding[: self.adoption_rows],
-            get_metric(artifact.shape.metric, data.folder), meter, Plan(self.population, self.rounds, self.seed),
+            artifact.shape.scorer(data.folder), meter, Plan(self.population, self.rounds, self.seed),
             calibrate=self.calibrate, written=written, progress=progress,
         )  # fmt: skip
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from rung.artifact import Artifact
 from rung.data.types import Data
-from rung.evaluation.metrics import get_metric
 from rung.evaluation.racing import halve, race_order
 from rung.machine import Machine
 from rung.parts import PROMPTLESS, LabelScoring
@@ -64,7 +63,7 @@ class SystemPrompt:
         space = Space(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
         calibrate = isinstance(artifact.decoder, LabelScoring) and bool(artifact.decoder.bias)
         rows = race_order(data.train)[: self.rows]
-        metric = get_metric(artifact.shape.metric, data.folder)
+        metric = artifact.shape.scorer(data.folder)
         judge = Judge(space, rows, metric, Meter(Limits()), calibrate=calibrate, progress=progress)
         names = {judge.add(replace(space.start, system=text, origin="system"), 1): text for text in self.texts}
         price = int(SHARE * len(names) * len(rows))
