@@ -131,6 +131,11 @@ class Registry:
         return made
 
 
+def promoted_tasks(root: Path) -> list[Registry]:
+    """Return the registries of every task that something was promoted for, by name."""
+    return [Registry(root, pointer.parent.name) for pointer in sorted(root.glob(f"*/{POINTER}"))]
+
+
 class Follower:
     """Looks at a registry again and again, and has a server load what is promoted.
 

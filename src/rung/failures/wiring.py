@@ -1,0 +1,68 @@
+"""What a server needs of this package, put together: a recorder, routers, and followers of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rung.failures.capture import Capture, Mode
+from rung.failures.feedback import failures_router, feedback_router
+from rung.failures.redact import Redactor
+from rung.failures.registry import Follower, promoted_tasks
+from rung.failures.store import Store
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter, Request
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Parts of a running server; `close` it when the server has answered its last request."""
+
+    store: Store
+    capture: Capture
+    routers: tuple[APIRouter, ...]
+    followers: tuple[Follower, ...] = ()
+
+    def close(self) -> None:
+        """Stop following, write what waits, close the store."""
+        for follower in self.followers:
+            follower.close()
+        self.capture.close()
+        self.store.close()
+
+
+def wired(
+    place: str | Path,
+    *,
+    mode: Mode = "on",
+    rate: float = 1.0,
+    redact: Redactor | None = None,
+    key_of: Callable[[Request], str | None] = lambda request: None,
+    allowed: Callable[[Request], None] = lambda request: None,
+    registry: Path | None = None,
+    load: Callable[[Path, str], Any] = lambda folder, name: None,
+) -> Wiring:
+    """Open a store and put everything together.
+
+    Args:
+        place: of the store.
+        mode: of capture: off, sampled or on.
+        rate: of the sample.
+        redact: what is taken out of stored text; None for the built-in patterns.
+        key_of: returns the id of a request's API key.
+        allowed: raises an HTTPException for requests that may not review.
+        registry: folder of promoted artifacts to follow; those of every task in it are loaded before this returns.
+        load: serves the artifact of a folder under a name, in place of what is served under it.
+    """
+    redact = redact or Redactor()
+    store = Store(place)
+    capture = Capture(store, mode, rate, redact)
+    routers = (
+        feedback_router(store, capture=capture, redact=redact, key_of=key_of),
+        failures_router(store, allowed=allowed),
+    )
+    followers = tuple(Follower(one, load).start() for one in (promoted_tasks(registry) if registry else ()))
+    return Wiring(store, capture, routers, followers)
