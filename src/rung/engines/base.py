@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from rung.errors import RungError
 from rung.progress import QUIET, Progress
 
 
@@ -164,3 +165,71 @@ class Incremental(Protocol):
         cancelled: Callable[[], bool] | None = None,
     ) -> Iterator[tuple[int, Generation]]:
         """Yield completions with the index of their request; a cancelled call leaves some out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step added to one completion of a session.
+
+    Attributes:
+        key: of the completion, as given to `Session.add`.
+        text: what can be shown of it now; all pieces joined are the text that `generate` returns.
+        tokens, logprobs: the new tokens, the one that ends included, and their log-probabilities.
+        reason: why it ended, or None while it goes on.
+        error: why it failed; then it has ended as well.
+    """
+
+    key: int
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    prompt_tokens: int = 0
+    reason: FinishReason | None = None
+    error: RungError | None = None
+
+
+class Session(Protocol):
+    """Completions that come and go while others run. One thread at a time may use it."""
+
+    @property
+    def active(self) -> int:
+        """How many completions have not ended."""
+
+    def add(self, key: int, request: GenerateRequest) -> None:
+        """Take a completion in; raises what `generate` raises of a request that cannot run."""
+
+    def step(self) -> list[Delta]:
+        """Go on with all completions by about one token, and return what came of it."""
+
+    def cancel(self, key: int) -> None:
+        """Drop a completion; nothing more comes of it. A key that is not there is no error."""
+
+
+@runtime_checkable
+class Continuous(Protocol):
+    """An engine that takes new completions while others run."""
+
+    def session(self) -> Session:
+        """Return a new, empty session."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """How likely every token of a text is behind those before it; the first has nothing before it, so NaN.
+
+    Attributes:
+        logprobs: shape [tokens], natural logarithm.
+        top_tokens, top_logprobs: the likeliest tokens at every place, likeliest first, shape [tokens, top].
+    """
+
+    logprobs: Floats
+    top_tokens: npt.NDArray[np.int64]
+    top_logprobs: Floats
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """An engine that says how likely a given text is, token by token."""
+
+    def read(self, texts: Sequence[tuple[int, ...]], *, top: int = 1, adapter: str | None = None) -> list[TokenScores]:
+        """Score every token of every text, given as token ids."""

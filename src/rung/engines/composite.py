@@ -7,7 +7,20 @@ from functools import cached_property
 from pathlib import Path
 
 from rung.engines import openvino_adapters, openvino_constraint
-from rung.engines.base import Engine, EngineInfo, Floats, GenerateRequest, Generation, Scored, ScoreRequest
+from rung.engines.base import (
+    Continuous,
+    Delta,
+    Engine,
+    EngineInfo,
+    Floats,
+    GenerateRequest,
+    Generation,
+    Reads,
+    Scored,
+    ScoreRequest,
+    Session,
+    TokenScores,
+)
 from rung.engines.local_model import LocalModel
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
@@ -53,7 +66,8 @@ class Composite(LocalModel):
             fingerprint=f"{files.fingerprint}/composite",
         )
 
-    def _for(self, request: GenerateRequest) -> Engine:
+    def engine_of(self, request: GenerateRequest) -> Engine:
+        """Return the engine that a request runs on."""
         adapter, constraint = request.adapter, request.constraint
         if adapter is not None and openvino_adapters.unsupported(Path(adapter)) is not None:
             return self._scorer
@@ -69,7 +83,7 @@ class Composite(LocalModel):
         cancelled: Callable[[], bool] | None = None,
     ) -> list[Generation]:
         """Complete every request, each on its engine."""
-        engines = [self._for(request) for request in requests]
+        engines = [self.engine_of(request) for request in requests]
         results: dict[int, Generation] = {}
         for engine in dict.fromkeys(engines):
             members = [i for i, own in enumerate(engines) if own is engine]
@@ -79,7 +93,17 @@ class Composite(LocalModel):
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
         """Yield the text of one completion in pieces as it is made."""
-        return self._for(request).stream(request)
+        return self.engine_of(request).stream(request)
+
+    def session(self) -> Session:
+        """Return a session over both engines; they must not remember answers (`open_engine(remember=False)`)."""
+        return _Both(self)
+
+    def read(self, texts: Sequence[tuple[int, ...]], *, top: int = 1, adapter: str | None = None) -> list[TokenScores]:
+        """Score every token of every text on torch."""
+        if not isinstance(self._scorer, Reads):
+            raise _remembers(self._scorer)
+        return self._scorer.read(texts, top=top, adapter=adapter)
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score on torch."""
@@ -88,3 +112,38 @@ class Composite(LocalModel):
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
         """Embed on torch."""
         return self._scorer.embed(texts, progress=progress)
+
+
+class _Both:
+    """A session that hands every completion to its engine's own; each begins when it is first needed."""
+
+    def __init__(self, composite: Composite) -> None:
+        self._composite = composite
+        self._sessions: dict[Engine, Session] = {}
+
+    @property
+    def active(self) -> int:
+        """How many completions have not ended."""
+        return sum(session.active for session in self._sessions.values())
+
+    def add(self, key: int, request: GenerateRequest) -> None:
+        """Take a completion in, on the engine that runs it."""
+        engine = self._composite.engine_of(request)
+        if engine not in self._sessions:
+            if not isinstance(engine, Continuous):
+                raise _remembers(engine)
+            self._sessions[engine] = engine.session()
+        self._sessions[engine].add(key, request)
+
+    def cancel(self, key: int) -> None:
+        """Drop a completion."""
+        for session in self._sessions.values():
+            session.cancel(key)
+
+    def step(self) -> list[Delta]:
+        """Go on with all completions."""
+        return [delta for session in self._sessions.values() if session.active for delta in session.step()]
+
+
+def _remembers(engine: Engine) -> TypeError:
+    return TypeError(f"{type(engine).__name__} cannot: open the model with remember=False")

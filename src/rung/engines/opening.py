@@ -21,7 +21,13 @@ EngineName = Literal["auto", "torch", "openvino", "openvino-fp32", "api"]
 
 
 def open_engine(
-    model: str, engine: str = "auto", *, device: str = "auto", quantization: str = "", progress: Progress = QUIET
+    model: str,
+    engine: str = "auto",
+    *,
+    device: str = "auto",
+    quantization: str = "",
+    remember: bool = True,
+    progress: Progress = QUIET,
 ) -> Engine:
     """Return the engine that runs `model`, loading it at the first call.
 
@@ -31,6 +37,7 @@ def open_engine(
             torch or openvino, whichever is better on this machine (see `rung.engines.engine_choice`).
         device: `cpu`, `cuda` or `auto`; on `cuda`, torch does everything.
         quantization: how torch holds the model: empty for the device's precision, `nf4` for 4 bits (QLoRA).
+        remember: keep answers, and answer from those kept (see `rung.engines.response_cache`).
         progress: told of fetching, converting, exporting and measuring.
 
     Raises:
@@ -50,9 +57,7 @@ def open_engine(
             hint="`api` runs endpoints (http://HOST/v1#MODEL), the others models on this machine; `auto` chooses",
         )
     if remote:
-        from rung.engines.response_cache import CachedEngine
-
-        return CachedEngine(open_api(model))
+        return _remembering(open_api(model), remember)
     files = resolve(model, progress=progress)
     if quantization and engine not in ("auto", "torch"):
         raise ConfigError(
@@ -61,27 +66,29 @@ def open_engine(
             hint="use `--engine torch`",
         )
     if quantization or engine == "torch" or device == "cuda":
-        return _torch(model, device, quantization)
+        return _remembering(open_torch(model, device=device, quantization=quantization), remember)
     from rung.engines.composite import Composite
 
-    return Composite(files, lambda: _generator(files, engine, device, progress), lambda: _torch(model, device))
+    return Composite(
+        files,
+        lambda: _remembering(_generator(files, engine, device, progress), remember),
+        lambda: _remembering(open_torch(model, device=device), remember),
+    )
 
 
 def _generator(files: ModelFiles, engine: str, device: str, progress: Progress) -> Engine:
     """Return the engine that generates; with `auto`, the one that was measured to be better here."""
     from rung.engines.engine_choice import choose
-    from rung.engines.response_cache import CachedEngine
 
     if engine == "auto" and choose(files, progress=progress).engine == "torch":
-        return _torch(files.reference, device)
-    precision: Precision = "fp32" if engine == "openvino-fp32" else "int8"
-    return CachedEngine(open_openvino(files.reference, precision, progress=progress))
+        return open_torch(files.reference, device=device)
+    return open_openvino(files.reference, "fp32" if engine == "openvino-fp32" else "int8", progress=progress)
 
 
-def _torch(model: str, device: str, quantization: str = "") -> Engine:
+def _remembering(engine: Engine, remember: bool) -> Engine:
     from rung.engines.response_cache import CachedEngine
 
-    return CachedEngine(open_torch(model, device=device, quantization=quantization))
+    return CachedEngine(engine) if remember else engine
 
 
 @lru_cache(maxsize=8)

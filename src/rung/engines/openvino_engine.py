@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rung.engines.base import EngineInfo, Floats, GenerateRequest, Generation, Scored, ScoreRequest
+from rung.engines.base import EngineInfo, Floats, GenerateRequest, Generation, Scored, ScoreRequest, Session
 from rung.engines.local_model import LocalModel
 from rung.engines.openvino_adapters import adapter_bytes
 from rung.engines.openvino_constraint import structured_output
@@ -86,11 +86,11 @@ class OpenVinoEngine(LocalModel):
         """Complete every request, all that use the same adapter side by side."""
         groups: dict[str | None, list[Row]] = defaultdict(list)
         for index, request in enumerate(requests):
-            groups[request.adapter].append(self._row(index, request))
+            groups[request.adapter].append(self.row(index, request))
         results: dict[int, Generation] = {}
         progress.start("generating", len(requests))
         for adapter, rows in groups.items():
-            pipeline = self._pipeline(adapter)
+            pipeline = self.pipeline(adapter)
             start = time.perf_counter()  # loading a model is no part of answering a row
             for done in pipeline.run(rows, cancelled):
                 progress.advance(len(done))
@@ -102,16 +102,17 @@ class OpenVinoEngine(LocalModel):
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
         """Yield the text of one completion in pieces; joined they are the text that `generate` returns."""
-        row, sent = self._row(0, request), 0
+        row = self.row(0, request)
         row.follow = True
-        for _ in self._pipeline(request.adapter).run([row]):
-            # What could still change is held back: half of a character, or the beginning of a stop text.
-            safe = len(row.text) - max((len(stop) - 1 for stop in row.stop), default=0)
-            if row.reason is None and not row.text.endswith("\ufffd") and safe > sent:
-                yield row.text[sent:safe]
-                sent = safe
-        if len(row.text) > sent:
-            yield row.text[sent:]
+        for _ in self.pipeline(request.adapter).run([row]):
+            if piece := row.shown.more(row.text, row.stop, ended=row.reason is not None):
+                yield piece
+
+    def session(self) -> Session:
+        """Return a session: completions join at every step, also those of different adapters."""
+        from rung.engines.openvino_session import OpenVinoSession
+
+        return OpenVinoSession(self.row, self.pipeline)
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Refuse: openvino-genai does not give logits."""
@@ -125,7 +126,8 @@ class OpenVinoEngine(LocalModel):
 
     # ---- inside
 
-    def _row(self, index: int, request: GenerateRequest) -> Row:
+    def row(self, index: int, request: GenerateRequest) -> Row:
+        """Return a request as a row of a pipeline, checked against the context."""
         sampling = request.sampling
         genai = library()
         config = genai.GenerationConfig()
@@ -142,7 +144,7 @@ class OpenVinoEngine(LocalModel):
         prompt = self.fitting(request.prompt, sampling.max_tokens)
         return Row(index, prompt, config, sampling.max_tokens, sampling.stop)
 
-    def _pipeline(self, adapter: str | None) -> Pipeline:
+    def pipeline(self, adapter: str | None) -> Pipeline:
         """Return the pipeline that runs an adapter, or the base model.
 
         One pipeline per adapter: openvino-genai switches adapters only between calls, and its cache of prompt

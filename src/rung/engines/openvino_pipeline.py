@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rung.engines.base import FinishReason
+from rung.engines.shown import Shown
 from rung.errors import EngineError
 from rung.models.tokenizer import Tokenizer
 
@@ -33,6 +34,7 @@ class Row:
         max_tokens: number of tokens after which it is cut.
         stop: texts that end it; they are left out of `text`.
         follow: keep `text` up to date after every token; otherwise it is set at the end.
+        shown: what a stream has given out of `text`.
     """
 
     index: int
@@ -41,6 +43,7 @@ class Row:
     max_tokens: int
     stop: tuple[str, ...] = ()
     follow: bool = False
+    shown: Shown = field(default_factory=Shown)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
@@ -72,7 +75,8 @@ class Pipeline:
         try:
             while waiting or active:
                 self._admit(waiting, active)
-                self._step(active)
+                for _, error in self.step(active):
+                    raise error
                 if cancelled is not None and cancelled():
                     for row in (*active, *waiting):
                         row.reason = row.reason or "cancelled"
@@ -81,32 +85,48 @@ class Pipeline:
                 active[:] = [row for row in active if row.reason is None]
                 yield done
         finally:
-            self._drop(row for row in rows if row.handle is not None)
+            self.drop([row for row in rows if row.handle is not None])
 
     def _admit(self, waiting: deque[Row], active: list[Row]) -> None:
         """Add requests: one until it has its first token, then as many as may run side by side."""
         ahead = not any(row.tokens for row in active) and any(row.handle is None for row in waiting)
         room = 1 if ahead and not active else 0 if ahead else IN_FLIGHT - len(active)
+        for _ in range(min(room, len(waiting))):
+            row = waiting.popleft()
+            self.begin(row)
+            active.append(row)
+
+    def begin(self, row: Row) -> None:
+        """Put a row among those under way."""
+        import openvino
+
+        ids = openvino.Tensor(np.array([row.prompt], np.int64))
         with self._lock:
-            import openvino
+            row.handle = self._pipeline.add_request(next(self._ids), ids, row.config)
 
-            for _ in range(min(room, len(waiting))):
-                row = waiting.popleft()
-                ids = openvino.Tensor(np.array([row.prompt], np.int64))
-                row.handle = self._pipeline.add_request(next(self._ids), ids, row.config)
-                active.append(row)
+    def step(self, active: Sequence[Row]) -> list[tuple[Row, EngineError]]:
+        """Compute the next token of everything under way, other callers' rows included, and take our share.
 
-    def _step(self, active: Sequence[Row]) -> None:
-        """Compute the next token of everything under way, other callers' rows included, and take our share."""
+        Returns:
+            The rows of `active` that cannot go on, and why.
+
+        Raises:
+            EngineError: OpenVINO failed.
+        """
+        failed = []
         with self._lock:
             try:
                 if self._pipeline.has_non_finished_requests():
                     self._pipeline.step()
-            except RuntimeError as failed:
+            except RuntimeError as error:
                 self.broken = True  # what failed stays inside, and fails every step from here on
-                raise EngineError("generation-failed", f"OpenVINO: {failed}", hint="use `--engine torch`") from failed
+                raise EngineError("generation-failed", f"OpenVINO: {error}", hint="use `--engine torch`") from error
             for row in active:
-                self._collect(row)
+                try:
+                    self._collect(row)
+                except EngineError as error:
+                    failed.append((row, error))
+        return failed
 
     def _collect(self, row: Row) -> None:
         while row.reason is None and row.handle.can_read():
@@ -139,7 +159,7 @@ class Pipeline:
         elif full:
             row.reason = "length"
 
-    def _drop(self, rows: Iterator[Row]) -> None:
+    def drop(self, rows: Sequence[Row]) -> None:
         """Cancel what is still under way; the next step of anyone gives its memory back."""
         with self._lock:
             for row in rows:

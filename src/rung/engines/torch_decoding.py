@@ -18,13 +18,14 @@ from rung.engines.base import Constraint, FinishReason, Generation, Sampling
 from rung.engines.constrained import TokenMask, constrained_text
 from rung.engines.cuda_batching import side_by_side
 from rung.engines.label_trie import common_prefix
+from rung.engines.shown import Shown
 from rung.engines.tree_scoring import batches, left_padded, run_prefix
 from rung.models.tokenizer import Tokenizer
 from rung.progress import Progress
 
 
 @dataclass(slots=True)
-class _Row:
+class Row:
     """One completion in the making."""
 
     index: int
@@ -53,9 +54,9 @@ def decode(
         for first in range(0, len(wide), most):
             batch = wide[first : first + most]
             start = time.perf_counter()
-            rows = [_Row(i, len(prompts[i])) for i in batch]
+            rows = [Row(i, len(prompts[i])) for i in batch]
             live = bool(sampling.stop)  # reading the text at every step costs more than a step of a fast device
-            for _ in _steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled, live):
+            for _ in steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled, live):
                 pass
             for row in rows if not live else ():
                 row.text = _read(row, tokenizer, constraint)
@@ -77,23 +78,20 @@ def stream(
     model: Any, tokenizer: Tokenizer, prompt: tuple[int, ...], sampling: Sampling, constraint: Constraint | None
 ) -> Iterator[str]:
     """Yield the text of one completion piece by piece; the pieces joined are `decode`'s text."""
-    row, sent = _Row(0, len(prompt)), 0
-    for _ in _steps(model, tokenizer, [prompt], [row], sampling, constraint, None, live=True):
-        # What could still change is held back: half of a character, or the beginning of a stop text.
-        safe = len(row.text) - max((len(stop) - 1 for stop in sampling.stop), default=0)
-        if not row.text.endswith("\ufffd") and safe > sent:
-            yield row.text[sent:safe]
-            sent = safe
-    if len(row.text) > sent:
-        yield row.text[sent:]
+    row, shown = Row(0, len(prompt)), Shown()
+    for _ in steps(model, tokenizer, [prompt], [row], sampling, constraint, None, live=True):
+        if piece := shown.more(row.text, sampling.stop, ended=False):
+            yield piece
+    if piece := shown.more(row.text, sampling.stop, ended=True):
+        yield piece
 
 
 @torch.inference_mode()
-def _steps(
+def steps(
     model: Any,
     tokenizer: Tokenizer,
     prompts: Sequence[tuple[int, ...]],
-    rows: Sequence[_Row],
+    rows: Sequence[Row],
     sampling: Sampling,
     constraint: Constraint | None,
     cancelled: Callable[[], bool] | None,
@@ -180,13 +178,13 @@ def _masked(logits: torch.Tensor, allowed: TokenMask | None) -> torch.Tensor:
     return logits.masked_fill(~torch.from_numpy(allowed.allowed()).to(logits.device), -torch.inf)
 
 
-def _read(row: _Row, tokenizer: Tokenizer, constraint: Constraint | None) -> str:
+def _read(row: Row, tokenizer: Tokenizer, constraint: Constraint | None) -> str:
     """Return the text of a row's tokens, without the token that ended it."""
     tokens = row.tokens[:-1] if row.tokens and row.tokens[-1] in tokenizer.eos_ids else row.tokens
     return tokenizer.decode(tokens) if constraint is None else constrained_text(tokenizer, tokens)
 
 
-def _stop(row: _Row, sampling: Sampling) -> None:
+def _stop(row: Row, sampling: Sampling) -> None:
     """End a row where a stop text begins."""
     ends = [found for found in (row.text.find(stop) for stop in sampling.stop) if found >= 0]
     if ends:

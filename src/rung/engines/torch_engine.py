@@ -20,6 +20,8 @@ from rung.engines.base import (
     Prompt,
     Scored,
     ScoreRequest,
+    Session,
+    TokenScores,
 )
 from rung.engines.cuda_batching import generate as generate_paged
 from rung.engines.cuda_batching import paged_attention, preferred_dtype, suits
@@ -144,7 +146,7 @@ class TorchEngine(LocalModel):
         with self._changes[adapter].lean() if adapter is not None else nullcontext():
             yield model
 
-    def _prompt(self, prompt: Prompt, room: int, adapter: str | None) -> tuple[int, ...]:
+    def prompt_tokens(self, prompt: Prompt, room: int, adapter: str | None) -> tuple[int, ...]:
         """Return the prompt's tokens behind the virtual tokens of a soft prompt, checked against the context."""
         if adapter is None or not (prefix := self._change(adapter).prefix):
             return self.fitting(prompt, room)
@@ -168,7 +170,7 @@ class TorchEngine(LocalModel):
         results: dict[int, Generation] = {}
         progress.start("generating", len(requests))
         for (adapter, sampling, constraint, logprobs), members in groups.items():
-            prompts = [self._prompt(requests[i].prompt, sampling.max_tokens, adapter) for i in members]
+            prompts = [self.prompt_tokens(requests[i].prompt, sampling.max_tokens, adapter) for i in members]
             # Virtual tokens are put in by hooks, which the CUDA graphs of continuous batching would leave out.
             virtual = adapter is not None and bool(self._change(adapter).prefix)
             with self.running(adapter) as model:
@@ -190,12 +192,31 @@ class TorchEngine(LocalModel):
         """Yield the text of one completion in pieces as it is made."""
         from rung.engines.torch_decoding import stream
 
-        prompt = self._prompt(request.prompt, request.sampling.max_tokens, request.adapter)
+        prompt = self.prompt_tokens(request.prompt, request.sampling.max_tokens, request.adapter)
         with self.running(request.adapter) as model:
             pieces = stream(model, self.tokenizer, prompt, request.sampling, request.constraint)
             while (piece := next(pieces, None)) is not None:
                 yield piece
                 self.use(request.adapter)  # whoever reads the stream may have used the model meanwhile
+
+    def session(self) -> Session:
+        """Return a session: completions that wait begin as a batch of their own, and batches take turns."""
+        from rung.engines.torch_session import TorchSession
+
+        return TorchSession(self)
+
+    def read(self, texts: Sequence[tuple[int, ...]], *, top: int = 1, adapter: str | None = None) -> list[TokenScores]:
+        """Score every token of every text, given as token ids; virtual tokens of a soft prompt are left out again."""
+        from rung.engines.token_scores import token_scores
+
+        rows = [self.prompt_tokens(text, 0, adapter) for text in texts]
+        with self.running(adapter) as model:
+            scored = token_scores(model, rows, top)
+        return [
+            TokenScores(one.logprobs[cut:], one.top_tokens[cut:], one.top_logprobs[cut:])
+            for one, text, row in zip(scored, texts, rows, strict=True)
+            for cut in (len(row) - len(text),)
+        ]
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score continuations; requests with the same label set run together."""
@@ -207,7 +228,7 @@ class TorchEngine(LocalModel):
         for members in groups.values():
             first, start = requests[members[0]], time.perf_counter()
             longest = max(map(len, first.continuations))
-            prompts = [self._prompt(requests[i].prompt, longest, first.adapter) for i in members]
+            prompts = [self.prompt_tokens(requests[i].prompt, longest, first.adapter) for i in members]
             with self.running(first.adapter) as model:
                 logprobs = self._score_group(model, first, prompts, progress)
             seconds = (time.perf_counter() - start) / len(members)
