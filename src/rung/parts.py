@@ -104,14 +104,17 @@ class Generate:
         del engine
         return self.max_tokens
 
+    def request(self, artifact: Artifact, prompt: Messages) -> GenerateRequest:
+        """Return what the engine is asked for one prompt."""
+        return GenerateRequest(prompt, Sampling(self.max_tokens), self.constraint, artifact.weights.reference)
+
     def answer(
         self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
     ) -> list[Answer]:
         """Complete every prompt."""
         del full  # generated text has no label probabilities to leave out
         labels = dict(zip(self.choices, artifact.shape.labels, strict=True)) if self.choices else {}
-        sampling = Sampling(max_tokens=self.max_tokens)
-        requests = [GenerateRequest(p, sampling, self.constraint, artifact.weights.reference) for p in prompts]
+        requests = [self.request(artifact, prompt) for prompt in prompts]
         return [
             Answer(
                 labels.get(g.text.strip(), g.text.strip()),

@@ -20,6 +20,7 @@ from rung.cli import (
     judges,
     machine,
     models,
+    serve,
     tasks,
     tuning,
 )
@@ -44,6 +45,7 @@ exports.register(app)
 improve.register(app)
 judges.register(app)
 machine.register(app)
+serve.register(app)
 app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")
 app.add_typer(failures.app, name="failures", help="Captured answers: what went wrong, and what was expected.")
 

@@ -175,6 +175,7 @@ class Delta:
         key: of the completion, as given to `Session.add`.
         text: what can be shown of it now; all pieces joined are the text that `generate` returns.
         tokens, logprobs: the new tokens, the one that ends included, and their log-probabilities.
+        completion_tokens: how many there are so far.
         reason: why it ended, or None while it goes on.
         error: why it failed; then it has ended as well.
     """
@@ -184,6 +185,7 @@ class Delta:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
     prompt_tokens: int = 0
+    completion_tokens: int = 0
     reason: FinishReason | None = None
     error: RungError | None = None
 
@@ -225,6 +227,10 @@ class TokenScores:
     logprobs: Floats
     top_tokens: npt.NDArray[np.int64]
     top_logprobs: Floats
+
+    def behind(self, tokens: int) -> TokenScores:
+        """Return the scores without those of the first `tokens` tokens."""
+        return TokenScores(self.logprobs[tokens:], self.top_tokens[tokens:], self.top_logprobs[tokens:])
 
 
 @runtime_checkable

@@ -106,5 +106,6 @@ def _delta(row: Row, had: int) -> Delta:
         tokens=tuple(row.tokens[had:]),
         logprobs=tuple(row.logprobs[had:]),
         prompt_tokens=len(row.prompt),
+        completion_tokens=len(row.tokens),
         reason=row.reason,
     )

@@ -212,11 +212,7 @@ class TorchEngine(LocalModel):
         rows = [self.prompt_tokens(text, 0, adapter) for text in texts]
         with self.running(adapter) as model:
             scored = token_scores(model, rows, top)
-        return [
-            TokenScores(one.logprobs[cut:], one.top_tokens[cut:], one.top_logprobs[cut:])
-            for one, text, row in zip(scored, texts, rows, strict=True)
-            for cut in (len(row) - len(text),)
-        ]
+        return [one.behind(len(row) - len(text)) for one, text, row in zip(scored, texts, rows, strict=True)]
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score continuations; requests with the same label set run together."""

@@ -136,5 +136,6 @@ def _delta(member: _Member, request: GenerateRequest, *, ended: bool) -> Delta:
         tokens=tuple(row.tokens[told:]),
         logprobs=tuple(row.logprobs[told:]),
         prompt_tokens=row.prompt_tokens,
+        completion_tokens=len(row.tokens),
         reason=row.reason if ended else None,
     )

@@ -1,0 +1,148 @@
+"""`rung serve`: artifacts and base models behind an OpenAI-compatible server; `rung keys`: who may ask it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rung.cli.options import Json, Offline, Quiet, print_json, progress
+from rung.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from rung.progress import Progress
+    from rung.serving.served import Served
+
+KeyFile = Annotated[Path, typer.Option("--key-file", help="The file of hashed keys.", metavar="FILE")]
+keys = typer.Typer(help="Keys that clients of `rung serve` show.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("serve")(serve)
+    app.add_typer(keys, name="keys", help="Keys that clients of `rung serve` show.")
+
+
+def serve(
+    artifacts: Annotated[
+        list[str] | None, typer.Argument(help="Artifact folders; NAME=FOLDER to choose a name.", metavar="ARTIFACT...")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Serve this base model as well.")] = None,
+    encoder: Annotated[list[str] | None, typer.Option("--encoder", help="Serve this sentence encoder as well.")] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback keys are needed.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    key_file: Annotated[
+        Path | None, typer.Option("--key-file", help="Ask for a key of this file.", metavar="FILE")
+    ] = None,
+    allow_host: Annotated[list[str] | None, typer.Option("--allow-host", help="A Host header to answer to.")] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option("--allow-origin", help="Another site whose pages may ask.")
+    ] = None,
+    load_from: Annotated[
+        Path | None,
+        typer.Option("--load-from", help="Let artifacts below this folder be loaded over HTTP.", metavar="FOLDER"),
+    ] = None,
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Most answers waited for; beyond it: 429.")] = 512,
+    max_body: Annotated[int, typer.Option("--max-body", min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
+    drain: Annotated[float, typer.Option("--drain", min=0, help="Seconds to finish in, when told to end.")] = 30.0,
+    engine: Annotated[str, typer.Option("--engine", help="What runs the models of --model.")] = "auto",
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """Serve artifacts and base models to OpenAI's clients."""
+    if not (artifacts or model or encoder):
+        raise ConfigError(
+            "nothing-to-serve", "there is nothing to serve", hint="rung serve FOLDER, or rung serve --model embedded"
+        )
+    _check_extra()
+    from rung.serving.access import access_rules
+    from rung.serving.app import app_with
+    from rung.serving.keys import KeyRing
+    from rung.serving.limits import Limits
+    from rung.serving.served import Served
+    from rung.serving.server import Server, listen
+
+    ring = None if key_file is None else KeyRing(key_file)
+    names, sites = frozenset(one.lower() for one in allow_host or ()), frozenset(allow_origin or ())
+    access = access_rules(host, ring, hosts=names, origins=sites)
+    socket = listen(host, port)  # a port that is taken is said before models are loaded
+    served = Served()
+    _load(served, artifacts or [], model or [], encoder or [], engine, progress(quiet))
+    app = app_with(served, access=access, limits=Limits(body_bytes=max_body, queue=queue), load_from=load_from)
+    shown = f"[{host}]" if ":" in host else host
+    sys.stderr.write(f"serving {', '.join(one.name for one in served.all())}\n")
+    typer.echo(f"http://{shown}:{socket.getsockname()[1]}/v1")
+    sys.stdout.flush()
+    Server(app, drain_seconds=drain).run(sockets=[socket])
+
+
+def _load(
+    served: Served, artifacts: list[str], models: list[str], encoders: list[str], engine: str, told: Progress
+) -> None:
+    for reference in models:
+        served.add_model(reference, engine=engine, progress=told)
+    for reference in encoders:
+        served.add_encoder(reference, progress=told)
+    for text in artifacts:
+        name, equals, folder = text.partition("=")
+        if equals and not Path(text).is_dir():
+            served.load(Path(folder), name, progress=told)
+        else:
+            served.load(Path(text), progress=told)
+
+
+def _check_extra() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as missing:
+        raise EngineError(
+            "missing-extra", f"serving needs {missing.name}", hint="uv pip install 'rung[serve]'"
+        ) from missing
+
+
+@keys.command("create")
+def create(
+    key_file: KeyFile,
+    name: Annotated[str, typer.Option("--name", help="Whose key it is.")] = "",
+    per_minute: Annotated[int | None, typer.Option("--per-minute", min=1, help="Most requests a minute.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="It may load and unload artifacts.")] = False,
+    json: Json = False,
+) -> None:
+    """Make a key and print it, this once; the file keeps its hash."""
+    from rung.serving.keys import create_key
+
+    secret, key = create_key(key_file, name, per_minute=per_minute, admin=admin)
+    if json:
+        print_json({"id": key.id, "key": secret})
+        return
+    typer.echo(secret)
+    sys.stderr.write(f"key {key.id}, kept as a hash in {key_file}; it is not shown again\n")
+
+
+@keys.command("list")
+def show(key_file: KeyFile, json: Json = False) -> None:
+    """List the keys of a file, without the keys."""
+    from rung.serving.keys import read_keys
+
+    for key in read_keys(key_file):
+        if json:
+            print_json({"id": key.id, "name": key.name, "created": key.created, "per_minute": key.per_minute,
+                        "admin": key.admin})  # fmt: skip
+            continue
+        rate = "" if key.per_minute is None else f"  {key.per_minute} a minute"
+        typer.echo(f"{key.id}  {key.created}  {key.name}{rate}{'  admin' if key.admin else ''}")
+
+
+@keys.command("revoke")
+def revoke(key_file: KeyFile, key_id: Annotated[str, typer.Argument(help="Its id.", metavar="ID")]) -> None:
+    """Take a key out of the file; a running server refuses it from then on."""
+    from rung.serving.keys import revoke_key
+
+    revoke_key(key_file, key_id)
+    sys.stderr.write(f"key {key_id} is revoked\n")

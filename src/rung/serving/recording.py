@@ -1,0 +1,88 @@
+"""What was answered, handed to whoever keeps it: behind the response's path, and never waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rung.data.types import hash_of
+from rung.failures.interaction import DEFAULT_RULE, Interaction, interaction_of
+
+if TYPE_CHECKING:
+    from rung.parts import Answer
+    from rung.serving.served import Base, ServedArtifact
+    from rung.serving.visit import Visit
+
+
+class Recorder(Protocol):
+    """Takes what was answered. `offer` must return at once: it is called by the event loop."""
+
+    def offer(self, interaction: Interaction) -> None:
+        """Take one interaction; a recorder that is full counts it as dropped."""
+
+
+def record_answer(
+    recorder: Recorder | None,
+    served: ServedArtifact,
+    row: Mapping[str, Any],
+    answer: Answer,
+    visit: Visit,
+    *,
+    identity: str,
+    finish: str,
+) -> None:
+    """Record what an artifact answered, under the id that the client is told."""
+    if recorder is None:
+        return
+    recorder.offer(
+        interaction_of(
+            served.artifact,
+            row,
+            answer,
+            id=identity,
+            artifact_fingerprint=served.fingerprint,
+            model_fingerprint=served.model_fingerprint,
+            finish=finish,
+            seconds=visit.seconds,
+            key=visit.key.id if visit.key else None,
+        )
+    )
+
+
+def record_plain(
+    recorder: Recorder | None,
+    base: Base,
+    inputs: Mapping[str, Any],
+    actual: str,
+    tokens: Sequence[int],
+    visit: Visit,
+    *,
+    identity: str,
+    finish: str,
+) -> None:
+    """Record what a bare base model answered; `tokens` are those of prompt and answer."""
+    if recorder is None:
+        return
+    recorder.offer(
+        Interaction(
+            id=identity,
+            at=datetime.now(UTC),
+            task="",
+            artifact="",
+            model=base.fingerprint,
+            system="",
+            template="",
+            template_version="",
+            inputs=inputs,
+            prompt_sha256=hash_of(dict(inputs), digits=64),
+            actual=actual,
+            confidence=None,
+            prompt_tokens=tokens[0],
+            completion_tokens=tokens[1],
+            seconds=visit.seconds,
+            key=visit.key.id if visit.key else None,
+            finish=finish,
+            split=DEFAULT_RULE.side(inputs),
+        )
+    )

@@ -1,0 +1,253 @@
+"""Requests of the OpenAI-compatible endpoints. Fields that Rung does not serve are errors, never ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(min_length=1, max_length=512)]
+Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Choices = Annotated[int, Field(ge=1, le=128)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = StopText | Annotated[list[StopText], Field(max_length=16)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+class Strict(BaseModel):
+    """Refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPart(Strict):
+    """A piece of text in a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(Strict):
+    """The function that a call names, and its arguments as JSON text."""
+
+    name: Name
+    arguments: str
+
+
+class ToolCall(Strict):
+    """A call that the model made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the turn."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class Function(Strict):
+    """A function that the model may call."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(None, description="Arguments of a call that is forced always keep to the schema.")
+
+
+class Tool(Strict):
+    """A tool: a function, there are no others."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(Strict):
+    """A function by name."""
+
+    name: Name
+
+
+class ToolChoice(Strict):
+    """The one tool that has to be called."""
+
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class JsonSchema(Strict):
+    """A JSON Schema that the answer keeps to."""
+
+    name: Name
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="Answers always keep to the schema.")
+
+
+class ResponseFormat(Strict):
+    """What the answer has to be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("`json_schema` belongs to the type json_schema, and has to be there")
+        return self
+
+
+class StreamOptions(Strict):
+    """What a stream holds beside the answer."""
+
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class Sampled(Strict):
+    """Options of every completion. Without `temperature`, the likeliest token is taken, as in measuring."""
+
+    model: Name
+    n: Choices = 1
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Zero | None = Field(None, description="Not served: 0.")
+    presence_penalty: Zero | None = Field(None, description="Not served: 0.")
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = Field(None, description="Not served.")
+    user: str | None = Field(None, description="Accepted from clients, and not kept.")
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end a completion."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @model_validator(mode="after")
+    def _streams(self) -> Sampled:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("`stream_options` belongs to `stream: true`")
+        return self
+
+
+class ChatRequest(Sampled):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+    max_completion_tokens: Tokens | None = None
+    max_tokens: Tokens | None = Field(None, description="The older name of max_completion_tokens.")
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(None, description="A forced call is one call.")
+    metadata: dict[str, str] | None = Field(None, description="Accepted from clients, and not kept.")
+    store: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("`top_logprobs` needs `logprobs: true`")
+        if self.tool_choice not in (None, "none") and not self.tools:
+            raise ValueError("`tool_choice` needs `tools`")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("give `max_completion_tokens` alone")
+        if self.stream and self.top_logprobs:
+            raise ValueError("`top_logprobs` are computed when the answer is complete: leave `stream` or them out")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens that the answer may have."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+
+
+class CompletionRequest(Sampled):
+    """POST /v1/completions."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    echo: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(None, description="Not served beyond 1.")
+    suffix: Annotated[str, Field(max_length=0)] | None = Field(None, description="Not served.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("`max_tokens: 0` needs `echo: true`: there would be nothing to answer")
+        if self.stream and (self.echo or self.logprobs):
+            raise ValueError("`echo` and `logprobs` above 0 are computed at once: leave `stream` or them out")
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """The prompts, always several."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+
+class EmbeddingRequest(Strict):
+    """POST /v1/embeddings."""
+
+    model: Name
+    input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = Field(None, description="Accepted from clients, and not kept.")
+
+
+class PredictRequest(Strict):
+    """POST /v1/tasks/NAME/predict."""
+
+    rows: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    top: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="How many labels to list with their probabilities."
+    )
+
+
+class LoadRequest(Strict):
+    """PUT /v1/artifacts/NAME."""
+
+    folder: Name
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class Error(BaseModel):
+    """OpenAI's error envelope."""
+
+    error: ErrorBody

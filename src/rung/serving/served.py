@@ -1,0 +1,234 @@
+"""What a server serves: base models, and artifacts on them; both come and go while it runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rung.artifact import Artifact
+from rung.artifact_files import fingerprint
+from rung.data.types import Example, example_id
+from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
+from rung.engines.opening import open_encoder, open_engine
+from rung.errors import ArtifactError, ConfigError
+from rung.models.reference import is_endpoint, resolve
+from rung.parts import Generate, Head
+from rung.progress import QUIET, Progress
+from rung.serving.scheduled_engine import ScheduledEngine
+from rung.serving.scheduler import Scheduler
+
+WARM_UP = "hello"
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A base model in memory, run by one thread; artifacts share it.
+
+    Attributes:
+        name: under which it is served.
+        fingerprint: of the model.
+        listed: whether clients may ask it without an artifact.
+    """
+
+    name: str
+    fingerprint: str
+    scheduler: Scheduler
+    created: int
+    listed: bool = True
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the model."""
+        return self.scheduler.engine
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A sentence encoder, for embeddings alone."""
+
+    name: str
+    reference: str
+    created: int
+
+    def embed(self, texts: Sequence[str]) -> tuple[Floats, int]:
+        """Return unit vectors, shape [texts, dimension], and how many tokens the texts have."""
+        encoder = open_encoder(self.reference)
+        return encoder.embed(texts), sum(len(encoder.encode(text)) for text in texts)
+
+
+@dataclass(frozen=True, eq=False)
+class ServedArtifact:
+    """An artifact under a name. `base` is None where a sentence encoder alone answers."""
+
+    name: str
+    artifact: Artifact
+    folder: Path
+    fingerprint: str
+    model_fingerprint: str
+    base: Base | None
+    created: int
+
+
+class ModelNotFoundError(Exception):
+    """No model is served under this name."""
+
+
+@dataclass
+class Served:
+    """Everything that is served, by name. Reading takes no lock: the mapping is replaced, never changed."""
+
+    _bases: dict[tuple[str, str, str], Base] = field(default_factory=dict)
+    _names: dict[str, Base | Encoder | ServedArtifact] = field(default_factory=dict)
+    _loading: threading.Lock = field(default_factory=threading.Lock)
+
+    def find(self, name: str) -> Base | Encoder | ServedArtifact:
+        """Return what is served under a name.
+
+        Raises:
+            ModelNotFoundError: nothing is.
+        """
+        found = self._names.get(name)
+        if found is None:
+            raise ModelNotFoundError(name)
+        return found
+
+    def all(self) -> list[Base | Encoder | ServedArtifact]:
+        """Return everything that is served, in the order in which it came."""
+        return list(self._names.values())
+
+    def artifacts(self) -> list[ServedArtifact]:
+        """Return the artifacts."""
+        return [one for one in self.all() if isinstance(one, ServedArtifact)]
+
+    def schedulers(self) -> list[tuple[str, Scheduler]]:
+        """Return the threads that run engines, with the names of their models."""
+        return [(base.name, base.scheduler) for base in self._bases.values()]
+
+    # ---- coming and going
+
+    def add_model(self, reference: str, *, engine: str = "auto", progress: Progress = QUIET) -> Base:
+        """Serve a base model under its own name."""
+        with self._loading:
+            return self._base(reference, engine, "", progress)
+
+    def add_encoder(self, reference: str, *, progress: Progress = QUIET) -> Encoder:
+        """Serve a sentence encoder for embeddings."""
+        with self._loading:
+            opened = open_encoder(reference, progress=progress)
+            encoder = Encoder(reference if is_plain(reference) else opened.files.name, reference, int(time.time()))
+            self._name(encoder.name, encoder)
+            return encoder
+
+    def load(
+        self, folder: Path, name: str | None = None, *, replace: bool = False, progress: Progress = QUIET
+    ) -> ServedArtifact:
+        """Check an artifact, load what it needs, answer once to see that it runs, and only then serve it.
+
+        Args:
+            folder: the artifact's folder.
+            name: under which it is served; its task's name by default.
+            replace: take the place of what is served under that name, at once; requests under way end as they began.
+            progress: told of what takes long.
+
+        Raises:
+            ArtifactError: the folder is damaged, or not what it says.
+            ConfigError: the name is taken.
+        """
+        with self._loading:
+            artifact = Artifact.load(folder)
+            name = name or self._free_name(artifact, folder)
+            if not replace and name in self._names:
+                raise ConfigError(
+                    "name-taken", f"{name!r} is served already", hint=f"give it another name: NAME={folder}"
+                )
+            base = None
+            if not (isinstance(artifact.decoder, Head) and artifact.decoder.encoder):
+                base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
+            identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
+            served = ServedArtifact(
+                name, artifact, folder.resolve(), fingerprint(folder), identity, base, int(time.time())
+            )
+            _warm_up(served)
+            self._name(name, served)
+            return served
+
+    def unload(self, name: str) -> None:
+        """Stop serving an artifact; requests under way end as they began, and its base model stays.
+
+        Raises:
+            ModelNotFoundError: nothing is served under this name.
+            ArtifactError: it is a base model or an encoder, which stay.
+        """
+        with self._loading:
+            if not isinstance(self.find(name), ServedArtifact):
+                raise ArtifactError(
+                    "not-an-artifact", f"{name!r} is no artifact", hint="base models stay until the server ends"
+                )
+            self._names = {key: one for key, one in self._names.items() if key != name}
+
+    def close(self) -> None:
+        """Finish what is under way and end the threads."""
+        for base in self._bases.values():
+            base.scheduler.close()
+
+    # ---- inside
+
+    def _base(self, reference: str, engine: str, quantization: str, progress: Progress) -> Base:
+        """Return the base model that answers on this engine, loading it first where it is not there."""
+        key = (reference, engine, quantization)
+        if key not in self._bases:
+            opened = open_engine(reference, engine, quantization=quantization, remember=False, progress=progress)
+            name = reference if is_plain(reference) else opened.info.model
+            listed = name not in self._names
+            identity = "" if is_endpoint(reference) else resolve(reference).fingerprint
+            base = Base(name, identity, Scheduler(opened, name), int(time.time()), listed)
+            self._bases = {**self._bases, key: base}
+            if listed:
+                self._name(name, base)
+        return self._bases[key]
+
+    def _name(self, name: str, one: Base | Encoder | ServedArtifact) -> None:
+        self._names = {**self._names, name: one}
+
+    def _free_name(self, artifact: Artifact, folder: Path) -> str:
+        """Return the task's name; where it is taken, with the folder's behind it."""
+        task = artifact.shape.task
+        return task if task not in self._names else f"{task}-{folder.resolve().name}"
+
+
+def is_plain(reference: str) -> bool:
+    """Tell whether a reference is fit to be a name: an alias or a Hub id, no path and no address."""
+    return not (is_endpoint(reference) or Path(reference).expanduser().exists())
+
+
+def scheduled(served: ServedArtifact) -> tuple[Artifact, ScheduledEngine | None]:
+    """Return the artifact as it answers one request, and the engine that it does so through."""
+    if served.base is None:
+        return served.artifact, None
+    engine = ScheduledEngine(served.base.scheduler)
+    return served.artifact.on(engine), engine
+
+
+def example(inputs: dict[str, Any]) -> Example:
+    """Return a row of a request as an example."""
+    return Example(example_id(inputs), inputs, (), "request")
+
+
+def _warm_up(served: ServedArtifact) -> None:
+    """Answer one row, so that the first client does not wait for what is loaded late."""
+    artifact, _ = scheduled(served)
+    chat = artifact.shape.kind == "chat"
+    value: Any = [{"role": "user", "content": WARM_UP}] if chat else WARM_UP
+    row = example(dict.fromkeys(artifact.shape.inputs, value))
+    if isinstance(artifact.decoder, Generate):
+        rendered = artifact.fit_to_context([row])[0]
+        request = GenerateRequest(
+            rendered.messages, Sampling(max_tokens=1), artifact.decoder.constraint, artifact.weights.reference
+        )
+        artifact.open().generate([request])
+    else:
+        artifact.answer([row])

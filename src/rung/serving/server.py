@@ -1,0 +1,50 @@
+"""Runs the application on a socket, and ends it gracefully."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+CONNECTIONS = 2048  # open at once; those beyond are answered 503 before anything is read
+BACKLOG = 1024
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's server, which tells the application when it is told to end."""
+
+    def __init__(self, app: FastAPI, *, drain_seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                limit_concurrency=CONNECTIONS,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=max(1, round(drain_seconds)),
+                timeout_keep_alive=15,
+                h11_max_incomplete_event_size=64 * 1024,
+                ws="none",
+                proxy_headers=False,
+            )
+        )
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Take nothing new, and finish what is under way."""
+        self._app.state.rung.ready = False
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = socket.socket(family)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    opened.bind((host.strip("[]"), port))
+    return opened
