@@ -162,6 +162,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A pattern for redaction is no regular expression.",
         "A pattern that is left out would leave in the store what must not be there.",
         "Write it as Python's `re` module reads it.",
+    "bad-row": Explanation(
+        "A request to a served artifact holds no row: no JSON object with its columns, or no conversation.",
+        "Guessing which part of a text belongs to which column would answer another question than was asked.",
+        "Send a JSON object with a value for each input column as the user message, or rows to the task's endpoint.",
+        '{"subject": "Card", "body": "It has not arrived."}',
     ),
     "bad-preference": Explanation(
         "A pair of a human judgement has a preference other than first, second and tie.",
@@ -209,6 +214,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A check that is skipped looks like one that passed.",
         "Write the metric, an equals sign and a number.",
         "rung eval ARTIFACT --at-least accuracy=0.9",
+    ),
+    "bad-token": Explanation(
+        "A prompt of token ids holds a number that is no token of the model.",
+        "The model has nothing to look up for it.",
+        "Encode the text with the tokenizer of the model that is asked.",
     ),
     "bad-value": Explanation(
         "A value in the task file is of the wrong type, out of range, or at odds with another one.",
@@ -328,6 +338,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A data file has no rows.",
         "There is nothing to learn from or to measure.",
         "Check the path; a CSV file needs a header line and at least one row.",
+    ),
+    "empty-prompt": Explanation(
+        "A text completion was asked for without a text.",
+        "A model without a beginning token has nothing that a first token could follow.",
+        "Send at least one character.",
     ),
     "empty-split": Explanation(
         "A split that is needed has no rows.",
@@ -475,6 +490,24 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Use a stronger judge, or one whose engine holds answers to choices; `metric.most_unreadable` allows more.",
         'metric: {name: judge, model: "http://localhost:8000/v1#judge"}',
     ),
+    "key-file-damaged": Explanation(
+        "A line of the key file is no key.",
+        "A key that cannot be read can neither be accepted nor refused.",
+        "Remove the line that the message names, and make a new key for its owner.",
+        "rung keys create --key-file keys.jsonl --name anna",
+    ),
+    "key-file-unreadable": Explanation(
+        "The file of API keys cannot be read.",
+        "Without it a server could only refuse everyone, or accept everyone.",
+        "Make a key first, or correct the path and its permissions.",
+        "rung keys create --key-file keys.jsonl --name anna",
+    ),
+    "key-needed": Explanation(
+        "A server is told to listen beyond this machine, and no key is set.",
+        "Anyone who reaches the address could ask, read and load models.",
+        "Make a key and serve with its file, or listen on 127.0.0.1.",
+        "rung keys create --key-file keys.jsonl\nrung serve runs/x/artifacts/best --host 0.0.0.0 --key-file keys.jsonl",
+    ),
     "label-spelling": Explanation(
         "Two labels differ in case or spaces only.",
         "They are almost surely one label; as two, each answer in the other spelling would count as wrong.",
@@ -606,6 +639,17 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Pickled objects can run code while they are loaded.",
         "Remove the file if safetensors weights lie beside it, convert it in a place that you trust, "
         "or choose a repository with safetensors.",
+    ),
+    "model-unloaded": Explanation(
+        "A request came for a model that is being unloaded.",
+        "What is under way is finished; nothing new is begun.",
+        "Ask again in a moment, or ask another model.",
+    ),
+    "name-taken": Explanation(
+        "Two models or artifacts would be served under one name.",
+        "A client names one model, and must know which answers.",
+        "Give one of them another name.",
+        "rung serve intents=runs/a/artifacts/best intents-new=runs/b/artifacts/best",
     ),
     "network-off": Explanation(
         "A command that asks the network was given while the network is switched off.",
@@ -816,6 +860,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Undoing adds to the history, and must not add what means nothing.",
         "Look at the history.",
         "rung failures show ID",
+    "nothing-to-serve": Explanation(
+        "`rung serve` was given no artifact and no model.",
+        "A server that serves nothing is most likely a mistake.",
+        "Name an artifact's folder, or a base model.",
+        "rung serve runs/banking77/artifacts/best --model embedded",
     ),
     "nothing-written": Explanation(
         "A model was asked for label descriptions, and none of what it wrote can be used.",
@@ -833,6 +882,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The rows have fewer than two different labels.",
         "With a single label every technique is always right, and nothing can be compared.",
         "Check that `output.column` names the label column, or add rows of another label.",
+    ),
+    "option-unsupported": Explanation(
+        "A request sets an option that means nothing to the model or artifact that it asks.",
+        "An option that is accepted and ignored would let a client believe in what does not happen.",
+        "Leave the option out, or ask the base model by its name.",
     ),
     "out-of-memory": Explanation(
         "A step needed more memory than there is.",
@@ -907,6 +961,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Name the model on the command line, or climb.",
         "rung tune task.yaml --set model=embedded",
     ),
+    "single-turn": Explanation(
+        "An artifact that answers single inputs was sent a conversation or a system message.",
+        "Its instruction and examples are part of what was measured; other turns would change the answer.",
+        "Send one message of the role user, or ask the base model by its name.",
+        '{"model": "intents", "messages": [{"role": "user", "content": "Where is my card?"}]}',
+    ),
     "soft-prompt-unsupported": Explanation(
         "The model's architecture does not let a soft prompt in.",
         "Virtual tokens that only some layers see would be another method than the one that was asked for.",
@@ -978,6 +1038,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "List the codes.",
         "rung explain",
     ),
+    "unknown-column": Explanation(
+        "A row that a served artifact is sent has a column that it does not read.",
+        "It may be the misspelled name of one that it does.",
+        "Send the columns that the message names, and no others.",
+    ),
     "unknown-engine": Explanation(
         "No engine has this name.",
         "Another engine than the one asked for may give other results.",
@@ -1000,6 +1065,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A misspelled setting would otherwise be ignored, and the result would not be what was asked for.",
         "Correct it; an editor that reads the schema completes the keys.",
         _SEE_TASK,
+    ),
+    "unknown-key-id": Explanation(
+        "No key of the file has this id.",
+        "Nothing was revoked, and the key that was meant still works.",
+        "Look the id up.",
+        "rung keys list --key-file keys.jsonl",
     ),
     "unknown-label": Explanation(
         "A label is not in the task's label set.",
@@ -1069,6 +1140,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Published scores are sorted by what a task is about; a guess would sort them wrongly.",
         "Name one of the listed tasks, or leave --task out.",
         "rung models search --task summarization --memory 16GB",
+    ),
+    "unknown-tool": Explanation(
+        "`tool_choice` names a function that is not among `tools`.",
+        "The model cannot be held to the arguments of a function that is not described.",
+        "Name one of the functions in `tools`.",
     ),
     "unreadable-file": Explanation(
         "A file cannot be read.",

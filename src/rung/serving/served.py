@@ -115,6 +115,14 @@ class Served:
         with self._loading:
             return self._base(reference, engine, "", progress)
 
+    def add_engine(self, name: str, engine: Engine) -> Base:
+        """Serve an engine that is open already; it must not remember answers."""
+        with self._loading:
+            base = Base(name, engine.info.fingerprint, Scheduler(engine, name), int(time.time()))
+            self._bases = {**self._bases, (name, "", ""): base}
+            self._name(name, base)
+            return base
+
     def add_encoder(self, reference: str, *, progress: Progress = QUIET) -> Encoder:
         """Serve a sentence encoder for embeddings."""
         with self._loading:
