@@ -1,0 +1,405 @@
+"""What a server costs: tokens a second and added latency at 1, 8, 32 and 128 streaming clients on loopback.
+
+offline          the same prompts through the engine itself, as one batch without a server
+llama.cpp        its own server, as the wheel `xllamacpp` carries it, on the embedded model's GGUF file
+fastapi-loop     what is written in an afternoon: FastAPI around transformers' `generate`, one request at a time
+
+Rung's server runs in a process of its own with capture on (`--no-capture` without it). Every client sends its requests
+one after another and counts what it reads: characters, and tokens as the server's usage says. Peers answer the same
+prompts with the same limit of tokens, greedily.
+
+Added latency is measured where the engine does nothing: the same server around an engine that answers at once, so that
+what is left is the server's own time a request, and a token. Memory is that of the server's process before and after
+`--flat-requests` requests to it.
+
+Goals: at 32 clients 0.95 of the offline rate; added latency below 3 ms at the median and 15 ms at the 99th percentile;
+no captured row lost or double; memory grown by less than 5 % over 10,000 requests; faster than both peers from 8
+clients on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from _common import banking77_texts, finish
+
+CLIENTS = (1, 8, 32, 128)
+PEERS = ("llama.cpp", "fastapi-loop")
+SYSTEM = "You answer customers of a bank. Reply in two or three friendly sentences: what happens, and what to do next."
+GOALS = {
+    "offline rate at 32": 0.95,
+    "added latency p50": 1.0,
+    "added latency p99": 1.0,
+    "capture rows": 1.0,
+    "memory flat": 1.0,
+    **{f"{peer} at {clients}": 1.0 for peer in PEERS for clients in CLIENTS if clients >= 8},
+}
+P50, P99, GROWTH = 0.003, 0.015, 1.05
+
+
+@dataclass
+class Load:
+    """What clients saw."""
+
+    requests: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    first: list[float] = field(default_factory=list)
+    each: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, all clients together."""
+        return self.tokens / self.seconds
+
+
+def body(text: str, model: str, tokens: int) -> dict[str, Any]:
+    """Return one request."""
+    return {
+        "model": model,
+        "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def ask(client: httpx.AsyncClient, request: dict[str, Any], load: Load) -> None:
+    """Stream one answer."""
+    start, begun, used = time.perf_counter(), None, 0
+    async with client.stream("POST", "/v1/chat/completions", json=request) as answer:
+        if answer.status_code != 200:
+            raise SystemExit(f"{answer.status_code}: {(await answer.aread()).decode()}")
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line[6:])
+            if "error" in chunk:
+                raise SystemExit(f"a stream broke: {chunk['error']}")
+            if begun is None and any(choice["delta"].get("content") for choice in chunk["choices"]):
+                begun = time.perf_counter() - start
+            used = (chunk.get("usage") or {}).get("completion_tokens", used)
+    load.requests += 1
+    load.tokens += used
+    load.each.append(time.perf_counter() - start)
+    if begun is not None:
+        load.first.append(begun)
+
+
+async def drive(url: str, model: str, texts: Sequence[str], clients: int, tokens: int) -> Load:
+    """Let `clients` share out one request per text, each sending its next when the last is answered."""
+    load, waiting = Load(), iter(texts)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+
+    async def one(client: httpx.AsyncClient) -> None:
+        for text in waiting:
+            await ask(client, body(text, model, tokens), load)
+
+    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as client:
+        start = time.perf_counter()
+        await asyncio.gather(*(one(client) for _ in range(clients)))
+        load.seconds = time.perf_counter() - start
+    return load
+
+
+# ---- servers, each in a process of its own
+
+RUNG = """
+import sys
+from rung.serving.app import app_with
+from rung.serving.served import Served
+from rung.serving.server import Server, listen
+model, capture = sys.argv[1:3]
+served = Served()
+if model == "instant":
+    sys.path.insert(0, sys.argv[3])
+    from serving import InstantEngine
+    served.add_engine("instant", InstantEngine())
+else:
+    served.add_model(model, engine="openvino")
+recorder = None
+if capture:
+    from rung.failures.capture import Capture
+    from rung.failures.store import open_store
+    recorder = Capture(open_store(capture), mode="on")
+socket = listen("127.0.0.1", 0)
+print(socket.getsockname()[1], flush=True)
+Server(app_with(served, recorder=recorder), drain_seconds=30).run(sockets=[socket])
+if recorder is not None:
+    recorder.close()
+"""
+
+LLAMA = """
+import sys, time
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.model_alias = sys.argv[1], "embedded"
+params.n_ctx, params.n_parallel, params.port = 512 * int(sys.argv[2]), int(sys.argv[2]), 0
+params.cpuparams.n_threads = int(sys.argv[3])
+server = xllamacpp.Server(params)
+print(server.listening_address.rsplit(":", 1)[1], flush=True)
+while True:
+    time.sleep(60)
+"""
+
+LOOP = """
+import json, sys, threading
+import torch, uvicorn
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
+from rung.serving.server import listen
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+tokenizer, lock, app = AutoTokenizer.from_pretrained(sys.argv[1]), threading.Lock(), FastAPI()
+@app.post("/v1/chat/completions")
+def chat(body: dict):
+    def events():
+        ids = tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, return_tensors="pt",
+                                            return_dict=True)
+        streamer, out = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), []
+        with lock, torch.inference_mode():
+            run = lambda: out.append(model.generate(**ids, max_new_tokens=body["max_tokens"], do_sample=False,
+                                                    streamer=streamer))
+            thread = threading.Thread(target=run)
+            thread.start()
+            for piece in streamer:
+                yield "data: " + json.dumps({"choices": [{"index": 0, "delta": {"content": piece}}]}) + "\\n\\n"
+            thread.join()
+        made = out[0].shape[1] - ids["input_ids"].shape[1]
+        yield "data: " + json.dumps({"choices": [], "usage": {"completion_tokens": made}}) + "\\n\\n"
+        yield "data: [DONE]\\n\\n"
+    return StreamingResponse(events(), media_type="text/event-stream")
+socket = listen("127.0.0.1", 0)
+print(socket.getsockname()[1], flush=True)
+uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[socket])
+"""
+
+
+class InstantEngine:
+    """An engine whose tokens are there at once: what remains is the server."""
+
+    def __init__(self) -> None:
+        from rung.engines.base import EngineInfo
+
+        self.info = EngineInfo("instant", "instant", "cpu", "none", 0, 0, "instant")
+        self.end_token = None
+
+    def session(self) -> Any:
+        """Return a session that answers a request with `max_tokens` words, one a step."""
+        from rung.engines.base import Delta
+
+        class Session:
+            def __init__(self) -> None:
+                self.rows: dict[int, list[int]] = {}
+
+            @property
+            def active(self) -> int:
+                return len(self.rows)
+
+            def add(self, key: int, request: Any) -> None:
+                self.rows[key] = [0, request.sampling.max_tokens]
+
+            def cancel(self, key: int) -> None:
+                self.rows.pop(key, None)
+
+            def step(self) -> list[Any]:
+                deltas = []
+                for key, row in list(self.rows.items()):
+                    row[0] += 1
+                    ended = row[0] == row[1]
+                    deltas.append(Delta(key, "word ", (1,), (0.0,), 1, row[0], "length" if ended else None))
+                    if ended:
+                        del self.rows[key]
+                return deltas
+
+        return Session()
+
+
+@contextmanager
+def server(code: str, *arguments: str) -> Iterator[tuple[str, int]]:
+    """Run a server in a process; yield its address and process id once it answers."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "RUNG_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        if not port:
+            raise SystemExit("a server did not start")
+        url = f"http://127.0.0.1:{port}"
+        _wait(url)
+        try:
+            yield url, process.pid
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(url: str) -> None:
+    for _ in range(600):
+        try:
+            httpx.get(url + "/health", timeout=5)
+        except httpx.HTTPError:
+            time.sleep(0.1)
+        else:
+            return
+    raise SystemExit(f"{url} does not answer")
+
+
+def measured(url: str, model: str, texts: Sequence[str], clients: int, chosen: argparse.Namespace) -> Load:
+    """Drive a server, after a first round that loads and compiles."""
+    asyncio.run(drive(url, model, texts[:1], 1, 4))
+    return asyncio.run(drive(url, model, texts, clients, chosen.tokens))
+
+
+# ---- what is measured
+
+
+def offline_rate(texts: Sequence[str], tokens: int) -> float:
+    """Return the tokens a second of the engine itself, in this process."""
+    from rung.engines.base import GenerateRequest, Sampling
+    from rung.engines.opening import open_openvino
+
+    engine = open_openvino("embedded")
+
+    def request(text: str) -> Any:
+        messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
+        return GenerateRequest(messages, Sampling(max_tokens=tokens))  # type: ignore[arg-type]
+
+    engine.generate([request("Hello.")])
+    start = time.perf_counter()
+    made = engine.generate([request(text) for text in texts])
+    return sum(one.completion_tokens for one in made) / (time.perf_counter() - start)
+
+
+def added_latency(chosen: argparse.Namespace) -> tuple[float, float]:
+    """Return the server's own seconds of a request of one token: median and 99th percentile, one client."""
+    with server(RUNG, "instant", "", str(Path(__file__).parent)) as (url, _):
+        asyncio.run(drive(url, "instant", ["warm"] * 50, 1, 1))
+        load = asyncio.run(drive(url, "instant", ["Where is my card?"] * chosen.latency_requests, 1, 1))
+    median, high = np.quantile(load.each, [0.5, 0.99])
+    return float(median), float(high)
+
+
+def memory_growth(chosen: argparse.Namespace) -> float:
+    """Return by what factor the server's memory grows over many requests, once it is warm."""
+    import psutil
+
+    with server(RUNG, "instant", "", str(Path(__file__).parent)) as (url, process):
+        asyncio.run(drive(url, "instant", ["warm"] * max(100, chosen.flat_requests // 10), 32, 16))
+        before = psutil.Process(process).memory_info().rss
+        asyncio.run(drive(url, "instant", ["Where is my card?"] * chosen.flat_requests, 32, 16))
+        return float(psutil.Process(process).memory_info().rss / before)
+
+
+def captured(store: str) -> int:
+    """Return how many rows a store holds, each counted once."""
+    import sqlite3
+
+    connection = sqlite3.connect(store.removeprefix("sqlite:///"))
+    rows, distinct = connection.execute("SELECT COUNT(*), COUNT(DISTINCT id) FROM interactions").fetchone()
+    connection.close()
+    if rows != distinct:
+        raise SystemExit(f"{rows - distinct} rows were captured twice")
+    return int(distinct)
+
+
+def rung_loads(chosen: argparse.Namespace, texts: Callable[[int], Sequence[str]]) -> tuple[dict[int, Load], float]:
+    """Return what clients of Rung's server saw, and the share of answers that was captured."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = "" if chosen.no_capture else f"sqlite:///{folder}/failures.sqlite"
+        loads: dict[int, Load] = {}
+        warm = 0
+        with server(RUNG, "embedded", store) as (url, _):
+            for clients in chosen.clients:
+                loads[clients] = measured(url, "embedded", texts(clients), clients, chosen)
+                warm += 1
+        if chosen.no_capture:
+            return loads, 1.0
+        return loads, captured(store) / (sum(load.requests for load in loads.values()) + warm)
+
+
+def peer_loads(peer: str, chosen: argparse.Namespace, texts: Callable[[int], Sequence[str]]) -> dict[int, Load]:
+    """Return what clients of a peer's server saw."""
+    from rung.models.reference import resolve
+
+    code, arguments = LOOP, [str(resolve("embedded").folder)]
+    if peer == "llama.cpp":
+        threads = str(len(os.sched_getaffinity(0)))
+        code, arguments = LLAMA, [str(_gguf()), str(min(32, max(chosen.clients))), threads]
+    with server(code, *arguments) as (url, _):
+        return {
+            clients: measured(url, "embedded", texts(clients)[: chosen.peer_requests], clients, chosen)
+            for clients in chosen.clients
+        }
+
+
+def _gguf() -> Path:
+    """Return the GGUF file that the embedded model is made of."""
+    from rung.models import catalogue, embedded
+
+    model = catalogue.find("embedded")
+    assert model is not None
+    return embedded.source_file(model)
+
+
+def main() -> None:
+    """Measure everything in one run, print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
+    parser.add_argument("--per-client", type=int, default=4, help="requests of every client, 32 at least in all")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peer-requests", type=int, default=48, help="most requests sent to a peer at a time")
+    parser.add_argument("--latency-requests", type=int, default=1000)
+    parser.add_argument("--flat-requests", type=int, default=10_000)
+    parser.add_argument("--least", type=int, default=32, help="fewest requests at any number of clients")
+    parser.add_argument("--no-capture", action="store_true")
+    chosen = parser.parse_args()
+    messages = banking77_texts()
+
+    def texts(clients: int) -> Sequence[str]:
+        return messages[: max(chosen.least, clients * chosen.per_client)]
+
+    median, high = added_latency(chosen)
+    growth = memory_growth(chosen)
+    loads, rows = rung_loads(chosen, texts)
+    offline = {clients: offline_rate(texts(clients), chosen.tokens) for clients in loads if clients == 32}
+    peers = {peer: peer_loads(peer, chosen, texts) for peer in chosen.peers}
+    ratios = {"added latency p50": P50 / median, "added latency p99": P99 / high, "capture rows": rows}
+    ratios["memory flat"] = GROWTH / growth
+    print(f"added latency: median {1000 * median:.2f} ms, 99th percentile {1000 * high:.2f} ms; memory x{growth:.3f}")
+    print(f"{'server':14} {'clients':>7} {'requests':>8} {'tokens/s':>9} {'first p50':>10} {'first p99':>10}")
+    for name, seen in (("rung", loads), *peers.items()):
+        for clients, load in seen.items():
+            first = np.quantile(load.first, [0.5, 0.99]) if load.first else (0.0, 0.0)
+            print(f"{name:14} {clients:7} {load.requests:8} {load.rate:9.1f} {first[0]:9.2f}s {first[1]:9.2f}s")
+    for clients, rate in offline.items():
+        print(f"{'offline':14} {'':7} {len(texts(clients)):8} {rate:9.1f}")
+        ratios[f"offline rate at {clients}"] = loads[clients].rate / rate
+    for peer, seen in peers.items():
+        ratios |= {f"{peer} at {n}": loads[n].rate / load.rate for n, load in seen.items() if n >= 8}
+    finish("serving", ratios, {name: goal for name, goal in GOALS.items() if name in ratios})
+
+
+if __name__ == "__main__":
+    main()
