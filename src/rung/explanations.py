@@ -162,17 +162,18 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A pattern for redaction is no regular expression.",
         "A pattern that is left out would leave in the store what must not be there.",
         "Write it as Python's `re` module reads it.",
-    "bad-row": Explanation(
-        "A request to a served artifact holds no row: no JSON object with its columns, or no conversation.",
-        "Guessing which part of a text belongs to which column would answer another question than was asked.",
-        "Send a JSON object with a value for each input column as the user message, or rows to the task's endpoint.",
-        '{"subject": "Card", "body": "It has not arrived."}',
     ),
     "bad-preference": Explanation(
         "A pair of a human judgement has a preference other than first, second and tie.",
         "Agreement with people needs to know what they preferred.",
         "Write first, second or tie; of several people take the majority.",
         '{"instruction": "...", "first": "...", "second": "...", "preference": "tie"}',
+    ),
+    "bad-row": Explanation(
+        "A request to a served artifact holds no row: no JSON object with its columns, or no conversation.",
+        "Guessing which part of a text belongs to which column would answer another question than was asked.",
+        "Send a JSON object with a value for each input column as the user message, or rows to the task's endpoint.",
+        '{"subject": "Card", "body": "It has not arrived."}',
     ),
     "bad-schema-file": Explanation(
         "The JSON Schema that `output.schema` names cannot be read.",
@@ -855,16 +856,17 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Choose a rung with settings: `rung rungs NAME` lists them.",
         "rung tune task.yaml --rung lora",
     ),
-    "nothing-to-undo": Explanation(
-        "There is no correction that could be undone.",
-        "Undoing adds to the history, and must not add what means nothing.",
-        "Look at the history.",
-        "rung failures show ID",
     "nothing-to-serve": Explanation(
         "`rung serve` was given no artifact and no model.",
         "A server that serves nothing is most likely a mistake.",
         "Name an artifact's folder, or a base model.",
         "rung serve runs/banking77/artifacts/best --model embedded",
+    ),
+    "nothing-to-undo": Explanation(
+        "There is no correction that could be undone.",
+        "Undoing adds to the history, and must not add what means nothing.",
+        "Look at the history.",
+        "rung failures show ID",
     ),
     "nothing-written": Explanation(
         "A model was asked for label descriptions, and none of what it wrote can be used.",
