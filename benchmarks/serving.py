@@ -137,8 +137,8 @@ else:
 recorder = None
 if capture:
     from rung.failures.capture import Capture
-    from rung.failures.store import open_store
-    recorder = Capture(open_store(capture), mode="on")
+    from rung.failures.store import Store
+    recorder = Capture(Store(capture), mode="on")
 socket = listen("127.0.0.1", 0)
 print(socket.getsockname()[1], flush=True)
 Server(app_with(served, recorder=recorder), drain_seconds=30).run(sockets=[socket])
@@ -152,7 +152,8 @@ import xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.model_alias = sys.argv[1], "embedded"
 params.n_ctx, params.n_parallel, params.port = 512 * int(sys.argv[2]), int(sys.argv[2]), 0
-params.cpuparams.n_threads = int(sys.argv[3])
+params.hostnames = ["127.0.0.1"]
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[3])
 server = xllamacpp.Server(params)
 print(server.listening_address.rsplit(":", 1)[1], flush=True)
 while True:
@@ -315,7 +316,7 @@ def captured(store: str) -> int:
     """Return how many rows a store holds, each counted once."""
     import sqlite3
 
-    connection = sqlite3.connect(store.removeprefix("sqlite:///"))
+    connection = sqlite3.connect(store)
     rows, distinct = connection.execute("SELECT COUNT(*), COUNT(DISTINCT id) FROM interactions").fetchone()
     connection.close()
     if rows != distinct:
@@ -326,7 +327,7 @@ def captured(store: str) -> int:
 def rung_loads(chosen: argparse.Namespace, texts: Callable[[int], Sequence[str]]) -> tuple[dict[int, Load], float]:
     """Return what clients of Rung's server saw, and the share of answers that was captured."""
     with tempfile.TemporaryDirectory() as folder:
-        store = "" if chosen.no_capture else f"sqlite:///{folder}/failures.sqlite"
+        store = "" if chosen.no_capture else f"{folder}/failures.db"
         loads: dict[int, Load] = {}
         warm = 0
         with server(RUNG, "embedded", store) as (url, _):
@@ -354,12 +355,21 @@ def peer_loads(peer: str, chosen: argparse.Namespace, texts: Callable[[int], Seq
 
 
 def _gguf() -> Path:
-    """Return the GGUF file that the embedded model is made of."""
+    """Return the GGUF file that the embedded model is made of, fetched where it is not in the cache yet."""
     from rung.models import catalogue, embedded
+    from rung.models.cache import cache_dir, publish
 
     model = catalogue.find("embedded")
     assert model is not None
-    return embedded.source_file(model)
+    folder = cache_dir() / "sources" / embedded.folder_of(model).name
+
+    def build(target: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            embedded.fetch(model, Path(scratch), target)
+
+    if not folder.exists():
+        publish(folder, build)
+    return next(folder.rglob("*.gguf"))
 
 
 def main() -> None:

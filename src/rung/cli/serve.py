@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rung.cli.failures import StorePlace
 from rung.cli.options import Json, Offline, Quiet, print_json, progress
 from rung.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
+    from rung.failures.wiring import Wiring
     from rung.progress import Progress
     from rung.serving.served import Served
 
@@ -50,11 +54,23 @@ def serve(
     max_body: Annotated[int, typer.Option("--max-body", min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
     drain: Annotated[float, typer.Option("--drain", min=0, help="Seconds to finish in, when told to end.")] = 30.0,
     engine: Annotated[str, typer.Option("--engine", help="What runs the models of --model.")] = "auto",
+    capture: Annotated[str, typer.Option("--capture", help="What is recorded: off, sampled or on.")] = "off",
+    sample: Annotated[
+        float, typer.Option("--sample", min=0, max=1, help="The share that --capture sampled records.")
+    ] = 0.1,
+    store: StorePlace = "failures.db",
+    redact: Annotated[
+        list[str] | None, typer.Option("--redact", help="Do not keep what this matches.", metavar="NAME=REGEX")
+    ] = None,
+    registry: Annotated[
+        Path | None,
+        typer.Option("--registry", help="Serve what is promoted in this folder, and follow it.", metavar="FOLDER"),
+    ] = None,
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> None:
     """Serve artifacts and base models to OpenAI's clients."""
-    if not (artifacts or model or encoder):
+    if not (artifacts or model or encoder or registry):
         raise ConfigError(
             "nothing-to-serve", "there is nothing to serve", hint="rung serve FOLDER, or rung serve --model embedded"
         )
@@ -63,6 +79,7 @@ def serve(
     from rung.serving.app import app_with
     from rung.serving.keys import KeyRing
     from rung.serving.limits import Limits
+    from rung.serving.review import watch_capture
     from rung.serving.served import Served
     from rung.serving.server import Server, listen
 
@@ -72,12 +89,54 @@ def serve(
     socket = listen(host, port)  # a port that is taken is said before models are loaded
     served = Served()
     _load(served, artifacts or [], model or [], encoder or [], engine, progress(quiet))
-    app = app_with(served, access=access, limits=Limits(body_bytes=max_body, queue=queue), load_from=load_from)
-    shown = f"[{host}]" if ":" in host else host
-    sys.stderr.write(f"serving {', '.join(one.name for one in served.all())}\n")
-    typer.echo(f"http://{shown}:{socket.getsockname()[1]}/v1")
-    sys.stdout.flush()
-    Server(app, drain_seconds=drain).run(sockets=[socket])
+    limits = Limits(body_bytes=max_body, queue=queue)
+    with _wired(served, capture, sample, store, _patterns(redact or []), registry, keyed=ring is not None) as wiring:
+        app = app_with(
+            served, access=access, limits=limits, load_from=load_from,
+            recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
+        )  # fmt: skip
+        if wiring is not None:
+            watch_capture(app, wiring.capture)
+        shown = f"[{host}]" if ":" in host else host
+        sys.stderr.write(f"serving {', '.join(one.name for one in served.all())}\n")
+        typer.echo(f"http://{shown}:{socket.getsockname()[1]}/v1")
+        sys.stdout.flush()
+        Server(app, drain_seconds=drain).run(sockets=[socket])
+
+
+@contextmanager
+def _wired(
+    served: Served, mode: str, rate: float, store: str, patterns: dict[str, str], registry: Path | None, *, keyed: bool
+) -> Iterator[Wiring | None]:
+    """Open what records and what is promoted; nothing where neither was asked for. Closed, all is written."""
+    if mode == "off" and registry is None:
+        yield None
+        return
+    from rung.failures.redact import Redactor
+    from rung.failures.wiring import wired
+    from rung.serving.review import key_of, reviewers_only
+
+    if mode not in ("off", "sampled", "on"):
+        raise ConfigError("bad-capture", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
+    wiring = wired(
+        store, mode=mode, rate=rate if mode == "sampled" else 1.0, redact=Redactor(own=patterns), key_of=key_of,
+        allowed=reviewers_only if keyed else lambda request: None, registry=registry,
+        load=lambda folder, name: served.load(folder, name, replace=True),
+    )  # fmt: skip
+    try:
+        yield wiring
+    finally:
+        wiring.close()
+
+
+def _patterns(texts: list[str]) -> dict[str, str]:
+    patterns = dict(text.partition("=")[::2] for text in texts)
+    if unnamed := [name for name, pattern in patterns.items() if not name or not pattern]:
+        raise ConfigError(
+            "bad-option", f"--redact {unnamed[0]!r} has no name or no pattern",
+            hint="write --redact 'customer=C[0-9]{8}': what matches is kept as its name",
+        )  # fmt: skip
+    return patterns
 
 
 def _load(

@@ -88,7 +88,7 @@ def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(HTTPException)
     async def unknown(_request: Request, error: HTTPException) -> Response:
-        code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "invalid-request")
+        code = {403: "forbidden", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "invalid-request")
         return told(Refused(error.status_code, code, str(error.detail), headers=error.headers))
 
     @app.exception_handler(Refused)
