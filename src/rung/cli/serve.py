@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -112,14 +112,16 @@ def _wired(
     if mode == "off" and registry is None:
         yield None
         return
+    from rung.failures.capture import Mode
     from rung.failures.redact import Redactor
     from rung.failures.wiring import wired
     from rung.serving.review import key_of, reviewers_only
 
-    if mode not in ("off", "sampled", "on"):
+    known = next((one for one in get_args(Mode) if one == mode), None)
+    if known is None:
         raise ConfigError("bad-capture", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
     wiring = wired(
-        store, mode=mode, rate=rate if mode == "sampled" else 1.0, redact=Redactor(own=patterns), key_of=key_of,
+        store, mode=known, rate=rate if mode == "sampled" else 1.0, redact=Redactor(own=patterns), key_of=key_of,
         allowed=reviewers_only if keyed else lambda request: None, registry=registry,
         load=lambda folder, name: served.load(folder, name, replace=True),
     )  # fmt: skip

@@ -1,0 +1,87 @@
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import httpx
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from rung.artifact import Artifact
+from rung.cli.main import app
+from rung.errors import ConfigError
+from rung.parts import Head
+from rung.serving.keys import KeyRing
+
+
+def rung(*arguments):
+    result = CliRunner().invoke(app, [str(one) for one in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def test_keys_are_made_listed_and_revoked(tmp_path):
+    file = tmp_path / "keys.jsonl"
+    secret = rung("keys", "create", "--key-file", file, "--name", "anna", "--per-minute", 30).strip()
+    made = json.loads(rung("keys", "create", "--key-file", file, "--admin", "--json"))
+    ring = KeyRing(file)
+    assert (ring.find(secret).name, ring.find(secret).per_minute) == ("anna", 30)
+    assert ring.find(made["key"]).admin
+    listed = rung("keys", "list", "--key-file", file)
+    assert secret not in listed
+    assert "anna  30 a minute" in listed
+    assert "admin" in listed
+    rung("keys", "revoke", "--key-file", file, made["id"])
+    assert ring.find(made["key"]) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ((), "nothing-to-serve"),
+        (("--model", "embedded", "--host", "0.0.0.0"), "key-needed"),
+        (("--model", "embedded", "--key-file", "missing.jsonl"), "key-file-unreadable"),
+    ],
+)
+def test_a_server_that_must_not_start_does_not(arguments, code):
+    with pytest.raises(ConfigError) as refused:
+        rung("serve", *arguments)
+    assert refused.value.code == code
+
+
+def test_the_command_serves_records_and_ends(zero, tmp_path):
+    """A head on the sentence encoder: the one artifact that needs no torch, here as in production."""
+    weight = np.random.default_rng(0).normal(size=(len(zero.shape.labels), 384)).astype(np.float32)
+    head = Head(zero.shape.labels, "embedded-encoder", weight, np.zeros(len(weight), np.float32))
+    artifact = replace(zero, decoder=head)
+    folder = artifact.save(tmp_path / "head")
+    store = tmp_path / "failures.db"
+    command = [
+        sys.executable, "-m", "rung", "serve", f"intents={folder}", "--encoder", "embedded-encoder", "--port", "0",
+        "--capture", "on", "--store", str(store), "--quiet",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip()
+        texts = ["Where is my card?", "How old must I be?"]
+        body = {"rows": [{"text": text} for text in texts], "top": 1}
+        answer = httpx.post(f"{url}/tasks/intents/predict", json=body, timeout=60).json()
+        wanted = Artifact.load(folder).predict([{"text": text} for text in texts])
+        assert [one["output"] for one in answer["predictions"]] == [one.text for one in wanted]
+        np.testing.assert_allclose(
+            [one["confidence"] for one in answer["predictions"]], [one.confidence for one in wanted], rtol=1e-5
+        )
+        vectors = httpx.post(f"{url}/embeddings", json={"model": "embedded-encoder", "input": texts}, timeout=60).json()
+        assert [len(one["embedding"]) for one in vectors["data"]] == [384, 384]
+        identity = answer["predictions"][0]["id"]
+        said = httpx.post(f"{url}/feedback", json={"id": identity, "thumb": "down"}, timeout=60)
+        assert said.status_code == 201
+        metrics = httpx.get(f"{url.removesuffix('/v1')}/metrics").text
+        assert "rung_capture_offered 2.0" in metrics
+        assert "rung_capture_dropped 0.0" in metrics
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM)
+    listed = [json.loads(line) for line in rung("failures", "list", "--store", store, "--json").splitlines()]
+    assert any(identity in json.dumps(one) for one in listed)
