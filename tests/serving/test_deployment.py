@@ -1,0 +1,56 @@
+"""Deployment files name options, paths and metrics that exist."""
+
+import configparser
+import re
+import shlex
+from pathlib import Path
+
+import typer.main
+import yaml
+from fake_engine import FakeEngine
+
+from rung.cli.main import app
+from rung.serving.app import app_with
+from rung.serving.served import Served
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+def check_options(arguments):
+    """Parse the arguments of `rung serve` as the command does, and run nothing."""
+    command = typer.main.get_command(app).commands["serve"]
+    with command.make_context("serve", list(arguments)) as context:
+        return context.params
+
+
+def test_the_manifest_probes_and_scales_by_what_is_there():
+    deployment, service, scaler = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    options = check_options(container["args"])
+    assert (options["host"], options["port"]) == ("0.0.0.0", container["ports"][0]["containerPort"])
+    assert options["drain"] < pod["terminationGracePeriodSeconds"]
+    assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    served = Served()
+    served.add_engine("fake", FakeEngine())
+    server = app_with(served)
+    paths = server.openapi()["paths"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["path"] in paths
+    metric = scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    assert re.search(rf"^{metric} 0\.0$", server.state.rung.metrics.text().decode(), re.M)
+    served.close()
+
+
+def test_the_unit_and_the_image_give_options_that_exist():
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str
+    unit.read(DEPLOY / "rung.service")
+    program, command, *arguments = shlex.split(unit["Service"]["ExecStart"])
+    assert (Path(program).name, command) == ("rung", "serve")
+    assert check_options(arguments)["capture"] == "on"
+    assert check_options(arguments)["drain"] < float(unit["Service"]["TimeoutStopSec"])
+    image = (DEPLOY / "Containerfile").read_text()
+    arguments = re.search(r"^CMD (\[.*\])$", image, re.M)[1]
+    assert check_options(yaml.safe_load(arguments))["host"] == "0.0.0.0"
