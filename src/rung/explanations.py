@@ -833,6 +833,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Export with 32-bit floats.",
         "rung export runs/banking77/rungs/lora/artifact --to gguf --precision f32 --out tuned",
     ),
+    "not-for-servers": Explanation(
+        "An artifact is to be written for another server, which cannot answer as the artifact does.",
+        "The server would answer otherwise than was measured, or not at all.",
+        "Serve the artifact with Rung itself, or write another one for that server.",
+        "rung serve runs/x/artifacts/best",
+    ),
     "not-tuned": Explanation(
         "An artifact whose weights are those of its base model cannot be merged or exported.",
         "There is nothing in it that the base model has not; its prompts are exported by `rung export --prompt`.",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path | None, typer.Option("--out", help="A new folder.", metavar="FOLDER")]
 PROMPTS = ("messages", "text", "openai")
+SERVERS = ("vllm", "ollama", "kserve")
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +52,11 @@ def merge(
 def export(
     artifact: ArtifactFolder,
     to: Annotated[
-        str | None, typer.Option("--to", help="Write the tuned weights as peft, huggingface, openvino or gguf.")
+        str | None,
+        typer.Option(
+            "--to",
+            help="Write tuned weights (peft, huggingface, openvino, gguf) or for a server (vllm, ollama, kserve).",
+        ),
     ] = None,
     out: Out = None,
     precision: Annotated[
@@ -69,12 +74,32 @@ def export(
     offline: Offline = False,
 ) -> None:
     """Write tuned weights for other programs, or the exact prompts of rows as JSON lines."""
-    if to is not None:
+    if to in SERVERS:
+        _for_server(artifact, to, out, json, quiet, unused=(precision, prompt, data, row))
+    elif to is not None:
         _weights(artifact, to, out, precision, prompt, data, row, json, quiet)
     elif out is not None or precision is not None:
         raise ConfigError("bad-option", "--out and --precision are for weights", hint="say what to write: --to peft")
     else:
         _prompts(artifact, prompt or "messages", data, row)
+
+
+def _for_server(artifact: Path, to: str, out: Path | None, json: bool, quiet: bool, *, unused: tuple[Any, ...]) -> None:
+    from rung.artifact import Artifact
+    from rung.serving.elsewhere import ServerName, export_for
+
+    if any(value is not None for value in unused):
+        raise ConfigError(
+            "bad-option", f"--to {to} takes --out alone", hint="leave --precision, --prompt, --data and --row out"
+        )
+    if out is None:
+        raise ConfigError("bad-option", f"--to {to} needs a folder", hint="name a new one: --out FOLDER")
+    server = next(known for known in get_args(ServerName) if known == to)
+    command = export_for(server, Artifact.load(artifact), out, progress=progress(quiet))
+    if json:
+        print_json({"folder": str(out), "server": to, "start": command})
+    else:
+        typer.echo(f"{out}: {to}\nNext: cd {out} && {command}")
 
 
 def _rows(artifact: Path, data: Path | None) -> tuple[list[dict[str, Any]], str]:
@@ -99,7 +124,7 @@ def _weights(
         raise ConfigError("bad-option", "--prompt and --row are for prompts", hint="leave --to out, or these")
     form = next((known for known in get_args(Form) if known == to), None)
     if form is None:
-        raise ConfigError("unknown-format", f"--to {to!r}", hint=f"choose {', '.join(get_args(Form))}")
+        raise ConfigError("unknown-format", f"--to {to!r}", hint=f"choose {', '.join((*get_args(Form), *SERVERS))}")
     if out is None:
         raise ConfigError("bad-option", f"--to {to} needs a folder", hint="name a new one: --out FOLDER")
     loaded = Artifact.load(artifact)
