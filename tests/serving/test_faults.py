@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from fake_engine import FakeEngine
 from running_server import HELLO, running
 
+from fake_engine import FakeEngine
 from rung.serving.limits import Limits, depth
 from rung.serving.served import Served
 
