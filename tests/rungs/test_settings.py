@@ -26,7 +26,8 @@ def test_settings_reach_the_rung(small_task_file, tmp_path):
         ("rungs: {lora: {seed: 8}}", "unknown-setting", "has no setting 'seed'"),
         ("rungs: {lora: {rank: eight}}", "bad-setting", "lora.rank"),
         ("rungs: {lara: {rank: 8}}", "unknown-rung", "did you mean 'lora'?"),
-        ("rungs: {llm-features: {encoder: other}}", "unknown-setting", "has no settings"),
+        ("rungs: {llm-features: {encoder: other}}", "unknown-setting", "has no setting 'encoder'"),
+        ("rungs: {system-prompt: {encoder: other}}", "unknown-setting", "has no settings"),
         ("rungs: {lora: 3}", "bad-value", "rungs.lora"),
     ],
 )
