@@ -260,7 +260,7 @@ def _table(cases: list[Case]) -> None:
 
     table = Table(box=None, pad_edge=False)
     for column in ("id", "why", "input", "actual", "expected"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "id")
     for case in cases:
         row = case.interaction
         given = " ".join(text_of(value) for value in row.inputs.values())
