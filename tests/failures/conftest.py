@@ -1,11 +1,9 @@
 import sys
-import uuid
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import sqlalchemy as sa
-from postgres_server import Postgres, postgres_bin
+from postgres_server import Postgres, new_database, postgres_bin
 
 from rung.failures.interaction import Interaction
 from rung.failures.store import Store
@@ -28,15 +26,6 @@ def location(request, tmp_path):
     if request.param == "sqlite":
         return str(tmp_path / "failures.db")
     return new_database(request.getfixturevalue("postgres"))
-
-
-def new_database(server):
-    name = f"test_{uuid.uuid4().hex}"
-    engine = sa.create_engine(server.url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return server.url.replace("/postgres", f"/{name}")
 
 
 @pytest.fixture

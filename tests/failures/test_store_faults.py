@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 
-from conftest import new_database
+from postgres_server import new_database
+
 from rung.failures.store import Store
 
 
