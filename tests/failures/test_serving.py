@@ -16,6 +16,7 @@ pytest.importorskip("rung.serving", reason="the server is not here")
 
 def test_from_a_wrong_answer_to_a_better_artifact(zero, data, tmp_path):
     from fastapi.testclient import TestClient
+
     from rung.serving.app import app_with
     from rung.serving.served import Served
 

@@ -9,22 +9,24 @@ from rung.failures.store import Store
 from rung.failures.trial import Decision, Trial, arm_of, by_thumbs
 
 
-def run(p_a, p_b, seed, most=400):
-    draw, trial = random.Random(seed), Trial(most=most)
+def run(p_a, p_b, seed, most=400, binary=False):
+    draw, trial = random.Random(seed), Trial(most=most, binary=binary)
     while True:
         found = trial.add_pair(float(draw.random() < p_a), float(draw.random() < p_b))
         if found.stop:
             return found
 
 
-def test_equally_good_artifacts_are_seldom_told_apart_though_every_row_is_looked_at():
-    states = [run(0.7, 0.7, seed, most=150).state for seed in range(120)]
+@pytest.mark.parametrize("binary", [False, True])
+def test_equally_good_artifacts_are_seldom_told_apart_though_every_row_is_looked_at(binary):
+    states = [run(0.7, 0.7, seed, 100, binary).state for seed in range(120)]
     assert sum(state != "none" for state in states) <= 0.05 * 120 + 3 * (120 * 0.05 * 0.95) ** 0.5
 
 
-def test_a_clear_difference_is_found_in_both_directions_and_early():
-    better = [run(0.5, 0.8, seed) for seed in range(20)]
-    worse = [run(0.8, 0.5, seed) for seed in range(20)]
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_clear_difference_is_found_in_both_directions_and_early(binary):
+    better = [run(0.5, 0.8, seed, binary=binary) for seed in range(20)]
+    worse = [run(0.8, 0.5, seed, binary=binary) for seed in range(20)]
     assert [d.state for d in better].count("b") >= 18
     assert [d.state for d in worse].count("a") >= 18
     assert max(d.n for d in better if d.state == "b") < 400
@@ -53,6 +55,8 @@ def test_single_answers_are_paired_in_order_and_the_rows_run_out():
     for a, b in ((2.0, 0.0), (float("nan"), 0.0)):
         with pytest.raises(ValueError, match="scores must lie"):
             trial.add_pair(a, b)
+    with pytest.raises(ValueError, match="binary"):
+        Trial(binary=True).add_pair(0.5, 1.0)
     with pytest.raises(ValueError, match="alpha"):
         Trial(alpha=1.0)
 

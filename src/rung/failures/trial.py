@@ -4,20 +4,22 @@ Shadow: both answer every request, the client gets the first's answer, and each 
 request is answered by one, chosen by a hash of its id; the k-th scored answer of one is paired with the k-th of the
 other, which are two independent draws from the same traffic, so the mean difference is the same.
 
-Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.climbing.elimination`);
+Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.evaluation.elimination`);
 its p-value holds at all looks together. Both directions are tested, each at half the level.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from rung.climbing.elimination import betting_p
 from rung.data.types import place_of
+from rung.evaluation.elimination import betting_capital, sign_capital
 from rung.failures.records import Feedback, Filter
 from rung.failures.store import Store
 
@@ -56,10 +58,12 @@ class Trial:
     Attributes:
         alpha: bound on the probability of calling one better where they are equally good, over the whole trial.
         most: pairs after which it ends undecided.
+        binary: whether scores are 0 or 1 only, for which there is a stronger test.
     """
 
     alpha: float = 0.05
     most: int = 10_000
+    binary: bool = False
     _differences: list[float] = field(default_factory=list)
     _waiting: dict[Arm, list[float]] = field(default_factory=lambda: {"a": [], "b": []})
     _decided: Decision | None = None
@@ -73,6 +77,8 @@ class Trial:
         for score in (a, b):
             if not 0 <= score <= 1:
                 raise ValueError(f"scores must lie in [0, 1], got {score}")
+            if self.binary and score not in (0, 1):
+                raise ValueError(f"binary scores must be 0 or 1, got {score}")
         if self._decided is None:
             self._differences.append(b - a)
             now = self.decision()
@@ -97,12 +103,17 @@ class Trial:
         n = len(difference)
         if n == 0:
             return Decision("open", 0, 0.0, 0, 0, 1.0)
-        better, worse = betting_p(difference), betting_p(-difference)
+        better, worse = self._p(difference), self._p(-difference)
         p = min(1.0, 2 * min(better, worse))
         winner: Arm = "b" if better < worse else "a"
         state = winner if p <= self.alpha else "none" if n >= self.most else "open"
         fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
         return Decision(state, n, float(difference.mean()), fixed, broken, p)
+
+    def _p(self, difference: npt.NDArray[np.float64]) -> float:
+        """Return a p-value for "the mean is at most 0" that holds at all looks: one over the largest capital so far."""
+        capital = sign_capital(difference) if self.binary else betting_capital(difference)
+        return math.exp(-max(0.0, float(capital.max())))
 
 
 def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
