@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import schemathesis
@@ -139,7 +140,7 @@ def test_lm_eval_measures_what_the_engine_says(server, tiny_folder, tmp_path):
         f"model={BASE},base_url={server.url}/v1/completions,tokenizer={tiny_folder},num_concurrent=2,max_retries=1"
     )
     command = [
-        "uv", "run", "--no-project", "--isolated", "--python", sys.executable, "--with", "lm-eval[api]", "--with",
+        str(Path(sys.executable).with_name("uv")), "run", "--no-project", "--isolated", "--python", sys.executable, "--with", "lm-eval[api]", "--with",
         "transformers>=5.3,<5.6", "lm_eval", "--model", "local-completions", "--model_args", settings, "--tasks",
         "cards", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--log_samples",
     ]  # fmt: skip

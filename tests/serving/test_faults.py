@@ -17,6 +17,7 @@ from running_server import HELLO, running
 from fake_engine import FakeEngine
 from rung.serving.limits import Limits, depth
 from rung.serving.served import Served
+from rung.serving.server import listen
 
 
 @pytest.fixture
@@ -133,6 +134,11 @@ def test_a_body_that_does_not_come_is_not_waited_for(serving):
     assert b" 408 " in all_of(connection)
 
 
+def test_pieces_are_sent_at_once():
+    with listen("127.0.0.1", 0) as opened:
+        assert opened.proto == socket.IPPROTO_TCP  # else asyncio leaves Nagle's algorithm on
+
+
 # ---- bodies
 
 
@@ -226,11 +232,12 @@ def test_an_engine_that_fails_is_told_of_and_goes_on_with_the_next_request(servi
 
 
 def test_an_engine_that_fails_in_a_stream_ends_it_with_an_error(serving):
-    server = serving(FakeEngine(break_at=3))
+    server = serving(FakeEngine(break_at=3, pace=0.05))
     stream = server.client().chat.completions.create(**ask(stream=True))
-    assert [next(stream).choices[0].delta.content for _ in range(3)] == ["", "word ", "word "]
+    pieces = []
     with pytest.raises(openai.APIError, match="engine failed"):
-        next(stream)
+        pieces.extend(chunk.choices[0].delta.content for chunk in stream)
+    assert "".join(pieces) == "word word "
     assert server.idle()
 
 

@@ -96,17 +96,17 @@ class _Reply:
         trimmed = [Trimmed() if plan.served else None for _ in plan.requests]
         begun: set[int] = set()
         async for index, delta in running:
-            if index not in begun:
-                if not begun:
-                    self._context.metrics.first.labels(self._body.model).observe(self._visit.seconds)
-                begun.add(index)
-                yield self._chunk(index, {"role": "assistant", "content": ""})
+            if not begun:
+                self._context.metrics.first.labels(self._body.model).observe(self._visit.seconds)
             one = trimmed[index]
             text = delta.text if one is None else one.more(delta.text)
             logprobs = None
             if self._body.logprobs and delta.tokens and isinstance(plan.base.engine, LocalModel):
                 logprobs = chat_logprobs(without_end(plan.base.engine.tokenizer, delta))
-            if text or logprobs:
+            if index not in begun:
+                begun.add(index)
+                yield self._chunk(index, {"role": "assistant", "content": text}, logprobs=logprobs)
+            elif text or logprobs:
                 yield self._chunk(index, {"content": text}, logprobs=logprobs)
             if delta.reason is not None:
                 yield self._chunk(index, {}, finish=delta.reason)
