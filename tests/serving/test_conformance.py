@@ -139,8 +139,9 @@ def test_lm_eval_measures_what_the_engine_says(server, tiny_folder, tmp_path):
     settings = (
         f"model={BASE},base_url={server.url}/v1/completions,tokenizer={tiny_folder},num_concurrent=2,max_retries=1"
     )
+    uv = str(Path(sys.executable).with_name("uv"))
     command = [
-        str(Path(sys.executable).with_name("uv")), "run", "--no-project", "--isolated", "--python", sys.executable, "--with", "lm-eval[api]", "--with",
+        uv, "run", "--no-project", "--isolated", "--python", sys.executable, "--with", "lm-eval[api]", "--with",
         "transformers>=5.3,<5.6", "lm_eval", "--model", "local-completions", "--model_args", settings, "--tasks",
         "cards", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"), "--log_samples",
     ]  # fmt: skip
