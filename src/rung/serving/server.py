@@ -44,8 +44,8 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio switches Nagle's algorithm off only for sockets that say they are TCP; with it every piece of a stream waits
-    # 40 ms for an acknowledgement.
+    # asyncio switches Nagle's algorithm off only for sockets that say they are TCP; with it, every piece of a stream
+    # waits 40 ms for an acknowledgement.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     opened.bind((host.strip("[]"), port))
