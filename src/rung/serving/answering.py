@@ -123,6 +123,16 @@ def filled(empty: Answer, text: str, prompt_tokens: int, completion_tokens: int,
     )
 
 
+def told_of(artifact: Artifact, answer: Answer) -> dict[str, Any]:
+    """Return what an answer has beside its text, for every endpoint alike."""
+    told: dict[str, Any] = {"confidence": answer.confidence}
+    if artifact.abstains:
+        told["abstained"] = answer.abstained
+    if answer.dropped_demonstrations:
+        told["dropped_demonstrations"] = answer.dropped_demonstrations
+    return told
+
+
 def refuse_sampling(artifact: Artifact, options: Mapping[str, Any]) -> None:
     """Refuse options that mean nothing to an artifact that does not write plain text.
 

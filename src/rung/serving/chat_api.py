@@ -13,7 +13,7 @@ from rung.engines.base import Delta, GenerateRequest
 from rung.engines.local_model import LocalModel
 from rung.models.tokenizer import Tokenizer
 from rung.parts import Answer
-from rung.serving.answering import answers_of, filled
+from rung.serving.answering import answers_of, filled, told_of
 from rung.serving.context import Context, context_of
 from rung.serving.errors import Refused
 from rung.serving.identity import new_id
@@ -192,10 +192,7 @@ async def answer_row(context: Context, visit: Visit, plan: Direct) -> tuple[Answ
 def said(plan: Direct | Plan, answer: Answer) -> dict[str, Any]:
     """Return what only Rung says of an answer: confidence and the artifact's fingerprint."""
     assert plan.served is not None
-    told: dict[str, Any] = {"artifact": plan.served.fingerprint, "confidence": answer.confidence}
-    if answer.dropped_demonstrations:
-        told["dropped_demonstrations"] = answer.dropped_demonstrations
-    return told
+    return {"artifact": plan.served.fingerprint, **told_of(plan.served.artifact, answer)}
 
 
 def keep(context: Context, visit: Visit, plan: Plan, made: Made, identity: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from rung.errors import DataError
 from rung.parts import Answer
-from rung.serving.answering import answers_of, checked_row
+from rung.serving.answering import answers_of, checked_row, told_of
 from rung.serving.chat_api import FAILURES
 from rung.serving.context import context_of
 from rung.serving.errors import Refused
@@ -58,10 +58,8 @@ async def predict(name: str, body: PredictRequest, request: Request) -> Response
 
 
 def _prediction(served: ServedArtifact, answer: Answer, top: int) -> dict[str, Any]:
-    told: dict[str, Any] = {"output": answer.text, "confidence": answer.confidence}
+    told = {"output": answer.text, **told_of(served.artifact, answer)}
     if top and answer.probabilities:
         ranked = sorted(zip(served.artifact.shape.labels, answer.probabilities, strict=True), key=lambda one: -one[1])
         told["top"] = [{"label": label, "probability": chance} for label, chance in ranked[:top]]
-    if answer.dropped_demonstrations:
-        told["dropped_demonstrations"] = answer.dropped_demonstrations
     return told
