@@ -235,11 +235,12 @@ class InstantEngine:
 
 
 @contextmanager
-def server(code: str, *arguments: str) -> Iterator[tuple[str, int]]:
-    """Run a server in a process; yield its address and process id once it answers."""
+def server(code: str, *arguments: str, talks: bool = True) -> Iterator[tuple[str, int]]:
+    """Run a server in a process; yield its address and process id once it answers. `talks`: its log is shown."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "RUNG_OFFLINE": "1"}
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    log = None if talks else subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process:
         assert process.stdout is not None
         port = process.stdout.readline().strip()
         if not port:
@@ -367,7 +368,7 @@ def peer_loads(peer: str, chosen: argparse.Namespace, texts: Callable[[int], Seq
     if peer == "llama.cpp":
         threads = str(len(os.sched_getaffinity(0)))
         code, arguments = LLAMA, [str(_gguf()), str(min(32, max(chosen.clients))), threads]
-    with server(code, *arguments) as (url, _):
+    with server(code, *arguments, talks=False) as (url, _):
         return {
             clients: measured(url, "embedded", texts(clients)[: chosen.peer_requests], clients, chosen)
             for clients in chosen.clients
