@@ -18,6 +18,7 @@ from pydantic.json_schema import SkipJsonSchema
 from rung.data.labels import LABELLED
 from rung.errors import ConfigError, Location
 from rung.prompts.overflow import Overflow
+from rung.retrieval.corpus import Corpus
 from rung.yamlfile import YamlFile, read_yaml
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class Task(_Strict):
     )
     output: Output = Field(description="What it must answer.")
     data: DataSource = Field(description="Where the rows are, and which of them to use.")
+    corpus: Corpus | None = Field(None, description="Documents to look answers up in.")
     metric: str | dict[str, Any] | None = Field(
         None,
         description="accuracy, exact_match, rougeL, ..., or mymodule:function; {name: ..., settings} where it has any.",

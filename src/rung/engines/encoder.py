@@ -34,6 +34,10 @@ class SentenceEncoder(Protocol):
     def parameters(self) -> int:
         """Number of weights, for cost estimates."""
 
+    @property
+    def limit(self) -> int:
+        """The most tokens of a text, special ones not counted; `embed` leaves out what is beyond."""
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of `text`, no special tokens added."""
 

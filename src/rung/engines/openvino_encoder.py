@@ -66,6 +66,11 @@ class OpenVinoEncoder:
         """Number of weights, for cost estimates."""
         return self.files.parameters
 
+    @property
+    def limit(self) -> int:
+        """The most tokens of a text, special ones not counted; `embed` leaves out what is beyond."""
+        return self.recipe.limit - int(self._batches.num_special_tokens_to_add(is_pair=False))
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of `text`, no special tokens added."""
         return self._tokenizer.encode_plain(text)

@@ -55,6 +55,11 @@ class TorchEncoder:
         """Number of weights, for cost estimates."""
         return self.files.parameters
 
+    @property
+    def limit(self) -> int:
+        """The most tokens of a text, special ones not counted; `embed` leaves out what is beyond."""
+        return int(self._model.max_seq_length) - int(self._model.tokenizer.num_special_tokens_to_add(pair=False))
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of `text`, no special tokens added."""
         return self._tokenizer.encode_plain(text)

@@ -1,0 +1,233 @@
+"""Build an index, or bring it up to date: only what changed is read, cut and embedded.
+
+The table holds the truth about what is done: passages of a document are written at once, with the hash of the
+document. What is there and still asked for is kept, so a build that was killed goes on where it was; what is there
+and no longer asked for is removed after everything new was written, so a reader misses nothing meanwhile.
+`index.json` is written last and names the version of the table to read.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from rung.data.types import hash_of
+from rung.engines.encoder import SentenceEncoder
+from rung.engines.opening import open_encoder
+from rung.errors import ConfigError
+from rung.models.cache import cache_dir, lock_file, write_atomically
+from rung.progress import QUIET, Progress
+from rung.retrieval.chunking import Chunk, Chunker
+from rung.retrieval.corpus import Corpus
+from rung.retrieval.documents import (
+    Listing,
+    Problem,
+    Source,
+    SourceDocument,
+    check_read,
+    list_sources,
+    read_documents,
+)
+from rung.retrieval.index import FORMAT, MANIFEST, TABLES, Index, Manifest, Told, read_manifest
+from rung.retrieval.store import Store
+from rung.retrieval.terms import terms
+
+if TYPE_CHECKING:
+    from rung.task import Task
+
+TOKENS = 200  # of a passage, where the task does not say
+BATCH = 1024  # passages embedded and written together: what a killed build loses
+
+
+def build_index(task: Task, *, again: bool = False, progress: Progress = QUIET) -> Index:
+    """Build or update the index of a task's corpus in the cache, and open it.
+
+    Args:
+        task: a task with a `corpus`.
+        again: build it anew, whatever is there.
+        progress: told of every batch of passages.
+
+    Raises:
+        ConfigError: the task has no corpus.
+        DataError: nothing of it could be read.
+    """
+    return build(index_folder(task), corpus_of(task), task.folder, again=again, progress=progress)
+
+
+def corpus_of(task: Task) -> Corpus:
+    """Return the corpus of a task.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if task.corpus is None:
+        raise ConfigError("no-corpus", f"the task {task.name} has no `corpus`", hint="corpus: {files: documents/}")
+    return task.corpus
+
+
+def index_folder(task: Task) -> Path:
+    """Return where the index of a task's corpus lies, built or not; other settings have another folder."""
+    corpus = corpus_of(task)
+    digest = hash_of([str(task.folder), corpus.model_dump(exclude={"max_megabytes"})], 12)
+    return cache_dir() / "indexes" / f"{task.name}-{digest}"
+
+
+def build(folder: Path, corpus: Corpus, base: Path, *, again: bool = False, progress: Progress = QUIET) -> Index:
+    """Build or update an index in `folder`, and open it. Two at once wait for each other.
+
+    Args:
+        folder: where `index.json` will be, and the table unless `corpus.store` says where.
+        corpus: which documents, and how they are cut.
+        base: the folder from which relative paths resolve.
+        again: build it anew, whatever is there.
+        progress: told of every batch of passages.
+
+    Raises:
+        DataError: nothing could be read.
+        ConfigError: a file that is named does not exist, or the encoder cannot read passages as long as asked for.
+    """
+    folder = folder.absolute()
+    progress.start("waiting for another build of this index")
+    with FileLock(lock_file(folder)):
+        progress.finish()
+        encoder = open_encoder(corpus.encoder, progress=progress)
+        _Build(folder, corpus, base, encoder, progress).run(again=again)
+    return Index.open(folder)
+
+
+def passage_tokens(corpus: Corpus, encoder: SentenceEncoder) -> int:
+    """Return the most tokens of a passage.
+
+    Raises:
+        ConfigError: the encoder reads fewer than the corpus asks for, and would cut the rest off.
+    """
+    if corpus.chunk_tokens is not None and corpus.chunk_tokens > encoder.limit:
+        raise ConfigError(
+            "chunk-too-long",
+            f"`corpus.chunk_tokens` is {corpus.chunk_tokens}, and {corpus.encoder} reads {encoder.limit} tokens",
+            hint=f"set it to {encoder.limit} or less, or choose an encoder that reads more",
+        )
+    return corpus.chunk_tokens or min(TOKENS, encoder.limit)
+
+
+class _Build:
+    """One run over a corpus."""
+
+    def __init__(self, folder: Path, corpus: Corpus, base: Path, encoder: SentenceEncoder, progress: Progress) -> None:
+        self.folder, self.corpus, self.base, self.encoder, self.progress = folder, corpus, base, encoder, progress
+        self.tokens = passage_tokens(corpus, encoder)
+        settings = corpus.model_dump(exclude={"max_megabytes", "store"})
+        self.table = f"passages-{hash_of([FORMAT, settings, self.tokens, encoder.fingerprint], 12)}"
+        self.store = Store(corpus.store or str(folder / TABLES), self.table, len(corpus.metadata))
+        self.chunker = Chunker(lambda text: len(encoder.encode(text)), self.tokens, corpus.overlap_tokens)
+        self.wanted: set[tuple[str, str]] = set()  # (document, hash)
+
+    def run(self, *, again: bool) -> None:
+        """Bring table and manifest up to date."""
+        before = read_manifest(self.folder)
+        if before is not None and (again or before.table != self.table):
+            (self.folder / MANIFEST).unlink()
+            before = None
+        if again:
+            self.store.drop()
+        listing = list_sources(self.corpus, self.base)
+        if not self.store.exists():
+            self.store.create(self.encoder.embed([]).shape[1])
+        known = self.store.documents()
+        added = self._write(self._unread(listing, known, before), known, listing.problems)
+        stale = known.keys() - self.wanted
+        self.store.delete(stale)
+        check_read(listing.problems, self.store.count(), self.corpus)
+        changed = bool(added or stale or before is None)
+        version = self.store.finish(changed=changed, keep_versions=before is not None)
+        if self.corpus.store is None:
+            self.store.drop_others()
+        self._publish(listing, version)
+
+    def _unread(self, listing: Listing, known: dict[tuple[str, str], str], before: Manifest | None) -> list[Source]:
+        """Return the sources to read; of those that did not change since a finished build, keep what is there."""
+        same = {
+            source.id
+            for source in listing.sources
+            if before is not None and source.sha256 and before.sources.get(source.id) == source.sha256
+        }
+        self.wanted |= {document for document, source in known.items() if source in same}
+        if before is not None:
+            told = (Problem(one.source, one.what, one.left_out) for one in before.problems)
+            listing.problems += [one for one in told if one.source in same]
+        return [source for source in listing.sources if source.id not in same]
+
+    def _write(self, sources: list[Source], known: dict[tuple[str, str], str], problems: list[Problem]) -> int:
+        """Write the documents that the table does not have; return the number of passages."""
+        sizes = [source.size for source in sources]
+        self.progress.start("indexing bytes", sum(sizes) if all(sizes) else None)
+        batch: list[tuple[SourceDocument, list[Chunk]]] = []
+        waiting = added = 0
+        for source in sources:
+            for document in read_documents(source, self.corpus, problems):
+                version = (document.id, document.hash)
+                if version in self.wanted or version in known:
+                    self.wanted.add(version)
+                    self.progress.advance(document.size)
+                    continue
+                self.wanted.add(version)
+                batch.append((document, self.chunker.cut(document.text, document.title, markdown=document.markdown)))
+                waiting += len(batch[-1][1])
+                if waiting >= BATCH:
+                    self._flush(batch)
+                    added, waiting, batch = added + waiting, 0, []
+                    self.progress.advance(0, f"{added} passages")
+        self._flush(batch)
+        self.progress.finish(f"{added + waiting} passages")
+        return added + waiting
+
+    def _flush(self, batch: list[tuple[SourceDocument, list[Chunk]]]) -> None:
+        """Embed and write whole documents at once."""
+        pairs = [(document, chunk) for document, chunks in batch for chunk in chunks]
+        if not pairs:
+            return
+        vectors = self.encoder.embed([chunk.embedded for _, chunk in pairs], progress=self.progress)
+        rows = [_row(document, chunk) for document, chunk in pairs]
+        self.store.add({name: [row[name] for row in rows] for name in rows[0]}, vectors)
+        for document, _ in batch:
+            self.progress.advance(document.size)
+
+    def _publish(self, listing: Listing, version: int) -> None:
+        manifest = Manifest(
+            format=FORMAT,
+            fingerprint=hash_of([self.table, sorted(self.wanted)], 64),
+            corpus=self.corpus,
+            encoder=self.corpus.encoder,
+            encoder_fingerprint=self.encoder.fingerprint,
+            dimension=self.encoder.embed([]).shape[1],
+            tokens=self.tokens,
+            table=self.table,
+            version=version,
+            passages=self.store.count(),
+            documents=len(self.wanted),
+            sources={source.id: source.sha256 for source in listing.sources},
+            problems=[Told(**asdict(problem)) for problem in listing.problems],
+        )
+        write_atomically(self.folder / MANIFEST, manifest.model_dump_json(indent=1))
+
+
+def _row(document: SourceDocument, chunk: Chunk) -> dict[str, Any]:
+    """Return a passage as a row of the table, but for its vector."""
+    page = bisect.bisect_right(document.pages, chunk.start) if document.pages else None
+    return {
+        "id": f"{document.id}:{chunk.start}-{chunk.end}",
+        "document": document.id,
+        "hash": document.hash,
+        "source": document.source,
+        "title": chunk.title,
+        "text": document.text[chunk.start : chunk.end],
+        "terms": " ".join(terms(chunk.embedded)),
+        "page": page,
+        "start": chunk.start,
+        "end": chunk.end,
+        **{f"metadata_{number}": value for number, value in enumerate(document.metadata)},
+    }

@@ -1,0 +1,216 @@
+"""Cut a document into passages: whole sentences, paragraphs and tables under a token budget, with exact spans.
+
+A document is read as units that are not cut without need: headings, sentences, lines of code, whole tables. Units are
+packed in order until the next one does not fit. A passage rather ends where a paragraph does, and before a heading.
+What is embedded and searched is the passage below its title and headings, so that `It costs 5 EUR` is found as what
+costs 5 EUR.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Count = Callable[[str], int]  # tokens of a text, no special ones
+
+HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
+FENCE = re.compile(r"[ \t]*(```|~~~)")
+LINE = re.compile(r"[^\n]*\n|[^\n]+$")
+# The end of a sentence: Latin, Greek, Arabic and Indic marks before a space; East Asian ones anywhere.
+SENTENCE_END = re.compile(r"[.!?…؟۔।;]['\"”’»)\]]*(?=\s)|[。！？]['\"”’」』）]*|\n")
+TITLE_SHARE = 4  # titles and headings may fill a fourth of what is embedded
+FULL_ENOUGH = 0.5  # from this share of the budget on, a passage ends where a paragraph or a section does
+CHARACTERS_PER_TOKEN = 16  # some vocabularies read a word of any length as one unknown token; text has about 4
+
+Kind = Literal["heading", "sentence", "table", "code"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A passage to be: its span, the title with the headings above it, and the text that is embedded and searched."""
+
+    start: int
+    end: int
+    title: str
+    embedded: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    start: int
+    end: int
+    kind: Kind
+    cost: int
+    headings: tuple[str, ...]
+    begins_block: bool  # the first of a paragraph, table or section
+
+
+@dataclass(frozen=True, slots=True)
+class Chunker:
+    """Cuts documents into chunks of at most `tokens` tokens, title included.
+
+    Attributes:
+        count: tokens of a text, as the encoder counts.
+        tokens: the most tokens of a chunk.
+        overlap: so many tokens of a chunk, whole units, begin the next one too.
+    """
+
+    count: Count
+    tokens: int
+    overlap: int = 0
+
+    def cut(self, text: str, title: str, *, markdown: bool) -> list[Chunk]:
+        """Return the chunks of a document in order; white space between them belongs to none.
+
+        Args:
+            text: the document.
+            title: its title.
+            markdown: read `#` headings, tables of `|` and code fences; otherwise only paragraphs and sentences.
+        """
+        chunks = []
+        budget = self.tokens - self.tokens // TITLE_SHARE
+        units = [part for unit in _units(text, markdown, self._cost) for part in self._small(unit, text, budget)]
+        first = 0
+        while first < len(units):
+            path = " > ".join(part for part in (title, *units[first].headings) if part)
+            shown = self._shortened(title, units[first].headings)
+            last = self._last(units, first, self.tokens - (self.count(shown) if shown else 0))
+            while True:
+                body = text[units[first].start : units[last].end]
+                embedded = f"{shown}\n{body}" if shown else body
+                if self.count(embedded) <= self.tokens:
+                    break
+                if last == first:  # it fits without: a unit fills three fourths at most
+                    embedded = body
+                    break
+                last -= 1  # sums of counts may be off by a few
+            chunks.append(Chunk(units[first].start, units[last].end, path, embedded))
+            first = max(first + 1, self._overlapping(units, last)) if last + 1 < len(units) else len(units)
+        return chunks
+
+    def _cost(self, text: str) -> int:
+        return max(self.count(text), -(-len(text) // CHARACTERS_PER_TOKEN))
+
+    def _small(self, unit: _Unit, text: str, budget: int) -> Iterator[_Unit]:
+        """Yield a unit, or its halves and their halves until they fit: at line ends, else spaces, else anywhere."""
+        if unit.cost <= budget or unit.end - unit.start < 2:
+            yield unit
+            return
+        middle = _middle(text, unit.start, unit.end)
+        for start, end, begins in ((unit.start, middle, unit.begins_block), (middle, unit.end, False)):
+            start, end = _stripped(text, start, end)
+            if start < end:
+                half = _Unit(start, end, unit.kind, self._cost(text[start:end]), unit.headings, begins)
+                yield from self._small(half, text, budget)
+
+    def _shortened(self, title: str, headings: tuple[str, ...]) -> str:
+        """Return title and headings, the innermost first to be kept, in a fourth of the budget."""
+        parts = [part for part in (title, *headings) if part]
+        while parts and self.count(" > ".join(parts)) > self.tokens // TITLE_SHARE:
+            parts = parts[1:]
+        return " > ".join(parts)
+
+    def _last(self, units: list[_Unit], first: int, budget: int) -> int:
+        """Return the last unit of the chunk that begins with `first`."""
+        used, last, boundary = units[first].cost, first, None
+        while last + 1 < len(units) and used + units[last + 1].cost <= budget:
+            following = units[last + 1]
+            if used >= FULL_ENOUGH * budget:
+                if following.kind == "heading":
+                    return last
+                if following.begins_block:
+                    boundary = last
+            last += 1
+            used += following.cost
+        if last + 1 == len(units) or units[last + 1].begins_block:
+            boundary = last
+        end = last if boundary is None else boundary
+        while end > first and units[end].kind == "heading":  # a heading belongs to what follows it
+            end -= 1
+        return end
+
+    def _overlapping(self, units: list[_Unit], last: int) -> int:
+        """Return the first unit of the next chunk: the last ones of this chunk, as many as the overlap holds."""
+        first, room = last + 1, self.overlap
+        while first > 0 and units[first - 1].cost <= room and units[first - 1].kind != "heading":
+            first -= 1
+            room -= units[first].cost
+        return first
+
+
+def _middle(text: str, start: int, end: int) -> int:
+    """Return where to cut near the middle: after a line end, else a space, within the middle half."""
+    low, high, middle = start + (end - start) // 4, end - (end - start) // 4, (start + end) // 2
+    for mark in ("\n", " "):
+        before, after = text.rfind(mark, low, middle), text.find(mark, middle, high)
+        places = [place + 1 for place in (before, after) if place >= 0]
+        if places:
+            return min(places, key=lambda place: abs(place - middle))
+    return max(start + 1, middle)
+
+
+def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return the span without the white space at its ends."""
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))
+
+
+def _units(text: str, markdown: bool, cost: Count) -> Iterator[_Unit]:
+    """Yield headings, sentences, tables and lines of code in order."""
+    headings: dict[int, str] = {}
+    for kind, block_start, block_end in _blocks(text, markdown):
+        if kind == "heading" and (found := HEADING.match(text[block_start:block_end])):
+            level = len(found[1])
+            headings = {above: words for above, words in headings.items() if above < level}
+            path = tuple(headings.values())  # a heading itself stands in the text, so it is not above itself
+            headings[level] = found[2]
+        else:
+            path = tuple(headings.values())
+        begins = True
+        for start, end in _pieces(text, kind, block_start, block_end):
+            start, end = _stripped(text, start, end)
+            if start < end:
+                yield _Unit(start, end, kind, cost(text[start:end]), path, begins)
+                begins = False
+
+
+def _pieces(text: str, kind: Kind, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the spans of a block that are not cut without need."""
+    if kind in ("heading", "table"):
+        yield start, end
+        return
+    separator = SENTENCE_END if kind == "sentence" else re.compile(r"\n")
+    for found in separator.finditer(text, start, end):
+        yield start, found.end()
+        start = found.end()
+    yield start, end
+
+
+def _blocks(text: str, markdown: bool) -> Iterator[tuple[Kind, int, int]]:
+    """Yield headings, tables, code and paragraphs with their spans; blank lines divide paragraphs."""
+    open_kind: Kind | None = None
+    begin, fence = 0, ""
+    for line in LINE.finditer(text):
+        words = line[0].strip()
+        kind: Kind | None
+        if fence:
+            kind = "code"
+            fence = "" if words.startswith(fence) else fence
+        elif markdown and (mark := FENCE.match(line[0])):
+            kind, fence = "code", mark[1]
+        elif not words:
+            kind = None
+        elif markdown and HEADING.match(words):
+            kind = "heading"
+        elif markdown and words.startswith("|"):
+            kind = "table"
+        else:
+            kind = "sentence"
+        if kind != open_kind or kind == "heading":
+            if open_kind is not None:
+                yield open_kind, begin, line.start()
+            open_kind, begin = kind, line.start()
+    if open_kind is not None:
+        yield open_kind, begin, len(text)

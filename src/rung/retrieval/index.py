@@ -1,0 +1,256 @@
+"""Index: the passages of a corpus, searched. A folder with `index.json`, beside it the table of passages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rung.engines.base import Floats
+from rung.engines.encoder import SentenceEncoder
+from rung.engines.opening import open_encoder
+from rung.errors import ArtifactError
+from rung.models.reference import resolve
+from rung.progress import QUIET, Progress
+from rung.retrieval.corpus import Corpus
+from rung.retrieval.passage import Passage
+from rung.retrieval.search import Rerank, SearchSettings, diverse, fuse, without_duplicates
+from rung.retrieval.store import Hits, Store, condition
+from rung.retrieval.terms import terms
+
+MANIFEST = "index.json"
+TABLES = "passages.lance"
+FORMAT = 1  # of the table and of how documents are read and cut: another number means another index
+SPARE = 3  # times k: candidates looked at, as some may be duplicates
+DEFAULT = SearchSettings()
+
+
+class Told(BaseModel):
+    """What was said of a source that was not, or not wholly, read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    what: str
+    left_out: bool
+
+
+class Manifest(BaseModel):
+    """What `index.json` holds. It is written last, so that an index that has one is complete.
+
+    `sources` maps the files to their sha256, which is empty for what has none; `version` is that of the table.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    fingerprint: str
+    corpus: Corpus
+    encoder: str
+    encoder_fingerprint: str
+    dimension: int
+    tokens: int
+    table: str
+    version: int
+    passages: int
+    documents: int
+    sources: dict[str, str]
+    problems: list[Told]
+
+
+class Index:
+    """An index that was built; see `rung.retrieval.build` for how.
+
+    Attributes:
+        folder: where `index.json` is.
+        manifest: what it says.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        address = manifest.corpus.store or str(folder / TABLES)
+        self._store = Store(address, manifest.table, len(manifest.corpus.metadata))
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """Open an index to search it; it stays as it is, even while it is updated.
+
+        Raises:
+            ArtifactError: there is no complete index, it is damaged, or was made with another encoder.
+            MachineError: LanceDB is not installed.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise ArtifactError(
+                "index-missing", f"{folder} holds no complete index", hint="`rung index build TASK` builds or goes on"
+            )
+        encoder = resolve(manifest.encoder).fingerprint
+        if encoder != manifest.encoder_fingerprint:
+            raise ArtifactError(
+                "index-encoder",
+                f"the index was made with another version of {manifest.encoder}: {manifest.encoder_fingerprint[:12]}, "
+                f"this is {encoder[:12]}",
+                hint="build the index again, or put the encoder back that it was made with",
+            )
+        index = cls(folder, manifest)
+        index._check_table()
+        return index
+
+    def _check_table(self) -> None:
+        try:
+            self._store.checkout(self.manifest.version)
+            passages = self._store.count()
+        except (ValueError, RuntimeError, OSError) as problem:  # LanceDB's own, by what is missing
+            raise _damaged(self.folder, str(problem).splitlines()[0]) from problem
+        if passages != self.manifest.passages:
+            raise _damaged(self.folder, f"its table has {passages} passages instead of {self.manifest.passages}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a search may find something else: documents, settings, encoder."""
+        return self.manifest.fingerprint
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The encoder of queries, loaded at the first search."""
+        return open_encoder(self.manifest.encoder)
+
+    def __len__(self) -> int:
+        """Return the number of passages."""
+        return self.manifest.passages
+
+    # ---- searching
+
+    def search(
+        self,
+        queries: Sequence[str],
+        k: int = 5,
+        settings: SearchSettings = DEFAULT,
+        *,
+        rerank: Rerank | None = None,
+        progress: Progress = QUIET,
+    ) -> list[list[Passage]]:
+        """Return the best passages of every query, best first.
+
+        Args:
+            queries: the texts to look for; nothing but the input of a row, never its label.
+            k: passages per query; fewer are returned where there are no more.
+            settings: how to search.
+            rerank: orders the first `settings.reranked` passages anew; `score` is then its score.
+            progress: told of every query that is reranked.
+
+        Raises:
+            ConfigError: a filter names a column that passages do not have.
+        """
+        if not queries or k < 1:
+            return [[] for _ in queries]
+        dense, words = self.candidates(queries, settings)
+        fused = [
+            fuse(None if dense is None else dense[row], None if words is None else words[row], settings.weight)
+            for row in range(len(queries))
+        ]
+        wanted = max(k, settings.reranked) if rerank else k
+        shortlists = [list(scores)[: wanted * SPARE] for scores in fused]
+        rows = self._store.take(sorted({one for ids in shortlists for one in ids}), vectors=True)
+        found = [
+            self._choose([(rows[one], scores[one]) for one in ids], wanted, settings)
+            for ids, scores in zip(shortlists, fused, strict=True)
+        ]
+        if rerank is None:
+            return found
+        return _reranked(queries, found, rerank, k, progress)
+
+    def candidates(self, queries: Sequence[str], settings: SearchSettings) -> tuple[Hits | None, Hits | None]:
+        """Return what the dense search and BM25 find for every query, before fusion; None for a search not made."""
+        where = condition(settings.filters, self.manifest.corpus.metadata)
+        dense = words = None
+        if settings.mode != "bm25":
+            dense = self._store.nearest(embed_queries(self.encoder, queries), settings.candidates, where)
+        if settings.mode != "dense":
+            asked = [" ".join(dict.fromkeys(terms(query))) for query in queries]
+            words = self._store.matching(asked, settings.candidates, where)
+        return dense, words
+
+    def _choose(self, rows: list[tuple[dict[str, Any], float]], k: int, settings: SearchSettings) -> list[Passage]:
+        """Return k passages without near-duplicates, by relevance or by maximal marginal relevance."""
+        if not rows:
+            return []
+        vectors = np.stack([row["vector"] for row, _ in rows])
+        kept = without_duplicates(vectors, settings.duplicate)
+        if settings.diversity > 0:
+            relevance = np.array([rows[position][1] for position in kept])
+            kept = [kept[chosen] for chosen in diverse(relevance, vectors[kept], k, settings.diversity)]
+        return [self._passage(*rows[position]) for position in kept[:k]]
+
+    def _passage(self, row: dict[str, Any], score: float) -> Passage:
+        names = self.manifest.corpus.metadata
+        return Passage(
+            row["id"], row["document"], row["title"], row["text"], row["page"], row["start"], row["end"], score,
+            {name: row[f"metadata_{number}"] for number, name in enumerate(names)},
+        )  # fmt: skip
+
+
+def embed_queries(encoder: SentenceEncoder, queries: Sequence[str]) -> Floats:
+    """Return one unit vector per query; of a query longer than the encoder reads, the mean of its windows."""
+    windows: list[str] = []
+    owners: list[int] = []
+    for number, query in enumerate(queries):
+        parts = _windows(encoder, query)
+        windows += parts
+        owners += [number] * len(parts)
+    vectors = encoder.embed(windows)
+    sums = np.zeros((len(queries), vectors.shape[1]), np.float32)
+    np.add.at(sums, owners, vectors)
+    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+    return sums
+
+
+def _windows(encoder: SentenceEncoder, query: str) -> list[str]:
+    if len(encoder.encode(query)) <= encoder.limit:
+        return [query]
+    from rung.retrieval.chunking import Chunker
+
+    chunks = Chunker(lambda text: len(encoder.encode(text)), encoder.limit).cut(query, "", markdown=False)
+    return [chunk.embedded for chunk in chunks]
+
+
+def _reranked(
+    queries: Sequence[str], found: list[list[Passage]], rerank: Rerank, k: int, progress: Progress
+) -> list[list[Passage]]:
+    progress.start("reranking", len(queries))
+    best = []
+    for query, passages in zip(queries, found, strict=True):
+        scores = rerank(query, passages)
+        order = sorted(range(len(passages)), key=lambda position: -scores[position])
+        best.append([replace(passages[position], score=float(scores[position])) for position in order[:k]])
+        progress.advance()
+    progress.finish()
+    return best
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return what `index.json` says, or None where there is none, or one of another format.
+
+    Raises:
+        ArtifactError: it cannot be read.
+    """
+    file = folder / MANIFEST
+    if not file.exists():
+        return None
+    try:
+        manifest = Manifest.model_validate_json(file.read_text("utf-8"))
+    except (ValidationError, ValueError) as problem:
+        raise _damaged(folder, f"{MANIFEST} cannot be read: {str(problem).splitlines()[0]}") from problem
+    return manifest if manifest.format == FORMAT else None
+
+
+def _damaged(folder: Path, what: str) -> ArtifactError:
+    return ArtifactError(
+        "index-damaged", f"the index {folder} is damaged: {what}", hint="`rung index build TASK --again`"
+    )

@@ -1,0 +1,239 @@
+"""Where passages lie: a LanceDB table on disk or in an object store, with one index for words and one for vectors.
+
+LanceDB keeps every version of a table, so a reader that opened one is not disturbed by a writer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rung.engines.base import Floats
+from rung.errors import ConfigError, MachineError
+
+Ids = npt.NDArray[np.int64]
+Hits = list[tuple[Ids, Floats]]  # per query: row ids and scores, best first
+
+EXACT = 100_000  # up to so many passages every vector is compared; above, a quantized index finds candidates
+KEPT = timedelta(hours=1)  # versions that a reader may still have open
+SEARCHES = 4  # side by side
+PARTITION = 4096  # vectors of one partition of the index
+PROBES = 0.06  # share of the partitions that a search looks into
+REFINED = 10  # so many times the wanted vectors are compared exactly
+
+
+class Store:
+    """One table of passages.
+
+    Args:
+        address: a folder, or the URL of an object store.
+        name: the table's.
+        metadata: how many columns of metadata its passages have.
+    """
+
+    def __init__(self, address: str, name: str, metadata: int) -> None:
+        self._database: Any = _lancedb().connect(address)
+        self._name = name
+        self._metadata = metadata
+        self._opened: Any = None
+
+    @property
+    def columns(self) -> list[str]:
+        """What a passage is made of, without vector and terms."""
+        extra = [f"metadata_{number}" for number in range(self._metadata)]
+        return ["id", "document", "title", "text", "page", "start", "end", *extra]
+
+    @property
+    def _table(self) -> Any:
+        if self._opened is None:
+            self._opened = self._database.open_table(self._name)
+        return self._opened
+
+    def exists(self) -> bool:
+        """Tell whether the table was begun."""
+        return self._name in _names(self._database)
+
+    def create(self, dimension: int) -> None:
+        """Make the empty table."""
+        self._opened = self._database.create_table(self._name, schema=self._schema(dimension))
+
+    def drop(self) -> None:
+        """Remove the table, where there is one."""
+        self._opened = None
+        if self.exists():
+            self._database.drop_table(self._name)
+
+    def drop_others(self) -> None:
+        """Remove tables of other settings."""
+        for name in _names(self._database):
+            if name != self._name:
+                self._database.drop_table(name)
+
+    def _schema(self, dimension: int) -> Any:
+        import pyarrow as pa
+
+        text = [(name, pa.string()) for name in ("id", "document", "hash", "source", "title", "text", "terms")]
+        places = [("page", pa.int32()), ("start", pa.int64()), ("end", pa.int64())]
+        extra = [(f"metadata_{number}", pa.string()) for number in range(self._metadata)]
+        return pa.schema([*text, *places, *extra, ("vector", pa.list_(pa.float32(), dimension))])
+
+    # ---- writing
+
+    def add(self, rows: Mapping[str, Sequence[Any]], vectors: Floats) -> None:
+        """Write passages at once: all of them are there afterwards, or none."""
+        import pyarrow as pa
+
+        schema = self._schema(vectors.shape[1])
+        flat = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), vectors.shape[1])
+        columns = [flat if field.name == "vector" else pa.array(rows[field.name], field.type) for field in schema]
+        self._table.add(pa.table(columns, schema=schema))
+
+    def documents(self) -> dict[tuple[str, str], str]:
+        """Return the source of every (document, hash) that is there."""
+        found = {}
+        reader = self._table.search().select(["document", "hash", "source"]).to_batches(65_536)
+        for batch in reader:
+            names = (batch.column(name).to_pylist() for name in ("document", "hash", "source"))
+            found.update({(document, digest): source for document, digest, source in zip(*names, strict=True)})
+        return found
+
+    def delete(self, documents: Iterable[tuple[str, str]]) -> None:
+        """Remove versions of documents, given as (document, hash)."""
+        all_of_them = list(documents)
+        for first in range(0, len(all_of_them), 500):
+            some = all_of_them[first : first + 500]
+            self._table.delete(" OR ".join(f"(document = {_quoted(d)} AND hash = {_quoted(h)})" for d, h in some))
+
+    def finish(self, *, changed: bool, keep_versions: bool) -> int:
+        """Index what was written, compact the table, remove old versions; return the version to read."""
+        if changed or not self._indexed("terms"):
+            self._index()
+            self._table.optimize(cleanup_older_than=KEPT if keep_versions else timedelta(0))
+        return int(self._table.version)
+
+    def _index(self) -> None:
+        from lancedb.index import FTS, IvfPq
+
+        rows = self.count()
+        if not self._indexed("terms"):
+            words = FTS(
+                base_tokenizer="whitespace", lower_case=False, stem=False, remove_stop_words=False,
+                ascii_folding=False, max_token_length=None,
+            )  # fmt: skip
+            self._table.create_index("terms", config=words)
+        if rows > EXACT and not self._indexed("vector"):
+            partitions = max(1, rows // PARTITION)
+            self._table.create_index("vector", config=IvfPq(distance_type="dot", num_partitions=partitions))
+
+    def _indexed(self, column: str) -> bool:
+        return any(column in index.columns for index in self._table.list_indices())
+
+    # ---- reading
+
+    def checkout(self, version: int) -> None:
+        """Read this version, whatever is written meanwhile.
+
+        Raises:
+            Exception: of LanceDB, where the version is not there.
+        """
+        self._table.checkout(version)
+
+    def count(self) -> int:
+        """Return the number of passages."""
+        return int(self._table.count_rows())
+
+    def nearest(self, vectors: Floats, limit: int, where: str | None) -> Hits:
+        """Return the passages with the largest dot products to each vector."""
+        search = self._table.search(vectors).distance_type("dot").limit(limit).select(["_distance"]).with_row_id(True)
+        if self.count() > EXACT:
+            partitions = max(1, self.count() // PARTITION)
+            search = search.nprobes(max(8, math.ceil(PROBES * partitions))).refine_factor(REFINED)
+        found = (search.where(where, prefilter=True) if where else search).to_arrow()
+        which = found["query_index"].to_numpy() if "query_index" in found.schema.names else np.zeros(len(found), int)
+        ids, scores = found["_rowid"].to_numpy().astype(np.int64), 1 - found["_distance"].to_numpy()
+        hits = []
+        for query in range(len(vectors)):
+            mine = np.flatnonzero(which == query)
+            mine = mine[np.lexsort((ids[mine], -scores[mine]))]
+            hits.append((ids[mine], scores[mine].astype(np.float32)))
+        return hits
+
+    def matching(self, terms: Sequence[str], limit: int, where: str | None) -> Hits:
+        """Return the passages with the largest BM25 scores for each query's terms, joined by spaces."""
+        from lancedb.query import MatchQuery
+
+        ask: Any = MatchQuery  # its defaults are not in its types
+
+        def one(query: str) -> tuple[Ids, Floats]:
+            if not query:
+                return np.zeros(0, np.int64), np.zeros(0, np.float32)
+            search = self._table.search(ask(query, "terms"), query_type="fts").limit(limit)
+            search = search.select(["_score"]).with_row_id(True)
+            found = (search.where(where, prefilter=True) if where else search).to_arrow()
+            ids, scores = found["_rowid"].to_numpy().astype(np.int64), found["_score"].to_numpy()
+            order = np.lexsort((ids, -scores))
+            return ids[order], scores[order].astype(np.float32)
+
+        with ThreadPoolExecutor(SEARCHES) as workers:
+            return list(workers.map(one, terms))
+
+    def take(self, ids: Sequence[int], *, vectors: bool) -> dict[int, dict[str, Any]]:
+        """Return passages by row id, as mappings of their columns; `vector` is among them where asked for."""
+        if not len(ids):
+            return {}
+        columns = [*self.columns, "vector"] if vectors else self.columns
+        found = self._table.take_row_ids([int(one) for one in ids]).with_row_id().select(columns).to_arrow()
+        rows = found.drop_columns(["vector"] if vectors else []).to_pylist()
+        if vectors:
+            dense = found["vector"].combine_chunks()
+            matrix = dense.flatten().to_numpy().reshape(len(rows), -1)
+            for row, vector in zip(rows, matrix, strict=True):
+                row["vector"] = vector
+        return {row.pop("_rowid"): row for row in rows}
+
+
+def condition(filters: Mapping[str, str | Sequence[str]], metadata: Sequence[str]) -> str | None:
+    """Return filters as SQL: every column has to hold its value, or one of its values.
+
+    Args:
+        filters: by `document`, `source`, `title`, or a column of `corpus.metadata`.
+        metadata: the columns of `corpus.metadata`.
+
+    Raises:
+        ConfigError: a filter names another column.
+    """
+    known = {"document": "document", "source": "source", "title": "title"}
+    known |= {name: f"metadata_{number}" for number, name in enumerate(metadata)}
+    parts = []
+    for name, wanted in filters.items():
+        if name not in known:
+            raise ConfigError(
+                "unknown-filter", f"passages have no {name!r} to filter by", hint=f"there are {', '.join(known)}"
+            )
+        values = [wanted] if isinstance(wanted, str) else list(wanted)
+        parts.append(f"{known[name]} IN ({', '.join(map(_quoted, values))})" if values else "false")
+    return " AND ".join(parts) or None
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _names(database: Any) -> list[str]:
+    return list(database.list_tables().tables)
+
+
+def _lancedb() -> Any:
+    try:
+        import lancedb
+    except ImportError as missing:
+        raise MachineError(
+            "missing-extra", f"retrieval needs {missing.name}", hint="uv pip install 'rung[rag]'"
+        ) from missing
+    return lancedb
