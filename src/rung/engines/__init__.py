@@ -1,4 +1,4 @@
-"""Engines run base models: one protocol, several backends."""
+"""What runs models: one protocol, its engines, label scoring and the response cache."""
 
 import sys
 
