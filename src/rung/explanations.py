@@ -276,6 +276,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Clear the installer's cache and pull again.",
         "rung models pull embedded",
     ),
+    "chunk-too-long": Explanation(
+        "Passages are asked for that are longer than the encoder reads.",
+        "What is beyond its limit would be left out of the vector, and never be found.",
+        "Set `corpus.chunk_tokens` to the limit in the message or less, or choose another encoder.",
+        "corpus: {files: documents/, chunk_tokens: 200}",
+    ),
     "constraint-failed": Explanation(
         "Partway through an answer, its constraint grew too complex to follow, or no token of the model fits it.",
         "Going on without it would give text that only seems to fit.",
@@ -324,11 +330,21 @@ EXPLANATIONS: dict[str, Explanation] = {
         "YAML would silently keep the last one.",
         "Remove one of them.",
     ),
+    "duplicate-row-id": Explanation(
+        "Two rows of a table have the same value in `corpus.id_column`.",
+        "A passage is cited by its row, so each row needs a name of its own.",
+        "Make the values unique, or leave `id_column` out: rows are then named by their lines.",
+    ),
     "embedding-unsupported": Explanation(
         "The engine gives no embeddings: an endpoint without them, or OpenVINO alone, which hides hidden states.",
         "There is nothing to compute the features from.",
         "Use a sentence encoder on this machine, or an engine that embeds.",
         "--set rungs.features.encoder=embedded-encoder",
+    ),
+    "empty-corpus": Explanation(
+        "No text was found in the documents of a task.",
+        "An empty index would find nothing, whatever is asked.",
+        "The hint names the first files and why they could not be read; `rung index show` names all.",
     ),
     "empty-correction": Explanation(
         "A correction says nothing.",
@@ -419,6 +435,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Free disk space and memory if they ran out; else run the model with torch.",
         "rung climb task.yaml --engine torch",
     ),
+    "few-labelled-queries": Explanation(
+        "A weight of the two searches should be learned from too few queries.",
+        "With so few, the best of several weights is chance.",
+        "Give 30 queries with their spans or more, or keep the default.",
+    ),
     "field-count": Explanation(
         "A CSV row has more or fewer fields than the header.",
         "Values would land in the wrong columns.",
@@ -484,6 +505,24 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The name, configuration or split is wrong, the data is private, or there is no network.",
         "Check the name; for private data put a token into the environment variable HF_TOKEN.",
         "data: {train: 'hf:org/name:config#train'}",
+    ),
+    "index-damaged": Explanation(
+        "The files of an index do not fit together.",
+        "Searching what is left would find less without a word.",
+        "Build it again.",
+        "rung index build task.yaml --again",
+    ),
+    "index-encoder": Explanation(
+        "An index was made with another version of its encoder.",
+        "Vectors of two encoders cannot be compared: the search would find anything.",
+        "Build the index again, or put back the encoder that it was made with.",
+        "rung index build task.yaml",
+    ),
+    "index-missing": Explanation(
+        "There is no complete index of these documents.",
+        "A build that was stopped leaves part of one, in which much would not be found.",
+        "Build it; what a stopped build had finished is kept.",
+        "rung index build task.yaml",
     ),
     "judge-unreadable": Explanation(
         "A judge answered too many pairs with something other than A, B or tie.",
@@ -667,6 +706,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "The model folder has no config.json.",
         "Without it the shape of the network is unknown.",
         "Name the folder that holds config.json and the safetensors files.",
+    ),
+    "no-corpus": Explanation(
+        "The task has no documents to look answers up in.",
+        "There is nothing to index or to search.",
+        "Name files or folders in the task file.",
+        "corpus: {files: documents/}",
     ),
     "no-cuda": Explanation(
         "CUDA was asked for, but torch sees no such device.",
@@ -1061,6 +1106,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A data file has an ending that Rung does not read.",
         "The kind of a file is told from its ending, not guessed from its content.",
         "Use .csv, .tsv, .json, .jsonl or .parquet.",
+    ),
+    "unknown-filter": Explanation(
+        "A search should filter by something that passages do not have.",
+        "Leaving the filter out would return passages that were not asked for.",
+        "Name the column in `corpus.metadata` and build the index, or filter by document, source or title.",
+        "corpus: {files: faq.csv, metadata: [product]}",
     ),
     "unknown-format": Explanation(
         "A prompt cannot be written in this format.",

@@ -17,6 +17,7 @@ from rung.cli import (
     exports,
     failures,
     improve,
+    index,
     judges,
     machine,
     models,
@@ -46,6 +47,7 @@ improve.register(app)
 judges.register(app)
 machine.register(app)
 serve.register(app)
+app.add_typer(index.app, name="index", help="The index of a task's documents: build, show, search.")
 app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")
 app.add_typer(failures.app, name="failures", help="Captured answers: what went wrong, and what was expected.")
 

@@ -6,6 +6,7 @@ LanceDB keeps every version of a table, so a reader that opened one is not distu
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -114,7 +115,9 @@ class Store:
         """Index what was written, compact the table, remove old versions; return the version to read."""
         if changed or not self._indexed("terms"):
             self._index()
-            self._table.optimize(cleanup_older_than=KEPT if keep_versions else timedelta(0))
+            with warnings.catch_warnings():  # it warns that readers of old versions fail: before the first one are none
+                warnings.simplefilter("ignore", UserWarning)
+                self._table.optimize(cleanup_older_than=KEPT if keep_versions else timedelta(0))
         return int(self._table.version)
 
     def _index(self) -> None:
