@@ -43,19 +43,17 @@ def update(
 ) -> None:
     """Bring a built index up to date: new and changed documents are added, removed ones taken out."""
     from rung.retrieval.build import build_index
-    from rung.retrieval.index import Index
 
-    loaded = _task(task, sets)
-    Index.open(_folder(loaded))  # an error where there is none
+    loaded, _ = _opened(task, sets)  # an error where there is none
     _say(build_index(loaded, progress=progress(quiet)), json)
 
 
 @app.command()
 def show(task: TaskFile, sets: Sets = None, json: Json = False) -> None:
     """Say what the index holds, and which files were not, or not wholly, read."""
-    from rung.retrieval.index import Index
-
-    _say(Index.open(_folder(_task(task, sets))), json)
+    loaded, index = _opened(task, sets)
+    _say(index, json)
+    _tell_changes(index, loaded)
 
 
 @app.command()
@@ -72,7 +70,6 @@ def search(
     """Show the passages that a query finds, with document, page and characters."""
     from typing import get_args
 
-    from rung.retrieval.index import Index
     from rung.retrieval.search import Mode, SearchSettings
 
     if mode not in get_args(Mode):
@@ -84,7 +81,9 @@ def search(
             raise ConfigError("bad-set", f"--filter {one!r} has no `=`", hint="write --filter document=faq.md")
         wanted.setdefault(key, []).append(value)
     settings = SearchSettings(mode=mode, filters=wanted)  # type: ignore[arg-type]
-    found = Index.open(_folder(_task(task, sets))).search([query], k, settings)[0]
+    loaded, index = _opened(task, sets)
+    _tell_changes(index, loaded)
+    found = index.search([query], k, settings)[0]
     if json:
         from dataclasses import asdict
 
@@ -101,9 +100,7 @@ def search(
 @app.command()
 def path(task: TaskFile, sets: Sets = None) -> None:
     """Print the folder of the index."""
-    from rung.retrieval.index import Index
-
-    typer.echo(Index.open(_folder(_task(task, sets))).folder)
+    typer.echo(_opened(task, sets)[1].folder)
 
 
 def _task(file: Path, sets: list[str] | None) -> Task:
@@ -112,10 +109,20 @@ def _task(file: Path, sets: list[str] | None) -> Task:
     return Task.load(file, overrides(sets))
 
 
-def _folder(task: Task) -> Path:
+def _opened(file: Path, sets: list[str] | None) -> tuple[Task, Index]:
     from rung.retrieval.build import index_folder
+    from rung.retrieval.index import Index
 
-    return index_folder(task)
+    task = _task(file, sets)
+    return task, Index.open(index_folder(task))
+
+
+def _tell_changes(index: Index, task: Task) -> None:
+    from rung.retrieval.build import changes_since
+
+    if changes := changes_since(index, task.folder):
+        counts = f"{len(changes.added)} new, {len(changes.changed)} changed, {len(changes.removed)} removed"
+        typer.echo(f"the documents are not those of the index: {counts}; run `rung index update`", err=True)
 
 
 def _say(index: Index, json: bool) -> None:

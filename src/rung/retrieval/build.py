@@ -9,7 +9,7 @@ and no longer asked for is removed after everything new was written, so a reader
 from __future__ import annotations
 
 import bisect
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,35 @@ def build(folder: Path, corpus: Corpus, base: Path, *, again: bool = False, prog
         encoder = open_encoder(corpus.encoder, progress=progress)
         _Build(folder, corpus, base, encoder, progress).run(again=again)
     return Index.open(folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Files that came, changed or went since an index was built."""
+
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        """Tell whether there is any."""
+        return bool(self.added or self.changed or self.removed)
+
+
+def changes_since(index: Index, base: Path) -> Changes:
+    """Compare the files of an index with those that are there now; data sets of the Hub are not asked.
+
+    Args:
+        index: the index.
+        base: the folder from which the corpus' relative paths resolve.
+    """
+    before = index.manifest.sources
+    now = {source.id: source.sha256 for source in list_sources(index.manifest.corpus, base).sources}
+    return Changes(
+        tuple(name for name in now if name not in before),
+        tuple(name for name, sha256 in now.items() if before.get(name, sha256) != sha256),
+        tuple(name for name in before if name not in now),
+    )
 
 
 def passage_tokens(corpus: Corpus, encoder: SentenceEncoder) -> int:

@@ -173,12 +173,12 @@ def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> So
     """
     from rung.retrieval.formats import reader_of
 
-    if root is not None and path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-        raise UnreadableError("is a link out of the folder")
     if not path.exists():
         raise UnreadableError("is a link to nothing")
     if path.is_dir():
         raise UnreadableError("is a link to a folder")
+    if root is not None and path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+        raise UnreadableError("is a link out of the folder")
     if not path.is_file():
         raise UnreadableError("is no ordinary file")
     kind = path.suffix.lower()

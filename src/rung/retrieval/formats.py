@@ -70,7 +70,7 @@ def read_html(path: Path, encoding: str) -> Contents:
     except LookupError:
         raise UnreadableError(f"declares the unknown encoding {named!r}") from None
     text = plain_text(path, named)
-    parser = html.HTMLParser(encoding="utf-8", no_network=True, remove_comments=True, remove_pis=True)
+    parser = html.HTMLParser(encoding="utf-8", no_network=True, huge_tree=True, remove_comments=True, remove_pis=True)
     try:
         root = html.document_fromstring(text.encode("utf-8", "replace"), parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError) as problem:
@@ -168,6 +168,7 @@ def _markdown(etree: Any, root: Any) -> str:
             skip -= tag in SKIPPED
             write(element.tail)
     text = re.sub(r"[ \t]*\n[ \t]*", "\n", "".join(out))
+    text = re.sub(r"(?m)^\|.*$", lambda row: re.sub(r"[ \t]+", " ", row[0]), text)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
