@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from rung.retrieval.chunking import Chunker
@@ -64,7 +66,7 @@ def test_a_table_is_kept_whole_and_a_larger_one_is_cut_between_rows():
 
 def test_overlap_repeats_whole_sentences():
     chunks = pieces(LONG, overlap=6)
-    for one, following in zip(chunks, chunks[1:], strict=False):
+    for one, following in pairwise(chunks):
         assert following.split(". ")[0] + "." == one.split(". ")[-1]
     assert chunks[0].startswith("Sentence number 0 ")
     assert chunks[-1].endswith("39 says something new.")

@@ -7,6 +7,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from rung.errors import ConfigError, DataError
+from rung.retrieval import formats
 from rung.retrieval.corpus import Corpus
 from rung.retrieval.documents import list_sources, read_documents
 
@@ -72,10 +73,15 @@ def test_html_becomes_markdown(docs):
     assert found["docs/latin.htm"].text == "Größe"
 
 
-def test_deeply_nested_html_is_read(docs):
-    (docs / "deep.html").write_text("<div>" * 5000 + "word" + "</div>" * 5000)
-    found, _ = read(docs.parent)
+def test_deeply_nested_html_is_read_as_far_as_the_parser_goes_and_told(docs):
+    (docs / "deep.html").write_text("<div>" * 1000 + "word" + "</div>" * 1000)
+    (docs / "deeper.html").write_text("<p>before</p>" + "<div>" * 5000 + "word" + "</div>" * 5000)
+    found, problems = read(docs.parent)
     assert found["docs/deep.html"].text == "word"
+    assert found["docs/deeper.html"].text == "before"
+    assert set(problems) == {"docs/deeper.html"}
+    assert problems["docs/deeper.html"].what.startswith("is read to where a limit is reached: Excessive depth")
+    assert not problems["docs/deeper.html"].left_out
 
 
 def test_pdf_pages_and_their_problems(docs):
@@ -98,7 +104,7 @@ def test_pdf_pages_and_their_problems(docs):
     assert problems["docs/broken.pdf"].left_out
 
 
-def test_word_files(docs):
+def test_word_files(docs, monkeypatch):
     document = docx.Document()
     document.core_properties.title = "Handbook"
     document.add_heading("Leave", level=1)
@@ -112,14 +118,15 @@ def test_word_files(docs):
     (docs / "torn.docx").write_bytes((docs / "book.docx").read_bytes()[:5000])
     with zipfile.ZipFile(docs / "bomb.docx", "w", zipfile.ZIP_DEFLATED) as parts:
         for part in range(6):
-            parts.writestr(f"{part}.xml", bytes(100_000_000))
+            parts.writestr(f"{part}.xml", bytes(1_000_000))
+    monkeypatch.setattr(formats, "MAX_UNPACKED", 5_000_000)
     found, problems = read(docs.parent)
     assert set(found) == {"docs/book.docx"}
     assert found["docs/book.docx"].title == "Handbook"
     assert found["docs/book.docx"].text == "# Leave\n\nThirty days.\n\n- sick leave\n\n| a | b |\n| 1 | 2 |"
     assert problems["docs/locked.docx"].what.startswith("is encrypted")
     assert problems["docs/torn.docx"].what.startswith("is broken: BadZipFile")
-    assert problems["docs/bomb.docx"].what == "unpacks to 600 MB"
+    assert problems["docs/bomb.docx"].what == "unpacks to 6 MB"
 
 
 def test_every_file_that_is_left_out_is_told(docs, tmp_path):
@@ -200,7 +207,7 @@ def test_globs_and_names(docs):
     assert set(read(docs.parent, files="docs/**/*.md")[0]) == {"docs/a.md", "docs/in/b.md"}
     assert set(read(docs, files=["in/c.txt", "in", str(docs / "a.md")])[0]) == {"in/c.txt", "in/b.md", "a.md"}
     for wrong in ("nothing.txt", "*.pdf"):
-        with pytest.raises(ConfigError, match="does not exist|finds no file"):
+        with pytest.raises(ConfigError, match=r"does not exist|finds no file"):
             read(docs, files=wrong)
 
 
@@ -209,7 +216,7 @@ def test_globs_and_names(docs):
     [{"files": []}, {"files": "a", "chunk_tokens": 10, "overlap_tokens": 6}, {"files": "a", "encoding": "utf-9"}],
 )
 def test_settings_that_make_no_sense_are_refused(settings):
-    with pytest.raises(ValueError, match="names no file|more than half|no text encoding"):
+    with pytest.raises(ValueError, match=r"names no file|more than half|no text encoding"):
         Corpus(**settings)
 
 

@@ -39,7 +39,8 @@ from rung.retrieval.terms import terms
 if TYPE_CHECKING:
     from rung.task import Task
 
-TOKENS = 200  # of a passage, where the task does not say
+TOKENS = 250  # of a passage, where the task does not say
+OVERLAP = 3  # a passage's last third begins the next one too, where the task does not say
 BATCH = 1024  # passages embedded and written together: what a killed build loses
 
 
@@ -152,7 +153,8 @@ class _Build:
         settings = corpus.model_dump(exclude={"max_megabytes", "store"})
         self.table = f"passages-{hash_of([FORMAT, settings, self.tokens, encoder.fingerprint], 12)}"
         self.store = Store(corpus.store or str(folder / TABLES), self.table, len(corpus.metadata))
-        self.chunker = Chunker(lambda text: len(encoder.encode(text)), self.tokens, corpus.overlap_tokens)
+        overlap = self.tokens // OVERLAP if corpus.overlap_tokens is None else corpus.overlap_tokens
+        self.chunker = Chunker(lambda text: len(encoder.encode(text)), self.tokens, overlap)
         self.wanted: set[tuple[str, str]] = set()  # (document, hash)
 
     def run(self, *, again: bool) -> None:

@@ -32,10 +32,10 @@ class Corpus(BaseModel):
     max_megabytes: Count = Field(50, description="Larger files are left out, counted and shown.")
     encoder: str = Field(ENCODER, description="The sentence encoder: embedded-encoder, a Hub id or a folder.")
     chunk_tokens: Count | None = Field(
-        None, description="Longest passage in the encoder's tokens, headings included; without, 200 or its limit."
+        None, description="Longest passage in the encoder's tokens, headings included; without, 250 or its limit."
     )
-    overlap_tokens: Annotated[int, Field(ge=0)] = Field(
-        0, description="So many tokens of a passage, whole sentences, begin the next one too."
+    overlap_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="So many tokens of a passage, whole sentences, begin the next one too; without, a third."
     )
     store: str | None = Field(
         None,
@@ -47,7 +47,11 @@ class Corpus(BaseModel):
     def _consistent(self) -> Self:
         if not self.files:
             raise ValueError("`files` names no file")
-        if self.chunk_tokens is not None and self.overlap_tokens * 2 > self.chunk_tokens:
+        if (
+            self.chunk_tokens is not None
+            and self.overlap_tokens is not None
+            and self.overlap_tokens * 2 > self.chunk_tokens
+        ):
             raise ValueError("`overlap_tokens` is more than half of `chunk_tokens`")
         try:
             "a".encode(self.encoding)

@@ -75,7 +75,10 @@ def read_html(path: Path, encoding: str) -> Contents:
         root = html.document_fromstring(text.encode("utf-8", "replace"), parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError) as problem:
         raise UnreadableError(f"is no HTML: {problem}") from None
-    return Contents(_markdown(etree, root), " ".join((root.findtext(".//title") or "").split()), markdown=True)
+    limit = next((entry.message for entry in parser.error_log if entry.type_name == "ERR_RESOURCE_LIMIT"), "")
+    said = f"is read to where a limit is reached: {limit.partition(', use')[0]}" if limit else ""
+    title = " ".join((root.findtext(".//title") or "").split())
+    return Contents(_markdown(etree, root), title, markdown=True, problem=said)
 
 
 def read_pdf(path: Path, encoding: str) -> Contents:

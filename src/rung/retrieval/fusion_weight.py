@@ -24,7 +24,7 @@ class LabelledQuery:
 def learn_weight(
     index: Index, queries: Sequence[LabelledQuery], settings: SearchSettings, *, k: int = 5
 ) -> SearchSettings:
-    """Return the settings with the weight of 0, 0.1, ..., 1 that finds most; with ranks where that finds as much.
+    """Return the settings with the weight that finds most: their own, None (ranks), or 0, 0.1, ..., 1.
 
     Measure on other queries than these: the best of several weights on the same queries looks better than it is.
 
@@ -41,10 +41,10 @@ def learn_weight(
         raise DataError(
             "few-labelled-queries",
             f"{len(queries)} labelled queries are too few to learn a weight from",
-            hint=f"give {FEWEST_LABELLED} or more; without, results are fused by their ranks",
+            hint=f"give {FEWEST_LABELLED} or more; without, keep the default",
         )
     texts = [query.text for query in queries]
-    tried = [replace(settings, weight=weight) for weight in (None, *WEIGHTS)]
+    tried = [replace(settings, weight=weight) for weight in (settings.weight, None, *WEIGHTS)]
 
     def found(candidate: SearchSettings) -> float:
         results = index.search(texts, k, candidate)
@@ -52,4 +52,4 @@ def learn_weight(
             span_recall(passages, query.spans, k) for passages, query in zip(results, queries, strict=True)
         ) / len(queries)
 
-    return max(tried, key=found)  # the first of equals: ranks
+    return max(tried, key=found)  # the first of equals: what was set
