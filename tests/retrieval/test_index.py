@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rung.data.types import Span
 from rung.errors import ArtifactError, ConfigError, DataError
-from rung.evaluation.retrieval_metrics import Span
 from rung.retrieval.build import BATCH, build, build_index, changes_since, index_folder
 from rung.retrieval.choose_chunking import Chunking, choose_chunking
 from rung.retrieval.corpus import Corpus

@@ -42,6 +42,15 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Where a part of an answer stands: a document of the corpus, and characters `start` to `end` of its text."""
+
+    document: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
     """A text without question or answer, and `file` or `file:line`."""
 

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
+from rung.data.types import Span
 from rung.retrieval.passage import Passage
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A piece of a document that answers a question: characters `start` to `end` of its text."""
-
-    document: str
-    start: int
-    end: int
 
 
 def recall_at_k(ranked: Sequence[str], relevant: Collection[str], k: int) -> float:

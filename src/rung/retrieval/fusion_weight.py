@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rung.data.types import Span
 from rung.errors import DataError
-from rung.evaluation.retrieval_metrics import Span, span_recall
+from rung.evaluation.retrieval_metrics import span_recall
 from rung.retrieval.index import Index
 from rung.retrieval.search import FEWEST_LABELLED, SearchSettings
 
