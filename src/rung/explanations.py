@@ -199,6 +199,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Write memory as 16GB or 512MB, and a context as 32k or 32768.",
         "rung models search --memory 16GB --context 32k",
     ),
+    "bad-spans": Explanation(
+        "A row's `data.spans` column does not say where in the documents its answer stands.",
+        "Whether retrieval or reading failed would be told wrongly.",
+        "Write a list of documents with the first character and one past the last; [] where they do not answer.",
+        '{"question": "...", "answer": "...", "spans": [{"document": "manual.md", "start": 120, "end": 180}]}',
+    ),
     "bad-sql-reference": Explanation(
         "An expected query fails, or takes too long.",
         "No query of a model could be right.",
@@ -517,6 +523,13 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Vectors of two encoders cannot be compared: the search would find anything.",
         "Build the index again, or put back the encoder that it was made with.",
         "rung index build task.yaml",
+    ),
+    "index-mismatch": Explanation(
+        "The index of documents was made with another encoder, or cut into passages of another length, than the one "
+        "that the artifact was measured with.",
+        "What was measured does not hold for it: other passages are found, and the threshold for refusing is another.",
+        "Build the index with the settings of then, or climb again. Changed documents alone are no mismatch.",
+        "rung climb task.yaml",
     ),
     "index-missing": Explanation(
         "There is no complete index of these documents.",

@@ -149,6 +149,12 @@ class DataSource(_Strict):
     train_rows: Count | None = Field(None, description="Keep so many training rows.")
     validation_rows: Count | None = Field(None, description="Keep so many validation rows.")
     test_rows: Count | None = Field(None, description="Keep so many test rows.")
+    spans: str | None = Field(
+        None,
+        description="The column that says where in the corpus the answer stands: [{document, start, end}], characters; "
+        "an empty list where the documents do not answer.",
+        examples=["spans"],
+    )
     duplicates: Literal["error", "drop"] = Field(
         "error", description="Inputs in two splits: an error, or dropped from the training side."
     )
@@ -256,8 +262,9 @@ class Task(_Strict):
     )
     overflow: Overflow = Field(
         "error",
-        description="A prompt longer than the model reads: error, or drop_demonstrations (the least similar first).",
-        examples=["drop_demonstrations"],
+        description="A prompt longer than the model reads: error, drop_demonstrations (the least similar first), or "
+        "shorten_passages (the least relevant first).",
+        examples=["drop_demonstrations", "shorten_passages"],
     )
     rungs: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -298,6 +305,10 @@ class Task(_Strict):
             raise ValueError("`template` has no effect on kind chat: the messages are sent as they are")
         if isinstance(self.metric, dict) and not isinstance(self.metric.get("name"), str):
             raise ValueError("`metric` lacks a `name`: write {name: judge, model: ...}")
+        if self.corpus is None and self.data.spans is not None:
+            raise ValueError("`data.spans` points into documents, and there is no `corpus`")
+        if self.corpus is None and self.overflow == "shorten_passages":
+            raise ValueError("`overflow: shorten_passages` has no effect without a `corpus`")
         if self.output.kind != "category" and self.data.train_per_label is not None:
             raise ValueError("`data.train_per_label` belongs to kind category; use `data.train_rows`")
         if self.confidence is not None and self.output.kind != "category":

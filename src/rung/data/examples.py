@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rung.data.json_schema import in_schema_order, mismatch
 from rung.data.report import SplitReport
-from rung.data.types import Example, Record, example_id
+from rung.data.types import NOT_IN_DOCUMENTS, Example, Record, Span, example_id
 from rung.errors import DataError
 from rung.evaluation.metrics import metric_column
 
@@ -65,15 +65,36 @@ def _row(record: Record, task: Task) -> Example | str:
         return "empty input"
     assert task.output.column is not None
     outputs = _outputs(column(record, task.output.column), task, record)
+    spans = None if task.data.spans is None else _spans(column(record, task.data.spans), record)
+    if not outputs and spans == ():
+        outputs = (NOT_IN_DOCUMENTS,)
     if not outputs:
         return "empty output"
-    return Example(example_id(inputs), inputs, outputs, record.source, _extra(record, task))
+    return Example(example_id(inputs), inputs, outputs, record.source, _extra(record, task), spans)
 
 
 def _extra(record: Record, task: Task) -> dict[str, Any]:
     """Return the columns that only the metric reads."""
     name = metric_column(task.metric_name, task.metric_settings)
     return {} if name is None or name in task.inputs else {name: column(record, name)}
+
+
+def _spans(value: Any, record: Record) -> tuple[Span, ...] | None:
+    """Return the places of the answer: a list of {document, start, end}, or its JSON text; None where empty."""
+    try:
+        places = json.loads(value) if isinstance(value, str) and value.strip() else value or None
+        if value == []:
+            places = []
+        spans = None if places is None else tuple(Span(p["document"], p["start"], p["end"]) for p in places)
+        if not all(isinstance(s.document, str) and 0 <= s.start < s.end for s in spans or ()):
+            raise ValueError("a span begins before it ends, in a document")
+    except (ValueError, TypeError, KeyError):
+        raise DataError(
+            "bad-spans",
+            f"{record.source}: not a list of places in documents: {str(value)[:80]}",
+            hint='write [{"document": "manual.md", "start": 120, "end": 180}]; [] where the documents do not answer it',
+        ) from None
+    return spans
 
 
 def text_of(value: Any) -> str:

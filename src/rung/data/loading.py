@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +43,17 @@ def load_data(task: Task) -> Data:
         report.measure(name, rows, kind=task.output.kind)
     _warn(labels, splits, report)
     _note_detectable(task, splits, report)
-    content: list[Any] = [[name, [[e.id, *e.outputs] for e in splits[name]]] for name in SPLITS]
+    content: list[Any] = [[name, [_content(e) for e in splits[name]]] for name in SPLITS]
     text = _text(task, splits, report)
     if text:
         content.append(["text", [document.text for document in text]])
     train, validation, test = (tuple(splits[name]) for name in SPLITS)
     return Data(train, validation, test, labels, report, hash_of(content, digits=64), task.folder, text)
+
+
+def _content(row: Example) -> list[Any]:
+    """Return what of a row the data's fingerprint covers."""
+    return [row.id, *row.outputs, *([] if row.spans is None else [[asdict(span) for span in row.spans]])]
 
 
 def _read(task: Task, report: DataReport) -> dict[str, list[Example]]:

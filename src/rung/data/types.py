@@ -22,6 +22,18 @@ class Record:
     source: str
 
 
+NOT_IN_DOCUMENTS = "The documents do not say."  # the answer to a question that the corpus does not answer
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a part of an answer stands: a document of the corpus, and characters `start` to `end` of its text."""
+
+    document: str
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One row of a task.
@@ -32,6 +44,7 @@ class Example:
         outputs: acceptable answers: exactly one for category, multilabel (a JSON list) and json, one or more for text.
         source: `file:line`, for errors and reports.
         extra: columns that only the metric reads.
+        spans: where the answer stands in the corpus; empty where it stands nowhere, None where that is not known.
     """
 
     id: str
@@ -39,15 +52,7 @@ class Example:
     outputs: tuple[str, ...]
     source: str
     extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Where a part of an answer stands: a document of the corpus, and characters `start` to `end` of its text."""
-
-    document: str
-    start: int
-    end: int
+    spans: tuple[Span, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
