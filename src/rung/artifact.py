@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,10 +37,14 @@ from rung.parts import (
 )
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
+from rung.prompts.grounding import Grounding, block
 from rung.prompts.overflow import Overflow, Rendered, fitted
 from rung.prompts.prompt import Prompt
 from rung.prompts.template import default_template, placeholders
 from rung.prompts.verbalizer import verbalize
+from rung.retrieval.citations import cited, resolve
+from rung.retrieval.passage import Passage
+from rung.retrieval.retriever import Found, Retriever
 
 if TYPE_CHECKING:
     from rung.task import Task
@@ -79,7 +83,7 @@ class Artifact:
     prompt: Prompt
     decoder: Decoder
     demonstrations: Demonstrations | None = None
-    retriever: None = None
+    retriever: Retriever | None = None
     weights: Weights = BASE
     overflow: Overflow = "error"
     engine: str = "auto"
@@ -178,7 +182,7 @@ class Artifact:
     def predict(
         self, rows: Sequence[Mapping[str, Any]], *, full: bool = True, progress: Progress = QUIET
     ) -> list[Answer]:
-        """Answer every row.
+        """Answer every row. What an answer cites of the documents is in its `citations`, and its marks in `written`.
 
         Args:
             rows: one mapping per row with the task's input columns; other columns are not looked at.
@@ -190,28 +194,66 @@ class Artifact:
         """
         return self.answer([self._example(row, i) for i, row in enumerate(rows)], full=full, progress=progress)
 
-    def answer(self, examples: Sequence[Example], *, full: bool = True, progress: Progress = QUIET) -> list[Answer]:
-        """Answer examples of the task's data, as `predict` does."""
+    def answer(
+        self,
+        examples: Sequence[Example],
+        *,
+        full: bool = True,
+        passages: Sequence[Sequence[Passage]] | None = None,
+        progress: Progress = QUIET,
+    ) -> list[Answer]:
+        """Answer examples of the task's data, as `predict` does; `passages` stand for what would be retrieved."""
         if not examples:
             return []
         if isinstance(self.decoder, Head):
             return self._classify(self.decoder, examples, progress)
         if isinstance(self.decoder, Mixture):
             return self._mix(self.decoder, examples, progress)
-        rendered = self.fit_to_context(examples, progress=progress)
-        prompts = [one.messages for one in rendered]
+        rendered = self.fit_to_context(examples, passages=passages, progress=progress)
+        asked = [one.messages for one in rendered if not one.refused]
+        written = iter(self._asked(examples, asked, full, progress) if asked else ())
+        return [self.finished(self.refusal(one) if one.refused else next(written), one) for one in rendered]
+
+    def _asked(
+        self, examples: Sequence[Example], prompts: Sequence[Messages], full: bool, progress: Progress
+    ) -> list[Answer]:
+        """Return what the decoder makes of prompts, and of the examples' other ones where several are averaged."""
         full = full or self.abstains  # whether to abstain hangs on all labels' probabilities
         members = self.members()
         if len(members) > 1:
             assert isinstance(self.decoder, LabelScoring)  # nothing else can be averaged; see DemonstrationEnsemble
             others = [member.render(examples, progress=progress) for member in members[1:]]
-            answers = self.decoder.answer_together(self, self.open(), [prompts, *others], progress=progress)
-        else:
-            answers = self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
-        return [
-            replace(answer, dropped_demonstrations=one.dropped_demonstrations) if one.dropped_demonstrations else answer
-            for answer, one in zip(answers, rendered, strict=True)
-        ]
+            return self.decoder.answer_together(self, self.open(), [prompts, *others], progress=progress)
+        assert not isinstance(self.decoder, (Head, Mixture))
+        return self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
+
+    def finished(self, answer: Answer, rendered: Rendered) -> Answer:
+        """Return an answer with what was left out of its prompt, the passages it read, and its citations resolved."""
+        text, citations = resolve(answer.text, rendered.passages) if self.cites else (answer.text, ())
+        return replace(
+            answer,
+            text=text,
+            written=answer.text,
+            citations=citations,
+            passages=rendered.passages,
+            refused=rendered.refused,
+            dropped_demonstrations=rendered.dropped_demonstrations,
+            dropped_passages=rendered.dropped_passages,
+            shortened_passages=rendered.shortened_passages,
+        )
+
+    @property
+    def cites(self) -> bool:
+        """Whether answers name the passages they are from: those that are free text do."""
+        decoder = self.decoder
+        held = isinstance(decoder, Generate) and decoder.constraint is not None
+        free = isinstance(decoder, (Generate, Reasoning)) and not held and self.shape.kind in ("text", "chat")
+        return self.retriever is not None and free
+
+    def refusal(self, rendered: Rendered) -> Answer:
+        """Return the answer to a row for which nothing relevant was found."""
+        assert self.retriever is not None
+        return Answer(self.retriever.refusal, None, None, 0, 0, 0.0, rendered.messages)
 
     def members(self) -> tuple[Self, ...]:
         """Return an artifact per prompt that every row is asked with: one, or as many as demonstrations have sets."""
@@ -256,17 +298,43 @@ class Artifact:
         """Return the exact messages of every example, demonstrations included."""
         return [one.messages for one in self.fit_to_context(examples, progress=progress)]
 
-    def fit_to_context(self, examples: Sequence[Example], *, progress: Progress = QUIET) -> list[Rendered]:
-        """Return the exact messages of every example, and what the overflow policy left out of them."""
+    def fit_to_context(
+        self,
+        examples: Sequence[Example],
+        *,
+        passages: Sequence[Sequence[Passage]] | None = None,
+        progress: Progress = QUIET,
+    ) -> list[Rendered]:
+        """Return the exact messages of every example, and what the overflow policy left out of them.
+
+        Args:
+            examples: the rows.
+            passages: what to show of the documents for each row, in this order, instead of what a search finds.
+            progress: told of encoding.
+        """
         if isinstance(self.decoder, Head):
             return [Rendered(({"role": "user", "content": self.prompt.question(e.inputs)},)) for e in examples]
         if isinstance(self.decoder, Mixture):
             return self.decoder.members[0].fit_to_context(examples, progress=progress)
-        shown = self.demonstrations
-        if shown is None:
+        if self.demonstrations is None and self.retriever is None:
             return [Rendered(self.prompt.messages(example.inputs)) for example in examples]
-        engine, prompt = self.open(), self.prompt
+        engine = self.open()
         limit = self._prompt_limit(engine)
+        shown = self._shown(examples, engine, progress)
+        refused, groundings = self._grounded(examples, shown, passages)
+        rendered = []
+        for example, chosen, grounding, refuse in zip(examples, shown, groundings, refused, strict=True):
+            of_shown = grounding.demonstrations if grounding else ((),) * len(chosen)
+            turns = [(c.inputs, self.target(c, c.outputs[0], p)) for c, p in zip(chosen, of_shown, strict=True)]
+            one = fitted(self.overflow, self.prompt, example.inputs, turns, engine.count, limit, grounding)
+            rendered.append(replace(one, refused=refuse))
+        return rendered
+
+    def _shown(self, examples: Sequence[Example], engine: Engine, progress: Progress) -> Sequence[tuple[Example, ...]]:
+        """Return the demonstrations of every row, in the order in which they are shown."""
+        shown, prompt = self.demonstrations, self.prompt
+        if shown is None:
+            return [()] * len(examples)
         costs: dict[str, int] = {}
 
         def cost(example: Example) -> int:
@@ -280,12 +348,50 @@ class Artifact:
         if shown.needs_vectors:
             texts = [prompt.question(example.inputs) for example in examples]
             vectors = open_encoder(shown.encoder, progress=progress).embed(texts, progress=progress)
-        rendered = []
-        for row, example in enumerate(examples):
-            chosen = shown.choose(example.id, None if vectors is None else vectors[row], cost)
-            turns = [(c.inputs, self.spoken(c.outputs[0])) for c in chosen]
-            rendered.append(fitted(self.overflow, prompt, example.inputs, turns, engine.count, limit))
-        return rendered
+        return [
+            shown.choose(example.id, None if vectors is None else vectors[row], cost)
+            for row, example in enumerate(examples)
+        ]
+
+    def _grounded(
+        self,
+        examples: Sequence[Example],
+        shown: Sequence[tuple[Example, ...]],
+        given: Sequence[Sequence[Passage]] | None,
+    ) -> tuple[list[bool], list[Grounding | None]]:
+        """Return for every row whether it is refused, and the passages shown with it and its demonstrations."""
+        retriever = self.retriever
+        if retriever is None:
+            return [False] * len(examples), [None] * len(examples)
+        pool = {e.id: e for chosen in shown for e in chosen} if retriever.demonstration_passages else {}
+        rows = [*(examples if given is None else ()), *pool.values()]
+        queries = [self.prompt.query(row.inputs) for row in rows]
+        found = retriever.find(rows, queries, self.passage_cost())
+        of_pool = {row.id: one.passages for row, one in zip(pool.values(), found[len(rows) - len(pool) :], strict=True)}
+        refused: list[bool] = []
+        groundings: list[Grounding | None] = []
+        for i, chosen in enumerate(shown):
+            one = found[i] if given is None else Found(tuple(given[i]))
+            ranks = tuple(-float(rank) for rank in range(len(one.passages)))  # best first
+            best = retriever.order == "best_first" or given is not None
+            of_shown = tuple(of_pool.get(e.id, ())[: retriever.demonstration_passages] for e in chosen)
+            own = one.passages if given is not None else retriever.arranged(one.passages)
+            grounding = Grounding(retriever.instruction, own, ranks if best else ranks[::-1], of_shown)
+            groundings.append(grounding)
+            refused.append(retriever.refuses(one))
+        return refused, groundings
+
+    def passage_cost(self) -> Callable[[Passage], int]:
+        """Return what counts the tokens of a passage, each once."""
+        engine, costs = self.open(), dict[str, int]()
+
+        def cost(passage: Passage) -> int:
+            if passage.id not in costs:
+                text: Messages = ({"role": "user", "content": block([passage])},)
+                costs[passage.id] = engine.count(text)
+            return costs[passage.id]
+
+        return cost
 
     def _prompt_limit(self, engine: Engine) -> int:
         """Return how many tokens a prompt may have; only an overflow policy has to know."""
@@ -295,7 +401,7 @@ class Artifact:
             raise EngineError(
                 "context-unknown",
                 f"overflow: {self.overflow} has to know how many tokens {self.model} reads, and it does not say",
-                hint="use `overflow: error`, and show fewer demonstrations",
+                hint="use `overflow: error`, and show fewer demonstrations or passages",
             )
         return engine.info.context - self.decoder.room(engine) - self.weights.virtual_tokens
 
@@ -308,6 +414,10 @@ class Artifact:
         if isinstance(self.decoder, Reasoning):
             return self.decoder.spoken(output, self.shape.labels)
         return output
+
+    def target(self, row: Example, output: str, passages: Sequence[Passage]) -> str:
+        """Return what the model should write behind a row's prompt: the answer, and the passages it is from."""
+        return cited(self.spoken(output), row, passages) if self.cites else self.spoken(output)
 
     def messages(self, row: Mapping[str, Any]) -> Messages:
         """Return the exact messages sent for one row."""

@@ -7,6 +7,9 @@ adapter/              PEFT adapter (adapter_model.safetensors, adapter_config.js
 encoder/              the fine-tuned sentence encoder of a head, where there is one
 members/0, 1, ...     the artifacts that a mixture averages, each a folder like this one
 manifest.json         sha256 of each file above; a folder without it is not an artifact
+
+An index of documents stays where it is: it may be large, and changes with the documents. artifact.json holds its place,
+its fingerprint when it was measured, and that of its encoder, which is checked.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from rung.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixtu
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt
+from rung.retrieval.retriever import PLACE, Retriever, check_index
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -77,6 +81,8 @@ def _write(artifact: Artifact, folder: Path) -> None:
             "base": artifact.weights.base,
         },
     }
+    if artifact.retriever is not None:
+        values["retriever"] = {**asdict(artifact.retriever), "folder": str(artifact.retriever.folder)}
     if (shown := artifact.demonstrations) is not None:
         names = ("selection", "k", "encoder", "token_budget", "diversity", "seed", "order", "sets")
         values["demonstrations"] = {name: getattr(shown, name) for name in names}
@@ -174,6 +180,7 @@ def load(folder: Path) -> Artifact:
         prompt=prompt,
         decoder=_decoder(values["decoder"], arrays, folder),
         demonstrations=_demonstrations(folder, values, arrays),
+        retriever=_retriever(folder, values),
         weights=Weights(
             weights["method"],
             folder / "adapter" if weights["adapter"] else None,
@@ -276,3 +283,13 @@ def _demonstrations(folder: Path, values: Mapping[str, Any], arrays: Mapping[str
         return None
     pool = pool_from_json(json.loads((folder / "demonstrations.json").read_text()))
     return Demonstrations(pool=pool, embeddings=arrays.get("demonstrations"), **values["demonstrations"])
+
+
+def _retriever(folder: Path, values: Mapping[str, Any]) -> Retriever | None:
+    """Rebuild the retriever; its index is no part of the folder, so it is checked where it lies."""
+    if "retriever" not in values:
+        return None
+    place = os.environ.get(PLACE) or values["retriever"]["folder"]
+    retriever = Retriever(**{**values["retriever"], "folder": Path(place).expanduser()})
+    check_index(retriever, folder)
+    return retriever

@@ -17,6 +17,8 @@ from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
 from rung.prompts.extraction import MARKER, Extract, extracted, majority
 from rung.prompts.verbalizer import continuations
+from rung.retrieval.citations import Citation
+from rung.retrieval.passage import Passage
 
 if TYPE_CHECKING:
     from rung.artifact import Artifact
@@ -28,8 +30,13 @@ class Answer:
 
     `confidence` is the probability of the answer among the labels (None for generated text, or where only the best
     label was looked for); `probabilities` has one entry per label of the task, in its order. `messages` is what was
-    sent; for a head it is the text that was encoded. `dropped_demonstrations` were left out so that the prompt fits.
+    sent; for a head it is the text that was encoded. `dropped_demonstrations` and `dropped_passages` were left out,
+    and `shortened_passages` cut, so that the prompt fits.
     `abstained` says that the confidence is below the artifact's threshold: `text` is what it would have answered.
+
+    Where documents are looked up: `written` is the answer as the model wrote it, `text` is it without its citation
+    marks (what is scored), `citations` are what the marks name, `passages` what was shown, [1] first. `refused`
+    answers say that nothing relevant was found; the model was not asked.
     """
 
     text: str
@@ -41,6 +48,12 @@ class Answer:
     messages: Messages = ()
     dropped_demonstrations: int = 0
     abstained: bool = False
+    dropped_passages: int = 0
+    shortened_passages: int = 0
+    written: str = ""
+    citations: tuple[Citation, ...] = ()
+    passages: tuple[Passage, ...] = ()
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

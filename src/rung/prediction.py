@@ -36,24 +36,27 @@ class Predicted:
     Attributes:
         rows: rows of the file.
         answered: those answered by this run; the others were there already.
-        overflow_rows: of those, rows whose prompts fit only after demonstrations were left out.
-        dropped_demonstrations: how many were left out, all rows together.
+        overflow_rows: of those, rows whose prompts fit only after something was left out.
+        dropped_demonstrations, dropped_passages: how many were left out, all rows together.
+        shortened_passages: how many passages were cut.
     """
 
     rows: int
     answered: int
     overflow_rows: int = 0
     dropped_demonstrations: int = 0
+    dropped_passages: int = 0
+    shortened_passages: int = 0
 
     def __str__(self) -> str:
         text = f"{self.answered} of {self.rows} rows answered"
         if self.answered < self.rows:
             text += f", {self.rows - self.answered} were there already"
         if self.overflow_rows:
-            text += (
-                f"; {self.overflow_rows} prompts were longer than the model reads: "
-                f"{self.dropped_demonstrations} demonstrations were left out of them"
-            )
+            passages = f"{self.dropped_passages} passages were left out and {self.shortened_passages} cut"
+            demonstrations = f"{self.dropped_demonstrations} demonstrations were left out of them"
+            what = demonstrations if self.dropped_demonstrations else passages
+            text += f"; {self.overflow_rows} prompts were longer than the model reads: {what}"
         return text
 
 
@@ -117,16 +120,18 @@ def _answer_rows(
     artifact: Artifact, data: Path, target: IO[str], done: int, total: int, progress: Progress
 ) -> Predicted:
     rows = islice(read_rows(data), done, None)
-    overflow_rows = dropped = answered = 0
+    overflow_rows = demonstrations = passages = shortened = answered = 0
     progress.start("answering", total - done)
     for batch in _batched(rows):
-        for count in _write(artifact, batch, target):
-            overflow_rows += count > 0
-            dropped += count
+        for answer in _write(artifact, batch, target):
+            demonstrations += answer.dropped_demonstrations
+            passages += answer.dropped_passages
+            shortened += answer.shortened_passages
+            overflow_rows += bool(answer.dropped_demonstrations or answer.dropped_passages or answer.shortened_passages)
         answered += len(batch)
         progress.advance(len(batch))
     progress.finish()
-    return Predicted(total, answered, overflow_rows, dropped)
+    return Predicted(total, answered, overflow_rows, demonstrations, passages, shortened)
 
 
 def _batched(rows: Iterator[Record]) -> Iterator[list[Record]]:
@@ -134,20 +139,28 @@ def _batched(rows: Iterator[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _write(artifact: Artifact, batch: Sequence[Record], target: IO[str]) -> list[int]:
-    """Answer a batch and make it permanent; return how many demonstrations were dropped for each row."""
+def _write(artifact: Artifact, batch: Sequence[Record], target: IO[str]) -> list[Answer]:
+    """Answer a batch, make it permanent, and return it."""
     answers = artifact.predict([record.values for record in batch])
     lines = [json.dumps(_line(artifact, r, a), ensure_ascii=False) + "\n" for r, a in zip(batch, answers, strict=True)]
     target.write("".join(lines))
     target.flush()
     if target is not sys.stdout:
         os.fsync(target.fileno())
-    return [answer.dropped_demonstrations for answer in answers]
+    return answers
+
+
+def sources(answer: Answer) -> dict[str, Any]:
+    """Return what an answer from documents says of them: as written, what it cites, and whether it is a refusal."""
+    cited = [citation.as_dict() for citation in answer.citations]
+    return {"written": answer.written, "citations": cited, "refused": answer.refused}
 
 
 def _line(artifact: Artifact, row: Record, answer: Answer) -> dict[str, Any]:
     line = {"row": row.source, "output": answer.text, "confidence": answer.confidence}
-    return {**line, "abstained": answer.abstained} if artifact.abstains else line
+    if artifact.abstains:
+        line["abstained"] = answer.abstained
+    return {**line, **sources(answer)} if artifact.retriever is not None else line
 
 
 # ---- resuming

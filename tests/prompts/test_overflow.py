@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from grounded import passage
 from rung.artifact import Artifact
 from rung.engines import opening
 from rung.errors import ArtifactError, ConfigError, EngineError
 from rung.evaluation.scoring import evaluate
+from rung.prompts.grounding import Grounding
 from rung.prompts.overflow import fitted
 from rung.prompts.prompt import Prompt
 from rung.rungs import FewShot
@@ -32,6 +34,51 @@ def test_the_first_shown_give_way_first_and_no_more_than_needed(limit, kept, dro
     assert [m["content"] for m in made.messages if m["role"] == "assistant"] == list(kept)
     assert made.messages == prompt.messages({"x": "the question"}, TURNS[dropped:])
     assert fitted("error", prompt, {"x": "the question"}, TURNS, words, limit).dropped_demonstrations == 0
+
+
+def grounding(shown=()):
+    texts = ("one two three four", "five six", "seven")
+    passages = tuple(passage(f"{i}", text, start=10) for i, text in enumerate(texts))
+    return Grounding("", passages, (-2.0, -1.0, 0.0), shown)  # the last is the most relevant
+
+
+# Each passage costs its words and five of tags and title: 9, 7 and 6; the question 2.
+@pytest.mark.parametrize(
+    ("limit", "kept", "dropped", "cut"),
+    [(24, "012", 0, 0), (23, "12", 1, 0), (15, "12", 1, 0), (14, "2", 2, 0), (8, "2", 2, 0), (7, "2", 2, 1)],
+)
+def test_the_least_relevant_passages_give_way_then_the_last_is_cut(limit, kept, dropped, cut):
+    prompt = Prompt(instruction="", template="{x}")
+    made = fitted("shorten_passages", prompt, {"x": "the question"}, (), words, limit, grounding())
+    assert [p.document for p in made.passages] == list(kept)
+    assert (made.dropped_passages, made.shortened_passages, made.dropped_demonstrations) == (dropped, cut, 0)
+    assert made.messages == prompt.messages({"x": "the question"}, (), Grounding("", made.passages))
+
+
+@pytest.mark.parametrize(("limit", "text"), [(10, "one two three"), (9, "one two"), (8, "one"), (1, "one")])
+def test_a_passage_is_cut_at_a_word_and_its_span_with_it(limit, text):
+    only = Grounding("", (passage("0", "one two three four", start=10),), (0.0,))
+    prompt = Prompt(instruction="", template="{x}")
+    (cut,) = fitted("shorten_passages", prompt, {"x": "the question"}, (), words, limit, only).passages
+    assert (cut.text, cut.start, cut.end) == (text, 10, 10 + len(text))
+
+
+def test_passages_of_demonstrations_give_way_before_the_rows_own():
+    of_shown = ((passage("d", "eight nine"),), (passage("e", "ten"),), ())
+    prompt = Prompt(instruction="", template="{x}")
+    whole = words(prompt.messages({"x": "q"}, TURNS, grounding(of_shown)))
+    for less, expected in ((0, 0), (1, 1), (7, 1), (8, 2)):
+        made = fitted("shorten_passages", prompt, {"x": "q"}, TURNS, words, whole - less, grounding(of_shown))
+        assert made.dropped_passages == expected
+        assert len(made.passages) == 3
+
+
+def test_demonstrations_take_their_passages_with_them():
+    of_shown = tuple((passage(name, name),) for name in "def")
+    prompt = Prompt(instruction="", template="{x}")
+    made = fitted("drop_demonstrations", prompt, {"x": "q"}, TURNS, words, 39, grounding(of_shown))
+    assert made.dropped_demonstrations == 2
+    assert made.messages == prompt.messages({"x": "q"}, TURNS[2:], grounding(of_shown[2:]))
 
 
 @pytest.fixture

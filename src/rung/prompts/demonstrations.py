@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rung.data.types import Example
+from rung.data.types import Example, Span
 from rung.engines.base import Floats
 
 Selection = Literal["fixed", "random", "balanced", "knn", "mmr"]
@@ -117,9 +117,22 @@ def _marginal(similarity: Floats, embeddings: Floats, k: int, diversity: float) 
 
 def pool_as_json(pool: Sequence[Example]) -> list[dict[str, Any]]:
     """Return the pool as plain values for `demonstrations.json`."""
-    return [{"id": e.id, "inputs": dict(e.inputs), "outputs": list(e.outputs), "source": e.source} for e in pool]
+    return [
+        {"id": e.id, "inputs": dict(e.inputs), "outputs": list(e.outputs), "source": e.source}
+        | ({} if e.spans is None else {"spans": [asdict(span) for span in e.spans]})
+        for e in pool
+    ]
 
 
 def pool_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Example, ...]:
     """Rebuild the pool from `pool_as_json`."""
-    return tuple(Example(id=r["id"], inputs=r["inputs"], outputs=tuple(r["outputs"]), source=r["source"]) for r in rows)
+    return tuple(
+        Example(
+            r["id"], r["inputs"], tuple(r["outputs"]), r["source"], spans=_spans(r["spans"]) if "spans" in r else None
+        )
+        for r in rows
+    )
+
+
+def _spans(values: Sequence[Mapping[str, Any]]) -> tuple[Span, ...]:
+    return tuple(Span(**value) for value in values)

@@ -3,31 +3,49 @@
     error                  the engine refuses the row (`context-overflow`)
     drop_demonstrations    demonstrations give way, the first shown (the least similar) first, until prompt and answer
                            fit; a row that does not fit without any is refused
+    shorten_passages       retrieved passages give way: first those of demonstrations, then the row's own, the least
+                           relevant first; the last one is cut at a word; a row that does not fit then is refused
 
 The policy is the task's and is frozen in the artifact, so that training, measuring and serving cut alike. What was
-dropped is counted with every answer.
+dropped or shortened is counted with every answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from rung.prompts.grounding import Grounding
+from rung.retrieval.passage import Passage
 
 if TYPE_CHECKING:
     from rung.engines.base import Messages
     from rung.prompts.prompt import Prompt, Turn
 
-Overflow = Literal["error", "drop_demonstrations"]
+Overflow = Literal["error", "drop_demonstrations", "shorten_passages"]
 POLICIES: tuple[str, ...] = get_args(Overflow)
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The messages of one row, and how many of its demonstrations were left out so that it fits."""
+    """The messages of one row, and what was left out so that it fits.
+
+    Attributes:
+        messages: what is sent.
+        dropped_demonstrations: demonstrations left out.
+        dropped_passages: passages left out, those of demonstrations included.
+        shortened_passages: passages cut.
+        passages: the passages shown, [1] first.
+        refused: nothing relevant was found: the row is answered by a refusal, and nothing is sent.
+    """
 
     messages: Messages
     dropped_demonstrations: int = 0
+    dropped_passages: int = 0
+    shortened_passages: int = 0
+    passages: tuple[Passage, ...] = ()
+    refused: bool = False
 
 
 def fitted(
@@ -37,6 +55,7 @@ def fitted(
     demonstrations: Sequence[Turn],
     count: Callable[[Messages], int],
     limit: int,
+    grounding: Grounding | None = None,
 ) -> Rendered:
     """Render one row under a policy.
 
@@ -47,12 +66,64 @@ def fitted(
         demonstrations: solved rows in the order in which they are shown.
         count: returns the number of tokens of messages.
         limit: most tokens that the prompt may have: the model's context less the room for the answer.
+        grounding: retrieved passages, where there are any.
     """
-    messages = prompt.messages(inputs, demonstrations)
+    messages = prompt.messages(inputs, demonstrations, grounding)
+    shown = grounding.passages if grounding else ()
     if policy == "error":
-        return Rendered(messages)
-    dropped = 0
-    while dropped < len(demonstrations) and count(messages) > limit:
+        return Rendered(messages, passages=shown)
+    if policy == "drop_demonstrations":
+        dropped = 0
+        while dropped < len(demonstrations) and count(messages) > limit:
+            dropped += 1
+            fewer = grounding.behind(dropped) if grounding else None
+            messages = prompt.messages(inputs, demonstrations[dropped:], fewer)
+        return Rendered(messages, dropped, passages=shown)
+    if grounding is None or count(messages) <= limit:
+        return Rendered(messages, passages=shown)
+
+    def render(kept: Grounding) -> Messages:
+        return prompt.messages(inputs, demonstrations, kept)
+
+    return _with_less(grounding, render, lambda kept: count(render(kept)) <= limit)
+
+
+def _with_less(
+    grounding: Grounding, render: Callable[[Grounding], Messages], fits: Callable[[Grounding], bool]
+) -> Rendered:
+    """Drop passages until the prompt fits, and cut the last one if it still does not."""
+    kept, dropped = grounding, 0
+    for i, passages in enumerate(grounding.demonstrations):
+        if fits(kept):
+            break
+        rest = kept.demonstrations
+        kept = replace(kept, demonstrations=(*rest[:i], (), *rest[i + 1 :]))
+        dropped += len(passages)
+    while len(kept.passages) > 1 and not fits(kept):
+        least = min(range(len(kept.passages)), key=lambda i: kept.relevance[i])
+        kept = replace(
+            kept,
+            passages=kept.passages[:least] + kept.passages[least + 1 :],
+            relevance=kept.relevance[:least] + kept.relevance[least + 1 :],
+        )
         dropped += 1
-        messages = prompt.messages(inputs, demonstrations[dropped:])
-    return Rendered(messages, dropped)
+    shortened = 0
+    if kept.passages and not fits(kept):
+        kept, shortened = _shortened(kept, fits), 1
+    return Rendered(render(kept), 0, dropped, shortened, kept.passages)
+
+
+def _shortened(grounding: Grounding, fits: Callable[[Grounding], bool]) -> Grounding:
+    """Cut the one passage left at the last word with which the prompt fits; at least its first word stays."""
+    (passage,) = grounding.passages
+    ends = [i for i, letter in enumerate(passage.text) if letter.isspace() and i] or [len(passage.text)]
+
+    def cut(words: int) -> Grounding:
+        text = passage.text[: ends[words - 1]]
+        return replace(grounding, passages=(replace(passage, text=text, end=passage.start + len(text)),))
+
+    low, high = 1, len(ends)  # words kept: `low` is taken as it is, where even that does not fit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(cut(middle)) else (low, middle - 1)
+    return cut(low)

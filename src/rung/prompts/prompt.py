@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from rung.engines.base import Message, Messages
+from rung.prompts.grounding import Grounding, block
 from rung.prompts.template import substitute
+from rung.retrieval.passage import Passage
 
 Turn = tuple[Mapping[str, Any], str]  # a demonstration: its inputs and its output
 
@@ -38,15 +40,22 @@ class Prompt:
     several: bool = False
     chat_column: str | None = None
 
-    def messages(self, inputs: Mapping[str, Any], demonstrations: Sequence[Turn] = ()) -> Messages:
-        """Return the chat messages for one row. The one place where a row becomes a prompt."""
+    def messages(
+        self, inputs: Mapping[str, Any], demonstrations: Sequence[Turn] = (), grounding: Grounding | None = None
+    ) -> Messages:
+        """Return the chat messages for one row. The one place where a row becomes a prompt.
+
+        Passages stand before the last turn's text of the row, and of each demonstration that has any.
+        """
         turns: list[Message] = []
-        if head := self.head():
+        told = grounding.instruction if grounding else ""
+        if head := "\n\n".join(part for part in (self.head(), told) if part):
             turns.append({"role": "system", "content": head})
-        for shown, output in demonstrations:
-            turns.extend(self._question(shown))
+        of_shown = grounding.demonstrations if grounding else ()
+        for i, (shown, output) in enumerate(demonstrations):
+            turns.extend(_behind(of_shown[i] if of_shown else (), self._question(shown)))
             turns.append({"role": "assistant", "content": output})
-        turns.extend(self._question(inputs))
+        turns.extend(_behind(grounding.passages if grounding else (), self._question(inputs)))
         return tuple(turns)
 
     def head(self) -> str:
@@ -73,6 +82,13 @@ class Prompt:
             return list(inputs[self.chat_column])
         return [{"role": "user", "content": substitute(self.template, inputs)}]
 
+    def query(self, inputs: Mapping[str, Any]) -> str:
+        """Return what is looked up in the documents: the row's text; of a conversation, its last two questions."""
+        if self.chat_column is None:
+            return self.question(inputs)
+        asked = [turn["content"] for turn in inputs[self.chat_column] if turn["role"] == "user"]
+        return "\n".join(asked[-2:])
+
     @property
     def fingerprint(self) -> str:
         """Sha256 over every field; an artifact stores it and checks it at load."""
@@ -92,3 +108,11 @@ class Prompt:
                 "descriptions": tuple((label, text) for label, text in values["descriptions"]),
             }
         )
+
+
+def _behind(passages: Sequence[Passage], turns: list[Message]) -> list[Message]:
+    """Put passages before the text of the last turn."""
+    if not passages:
+        return turns
+    last = turns[-1]
+    return [*turns[:-1], {"role": last["role"], "content": f"{block(passages)}\n\n{last['content']}"}]

@@ -76,6 +76,7 @@ The weights are one part of what was measured; the prompt is another. `rung expo
 - instruction: {json.dumps(artifact.prompt.head(), ensure_ascii=False)}
 - template: {json.dumps(artifact.prompt.template, ensure_ascii=False)}
 - demonstrations: {_demonstrations(artifact)}
+- documents: {_documents(artifact)}
 - answer: {artifact.decoder.kind}{f", {len(artifact.shape.labels)} labels" if artifact.shape.labels else ""}
 - fingerprint: `{artifact.prompt.fingerprint}`
 
@@ -148,6 +149,13 @@ def _loading(files: ModelFiles, form: Form, file: str) -> str:
     }
     language = "sh" if form == "gguf" else "python"
     return f"```{language}\n{textwrap.dedent(code[form]).strip()}\n```\n"
+
+
+def _documents(artifact: Artifact) -> str:
+    looks = artifact.retriever
+    if looks is None:
+        return "none"
+    return f"up to {looks.k} passages before the question, from an index that is no part of these weights"
 
 
 def _demonstrations(artifact: Artifact) -> str:

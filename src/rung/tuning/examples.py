@@ -167,7 +167,7 @@ class _Reader:
         prompt = self.engine.tokens(rendered.messages)
         made = []
         for output in row.outputs:
-            answer = self._answer(self.artifact.spoken(output))
+            answer = self._answer(self.artifact.target(row, output, rendered.passages))
             if len(answer) == (self.engine.end_token is not None):
                 raise TrainingError("no-supervised-tokens", f"{row.source}: the answer is empty: nothing to learn")
             made.append(TokenizedExample.answered(prompt, answer, row.source, rendered.dropped_demonstrations))

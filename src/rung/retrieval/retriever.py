@@ -1,0 +1,211 @@
+"""The Retriever part of an artifact: which passages of the user's documents stand before the question.
+
+It refers to an index by folder. What was measured is told by the index's fingerprint; an updated document changes
+what the next prompt holds, without training. An index made by another encoder or cut another way is refused, since
+nothing that was measured holds for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+from rung.data.types import NOT_IN_DOCUMENTS, Example, normal
+from rung.errors import ArtifactError
+from rung.retrieval.passage import Passage
+from rung.retrieval.search import SearchSettings
+
+Order = Literal["best_first", "best_last"]
+ORDERS: tuple[str, ...] = get_args(Order)
+DEFAULT, NEAREST_FIRST = SearchSettings(), SearchSettings(mode="dense")
+PLACE = "RUNG_INDEX"  # names the folder of the index, where it is not where it was when the artifact was made
+NEAREST = 20  # passages among which the nearest is: a row's own, and those that calibration leaves out, are fewer
+SPARE = 4  # passages searched for beyond k: a row's own may be among them
+_TABLE_ROW = re.compile(r"^(.*):(\d+)$")
+
+
+class Searchable(Protocol):
+    """What a retriever needs of an index."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 over all that the index holds and how it was made."""
+
+    def search(self, queries: Sequence[str], k: int, settings: SearchSettings = DEFAULT) -> list[list[Passage]]:
+        """Return for every query its k best passages, best first; in mode `dense` their scores are cosines."""
+
+
+def is_itself(passage: Passage, row: Example) -> bool:
+    """Say whether the passage is the row, where the corpus is a table that holds the rows.
+
+    It is if it comes from the very line, or from another line of the same file and repeats the whole input.
+    """
+    line = _TABLE_ROW.match(Path(passage.document).name)
+    own = _TABLE_ROW.match(row.source)
+    if line is None or own is None or line.group(1) != own.group(1):
+        return False
+    if line.group(2) == own.group(2):
+        return True
+    text = normal(passage.text)
+    return all(normal(value) in text for value in row.inputs.values() if isinstance(value, str))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found for one row: passages, best first, and `Retriever.relevance` (None where not asked for)."""
+
+    passages: tuple[Passage, ...]
+    relevance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retriever:
+    """An index and how its passages are shown.
+
+    Attributes:
+        folder: of the index.
+        fingerprint: of the index that was measured.
+        instruction: what the system message says about the passages.
+        k: most passages shown.
+        token_budget: most tokens they may take; the least relevant give way first.
+        order: whether the most relevant stands first, or last, next to the question.
+        threshold: relevance below which the row is refused; None never refuses.
+        encoder_fingerprint: of the index's encoder.
+        chunk_tokens: most tokens of a passage of the index.
+        refusal: the answer of a refused row.
+        weight: of meaning against words in the search, 0 to 1; None fuses by ranks.
+        demonstration_passages: most passages shown with each demonstration, the most relevant.
+        passage_tokens: mean tokens of a passage, for estimates.
+    """
+
+    folder: Path
+    fingerprint: str
+    instruction: str
+    k: int = 5
+    token_budget: int = 1024
+    order: Order = "best_last"
+    threshold: float | None = None
+    encoder_fingerprint: str = ""
+    chunk_tokens: int = 0
+    refusal: str = NOT_IN_DOCUMENTS
+    weight: float | None = DEFAULT.weight
+    demonstration_passages: int = 1
+    passage_tokens: float = 0.0
+
+    @property
+    def index(self) -> Searchable:
+        """The index as it is now."""
+        return open_index(self.folder)
+
+    def find(
+        self,
+        rows: Sequence[Example],
+        queries: Sequence[str],
+        cost: Callable[[Passage], int],
+    ) -> list[Found]:
+        """Search for all rows at once.
+
+        Args:
+            rows: the rows; passages that are a row itself are left out.
+            queries: what is looked for, one text per row: its input, never its answer.
+            cost: tokens of a passage.
+        """
+        found = []
+        settings = SearchSettings(weight=self.weight)
+        for row, passages in zip(rows, self.index.search(queries, self.k + SPARE, settings), strict=True):
+            others = [p for p in passages if not is_itself(p, row)]
+            found.append(self.within_budget(others[: self.k], cost))
+        if self.threshold is None:
+            return [Found(passages) for passages in found]
+        relevance = self.relevance(rows, queries)
+        return [Found(passages, value) for passages, value in zip(found, relevance, strict=True)]
+
+    def within_budget(self, passages: Sequence[Passage], cost: Callable[[Passage], int]) -> tuple[Passage, ...]:
+        """Return the first passages that fit the token budget, and the first in any case."""
+        spent = 0
+        kept: list[Passage] = []
+        for passage in passages:
+            spent += cost(passage)
+            if kept and spent > self.token_budget:
+                break
+            kept.append(passage)
+        return tuple(kept)
+
+    def relevance(
+        self,
+        rows: Sequence[Example],
+        queries: Sequence[str],
+        but_not: Callable[[Passage, Example], bool] = is_itself,
+    ) -> list[float]:
+        """Return for every row the cosine of its query with the nearest passage of the corpus; -1 where there is none.
+
+        Scores of a search that fuses ranks tell the order, not how relevant the best one is, so this is looked up
+        apart, in the same index.
+
+        Args:
+            rows: the rows.
+            queries: what is looked for, one text per row.
+            but_not: which passages are left out of account for a row.
+        """
+        found = self.index.search(queries, NEAREST, NEAREST_FIRST)
+        return [
+            max((p.score for p in passages if not but_not(p, row)), default=-1.0)
+            for row, passages in zip(rows, found, strict=True)
+        ]
+
+    def refuses(self, found: Found) -> bool:
+        """Say whether nothing relevant enough was found."""
+        return self.threshold is not None and found.relevance is not None and found.relevance < self.threshold
+
+    def arranged(self, passages: Sequence[Passage]) -> tuple[Passage, ...]:
+        """Return passages, best first, in the order in which they are shown."""
+        return tuple(passages if self.order == "best_first" else reversed(passages))
+
+
+def open_index(folder: Path) -> Searchable:
+    """Open an index, and anew once it was updated, so that the next answer is from the documents as they are.
+
+    Raises:
+        ArtifactError: there is none, or it was made with another encoder.
+    """
+    from rung.retrieval.index import MANIFEST
+
+    file = folder / MANIFEST
+    return _opened(folder, file.stat().st_mtime_ns if file.exists() else 0)
+
+
+@lru_cache(maxsize=4)
+def _opened(folder: Path, stamp: int) -> Searchable:
+    del stamp
+    from rung.retrieval.index import Index
+
+    return Index.open(folder)
+
+
+def check_index(retriever: Retriever, artifact: Path) -> None:
+    """Check that the index of a saved artifact is there and was made as the one that was measured.
+
+    Raises:
+        ArtifactError: it is not.
+    """
+    from rung.retrieval.index import read_manifest
+
+    manifest = read_manifest(retriever.folder)
+    if manifest is None:
+        raise ArtifactError(
+            "index-missing",
+            f"{artifact} looks documents up in {retriever.folder}, which holds no complete index",
+            hint=f"`rung index build TASK` builds it; for an index elsewhere: export {PLACE}=FOLDER",
+        )
+    made = (manifest.encoder_fingerprint, manifest.tokens)
+    if made != (retriever.encoder_fingerprint, retriever.chunk_tokens):
+        raise ArtifactError(
+            "index-mismatch",
+            f"{artifact} was measured with passages of {retriever.chunk_tokens} tokens and the encoder "
+            f"{retriever.encoder_fingerprint[:12]}; the index {retriever.folder} has {made[1]} and {made[0][:12]}",
+            hint="build the index with the settings of then, or climb again with those of now",
+        )
