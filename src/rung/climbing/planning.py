@@ -33,6 +33,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         *(_row(line) for line in lines),
     ]  # fmt: skip
     several = bool(task.other_models)
+    on_documents = any(line.applies and line.rung.name == "retrieval" for line in lines)
     total = sum(row["seconds"] or 0 for row in rows)
     notes = [
         f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows",
@@ -42,6 +43,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         _engine_note(task, options.engine),
         *(["the models are raced with the plain prompt first, and the rungs start from the winner"] if several else []),
         "on top of the winner, what still applies is planned and raced again",
+        *(["on top of retrieval, the other rungs are fitted and raced from the start"] if on_documents else []),
     ]
     if options.budget_seconds is not None:
         notes.append(f"rungs that do not fit the budget of {options.budget_seconds:.0f} s are skipped")

@@ -24,6 +24,7 @@ from rung.climbing.store import RunStore, open_run
 from rung.data.types import Data
 from rung.engines.engine_choice import settled
 from rung.errors import ConfigError, RungError
+from rung.evaluation.answering import summary
 from rung.evaluation.racing import race_order
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes, score_interval
@@ -152,7 +153,7 @@ def climb(
             )
     names = chosen_rungs(task, options)
     options = replace(options, engine=_engine(task, options, progress))  # a run never mixes engines, nor when resumed
-    identity = {
+    identity: dict[str, Any] = {
         "task": task.name, "task_fingerprint": task.fingerprint(), "data_fingerprint": data.fingerprint,
         "rungs": list(names), "seed": options.seed, "engine": options.engine, "version": rung.__version__,
     }  # fmt: skip
@@ -160,6 +161,11 @@ def climb(
         # Its path becomes one name, so that a rung that made it may be put on top again, with new rows.
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
         identity["incumbent"] = _fingerprint(incumbent)
+    if task.corpus is not None and "retrieval" in names:
+        from rung.retrieval.build import build_index
+
+        # Documents that change make another climb: all its rows are answered from the same ones.
+        identity["corpus_fingerprint"] = build_index(task, progress=progress).fingerprint
     store = open_run(options.out, identity, resume=options.resume)
     models = other_models(task)
     state = _Climb(
@@ -209,12 +215,19 @@ def chosen_rungs(task: Task, options: ClimbOptions) -> tuple[str, ...]:
 
 
 def _stages(state: _Climb, bases: Sequence[Artifact]) -> tuple[str, ...]:
-    """Race stage after stage, the first on top of all bases; return the names of those never beaten."""
+    """Race stage after stage, the first on top of all bases; return the names of those never beaten.
+
+    Every rung is put on top of retrieval from the start: what reads documents has to be tuned reading them, and a rung
+    that won without documents could not be put on top of them any more.
+    """
     incumbent, contenders = bases[0], list(bases)
     stages = [*([state.models] if state.models else []), *[state.rungs] * STAGES]
     arms = len(bases) + sum(map(len, stages)) + (len(bases) - 1) * len(stages[0])
+    arms += len(bases) * len(state.rungs) if state.task.corpus is not None else 0
     for stage, rungs in enumerate(stages):
         new = [made for base in (bases if stage == 0 else (incumbent,)) for made in _fit_stage(state, base, rungs)]
+        if stage == bool(state.models):
+            new += [made for base in new if base.path[-1] == "retrieval" for made in _fit_stage(state, base, rungs)]
         if not new and stage > bool(state.models):
             break
         contenders = [*contenders, *new]
@@ -236,8 +249,8 @@ def _fit_stage(state: _Climb, base: Artifact, rungs: Sequence[Rung]) -> list[Art
     made = []
     for line in plan(base, rungs, state.data, state.machine):
         name = base.step(line.rung.name, {}).name
-        if name in state.artifacts:
-            continue
+        if name in state.artifacts or name in state.out:
+            continue  # an earlier stage has tried it
         if not line.applies:
             if len(base.path) == 1:  # higher up, not applying is the rule and says nothing
                 state.out[name] = ("skipped", line.reason)
@@ -428,6 +441,7 @@ def _result(state: _Climb, name: str, test: Sequence[Prediction] | None) -> Rung
         tokens=sum(row.tokens for row in rows),
         overflow_rows=sum(row.dropped_demonstrations > 0 for row in rows),
         dropped_demonstrations=sum(row.dropped_demonstrations for row in rows),
+        retrieval=summary(found) if (found := [row.retrieval for row in rows if row.retrieval is not None]) else None,
         trainable_parameters=trainable_parameters(artifact),
         artifact_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         cost=_cost(state, artifact),

@@ -33,6 +33,7 @@ from rung.rungs.prefix_tuning import PrefixTuning
 from rung.rungs.prompt_search import PromptSearch
 from rung.rungs.prompt_tuning import PromptTuning
 from rung.rungs.qlora import QLoRA
+from rung.rungs.retrieval import Retrieval
 from rung.rungs.rslora import RsLoRA
 from rung.rungs.self_consistency import SelfConsistency
 from rung.rungs.settings import with_settings
@@ -71,6 +72,7 @@ __all__ = [
     "PromptSearch",
     "PromptTuning",
     "QLoRA",
+    "Retrieval",
     "RsLoRA",
     "Rung",
     "SelfConsistency",
@@ -89,6 +91,7 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "self-consistency": lambda task, seed: SelfConsistency(seed=seed),
     "calibrate": lambda task, seed: Calibrate(),
     "label-thresholds": lambda task, seed: LabelThresholds(),
+    "retrieval": lambda task, seed: Retrieval(task),
     "few-shot-fixed": lambda task, seed: FewShot("fixed", seed=seed),
     "few-shot-random": lambda task, seed: FewShot("random", seed=seed),
     "few-shot-balanced": lambda task, seed: FewShot("balanced", seed=seed),
@@ -120,8 +123,8 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.
 DEFAULT = (
-    "system-prompt", "chain-of-thought", "self-consistency", "calibrate", "label-thresholds", "few-shot-balanced",
-    "few-shot-knn", "features", "llm-features", "domain-adaptation", "lora",
+    "system-prompt", "chain-of-thought", "self-consistency", "calibrate", "label-thresholds", "retrieval",
+    "few-shot-balanced", "few-shot-knn", "features", "llm-features", "domain-adaptation", "lora",
 )  # fmt: skip
 
 

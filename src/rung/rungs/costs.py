@@ -93,15 +93,19 @@ def _tokenizer(files: ModelFiles) -> Tokenizer:
 def prediction_tokens(artifact: Artifact, s: Sizes) -> float:
     """Return the tokens run for one prediction, the text that all prompts begin with left out."""
     shown = artifact.demonstrations
-    demonstrations = 0.0
+    context = 0.0
     if shown is not None:
         one = s.question + s.answer + 8
-        demonstrations = min(shown.k * one, shown.token_budget)
+        context = min(shown.k * one, shown.token_budget)
+    if (retriever := artifact.retriever) is not None:
+        passages = retriever.passage_tokens
+        context += min(retriever.k * passages, retriever.token_budget)
+        context += retriever.demonstration_passages * passages * (shown.k if shown is not None else 0)
     prompts = 1 if shown is None else shown.sets
     decoding = s.decoding
     if isinstance(artifact.decoder, Reasoning):
         decoding = artifact.decoder.samples * (s.answer + min(STEPS, artifact.decoder.max_tokens))
-    return prompts * (artifact.weights.virtual_tokens + demonstrations + s.question + decoding)
+    return prompts * (artifact.weights.virtual_tokens + context + s.question + decoding)
 
 
 def prediction_flops(artifact: Artifact, data: Data) -> float:

@@ -13,7 +13,7 @@ from rung.errors import ConfigError
 from rung.rungs.base import Rung
 
 # What makes a rung another technique, or comes from elsewhere (`--seed`, the task's `system`).
-FIXED = {"name", "family", "selection", "seed", "texts", "systems", "make"}
+FIXED = {"name", "family", "selection", "seed", "task", "texts", "systems", "make"}
 
 
 def with_settings(rung: Rung, values: Mapping[str, Any]) -> Rung:

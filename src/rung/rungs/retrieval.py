@@ -1,0 +1,148 @@
+"""Retrieval: passages of the user's documents before the question.
+
+Lewis et al. 2020, "Retrieval-augmented generation for knowledge-intensive NLP tasks" (https://arxiv.org/abs/2005.11401);
+here the model is not trained with it, unless a rung that tunes is put on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from rung.artifact import Artifact
+from rung.data.types import NOT_IN_DOCUMENTS, Data
+from rung.errors import ConfigError
+from rung.machine import Machine
+from rung.parts import PROMPTLESS
+from rung.progress import QUIET, Progress
+from rung.prompts.grounding import instruction
+from rung.retrieval.position import DEFAULT, best_order, position_effect
+from rung.retrieval.refusal import Refusal, calibrate
+from rung.retrieval.retriever import Order, Retriever
+from rung.retrieval.search import FEWEST_LABELLED, SearchSettings
+from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.costs import inference_cost
+from rung.task import Task
+
+if TYPE_CHECKING:
+    from rung.retrieval.index import Index
+
+TYPICAL_TOKENS = 220  # of a passage with its number and title, before any was seen
+SAMPLE = 32  # validation rows whose passages tell their length
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Show the passages of the task's corpus that are most relevant to the row.
+
+    Where 30 training rows or more have gold spans, the search's weight of meaning against words is learned from them.
+
+    Attributes:
+        task: the task, whose `corpus` is searched.
+        k: most passages shown.
+        token_budget: most tokens they may take; the least relevant give way first.
+        order: whether the most relevant stands first or last; `auto` measures which the model reads better.
+        order_rows: validation rows that this takes, each answered twice.
+        refuse_at_most: largest share of the answerable validation questions that may be refused for want of relevant
+            passages; 0 never refuses. Labels and records are never refused.
+        demonstration_passages: passages shown with each demonstration, at most.
+    """
+
+    task: Task | None = None
+    k: int = 5
+    token_budget: int = 1024
+    order: Order | Literal["auto"] = "auto"
+    order_rows: int = 16
+    refuse_at_most: float = 0.05
+    demonstration_passages: int = 1
+    name: str = "retrieval"
+    family: str = "retrieval"
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies where there are documents and a prompt that was not trained without them."""
+        del data
+        if self.task is None or self.task.corpus is None:
+            return no("the task file has no `corpus`")
+        if artifact.decoder.kind in PROMPTLESS:
+            return no("what answers does not read the prompt")
+        if artifact.retriever is not None:
+            return no("documents are looked up already")
+        if artifact.weights.adapter is not None:
+            return no("the adapter was trained without passages")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Prompts grow by k passages; the rows that tell the order are answered twice. The index is built before."""
+        extra = min(self.k * TYPICAL_TOKENS, self.token_budget)
+        rows = 2 * min(self.order_rows, len(data.validation)) if self.order == "auto" else 0
+        return inference_cost(artifact, data, machine, fit_rows=rows, extra_tokens=extra)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact with a retriever, its order and its threshold for refusing chosen on validation rows.
+
+        Raises:
+            ConfigError: the task has no corpus.
+        """
+        from rung.retrieval.build import build_index
+
+        if self.task is None:
+            raise ConfigError("no-corpus", "the rung retrieval was made without a task", hint="Retrieval(task)")
+        index = build_index(self.task, progress=progress)
+        retriever = Retriever(
+            index.folder, index.fingerprint, "", self.k, self.token_budget, DEFAULT,
+            refusal=artifact.shape.refusal or NOT_IN_DOCUMENTS,
+            encoder_fingerprint=index.manifest.encoder_fingerprint,
+            chunk_tokens=index.manifest.tokens, demonstration_passages=self.demonstration_passages,
+        )  # fmt: skip
+        cites = replace(artifact, retriever=retriever).cites
+        weight = self._weight(index, artifact, data)
+        retriever = replace(retriever, instruction=instruction(cite=cites), weight=weight)
+        plain = replace(artifact, retriever=retriever).on(artifact.open())
+        # Ids are hashes, so their order is a shuffle that every run and every rung shares.
+        rows = sorted(data.validation, key=lambda e: e.id)
+        retriever = replace(retriever, passage_tokens=_passage_tokens(plain, data))
+        settings: dict[str, Any] = {
+            "k": self.k,
+            "token_budget": self.token_budget,
+            "passages": len(index),
+            "weight": retriever.weight,
+        }
+        if self.order == "auto":
+            effect = position_effect(
+                plain, rows[: self.order_rows], positions=(0, -1), folder=data.folder, progress=progress
+            )
+            retriever = replace(retriever, order=best_order(effect))
+            settings["score_by_position"] = {str(position): score for position, score in effect.items()}
+        else:
+            retriever = replace(retriever, order=self.order)
+        if cites and self.refuse_at_most > 0:
+            refusal = self._refusal(plain, data)
+            retriever = replace(retriever, threshold=refusal.threshold)
+            settings["refusal"] = asdict(refusal)
+        settings["order"] = retriever.order
+        return artifact.step(self.name, settings, retriever=retriever)
+
+    def _weight(self, index: Index, artifact: Artifact, data: Data) -> float | None:
+        """Learn the weight of meaning against words from training rows with gold spans, where there are enough."""
+        from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
+
+        queries = [LabelledQuery(artifact.prompt.query(row.inputs), row.spans) for row in data.train if row.spans]
+        if len(queries) < FEWEST_LABELLED:
+            return SearchSettings().weight
+        return learn_weight(index, queries, SearchSettings(), k=self.k).weight
+
+    def _refusal(self, plain: Artifact, data: Data) -> Refusal:
+        assert plain.retriever is not None
+        queries = [plain.prompt.query(row.inputs) for row in data.validation]
+        return calibrate(
+            plain.retriever, data.validation, queries, plain.passage_cost(), at_most=self.refuse_at_most,
+        )  # fmt: skip
+
+
+def _passage_tokens(artifact: Artifact, data: Data) -> float:
+    """Return the mean tokens of the passages that some rows get."""
+    assert artifact.retriever is not None
+    rows, cost = (data.validation or data.train)[:SAMPLE], artifact.passage_cost()
+    found = artifact.retriever.find(rows, [artifact.prompt.query(row.inputs) for row in rows], cost)
+    lengths = [cost(passage) for one in found for passage in one.passages]
+    return sum(lengths) / max(1, len(lengths))

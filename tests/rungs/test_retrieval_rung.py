@@ -1,0 +1,205 @@
+"""The rung on a real index of real documents."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from grounded import Reader
+from rung.artifact import Artifact
+from rung.data.types import NOT_IN_DOCUMENTS
+from rung.errors import ArtifactError, ConfigError
+from rung.evaluation.retrieval_metrics import span_recall
+from rung.retrieval import build as build_module
+from rung.retrieval.build import build_index
+from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
+from rung.retrieval.retriever import PLACE
+from rung.retrieval.search import SearchSettings
+from rung.rungs import FewShot, LoRA, Retrieval, build
+from rung.task import Task
+from rung.tuning.examples import tokenize
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "documents"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A copy of the example with one of its documents, whose index lies beside it."""
+    folder = tmp_path_factory.mktemp("documents")
+    shutil.copytree(EXAMPLE, folder / "example")
+    (folder / "example" / "documents" / "state_of_the_union.md").unlink()
+    for file in (folder / "example").glob("*.jsonl"):
+        lines = file.read_text("utf-8").splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if "state_of_the_union" not in line), "utf-8")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(build_module, "cache_dir", lambda: folder / "cache")
+    yield folder / "example"
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def documents(place, tiny_folder):
+    return Task.load(place / "task.yaml", {"model": str(tiny_folder)})
+
+
+@pytest.fixture(scope="module")
+def rows(documents):
+    return documents.read()
+
+
+@pytest.fixture(scope="module")
+def plain(documents):
+    return Artifact.zero_shot(documents, engine="torch").on(Reader(lambda text: "one [1]", 100_000))
+
+
+@pytest.fixture(scope="module")
+def fitted(documents, rows, plain):
+    return Retrieval(documents, order="best_first").fit(plain, rows).on(plain.open())
+
+
+def test_gold_spans_are_where_the_rows_say():
+    rows = Task.load(EXAMPLE / "task.yaml").read()
+    for row in (*rows.train, *rows.validation, *rows.test):
+        texts = [(EXAMPLE / s.document).read_text("utf-8")[s.start : s.end] for s in row.spans]
+        assert " ".join(texts) == row.outputs[0]
+
+
+def test_most_answers_are_found(fitted, rows):
+    found = [one.passages for one in fitted.fit_to_context(rows.test)]
+    recall = [span_recall(passages, row.spans, 5) for passages, row in zip(found, rows.test, strict=True)]
+    assert sum(recall) / len(recall) > 0.8
+
+
+def test_the_settings_tell_what_was_chosen_and_how(fitted):
+    told = fitted.settings["retrieval"]
+    assert told["order"] == fitted.retriever.order == "best_first"
+    assert told["refusal"]["threshold"] == fitted.retriever.threshold
+    assert told["refusal"]["refused_answerable"] <= 0.05
+    assert 100 < fitted.retriever.passage_tokens < 400
+
+
+def test_the_weight_of_meaning_is_learnt_from_enough_training_rows_with_spans(fitted, plain, rows, documents):
+    assert len(rows.train) < 30
+    assert fitted.retriever.weight == SearchSettings().weight
+    every = (*rows.train, *rows.validation, *rows.test)
+    more = Retrieval(documents, order="best_first", refuse_at_most=0).fit(plain, replace(rows, train=every))
+    queries = [LabelledQuery(row.inputs["question"], row.spans) for row in every]
+    learnt = learn_weight(fitted.retriever.index, queries, SearchSettings(), k=5).weight
+    assert more.retriever.weight == more.settings["retrieval"]["weight"] == learnt
+    assert more.retriever.threshold is None
+    found = more.on(plain.open()).fit_to_context(rows.test[:1])[0].passages
+    query = rows.test[0].inputs["question"]
+    (best,) = fitted.retriever.index.search([query], 1, SearchSettings(weight=learnt))[0]
+    assert found[0].id == best.id
+
+
+def test_a_question_about_something_else_is_refused(fitted):
+    assert fitted.retriever.threshold is not None
+    (about,) = fitted.predict([{"question": "What is the CarbFix project in Reykjavik about?"}])
+    (beside,) = fitted.predict([{"question": "How many moons does the planet Jupiter have?"}])
+    assert (about.refused, beside.refused) == (False, True)
+    assert about.text == "one"
+    assert about.citations[0].passage.document == "documents/chatlogs.md"
+    assert beside.text == NOT_IN_DOCUMENTS
+
+
+def test_saved_and_loaded_it_reads_the_same(fitted, rows, tmp_path):
+    loaded = Artifact.load(fitted.save(tmp_path / "a"))
+    assert loaded.retriever == fitted.retriever
+    assert loaded.on(fitted.open()).answer(rows.test[:8]) == fitted.answer(rows.test[:8])
+
+
+def test_an_index_that_is_gone_or_made_another_way_is_refused(fitted, tmp_path, monkeypatch):
+    folder = fitted.save(tmp_path / "a")
+    monkeypatch.setenv(PLACE, str(tmp_path / "nowhere"))
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.load(folder)
+    assert caught.value.code == "index-missing"
+    other = shutil.copytree(fitted.retriever.folder, tmp_path / "other")
+    monkeypatch.setenv(PLACE, str(other))
+    assert Artifact.load(folder).retriever == replace(fitted.retriever, folder=other)
+    manifest = json.loads((other / "index.json").read_text())
+    (other / "index.json").write_text(json.dumps({**manifest, "tokens": 64}))
+    with pytest.raises(ArtifactError) as caught:
+        Artifact.load(folder)
+    assert caught.value.code == "index-mismatch"
+
+
+def test_an_updated_document_is_in_the_next_prompt(documents, fitted, place):
+    row = {"question": "What days is the Viktor Wynd Museum closed?"}
+    file = place / "documents" / "chatlogs.md"
+    before = file.read_text("utf-8")
+    assert "except for Mondays and Tuesdays" in fitted.messages(row)[-1]["content"]
+    try:
+        file.write_text(before.replace("except for Mondays and Tuesdays", "except for Sundays"), "utf-8")
+        build_index(documents)
+        text = fitted.messages(row)[-1]["content"]
+        assert "except for Sundays" in text
+        assert "except for Mondays and Tuesdays" not in text
+    finally:
+        file.write_text(before, "utf-8")
+        build_index(documents)
+
+
+def test_demonstrations_and_tuning_read_passages_too(fitted, rows, documents, tiny_folder):
+    few = FewShot("fixed", k=2).fit(fitted, rows).on(fitted.open())
+    shown = [m["content"] for m in few.messages({"question": "What is CarbFix?"}) if m["role"] == "user"]
+    assert [text.count("<document ") for text in shown] == [
+        1,
+        1,
+        len(fitted.rendered({"question": "What is CarbFix?"}).passages),
+    ]
+    assert LoRA().applies(fitted, rows).applies
+    local = fitted.on(Artifact.zero_shot(documents, engine="torch").open())
+    wide = replace(local, overflow="error").on(local.open())
+    from rung.engines.local_model import LocalModel
+    from rung.models.reference import resolve
+
+    reader = LocalModel(replace(resolve(str(tiny_folder)), context=8192))
+    (learnt, *_) = tokenize(wide, reader, rows.train[:1])
+    prompt, answer = (
+        reader.tokenizer.decode(learnt.prompt),
+        reader.tokenizer.decode(learnt.tokens[len(learnt.prompt) :]),
+    )
+    assert "<document 1>" in prompt
+    assert answer.startswith(rows.train[0].outputs[0])
+    cited = answer.removeprefix(rows.train[0].outputs[0])
+    assert (
+        span_recall([fitted.fit_to_context(rows.train[:1])[0].passages[int(cited[2]) - 1]], rows.train[0].spans, 1) > 0
+    )
+
+
+def test_it_applies_where_there_are_documents_only(fitted, plain, rows, documents, task):
+    assert "corpus" in Retrieval(task).applies(plain, rows).reason
+    assert "already" in Retrieval(documents).applies(fitted, rows).reason
+    assert build(("retrieval",), documents, 0)[0] == Retrieval(documents, k=4)
+    with pytest.raises(ConfigError) as caught:
+        Retrieval().fit(plain, rows)
+    assert caught.value.code == "no-corpus"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"overflow": "shorten_passages"}, "no effect without"), ({"data.spans": "spans"}, "there is no `corpus`")],
+)
+def test_settings_of_documents_need_documents(small_task_file, change, said):
+    with pytest.raises(ConfigError, match=said):
+        Task.load(small_task_file, change)
+
+
+def test_spans_that_say_nothing_are_refused(place, tmp_path):
+    shutil.copytree(place, tmp_path / "x")
+    file = tmp_path / "x" / "validation.jsonl"
+    lines = file.read_text("utf-8").splitlines()
+    for wrong in ('[{"document": "a"}]', '"no"', '[{"document": "a", "start": 5, "end": 5}]'):
+        first = json.dumps({"question": "q?", "answer": "a", "spans": json.loads(wrong)})
+        file.write_text("\n".join([first, *lines[1:]]), "utf-8")
+        with pytest.raises(ConfigError) as caught:
+            Task.load(tmp_path / "x" / "task.yaml").read()
+        assert caught.value.code == "bad-spans"
+    empty = {"question": "q?", "answer": "", "spans": []}
+    file.write_text("\n".join([json.dumps(empty), *lines[1:]]), "utf-8")
+    (row,) = [r for r in Task.load(tmp_path / "x" / "task.yaml").read().validation if r.inputs["question"] == "q?"]
+    assert (row.outputs, row.spans) == ((NOT_IN_DOCUMENTS,), ())
