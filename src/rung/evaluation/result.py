@@ -18,6 +18,7 @@ class RungResult:
     read or wrote for them, `cost` the floating-point operations of one prediction plus the training's share over
     10,000 predictions (the order of "cheaper"), `losses` the training curve as (step, loss). Of the `n` rows,
     `overflow_rows` fit the context only after `dropped_demonstrations` (all rows together) were left out.
+    `retrieval` sums up what was found, cited and supported over the rows (`rung.evaluation.answering.summary`).
     """
 
     name: str
@@ -43,6 +44,7 @@ class RungResult:
     losses: tuple[tuple[int, float], ...] = ()
     overflow_rows: int = 0
     dropped_demonstrations: int = 0
+    retrieval: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,11 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One row answered by one artifact: a line of `predictions.jsonl`. `note` is what the metric says of the score."""
+    """One row answered by one artifact: a line of `predictions.jsonl`.
+
+    `note` is what the metric says of the score, `retrieval` what `rung.evaluation.answering.measure` tells of an answer
+    from documents.
+    """
 
     id: str
     source: str
@@ -81,6 +87,7 @@ class Prediction:
     dropped_demonstrations: int = 0
     abstained: bool = False
     note: str = ""
+    retrieval: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rung.artifact import Artifact, Shape
 from rung.data.types import Example
+from rung.evaluation.answering import measure, summary
 from rung.evaluation.metrics import (
     METRICS,
     Case,
@@ -65,6 +66,7 @@ def evaluate(
             dropped_demonstrations=answer.dropped_demonstrations,
             abstained=answer.abstained,
             note=score.note,
+            retrieval=None if artifact.retriever is None else measure(answer, example, score.value),
         )
         for example, answer, score in zip(examples, answers, scores, strict=True)
     ]
@@ -76,6 +78,26 @@ def cases(examples: Sequence[Example], answers: Sequence[Answer]) -> list[Case]:
         Case(answer.text, example.outputs, {**example.inputs, **example.extra})
         for example, answer in zip(examples, answers, strict=True)
     ]
+
+
+def _prediction(
+    artifact: Artifact, example: Example, answer: Answer, split: Literal["test", "validation"], score: float
+) -> Prediction:
+    return Prediction(
+        id=example.id,
+        source=example.source,
+        split=split,
+        inputs=dict(example.inputs),
+        prompt=artifact.text(answer.messages),
+        expected=example.outputs,
+        prediction=answer.text,
+        score=score,
+        confidence=answer.confidence,
+        tokens=answer.prompt_tokens + answer.completion_tokens,
+        seconds=answer.seconds,
+        dropped_demonstrations=answer.dropped_demonstrations,
+        retrieval=None if artifact.retriever is None else measure(answer, example, score),
+    )
 
 
 def compare(
@@ -103,7 +125,8 @@ def summarize(
         {"artifact", "split", "n", "metrics": {name: {"score", "low", "high"}}, "whole": {name: score}, "notes":
         {note: rows}}: intervals at 95 %, views of the whole set, and what the task's metric said of rows. Where the
         artifact abstains, the metrics hold `coverage` too, the share of rows that are answered, and `answered`, the
-        task's metric on those.
+        task's metric on those; where documents are looked up, `retrieval` too, what
+        `rung.evaluation.answering.summary` tells.
     """
     rows = evaluate(artifact, examples, split, folder=folder, progress=progress)
     shape = artifact.shape
@@ -118,10 +141,12 @@ def summarize(
         metrics[name] = {"score": sum(values) / len(values), "low": interval.low, "high": interval.high}
     if artifact.abstains:
         metrics |= _abstaining(rows)
-    return {
+    told = {
         "artifact": artifact.name, "split": split, "n": len(rows), "metrics": metrics,
         "whole": _whole(shape, rows), "notes": notes(rows),
     }  # fmt: skip
+    found = [row.retrieval for row in rows if row.retrieval is not None]
+    return {**told, "retrieval": summary(found)} if found else told
 
 
 def _whole(shape: Shape, rows: Sequence[Prediction]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from rung.evaluation.report.words import (
     method,
     overflow_notes,
     per_row,
+    retrieval_notes,
     score_text,
 )
 from rung.evaluation.result import ClimbResult, Prediction
@@ -90,6 +91,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Notes", "".join(f"<p>{_e(note)}</p>" for note in result.notes)),
         ("Left out", "".join(f"<p>{_e(r.name)} ({r.status}): {_e(r.reason)}</p>" for r in left_out(result))),
         ("Prompts that did not fit", "".join(f"<p>{_e(note)}</p>" for note in overflow_notes(result))),
+        ("Retrieval", "".join(f"<p>{_e(note)}</p>" for note in retrieval_notes(result))),
         ("Data", _data(result.data)),
         ("How this was measured", "".join(f"<p>{_e(text)}</p>" for text in method(result))),
     ]
@@ -189,7 +191,7 @@ def _row(old: Prediction, new: Prediction) -> str:
     return (
         f"<details><summary>{verdict}: {_e(text[:300])}</summary>"
         f'<p class="pair">{_e(new.source)} ({new.split}). Expected: {_e(" | ".join(new.expected))}. '
-        f"Before: {_e(old.prediction)}. Now: {_e(new.prediction)}.</p>"
+        f"Before: {_e(old.prediction)}. Now: {_e(new.prediction)}.{_why(new)}</p>"
         f"<pre>{_e(new.prompt[:TEXT_SHOWN])}</pre></details>"
     )
 
@@ -198,6 +200,12 @@ def _confidence(result: ClimbResult) -> str:
     """Return how far the recommended artifact's confidence can be trusted, if that was measured."""
     notes = "".join(f"<p>{_e(note)}</p>" for note in confidence_notes(result))
     return notes + _figure(plots.reliability_svg(result)) + _figure(plots.coverage_svg(result))
+
+
+def _why(row: Prediction) -> str:
+    """Say whether retrieval or reading failed, where an answer from documents is wrong."""
+    cause = (row.retrieval or {}).get("failure")
+    return {"retrieval": " Retrieval failed.", "reading": " Found, but not used."}.get(cause or "", "")
 
 
 def _training_data(result: ClimbResult) -> str:

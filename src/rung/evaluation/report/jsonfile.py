@@ -11,7 +11,7 @@ from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
 RUNG_KEYS = (
     "name", "metric", "score", "low", "high", "n", "split", "status", "reason", "seconds", "fit_seconds", "tokens",
-    "trainable_parameters", "artifact_bytes", "artifact", "overflow_rows", "dropped_demonstrations",
+    "trainable_parameters", "artifact_bytes", "artifact", "overflow_rows", "dropped_demonstrations", "retrieval",
 )  # fmt: skip
 COMPARISON_KEYS = ("a", "b", "delta", "low", "high", "p", "fixed", "broken", "n")
 

@@ -15,6 +15,7 @@ from rung.evaluation.report.words import (
     overflow_notes,
     p_text,
     per_row,
+    retrieval_notes,
     score_text,
 )
 from rung.evaluation.result import ClimbResult
@@ -57,7 +58,7 @@ def print_climb(result: ClimbResult, console: Console) -> None:
     console.print(table)
     if any(rung.split == "validation" for rung in measured(result)):
         console.print(Text("v: stopped in the race; scored on that many validation rows", style="dim"))
-    for note in overflow_notes(result):
+    for note in [*overflow_notes(result), *retrieval_notes(result)]:
         console.print(Text(note, style="dim"))
     for note in (*result.notes, *confidence_notes(result)):
         console.print(Text(note))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rung.evaluation.answering import MEANS, WRONG
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
 
@@ -63,6 +64,29 @@ def overflow_notes(result: ClimbResult) -> list[str]:
         for r in measured(result)
         if r.overflow_rows
     ]
+
+
+def retrieval_notes(result: ClimbResult) -> list[str]:
+    """Say of every rung that looks documents up what it found, and why its wrong answers are wrong."""
+    return [f"{r.name}: {retrieval_text(r.retrieval)}" for r in measured(result) if r.retrieval]
+
+
+def retrieval_text(told: Mapping[str, float]) -> str:
+    """Return one rung's retrieval in words."""
+    parts = [f"{name.replace('_', ' ')} {100 * told[name]:.1f} %" for name in MEANS if name in told]
+    if "retrieval_failures" in told:
+        parts.append(
+            f"of the answers that score below {WRONG:g}, the answer was not among the passages in "
+            f"{told['retrieval_failures']:.0f} and was there, but not used, in {told['reading_failures']:.0f}"
+        )
+    if told["refused"]:
+        parts.append(f"{told['refused']:.0f} of {told['rows']:.0f} rows refused: nothing relevant was found")
+    if told["overflow_rows"]:
+        parts.append(
+            f"{told['overflow_rows']:.0f} prompts were longer than the model reads: {told['dropped_passages']:.0f} "
+            f"passages were left out and {told['shortened_passages']:.0f} cut (overflow: shorten_passages)"
+        )
+    return "; ".join(parts)
 
 
 def confidence_notes(result: ClimbResult) -> list[str]:

@@ -1,0 +1,104 @@
+"""Was the answer found, cited and supported? Measures of answers from documents, apart from the task's metric.
+
+    span recall          share of the gold spans' characters among the passages shown
+    citation precision   share of the passages cited that hold a part of a gold span
+    citation recall      share of the gold spans of which a part is in a passage cited
+    lexical support      share of the answer's words that the passages cited hold (all shown, where none is cited)
+
+Citation precision and recall are named after Gao et al. 2023 (https://arxiv.org/abs/2305.14627), who let a model judge
+whether a passage entails a sentence; with gold spans no judge is needed. Lexical support is a cheap stand-in for
+faithfulness: it sees words that come from nowhere, not words put together wrongly. A judge takes its place where one
+is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rung.data.types import Example, Span
+from rung.evaluation.metrics.squad import squad_words
+from rung.evaluation.retrieval_metrics import span_recall
+from rung.parts import Answer
+from rung.retrieval.citations import Citation
+from rung.retrieval.gold import overlaps
+from rung.retrieval.passage import Passage
+
+Faithfulness = Callable[[str, Sequence[str]], float]  # an answer and the texts it is from: 0 to 1
+WRONG = 0.5  # scores below are wrong answers, and span recall below is a failed retrieval
+MEANS = ("span_recall", "citation_precision", "citation_recall", "lexical_support", "faithfulness")
+COUNTS = ("refused", "dropped_passages", "shortened_passages")
+
+
+def citation_precision(citations: Sequence[Citation], spans: Sequence[Span]) -> float:
+    """Return the share of citations that hold a part of a gold span; 0 where nothing is cited."""
+    right = sum(any(overlaps(c.passage, span) for span in spans) for c in citations)
+    return right / len(citations) if citations else 0.0
+
+
+def citation_recall(citations: Sequence[Citation], spans: Sequence[Span]) -> float:
+    """Return the share of gold spans of which a citation holds a part."""
+    return sum(any(overlaps(c.passage, span) for c in citations) for span in spans) / len(spans)
+
+
+def lexical_support(answer: str, texts: Sequence[str]) -> float:
+    """Return the share of the answer's words, normalized as in SQuAD, that occur in the texts; 1 for no words."""
+    words = squad_words(answer)
+    held = {word for text in texts for word in squad_words(text)}
+    return sum(word in held for word in words) / len(words) if words else 1.0
+
+
+def failure(score: float, row: Example, passages: Sequence[Passage]) -> str:
+    """Say why an answer is wrong: `retrieval` did not find most of the gold spans, or `reading` did not use them.
+
+    Returns:
+        Nothing where the answer is right, or where the row has no gold spans.
+    """
+    if score >= WRONG or not row.spans:
+        return ""
+    return "retrieval" if span_recall(passages, row.spans, len(passages)) < WRONG else "reading"
+
+
+def measure(answer: Answer, row: Example, score: float, judge: Faithfulness | None = None) -> dict[str, Any]:
+    """Return what is known of one answer from documents, as plain values.
+
+    Args:
+        answer: of an artifact with a retriever.
+        row: what was asked, with gold spans or without.
+        score: of the answer, by the task's metric.
+        judge: measures faithfulness; without, only lexical support is measured.
+    """
+    texts = [c.passage.text for c in answer.citations] or [p.text for p in answer.passages]
+    values: dict[str, Any] = {
+        "passages": [{"document": p.document, "page": p.page, "start": p.start, "end": p.end} for p in answer.passages],
+        "cited": [c.number for c in answer.citations],
+        "refused": int(answer.refused),
+        "dropped_passages": answer.dropped_passages,
+        "shortened_passages": answer.shortened_passages,
+    }
+    if row.spans:
+        values["span_recall"] = span_recall(answer.passages, row.spans, len(answer.passages))
+        values["failure"] = failure(score, row, answer.passages)
+    if not answer.refused:
+        values["lexical_support"] = lexical_support(answer.text, texts)
+        if judge is not None:
+            values["faithfulness"] = judge(answer.text, texts)
+        if row.spans and answer.written:
+            values["citation_precision"] = citation_precision(answer.citations, row.spans)
+            values["citation_recall"] = citation_recall(answer.citations, row.spans)
+    return values
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the means and counts of many `measure`s: each mean over the rows that have the value."""
+    result: dict[str, float] = {"rows": len(rows)}
+    for name in MEANS:
+        known = [row[name] for row in rows if name in row]
+        if known:
+            result[name] = sum(known) / len(known)
+    result |= {name: sum(row[name] for row in rows) for name in COUNTS}
+    result["overflow_rows"] = sum(row["dropped_passages"] + row["shortened_passages"] > 0 for row in rows)
+    judged = [row["failure"] for row in rows if "failure" in row]
+    if judged:
+        result |= {f"{cause}_failures": judged.count(cause) for cause in ("retrieval", "reading")}
+    return result
