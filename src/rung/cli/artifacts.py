@@ -16,6 +16,7 @@ from rung.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from rung.artifact import Artifact
     from rung.parts import Answer
+    from rung.prompts.overflow import Rendered
 
 Rows = Annotated[Path | None, typer.Option("--data", help="Rows to use: CSV, TSV, JSON, JSONL or Parquet.")]
 
@@ -44,17 +45,37 @@ def run(
     if engine is not None:
         loaded = _on_engine(loaded, engine)
     answer = loaded.predict([_row(loaded, text)])[0]
-    note_dropped(answer.dropped_demonstrations)
+    note_dropped(answer)
     if json:
         print_json(_answer(loaded, answer))
     else:
         typer.echo(_line(answer))
+        print_sources(answer)
 
 
-def note_dropped(demonstrations: int) -> None:
-    """Say on stderr that demonstrations were left out of a prompt, if any were."""
-    if demonstrations:
-        sys.stderr.write(f"the prompt was longer than the model reads: {demonstrations} demonstrations were left out\n")
+def note_dropped(answer: Answer | Rendered) -> None:
+    """Say on stderr what was left out of a prompt, if anything was."""
+    parts = []
+    if answer.dropped_demonstrations:
+        parts.append(f"{answer.dropped_demonstrations} demonstrations were left out")
+    if answer.dropped_passages:
+        parts.append(f"{answer.dropped_passages} passages were left out")
+    if answer.shortened_passages:
+        parts.append(f"{answer.shortened_passages} passages were cut")
+    if parts:
+        sys.stderr.write(f"the prompt was longer than the model reads: {', '.join(parts)}\n")
+
+
+def print_sources(answer: Answer) -> None:
+    """Print where an answer from documents comes from: what it cites, or, where it cites nothing, what it read."""
+    from rung.retrieval.citations import Citation
+
+    if not answer.passages or answer.refused:
+        return
+    sources = answer.citations or tuple(Citation(n, p) for n, p in enumerate(answer.passages, start=1))
+    typer.echo("\nSources:" if answer.citations else "\nRead, but not cited:")
+    for source in sources:
+        typer.echo(f"  {source}")
 
 
 def _on_engine(artifact: Artifact, engine: str) -> Artifact:
@@ -91,16 +112,20 @@ def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _line(answer: Answer) -> str:
-    text = answer.text if answer.confidence is None else f"{answer.text}\t{answer.confidence:.3f}"
+    text = answer.written or answer.text if answer.confidence is None else f"{answer.text}\t{answer.confidence:.3f}"
     return f"{text}\tabstained" if answer.abstained else text
 
 
 def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
+    from rung.prediction import sources
+
     values: dict[str, Any] = {"output": answer.text, "confidence": answer.confidence}
     if artifact.abstains:
         values["abstained"] = answer.abstained
     if answer.dropped_demonstrations:
         values["dropped_demonstrations"] = answer.dropped_demonstrations
+    if artifact.retriever is not None:
+        values |= sources(answer)
     if answer.probabilities:
         ranked = sorted(zip(artifact.shape.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
         values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]
@@ -137,15 +162,20 @@ def _ask() -> str:
 def _say(artifact: Artifact, row: dict[str, Any]) -> str:
     """Print the answer, as it is written where it is generated."""
     from rung.engines.base import GenerateRequest, Sampling
-    from rung.parts import Generate
+    from rung.parts import Answer, Generate
 
     decoder = artifact.decoder
     if not isinstance(decoder, Generate) or decoder.constraint:
         answer = artifact.predict([row])[0]
         typer.echo(_line(answer))
+        print_sources(answer)
         return answer.text
     rendered = artifact.rendered(row)
-    note_dropped(rendered.dropped_demonstrations)
+    note_dropped(rendered)
+    if rendered.refused:
+        refusal = artifact.refusal(rendered)
+        typer.echo(refusal.text)
+        return refusal.text
     request = GenerateRequest(
         rendered.messages, Sampling(max_tokens=decoder.max_tokens), adapter=artifact.weights.reference
     )
@@ -155,7 +185,9 @@ def _say(artifact: Artifact, row: dict[str, Any]) -> str:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
-    return "".join(pieces)
+    text = "".join(pieces)
+    print_sources(artifact.finished(Answer(text.strip(), None, None, 0, len(pieces), 0.0, rendered.messages), rendered))
+    return text
 
 
 def predict(
@@ -231,7 +263,7 @@ def show(
 
 def _prompt_text(artifact: Artifact, row: dict[str, Any]) -> str:
     rendered = artifact.rendered(row)
-    note_dropped(rendered.dropped_demonstrations)
+    note_dropped(rendered)
     return artifact.text(rendered.messages)
 
 
@@ -239,7 +271,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     """Return what an artifact is made of, as plain values."""
     from rung.tuning.report import TRAINING_DATA
 
-    shown = artifact.demonstrations
+    shown, looks = artifact.demonstrations, artifact.retriever
     return {
         "name": artifact.name,
         "task": artifact.shape.task,
@@ -250,6 +282,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "path": list(artifact.path),
         "instruction": artifact.prompt.head(),
         "template": artifact.prompt.template,
+        "retriever": None if looks is None else f"{looks.k} of {looks.folder}, {looks.order.replace('_', ' ')}",
         "demonstrations": None
         if shown is None
         else f"{shown.selection}, {shown.k} of {len(shown.pool)}"

@@ -133,6 +133,7 @@ def eval_command(
 ) -> None:
     """Score an artifact on a split of a task; with --at-least, exit 1 below the bar."""
     from rung.artifact import Artifact
+    from rung.evaluation.report.words import retrieval_text
     from rung.evaluation.scoring import summarize
     from rung.task import Task
 
@@ -154,6 +155,8 @@ def eval_command(
             typer.echo(f"{name} {value:.4f} over the whole set")
         for note, count in scores["notes"].items():
             typer.echo(f"{count} of {scores['n']} rows: {note}")
+        if "retrieval" in scores:
+            typer.echo(retrieval_text(scores["retrieval"]))
     for name, bar in bars:
         if name not in scores["metrics"]:
             raise ConfigError(

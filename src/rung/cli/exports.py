@@ -158,7 +158,7 @@ def _exported(artifact: Artifact, row: dict[str, Any], form: str) -> dict[str, A
     from rung.parts import Generate, Reasoning
 
     rendered = artifact.rendered(row)
-    note_dropped(rendered.dropped_demonstrations)
+    note_dropped(rendered)
     messages = rendered.messages
     if form == "text":
         return {"prompt": artifact.text(messages)}

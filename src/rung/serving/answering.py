@@ -17,6 +17,7 @@ from rung.data.types import Example
 from rung.engines.base import GenerateRequest
 from rung.errors import ConfigError, DataError
 from rung.parts import Answer, Generate
+from rung.prediction import sources
 from rung.serving.served import example
 
 ROLES = {"system", "user", "assistant", "tool"}
@@ -130,7 +131,7 @@ def told_of(artifact: Artifact, answer: Answer) -> dict[str, Any]:
         told["abstained"] = answer.abstained
     if answer.dropped_demonstrations:
         told["dropped_demonstrations"] = answer.dropped_demonstrations
-    return told
+    return {**told, **sources(answer)} if artifact.retriever is not None else told
 
 
 def refuse_sampling(artifact: Artifact, options: Mapping[str, Any]) -> None:

@@ -72,7 +72,12 @@ class _Reply:
         usage = _usage(answer.prompt_tokens, answer.completion_tokens)
         self._context.metrics.used(self._body.model, answer.prompt_tokens, answer.completion_tokens)
         told = said(plan, answer)
-        choice = {"index": 0, "message": _message(answer.text), "logprobs": None, "finish_reason": finish}
+        choice = {
+            "index": 0,
+            "message": _message(answer.written or answer.text),
+            "logprobs": None,
+            "finish_reason": finish,
+        }
         if self._body.stream:
             return await event_stream(self._at_once([choice], usage, told))
         return JSONResponse(self._body_of([choice], usage, told))
@@ -190,7 +195,7 @@ async def answer_row(context: Context, visit: Visit, plan: Direct) -> tuple[Answ
 
 
 def said(plan: Direct | Plan, answer: Answer) -> dict[str, Any]:
-    """Return what only Rung says of an answer: confidence and the artifact's fingerprint."""
+    """Return what only Rung says of an answer: confidence, the artifact's fingerprint, and what it cites."""
     assert plan.served is not None
     return {"artifact": plan.served.fingerprint, **told_of(plan.served.artifact, answer)}
 

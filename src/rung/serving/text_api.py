@@ -94,7 +94,7 @@ class _Reply:
             self._context.recorder, plan.served, plan.row, answer, self._visit, identity=self._name(number),
             finish=finish,
         )  # fmt: skip
-        return answer.text, answer.prompt_tokens, answer.completion_tokens, finish
+        return answer.written or answer.text, answer.prompt_tokens, answer.completion_tokens, finish
 
     async def _whole_choice(self, plan: Plan, index: int, made: Made, number: int) -> dict[str, Any]:
         engine = plan.base.engine
