@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from rung.agents.agent import Agent, protocol_for
+from rung.agents.protocol import json_head
+from rung.agents.toolbox import find_tools
+from rung.agents.tools import McpServer
 from rung.data.labels import LABELLED
 from rung.data.types import Example, example_id
 from rung.engines.api_scoring import scores_labels
@@ -129,6 +133,9 @@ class Artifact:
             decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, labels_schema(known))
         elif output.kind == "category":
             decoder = _category_decoder(task.model, engine, known, texts)
+        elif task.tools:
+            decoder = _agent(task)
+            prompt = replace(prompt, protocol=json_head(decoder.tools) if decoder.protocol == "json" else "")
         shape = Shape(
             task.name, tuple(task.inputs), output.kind, task.metric_name, known, task.metric_settings,
             output.refusal or "",
@@ -433,6 +440,8 @@ class Artifact:
             return "\n".join(message["content"] for message in messages)
         if isinstance(self.decoder, Mixture):
             return self.decoder.members[0].text(messages)
+        if isinstance(self.decoder, Agent):
+            return self.decoder.text(self.model, self.open(), messages)
         return self.open().text(messages)
 
     def _example(self, row: Mapping[str, Any], index: int) -> Example:
@@ -492,6 +501,18 @@ def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: t
         return LabelScoring(labels, texts)
     # No vocabulary of bytes needs more tokens than a text has bytes.
     return Generate(max(len(text.encode()) for text in texts) + 8, choices=texts)
+
+
+def _agent(task: Task) -> Agent:
+    """Find the task's tools, and how this model calls them."""
+    return Agent(
+        tools=find_tools(task.tools, task.folder),
+        servers=tuple(one for one in task.tools if isinstance(one, McpServer)),
+        folder=task.folder,
+        protocol=protocol_for(task.model),
+        max_tokens=task.output.max_tokens or DEFAULT_MAX_TOKENS,
+        limits=task.agent,
+    )
 
 
 def labels_schema(labels: Sequence[str]) -> str:

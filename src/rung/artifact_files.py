@@ -24,6 +24,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from rung.agents.agent import Agent
+from rung.agents.files import agent_from_values, agent_values
 from rung.artifact import Artifact, Shape
 from rung.engines.engine_choice import settled
 from rung.errors import ArtifactError
@@ -103,7 +105,7 @@ def _engine(artifact: Artifact) -> str:
         return "torch"
     return (
         settled(artifact.model, artifact.engine)
-        if isinstance(artifact.decoder, Generate | Reasoning)
+        if isinstance(artifact.decoder, Generate | Reasoning | Agent)
         else artifact.engine
     )
 
@@ -132,6 +134,8 @@ def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path) -> d
             "temperatures": decoder.temperatures,
             "confidence": _fitted(decoder),
         }
+    if isinstance(decoder, Agent):
+        return agent_values(decoder)
     return {"kind": decoder.kind, **asdict(decoder)}
 
 
@@ -231,6 +235,8 @@ def _arrays(file: Path) -> dict[str, Any]:
 
 def _decoder(values: dict[str, Any], arrays: Mapping[str, Any], folder: Path) -> Decoder:
     kind = values["kind"]
+    if kind == Agent.kind:
+        return agent_from_values(values, folder)
     if kind == Generate.kind:
         choices = tuple(values.get("choices", ()))
         return Generate(values["max_tokens"], values["json_schema"], choices, values.get("regex"))

@@ -582,6 +582,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "From there on the weights are useless.",
         "Lower the learning rate; look for broken rows.",
     ),
+    "mcp-failed": Explanation(
+        "An MCP server that a task names does not start, does not speak the protocol, or has ended.",
+        "Without its tools the model would answer another task than the one measured.",
+        "Start the command by hand in the task's folder; it must speak MCP over stdin and stdout.",
+        "tools: [{mcp: [python, server.py]}]",
+    ),
     "metric-bad-score": Explanation(
         "Your metric returned something else than a number from 0 to 1.",
         "Scores are averaged and compared; another scale would make the statistics wrong.",
@@ -1091,6 +1097,42 @@ EXPLANATIONS: dict[str, Explanation] = {
         "It has as many free values as the rows allow, and on few rows follows their chance.",
         "Use `method: temperature`, which has one free value, or give 1,000 validation rows.",
         "confidence: {method: temperature}",
+    ),
+    "tool-import-failed": Explanation(
+        "The module of one of your tools cannot be imported.",
+        "Without its tools the model would answer another task than the one measured.",
+        "Run the file by itself to see the full traceback.",
+        "python mytools.py",
+    ),
+    "tool-not-found": Explanation(
+        "A tool that the task names is not there.",
+        "Only functions and servers that the task names are called; nothing is guessed.",
+        "Write module:function; the module lies beside the task file or is installed. Of a server, see `only`.",
+        "tools: [mytools:look_up]",
+    ),
+    "tool-twice": Explanation(
+        "Two tools of a task have the same name.",
+        "A call could mean either.",
+        "Rename one function, or choose the tools of a server with `only`.",
+        "tools: [mytools:look_up, {mcp: [python, server.py], only: [search]}]",
+    ),
+    "tool-untyped": Explanation(
+        "A tool has no docstring, an argument without a type, or a type that JSON cannot write.",
+        "The model reads the docstring and the types; arguments are checked against them before the call.",
+        "Write a docstring, and annotate every argument with str, int, float, bool, Literal, list, dict or a model.",
+        'def look_up(name: str) -> str:\n    """Return what the table says of a name."""',
+    ),
+    "tools-changed": Explanation(
+        "A tool is not the one that an artifact was made with.",
+        "What is served must be what was measured, and tools are part of it.",
+        "Restore the earlier version, name the folder where it lies in RUNG_TOOLS, or make the artifact again.",
+        'RUNG_TOOLS=examples/tools rung run ARTIFACT "your text"',
+    ),
+    "tools-not-installed": Explanation(
+        "The package that speaks to MCP servers is not installed.",
+        "It is not part of the core, which stays light.",
+        "Install the extra.",
+        "uv pip install 'rung[tools]'",
     ),
     "training-diverged": Explanation(
         "The training loss rose far above where it began.",

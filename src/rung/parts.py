@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from rung.agents.agent import Agent
+from rung.agents.trace import Step
 from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Messages, Sampling, ScoreRequest
 from rung.evaluation.confidence import Confidence
 from rung.progress import QUIET, Progress
@@ -37,6 +39,8 @@ class Answer:
     Where documents are looked up: `written` is the answer as the model wrote it, `text` is it without its citation
     marks (what is scored), `citations` are what the marks name, `passages` what was shown, [1] first. `refused`
     answers say that nothing relevant was found; the model was not asked.
+
+    Of an agent, `steps` are what it did, and `stopped` is the limit that it ran into: `steps`, `tokens` or `context`.
     """
 
     text: str
@@ -54,6 +58,8 @@ class Answer:
     citations: tuple[Citation, ...] = ()
     passages: tuple[Passage, ...] = ()
     refused: bool = False
+    steps: tuple[Step, ...] = ()
+    stopped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,7 +458,7 @@ def tempered(chances: Floats, temperature: float) -> Floats:
 
 
 Probable = LabelScoring | Head | Mixture  # decoders that give labels probabilities
-Decoder = Generate | Reasoning | ListScoring | Probable
+Decoder = Generate | Reasoning | ListScoring | Probable | Agent
 PROMPTLESS = (Head.kind, Mixture.kind)  # decoders whose answers do not come from the artifact's own prompt and weights
 
 

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from rung.agents.trace import trace
 from rung.artifact import Artifact
 from rung.data.sources import read_rows
 from rung.data.types import Record
@@ -158,6 +159,7 @@ def sources(answer: Answer) -> dict[str, Any]:
 
 def _line(artifact: Artifact, row: Record, answer: Answer) -> dict[str, Any]:
     line = {"row": row.source, "output": answer.text, "confidence": answer.confidence}
+    line |= trace(answer.steps, answer.stopped)
     if artifact.abstains:
         line["abstained"] = answer.abstained
     return {**line, **sources(answer)} if artifact.retriever is not None else line

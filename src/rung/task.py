@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from rung.agents.tools import Limits, McpServer
 from rung.data.labels import LABELLED
 from rung.errors import ConfigError, Location
 from rung.prompts.overflow import Overflow
@@ -266,6 +267,12 @@ class Task(_Strict):
         "shorten_passages (the least relevant first).",
         examples=["drop_demonstrations", "shorten_passages"],
     )
+    tools: list[str | McpServer] = Field(
+        default_factory=list,
+        description="What the model may call: Python functions as module:function, and MCP servers.",
+        examples=[["mytools:look_up", {"mcp": ["python", "server.py"]}]],
+    )
+    agent: Limits = Field(default_factory=Limits, description="How far the model may go with `tools`.")
     rungs: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Settings of rungs, over their defaults; `rung rungs` lists them.",
@@ -303,6 +310,12 @@ class Task(_Strict):
             raise ValueError("kind chat reads one input column, the one that holds the messages")
         if self.output.kind == "chat" and self.template is not None:
             raise ValueError("`template` has no effect on kind chat: the messages are sent as they are")
+        if self.tools and self.output.kind != "text":
+            raise ValueError(f"`tools` belong to kind text, not {self.output.kind}")
+        if self.tools and self.output.regex is not None:
+            raise ValueError("`output.regex` has no effect with `tools`: calls have a form of their own")
+        if not self.tools and "agent" in self.model_fields_set:
+            raise ValueError("`agent` has no effect without `tools`")
         if isinstance(self.metric, dict) and not isinstance(self.metric.get("name"), str):
             raise ValueError("`metric` lacks a `name`: write {name: judge, model: ...}")
         if self.corpus is None and self.data.spans is not None:
@@ -415,6 +428,12 @@ class Task(_Strict):
                         "metric-kind", f"the metric {metric.name} does not suit `kind: {self.output.kind}`",
                         hint=f"it scores answers of kind {' or '.join(metric.kinds)}",
                     )  # fmt: skip
+        for number, tool in enumerate(self.tools):
+            if isinstance(tool, str):
+                from rung.agents.functions import function_tool
+
+                with _located(parsed, "tools", number):
+                    function_tool(tool, self._folder)
         for name in self.rungs:
             from rung.rungs import build
 
@@ -448,7 +467,7 @@ def suggest(name: str, known: Sequence[str]) -> str:
 
 
 @contextmanager
-def _located(parsed: YamlFile, *path: str) -> Iterator[None]:
+def _located(parsed: YamlFile, *path: str | int) -> Iterator[None]:
     """Point errors that know no place at a key of the task file."""
     try:
         yield
@@ -488,7 +507,7 @@ def _config_error(error: ValidationError, parsed: YamlFile, model: type[BaseMode
 
 def _problem(one: ErrorDetails, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
     # Where a field may have one of several types, pydantic adds the type to the path.
-    path = tuple(part for part in one["loc"] if part not in ("str", "list[str]", "dict[str,any]"))
+    path = tuple(part for part in one["loc"] if part not in ("str", "list[str]", "dict[str,any]", "McpServer"))
     name = ".".join(map(str, path))
     where = parsed.where(path)
     if one["type"] == "extra_forbidden":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rung.agents.trace import trace
 from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, print_json, progress
 from rung.errors import ConfigError, DataError
 
@@ -126,6 +127,7 @@ def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
         values["dropped_demonstrations"] = answer.dropped_demonstrations
     if artifact.retriever is not None:
         values |= sources(answer)
+    values |= trace(answer.steps, answer.stopped)
     if answer.probabilities:
         ranked = sorted(zip(artifact.shape.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
         values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]

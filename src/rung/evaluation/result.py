@@ -70,7 +70,7 @@ class Prediction:
     """One row answered by one artifact: a line of `predictions.jsonl`.
 
     `note` is what the metric says of the score, `retrieval` what `rung.evaluation.answering.measure` tells of an answer
-    from documents.
+    from documents. Of an agent, `steps` are those of `rung.agents.trace`, and `stopped` is the limit that it ran into.
     """
 
     id: str
@@ -88,6 +88,8 @@ class Prediction:
     abstained: bool = False
     note: str = ""
     retrieval: dict[str, Any] | None = None
+    steps: tuple[dict[str, Any], ...] = ()
+    stopped: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,8 @@ def evaluate(
             abstained=answer.abstained,
             note=score.note,
             retrieval=None if artifact.retriever is None else measure(answer, example, score.value),
+            steps=tuple(asdict(step) for step in answer.steps),
+            stopped=answer.stopped,
         )
         for example, answer, score in zip(examples, answers, scores, strict=True)
     ]

@@ -5,19 +5,14 @@ Only code that the task names and that lies on this machine runs; nothing is fet
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from rung.errors import ConfigError, Location
+from rung import user_code
+from rung.errors import ConfigError
 
 _EXAMPLE = "def score(prediction: str, references: list[str]) -> float: ...  # from 0 to 1"
 
@@ -33,10 +28,19 @@ def load(spec: str, folder: Path | None = None) -> Callable[[str, Sequence[str]]
             returned raises `metric-failed` if the user's code raises, and `metric-bad-score` if it returns anything
             but a number in [0, 1].
     """
-    module_name, _, function_name = spec.partition(":")
-    if not function_name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
-        raise ConfigError("metric-not-found", f"{spec!r} is not of the form module:function", hint=_EXAMPLE)
-    module = _module(module_name, [folder or Path.cwd(), Path.cwd()])
+    folders = [folder or Path.cwd(), Path.cwd()]
+    try:
+        module_name, function_name = user_code.split(spec)
+        module = user_code.import_module(module_name, folders)
+    except user_code.NotNamedError as missing:
+        raise ConfigError("metric-not-found", str(missing), hint=f"write there: {_EXAMPLE}") from None
+    except user_code.ImportFailedError as broken:
+        raise ConfigError(
+            "metric-import-failed",
+            f"the metric's {broken}",
+            hint="run the file by itself to see the full traceback",
+            where=broken.where,
+        ) from broken
     function = getattr(module, function_name, None)
     if function is None:
         raise ConfigError(
@@ -44,78 +48,6 @@ def load(spec: str, folder: Path | None = None) -> Callable[[str, Sequence[str]]
         )
     _check_signature(spec, function)
     return _checked(spec, function)
-
-
-def _module(name: str, folders: list[Path]) -> ModuleType:
-    for folder in folders:
-        file = folder.resolve().joinpath(*name.split(".")).with_suffix(".py")
-        if file.is_file():
-            return _from_file(name, file, folder.resolve())
-    try:
-        found = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # a parent package is missing
-        found = None
-    if found is None:
-        places = " or ".join(dict.fromkeys(str(folder) for folder in folders))
-        raise ConfigError(
-            "metric-not-found",
-            f"there is no module {name!r} in {places}, nor is one installed",
-            hint=f"write {name.replace('.', '/')}.py there with: {_EXAMPLE}",
-        )
-    with _import_errors(name, None):
-        return importlib.import_module(name)
-
-
-def _from_file(name: str, file: Path, folder: Path) -> ModuleType:
-    """Import one file under a name of its own: two tasks may each have a `metrics.py`."""
-    unique = f"_rung_metric_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}_{file.stem}"
-    if unique in sys.modules:
-        return sys.modules[unique]
-    spec = importlib.util.spec_from_file_location(unique, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with _import_errors(name, file), _importable(folder, unique, module):
-        spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _importable(folder: Path, name: str, module: ModuleType) -> Iterator[None]:
-    """While a module is executed, let it import its neighbours, and be found (dataclasses look themselves up)."""
-    sys.modules[name] = module
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(folder))
-
-
-@contextmanager
-def _import_errors(name: str, file: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # whatever the user's module raises while it is imported
-        line = error.lineno if isinstance(error, SyntaxError) else _last_line(error, file)
-        raise ConfigError(
-            "metric-import-failed",
-            f"the metric's module {name!r} cannot be imported: {type(error).__name__}: {error}",
-            hint="run the file by itself to see the full traceback",
-            where=Location(str(file), line) if file else None,
-        ) from error
-
-
-def _last_line(error: BaseException, file: Path | None) -> int | None:
-    """The line of the user's file in which the error arose."""
-    line, frame = None, error.__traceback__
-    while frame is not None:
-        if file is not None and frame.tb_frame.f_code.co_filename == str(file):
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line
 
 
 def _check_signature(spec: str, function: Any) -> None:

@@ -30,6 +30,7 @@ class Prompt:
         labels: label texts to list in the prompt, with `descriptions` beside them where given.
         several: any number of the labels may be right; the answer is a JSON list of them.
         chat_column: the column that holds a conversation, for chat tasks; then `template` is not used.
+        protocol: how to call tools, at the end of the system message; empty where the chat template says it, or none.
     """
 
     instruction: str
@@ -39,6 +40,7 @@ class Prompt:
     descriptions: tuple[tuple[str, str], ...] = ()
     several: bool = False
     chat_column: str | None = None
+    protocol: str = ""
 
     def messages(
         self, inputs: Mapping[str, Any], demonstrations: Sequence[Turn] = (), grounding: Grounding | None = None
@@ -71,6 +73,8 @@ class Prompt:
                 parts.append(f"{ask}:\n" + "\n".join(lines))
             else:
                 parts.append(f"{ask}: " + ", ".join(self.labels))
+        if self.protocol:
+            parts.append(self.protocol)
         return "\n\n".join(parts)
 
     def question(self, inputs: Mapping[str, Any]) -> str:

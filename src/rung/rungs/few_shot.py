@@ -47,6 +47,8 @@ class FewShot:
         """It applies where a prompt answers and no demonstrations are set."""
         if artifact.decoder.kind in PROMPTLESS:
             return no("a head on frozen features does not read the prompt")
+        if artifact.decoder.kind == "agent":
+            return no("rows show no calls of tools to learn from")
         if artifact.decoder.kind == "list-scoring":
             return no("the labels' thresholds hold for the prompt without demonstrations")
         if artifact.demonstrations is not None:

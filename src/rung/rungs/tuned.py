@@ -145,6 +145,8 @@ class Tuned(ABC):
         """It applies to open weights that answer and are not tuned yet, or from which the method goes on."""
         if artifact.decoder.kind in PROMPTLESS:
             return no("the head reads frozen features, which training would change")
+        if artifact.decoder.kind == "agent":
+            return no("rows show no calls of tools to learn from")
         if artifact.decoder.kind == "list-scoring":
             return no("the labels' thresholds hold for the untuned model")
         if artifact.decoder.kind == "reasoning":

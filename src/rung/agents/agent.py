@@ -1,0 +1,197 @@
+"""Agent: the decoder that lets the model call tools until it answers.
+
+The loop is that of ReAct (Yao et al. 2023, https://arxiv.org/abs/2210.03629), without written thoughts. All rows take
+their turns together, so that the engine answers them as one batch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from rung.agents import protocol as said
+from rung.agents.protocol import Call, MalformedError, Protocol
+from rung.agents.toolbox import call as call_tool
+from rung.agents.tools import Limits, McpServer, Tool
+from rung.agents.trace import Step
+from rung.engines.base import Engine, GenerateRequest, Generation, Messages, Prompt, Sampling
+from rung.models.reference import is_endpoint, resolve
+from rung.models.system_turn import accepts_system, fold_system
+from rung.models.tokenizer import Tokenizer
+from rung.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from rung.artifact import Artifact
+    from rung.parts import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """Call tools until the answer is known.
+
+    Attributes:
+        tools: what may be called.
+        servers: the MCP servers that some of them belong to.
+        folder: where the user's functions lie and servers are started.
+        protocol: how the model calls: by its chat template, or by JSON.
+        max_tokens: most tokens of one turn.
+        limits: how far it may go.
+    """
+
+    kind: ClassVar[str] = "agent"
+    tools: tuple[Tool, ...]
+    servers: tuple[McpServer, ...]
+    folder: Path
+    protocol: Protocol
+    max_tokens: int
+    limits: Limits
+
+    def room(self, engine: Engine) -> int:
+        """Return how many tokens the answer may take behind the prompt: those of the first turn."""
+        del engine
+        return min(self.max_tokens, self.limits.max_tokens)
+
+    def prompt(self, model: str, messages: Sequence[Any]) -> Prompt:
+        """Return what the engine reads: messages, or with the template's protocol their tokens, tools included."""
+        if self.protocol == "json":
+            return tuple(messages)
+        tokenizer, turns, tools = _tokenizer(model), self._turns(model, messages), self._offered
+        return tokenizer.encode_chat(cast("Messages", turns), tools=tools)
+
+    def text(self, model: str, engine: Engine, messages: Messages) -> str:
+        """Return the exact text of the first prompt."""
+        if self.protocol == "json":
+            return engine.text(messages)
+        return _tokenizer(model).render(cast("Messages", self._turns(model, messages)), tools=self._offered)
+
+    @property
+    def _offered(self) -> list[dict[str, Any]]:
+        return [tool.as_template() for tool in self.tools]
+
+    @staticmethod
+    def _turns(model: str, messages: Sequence[Any]) -> Sequence[Any]:
+        return messages if accepts_system(_tokenizer(model)) else fold_system(tuple(messages))
+
+    def answer(
+        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+    ) -> list[Answer]:
+        """Run every row to its answer, or to a limit: then the answer is empty and `stopped` names the limit."""
+        del full  # generated text has no label probabilities to leave out
+        runs = [_Run(prompt, list(prompt)) for prompt in prompts]
+        progress.start("turns of rows", self.limits.max_steps * len(runs))
+        for step in range(self.limits.max_steps):
+            last = step + 1 == self.limits.max_steps
+            going = [run for run in runs if run.going and self._fits(artifact, engine, run)]
+            if not going:
+                break
+            requests = [self._request(artifact, run, last=last) for run in going]
+            for run, made in zip(going, engine.generate(requests), strict=True):
+                self._take(run, made, last=last)
+            progress.advance(len(going))
+        progress.finish()
+        return [run.answer() for run in runs]
+
+    def _request(self, artifact: Artifact, run: _Run, *, last: bool) -> GenerateRequest:
+        constraint = said.json_constraint(self.tools, last=last) if self.protocol == "json" else None
+        tokens = min(self.max_tokens, self.limits.max_tokens - run.written)
+        prompt = self.prompt(artifact.model, run.messages)
+        return GenerateRequest(prompt, Sampling(max_tokens=tokens), constraint, artifact.weights.reference)
+
+    def _fits(self, artifact: Artifact, engine: Engine, run: _Run) -> bool:
+        """Say whether the model can read the conversation and write a turn; the first prompt is the engine's affair."""
+        if run.steps and 0 < engine.info.context < engine.count(self.prompt(artifact.model, run.messages)) + 1:
+            run.stopped = "context"
+        return run.going
+
+    def _take(self, run: _Run, made: Generation, *, last: bool) -> None:
+        """Take one turn of the model: an answer, calls, or neither."""
+        run.prompt_tokens += made.prompt_tokens
+        run.written += made.completion_tokens
+        run.seconds += made.seconds
+        read = said.read_json if self.protocol == "json" else said.read_template
+        try:
+            turn = read(made.text)
+        except MalformedError as wrong:
+            why = f"{wrong}" + (" (it was cut: write less)" if made.finish_reason == "length" else "")
+            run.steps.append(Step("malformed", why, made.text, tokens=made.completion_tokens))
+            run.messages += said.json_turns(made.text, [("", why)])
+        else:
+            if isinstance(turn, str):
+                run.steps.append(Step("answer", turn.strip(), made.text, tokens=made.completion_tokens))
+                return
+            self._call(run, turn, made)
+        if run.written >= self.limits.max_tokens:
+            run.stopped = "tokens"
+        elif last:
+            run.stopped = "steps"
+
+    def _call(self, run: _Run, calls: Sequence[Call], made: Generation) -> None:
+        """Call what a turn asks for, and put the results behind it."""
+        told = []
+        for number, call in enumerate(calls):
+            step = self._called(call, made, first=number == 0)
+            run.steps.append(step)
+            run.seconds += step.seconds
+            told.append((call.tool, step.text if step.outcome == "result" else f"error: {step.text}"))
+        if self.protocol == "json":
+            run.messages += said.json_turns(made.text, told)
+        else:
+            run.messages += said.template_turns(made.text, calls, told)
+
+    def _called(self, call: Call, made: Generation, *, first: bool) -> Step:
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        tokens = made.completion_tokens if first else 0
+        tool = next((tool for tool in self.tools if tool.name == call.tool), None)
+        if tool is None:
+            text = f"there is no tool {call.tool!r}; there are {', '.join(one.name for one in self.tools)}"
+            return Step("malformed", text, made.text, call.tool, arguments, tokens)
+        start = time.perf_counter()
+        outcome, text = call_tool(tool, call.arguments, self.tools, self.servers, self.folder, self.limits.seconds)
+        seconds = time.perf_counter() - start
+        return Step(outcome, self._shortened(text), made.text, call.tool, arguments, tokens, seconds)
+
+    def _shortened(self, text: str) -> str:
+        """Return a result of bearable length that says how much is missing."""
+        most = self.limits.result_characters
+        return text if len(text) <= most else f"{text[:most]}\n[cut: {len(text) - most} more characters]"
+
+
+@dataclass(slots=True)
+class _Run:
+    """One row on its way."""
+
+    prompt: Messages
+    messages: list[Any]
+    steps: list[Step] = field(default_factory=list)
+    prompt_tokens: int = 0
+    written: int = 0
+    seconds: float = 0.0
+    stopped: str = ""
+
+    @property
+    def going(self) -> bool:
+        return not self.stopped and not (self.steps and self.steps[-1].outcome == "answer")
+
+    def answer(self) -> Answer:
+        from rung.parts import Answer
+
+        text = self.steps[-1].text if self.steps and self.steps[-1].outcome == "answer" else ""
+        return Answer(
+            text, None, None, self.prompt_tokens, self.written, self.seconds, self.prompt,
+            steps=tuple(self.steps), stopped=self.stopped,
+        )  # fmt: skip
+
+
+def protocol_for(model: str) -> Protocol:
+    """Return how this model calls tools: by its chat template where that knows them, else by JSON."""
+    return "json" if is_endpoint(model) or not said.knows_tools(_tokenizer(model)) else "template"
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(model: str) -> Tokenizer:
+    return Tokenizer.load(resolve(model).folder)

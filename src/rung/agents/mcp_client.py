@@ -1,0 +1,169 @@
+"""Tools of a server of the Model Context Protocol on this machine, over stdin and stdout (https://modelcontextprotocol.io).
+
+The official client is asynchronous: one thread runs its event loop, and calls wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import sys
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rung.agents.process import Result
+from rung.agents.tools import McpServer, Tool, plain_schema
+from rung.errors import ConfigError, MachineError
+
+if TYPE_CHECKING:
+    from mcp import ClientSession
+
+START_SECONDS = 60.0
+_T = TypeVar("_T")
+
+
+class McpConnection:
+    """A running server.
+
+    Args:
+        server: how the task names it.
+        folder: where it is started: the task file's folder.
+
+    Raises:
+        MachineError: `mcp-failed`: it cannot be started or does not speak the protocol; `tools-not-installed`.
+    """
+
+    def __init__(self, server: McpServer, folder: Path) -> None:
+        try:
+            import mcp  # noqa: F401
+        except ImportError as missing:
+            raise MachineError(
+                "tools-not-installed", "tools of MCP servers need the package mcp, which is not installed",
+                hint="install it: uv pip install 'rung[tools]'",
+            ) from missing  # fmt: skip
+        self._server, self._folder = server, folder
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rung-mcp", daemon=True)
+        self._thread.start()
+        self._ready: Future[ClientSession] = Future()
+        self._end = self._submit(self._event()).result()
+        self._serving = self._submit(self._serve())
+        try:
+            self._session = self._ready.result(START_SECONDS)
+        except Exception as error:
+            self.close()
+            raise self._failed(_cause(error)) from error
+
+    def tools(self, number: int) -> tuple[Tool, ...]:
+        """Return its tools, or those that the task names; `number` is the server's place in the task file.
+
+        Raises:
+            ConfigError: `tool-not-found`: it lacks a tool that the task names.
+            MachineError: `mcp-failed`.
+        """
+        found = {tool.name: tool for tool in self._listed()}
+        names = list(found) if self._server.only is None else self._server.only
+        if missing := [name for name in names if name not in found]:
+            raise ConfigError(
+                "tool-not-found", f"the MCP server {self.command} has no tool {missing[0]!r}",
+                hint=f"it has {', '.join(found) or 'none'}",
+            )  # fmt: skip
+        return tuple(
+            Tool(
+                name, found[name].description or "",
+                json.dumps(plain_schema(found[name].input_schema), ensure_ascii=False), server=number,
+            )
+            for name in names
+        )  # fmt: skip
+
+    @property
+    def command(self) -> str:
+        """The command that starts it, as a shell would write it."""
+        return shlex.join(self._server.mcp)
+
+    def call(self, name: str, arguments: dict[str, Any], seconds: float) -> Result:
+        """Call a tool, for at most `seconds`; one that takes longer is cancelled."""
+        from mcp import MCPError
+
+        call = self._submit(self._session.call_tool(name, arguments))
+        try:
+            made = call.result(seconds)
+        except TimeoutError:
+            call.cancel()
+            return Result("timeout", f"it took longer than {seconds:g} seconds and was ended")
+        except (MCPError, RuntimeError, OSError) as error:  # refused, or the server has ended
+            return Result("failed", f"{type(error).__name__}: {error}")
+        text = "\n".join(_text(block) for block in made.content)
+        return Result("failed" if made.is_error else "result", text)
+
+    def close(self) -> None:
+        """End the server and the thread."""
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._serving.exception(START_SECONDS)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _event(self) -> asyncio.Event:
+        return asyncio.Event()
+
+    async def _serve(self) -> None:
+        """Hold the connection open, in one task as the client's task groups want it, until the end is asked for."""
+        from mcp import ClientSession, StdioServerParameters, stdio_client
+
+        command, *arguments = self._server.mcp
+        started = StdioServerParameters(command=command, args=arguments, cwd=self._folder)
+        try:
+            async with AsyncExitStack() as stack:
+                streams = await stack.enter_async_context(stdio_client(started, errlog=sys.__stderr__ or sys.stderr))
+                session = await stack.enter_async_context(ClientSession(*streams))
+                await asyncio.wait_for(session.initialize(), START_SECONDS)
+                self._ready.set_result(session)
+                await self._end.wait()
+        except Exception as error:  # handed to whoever waits for the session
+            if not self._ready.done():
+                self._ready.set_exception(error)
+            else:
+                raise
+
+    def _listed(self) -> Sequence[Any]:
+        from mcp import MCPError
+        from mcp.types import PaginatedRequestParams
+
+        tools: list[Any] = []
+        cursor: str | None = None
+        try:
+            while True:
+                params = PaginatedRequestParams(cursor=cursor) if cursor else None
+                page = self._submit(self._session.list_tools(params=params)).result(START_SECONDS)
+                tools += page.tools
+                if (cursor := page.next_cursor) is None:
+                    return tools
+        except (MCPError, RuntimeError, OSError, TimeoutError) as error:
+            raise self._failed(_cause(error)) from error
+
+    def _failed(self, why: str) -> MachineError:
+        return MachineError(
+            "mcp-failed", f"the MCP server {self.command} cannot be used: {why}",
+            hint=f"start it by hand in {self._folder}; it must speak MCP over stdin and stdout",
+        )  # fmt: skip
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first error in a group of them: the client's task groups hide what happened."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"
+
+
+def _text(block: Any) -> str:
+    """Return a block of a result as text; what is no text is named."""
+    return str(block.text) if block.type == "text" else f"[{block.type}, which cannot be shown here]"

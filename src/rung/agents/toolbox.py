@@ -1,0 +1,102 @@
+"""A task's tools, found and called; workers and servers are started once per process and shared."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rung.agents.functions import function_tool
+from rung.agents.process import Result, Worker
+from rung.agents.tools import McpServer, Tool
+from rung.errors import ArtifactError, ConfigError
+
+if TYPE_CHECKING:
+    from rung.agents.mcp_client import McpConnection
+
+_open: dict[tuple[Any, ...], Worker | McpConnection] = {}
+_opening = threading.Lock()
+
+
+def find_tools(named: Sequence[str | McpServer], folder: Path) -> tuple[Tool, ...]:
+    """Return the tools that a task names; its servers are started.
+
+    Raises:
+        ConfigError: a function or a server's tool is not there, cannot be described, or two have the same name.
+        MachineError: a server cannot be used.
+    """
+    tools: list[Tool] = []
+    servers = [one for one in named if isinstance(one, McpServer)]
+    for one in named:
+        if isinstance(one, McpServer):
+            tools += _connection(one, folder).tools(servers.index(one))
+        else:
+            tools.append(function_tool(one, folder))
+    names = [tool.name for tool in tools]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(
+            "tool-twice", f"two tools are called {twice[0]!r}", hint="rename one, or choose with `only` of a server"
+        )
+    return tuple(tools)
+
+
+def check_tools(tools: Sequence[Tool], folder: Path, artifact: Path) -> None:
+    """Check that the user's functions are those that an artifact was made with; servers are checked when used.
+
+    Raises:
+        ArtifactError: `tools-changed`.
+    """
+    for tool in tools:
+        if tool.function and function_tool(tool.function, folder) != tool:
+            raise ArtifactError(
+                "tools-changed", f"{artifact} was made with another version of the tool {tool.function} in {folder}",
+                hint="restore that version, name its folder in RUNG_TOOLS, or make the artifact again",
+            )  # fmt: skip
+
+
+def call(
+    tool: Tool, arguments: Mapping[str, Any], tools: Sequence[Tool], servers: Sequence[McpServer], folder: Path,
+    seconds: float,
+) -> Result:  # fmt: skip
+    """Call a tool for at most `seconds`.
+
+    Raises:
+        ArtifactError: its server now offers another tool by this name.
+    """
+    if tool.function:
+        functions = tuple(one.function for one in tools if one.function)
+        with _opening:
+            worker = _open.setdefault(("functions", folder, functions), Worker(folder, functions))
+        return _called(worker, tool.function, arguments, seconds)
+    connection = _connection(servers[tool.server], folder)
+    if tool not in connection.tools(tool.server):
+        raise ArtifactError(
+            "tools-changed", f"the MCP server {connection.command} offers another {tool.name!r} than it did",
+            hint="use the server's earlier version, or make the artifact again",
+        )  # fmt: skip
+    return _called(connection, tool.name, arguments, seconds)
+
+
+def _called(where: Worker | McpConnection, name: str, arguments: Mapping[str, Any], seconds: float) -> Result:
+    return where.call(name, dict(arguments), seconds)
+
+
+def _connection(server: McpServer, folder: Path) -> McpConnection:
+    from rung.agents.mcp_client import McpConnection
+
+    key = ("mcp", folder, tuple(server.mcp), tuple(server.only or ()))
+    with _opening:
+        if key not in _open:
+            _open[key] = McpConnection(server, folder)
+        found = _open[key]
+    assert isinstance(found, McpConnection)
+    return found
+
+
+@atexit.register
+def close_all() -> None:
+    """End every worker and server that was started."""
+    while _open:
+        _open.popitem()[1].close()

@@ -1,0 +1,117 @@
+"""Python of the user's own that a task names as `module:function`: metrics and tools.
+
+Only code that the task names and that lies on this machine runs; nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from rung.errors import Location
+
+
+class NotNamedError(Exception):
+    """What was named is not there; the text says what is missing."""
+
+
+class ImportFailedError(Exception):
+    """A module raised while it was imported; `where` is the line, if it is in the module's own file."""
+
+    def __init__(self, module: str, cause: BaseException, where: Location | None) -> None:
+        super().__init__(f"module {module!r} cannot be imported: {type(cause).__name__}: {cause}")
+        self.where = where
+
+
+def split(spec: str) -> tuple[str, str]:
+    """Return module and function of `module:function`.
+
+    Raises:
+        NotNamedError: it is not of this form.
+    """
+    module, _, function = spec.partition(":")
+    if not function.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise NotNamedError(f"{spec!r} is not of the form module:function")
+    return module, function
+
+
+def file_of(name: str, folders: Sequence[Path]) -> tuple[Path, Path] | None:
+    """Return a module's file in the first of `folders` that has it, and that folder; None where it is in none."""
+    for folder in folders:
+        file = folder.resolve().joinpath(*name.split(".")).with_suffix(".py")
+        if file.is_file():
+            return file, folder.resolve()
+    return None
+
+
+def import_module(name: str, folders: Sequence[Path]) -> ModuleType:
+    """Import a module from a file in `folders`, or an installed one.
+
+    Raises:
+        NotNamedError: there is no such module.
+        ImportFailedError: it raises.
+    """
+    if (found := file_of(name, folders)) is not None:
+        return _from_file(name, *found)
+    try:
+        installed = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # a parent package is missing
+        installed = None
+    if installed is None:
+        places = " or ".join(dict.fromkeys(str(folder) for folder in folders))
+        raise NotNamedError(f"there is no module {name!r} in {places}, nor is one installed")
+    with _import_errors(name, None):
+        return importlib.import_module(name)
+
+
+def _from_file(name: str, file: Path, folder: Path) -> ModuleType:
+    """Import one file under a name of its own: two tasks may each have a `metrics.py`."""
+    unique = f"_rung_user_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}_{file.stem}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    spec = importlib.util.spec_from_file_location(unique, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with _import_errors(name, file), _importable(folder, unique, module):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _importable(folder: Path, name: str, module: ModuleType) -> Iterator[None]:
+    """While a module is executed, let it import its neighbours, and be found (dataclasses look themselves up)."""
+    sys.modules[name] = module
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(folder))
+
+
+@contextmanager
+def _import_errors(name: str, file: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the user's module raises while it is imported
+        line = error.lineno if isinstance(error, SyntaxError) else _last_line(error, file)
+        raise ImportFailedError(name, error, Location(str(file), line) if file else None) from error
+
+
+def _last_line(error: BaseException, file: Path | None) -> int | None:
+    """The line of the user's file in which the error arose."""
+    line, frame = None, error.__traceback__
+    while frame is not None:
+        if file is not None and frame.tb_frame.f_code.co_filename == str(file):
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return line
