@@ -76,6 +76,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "A rate that is ignored would keep more, or less, than was asked for.",
         "Choose `off`, `on`, or `sampled` with a rate above 0 and at most 1.",
     ),
+    "bad-clusters": Explanation(
+        "Rows cannot be grouped as asked.",
+        "Fewer different rows than clusters, or a number of clusters for a method that finds its own, has no meaning.",
+        "Lower --k or --least, give more rows, or let --k auto choose.",
+        "rung cluster data.csv --column text --k auto",
+    ),
     "bad-code-reference": Explanation(
         "An expected program of the metric `code` fails.",
         "Nothing could be compared with what it prints.",
@@ -288,6 +294,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Set `corpus.chunk_tokens` to the limit in the message or less, or choose another encoder.",
         "corpus: {files: documents/, chunk_tokens: 200}",
     ),
+    "column-taken": Explanation(
+        "A table already has a column by the name of one to be added.",
+        "Its values would be lost.",
+        "Rename the column first.",
+    ),
     "constraint-failed": Explanation(
         "Partway through an answer, its constraint grew too complex to follow, or no token of the model fits it.",
         "Going on without it would give text that only seems to fit.",
@@ -372,6 +383,11 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Techniques are chosen on validation rows and confirmed on test rows; without rows nothing is proved.",
         "Give a file for it, or a larger share of the training file.",
         "data: {train: train.csv, split: {validation: 0.2, test: 0.2}}",
+    ),
+    "empty-text": Explanation(
+        "A row to be grouped has no text.",
+        "It would be similar to anything, and stand in some group by chance.",
+        "Leave such rows out of the table.",
     ),
     "encoder-backend": Explanation(
         "OpenVINO was asked to run a sentence encoder that it cannot run exactly.",

@@ -113,11 +113,11 @@ def test_rows_call_tools_until_they_answer(folder):
     zero = Artifact.zero_shot(task(folder))
     (one, two), engine = ask(zero, {"q1": [call("double", number=1), said(" 2 ")], "q2": [said("4")]})
     assert (one.text, two.text) == ("2", "4")
-    assert (one.prompt_tokens, one.completion_tokens) == (200, 8)
+    assert (one.prompt_tokens, one.completion_tokens) == (200, 11)
     assert [len(batch) for batch in engine.requests] == [2, 1]  # rows in one batch, finished ones left out
     assert [replace(step, seconds=0.0) for step in one.steps] == [
-        Step("result", "2", call("double", number=1), "double", '{"number": 1}', 5),
-        Step("answer", "2", said(" 2 "), tokens=3),
+        Step("result", "2", call("double", number=1), "double", '{"number": 1}', 6),
+        Step("answer", "2", said(" 2 "), tokens=5),
     ]
     assert one.steps[0].seconds > 0 == one.steps[1].seconds
     assert one.seconds == pytest.approx(1 + one.steps[0].seconds)
@@ -127,7 +127,7 @@ def test_rows_call_tools_until_they_answer(folder):
     )
     head = engine.requests[0][0].prompt[0]["content"]
     assert head.startswith("Answer with a number.\n\nYou can call these tools:\n- double: Double a number.")
-    assert zero.text(one.messages) == engine.text(one.messages) if False else one.messages[0]["content"] == head
+    assert one.messages[0]["content"] == head
 
 
 def test_failures_and_malformed_turns_are_told_and_counted(folder):
@@ -157,7 +157,7 @@ def test_failures_and_malformed_turns_are_told_and_counted(folder):
 def test_limits_stop_a_row_and_say_which(folder):
     limited = task(folder, more="agent: {max_steps: 3, max_tokens: 12, result_characters: 100}\n")
     zero = Artifact.zero_shot(limited)
-    again = call("double", number=1)  # five words
+    again = call("double", number=1)  # six words
     (steps, tokens, cut), engine = ask(
         zero,
         {"s": ["{", "{", "{"], "t": [again, again, again], "c": [call("long"), said("x"), said("y")]},
@@ -168,7 +168,7 @@ def test_limits_stop_a_row_and_say_which(folder):
     assert [batch[0].sampling.max_tokens for batch in engine.requests] == [12, 11, 10]  # never more than is left
     held = [json.loads(batch[0].constraint.value)["properties"]["step"] for batch in engine.requests]
     assert [len(step.get("anyOf", [])) for step in held] == [4, 4, 0]  # the last turn can only answer
-    (full,), _ = ask(zero, {"q": [call("long"), said("never")]}, context=1200)
+    (full,), _ = ask(zero, {"q": [call("long"), said("never")]}, context=300)
     assert (full.text, full.stopped) == ("", "context")
 
 
@@ -203,18 +203,19 @@ def test_steps_are_saved_with_predictions(folder):
 
 
 def test_an_artifact_loads_with_the_same_tools_only(folder, tmp_path_factory, monkeypatch):
+    shutil.move(folder / "mytools.py", folder / "own.py")  # the other name can be imported from anywhere here
     monkeypatch.setattr("rung.artifact_files.resolve", lambda model: type("Files", (), {"fingerprint": "f"}))
-    zero = replace(Artifact.zero_shot(task(folder)), engine="torch")
+    zero = replace(Artifact.zero_shot(task(folder, "['own:double']")), engine="torch")
     saved = zero.save(tmp_path_factory.mktemp("saved") / "artifact")
     assert Artifact.load(saved) == zero
     moved = tmp_path_factory.mktemp("moved")
-    shutil.move(folder / "mytools.py", moved)
+    shutil.move(folder / "own.py", moved)
     with pytest.raises(ConfigError) as caught:
         Artifact.load(saved)
     assert caught.value.code == "tool-not-found"
     monkeypatch.setenv("RUNG_TOOLS", str(moved))
     assert Artifact.load(saved).decoder.folder == moved
-    (moved / "mytools.py").write_text((moved / "mytools.py").read_text() + "\n# changed\n")
+    (moved / "own.py").write_text((moved / "own.py").read_text() + "\n# changed\n")
     with pytest.raises(ArtifactError) as caught:
         Artifact.load(saved)
     assert caught.value.code == "tools-changed"
@@ -258,7 +259,7 @@ def test_two_tools_of_one_name_are_refused(folder):
 
 
 def test_an_mcp_server_s_tools_are_called_and_its_failures_told(folder):
-    made = task(folder, json.dumps([{"mcp": [sys.executable, "server.py"]}]), "agent: {seconds: 1.0}\n")
+    made = task(folder, json.dumps([{"mcp": [sys.executable, "server.py"]}]), "agent: {seconds: 4.0}\n")
     zero = Artifact.zero_shot(made)
     assert [tool.name for tool in zero.decoder.tools] == ["add", "breaks", "sleeps", "ends"]
     assert zero.decoder.tools[0].schema["properties"] == {"a": {"type": "integer"}, "b": {"type": "integer"}}
@@ -266,7 +267,7 @@ def test_an_mcp_server_s_tools_are_called_and_its_failures_told(folder):
     (one,), _ = ask(zero, {"q": script})
     assert [step.outcome for step in one.steps] == ["result", "failed", "failed", "timeout", "answer"]
     assert one.steps[0].text == "5"
-    assert "no luck" in one.steps[2].text
+    assert one.steps[2].text == "Error executing tool breaks"
 
 
 def test_only_the_named_tools_of_a_server_are_offered(folder):
@@ -311,7 +312,7 @@ def test_the_template_s_format_is_rendered_and_read(folder, knowing, monkeypatch
     written = '<tool_call>{"name": "double", "arguments": {"number": 4}}</tool_call>'
     engine = Scripted({"*": [written, " 8 "]})
     (one,) = zero.on(engine).predict([{"question": "q"}])
-    assert (one.text, one.steps[0].text, one.steps[1].outcome) == ("8", "2" if False else "8", "answer")
+    assert (one.text, one.steps[0].text, one.steps[1].outcome) == ("8", "8", "answer")
     tools = [tool.as_template() for tool in zero.decoder.tools]
     plain = [{"role": "system", "content": "Answer with a number."}, {"role": "user", "content": "q"}]
     turns = template_turns(written, (Call("double", {"number": 4}),), [("double", "8")])

@@ -13,6 +13,7 @@ from rung.cli import (
     advise,
     artifacts,
     climbs,
+    clusters,
     confidence,
     exports,
     failures,
@@ -45,6 +46,7 @@ confidence.register(app)
 exports.register(app)
 improve.register(app)
 judges.register(app)
+clusters.register(app)
 machine.register(app)
 serve.register(app)
 app.add_typer(index.app, name="index", help="The index of a task's documents: build, show, search.")

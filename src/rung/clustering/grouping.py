@@ -1,0 +1,157 @@
+"""Unit vectors to clusters: k-means with a number of clusters given or chosen by silhouette, or HDBSCAN.
+
+Neighbours by angle: on unit vectors the squared Euclidean distance is 2 - 2 cosine, so both agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rung.engines.base import Floats
+from rung.errors import ConfigError
+from rung.progress import QUIET, Progress
+
+Method = Literal["kmeans", "hdbscan"]
+SILHOUETTE_ROWS = 2000  # a sample is enough to compare numbers of clusters, and all pairs of it are compared
+MOST_CLUSTERS = 100  # that `auto` tries
+STARTS = 3  # of k-means, of which the best is kept
+NOISE = -1
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Clusters of rows.
+
+    Attributes:
+        clusters: the cluster of each row, shape [rows]; -1 for rows that HDBSCAN leaves out as noise. Clusters are
+            numbered from 0 by size, the largest first.
+        centrality: cosine of each row with its cluster's mean, shape [rows]; 0 for noise.
+        silhouette: mean silhouette of the rows in clusters, in [-1, 1] (Rousseeuw 1987), or None where there is only
+            one cluster.
+        tried: the silhouette of every number of clusters that was tried.
+    """
+
+    clusters: npt.NDArray[np.int64]
+    centrality: Floats
+    silhouette: float | None
+    tried: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of clusters."""
+        return int(self.clusters.max(initial=NOISE)) + 1
+
+    def central(self, cluster: int, texts: Sequence[str], most: int) -> list[str]:
+        """Return the most central different texts of a cluster, the most central first."""
+        rows = np.flatnonzero(self.clusters == cluster)
+        ranked = rows[np.argsort(-self.centrality[rows], kind="stable")]
+        return list(dict.fromkeys(texts[row] for row in ranked))[:most]
+
+
+def group(
+    vectors: Floats, *, k: int | None = None, method: Method = "kmeans", least: int = 5, seed: int = 0,
+    progress: Progress = QUIET,
+) -> Grouping:  # fmt: skip
+    """Group unit vectors, shape [rows, dimension].
+
+    Args:
+        vectors: one per row.
+        k: number of clusters for k-means; None chooses the one with the best silhouette.
+        method: `kmeans`, or `hdbscan` (Campello et al. 2013), which finds the number itself and leaves rows out.
+        least: fewest rows of a cluster for HDBSCAN.
+        seed: of k-means' starts and of the silhouette's sample.
+        progress: told of every number of clusters tried.
+
+    Raises:
+        ConfigError: `bad-clusters`: there are fewer different rows than clusters, or `k` is given to HDBSCAN.
+    """
+    different = len(np.unique(vectors, axis=0))
+    if method == "hdbscan":
+        if k is not None:
+            raise ConfigError("bad-clusters", "hdbscan finds the number of clusters itself", hint="leave --k out")
+        if len(vectors) < max(2, least):
+            raise ConfigError(
+                "bad-clusters", f"{len(vectors)} rows are fewer than the least of a cluster, {least}",
+                hint="lower --least, or give more rows",
+            )  # fmt: skip
+        return _finished(vectors, _hdbscan(vectors, least), seed)
+    if k is not None:
+        if not 1 <= k <= different:
+            raise ConfigError(
+                "bad-clusters", f"{different} different rows cannot form {k} clusters", hint="choose a smaller --k"
+            )
+        return _finished(vectors, _kmeans(vectors, k, seed), seed)
+    if different < 3:
+        raise ConfigError(
+            "bad-clusters", f"the number of clusters cannot be chosen from {different} different rows",
+            hint="give more rows, or --k",
+        )  # fmt: skip
+    return _best(vectors, candidates(different), seed, progress)
+
+
+def candidates(different: int) -> list[int]:
+    """Return the numbers of clusters that `auto` tries: all to 10, then a tenth more each time."""
+    found, most = [2], min(MOST_CLUSTERS, different - 1)
+    while (following := max(found[-1] + 1, round(found[-1] * 1.1))) <= most:
+        found.append(following)
+    return found
+
+
+def _best(vectors: Floats, numbers: Sequence[int], seed: int, progress: Progress) -> Grouping:
+    progress.start("numbers of clusters", len(numbers))
+    made, tried = {}, {}
+    for k in numbers:
+        made[k] = _kmeans(vectors, k, seed)
+        value = _silhouette(vectors, made[k], seed)
+        tried[k] = -1.0 if value is None else value
+        progress.advance(1)
+    progress.finish()
+    best = max(numbers, key=lambda k: tried[k])
+    return _finished(vectors, made[best], seed, tried)
+
+
+def _kmeans(vectors: Floats, k: int, seed: int) -> npt.NDArray[np.int64]:
+    from sklearn.cluster import KMeans
+
+    labels: npt.NDArray[np.int64] = KMeans(k, n_init=STARTS, random_state=seed).fit(vectors).labels_.astype(np.int64)
+    return labels
+
+
+def _hdbscan(vectors: Floats, least: int) -> npt.NDArray[np.int64]:
+    from sklearn.cluster import HDBSCAN
+
+    labels: npt.NDArray[np.int64] = HDBSCAN(least, copy=True).fit(vectors).labels_.astype(np.int64)
+    return labels
+
+
+def _silhouette(vectors: Floats, clusters: npt.NDArray[np.int64], seed: int) -> float | None:
+    """Return the mean silhouette over a sample of the rows in clusters."""
+    from sklearn.metrics import silhouette_score
+
+    rows = np.flatnonzero(clusters != NOISE)
+    if len(rows) > SILHOUETTE_ROWS:
+        rows = np.random.default_rng(seed).choice(rows, SILHOUETTE_ROWS, replace=False)
+    sampled = clusters[rows]
+    if not 2 <= len(np.unique(sampled)) < len(rows):
+        return None
+    return float(silhouette_score(vectors[rows], sampled))
+
+
+def _finished(
+    vectors: Floats, labels: npt.NDArray[np.int64], seed: int, tried: Mapping[int, float] | None = None
+) -> Grouping:
+    """Number clusters by size, and say how central each row is."""
+    found, sizes = np.unique(labels[labels != NOISE], return_counts=True)
+    place = {int(old): new for new, old in enumerate(found[np.argsort(-sizes, kind="stable")])}
+    clusters = np.array([place.get(int(label), NOISE) for label in labels], np.int64)
+    centrality = np.zeros(len(vectors), np.float32)
+    for cluster in range(len(place)):
+        rows = clusters == cluster
+        mean = vectors[rows].mean(0)
+        centrality[rows] = vectors[rows] @ (mean / max(float(np.linalg.norm(mean)), 1e-12))
+    return Grouping(clusters, centrality, _silhouette(vectors, clusters, seed), tried or {})
