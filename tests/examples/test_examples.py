@@ -26,7 +26,18 @@ from rung.task import Task
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FOLDERS = sorted(folder.parent.name for folder in EXAMPLES.glob("*/task.yaml"))
 LOADED = {"translation": ("en", "de"), "chat": ("en",)}  # made from XQuAD by a loader
-ANSWERED = {"banking77", "wnut17", "sroie", "passages", "gsm8k", "scitldr", "self_instruct", "text_to_sql", "pandalm"}
+ANSWERED = {
+    "banking77",
+    "wnut17",
+    "sroie",
+    "passages",
+    "gsm8k",
+    "scitldr",
+    "self_instruct",
+    "text_to_sql",
+    "pandalm",
+    "tools",
+}
 
 
 class Parrot:
@@ -117,6 +128,11 @@ def test_check_accepts_it(folder: Path) -> None:
         assert not any(split["dropped"] for name, split in report["splits"].items() if name == "test")
 
 
+def turns(task: Task, answers: Sequence[str]) -> list[str]:
+    """What a model writes to answer: of a task with tools, a turn of an agent."""
+    return [json.dumps({"step": {"answer": answer}}) for answer in answers] if task.tools else list(answers)
+
+
 def answers_of(rows: Sequence[Example]) -> list[str]:
     return [row.outputs[0] for row in rows]
 
@@ -126,7 +142,7 @@ def test_two_rows_are_answered_and_scored(folder: Path, monkeypatch: pytest.Monk
     task = Task.load(folder / "task.yaml")
     data = task.read()
     rows = data.test[:2]
-    right, wrong = Parrot(answers_of(rows)), Parrot(["~", "~"])
+    right, wrong = Parrot(turns(task, answers_of(rows))), Parrot(turns(task, ["~", "~"]))
     open_judge.cache_clear()
     monkeypatch.setattr(opening, "open_engine", lambda model: right)
     zero = Artifact.zero_shot(task, data.labels)
@@ -207,3 +223,27 @@ def test_geoquery_s_loader_leaves_out_what_fails_and_what_returns_nothing(tmp_pa
     assert (tmp_path / "geo" / "train.jsonl").read_text() == (
         '{"question": "how many live in ohio 0", "sql": "SELECT people FROM state WHERE name = \'ohio\'"}\n'
     )
+
+
+def test_the_tools_know_every_answer() -> None:
+    shop = load(EXAMPLES / "tools" / "shop.py")
+    assert shop.look_up("hammer")["price"] > 0
+    assert shop.calculate("3 * (2.5 + 1) - 1") == 9.5
+    for bad in ("__import__('os')", "2 ** 9", "x"):
+        with pytest.raises(ValueError, match="only numbers"):
+            shop.calculate(bad)
+    data = Task.load(EXAMPLES / "tools" / "task.yaml").read()
+    singular = {
+        "batteries": "battery",
+        "brushes": "brush",
+        "torches": "torch",
+        "switches": "switch",
+        "pliers": "pliers",
+    }
+    asked = 0
+    for row in (*data.train, *data.validation, *data.test):
+        if found := re.fullmatch(r"How much do (\d+) (\w+) cost\?", row.inputs["question"]):
+            price = shop.look_up(singular.get(found[2], found[2].removesuffix("s")))["price"]
+            assert float(row.outputs[0]) == shop.calculate(f"{found[1]} * {price}")
+            asked += 1
+    assert asked > 30
