@@ -25,6 +25,7 @@ from rung.errors import ConfigError, DataError, EngineError
 from rung.evaluation.confidence import Confidence
 from rung.evaluation.metrics import Metric, get_metric
 from rung.models.reference import is_endpoint
+from rung.nearest import Nearest
 from rung.parts import (
     BASE,
     Answer,
@@ -133,6 +134,8 @@ class Artifact:
             decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, labels_schema(known))
         elif output.kind == "category":
             decoder = _category_decoder(task.model, engine, known, texts)
+        elif output.kind == "ranking":
+            decoder = _nearest(task, prompt)
         elif task.tools:
             decoder = _agent(task)
             prompt = replace(prompt, protocol=json_head(decoder.tools) if decoder.protocol == "json" else "")
@@ -216,6 +219,8 @@ class Artifact:
             return self._classify(self.decoder, examples, progress)
         if isinstance(self.decoder, Mixture):
             return self._mix(self.decoder, examples, progress)
+        if isinstance(self.decoder, Nearest):
+            return self._rank(self.decoder, examples, progress)
         rendered = self.fit_to_context(examples, passages=passages, progress=progress)
         asked = [one.messages for one in rendered if not one.refused]
         written = iter(self._asked(examples, asked, full, progress) if asked else ())
@@ -269,6 +274,17 @@ class Artifact:
         members = (replace(self, demonstrations=shown) for shown in self.demonstrations.members())
         return tuple(member.on(self.open()) for member in members)
 
+    def _rank(self, nearest: Nearest, examples: Sequence[Example], progress: Progress) -> list[Answer]:
+        encoder = open_encoder(nearest.encoder, progress=progress)
+        start = time.perf_counter()
+        texts = [self.prompt.question(example.inputs) for example in examples]
+        found = nearest.find(encoder.embed(texts, progress=progress))
+        seconds = (time.perf_counter() - start) / len(examples)
+        return [
+            Answer(answer, None, None, len(encoder.encode(text)), 0, seconds, ({"role": "user", "content": text},))
+            for answer, text in zip(found, texts, strict=True)
+        ]
+
     def _classify(self, head: Head, examples: Sequence[Example], progress: Progress) -> list[Answer]:
         encode = open_encoder(head.reference, progress=progress).encode if head.encoder else self.open().encode
         start = time.perf_counter()  # loading a model is no part of answering a row
@@ -319,7 +335,7 @@ class Artifact:
             passages: what to show of the documents for each row, in this order, instead of what a search finds.
             progress: told of encoding.
         """
-        if isinstance(self.decoder, Head):
+        if isinstance(self.decoder, Head | Nearest):
             return [Rendered(({"role": "user", "content": self.prompt.question(e.inputs)},)) for e in examples]
         if isinstance(self.decoder, Mixture):
             return self.decoder.members[0].fit_to_context(examples, progress=progress)
@@ -402,7 +418,7 @@ class Artifact:
 
     def _prompt_limit(self, engine: Engine) -> int:
         """Return how many tokens a prompt may have; only an overflow policy has to know."""
-        if self.overflow == "error" or isinstance(self.decoder, Head | Mixture):
+        if self.overflow == "error" or isinstance(self.decoder, Head | Mixture | Nearest):
             return 0
         if engine.info.context <= 0:
             raise EngineError(
@@ -436,7 +452,7 @@ class Artifact:
 
     def text(self, messages: Messages) -> str:
         """Return the exact final text that messages become; for a head, the text that is encoded."""
-        if isinstance(self.decoder, Head):
+        if isinstance(self.decoder, Head | Nearest):
             return "\n".join(message["content"] for message in messages)
         if isinstance(self.decoder, Mixture):
             return self.decoder.members[0].text(messages)
@@ -501,6 +517,15 @@ def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: t
         return LabelScoring(labels, texts)
     # No vocabulary of bytes needs more tokens than a text has bytes.
     return Generate(max(len(text.encode()) for text in texts) + 8, choices=texts)
+
+
+def _nearest(task: Task, prompt: Prompt) -> Nearest:
+    """Encode the training rows: they are the table."""
+    table = task.read().train
+    texts = [prompt.question(row.inputs) for row in table]
+    vectors = open_encoder(task.output.encoder).embed(texts)
+    rows, outputs = tuple(row.inputs for row in table), tuple(row.outputs[0] for row in table)
+    return Nearest(task.output.k, task.output.encoder, rows, outputs, vectors)
 
 
 def _agent(task: Task) -> Agent:

@@ -2,7 +2,7 @@
 
 artifact.json         every setting; prompt, decoder, where the base model comes from and its fingerprint
 demonstrations.json   the pool of solved rows, where there is one
-arrays.safetensors    pool vectors, head weights, where there are any
+arrays.safetensors    pool vectors, head weights, a table's vectors, where there are any
 adapter/              PEFT adapter (adapter_model.safetensors, adapter_config.json), where there is one
 encoder/              the fine-tuned sentence encoder of a head, where there is one
 members/0, 1, ...     the artifacts that a mixture averages, each a folder like this one
@@ -33,6 +33,7 @@ from rung.evaluation.confidence import Confidence
 from rung.models.cache import publish
 from rung.models.fingerprint import file_sha256
 from rung.models.reference import is_endpoint, resolve
+from rung.nearest import Nearest
 from rung.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning, Weights
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
@@ -134,6 +135,13 @@ def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path) -> d
             "temperatures": decoder.temperatures,
             "confidence": _fitted(decoder),
         }
+    if isinstance(decoder, Nearest):
+        arrays["nearest"] = decoder.vectors
+        return {
+            "kind": decoder.kind, "k": decoder.k, "encoder": decoder.encoder,
+            "encoder_fingerprint": resolve(decoder.encoder).fingerprint,
+            "rows": [dict(row) for row in decoder.rows], "outputs": decoder.outputs,
+        }  # fmt: skip
     if isinstance(decoder, Agent):
         return agent_values(decoder)
     return {"kind": decoder.kind, **asdict(decoder)}
@@ -242,6 +250,10 @@ def _decoder(values: dict[str, Any], arrays: Mapping[str, Any], folder: Path) ->
         return Generate(values["max_tokens"], values["json_schema"], choices, values.get("regex"))
     if kind == Reasoning.kind:
         return Reasoning(**{**{k: v for k, v in values.items() if k != "kind"}, "texts": tuple(values["texts"])})
+    if kind == Nearest.kind:
+        _check_model(folder, values["encoder"], values["encoder_fingerprint"])
+        rows, outputs = tuple(values["rows"]), tuple(values["outputs"])
+        return Nearest(values["k"], values["encoder"], rows, outputs, arrays["nearest"])
     if kind == ListScoring.kind:
         return ListScoring(tuple(values["labels"]), tuple(values["thresholds"]))
     if kind == LabelScoring.kind:

@@ -15,6 +15,7 @@ from rung.agents.agent import Agent
 from rung.agents.trace import Step
 from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Messages, Sampling, ScoreRequest
 from rung.evaluation.confidence import Confidence
+from rung.nearest import Nearest
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
 from rung.prompts.extraction import MARKER, Extract, extracted, majority
@@ -458,8 +459,9 @@ def tempered(chances: Floats, temperature: float) -> Floats:
 
 
 Probable = LabelScoring | Head | Mixture  # decoders that give labels probabilities
-Decoder = Generate | Reasoning | ListScoring | Probable | Agent
-PROMPTLESS = (Head.kind, Mixture.kind)  # decoders whose answers do not come from the artifact's own prompt and weights
+Decoder = Generate | Reasoning | ListScoring | Probable | Agent | Nearest
+# Decoders whose answers do not come from the artifact's own prompt and weights.
+PROMPTLESS = (Head.kind, Mixture.kind, Nearest.kind)
 
 
 def unfitted(decoder: Decoder) -> Decoder:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rung.data.types import Data
 
-Kind = Literal["text", "category", "multilabel", "json", "chat"]
+Kind = Literal["text", "category", "multilabel", "json", "chat", "ranking"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -46,7 +46,8 @@ class Output(_Strict):
     """What the model must answer."""
 
     kind: Kind = Field(
-        description="category: one of a set of labels; multilabel: any of them; text; json: a record; chat: a turn."
+        description="category: one of a set of labels; multilabel: any of them; text; json: a record; chat: a turn; "
+        "ranking: the most similar training rows."
     )
     column: str | None = Field(
         None, description="The column of the expected answer; none for chat.", examples=["label"]
@@ -66,6 +67,8 @@ class Output(_Strict):
         None, description="Regular expression that the whole answer matches (kind text).", examples=[r"\d{4}-\d{2}"]
     )
     max_tokens: Count | None = Field(None, description="Longest answer, in tokens.", examples=[64])
+    k: Count = Field(10, description="How many rows to find (kind ranking).", examples=[5])
+    encoder: str = Field("embedded-encoder", description="The sentence encoder that compares rows (kind ranking).")
     separator: str = Field(
         ";", min_length=1, description="What stands between the labels of a cell (kind multilabel).", examples=["|"]
     )
@@ -86,6 +89,10 @@ class Output(_Strict):
             raise ValueError("`labels` and `descriptions` belong to the kinds category and multilabel")
         if self.kind != "multilabel" and "separator" in self.model_fields_set:
             raise ValueError("`separator` belongs to kind multilabel")
+        if self.kind != "ranking" and (given := {"k", "encoder"} & self.model_fields_set):
+            raise ValueError(f"`{min(given)}` belongs to kind ranking")
+        if self.kind == "ranking" and self.max_tokens is not None:
+            raise ValueError("`max_tokens` has no effect on kind ranking: nothing is written")
         if self.kind != "text" and self.refusal is not None:
             raise ValueError("`refusal` belongs to kind text")
         if self.kind != "json" and self.json_schema is not None:

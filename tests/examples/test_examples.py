@@ -37,6 +37,7 @@ ANSWERED = {
     "text_to_sql",
     "pandalm",
     "tools",
+    "similar",
 }
 
 
@@ -151,6 +152,10 @@ def test_two_rows_are_answered_and_scored(folder: Path, monkeypatch: pytest.Monk
     open_judge.cache_clear()
     if task.output.kind == "category":  # scores of labels know nothing of what is right
         assert {row.prediction for row in found} <= set(data.labels)
+    elif task.output.kind == "ranking":  # no model writes, and the encoder reads the row alone
+        assert [row.prediction for row in found] == [row.prediction for row in lost]
+        assert all(len(json.loads(row.prediction)) == task.output.k for row in found)
+        return
     elif task.metric_name == "judge":
         assert [row.score for row in found] == [0.5, 0.5]
     else:

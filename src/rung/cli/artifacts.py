@@ -83,9 +83,11 @@ def _on_engine(artifact: Artifact, engine: str) -> Artifact:
     """Return the artifact on another engine; its answers may differ from what was measured."""
     from dataclasses import replace
 
+    from rung.nearest import Nearest
     from rung.parts import Head, Mixture
 
-    if isinstance(artifact.decoder, Mixture) or (isinstance(artifact.decoder, Head) and artifact.decoder.encoder):
+    owned = isinstance(artifact.decoder, Mixture | Nearest)
+    if owned or (isinstance(artifact.decoder, Head) and artifact.decoder.encoder):
         raise ConfigError(
             "bad-option",
             f"--engine {engine} has no effect: this artifact does not answer with a language model of its own",

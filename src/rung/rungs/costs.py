@@ -17,6 +17,7 @@ from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
+from rung.nearest import Nearest
 from rung.parts import Head, LabelScoring, ListScoring, Mixture, Reasoning
 from rung.prompts.verbalizer import continuations
 from rung.rungs.base import Cost
@@ -113,6 +114,8 @@ def prediction_flops(artifact: Artifact, data: Data) -> float:
     if isinstance(artifact.decoder, Mixture):
         return sum(prediction_flops(member, data) for member in artifact.decoder.members)
     s = sizes(artifact, data)
+    if isinstance(artifact.decoder, Nearest):
+        return FORWARD * resolve(artifact.decoder.encoder).parameters * s.question
     if isinstance(artifact.decoder, Head):
         encoder = resolve(artifact.decoder.reference).parameters if artifact.decoder.encoder else s.parameters
         return FORWARD * encoder * s.question

@@ -45,6 +45,8 @@ class FewShot:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where a prompt answers and no demonstrations are set."""
+        if artifact.decoder.kind == "nearest":
+            return no("the table is searched as it is, without a prompt")
         if artifact.decoder.kind in PROMPTLESS:
             return no("a head on frozen features does not read the prompt")
         if artifact.decoder.kind == "agent":

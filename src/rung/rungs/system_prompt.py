@@ -38,6 +38,8 @@ class SystemPrompt:
         """It applies where the task has a system prompt and a prompt is what answers."""
         if not any(self.texts):
             return no("the task file has no `system:` prompt")
+        if artifact.decoder.kind == "nearest":
+            return no("the rows are ranked without a prompt")
         if artifact.decoder.kind in PROMPTLESS:
             return no("a head on frozen features does not read the prompt")
         if artifact.prompt.system:

@@ -143,6 +143,8 @@ class Tuned(ABC):
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to open weights that answer and are not tuned yet, or from which the method goes on."""
+        if artifact.decoder.kind == "nearest":
+            return no("the rows are ranked by the sentence encoder, not by the model")
         if artifact.decoder.kind in PROMPTLESS:
             return no("the head reads frozen features, which training would change")
         if artifact.decoder.kind == "agent":

@@ -16,6 +16,7 @@ from rung.evaluation.metrics.category import accuracy
 from rung.evaluation.metrics.code import code_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
 from rung.evaluation.metrics.multilabel import labels_exact, labels_f1
+from rung.evaluation.metrics.ranking import recall_at_1, recall_at_k, reciprocal_rank
 from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
 from rung.evaluation.metrics.rewriting import edit_similarity, sari_metric
 from rung.evaluation.metrics.rouge import rouge1, rouge2, rouge_l
@@ -24,7 +25,8 @@ from rung.evaluation.metrics.squad import exact_match, final_number, refusing, t
 from rung.evaluation.metrics.translation import bleu, chrf
 
 _TEXTS: tuple[Kind, ...] = ("text", "chat")
-_EVERY: tuple[Kind, ...] = ("category", "multilabel", "text", "json", "chat")
+_EVERY: tuple[Kind, ...] = ("category", "multilabel", "text", "json", "chat", "ranking")
+_RANKING: tuple[Kind, ...] = ("ranking",)
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -45,11 +47,15 @@ METRICS: dict[str, Metric] = {
         Metric("json_field_f1", json_field_f1, "F1 over the fields of the JSON value", ("json",)),
         Metric("json_field_precision", json_field_precision, "share of the fields found that are right", ("json",)),
         Metric("json_field_recall", json_field_recall, "share of the expected fields found", ("json",)),
+        Metric("mrr", reciprocal_rank, "1 / rank of the first row with the expected output", _RANKING),
+        Metric("recall_at_k", recall_at_k, "a row found has the expected output", _RANKING, binary=True),
+        Metric("recall_at_1", recall_at_1, "the first row found has the expected output", _RANKING, binary=True),
     )
 }
 
 _DEFAULTS: dict[Kind, str] = {
     "category": "accuracy", "multilabel": "labels_f1", "text": "rougeL", "json": "json_field_f1", "chat": "rougeL",
+    "ranking": "mrr",
 }  # fmt: skip
 
 
