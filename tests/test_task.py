@@ -68,7 +68,7 @@ def test_all_problems_are_shown_the_misspelled_key_first(tmp_path: Path) -> None
     assert (error.code, error.where and error.where.line) == ("unknown-key", 2)
     assert "the key `instruction` is missing" in error.hint
     assert (
-        ":4:25: `output.kind`: should be 'text', 'category', 'multilabel', 'json' or 'chat', found 'categry'"
+        ":4:25: `output.kind`: should be 'text', 'category', 'multilabel', 'json', 'chat' or 'ranking', found 'categry'"
         in error.hint
     )
 
