@@ -72,6 +72,10 @@ def reason_against(artifact: Artifact) -> str:
     """Return why an artifact cannot be made to reason, or an empty text."""
     if isinstance(artifact.decoder, Head):
         return "a head on frozen features does not write"
+    if artifact.decoder.kind == "nearest":
+        return "a search does not write"
+    if artifact.decoder.kind == "agent":
+        return "an agent takes its steps with tools"
     if isinstance(artifact.decoder, Reasoning):
         return "it reasons already"
     if artifact.weights.adapter is not None:

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from rung.agents.agent import Agent
 from rung.artifact import Artifact
 from rung.errors import ArtifactError
 from rung.models.cache import publish
 from rung.models.reference import ModelFiles, is_endpoint, resolve
+from rung.nearest import Nearest
 from rung.parts import BASE, Head, LabelScoring
 from rung.progress import QUIET, Progress
 from rung.tuning import merge
@@ -74,6 +76,10 @@ def _check(server: ServerName, artifact: Artifact) -> None:
     why = ""
     if isinstance(artifact.decoder, Head):
         why = "a trained head answers, and such servers run language models"
+    elif isinstance(artifact.decoder, Nearest):
+        why = "a search answers, and such servers run language models"
+    elif isinstance(artifact.decoder, Agent) and artifact.decoder.protocol == "template":
+        why = "its tools are in the prompt as the model's chat template writes them, which only runs beside the model"
     elif is_endpoint(artifact.model):
         why = f"its model is at {artifact.model} already"
     elif server == "ollama" and isinstance(artifact.decoder, LabelScoring):

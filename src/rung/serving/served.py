@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rung.agents.agent import Agent
 from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
 from rung.data.types import Example, example_id
@@ -16,6 +17,7 @@ from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
 from rung.models.reference import is_endpoint, resolve
+from rung.nearest import Nearest
 from rung.parts import Generate, Head
 from rung.progress import QUIET, Progress
 from rung.serving.scheduled_engine import ScheduledEngine
@@ -154,7 +156,8 @@ class Served:
                     "name-taken", f"{name!r} is served already", hint=f"give it another name: NAME={folder}"
                 )
             base = None
-            if not (isinstance(artifact.decoder, Head) and artifact.decoder.encoder):
+            encoded = isinstance(artifact.decoder, Head) and artifact.decoder.encoder
+            if not encoded and not isinstance(artifact.decoder, Nearest):
                 base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
             identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
             served = ServedArtifact(
@@ -238,5 +241,8 @@ def _warm_up(served: ServedArtifact) -> None:
             rendered.messages, Sampling(max_tokens=1), artifact.decoder.constraint, artifact.weights.reference
         )
         artifact.open().generate([request])
+    elif isinstance(artifact.decoder, Agent):  # no tool is called for a row that nobody asked
+        prompt = artifact.decoder.prompt(artifact.model, artifact.fit_to_context([row])[0].messages)
+        artifact.open().generate([GenerateRequest(prompt, Sampling(max_tokens=1), None, artifact.weights.reference)])
     else:
         artifact.answer([row])
