@@ -57,7 +57,17 @@ def test_clusters_of_real_messages_are_named_and_agree_with_the_intents(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "fits"), [("Lost cards", True), ("a b c d e", True), ("a b c d e f", False), ("a\nb", False), ("", False)]
+    ("text", "fits"),
+    [
+        ("Lost cards", True),
+        ("a b c d e", True),
+        ("a b c d e f", False),
+        ("a\nb", False),
+        ("", False),
+        ("- a", False),
+        ("Überweisung é", True),
+        ("卡片 丢失", True),
+    ],
 )
 def test_names_have_one_to_five_words(text, fits):
     assert bool(re.fullmatch(WORDS, text)) == fits

@@ -9,7 +9,9 @@ from rung.progress import QUIET, Progress
 
 EXAMPLES = 8  # central texts that the model reads of each cluster
 CHARACTERS = 300  # of each, so that any model can read them
-WORDS = r'[^\s"]{1,20}( [^\s"]{1,20}){0,4}'  # one to five words
+_LETTER = "0-9A-Za-zÀ-ɏͰ-῿぀-퟿"  # ranges, as engines differ on negated classes beyond ASCII
+_WORD = f"[{_LETTER}][{_LETTER}'&-]{{0,19}}"
+WORDS = f"{_WORD}( {_WORD}){{0,4}}"  # one to five words
 _ASK = "What do all these texts have in common? Name their shared topic in one to five words, and write nothing else."
 
 
