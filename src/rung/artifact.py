@@ -236,7 +236,7 @@ class Artifact:
             assert isinstance(self.decoder, LabelScoring)  # nothing else can be averaged; see DemonstrationEnsemble
             others = [member.render(examples, progress=progress) for member in members[1:]]
             return self.decoder.answer_together(self, self.open(), [prompts, *others], progress=progress)
-        assert not isinstance(self.decoder, (Head, Mixture))
+        assert not isinstance(self.decoder, Head | Mixture | Nearest)
         return self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
 
     def finished(self, answer: Answer, rendered: Rendered) -> Answer:

@@ -27,7 +27,7 @@ def test_settings_reach_the_rung(small_task_file, tmp_path):
         ("rungs: {lora: {rank: eight}}", "bad-setting", "lora.rank"),
         ("rungs: {lara: {rank: 8}}", "unknown-rung", "did you mean 'lora'?"),
         ("rungs: {llm-features: {encoder: other}}", "unknown-setting", "has no setting 'encoder'"),
-        ("rungs: {system-prompt: {encoder: other}}", "unknown-setting", "has no settings"),
+        ("rungs: {system-prompt: {encoder: other}}", "unknown-setting", "has no setting 'encoder'"),
         ("rungs: {lora: 3}", "bad-value", "rungs.lora"),
     ],
 )
