@@ -818,6 +818,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Go on with `PromptTuning` (after P-tuning), or `PrefixTuning` without a projection: they train the vectors.",
         'rung.rungs.PromptTuning(continue_from="p-tuned").fit(zero, data)',
     ),
+    "no-registry": Explanation(
+        "A promotion was asked of a server that follows no registry.",
+        "What is promoted has to be put somewhere that servers look at.",
+        "Start the server with the folder of the registry.",
+        "rung serve --registry registry --capture on",
+    ),
     "no-report": Explanation(
         "The run folder has no report.json.",
         "The climb has not finished.",
@@ -1025,6 +1031,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Cutting it would train on an answer whose reason was cut away.",
         "Shorten the row, or set the rung's `overlong` to `truncate_input` or `drop`; what is cut is counted.",
         "rung.rungs.LoRA(overlong='truncate_input')",
+    ),
+    "run-unreadable": Explanation(
+        "The report of a climb cannot be read.",
+        "Figures that are half there would be shown as if they were all.",
+        "Climb again with `--resume`: what was measured is kept, and the report is written anew.",
+        "rung climb task.yaml --resume",
     ),
     "rung-does-not-apply": Explanation(
         "The rung that shall be tuned cannot be put on top of zero-shot in this task.",

@@ -66,10 +66,14 @@ def serve(
         Path | None,
         typer.Option("--registry", help="Serve what is promoted in this folder, and follow it.", metavar="FOLDER"),
     ] = None,
+    pages: Annotated[bool, typer.Option("--pages/--no-pages", help="Serve web pages beside the API.")] = True,
+    runs: Annotated[Path, typer.Option("--runs", help="The climbs that the pages show.", metavar="FOLDER")] = Path(
+        "runs"
+    ),
     quiet: Quiet = False,
     offline: Offline = False,
 ) -> None:
-    """Serve artifacts and base models to OpenAI's clients."""
+    """Serve artifacts and base models to OpenAI's clients, and pages to people."""
     if not (artifacts or model or encoder or registry):
         raise ConfigError(
             "nothing-to-serve", "there is nothing to serve", hint="rung serve FOLDER, or rung serve --model embedded"
@@ -82,6 +86,7 @@ def serve(
     from rung.serving.review import watch_capture
     from rung.serving.served import Served
     from rung.serving.server import Server, listen
+    from rung.serving.web.site import Places
 
     ring = None if key_file is None else KeyRing(key_file)
     names, sites = frozenset(one.lower() for one in allow_host or ()), frozenset(allow_origin or ())
@@ -94,12 +99,16 @@ def serve(
         app = app_with(
             served, access=access, limits=limits, load_from=load_from,
             recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
+            pages=Places(runs, None if wiring is None else wiring.store, registry) if pages else None,
         )  # fmt: skip
         if wiring is not None:
             watch_capture(app, wiring.capture)
         shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{socket.getsockname()[1]}"
         sys.stderr.write(f"serving {', '.join(one.name for one in served.all())}\n")
-        typer.echo(f"http://{shown}:{socket.getsockname()[1]}/v1")
+        if pages:
+            sys.stderr.write(f"pages: {url}/\n")
+        typer.echo(f"{url}/v1")
         sys.stdout.flush()
         Server(app, drain_seconds=drain).run(sockets=[socket])
 

@@ -146,8 +146,20 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
         with file.open("r+b") as out:
-            out.truncate(len(whole))
-    return [json.loads(line) for line in whole.decode().splitlines()]
+            out.truncate(whole)
+    return _parsed(data[:whole])
+
+
+def watch_lines(file: Path) -> list[dict[str, Any]]:
+    """Read the JSON lines that are whole, while another process may be writing: the file is left as it is."""
+    if not file.exists():
+        return []
+    data = file.read_bytes()
+    return _parsed(data[: data.rfind(b"\n") + 1])
+
+
+def _parsed(lines: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines.decode().split("\n") if line]

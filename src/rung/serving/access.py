@@ -9,14 +9,21 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
 from rung.errors import ConfigError
 from rung.serving.errors import Refused
 from rung.serving.keys import Key, KeyRing, TooManyError
 
+if TYPE_CHECKING:
+    from rung.serving.web.sessions import Sessions
+
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN = frozenset({"/health", "/ready"})  # probes have no key
+SIGN_IN = "/sign-in"
+STATIC = "/static/"  # the pages' style and script, before anybody has signed in
+API = ("/v1/", "/metrics", "/openapi.json")  # for programs: a cookie opens nothing here
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,13 @@ class Access:
         keys: the keys, or None where none is asked for.
         hosts: names that the Host header may have; None where any may (then a key is what protects).
         origins: origins of other sites whose pages may ask.
+        sessions: who is signed in to the pages; None where there are none.
     """
 
     keys: KeyRing | None = None
     hosts: frozenset[str] | None = LOOPBACK_NAMES
     origins: frozenset[str] = field(default_factory=frozenset)
+    sessions: Sessions | None = None
 
     def check(self, path: str, headers: Mapping[str, str], scheme: str) -> Key | None:
         """Return the key of a request, or None where none is set.
@@ -47,7 +56,19 @@ class Access:
             raise Refused(403, "bad-origin", "pages of that Origin may not ask; allow it with --allow-origin")
         if self.keys is None or path in OPEN:
             return None
+        if self.sessions is not None and "authorization" not in headers and not path.startswith(API):
+            return self._signed_in(self.sessions, path, headers)
         return self._known(self.keys, headers.get("authorization", ""))
+
+    def _signed_in(self, sessions: Sessions, path: str, headers: Mapping[str, str]) -> Key | None:
+        """Return the key that somebody signed in with, or send him to the page where he does."""
+        key = sessions.key(headers.get("cookie", ""))
+        if key is not None or path == SIGN_IN or path.startswith(STATIC):
+            return key
+        if headers.get("hx-request"):  # a part of a page that is open asks: the page is loaded anew
+            raise Refused(401, "signed-out", "the session is over", headers={"HX-Refresh": "true"})
+        to = f"{SIGN_IN}?to={quote(path)}"
+        raise Refused(303, "signed-out", "sign in with a key", headers={"Location": to, "Cache-Control": "no-store"})
 
     def _known(self, keys: KeyRing, authorization: str) -> Key:
         scheme, _, secret = authorization.partition(" ")

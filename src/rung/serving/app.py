@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from rung.serving.openapi import describe_tasks
 if TYPE_CHECKING:
     from rung.serving.recording import Recorder
     from rung.serving.served import Served
+    from rung.serving.web.site import Places
 
 TITLE = "Rung"
 
@@ -39,6 +41,7 @@ def app_with(
     recorder: Recorder | None = None,
     load_from: Path | None = None,
     routers: Sequence[APIRouter] = (),
+    pages: Places | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -48,7 +51,8 @@ def app_with(
         limits: how much may be asked.
         recorder: takes what was answered.
         load_from: the folder below which artifacts may be loaded over HTTP; None for no loading.
-        routers: more endpoints (feedback, pages); they pass the same front and find the same context.
+        routers: more endpoints (feedback, review); they pass the same front and find the same context.
+        pages: what the pages read from; None for no pages.
     """
     access, limits = access or Access(), limits or Limits()
     gate = Gate(limits.queue)
@@ -68,6 +72,10 @@ def app_with(
     )  # fmt: skip
     for router in (*own, *routers):
         app.include_router(router)
+    if pages is not None:
+        from rung.serving.web.site import add_pages
+
+        access = replace(access, sessions=add_pages(app, pages, access.keys))
     _handle_errors(app, metrics)
     describe_tasks(app, served)
     app.add_middleware(Front, access=access, limits=limits, gate=gate, metrics=metrics)
@@ -75,31 +83,38 @@ def app_with(
 
 
 def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    def told(refused: Refused) -> Response:
+    def told(request: Request, refused: Refused) -> Response:
         metrics.failures.labels(refused.code).inc()
+        if getattr(request.app.state, "site", None) is not None:
+            from rung.serving.web.rendering import error_page, wants_page
+
+            if wants_page(request):
+                return error_page(request, refused)
         return JSONResponse(refused.body(), status_code=refused.status, headers=refused.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         problem = first["msg"].removeprefix("Value error, ")
-        return told(Refused(400, "invalid-request", f"{where}: {problem}" if where else problem, param=where or None))
+        return told(
+            request, Refused(400, "invalid-request", f"{where}: {problem}" if where else problem, param=where or None)
+        )
 
     @app.exception_handler(HTTPException)
-    async def unknown(_request: Request, error: HTTPException) -> Response:
+    async def unknown(request: Request, error: HTTPException) -> Response:
         code = {403: "forbidden", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "invalid-request")
-        return told(Refused(error.status_code, code, str(error.detail), headers=error.headers))
+        return told(request, Refused(error.status_code, code, str(error.detail), headers=error.headers))
 
     @app.exception_handler(Refused)
-    async def refuse(_request: Request, error: Refused) -> Response:
-        return told(error)
+    async def refuse(request: Request, error: Refused) -> Response:
+        return told(request, error)
 
     @app.exception_handler(BusyError)
-    async def busy(_request: Request, error: BusyError) -> Response:
+    async def busy(request: Request, error: BusyError) -> Response:
         after = {"Retry-After": str(error.retry_after)}
-        return told(Refused(429, "queue-full", f"{error}; try again in {error.retry_after} s", headers=after))
+        return told(request, Refused(429, "queue-full", f"{error}; try again in {error.retry_after} s", headers=after))
 
     @app.exception_handler(RungError)
-    async def failed(_request: Request, error: RungError) -> Response:
-        return told(refusal(error))
+    async def failed(request: Request, error: RungError) -> Response:
+        return told(request, refusal(error))

@@ -141,13 +141,18 @@ class KeyRing:
     def find(self, secret: str) -> Key | None:
         """Return the key that a client gave, or None. Looks at all keys, so that time tells nothing."""
         with self._lock:
-            if (stamp := self._stamp()) != self._seen:
-                self._keys, self._seen = read_keys(self._file), stamp
+            self._refresh()
             given, found = _hash(secret), None
             for key in self._keys:
                 if hmac.compare_digest(given, key.sha256):
                     found = key
             return found
+
+    def by_id(self, key_id: str) -> Key | None:
+        """Return the key with an id, or None once it is revoked."""
+        with self._lock:
+            self._refresh()
+            return next((key for key in self._keys if key.id == key_id), None)
 
     def take(self, key: Key) -> None:
         """Count one request of a key: a bucket that holds a minute's worth and fills steadily.
@@ -166,6 +171,10 @@ class KeyRing:
                 self._buckets[key.id] = left, now
                 raise TooManyError(max(1, round((1 - left) / rate + 0.5)))
             self._buckets[key.id] = left - 1, now
+
+    def _refresh(self) -> None:
+        if (stamp := self._stamp()) != self._seen:
+            self._keys, self._seen = read_keys(self._file), stamp
 
     def _stamp(self) -> tuple[int, int]:
         try:

@@ -1,0 +1,1 @@
+"""Pages of the server: HTML made on the server, one script, one style sheet, and nothing from elsewhere."""

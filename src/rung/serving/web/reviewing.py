@@ -1,0 +1,202 @@
+"""Failures: the queue of suspicious answers, one case beside it, corrections and their undoing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+from urllib.parse import quote, unquote, urlencode
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from rung.errors import DataError
+from rung.failures.records import EVERYTHING, QUEUE, REASONS, Case, Filter
+from rung.failures.store import Store
+from rung.serving.context import context_of
+from rung.serving.visit import visit_of
+from rung.serving.web.differences import differences
+from rung.serving.web.forms import form_of
+from rung.serving.web.rendering import page, see_other
+from rung.serving.web.site import reviewers_only, site_of
+
+router = APIRouter(prefix="/failures", include_in_schema=False, dependencies=[Depends(reviewers_only)])
+Form = Annotated[dict[str, str], Depends(form_of)]
+SHOWN = 50  # cases of one list
+REVIEWER = "rung_reviewer"
+VIEWS: Mapping[str, tuple[str, Filter]] = {
+    "queue": ("Queue", QUEUE),
+    "failures": ("Corrected", Filter(failure=True)),
+    "right": ("Found right", Filter(reviewed=True, failure=False)),
+    "all": ("Everything", EVERYTHING),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Which cases a reviewer looks at, as it stands in the address."""
+
+    view: str = "queue"
+    task: str = ""
+    reason: str = ""
+    text: str = ""
+    start: int = 0
+
+    @property
+    def filter(self) -> Filter:
+        """The cases of the store."""
+        reason = next((one for one in REASONS if one == self.reason), None)
+        return replace(VIEWS[self.view][1], task=self.task or None, reason=reason, text=self.text or None)
+
+    def query(self, **changes: str | int) -> str:
+        """Return the look as a query, with changes."""
+        values = {"view": self.view, "task": self.task, "reason": self.reason, "text": self.text, "start": self.start}
+        left = {n: value for n, value in {**values, **changes}.items() if value and (n, value) != _DEFAULT}
+        return "?" + urlencode(left) if left else ""
+
+
+_DEFAULT = ("view", "queue")
+
+
+def look_of(request: Request) -> Look:
+    """Read the look from an address; what is unknown is left out."""
+    asked = request.query_params
+    view = asked.get("view", "queue")
+    start = asked.get("start", "0")
+    return Look(
+        view if view in VIEWS else "queue", asked.get("task", ""), asked.get("reason", ""),
+        asked.get("text", "")[:1000],
+        int(start) if start.isascii() and start.isdigit() and len(start) < 9 else 0,
+    )  # fmt: skip
+
+
+Looking = Annotated[Look, Depends(look_of)]
+
+
+@router.get("")
+def queue(request: Request, look: Looking, done: str = "") -> Response:
+    """Show the list, and its first case."""
+    return _page(request, look, None, done=done)
+
+
+@router.get("/{id}")
+def case(id: str, request: Request, look: Looking, done: str = "") -> Response:  # noqa: A002
+    """Show the list and one case."""
+    return _page(request, look, id, done=done)
+
+
+@router.post("/{id}/correction")
+def correct(id: str, request: Request, look: Looking, form: Form) -> Response:  # noqa: A002
+    """Keep a correction, and go on with the next case."""
+    store, reviewer = _store(request), form.get("reviewer", "")
+    found = store.case(id)
+    expected = found.interaction.actual if "right" in form else form.get("exactly", form.get("expected", ""))
+    following = _following(store, look, id)
+    try:
+        _check_label(request, found, expected)
+        store.correct(id, expected, reviewer, form.get("comment", ""))
+    except DataError as error:
+        return _page(request, look, id, problem=str(error), draft=expected, status=400)
+    return _to(following, look, done=id, reviewer=reviewer)
+
+
+@router.post("/{id}/undo")
+def undo(id: str, request: Request, look: Looking, form: Form) -> Response:  # noqa: A002
+    """Undo the correction that holds, and show the case."""
+    reviewer = form.get("reviewer", "")
+    try:
+        _store(request).undo(id, reviewer)
+    except DataError as error:
+        return _page(request, look, id, problem=str(error), status=400)
+    return _to(id, look, reviewer=reviewer)
+
+
+@router.post("/{id}/difference")
+def difference(id: str, request: Request, form: Form) -> Response:  # noqa: A002
+    """Show what a correction that is being written changes."""
+    actual = _store(request).interaction(id).actual
+    return page(request, "difference", "Difference", pieces=differences(actual, form.get("expected", "")))
+
+
+def _page(
+    request: Request, look: Look, id: str | None, *, done: str = "", problem: str = "", draft: str | None = None,  # noqa: A002
+    status: int = 200,
+) -> Response:  # fmt: skip
+    if site_of(request).store is None:
+        return page(request, "no_store", "Failures")
+    store = _store(request)
+    cases, total = store.cases(look.filter, limit=SHOWN, offset=look.start), store.count(look.filter)
+    chosen = store.case(id) if id is not None else (cases[0] if cases else None)
+    ids = [one.interaction.id for one in cases]
+    before, after = _neighbours(ids, chosen.interaction.id if chosen else "")
+    return page(
+        request, "failures", "Failures", status=status, look=look, views=VIEWS, reasons=REASONS, cases=cases,
+        total=total, shown=SHOWN, case=chosen, opened=id is not None, done=done, problem=problem,
+        draft=_draft(chosen) if draft is None else draft,
+        before=before, after=after,
+        history=store.history(chosen.interaction.id) if chosen else [],
+        feedback=store.feedback(chosen.interaction.id) if chosen else [],
+        labels=_labels(request, chosen.interaction.task) if chosen else (),
+        pieces=differences(chosen.interaction.actual, _draft(chosen)) if chosen else [],
+        reviewer=reviewer_of(request),
+        tasks=sorted({one.artifact.shape.task for one in context_of(request).served.artifacts()} | {look.task} - {""}),
+    )  # fmt: skip
+
+
+def _neighbours(ids: Sequence[str], id: str) -> tuple[str | None, str | None]:  # noqa: A002
+    """Return the cases before and after one in a list; the first comes after one that is not in it."""
+    if id not in ids:
+        return None, next(iter(ids), None)
+    place = ids.index(id)
+    return (ids[place - 1] if place else None), next(iter(ids[place + 1 :]), None)
+
+
+def reviewer_of(request: Request) -> str:
+    """Return the name that a reviewer gave last, or that of the key."""
+    key = visit_of(request).key
+    return unquote(request.cookies.get(REVIEWER, "")) or (key.name if key else "")
+
+
+def _draft(case: Case | None) -> str:
+    """Return what the field of the expected response begins with."""
+    if case is None:
+        return ""
+    return case.expected or case.suggestion or case.interaction.actual
+
+
+def _labels(request: Request, task: str) -> tuple[str, ...]:
+    """Return the labels that answers of a task may be, where it is served and has some."""
+    shapes = [one.artifact.shape for one in context_of(request).served.artifacts()]
+    return next((shape.labels for shape in shapes if shape.task == task and shape.kind == "category"), ())
+
+
+def _check_label(request: Request, case: Case, expected: str) -> None:
+    labels = _labels(request, case.interaction.task)
+    if labels and expected.strip() not in labels:
+        raise DataError(
+            "unknown-label", f"{expected.strip()!r} is none of the {len(labels)} labels of {case.interaction.task}",
+            hint="choose one of them",
+        )  # fmt: skip
+
+
+def _following(store: Store, look: Look, id: str) -> str | None:  # noqa: A002
+    """Return the case after this one in the list, or the one before where it is the last."""
+    ids = [one.interaction.id for one in store.cases(look.filter, limit=SHOWN, offset=look.start)]
+    before, after = _neighbours(ids, id)
+    return after or before
+
+
+def _to(id: str | None, look: Look, *, reviewer: str, done: str = "") -> Response:  # noqa: A002
+    query = look.query()
+    if done:
+        query += f"{'&' if query else '?'}done={quote(done, safe='')}"
+    answer = see_other(f"/failures{'/' + quote(id, safe='') if id else ''}{query}")
+    answer.set_cookie(REVIEWER, quote(reviewer.strip()[:200]), 365 * 86400, httponly=True, samesite="strict")
+    return answer
+
+
+def _store(request: Request) -> Store:
+    store = site_of(request).store
+    if store is None:
+        raise DataError("no-store", "this server captures nothing", hint="start it with `--capture on`")
+    return store

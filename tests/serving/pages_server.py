@@ -1,0 +1,97 @@
+"""A server with pages on loopback: label scores and free text on a tiny model, captured answers, two climbs."""
+
+import json
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from running_server import running
+
+from rung.artifact_files import fingerprint
+from rung.evaluation.report import jsonfile
+from rung.evaluation.result import ClimbResult, Comparison, RungResult
+from rung.failures.interaction import Interaction
+from rung.failures.records import Feedback
+from rung.failures.wiring import wired
+from rung.serving.review import watch_capture
+from rung.serving.web.site import Places
+
+PLANTED = "<script>document.title = 'planted'</script><img src=x onerror=\"document.title = 'planted'\">"
+
+
+def interaction(number, **changes):
+    """An answered request, a minute after the one before."""
+    base = Interaction(
+        id=f"r{number}", at=datetime(2026, 1, 2, 3, 4, tzinfo=UTC) + timedelta(minutes=number), task="intents",
+        artifact="a" * 64, model="m" * 64, system="Which intent?", template="{text}", template_version="t" * 64,
+        inputs={"text": f"Where is card {number}?"}, prompt_sha256="p" * 64, actual="age_limit", confidence=0.9,
+        prompt_tokens=12, completion_tokens=3, seconds=0.25, key=None, finish="stop", split="train",
+    )  # fmt: skip
+    return replace(base, input_id="", **changes)
+
+
+def fill(store):
+    """r1 suspicious with a suggestion, r2 cut, r3 in no doubt, r4 planted: free text that would be code."""
+    store.record([
+        interaction(1, inputs={"text": "My card has still not arrived"}, confidence=0.4),
+        interaction(2, finish="length"),
+        interaction(3),
+        interaction(4, task="notes", actual=PLANTED, confidence=None, inputs={"text": f"Say {PLANTED}"}),
+    ])  # fmt: skip
+    store.add_feedback(Feedback("r1", thumb="down", expected="card_arrival"))
+    store.add_feedback(Feedback("r4", thumb="down", comment=PLANTED))
+
+
+def finished_run(folder, artifact):
+    """A run folder as a climb leaves it: zero-shot, and few-shot that beats it."""
+    target = folder / "rungs" / "few-shot-knn" / "artifact"
+    shutil.copytree(artifact, target)
+    common = {"metric": "accuracy", "n": 240, "split": "test", "status": "confirmed", "seconds": 12.0, "tokens": 9600}
+    rungs = (
+        RungResult("zero-shot", "prompting", score=0.517, low=0.454, high=0.579, **common),
+        RungResult("few-shot-knn", "in-context", score=0.852, low=0.801, high=0.892, artifact=str(target), **common),
+        RungResult("lora", "peft", **{**common, "status": "beaten", "split": "validation", "n": 60}, score=0.733,
+                   low=0.61, high=0.83, trainable_parameters=4_900_000, reason="beaten by few-shot-knn after 60 rows"),
+        RungResult("full", "full", metric="accuracy", status="skipped", reason="it is expected to take 900 s"),
+    )  # fmt: skip
+    comparison = Comparison(
+        "zero-shot", "few-shot-knn", "accuracy", 240, 0.335, 0.27, 0.4, 0.0001, 0.0001, 88, 8, "mcnemar"
+    )
+    decision = "Use few-shot-knn: +33.5 pp [+27.0, +40.0] over zero-shot on 240 test rows, 88 fixed / 8 broken."
+    result = ClimbResult(
+        "intents", "accuracy", "tiny-llama", "torch", 0, "0.1.0", "2026-01-02T03:04:05+00:00", 371.0, None,
+        "few-shot-knn", decision, rungs, (comparison,), {"splits": {}, "warnings": []},
+    )  # fmt: skip
+    (folder / "climb.json").write_text(json.dumps({"task": "intents"}))
+    jsonfile.write(result, folder)
+    (folder / "report.html").write_text("<!doctype html><title>the report</title><p>all of it</p>")
+
+
+def begun_run(folder):
+    """A run folder of a climb that is under way, its last line not written to the end."""
+    (folder / "rungs" / "few-shot-knn").mkdir(parents=True)
+    (folder / "climb.json").write_text(json.dumps({"task": "letters", "rungs": ["few-shot-knn", "lora"]}))
+    (folder / "journal.jsonl").write_text(
+        '{"event": "fitted", "name": "few-shot-knn", "fit_seconds": 1.5}\n{"event": "spent", "seconds": 2.5}\n{"eve'
+    )
+    rows = [{"split": "validation", "score": score} for score in (1.0, 0.0, 1.0, 1.0)]
+    (folder / "rungs" / "few-shot-knn" / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+@contextmanager
+def pages(served, artifacts, folder, **options):
+    """Yield a running server with pages; its parts are `server.wiring`, `server.runs`, `server.registry`."""
+    runs = folder / "runs"
+    (runs / "intents").mkdir(parents=True)
+    finished_run(runs / "intents", artifacts["few-shot"])
+    begun_run(runs / "letters")
+    wiring = wired(folder / "failures.db")
+    fill(wiring.store)
+    places = Places(runs, wiring.store, folder / "registry")
+    with running(served, routers=wiring.routers, pages=places, **options) as server:
+        watch_capture(server.app, wiring.capture)
+        server.wiring, server.registry = wiring, folder / "registry"
+        server.fingerprint = fingerprint(artifacts["few-shot"])
+        yield server
+    wiring.close()

@@ -1,0 +1,302 @@
+"""The pages in a real browser, against the real server on loopback."""
+
+import html
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from browser import Watched, chromium
+from pages_server import PLANTED, pages
+
+from rung.failures.registry import Registry
+from rung.serving.access import LOOPBACK_NAMES, Access
+from rung.serving.keys import KeyRing, create_key, revoke_key
+
+PAGES = ("/", "/runs", "/runs/intents", "/runs/letters", "/playground", "/failures", "/failures/r1", "/promotions",
+         "/load", "/nothing-here")  # fmt: skip
+AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def site(served, artifacts, tmp_path_factory):
+    """Pages that no test changes."""
+    with pages(served, artifacts, tmp_path_factory.mktemp("site")) as server:
+        yield server
+
+
+@pytest.fixture
+def changed(served, artifacts, tmp_path):
+    """Pages of its own for a test that corrects or promotes."""
+    with pages(served, artifacts, tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def watched(browser):
+    context = browser.new_context()
+    yield Watched(context)
+    context.close()
+
+
+def reviewing(watched, server):
+    watched.page.goto(f"{server.url}/failures")
+    watched.page.get_by_label("Reviewer").fill("Ann Østergård")
+    return watched.page
+
+
+# ---- every page
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_load_without_errors_and_break_no_rule_of_accessibility(site, browser, path):
+    for scheme, width in (("light", 1280), ("dark", 390)):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844}, bypass_csp=False)
+        watched = Watched(context)
+        answer = watched.page.goto(site.url + path)
+        assert answer.status == (404 if path == "/nothing-here" else 200)
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+        assert watched.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert watched.page.evaluate("typeof htmx") == "object"
+        watched.page.evaluate(AXE)
+        found = watched.page.evaluate("axe.run().then(r => r.violations)")
+        assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in found] == []
+        expected = (
+            [] if answer.ok else ["Failed to load resource: the server responded with a status of 404 (Not Found)"]
+        )
+        assert watched.problems == expected
+        context.close()
+
+
+def test_errors_are_pages_for_browsers_and_json_for_programs(site):
+    page = httpx.get(f"{site.url}/runs/none", headers={"accept": "text/html"})
+    assert (page.status_code, "there is no climb &#39;none&#39;" in page.text) == (404, True)
+    assert httpx.get(f"{site.url}/runs/none").json()["error"]["code"] == "no-run"
+    assert httpx.get(f"{site.url}/v1/none", headers={"accept": "text/html"}).json()["error"]["code"] == "not-found"
+
+
+def test_pages_are_no_part_of_the_api(site):
+    paths = httpx.get(f"{site.url}/openapi.json").json()["paths"]
+    assert [path for path in paths if not path.startswith(("/v1/", "/health", "/ready", "/metrics"))] == []
+
+
+def test_a_ladder_shows_the_decision_and_its_intervals(site, watched):
+    watched.page.goto(f"{site.url}/runs/intents")
+    assert watched.page.locator(".decision").inner_text().startswith("Use few-shot-knn: +33.5 pp [+27.0, +40.0]")
+    best = watched.page.locator("tr.best")
+    assert best.locator("td").first.inner_text() == "85.2 % [80.1, 89.2]"
+    low, high = 0.454, 0.892  # of all rungs: the ends of the axis, 6 to 194
+    places = [round(6 + 188 * (value - low) / (high - low), 1) for value in (0.801, 0.852, 0.892)]
+    line, dot = best.locator("line.span"), best.locator("circle")
+    assert [float(line.get_attribute("x1")), float(dot.get_attribute("cx")), float(line.get_attribute("x2"))] == places
+    assert "it is expected to take 900 s" in watched.page.locator("main").inner_text()
+    report = httpx.get(f"{site.url}/runs/intents/report")
+    assert report.headers["content-security-policy"].startswith("sandbox allow-scripts;")
+
+
+def test_a_climb_is_shown_while_it_goes_on_and_nothing_of_it_is_touched(site, watched):
+    journal = site.wiring and (site.registry.parent / "runs" / "letters" / "journal.jsonl")
+    before = journal.read_bytes()
+    watched.page.goto(f"{site.url}/runs/letters")
+    rows = watched.page.locator("tbody tr").all_inner_texts()
+    assert [row.split("\t")[:4] for row in rows] == [
+        ["zero-shot", "to come", "", ""], ["few-shot-knn", "measured", "4", "75.0 %"], ["lora", "to come", "", ""],
+    ]  # fmt: skip
+    assert journal.read_bytes() == before
+    answers = site.registry.parent / "runs" / "letters" / "rungs" / "few-shot-knn" / "predictions.jsonl"
+    text = answers.read_text()
+    answers.write_text(text + text)
+    watched.page.locator("tbody tr", has_text="few-shot-knn").get_by_text("8", exact=True).wait_for(timeout=8000)
+    answers.write_text(text)
+    assert watched.problems == []
+
+
+def test_the_playground_shows_what_predict_says_and_the_exact_prompt(site, served, watched):
+    watched.page.goto(f"{site.url}/playground?a=intents")
+    watched.page.get_by_label("Beside it").select_option("few-shot")
+    watched.page.get_by_label("text", exact=True).fill("Where is my <b>card</b>?")
+    watched.page.keyboard.press("Control+Enter")
+    watched.page.locator("article.answer").nth(1).wait_for()
+    row = {"text": "Where is my <b>card</b>?"}
+    for place, name in enumerate(("intents", "few-shot")):
+        one = served.find(name)
+        artifact = one.artifact.on(one.base.engine)
+        answer = artifact.predict([row])[0]
+        shown = watched.page.locator("article.answer").nth(place)
+        assert shown.locator(".said").inner_text() == answer.text
+        assert shown.locator("pre").text_content() == artifact.text(answer.messages)
+    assert watched.problems == []
+
+
+def test_load_counts_requests(site, watched):
+    body = {"rows": [{"text": "Where is my card?"}]}
+    before = site.metric("rung_requests_total", endpoint="/v1/tasks/{name}/predict", status="200") or 0
+    site.post("/v1/tasks/head/predict", body)
+    watched.page.goto(f"{site.url}/load")
+    row = watched.page.locator("tr", has_text="/v1/tasks/{name}/predict")
+    assert row.locator("td").all_inner_texts() == ["/v1/tasks/{name}/predict", "200", f"{before + 1:.0f}"]
+    assert watched.page.locator("polyline").count() == 3
+
+
+# ---- failures
+
+
+def test_a_planted_script_is_shown_as_text_and_does_not_run(site, watched):
+    watched.page.goto(f"{site.url}/failures/r4")
+    assert watched.page.locator(".said").inner_text() == PLANTED
+    assert watched.page.locator("#expected").input_value() == PLANTED
+    assert f"“{PLANTED}”" in watched.page.locator(".history").inner_text()
+    assert watched.page.title() == "Failures · Rung"
+    assert watched.page.locator("main script, main img").count() == 0
+    watched.page.goto(f"{site.url}/failures?text={'%3Cscript%3E'}")
+    assert watched.page.title() == "Failures · Rung"
+    assert watched.problems == []
+    assert html.escape(PLANTED, quote=False)[:14] in httpx.get(f"{site.url}/failures/r4").text
+
+
+def test_a_policy_stops_what_were_not_escaped(site, watched):
+    watched.page.goto(f"{site.url}/")
+    watched.page.evaluate("document.body.append(Object.assign(document.createElement('div'), {innerHTML: `"
+                          "<img src=x onerror=\"document.title = 'planted'\">`}))")  # fmt: skip
+    watched.page.wait_for_timeout(300)
+    assert watched.page.title() == "Overview · Rung"
+    assert any("Content Security Policy" in problem for problem in watched.problems)
+
+
+def test_a_correction_by_keyboard_its_difference_and_its_undoing(changed, watched):
+    page, store = reviewing(watched, changed), changed.wiring.store
+    assert page.locator(".cases li").count() == 3
+    assert page.locator("#expected").input_value() == "card_arrival"  # what the user suggested
+    page.keyboard.press("Escape")
+    page.keyboard.press("e")
+    page.keyboard.type("exchange_rate")
+    page.get_by_text("exchange_rate", exact=True).and_(page.locator("ins")).wait_for()
+    assert page.locator("#difference del").inner_text() == "age_limit"
+    first = page.locator(".cases a[aria-current]").get_attribute("href").split("/")[-1]
+    page.keyboard.press("Control+Enter")
+    page.locator(".note").wait_for()
+    assert page.locator(".cases li").count() == 2
+    assert (store.case(first).expected, store.case(first).reviewer) == ("exchange_rate", "Ann Østergård")
+    page.keyboard.press("u")
+    page.locator(".history", has_text="undid entry 1").wait_for()
+    assert store.case(first).expected is None
+    assert [entry.undoes for entry in store.history(first)] == [None, 1]
+    assert page.get_by_label("Reviewer").input_value() == "Ann Østergård"  # remembered
+    page.keyboard.press("a")  # accepts the suggestion
+    page.locator(".note").wait_for()
+    assert store.case(first).expected == "card_arrival"
+    assert watched.problems == []
+
+
+def test_j_and_k_walk_through_the_queue(site, watched):
+    watched.page.goto(f"{site.url}/failures")
+    ids = [link.get_attribute("href").split("/")[-1] for link in watched.page.locator(".cases a").all()]
+    assert sorted(ids) == ["r1", "r2", "r4"]
+    for key, place in (("j", 1), ("j", 2), ("k", 1)):
+        watched.page.keyboard.press(key)
+        watched.page.wait_for_url(f"**/failures/{ids[place]}")
+
+
+def test_an_answer_is_found_right_exactly_as_it_is(changed, watched):
+    page = reviewing(watched, changed)
+    page.goto(f"{changed.url}/failures/r4")
+    page.get_by_label("Reviewer").fill("Ann")
+    page.get_by_role("button", name="Answer is right").click()
+    page.locator(".note").wait_for()
+    case = changed.wiring.store.case("r4")
+    assert (case.expected, case.failure) == (PLANTED, False)
+    page.goto(f"{changed.url}/failures?view=right")
+    assert page.locator(".cases li").count() == 1
+
+
+def test_a_correction_that_is_no_label_is_refused_and_kept_in_the_field(changed, watched):
+    page = reviewing(watched, changed)
+    page.goto(f"{changed.url}/failures/r1")
+    page.get_by_label("Reviewer").fill("Ann")
+    page.locator("#expected").fill("card_arival")
+    page.get_by_role("button", name="Save").click()
+    assert "'card_arival' is none of the 6 labels of intents" in page.get_by_role("alert").inner_text()
+    assert page.locator("#expected").input_value() == "card_arival"
+    assert changed.wiring.store.history("r1") == []
+
+
+# ---- promotion
+
+
+def test_a_promotion_with_its_evidence_and_the_way_back(changed, artifacts, watched):
+    page, registry = watched.page, Registry(changed.registry, "intents")
+    registry.promote(artifacts["intents"], changed.wiring.store, evidence={"reason": "the first"}, reviewer="Ann")
+    first = registry.current()
+    page.goto(f"{changed.url}/promotions")
+    page.get_by_label("Your name").last.fill("Bob")
+    page.get_by_label("Reason").last.fill("measured on the test rows")
+    page.get_by_role("button", name="Promote").click()
+    page.locator(".note").wait_for()
+    now = registry.current()
+    assert (now.artifact, now.reviewer) == (changed.fingerprint, "Bob")
+    assert now.evidence["decision"].startswith("Use few-shot-knn: +33.5 pp")
+    assert now.evidence["reason"] == "measured on the test rows"
+    assert page.get_by_role("button", name="Promote").count() == 0
+    page.get_by_text("Go back to what was served before").click()
+    page.get_by_label("Your name").fill("Bob")
+    page.get_by_role("button", name="Roll back").click()
+    page.locator(".note").wait_for()
+    assert registry.current().artifact == first.artifact
+    assert [made.kind for made in changed.wiring.store.promotions("intents")] == ["promote", "promote", "rollback"]
+    assert watched.problems == []
+
+
+# ---- who may
+
+
+def test_forms_of_other_sites_and_of_other_sessions_are_refused(site):
+    url, values = f"{site.url}/failures/r1/correction", {"expected": "card_arrival", "reviewer": "Eve"}
+    kept = site.wiring.store.history("r1")
+    assert (
+        httpx.post(url, data=values, headers={"origin": "https://evil.example"}).json()["error"]["code"] == "bad-origin"
+    )
+    assert httpx.post(url, data=values).json()["error"]["code"] == "form-expired"
+    assert httpx.post(url, data={**values, "form_token": "0" * 64}).json()["error"]["code"] == "form-expired"
+    assert httpx.post(url, json=values).json()["error"]["code"] == "no-form"
+    assert site.wiring.store.history("r1") == kept
+
+
+def test_keys_sign_in_with_a_cookie_that_opens_pages_alone(served, artifacts, tmp_path, browser):
+    file = tmp_path / "keys.jsonl"
+    plain, _ = create_key(file, "Ann")
+    admin, key = create_key(file, "Bob", admin=True)
+    with pages(served, artifacts, tmp_path / "site", access=Access(KeyRing(file), LOOPBACK_NAMES)) as server:
+        context = browser.new_context()
+        page = context.new_page()
+        for secret, status in ((plain, 403), (admin, 200)):
+            page.goto(f"{server.url}/failures")
+            assert page.url == f"{server.url}/sign-in?to=/failures"
+            page.get_by_label("Key").fill("rung-wrong")
+            page.get_by_role("button", name="Sign in").click()
+            assert page.get_by_role("alert").inner_text() == "This key is not known."
+            page.get_by_label("Key").fill(secret)
+            with page.expect_navigation(url="**/failures") as gone:
+                page.get_by_role("button", name="Sign in").click()
+            assert gone.value.status == status
+            if status == 403:
+                page.get_by_role("button", name="Sign out").click()
+        cookie = next(one for one in context.cookies() if one["name"] == "rung_session")
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        jar = {"rung_session": cookie["value"]}
+        assert httpx.get(f"{server.url}/v1/models", cookies=jar).status_code == 401
+        assert httpx.get(f"{server.url}/failures", cookies=jar).status_code == 200
+        revoke_key(file, key.id)
+        assert httpx.get(f"{server.url}/failures", cookies=jar).headers["location"] == "/sign-in?to=/failures"
+        context.close()
+
+
+def test_signing_in_leads_nowhere_else(site):
+    for to in ("https://evil.example", "//evil.example", "/\\evil.example"):
+        text = httpx.get(f"{site.url}/sign-in", params={"to": to}).text
+        assert re.search(r'name="to" value="([^"]*)"', text)[1] == "/"
