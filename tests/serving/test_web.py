@@ -77,6 +77,9 @@ def test_pages_load_without_errors_and_break_no_rule_of_accessibility(site, brow
 def test_errors_are_pages_for_browsers_and_json_for_programs(site):
     page = httpx.get(f"{site.url}/runs/none", headers={"accept": "text/html"})
     assert (page.status_code, "there is no climb &#39;none&#39;" in page.text) == (404, True)
+    assert httpx.get(f"{site.url}/failures/none").json()["error"]["code"] == "no-such-interaction"
+    assert httpx.get(f"{site.url}/failures/none", headers={"accept": "text/html"}).status_code == 404
+    assert httpx.get(f"{site.url}/static/app.pyc").status_code == 404
     assert httpx.get(f"{site.url}/runs/none").json()["error"]["code"] == "no-run"
     assert httpx.get(f"{site.url}/v1/none", headers={"accept": "text/html"}).json()["error"]["code"] == "not-found"
 
@@ -101,7 +104,7 @@ def test_a_ladder_shows_the_decision_and_its_intervals(site, watched):
 
 
 def test_a_climb_is_shown_while_it_goes_on_and_nothing_of_it_is_touched(site, watched):
-    journal = site.wiring and (site.registry.parent / "runs" / "letters" / "journal.jsonl")
+    journal = site.registry.parent / "runs" / "letters" / "journal.jsonl"
     before = journal.read_bytes()
     watched.page.goto(f"{site.url}/runs/letters")
     rows = watched.page.locator("tbody tr").all_inner_texts()

@@ -22,11 +22,18 @@ def differences(actual: str, expected: str) -> list[tuple[Kind, str]]:
     else:
         matched = list(SequenceMatcher(None, before, after, autojunk=False).get_opcodes())
     pieces: list[tuple[Kind, str]] = []
-    for tag, b0, b1, a0, a1 in matched:
-        if tag == "equal":
-            pieces.append(("same", "".join(before[b0:b1])))
+    gone = new = ""
+    for place, (tag, b0, b1, a0, a1) in enumerate(matched):
+        old, now = "".join(before[b0:b1]), "".join(after[a0:a1])
+        between = 0 < place < len(matched) - 1 and not re.search(r"\w", old)
+        if tag != "equal" or between:  # a space or a comma that two changes share would only cut them up
+            gone, new = gone + old, new + now
             continue
-        gone, new = "".join(before[b0:b1]), "".join(after[a0:a1])
-        pieces += [("gone", gone)] if gone else []
-        pieces += [("new", new)] if new else []
-    return pieces
+        pieces += [*_changed(gone, new), ("same", old)]
+        gone = new = ""
+    return [*pieces, *_changed(gone, new)]
+
+
+def _changed(gone: str, new: str) -> list[tuple[Kind, str]]:
+    pieces: list[tuple[Kind, str]] = [("gone", gone), ("new", new)]
+    return [piece for piece in pieces if piece[1]]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.requests import Request
 
-from rung import __version__
 from rung.evaluation.report.words import count_text
+from rung.serving.context import context_of
 from rung.serving.errors import Refused
 from rung.serving.visit import visit_of
-from rung.serving.web.site import may_review, site_of
+from rung.serving.web.site import site_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -46,11 +46,11 @@ def page(request: Request, template: str, title: str, *, status: int = 200, **va
         status: of the answer.
         values: what the template shows.
     """
-    site = site_of(request)
+    site, key = site_of(request), visit_of(request).key
     shared = {
-        "title": title, "pages": PAGES, "here": "/" + request.url.path.split("/")[1], "key": visit_of(request).key,
-        "form_token": site.sessions.form_token(request.headers.get("cookie", "")), "may_review": may_review(request),
-        "version": __version__,
+        "title": title, "pages": PAGES, "here": "/" + request.url.path.split("/")[1], "key": key,
+        "form_token": site.sessions.form_token(request.headers.get("cookie", "")),
+        "inside": key is not None or not context_of(request).keyed,
     }  # fmt: skip
     text = _environment().get_template(f"{template}.html").render({**shared, **values})
     return HTMLResponse(text.encode(errors="replace"), status, HEADERS)

@@ -14,6 +14,7 @@ from rung.errors import DataError
 from rung.failures.records import EVERYTHING, QUEUE, REASONS, Case, Filter
 from rung.failures.store import Store
 from rung.serving.context import context_of
+from rung.serving.errors import Refused
 from rung.serving.visit import visit_of
 from rung.serving.web.differences import differences
 from rung.serving.web.forms import form_of
@@ -89,7 +90,7 @@ def case(id: str, request: Request, look: Looking, done: str = "") -> Response: 
 def correct(id: str, request: Request, look: Looking, form: Form) -> Response:  # noqa: A002
     """Keep a correction, and go on with the next case."""
     store, reviewer = _store(request), form.get("reviewer", "")
-    found = store.case(id)
+    found = _case(store, id)
     expected = found.interaction.actual if "right" in form else form.get("exactly", form.get("expected", ""))
     following = _following(store, look, id)
     try:
@@ -103,9 +104,10 @@ def correct(id: str, request: Request, look: Looking, form: Form) -> Response:  
 @router.post("/{id}/undo")
 def undo(id: str, request: Request, look: Looking, form: Form) -> Response:  # noqa: A002
     """Undo the correction that holds, and show the case."""
-    reviewer = form.get("reviewer", "")
+    store, reviewer = _store(request), form.get("reviewer", "")
+    _case(store, id)
     try:
-        _store(request).undo(id, reviewer)
+        store.undo(id, reviewer)
     except DataError as error:
         return _page(request, look, id, problem=str(error), status=400)
     return _to(id, look, reviewer=reviewer)
@@ -114,7 +116,7 @@ def undo(id: str, request: Request, look: Looking, form: Form) -> Response:  # n
 @router.post("/{id}/difference")
 def difference(id: str, request: Request, form: Form) -> Response:  # noqa: A002
     """Show what a correction that is being written changes."""
-    actual = _store(request).interaction(id).actual
+    actual = _case(_store(request), id).interaction.actual
     return page(request, "difference", "Difference", pieces=differences(actual, form.get("expected", "")))
 
 
@@ -126,7 +128,7 @@ def _page(
         return page(request, "no_store", "Failures")
     store = _store(request)
     cases, total = store.cases(look.filter, limit=SHOWN, offset=look.start), store.count(look.filter)
-    chosen = store.case(id) if id is not None else (cases[0] if cases else None)
+    chosen = _case(store, id) if id is not None else (cases[0] if cases else None)
     ids = [one.interaction.id for one in cases]
     before, after = _neighbours(ids, chosen.interaction.id if chosen else "")
     return page(
@@ -198,5 +200,17 @@ def _to(id: str | None, look: Look, *, reviewer: str, done: str = "") -> Respons
 def _store(request: Request) -> Store:
     store = site_of(request).store
     if store is None:
-        raise DataError("no-store", "this server captures nothing", hint="start it with `--capture on`")
+        raise Refused(404, "no-store", "this server captures nothing; start it with `--capture on`")
     return store
+
+
+def _case(store: Store, id: str) -> Case:  # noqa: A002
+    """Return a case.
+
+    Raises:
+        Refused: 404.
+    """
+    try:
+        return store.case(id)
+    except DataError as error:
+        raise Refused(404, error.code, str(error)) from error
