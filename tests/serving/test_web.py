@@ -1,6 +1,7 @@
 """The pages in a real browser, against the real server on loopback."""
 
 import html
+import json
 import re
 from pathlib import Path
 
@@ -134,6 +135,9 @@ def test_the_playground_shows_what_predict_says_and_the_exact_prompt(site, serve
         shown = watched.page.locator("article.answer").nth(place)
         assert shown.locator(".said").inner_text() == answer.text
         assert shown.locator("pre").text_content() == artifact.text(answer.messages)
+    watched.page.get_by_label("Artifact", exact=True).select_option("notes")
+    watched.page.locator("#b option", has_text="records").wait_for(state="attached")
+    assert watched.page.get_by_label("text", exact=True).input_value() == row["text"]  # what was written stays
     assert watched.problems == []
 
 
@@ -163,7 +167,7 @@ def test_a_planted_script_is_shown_as_text_and_does_not_run(site, watched):
     assert html.escape(PLANTED, quote=False)[:14] in httpx.get(f"{site.url}/failures/r4").text
 
 
-def test_a_policy_stops_what_were_not_escaped(site, watched):
+def test_a_policy_stops_what_is_not_escaped(site, watched):
     watched.page.goto(f"{site.url}/")
     watched.page.evaluate("document.body.append(Object.assign(document.createElement('div'), {innerHTML: `"
                           "<img src=x onerror=\"document.title = 'planted'\">`}))")  # fmt: skip
@@ -253,6 +257,32 @@ def test_a_promotion_with_its_evidence_and_the_way_back(changed, artifacts, watc
     assert registry.current().artifact == first.artifact
     assert [made.kind for made in changed.wiring.store.promotions("intents")] == ["promote", "promote", "rollback"]
     assert watched.problems == []
+
+
+def test_an_improvement_is_promoted_only_against_what_is_served_and_with_open_eyes(changed, artifacts, watched):
+    page, registry = watched.page, Registry(changed.registry, "intents")
+    run = changed.registry.parent / "runs" / "intents"
+    failures = {"fixed": ["r2"], "of_train": [3, 4], "of_test": [1, 2], "regressions": ["r1"], "watched": 5}
+    told = {
+        "task": "intents", "served": "f" * 64, "recommended": changed.fingerprint, "name": "few-shot-knn",
+        "artifact": str(run / "rungs" / "few-shot-knn" / "artifact"), "better": True, "decision": "Use few-shot-knn.",
+        "failures": failures,
+    }  # fmt: skip
+    (run / "improvement.json").write_text(json.dumps(told))
+    page.goto(f"{changed.url}/promotions")
+    assert page.get_by_role("button", name="Promote").count() == 0  # measured against something else
+    (run / "improvement.json").write_text(json.dumps({**told, "served": None}))
+    page.reload()
+    assert "3 of 4 trained on, 1 of 2 held out" in page.locator("article").inner_text()
+    page.get_by_label("Your name").fill("Bob")
+    page.get_by_role("button", name="Promote").click()
+    assert "1 of 5 failures that were fixed once are wrong again" in page.get_by_role("alert").inner_text()
+    assert registry.current() is None
+    page.get_by_label("Your name").fill("Bob")
+    page.get_by_label("although 1 fixed once are wrong again").check()
+    page.get_by_role("button", name="Promote").click()
+    page.locator(".note").wait_for()
+    assert (registry.current().artifact, registry.current().evidence["failures"]) == (changed.fingerprint, failures)
 
 
 # ---- who may

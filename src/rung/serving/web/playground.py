@@ -48,6 +48,12 @@ def playground(request: Request, a: str = "", b: str = "") -> Response:
     return _page(request, a, b, {}, [])
 
 
+@router.post("/playground/form")
+def change(request: Request, form: Form) -> Response:
+    """Show the form for another artifact, with what is written in it so far."""
+    return _page(request, form.get("a", ""), form.get("b", ""), _inputs(form), [])
+
+
 @router.post("/playground")
 async def ask(request: Request, form: Form) -> Response:
     """Ask one or two artifacts."""
@@ -55,7 +61,7 @@ async def ask(request: Request, form: Form) -> Response:
     chosen = [_artifact(request, name) for name in dict.fromkeys((a, b)) if name]
     if not chosen:
         raise Refused(400, "nothing-to-ask", "choose an artifact")
-    inputs = {name.removeprefix("in-"): value for name, value in form.items() if name.startswith("in-")}
+    inputs = _inputs(form)
     _count(request)
     visit_of(request).admit(len(chosen))
     shown = await asyncio.gather(*(_shown(request, one, inputs) for one in chosen))
@@ -74,6 +80,10 @@ def _page(request: Request, a: str, b: str, inputs: Mapping[str, str], shown: li
         request, "playground", "Playground", artifacts=artifacts, first=first, others=others, b=b, columns=columns,
         inputs=inputs, shown=shown, changed=changed, agree=len(set(texts)) == 1,
     )  # fmt: skip
+
+
+def _inputs(form: Mapping[str, str]) -> dict[str, str]:
+    return {name.removeprefix("in-"): value for name, value in form.items() if name.startswith("in-")}
 
 
 def _artifact(request: Request, name: str) -> ServedArtifact:
