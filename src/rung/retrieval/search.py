@@ -27,8 +27,8 @@ class SearchSettings:
 
     Attributes:
         mode: `bm25` looks for words, `dense` for meaning, `hybrid` for both.
-        weight: of the dense scores against those of BM25, 0 to 1, better learned by `learn_weight`; None fuses by
-            ranks. The default found most in every one of the four collections of `benchmarks/retrieval_quality.py`.
+        weight: of the dense scores against those of BM25, 0 to 1; `learn_weight` finds one for other documents. None
+            fuses by ranks.
         candidates: passages that each search hands to the fusion.
         filters: values by `document`, `source`, `title` or a column of `corpus.metadata`; several mean one of them.
         duplicate: passages with this cosine to a better one are left out; above 1 none is.

@@ -21,7 +21,7 @@ from rung.errors import ConfigError, MachineError
 Ids = npt.NDArray[np.int64]
 Hits = list[tuple[Ids, Floats]]  # per query: row ids and scores, best first
 
-EXACT = 100_000  # up to so many passages every vector is compared; above, a quantized index finds candidates
+EXACT = 20_000  # up to so many passages every vector is compared; above, a quantized index finds candidates
 KEPT = timedelta(hours=1)  # versions that a reader may still have open
 SEARCHES = 4  # side by side
 PARTITION = 4096  # vectors of one partition of the index
@@ -121,7 +121,7 @@ class Store:
         return int(self._table.version)
 
     def _index(self) -> None:
-        from lancedb.index import FTS, IvfPq
+        from lancedb.index import FTS, IvfRq
 
         rows = self.count()
         if not self._indexed("terms"):
@@ -131,8 +131,10 @@ class Store:
             )  # fmt: skip
             self._table.create_index("terms", config=words)
         if rows > EXACT and not self._indexed("vector"):
-            partitions = max(1, rows // PARTITION)
-            self._table.create_index("vector", config=IvfPq(distance_type="dot", num_partitions=partitions))
+            # RaBitQ (Gao & Long, SIGMOD 2024): found as much as product quantization, and is trained in a hundredth of
+            # the time.
+            config = IvfRq(distance_type="dot", num_partitions=max(1, rows // PARTITION))
+            self._table.create_index("vector", config=config)
 
     def _indexed(self, column: str) -> bool:
         return any(column in index.columns for index in self._table.list_indices())
