@@ -146,7 +146,7 @@ def searching(seed_file: Path, size: int, queries: int) -> dict[str, float]:
             store.add({**rows, "terms": texts, "page": zeros, "start": zeros, "end": zeros}, vectors)
             written += time.perf_counter() - start
         start = time.perf_counter()
-        store.finish(changed=True, keep_versions=False)
+        store.finish(changed=True, previous=None)
         written += time.perf_counter() - start
         found, dense, both = 0, [], []
         for row in range(queries):

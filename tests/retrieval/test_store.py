@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def filled(tmp_path, monkeypatch):
     store.create(32)
     texts = [f"topic{number % 60} item{number} common" for number in range(3000)]
     store.add(rows(texts), vectors)
-    store.finish(changed=True, keep_versions=False)
+    store.finish(changed=True, previous=None)
     return store, vectors
 
 
@@ -69,3 +71,16 @@ def test_a_second_table_is_removed_and_documents_are_deleted(filled, tmp_path):
     assert (store.count(), len(store.documents())) == (2999, 2999)
     store.delete([])
     assert ("7", "7") not in store.documents()
+
+
+def test_versions_before_the_one_that_is_read_are_removed(filled):
+    store, vectors = filled
+    read = store._table.version
+    time.sleep(1.1)  # up to a second older ones are kept too
+    store.add(rows(["new passage"]), vectors[:1])
+    latest = store.finish(changed=True, previous=read)
+    assert read in [one["version"] for one in store._table.list_versions()]
+    time.sleep(1.1)
+    store.add(rows(["newer passage"]), vectors[:1])
+    store.finish(changed=True, previous=latest)
+    assert read not in [one["version"] for one in store._table.list_versions()]

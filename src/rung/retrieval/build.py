@@ -174,7 +174,7 @@ class _Build:
         self.store.delete(stale)
         check_read(listing.problems, self.store.count(), self.corpus)
         changed = bool(added or stale or before is None)
-        version = self.store.finish(changed=changed, keep_versions=before is not None)
+        version = self.store.finish(changed=changed, previous=before.version if before else None)
         if self.corpus.store is None:
             self.store.drop_others()
         self._publish(listing, version)

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ Ids = npt.NDArray[np.int64]
 Hits = list[tuple[Ids, Floats]]  # per query: row ids and scores, best first
 
 EXACT = 20_000  # up to so many passages every vector is compared; above, a quantized index finds candidates
-KEPT = timedelta(hours=1)  # versions that a reader may still have open
 SEARCHES = 4  # side by side
 PARTITION = 4096  # vectors of one partition of the index
 PROBES = 0.06  # share of the partitions that a search looks into
@@ -111,14 +110,27 @@ class Store:
             some = all_of_them[first : first + 500]
             self._table.delete(" OR ".join(f"(document = {_quoted(d)} AND hash = {_quoted(h)})" for d, h in some))
 
-    def finish(self, *, changed: bool, keep_versions: bool) -> int:
-        """Index what was written, compact the table, remove old versions; return the version to read."""
+    def finish(self, *, changed: bool, previous: int | None) -> int:
+        """Index what was written, compact the table, remove old versions; return the version to read.
+
+        Args:
+            changed: whether anything was written.
+            previous: the version that was to be read so far, which readers may have open: it and later ones are kept.
+        """
         if changed or not self._indexed("terms"):
             self._index()
-            with warnings.catch_warnings():  # it warns that readers of old versions fail: before the first one are none
+            with warnings.catch_warnings():  # it warns that readers of older versions fail: there are none
                 warnings.simplefilter("ignore", UserWarning)
-                self._table.optimize(cleanup_older_than=KEPT if keep_versions else timedelta(0))
+                self._table.optimize(cleanup_older_than=self._age(previous))
         return int(self._table.version)
+
+    def _age(self, version: int | None) -> timedelta:
+        """Return how long ago a version was written, and a little more; zero for one that is not there."""
+        written: dict[int | None, datetime] = {one["version"]: one["timestamp"] for one in self._table.list_versions()}
+        if version not in written:
+            return timedelta(0)
+        stamp = written[version]
+        return max(timedelta(0), datetime.now(stamp.tzinfo) - stamp) + timedelta(seconds=1)
 
     def _index(self) -> None:
         from lancedb.index import FTS, IvfRq
