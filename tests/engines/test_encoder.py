@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from rung.engines import encoder as encoders
 from rung.engines.encoder import choose_backend, open_sentence_encoder
-from rung.engines.openvino_encoder import BATCH_TOKENS, batches, pool
+from rung.engines.openvino_encoder import BATCH_TOKENS, OpenVinoEncoder, batches, pool
 from rung.engines.sentence_recipe import Recipe, read_recipe
 from rung.errors import ConfigError
 from rung.models.reference import resolve
@@ -155,3 +156,16 @@ def test_an_artifact_answers_the_same_with_either_backend(zero, data, files, mon
         answers[backend] = [answer.text for answer in artifact.answer(data.test)]
     assert answers["openvino"] == answers["torch"]
     assert opening.open_encoder("embedded-encoder").backend == choose_backend(files)
+
+
+def test_the_first_inference_runs_alone(files, monkeypatch):
+    seen = []
+    run = OpenVinoEncoder._run
+
+    def spy(self, requests, encodings):
+        seen.append((threading.current_thread() is threading.main_thread(), len(encodings)))
+        return run(self, requests, encodings)
+
+    monkeypatch.setattr(OpenVinoEncoder, "_run", spy)
+    open_sentence_encoder(files, backend="openvino")
+    assert seen == [(True, 1)]  # two first ones at once can wait for each other for ever

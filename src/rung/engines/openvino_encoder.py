@@ -55,6 +55,9 @@ class OpenVinoEncoder:
         self._tokenizer = Tokenizer.load(files.folder)
         self._padding = self._tokenizer.pad_id or 0
         self._batches = _tokenizer(files, recipe)
+        # The first inference has to be alone: OpenVINO's Python layer fills a table of number types at its first use,
+        # and of two threads there at once one can hold that lock and the other the interpreter's, for ever.
+        self._run(self._requests(1), self._batches.encode_batch_fast(["a"]))
 
     @property
     def fingerprint(self) -> str:
@@ -79,9 +82,7 @@ class OpenVinoEncoder:
         """Return one unit vector per text, shape [texts, dimension]."""
         progress.start("embedding", len(texts))
         vectors = np.zeros((len(texts), self._dimension), np.float32)
-        requests: SimpleQueue[Any] = SimpleQueue()  # of this call alone: callers may be threads too
-        for _ in range(self._streams):
-            requests.put(self._model.create_infer_request())
+        requests = self._requests(self._streams)  # of this call alone: callers may be threads too
         with ThreadPoolExecutor(self._streams) as workers:
             for first in range(0, len(texts), CHUNK):
                 encodings = self._batches.encode_batch_fast(list(texts[first : first + CHUNK]))
@@ -92,6 +93,12 @@ class OpenVinoEncoder:
                     progress.advance(len(rows))
         progress.finish()
         return vectors
+
+    def _requests(self, number: int) -> SimpleQueue[Any]:
+        requests: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(number):
+            requests.put(self._model.create_infer_request())
+        return requests
 
     def _run(self, requests: SimpleQueue[Any], encodings: Sequence[Any]) -> Floats:
         """Return the unit vectors of one batch of tokenized texts."""
