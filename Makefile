@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 INFERENCE := startup embedding label_scoring generation gpu_generation
 TUNING := tuning tuning_prefix head_only
 
-# a process for each core (four are enough), each on one thread: threads of several processes wait for each other
-PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# two processes, each on one thread (threads of several processes wait for each other); each may take 7 GiB
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: quickstart test test-all models check bench bench-tuning clean
 
