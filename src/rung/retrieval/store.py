@@ -25,7 +25,7 @@ EXACT = 20_000  # up to so many passages every vector is compared; above, a quan
 SEARCHES = 4  # side by side
 PARTITION = 4096  # vectors of one partition of the index
 PROBES = 0.06  # share of the partitions that a search looks into
-REFINED = 10  # so many times the wanted vectors are compared exactly
+REFINED, FEWEST_REFINED = 3, 300  # so many times the wanted vectors are compared exactly, and at least so many
 
 
 class Store:
@@ -170,7 +170,8 @@ class Store:
         search = self._table.search(vectors).distance_type("dot").limit(limit).select(["_distance"]).with_row_id(True)
         if self.count() > EXACT:
             partitions = max(1, self.count() // PARTITION)
-            search = search.nprobes(max(8, math.ceil(PROBES * partitions))).refine_factor(REFINED)
+            factor = max(REFINED, math.ceil(FEWEST_REFINED / limit))
+            search = search.nprobes(max(8, math.ceil(PROBES * partitions))).refine_factor(factor)
         found = (search.where(where, prefilter=True) if where else search).to_arrow()
         which = found["query_index"].to_numpy() if "query_index" in found.schema.names else np.zeros(len(found), int)
         ids, scores = found["_rowid"].to_numpy().astype(np.int64), 1 - found["_distance"].to_numpy()
