@@ -95,11 +95,11 @@ def test_every_label_gets_the_threshold_that_its_level_needs(zero: Artifact, dat
     assert all(a.confidence is None for a in answers)
 
 
-def test_it_is_summarized_and_read_back(zero: Artifact, data: Data) -> None:
+def test_it_is_summarized_and_read_back(zero: Artifact, data: Data, tmp_path: Path) -> None:
     fitted = LabelThresholds().fit(zero, data).on(Knowing())  # type: ignore[arg-type]
     assert set(summarize(fitted, data.test, "test")["metrics"]) == {"labels_f1", "labels_exact"}
-    values = json.loads(json.dumps(_decoder_values(fitted.decoder, {})))
-    assert _decoder(values, {}) == fitted.decoder
+    values = json.loads(json.dumps(_decoder_values(fitted.decoder, {}, tmp_path)))
+    assert _decoder(values, {}, tmp_path) == fitted.decoder
 
 
 def test_where_it_does_not_apply(zero: Artifact, data: Data) -> None:

@@ -4,9 +4,9 @@ import stat
 import httpx
 import openai
 import pytest
+from paced_engine import FakeEngine
 from running_server import HELLO, running
 
-from fake_engine import FakeEngine
 from rung.errors import ConfigError
 from rung.serving.access import Access, access_rules, is_loopback
 from rung.serving.errors import Refused

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import typer.main
 import yaml
+from paced_engine import FakeEngine
 
-from fake_engine import FakeEngine
 from rung.cli.main import app
 from rung.serving.app import app_with
 from rung.serving.served import Served

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from paced_engine import FakeEngine
 from running_server import HELLO, running
 
-from fake_engine import FakeEngine
 from rung.serving.limits import Limits, depth
 from rung.serving.served import Served
 from rung.serving.server import listen
@@ -269,7 +269,7 @@ def test_calls_of_several_clients_run_together_and_fail_apart():
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from fake_engine import FakeEngine
+from paced_engine import FakeEngine
 from rung.serving.app import app_with
 from rung.serving.served import Served
 from rung.serving.server import Server, listen

@@ -5,6 +5,7 @@ Nothing here is downloaded or run; a climb measures what the rules only expect, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -44,12 +45,14 @@ class Advice:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         steps = [{**asdict(step), "source": step.source and step.source._asdict()} for step in self.steps]
-        return {
+        values = {
             "task": self.task,
             "steps": steps,
             "expectations": [asdict(one) for one in self.expectations],
-            "open_questions": list(self.open_questions),
+            "open_questions": self.open_questions,
         }
+        plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become what they are when read back
+        return plain
 
 
 def advise(task: Task, data: Data | None = None, machine: Machine | None = None) -> Advice:
