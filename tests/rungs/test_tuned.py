@@ -7,6 +7,7 @@ from rung.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.rungs import LoRA
+from rung.rungs.holdout import hold_out
 from rung.rungs.tuned import LARGEST_BATCH
 from rung.tuning import loop
 from rung.tuning.checkpoints import Checkpoints
@@ -73,7 +74,7 @@ def _counted_steps(real, seen):
 
 def test_early_stopping_measures_the_tasks_own_metric_on_held_out_training_rows(tiny_zero, data):
     rung = LoRA(**{**QUICK, "epochs": 4}, patience=1, holdout=0.3)
-    kept, held_out = rung._split(data.train)
+    kept, held_out = hold_out(data.train, rung.holdout, rung.seed, patience=rung.patience)
     assert {r.id for r in kept} | {r.id for r in held_out} == {r.id for r in data.train}
     assert not {r.id for r in kept} & {r.id for r in held_out}
     tuned = rung.fit(tiny_zero, data)

@@ -83,26 +83,6 @@ def cases(examples: Sequence[Example], answers: Sequence[Answer]) -> list[Case]:
     ]
 
 
-def _prediction(
-    artifact: Artifact, example: Example, answer: Answer, split: Literal["test", "validation"], score: float
-) -> Prediction:
-    return Prediction(
-        id=example.id,
-        source=example.source,
-        split=split,
-        inputs=dict(example.inputs),
-        prompt=artifact.text(answer.messages),
-        expected=example.outputs,
-        prediction=answer.text,
-        score=score,
-        confidence=answer.confidence,
-        tokens=answer.prompt_tokens + answer.completion_tokens,
-        seconds=answer.seconds,
-        dropped_demonstrations=answer.dropped_demonstrations,
-        retrieval=None if artifact.retriever is None else measure(answer, example, score),
-    )
-
-
 def compare(
     a: Artifact, b: Artifact, examples: Sequence[Example], *, seed: int = 0, progress: Progress = QUIET
 ) -> Comparison:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rung.artifact import Artifact
-from rung.data.types import Data, Example, hash_of, place_of
-from rung.errors import EngineError, TrainingError
+from rung.data.types import Data, hash_of
+from rung.errors import EngineError
 from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
@@ -28,6 +28,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
 from rung.rungs.features import labelled_texts, train_head
+from rung.rungs.holdout import hold_out
 
 if TYPE_CHECKING:
     from rung.tuning.encoder import EncoderWithHead, LabelledText
@@ -118,7 +119,7 @@ class FineTunedEncoder:
                 "missing-extra", f"an encoder is trained with {missing.name}", hint="uv pip install 'rung[local]'"
             ) from missing
         trained = EncoderWithHead(resolve(self.encoder, progress=progress))
-        train, held_out = self._split(data.train)
+        train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
         rows, apart = (
             [LabelledText(tokens, int(label)) for tokens, label in zip(trained.tokenize(texts), truth, strict=True)]
             for texts, truth in (
@@ -179,21 +180,6 @@ class FineTunedEncoder:
         checkpoints.clear()
         course.seconds += prepared
         return course
-
-    def _split(self, rows: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-        """Hold some training rows out, chosen by their hash, where training may stop early."""
-        if self.patience is None:
-            return list(rows), []
-        place = {row.id: place_of([row.id, self.seed]) for row in rows}
-        held_out = [row for row in rows if place[row.id] < self.holdout]
-        kept = [row for row in rows if place[row.id] >= self.holdout]
-        if not held_out or not kept:
-            raise TrainingError(
-                "no-held-out-rows",
-                f"{len(rows)} training rows are too few to hold {self.holdout:.0%} of them out",
-                hint="train without `patience`, or with a larger `holdout`",
-            )
-        return kept, held_out
 
     def _settings(self, course: Course, trained: EncoderWithHead, rows: Sequence[LabelledText]) -> dict[str, Any]:
         settings = asdict(self) | {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from rung.artifact import Artifact
-from rung.data.types import Data, Example, hash_of, place_of
+from rung.data.types import Data, Example, hash_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import Machine
@@ -21,6 +21,7 @@ from rung.parts import PROMPTLESS, Weights
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, inference_cost, sizes
+from rung.rungs.holdout import hold_out
 from rung.tuning.examples import Overlong, Supervise
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class Tuned(ABC):
 
         engine = open_torch(artifact.model, quantization=self.quantization)
         engine.use(None)
-        train, held_out = self._split(data.train)
+        train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
         report = TrainingReport()
         rows = self.training_rows(artifact, engine, train, data, report, progress)
         report.measure(rows, engine.tokenizer)
@@ -353,24 +354,6 @@ class Tuned(ABC):
             decay=self.decay, warmup=self.warmup, max_norm=self.max_norm, weight_decay=self.weight_decay,
             smoothing=self.label_smoothing, noise=self.neftune_alpha, patience=self.patience, seed=self.seed,
         )  # fmt: skip
-
-    def _split(self, rows: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-        """Hold some training rows out, chosen by their hash, where training may stop early.
-
-        The validation rows stay out of it: the race compares rungs on them.
-        """
-        if self.patience is None:
-            return list(rows), []
-        place = {row.id: place_of([row.id, self.seed]) for row in rows}
-        held_out = [row for row in rows if place[row.id] < self.holdout]
-        kept = [row for row in rows if place[row.id] >= self.holdout]
-        if not held_out or not kept:
-            raise TrainingError(
-                "no-held-out-rows",
-                f"{len(rows)} training rows are too few to hold {self.holdout:.0%} of them out",
-                hint="train without `patience`, or with a larger `holdout`",
-            )
-        return kept, held_out
 
     def _evaluation(self, engine: TorchEngine, artifact: Artifact, held_out: Sequence[Example], data: Data) -> Evaluate:
         """Return the task's own metric on held-out rows, by the weights as they stand."""
