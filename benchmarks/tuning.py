@@ -9,6 +9,13 @@ computes it for every row.
 
 What makes the difference: the shared beginning (here 29 of about 45 tokens a row), no padding, the vocabulary projected
 at answer tokens alone (the peer makes logits [16, width, 49152]), plain products in place of PEFT's LoRA layers.
+
+Measured on two AVX2 cores on 2026-11-21, alone: 2.3x to 2.5x padded, 2.6x to 2.7x packed, 0.60 to 0.65 of the memory.
+A profile of a step: 65 % matrix products at the processor's peak rate (95 GFLOP/s), of which the base weights' alone
+are 1.1 s of 1.9 s; 19 % LoRA's narrow ones, 10 % norms, rotary embedding and SwiGLU. Compiling each decoder layer
+with dynamic shapes (torch 2.15, inductor) was tried: 324 to 330 tokens/s against 283 to 330 uncompiled in the same
+minutes, 2.8 GiB instead of 3.2, and 30 to 75 s for the first step. What it fuses, LowRankLinear has fused already; it
+is left out.
 """
 
 from __future__ import annotations

@@ -1,0 +1,139 @@
+"""The five steps of a task in production, done for real on BANKING77: prompt, collect, improve, tune, repeat.
+
+    python benchmarks/production_loop.py --traffic ../shared/data/banking77/train.csv --folder /tmp/loop
+
+Users' messages are BANKING77's own training rows that the example does not hold; a message's label stands for the
+reviewer, who goes through every answer and says what was expected. All goes through the commands and the running
+server: nothing here calls a Python function of Rung. The task starts with two rows per label; scores are those of the
+example's test rows, which no message of the traffic equals. The folder keeps the runs, the store and the registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from _common import EXAMPLES, SPLITS, finish
+
+TASK = "banking77"
+BATCH = 16
+RUNG = [sys.executable, "-W", "ignore", "-m", "rung"]
+
+
+def rung(folder: Path, *arguments: str) -> Any:
+    """Run a command in the folder and return its JSON."""
+    print("$ rung", *arguments, file=sys.stderr, flush=True)
+    done = subprocess.run([*RUNG, *arguments, "--json"], cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"rung {arguments[0]} ended with {done.returncode}")
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[httpx.Client]:
+    """Serve what is promoted, capturing everything, for the time of the block."""
+    command = [*RUNG, "serve", "--registry", "registry", "--capture", "on", "--port", "0", "--no-pages"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            url = process.stdout.readline().strip()
+            with httpx.Client(base_url=url, timeout=600) as client:
+                yield client
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def ask(client: httpx.Client, rows: Sequence[dict[str, str]]) -> int:
+    """Send the messages, review each answer, and return how many were right."""
+    right = 0
+    expected: dict[str, str] = {}
+    for first in range(0, len(rows), BATCH):
+        part = rows[first : first + BATCH]
+        told = client.post(f"tasks/{TASK}/predict", json={"rows": [{"text": row["text"]} for row in part]})
+        told.raise_for_status()
+        for row, made in zip(part, told.json()["predictions"], strict=True):
+            right += made["output"] == row["category"]
+            expected[made["id"]] = row["category"]
+        print(f"\r{first + len(part)} of {len(rows)} answered, {right} right", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    time.sleep(2)  # the last answers are written behind the responses
+    for identity, label in expected.items():
+        client.post(f"failures/{identity}/correction", json={"expected": label, "reviewer": "Ann"}).raise_for_status()
+    return right
+
+
+def traffic(file: Path, seed: int) -> Iterator[dict[str, str]]:
+    """Yield the messages that no split of the example holds, in random order."""
+    known = set()
+    for split in SPLITS:
+        with (EXAMPLES / TASK / f"{split}.csv").open(newline="", encoding="utf-8") as rows:
+            known |= {" ".join(row["text"].lower().split()) for row in csv.DictReader(rows)}
+    with file.open(newline="", encoding="utf-8") as rows:
+        found = [row for row in csv.DictReader(rows) if " ".join(row["text"].lower().split()) not in known]
+    random.Random(seed).shuffle(found)
+    yield from found
+
+
+def prepare(folder: Path, per_label: int, test_rows: int) -> None:
+    """Copy the example, with so many training rows per label."""
+    shutil.copytree(EXAMPLES / TASK, folder)
+    task = folder / "task.yaml"
+    text = task.read_text("utf-8")
+    changed = text.replace("train_per_label: 10", f"train_per_label: {per_label}, test_rows: {test_rows}")
+    assert changed != text
+    task.write_text(changed, "utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--traffic", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--messages", type=int, nargs="+", default=[300, 2200, 600])
+    parser.add_argument(
+        "--rungs", nargs="+", default=["few-shot-knn", "features,fine-tuned-encoder", "features,ensemble"]
+    )
+    parser.add_argument("--per-label", type=int, default=2)
+    parser.add_argument("--test-rows", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    folder = chosen.folder.resolve()
+    prepare(folder, chosen.per_label, chosen.test_rows)
+    first = rung(folder, "climb", "task.yaml", "--rungs", "zero-shot")
+    found = next(one for one in first["rungs"] if one["name"] == "zero-shot")
+    rung(folder, "promote", found["artifact"], "--reason", "the first prompt", "--reviewer", "Ann")
+    messages, name, turns = traffic(chosen.traffic, chosen.seed), "zero-shot", []
+    print(json.dumps(found), file=sys.stderr)
+    for count, rungs in zip(chosen.messages, chosen.rungs, strict=True):
+        began = time.monotonic()
+        with server(folder) as client:
+            right = ask(client, [next(messages) for _ in range(count)])
+        made = rung(folder, "improve", "task.yaml", "--rungs", rungs)
+        (folder / f"improvement-{len(turns)}.json").write_text(json.dumps(made, indent=1), "utf-8")
+        if made["better"]:
+            rung(folder, "promote", made["run"], "--reviewer", "Ann")
+        minutes = (time.monotonic() - began) / 60
+        print(
+            f"| {name} | {count} | {right} ({100 * right / count:.1f} %) | {made['taken']} | {made['name']} | "
+            f"{made['decision']} | {made['failures']['of_test']} | {minutes:.0f} |",
+            flush=True,
+        )
+        turns.append(right / count)
+        name = made["name"] if made["better"] else name
+    finish("production_loop", {"last_over_first": turns[-1] / max(turns[0], 1e-9)}, {"last_over_first": 1.5})
+
+
+if __name__ == "__main__":
+    main()
