@@ -105,3 +105,9 @@ def test_write_atomically_replaces(tmp_path):
     write_atomically(tmp_path / "x" / "a.json", "two")
     assert (tmp_path / "x" / "a.json").read_text() == "two"
     assert [f.name for f in (tmp_path / "x").iterdir()] == ["a.json"]
+
+
+def test_write_atomically_makes_a_file_as_readable_as_any_other(tmp_path):
+    (tmp_path / "plain").write_text("one")
+    write_atomically(tmp_path / "own", "one")
+    assert (tmp_path / "own").stat().st_mode == (tmp_path / "plain").stat().st_mode

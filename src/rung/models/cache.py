@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -69,17 +70,17 @@ def flush(folder: Path) -> None:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Replace `file` by `text` at once: a reader sees the old text or the new one."""
+    """Replace `file` by `text` at once: a reader sees the old text or the new one, as readable as any file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    partial = file.parent / f".{file.name}.{secrets.token_hex(8)}"
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with partial.open("x", encoding="utf-8") as stream:  # mkstemp would make it private
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(partial).replace(file)
+        partial.replace(file)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
