@@ -109,7 +109,7 @@ def test_readers_see_one_record_or_the_other(registry, store, folders):
     assert seen <= {fingerprint(folders[0]), fingerprint(folders[1])}
 
 
-def test_a_server_follows_and_keeps_what_it_has_if_the_new_one_is_refused(registry, store, folders):
+def test_a_server_follows_and_keeps_what_it_has_if_the_new_one_is_refused(registry, store, folders, tmp_path):
     loaded = []
 
     def load(folder, name):
@@ -118,13 +118,25 @@ def test_a_server_follows_and_keeps_what_it_has_if_the_new_one_is_refused(regist
         loaded.append((Artifact.load(folder).prompt.system, name))
 
     registry.promote(folders[0], store, evidence={}, reviewer="Ann")
-    follower = Follower(registry, load, every=0.02).start()
+    follower = Follower(tmp_path / "registry", load, every=0.02).start()
     assert loaded == [("one", "intents")]
     registry.promote(folders[1], store, evidence={}, reviewer="Ann")
-    _until(lambda: follower.error == "refused")
+    _until(lambda: follower.errors == {"intents": "refused"})
     registry.promote(folders[2], store, evidence={}, reviewer="Ann")
     _until(lambda: loaded == [("one", "intents"), ("three", "intents")])
-    assert follower.error == ""
+    assert follower.errors == {}
+    follower.close()
+
+
+def test_a_task_promoted_for_the_first_time_is_followed_too(registry, store, folders, tmp_path):
+    loaded, root = [], tmp_path / "registry"
+    follower = Follower(root, lambda folder, name: loaded.append((folder, name)), every=0.02).start()
+    first = registry.promote(folders[0], store, evidence={}, reviewer="Ann")
+    _until(lambda: loaded == [(registry.path(first), "intents")])
+    plain = Artifact.load(folders[1])
+    other = replace(plain, shape=replace(plain.shape, task="other")).save(tmp_path / "other")
+    second = Registry(root, "other").promote(other, store, evidence={}, reviewer="Ann")
+    _until(lambda: loaded[1:] == [(Registry(root, "other").path(second), "other")])
     follower.close()
 
 
@@ -139,3 +151,8 @@ def test_the_pointer_holds_the_evidence(registry, store, folders):
     registry.promote(folders[0], store, evidence={"p": 0.01}, reviewer="Ann")
     values = json.loads((registry.folder / "current").read_text())
     assert (values["evidence"], values["reviewer"], values["kind"]) == ({"p": 0.01}, "Ann", "promote")
+
+
+def test_the_pointer_is_as_readable_as_the_artifacts(registry, store, folders):
+    made = registry.promote(folders[0], store, evidence={}, reviewer="Ann")
+    assert (registry.folder / "current").stat().st_mode == (registry.path(made) / "manifest.json").stat().st_mode

@@ -137,32 +137,34 @@ def promoted_tasks(root: Path) -> list[Registry]:
 
 
 class Follower:
-    """Looks at a registry again and again, and has a server load what is promoted.
+    """Looks at a registry again and again, and has a server load what is promoted, whichever task it is for.
 
     `load` gets the artifact's folder and the task's name, and puts it in the place of what is served under that name at
-    once. An artifact that it refuses stays out, the one before goes on, and `error` says why until the next switch.
+    once. An artifact that it refuses stays out, the one before goes on, and `errors` says why, by task, until the next
+    switch.
     """
 
-    def __init__(self, registry: Registry, load: Callable[[Path, str], Any], *, every: float = 1.0) -> None:
-        self.registry, self.load, self.every = registry, load, every
-        self.error = ""
-        self._served: str | None = None
+    def __init__(self, root: Path, load: Callable[[Path, str], Any], *, every: float = 1.0) -> None:
+        self.root, self.load, self.every = root, load, every
+        self.errors: dict[str, str] = {}
+        self._served: dict[str, str] = {}  # token of the promotion seen last, by task
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"rung-follow-{registry.task}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="rung-follow", daemon=True)
 
-    def look(self) -> bool:
-        """Load what is current, if it is not what was loaded last; return whether something was."""
-        now = self.registry.current()
-        if now is None or now.token == self._served:
+    def look(self, registry: Registry) -> bool:
+        """Load what is current of a task, if it is not what was loaded last; return whether something was."""
+        now = registry.current()
+        if now is None or now.token == self._served.get(registry.task):
             return False
-        self._served = now.token
-        self.load(self.registry.path(now), self.registry.task)
-        self.error = ""
+        self._served[registry.task] = now.token
+        self.load(registry.path(now), registry.task)
+        self.errors.pop(registry.task, None)
         return True
 
     def start(self) -> Self:
-        """Load what is current now, then go on looking in a thread of its own."""
-        self.look()
+        """Load what is current now, then go on looking in a thread of its own, also for tasks that are new."""
+        for registry in promoted_tasks(self.root):
+            self.look(registry)
         self._thread.start()
         return self
 
@@ -174,10 +176,11 @@ class Follower:
 
     def _run(self) -> None:
         while not self._end.wait(self.every):
-            try:
-                self.look()
-            except RungError as error:
-                self.error = str(error)
+            for registry in promoted_tasks(self.root):
+                try:
+                    self.look(registry)
+                except RungError as error:
+                    self.errors[registry.task] = str(error)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a server needs of this package, put together: a recorder, routers, and followers of the registry."""
+"""What a server needs of this package, put together: a recorder, routers, and a follower of the registry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rung.failures.capture import Capture, Mode
 from rung.failures.feedback import failures_router, feedback_router
 from rung.failures.redact import Redactor
-from rung.failures.registry import Follower, promoted_tasks
+from rung.failures.registry import Follower
 from rung.failures.store import Store
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ class Wiring:
     store: Store
     capture: Capture
     routers: tuple[APIRouter, ...]
-    followers: tuple[Follower, ...] = ()
+    follower: Follower | None = None
 
     def close(self) -> None:
         """Stop following, write what waits, close the store."""
-        for follower in self.followers:
-            follower.close()
+        if self.follower is not None:
+            self.follower.close()
         self.capture.close()
         self.store.close()
 
@@ -54,7 +54,7 @@ def wired(
         redact: what is taken out of stored text; None for the built-in patterns.
         key_of: returns the id of a request's API key.
         allowed: raises an HTTPException for requests that may not review.
-        registry: folder of promoted artifacts to follow; those of every task in it are loaded before this returns.
+        registry: folder of promoted artifacts to follow; those in it are loaded before this returns.
         load: serves the artifact of a folder under a name, in place of what is served under it.
     """
     redact = redact or Redactor()
@@ -64,5 +64,4 @@ def wired(
         feedback_router(store, capture=capture, redact=redact, key_of=key_of),
         failures_router(store, allowed=allowed),
     )
-    followers = tuple(Follower(one, load).start() for one in (promoted_tasks(registry) if registry else ()))
-    return Wiring(store, capture, routers, followers)
+    return Wiring(store, capture, routers, Follower(registry, load).start() if registry else None)
