@@ -880,6 +880,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "There is nothing to learn.",
         "Give training rows, or a smaller share to hold out.",
     ),
+    "no-trial": Explanation(
+        "No trial of another artifact was started for this task, or it was stopped.",
+        "There is nothing to show, or to stop.",
+        "Start one.",
+        "rung trial start TASK ARTIFACT --mode shadow",
+    ),
     "no-trial-finished": Explanation(
         "No trial of a search came to a score.",
         "There is nothing to recommend.",
@@ -930,6 +936,12 @@ EXPLANATIONS: dict[str, Explanation] = {
         "There is nothing in it that the base model has not; its prompts are exported by `rung export --prompt`.",
         "Choose an artifact with tuned weights, or use the base model as it is.",
         "rung export runs/banking77/rungs/lora/artifact --to gguf --out tuned",
+    ),
+    "nothing-served": Explanation(
+        "Nothing is served for this task, and a trial needs something to try against.",
+        "What is compared is the answers of two artifacts to the same requests.",
+        "Promote an artifact first.",
+        'rung promote ARTIFACT --reason "first release"',
     ),
     "nothing-to-promote": Explanation(
         "The climb recommends what is served already.",
@@ -1167,6 +1179,24 @@ EXPLANATIONS: dict[str, Explanation] = {
         "Such a run only gets worse.",
         "Lower the learning rate, or let it be found.",
         "rungs: {lora: {learning_rate: auto}}",
+    ),
+    "trial-mismatch": Explanation(
+        "The two artifacts of a trial do not fit each other, or another one is served than it was started against.",
+        "A trial compares answers of two artifacts to the same inputs; those of a third prove nothing.",
+        "Try an artifact with the same inputs and kind of output, against what is served.",
+        "rung trial start TASK ARTIFACT",
+    ),
+    "trial-running": Explanation(
+        "A trial runs for this task already.",
+        "Requests have one challenger at a time, or its effect could not be told from the other's.",
+        "Look how it stands, and stop it.",
+        "rung trial stop TASK",
+    ),
+    "trial-uncaptured": Explanation(
+        "A trial was started in the registry, and the server that follows it captures nothing.",
+        "Clients would be answered by the challenger without anything being learned from it.",
+        "Serve with capture.",
+        "rung serve --registry registry --capture on",
     ),
     "unknown-code": Explanation(
         "No error has this code.",

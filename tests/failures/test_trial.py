@@ -4,9 +4,7 @@ import random
 
 import pytest
 
-from rung.failures.records import Feedback
-from rung.failures.store import Store
-from rung.failures.trial import Decision, Trial, arm_of, by_thumbs
+from rung.failures.trial import Decision, Trial, arm_of
 
 
 def run(p_a, p_b, seed, most=400, binary=False):
@@ -66,17 +64,3 @@ def test_requests_keep_their_arm_and_another_trial_draws_anew():
     assert arms == [arm_of(f"r{i}", share=0.2) for i in range(2000)]
     assert 0.16 < arms.count("b") / 2000 < 0.24
     assert arms != [arm_of(f"r{i}", share=0.2, salt="next") for i in range(2000)]
-
-
-def test_the_thumbs_of_users_are_the_scores(tmp_path, make):
-    with Store(tmp_path / "f.db") as store:
-        store.record([make(i, artifact="ab"[i % 2]) for i in range(60)])
-        for i in range(60):
-            store.add_feedback(Feedback(f"r{i}", comment="no score"))
-            store.add_feedback(Feedback(f"r{i}", thumb="up", source="check"))
-            store.add_feedback(Feedback(f"r{i}", thumb="up") if i % 2 else Feedback(f"r{i}", score=0.0))
-            store.add_feedback(Feedback(f"r{i}", thumb="down"))
-        found = by_thumbs(store, "intents", "a", "b").decision()
-        assert found.state == "b"
-        assert found.broken == 0
-        assert by_thumbs(store, "intents", "a", "c").decision().n == 0

@@ -26,11 +26,14 @@ class Kept:
     def offer(self, interaction):
         self.interactions.append(interaction)
 
+    def takes(self, identity):
+        return True
+
 
 class Running:
     def __init__(self, served, **options):
         self.kept = Kept()
-        self.app = app_with(served, recorder=self.kept, **options)
+        self.app = app_with(served, **{"recorder": self.kept, **options})
         self.context = self.app.state.rung
         socket = listen("127.0.0.1", 0)
         self.port = socket.getsockname()[1]

@@ -24,6 +24,7 @@ from rung.cli import (
     models,
     serve,
     tasks,
+    trials,
     tuning,
 )
 from rung.errors import RungError
@@ -52,6 +53,7 @@ serve.register(app)
 app.add_typer(index.app, name="index", help="The index of a task's documents: build, show, search.")
 app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")
 app.add_typer(failures.app, name="failures", help="Captured answers: what went wrong, and what was expected.")
+app.add_typer(trials.app, name="trial", help="One artifact beside the one that is served, on live requests.")
 
 
 @app.callback(invoke_without_command=True)

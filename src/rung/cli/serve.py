@@ -133,6 +133,7 @@ def _wired(
         store, mode=known, rate=rate if mode == "sampled" else 1.0, redact=Redactor(own=patterns), key_of=key_of,
         allowed=reviewers_only if keyed else lambda request: None, registry=registry,
         load=lambda folder, name: served.load(folder, name, replace=True),
+        challenge=lambda name, what: served.withdraw(name) if what is None else served.challenge(name, *what),
     )  # fmt: skip
     try:
         yield wiring

@@ -92,7 +92,7 @@ class Capture:
         """Take one interaction, or count why not."""
         with self._changed:
             self._offered += 1
-            if self.mode == "off" or (self.mode == "sampled" and place_of(interaction.id) >= self.rate):
+            if not self.takes(interaction.shadows or interaction.id):
                 self._left_out += 1
                 return
             size = _size(interaction)
@@ -105,6 +105,10 @@ class Capture:
             self._characters += size
             if len(self._queue) in (1, BATCH):  # otherwise the writer has no reason to look
                 self._changed.notify_all()
+
+    def takes(self, identity: str) -> bool:
+        """Tell whether the mode keeps an interaction; one that shadows another is kept where that one is."""
+        return self.mode == "on" or (self.mode == "sampled" and place_of(identity) < self.rate)
 
     @property
     def counts(self) -> Counts:

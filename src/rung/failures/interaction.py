@@ -70,6 +70,8 @@ class Interaction:
         finish: `stop`, or why the answer ended otherwise: `length`, `cancelled`, ...
         split: the side that the input stands on, fixed when it is captured; `test` never enters training.
         input_id: hash of the inputs as they came; redaction changes the inputs, and not this. Empty: computed.
+        trial: token of the trial that it is part of, or empty.
+        shadows: id of the interaction that this one answers again, unseen by the client; empty for one that was sent.
     """
 
     id: str
@@ -91,6 +93,8 @@ class Interaction:
     finish: str
     split: Side
     input_id: str = ""
+    trial: str = ""
+    shadows: str = ""
 
     def __post_init__(self) -> None:
         if not self.input_id:
@@ -110,6 +114,8 @@ def interaction_of(
     seconds: float | None = None,
     key: str | None = None,
     rule: SplitRule = DEFAULT_RULE,
+    trial: str = "",
+    shadows: str = "",
 ) -> Interaction:
     """Return the interaction of an artifact's answer, made just now.
 
@@ -125,10 +131,10 @@ def interaction_of(
         seconds: since the request's arrival; None takes the answer's own time.
         key: id of the API key.
         rule: how inputs are split.
+        trial: token of the trial that it is part of.
+        shadows: id of the interaction that it shadows.
     """
-    row = {column: inputs[column] for column in artifact.shape.inputs}
-    # As `rung.data.examples` reads them from a file, so that a request finds the row of a data set that it equals.
-    read = row if artifact.shape.kind == "chat" else {column: text_of(value) for column, value in row.items()}
+    row, read = {column: inputs[column] for column in artifact.shape.inputs}, as_read(artifact, inputs)
     template = artifact.prompt.template if artifact.prompt.chat_column is None else ""
     return Interaction(
         id=id,
@@ -150,4 +156,12 @@ def interaction_of(
         finish=finish,
         split=rule.side(read),
         input_id=example_id(read),
+        trial=trial,
+        shadows=shadows,
     )
+
+
+def as_read(artifact: Artifact, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row's inputs as `rung.data.examples` reads them, so that a request equals the row of a file."""
+    row = {column: inputs[column] for column in artifact.shape.inputs}
+    return row if artifact.shape.kind == "chat" else {column: text_of(value) for column, value in row.items()}

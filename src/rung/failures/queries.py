@@ -59,7 +59,10 @@ def count(connection: Connection, which: Filter) -> int:
 
 
 def suggestions(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
-    """Return the expected response that feedback named last, of those interactions that have one; users go first."""
+    """Return the expected response that feedback named last, of those interactions that have one; users go first.
+
+    Where no feedback names one, it is what an artifact in their shadow answered.
+    """
     found: dict[str, tuple[bool, int, str]] = {}
     for first in range(0, len(ids), 500):  # databases bound the number of parameters
         chosen = feedback.c.interaction.in_(ids[first : first + 500])
@@ -67,6 +70,9 @@ def suggestions(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
         for row in connection.execute(sa.select(*columns).where(chosen, feedback.c.expected.is_not(None))):
             entry = (row.source == "user", row.number, row.expected)
             found[row.interaction] = max(found.get(row.interaction, entry), entry)
+        behind = interactions.c.shadows.in_(ids[first : first + 500])
+        for id, actual in connection.execute(sa.select(interactions.c.shadows, interactions.c.actual).where(behind)):  # noqa: A001
+            found.setdefault(id, (False, 0, actual))
     return {one: entry[2] for one, entry in found.items()}
 
 
@@ -90,6 +96,7 @@ def _joined(which: Filter) -> tuple[sa.Select[Any], sa.FromClause, dict[Reason, 
     statement = sa.select(interactions, holds.c.expected, holds.c.reviewer, *flags).select_from(
         interactions.outerjoin(holds, holds.c.interaction == interactions.c.id)
     )
+    statement = statement.where(interactions.c.shadows == "")  # what no client was sent is no case
     return statement, holds, reasons
 
 
@@ -97,6 +104,10 @@ def _reasons(low_confidence: float) -> dict[Reason, Condition]:
     def said(*conditions: Condition) -> Condition:
         return sa.exists().where(feedback.c.interaction == interactions.c.id, *conditions)
 
+    shadow = interactions.alias("shadow")
+    answered_otherwise = sa.exists().where(
+        shadow.c.shadows == interactions.c.id, shadow.c.actual != interactions.c.actual
+    )
     other = sa.and_(feedback.c.expected.is_not(None), feedback.c.expected != interactions.c.actual)
     return {
         "bad feedback": said(
@@ -105,7 +116,7 @@ def _reasons(low_confidence: float) -> dict[Reason, Condition]:
         ),
         "invalid output": said(feedback.c.source == "check"),
         "unfinished": interactions.c.finish.not_in(FINISHED),
-        "disagreement": said(feedback.c.source.like("artifact:%"), other),
+        "disagreement": sa.or_(said(feedback.c.source.like("artifact:%"), other), answered_otherwise),
         "low confidence": sa.func.coalesce(interactions.c.confidence, 1.0) < low_confidence,
     }
 
@@ -114,7 +125,12 @@ def _conditions(which: Filter, holds: sa.FromClause, reasons: dict[Reason, Condi
     table, expected = interactions.c, holds.c.expected
     found: list[Condition] = [
         column == wanted
-        for column, wanted in ((table.task, which.task), (table.artifact, which.artifact), (table.split, which.split))
+        for column, wanted in (
+            (table.task, which.task),
+            (table.artifact, which.artifact),
+            (table.split, which.split),
+            (table.trial, which.trial),
+        )
         if wanted is not None
     ]
     if which.reason is not None:

@@ -14,6 +14,7 @@ Reason = Literal["bad feedback", "invalid output", "unfinished", "disagreement",
 REASONS: tuple[Reason, ...] = ("bad feedback", "invalid output", "unfinished", "disagreement", "low confidence")
 LOW_CONFIDENCE = 0.5
 FINISHED = ("stop", "tool_calls")  # an answer that ended otherwise was cut
+Mode = Literal["shadow", "ab"]
 SPACE = " \t\n\r\f\v"  # around a response, it makes no difference
 
 
@@ -86,6 +87,23 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was said of an answer that was sent, as far as a trial reads it.
+
+    Attributes:
+        interaction: id of the answer.
+        at: when something was first said; the order of a trial's rows.
+        expected: the correction that holds, else the response that a user expected last, or None.
+        score: of the first thumb or score of a user, 1 for up and 0 for down; or None.
+    """
+
+    interaction: str
+    at: datetime
+    expected: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """Which cases; every field that is not None narrows.
 
@@ -97,6 +115,7 @@ class Filter:
         failure: whether it was reviewed and found wrong.
         text: stands in the inputs, the actual or the expected response, whatever the case.
         low_confidence: what counts as low.
+        trial: token of the trial that it is part of.
     """
 
     task: str | None = None
@@ -108,6 +127,7 @@ class Filter:
     failure: bool | None = None
     text: str | None = None
     low_confidence: float = LOW_CONFIDENCE
+    trial: str | None = None
 
 
 EVERYTHING = Filter()
@@ -139,3 +159,36 @@ class Promotion:
     below: str | None
     reviewer: str
     evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A trial of one artifact beside the one that is served.
+
+    Attributes:
+        token: names it, and draws who answers what.
+        at: when it was started.
+        task: whose requests.
+        mode: `shadow`: the challenger answers behind every response; `ab`: it answers a share of the inputs.
+        share: of the inputs that the challenger answers; 1 for a shadow.
+        most: pairs after which it ends undecided.
+        artifact: fingerprint of the challenger.
+        folder: where that lies, relative to the registry.
+        against: fingerprint of what was served when it was started; beside anything else it does not run.
+        ended: when it was stopped, or None.
+    """
+
+    token: str
+    at: datetime
+    task: str
+    mode: Mode
+    share: float
+    most: int
+    artifact: str
+    folder: str
+    against: str
+    ended: datetime | None = None
+
+    def runs(self, now: Promotion | None) -> bool:
+        """Tell whether it runs: it was not stopped, and what is served now is what it was started against."""
+        return self.ended is None and now is not None and now.artifact == self.against

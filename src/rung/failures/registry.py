@@ -2,6 +2,7 @@
 
 REGISTRY/TASK/artifacts/FINGERPRINT/   promoted artifacts, complete or absent
 REGISTRY/TASK/current                  one JSON record, replaced at once: what is served, since when, and why
+REGISTRY/TASK/trial                    one JSON record of the same kind: what is tried beside it; see `challenge`
 
 The pointer is the truth. The store keeps every promotion as history: each is written there once the switch is made, and
 a switch that a kill cut from its entry is entered before the next one.
@@ -10,6 +11,7 @@ a switch that a kill cut from its entry is entered before the next one.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import threading
 import uuid
@@ -17,17 +19,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rung.artifact import Artifact
 from rung.artifact_files import MANIFEST, fingerprint
 from rung.errors import ArtifactError, ConfigError, RungError
-from rung.failures.records import Promotion
+from rung.failures.records import Challenge, Promotion
 from rung.failures.store import Store
 from rung.models.cache import lock_file, publish, write_atomically
 
 DEFAULT_REGISTRY = Path("registry")
 POINTER = "current"
+TRIAL = "trial"
+LOG = logging.getLogger("rung.failures")
+Record = TypeVar("Record", Promotion, Challenge)
 
 
 class Registry:
@@ -43,19 +48,22 @@ class Registry:
         Raises:
             ArtifactError: `registry-damaged`.
         """
-        file = self.folder / POINTER
-        try:
-            values = json.loads(file.read_text("utf-8"))
-            return Promotion(**{**values, "at": datetime.fromisoformat(values["at"])})
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ArtifactError(
-                "registry-damaged", f"{file} cannot be read: {error}", hint="restore it, or promote an artifact again"
-            ) from error
+        return self._read(POINTER, Promotion, "restore it, or promote an artifact again")
 
-    def path(self, record: Promotion) -> Path:
-        """Return the folder of a promoted artifact."""
+    def trial(self) -> Challenge | None:
+        """Return the record of the trial that was started last, whether it runs or not; None before the first.
+
+        Raises:
+            ArtifactError: `registry-damaged`.
+        """
+        return self._read(TRIAL, Challenge, "remove it: a trial can be started again")
+
+    def keep_trial(self, trial: Challenge) -> None:
+        """Replace the record of the trial, at once; `locked` must be held."""
+        write_atomically(self.folder / TRIAL, json.dumps(asdict(trial), indent=1, default=datetime.isoformat))
+
+    def path(self, record: Promotion | Challenge) -> Path:
+        """Return the folder of an artifact that a record names."""
         return self.folder / record.folder
 
     def promote(self, artifact: Path, store: Store, *, evidence: Mapping[str, Any], reviewer: str) -> Promotion:
@@ -64,6 +72,40 @@ class Registry:
         Raises:
             ArtifactError: the folder is no artifact, or a damaged one.
             ConfigError: `wrong-task`, or `already-served`.
+        """
+        mark, folder = self.adopt(artifact)
+        with self.locked():
+            before = self._entered(store)
+            if before is not None and before.artifact == mark:
+                raise ConfigError("already-served", f"{mark[:16]} is served already", hint="there is nothing to switch")
+            below = before.token if before else None
+            return self._switch(store, "promote", mark, folder, below, reviewer, evidence)
+
+    def rollback(self, store: Store, *, reviewer: str, reason: str = "") -> Promotion:
+        """Go back to what was served before the current promotion; done again, it goes back further.
+
+        Raises:
+            ConfigError: `nothing-to-roll-back`.
+            ArtifactError: what was served before is not there any more, or damaged.
+        """
+        with self.locked():
+            now = self._entered(store)
+            target = next((p for p in store.promotions(self.task) if now and p.token == now.below), None)
+            if now is None or target is None:
+                raise ConfigError(
+                    "nothing-to-roll-back", f"nothing was served before for {self.task}",
+                    hint="`rung promote` names what to serve",
+                )  # fmt: skip
+            Artifact.load(self.path(target))
+            evidence = {"from": now.artifact, "to": target.token, "reason": reason}
+            return self._switch(store, "rollback", target.artifact, target.folder, target.below, reviewer, evidence)
+
+    def adopt(self, artifact: Path) -> tuple[str, str]:
+        """Copy an artifact into the registry and check it there; return its fingerprint and its folder in here.
+
+        Raises:
+            ArtifactError: the folder is no artifact, or a damaged one.
+            ConfigError: `wrong-task`.
         """
         loaded = Artifact.load(artifact)
         if loaded.shape.task != self.task:
@@ -79,38 +121,27 @@ class Registry:
                 "artifact-damaged", f"{self.folder / folder} is another artifact", hint="remove it first"
             )
         Artifact.load(self.folder / folder)
-        with self._locked():
-            before = self._entered(store)
-            if before is not None and before.artifact == mark:
-                raise ConfigError("already-served", f"{mark[:16]} is served already", hint="there is nothing to switch")
-            below = before.token if before else None
-            return self._switch(store, "promote", mark, str(folder), below, reviewer, evidence)
+        return mark, str(folder)
 
-    def rollback(self, store: Store, *, reviewer: str, reason: str = "") -> Promotion:
-        """Go back to what was served before the current promotion; done again, it goes back further.
-
-        Raises:
-            ConfigError: `nothing-to-roll-back`.
-            ArtifactError: what was served before is not there any more, or damaged.
-        """
-        with self._locked():
-            now = self._entered(store)
-            target = next((p for p in store.promotions(self.task) if now and p.token == now.below), None)
-            if now is None or target is None:
-                raise ConfigError(
-                    "nothing-to-roll-back", f"nothing was served before for {self.task}",
-                    hint="`rung promote` names what to serve",
-                )  # fmt: skip
-            Artifact.load(self.path(target))
-            evidence = {"from": now.artifact, "to": target.token, "reason": reason}
-            return self._switch(store, "rollback", target.artifact, target.folder, target.below, reviewer, evidence)
-
-    # ---- inside
-
-    def _locked(self) -> Any:
+    def locked(self) -> Any:
+        """Return what keeps other processes from switching meanwhile."""
         from filelock import FileLock
 
         return FileLock(lock_file(self.folder.absolute()))
+
+    # ---- inside
+
+    def _read(self, name: str, kind: type[Record], hint: str) -> Record | None:
+        file = self.folder / name
+        try:
+            values = json.loads(file.read_text("utf-8"))
+            for moment in {"at", "ended"} & values.keys():
+                values[moment] = values[moment] and datetime.fromisoformat(values[moment])
+            return kind(**values)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ArtifactError("registry-damaged", f"{file} cannot be read: {error}", hint=hint) from error
 
     def _entered(self, store: Store) -> Promotion | None:
         """Return the current record, entered in the store if a kill kept it from being so."""
@@ -125,8 +156,7 @@ class Registry:
     ) -> Promotion:  # fmt: skip
         token = uuid.uuid4().hex
         made = Promotion(token, datetime.now(UTC), self.task, kind, artifact, folder, below, reviewer, dict(evidence))
-        values = {**asdict(made), "at": made.at.isoformat()}
-        write_atomically(self.folder / POINTER, json.dumps(values, indent=1))
+        write_atomically(self.folder / POINTER, json.dumps(asdict(made), indent=1, default=datetime.isoformat))
         store.add_promotion(made)
         return made
 
@@ -140,14 +170,23 @@ class Follower:
     """Looks at a registry again and again, and has a server load what is promoted, whichever task it is for.
 
     `load` gets the artifact's folder and the task's name, and puts it in the place of what is served under that name at
-    once. An artifact that it refuses stays out, the one before goes on, and `errors` says why, by task, until the next
-    switch.
+    once. `challenge` gets the task's name with the folder and the record of a trial that runs beside it, or None when
+    none does any more; by default trials are not run. An artifact that either refuses stays out, the one before goes
+    on, and `errors` says why, by task, until the next switch; so does the log.
     """
 
-    def __init__(self, root: Path, load: Callable[[Path, str], Any], *, every: float = 1.0) -> None:
-        self.root, self.load, self.every = root, load, every
+    def __init__(
+        self,
+        root: Path,
+        load: Callable[[Path, str], Any],
+        challenge: Callable[[str, tuple[Path, Challenge] | None], Any] = lambda name, what: None,
+        *,
+        every: float = 1.0,
+    ) -> None:
+        self.root, self.load, self.challenge, self.every = root, load, challenge, every
         self.errors: dict[str, str] = {}
         self._served: dict[str, str] = {}  # token of the promotion seen last, by task
+        self._tried: dict[str, str] = {}  # that of the trial that runs
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rung-follow", daemon=True)
 
@@ -161,10 +200,21 @@ class Follower:
         self.errors.pop(registry.task, None)
         return True
 
+    def look_at_trial(self, registry: Registry) -> None:
+        """Begin or end what the registry says of a trial."""
+        trial, now = registry.trial(), registry.current()
+        running = trial if trial is not None and trial.runs(now) else None
+        if running is None and self._tried.pop(registry.task, None) is not None:
+            self.challenge(registry.task, None)
+        if running is not None and running.token != self._tried.get(registry.task):
+            self._tried[registry.task] = running.token
+            self.challenge(registry.task, (registry.path(running), running))
+
     def start(self) -> Self:
         """Load what is current now, then go on looking in a thread of its own, also for tasks that are new."""
         for registry in promoted_tasks(self.root):
             self.look(registry)
+            self._noting(self.look_at_trial, registry)  # a challenger that fails keeps no server from starting
         self._thread.start()
         return self
 
@@ -177,10 +227,16 @@ class Follower:
     def _run(self) -> None:
         while not self._end.wait(self.every):
             for registry in promoted_tasks(self.root):
-                try:
-                    self.look(registry)
-                except RungError as error:
-                    self.errors[registry.task] = str(error)
+                self._noting(self.look, registry)
+                self._noting(self.look_at_trial, registry)
+
+    def _noting(self, look: Callable[[Registry], Any], registry: Registry) -> None:
+        try:
+            look(registry)
+        except RungError as error:
+            if self.errors.get(registry.task) != str(error):
+                LOG.error("%s: %s", registry.task, error)
+            self.errors[registry.task] = str(error)
 
 
 def _copy(source: Path, target: Path) -> None:

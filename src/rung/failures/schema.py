@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0001"  # the newest migration
+HEAD = "0002"  # the newest migration
 
 
 class Moment(sa.types.TypeDecorator[datetime]):
@@ -57,7 +57,11 @@ interactions = sa.Table(
     sa.Column("key", sa.Text),
     sa.Column("finish", sa.Text, nullable=False),
     sa.Column("split", sa.String(5), nullable=False),
+    sa.Column("trial", sa.String(32), nullable=False, server_default=""),
+    sa.Column("shadows", sa.String(80), nullable=False, server_default=""),
     sa.Index("interactions_by_task", "task", "at"),
+    sa.Index("interactions_by_trial", "trial"),
+    sa.Index("interactions_by_shadowed", "shadows"),
 )
 
 # `source` is `user`, `check` (the answer breaks the task's rules) or `artifact:FINGERPRINT` (what another one answers).

@@ -15,8 +15,9 @@ from rung.errors import DataError
 from rung.failures.database import PATIENCE, Database, sa
 from rung.failures.interaction import Interaction
 from rung.failures.queries import case_rows, count, suggestions
-from rung.failures.records import EVERYTHING, Case, Correction, Feedback, Filter, Promotion
+from rung.failures.records import EVERYTHING, Case, Correction, Feedback, Filter, Promotion, Verdict
 from rung.failures.schema import corrections, feedback, interactions, promotions
+from rung.failures.verdicts import correction_of, holding, verdicts
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
@@ -110,6 +111,24 @@ class Store:
             raise _unknown(id)
         return found
 
+    def shadows(self, id: str) -> list[Interaction]:  # noqa: A002
+        """Return the answers that artifacts gave in the shadow of an interaction, in order."""
+        return self._interactions(interactions.c.shadows == id)
+
+    # ---- trials
+
+    def in_trial(self, trial: str) -> list[Interaction]:
+        """Return every interaction of a trial, those in the shadow of others included, in order."""
+        return self._interactions(interactions.c.trial == trial)
+
+    def verdicts(self, trial: str) -> list[Verdict]:
+        """Return what was said of the answers of a trial, in the order in which it was first said."""
+        return self.database.run("read", lambda c: verdicts(c, trial))
+
+    def _interactions(self, condition: sa.ColumnElement[bool]) -> list[Interaction]:
+        statement = sa.select(interactions).where(condition).order_by(interactions.c.at, interactions.c.id)
+        return [_interaction(row) for row in self.database.run("read", lambda c: c.execute(statement).all())]
+
     # ---- feedback and corrections
 
     def add_feedback(self, given: Feedback) -> int:
@@ -165,7 +184,7 @@ class Store:
         values = _entry(id, reviewer, comment, expected=None)
 
         def undoes(connection: Connection) -> dict[str, Any]:
-            holds = _holding(_corrections(connection, id))
+            holds = holding(_corrections(connection, id))
             if holds is None:
                 raise DataError("nothing-to-undo", f"{id} has no correction", hint="`rung failures show` lists them")
             return {"undoes": holds.number}
@@ -268,13 +287,4 @@ def _interaction(row: Row[Any]) -> Interaction:
 
 def _corrections(connection: Connection, id: str) -> list[Correction]:  # noqa: A002
     statement = sa.select(corrections).where(corrections.c.interaction == id).order_by(corrections.c.number)
-    return [
-        Correction(r.number, r.interaction, r.at, r.reviewer, r.expected, r.comment, r.undoes)
-        for r in connection.execute(statement)
-    ]
-
-
-def _holding(history: Sequence[Correction]) -> Correction | None:
-    undone = {entry.undoes for entry in history}
-    left = [entry for entry in history if entry.expected is not None and entry.number not in undone]
-    return left[-1] if left else None
+    return [correction_of(row) for row in connection.execute(statement)]

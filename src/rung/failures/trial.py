@@ -5,13 +5,13 @@ request is answered by one, chosen by a hash of its id; the k-th scored answer o
 other, which are two independent draws from the same traffic, so the mean difference is the same.
 
 Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.evaluation.elimination`);
-its p-value holds at all looks together. Both directions are tested, each at half the level.
+its p-value holds at all looks together. Both directions are tested, each at half the level. `rung.failures.challenge`
+runs one on a server.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,8 +20,6 @@ import numpy.typing as npt
 
 from rung.data.types import place_of
 from rung.evaluation.elimination import betting_capital, sign_capital
-from rung.failures.records import Feedback, Filter
-from rung.failures.store import Store
 
 Arm = Literal["a", "b"]
 
@@ -125,36 +123,3 @@ def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
         salt: another one draws anew; give each trial its own.
     """
     return "b" if place_of([salt, id]) < share else "a"
-
-
-def by_thumbs(store: Store, task: str, a: str, b: str, trial: Trial | None = None) -> Trial:
-    """Run an A/B trial over the feedback that users gave, in the order in which it came.
-
-    A thumb up scores 1, down 0; a score counts as it is. Of several on one answer the first counts.
-
-    Args:
-        store: where feedback is.
-        task: whose interactions.
-        a: fingerprint of one artifact.
-        b: that of the other.
-        trial: the rule; the default one if None.
-    """
-    trial = trial or Trial()
-    arms: Iterable[tuple[Arm, str]] = (("a", a), ("b", b))
-    said = []
-    for arm, artifact in arms:
-        for case in store.cases(Filter(task=task, artifact=artifact)):
-            scored = [(f.number, s) for f in store.feedback(case.interaction.id) if (s := _score(f)) is not None]
-            if scored:
-                said.append((*min(scored), arm))
-    for _, score, arm in sorted(said):
-        trial.add(arm, score)
-    return trial
-
-
-def _score(given: Feedback) -> float | None:
-    if given.source != "user":
-        return None
-    if given.thumb is not None:
-        return 1.0 if given.thumb == "up" else 0.0
-    return given.score

@@ -21,7 +21,10 @@ def case_values(case: Case) -> dict[str, Any]:
 
 
 def details(store: Store, id: str) -> dict[str, Any]:  # noqa: A002
-    """Return a case with its feedback and its history, as JSON values."""
+    """Return a case with its feedback, its history and what other artifacts answered, as JSON values."""
     said = [{**asdict(one), "at": one.at.isoformat() if one.at else None} for one in store.feedback(id)]
     history = [{**asdict(one), "at": one.at.isoformat()} for one in store.history(id)]
-    return {**case_values(store.case(id)), "feedback": said, "history": history}
+    shadows = [
+        {"artifact": one.artifact, "actual": one.actual, "confidence": one.confidence} for one in store.shadows(id)
+    ]
+    return {**case_values(store.case(id)), "feedback": said, "history": history, "shadows": shadows}

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rung.errors import ConfigError
 from rung.failures.capture import Capture, Mode
 from rung.failures.feedback import failures_router, feedback_router
+from rung.failures.records import Challenge
 from rung.failures.redact import Redactor
 from rung.failures.registry import Follower
 from rung.failures.store import Store
@@ -44,6 +46,7 @@ def wired(
     allowed: Callable[[Request], None] = lambda request: None,
     registry: Path | None = None,
     load: Callable[[Path, str], Any] = lambda folder, name: None,
+    challenge: Callable[[str, tuple[Path, Challenge] | None], Any] = lambda name, what: None,
 ) -> Wiring:
     """Open a store and put everything together.
 
@@ -56,6 +59,7 @@ def wired(
         allowed: raises an HTTPException for requests that may not review.
         registry: folder of promoted artifacts to follow; those in it are loaded before this returns.
         load: serves the artifact of a folder under a name, in place of what is served under it.
+        challenge: begins the trial of a folder's artifact beside what is served under a name, or ends the one there.
     """
     redact = redact or Redactor()
     store = Store(place)
@@ -64,4 +68,13 @@ def wired(
         feedback_router(store, capture=capture, redact=redact, key_of=key_of),
         failures_router(store, allowed=allowed),
     )
-    return Wiring(store, capture, routers, Follower(registry, load).start() if registry else None)
+
+    def tried(name: str, what: tuple[Path, Challenge] | None) -> None:
+        if what is not None and mode == "off":
+            raise ConfigError(
+                "trial-uncaptured", f"a trial runs for {name}, and what is answered is not captured",
+                hint="serve with --capture on, or with --capture sampled",
+            )  # fmt: skip
+        challenge(name, what)
+
+    return Wiring(store, capture, routers, Follower(registry, load, tried).start() if registry else None)

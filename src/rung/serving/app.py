@@ -24,6 +24,7 @@ from rung.serving.front import Front
 from rung.serving.limits import Limits
 from rung.serving.metrics import Metrics
 from rung.serving.openapi import describe_tasks
+from rung.serving.shadows import Shadows, watch_shadows
 
 if TYPE_CHECKING:
     from rung.serving.recording import Recorder
@@ -57,7 +58,10 @@ def app_with(
     access, limits = access or Access(), limits or Limits()
     gate = Gate(limits.queue)
     metrics = Metrics(served, gate)
-    context = Context(served, limits, metrics, recorder, load_from, access.keys is not None)
+    shadows = None if recorder is None else Shadows(recorder, lambda: gate.inside > 0)
+    if shadows is not None:
+        watch_shadows(metrics, shadows)
+    context = Context(served, limits, metrics, recorder, shadows, load_from, access.keys is not None)
 
     @asynccontextmanager
     async def living(_app: FastAPI) -> AsyncIterator[None]:

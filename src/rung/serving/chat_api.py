@@ -21,7 +21,7 @@ from rung.serving.plans import Direct, Plan, plan_chat
 from rung.serving.recording import record_answer, record_plain
 from rung.serving.running import Made, Running
 from rung.serving.schemas import ChatRequest, Error
-from rung.serving.served import Encoder, scheduled
+from rung.serving.served import Encoder, ending, scheduled
 from rung.serving.stream import Trimmed, event_stream
 from rung.serving.token_texts import Token, chat_logprobs, spelled
 from rung.serving.tools import calls_in
@@ -66,9 +66,7 @@ class _Reply:
     async def direct(self, plan: Direct) -> Response:
         """Answer through `Artifact.answer`."""
         answer, finish = await answer_row(self._context, self._visit, plan)
-        record_answer(
-            self._context.recorder, plan.served, plan.row, answer, self._visit, identity=self._id, finish=finish
-        )
+        record_answer(self._context, plan.served, plan.row, answer, self._visit, identity=self._id, finish=finish)
         usage = _usage(answer.prompt_tokens, answer.completion_tokens)
         self._context.metrics.used(self._body.model, answer.prompt_tokens, answer.completion_tokens)
         told = said(plan, answer)
@@ -190,8 +188,7 @@ async def answer_row(context: Context, visit: Visit, plan: Direct) -> tuple[Answ
     if engine is not None:
         visit.at_end(engine.leave)
     answers = await context.answer(answers_of, artifact, [plan.row])
-    cut = engine is not None and "length" in engine.reasons
-    return answers[0], "length" if cut else "stop"
+    return answers[0], ending(engine)
 
 
 def said(plan: Direct | Plan, answer: Answer) -> dict[str, Any]:
@@ -209,7 +206,7 @@ def keep(context: Context, visit: Visit, plan: Plan, made: Made, identity: str) 
         )
         return None
     answer = filled(plan.empty, made.text, *tokens, visit.seconds)
-    record_answer(context.recorder, plan.served, plan.inputs, answer, visit, identity=identity, finish=made.finish)
+    record_answer(context, plan.served, plan.inputs, answer, visit, identity=identity, finish=made.finish)
     return said(plan, answer)
 
 

@@ -17,6 +17,7 @@ from rung.serving.limits import Limits
 from rung.serving.metrics import Metrics
 from rung.serving.recording import Recorder
 from rung.serving.served import Base, Encoder, ModelNotFoundError, Served, ServedArtifact
+from rung.serving.shadows import Shadows
 
 _Result = TypeVar("_Result")
 RENDERERS = 4  # threads that render and tokenize
@@ -29,6 +30,7 @@ class Context:
     Attributes:
         served: what is served.
         recorder: takes what was answered, or None.
+        shadows: answers of challengers behind the responses; there where there is a recorder.
         load_from: below it lie artifacts that may be loaded over HTTP; None for no loading.
         keyed: whether requests need a key.
         ready: false from the moment when the server is told to end.
@@ -38,6 +40,7 @@ class Context:
     limits: Limits
     metrics: Metrics
     recorder: Recorder | None = None
+    shadows: Shadows | None = None
     load_from: Path | None = None
     keyed: bool = False
     ready: bool = True
@@ -70,6 +73,8 @@ class Context:
 
     def close(self) -> None:
         """End threads and engines, once their work is done."""
+        if self.shadows is not None:
+            self.shadows.close()
         self._renderers.shutdown()
         if self._answerers is not None:
             self._answerers.shutdown()

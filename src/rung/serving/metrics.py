@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -42,6 +42,12 @@ class Metrics:
         """Count the tokens of an answer."""
         self.tokens.labels(model, "prompt").inc(prompt)
         self.tokens.labels(model, "completion").inc(completion)
+
+    def watch(self, prefix: str, told: Mapping[str, str], counts: Callable[[], Any]) -> None:
+        """Show counts that are read when they are asked for: `told` says what each attribute of them means."""
+        for name, meaning in told.items():
+            gauge = Gauge(f"{prefix}_{name}", meaning, registry=self.registry)
+            gauge.set_function(lambda name=name: float(getattr(counts(), name)))  # type: ignore[misc]
 
     def text(self) -> bytes:
         """Return everything in Prometheus's text format."""

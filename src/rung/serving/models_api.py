@@ -100,6 +100,14 @@ def _model(one: Base | Encoder | ServedArtifact) -> dict[str, Any]:
             "model": artifact.model if one.base is None else one.base.name,
             "fingerprint": one.fingerprint,
         }
+        if one.trial is not None:
+            record = one.trial.record
+            told["trial"] = {
+                "id": record.token,
+                "mode": record.mode,
+                "share": record.share,
+                "artifact": record.artifact,
+            }
     elif isinstance(one, Encoder):
         told = {"kind": "encoder"}
     else:

@@ -17,6 +17,7 @@ from rung.serving.answering import refuse_sampling, request_of, row_of, writes_p
 from rung.serving.schemas import ChatRequest, CompletionRequest, Sampled, Tool
 from rung.serving.served import Base, ServedArtifact, scheduled
 from rung.serving.tools import constraint, described, forced, template_knows_tools, turns
+from rung.serving.trials import answering, outside
 
 DEFAULT_TOKENS = 1024  # of an answer that is asked for without a limit, where the context has room for them
 
@@ -104,7 +105,6 @@ def _plan_artifact(
     *,
     logprobs: bool,
 ) -> Plan | Direct:
-    artifact = served.artifact
     sampled = {
         "n": body.n if body.n > 1 else None,
         "temperature": body.temperature or None,
@@ -112,6 +112,9 @@ def _plan_artifact(
         "response_format": held,
         "logprobs": logprobs or None,
     }
+    own = all(value is None for value in sampled.values())
+    served = answering(served, row, limit) if own else outside(served)
+    artifact = served.artifact
     if served.base is None or not writes_plain_text(artifact):
         refuse_sampling(artifact, sampled)
         return Direct(served, row)

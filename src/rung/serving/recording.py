@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rung.data.types import hash_of
 from rung.failures.interaction import DEFAULT_RULE, Interaction, interaction_of
+from rung.serving.shadows import Shadow
 
 if TYPE_CHECKING:
     from rung.parts import Answer
+    from rung.serving.context import Context
     from rung.serving.served import Base, ServedArtifact
     from rung.serving.visit import Visit
 
@@ -21,9 +24,12 @@ class Recorder(Protocol):
     def offer(self, interaction: Interaction) -> None:
         """Take one interaction; a recorder that is full counts it as dropped."""
 
+    def takes(self, identity: str) -> bool:
+        """Tell whether an interaction with this id is kept, as far as its sample goes."""
+
 
 def record_answer(
-    recorder: Recorder | None,
+    context: Context,
     served: ServedArtifact,
     row: Mapping[str, Any],
     answer: Answer,
@@ -32,7 +38,8 @@ def record_answer(
     identity: str,
     finish: str,
 ) -> None:
-    """Record what an artifact answered, under the id that the client is told."""
+    """Record what an artifact answered, under the id that the client is told; its shadow answers when that is done."""
+    recorder, trial, key = context.recorder, served.trial, visit.key.id if visit.key else None
     if recorder is None:
         return
     recorder.offer(
@@ -45,9 +52,14 @@ def record_answer(
             model_fingerprint=served.model_fingerprint,
             finish=finish,
             seconds=visit.seconds,
-            key=visit.key.id if visit.key else None,
+            key=key,
+            trial="" if trial is None else trial.record.token,
         )
     )
+    if trial is None or trial.record.mode != "shadow" or trial.challenger is None or not recorder.takes(identity):
+        return
+    assert context.shadows is not None  # there are where there is a recorder
+    visit.at_end(partial(context.shadows.offer, Shadow(trial.challenger, row, identity, key)))
 
 
 def record_plain(

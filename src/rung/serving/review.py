@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prometheus_client import Gauge
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -35,7 +34,6 @@ def reviewers_only(request: Request) -> None:
 
 def watch_capture(app: FastAPI, capture: Capture) -> None:
     """Show among the metrics what became of the interactions that were offered to a capture."""
-    registry = app.state.rung.metrics.registry
     told = {
         "offered": "Interactions offered to capture.",
         "left_out": "Interactions that the mode of capture leaves out.",
@@ -43,6 +41,4 @@ def watch_capture(app: FastAPI, capture: Capture) -> None:
         "waiting": "Interactions that wait to be written.",
         "written": "Interactions in the store.",
     }
-    for name, meaning in told.items():
-        gauge = Gauge(f"rung_capture_{name}", meaning, registry=registry)
-        gauge.set_function(lambda name=name: float(getattr(capture.counts, name)))  # type: ignore[misc]
+    app.state.rung.metrics.watch("rung_capture", told, lambda: capture.counts)

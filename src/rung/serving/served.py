@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rung.agents.agent import Agent
 from rung.artifact import Artifact
@@ -22,6 +22,9 @@ from rung.parts import Generate, Head
 from rung.progress import QUIET, Progress
 from rung.serving.scheduled_engine import ScheduledEngine
 from rung.serving.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from rung.failures.records import Challenge
 
 WARM_UP = "hello"
 
@@ -64,7 +67,12 @@ class Encoder:
 
 @dataclass(frozen=True, eq=False)
 class ServedArtifact:
-    """An artifact under a name. `base` is None where a sentence encoder alone answers."""
+    """An artifact under a name.
+
+    Attributes:
+        base: runs its model; None where a sentence encoder alone answers.
+        trial: the one that it takes part in.
+    """
 
     name: str
     artifact: Artifact
@@ -73,6 +81,15 @@ class ServedArtifact:
     model_fingerprint: str
     base: Base | None
     created: int
+    trial: OnTrial | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OnTrial:
+    """A trial that an artifact takes part in, and what is tried beside it; None for the challenger itself."""
+
+    record: Challenge
+    challenger: ServedArtifact | None = None
 
 
 class ModelNotFoundError(Exception):
@@ -155,17 +172,36 @@ class Served:
                 raise ConfigError(
                     "name-taken", f"{name!r} is served already", hint=f"give it another name: NAME={folder}"
                 )
-            base = None
-            encoded = isinstance(artifact.decoder, Head) and artifact.decoder.encoder
-            if not encoded and not isinstance(artifact.decoder, Nearest):
-                base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
-            identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
-            served = ServedArtifact(
-                name, artifact, folder.resolve(), fingerprint(folder), identity, base, int(time.time())
-            )
-            _warm_up(served)
+            served = self._opened(artifact, folder, name, progress)
             self._name(name, served)
             return served
+
+    def challenge(self, name: str, folder: Path, record: Challenge, *, progress: Progress = QUIET) -> None:
+        """Load a challenger of the artifact that is served under a name, answer once, and only then begin the trial.
+
+        The trial is part of what is served under the name, so whatever takes that place ends it.
+
+        Raises:
+            ArtifactError: the challenger's folder is damaged, or not what it says.
+            ConfigError: `trial-mismatch`: the trial was started against something else.
+        """
+        with self._loading:
+            one = self._names.get(name)
+            if not isinstance(one, ServedArtifact) or one.fingerprint != record.against:
+                raise ConfigError(
+                    "trial-mismatch", f"the trial of {name} is against {record.against[:16]}, which is not served here",
+                    hint="stop it, and start it against what is served",
+                )  # fmt: skip
+            challenger = self._opened(Artifact.load(folder), folder, name, progress)
+            challenger = replace(challenger, trial=OnTrial(record))
+            self._name(name, replace(one, trial=OnTrial(record, challenger)))
+
+    def withdraw(self, name: str) -> None:
+        """End the trial under a name, if there is one; what the challenger answers already it answers."""
+        with self._loading:
+            one = self._names.get(name)
+            if isinstance(one, ServedArtifact):
+                self._name(name, replace(one, trial=None))
 
     def unload(self, name: str) -> None:
         """Stop serving an artifact; requests under way end as they began, and its base model stays.
@@ -187,6 +223,17 @@ class Served:
             base.scheduler.close()
 
     # ---- inside
+
+    def _opened(self, artifact: Artifact, folder: Path, name: str, progress: Progress) -> ServedArtifact:
+        """Return an artifact with what it needs in memory, after it answered once."""
+        base = None
+        encoded = isinstance(artifact.decoder, Head) and artifact.decoder.encoder
+        if not encoded and not isinstance(artifact.decoder, Nearest):
+            base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
+        identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
+        served = ServedArtifact(name, artifact, folder.resolve(), fingerprint(folder), identity, base, int(time.time()))
+        _warm_up(served)
+        return served
 
     def _base(self, reference: str, engine: str, quantization: str, progress: Progress) -> Base:
         """Return the base model that answers on this engine, loading it first where it is not there."""
@@ -222,6 +269,11 @@ def scheduled(served: ServedArtifact) -> tuple[Artifact, ScheduledEngine | None]
         return served.artifact, None
     engine = ScheduledEngine(served.base.scheduler)
     return served.artifact.on(engine), engine
+
+
+def ending(engine: ScheduledEngine | None) -> str:
+    """Return why the one answer that an engine gave ended."""
+    return "length" if engine is not None and "length" in engine.reasons else "stop"
 
 
 def example(inputs: dict[str, Any]) -> Example:

@@ -91,9 +91,8 @@ class _Reply:
     async def _direct(self, plan: Direct, number: int) -> tuple[str, int, int, str]:
         answer, finish = await answer_row(self._context, self._visit, plan)
         record_answer(
-            self._context.recorder, plan.served, plan.row, answer, self._visit, identity=self._name(number),
-            finish=finish,
-        )  # fmt: skip
+            self._context, plan.served, plan.row, answer, self._visit, identity=self._name(number), finish=finish
+        )
         return answer.written or answer.text, answer.prompt_tokens, answer.completion_tokens, finish
 
     async def _whole_choice(self, plan: Plan, index: int, made: Made, number: int) -> dict[str, Any]:

@@ -1,0 +1,17 @@
+"""Which trial an interaction is part of, and which one it shadows."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the columns; what is there already took part in no trial."""
+    op.add_column("interactions", sa.Column("trial", sa.String(32), nullable=False, server_default=""))
+    op.add_column("interactions", sa.Column("shadows", sa.String(80), nullable=False, server_default=""))
+    op.create_index("interactions_by_trial", "interactions", ["trial"])
+    op.create_index("interactions_by_shadowed", "interactions", ["shadows"])

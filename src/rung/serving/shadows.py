@@ -1,0 +1,160 @@
+"""Challengers that answer behind the responses: one row at a time, and only while no client waits.
+
+The queue is bounded; what does not fit is dropped and counted. A challenger that fails at a row is recorded as having
+answered nothing, since leaving such rows out would favour it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rung.errors import RungError
+from rung.failures.interaction import interaction_of
+from rung.parts import Answer
+from rung.serving.answering import answers_of
+from rung.serving.identity import new_id
+from rung.serving.scheduled_engine import LeftError, ScheduledEngine
+from rung.serving.served import ServedArtifact, ending, scheduled
+
+if TYPE_CHECKING:
+    from rung.serving.metrics import Metrics
+    from rung.serving.recording import Recorder
+
+MOST = 256  # rows that may wait
+PAUSE = 0.01  # seconds between looks at whether clients wait
+LOG = logging.getLogger("rung.serving")
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A row to answer again: by whom, and behind which response to whose request."""
+
+    challenger: ServedArtifact
+    row: Mapping[str, Any]
+    identity: str
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of the rows offered: offered = dropped + waiting + answered + failed."""
+
+    offered: int = 0
+    dropped: int = 0
+    answered: int = 0
+    failed: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """Rows in the queue, the one under way included."""
+        return self.offered - self.dropped - self.answered - self.failed
+
+
+class Shadows:
+    """The queue and its one worker.
+
+    Args:
+        recorder: takes what challengers answered.
+        busy: tells whether clients wait for answers.
+        most: rows that may wait.
+    """
+
+    def __init__(self, recorder: Recorder, busy: Callable[[], bool], *, most: int = MOST) -> None:
+        self._recorder, self._busy, self._most = recorder, busy, most
+        self._worker = ThreadPoolExecutor(1, "rung-shadow")
+        self._lock = threading.Lock()
+        self._counts = Counts()
+        self._closing = False
+        self._engine: ScheduledEngine | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """What became of all rows, at this moment."""
+        return self._counts
+
+    def offer(self, shadow: Shadow) -> None:
+        """Take one row, or count it as dropped; returns at once."""
+        with self._lock:
+            full = self._closing or self._counts.waiting >= self._most
+            self._counts = replace(self._counts, offered=self._counts.offered + 1)
+            if not full:
+                self._worker.submit(self._run, shadow)
+        if full:
+            self._count("dropped")
+
+    def close(self) -> None:
+        """Drop what waits, also the row under way, and end the worker."""
+        with self._lock:
+            self._closing = True
+            if self._engine is not None:
+                self._engine.leave()
+        self._worker.shutdown()
+
+    # ---- in the worker
+
+    def _run(self, shadow: Shadow) -> None:
+        while self._busy() and not self._closing:
+            time.sleep(PAUSE)
+        artifact, engine = scheduled(shadow.challenger)
+        with self._lock:
+            self._engine = engine
+            closing = self._closing
+        if closing:
+            self._count("dropped")
+            return
+        begun = time.monotonic()
+        try:
+            answer, finish = answers_of(artifact, [shadow.row])[0], ending(engine)
+        except LeftError:
+            self._count("dropped")
+            return
+        except Exception as error:  # whatever a challenger does, the next row is answered
+            finish = error.code if isinstance(error, RungError) else "internal-error"
+            LOG.error("the challenger of %s failed: %s", shadow.challenger.name, error, exc_info=error)
+            answer = Answer("", None, None, 0, 0, 0.0)
+            self._record(shadow, answer, finish, time.monotonic() - begun)
+            self._count("failed")
+            return
+        self._record(shadow, answer, finish, time.monotonic() - begun)
+        self._count("answered")
+
+    def _record(self, shadow: Shadow, answer: Answer, finish: str, seconds: float) -> None:
+        challenger = shadow.challenger
+        assert challenger.trial is not None
+        self._recorder.offer(
+            interaction_of(
+                challenger.artifact,
+                shadow.row,
+                answer,
+                id=new_id("shadow"),
+                artifact_fingerprint=challenger.fingerprint,
+                model_fingerprint=challenger.model_fingerprint,
+                finish=finish,
+                seconds=seconds,
+                key=shadow.key,
+                trial=challenger.trial.record.token,
+                shadows=shadow.identity,
+            )
+        )
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self._counts = replace(self._counts, **{what: getattr(self._counts, what) + 1})
+
+
+def watch_shadows(metrics: Metrics, shadows: Shadows) -> None:
+    """Show among the metrics what became of the rows that challengers were to answer behind responses."""
+    told = {
+        "offered": "Rows for a challenger to answer behind the response.",
+        "dropped": "Rows left out: the queue was full, or the server ended.",
+        "waiting": "Rows that wait until no client does.",
+        "answered": "Rows that a challenger answered.",
+        "failed": "Rows that a challenger failed at; recorded with an empty answer.",
+    }
+    metrics.watch("rung_shadow", told, lambda: shadows.counts)
