@@ -64,7 +64,8 @@ def test_listed_corrected_undone_and_counted(run, stored):
     stats = run("failures", "stats", "--json")
     assert stats == {
         "captured": 3, "suspicious": 2, "queue": 0, "reviewed": 2, "wrong": {"train": 1, "test": 0}, "fixed": 0,
-        "reasons": {"bad feedback": 1, "invalid output": 0, "unfinished": 0, "disagreement": 0, "low confidence": 1},
+        "reasons": {"bad feedback": 1, "invalid output": 0, "unfinished": 0, "retrieval miss": 0,
+                    "disagreement": 0, "low confidence": 1},
     }  # fmt: skip
     assert "1 wrong to train on" in run("failures", "stats")
     assert run("failures", "undo", "r0", "--json") == {"correction": 3, "expected": None}

@@ -1,10 +1,15 @@
 """Interactions: the side of an input is the one that the task's own data loading gives it."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+
+from grounded import passage
 from rung.data.types import example_id
 from rung.failures.interaction import Interaction, SplitRule, interaction_of
 from rung.parts import Answer
+from rung.retrieval.retriever import Retriever
 from rung.task import Task
 
 
@@ -45,3 +50,23 @@ def test_an_answer_becomes_an_interaction_with_its_provenance(zero):
     assert (made.actual, made.confidence, made.prompt_tokens, made.seconds) == ("age_limit", 0.9, 12, 0.5)
     hidden = replace(made, inputs={"text": "[redacted]"})
     assert (hidden.input_id, hidden.split) == (made.input_id, made.split)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, False),
+        ({"refused": True}, True),
+        ({"passages": ()}, True),
+        ({"text": " Not in here. "}, True),
+    ],
+)
+def test_an_answer_for_which_the_documents_hold_nothing_is_a_miss(zero, changes, expected):
+    looking = replace(zero, retriever=Retriever(Path("index"), "f", "Look.", refusal="Not in here."))
+    answer = Answer("age_limit", None, None, 1, 1, 0.1, passages=(passage("faq.md", "From 18 on."),))
+    answer = replace(answer, **changes)
+    for artifact, miss in ((looking, expected), (zero, False)):
+        made = interaction_of(
+            artifact, {"text": "How old?"}, answer, id="r1", artifact_fingerprint="a", model_fingerprint="m"
+        )
+        assert made.missed is miss

@@ -51,6 +51,25 @@ def test_the_migrations_make_exactly_the_tables(location):
     Store(location).close()  # opened again: nothing to do
 
 
+def test_a_store_of_the_first_version_is_migrated_and_keeps_its_rows(location, make):
+    store = Store(location)
+    store.record([make(1)])
+    store.correct("r1", "card_arrival", "Ann")
+
+    def back(connection):
+        for name in ("interactions_by_trial", "interactions_by_shadowed"):
+            connection.execute(sa.text(f"drop index {name}"))
+        for name in ("trial", "shadows", "missed"):
+            connection.execute(sa.text(f"alter table interactions drop column {name}"))
+        connection.execute(sa.text("update alembic_version set version_num = '0001'"))
+
+    store.database.run("durable", back)
+    store.close()
+    with Store(location) as again:
+        assert again.case("r1").interaction == make(1)
+        assert again.case("r1").expected == "card_arrival"
+
+
 def test_a_store_of_a_newer_version_is_refused(location):
     store = Store(location)
     store.database.run("durable", lambda c: c.execute(sa.text("update alembic_version set version_num = '9999'")))
@@ -96,6 +115,7 @@ def test_the_queue_has_every_reason_and_the_worst_first(store, make):
             make(6),
             make(7, task="other", confidence=None, finish="tool_calls"),
             make(8),
+            make(9, missed=True),
         ]
     )
     store.add_feedback(Feedback("r4", thumb="down", comment="wrong"))
@@ -110,23 +130,25 @@ def test_the_queue_has_every_reason_and_the_worst_first(store, make):
         ("r4", ("bad feedback",)),
         ("r6", ("invalid output",)),
         ("r3", ("unfinished",)),
+        ("r9", ("retrieval miss",)),
         ("r2", ("low confidence",)),
     ]
     assert store.case("r5").suggestion == "lost_card"  # a user's goes before an artifact's later one
     store.correct("r4", "age_limit", "Ann")  # reviewed, and it was right
     store.correct("r5", " lost_card\n", "Ann")
-    assert [c.interaction.id for c in store.cases(QUEUE)] == ["r6", "r3", "r2"]
+    assert [c.interaction.id for c in store.cases(QUEUE)] == ["r6", "r3", "r9", "r2"]
     assert [c.interaction.id for c in store.cases(Filter(failure=True))] == ["r5"]
     assert [c.interaction.id for c in store.cases(Filter(reviewed=True))] == ["r5", "r4"]
     assert [c.failure for c in store.cases(Filter(reviewed=True))] == [True, False]
-    assert {c.interaction.id for c in store.cases(Filter(failure=False))} == {f"r{i}" for i in (1, 2, 3, 4, 6, 7, 8)}
+    assert {c.interaction.id for c in store.cases(Filter(failure=False))} == {f"r{i}" for i in (1, 2, 3, 4, 6, 7, 8, 9)}
     assert [c.interaction.id for c in store.cases(Filter(task="other"))] == ["r7"]
     assert [c.interaction.id for c in store.cases(Filter(reason="disagreement"))] == ["r5"]
     assert [c.interaction.id for c in store.cases(Filter(low_confidence=0.95, reason="low confidence"), limit=2)] == [
         "r5", "r4",
     ]  # fmt: skip
     assert [c.interaction.id for c in store.cases(Filter(suspicious=False), limit=1, offset=1)] == ["r7"]
-    assert len(store.cases(offset=3)) == 5
+    assert [c.interaction.id for c in store.cases(Filter(reason="retrieval miss"))] == ["r9"]
+    assert len(store.cases(offset=3)) == 6
 
 
 def test_text_is_found_as_it_is_written_and_wildcards_are_text(store, make):

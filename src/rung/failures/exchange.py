@@ -212,4 +212,5 @@ def _interaction(values: Mapping[str, Any], inputs: dict[str, Any], actual: str,
         split="test" if values.get("split") == "test" else side,
         input_id=str(values.get("input_id") or example_id(read)),
         trial=str(values.get("trial") or ""),
+        missed=bool(values.get("missed")),
     )

@@ -72,6 +72,7 @@ class Interaction:
         input_id: hash of the inputs as they came; redaction changes the inputs, and not this. Empty: computed.
         trial: token of the trial that it is part of, or empty.
         shadows: id of the interaction that this one answers again, unseen by the client; empty for one that was sent.
+        missed: the documents were looked up, and held nothing relevant.
     """
 
     id: str
@@ -95,6 +96,7 @@ class Interaction:
     input_id: str = ""
     trial: str = ""
     shadows: str = ""
+    missed: bool = False
 
     def __post_init__(self) -> None:
         if not self.input_id:
@@ -158,7 +160,15 @@ def interaction_of(
         input_id=example_id(read),
         trial=trial,
         shadows=shadows,
+        missed=missed(artifact, answer),
     )
+
+
+def missed(artifact: Artifact, answer: Answer) -> bool:
+    """Tell whether the documents held nothing relevant: none was near enough or shown, or the model says so."""
+    if artifact.retriever is None:
+        return False
+    return answer.refused or not answer.passages or answer.text.strip() == artifact.retriever.refusal
 
 
 def as_read(artifact: Artifact, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 Condition = sa.ColumnElement[bool]
-_WEIGHTS = dict(zip(REASONS, (16, 8, 4, 2, 1), strict=True))  # in the order in which they are worth a look
+_WEIGHTS = {name: 2**place for place, name in enumerate(reversed(REASONS))}
 
 
 class CaseRow(NamedTuple):
@@ -116,6 +116,7 @@ def _reasons(low_confidence: float) -> dict[Reason, Condition]:
         ),
         "invalid output": said(feedback.c.source == "check"),
         "unfinished": interactions.c.finish.not_in(FINISHED),
+        "retrieval miss": interactions.c.missed,
         "disagreement": sa.or_(said(feedback.c.source.like("artifact:%"), other), answered_otherwise),
         "low confidence": sa.func.coalesce(interactions.c.confidence, 1.0) < low_confidence,
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rung.failures.interaction import Interaction, Side
 
 Thumb = Literal["up", "down"]
-Reason = Literal["bad feedback", "invalid output", "unfinished", "disagreement", "low confidence"]
-REASONS: tuple[Reason, ...] = ("bad feedback", "invalid output", "unfinished", "disagreement", "low confidence")
+Reason = Literal["bad feedback", "invalid output", "unfinished", "retrieval miss", "disagreement", "low confidence"]
+REASONS: tuple[Reason, ...] = get_args(Reason)  # in the order in which they are worth a look
 LOW_CONFIDENCE = 0.5
 FINISHED = ("stop", "tool_calls")  # an answer that ended otherwise was cut
 Mode = Literal["shadow", "ab"]

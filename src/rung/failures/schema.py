@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-HEAD = "0002"  # the newest migration
+HEAD = "0003"  # the newest migration
 
 
 class Moment(sa.types.TypeDecorator[datetime]):
@@ -59,6 +59,7 @@ interactions = sa.Table(
     sa.Column("split", sa.String(5), nullable=False),
     sa.Column("trial", sa.String(32), nullable=False, server_default=""),
     sa.Column("shadows", sa.String(80), nullable=False, server_default=""),
+    sa.Column("missed", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("interactions_by_task", "task", "at"),
     sa.Index("interactions_by_trial", "trial"),
     sa.Index("interactions_by_shadowed", "shadows"),
