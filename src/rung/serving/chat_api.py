@@ -13,7 +13,7 @@ from rung.engines.base import Delta, GenerateRequest
 from rung.engines.local_model import LocalModel
 from rung.models.tokenizer import Tokenizer
 from rung.parts import Answer
-from rung.serving.answering import answers_of, filled, told_of
+from rung.serving.answering import answer_of, answers_of, told_of
 from rung.serving.context import Context, context_of
 from rung.serving.errors import Refused
 from rung.serving.identity import new_id
@@ -70,15 +70,14 @@ class _Reply:
         usage = _usage(answer.prompt_tokens, answer.completion_tokens)
         self._context.metrics.used(self._body.model, answer.prompt_tokens, answer.completion_tokens)
         told = said(plan, answer)
-        choice = {
-            "index": 0,
-            "message": _message(answer.written or answer.text),
-            "logprobs": None,
-            "finish_reason": finish,
-        }
+        message = _message(answer.written or answer.text)
+        choices = [
+            {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+            for index in range(plan.choices)
+        ]
         if self._body.stream:
-            return await event_stream(self._at_once([choice], usage, told))
-        return JSONResponse(self._body_of([choice], usage, told))
+            return await event_stream(self._at_once(choices, usage, told))
+        return JSONResponse(self._body_of(choices, usage, told))
 
     # ---- completions
 
@@ -98,6 +97,8 @@ class _Reply:
             return
         trimmed = [Trimmed() if plan.served else None for _ in plan.requests]
         begun: set[int] = set()
+        left = len(plan.requests)
+        end: dict[str, Any] = {}
         async for index, delta in running:
             if not begun:
                 self._context.metrics.first.labels(self._body.model).observe(self._visit.seconds)
@@ -112,9 +113,12 @@ class _Reply:
             elif text or logprobs:
                 yield self._chunk(index, {"content": text}, logprobs=logprobs)
             if delta.reason is not None:
-                yield self._chunk(index, {}, finish=delta.reason)
+                left -= 1
+                end = self._chunk(index, {}, finish=delta.reason)
+                if left:
+                    yield end
         usage, told = self._close(plan, running.made)
-        async for chunk in self._last(usage, told):
+        for chunk in self._last(end, usage, told):
             yield chunk
 
     async def _ended(self, plan: Plan, made: Sequence[Made]) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
@@ -149,20 +153,28 @@ class _Reply:
         self, choices: Sequence[dict[str, Any]], usage: dict[str, Any], told: dict[str, Any] | None
     ) -> AsyncIterator[dict[str, Any]]:
         """Yield a finished answer as a stream."""
+        end: dict[str, Any] = {}
         for choice in choices:
+            if end:
+                yield end
             message = choice["message"]
             delta: dict[str, Any] = {"role": "assistant", "content": message["content"]}
             if "tool_calls" in message:
                 delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]
             yield self._chunk(choice["index"], delta, logprobs=choice["logprobs"])
-            yield self._chunk(choice["index"], {}, finish=choice["finish_reason"])
-        async for chunk in self._last(usage, told):
+            end = self._chunk(choice["index"], {}, finish=choice["finish_reason"])
+        for chunk in self._last(end, usage, told):
             yield chunk
 
-    async def _last(self, usage: dict[str, Any], told: dict[str, Any] | None) -> AsyncIterator[dict[str, Any]]:
+    def _last(self, end: dict[str, Any], usage: dict[str, Any], told: dict[str, Any] | None) -> list[dict[str, Any]]:
+        """Return the last chunks of a stream: the end of the choice that ends last, and usage where it is asked for.
+
+        What only Rung says (what the answer cites among it) is known when all is written; the very last one has it.
+        """
         options = self._body.stream_options
-        if options is not None and options.include_usage:
-            yield {**self._head("chat.completion.chunk"), "choices": [], "usage": usage, **_extra(told)}
+        if options is None or not options.include_usage:
+            return [{**end, **extra(told)}]
+        return [end, {**self._head("chat.completion.chunk"), "choices": [], "usage": usage, **extra(told)}]
 
     def _chunk(
         self, index: int, delta: dict[str, Any], *, logprobs: dict[str, Any] | None = None, finish: str | None = None
@@ -173,7 +185,7 @@ class _Reply:
     def _body_of(
         self, choices: Sequence[dict[str, Any]], usage: dict[str, Any], told: dict[str, Any] | None
     ) -> dict[str, Any]:
-        return {**self._head("chat.completion"), "choices": list(choices), "usage": usage, **_extra(told)}
+        return {**self._head("chat.completion"), "choices": list(choices), "usage": usage, **extra(told)}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._body.model}
@@ -200,12 +212,12 @@ def said(plan: Direct | Plan, answer: Answer) -> dict[str, Any]:
 def keep(context: Context, visit: Visit, plan: Plan, made: Made, identity: str) -> dict[str, Any] | None:
     """Record what was generated; return what is said of an artifact's answer."""
     tokens = made.prompt_tokens, made.completion_tokens
-    if plan.served is None or plan.empty is None:
+    if plan.served is None or plan.rendered is None:
         record_plain(
             context.recorder, plan.base, plan.inputs, made.text, tokens, visit, identity=identity, finish=made.finish
         )
         return None
-    answer = filled(plan.empty, made.text, *tokens, visit.seconds)
+    answer = answer_of(plan.served.artifact, plan.rendered, made.text, *tokens, visit.seconds)
     record_answer(context, plan.served, plan.inputs, answer, visit, identity=identity, finish=made.finish)
     return said(plan, answer)
 
@@ -244,5 +256,6 @@ def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def _extra(told: dict[str, Any] | None) -> dict[str, Any]:
+def extra(told: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what only Rung says of an answer as a field of its own, where there is anything."""
     return {} if told is None else {"rung": told}

@@ -12,7 +12,8 @@ from rung.engines.local_model import LocalModel
 from rung.errors import ConfigError
 from rung.models.system_turn import accepts_system, fold_system
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Answer, Generate
+from rung.parts import Generate
+from rung.prompts.overflow import Rendered
 from rung.serving.answering import refuse_sampling, request_of, row_of, writes_plain_text
 from rung.serving.schemas import ChatRequest, CompletionRequest, Sampled, Tool
 from rung.serving.served import Base, ServedArtifact, scheduled
@@ -30,7 +31,7 @@ class Plan:
         base: runs them.
         requests: one per choice.
         inputs: what is recorded of the request.
-        served, empty: the artifact that answers, and its answer without text; None for the bare base model.
+        served, rendered: the artifact that answers, and the prompt as it rendered it; None for the bare base model.
         tools, must: what may be called, and of what one has to be.
     """
 
@@ -38,7 +39,7 @@ class Plan:
     requests: Sequence[GenerateRequest]
     inputs: Mapping[str, Any]
     served: ServedArtifact | None = None
-    empty: Answer | None = None
+    rendered: Rendered | None = None
     tools: Sequence[Tool] = ()
     must: Sequence[Tool] = ()
 
@@ -50,10 +51,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Direct:
-    """A row that an artifact answers in its own way."""
+    """A row that an artifact answers in its own way, `choices` times the same."""
 
     served: ServedArtifact
     row: Mapping[str, Any]
+    choices: int = 1
 
 
 def plan_chat(target: Base | ServedArtifact, body: ChatRequest) -> Plan | Direct:
@@ -121,11 +123,13 @@ def _plan_artifact(
     if held is not None and isinstance(artifact.decoder, Generate) and artifact.decoder.constraint is not None:
         raise _unsupported("response_format", "the artifact has its own schema")
     running, _ = scheduled(served)
-    like, empty = request_of(running, row)
+    like, rendered = request_of(running, row)
+    if rendered.refused:  # nothing is written, so nothing is sampled either
+        return Direct(served, row, body.n)
     room = min(like.sampling.max_tokens, limit) if limit is not None else like.sampling.max_tokens
     requests = _requests(like.prompt, body, room, held or like.constraint, logprobs=logprobs)
     requests = [replace(one, adapter=like.adapter) for one in requests]
-    return Plan(served.base, requests, row, served, empty)
+    return Plan(served.base, requests, row, served, rendered)
 
 
 def _requests(

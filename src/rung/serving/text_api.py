@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from rung.engines.local_model import LocalModel
-from rung.serving.chat_api import FAILURES, answer_row, keep, without_end
+from rung.serving.chat_api import FAILURES, answer_row, extra, keep, said, without_end
 from rung.serving.context import Context, context_of
 from rung.serving.errors import Refused
 from rung.serving.identity import new_id
@@ -62,15 +62,17 @@ class _Reply:
         prompt_tokens = completion_tokens = 0
         for number, (plan, running) in enumerate(zip(plans, begun, strict=True)):
             if isinstance(plan, Direct):
-                text, read, written, finish = await self._direct(plan, number)
-                choices.append(_choice(len(choices), text, None, finish))
-                made = [Made(prompt_tokens=read, completion_tokens=written)]
+                direct, one = await self._direct(plan, number, len(choices))
+                choices += direct
+                made = [one]
             else:
                 made = await self._finish(plan, running)
+                told = None
                 if self._body.max_tokens != 0:
-                    keep(self._context, self._visit, plan, made[0], self._name(number))
+                    told = keep(self._context, self._visit, plan, made[0], self._name(number))
                 for index, one in enumerate(made):
-                    choices.append(await self._whole_choice(plan, index, one, len(choices)))
+                    choice = await self._whole_choice(plan, index, one, len(choices))
+                    choices.append({**choice, **extra(told)} if index == 0 else choice)
             prompt_tokens += made[0].prompt_tokens
             completion_tokens += sum(one.completion_tokens for one in made)
         self._context.metrics.used(self._body.model, prompt_tokens, completion_tokens)
@@ -88,17 +90,22 @@ class _Reply:
         prompt = plan.requests[0].prompt
         return [Made(prompt_tokens=len(prompt), finish="length") for _ in plan.requests]
 
-    async def _direct(self, plan: Direct, number: int) -> tuple[str, int, int, str]:
+    async def _direct(self, plan: Direct, number: int, first: int) -> tuple[list[dict[str, Any]], Made]:
+        """Return the choices of an artifact's own answer to a prompt, the first of which is number `first`."""
         answer, finish = await answer_row(self._context, self._visit, plan)
         record_answer(
             self._context, plan.served, plan.row, answer, self._visit, identity=self._name(number), finish=finish
         )
-        return answer.written or answer.text, answer.prompt_tokens, answer.completion_tokens, finish
+        text = answer.written or answer.text
+        choices = [_choice(first + index, text, None, finish) for index in range(plan.choices)]
+        choices[0] |= extra(said(plan, answer))
+        return choices, Made(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
 
     async def _whole_choice(self, plan: Plan, index: int, made: Made, number: int) -> dict[str, Any]:
         engine = plan.base.engine
-        assert isinstance(engine, LocalModel)  # plans of others are refused
         request, text = plan.requests[index], made.text.strip() if plan.served else made.text
+        if not isinstance(engine, LocalModel):  # an endpoint's engine does not tell which tokens it wrote
+            return _choice(number, text, None if self._body.logprobs is None else text_logprobs([]), made.finish)
         prompt = engine.tokens(request.prompt)
         echoed = engine.tokenizer.decode(prompt) if self._body.echo else ""
         logprobs = None
@@ -124,33 +131,41 @@ class _Reply:
         prompt_tokens = completion_tokens = first = 0
         for number, (plan, running) in enumerate(zip(plans, begun, strict=True)):
             if isinstance(plan, Direct):
-                text, read, written, finish = await self._direct(plan, number)
-                yield {**self._head(), "choices": [_choice(first, text, None, finish)]}
-                prompt_tokens, completion_tokens, first = prompt_tokens + read, completion_tokens + written, first + 1
-                continue
-            assert running is not None
-            async for chunk in self._pieces(plan, running, first):
-                yield chunk
-            keep(self._context, self._visit, plan, running.made[0], self._name(number))
-            prompt_tokens += running.made[0].prompt_tokens
-            completion_tokens += sum(one.completion_tokens for one in running.made)
-            first += len(running.made)
+                choices, one = await self._direct(plan, number, first)
+                for choice in choices:
+                    yield {**self._head(), "choices": [choice]}
+                made = [one]
+                first += len(choices)
+            else:
+                assert running is not None
+                async for choice in self._pieces(plan, running, number):
+                    yield {**self._head(), "choices": [{**choice, "index": first + choice["index"]}]}
+                made = running.made
+                first += len(made)
+            prompt_tokens += made[0].prompt_tokens
+            completion_tokens += sum(one.completion_tokens for one in made)
         self._context.metrics.used(self._body.model, prompt_tokens, completion_tokens)
         options = self._body.stream_options
         if options is not None and options.include_usage:
             yield {**self._head(), "choices": [], "usage": _usage(prompt_tokens, completion_tokens)}
 
-    async def _pieces(self, plan: Plan, running: Running, first: int) -> AsyncIterator[dict[str, Any]]:
+    async def _pieces(self, plan: Plan, running: Running, number: int) -> AsyncIterator[dict[str, Any]]:
+        """Yield what comes of one prompt as choices; the last one has what only Rung says of the answer."""
         trimmed = [Trimmed() if plan.served else None for _ in plan.requests]
+        left = len(plan.requests)
         async for index, delta in running:
             one = trimmed[index]
             text = delta.text if one is None else one.more(delta.text)
-            logprobs = None
+            logprobs = told = None
             if self._body.logprobs is not None and isinstance(plan.base.engine, LocalModel):
                 logprobs = text_logprobs(without_end(plan.base.engine.tokenizer, delta))
                 logprobs["top_logprobs"] = None
+            if delta.reason is not None:
+                left -= 1
+                if not left:
+                    told = keep(self._context, self._visit, plan, running.made[0], self._name(number))
             if text or logprobs or delta.reason is not None:
-                yield {**self._head(), "choices": [_choice(first + index, text, logprobs, delta.reason)]}
+                yield {**_choice(index, text, logprobs, delta.reason), **extra(told)}
 
     def _name(self, number: int) -> str:
         """Return the id under which the answer to a prompt is recorded; that of the first is the response's own."""
