@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -122,3 +123,41 @@ def test_promoted_and_rolled_back(run, zero, tmp_path):
         with pytest.raises(RungError) as raised:
             run(*arguments)
         assert raised.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("start", "intents", "artifact", "--mode", "canary"), "bad-option"),
+        (("start", "intents", "artifact", "--share", "0.5"), "bad-option"),
+        (("start", "intents", "artifact", "--mode", "ab", "--share", "1.5"), "bad-option"),
+        (("start", "intents", "artifact"), "nothing-served"),
+        (("show", "intents"), "no-trial"),
+        (("stop", "intents"), "no-trial"),
+    ],
+)
+def test_a_trial_that_cannot_be_is_refused(run, stored, zero, tmp_path, arguments, code):
+    zero.save(tmp_path / "artifact")
+    with pytest.raises(RungError) as refused:
+        run("trial", *arguments)
+    assert refused.value.code == code
+
+
+def test_a_trial_is_started_shown_and_stopped(run, stored, zero, tmp_path):
+    for word in ("one", "two"):
+        replace(zero, prompt=replace(zero.prompt, system=word)).save(tmp_path / word)
+    run("promote", "one", "--reason", "first release", "--reviewer", "Ann")
+    said = run("trial", "start", "intents", "two", "--mode", "ab", "--share", "0.25", "--stop-after", "200")
+    assert "is tried on 25% of the inputs" in said
+    shown = run("trial", "show", "intents", "--json")
+    assert {name: shown[name] for name in ("mode", "share", "stop_after", "running", "answered", "judged", "pairs",
+                                           "delta", "fixed", "broken", "p", "state", "stop")} == {
+        "mode": "ab", "share": 0.25, "stop_after": 200, "running": True, "answered": {"a": 0, "b": 0},
+        "judged": {"a": 0, "b": 0}, "pairs": 0, "delta": 0.0, "fixed": 0, "broken": 0, "p": 1.0, "state": "open",
+        "stop": False,
+    }  # fmt: skip
+    assert "0 of at most 200 pairs: +0.0 pp, 0 fixed / 0 broken, p = 1\nundecided so far" in run(
+        "trial", "show", "intents"
+    )
+    assert "is stopped" in run("trial", "stop", "intents")
+    assert "is over" in run("trial", "show", "intents")

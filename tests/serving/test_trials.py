@@ -81,14 +81,14 @@ def rung(tmp_path, *arguments):
 
 
 def until(done):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120  # loading the encoder takes seconds, and on a busy machine many
     while not done() and time.monotonic() < end:
         time.sleep(0.01)
     assert done()
 
 
 def model(server, name="intents"):
-    return httpx.get(f"{server.url}/v1/models/{name}").json().get("rung", {})
+    return httpx.get(f"{server.url}/v1/models/{name}", timeout=60).json().get("rung", {})
 
 
 def predict(server, *texts):
@@ -97,7 +97,7 @@ def predict(server, *texts):
 
 def test_a_task_promoted_for_the_first_time_is_served_without_a_restart(folders, tmp_path):
     with following(tmp_path) as server:
-        assert httpx.get(f"{server.url}/v1/models").json()["data"] == []
+        assert httpx.get(f"{server.url}/v1/models", timeout=60).json()["data"] == []
         promote(tmp_path, folders[0])
         until(lambda: model(server).get("fingerprint") == fingerprint(folders[0]))
         assert [one["output"] for one in predict(server, "Where is my card?")] == [WRONG]
@@ -145,7 +145,7 @@ def test_an_ab_trial_answers_a_share_of_the_inputs_and_is_judged_by_what_comes_b
 def test_a_shadow_answers_behind_the_response_and_neither_delays_nor_changes_it(folders, tmp_path, monkeypatch):
     promote(tmp_path, folders[0])
     go, answer = threading.Event(), shadows_module.answers_of
-    monkeypatch.setattr(shadows_module, "answers_of", lambda *given: go.wait(20) and answer(*given))
+    monkeypatch.setattr(shadows_module, "answers_of", lambda *given: go.wait(120) and answer(*given))
     with following(tmp_path) as server:
         plain = predict(server, "Where is my card?")[0]
         rung(tmp_path, "trial", "start", "intents", folders[1], "--mode", "shadow", "--stop-after", 9)
@@ -165,9 +165,9 @@ def test_a_shadow_answers_behind_the_response_and_neither_delays_nor_changes_it(
                 assert behind.input_id == store.interaction(one["id"]).input_id
             assert store.shadows(plain["id"]) == []  # before the trial
             assert store.count() == 13
-        case = httpx.get(f"{server.url}/v1/failures/{answered[0]['id']}").json()
+        case = httpx.get(f"{server.url}/v1/failures/{answered[0]['id']}", timeout=60).json()
         assert (case["reasons"], case["suggestion"]) == (["disagreement"], RIGHT)
-        assert [one["actual"] for one in case["shadows"]] == [RIGHT]
+        assert [one["actual"] for one in case["shadowed_by"]] == [RIGHT]
         for one, expected in zip(answered, [RIGHT, WRONG] * 6, strict=True):
             body = {"expected": expected, "reviewer": "Ann"}
             assert server.post(f"/v1/failures/{one['id']}/correction", body).status_code == 201

@@ -86,12 +86,12 @@ def show(id: Id, store: StorePlace = "failures.db", json: Json = False) -> None:
         print_json(values)
         return
     for name, value in values.items():
-        if name not in ("feedback", "history", "shadows") and value not in (None, "", []):
+        if name not in ("feedback", "history", "shadowed_by") and value not in (None, "", []):
             _say(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
     for one in values["feedback"]:
         said = [one["thumb"], one["score"], one["comment"], one["expected"] and f"expected {one['expected']!r}"]
         _say(f"feedback {one['at']} by {one['source']}: {', '.join(str(s) for s in said if s not in (None, ''))}")
-    for one in values["shadows"]:
+    for one in values["shadowed_by"]:
         _say(f"in a trial, the artifact {one['artifact'][:16]} answered {one['actual']!r}")
     for one in values["history"]:
         what = f"undid {one['undoes']}" if one["undoes"] else f"expected {one['expected']!r}"

@@ -209,6 +209,7 @@ class Follower:
         if running is not None and running.token != self._tried.get(registry.task):
             self._tried[registry.task] = running.token
             self.challenge(registry.task, (registry.path(running), running))
+            self.errors.pop(registry.task, None)
 
     def start(self) -> Self:
         """Load what is current now, then go on looking in a thread of its own, also for tasks that are new."""

@@ -27,4 +27,4 @@ def details(store: Store, id: str) -> dict[str, Any]:  # noqa: A002
     shadows = [
         {"artifact": one.artifact, "actual": one.actual, "confidence": one.confidence} for one in store.shadows(id)
     ]
-    return {**case_values(store.case(id)), "feedback": said, "history": history, "shadows": shadows}
+    return {**case_values(store.case(id)), "feedback": said, "history": history, "shadowed_by": shadows}
