@@ -57,11 +57,12 @@ def save(artifact: Artifact, folder: Path) -> Path:
         )
     if folder.exists():
         folder.rmdir()
-    publish(folder, lambda target: _write(artifact, target))
+    publish(folder, lambda target: _write(artifact, target, folder.absolute()))
     return folder
 
 
-def _write(artifact: Artifact, folder: Path) -> None:
+def _write(artifact: Artifact, folder: Path, final: Path) -> None:
+    """Write the artifact's files into `folder`, which will stand at `final`."""
     from safetensors.numpy import save_file
 
     arrays: dict[str, Any] = {}
@@ -69,6 +70,7 @@ def _write(artifact: Artifact, folder: Path) -> None:
         "format": FORMAT,
         "shape": asdict(artifact.shape),
         "model": artifact.model,
+        "model_beside": _beside(artifact.model, final),
         "model_fingerprint": None if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint,
         "engine": _engine(artifact),
         "overflow": artifact.overflow,
@@ -98,6 +100,12 @@ def _write(artifact: Artifact, folder: Path) -> None:
         shutil.copytree(artifact.weights.adapter, folder / "adapter")
     (folder / "artifact.json").write_text(json.dumps(values, ensure_ascii=False, indent=2))
     _write_manifest(folder)
+
+
+def _beside(reference: str, folder: Path) -> str | None:
+    """Return the name of a model folder that stands beside the artifact's, so that both may be moved together."""
+    model = Path(reference).expanduser()
+    return model.name if model.is_dir() and model.resolve().parent == folder.resolve().parent else None
 
 
 def _engine(artifact: Artifact) -> str:
@@ -178,13 +186,14 @@ def load(folder: Path) -> Artifact:
             f"{folder}: this version of Rung renders the prompt of the artifact differently",
             hint="run the climb again, or use the version of Rung that made the artifact",
         )
+    model = values["model"] if values.get("model_beside") is None else str(folder.parent / values["model_beside"])
     if values["model_fingerprint"] is not None:
-        _check_model(folder, values["model"], values["model_fingerprint"])
+        _check_model(folder, model, values["model_fingerprint"])
     shape = values["shape"]
     weights = values["weights"]
     return Artifact(
         shape=Shape(**{**shape, "inputs": tuple(shape["inputs"]), "labels": tuple(shape["labels"])}),
-        model=values["model"],
+        model=model,
         engine=values["engine"],
         overflow=_overflow(folder, values),
         path=tuple(values["path"]),

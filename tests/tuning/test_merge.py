@@ -113,6 +113,15 @@ def test_a_merged_model_answers_as_the_unmerged_one(zero, base, tmp_path, make):
     assert done.difference.agreement == 1.0
 
 
+def test_a_merged_folder_may_be_moved(zero, tmp_path):
+    merge(tuned(zero, lora, "lora"), tmp_path / "out", rows=ROWS)
+    before = [a.text for a in Artifact.load(tmp_path / "out" / "artifact").predict(ROWS)]
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    moved = Artifact.load(tmp_path / "elsewhere" / "artifact")
+    assert moved.model == str(tmp_path / "elsewhere" / "model")
+    assert [a.text for a in moved.predict(ROWS)] == before
+
+
 def test_what_cannot_be_merged_says_what_to_do(zero, base, tmp_path):
     artifact = tuned(zero, bottleneck, "bottleneck")
     with pytest.raises(TrainingError) as caught:
