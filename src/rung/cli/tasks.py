@@ -238,15 +238,16 @@ def explain(
     code: Annotated[str | None, typer.Argument(help="The code in error[CODE].", metavar="CODE")] = None,
 ) -> None:
     """Say what an error code means and how to fix it; without a code, list them."""
-    from rung.explanations import EXPLANATIONS
+    from rung.explanations import explanations
 
+    entries = explanations()
     if code is None:
-        width = max(map(len, EXPLANATIONS))
-        for name, entry in EXPLANATIONS.items():
+        width = max(map(len, entries))
+        for name, entry in entries.items():
             typer.echo(f"{name:{width}}  {entry.meaning}")
         return
-    if code not in EXPLANATIONS:
-        near = get_close_matches(code, EXPLANATIONS, n=1)
+    if code not in entries:
+        near = get_close_matches(code, entries, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`rung explain` lists all codes"
         raise ConfigError("unknown-code", f"no error has the code {code!r}", hint=hint)
-    typer.echo(f"error[{code}]\n\n{EXPLANATIONS[code]}")
+    typer.echo(f"error[{code}]\n\n{entries[code]}")
