@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
 
 from rung.agents.agent import Agent, protocol_for
 from rung.agents.protocol import json_head
@@ -18,38 +15,34 @@ from rung.agents.toolbox import find_tools
 from rung.agents.tools import McpServer
 from rung.data.labels import LABELLED
 from rung.data.types import Example, example_id
+from rung.decoders.nearest import Nearest
 from rung.engines.api_scoring import scores_labels
-from rung.engines.base import Engine, Floats, Messages
+from rung.engines.base import Engine, Messages
 from rung.engines.opening import open_encoder, open_engine
-from rung.errors import ConfigError, DataError, EngineError
+from rung.errors import ConfigError, DataError
 from rung.evaluation.confidence import Confidence
 from rung.evaluation.metrics import Metric, get_metric
 from rung.models.reference import is_endpoint
-from rung.nearest import Nearest
 from rung.parts import (
     BASE,
     Answer,
     Decoder,
     Generate,
-    Head,
     LabelScoring,
-    Mixture,
     Probable,
-    Reasoning,
     Weights,
-    sure,
     unfitted,
 )
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
-from rung.prompts.grounding import Grounding, block
-from rung.prompts.overflow import Overflow, Rendered, fitted
+from rung.prompts.grounding import block
+from rung.prompts.overflow import Overflow, Rendered
 from rung.prompts.prompt import Prompt
 from rung.prompts.template import default_template, placeholders
 from rung.prompts.verbalizer import verbalize
 from rung.retrieval.citations import cited, resolve
 from rung.retrieval.passage import Passage
-from rung.retrieval.retriever import Found, Retriever
+from rung.retrieval.retriever import Retriever
 
 if TYPE_CHECKING:
     from rung.task import Task
@@ -215,29 +208,7 @@ class Artifact:
         """Answer examples of the task's data, as `predict` does; `passages` stand for what would be retrieved."""
         if not examples:
             return []
-        if isinstance(self.decoder, Head):
-            return self._classify(self.decoder, examples, progress)
-        if isinstance(self.decoder, Mixture):
-            return self._mix(self.decoder, examples, progress)
-        if isinstance(self.decoder, Nearest):
-            return self._rank(self.decoder, examples, progress)
-        rendered = self.fit_to_context(examples, passages=passages, progress=progress)
-        asked = [one.messages for one in rendered if not one.refused]
-        written = iter(self._asked(examples, asked, full, progress) if asked else ())
-        return [self.finished(self.refusal(one) if one.refused else next(written), one) for one in rendered]
-
-    def _asked(
-        self, examples: Sequence[Example], prompts: Sequence[Messages], full: bool, progress: Progress
-    ) -> list[Answer]:
-        """Return what the decoder makes of prompts, and of the examples' other ones where several are averaged."""
-        full = full or self.abstains  # whether to abstain hangs on all labels' probabilities
-        members = self.members()
-        if len(members) > 1:
-            assert isinstance(self.decoder, LabelScoring)  # nothing else can be averaged; see DemonstrationEnsemble
-            others = [member.render(examples, progress=progress) for member in members[1:]]
-            return self.decoder.answer_together(self, self.open(), [prompts, *others], progress=progress)
-        assert not isinstance(self.decoder, Head | Mixture | Nearest)
-        return self.decoder.answer(self, self.open(), prompts, full=full, progress=progress)
+        return self.decoder.answer(self, examples, full=full, passages=passages, progress=progress)
 
     def finished(self, answer: Answer, rendered: Rendered) -> Answer:
         """Return an answer with what was left out of its prompt, the passages it read, and its citations resolved."""
@@ -257,10 +228,7 @@ class Artifact:
     @property
     def cites(self) -> bool:
         """Whether answers name the passages they are from: those that are free text do."""
-        decoder = self.decoder
-        held = isinstance(decoder, Generate) and decoder.constraint is not None
-        free = isinstance(decoder, (Generate, Reasoning)) and not held and self.shape.kind in ("text", "chat")
-        return self.retriever is not None and free
+        return self.retriever is not None and self.decoder.free and self.shape.kind in ("text", "chat")
 
     def refusal(self, rendered: Rendered) -> Answer:
         """Return the answer to a row for which nothing relevant was found."""
@@ -273,49 +241,6 @@ class Artifact:
             return (self,)
         members = (replace(self, demonstrations=shown) for shown in self.demonstrations.members())
         return tuple(member.on(self.open()) for member in members)
-
-    def _rank(self, nearest: Nearest, examples: Sequence[Example], progress: Progress) -> list[Answer]:
-        encoder = open_encoder(nearest.encoder, progress=progress)
-        start = time.perf_counter()
-        texts = [self.prompt.question(example.inputs) for example in examples]
-        found = nearest.find(encoder.embed(texts, progress=progress))
-        seconds = (time.perf_counter() - start) / len(examples)
-        return [
-            Answer(answer, None, None, len(encoder.encode(text)), 0, seconds, ({"role": "user", "content": text},))
-            for answer, text in zip(found, texts, strict=True)
-        ]
-
-    def _classify(self, head: Head, examples: Sequence[Example], progress: Progress) -> list[Answer]:
-        encode = open_encoder(head.reference, progress=progress).encode if head.encoder else self.open().encode
-        start = time.perf_counter()  # loading a model is no part of answering a row
-        texts = [self.prompt.question(example.inputs) for example in examples]
-        chances = head.classify(features(self, head.reference, texts, progress=progress))
-        seconds = (time.perf_counter() - start) / len(examples)
-        answers = []
-        for p, text in zip(chances, texts, strict=True):
-            messages: Messages = ({"role": "user", "content": text},)
-            said, confidence = head.decide(p)
-            answer = Answer(said, confidence, tuple(p.tolist()), len(encode(text)), 0, seconds, messages)
-            answers.append(answer if head.thresholds else sure(answer, p, int(p.argmax()), head.confidence))
-        return answers
-
-    def _mix(self, mixture: Mixture, examples: Sequence[Example], progress: Progress) -> list[Answer]:
-        """Ask every member; costs add up, and what is shown as sent is what the first one was sent."""
-        given = [member.answer(examples, full=True, progress=progress) for member in mixture.members]
-        chances = mixture.mixed([label_probabilities(answers) for answers in given])
-        rows = list(zip(*given, strict=True))
-        answers = []
-        for p, row in zip(chances, rows, strict=True):
-            best = int(p.argmax())
-            answer = replace(
-                row[0],
-                text=self.shape.labels[best],
-                prompt_tokens=sum(answer.prompt_tokens for answer in row),
-                completion_tokens=sum(answer.completion_tokens for answer in row),
-                seconds=sum(answer.seconds for answer in row),
-            )
-            answers.append(sure(answer, p, best, mixture.confidence))
-        return answers
 
     def render(self, examples: Sequence[Example], *, progress: Progress = QUIET) -> list[Messages]:
         """Return the exact messages of every example, demonstrations included."""
@@ -335,74 +260,7 @@ class Artifact:
             passages: what to show of the documents for each row, in this order, instead of what a search finds.
             progress: told of encoding.
         """
-        if isinstance(self.decoder, Head | Nearest):
-            return [Rendered(({"role": "user", "content": self.prompt.question(e.inputs)},)) for e in examples]
-        if isinstance(self.decoder, Mixture):
-            return self.decoder.members[0].fit_to_context(examples, progress=progress)
-        if self.demonstrations is None and self.retriever is None:
-            return [Rendered(self.prompt.messages(example.inputs)) for example in examples]
-        engine = self.open()
-        limit = self._prompt_limit(engine)
-        shown = self._shown(examples, engine, progress)
-        refused, groundings = self._grounded(examples, shown, passages)
-        rendered = []
-        for example, chosen, grounding, refuse in zip(examples, shown, groundings, refused, strict=True):
-            of_shown = grounding.demonstrations if grounding else ((),) * len(chosen)
-            turns = [(c.inputs, self.target(c, c.outputs[0], p)) for c, p in zip(chosen, of_shown, strict=True)]
-            one = fitted(self.overflow, self.prompt, example.inputs, turns, engine.count, limit, grounding)
-            rendered.append(replace(one, refused=refuse))
-        return rendered
-
-    def _shown(self, examples: Sequence[Example], engine: Engine, progress: Progress) -> Sequence[tuple[Example, ...]]:
-        """Return the demonstrations of every row, in the order in which they are shown."""
-        shown, prompt = self.demonstrations, self.prompt
-        if shown is None:
-            return [()] * len(examples)
-        costs: dict[str, int] = {}
-
-        def cost(example: Example) -> int:
-            if example.id not in costs:
-                question, answer = prompt.question(example.inputs), self.spoken(example.outputs[0])
-                turns: Messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-                costs[example.id] = engine.count(turns)
-            return costs[example.id]
-
-        vectors: Floats | None = None
-        if shown.needs_vectors:
-            texts = [prompt.question(example.inputs) for example in examples]
-            vectors = open_encoder(shown.encoder, progress=progress).embed(texts, progress=progress)
-        return [
-            shown.choose(example.id, None if vectors is None else vectors[row], cost)
-            for row, example in enumerate(examples)
-        ]
-
-    def _grounded(
-        self,
-        examples: Sequence[Example],
-        shown: Sequence[tuple[Example, ...]],
-        given: Sequence[Sequence[Passage]] | None,
-    ) -> tuple[list[bool], list[Grounding | None]]:
-        """Return for every row whether it is refused, and the passages shown with it and its demonstrations."""
-        retriever = self.retriever
-        if retriever is None:
-            return [False] * len(examples), [None] * len(examples)
-        pool = {e.id: e for chosen in shown for e in chosen} if retriever.demonstration_passages else {}
-        rows = [*(examples if given is None else ()), *pool.values()]
-        queries = [self.prompt.query(row.inputs) for row in rows]
-        found = retriever.find(rows, queries, self.passage_cost())
-        of_pool = {row.id: one.passages for row, one in zip(pool.values(), found[len(rows) - len(pool) :], strict=True)}
-        refused: list[bool] = []
-        groundings: list[Grounding | None] = []
-        for i, chosen in enumerate(shown):
-            one = found[i] if given is None else Found(tuple(given[i]))
-            ranks = tuple(-float(rank) for rank in range(len(one.passages)))  # best first
-            best = retriever.order == "best_first" or given is not None
-            of_shown = tuple(of_pool.get(e.id, ())[: retriever.demonstration_passages] for e in chosen)
-            own = one.passages if given is not None else retriever.arranged(one.passages)
-            grounding = Grounding(retriever.instruction, own, ranks if best else ranks[::-1], of_shown)
-            groundings.append(grounding)
-            refused.append(retriever.refuses(one))
-        return refused, groundings
+        return self.decoder.fit_to_context(self, examples, passages=passages, progress=progress)
 
     def passage_cost(self) -> Callable[[Passage], int]:
         """Return what counts the tokens of a passage, each once."""
@@ -416,27 +274,9 @@ class Artifact:
 
         return cost
 
-    def _prompt_limit(self, engine: Engine) -> int:
-        """Return how many tokens a prompt may have; only an overflow policy has to know."""
-        if self.overflow == "error" or isinstance(self.decoder, Head | Mixture | Nearest):
-            return 0
-        if engine.info.context <= 0:
-            raise EngineError(
-                "context-unknown",
-                f"overflow: {self.overflow} has to know how many tokens {self.model} reads, and it does not say",
-                hint="use `overflow: error`, and show fewer demonstrations or passages",
-            )
-        return engine.info.context - self.decoder.room(engine) - self.weights.virtual_tokens
-
     def spoken(self, output: str) -> str:
         """Return an expected output as the model should write it: the label's text, or the output itself."""
-        if isinstance(self.decoder, LabelScoring):
-            return self.decoder.texts[self.decoder.labels.index(output)]
-        if isinstance(self.decoder, Generate) and self.decoder.choices:
-            return self.decoder.choices[self.shape.labels.index(output)]
-        if isinstance(self.decoder, Reasoning):
-            return self.decoder.spoken(output, self.shape.labels)
-        return output
+        return self.decoder.spoken(output, self.shape.labels)
 
     def target(self, row: Example, output: str, passages: Sequence[Passage]) -> str:
         """Return what the model should write behind a row's prompt: the answer, and the passages it is from."""
@@ -452,13 +292,7 @@ class Artifact:
 
     def text(self, messages: Messages) -> str:
         """Return the exact final text that messages become; for a head, the text that is encoded."""
-        if isinstance(self.decoder, Head | Nearest):
-            return "\n".join(message["content"] for message in messages)
-        if isinstance(self.decoder, Mixture):
-            return self.decoder.members[0].text(messages)
-        if isinstance(self.decoder, Agent):
-            return self.decoder.text(self.model, self.open(), messages)
-        return self.open().text(messages)
+        return self.decoder.text(self, messages)
 
     def _example(self, row: Mapping[str, Any], index: int) -> Example:
         missing = [column for column in self.shape.inputs if column not in row]
@@ -485,28 +319,6 @@ class Artifact:
         from rung.artifact_files import load
 
         return load(Path(folder))
-
-
-def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-    """Return unit feature vectors: of the sentence encoder, or of the base model where `encoder` is empty."""
-    if encoder:
-        return open_encoder(encoder, progress=progress).embed(texts, progress=progress)
-    return artifact.open().embed(texts, progress=progress)
-
-
-def label_probabilities(answers: Sequence[Answer]) -> Floats:
-    """Return the probabilities of answers that were asked for all of them, shape [rows, labels].
-
-    Raises:
-        EngineError: `no-probabilities`: an answer has none.
-    """
-    if any(answer.probabilities is None for answer in answers):
-        raise EngineError(
-            "no-probabilities",
-            "a mixture needs the probability of every label, and a member gives only its answer",
-            hint="mix artifacts that score labels or have a head",
-        )
-    return np.array([answer.probabilities for answer in answers], np.float32)
 
 
 def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: tuple[str, ...]) -> Decoder:

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,13 +27,13 @@ import numpy as np
 from rung.agents.agent import Agent
 from rung.agents.files import agent_from_values, agent_values
 from rung.artifact import Artifact, Shape
+from rung.decoders.nearest import Nearest
 from rung.engines.engine_choice import settled
 from rung.errors import ArtifactError
 from rung.evaluation.confidence import Confidence
 from rung.models.cache import publish
 from rung.models.fingerprint import file_sha256
 from rung.models.reference import is_endpoint, resolve
-from rung.nearest import Nearest
 from rung.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning, Weights
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
@@ -152,6 +152,7 @@ def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path) -> d
         }  # fmt: skip
     if isinstance(decoder, Agent):
         return agent_values(decoder)
+    assert is_dataclass(decoder)  # as every kind is
     return {"kind": decoder.kind, **asdict(decoder)}
 
 

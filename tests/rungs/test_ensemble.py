@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from rung.artifact import Artifact
+from rung.decoders.mixture import tempered
 from rung.engines import encoder as encoders
 from rung.errors import ConfigError, EngineError
 from rung.machine import this_machine
-from rung.parts import Head, tempered
+from rung.parts import Head
 from rung.rungs import Ensemble, build
 from rung.rungs.base import YES, Cost, no
 from rung.rungs.costs import prediction_flops

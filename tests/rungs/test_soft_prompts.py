@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rung.artifact import Artifact
+from rung.decoders.context import prompt_limit
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
@@ -149,8 +150,9 @@ def test_virtual_tokens_count_in_context_and_costs(tiny_zero, data, tuned):
     assert ours.row_tokens == theirs.row_tokens + 16
     assert ours.fit_tokens == pytest.approx(theirs.fit_tokens + 16 / 4 * 2 * len(data.train), abs=1)
     engine = open_torch(tiny_zero.model)
-    limit = replace(tiny_zero, overflow="drop_demonstrations")._prompt_limit(engine)
-    assert replace(tuned, overflow="drop_demonstrations")._prompt_limit(engine) == limit - 6
+    room = tiny_zero.decoder.room
+    limit = prompt_limit(replace(tiny_zero, overflow="drop_demonstrations"), engine, room)
+    assert prompt_limit(replace(tuned, overflow="drop_demonstrations"), engine, room) == limit - 6
     with pytest.raises(TrainingError) as caught:
         PromptTuning(virtual_tokens=500).fit(tiny_zero, data)
     assert caught.value.code == "row-too-long"

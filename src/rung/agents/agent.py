@@ -19,6 +19,8 @@ from rung.agents.protocol import Call, MalformedError, Protocol
 from rung.agents.toolbox import call as call_tool
 from rung.agents.tools import Limits, McpServer, Tool
 from rung.agents.trace import Step
+from rung.decoders.answer import Answer
+from rung.decoders.base import Prompted
 from rung.engines.base import Engine, GenerateRequest, Generation, Messages, Prompt, Sampling
 from rung.models.reference import is_endpoint, resolve
 from rung.models.system_turn import accepts_system, fold_system
@@ -27,11 +29,10 @@ from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from rung.artifact import Artifact
-    from rung.parts import Answer
 
 
 @dataclass(frozen=True, slots=True)
-class Agent:
+class Agent(Prompted):
     """Call tools until the answer is known.
 
     Attributes:
@@ -63,11 +64,12 @@ class Agent:
         tokenizer, turns, tools = _tokenizer(model), self._turns(model, messages), self._offered
         return tokenizer.encode_chat(cast("Messages", turns), tools=tools)
 
-    def text(self, model: str, engine: Engine, messages: Messages) -> str:
+    def text(self, artifact: Artifact, messages: Messages) -> str:
         """Return the exact text of the first prompt."""
         if self.protocol == "json":
-            return engine.text(messages)
-        return _tokenizer(model).render(cast("Messages", self._turns(model, messages)), tools=self._offered)
+            return artifact.open().text(messages)
+        turns = cast("Messages", self._turns(artifact.model, messages))
+        return _tokenizer(artifact.model).render(turns, tools=self._offered)
 
     @property
     def _offered(self) -> list[dict[str, Any]]:
@@ -77,7 +79,7 @@ class Agent:
     def _turns(model: str, messages: Sequence[Any]) -> Sequence[Any]:
         return messages if accepts_system(_tokenizer(model)) else fold_system(tuple(messages))
 
-    def answer(
+    def answer_prompts(
         self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
     ) -> list[Answer]:
         """Run every row to its answer, or to a limit: then the answer is empty and `stopped` names the limit."""
@@ -178,8 +180,6 @@ class _Run:
         return not self.stopped and not (self.steps and self.steps[-1].outcome == "answer")
 
     def answer(self) -> Answer:
-        from rung.parts import Answer
-
         text = self.steps[-1].text if self.steps and self.steps[-1].outcome == "answer" else ""
         return Answer(
             text, None, None, self.prompt_tokens, self.written, self.seconds, self.prompt,

@@ -83,7 +83,7 @@ def _on_engine(artifact: Artifact, engine: str) -> Artifact:
     """Return the artifact on another engine; its answers may differ from what was measured."""
     from dataclasses import replace
 
-    from rung.nearest import Nearest
+    from rung.decoders.nearest import Nearest
     from rung.parts import Head, Mixture
 
     owned = isinstance(artifact.decoder, Mixture | Nearest)

@@ -15,11 +15,12 @@ import numpy as np
 
 from rung.artifact import Artifact
 from rung.data.types import Example
+from rung.decoders.label_scoring import mean_logprobs
 from rung.engines.base import Floats, ScoreRequest
 from rung.errors import EngineError
 from rung.evaluation.metrics import Metric
 from rung.evaluation.scoring import cases
-from rung.parts import LabelScoring, mean_logprobs
+from rung.parts import LabelScoring
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Meter
 from rung.prompt_search.candidates import Candidate, Space

@@ -23,7 +23,7 @@ from rung.errors import EngineError
 from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
-from rung.parts import PROMPTLESS, Head
+from rung.parts import Head, Promptless
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
@@ -75,7 +75,7 @@ class FineTunedEncoder:
         """It applies to categories, once."""
         if not data.labels:
             return no("a head answers categories only")
-        if artifact.decoder.kind in PROMPTLESS:
+        if isinstance(artifact.decoder, Promptless):
             return no("a head is trained already")
         if artifact.weights.adapter is not None:
             return no("the encoder would not see the tuned language model")

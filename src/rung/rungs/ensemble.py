@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from rung.artifact import Artifact, label_probabilities
+from rung.artifact import Artifact
 from rung.data.types import Data
+from rung.decoders.mixture import label_probabilities, tempered
 from rung.engines.base import Floats
 from rung.errors import ConfigError
 from rung.machine import Machine
-from rung.parts import Mixture, tempered
+from rung.parts import Mixture
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Rung, Verdict, no
 

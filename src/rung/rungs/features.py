@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from rung.artifact import Artifact, features
+from rung.artifact import Artifact
 from rung.data.labels import labels_of
 from rung.data.types import Data, Example
+from rung.decoders.head import features
 from rung.engines.base import Floats
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import PROMPTLESS, Head
+from rung.parts import Head, Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.verbalizer import verbalize
 from rung.rungs.base import YES, Cost, Verdict, no
@@ -53,7 +54,7 @@ class Features:
         """It applies to categories, once."""
         if not data.labels:
             return no("a head answers categories only")
-        if artifact.decoder.kind in PROMPTLESS:
+        if isinstance(artifact.decoder, Promptless):
             return no("a head is trained already")
         if artifact.weights.adapter is not None:
             return no("the features are those of the untuned model")

@@ -9,7 +9,7 @@ from rung.data.types import Data
 from rung.engines.opening import open_encoder
 from rung.machine import Machine
 from rung.models.reference import resolve
-from rung.parts import PROMPTLESS
+from rung.parts import Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import YES, Cost, Verdict, no
@@ -47,7 +47,7 @@ class FewShot:
         """It applies where a prompt answers and no demonstrations are set."""
         if artifact.decoder.kind == "nearest":
             return no("the table is searched as it is, without a prompt")
-        if artifact.decoder.kind in PROMPTLESS:
+        if isinstance(artifact.decoder, Promptless):
             return no("a head on frozen features does not read the prompt")
         if artifact.decoder.kind == "agent":
             return no("rows show no calls of tools to learn from")

@@ -13,7 +13,7 @@ from rung.artifact import Artifact
 from rung.data.types import NOT_IN_DOCUMENTS, Data
 from rung.errors import ConfigError
 from rung.machine import Machine
-from rung.parts import PROMPTLESS
+from rung.parts import Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.grounding import instruction
 from rung.retrieval.position import DEFAULT, best_order, position_effect
@@ -63,7 +63,7 @@ class Retrieval:
         del data
         if self.task is None or self.task.corpus is None:
             return no("the task file has no `corpus`")
-        if artifact.decoder.kind in PROMPTLESS:
+        if isinstance(artifact.decoder, Promptless):
             return no("what answers does not read the prompt")
         if artifact.retriever is not None:
             return no("documents are looked up already")

@@ -9,7 +9,7 @@ from rung.artifact import Artifact
 from rung.data.types import Data
 from rung.evaluation.racing import halve, race_order
 from rung.machine import Machine
-from rung.parts import PROMPTLESS, LabelScoring
+from rung.parts import LabelScoring, Promptless
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space
@@ -40,7 +40,7 @@ class SystemPrompt:
             return no("the task file has no `system:` prompt")
         if artifact.decoder.kind == "nearest":
             return no("the rows are ranked without a prompt")
-        if artifact.decoder.kind in PROMPTLESS:
+        if isinstance(artifact.decoder, Promptless):
             return no("a head on frozen features does not read the prompt")
         if artifact.prompt.system:
             return no("a system prompt is set already")

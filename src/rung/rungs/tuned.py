@@ -17,7 +17,7 @@ from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
-from rung.parts import PROMPTLESS, Weights
+from rung.parts import Promptless, Weights
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, inference_cost, sizes
@@ -146,7 +146,7 @@ class Tuned(ABC):
         """It applies to open weights that answer and are not tuned yet, or from which the method goes on."""
         if artifact.decoder.kind == "nearest":
             return no("the rows are ranked by the sentence encoder, not by the model")
-        if artifact.decoder.kind in PROMPTLESS:
+        if isinstance(artifact.decoder, Promptless):
             return no("the head reads frozen features, which training would change")
         if artifact.decoder.kind == "agent":
             return no("rows show no calls of tools to learn from")

@@ -17,10 +17,10 @@ from typing import Literal, get_args
 
 from rung.agents.agent import Agent
 from rung.artifact import Artifact
+from rung.decoders.nearest import Nearest
 from rung.errors import ArtifactError
 from rung.models.cache import publish
 from rung.models.reference import ModelFiles, is_endpoint, resolve
-from rung.nearest import Nearest
 from rung.parts import BASE, Head, LabelScoring
 from rung.progress import QUIET, Progress
 from rung.tuning import merge

@@ -13,11 +13,11 @@ from rung.agents.agent import Agent
 from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
 from rung.data.types import Example, example_id
+from rung.decoders.nearest import Nearest
 from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
 from rung.models.reference import is_endpoint, resolve
-from rung.nearest import Nearest
 from rung.parts import Generate, Head
 from rung.progress import QUIET, Progress
 from rung.serving.scheduled_engine import ScheduledEngine

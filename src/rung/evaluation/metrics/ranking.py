@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rung.decoders.nearest import outputs_of
 from rung.evaluation.metrics.base import some
-from rung.nearest import outputs_of
 
 
 def recall_at_k(prediction: str, references: Sequence[str]) -> float:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from rung.engines.base import Engine, Floats
+from rung.data.types import Example
+from rung.decoders.answer import Answer
+from rung.decoders.base import Promptless
+from rung.engines.base import Floats
+from rung.engines.opening import open_encoder
+from rung.progress import QUIET, Progress
+from rung.retrieval.passage import Passage
+
+if TYPE_CHECKING:
+    from rung.artifact import Artifact
 
 BLOCK = 256  # queries compared with the table together
 
 
 @dataclass(frozen=True)
-class Nearest:
+class Nearest(Promptless):
     """The k most similar rows of a table.
 
     Attributes:
@@ -33,10 +43,26 @@ class Nearest:
     outputs: tuple[str, ...]
     vectors: Floats
 
-    def room(self, engine: Engine) -> int:
-        """Return how many tokens the answer takes behind the prompt: none, as no model writes it."""
-        del engine
-        return 0
+    def answer(
+        self,
+        artifact: Artifact,
+        examples: Sequence[Example],
+        *,
+        full: bool,
+        passages: Sequence[Sequence[Passage]] | None,
+        progress: Progress = QUIET,
+    ) -> list[Answer]:
+        """Look every example's text up in the table."""
+        del full, passages  # there are no labels, and no documents
+        encoder = open_encoder(self.encoder, progress=progress)
+        start = time.perf_counter()
+        texts = [artifact.prompt.question(example.inputs) for example in examples]
+        found = self.find(encoder.embed(texts, progress=progress))
+        seconds = (time.perf_counter() - start) / len(examples)
+        return [
+            Answer(answer, None, None, len(encoder.encode(text)), 0, seconds, ({"role": "user", "content": text},))
+            for answer, text in zip(found, texts, strict=True)
+        ]
 
     def find(self, queries: Floats) -> list[str]:
         """Return for each unit vector, shape [queries, dimension], its rows as a JSON list, the most similar first.

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from rung.artifact import Artifact
+from rung.decoders.nearest import BLOCK, Nearest, outputs_of
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.metrics import default_metric, get_metric
 from rung.evaluation.scoring import summarize
-from rung.nearest import BLOCK, Nearest, outputs_of
 from rung.rungs import RUNGS
 from rung.task import Task
 

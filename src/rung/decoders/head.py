@@ -1,0 +1,107 @@
+"""Head: the decoder that classifies the features of a text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from rung.data.types import Example
+from rung.decoders.answer import Answer, sure
+from rung.decoders.base import Promptless
+from rung.decoders.list_scoring import listed
+from rung.engines.base import Floats, Messages
+from rung.engines.opening import open_encoder
+from rung.evaluation.confidence import Confidence
+from rung.progress import QUIET, Progress
+from rung.retrieval.passage import Passage
+
+if TYPE_CHECKING:
+    from rung.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class Head(Promptless):
+    """A trained linear layer on features.
+
+    Attributes:
+        labels: the task's labels.
+        encoder: reference of the sentence encoder, or empty for the base model's own hidden states.
+        weight, intercept: shapes [labels, features] and [labels].
+        tuned: folder of the encoder with weights that were trained for the task, or None for its own.
+        confidence: how probabilities become confidences, where that was fitted.
+        thresholds: for several labels a row, the probability from which each is given; empty for one label a row.
+    """
+
+    kind: ClassVar[str] = "head"
+    labels: tuple[str, ...]
+    encoder: str
+    weight: Floats
+    intercept: Floats
+    tuned: Path | None = None
+    thresholds: tuple[float, ...] = ()
+    confidence: Confidence | None = None
+
+    @property
+    def reference(self) -> str:
+        """What embeds the texts: the tuned encoder's folder, or `encoder`."""
+        return self.encoder if self.tuned is None else str(self.tuned)
+
+    def answer(
+        self,
+        artifact: Artifact,
+        examples: Sequence[Example],
+        *,
+        full: bool,
+        passages: Sequence[Sequence[Passage]] | None,
+        progress: Progress = QUIET,
+    ) -> list[Answer]:
+        """Classify every example's text by its features."""
+        del full, passages  # all labels' probabilities come at once, and no documents are shown
+        encode = open_encoder(self.reference, progress=progress).encode if self.encoder else artifact.open().encode
+        start = time.perf_counter()  # loading a model is no part of answering a row
+        texts = [artifact.prompt.question(example.inputs) for example in examples]
+        chances = self.classify(features(artifact, self.reference, texts, progress=progress))
+        seconds = (time.perf_counter() - start) / len(examples)
+        answers = []
+        for p, text in zip(chances, texts, strict=True):
+            messages: Messages = ({"role": "user", "content": text},)
+            said, confidence = self.decide(p)
+            answer = Answer(said, confidence, tuple(p.tolist()), len(encode(text)), 0, seconds, messages)
+            answers.append(answer if self.thresholds else sure(answer, p, int(p.argmax()), self.confidence))
+        return answers
+
+    def classify(self, features: Floats) -> Floats:
+        """Return probabilities, shape [rows, labels], of unit feature vectors [rows, features].
+
+        They sum to 1 in each row where one label is right, and are each on its own where several may be.
+        """
+        logits = features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.intercept
+        if self.thresholds:
+            each: Floats = (1 / (1 + np.exp(-logits.clip(-500, 500)))).astype(np.float32)
+            return each
+        logits -= logits.max(-1, keepdims=True)
+        weights = np.exp(logits)
+        result: Floats = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+        return result
+
+    def decide(self, chances: Floats) -> tuple[str, float]:
+        """Return the answer to a row by its probabilities, shape [labels], and the answer's own probability.
+
+        With thresholds the answer is a JSON list, and its probability that of all decisions, taken as independent.
+        """
+        if not self.thresholds:
+            return self.labels[int(chances.argmax())], float(chances.max())
+        given = chances >= np.array(self.thresholds)
+        return listed(self.labels, given), float(np.where(given, chances, 1 - chances).prod())
+
+
+def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+    """Return unit feature vectors: of the sentence encoder, or of the base model where `encoder` is empty."""
+    if encoder:
+        return open_encoder(encoder, progress=progress).embed(texts, progress=progress)
+    return artifact.open().embed(texts, progress=progress)

@@ -1,0 +1,142 @@
+"""LabelScoring: the decoder that takes the likeliest label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from rung.data.types import Example
+from rung.decoders.answer import Answer, sure
+from rung.decoders.base import Prompted
+from rung.engines.base import Engine, Floats, Messages, ScoreRequest
+from rung.evaluation.confidence import Confidence
+from rung.progress import QUIET, Progress
+from rung.prompts.calibration import Normalization, divisors, probabilities
+from rung.prompts.verbalizer import continuations
+
+if TYPE_CHECKING:
+    from rung.artifact import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScoring(Prompted):
+    """Take the label that the model finds likeliest, instead of letting it write.
+
+    Attributes:
+        labels: the task's labels; answers are these, exactly.
+        texts: what stands for each label behind the prompt.
+        normalization: `sum` of token log-probabilities, or their `mean`.
+        bias: what is subtracted per label (batch calibration), or nothing.
+        confidence: how probabilities become confidences, where that was fitted.
+    """
+
+    kind: ClassVar[str] = "label-scoring"
+    labels: tuple[str, ...]
+    texts: tuple[str, ...]
+    normalization: Normalization = "sum"
+    bias: tuple[float, ...] = ()
+    confidence: Confidence | None = None
+
+    def continuations(self, engine: Engine) -> tuple[tuple[int, ...], ...]:
+        """Return the token ids scored for each label."""
+        return continuations(self.texts, engine.encode, engine.end_token)
+
+    def spoken(self, output: str, labels: Sequence[str]) -> str:
+        """Return the text that stands for a label."""
+        del labels
+        return self.texts[self.labels.index(output)]
+
+    def room(self, engine: Engine) -> int:
+        """Return how many tokens the answer may take behind the prompt: those of the longest label."""
+        return max(map(len, self.continuations(engine)))
+
+    def logprobs(
+        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, progress: Progress = QUIET
+    ) -> Floats:
+        """Return the plain log-likelihood of every label, shape [prompts, labels]."""
+        tokens = self.continuations(engine)
+        requests = [ScoreRequest(p, tokens, artifact.weights.reference) for p in prompts]
+        return np.stack([s.logprobs for s in engine.score(requests, progress=progress)])
+
+    def answer_prompts(
+        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+    ) -> list[Answer]:
+        """Score the labels; with `full` all of them, so that there are probabilities, else only to the best."""
+        tokens = self.continuations(engine)
+        divisor, bias = self._weighing(tokens)
+        requests = [
+            ScoreRequest(p, tokens, artifact.weights.reference, not full, tuple(divisor.tolist()), tuple(bias.tolist()))
+            if not full
+            else ScoreRequest(p, tokens, artifact.weights.reference)
+            for p in prompts
+        ]
+        scored = engine.score(requests, progress=progress)
+        return [
+            self._decide(one.logprobs, divisor, bias, one.prompt_tokens, one.seconds, prompt)
+            for prompt, one in zip(prompts, scored, strict=True)
+        ]
+
+    def _asked(
+        self,
+        artifact: Artifact,
+        examples: Sequence[Example],
+        prompts: Sequence[Messages],
+        *,
+        full: bool,
+        progress: Progress,
+    ) -> list[Answer]:
+        """Score the labels behind the prompts, and behind the examples' other ones where several are averaged."""
+        members = artifact.members()
+        if len(members) == 1:
+            return self.answer_prompts(artifact, artifact.open(), prompts, full=full, progress=progress)
+        others = [member.render(examples, progress=progress) for member in members[1:]]
+        return self.answer_together(artifact, artifact.open(), [prompts, *others], progress=progress)
+
+    def answer_together(
+        self, artifact: Artifact, engine: Engine, prompts: Sequence[Sequence[Messages]], *, progress: Progress = QUIET
+    ) -> list[Answer]:
+        """Answer rows that are asked with several prompts each: by the mean log-likelihood of every label.
+
+        Args:
+            artifact: whose weights answer.
+            engine: what scores.
+            prompts: one list of prompts per way of asking, all of them for the same rows in the same order.
+            progress: told of every batch.
+
+        Returns:
+            One answer per row: tokens and seconds of all its prompts, and the messages of the first.
+        """
+        tokens = self.continuations(engine)
+        divisor, bias = self._weighing(tokens)
+        requests = [ScoreRequest(p, tokens, artifact.weights.reference) for member in prompts for p in member]
+        scored, rows = engine.score(requests, progress=progress), len(prompts[0])
+        answers = []
+        for row, prompt in enumerate(prompts[0]):
+            votes = scored[row::rows]
+            mean = mean_logprobs([vote.logprobs for vote in votes])
+            read, seconds = sum(vote.prompt_tokens for vote in votes), sum(vote.seconds for vote in votes)
+            answers.append(self._decide(mean, divisor, bias, read, seconds, prompt))
+        return answers
+
+    def _weighing(self, tokens: Sequence[Sequence[int]]) -> tuple[Floats, Floats]:
+        """Return what log-likelihoods are divided by and what is subtracted then, one per label each."""
+        bias = np.array(self.bias, np.float32) if self.bias else np.zeros(len(tokens), np.float32)
+        return divisors(tokens, self.normalization), bias
+
+    def _decide(
+        self, logprobs: Floats, divisor: Floats, bias: Floats, prompt_tokens: int, seconds: float, prompt: Messages
+    ) -> Answer:
+        best = int(np.argmax(logprobs / divisor - bias))
+        answer = Answer(self.labels[best], None, None, prompt_tokens, 0, seconds, prompt)
+        if not np.isfinite(logprobs).all():
+            return answer
+        return sure(answer, probabilities(logprobs[None], divisor, bias)[0], best, self.confidence)
+
+
+def mean_logprobs(logprobs: Sequence[Floats]) -> Floats:
+    """Return the mean of log-likelihoods over ways of asking, of the shape of each."""
+    mean: Floats = np.stack(logprobs).mean(0, dtype=np.float64).astype(np.float32)
+    return mean
