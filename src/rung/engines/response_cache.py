@@ -26,15 +26,13 @@ from rung.engines.adapter_identity import adapter_fingerprint
 from rung.engines.base import (
     CANCELLED,
     Engine,
-    EngineInfo,
-    Floats,
     GenerateRequest,
     Generation,
     Incremental,
-    Prompt,
     Scored,
     ScoreRequest,
 )
+from rung.engines.forwarding import Forwarding
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 
@@ -123,42 +121,12 @@ def open_store(path: Path) -> ResponseStore:
     return ResponseStore(path)
 
 
-class CachedEngine:
-    """An engine that asks the store first. Results are those of the engine, unchanged."""
+class CachedEngine(Forwarding):
+    """An engine that asks the store first; streams and vectors are not kept. Results are unchanged."""
 
     def __init__(self, engine: Engine, store: ResponseStore | None = None) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.store = store or open_store(store_path())
-
-    @property
-    def info(self) -> EngineInfo:
-        """Say what runs where."""
-        return self.engine.info
-
-    @property
-    def end_token(self) -> int | None:
-        """The token that ends an answer."""
-        return self.engine.end_token
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text`."""
-        return self.engine.encode(text)
-
-    def count(self, prompt: Prompt) -> int:
-        """Return the number of tokens that the prompt will occupy."""
-        return self.engine.count(prompt)
-
-    def text(self, prompt: Prompt) -> str:
-        """Return the exact text that the model reads for this prompt."""
-        return self.engine.text(prompt)
-
-    def stream(self, request: GenerateRequest) -> Iterator[str]:
-        """Yield the text of one completion; streams are not remembered."""
-        return self.engine.stream(request)
-
-    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """Return one vector per text."""
-        return self.engine.embed(texts, progress=progress)
 
     def generate(
         self,

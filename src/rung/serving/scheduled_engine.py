@@ -10,15 +10,14 @@ from functools import partial
 
 from rung.engines.base import (
     Delta,
-    EngineInfo,
     FinishReason,
     Floats,
     GenerateRequest,
     Generation,
-    Prompt,
     Scored,
     ScoreRequest,
 )
+from rung.engines.forwarding import Forwarding
 from rung.progress import QUIET, Progress
 from rung.serving.scheduler import Scheduler
 
@@ -27,7 +26,7 @@ class LeftError(Exception):
     """Whoever asked is gone."""
 
 
-class ScheduledEngine:
+class ScheduledEngine(Forwarding):
     """An `Engine` for one request of one client, called from a worker thread; every call waits for the scheduler.
 
     Attributes:
@@ -36,35 +35,13 @@ class ScheduledEngine:
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__(scheduler.engine)
         self._scheduler = scheduler
-        self._engine = scheduler.engine
         self._left = threading.Event()
         self._open: set[int] = set()
         self._futures: list[Future[Generation]] = []
         self.reasons: list[FinishReason] = []
         self.completion_tokens = 0
-
-    @property
-    def info(self) -> EngineInfo:
-        """Say what runs where."""
-        return self._engine.info
-
-    @property
-    def end_token(self) -> int | None:
-        """The token that ends an answer."""
-        return self._engine.end_token
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text`."""
-        return self._engine.encode(text)
-
-    def count(self, prompt: Prompt) -> int:
-        """Return the number of tokens that the prompt will occupy."""
-        return self._engine.count(prompt)
-
-    def text(self, prompt: Prompt) -> str:
-        """Return the exact text that the model reads for this prompt."""
-        return self._engine.text(prompt)
 
     def leave(self) -> None:
         """Drop everything under way: the client is gone. The call that waits raises `LeftError`."""
