@@ -10,14 +10,21 @@ from typing import Annotated, Literal
 import typer
 
 from rung.cli.options import (
+    RUN_FOLDERS,
     ArtifactFolder,
+    Budget,
     EngineOption,
     Json,
     Offline,
     Quiet,
+    Resume,
+    RunFolders,
+    RungNames,
     Seed,
     Sets,
     TaskFile,
+    TaskOfRows,
+    climb_options,
     overrides,
     print_json,
     progress,
@@ -34,11 +41,11 @@ def register(app: typer.Typer) -> None:
 
 def climb_command(
     task: TaskFile,
-    budget: Annotated[str | None, typer.Option(help="Most time to spend, such as 90s, 10m, 1h.")] = None,
-    rungs: Annotated[str | None, typer.Option(help="Rungs to try, comma-separated.", metavar="NAMES")] = None,
+    budget: Budget = None,
+    rungs: RungNames = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would run and what it would take.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest run of this climb, if any.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    resume: Resume = False,
+    out: RunFolders = RUN_FOLDERS,
     seed: Seed = 0,
     engine: EngineOption = "auto",
     sets: Sets = None,
@@ -47,18 +54,11 @@ def climb_command(
     offline: Offline = False,
 ) -> None:
     """Measure every technique on the same rows and recommend the cheapest that nothing significantly beats."""
-    from rung.climbing.run import ClimbOptions, climb, parse_duration
+    from rung.climbing.run import climb
     from rung.task import Task
 
     loaded = Task.load(task, overrides(sets))
-    options = ClimbOptions(
-        budget_seconds=None if budget is None else parse_duration(budget),
-        rungs=tuple(name.strip() for name in rungs.split(",")) if rungs else (),
-        seed=seed,
-        engine=engine,
-        out=out,
-        resume=resume,
-    )
+    options = climb_options(budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume)
     if plan:
         _plan(loaded, options, json)
         return
@@ -121,7 +121,7 @@ def report_command(
 
 def eval_command(
     artifact: ArtifactFolder,
-    task: Annotated[Path, typer.Argument(help="The task file whose rows are answered.", metavar="TASK")],
+    task: TaskOfRows,
     split: Annotated[str, typer.Option(help="validation or test.")] = "test",
     at_least: Annotated[
         list[str] | None, typer.Option("--at-least", help="Fail below this.", metavar="METRIC=VALUE")

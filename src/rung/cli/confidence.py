@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, Sets, overrides, print_json, progress
+from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, Sets, TaskOfRows, overrides, print_json, progress
 from rung.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def confidence(
     artifact: ArtifactFolder,
-    task: Annotated[Path, typer.Argument(help="The task file whose rows are used.", metavar="TASK")],
+    task: TaskOfRows,
     out: Annotated[Path | None, typer.Option(help="Save the artifact with its confidence here.")] = None,
     method: Annotated[str | None, typer.Option(help="temperature or isotonic; else the task's.")] = None,
     abstain_below: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from rung.cli.options import Json, Offline, Quiet, print_json, progress
+from rung.cli.options import Json, Offline, Quiet, TaskFile, print_json, progress
 from rung.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def undo(
 @app.command("import")
 def import_command(
     file: Annotated[Path, typer.Argument(help="A CSV with the four columns, or an exported JSONL.", metavar="FILE")],
-    task: Annotated[Path, typer.Argument(help="The task file.", metavar="TASK")],
+    task: TaskFile,
     reviewer: Reviewer = None,
     store: StorePlace = "failures.db",
     json: Json = False,

@@ -8,7 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rung.cli.failures import Reviewer, StorePlace, open_store, reviewer_name
-from rung.cli.options import EngineOption, Json, Offline, Quiet, Seed, Sets, TaskFile, overrides, print_json, progress
+from rung.cli.options import (
+    RUN_FOLDERS,
+    Budget,
+    EngineOption,
+    Json,
+    Offline,
+    Quiet,
+    Resume,
+    RunFolders,
+    RungNames,
+    Seed,
+    Sets,
+    TaskFile,
+    climb_options,
+    overrides,
+    print_json,
+    progress,
+)
 from rung.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,10 +49,10 @@ def improve_command(
     task: TaskFile,
     store: StorePlace = "failures.db",
     registry: RegistryFolder = Path("registry"),
-    budget: Annotated[str | None, typer.Option(help="Most time to spend, such as 90s, 10m, 1h.")] = None,
-    rungs: Annotated[str | None, typer.Option(help="Rungs to try, comma-separated.", metavar="NAMES")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the latest such run, if any.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    budget: Budget = None,
+    rungs: RungNames = None,
+    resume: Resume = False,
+    out: RunFolders = RUN_FOLDERS,
     seed: Seed = 0,
     engine: EngineOption = "auto",
     sets: Sets = None,
@@ -45,17 +62,12 @@ def improve_command(
 ) -> None:
     """Climb again with the reviewed failures, against what is served."""
     from rung.cli.climbs import write_reports
-    from rung.climbing.run import ClimbOptions, parse_duration
     from rung.failures.improve import improve
     from rung.failures.registry import Registry
     from rung.task import Task
 
     loaded = Task.load(task, overrides(sets))
-    options = ClimbOptions(
-        budget_seconds=None if budget is None else parse_duration(budget),
-        rungs=tuple(name.strip() for name in rungs.split(",")) if rungs else (),
-        seed=seed, engine=engine, out=out, resume=resume,
-    )  # fmt: skip
+    options = climb_options(budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume)
     with open_store(store) as opened:
         found = improve(loaded, opened, Registry(registry, loaded.name), options=options, progress=progress(quiet))
     write_reports(found.climb.result, found.climb.predictions, found.climb.folder)

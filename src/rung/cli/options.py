@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rung.errors import ConfigError
 from rung.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from rung.climbing.run import ClimbOptions
 
 TaskFile = Annotated[Path, typer.Argument(help="The task file.", metavar="TASK")]
 ArtifactFolder = Annotated[Path, typer.Argument(help="An artifact's folder.", metavar="ARTIFACT")]
@@ -26,6 +29,12 @@ Sets = Annotated[
 EngineOption = Annotated[
     str, typer.Option("--engine", help="What generates: auto, torch, openvino (int8), openvino-fp32.")
 ]
+TaskOfRows = Annotated[Path, typer.Argument(help="The task file whose rows are answered.", metavar="TASK")]
+Budget = Annotated[str | None, typer.Option("--budget", help="Most time to spend, such as 90s, 10m, 1h.")]
+RungNames = Annotated[str | None, typer.Option("--rungs", help="Rungs to try, comma-separated.", metavar="NAMES")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the latest such run, if any.")]
+RunFolders = Annotated[Path, typer.Option("--out", help="Folder for run folders.")]
+RUN_FOLDERS = Path("runs")
 
 
 def _offline(on: bool) -> bool:
@@ -47,6 +56,37 @@ def overrides(sets: Sequence[str] | None) -> dict[str, str]:
             raise ConfigError("bad-set", f"--set {text!r} has no `=`", hint="write --set data.train_per_label=5")
         result[key.strip()] = value
     return result
+
+
+def seconds_of(budget: str | None) -> float | None:
+    """Return the seconds of `--budget`, or None without.
+
+    Raises:
+        ConfigError: `bad-duration`: it is none.
+    """
+    from rung.climbing.run import parse_duration
+
+    return None if budget is None else parse_duration(budget)
+
+
+def climb_options(
+    *, budget: str | None, rungs: str | None, seed: int, engine: str, out: Path, resume: bool
+) -> ClimbOptions:
+    """Return how to climb, as the options of that name say.
+
+    Raises:
+        ConfigError: `bad-duration`: the budget is none.
+    """
+    from rung.climbing.run import ClimbOptions
+
+    return ClimbOptions(
+        budget_seconds=seconds_of(budget),
+        rungs=tuple(name.strip() for name in rungs.split(",")) if rungs else (),
+        seed=seed,
+        engine=engine,
+        out=out,
+        resume=resume,
+    )
 
 
 def progress(quiet: bool) -> Progress:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rung.cli.options import EngineOption, Json, Offline, Quiet, Seed, Sets, TaskFile, overrides, print_json, progress
+from rung.cli.options import (
+    RUN_FOLDERS,
+    Budget,
+    EngineOption,
+    Json,
+    Offline,
+    Quiet,
+    RunFolders,
+    Seed,
+    Sets,
+    TaskFile,
+    overrides,
+    print_json,
+    progress,
+    seconds_of,
+)
 
 if TYPE_CHECKING:
     from rung.climbing.tune import Tuning
@@ -57,8 +71,8 @@ def tune_command(
     task: TaskFile,
     rung: Annotated[str, typer.Option("--rung", help="The rung whose settings are searched.")] = "lora",
     trials: Annotated[int, typer.Option(min=1, help="Most trials.")] = 20,
-    budget: Annotated[str | None, typer.Option(help="Most time to spend, such as 30m.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for run folders.")] = Path("runs"),
+    budget: Budget = None,
+    out: RunFolders = RUN_FOLDERS,
     seed: Seed = 0,
     engine: EngineOption = "auto",
     sets: Sets = None,
@@ -67,11 +81,10 @@ def tune_command(
     offline: Offline = False,
 ) -> None:
     """Search the settings of one rung; the same command goes on with a search that was interrupted."""
-    from rung.climbing.run import parse_duration
     from rung.climbing.tune import tune
     from rung.task import Task
 
-    seconds = None if budget is None else parse_duration(budget)
+    seconds = seconds_of(budget)
     try:
         found = tune(
             Task.load(task, overrides(sets)), rung, trials=trials, budget_seconds=seconds, seed=seed, engine=engine,
