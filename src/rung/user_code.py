@@ -11,10 +11,12 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from rung.errors import Location
+from rung.errors import ConfigError, Location
 
 
 class NotNamedError(Exception):
@@ -27,6 +29,44 @@ class ImportFailedError(Exception):
     def __init__(self, module: str, cause: BaseException, where: Location | None) -> None:
         super().__init__(f"module {module!r} cannot be imported: {type(cause).__name__}: {cause}")
         self.where = where
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a task names functions for.
+
+    Attributes:
+        name: of the kind, as errors call it.
+        example: one such function, as hints show it.
+        not_found, import_failed: the codes of the two errors.
+    """
+
+    name: str
+    example: str
+    not_found: str
+    import_failed: str
+
+
+def load(spec: str, folders: Sequence[Path], kind: Kind) -> Any:
+    """Return what `module:function` names; whether it can be called is for the caller to see.
+
+    The module is looked for as a file in `folders`, one after the other, then among installed packages.
+
+    Raises:
+        ConfigError: `kind.not_found` if there is no such module or nothing of that name in it, `kind.import_failed`
+            if importing it fails.
+    """
+    try:
+        module_name, name = split(spec)
+        module = import_module(module_name, folders)
+        if not hasattr(module, name):
+            raise NotNamedError(f"{module.__file__} has no function {name!r}")
+    except NotNamedError as missing:
+        raise ConfigError(kind.not_found, str(missing), hint=f"define there: {kind.example}") from None
+    except ImportFailedError as broken:
+        hint = "run the file by itself to see the full traceback"
+        raise ConfigError(kind.import_failed, f"the {kind.name}'s {broken}", hint=hint, where=broken.where) from broken
+    return getattr(module, name)
 
 
 def split(spec: str) -> tuple[str, str]:

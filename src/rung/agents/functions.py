@@ -15,6 +15,7 @@ from rung.errors import ConfigError
 from rung.models.fingerprint import file_sha256
 
 _EXAMPLE = 'def look_up(name: str) -> str: """Return what the table says of a name."""'
+_TOOL = user_code.Kind("tool", _EXAMPLE, not_found="tool-not-found", import_failed="tool-import-failed")
 _ARGUMENT = re.compile(r"^\s+\**(\w+)(?: \([^)]*\))?:\s*(.+)$")
 
 
@@ -24,19 +25,9 @@ def load_function(spec: str, folders: Sequence[Path]) -> Callable[..., Any]:
     Raises:
         ConfigError: `tool-not-found` or `tool-import-failed`.
     """
-    try:
-        module_name, name = user_code.split(spec)
-        module = user_code.import_module(module_name, folders)
-    except user_code.NotNamedError as missing:
-        raise ConfigError("tool-not-found", str(missing), hint=f"define there: {_EXAMPLE}") from None
-    except user_code.ImportFailedError as broken:
-        hint = "run the file by itself to see the full traceback"
-        raise ConfigError("tool-import-failed", f"the tool's {broken}", hint=hint, where=broken.where) from broken
-    function = getattr(module, name, None)
+    function = user_code.load(spec, folders, _TOOL)
     if not callable(function):
-        raise ConfigError(
-            "tool-not-found", f"{module.__file__} has no function {name!r}", hint=f"define there: {_EXAMPLE}"
-        )
+        raise ConfigError("tool-not-found", f"{spec} is no function", hint=f"define there: {_EXAMPLE}")
     return cast("Callable[..., Any]", function)
 
 

@@ -15,6 +15,7 @@ from rung import user_code
 from rung.errors import ConfigError
 
 _EXAMPLE = "def score(prediction: str, references: list[str]) -> float: ...  # from 0 to 1"
+_METRIC = user_code.Kind("metric", _EXAMPLE, not_found="metric-not-found", import_failed="metric-import-failed")
 
 
 def load(spec: str, folder: Path | None = None) -> Callable[[str, Sequence[str]], float]:
@@ -28,24 +29,7 @@ def load(spec: str, folder: Path | None = None) -> Callable[[str, Sequence[str]]
             returned raises `metric-failed` if the user's code raises, and `metric-bad-score` if it returns anything
             but a number in [0, 1].
     """
-    folders = [folder or Path.cwd(), Path.cwd()]
-    try:
-        module_name, function_name = user_code.split(spec)
-        module = user_code.import_module(module_name, folders)
-    except user_code.NotNamedError as missing:
-        raise ConfigError("metric-not-found", str(missing), hint=f"write there: {_EXAMPLE}") from None
-    except user_code.ImportFailedError as broken:
-        raise ConfigError(
-            "metric-import-failed",
-            f"the metric's {broken}",
-            hint="run the file by itself to see the full traceback",
-            where=broken.where,
-        ) from broken
-    function = getattr(module, function_name, None)
-    if function is None:
-        raise ConfigError(
-            "metric-not-found", f"{module.__file__} has no function {function_name!r}", hint=f"define: {_EXAMPLE}"
-        )
+    function = user_code.load(spec, [folder or Path.cwd(), Path.cwd()], _METRIC)
     _check_signature(spec, function)
     return _checked(spec, function)
 
