@@ -23,11 +23,11 @@ from rung.errors import EngineError
 from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Head, Promptless
+from rung.parts import Head
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
-from rung.rungs.features import labelled_texts, train_head
+from rung.rungs.features import labelled_texts, reason_against_head, train_head
 from rung.rungs.holdout import hold_out
 
 if TYPE_CHECKING:
@@ -73,15 +73,8 @@ class FineTunedEncoder:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to categories, once."""
-        if not data.labels:
-            return no("a head answers categories only")
-        if isinstance(artifact.decoder, Promptless):
-            return no("a head is trained already")
-        if artifact.weights.adapter is not None:
-            return no("the encoder would not see the tuned language model")
-        if len({e.outputs[0] for e in data.train}) < 2:
-            return no("the training rows have fewer than two labels")
-        return YES
+        reason = reason_against_head(artifact, data)
+        return no(reason) if reason else YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Six operations per parameter and token while training, twice with contrast, and two when predicting."""

@@ -52,16 +52,10 @@ class Features:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to categories, once."""
-        if not data.labels:
-            return no("a head answers categories only")
-        if isinstance(artifact.decoder, Promptless):
-            return no("a head is trained already")
-        if artifact.weights.adapter is not None:
-            return no("the features are those of the untuned model")
+        if reason := reason_against_head(artifact, data):
+            return no(reason)
         if not self.encoder and is_endpoint(artifact.model):
             return no("an endpoint does not show its hidden states")
-        if len({e.outputs[0] for e in data.train}) < 2:
-            return no("the training rows all have the same answer")
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
@@ -100,6 +94,19 @@ class Features:
             "label_names": self.label_names,
         }
         return artifact.step(self.name, settings, decoder=head)
+
+
+def reason_against_head(artifact: Artifact, data: Data) -> str:
+    """Return why no head on an encoder can take the place of an artifact's decoder, or an empty text."""
+    if not data.labels:
+        return "a head answers categories only"
+    if isinstance(artifact.decoder, Promptless):
+        return "a head is trained already"
+    if artifact.weights.adapter is not None:
+        return "a head would not see the tuned language model"
+    if len({e.outputs[0] for e in data.train}) < 2:
+        return "the training rows all have the same answer"
+    return ""
 
 
 def texts_of(artifact: Artifact, rows: Sequence[Example]) -> list[str]:
