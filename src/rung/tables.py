@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rung.errors import MachineError
+from rung.extras import needed_by
 
 TABLES = (".csv", ".parquet")
 BATCH = 1000  # rows written to Parquet together
@@ -99,13 +99,9 @@ def _cell(value: Any) -> Any:
 
 
 def _write_parquet(file: Path, names: list[str], types: Mapping[str, str], rows: Iterator[dict[str, Any]]) -> None:
-    try:
+    with needed_by("a Parquet file"):
         import pyarrow
         import pyarrow.parquet
-    except ModuleNotFoundError as missing:
-        raise MachineError(
-            "missing-extra", "Parquet files are written with pyarrow", hint="uv pip install 'rung[local]'"
-        ) from missing
     arrow = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}
     schema = pyarrow.schema([(name, arrow.get(types[name], pyarrow.string())) for name in names])
 

@@ -13,6 +13,7 @@ import typer
 from rung.cli.failures import StorePlace
 from rung.cli.options import Json, Offline, Quiet, print_json, progress
 from rung.errors import ConfigError, EngineError
+from rung.extras import needed_by
 
 if TYPE_CHECKING:
     from rung.failures.wiring import Wiring
@@ -167,14 +168,10 @@ def _load(
 
 
 def _check_extra() -> None:
-    try:
+    with needed_by("serving", extra="serve", error=EngineError):
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
-    except ImportError as missing:
-        raise EngineError(
-            "missing-extra", f"serving needs {missing.name}", hint="uv pip install 'rung[serve]'"
-        ) from missing
 
 
 @keys.command("create")

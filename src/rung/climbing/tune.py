@@ -24,6 +24,7 @@ from rung.evaluation.elimination import eliminate, looks
 from rung.evaluation.racing import race_order
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import compare, evaluate
+from rung.extras import needed_by
 from rung.models.cache import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
@@ -287,10 +288,8 @@ class _Search:
 
 
 def _study(file: Path, seed: int) -> optuna.Study:
-    try:
+    with needed_by("tuning", error=EngineError):
         import optuna
-    except ImportError as missing:
-        raise EngineError("missing-extra", "tuning needs optuna", hint="uv pip install 'rung[local]'") from missing
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rung.data.types import Record
-from rung.errors import DataError, Location, MachineError
+from rung.errors import DataError, Location
+from rung.extras import needed_by
 
 HUB = "hf:"
 _GAP = re.compile(r"[\s,]*")  # between the items of a JSON list
@@ -172,13 +173,9 @@ def _json(path: Path, encoding: str) -> Iterator[Record]:
 
 def _parquet(path: Path, encoding: str) -> Iterator[Record]:
     del encoding  # Parquet text is always UTF-8
-    try:
+    with needed_by("a Parquet file"):
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
-    except ImportError as missing:
-        raise MachineError(
-            "missing-extra", f"Parquet files need {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
     try:
         number = 0
         for batch in ParquetFile(path).iter_batches():
@@ -190,12 +187,8 @@ def _parquet(path: Path, encoding: str) -> Iterator[Record]:
 
 
 def _hub(source: str) -> Iterator[Record]:
-    try:
+    with needed_by("a Hub data set"):
         from datasets import load_dataset
-    except ImportError as missing:
-        raise MachineError(
-            "missing-extra", f"Hub data sets need {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
     name, _, split = source.removeprefix(HUB).partition("#")
     name, _, config = name.partition(":")
     try:

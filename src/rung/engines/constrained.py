@@ -29,6 +29,7 @@ import numpy.typing as npt
 
 from rung.engines.base import Constraint
 from rung.errors import ConfigError, EngineError
+from rung.extras import needed_by
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer
@@ -174,10 +175,6 @@ def _refused(constraint: Constraint, why: str) -> ConfigError:
 
 
 def _library() -> Any:
-    try:
+    with needed_by("constrained text", error=EngineError):
         import llguidance
-    except ImportError as missing:
-        raise EngineError(
-            "missing-extra", f"constrained text needs {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
     return llguidance

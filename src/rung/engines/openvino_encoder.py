@@ -20,6 +20,7 @@ from rung.engines.base import Floats
 from rung.engines.openvino_export import GRAPH, exported
 from rung.engines.sentence_recipe import Pooling, Recipe
 from rung.errors import EngineError
+from rung.extras import needed_by
 from rung.models.reference import ModelFiles
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
@@ -39,12 +40,8 @@ class OpenVinoEncoder:
 
     def __init__(self, files: ModelFiles, recipe: Recipe, *, progress: Progress = QUIET) -> None:
         folder = exported(files, "encoder", "fp32", progress=progress)
-        try:
+        with needed_by("a sentence encoder", error=EngineError):
             import openvino
-        except ImportError as missing:
-            raise EngineError(
-                "missing-extra", f"a sentence encoder needs {missing.name}", hint="uv pip install 'rung[local]'"
-            ) from missing
         self.files, self.recipe = files, recipe
         # f32: some processors would compute in bfloat16 otherwise, and vectors would differ between machines.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}

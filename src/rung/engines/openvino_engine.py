@@ -17,6 +17,7 @@ from rung.engines.openvino_constraint import structured_output
 from rung.engines.openvino_export import Precision, exported
 from rung.engines.openvino_pipeline import Pipeline, Row
 from rung.errors import EngineError
+from rung.extras import needed_by
 from rung.machine import memory_bytes
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
@@ -181,12 +182,8 @@ class OpenVinoEngine(LocalModel):
 
 def library() -> Any:
     """Import openvino-genai, or say what to install."""
-    try:
+    with needed_by("the openvino engine", error=EngineError):
         import openvino_genai
-    except ImportError as missing:
-        raise EngineError(
-            "missing-extra", f"the openvino engine needs {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
     return openvino_genai
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from rung.engines.base import Floats
 from rung.errors import EngineError
+from rung.extras import needed_by
 from rung.models.reference import ModelFiles
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
@@ -27,13 +28,9 @@ class TorchEncoder:
     backend = "torch"
 
     def __init__(self, files: ModelFiles, *, device: str = "auto") -> None:
-        try:
+        with needed_by("a sentence encoder", error=EngineError):
             import transformers
             from sentence_transformers import SentenceTransformer
-        except ImportError as missing:
-            raise EngineError(
-                "missing-extra", f"a sentence encoder needs {missing.name}", hint="uv pip install 'rung[local]'"
-            ) from missing
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.files = files

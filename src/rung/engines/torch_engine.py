@@ -28,6 +28,7 @@ from rung.engines.cuda_batching import paged_attention, preferred_dtype, suits
 from rung.engines.label_trie import build_trie
 from rung.engines.local_model import LocalModel
 from rung.errors import EngineError
+from rung.extras import needed_by
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
@@ -294,13 +295,9 @@ def _quantized(name: str, device: str, precision: Any) -> dict[str, Any]:
 
 
 def _libraries() -> tuple[Any, Any]:
-    try:
+    with needed_by("the torch engine", error=EngineError):
         import torch
         import transformers
-    except ImportError as missing:
-        raise EngineError(
-            "missing-extra", f"the torch engine needs {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return torch, transformers

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rung.errors import ModelError
+from rung.extras import needed_by
 from rung.models import gguf_tokenizer
 from rung.models.cache import cache_dir, publish
 from rung.models.fingerprint import known_sha256
@@ -61,10 +62,8 @@ def read_metadata(file: Path) -> dict[str, Any]:
     Raises:
         ModelError: the gguf package is missing, or the file is damaged or not GGUF.
     """
-    try:
+    with needed_by("reading a GGUF file", error=ModelError):
         from gguf import GGUFReader
-    except ImportError as missing:
-        raise _missing(missing) from missing
     try:
         reader = GGUFReader(file)
         return {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
@@ -75,11 +74,9 @@ def read_metadata(file: Path) -> dict[str, Any]:
 
 
 def _convert_weights(file: Path, folder: Path) -> None:
-    try:
+    with needed_by("reading a GGUF file", error=ModelError):
         import torch
         from transformers import AutoModelForCausalLM
-    except ImportError as missing:
-        raise _missing(missing) from missing
     try:
         # transformers draws a progress bar per tensor that cannot be switched off; errors come as exceptions.
         with contextlib.redirect_stderr(io.StringIO()):
@@ -103,9 +100,3 @@ def _write_card(folder: Path, name: str, licence: str | None) -> None:
 
 def _write_json(file: Path, values: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _missing(missing: ImportError) -> ModelError:
-    return ModelError(
-        "missing-extra", f"reading a GGUF file needs {missing.name}", hint="install it: uv pip install 'rung[local]'"
-    )

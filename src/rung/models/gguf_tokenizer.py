@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.errors import ModelError
+from rung.extras import needed_by
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -138,12 +139,8 @@ def _converted(metadata: Mapping[str, Any], name: str) -> Tokenizer:
             f"{name}: the tokenizer (model {kind!r}, pre-tokenizer {pre!r}) cannot be rebuilt exactly from GGUF",
             hint="use the model's original safetensors folder or Hub id instead of the GGUF file",
         )
-    try:
+    with needed_by("reading a GGUF tokenizer", error=ModelError):
         from transformers.integrations.ggml import convert_gguf_tokenizer
-    except ImportError as missing:
-        raise ModelError(
-            "missing-extra", f"reading a GGUF tokenizer needs {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
     prefix = "tokenizer.ggml."
     values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     values["tokenizer_type"] = kind

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rung.errors import ModelError
+from rung.extras import needed_by
 from rung.models.cache import offline
 from rung.progress import QUIET, Progress
 
@@ -22,12 +23,10 @@ def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET
     Raises:
         ModelError: huggingface-hub is missing, the model is not found, or it is not in the cache and we are offline.
     """
-    try:
+    with needed_by("a Hub model", error=ModelError):
         from httpx import HTTPError
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as missing:
-        raise _missing(missing) from missing
     if (found := cached(name, revision)) is not None:
         return found
     if offline():
@@ -69,12 +68,10 @@ def facts(name: str) -> dict[str, Any]:
     Raises:
         ModelError: huggingface-hub is missing, or the Hub does not know the model or does not answer.
     """
-    try:
+    with needed_by("a Hub model", error=ModelError):
         from httpx import HTTPError
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    except ImportError as missing:
-        raise _missing(missing) from missing
     try:
         found = HfApi().model_info(name, expand=["safetensors", "cardData", "gated"], timeout=20)
     except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError, OSError) as failed:
@@ -101,11 +98,9 @@ def cached(name: str, revision: str | None = None) -> Path | None:
     Raises:
         ModelError: huggingface-hub is missing, or the name cannot be one of the Hub.
     """
-    try:
+    with needed_by("a Hub model", error=ModelError):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-    except ImportError as missing:
-        raise _missing(missing) from missing
     try:
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
@@ -122,9 +117,3 @@ def _complete(folder: Path) -> bool:
         names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
         return (folder / "config.json").exists() and all((folder / name).exists() for name in names)
     return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
-
-
-def _missing(missing: ImportError) -> ModelError:
-    return ModelError(
-        "missing-extra", f"Hub models need {missing.name}", hint="install it: uv pip install 'rung[local]'"
-    )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rung.errors import MachineError
+from rung.extras import needed_by
 from rung.retrieval.documents import UnreadableError, plain_text
 
 OLE = b"\xd0\xcf\x11\xe0"  # old Office files, and encrypted new ones
@@ -199,12 +200,8 @@ def _library(name: str) -> Any:
     """
     from importlib import import_module
 
-    try:
+    with needed_by("a document of this kind", extra="rag"):
         return import_module(name)
-    except ImportError as missing:
-        raise MachineError(
-            "missing-extra", f"documents of this kind need {missing.name}", hint="uv pip install 'rung[rag]'"
-        ) from missing
 
 
 _READERS: dict[str, Reader] = {

@@ -9,6 +9,7 @@ import numpy as np
 
 from rung.engines.base import Engine, Messages, ScoreRequest
 from rung.errors import EngineError
+from rung.extras import needed_by
 from rung.models.reference import resolve
 from rung.prompts.verbalizer import continuations
 from rung.retrieval.passage import Passage
@@ -52,12 +53,8 @@ def by_cross_encoder(reference: str) -> Rerank:
         EngineError: sentence-transformers is not installed.
         ModelError: the model cannot be found or trusted.
     """
-    try:
+    with needed_by("a cross-encoder", error=EngineError):
         from sentence_transformers import CrossEncoder
-    except ImportError as missing:
-        raise EngineError(
-            "missing-extra", f"a cross-encoder needs {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
     files = resolve(reference)
     model: Any = CrossEncoder(str(files.folder), local_files_only=True, trust_remote_code=False)
 

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.engines.base import Floats
-from rung.errors import ConfigError, MachineError
+from rung.errors import ConfigError
+from rung.extras import needed_by
 
 Ids = npt.NDArray[np.int64]
 Hits = list[tuple[Ids, Floats]]  # per query: row ids and scores, best first
@@ -248,10 +249,6 @@ def _names(database: Any) -> list[str]:
 
 
 def _lancedb() -> Any:
-    try:
+    with needed_by("retrieval", extra="rag"):
         import lancedb
-    except ImportError as missing:
-        raise MachineError(
-            "missing-extra", f"retrieval needs {missing.name}", hint="uv pip install 'rung[rag]'"
-        ) from missing
     return lancedb

@@ -20,6 +20,7 @@ import numpy as np
 from rung.artifact import Artifact
 from rung.data.types import Data, hash_of
 from rung.errors import EngineError
+from rung.extras import needed_by
 from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
@@ -105,12 +106,8 @@ class FineTunedEncoder:
             EngineError: torch or transformers is not installed.
             ModelError: the encoder is none that can be trained.
         """
-        try:
+        with needed_by("training an encoder", error=EngineError):
             from rung.tuning.encoder import EncoderWithHead, LabelledText, keep
-        except ImportError as missing:
-            raise EngineError(
-                "missing-extra", f"an encoder is trained with {missing.name}", hint="uv pip install 'rung[local]'"
-            ) from missing
         trained = EncoderWithHead(resolve(self.encoder, progress=progress))
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
         rows, apart = (

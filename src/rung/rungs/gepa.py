@@ -17,6 +17,7 @@ from rung.engines.opening import open_engine
 from rung.errors import ConfigError, EngineError
 from rung.evaluation.metrics import Metric
 from rung.evaluation.scoring import cases
+from rung.extras import needed_by
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
@@ -91,10 +92,8 @@ class Gepa:
 
     def search(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Found:
         """Search and decide; `fit` returns what this adopts."""
-        try:
+        with needed_by("this rung", extra="gepa", error=EngineError):
             import gepa
-        except ImportError as missing:
-            raise EngineError("missing-extra", "this rung needs gepa", hint="uv pip install 'rung[gepa]'") from missing
         rows, deciding = split(data.train, self.adoption, self.seed)
         selection, feedback = rows[: self.selection_rows], rows[self.selection_rows :] or rows
         metric, meter = artifact.shape.scorer(data.folder), Meter(Limits(calls=self.calls))

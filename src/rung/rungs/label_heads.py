@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from rung.engines.base import Floats
 from rung.errors import EngineError
+from rung.extras import needed_by
 from rung.progress import QUIET, Progress
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
@@ -121,10 +122,6 @@ def _fit(vectors: Floats, truth: npt.NDArray[np.bool_], penalty: float) -> tuple
 
 def logistic(penalty: float) -> Any:
     """Return scikit-learn's logistic regression with this inverse penalty."""
-    try:
+    with needed_by("training a head", error=EngineError):
         from sklearn.linear_model import LogisticRegression
-    except ImportError as missing:
-        raise EngineError(
-            "missing-extra", f"a head is trained with {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
     return LogisticRegression(C=penalty, max_iter=500, tol=1e-3)

@@ -16,6 +16,7 @@ import numpy as np
 
 from rung.engines.base import Floats
 from rung.errors import EngineError, ModelError
+from rung.extras import needed_by
 from rung.progress import QUIET, Progress
 
 GgufPrecision = Literal["f32", "f16", "q8_0"]
@@ -112,12 +113,8 @@ def write_gguf(
 
 
 def _library() -> Any:
-    try:
+    with needed_by("writing a GGUF file", error=EngineError):
         import gguf
-    except ImportError as missing:
-        raise EngineError(
-            "missing-extra", f"writing a GGUF file needs {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
     return gguf
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rung.errors import EngineError
+from rung.extras import needed_by
 from rung.tuning.changes import BASE_FINGERPRINT, Change, cannot_merge, plain_parameters, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -30,13 +31,8 @@ def quiet_peft() -> Iterator[None]:
 
 def peft() -> Any:
     """Import PEFT, or say what to install."""
-    try:
-        with quiet_peft():
-            import peft as library
-    except ImportError as missing:
-        raise EngineError(
-            "missing-extra", f"adapters need {missing.name}", hint="uv pip install 'rung[local]'"
-        ) from missing
+    with needed_by("an adapter", error=EngineError), quiet_peft():
+        import peft as library
     return library
 
 

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from rung.errors import MachineError
 from rung.evaluation.metrics.base import some
+from rung.extras import needed_by
 
 
 def rouge1(prediction: str, references: Sequence[str]) -> float:
@@ -33,12 +33,6 @@ def _rouge(kind: str, prediction: str, references: Sequence[str]) -> float:
 @functools.cache
 def _scorer(kind: str) -> Any:
     # The package brings NLTK and takes seconds to import, hence only here and only once.
-    try:
+    with needed_by(f"the metric {kind}"):
         from rouge_score.rouge_scorer import RougeScorer
-    except ModuleNotFoundError as error:
-        raise MachineError(
-            "missing-extra",
-            f"the metric {kind} needs the package rouge-score",
-            hint="install it with: pip install 'rung[local]'",
-        ) from error
     return RougeScorer([kind], use_stemmer=True)

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from rung.errors import MachineError
 from rung.evaluation.metrics.base import some
+from rung.extras import needed_by
 
 
 def chrf(prediction: str, references: Sequence[str]) -> float:
@@ -48,12 +48,6 @@ def _corpus(kind: Literal["bleu", "chrf"], predictions: Sequence[str], reference
 
 @functools.cache
 def _scorer(kind: Literal["bleu", "chrf"], *, one: bool) -> Any:
-    try:
+    with needed_by(f"the metric {kind}"):
         from sacrebleu.metrics import BLEU, CHRF
-    except ModuleNotFoundError as error:
-        raise MachineError(
-            "missing-extra",
-            f"the metric {kind} needs the package sacrebleu",
-            hint="install it with: pip install 'rung[local]'",
-        ) from error
     return CHRF() if kind == "chrf" else BLEU(effective_order=one)
