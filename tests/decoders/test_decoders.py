@@ -11,6 +11,7 @@ from rung.decoders.mixture import label_probabilities
 from rung.decoders.nearest import Nearest
 from rung.errors import EngineError
 from rung.parts import Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning
+from rung.progress import QUIET
 from rung.prompts.extraction import MARKER
 from rung.prompts.overflow import Rendered
 
@@ -55,7 +56,7 @@ def test_only_what_is_held_to_nothing_is_free(decoder, free):
 
 @pytest.mark.parametrize("decoder", PROMPTLESS)
 def test_without_a_prompt_the_text_of_the_row_is_what_is_sent(decoder):
-    sent = decoder.fit_to_context(ARTIFACT, ROWS, passages=None)
+    sent = decoder.fit_to_context(ARTIFACT, ROWS, passages=None, progress=QUIET)
     assert sent == [Rendered(({"role": "user", "content": text},)) for text in ("Text: a", "Text: b")]
     assert decoder.text(ARTIFACT, (*sent[0].messages, *sent[1].messages)) == "Text: a\nText: b"
 
@@ -63,7 +64,7 @@ def test_without_a_prompt_the_text_of_the_row_is_what_is_sent(decoder):
 def test_a_mixture_shows_what_its_first_member_does():
     member = SimpleNamespace(fit_to_context=lambda rows, *, progress: [rows], text=lambda messages: [messages])
     mixture = Mixture((member, None), (0.5, 0.5), (1.0, 1.0))
-    assert mixture.fit_to_context(None, ROWS, passages=None) == [ROWS]
+    assert mixture.fit_to_context(None, ROWS, passages=None, progress=QUIET) == [ROWS]
     assert mixture.text(None, ()) == [()]
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 from rung.data.types import Example
 from rung.decoders import context
 from rung.decoders.answer import Answer
+from rung.decoders.context import Given
 from rung.engines.base import Engine, Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
-from rung.retrieval.passage import Passage
 
 if TYPE_CHECKING:
     from rung.artifact import Artifact
@@ -26,24 +26,13 @@ class Decoder(ABC):
 
     @abstractmethod
     def answer(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        *,
-        full: bool,
-        passages: Sequence[Sequence[Passage]] | None,
-        progress: Progress = QUIET,
+        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Answer one or more examples; see `Artifact.answer`."""
 
     @abstractmethod
     def fit_to_context(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        *,
-        passages: Sequence[Sequence[Passage]] | None,
-        progress: Progress = QUIET,
+        self, artifact: Artifact, examples: Sequence[Example], *, passages: Given, progress: Progress
     ) -> list[Rendered]:
         """Return what is sent for every example; see `Artifact.fit_to_context`."""
 
@@ -78,13 +67,7 @@ class Prompted(Decoder):
         """Answer prompts, each by itself; with `full` the probability of every label is told, where there are any."""
 
     def answer(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        *,
-        full: bool,
-        passages: Sequence[Sequence[Passage]] | None,
-        progress: Progress = QUIET,
+        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Render the prompts, and ask all but those for which nothing relevant was found."""
         rendered = self.fit_to_context(artifact, examples, passages=passages, progress=progress)
@@ -108,12 +91,7 @@ class Prompted(Decoder):
         return self.answer_prompts(artifact, artifact.open(), prompts, full=full, progress=progress)
 
     def fit_to_context(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        *,
-        passages: Sequence[Sequence[Passage]] | None,
-        progress: Progress = QUIET,
+        self, artifact: Artifact, examples: Sequence[Example], *, passages: Given, progress: Progress
     ) -> list[Rendered]:
         """Return every example's prompt, with the demonstrations and passages that there is room for."""
         return context.fit(artifact, self.room, examples, passages, progress)
@@ -129,12 +107,7 @@ class Promptless(Decoder):
     __slots__ = ()
 
     def fit_to_context(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        *,
-        passages: Sequence[Sequence[Passage]] | None,
-        progress: Progress = QUIET,
+        self, artifact: Artifact, examples: Sequence[Example], *, passages: Given, progress: Progress
     ) -> list[Rendered]:
         """Return the text of every example, as a message."""
         del passages, progress

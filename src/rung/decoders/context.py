@@ -19,6 +19,7 @@ from rung.retrieval.retriever import Found
 if TYPE_CHECKING:
     from rung.artifact import Artifact
 
+Given = Sequence[Sequence[Passage]] | None  # passages to show of each row, in place of what a search finds
 Room = Callable[[Engine], int]  # how many tokens of an engine's context the answer may take
 
 
@@ -26,7 +27,7 @@ def fit(
     artifact: Artifact,
     room: Room,
     examples: Sequence[Example],
-    passages: Sequence[Sequence[Passage]] | None,
+    passages: Given,
     progress: Progress,
 ) -> list[Rendered]:
     """Return the exact messages of every example, and what the overflow policy left out of them.
@@ -100,7 +101,7 @@ def _grounded(
     artifact: Artifact,
     examples: Sequence[Example],
     shown: Sequence[tuple[Example, ...]],
-    given: Sequence[Sequence[Passage]] | None,
+    given: Given,
 ) -> tuple[list[bool], list[Grounding | None]]:
     """Return for every row whether it is refused, and the passages shown with it and its demonstrations."""
     retriever = artifact.retriever

@@ -13,12 +13,12 @@ import numpy as np
 from rung.data.types import Example
 from rung.decoders.answer import Answer, sure
 from rung.decoders.base import Promptless
+from rung.decoders.context import Given
 from rung.decoders.list_scoring import listed
 from rung.engines.base import Floats, Messages
 from rung.engines.opening import open_encoder
 from rung.evaluation.confidence import Confidence
 from rung.progress import QUIET, Progress
-from rung.retrieval.passage import Passage
 
 if TYPE_CHECKING:
     from rung.artifact import Artifact
@@ -52,13 +52,7 @@ class Head(Promptless):
         return self.encoder if self.tuned is None else str(self.tuned)
 
     def answer(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        *,
-        full: bool,
-        passages: Sequence[Sequence[Passage]] | None,
-        progress: Progress = QUIET,
+        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Classify every example's text by its features."""
         del full, passages  # all labels' probabilities come at once, and no documents are shown

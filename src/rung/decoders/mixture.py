@@ -11,12 +11,12 @@ import numpy as np
 from rung.data.types import Example
 from rung.decoders.answer import Answer, sure
 from rung.decoders.base import Promptless
+from rung.decoders.context import Given
 from rung.engines.base import Floats, Messages
 from rung.errors import EngineError
 from rung.evaluation.confidence import Confidence
-from rung.progress import QUIET, Progress
+from rung.progress import Progress
 from rung.prompts.overflow import Rendered
-from rung.retrieval.passage import Passage
 
 if TYPE_CHECKING:
     from rung.artifact import Artifact
@@ -40,13 +40,7 @@ class Mixture(Promptless):
     confidence: Confidence | None = None
 
     def answer(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        *,
-        full: bool,
-        passages: Sequence[Sequence[Passage]] | None,
-        progress: Progress = QUIET,
+        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Ask every member; costs add up, and what is shown as sent is what the first one was sent."""
         del full, passages  # members are mixed by all their labels' probabilities, and find documents themselves
@@ -67,12 +61,7 @@ class Mixture(Promptless):
         return answers
 
     def fit_to_context(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        *,
-        passages: Sequence[Sequence[Passage]] | None,
-        progress: Progress = QUIET,
+        self, artifact: Artifact, examples: Sequence[Example], *, passages: Given, progress: Progress
     ) -> list[Rendered]:
         """Return what the first member is sent."""
         del artifact, passages

@@ -13,10 +13,10 @@ import numpy as np
 from rung.data.types import Example
 from rung.decoders.answer import Answer
 from rung.decoders.base import Promptless
+from rung.decoders.context import Given
 from rung.engines.base import Floats
 from rung.engines.opening import open_encoder
-from rung.progress import QUIET, Progress
-from rung.retrieval.passage import Passage
+from rung.progress import Progress
 
 if TYPE_CHECKING:
     from rung.artifact import Artifact
@@ -44,13 +44,7 @@ class Nearest(Promptless):
     vectors: Floats
 
     def answer(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        *,
-        full: bool,
-        passages: Sequence[Sequence[Passage]] | None,
-        progress: Progress = QUIET,
+        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Look every example's text up in the table."""
         del full, passages  # there are no labels, and no documents
