@@ -17,19 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.engines.base import Floats
+from rung.engines.local_encoder import LocalEncoder
 from rung.engines.openvino_export import GRAPH, exported
 from rung.engines.sentence_recipe import Pooling, Recipe
 from rung.errors import EngineError
 from rung.extras import needed_by
 from rung.models.reference import ModelFiles
-from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
 BATCH_TOKENS = 512  # tokens that run together: their activations stay in the cache of a core; 1024 was a tenth slower
 CHUNK = 4096  # texts tokenized and sorted together, which bounds memory
 
 
-class OpenVinoEncoder:
+class OpenVinoEncoder(LocalEncoder):
     """An encoder with a `Recipe`, exported once in fp32.
 
     Raises:
@@ -42,38 +42,24 @@ class OpenVinoEncoder:
         folder = exported(files, "encoder", "fp32", progress=progress)
         with needed_by("a sentence encoder", error=EngineError):
             import openvino
-        self.files, self.recipe = files, recipe
+        super().__init__(files)
+        self.recipe = recipe
         # f32: some processors would compute in bfloat16 otherwise, and vectors would differ between machines.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         self._model: Any = openvino.Core().compile_model(str(folder / GRAPH), "CPU", settings)
         self._streams = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self._inputs = {port.get_any_name() for port in self._model.inputs}
         self._dimension = int(self._model.output(0).get_partial_shape()[2].get_length())
-        self._tokenizer = Tokenizer.load(files.folder)
-        self._padding = self._tokenizer.pad_id or 0
+        self._padding = self.tokenizer.pad_id or 0
         self._batches = _tokenizer(files, recipe)
         # The first inference has to be alone: OpenVINO's Python layer fills a table of number types at its first use,
         # and of two threads there at once one can hold that lock and the other the interpreter's, for ever.
         self._run(self._requests(1), self._batches.encode_batch_fast(["a"]))
 
     @property
-    def fingerprint(self) -> str:
-        """Changes when vectors may; fp32 vectors equal torch's to rounding, so the backend is no part of it."""
-        return self.files.fingerprint
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, for cost estimates."""
-        return self.files.parameters
-
-    @property
     def limit(self) -> int:
         """The most tokens of a text, special ones not counted; `embed` leaves out what is beyond."""
         return self.recipe.limit - int(self._batches.num_special_tokens_to_add(is_pair=False))
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text`, no special tokens added."""
-        return self._tokenizer.encode_plain(text)
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
         """Return one unit vector per text, shape [texts, dimension]."""

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from rung.engines.base import Floats
+from rung.engines.local_encoder import LocalEncoder
 from rung.errors import EngineError
 from rung.extras import needed_by
 from rung.models.reference import ModelFiles
-from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
 CHUNK = 256  # texts between two reports of progress
 BATCH = 64
 
 
-class TorchEncoder:
+class TorchEncoder(LocalEncoder):
     """A sentence-transformers model; pooling and normalization are as its own folder says.
 
     Raises:
@@ -33,8 +33,7 @@ class TorchEncoder:
             from sentence_transformers import SentenceTransformer
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        self.files = files
-        self._tokenizer = Tokenizer.load(files.folder)
+        super().__init__(files)
         self._model: Any = SentenceTransformer(
             str(files.folder),
             device=None if device == "auto" else device,
@@ -43,23 +42,9 @@ class TorchEncoder:
         )
 
     @property
-    def fingerprint(self) -> str:
-        """Changes when vectors may."""
-        return self.files.fingerprint
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, for cost estimates."""
-        return self.files.parameters
-
-    @property
     def limit(self) -> int:
         """The most tokens of a text, special ones not counted; `embed` leaves out what is beyond."""
         return int(self._model.max_seq_length) - int(self._model.tokenizer.num_special_tokens_to_add(pair=False))
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text`, no special tokens added."""
-        return self._tokenizer.encode_plain(text)
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
         """Return one unit vector per text, shape [texts, dimension]."""
