@@ -172,14 +172,5 @@ class FineTunedEncoder:
         return course
 
     def _settings(self, course: Course, trained: EncoderWithHead, rows: Sequence[LabelledText]) -> dict[str, Any]:
-        settings = asdict(self) | {
-            "rows": len(rows),
-            "encoder_fingerprint": trained.files.fingerprint,
-            "losses": [list(point) for point in course.losses],
-            "training_seconds": course.seconds,
-            "training_tokens": course.tokens,
-            "peak_memory_bytes": course.memory_bytes,
-        }
-        if course.evaluations:
-            settings |= {"evaluations": [list(point) for point in course.evaluations], "best_step": course.best}
-        return settings
+        own = {"rows": len(rows), "encoder_fingerprint": trained.files.fingerprint}
+        return asdict(self) | own | course.as_settings()

@@ -384,14 +384,7 @@ class Tuned(ABC):
         }  # fmt: skip
 
     def _settings(self, course: Course, rows: Sequence[TokenizedExample]) -> dict[str, Any]:
-        settings = asdict(self) | {
-            "losses": [list(point) for point in course.losses],
-            "training_seconds": course.seconds,
-            "training_tokens": course.tokens,
-            "peak_memory_bytes": course.memory_bytes,
-        }
-        if course.evaluations:
-            settings |= {"evaluations": [list(point) for point in course.evaluations], "best_step": course.best}
+        settings = asdict(self) | course.as_settings()
         if dropped := sum(row.dropped_demonstrations for row in rows):
             settings["dropped_demonstrations"] = dropped
         return settings

@@ -94,6 +94,18 @@ class Course:
     seconds: float = 0.0
     memory_bytes: int = 0
 
+    def as_settings(self) -> dict[str, Any]:
+        """Return what an artifact tells of it."""
+        settings: dict[str, Any] = {
+            "losses": [list(point) for point in self.losses],
+            "training_seconds": self.seconds,
+            "training_tokens": self.tokens,
+            "peak_memory_bytes": self.memory_bytes,
+        }
+        if self.evaluations:
+            settings |= {"evaluations": [list(point) for point in self.evaluations], "best_step": self.best}
+        return settings
+
 
 def train(
     model: Any,
