@@ -14,7 +14,7 @@ from rung.artifact import Artifact
 from rung.data.types import Data, Example
 from rung.engines.base import Engine, GenerateRequest, Message, Sampling
 from rung.engines.opening import open_engine
-from rung.errors import ConfigError, EngineError
+from rung.errors import EngineError
 from rung.evaluation.metrics import Metric
 from rung.evaluation.scoring import cases
 from rung.extras import needed_by
@@ -24,11 +24,11 @@ from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space
 from rung.prompt_search.copying import CopyGuard
 from rung.prompt_search.judge import Judge, Tried
-from rung.prompt_search.search import FEWEST_FIXES, HEADROOM_ROWS, Found, Trial, no_headroom, split
+from rung.prompt_search.search import HEADROOM_ROWS, Found, Trial, no_headroom, split
 from rung.prompt_search.writer import Written
 from rung.rungs.base import YES, Cost, Verdict, no
 from rung.rungs.costs import inference_cost
-from rung.rungs.prompt_search import FEWEST_SEARCHED, reason_against
+from rung.rungs.prompt_search import FEWEST_SEARCHED, check_adoption, reason_against
 
 COMPONENT = "instruction"
 MAX_TOKENS = 2048  # of a reflection
@@ -60,22 +60,14 @@ class Gepa:
     family: str = "prompt-learning"
 
     def __post_init__(self) -> None:
-        if not 0 < self.adoption < 1:
-            raise ConfigError(
-                "bad-setting", f"gepa.adoption: a share between 0 and 1, not {self.adoption!r}",
-                hint="0.5 leaves half of the training rows to the search",
-            )  # fmt: skip
+        check_adoption(self.name, self.adoption)
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where a model reflects, an untuned prompt answers and there are rows enough."""
         if not self.reflection:
             return no("no model reflects; name one with `rungs: {gepa: {reflection: MODEL}}`")
-        if reason := reason_against(artifact):
-            return no(reason)
-        rows, deciding = split(data.train, self.adoption, self.seed)
-        if len(rows) < 2 * FEWEST_SEARCHED or len(deciding) < FEWEST_FIXES:
-            return no(f"{len(data.train)} training rows are too few to search on some and to decide by others")
-        return YES
+        reason = reason_against(artifact, data, self.adoption, self.seed, 2 * FEWEST_SEARCHED)
+        return no(reason) if reason else YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """All calls of the budget; reflections are counted as if they were rows."""

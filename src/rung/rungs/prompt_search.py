@@ -64,20 +64,12 @@ class PromptSearch:
     family: str = "prompt-learning"
 
     def __post_init__(self) -> None:
-        if not 0 < self.adoption < 1:
-            raise ConfigError(
-                "bad-setting", f"prompt-search.adoption: a share between 0 and 1, not {self.adoption!r}",
-                hint="0.5 leaves half of the training rows to the search",
-            )  # fmt: skip
+        check_adoption(self.name, self.adoption)
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where an untuned prompt answers and there are rows to search on and to decide by."""
-        if reason := reason_against(artifact):
-            return no(reason)
-        rows, deciding = split(data.train, self.adoption, self.seed)
-        if len(rows) < FEWEST_SEARCHED or len(deciding) < FEWEST_FIXES:
-            return no(f"{len(data.train)} training rows are too few to search on some and to decide by others")
-        return YES
+        reason = reason_against(artifact, data, self.adoption, self.seed, FEWEST_SEARCHED)
+        return no(reason) if reason else YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """All calls of the budget, with the demonstrations that most candidates show."""
@@ -145,10 +137,34 @@ class PromptSearch:
         return pools
 
 
-def reason_against(artifact: Artifact) -> str:
-    """Return why another prompt cannot be put on an artifact, or an empty text."""
+def check_adoption(rung: str, adoption: float) -> None:
+    """Check a rung's setting of that name.
+
+    Raises:
+        ConfigError: it leaves no rows to search on, or none to decide by.
+    """
+    if not 0 < adoption < 1:
+        raise ConfigError(
+            "bad-setting", f"{rung}.adoption: a share between 0 and 1, not {adoption!r}",
+            hint="0.5 leaves half of the training rows to the search",
+        )  # fmt: skip
+
+
+def reason_against(artifact: Artifact, data: Data, adoption: float, seed: int, fewest: int) -> str:
+    """Return why no other prompt can be searched for an artifact, or an empty text.
+
+    Args:
+        artifact: whose prompt it would be.
+        data: with the training rows.
+        adoption: share of them that decides.
+        seed: of that cut.
+        fewest: rows that the search takes.
+    """
     if artifact.decoder.kind == "head":
         return "a head on frozen features does not read the prompt"
     if artifact.weights.adapter is not None:
         return "the adapter was trained with this very prompt"
+    rows, deciding = split(data.train, adoption, seed)
+    if len(rows) < fewest or len(deciding) < FEWEST_FIXES:
+        return f"{len(data.train)} training rows are too few to search on some and to decide by others"
     return ""
