@@ -188,6 +188,8 @@ def test_when_it_applies_and_what_it_costs(tiny_encoder, zero, data, tuned):
     assert wanted.applies(zero, data).applies
     assert wanted.applies(tuned, data).reason == "a head is trained already"
     assert wanted.applies(zero, replace(data, labels=())).reason == "a head answers categories only"
+    several = replace(zero, shape=replace(zero.shape, kind="multilabel"))
+    assert wanted.applies(several, data).reason == "it learns one label a row"
     one, two = (FineTunedEncoder(epochs=epochs).estimate(zero, data, this_machine()) for epochs in (1, 2))
     assert two.fit_flops - one.fit_flops == pytest.approx(2 * 3 * one.row_flops * len(data.train))
     assert prediction_flops(tuned, data) < prediction_flops(zero, data)

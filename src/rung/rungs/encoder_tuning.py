@@ -73,7 +73,9 @@ class FineTunedEncoder:
     family: str = "full"
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies to categories, once."""
+        """It applies to categories, once; where a row may have several labels, `features` does."""
+        if artifact.shape.kind == "multilabel":
+            return no("it learns one label a row")
         reason = reason_against_head(artifact, data)
         return no(reason) if reason else YES
 
