@@ -57,12 +57,13 @@ def save(artifact: Artifact, folder: Path) -> Path:
         )
     if folder.exists():
         folder.rmdir()
-    publish(folder, lambda target: _write(artifact, target, folder.absolute()))
+    final = folder.resolve()
+    publish(folder, lambda target: _write(artifact, target, final, final.parent))
     return folder
 
 
-def _write(artifact: Artifact, folder: Path, final: Path) -> None:
-    """Write the artifact's files into `folder`, which will stand at `final`."""
+def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
+    """Write the artifact's files into `folder`, which will stand at `final` in what may be moved together, `home`."""
     from safetensors.numpy import save_file
 
     arrays: dict[str, Any] = {}
@@ -70,7 +71,7 @@ def _write(artifact: Artifact, folder: Path, final: Path) -> None:
         "format": FORMAT,
         "shape": asdict(artifact.shape),
         "model": artifact.model,
-        "model_beside": _beside(artifact.model, final),
+        "model_beside": _beside(artifact.model, final, home),
         "model_fingerprint": None if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint,
         "engine": _engine(artifact),
         "overflow": artifact.overflow,
@@ -78,7 +79,7 @@ def _write(artifact: Artifact, folder: Path, final: Path) -> None:
         "settings": dict(artifact.settings),
         "prompt": artifact.prompt.as_dict(),
         "prompt_fingerprint": artifact.prompt.fingerprint,
-        "decoder": _decoder_values(artifact.decoder, arrays, folder),
+        "decoder": _decoder_values(artifact.decoder, arrays, folder, final, home),
         "weights": {
             "method": artifact.weights.method,
             "adapter": artifact.weights.adapter is not None,
@@ -102,10 +103,10 @@ def _write(artifact: Artifact, folder: Path, final: Path) -> None:
     _write_manifest(folder)
 
 
-def _beside(reference: str, folder: Path) -> str | None:
-    """Return the name of a model folder that stands beside the artifact's, so that both may be moved together."""
-    model = Path(reference).expanduser()
-    return model.name if model.is_dir() and model.resolve().parent == folder.resolve().parent else None
+def _beside(reference: str, final: Path, home: Path) -> str | None:
+    """Return the way from the artifact to a model folder that stands beside it, so that both may be moved together."""
+    model = Path(reference).expanduser().resolve()
+    return os.path.relpath(model, final) if model.is_dir() and model.parent == home else None
 
 
 def _engine(artifact: Artifact) -> str:
@@ -119,7 +120,7 @@ def _engine(artifact: Artifact) -> str:
     )
 
 
-def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path, final: Path, home: Path) -> dict[str, Any]:
     """Return the decoder's settings; its arrays go into `arrays`, what is folders into `folder`."""
     if isinstance(decoder, Head):
         arrays["head.weight"], arrays["head.intercept"] = decoder.weight, decoder.intercept
@@ -135,8 +136,9 @@ def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path) -> d
         }
     if isinstance(decoder, Mixture):
         for number, member in enumerate(decoder.members):
-            (folder / "members" / str(number)).mkdir(parents=True)
-            _write(member, folder / "members" / str(number))
+            place = Path("members") / str(number)
+            (folder / place).mkdir(parents=True)
+            _write(member, folder / place, final / place, home)
         return {
             "kind": decoder.kind,
             "weights": decoder.weights,
@@ -187,7 +189,8 @@ def load(folder: Path) -> Artifact:
             f"{folder}: this version of Rung renders the prompt of the artifact differently",
             hint="run the climb again, or use the version of Rung that made the artifact",
         )
-    model = values["model"] if values.get("model_beside") is None else str(folder.parent / values["model_beside"])
+    beside = values.get("model_beside")
+    model = values["model"] if beside is None else str((folder / beside).resolve())
     if values["model_fingerprint"] is not None:
         _check_model(folder, model, values["model_fingerprint"])
     shape = values["shape"]
