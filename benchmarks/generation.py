@@ -9,7 +9,8 @@ most 64 tokens, greedy, ended by the model's own end token; the tokens counted a
 peer are alike, so peers run some of the rows and their rate is compared: `--raw-rows`, `--peer-rows`, `--loop-rows`.
 Transformers runs in fp32, OpenVINO with the int8 weights that are Rung's default; `--precision fp32` compares equals.
 
-Measured on two AVX2 cores on 2026-11-21: 3.6x raw, 6.4x batch, 14.9x ludwig-loop. Raw is slower because all rows of its
+Measured on two AVX2 cores on 2026-11-21, in two runs: 3.6x and 3.2x raw, 6.4x and 5.1x batch, 14.9x and 13.7x
+ludwig-loop. Raw is slower because all rows of its
 one call compute the beginning that they share; Rung lets one row go ahead and the others find it cached.
 """
 

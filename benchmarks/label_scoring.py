@@ -11,8 +11,8 @@ weights), where labels are scored most: in production. Without one (zero-shot ov
 opens nine tenths of the trie, and the engine falls back to the full pass. The goal for the best label is taken on
 tuned weights; the other artifacts are printed beside it.
 
-Measured on two AVX2 cores on 2026-11-21: all labels 4.0x zero-shot, 8.4x behind eight fixed demonstrations, 4.6x tuned;
-best label 3.4x, 11.6x, 14.5x.
+Measured on two AVX2 cores on 2026-11-21, in two runs: all labels 4.0x and 4.7x zero-shot, 8.4x and 7.0x behind eight
+fixed demonstrations, 4.6x and 5.6x tuned; best label 3.4x and 4.1x, 11.6x and 11.9x, 14.5x and 18.5x.
 """
 
 from __future__ import annotations

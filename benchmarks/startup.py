@@ -4,6 +4,9 @@ The peer of the model start is transformers reading the embedded model's GGUF fi
 (`AutoModelForCausalLM.from_pretrained(..., gguf_file=...)`). Both sides load model and tokenizer into memory; the
 imports of libraries are not counted there, and both run once before, so that the files are in the page cache. Limits
 in seconds become limit / measured.
+
+Measured on two AVX2 cores on 2026-11-21: import 0.01 s, `--help` 0.28 s, first token 1.6 s, model start 0.64 s against
+31.9 s (50x).
 """
 
 from __future__ import annotations
