@@ -282,6 +282,30 @@ def test_merged_tensors_compute_the_same(name, bias):
     torch.testing.assert_close(logits(plain), on, atol=1e-4, rtol=1e-4)
 
 
+def test_lora_knows_gpt2_s_layers(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 97, "n_positions": 64}
+    dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    base = GPT2LMHeadModel(GPT2Config(**sizes, **dropouts)).eval().requires_grad_(False)
+    plain = copy.deepcopy(base)
+    change = fresh("lora", model := copy.deepcopy(base))
+    train(model, change, part := rows(4, 12), Schedule(epochs=4, batch_size=6, learning_rate=1e-2))
+    names = {name.split(".lora_")[0].rpartition("h.")[2] for name in change.parameters()}
+    assert names == {f"{i}.{m}" for i in (0, 1) for m in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
+    on = logits(model, change)
+    assert torch.equal(logits(model), logits(base))
+    own = dict(plain.named_parameters())
+    with torch.no_grad():
+        for n, tensor in change.merged().items():
+            own[n].copy_(tensor)
+    torch.testing.assert_close(logits(plain), on, atol=1e-4, rtol=1e-4)
+    assert float(plain_loss(plain, part)) < float(plain_loss(base, part))
+    again = attach(base, written(change, tmp_path / "adapter"), fingerprint=BASE)
+    assert torch.equal(logits(base, again), on)
+
+
 @pytest.mark.parametrize("name", ["llama-adapter", "bottleneck"])
 def test_what_adds_computation_cannot_be_merged(tiny, name):
     with pytest.raises(TrainingError) as caught:

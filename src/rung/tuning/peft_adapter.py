@@ -39,13 +39,16 @@ def peft() -> Any:
 def linear_layers(model: Any) -> list[str]:
     """Return the last names of all linear layers but the output layer: what PEFT calls `all-linear`.
 
+    GPT-2's are transformers' own class, whose matrices lie the other way round; PEFT's LoRA knows it.
+
     PEFT's own word must not be used beside another adapter: it would take that one's matrices for linear layers.
     """
     if not hasattr(model, "rung_linear_layers"):
         import torch
+        from transformers.pytorch_utils import Conv1D
 
-        head = model.get_output_embeddings()
-        kinds = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head]
+        head, linear = model.get_output_embeddings(), (torch.nn.Linear, Conv1D)
+        kinds = [(name, m) for name, m in model.named_modules() if isinstance(m, linear) and m is not head]
         model.rung_linear_layers = sorted({name.rsplit(".", 1)[-1] for name, _ in kinds})
     return list(model.rung_linear_layers)
 
