@@ -104,10 +104,13 @@ async def ask(client: httpx.AsyncClient, request: dict[str, Any], load: Load) ->
         load.first.append(begun)
 
 
-async def drive(url: str, model: str, texts: Sequence[str], clients: int, tokens: int) -> Load:
-    """Let `clients` share out one request per text, each sending its next when the last is answered."""
+async def drive(url: str, model: str, texts: Sequence[str], clients: int, tokens: int, *, keep: bool = True) -> Load:
+    """Let `clients` share out one request per text, each sending its next when the last is answered.
+
+    With `keep` connections are used again; llama.cpp's server closes them in between, which a client learns too late.
+    """
     load, waiting = Load(), iter(texts)
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients if keep else 0)
 
     async def one(client: httpx.AsyncClient) -> None:
         for text in waiting:
@@ -268,10 +271,12 @@ def _wait(url: str) -> None:
     raise SystemExit(f"{url} does not answer")
 
 
-def measured(url: str, model: str, texts: Sequence[str], clients: int, chosen: argparse.Namespace) -> Load:
+def measured(
+    url: str, model: str, texts: Sequence[str], clients: int, chosen: argparse.Namespace, *, keep: bool = True
+) -> Load:
     """Drive a server, after a first round that loads and compiles."""
-    asyncio.run(drive(url, model, texts[:1], 1, 4))
-    return asyncio.run(drive(url, model, texts, clients, chosen.tokens))
+    asyncio.run(drive(url, model, texts[:1], 1, 4, keep=keep))
+    return asyncio.run(drive(url, model, texts, clients, chosen.tokens, keep=keep))
 
 
 # ---- what is measured
@@ -370,7 +375,7 @@ def peer_loads(peer: str, chosen: argparse.Namespace, texts: Callable[[int], Seq
         code, arguments = LLAMA, [str(_gguf()), str(min(32, max(chosen.clients))), threads]
     with server(code, *arguments, talks=False) as (url, _):
         return {
-            clients: measured(url, "embedded", texts(clients)[: chosen.peer_requests], clients, chosen)
+            clients: measured(url, "embedded", texts(clients)[: chosen.peer_requests], clients, chosen, keep=False)
             for clients in chosen.clients
         }
 
@@ -391,6 +396,13 @@ def _gguf() -> Path:
     if not folder.exists():
         publish(folder, build)
     return next(folder.rglob("*.gguf"))
+
+
+def show(name: str, loads: dict[int, Load]) -> None:
+    """Print what clients saw of a server."""
+    for clients, load in loads.items():
+        first = np.quantile(load.first, [0.5, 0.99]) if load.first else (0.0, 0.0)
+        print(f"{name:14} {clients:7} {load.requests:8} {load.rate:9.1f} {first[0]:9.2f}s {first[1]:9.2f}s", flush=True)
 
 
 def main() -> None:
@@ -415,19 +427,16 @@ def main() -> None:
     growth = memory_growth(chosen)
     loads, rows = rung_loads(chosen, texts)
     offline = {clients: offline_rate(texts(clients), chosen.tokens) for clients in loads if clients == 32}
-    peers = {peer: peer_loads(peer, chosen, texts) for peer in chosen.peers}
     ratios = {"added latency p50": P50 / median, "added latency p99": P99 / high, "capture rows": rows}
     ratios["memory flat"] = GROWTH / growth
     print(f"added latency: median {1000 * median:.2f} ms, 99th percentile {1000 * high:.2f} ms; memory x{growth:.3f}")
     print(f"{'server':14} {'clients':>7} {'requests':>8} {'tokens/s':>9} {'first p50':>10} {'first p99':>10}")
-    for name, seen in (("rung", loads), *peers.items()):
-        for clients, load in seen.items():
-            first = np.quantile(load.first, [0.5, 0.99]) if load.first else (0.0, 0.0)
-            print(f"{name:14} {clients:7} {load.requests:8} {load.rate:9.1f} {first[0]:9.2f}s {first[1]:9.2f}s")
+    show("rung", loads)
     for clients, rate in offline.items():
-        print(f"{'offline':14} {'':7} {len(texts(clients)):8} {rate:9.1f}")
+        print(f"{'offline':14} {'':7} {len(texts(clients)):8} {rate:9.1f}", flush=True)
         ratios[f"offline rate at {clients}"] = loads[clients].rate / rate
-    for peer, seen in peers.items():
+    for peer in chosen.peers:
+        show(peer, seen := peer_loads(peer, chosen, texts))
         ratios |= {f"{peer} at {n}": loads[n].rate / load.rate for n, load in seen.items() if n >= 8}
     finish("serving", ratios, {name: goal for name, goal in GOALS.items() if name in ratios})
 

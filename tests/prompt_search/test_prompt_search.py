@@ -8,7 +8,7 @@ from fake_engine import noise
 from rung.artifact import Artifact
 from rung.errors import ConfigError, EngineError
 from rung.evaluation.metrics import get_metric
-from rung.parts import LabelScoring
+from rung.parts import Head, LabelScoring, Mixture
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space
 from rung.prompt_search.judge import Judge
@@ -214,6 +214,13 @@ def test_a_prompt_that_does_not_fit_scores_nothing_and_ends_nothing(scoring, row
     assert failed
     assert all(one["score"] == 0.0 for one in failed)
     assert record["adopted"]
+
+
+def test_what_reads_no_prompt_is_a_reason(scoring, rows):
+    artifact = scoring(likes_nothing)
+    for decoder in (Mixture((artifact,), (1.0,), (1.0,)), Head(("neg", "pos"), "none", np.eye(2), np.zeros(2))):
+        verdict = PromptSearch().applies(replace(artifact, decoder=decoder), rows)
+        assert verdict.reason == "what answers does not read the prompt"
 
 
 def test_too_few_rows_is_a_reason(scoring, rows):

@@ -10,6 +10,7 @@ from rung.engines.api_options import ApiOptions
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError
 from rung.machine import Machine
+from rung.parts import Promptless
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space, templates
@@ -160,8 +161,8 @@ def reason_against(artifact: Artifact, data: Data, adoption: float, seed: int, f
         seed: of that cut.
         fewest: rows that the search takes.
     """
-    if artifact.decoder.kind == "head":
-        return "a head on frozen features does not read the prompt"
+    if isinstance(artifact.decoder, Promptless):
+        return "what answers does not read the prompt"
     if artifact.weights.adapter is not None:
         return "the adapter was trained with this very prompt"
     rows, deciding = split(data.train, adoption, seed)
