@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from rung.artifact import Artifact
-from rung.artifact_files import _decoder, _decoder_values
 from rung.data.types import Data
 from rung.engines.base import EngineInfo, Scored
 from rung.evaluation.scoring import summarize
@@ -98,8 +97,7 @@ def test_every_label_gets_the_threshold_that_its_level_needs(zero: Artifact, dat
 def test_it_is_summarized_and_read_back(zero: Artifact, data: Data, tmp_path: Path) -> None:
     fitted = LabelThresholds().fit(zero, data).on(Knowing())  # type: ignore[arg-type]
     assert set(summarize(fitted, data.test, "test")["metrics"]) == {"labels_f1", "labels_exact"}
-    values = json.loads(json.dumps(_decoder_values(fitted.decoder, {}, tmp_path)))
-    assert _decoder(values, {}, tmp_path) == fitted.decoder
+    assert Artifact.load(fitted.save(tmp_path / "artifact")).decoder == fitted.decoder
 
 
 def test_where_it_does_not_apply(zero: Artifact, data: Data) -> None:
