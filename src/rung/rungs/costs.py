@@ -6,6 +6,7 @@ al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +26,7 @@ from rung.rungs.base import Cost
 SAMPLE = 32
 SAMPLE_CHARACTERS = 4000  # of a document
 ACTIVATION_BYTES = 2**30  # room for activations and logits beside the weights
+NF4_BYTES = (4 + 0.127) / 8  # of a parameter: 4 bits, and the constants of its block (QLoRA, section 3)
 STEPS = 128  # tokens that a chain of thought is expected to take
 FORWARD, FROZEN_BASE, FULL = 2, 4, 6
 
@@ -69,6 +71,17 @@ def sizes(artifact: Artifact, data: Data) -> Sizes:
         tree = build_trie(continuations(texts, tokenizer.encode_plain, end_token(tokenizer))).size
     n = len(rows)
     return Sizes((sum(whole) - sum(question)) / n, sum(question) / n, sum(answer) / n, tree, files.parameters)
+
+
+def base_bytes(files: ModelFiles, quantization: str) -> int:
+    """Return the memory of the base model's weights: float32, of linear layers in 4 bits where it is quantized."""
+    if not quantization:
+        return 4 * files.parameters
+    config = json.loads((files.folder / "config.json").read_text("utf-8"))
+    config = config.get("text_config", config)
+    table = config["vocab_size"] * config["hidden_size"]
+    embeddings = table if config.get("tie_word_embeddings", True) else 2 * table
+    return round(4 * embeddings + NF4_BYTES * (files.parameters - embeddings))
 
 
 def text_tokens(artifact: Artifact, data: Data) -> float:

@@ -16,11 +16,11 @@ from rung.data.types import Data, Example, hash_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import Machine
-from rung.models.reference import is_endpoint
+from rung.models.reference import is_endpoint, resolve
 from rung.parts import Promptless, Weights
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, no
-from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, inference_cost, sizes
+from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, base_bytes, inference_cost, sizes
 from rung.rungs.holdout import hold_out
 from rung.tuning.examples import Overlong, Supervise
 
@@ -188,7 +188,7 @@ class Tuned(ABC):
             flops *= 1 + len(RATES) * TRIAL_SHARE
             tokens *= 1 + len(RATES) * TRIAL_SHARE
         copies = TRAINED_BYTES if self.patience is None else TRAINED_BYTES + 4
-        weights = 4 * s.parameters + copies * self.trained_size(artifact, s)
+        weights = base_bytes(resolve(artifact.model), self.quantization) + copies * self.trained_size(artifact, s)
         return Cost(
             fit_tokens=round(tokens * self.epochs),
             fit_flops=flops,
