@@ -87,12 +87,13 @@ def traffic(file: Path, seed: int) -> Iterator[dict[str, str]]:
     yield from found
 
 
-def prepare(folder: Path, per_label: int, test_rows: int) -> None:
+def prepare(folder: Path, per_label: int, validation_rows: int, test_rows: int) -> None:
     """Copy the example, with so many training rows per label."""
     shutil.copytree(EXAMPLES / TASK, folder)
     task = folder / "task.yaml"
     text = task.read_text("utf-8")
-    changed = text.replace("train_per_label: 10", f"train_per_label: {per_label}, test_rows: {test_rows}")
+    rows = f"train_per_label: {per_label}, validation_rows: {validation_rows}, test_rows: {test_rows}"
+    changed = text.replace("train_per_label: 10", rows)
     assert changed != text
     task.write_text(changed, "utf-8")
 
@@ -101,16 +102,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traffic", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--messages", type=int, nargs="+", default=[300, 2200, 600])
+    parser.add_argument("--messages", type=int, nargs="+", default=[200, 600, 300])
     parser.add_argument(
         "--rungs", nargs="+", default=["few-shot-knn", "features,fine-tuned-encoder", "features,ensemble"]
     )
     parser.add_argument("--per-label", type=int, default=2)
-    parser.add_argument("--test-rows", type=int, default=300)
+    parser.add_argument("--validation-rows", type=int, default=100)
+    parser.add_argument("--test-rows", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     folder = chosen.folder.resolve()
-    prepare(folder, chosen.per_label, chosen.test_rows)
+    prepare(folder, chosen.per_label, chosen.validation_rows, chosen.test_rows)
     first = rung(folder, "climb", "task.yaml", "--rungs", "zero-shot")
     found = next(one for one in first["rungs"] if one["name"] == "zero-shot")
     rung(folder, "promote", found["artifact"], "--reason", "the first prompt", "--reviewer", "Ann")
