@@ -15,6 +15,9 @@ what is left is the server's own time a request, and a token. Memory is that of 
 Goals: at 32 clients 0.95 of the offline rate; added latency below 3 ms at the median and 15 ms at the 99th percentile;
 no captured row lost or double; memory grown by less than 5 % over 10,000 requests; faster than both peers from 8
 clients on.
+
+Measured on two AVX2 cores on 2026-11-21: 45, 118, 178 and 200 tokens/s at 1, 8, 32 and 128 clients, 209 offline (0.85
+at 32); llama.cpp 73, 101, 100 and 106; latency 2.2 and 4.7 ms; memory x1.004.
 """
 
 from __future__ import annotations
