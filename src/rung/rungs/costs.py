@@ -79,7 +79,7 @@ def base_bytes(files: ModelFiles, quantization: str) -> int:
         return 4 * files.parameters
     config = json.loads((files.folder / "config.json").read_text("utf-8"))
     config = config.get("text_config", config)
-    table = config["vocab_size"] * config["hidden_size"]
+    table = int(config["vocab_size"] * config["hidden_size"])
     embeddings = table if config.get("tie_word_embeddings", True) else 2 * table
     return round(4 * embeddings + NF4_BYTES * (files.parameters - embeddings))
 
