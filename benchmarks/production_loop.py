@@ -25,7 +25,7 @@ from typing import Any
 
 import httpx
 
-from _common import EXAMPLES, SPLITS, finish
+from _common import EXAMPLES, banking77_texts, finish
 
 TASK = "banking77"
 BATCH = 16
@@ -77,10 +77,7 @@ def ask(client: httpx.Client, rows: Sequence[dict[str, str]]) -> int:
 
 def traffic(file: Path, seed: int) -> Iterator[dict[str, str]]:
     """Yield the messages that no split of the example holds, in random order."""
-    known = set()
-    for split in SPLITS:
-        with (EXAMPLES / TASK / f"{split}.csv").open(newline="", encoding="utf-8") as rows:
-            known |= {" ".join(row["text"].lower().split()) for row in csv.DictReader(rows)}
+    known = {" ".join(text.lower().split()) for text in banking77_texts()}
     with file.open(newline="", encoding="utf-8") as rows:
         found = [row for row in csv.DictReader(rows) if " ".join(row["text"].lower().split()) not in known]
     random.Random(seed).shuffle(found)

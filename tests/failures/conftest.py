@@ -34,6 +34,16 @@ def store(location):
         yield opened
 
 
+@pytest.fixture
+def folders(zero, tmp_path):
+    """Three artifacts of one task, each with another system message."""
+    made = []
+    for word in ("one", "two", "three"):
+        changed = replace(zero, prompt=replace(zero.prompt, system=word))
+        made.append(changed.save(tmp_path / word))
+    return made
+
+
 @pytest.fixture(scope="session")
 def make():
     """Return a function that makes interactions, each a second after the one before."""

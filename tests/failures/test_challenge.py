@@ -28,15 +28,6 @@ def file_store(tmp_path):
         yield opened
 
 
-@pytest.fixture
-def folders(zero, tmp_path):
-    made = []
-    for word in ("one", "two", "three"):
-        changed = replace(zero, prompt=replace(zero.prompt, system=word))
-        made.append(changed.save(tmp_path / word))
-    return made
-
-
 def code_of(call, *arguments, **options):
     with pytest.raises((ConfigError, ArtifactError)) as raised:
         call(*arguments, **options)

@@ -25,15 +25,6 @@ def registry(tmp_path):
     return Registry(tmp_path / "registry", "intents")
 
 
-@pytest.fixture
-def folders(zero, tmp_path):
-    made = []
-    for word in ("one", "two", "three"):
-        changed = replace(zero, prompt=replace(zero.prompt, system=word))
-        made.append(changed.save(tmp_path / word))
-    return made
-
-
 def test_promoted_and_rolled_back_step_by_step(registry, store, folders):
     assert registry.current() is None
     for n, folder in enumerate(folders):
