@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,13 @@ def test_a_trial_that_cannot_be_is_refused(run, stored, zero, tmp_path, argument
     assert refused.value.code == code
 
 
+def pasted(run, text):
+    """Run the command that an output ends with, and return its JSON."""
+    words = shlex.split(text.rpartition("Next: ")[2])
+    assert words[0] == "rung"
+    return run(*words[1:], "--json")
+
+
 def test_a_trial_is_started_shown_and_stopped(run, stored, zero, tmp_path):
     for word in ("one", "two"):
         replace(zero, prompt=replace(zero.prompt, system=word)).save(tmp_path / word)
@@ -156,8 +164,39 @@ def test_a_trial_is_started_shown_and_stopped(run, stored, zero, tmp_path):
         "judged": {"a": 0, "b": 0}, "pairs": 0, "delta": 0.0, "fixed": 0, "broken": 0, "p": 1.0, "state": "open",
         "stop": False,
     }  # fmt: skip
-    assert "0 of at most 200 pairs: +0.0 pp, 0 fixed / 0 broken, p = 1\nundecided so far" in run(
-        "trial", "show", "intents"
-    )
+    assert (shown["low"], shown["high"]) == (-1.0, 1.0)
+    text = run("trial", "show", "intents")
+    assert "0 of at most 200 pairs: +0.0 pp [-100.0, +100.0], 0 fixed / 0 broken, p = 1.000\nundecided so far" in text
+    assert pasted(run, text)["count"] == 3  # all that the store holds
     assert "is stopped" in run("trial", "stop", "intents")
     assert "is over" in run("trial", "show", "intents")
+    assert "Next:" not in run("trial", "show", "intents")
+
+
+def test_the_command_that_ends_a_won_trial_works_when_it_is_pasted(run, stored, zero, tmp_path):
+    for word in ("one", "two"):
+        replace(zero, prompt=replace(zero.prompt, system=word)).save(tmp_path / word)
+    with pytest.raises(RungError) as refused:
+        run("trial", "start", "intents", "one", "--registry", "other place")
+    hint = refused.value.hint.partition(": ")[2]
+    assert hint == "rung promote one --reason 'first release' --registry 'other place'"
+    assert run(*shlex.split(hint)[1:], "--json")["folder"].startswith("other place/intents/artifacts/")
+    place = ("--registry", "other place")
+    said = run("trial", "start", "intents", "two", *place)
+    assert pasted(run, said)["pairs"] == 0
+    trial = run("trial", "show", "intents", *place, "--json")
+    assert trial["next"].startswith("rung failures list --task intents --reason disagreement")
+    with Store(tmp_path / "f.db") as store:
+        sample = store.interaction("r0")
+        for number in range(12):
+            sent = replace(
+                sample, id=f"t{number}", artifact=trial["against"], trial=trial["id"], actual="age_limit",
+                inputs={"text": f"card {number}"}, input_id="",
+            )  # fmt: skip
+            behind = replace(sent, id=f"s{number}", artifact=trial["artifact"], actual="card_arrival", shadows=sent.id)
+            store.record([sent, behind])
+            store.correct(sent.id, "card_arrival", "Ann")
+    text = run("trial", "show", "intents", *place)
+    assert "the challenger is better" in text
+    assert pasted(run, text)["artifact"] == trial["artifact"]
+    assert "Next:" not in run("trial", "show", "intents", *place)  # there is nothing left to do

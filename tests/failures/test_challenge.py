@@ -8,6 +8,7 @@ from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.metrics import METRICS
+from rung.evaluation.statistics import Interval
 from rung.failures.challenge import Standing, standing, start, stop
 from rung.failures.records import Challenge, Feedback, Filter
 from rung.failures.registry import Follower, Registry
@@ -122,7 +123,7 @@ def test_both_answers_of_a_shadow_are_held_against_what_was_expected(store, make
     for number, (ours, theirs) in enumerate(rows):
         store.record(shadowed(make, number, ours, theirs, trial))
     store.record([make(90, actual="x"), make(91, artifact="a", trial=trial.token)])  # outside, and not answered again
-    empty = Standing(Decision("open", 0, 0.0, 0, 0, 1.0), {"a": 7, "b": 6}, {"a": 0, "b": 0})
+    empty = Standing(Decision("open", 0, 0.0, 0, 0, 1.0), Interval(-1.0, 1.0), {"a": 7, "b": 6}, {"a": 0, "b": 0})
     assert standing(store, trial, ACCURACY) == empty
     store.add_feedback(Feedback("r2", thumb="up"))  # says nothing of the challenger
     for number in (3, 0, 1, 4):
@@ -171,7 +172,7 @@ def test_answers_of_an_ab_trial_are_paired_by_what_users_and_reviewers_said(stor
     for arm, score in (("a", 0.0), ("b", 0.75), ("a", 1.0), ("b", 0.0)):
         by_hand.add(arm, score)
     found = standing(store, trial, ACCURACY)
-    assert found == Standing(by_hand.decision(), {"a": 4, "b": 4}, {"a": 2, "b": 2})
+    assert found == Standing(by_hand.decision(), by_hand.interval(), {"a": 4, "b": 4}, {"a": 2, "b": 2})
     assert (found.decision.n, found.decision.fixed, found.decision.broken) == (2, 1, 1)
 
 

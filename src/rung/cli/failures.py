@@ -11,6 +11,7 @@ import typer
 
 from rung.cli.options import Json, Offline, Quiet, TaskFile, print_json, progress
 from rung.errors import ConfigError
+from rung.failures.defaults import STORE
 
 if TYPE_CHECKING:
     from rung.failures.records import Case, Filter
@@ -47,7 +48,7 @@ def open_store(place: str, *, must_exist: bool = True) -> Store:
 
 @app.command("list")
 def list_command(
-    store: StorePlace = "failures.db",
+    store: StorePlace = STORE,
     task: TaskName = None,
     split: SplitName = None,
     reason: Annotated[str | None, typer.Option(help="Suspicious for this reason.")] = None,
@@ -76,7 +77,7 @@ def list_command(
 
 
 @app.command()
-def show(id: Id, store: StorePlace = "failures.db", json: Json = False) -> None:  # noqa: A002
+def show(id: Id, store: StorePlace = STORE, json: Json = False) -> None:  # noqa: A002
     """Show one case: what was asked, answered and expected, its feedback and its history."""
     from rung.failures.values import details
 
@@ -104,7 +105,7 @@ def correct(
     expected: Annotated[str, typer.Argument(help="The expected response; the actual one says that it was right.")],
     reviewer: Reviewer = None,
     comment: Comment = "",
-    store: StorePlace = "failures.db",
+    store: StorePlace = STORE,
     json: Json = False,
 ) -> None:
     """Say what was expected. Nothing is overwritten: the history keeps every correction."""
@@ -122,7 +123,7 @@ def undo(
     id: Id,  # noqa: A002
     reviewer: Reviewer = None,
     comment: Comment = "",
-    store: StorePlace = "failures.db",
+    store: StorePlace = STORE,
     json: Json = False,
 ) -> None:
     """Undo the correction that holds; the one before it holds again."""
@@ -140,7 +141,7 @@ def import_command(
     file: Annotated[Path, typer.Argument(help="A CSV with the four columns, or an exported JSONL.", metavar="FILE")],
     task: TaskFile,
     reviewer: Reviewer = None,
-    store: StorePlace = "failures.db",
+    store: StorePlace = STORE,
     json: Json = False,
 ) -> None:
     """Take cases and their expected responses from a file."""
@@ -160,7 +161,7 @@ def import_command(
 def export(
     to: Annotated[str, typer.Option("--to", help="chat, completion, preference, csv or jsonl.")] = "jsonl",
     out: Annotated[Path | None, typer.Option("--out", help="A new file; without, stdout.", metavar="FILE")] = None,
-    store: StorePlace = "failures.db",
+    store: StorePlace = STORE,
     task: TaskName = None,
     split: SplitName = None,
     wrong: Annotated[bool, typer.Option("--wrong", help="Only what was reviewed and found wrong.")] = False,
@@ -185,7 +186,7 @@ def export(
 
 
 @app.command()
-def stats(store: StorePlace = "failures.db", task: TaskName = None, json: Json = False) -> None:
+def stats(store: StorePlace = STORE, task: TaskName = None, json: Json = False) -> None:
     """Count what was captured, what is suspicious and why, what was reviewed, and on which side of the split."""
     from rung.failures.records import REASONS
 
@@ -217,7 +218,7 @@ def stats(store: StorePlace = "failures.db", task: TaskName = None, json: Json =
 @app.command()
 def check(
     artifact: Annotated[Path, typer.Argument(help="An artifact of the task; a stronger one.", metavar="ARTIFACT")],
-    store: StorePlace = "failures.db",
+    store: StorePlace = STORE,
     compare: Annotated[bool, typer.Option("--compare/--rules-only", help="Also have it answer.")] = True,
     json: Json = False,
     quiet: Quiet = False,

@@ -27,6 +27,7 @@ from rung.cli.options import (
     progress,
 )
 from rung.errors import ConfigError
+from rung.failures.defaults import REGISTRY, STORE
 
 if TYPE_CHECKING:
     from rung.failures.improve import Improvement
@@ -47,8 +48,8 @@ def register(app: typer.Typer) -> None:
 
 def improve_command(
     task: TaskFile,
-    store: StorePlace = "failures.db",
-    registry: RegistryFolder = Path("registry"),
+    store: StorePlace = STORE,
+    registry: RegistryFolder = REGISTRY,
     budget: Budget = None,
     rungs: RungNames = None,
     resume: Resume = False,
@@ -74,13 +75,14 @@ def improve_command(
     if json:
         print_json(found.as_dict())
     else:
-        _show(found)
+        _show(found, registry, store)
 
 
-def _show(found: Improvement) -> None:
+def _show(found: Improvement, registry: Path, store: str) -> None:
     from rich.console import Console
 
     from rung.evaluation.report.terminal import print_climb
+    from rung.failures.commands import command
 
     taken, outcome = found.taken, found.outcome
     typer.echo(
@@ -95,14 +97,20 @@ def _show(found: Improvement) -> None:
         f"fixed once and wrong again: {len(outcome.regressions)} of {outcome.watched}\n"
         f"report: {found.climb.folder / 'report.html'}"
     )
-    if found.better:
-        typer.echo(f"Next: rung promote {found.climb.folder}")
+    if not found.better:
+        return
+    accepting = []
+    if outcome.regressions:
+        typer.echo(f"Next: {command('rung failures show', outcome.regressions[0], store=store)}")
+        accepting = ["--accept-regressions"]
+    promote = command("rung promote", found.climb.folder, *accepting, registry=registry, store=store)
+    typer.echo(f"{'And, if that may be: ' if accepting else 'Next: '}{promote}")
 
 
 def promote_command(
     what: Annotated[Path, typer.Argument(help="A run folder of `rung improve`, or an artifact.", metavar="WHAT")],
-    store: StorePlace = "failures.db",
-    registry: RegistryFolder = Path("registry"),
+    store: StorePlace = STORE,
+    registry: RegistryFolder = REGISTRY,
     reviewer: Reviewer = None,
     reason: Annotated[str, typer.Option("--reason", help="With an artifact: why, as there is no measurement.")] = "",
     accept_regressions: Annotated[
@@ -133,8 +141,8 @@ def promote_command(
 
 def rollback_command(
     task: Annotated[str, typer.Argument(help="Name of the task.", metavar="TASK")],
-    store: StorePlace = "failures.db",
-    registry: RegistryFolder = Path("registry"),
+    store: StorePlace = STORE,
+    registry: RegistryFolder = REGISTRY,
     reviewer: Reviewer = None,
     reason: Annotated[str, typer.Option("--reason", help="Why.")] = "",
     json: Json = False,

@@ -14,6 +14,7 @@ from rung.cli.failures import StorePlace
 from rung.cli.options import Json, Offline, Quiet, print_json, progress
 from rung.errors import ConfigError, EngineError
 from rung.extras import needed_by
+from rung.failures.defaults import STORE
 
 if TYPE_CHECKING:
     from rung.failures.wiring import Wiring
@@ -59,7 +60,7 @@ def serve(
     sample: Annotated[
         float, typer.Option("--sample", min=0, max=1, help="The share that --capture sampled records.")
     ] = 0.1,
-    store: StorePlace = "failures.db",
+    store: StorePlace = STORE,
     redact: Annotated[
         list[str] | None, typer.Option("--redact", help="Do not keep what this matches.", metavar="NAME=REGEX")
     ] = None,

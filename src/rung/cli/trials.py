@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -11,20 +10,15 @@ from rung.cli.failures import StorePlace, open_store
 from rung.cli.improve import RegistryFolder
 from rung.cli.options import ArtifactFolder, Json, Offline, print_json
 from rung.errors import ConfigError
+from rung.failures.defaults import PAIRS, REGISTRY, SHARE, STORE
 
 if TYPE_CHECKING:
-    from rung.failures.challenge import Standing
     from rung.failures.records import Challenge
     from rung.failures.registry import Registry
+    from rung.failures.trial_report import TrialReport
 
 app = typer.Typer(no_args_is_help=True)
 TaskNamed = Annotated[str, typer.Argument(help="Name of the task.", metavar="TASK")]
-WINNERS = {
-    "open": "undecided so far",
-    "none": "the rows ran out, and neither was shown to be better",
-    "a": "what is served is better",
-    "b": "the challenger is better",
-}
 
 
 @app.command("start")
@@ -35,15 +29,17 @@ def start_command(
         str, typer.Option("--mode", help="shadow: answers behind every response; ab: answers a share of the inputs.")
     ] = "shadow",
     share: Annotated[
-        float | None, typer.Option("--share", help="With ab: the share of the inputs that it answers; 0.1 by default.")
+        float | None,
+        typer.Option("--share", help=f"With ab: the share of the inputs that it answers; {SHARE:g} by default."),
     ] = None,
-    stop_after: Annotated[int, typer.Option("--stop-after", min=1, help="Pairs after which it ends.")] = 10_000,
-    registry: RegistryFolder = Path("registry"),
+    stop_after: Annotated[int, typer.Option("--stop-after", min=1, help="Pairs after which it ends.")] = PAIRS,
+    registry: RegistryFolder = REGISTRY,
     json: Json = False,
     offline: Offline = False,
 ) -> None:
     """Try an artifact beside what is served; servers that follow the registry begin by themselves."""
     from rung.failures.challenge import start
+    from rung.failures.commands import command
     from rung.failures.records import Mode
     from rung.failures.registry import Registry
 
@@ -56,47 +52,44 @@ def start_command(
             hint="a share above 0 and below 1 needs --mode ab; a shadow answers everything",
         )  # fmt: skip
     home = Registry(registry, task)
-    made = start(home, artifact, mode=known, share=0.1 if share is None else share, most=stop_after)
+    made = start(home, artifact, mode=known, share=SHARE if share is None else share, most=stop_after)
     if json:
         print_json(_values(made, home))
         return
     what = "every response" if known == "shadow" else f"{made.share:.0%} of the inputs"
     typer.echo(f"{made.artifact[:16]} is tried on {what} beside {made.against[:16]}, up to {made.most:,} pairs")
-    typer.echo(f"Next: rung trial show {task}")
+    typer.echo(f"Next: {command('rung trial show', task, registry=registry)}")
 
 
 @app.command("show")
 def show_command(
     task: TaskNamed,
-    store: StorePlace = "failures.db",
-    registry: RegistryFolder = Path("registry"),
+    store: StorePlace = STORE,
+    registry: RegistryFolder = REGISTRY,
     json: Json = False,
     offline: Offline = False,
 ) -> None:
     """Show how a trial stands: fixed, broken, p, and whether it may be stopped."""
-    from rung.artifact import Artifact
-    from rung.failures.challenge import standing
     from rung.failures.registry import Registry
+    from rung.failures.trial_report import trial_report
 
     home = Registry(registry, task)
-    trial = home.trial()
-    if trial is None:
-        raise ConfigError("no-trial", f"no trial was started for {task}", hint="rung trial start TASK ARTIFACT")
     with open_store(store) as opened:
-        found = standing(opened, trial, Artifact.load(home.path(trial)).shape.scorer())
-    if json:
-        decision = found.decision
-        print_json({
-            **_values(trial, home), "answered": dict(found.answered), "judged": dict(found.judged),
-            "pairs": decision.n, "delta": decision.delta, "fixed": decision.fixed, "broken": decision.broken,
-            "p": decision.p, "state": decision.state, "stop": decision.stop,
-        })  # fmt: skip
-    else:
-        _show(trial, home, found)
+        report = trial_report(opened, home)
+    if not json:
+        _show(report)
+        return
+    found, decision = report.standing, report.standing.decision
+    print_json({
+        **_values(report.trial, home), "answered": dict(found.answered), "judged": dict(found.judged),
+        "pairs": decision.n, "delta": decision.delta, "low": found.interval.low, "high": found.interval.high,
+        "fixed": decision.fixed, "broken": decision.broken, "p": decision.p, "state": decision.state,
+        "stop": decision.stop, "next": report.next,
+    })  # fmt: skip
 
 
 @app.command("stop")
-def stop_command(task: TaskNamed, registry: RegistryFolder = Path("registry"), json: Json = False) -> None:
+def stop_command(task: TaskNamed, registry: RegistryFolder = REGISTRY, json: Json = False) -> None:
     """End a trial; what was collected stays, and `show` still shows it."""
     from rung.failures.challenge import stop
     from rung.failures.registry import Registry
@@ -118,19 +111,16 @@ def _values(trial: Challenge, home: Registry) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _show(trial: Challenge, home: Registry, found: Standing) -> None:
-    decision, answered, judged = found.decision, found.answered, found.judged
-    running = "runs" if trial.runs(home.current()) else "is over"
+def _show(report: TrialReport) -> None:
+    trial, decision = report.trial, report.standing.decision
+    answered, judged = report.standing.answered, report.standing.judged
     typer.echo(
-        f"{trial.mode} of {trial.artifact[:16]} against {trial.against[:16]}: {running}\n"
+        f"{trial.mode} of {trial.artifact[:16]} ({report.challenger}) against {trial.against[:16]} ({report.served}): "
+        f"{'runs' if report.running else 'is over'}\n"
         f"answered: {answered['a']} by what is served, {answered['b']} by the challenger; "
         f"judged: {judged['a']} and {judged['b']}\n"
-        f"{decision.n} of at most {trial.most} pairs: {100 * decision.delta:+.1f} pp, {decision.fixed} fixed / "
-        f"{decision.broken} broken, p = {decision.p:.3g}\n"
-        f"{WINNERS[decision.state]}{'; the trial may be stopped' if decision.stop else ''}"
+        f"{decision.n} of at most {trial.most} pairs: {report.delta} {report.interval}, {decision.fixed} fixed / "
+        f"{decision.broken} broken, {report.p}\n{report.verdict}"
     )
-    if decision.state == "b":
-        reason = f"trial {trial.token[:8]}: {100 * decision.delta:+.1f} pp, p = {decision.p:.3g}"
-        typer.echo(f'Next: rung promote {home.path(trial)} --reason "{reason}"')
-    elif decision.stop and trial.ended is None:
-        typer.echo(f"Next: rung trial stop {trial.task}")
+    if report.next:
+        typer.echo(f"Next: {report.next}")

@@ -123,35 +123,44 @@ def _against(matrix: npt.NDArray[np.float64], arm: int, arms: int, exact: bool) 
     return _Evidence(p, dict(zip(others, paths[:, -1].tolist(), strict=True)))
 
 
-def sign_capital(difference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def sign_capital(difference: npt.NDArray[np.float64], mean: float = 0.0) -> npt.NDArray[np.float64]:
     """Return the log of the capital after each row of betting on the sign of paired differences.
 
-    The mean over win rates r of (2 r)^wins (2 (1 - r))^losses; rows without a difference change nothing.
+    The mean over win rates r of (2 r)^wins (2 (1 - r))^losses; rows without a difference change nothing. These are
+    bets of fixed shares 2 r - 1, so those against another mean are on the difference from it.
 
     Args:
-        difference: Per-row score differences in the order seen, shape [..., rows], as is what is returned.
+        difference: Per-row score differences, -1, 0 or 1, in the order seen, shape [..., rows], as is what is returned.
+        mean: The bets are that the expected difference is above this, in [-1, 1].
     """
     wins, losses = np.cumsum(difference > 0, axis=-1), np.cumsum(difference < 0, axis=-1)
-    rates = _WIN_RATES.reshape(-1, *(1 for _ in difference.shape))
-    paths = wins * np.log(2 * rates) + losses * np.log(2 * (1 - rates))
+    ties = np.arange(1, difference.shape[-1] + 1) - wins - losses
+    shares = (2 * _WIN_RATES - 1).reshape(-1, *(1 for _ in difference.shape))
+
+    def factor(value: float) -> npt.NDArray[np.float64]:
+        return np.log1p(shares * (value - mean) / (1 + abs(mean)))
+
+    paths = wins * factor(1.0) + losses * factor(-1.0) + ties * factor(0.0)
     result: npt.NDArray[np.float64] = np.logaddexp.reduce(paths, axis=0) - math.log(len(_WIN_RATES))
     return result
 
 
-def betting_capital(difference: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the log of the capital after each row of betting that the mean difference is above 0.
+def betting_capital(difference: npt.NDArray[np.float64], mean: float = 0.0) -> npt.NDArray[np.float64]:
+    """Return the log of the capital after each row of betting that the mean difference is above `mean`.
 
     The share staked on each row is the approximate growth-rate adaptive bet (aGRAPA of Waudby-Smith & Ramdas), mean /
     (variance + mean^2) of the rows before it, within [0, 0.95].
 
     Args:
         difference: Per-row score differences in [-1, 1] in the order seen, shape [..., rows], as is what is returned.
+        mean: What is bet against, in [-1, 1].
     """
+    difference = (difference - mean) / (1 + abs(mean))  # again in [-1, 1]
     seen = np.arange(1, difference.shape[-1] + 1)
     total, squares = np.cumsum(difference, axis=-1), np.cumsum(difference**2, axis=-1)
-    mean = total / (seen + 1)
+    average = total / (seen + 1)
     variance = (_PRIOR_VARIANCE + np.maximum(0.0, squares - total**2 / seen)) / (seen + 1)
-    bets = np.clip(mean / (variance + mean**2), 0.0, _LARGEST_BET)
+    bets = np.clip(average / (variance + average**2), 0.0, _LARGEST_BET)
     # A bet may only know the rows before its own.
     bets = np.concatenate([np.zeros_like(bets[..., :1]), bets[..., :-1]], axis=-1)
     capital: npt.NDArray[np.float64] = np.cumsum(np.log1p(bets * difference), axis=-1)

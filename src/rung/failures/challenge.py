@@ -15,16 +15,17 @@ from pathlib import Path
 from rung.artifact import Artifact
 from rung.errors import ConfigError
 from rung.evaluation.metrics import Case, Metric
+from rung.evaluation.statistics import Interval
+from rung.failures.commands import command
+from rung.failures.defaults import PAIRS, SHARE
 from rung.failures.interaction import Interaction
 from rung.failures.records import Challenge, Mode, Verdict
 from rung.failures.registry import Registry
 from rung.failures.store import Store
 from rung.failures.trial import Arm, Decision, Trial
 
-MOST = 10_000
 
-
-def start(registry: Registry, artifact: Path, *, mode: Mode, share: float = 0.1, most: int = MOST) -> Challenge:
+def start(registry: Registry, artifact: Path, *, mode: Mode, share: float = SHARE, most: int = PAIRS) -> Challenge:
     """Copy an artifact into the registry and try it beside what is served there.
 
     Args:
@@ -44,13 +45,15 @@ def start(registry: Registry, artifact: Path, *, mode: Mode, share: float = 0.1,
         if now is None:
             raise ConfigError(
                 "nothing-served", f"nothing is served for {registry.task}, so there is nothing to try against",
-                hint="promote an artifact first: rung promote ARTIFACT",
+                hint="promote an artifact first: "
+                + command("rung promote", artifact, "--reason", "first release", registry=registry.root),
             )  # fmt: skip
         before = registry.trial()
         if before is not None and before.runs(now):
             raise ConfigError(
                 "trial-running", f"a trial of {before.artifact[:16]} runs for {registry.task}",
-                hint=f"look at it or end it: rung trial show {registry.task}, rung trial stop {registry.task}",
+                hint=f"look at it: {command('rung trial show', registry.task, registry=registry.root)}; "
+                f"or end it: {command('rung trial stop', registry.task, registry=registry.root)}",
             )  # fmt: skip
         if mark == now.artifact:
             raise ConfigError("already-served", f"{mark[:16]} is served already", hint="try another artifact")
@@ -73,8 +76,9 @@ def stop(registry: Registry) -> Challenge:
         trial = registry.trial()
         if trial is None or trial.ended is not None:
             raise ConfigError(
-                "no-trial", f"no trial runs for {registry.task}", hint="rung trial start TASK ARTIFACT starts one"
-            )
+                "no-trial", f"no trial runs for {registry.task}",
+                hint=f"start one: {command('rung trial start', registry.task, 'ARTIFACT', registry=registry.root)}",
+            )  # fmt: skip
         ended = replace(trial, ended=datetime.now(UTC))
         registry.keep_trial(ended)
     return ended
@@ -98,11 +102,13 @@ class Standing:
 
     Attributes:
         decision: of the sequential test; `b` is the challenger.
+        interval: of the difference, challenger less served, at 95 % over all looks together.
         answered: interactions captured by who answered; a shadow's count as the challenger's.
         judged: of those, answers with a score that the test read.
     """
 
     decision: Decision
+    interval: Interval
     answered: Mapping[Arm, int]
     judged: Mapping[Arm, int]
 
@@ -131,7 +137,7 @@ def standing(store: Store, trial: Challenge, metric: Metric) -> Standing:
     else:
         judged = _alternate(judge, metric, said, sent, trial)
     by_challenger = sum(row.artifact == trial.artifact for row in rows)
-    return Standing(judge.decision(), {"a": len(rows) - by_challenger, "b": by_challenger}, judged)
+    return Standing(judge.decision(), judge.interval(), {"a": len(rows) - by_challenger, "b": by_challenger}, judged)
 
 
 def _pair(

@@ -24,11 +24,11 @@ from typing import Any, Self, TypeVar
 from rung.artifact import Artifact
 from rung.artifact_files import MANIFEST, fingerprint
 from rung.errors import ArtifactError, ConfigError, RungError
+from rung.failures.commands import command
 from rung.failures.records import Challenge, Promotion
 from rung.failures.store import Store
 from rung.models.cache import lock_file, publish, write_atomically
 
-DEFAULT_REGISTRY = Path("registry")
 POINTER = "current"
 TRIAL = "trial"
 LOG = logging.getLogger("rung.failures")
@@ -39,6 +39,7 @@ class Registry:
     """The artifacts of one task that were promoted, and the pointer to the one that is served."""
 
     def __init__(self, root: Path, task: str) -> None:
+        self.root = root
         self.folder = root / task
         self.task = task
 
@@ -65,6 +66,10 @@ class Registry:
     def path(self, record: Promotion | Challenge) -> Path:
         """Return the folder of an artifact that a record names."""
         return self.folder / record.folder
+
+    def path_of(self, mark: str) -> Path:
+        """Return the folder of the artifact with a fingerprint, whether it was promoted or tried."""
+        return self.folder / _place(mark)
 
     def promote(self, artifact: Path, store: Store, *, evidence: Mapping[str, Any], reviewer: str) -> Promotion:
         """Copy an artifact into the registry, check it there, and switch to it at once.
@@ -94,7 +99,8 @@ class Registry:
             if now is None or target is None:
                 raise ConfigError(
                     "nothing-to-roll-back", f"nothing was served before for {self.task}",
-                    hint="`rung promote` names what to serve",
+                    hint="serve another one: "
+                    + command("rung promote", "ARTIFACT", "--reason", "...", registry=self.root),
                 )  # fmt: skip
             Artifact.load(self.path(target))
             evidence = {"from": now.artifact, "to": target.token, "reason": reason}
@@ -114,7 +120,7 @@ class Registry:
                 hint="promote it for its own task",
             )  # fmt: skip
         mark = fingerprint(artifact)
-        folder = Path("artifacts") / mark[:16]
+        folder = _place(mark)
         publish(self.folder / folder, lambda target: _copy(artifact, target))
         if fingerprint(self.folder / folder) != mark:
             raise ArtifactError(
@@ -238,6 +244,10 @@ class Follower:
             if self.errors.get(registry.task) != str(error):
                 LOG.error("%s: %s", registry.task, error)
             self.errors[registry.task] = str(error)
+
+
+def _place(mark: str) -> Path:
+    return Path("artifacts") / mark[:16]
 
 
 def _copy(source: Path, target: Path) -> None:

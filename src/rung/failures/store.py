@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rung.errors import DataError
 from rung.failures.database import PATIENCE, Database, sa
+from rung.failures.defaults import STORE
 from rung.failures.interaction import Interaction
 from rung.failures.queries import case_rows, count, suggestions
 from rung.failures.records import EVERYTHING, Case, Correction, Feedback, Filter, Promotion, Verdict
@@ -22,14 +23,13 @@ from rung.failures.verdicts import correction_of, holding, verdicts
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
 
-DEFAULT_STORE = "failures.db"
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # PostgreSQL keeps no NUL, and neither database a lone surrogate
 
 
 class Store:
     """One store, for any number of threads and processes. Every call is one transaction."""
 
-    def __init__(self, location: str | Path = DEFAULT_STORE, *, patience: float = PATIENCE) -> None:
+    def __init__(self, location: str | Path = STORE, *, patience: float = PATIENCE) -> None:
         """Open a store, making or migrating it where needed.
 
         Args:

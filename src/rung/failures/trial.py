@@ -5,8 +5,9 @@ request is answered by one, chosen by a hash of its id; the k-th scored answer o
 other, which are two independent draws from the same traffic, so the mean difference is the same.
 
 Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.evaluation.elimination`);
-its p-value holds at all looks together. Both directions are tested, each at half the level. `rung.failures.challenge`
-runs one on a server.
+its p-value holds at all looks together. Both directions are tested, each at half the level. The interval holds all
+differences that the same test would not reject, so it leaves out 0 just where the trial is decided, and it too holds at
+all looks together. `rung.failures.challenge` runs one on a server.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import numpy.typing as npt
 
 from rung.data.types import place_of
 from rung.evaluation.elimination import betting_capital, sign_capital
+from rung.evaluation.statistics import Interval
+from rung.failures.defaults import PAIRS
 
 Arm = Literal["a", "b"]
+Floats = npt.NDArray[np.float64]
+PRECISION = 1e-4  # of an interval's ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class Decision:
 
 @dataclass
 class Trial:
-    """Collects scores in [0, 1] and decides by a fixed rule.
+    """Collects scores in [0, 1] and decides by a fixed rule. Once decided, a trial stays so, whatever is added.
 
     Attributes:
         alpha: bound on the probability of calling one better where they are equally good, over the whole trial.
@@ -60,58 +65,86 @@ class Trial:
     """
 
     alpha: float = 0.05
-    most: int = 10_000
+    most: int = PAIRS
     binary: bool = False
     _differences: list[float] = field(default_factory=list)
     _waiting: dict[Arm, list[float]] = field(default_factory=lambda: {"a": [], "b": []})
-    _decided: Decision | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1 or self.most < 1:
             raise ValueError(f"need 0 < alpha < 1 and most >= 1, got {self.alpha} and {self.most}")
 
-    def add_pair(self, a: float, b: float) -> Decision:
-        """Add the scores of both on one row (shadow), and decide. Once decided, a trial stays so."""
+    def add_pair(self, a: float, b: float) -> None:
+        """Add the scores of both on one row (shadow); those beyond `most` are not looked at."""
         for score in (a, b):
             if not 0 <= score <= 1:
                 raise ValueError(f"scores must lie in [0, 1], got {score}")
             if self.binary and score not in (0, 1):
                 raise ValueError(f"binary scores must be 0 or 1, got {score}")
-        if self._decided is None:
+        if len(self._differences) < self.most:
             self._differences.append(b - a)
-            now = self.decision()
-            if now.stop:
-                self._decided = now
-        return self._decided or self.decision()
 
-    def add(self, arm: Arm, score: float) -> Decision:
+    def add(self, arm: Arm, score: float) -> None:
         """Add the score of one answer (A/B); it waits for one of the other arm to be paired with."""
         other = self._waiting["b" if arm == "a" else "a"]
         if not other:
             self._waiting[arm].append(score)
-            return self.decision()
-        paired = other.pop(0)
-        return self.add_pair(score, paired) if arm == "a" else self.add_pair(paired, score)
+        elif arm == "a":
+            self.add_pair(score, other.pop(0))
+        else:
+            self.add_pair(other.pop(0), score)
 
     def decision(self) -> Decision:
-        """Return how the trial stands."""
-        if self._decided is not None:
-            return self._decided
-        difference = np.array(self._differences, dtype=np.float64)
+        """Return how the trial stands: at the first pair that decided it, else at the last one."""
+        difference, better, worse = self._seen()
         n = len(difference)
         if n == 0:
             return Decision("open", 0, 0.0, 0, 0, 1.0)
-        better, worse = self._p(difference), self._p(-difference)
-        p = min(1.0, 2 * min(better, worse))
-        winner: Arm = "b" if better < worse else "a"
-        state = winner if p <= self.alpha else "none" if n >= self.most else "open"
+        p = min(1.0, 2 * math.exp(-max(better, worse)))
+        winner: Arm = "b" if better > worse else "a"
+        state = winner if max(better, worse) >= self._enough else "none" if n >= self.most else "open"
         fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
         return Decision(state, n, float(difference.mean()), fixed, broken, p)
 
-    def _p(self, difference: npt.NDArray[np.float64]) -> float:
-        """Return a p-value for "the mean is at most 0" that holds at all looks: one over the largest capital so far."""
-        capital = sign_capital(difference) if self.binary else betting_capital(difference)
-        return math.exp(-max(0.0, float(capital.max())))
+    def interval(self) -> Interval:
+        """Return the differences that these pairs do not rule out, at 1 - `alpha`; [-1, 1] without pairs."""
+        difference, _, _ = self._seen()
+        return Interval(self._least(difference), -self._least(-difference))
+
+    @property
+    def _enough(self) -> float:
+        """The log of the capital that decides: each direction is tested at half the level."""
+        return math.log(2 / self.alpha)
+
+    def _seen(self) -> tuple[Floats, float, float]:
+        """Return the differences until the trial was decided, and the log of the largest capital in either direction.
+
+        A bet knows only the rows before its own, so what was won after each row is the same however many follow.
+        """
+        difference = np.array(self._differences, dtype=np.float64)
+        if not len(difference):
+            return difference, 0.0, 0.0
+        better, worse = (np.maximum.accumulate(np.maximum(0.0, self._capital(d))) for d in (difference, -difference))
+        decided = np.maximum(better, worse) >= self._enough
+        n = int(decided.argmax()) + 1 if decided.any() else len(difference)
+        return difference[:n], float(better[n - 1]), float(worse[n - 1])
+
+    def _capital(self, difference: Floats, mean: float = 0.0) -> Floats:
+        return (sign_capital if self.binary else betting_capital)(difference, mean)
+
+    def _least(self, difference: Floats) -> float:
+        """Return the smallest mean that betting on more does not reject; 0 is tried first, as the trial does."""
+
+        def rejected(mean: float) -> bool:
+            return len(difference) > 0 and float(self._capital(difference, mean)[-1]) >= self._enough
+
+        low, high = (0.0, 1.0) if rejected(0.0) else (-1.0, 0.0)
+        if not rejected(low):
+            return low
+        while high - low > PRECISION:
+            middle = (low + high) / 2
+            low, high = (middle, high) if rejected(middle) else (low, middle)
+        return low
 
 
 def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
