@@ -95,6 +95,14 @@ def prepare(folder: Path, per_label: int, validation_rows: int, test_rows: int) 
     task.write_text(changed, "utf-8")
 
 
+def taken_text(taken: dict[str, int]) -> str:
+    """Return what became of the reviewed answers, in words."""
+    return (
+        f"{taken['failures']} corrected, {taken['confirmed']} confirmed, {taken['replaced']} rows replaced, "
+        f"{taken['held_out']} held out, {taken['superseded']} superseded"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traffic", type=Path, required=True)
@@ -114,7 +122,7 @@ def main() -> None:
     found = next(one for one in first["rungs"] if one["name"] == "zero-shot")
     rung(folder, "promote", found["artifact"], "--reason", "the first prompt", "--reviewer", "Ann")
     messages, name, turns = traffic(chosen.traffic, chosen.seed), "zero-shot", []
-    print(json.dumps(found), file=sys.stderr)
+    print(f"zero-shot: {100 * found['score']:.1f} % of {found['n']} test rows", file=sys.stderr)
     for count, rungs in zip(chosen.messages, chosen.rungs, strict=True):
         began = time.monotonic()
         with server(folder) as client:
@@ -127,8 +135,8 @@ def main() -> None:
         minutes = (time.monotonic() - began) / 60
         fixed, held_out = made["failures"]["of_test"]
         print(
-            f"| {name} | {count} | {right} ({100 * right / count:.1f} %) | {made['taken']} | {made['name']} | "
-            f"{made['decision']} | {fixed} of {held_out} | {minutes:.0f} |",
+            f"| {name} | {count} | {right} ({100 * right / count:.1f} %) | {taken_text(made['taken'])} | "
+            f"{made['name']} | {made['decision']} | {fixed} of {held_out} | {minutes:.0f} |",
             flush=True,
         )
         turns.append(right / count)
