@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from browser import Watched, chromium
 from running_server import running, text_artifact
 
 from rung.parts import Head
@@ -54,3 +55,16 @@ def server(served):
 @pytest.fixture(scope="module")
 def client(server):
     return server.client()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def watched(browser):
+    context = browser.new_context()
+    yield Watched(context)
+    context.close()

@@ -11,8 +11,10 @@ from running_server import running
 from rung.artifact_files import fingerprint
 from rung.evaluation.report import jsonfile
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
+from rung.failures.challenge import start
 from rung.failures.interaction import Interaction
 from rung.failures.records import Feedback
+from rung.failures.registry import Registry
 from rung.failures.wiring import wired
 from rung.serving.review import watch_capture
 from rung.serving.web.site import Places
@@ -77,6 +79,21 @@ def begun_run(folder):
     )
     rows = [{"split": "validation", "score": score} for score in (1.0, 0.0, 1.0, 1.0)]
     (folder / "rungs" / "few-shot-knn" / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def begin_trial(server, served, challenger, pairs, mode="shadow"):
+    """Promote one artifact and try another, reviewed: `+` where it alone is right, `-` where it is not, `=` neither."""
+    store, registry = server.wiring.store, Registry(server.registry, "intents")
+    registry.promote(served, store, evidence={"reason": "the first"}, reviewer="Ann")
+    trial = start(registry, challenger, mode=mode)
+    right, wrong = "card_arrival", "age_limit"
+    for number, pair in enumerate(pairs, start=100):
+        ours, theirs = {"+": (wrong, right), "-": (right, wrong), "=": (wrong, wrong)}[pair]
+        sent = interaction(number, artifact=trial.against, trial=trial.token, actual=ours)
+        behind = replace(sent, id=f"s{number}", artifact=trial.artifact, shadows=sent.id, actual=theirs)
+        store.record([sent, behind])
+        store.correct(sent.id, right, "Ann")
+    return trial
 
 
 @contextmanager

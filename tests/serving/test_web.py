@@ -7,28 +7,23 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browser import Watched, chromium
-from pages_server import PLANTED, pages
+from browser import Watched
+from pages_server import PLANTED, begin_trial, pages
 
 from rung.failures.registry import Registry
 from rung.serving.access import LOOPBACK_NAMES, Access
 from rung.serving.keys import KeyRing, create_key, revoke_key
 
 PAGES = ("/", "/runs", "/runs/intents", "/runs/letters", "/playground", "/failures", "/failures/r1", "/promotions",
-         "/load", "/nothing-here")  # fmt: skip
+         "/trials", "/trials/intents", "/load", "/nothing-here")  # fmt: skip
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
 def site(served, artifacts, tmp_path_factory):
     """Pages that no test changes."""
     with pages(served, artifacts, tmp_path_factory.mktemp("site")) as server:
+        begin_trial(server, artifacts["intents"], artifacts["few-shot"], "++-=" * 5)
         yield server
 
 
@@ -37,13 +32,6 @@ def changed(served, artifacts, tmp_path):
     """Pages of its own for a test that corrects or promotes."""
     with pages(served, artifacts, tmp_path) as server:
         yield server
-
-
-@pytest.fixture
-def watched(browser):
-    context = browser.new_context()
-    yield Watched(context)
-    context.close()
 
 
 def reviewing(watched, server):

@@ -18,6 +18,7 @@ from rung.serving.web.rendering import HEADERS, HERE, page, see_other
 from rung.serving.web.run_folders import progress_of, report_of, run_folder, run_folders, seconds_spent
 from rung.serving.web.sessions import COOKIE, HOURS
 from rung.serving.web.site import site_of
+from rung.serving.web.trying import has_trial
 
 router = APIRouter(include_in_schema=False)
 Form = Annotated[dict[str, str], Depends(form_of)]
@@ -56,8 +57,9 @@ def run(name: str, request: Request) -> Response:
         return page(request, "climbing", found.task, run=found, steps=steps, spent=seconds_spent(found))
     result = report_of(found)
     return page(
-        request, "run", found.task, run=found, result=result, ladder=ladder_of(result), left_out=left_out(result)
-    )
+        request, "run", found.task, run=found, result=result, ladder=ladder_of(result), left_out=left_out(result),
+        trial=has_trial(request, result.task),
+    )  # fmt: skip
 
 
 @router.get("/runs/{name}/report")

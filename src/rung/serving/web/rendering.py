@@ -33,7 +33,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 PAGES = (("/", "Overview"), ("/runs", "Climbs"), ("/playground", "Playground"), ("/failures", "Failures"),
-         ("/promotions", "Promotions"), ("/load", "Load"))  # fmt: skip
+         ("/promotions", "Promotions"), ("/trials", "Trials"), ("/load", "Load"))  # fmt: skip
 
 
 def page(request: Request, template: str, title: str, *, status: int = 200, **values: Any) -> Response:

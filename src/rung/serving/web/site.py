@@ -72,7 +72,7 @@ def add_pages(app: FastAPI, places: Places, keys: KeyRing | None) -> Sessions:
     """Add the pages to an application; return the sessions that its front has to know."""
     from fastapi import APIRouter
 
-    from rung.serving.web import general, load, playground, promoting, reviewing
+    from rung.serving.web import general, load, playground, promoting, reviewing, trying
 
     site = Site(places, Sessions(keys), History(app.state.rung.metrics.registry))
 
@@ -84,7 +84,7 @@ def add_pages(app: FastAPI, places: Places, keys: KeyRing | None) -> Sessions:
 
     app.state.site = site
     app.include_router(APIRouter(lifespan=sampling))
-    for part in (general, load, playground, promoting, reviewing):
+    for part in (general, load, playground, promoting, reviewing, trying):
         app.include_router(part.router)
     return site.sessions
 
