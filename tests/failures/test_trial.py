@@ -83,7 +83,8 @@ def test_an_interval_ends_where_its_bets_just_do_not_reject():
     trial, shares = Trial(alpha=0.9, binary=True), [0.05 + 0.1 * k for k in range(10)]
     assert trial.interval() == (-1.0, 1.0)
     trial.add_pair(0.0, 1.0)
-    assert trial.interval() == (-1.0, 1.0)  # the mean of 1 + s is 1.5, and 2 / 0.9 would reject
+    # Bets on more than m are worth 1 + 0.5 (1 - m) / (1 + m) on average, and 2 / 0.9 rejects: up to m = -13 / 31.
+    assert trial.interval() == (pytest.approx(-13 / 31, abs=1e-4), 1.0)
     trial.add_pair(0.0, 1.0)
     low, high = trial.interval()
     capital = [sum((1 + s * (1 - m) / (1 + m)) ** 2 for s in shares) / 10 for m in (low, low + 1e-4)]

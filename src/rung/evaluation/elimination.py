@@ -127,18 +127,18 @@ def sign_capital(difference: npt.NDArray[np.float64], mean: float = 0.0) -> npt.
     """Return the log of the capital after each row of betting on the sign of paired differences.
 
     The mean over win rates r of (2 r)^wins (2 (1 - r))^losses; rows without a difference change nothing. These are
-    bets of fixed shares 2 r - 1, so those against another mean are on the difference from it.
+    bets of fixed shares 2 r - 1; against another mean they are on the distance from it, as in `betting_capital`.
 
     Args:
         difference: Per-row score differences, -1, 0 or 1, in the order seen, shape [..., rows], as is what is returned.
-        mean: The bets are that the expected difference is above this, in [-1, 1].
+        mean: The bets are that the expected difference is above this, in (-1, 1].
     """
     wins, losses = np.cumsum(difference > 0, axis=-1), np.cumsum(difference < 0, axis=-1)
     ties = np.arange(1, difference.shape[-1] + 1) - wins - losses
     shares = (2 * _WIN_RATES - 1).reshape(-1, *(1 for _ in difference.shape))
 
     def factor(value: float) -> npt.NDArray[np.float64]:
-        return np.log1p(shares * (value - mean) / (1 + abs(mean)))
+        return np.log1p(shares * (value - mean) / (1 + mean))
 
     paths = wins * factor(1.0) + losses * factor(-1.0) + ties * factor(0.0)
     result: npt.NDArray[np.float64] = np.logaddexp.reduce(paths, axis=0) - math.log(len(_WIN_RATES))
@@ -153,9 +153,9 @@ def betting_capital(difference: npt.NDArray[np.float64], mean: float = 0.0) -> n
 
     Args:
         difference: Per-row score differences in [-1, 1] in the order seen, shape [..., rows], as is what is returned.
-        mean: What is bet against, in [-1, 1].
+        mean: What is bet against, in (-1, 1].
     """
-    difference = (difference - mean) / (1 + abs(mean))  # again in [-1, 1]
+    difference = (difference - mean) / (1 + mean)  # at least -1: no bet loses more than its stake
     seen = np.arange(1, difference.shape[-1] + 1)
     total, squares = np.cumsum(difference, axis=-1), np.cumsum(difference**2, axis=-1)
     average = total / (seen + 1)

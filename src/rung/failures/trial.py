@@ -139,8 +139,6 @@ class Trial:
             return len(difference) > 0 and float(self._capital(difference, mean)[-1]) >= self._enough
 
         low, high = (0.0, 1.0) if rejected(0.0) else (-1.0, 0.0)
-        if not rejected(low):
-            return low
         while high - low > PRECISION:
             middle = (low + high) / 2
             low, high = (middle, high) if rejected(middle) else (low, middle)
