@@ -264,6 +264,72 @@ def test_the_queue_of_shadows_is_bounded_waits_for_clients_and_is_dropped_at_the
     assert (shadows.counts.dropped, shadows.counts.waiting, len(recorder.kept)) == (4, 0, 3)
 
 
+class Looks:
+    """A server that is never idle: says so, counts how often it was asked, and has a time that only a test changes."""
+
+    def __init__(self):
+        self.now, self.asked = 0.0, threading.Semaphore(0)
+
+    def busy(self):
+        self.asked.release()
+        return True
+
+    def clock(self):
+        return self.now
+
+    def again(self):
+        """Wait until the worker has looked twice more, at the time that it is now."""
+        while self.asked.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert self.asked.acquire(timeout=120)
+
+
+def test_on_a_server_that_is_never_idle_shadows_run_beside_clients_one_at_a_time_and_rest_between(
+    challenger, monkeypatch
+):
+    begun, go, looks, recorder = threading.Semaphore(0), threading.Semaphore(0), Looks(), Recorder()
+    answer = shadows_module.answers_of
+
+    def slow(artifact, rows):
+        begun.release()
+        assert go.acquire(timeout=120)
+        return answer(artifact, rows)
+
+    monkeypatch.setattr(shadows_module, "answers_of", slow)
+    shadows = Shadows(recorder, looks.busy, clock=looks.clock)
+    for number in range(3):
+        shadows.offer(Shadow(challenger, {"text": f"card {number}"}, f"r{number}", None))
+    looks.again()
+    looks.now = 1.9
+    looks.again()
+    assert not begun.acquire(blocking=False)  # not yet
+    looks.now = 2.0
+    assert begun.acquire(timeout=120)
+    assert (shadows.counts.beside, shadows.counts.waiting) == (1, 3)
+    assert not begun.acquire(blocking=False)  # one at a time, however long that takes
+    looks.now = 12.0  # it took 10 s beside clients: the next one waits 40
+    go.release()
+    until(lambda: shadows.counts.answered == 1)
+    looks.again()
+    looks.now = 51.9
+    looks.again()
+    assert not begun.acquire(blocking=False)
+    looks.now = 52.0
+    assert begun.acquire(timeout=120)
+    go.release()
+    until(lambda: shadows.counts.answered == 2)
+    looks.again()
+    looks.now = 54.0  # that one took no time
+    go.release()
+    until(lambda: shadows.counts.answered == 3)
+    assert [(one.shadows, one.actual, one.seconds) for one in recorder.kept] == [
+        ("r0", RIGHT, 10.0), ("r1", RIGHT, 0.0), ("r2", RIGHT, 0.0),
+    ]  # fmt: skip
+    assert (shadows.counts.beside, shadows.counts.waiting) == (3, 0)
+    shadows.close()
+
+
 def test_a_challenger_that_fails_has_answered_nothing(challenger, monkeypatch):
     def fail(artifact, rows):
         raise EngineError("context-overflow", "too long")

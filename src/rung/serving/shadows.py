@@ -1,4 +1,8 @@
-"""Challengers that answer behind the responses: one row at a time, and only while no client waits.
+"""Challengers that answer behind the responses: one row at a time, and while no client waits, if that ever comes.
+
+A row waits until no client does, but no longer than `PATIENCE` seconds from when its turn came, or `REST` times as long
+as the last row took that ran beside clients, whichever is more. So on a server that is never idle shadows answer too,
+and are at most one row in at most a fifth of the time.
 
 The queue is bounded; what does not fit is dropped and counted. A challenger that fails at a row is recorded as having
 answered nothing, since leaving such rows out would favour it.
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
 MOST = 256  # rows that may wait
 PAUSE = 0.01  # seconds between looks at whether clients wait
+PATIENCE = 2.0  # seconds that a row waits for a moment without clients before it runs beside them
+REST = 4  # times as long as a row took beside clients, the next one waits at least
 LOG = logging.getLogger("rung.serving")
 
 
@@ -43,12 +49,17 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the rows offered: offered = dropped + waiting + answered + failed."""
+    """What became of the rows offered: offered = dropped + waiting + answered + failed.
+
+    Attributes:
+        beside: rows, of any outcome, that were begun while clients waited.
+    """
 
     offered: int = 0
     dropped: int = 0
     answered: int = 0
     failed: int = 0
+    beside: int = 0
 
     @property
     def waiting(self) -> int:
@@ -63,10 +74,19 @@ class Shadows:
         recorder: takes what challengers answered.
         busy: tells whether clients wait for answers.
         most: rows that may wait.
+        clock: tells seconds.
     """
 
-    def __init__(self, recorder: Recorder, busy: Callable[[], bool], *, most: int = MOST) -> None:
-        self._recorder, self._busy, self._most = recorder, busy, most
+    def __init__(
+        self,
+        recorder: Recorder,
+        busy: Callable[[], bool],
+        *,
+        most: int = MOST,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._recorder, self._busy, self._most, self._clock = recorder, busy, most, clock
+        self._patience = PATIENCE
         self._worker = ThreadPoolExecutor(1, "rung-shadow")
         self._lock = threading.Lock()
         self._counts = Counts()
@@ -99,8 +119,7 @@ class Shadows:
     # ---- in the worker
 
     def _run(self, shadow: Shadow) -> None:
-        while self._busy() and not self._closing:
-            time.sleep(PAUSE)
+        beside = self._wait()
         artifact, engine = scheduled(shadow.challenger)
         with self._lock:
             self._engine = engine
@@ -108,7 +127,9 @@ class Shadows:
         if closing:
             self._count("dropped")
             return
-        begun = time.monotonic()
+        if beside:
+            self._count("beside")
+        begun = self._clock()
         try:
             answer, finish = answers_of(artifact, [shadow.row])[0], ending(engine)
         except LeftError:
@@ -117,12 +138,20 @@ class Shadows:
         except Exception as error:  # whatever a challenger does, the next row is answered
             finish = error.code if isinstance(error, RungError) else "internal-error"
             LOG.error("the challenger of %s failed: %s", shadow.challenger.name, error, exc_info=error)
-            answer = Answer("", None, None, 0, 0, 0.0)
-            self._record(shadow, answer, finish, time.monotonic() - begun)
-            self._count("failed")
-            return
-        self._record(shadow, answer, finish, time.monotonic() - begun)
-        self._count("answered")
+            answer, outcome = Answer("", None, None, 0, 0, 0.0), "failed"
+        else:
+            outcome = "answered"
+        seconds = self._clock() - begun
+        self._patience = max(PATIENCE, REST * seconds) if beside else PATIENCE
+        self._record(shadow, answer, finish, seconds)
+        self._count(outcome)
+
+    def _wait(self) -> bool:
+        """Wait until no client does, or for as long as a row waits for that; return whether clients still wait."""
+        began = self._clock()
+        while (busy := self._busy()) and not self._closing and self._clock() - began < self._patience:
+            time.sleep(PAUSE)
+        return busy
 
     def _record(self, shadow: Shadow, answer: Answer, finish: str, seconds: float) -> None:
         challenger = shadow.challenger
@@ -153,7 +182,8 @@ def watch_shadows(metrics: Metrics, shadows: Shadows) -> None:
     told = {
         "offered": "Rows for a challenger to answer behind the response.",
         "dropped": "Rows left out: the queue was full, or the server ended.",
-        "waiting": "Rows that wait until no client does.",
+        "waiting": "Rows that wait for their turn, or for a moment without clients.",
+        "beside": "Rows that were begun while clients waited: no moment without them came.",
         "answered": "Rows that a challenger answered.",
         "failed": "Rows that a challenger failed at; recorded with an empty answer.",
     }
