@@ -15,9 +15,11 @@ from rung.data.types import NOT_IN_DOCUMENTS
 from rung.engines.base import Delta
 from rung.serving.answering import answers_of, told_of
 from rung.serving.served import Served, ServedArtifact
+from rung.serving.web.site import Places
 
 WRITTEN = "A card costs 5 EUR [1]."
 ASKED, BESIDE = "a card costs", "zebra"
+AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text()
 
 
 class Paced(Reader):
@@ -143,3 +145,55 @@ def test_text_completions_say_what_they_cite_with_the_last_piece_of_each_prompt(
     whole = server.post("/v1/completions", {"model": "docs", **body}).json()["choices"]
     assert [(one["text"], one["rung"]["refused"]) for one in whole] == [(WRITTEN, False), (NOT_IN_DOCUMENTS, True)]
     assert whole[0]["rung"]["citations"][0]["document"] == "faq.md"
+
+
+# ---- the playground
+
+
+PLANTED = "<script>document.title = 'planted'</script>"
+
+
+@pytest.fixture
+def playground(monkeypatch, tmp_path):
+    """Two artifacts that read the same two documents; the second cites nothing."""
+    found = [
+        passage("faq.md", "A card costs 5 EUR.", 7, PLANTED, page=3),
+        passage("b.md", f"a card {PLANTED}", title=""),
+    ]
+    index, served = FakeIndex(found), Served()
+    for name, text in (("docs", WRITTEN), ("plain", "5 EUR.")):
+        artifact = looking_in(index, monkeypatch, answer=lambda _, text=text: text, threshold=0.5)
+        base = served.add_engine(f"engine-{name}", Reader(lambda _, text=text: text))
+        served._name(name, ServedArtifact(name, artifact, Path(), name * 8, "m", base, 0))
+    with running(served, pages=Places(tmp_path / "runs")) as server:
+        yield server
+    served.close()
+
+
+def sources(page, place=0):
+    return page.locator("article.answer").nth(place).locator(".sources li").all_inner_texts()
+
+
+def test_the_playground_shows_what_an_answer_cites_under_it(playground, watched):
+    page = watched.page
+    page.goto(f"{playground.url}/playground?a=docs")
+    page.get_by_label("Beside it").select_option("plain")
+    page.get_by_label("question", exact=True).fill(ASKED)
+    page.get_by_role("button", name="Ask").click()
+    page.locator("article.answer").nth(1).wait_for()
+    assert page.locator(".said").all_inner_texts() == [WRITTEN, "5 EUR."]
+    assert page.locator("article.answer h3").all_inner_texts() == ["Sources", "Read, but not cited"]
+    first = f"[1] b.md, characters 0 to {7 + len(PLANTED)}\na card {PLANTED}"
+    second = f"[2] {PLANTED} faq.md, page 3, characters 7 to 26\nA card costs 5 EUR."  # the nearest stands last
+    assert (sources(page), sources(page, 1)) == ([first], [first, second])
+    assert page.locator("#answers del, #answers ins").count() > 0  # compared as before: without the marks
+    assert "[1]" not in page.locator(".diff").inner_text()
+    page.evaluate(AXE)
+    assert page.evaluate("axe.run().then(r => r.violations.map(v => v.id))") == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.title() == "Playground · Rung"
+    page.get_by_label("question", exact=True).fill(BESIDE)
+    page.get_by_role("button", name="Ask").click()
+    page.locator(".said", has_text=NOT_IN_DOCUMENTS).first.wait_for()
+    assert page.locator(".sources").count() == 0
+    assert watched.problems == []

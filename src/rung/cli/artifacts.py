@@ -69,13 +69,12 @@ def note_dropped(answer: Answer | Rendered) -> None:
 
 def print_sources(answer: Answer) -> None:
     """Print where an answer from documents comes from: what it cites, or, where it cites nothing, what it read."""
-    from rung.retrieval.citations import Citation
+    from rung.retrieval.citations import shown_sources
 
-    if not answer.passages or answer.refused:
-        return
-    sources = answer.citations or tuple(Citation(n, p) for n, p in enumerate(answer.passages, start=1))
-    typer.echo("\nSources:" if answer.citations else "\nRead, but not cited:")
-    for source in sources:
+    heading, found = shown_sources(answer.citations, answer.passages, refused=answer.refused)
+    if heading:
+        typer.echo(f"\n{heading}:")
+    for source in found:
         typer.echo(f"  {source}")
 
 

@@ -26,9 +26,14 @@ class Citation:
     passage: Passage
 
     def __str__(self) -> str:
+        return f"[{self.number}] {self.place}"
+
+    @property
+    def place(self) -> str:
+        """Document, page and span."""
         p = self.passage
         page = f", page {p.page}" if p.page is not None else ""
-        return f"[{self.number}] {p.document}{page}, characters {p.start} to {p.end}"
+        return f"{p.document}{page}, characters {p.start} to {p.end}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -52,6 +57,23 @@ def resolve(text: str, passages: Sequence[Passage]) -> tuple[str, tuple[Citation
 
     plain = _MARK.sub(take, text).strip()
     return plain, tuple(Citation(number, passages[number - 1]) for number in numbers)
+
+
+def shown_sources(
+    citations: Sequence[Citation], passages: Sequence[Passage], *, refused: bool
+) -> tuple[str, tuple[Citation, ...]]:
+    """Return where an answer comes from, under a heading: what it cites, or, where it cites nothing, what it read.
+
+    Args:
+        citations: of the answer.
+        passages: that were shown to the model, in order.
+        refused: whether the documents do not answer; then there are none.
+    """
+    if not passages or refused:
+        return "", ()
+    if citations:
+        return "Sources", tuple(citations)
+    return "Read, but not cited", tuple(Citation(n, passage) for n, passage in enumerate(passages, start=1))
 
 
 def cited(output: str, row: Example, passages: Sequence[Passage]) -> str:

@@ -15,6 +15,7 @@ from fastapi.responses import Response
 
 from rung.errors import RungError
 from rung.parts import Answer
+from rung.retrieval.citations import Citation, shown_sources
 from rung.serving.answering import answers_of
 from rung.serving.context import context_of
 from rung.serving.errors import Refused
@@ -33,12 +34,17 @@ TOP = 5
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """An artifact's answer, the text that its model read, and the likeliest labels; or why there is none."""
+    """An artifact's answer, the text that its model read, and the likeliest labels; or why there is none.
+
+    Attributes:
+        sources: a heading, and the passages below it; see `rung.retrieval.citations.shown_sources`.
+    """
 
     served: ServedArtifact
     answer: Answer | None
     prompt: str
     top: tuple[tuple[str, float], ...]
+    sources: tuple[str, tuple[Citation, ...]] = ("", ())
     problem: str = ""
 
 
@@ -109,7 +115,7 @@ async def _shown(request: Request, served: ServedArtifact, inputs: Mapping[str, 
     shape = served.artifact.shape
     missing = [column for column in shape.inputs if not inputs.get(column, "").strip()]
     if missing:
-        return Shown(served, None, "", (), f"{missing[0]} is empty")
+        return Shown(served, None, "", (), problem=f"{missing[0]} is empty")
     row: dict[str, Any] = {column: inputs[column] for column in shape.inputs}
     if shape.kind == "chat":
         row = {shape.inputs[0]: [{"role": "user", "content": inputs[shape.inputs[0]]}]}
@@ -121,7 +127,8 @@ async def _shown(request: Request, served: ServedArtifact, inputs: Mapping[str, 
         answer = (await context.answer(answers_of, artifact, [row]))[0]
         prompt = await context.render(artifact.text, answer.messages)
     except RungError as error:
-        return Shown(served, None, "", (), f"{error} [{error.code}]")
+        return Shown(served, None, "", (), problem=f"{error} [{error.code}]")
     context.metrics.used(served.name, answer.prompt_tokens, answer.completion_tokens)
     ranked = sorted(zip(shape.labels, answer.probabilities or (), strict=False), key=lambda one: -one[1])
-    return Shown(served, answer, prompt, tuple(ranked[:TOP]))
+    found = shown_sources(answer.citations, answer.passages, refused=answer.refused)
+    return Shown(served, answer, prompt, tuple(ranked[:TOP]), found)
