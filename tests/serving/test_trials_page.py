@@ -61,7 +61,8 @@ def test_an_open_trial_is_shown_as_the_command_shows_it(server, artifacts, watch
     rows = [row.split("\t") for row in page.locator(".trial tbody tr").all_inner_texts()]
     names = [Artifact.load(artifacts[name]).name for name in ("intents", "few-shot")]
     assert rows == [
-        ["served", names[0], trial.against[:12], "20", "20"], ["challenger", names[1], trial.artifact[:12], "20", "20"],
+        ["artifact", *names], ["fingerprint", trial.against[:12], trial.artifact[:12]], ["answered", "20", "20"],
+        ["judged", "20", "20"],
     ]  # fmt: skip
     reach = max(-found["low"], found["high"])
     places = [round(100 + 94 * value / reach, 1) for value in (found["low"], found["delta"], found["high"])]
@@ -127,7 +128,7 @@ def test_a_planted_name_is_shown_as_text(server, artifacts, watched, tmp_path):
     planted = replace(loaded, path=("zero-shot", PLANTED)).save(tmp_path / "planted")
     begin_trial(server, artifacts["intents"], planted, "+" * 12)
     watched.page.goto(f"{server.url}/trials/intents")
-    assert watched.page.locator("td.why").nth(1).inner_text() == PLANTED
+    assert watched.page.locator(".trial td").nth(1).inner_text() == PLANTED
     assert watched.page.title() == "Trials · Rung"
     assert watched.page.locator("main script, main img").count() == 0
     assert html.escape(PLANTED, quote=False)[:14] in httpx.get(f"{server.url}/trials").text
