@@ -1,6 +1,8 @@
 """What a server costs: tokens a second and added latency at 1, 8, 32 and 128 streaming clients on loopback.
 
-offline          the same prompts through the engine itself, as one batch without a server
+offline          the same prompts through the engine itself, without a server: as many at a time as there are clients,
+                 the next when one is answered; `batch` is all of them at once, which no 32 clients ever ask for.
+                 Server and engine take turns, and their times are added up: a machine's speed drifts
 llama.cpp        its own server, as the wheel `xllamacpp` carries it, on the embedded model's GGUF file
 fastapi-loop     what is written in an afternoon: FastAPI around transformers' `generate`, one request at a time
 
@@ -35,6 +37,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +57,7 @@ GOALS = {
     "memory flat": 1.0,
     **{f"{peer} at {clients}": 1.0 for peer in PEERS for clients in CLIENTS if clients >= 8},
 }
+COMPARED = 32  # clients at which the server is held against the engine alone
 P50, P99, GROWTH = 0.003, 0.015, 1.05
 
 
@@ -66,6 +70,14 @@ class Load:
     seconds: float = 0.0
     first: list[float] = field(default_factory=list)
     each: list[float] = field(default_factory=list)
+
+    def add(self, other: Load) -> None:
+        """Count what another load counted."""
+        self.requests += other.requests
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+        self.first += other.first
+        self.each += other.each
 
     @property
     def rate(self) -> float:
@@ -285,21 +297,45 @@ def measured(
 # ---- what is measured
 
 
-def offline_rate(texts: Sequence[str], tokens: int) -> float:
-    """Return the tokens a second of the engine itself, in this process."""
-    from rung.engines.base import GenerateRequest, Sampling
-    from rung.engines.opening import open_openvino
+class Offline:
+    """The engine itself, in this process."""
 
-    engine = open_openvino("embedded")
+    def __init__(self, tokens: int) -> None:
+        from rung.engines.opening import open_openvino
 
-    def request(text: str) -> Any:
+        self.engine, self.tokens = open_openvino("embedded"), tokens
+        self.engine.generate([self.request("Hello.")])
+
+    def request(self, text: str) -> Any:
+        """Return what the server makes of a request."""
+        from rung.engines.base import GenerateRequest, Sampling
+
         messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
-        return GenerateRequest(messages, Sampling(max_tokens=tokens))  # type: ignore[arg-type]
+        return GenerateRequest(messages, Sampling(max_tokens=self.tokens))  # type: ignore[arg-type]
 
-    engine.generate([request("Hello.")])
-    start = time.perf_counter()
-    made = engine.generate([request(text) for text in texts])
-    return sum(one.completion_tokens for one in made) / (time.perf_counter() - start)
+    def batch(self, texts: Sequence[str]) -> Load:
+        """Answer all texts in one call."""
+        start = time.perf_counter()
+        made = self.engine.generate([self.request(text) for text in texts])
+        return Load(len(made), sum(one.completion_tokens for one in made), time.perf_counter() - start)
+
+    def in_flight(self, texts: Sequence[str], at_once: int) -> Load:
+        """Answer `at_once` texts at a time, the next when one is answered."""
+        load, waiting, session = Load(), iter(enumerate(texts)), self.engine.session()
+        start = time.perf_counter()
+        for key, text in islice(waiting, at_once):
+            session.add(key, self.request(text))
+        while session.active:
+            for delta in session.step():
+                if delta.error is not None:
+                    raise delta.error
+                if delta.reason is not None:
+                    load.requests += 1
+                    load.tokens += delta.completion_tokens
+                    for key, text in islice(waiting, 1):
+                        session.add(key, self.request(text))
+        load.seconds = time.perf_counter() - start
+        return load
 
 
 def added_latency(chosen: argparse.Namespace) -> tuple[float, float]:
@@ -353,19 +389,40 @@ def captured(store: str) -> int:
     return int(distinct)
 
 
-def rung_loads(chosen: argparse.Namespace, texts: Callable[[int], Sequence[str]]) -> tuple[dict[int, Load], float]:
-    """Return what clients of Rung's server saw, and the share of answers that was captured."""
+@dataclass
+class Seen:
+    """What was measured of Rung's server."""
+
+    loads: dict[int, Load] = field(default_factory=dict)
+    offline: dict[str, Load] = field(default_factory=dict)
+    captured: float = 1.0
+
+
+def rung_loads(chosen: argparse.Namespace, texts: Callable[[int], Sequence[str]]) -> Seen:
+    """Measure Rung's server, and beside it the engine alone."""
+    seen, sent = Seen(), 0
     with tempfile.TemporaryDirectory() as folder:
         store = "" if chosen.no_capture else f"{folder}/failures.db"
-        loads: dict[int, Load] = {}
-        warm = 0
         with server(RUNG, "embedded", store) as (url, _):
             for clients in chosen.clients:
-                loads[clients] = measured(url, "embedded", texts(clients), clients, chosen)
-                warm += 1
-        if chosen.no_capture:
-            return loads, 1.0
-        return loads, captured(store) / (sum(load.requests for load in loads.values()) + warm)
+                seen.loads[clients] = measured(url, "embedded", texts(clients), clients, chosen)
+                sent += 1 + seen.loads[clients].requests
+            if COMPARED in chosen.clients:
+                seen.offline, again = beside_offline(url, chosen, texts(COMPARED))
+                sent += again
+        if store:
+            seen.captured = captured(store) / sent
+    return seen
+
+
+def beside_offline(url: str, chosen: argparse.Namespace, texts: Sequence[str]) -> tuple[dict[str, Load], int]:
+    """Let the server and the engine alone answer the same in turns; return their loads and the requests sent."""
+    engine, loads = Offline(chosen.tokens), {"rung": Load(), "offline": Load(), "offline, batch": Load()}
+    for _ in range(chosen.rounds):
+        loads["rung"].add(asyncio.run(drive(url, "embedded", texts, COMPARED, chosen.tokens)))
+        loads["offline"].add(engine.in_flight(texts, COMPARED))
+        loads["offline, batch"].add(engine.batch(texts))
+    return loads, loads["rung"].requests
 
 
 def peer_loads(peer: str, chosen: argparse.Namespace, texts: Callable[[int], Sequence[str]]) -> dict[int, Load]:
@@ -419,6 +476,7 @@ def main() -> None:
     parser.add_argument("--latency-requests", type=int, default=1000)
     parser.add_argument("--flat-requests", type=int, default=10_000)
     parser.add_argument("--least", type=int, default=32, help="fewest requests at any number of clients")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of server and engine alone")
     parser.add_argument("--no-capture", action="store_true")
     chosen = parser.parse_args()
     messages = banking77_texts()
@@ -428,19 +486,21 @@ def main() -> None:
 
     median, high = added_latency(chosen)
     growth = memory_growth(chosen)
-    loads, rows = rung_loads(chosen, texts)
-    offline = {clients: offline_rate(texts(clients), chosen.tokens) for clients in loads if clients == 32}
-    ratios = {"added latency p50": P50 / median, "added latency p99": P99 / high, "capture rows": rows}
+    seen = rung_loads(chosen, texts)
+    ratios = {"added latency p50": P50 / median, "added latency p99": P99 / high, "capture rows": seen.captured}
     ratios["memory flat"] = GROWTH / growth
     print(f"added latency: median {1000 * median:.2f} ms, 99th percentile {1000 * high:.2f} ms; memory x{growth:.3f}")
     print(f"{'server':14} {'clients':>7} {'requests':>8} {'tokens/s':>9} {'first p50':>10} {'first p99':>10}")
-    show("rung", loads)
-    for clients, rate in offline.items():
-        print(f"{'offline':14} {'':7} {len(texts(clients)):8} {rate:9.1f}", flush=True)
-        ratios[f"offline rate at {clients}"] = loads[clients].rate / rate
+    show("rung", seen.loads)
+    if seen.offline:
+        print(f"in turns, {chosen.rounds} rounds:")
+        for name, load in seen.offline.items():
+            show(name, {COMPARED: load})
+        ratios[f"offline rate at {COMPARED}"] = seen.offline["rung"].rate / seen.offline["offline"].rate
+        ratios[f"offline batch at {COMPARED}"] = seen.offline["rung"].rate / seen.offline["offline, batch"].rate
     for peer in chosen.peers:
-        show(peer, seen := peer_loads(peer, chosen, texts))
-        ratios |= {f"{peer} at {n}": loads[n].rate / load.rate for n, load in seen.items() if n >= 8}
+        show(peer, theirs := peer_loads(peer, chosen, texts))
+        ratios |= {f"{peer} at {n}": seen.loads[n].rate / load.rate for n, load in theirs.items() if n >= 8}
     finish("serving", ratios, {name: goal for name, goal in GOALS.items() if name in ratios})
 
 

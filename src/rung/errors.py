@@ -15,8 +15,9 @@ Each carries a stable code (`rung explain CODE` tells more), one sentence, where
 
 from __future__ import annotations
 
+import copyreg
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,10 @@ class RungError(Exception):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled as a call with `args`, which leaves out the code.
+        return copyreg.__newobj__, (type(self), self.message), self.__dict__  # type: ignore[attr-defined]
 
     def render(self) -> str:
         """Return the full text: `error[code]: message`, the line with a caret, and the hint."""

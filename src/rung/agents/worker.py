@@ -7,22 +7,18 @@ answered by {"result"} or {"error"}. What tools print goes to stderr.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
+
+from rung.worker_pipes import own_pipes
 
 
 def main() -> None:
     """Answer calls until stdin ends."""
     from rung.agents.functions import load_function
 
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # also what C libraries print
-    sys.stdout = sys.stderr
-    calls = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
-    sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  a tool that asks must not read calls
+    calls, replies = own_pipes()
     setup = json.loads(calls.readline())
     folders = [Path(setup["folder"]), Path.cwd()]
     functions = {spec: load_function(spec, folders) for spec in setup["functions"]}
@@ -52,8 +48,8 @@ def run(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, st
         return {"error": f"the result cannot be written as JSON: {error}"}
 
 
-def _reply(replies: IO[str], value: dict[str, Any]) -> None:
-    replies.write(json.dumps(value) + "\n")
+def _reply(replies: BinaryIO, value: dict[str, Any]) -> None:
+    replies.write(json.dumps(value).encode() + b"\n")
     replies.flush()
 
 

@@ -215,6 +215,14 @@ class Continuous(Protocol):
         """Return a new, empty session."""
 
 
+@runtime_checkable
+class Closes(Protocol):
+    """An engine that holds what has to be given back."""
+
+    def close(self) -> None:
+        """Give it back; the engine is not used any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenScores:
     """How likely every token of a text is behind those before it; the first has nothing before it, so NaN.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rung.engines import openvino_adapters, openvino_constraint
 from rung.engines.base import (
+    Closes,
     Continuous,
     Delta,
     Engine,
@@ -94,6 +95,11 @@ class Composite(LocalModel):
     def stream(self, request: GenerateRequest) -> Iterator[str]:
         """Yield the text of one completion in pieces as it is made."""
         return self.engine_of(request).stream(request)
+
+    def close(self) -> None:
+        """Close the engine that generates, where it was loaded and holds a process."""
+        if isinstance(generator := self.__dict__.get("_generator"), Closes):
+            generator.close()
 
     def session(self) -> Session:
         """Return a session over both engines; they must not remember answers (`open_engine(remember=False)`)."""

@@ -27,6 +27,7 @@ def open_engine(
     device: str = "auto",
     quantization: str = "",
     remember: bool = True,
+    apart: bool = False,
     progress: Progress = QUIET,
 ) -> Engine:
     """Return the engine that runs `model`, loading it at the first call.
@@ -38,6 +39,7 @@ def open_engine(
         device: `cpu`, `cuda` or `auto`; on `cuda`, torch does everything.
         quantization: how torch holds the model: empty for the device's precision, `nf4` for 4 bits (QLoRA).
         remember: keep answers, and answer from those kept (see `rung.engines.response_cache`).
+        apart: run OpenVINO in a process of its own, where it has sessions alone; for servers, which do not remember.
         progress: told of fetching, converting, exporting and measuring.
 
     Raises:
@@ -71,18 +73,25 @@ def open_engine(
 
     return Composite(
         files,
-        lambda: _remembering(_generator(files, engine, device, progress), remember),
+        lambda: _remembering(_generator(files, engine, device, apart, progress), remember),
         lambda: _remembering(open_torch(model, device=device), remember),
     )
 
 
-def _generator(files: ModelFiles, engine: str, device: str, progress: Progress) -> Engine:
+def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progress: Progress) -> Engine:
     """Return the engine that generates; with `auto`, the one that was measured to be better here."""
     from rung.engines.engine_choice import choose
 
     if engine == "auto" and choose(files, progress=progress).engine == "torch":
         return open_torch(files.reference, device=device)
-    return open_openvino(files.reference, "fp32" if engine == "openvino-fp32" else "int8", progress=progress)
+    precision: Precision = "fp32" if engine == "openvino-fp32" else "int8"
+    if apart:
+        from rung.engines.openvino_apart import OpenVinoApart
+        from rung.engines.openvino_export import exported
+
+        exported(files, "causal", precision, progress=progress)
+        return OpenVinoApart(files, precision)
+    return open_openvino(files.reference, precision, progress=progress)
 
 
 def _remembering(engine: Engine, remember: bool) -> Engine:

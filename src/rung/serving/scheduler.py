@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rung.engines.base import (
+    Closes,
     Continuous,
     Delta,
     Engine,
@@ -124,11 +125,13 @@ class Scheduler:
         return self._call(("read", top, adapter), texts)
 
     def close(self) -> None:
-        """End the thread once everything that was taken in is done."""
+        """End the thread once everything that was taken in is done, and close the engine."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        if isinstance(self.engine, Closes):
+            self.engine.close()
 
     def _call(self, kind: tuple[Any, ...], rows: Sequence[Any]) -> Future[Any]:
         call = _Call(kind, rows)

@@ -239,7 +239,9 @@ class Served:
         """Return the base model that answers on this engine, loading it first where it is not there."""
         key = (reference, engine, quantization)
         if key not in self._bases:
-            opened = open_engine(reference, engine, quantization=quantization, remember=False, progress=progress)
+            opened = open_engine(
+                reference, engine, quantization=quantization, remember=False, apart=True, progress=progress
+            )
             name = reference if is_plain(reference) else opened.info.model
             listed = name not in self._names
             identity = "" if is_endpoint(reference) else resolve(reference).fingerprint
