@@ -24,10 +24,12 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
     lines = plan(zero, rungs, data, machine)
     cost = inference_cost(zero, data, machine)
     test_seconds = len(data.test) * cost.row_seconds
+    alone = not any(line.applies for line in lines)
+    asked = 0 if alone else len(data.validation)
     rows = [
         {
-            "name": "zero-shot", "applies": True, "reason": "", "rows": len(data.validation), "fit_tokens": 0,
-            "tokens_per_row": round(cost.row_tokens), "seconds": round(len(data.validation) * cost.row_seconds, 1),
+            "name": "zero-shot", "applies": True, "reason": "", "rows": asked, "fit_tokens": 0,
+            "tokens_per_row": round(cost.row_tokens), "seconds": round(asked * cost.row_seconds, 1),
             "memory_bytes": cost.memory_bytes,
         },
         *(_row(line) for line in lines),
@@ -37,8 +39,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
     total = sum(row["seconds"] or 0 for row in rows)
     notes = [
         f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows",
-        f"about {total:.0f} s if every rung answers all validation rows (the clearly beaten stop early), and up to "
-        f"{test_seconds:.0f} s per finalist on the test rows",
+        _race_note(task, alone, total, test_seconds),
         f"{machine.cores} cores at {machine.flops / 1e9:.0f} GFLOP/s, {machine.memory_bytes / 2**30:.0f} GiB of memory",
         _engine_note(task, options.engine),
         *(["the models are raced with the plain prompt first, and the rungs start from the winner"] if several else []),
@@ -48,6 +49,19 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
     if options.budget_seconds is not None:
         notes.append(f"rungs that do not fit the budget of {options.budget_seconds:.0f} s are skipped")
     return rows, notes
+
+
+def _race_note(task: Task, alone: bool, total: float, test_seconds: float) -> str:
+    if not alone:
+        return (
+            f"about {total:.0f} s if every rung answers all validation rows (the clearly beaten stop early, and so "
+            f"does one that is left alone), and up to {test_seconds:.0f} s per finalist on the test rows"
+        )
+    fitted = ", but for fitting its confidence" if task.confidence is not None else ""
+    return (
+        f"no rung applies, so nothing is raced: zero-shot answers no validation rows{fitted}, and the test rows in "
+        f"about {test_seconds:.0f} s"
+    )
 
 
 def _engine_note(task: Task, engine: str) -> str:

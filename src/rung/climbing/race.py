@@ -20,7 +20,7 @@ BATCH = 32  # rows answered between two writes: what a kill may cost
 
 @dataclass(frozen=True, slots=True)
 class RaceResult:
-    """Who is left after all rows, and who was beaten by whom."""
+    """Who is left in the end, and who was beaten by whom."""
 
     survivors: tuple[str, ...]
     beaten: dict[str, Elimination]
@@ -37,6 +37,8 @@ def race(
 ) -> RaceResult:
     """Race `candidates` over `rows`; see `rung.evaluation.elimination` for the rule and its error rate.
 
+    It is over when one is left, for the rows that remain cannot change that; one alone answers none.
+
     Args:
         candidates: artifacts with different names.
         rows: validation rows in race order.
@@ -50,6 +52,8 @@ def race(
     schedule = looks(len(rows))
     binary = candidates[0].shape.scorer(folder).binary
     for until in schedule:
+        if len(alive) == 1:
+            break
         for artifact in alive.values():
             answer_rows(artifact, rows[:until], "validation", store, folder=folder, progress=progress)
         scores = {name: [store.predictions(name)["validation", row.id].score for row in rows[:until]] for name in alive}

@@ -16,6 +16,7 @@ import rung
 from rung.advice import advise
 from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
+from rung.climbing.arms import STAGES, most_arms
 from rung.climbing.confidence import can_be_fitted, fit_confidence, measure_confidence
 from rung.climbing.confirm import beats, compare_all, recommend
 from rung.climbing.plan import plan
@@ -33,12 +34,11 @@ from rung.models.reference import is_endpoint, resolve
 from rung.parts import Head, Mixture
 from rung.progress import QUIET, Progress
 from rung.rungs import DEFAULT, build
-from rung.rungs.base import Rung
+from rung.rungs.base import Rung, taken_from
 from rung.rungs.costs import prediction_flops
 from rung.rungs.other_model import other_models
 from rung.task import Task
 
-STAGES = 3
 AMORTIZED = 10_000  # predictions over which training is shared when costs are compared
 CONFIRM_SHARE = 0.25  # of the budget, kept for the test split
 SERVED = "served"  # the name of an incumbent that is no zero-shot
@@ -89,6 +89,7 @@ class _Climb:
     beaten: dict[str, str]
     out: dict[str, tuple[Status, str]]
     trail: list[str]
+    tried: list[tuple[str, tuple[object, ...], str]]  # rung, what it took of its base, name of what it made
 
     @property
     def task_metric(self) -> str:
@@ -170,7 +171,7 @@ def climb(
     models = other_models(task)
     state = _Climb(
         task, data, options, (*models, *build(names, task, options.seed)), models, this_machine(), store, progress,
-        {}, {}, {}, {}, [],
+        {}, {}, {}, {}, [], [],
     )  # fmt: skip
     start = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
     bases = [store.kept(one.name) or store.keep(one) for one in (incumbent, start) if one is not None]
@@ -222,12 +223,11 @@ def _stages(state: _Climb, bases: Sequence[Artifact]) -> tuple[str, ...]:
     """
     incumbent, contenders = bases[0], list(bases)
     stages = [*([state.models] if state.models else []), *[state.rungs] * STAGES]
-    arms = len(bases) + sum(map(len, stages)) + (len(bases) - 1) * len(stages[0])
-    arms += len(bases) * len(state.rungs) if state.task.corpus is not None else 0
+    arms = most_arms(bases, state.models, state.rungs, state.data)
     for stage, rungs in enumerate(stages):
-        new = [made for base in (bases if stage == 0 else (incumbent,)) for made in _fit_stage(state, base, rungs)]
+        new = _fit_stage(state, bases if stage == 0 else (incumbent,), rungs)
         if stage == bool(state.models):
-            new += [made for base in new if base.path[-1] == "retrieval" for made in _fit_stage(state, base, rungs)]
+            new += _fit_stage(state, [base for base in new if base.path[-1] == "retrieval"], rungs)
         if not new and stage > bool(state.models):
             break
         contenders = [*contenders, *new]
@@ -244,10 +244,11 @@ def _stages(state: _Climb, bases: Sequence[Artifact]) -> tuple[str, ...]:
     return tuple(artifact.name for artifact in contenders)
 
 
-def _fit_stage(state: _Climb, base: Artifact, rungs: Sequence[Rung]) -> list[Artifact]:
-    """Fit every rung that applies on top of `base` and fits the budget, cheapest first."""
+def _fit_stage(state: _Climb, bases: Sequence[Artifact], rungs: Sequence[Rung]) -> list[Artifact]:
+    """Fit every rung that applies on top of a base and fits the budget, cheapest first, on the plainest base first."""
+    lines = [(base, line) for base in bases for line in plan(base, rungs, state.data, state.machine)]
     made = []
-    for line in plan(base, rungs, state.data, state.machine):
+    for base, line in sorted(lines, key=lambda pair: (not pair[1].applies, pair[1].seconds, len(pair[0].path))):
         name = base.step(line.rung.name, {}).name
         if name in state.artifacts or name in state.out:
             continue  # an earlier stage has tried it
@@ -256,11 +257,26 @@ def _fit_stage(state: _Climb, base: Artifact, rungs: Sequence[Rung]) -> list[Art
                 state.out[name] = ("skipped", line.reason)
             continue
         state.families[name] = line.rung.family
+        if (twin := _twin(state, base, line.rung, name)) is not None:
+            state.out[name] = ("skipped", f"it would be {twin} again, for it reads nothing that {base.name} adds")
+            continue
         artifact = _fitted(state, base, line.rung, name, line.seconds)
         if artifact is not None:
             state.artifacts[name] = artifact
             made.append(artifact)
     return made
+
+
+def _twin(state: _Climb, base: Artifact, rung_: Rung, name: str) -> str | None:
+    """Return the name under which the rung was tried with the same result to expect; else note that it is tried."""
+    taken = taken_from(rung_, base)
+    if taken is None:
+        return None
+    for other, before, twin in state.tried:
+        if other == rung_.name and before == taken:
+            return twin
+    state.tried.append((rung_.name, taken, name))
+    return None
 
 
 def _fitted(state: _Climb, base: Artifact, rung_: Rung, name: str, expected: float) -> Artifact | None:
@@ -311,7 +327,9 @@ def _scores(state: _Climb, name: str, rows: Sequence[Any]) -> list[float]:
 
 
 def _leader(state: _Climb, contenders: Sequence[Artifact], rows: Sequence[Any]) -> Artifact:
-    """Return the survivor with the best mean; the earlier (cheaper) one of equals."""
+    """Return the survivor with the best mean; the earlier (cheaper) one of equals. One alone need not be scored."""
+    if len(contenders) == 1:
+        return contenders[0]
     means = {artifact.name: sum(_scores(state, artifact.name, rows)) for artifact in contenders}
     return max(contenders, key=lambda artifact: means[artifact.name])
 

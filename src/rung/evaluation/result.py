@@ -14,6 +14,7 @@ class RungResult:
 
     `status` is `confirmed` (scored on the whole test split), `beaten` (stopped early in the race; the score is over
     the `n` validation rows seen), `failed` or `skipped` (no score; `reason` says why).
+    `validation_score` is over the validation rows that its race came to, which end where one is left; None for none.
     `seconds` is prediction time over the `n` rows, `fit_seconds` training time, `tokens` all tokens that the model
     read or wrote for them, `cost` the floating-point operations of one prediction plus the training's share over
     10,000 predictions (the order of "cheaper"), `losses` the training curve as (step, loss). Of the `n` rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rung.artifact import Artifact
 from rung.data.types import Data
@@ -13,18 +13,24 @@ from rung.progress import QUIET, Progress
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a rung applies, and if not, why."""
+    """Whether a rung applies, and if not, why; `final` if no other rung changes that, for the task itself is why."""
 
     applies: bool
     reason: str = ""
+    final: bool = False
 
 
 YES = Verdict(True)
 
 
 def no(reason: str) -> Verdict:
-    """Return the verdict that a rung does not apply, with the reason as a clause."""
+    """Return the verdict that a rung does not apply to this artifact, with the reason as a clause."""
     return Verdict(False, reason)
+
+
+def never(reason: str) -> Verdict:
+    """Return the verdict that a rung applies to no artifact of this task, whatever rungs made it."""
+    return Verdict(False, reason, final=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +78,19 @@ class Rung(Protocol):
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return a new artifact; the given one is not changed."""
+
+
+@runtime_checkable
+class TakesLittle(Protocol):
+    """A rung whose result hangs on little of the artifact it starts from, such as a head on frozen features."""
+
+    def taken(self, artifact: Artifact) -> tuple[object, ...] | None:
+        """Return what its result hangs on, comparable with `==`; None for the whole artifact."""
+
+
+def taken_from(rung: Rung, artifact: Artifact) -> tuple[object, ...] | None:
+    """Return what the rung's result hangs on of the artifact; None for all of it.
+
+    From two artifacts of which the same is taken, the rung makes artifacts that answer every row alike.
+    """
+    return rung.taken(artifact) if isinstance(rung, TakesLittle) else None

@@ -12,7 +12,7 @@ from rung.machine import Machine
 from rung.parts import LabelScoring
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, batch_bias, divisors
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost
 
 
@@ -33,11 +33,12 @@ class Calibrate:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to scored labels that are not calibrated yet."""
         if not isinstance(artifact.decoder, LabelScoring):
-            return no("only the likelihoods of a label set can be calibrated")
+            refused = no if artifact.shape.kind == "category" else never
+            return refused("only the likelihoods of a label set can be calibrated")
         if artifact.decoder.bias:
             return no("the labels are calibrated already")
         if not data.train or not data.validation:
-            return no("it needs training inputs and validation rows")
+            return never("it needs training inputs and validation rows")
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

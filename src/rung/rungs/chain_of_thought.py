@@ -12,10 +12,11 @@ from rung.models.reference import is_endpoint, resolve
 from rung.parts import Generate, Head, LabelScoring, Reasoning
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import REQUEST, Extract, is_number
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import STEPS, inference_cost
 
 ENOUGH_PARAMETERS = 1.5e9  # below, reasoning hurts more often than it helps
+UNREASONED = ("json", "chat")  # kinds of output that are the whole text
 SHORT = 12  # words; a longer answer is a text, not the result of a calculation
 
 
@@ -38,18 +39,20 @@ class ChainOfThought:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to untuned prompts whose answers are short, and with `auto` to models that can reason."""
+        if artifact.shape.kind in UNREASONED:
+            return never(f"the answer of kind {artifact.shape.kind} is the whole text")
         if reason := reason_against(artifact):
             return no(reason)
         if self.when == "always":
             return YES
         ask = "ask for it with `rungs: {chain-of-thought: {when: always}}`"
         if artifact.shape.kind == "category":
-            return no(f"steps rarely help to choose a label; {ask}")
+            return never(f"steps rarely help to choose a label; {ask}")
         if not is_endpoint(artifact.model) and (size := resolve(artifact.model).parameters) < ENOUGH_PARAMETERS:
             return no(f"a model of {size / 1e6:.0f} million parameters rarely gains by steps; {ask}")
         words = sorted(len(row.outputs[0].split()) for row in data.train)
         if words and words[len(words) // 2] > SHORT:
-            return no(f"its answers are texts of {words[len(words) // 2]} words, not results; {ask}")
+            return never(f"its answers are texts of {words[len(words) // 2]} words, not results; {ask}")
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
@@ -80,8 +83,6 @@ def reason_against(artifact: Artifact) -> str:
         return "it reasons already"
     if artifact.weights.adapter is not None:
         return "the adapter was trained to answer without steps"
-    if artifact.shape.kind in ("json", "chat"):
-        return f"the answer of kind {artifact.shape.kind} is the whole text"
     if isinstance(artifact.decoder, Generate) and artifact.decoder.regex:
         return "the whole answer has to match a regular expression"
     if len(artifact.members()) > 1:

@@ -23,7 +23,7 @@ from rung.parts import LabelScoring
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import batch_bias, divisors
 from rung.prompts.demonstrations import Demonstrations, Selection
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import FORWARD, inference_cost, sizes
 from rung.rungs.few_shot import ENCODER
 
@@ -60,13 +60,14 @@ class DemonstrationEnsemble:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to scored labels without demonstrations."""
         if not isinstance(artifact.decoder, LabelScoring):
-            return no("only scored labels can be averaged")
+            refused = no if artifact.shape.kind == "category" else never
+            return refused("only scored labels can be averaged")
         if artifact.demonstrations is not None:
             return no("demonstrations are set already")
         if artifact.weights.adapter is not None:
             return no("the adapter was trained without demonstrations")
         if len(data.train) <= self.sets * self.k:
-            return no(f"{len(data.train)} training rows are too few for {self.sets} sets of {self.k}")
+            return never(f"{len(data.train)} training rows are too few for {self.sets} sets of {self.k}")
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

@@ -18,7 +18,7 @@ from rung.data.types import Data, Example
 from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.progress import Progress
-from rung.rungs.base import Cost
+from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import inference_cost, sizes, text_tokens
 from rung.rungs.lora import ADAPTATION, LoRA
 from rung.rungs.tuned import Auto
@@ -59,10 +59,9 @@ class DomainAdaptation(LoRA):
                 hint="give 2 or more: the first token of a block is not learnt",
             )
 
-    def reason_against(self, artifact: Artifact, data: Data) -> str:
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It needs text."""
-        del artifact
-        return "" if data.text else "the task names no plain text: set `data.text`"
+        return super().applies(artifact, data) if data.text else never("the task names no plain text: set `data.text`")
 
     def training_rows(
         self,

@@ -26,9 +26,9 @@ from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
 from rung.parts import Head
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
-from rung.rungs.features import labelled_texts, reason_against_head, train_head
+from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
 from rung.rungs.holdout import hold_out
 
 if TYPE_CHECKING:
@@ -75,9 +75,12 @@ class FineTunedEncoder:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to categories, once; where a row may have several labels, `features` does."""
         if artifact.shape.kind == "multilabel":
-            return no("it learns one label a row")
-        reason = reason_against_head(artifact, data)
-        return no(reason) if reason else YES
+            return never("it learns one label a row")
+        return verdict_on_head(artifact, data)
+
+    def taken(self, artifact: Artifact) -> tuple[object, ...]:
+        """The rows' text as the prompt shows it."""
+        return shown_to_head(artifact, names=self.label_names)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Six operations per parameter and token while training, twice with contrast, and two when predicting."""

@@ -8,7 +8,7 @@ make the validation labels likeliest: so few figures fit little by chance, and t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -23,7 +23,7 @@ from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.parts import Mixture
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Rung, Verdict, no
+from rung.rungs.base import YES, Cost, Rung, Verdict, never, taken_from
 
 Labels = npt.NDArray[np.int64]
 TEMPERATURES = tuple(float(t) for t in np.geomspace(0.25, 8.0, 41))
@@ -67,14 +67,19 @@ class Ensemble:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where all members do and there are validation rows to weigh them."""
         if not data.labels:
-            return no("only label probabilities can be averaged")
+            return never("only label probabilities can be averaged")
         if not data.validation:
-            return no("its weights are chosen on validation rows")
+            return never("its weights are chosen on validation rows")
         for rung in self.rungs():
             verdict = rung.applies(artifact, data)
             if not verdict.applies:
-                return no(f"{rung.name}: {verdict.reason}")
+                return replace(verdict, reason=f"{rung.name}: {verdict.reason}")
         return YES
+
+    def taken(self, artifact: Artifact) -> tuple[object, ...] | None:
+        """What all members take together."""
+        parts = [taken_from(rung, artifact) for rung in self.rungs()]
+        return None if None in parts else tuple(parts)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """All members, and their answers to the validation rows; they are fitted one after the other."""

@@ -22,7 +22,7 @@ from rung.models.reference import is_endpoint, resolve
 from rung.parts import Head, Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.verbalizer import verbalize
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, sizes
 from rung.rungs.label_heads import FOLDS, PENALTIES, logistic, train_label_heads
 
@@ -52,11 +52,14 @@ class Features:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to categories, once."""
-        if reason := reason_against_head(artifact, data):
-            return no(reason)
         if not self.encoder and is_endpoint(artifact.model):
-            return no("an endpoint does not show its hidden states")
-        return YES
+            return never("an endpoint does not show its hidden states")
+        return verdict_on_head(artifact, data)
+
+    def taken(self, artifact: Artifact) -> tuple[object, ...]:
+        """The rows' text as the prompt shows it, and the base model where its hidden states are the features."""
+        model = () if self.encoder else (artifact.model, artifact.engine, artifact.weights.base)
+        return (*shown_to_head(artifact, names=self.label_names), *model)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """One pass of the encoder over the training rows; the head itself is small."""
@@ -96,17 +99,23 @@ class Features:
         return artifact.step(self.name, settings, decoder=head)
 
 
-def reason_against_head(artifact: Artifact, data: Data) -> str:
-    """Return why no head on an encoder can take the place of an artifact's decoder, or an empty text."""
+def verdict_on_head(artifact: Artifact, data: Data) -> Verdict:
+    """Say whether a head on an encoder can take the place of an artifact's decoder, or why not."""
     if not data.labels:
-        return "a head answers categories only"
-    if isinstance(artifact.decoder, Promptless):
-        return "a head is trained already"
-    if artifact.weights.adapter is not None:
-        return "a head would not see the tuned language model"
+        return never("a head answers categories only")
     if len({e.outputs[0] for e in data.train}) < 2:
-        return "the training rows all have the same answer"
-    return ""
+        return never("the training rows all have the same answer")
+    if isinstance(artifact.decoder, Promptless):
+        return no("a head is trained already")
+    if artifact.weights.adapter is not None:
+        return no("a head would not see the tuned language model")
+    return YES
+
+
+def shown_to_head(artifact: Artifact, *, names: bool) -> tuple[object, ...]:
+    """Return all of an artifact that `labelled_texts` and a head's predictions read, to be compared."""
+    prompt = artifact.prompt
+    return (artifact.shape, prompt.template, prompt.chat_column, prompt.descriptions if names else ())
 
 
 def texts_of(artifact: Artifact, rows: Sequence[Example]) -> list[str]:

@@ -12,7 +12,7 @@ from rung.models.reference import resolve
 from rung.parts import Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations, Selection
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import FORWARD, inference_cost, sizes
 
 ENCODER = "embedded-encoder"
@@ -46,11 +46,11 @@ class FewShot:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where a prompt answers and no demonstrations are set."""
         if artifact.decoder.kind == "nearest":
-            return no("the table is searched as it is, without a prompt")
+            return never("the table is searched as it is, without a prompt")
         if isinstance(artifact.decoder, Promptless):
             return no("a head on frozen features does not read the prompt")
         if artifact.decoder.kind == "agent":
-            return no("rows show no calls of tools to learn from")
+            return never("rows show no calls of tools to learn from")
         if artifact.decoder.kind == "list-scoring":
             return no("the labels' thresholds hold for the prompt without demonstrations")
         if artifact.demonstrations is not None:
@@ -58,9 +58,9 @@ class FewShot:
         if artifact.weights.adapter is not None:
             return no("the adapter was trained without demonstrations")
         if len(data.train) <= self.k:
-            return no(f"{len(data.train)} training rows are too few to show {self.k}")
+            return never(f"{len(data.train)} training rows are too few to show {self.k}")
         if self.selection == "balanced" and not data.labels:
-            return no("only labels can be balanced")
+            return never("only labels can be balanced")
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

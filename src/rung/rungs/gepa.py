@@ -26,9 +26,9 @@ from rung.prompt_search.copying import CopyGuard
 from rung.prompt_search.judge import Judge, Tried
 from rung.prompt_search.search import HEADROOM_ROWS, Found, Trial, no_headroom, split
 from rung.prompt_search.writer import Written
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import inference_cost
-from rung.rungs.prompt_search import FEWEST_SEARCHED, check_adoption, reason_against
+from rung.rungs.prompt_search import FEWEST_SEARCHED, check_adoption, verdict_on_search
 
 COMPONENT = "instruction"
 MAX_TOKENS = 2048  # of a reflection
@@ -65,9 +65,8 @@ class Gepa:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where a model reflects, an untuned prompt answers and there are rows enough."""
         if not self.reflection:
-            return no("no model reflects; name one with `rungs: {gepa: {reflection: MODEL}}`")
-        reason = reason_against(artifact, data, self.adoption, self.seed, 2 * FEWEST_SEARCHED)
-        return no(reason) if reason else YES
+            return never("no model reflects; name one with `rungs: {gepa: {reflection: MODEL}}`")
+        return verdict_on_search(artifact, data, self.adoption, self.seed, 2 * FEWEST_SEARCHED)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """All calls of the budget; reflections are counted as if they were rows."""

@@ -14,7 +14,7 @@ from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.copying import CopyGuard
 from rung.prompt_search.writer import MAX_TOKENS, SHOWN, Writer
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.chain_of_thought import label_texts
 from rung.rungs.costs import inference_cost, sizes
 
@@ -41,17 +41,21 @@ class LabelDescriptions:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to untuned prompts that choose among few labels."""
         labels = artifact.shape.labels
-        if not labels or artifact.decoder.kind in ("head", "reasoning"):
+        if not labels:
+            return never("there are no labels")
+        if artifact.decoder.kind in ("head", "reasoning"):
             return no("no label is chosen by a prompt")
         if artifact.weights.adapter is not None:
             return no("the adapter was trained with this very prompt")
         if isinstance(artifact.decoder, LabelScoring) and artifact.decoder.bias:
             return no("the labels are calibrated for the prompt as it is")
         if len(labels) > self.most_labels:
-            return no(f"describing {len(labels)} labels makes the prompt too long; `most_labels` is {self.most_labels}")
+            return never(
+                f"describing {len(labels)} labels makes the prompt too long; `most_labels` is {self.most_labels}"
+            )
         without = set(labels) - {row.outputs[0] for row in data.train}
         if without and not artifact.prompt.descriptions:
-            return no(f"there is no training row of the label {min(without)!r} to describe it by")
+            return never(f"there is no training row of the label {min(without)!r} to describe it by")
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

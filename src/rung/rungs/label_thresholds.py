@@ -13,7 +13,7 @@ from rung.machine import Machine
 from rung.models.reference import is_endpoint
 from rung.parts import Generate, ListScoring
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost
 from rung.rungs.label_heads import FEWEST, best_threshold
 
@@ -35,15 +35,15 @@ class LabelThresholds:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to lists of labels that are written by a model that was not tuned on the rows."""
         if artifact.shape.kind != "multilabel":
-            return no("only where a row may have several labels")
+            return never("only where a row may have several labels")
         if not isinstance(artifact.decoder, Generate):
             return no("the labels have thresholds already")
         if is_endpoint(artifact.model):
-            return no("an endpoint writes lists in one request, and scores labels in many")
+            return never("an endpoint writes lists in one request, and scores labels in many")
         if artifact.weights.adapter is not None:
             return no("thresholds would be set on rows that the weights were tuned on")
         if len(data.train) < FEWEST:
-            return no(f"{len(data.train)} training rows are too few to set thresholds on")
+            return never(f"{len(data.train)} training rows are too few to set thresholds on")
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

@@ -11,7 +11,7 @@ from rung.errors import ConfigError, ModelError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost
 from rung.task import Task
 
@@ -49,7 +49,7 @@ class OtherModel:
             try:
                 resolve(self.task.model)
             except ModelError as missing:
-                return no(str(missing))
+                return never(str(missing))
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

@@ -18,7 +18,7 @@ from rung.prompt_search.copying import CopyGuard
 from rung.prompt_search.search import FEWEST_FIXES, Found, Plan, search, split
 from rung.prompt_search.writer import Writer, Written
 from rung.prompts.demonstrations import Demonstrations, Selection
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost
 from rung.rungs.few_shot import ENCODER
 
@@ -69,8 +69,7 @@ class PromptSearch:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where an untuned prompt answers and there are rows to search on and to decide by."""
-        reason = reason_against(artifact, data, self.adoption, self.seed, FEWEST_SEARCHED)
-        return no(reason) if reason else YES
+        return verdict_on_search(artifact, data, self.adoption, self.seed, FEWEST_SEARCHED)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """All calls of the budget, with the demonstrations that most candidates show."""
@@ -151,8 +150,8 @@ def check_adoption(rung: str, adoption: float) -> None:
         )  # fmt: skip
 
 
-def reason_against(artifact: Artifact, data: Data, adoption: float, seed: int, fewest: int) -> str:
-    """Return why no other prompt can be searched for an artifact, or an empty text.
+def verdict_on_search(artifact: Artifact, data: Data, adoption: float, seed: int, fewest: int) -> Verdict:
+    """Say whether another prompt can be searched for an artifact, or why not.
 
     Args:
         artifact: whose prompt it would be.
@@ -162,10 +161,10 @@ def reason_against(artifact: Artifact, data: Data, adoption: float, seed: int, f
         fewest: rows that the search takes.
     """
     if isinstance(artifact.decoder, Promptless):
-        return "what answers does not read the prompt"
+        return no("what answers does not read the prompt")
     if artifact.weights.adapter is not None:
-        return "the adapter was trained with this very prompt"
+        return no("the adapter was trained with this very prompt")
     rows, deciding = split(data.train, adoption, seed)
     if len(rows) < fewest or len(deciding) < FEWEST_FIXES:
-        return f"{len(data.train)} training rows are too few to search on some and to decide by others"
-    return ""
+        return never(f"{len(data.train)} training rows are too few to search on some and to decide by others")
+    return YES

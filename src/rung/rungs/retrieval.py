@@ -20,7 +20,7 @@ from rung.retrieval.position import DEFAULT, best_order, position_effect
 from rung.retrieval.refusal import Refusal, calibrate
 from rung.retrieval.retriever import Order, Retriever
 from rung.retrieval.search import FEWEST_LABELLED, SearchSettings
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost
 from rung.task import Task
 
@@ -62,7 +62,7 @@ class Retrieval:
         """It applies where there are documents and a prompt that was not trained without them."""
         del data
         if self.task is None or self.task.corpus is None:
-            return no("the task file has no `corpus`")
+            return never("the task file has no `corpus`")
         if isinstance(artifact.decoder, Promptless):
             return no("what answers does not read the prompt")
         if artifact.retriever is not None:

@@ -13,7 +13,8 @@ from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.parts import Reasoning
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
+from rung.rungs.chain_of_thought import UNREASONED
 from rung.rungs.costs import STEPS, inference_cost
 
 
@@ -45,7 +46,8 @@ class SelfConsistency:
         """It applies where a single chain of thought answers."""
         del data
         if not isinstance(artifact.decoder, Reasoning):
-            return no("there is no chain of thought to sample")
+            refused = never if artifact.shape.kind in UNREASONED else no
+            return refused("there is no chain of thought to sample")
         if artifact.decoder.samples > 1:
             return no("several chains are sampled already")
         return YES

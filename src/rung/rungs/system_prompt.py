@@ -14,7 +14,7 @@ from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space
 from rung.prompt_search.judge import Judge
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost
 
 SHARE = 0.5  # of all texts on all rows: what the race among the texts may take
@@ -37,15 +37,15 @@ class SystemPrompt:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where the task has a system prompt and a prompt is what answers."""
         if not any(self.texts):
-            return no("the task file has no `system:` prompt")
+            return never("the task file has no `system:` prompt")
         if artifact.decoder.kind == "nearest":
-            return no("the rows are ranked without a prompt")
+            return never("the rows are ranked without a prompt")
         if isinstance(artifact.decoder, Promptless):
             return no("a head on frozen features does not read the prompt")
         if artifact.prompt.system:
             return no("a system prompt is set already")
         if len(self.texts) > 1 and not data.train:
-            return no("there are no training rows to choose among the system prompts by")
+            return never("there are no training rows to choose among the system prompts by")
         return YES
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

@@ -19,7 +19,7 @@ from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.parts import Promptless, Weights
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, base_bytes, inference_cost, sizes
 from rung.rungs.holdout import hold_out
 from rung.tuning.examples import Overlong, Supervise
@@ -145,11 +145,11 @@ class Tuned(ABC):
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to open weights that answer and are not tuned yet, or from which the method goes on."""
         if artifact.decoder.kind == "nearest":
-            return no("the rows are ranked by the sentence encoder, not by the model")
+            return never("the rows are ranked by the sentence encoder, not by the model")
         if isinstance(artifact.decoder, Promptless):
             return no("the head reads frozen features, which training would change")
         if artifact.decoder.kind == "agent":
-            return no("rows show no calls of tools to learn from")
+            return never("rows show no calls of tools to learn from")
         if artifact.decoder.kind == "list-scoring":
             return no("the labels' thresholds hold for the untuned model")
         if artifact.decoder.kind == "reasoning":
@@ -157,11 +157,11 @@ class Tuned(ABC):
         if len(artifact.members()) > 1:
             return no("every row is asked with several prompts, and training learns from one")
         if is_endpoint(artifact.model):
-            return no("an endpoint's weights cannot be trained from here")
+            return never("an endpoint's weights cannot be trained from here")
         if artifact.weights.adapter is not None and self.goes_on_from(artifact) is None:
             return no("its weights are tuned already")
         if not data.train:
-            return no("there are no training rows")
+            return never("there are no training rows")
         if reason := self.reason_against(artifact, data):
             return no(reason)
         return YES

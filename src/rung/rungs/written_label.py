@@ -9,7 +9,7 @@ from rung.data.types import Data
 from rung.machine import Machine
 from rung.parts import Generate, LabelScoring
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Verdict, no
+from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost
 
 
@@ -26,7 +26,8 @@ class WrittenLabel:
         """It applies where labels are scored, with one prompt a row."""
         del data
         if not isinstance(artifact.decoder, LabelScoring):
-            return no("no label set is scored")
+            refused = no if artifact.shape.kind == "category" else never
+            return refused("no label set is scored")
         if artifact.weights.adapter is not None:
             return no("the adapter was trained for scored labels")
         if len(artifact.members()) > 1:
