@@ -97,9 +97,21 @@ def test_messages_are_values_not_templates():
     )
 
 
-def test_without_a_template_contents_are_joined():
+def test_without_a_template_blank_lines_stand_between_contents_and_before_the_answer():
     chat = [{"role": "system", "content": "Translate."}, {"role": "user", "content": "chat: cat\nchien:"}]
-    assert render(chat, None, bos=BOS, eos=EOS) == "Translate.\n\nchat: cat\nchien:"
+    assert render(chat, None, bos=BOS, eos=EOS) == "Translate.\n\nchat: cat\nchien:\n\n"
+    assert render(chat, None, bos=BOS, eos=EOS, add_generation_prompt=False) == "Translate.\n\nchat: cat\nchien:"
+    assert render([], None, bos=BOS, eos=EOS) == ""
     with pytest.raises(ModelError) as caught:
         render(chat, None, bos=BOS, eos=EOS, tools=TOOLS)
     assert caught.value.code == "no-chat-template"
+
+
+def test_without_a_template_a_cue_that_ends_in_white_space_stands_right_before_answers():
+    """Of the row and of demonstrations alike; before the next question there is a blank line all the same."""
+    chat = [
+        {"role": "system", "content": "Translate.\n"},
+        {"role": "user", "content": "chat = "}, {"role": "assistant", "content": "cat "},
+        {"role": "user", "content": "chien = "},
+    ]  # fmt: skip
+    assert render(chat, None, bos=BOS, eos=EOS) == "Translate.\n\n\nchat = cat \n\nchien = "

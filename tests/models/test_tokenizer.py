@@ -163,7 +163,7 @@ def test_a_model_without_a_template_completes_plain_text(tmp_path):
     tokenizer = write_model(tmp_path, sentencepiece_like("first"), bos_token="<s>", add_bos_token=True)
     chat = [{"role": "system", "content": "a"}, {"role": "user", "content": "b</s>"}]
     assert tokenizer.chat_template is None
-    assert tokenizer.encode_chat(chat) == (1, *tokenizer.encode_plain("a\n\nb</s>"))
+    assert tokenizer.encode_chat(chat) == (1, *tokenizer.encode_plain("a\n\nb</s>\n\n"))
     assert end_token(tokenizer) is None
 
 

@@ -220,8 +220,8 @@ def test_a_conversation_without_a_template_is_learnt_turn_by_turn(tmp_path):
     engine = model(tmp_path / "m", "raw")
     made = tokenize(chat_artifact(), engine, [chat("Where?", "Here", "When?")])
     assert [marked(one, engine.tokenizer) for one in made] == [
-        "Be kind.\n\nWhere?>>>Here</s><<<",
-        "Be kind.\n\nWhere?\n\nHere\n\nWhen?>>>Bye</s><<<",
+        "Be kind.\n\nWhere?\n\n>>>Here</s><<<",
+        "Be kind.\n\nWhere?\n\nHere\n\nWhen?\n\n>>>Bye</s><<<",
     ]
 
 

@@ -34,8 +34,9 @@ def render(
 ) -> str:
     """Return the text of a chat.
 
-    A model without a template completes plain text: the contents of the messages, joined by blank lines. It has no
-    roles, so `add_generation_prompt` adds nothing there, and `tools` are refused.
+    A model without a template completes plain text: the contents of the messages with blank lines between them, and
+    with `add_generation_prompt` another before the answer. A content before an assistant's turn that ends in white
+    space, such as a template's cue `Answer: `, brings that along itself. `tools` are refused.
 
     Args:
         messages: the chat turns, in order.
@@ -56,7 +57,7 @@ def render(
                 "the model has no chat template, so it cannot be told of tools",
                 hint="use an instruction-tuned model whose template knows tools",
             )
-        return BETWEEN.join(str(turn["content"]) for turn in turns)
+        return _plain(turns, add_generation_prompt)
     from jinja2.exceptions import TemplateError
 
     names = {"bos_token": bos, "eos_token": eos}
@@ -75,6 +76,15 @@ def render(
             f"the model's chat template refuses messages of the roles {roles}: {refused}",
             hint="some models take no system message, or want user and assistant to take turns",
         ) from refused
+
+
+def _plain(turns: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+    """Return the text for a model without a template; an answer never stands right behind the word before it."""
+    text = ""
+    for turn in (*turns, *([{"role": "assistant", "content": ""}] if add_generation_prompt else ())):
+        cued = turn["role"] == "assistant" and text[-1:].isspace()
+        text += (BETWEEN if text and not cued else "") + str(turn["content"])
+    return text
 
 
 @lru_cache(maxsize=16)

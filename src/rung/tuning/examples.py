@@ -88,8 +88,7 @@ def tokenize(
 ) -> list[TokenizedExample]:
     """Turn rows into tokens with the renderer that also predicts; a row's demonstrations never hold itself.
 
-    Every acceptable answer of a row becomes an example of its own. A model without a chat template reads the contents
-    of the messages joined by blank lines, and the answer right behind them, when training as when predicting.
+    Every acceptable answer of a row becomes an example of its own.
 
     Args:
         artifact: renders the rows.
