@@ -59,6 +59,10 @@ class AdaLora(PeftAdapter):
         """Let PEFT weigh the singular values by their gradients, and give up what is beyond the budget."""
         self._config.total_step = steps
         self._config.tinit, self._config.tfinal = int(self.start * steps), int(self.end * steps)
+        allocator = self.wrapper.base_model.rankallocator
+        if step == steps - self._config.tfinal and not allocator.exp_avg_ipt:
+            # In a run of one or two steps the budget is settled before PEFT has weighed anything.
+            allocator.update_ipt(self.wrapper.base_model.model)
         self.wrapper.base_model.update_and_allocate(step)
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -1,0 +1,184 @@
+"""Every method of tuning, one line each: where its defaults are from, and whether it merges; all meet one contract."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from rung.artifact import Artifact
+from rung.climbing.planning import plan_rows
+from rung.climbing.run import ClimbOptions, chosen_rungs
+from rung.data.types import Data, Document
+from rung.engines.opening import open_torch
+from rung.errors import ArtifactError, TrainingError
+from rung.machine import this_machine
+from rung.rungs import RUNGS, AdaLoRA, build
+from rung.rungs.tuned import Tuned
+from rung.task import Task
+from rung.tuning.changes import attach
+from rung.tuning.checkpoints import Checkpoints
+from rung.tuning.examples import tokenize
+from rung.tuning.loop import train
+
+# name: (arXiv numbers that the defaults are from, learning rate, whether it merges into the base model)
+METHODS = {
+    "prompt-tuning": (["2104.08691"], 0.2, False),
+    "p-tuning": (["2103.10385"], 1e-3, False),
+    "prefix-tuning": (["2101.00190"], 1e-2, False),
+    "ia3": (["2205.05638"], 3e-3, True),
+    "llama-adapter": (["2303.16199"], 9e-3, False),
+    "bottleneck": (["1902.00751", "2005.00247"], 1e-3, False),
+    "domain-adaptation": (["2004.10964", "2405.09673"], 2e-4, True),
+    "lora": (["2106.09685", "2405.09673"], 1e-3, True),
+    "rslora": (["2312.03732"], 1e-3, True),
+    "dora": (["2402.09353"], 5e-4, True),
+    "qlora": (["2305.14314"], 1e-3, True),
+    "adalora": (["2303.10512"], 5e-3, True),
+    "output-layer": (["2202.10054"], 1e-3, True),
+    "last-layers": (["1911.03090"], 1e-4, True),
+    "full": (["1810.04805", "2006.04884"], 5e-5, True),
+}
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+@pytest.fixture(scope="module")
+def with_text(data: Data) -> Data:
+    """The small task's rows, and a document."""
+    return replace(data, text=(Document("The card that you ordered comes by post.", "a.txt"),))
+
+
+def method(name: str, task: Task) -> Tuned:
+    (rung,) = build((name,), task, 0)
+    assert isinstance(rung, Tuned)
+    return rung
+
+
+def test_the_table_is_complete(task: Task) -> None:
+    tuned = [rung.name for rung in build(tuple(RUNGS), task, 0) if isinstance(rung, Tuned)]
+    assert sorted(METHODS) == sorted(tuned)
+
+
+@every_method
+def test_its_defaults_are_its_own_and_come_from_the_literature(name: str, task: Task) -> None:
+    papers, rate, _ = METHODS[name]
+    rung = method(name, task)
+    told = sys.modules[type(rung).__module__].__doc__ or ""
+    assert all(f"https://arxiv.org/abs/{paper}" in told for paper in papers)
+    assert rung.learning_rate == rate
+
+
+@every_method
+def test_it_is_reached_by_its_name_and_foresees_its_cost(
+    name: str, task: Task, tiny_zero: Artifact, with_text: Data
+) -> None:
+    rung, machine = method(name, task), this_machine()
+    assert chosen_rungs(task, ClimbOptions(rungs=(name,))) == (name,)
+    verdict = rung.applies(tiny_zero, with_text)
+    if name == "qlora" and find_spec("bitsandbytes") is None:
+        assert verdict.reason == "a base model in 4 bits needs bitsandbytes: uv pip install bitsandbytes"
+    else:
+        assert (verdict.applies, verdict.reason) == (True, "")
+    cost = rung.estimate(tiny_zero, with_text, machine)
+    assert cost.fit_seconds == machine.training_seconds(cost.fit_flops) > 0
+    assert cost.fit_tokens > 0
+    assert cost.row_seconds == machine.inference_seconds(cost.row_flops) > 0
+    assert cost.memory_bytes > 2**30
+
+
+def test_the_plan_names_every_method(task: Task, tiny_zero: Artifact) -> None:
+    rows, _ = plan_rows(task.model_copy(update={"model": tiny_zero.model}), ClimbOptions(rungs=tuple(METHODS)))
+    left_out = {row["name"]: row["reason"] for row in rows if not row["applies"]}
+    assert {row["name"] for row in rows} == {"zero-shot", *METHODS}
+    assert set(left_out) <= {"domain-adaptation", "qlora"}  # without plain text, without bitsandbytes
+
+
+@every_method
+def test_it_goes_on_merges_or_says_why_not_and_comes_back_strictly(
+    name: str, task: Task, tiny_zero: Artifact, data: Data, tmp_path: Path
+) -> None:
+    rung = replace(method(name, task), epochs=4, batch_size=2, seed=1)
+    engine = open_torch(tiny_zero.model)
+    rows = tokenize(tiny_zero, engine, data.train[:2], virtual=rung.prefix_tokens)
+
+    def trained(folder: str, stop: int | None = None) -> dict[str, torch.Tensor]:
+        with rung._on_model(engine, tiny_zero, rows) as change:
+            learnt = [row.behind(change.prefix) for row in rows]
+            checkpoints = Checkpoints(tmp_path / folder)
+            train(engine.model, change, learnt, rung.schedule(2), checkpoints=checkpoints, stop_after=stop)
+            if stop is None:
+                change.write(written(tmp_path / f"{folder} written"), engine.base_fingerprint)
+                _merges(change.merged, METHODS[name][2])
+            return {key: p.detach().clone() for key, p in change.parameters().items()}
+
+    whole = trained("whole")
+    trained("resumed", stop=2)
+    assert [torch.equal(a, b) for a, b in zip(whole.values(), trained("resumed").values(), strict=True)] == (
+        [True] * len(whole)
+    )
+    folder = tmp_path / "whole written"
+    engine.make_room("none")
+    attach(engine.model, folder, fingerprint=engine.base_fingerprint).remove()
+    with pytest.raises(ArtifactError):
+        attach(engine.model, folder, fingerprint="another model's")
+    pickled = folder / "adapter_model.bin"
+    next(folder.glob("*.safetensors")).rename(pickled)
+    with pytest.raises(ArtifactError):
+        attach(engine.model, folder, fingerprint=engine.base_fingerprint)
+
+
+def written(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _merges(merged: object, can: bool) -> None:
+    assert callable(merged)
+    if can:
+        assert merged()
+        return
+    with pytest.raises(TrainingError) as caught:
+        merged()
+    assert caught.value.code == "cannot-merge"
+    assert caught.value.hint == "serve it as it is: the artifact runs unmerged"
+
+
+# ---- AdaLoRA's ranks follow the number of steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "before", "after"),
+    [(1, 0, 0), (2, 0, 1), (4, 0, 2), (10, 1, 5), (100, 15, 50), (3450, 517, 1725)],
+)
+def test_adalora_s_schedule_is_a_share_of_the_steps(tiny_zero: Artifact, steps: int, before: int, after: int) -> None:
+    """MRPC in the paper: 30 epochs of 115 steps, of which 600 come before the budget falls and 1800 after."""
+    engine = open_torch(tiny_zero.model)
+    change = AdaLoRA().change(engine, tiny_zero, ())
+    try:
+        for p in change.parameters().values():
+            p.grad = torch.ones_like(p)
+        change.stepped(1, steps)
+        config = change.wrapper.peft_config[change.name]
+        assert (config.init_r, config.target_r, config.deltaT) == (12, 8, 1)
+        assert (config.tinit, config.tfinal, config.total_step) == (before, after, steps)
+        assert config.tinit + config.tfinal < config.total_step
+    finally:
+        change.remove()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"rank": 8, "initial_rank": 8}, "its ranks cannot fall from 8 to 8"),
+        ({"rank": 0}, "its ranks cannot fall from 0 to 0"),
+        ({"start": 0.5, "end": 0.5}, "its ranks have no time to fall: 50% of the steps come before, 50% after"),
+    ],
+)
+def test_adalora_refuses_a_schedule_in_which_no_rank_falls(
+    tiny_zero: Artifact, data: Data, settings: dict[str, float], reason: str
+) -> None:
+    assert AdaLoRA(**settings).applies(tiny_zero, data).reason == reason  # type: ignore[arg-type]
