@@ -25,22 +25,61 @@ SCHEMA = (
 )
 
 
-def task_file(folder: Path, data: str | bytes, output: str = CATEGORY, name: str = "rows.csv", more: str = "") -> Path:
+MULTILABEL = "output: {column: label, kind: multilabel}"
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+SQL = '{"text": "how many", "label": "SELECT 1"}\n'
+SQL_TASK = {
+    "output": "output: {column: label, kind: text}", "name": "rows.jsonl",
+    "more": "metric: {name: sql_execution, database: tables.sql, seconds: 0.1}\n", "script": "CREATE TABLE t (x);",
+}  # fmt: skip
+
+
+def task_file(
+    folder: Path, data: str | bytes, output: str = CATEGORY, name: str = "rows.csv", more: str = "",
+    inputs: str = "[text]", script: str | None = None,
+) -> Path:  # fmt: skip
     (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    if script is not None:
+        (folder / "tables.sql").write_text(script)
     file = folder / "task.yaml"
-    file.write_text(f"name: t\ninstruction: Do it.\ninputs: [text]\n{output}\ndata: {{train: {name}}}\n{more}")
+    file.write_text(f"name: t\ninstruction: Do it.\ninputs: {inputs}\n{output}\ndata: {{train: {name}}}\n{more}")
     return file
 
 
-WRONG: list[tuple[str, str | bytes, dict[str, str], str]] = [
-    ("empty-file", "", {}, "rows.csv"),
-    ("empty-file", "text,label\n", {}, "rows.csv"),
-    ("one-label", "text,label\na,x\nb,x\n", {}, "'x'"),
+WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
+    (
+        "empty-file",
+        "",
+        {},
+        "rows.csv is empty\nhint: write a header with the names of the columns, and at least one row",
+    ),
+    ("empty-file", "  \n \n", {}, "rows.csv is empty"),
+    ("empty-file", " ,\n ,\n", {}, "rows.csv is empty"),
+    ("empty-file", "text,label\n", {}, "rows.csv has no rows"),
+    ("empty-file", "\n\n", {"name": "rows.jsonl"}, "rows.jsonl is empty\nhint: write one JSON object in each line"),
+    ("empty-file", "", {"name": "rows.json"}, "rows.json is empty\nhint: write a list of objects"),
+    ("one-label", "text,label\na,x\nb,x\n", {}, "rows.csv:2: every row's label is 'x'"),
+    ("one-label", '{"text": "a", "label": []}\n', {"output": MULTILABEL, "name": "rows.jsonl"}, "no row has a label"),
     ("label-spelling", "text,label\na,Yes\nb,yes\n", {}, "rows.csv:3"),
     ("label-spelling", "text,label\na,no  way\nb,no way\n", {}, "rows.csv:3"),
     ("missing-column", "txt,label\na,x\nb,y\n", {}, "'text'"),
     ("missing-column", "text,lable\na,x\nb,y\n", {}, "'label'"),
-    ("bad-encoding", b"text,label\nna\xefve,x\nb,y\n", {}, "0xef"),
+    ("missing-column", '{"text": "a", "label": "x"}\n{"text": "b"}\n', {"name": "rows.jsonl"}, "rows.jsonl:2"),
+    (
+        "missing-column",
+        '{"text": {"body": "a"}, "label": "x"}\n{"text": {"boby": "b"}, "label": "y"}\n',
+        {"name": "rows.jsonl", "inputs": "[text.body]"},
+        "rows.jsonl:2 has no column 'text.body': its 'text' has no 'body'\nhint: did you mean 'boby'?",
+    ),
+    (
+        "missing-column",
+        '{"text": {"body": "a"}, "label": "x"}\n{"text": "b", "label": "y"}\n',
+        {"name": "rows.jsonl", "inputs": "[text.body]"},
+        "rows.jsonl:2 has no column 'text.body': its 'text' is a str, not an object\n"
+        "hint: correct the row, or read 'text' itself",
+    ),
+    ("bad-encoding", b"text,label\nna\xefve,x\nb,y\n", {}, "byte 13 (0xef) is not utf-8\n  --> {folder}/rows.csv:2"),
+    ("bad-encoding", "text,label\na,x\n".encode("utf-16"), {}, "`data.encoding: utf-16`"),
     ("field-count", "text,label\na,b,x\n", {}, "3 fields"),
     (
         "schema-mismatch",
@@ -54,9 +93,30 @@ WRONG: list[tuple[str, str | bytes, dict[str, str], str]] = [
         {"output": "output: {column: label, kind: json}", "name": "rows.jsonl"},
         "rows.jsonl:1",
     ),
+    (
+        "bad-json",
+        '{"text": "a", "label": {"lines": [\n',
+        {"output": "output: {column: label, kind: json}", "name": "rows.jsonl"},
+        "rows.jsonl:1:35\nhint: write one JSON object in each line",
+    ),
+    (
+        "bad-sql-reference",
+        SQL + SQL.replace("SELECT 1", ENDLESS),
+        SQL_TASK,
+        "rows.jsonl:2: the expected query fails: st",
+    ),
+    (
+        "bad-sql-reference",
+        SQL.replace("SELECT 1", "SELECT y FROM t"),
+        SQL_TASK,
+        "rows.jsonl:1: the expected query fails: no",
+    ),
+    ("bad-database", SQL, SQL_TASK | {"script": "CREATE TABEL t (x);"}, "TABEL"),
+    ("bad-database", SQL, SQL_TASK | {"script": None}, "No such file"),
 ]
 
 
+@pytest.mark.parametrize("command", [["check"], ["climb", "--plan"]], ids=["check", "plan"])
 @pytest.mark.parametrize(("code", "data", "more", "part"), WRONG)
 def test_check_says_what_is_wrong_and_where(
     tmp_path: Path,
@@ -64,20 +124,23 @@ def test_check_says_what_is_wrong_and_where(
     monkeypatch: pytest.MonkeyPatch,
     code: str,
     data: str | bytes,
-    more: dict[str, str],
+    more: dict[str, Any],
     part: str,
+    command: list[str],
 ) -> None:
     file = task_file(tmp_path, data, **more)
-    monkeypatch.setattr("sys.argv", ["rung", "check", str(file)])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr("sys.argv", ["rung", *command, str(file)])
     with pytest.raises(SystemExit) as ended:
         main()
     printed = capsys.readouterr()
     assert ended.value.code == 2
     assert printed.out == ""
     assert f"error[{code}]" in printed.err
-    assert part in printed.err
+    assert part.replace("{folder}", str(tmp_path)) in printed.err
     assert "hint: " in printed.err
     assert "Traceback" not in printed.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before  # nothing was begun
 
 
 class Speaker:
@@ -138,8 +201,7 @@ def test_sql_that_never_ends_scores_nothing_and_is_counted(tmp_path: Path) -> No
     (tmp_path / "empty.sql").write_text("CREATE TABLE t (x);")
     metric = "metric: {name: sql_execution, database: empty.sql, seconds: 0.1}\n"
     task = Task.load(task_file(tmp_path, rows, "output: {column: label, kind: text}", "rows.jsonl", metric))
-    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-    zero = Artifact.zero_shot(task).on(Speaker(lambda r: endless))  # type: ignore[arg-type]
+    zero = Artifact.zero_shot(task).on(Speaker(lambda r: ENDLESS))  # type: ignore[arg-type]
     rows_of = task.read().train[:2]
     found = evaluate(zero, rows_of, "test", folder=task.folder)
     assert [(row.score, row.note) for row in found] == [(0.0, "the query fails: stopped after 0.1 s")] * 2

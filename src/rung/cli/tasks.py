@@ -100,10 +100,12 @@ def check(
     json: Json = False,
 ) -> None:
     """Validate a task file and its data without a model, and print the data report."""
+    from rung.evaluation.expected import check_expected
     from rung.task import Task
 
     loaded = Task.load(task, overrides(sets))
     data = loaded.read()
+    check_expected(loaded, data)
     count = token_counter(loaded)
     if count is not None:
         for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):

@@ -8,6 +8,7 @@ from rung.artifact import Artifact
 from rung.climbing.plan import PlannedRung, plan
 from rung.climbing.run import ClimbOptions, chosen_rungs
 from rung.engines.engine_choice import explain
+from rung.evaluation.expected import check_expected
 from rung.machine import this_machine
 from rung.models.reference import is_endpoint
 from rung.rungs import build
@@ -19,6 +20,7 @@ from rung.task import Task
 def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], list[str]]:
     """Return one record per rung, zero-shot first, and notes on what the figures mean."""
     data, machine = task.read(), this_machine()
+    check_expected(task, data)
     zero = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
     rungs = (*other_models(task), *build(chosen_rungs(task, options), task, options.seed))
     lines = plan(zero, rungs, data, machine)

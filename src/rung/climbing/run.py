@@ -26,6 +26,7 @@ from rung.data.types import Data
 from rung.engines.engine_choice import settled
 from rung.errors import ConfigError, RungError
 from rung.evaluation.answering import summary
+from rung.evaluation.expected import check_expected
 from rung.evaluation.racing import race_order
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes, score_interval
@@ -152,6 +153,7 @@ def climb(
             raise ConfigError(
                 "empty-split", f"the {split} split has no rows", hint=f"give `data.{split}`, or a fraction to split off"
             )
+    check_expected(task, data)
     names = chosen_rungs(task, options)
     options = replace(options, engine=_engine(task, options, progress))  # a run never mixes engines, nor when resumed
     identity: dict[str, Any] = {

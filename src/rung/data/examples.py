@@ -48,15 +48,28 @@ def column(record: Record, name: str) -> Any:
     if name in record.values:
         return record.values[name]
     value: Any = record.values
+    above: list[str] = []
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            from rung.task import suggest
-
-            raise DataError(
-                "missing-column", f"{record.source} has no column {name!r}", hint=suggest(name, list(record.values))
-            )
+            raise _missing(record, name, above, part, value)
         value = value[part]
+        above.append(part)
     return value
+
+
+def _missing(record: Record, name: str, above: list[str], part: str, found: Any) -> DataError:
+    """Return the error of a column that is not there, which says how far down the record goes."""
+    from rung.task import suggest
+
+    if not above:
+        return DataError(
+            "missing-column", f"{record.source} has no column {name!r}", hint=suggest(part, list(record.values))
+        )
+    keys = list(map(str, found)) if isinstance(found, Mapping) else []
+    parent = ".".join(above)
+    lacks = f"its {parent!r} has no {part!r}" if keys else f"its {parent!r} is a {type(found).__name__}, not an object"
+    hint = suggest(part, keys) if keys else f"correct the row, or read {parent!r} itself"
+    return DataError("missing-column", f"{record.source} has no column {name!r}: {lacks}", hint=hint)
 
 
 def _row(record: Record, task: Task) -> Example | str:

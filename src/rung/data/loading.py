@@ -162,8 +162,11 @@ def _label_sources(splits: dict[str, list[Example]], kind: str) -> dict[str, str
                     hint="write both the same way",
                 )
     if len(first) < 2:
-        found = f"every label is {next(iter(first))!r}" if first else "no row has a label"
-        raise DataError("one-label", found, hint="a choice needs two labels: check `output.column`, or add rows")
+        found = ", ".join(f"{source}: every row's label is {label!r}" for label, source in first.items())
+        found = found or "no row has a label"
+        raise DataError(
+            "one-label", found, hint="a choice needs two labels: check `output.column`, or add rows with another label"
+        )
     return first
 
 

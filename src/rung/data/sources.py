@@ -15,6 +15,14 @@ from rung.extras import needed_by
 
 HUB = "hf:"
 _GAP = re.compile(r"[\s,]*")  # between the items of a JSON list
+HOW = {
+    **dict.fromkeys((".csv", ".tsv"), "write a header with the names of the columns, and at least one row"),
+    **dict.fromkeys(
+        (".jsonl", ".ndjson"), 'write one JSON object in each line, such as {"text": "...", "label": "..."}'
+    ),
+    ".json": 'write a list of objects, such as [{"text": "...", "label": "..."}]',
+}
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how files begin that Windows programs call "Unicode"
 MAX_CELL = 10_000_000  # characters in one CSV field; the library's own limit of 131,072 is below a long document
 
 
@@ -57,7 +65,8 @@ def _lines(path: Path, encoding: str, newline: str) -> Iterator[str]:
 
 
 def _empty(path: Path) -> DataError:
-    return DataError("empty-file", f"{path} is empty", hint="write a header and at least one row")
+    hint = HOW.get(path.suffix.lower(), "write something into it, or name another file")
+    return DataError("empty-file", f"{path} is empty", hint=hint)
 
 
 def read_text(path: Path, encoding: str) -> str:
@@ -74,11 +83,12 @@ def read_text(path: Path, encoding: str) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        name = "utf-16" if data.startswith(UTF16) else "latin-1"
         raise DataError(
             "bad-encoding",
             f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}",
             where=Location(str(path), line),
-            hint="save the file as UTF-8, or name its encoding: `data.encoding: latin-1`",
+            hint=f"save the file as UTF-8, or name its encoding: `data.encoding: {name}`",
         ) from None
     text = text.removeprefix("\ufeff")
     if not text.strip():
@@ -92,7 +102,7 @@ def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
         rows = csv.reader(_lines(path, encoding, newline=""), delimiter=separator, strict=True)
         line = 1  # where the record begins; the reader's own count is where it ends
         try:
-            header = next((row for row in rows if row), None)
+            header = next((row for row in rows if any(cell.strip() for cell in row)), None)
             if header is None:
                 raise _empty(path)
             _check_header(header, path)
@@ -130,7 +140,7 @@ def _check_header(header: list[str], path: Path) -> None:
 def _jsonl(path: Path, encoding: str) -> Iterator[Record]:
     for number, line in enumerate(_lines(path, encoding, newline="\n"), start=1):
         if line.strip():
-            yield _record(_parsed(line, path, number), path, number)
+            yield _record(_parsed(line.rstrip(), path, number), path, number)
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
@@ -141,7 +151,9 @@ def _parsed(text: str, path: Path, line: int) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         where = Location(str(path), line + error.lineno - 1, error.colno)
-        raise DataError("bad-json", f"not valid JSON: {error.msg}", where=where) from None
+        raise DataError(
+            "bad-json", f"not valid JSON: {error.msg}", where=where, hint=HOW.get(path.suffix.lower(), "")
+        ) from None
     except (UnicodeEncodeError, RecursionError) as error:
         problem = "nested too deep" if isinstance(error, RecursionError) else "half of a surrogate pair (\\ud800...)"
         raise DataError("bad-json", f"not usable JSON: {problem}", where=Location(str(path), line)) from None

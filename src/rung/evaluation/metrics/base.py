@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from rung.data.types import Example
+
 Kind = Literal["category", "multilabel", "text", "json", "chat", "ranking"]
 MetricFunction = Callable[[str, Sequence[str]], float]
 
@@ -41,6 +43,7 @@ class Metric:
         kinds: the output kinds it suits.
         binary: every score is 0 or 1.
         rows: scores many answers, where the row's other columns matter or a model is asked.
+        check: refuses expected answers by which nothing can be scored, and files of its own that are wrong.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Metric:
     kinds: tuple[Kind, ...]
     binary: bool = False
     rows: RowsFunction | None = None
+    check: Callable[[Sequence[Example]], None] | None = None
 
     def __call__(self, prediction: str, references: Sequence[str], row: Mapping[str, Any] | None = None) -> float:
         """Score one answer, in [0, 1]."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rung.data.types import Example
 from rung.errors import ConfigError, DataError
 from rung.evaluation.metrics.base import Case, Metric, Score, some
 
@@ -148,16 +149,22 @@ def sql_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
     database = Database((folder or Path()) / settings["database"], settings["seconds"], settings["rows"])
     expected: dict[str, list[tuple[Any, ...]]] = {}
 
-    def result_of(reference: str) -> list[tuple[Any, ...]]:
+    def result_of(reference: str, source: str = "") -> list[tuple[Any, ...]]:
         if reference not in expected:
             try:
                 expected[reference] = database.query(reference)
             except QueryError as failed:
                 raise DataError(
-                    "bad-sql-reference", f"an expected query fails: {failed}: {reference[:200]}",
+                    "bad-sql-reference",
+                    f"{source}: the expected query fails: {failed}: {reference[:200]}".removeprefix(": "),
                     hint=f"run it in {database.file}, and correct or remove the row",
                 ) from failed  # fmt: skip
         return expected[reference]
+
+    def check(examples: Sequence[Example]) -> None:
+        for example in examples:
+            for reference in example.outputs:
+                result_of(reference, example.source)
 
     def score(case: Case) -> Score:
         results = [(result_of(reference), has_order(reference)) for reference in some(case.references)]
@@ -171,5 +178,5 @@ def sql_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
 
     return Metric(
         "sql_execution", None, "the query returns what the expected query returns", ("text",), binary=True,
-        rows=lambda cases: [score(case) for case in cases],
+        rows=lambda cases: [score(case) for case in cases], check=check,
     )  # fmt: skip
