@@ -127,8 +127,8 @@ def method(result: ClimbResult) -> list[str]:
     return [
         "Every rung answered the same rows, with the same prompt renderer and the same metric.",
         "Race: validation rows in one fixed shuffled order, in growing batches; a rung is stopped when another beats it"
-        " by a one-sided test whose level is shared among all rungs and looks, so that the best rung is dropped with a "
-        "probability of at most 5 %.",
+        " by a one-sided test whose level is shared among all looks and all rungs that can apply, so that the best rung"
+        " is dropped with a probability of at most 5 %. The race ends where one is left.",
         "Confirmation: finalists answered the untouched test rows once. Differences of 0/1 scores are tested by the "
         "exact McNemar test, others by a paired sign-flip test; p-values are corrected over all pairs (Holm).",
         "Recommended is the cheapest rung that significantly beats "
