@@ -38,6 +38,7 @@ from rung.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixtu
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt
+from rung.retrieval.place import place_of
 from rung.retrieval.retriever import PLACE, Retriever, check_index
 
 FORMAT = 1
@@ -321,6 +322,6 @@ def _retriever(folder: Path, values: Mapping[str, Any]) -> Retriever | None:
     if "retriever" not in values:
         return None
     place = os.environ.get(PLACE) or values["retriever"]["folder"]
-    retriever = Retriever(**{**values["retriever"], "folder": Path(place).expanduser()})
+    retriever = Retriever(**{**values["retriever"], "folder": place_of(place)})
     check_index(retriever, folder)
     return retriever

@@ -22,7 +22,7 @@ def filled(tmp_path, monkeypatch):
     chance = np.random.default_rng(0)
     vectors = chance.standard_normal((60, 32))[np.arange(3000) % 60] + 0.5 * chance.standard_normal((3000, 32))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    store = Store(str(tmp_path), "passages", 0)
+    store = Store(str(tmp_path), "passages-1", 0)
     store.create(32)
     texts = [f"topic{number % 60} item{number} common" for number in range(3000)]
     store.add(rows(texts), vectors)
@@ -63,7 +63,7 @@ def test_conditions_hold_before_the_best_are_chosen(filled):
 
 def test_a_second_table_is_removed_and_documents_are_deleted(filled, tmp_path):
     store, _ = filled
-    other = Store(str(tmp_path), "other", 0)
+    other = Store(str(tmp_path), "passages-other", 0)
     other.create(32)
     store.drop_others()
     assert not other.exists()

@@ -19,6 +19,9 @@ app = typer.Typer(help="The index of a task's documents: build, show, search.", 
 SHOWN = 20  # problems listed before the rest is only counted
 
 Again = Annotated[bool, typer.Option("--again", help="Build it anew, whatever is there.")]
+Unlock = Annotated[
+    bool, typer.Option("--unlock", help="Take the lock of an object store: the build on another machine has died.")
+]
 Filters = Annotated[
     list[str] | None,
     typer.Option("--filter", help="Only passages with this document, source, title or column.", metavar="KEY=VALUE"),
@@ -27,13 +30,13 @@ Filters = Annotated[
 
 @app.command()
 def build(
-    task: TaskFile, again: Again = False, sets: Sets = None, json: Json = False, quiet: Quiet = False,
-    offline: Offline = False,
+    task: TaskFile, again: Again = False, unlock: Unlock = False, sets: Sets = None, json: Json = False,
+    quiet: Quiet = False, offline: Offline = False,
 ) -> None:  # fmt: skip
     """Build the index, or go on with one that was stopped; only what changed is read."""
     from rung.retrieval.build import build_index
 
-    index = build_index(_task(task, sets), again=again, progress=progress(quiet))
+    index = build_index(_task(task, sets), again=again, unlock=unlock, progress=progress(quiet))
     _say(index, json)
 
 
@@ -99,7 +102,7 @@ def search(
 
 @app.command()
 def path(task: TaskFile, sets: Sets = None) -> None:
-    """Print the folder of the index."""
+    """Print the folder of the index, or its URL."""
     typer.echo(_opened(task, sets)[1].folder)
 
 

@@ -3,7 +3,7 @@
 The table holds the truth about what is done: passages of a document are written at once, with the hash of the
 document. What is there and still asked for is kept, so a build that was killed goes on where it was; what is there
 and no longer asked for is removed after everything new was written, so a reader misses nothing meanwhile.
-`index.json` is written last and names the version of the table to read.
+What the index holds is published last and names the version of the table to read (see `place`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from rung.data.types import hash_of
 from rung.engines.encoder import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ConfigError
-from rung.models.cache import cache_dir, lock_file, write_atomically
+from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import Chunk, Chunker
 from rung.retrieval.corpus import Corpus
@@ -32,8 +30,9 @@ from rung.retrieval.documents import (
     list_sources,
     read_documents,
 )
-from rung.retrieval.index import FORMAT, MANIFEST, TABLES, Index, Manifest, Told, read_manifest
-from rung.retrieval.store import Store
+from rung.retrieval.index import FORMAT, Index, Manifest, Told, read_manifest
+from rung.retrieval.place import Place, open_place, place_of
+from rung.retrieval.store import PREFIX, Store
 from rung.retrieval.terms import terms
 
 if TYPE_CHECKING:
@@ -44,19 +43,20 @@ OVERLAP = 3  # a passage's last third begins the next one too, where the task do
 BATCH = 1024  # passages embedded and written together: what a killed build loses
 
 
-def build_index(task: Task, *, again: bool = False, progress: Progress = QUIET) -> Index:
-    """Build or update the index of a task's corpus in the cache, and open it.
+def build_index(task: Task, *, again: bool = False, unlock: bool = False, progress: Progress = QUIET) -> Index:
+    """Build or update the index of a task's corpus in the cache or its object store, and open it.
 
     Args:
         task: a task with a `corpus`.
         again: build it anew, whatever is there.
+        unlock: take the lock of an object store from a build on another machine, which died.
         progress: told of every batch of passages.
 
     Raises:
         ConfigError: the task has no corpus.
         DataError: nothing of it could be read.
     """
-    return build(index_folder(task), corpus_of(task), task.folder, again=again, progress=progress)
+    return build(index_folder(task), corpus_of(task), task.folder, again=again, unlock=unlock, progress=progress)
 
 
 def corpus_of(task: Task) -> Corpus:
@@ -70,34 +70,39 @@ def corpus_of(task: Task) -> Corpus:
     return task.corpus
 
 
-def index_folder(task: Task) -> Path:
-    """Return where the index of a task's corpus lies, built or not; other settings have another folder."""
+def index_folder(task: Task) -> Place:
+    """Return where the index of a task's corpus lies, built or not: its object store, or a folder for its settings."""
     corpus = corpus_of(task)
+    if corpus.store is not None:
+        return place_of(corpus.store)
     digest = hash_of([str(task.folder), corpus.model_dump(exclude={"max_megabytes"})], 12)
     return cache_dir() / "indexes" / f"{task.name}-{digest}"
 
 
-def build(folder: Path, corpus: Corpus, base: Path, *, again: bool = False, progress: Progress = QUIET) -> Index:
-    """Build or update an index in `folder`, and open it. Two at once wait for each other.
+def build(
+    place: Place, corpus: Corpus, base: Path, *, again: bool = False, unlock: bool = False, progress: Progress = QUIET
+) -> Index:
+    """Build or update an index, and open it. Two at once on a machine wait for each other.
 
     Args:
-        folder: where `index.json` will be, and the table unless `corpus.store` says where.
+        place: the folder or the URL where it will be.
         corpus: which documents, and how they are cut.
         base: the folder from which relative paths resolve.
         again: build it anew, whatever is there.
+        unlock: take the lock of an object store from a build on another machine, which died.
         progress: told of every batch of passages.
 
     Raises:
         DataError: nothing could be read.
-        ConfigError: a file that is named does not exist, or the encoder cannot read passages as long as asked for.
+        ConfigError: a file that is named does not exist, or the encoder cannot read passages as long as asked for, or
+            the URL holds the index of other settings.
+        ArtifactError: another machine builds at this URL, or it cannot be reached.
     """
-    folder = folder.absolute()
-    progress.start("waiting for another build of this index")
-    with FileLock(lock_file(folder)):
-        progress.finish()
-        encoder = open_encoder(corpus.encoder, progress=progress)
-        _Build(folder, corpus, base, encoder, progress).run(again=again)
-    return Index.open(folder)
+    place = place if isinstance(place, str) else place.absolute()
+    encoder = open_encoder(corpus.encoder, progress=progress)
+    with open_place(place).building(progress, unlock=unlock):
+        _Build(place, corpus, base, encoder, progress).run(again=again)
+    return Index.open(place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +152,13 @@ def passage_tokens(corpus: Corpus, encoder: SentenceEncoder) -> int:
 class _Build:
     """One run over a corpus."""
 
-    def __init__(self, folder: Path, corpus: Corpus, base: Path, encoder: SentenceEncoder, progress: Progress) -> None:
+    def __init__(self, folder: Place, corpus: Corpus, base: Path, encoder: SentenceEncoder, progress: Progress) -> None:
         self.folder, self.corpus, self.base, self.encoder, self.progress = folder, corpus, base, encoder, progress
+        self.place = open_place(folder)
         self.tokens = passage_tokens(corpus, encoder)
         settings = corpus.model_dump(exclude={"max_megabytes", "store"})
-        self.table = f"passages-{hash_of([FORMAT, settings, self.tokens, encoder.fingerprint], 12)}"
-        self.store = Store(corpus.store or str(folder / TABLES), self.table, len(corpus.metadata))
+        self.table = f"{PREFIX}{hash_of([FORMAT, settings, self.tokens, encoder.fingerprint], 12)}"
+        self.store = Store(self.place.tables, self.table, len(corpus.metadata))
         overlap = self.tokens // OVERLAP if corpus.overlap_tokens is None else corpus.overlap_tokens
         self.chunker = Chunker(lambda text: len(encoder.encode(text)), self.tokens, overlap)
         self.wanted: set[tuple[str, str]] = set()  # (document, hash)
@@ -161,23 +167,39 @@ class _Build:
         """Bring table and manifest up to date."""
         before = read_manifest(self.folder)
         if before is not None and (again or before.table != self.table):
-            (self.folder / MANIFEST).unlink()
+            self._replace(again=again)
             before = None
         if again:
             self.store.drop()
         listing = list_sources(self.corpus, self.base)
         if not self.store.exists():
             self.store.create(self.encoder.embed([]).shape[1])
+            before = None  # what it says of sources holds for a table that was lost
         known = self.store.documents()
         added = self._write(self._unread(listing, known, before), known, listing.problems)
         stale = known.keys() - self.wanted
+        self.place.check()
         self.store.delete(stale)
         check_read(listing.problems, self.store.count(), self.corpus)
         changed = bool(added or stale or before is None)
         version = self.store.finish(changed=changed, previous=before.version if before else None)
-        if self.corpus.store is None:
-            self.store.drop_others()
+        self.place.check()
+        self.store.drop_others()
         self._publish(listing, version)
+
+    def _replace(self, *, again: bool) -> None:
+        """Take the index away that is there, made with other settings or asked to be built anew.
+
+        Raises:
+            ConfigError: it lies at a URL, where others may read it, and nobody asked.
+        """
+        if isinstance(self.folder, str) and not again:
+            raise ConfigError(
+                "index-taken",
+                f"{self.folder} holds an index that was made with other settings or another encoder",
+                hint="set `corpus.store` to another URL, or replace that index: `rung index build TASK --again`",
+            )
+        self.place.withdraw()
 
     def _unread(self, listing: Listing, known: dict[tuple[str, str], str], before: Manifest | None) -> list[Source]:
         """Return the sources to read; of those that did not change since a finished build, keep what is there."""
@@ -223,6 +245,7 @@ class _Build:
             return
         vectors = self.encoder.embed([chunk.embedded for _, chunk in pairs], progress=self.progress)
         rows = [_row(document, chunk) for document, chunk in pairs]
+        self.place.check()
         self.store.add({name: [row[name] for row in rows] for name in rows[0]}, vectors)
         for document, _ in batch:
             self.progress.advance(document.size)
@@ -243,7 +266,7 @@ class _Build:
             sources={source.id: source.sha256 for source in listing.sources},
             problems=[Told(**asdict(problem)) for problem in listing.problems],
         )
-        write_atomically(self.folder / MANIFEST, manifest.model_dump_json(indent=1))
+        self.place.publish(manifest.model_dump_json(indent=1))
 
 
 def _row(document: SourceDocument, chunk: Chunk) -> dict[str, Any]:

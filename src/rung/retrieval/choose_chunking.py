@@ -64,7 +64,7 @@ def choose_chunking(
     """
     scores = []
     for one in candidates:
-        cut = corpus.model_copy(update={"chunk_tokens": one.tokens, "overlap_tokens": one.overlap})
+        cut = corpus.model_copy(update={"chunk_tokens": one.tokens, "overlap_tokens": one.overlap, "store": None})
         index = build(folder / f"{one.tokens}-{one.overlap}", cut, base, progress=progress)
         k = max(1, budget // one.tokens)
         results = index.search([query.text for query in queries], k, settings or SearchSettings())

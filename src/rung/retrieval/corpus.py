@@ -6,6 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rung.retrieval.place import URL
+
 Count = Annotated[int, Field(ge=1)]
 ENCODER = "embedded-encoder"
 
@@ -39,7 +41,8 @@ class Corpus(BaseModel):
     )
     store: str | None = Field(
         None,
-        description="Where the index's table lies, for more than a machine: s3://, gs:// or az://; without, the cache.",
+        description="URL of the index in an object store, for more than a machine: s3://, gs:// or az://; without, "
+        "it lies in the cache.",
         examples=["s3://bucket/index"],
     )
 
@@ -53,6 +56,8 @@ class Corpus(BaseModel):
             and self.overlap_tokens * 2 > self.chunk_tokens
         ):
             raise ValueError("`overlap_tokens` is more than half of `chunk_tokens`")
+        if self.store is not None and not URL.fullmatch(self.store):
+            raise ValueError("`store` has to be s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH")
         try:
             "a".encode(self.encoding)
         except LookupError:

@@ -1,11 +1,10 @@
-"""Index: the passages of a corpus, searched. A folder with `index.json`, beside it the table of passages."""
+"""Index: the passages of a corpus, searched: what it holds, as its place says, and the table of passages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -19,12 +18,11 @@ from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.retrieval.corpus import Corpus
 from rung.retrieval.passage import Passage
+from rung.retrieval.place import MANIFEST, Place, open_place, place_of
 from rung.retrieval.search import Rerank, SearchSettings, diverse, fuse, without_duplicates
-from rung.retrieval.store import Hits, Store, condition
+from rung.retrieval.store import Hits, Store, condition, unreachable
 from rung.retrieval.terms import terms
 
-MANIFEST = "index.json"
-TABLES = "passages.lance"
 FORMAT = 1  # of the table and of how documents are read and cut: another number means another index
 SPARE = 3  # times k: candidates looked at, as some may be duplicates
 DEFAULT = SearchSettings()
@@ -41,7 +39,7 @@ class Told(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What `index.json` holds. It is written last, so that an index that has one is complete.
+    """What an index holds. It is published last, so that an index that has one is complete.
 
     `sources` maps the files to their sha256, which is empty for what has none; `version` is that of the table.
     """
@@ -67,24 +65,23 @@ class Index:
     """An index that was built; see `rung.retrieval.build` for how.
 
     Attributes:
-        folder: where `index.json` is.
-        manifest: what it says.
+        folder: where it is: a folder, or the URL of an object store.
+        manifest: what it holds.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Place, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
-        address = manifest.corpus.store or str(folder / TABLES)
-        self._store = Store(address, manifest.table, len(manifest.corpus.metadata))
+        self._store = Store(open_place(folder).tables, manifest.table, len(manifest.corpus.metadata))
 
     @classmethod
-    def open(cls, folder: str | Path) -> Self:
+    def open(cls, folder: Place) -> Self:
         """Open an index to search it; it stays as it is, even while it is updated.
 
         Raises:
             ArtifactError: there is no complete index, it is damaged, or was made with another encoder.
             MachineError: LanceDB is not installed.
         """
-        folder = Path(folder)
+        folder = place_of(folder)
         manifest = read_manifest(folder)
         if manifest is None:
             raise ArtifactError(
@@ -106,7 +103,11 @@ class Index:
         try:
             self._store.checkout(self.manifest.version)
             passages = self._store.count()
+        except LookupError as problem:
+            raise _damaged(self.folder, str(problem)) from problem
         except (ValueError, RuntimeError, OSError) as problem:  # LanceDB's own, by what is missing
+            if isinstance(self.folder, str):
+                raise unreachable(self.folder, problem) from problem
             raise _damaged(self.folder, str(problem).splitlines()[0]) from problem
         if passages != self.manifest.passages:
             raise _damaged(self.folder, f"its table has {passages} passages instead of {self.manifest.passages}")
@@ -234,23 +235,23 @@ def _reranked(
     return best
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """Return what `index.json` says, or None where there is none, or one of another format.
+def read_manifest(folder: Place) -> Manifest | None:
+    """Return what the index holds, or None where none is complete, or it has another format.
 
     Raises:
         ArtifactError: it cannot be read.
     """
-    file = folder / MANIFEST
-    if not file.exists():
-        return None
     try:
-        manifest = Manifest.model_validate_json(file.read_text("utf-8"))
+        text = open_place(folder).read()
+        if text is None:
+            return None
+        manifest = Manifest.model_validate_json(text)
     except (ValidationError, ValueError) as problem:
         raise _damaged(folder, f"{MANIFEST} cannot be read: {str(problem).splitlines()[0]}") from problem
     return manifest if manifest.format == FORMAT else None
 
 
-def _damaged(folder: Path, what: str) -> ArtifactError:
+def _damaged(folder: Place, what: str) -> ArtifactError:
     return ArtifactError(
         "index-damaged", f"the index {folder} is damaged: {what}", hint="`rung index build TASK --again`"
     )

@@ -1,8 +1,8 @@
 """The Retriever part of an artifact: which passages of the user's documents stand before the question.
 
-It refers to an index by folder. What was measured is told by the index's fingerprint; an updated document changes
-what the next prompt holds, without training. An index made by another encoder or cut another way is refused, since
-nothing that was measured holds for it.
+It refers to an index by folder or URL. What was measured is told by the index's fingerprint; an updated document
+changes what the next prompt holds, without training. An index made by another encoder or cut another way is refused,
+since nothing that was measured holds for it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Literal, Protocol, get_args
 from rung.data.types import NOT_IN_DOCUMENTS, Example, normal
 from rung.errors import ArtifactError
 from rung.retrieval.passage import Passage
+from rung.retrieval.place import Place, stamp
 from rung.retrieval.search import SearchSettings
 
 Order = Literal["best_first", "best_last"]
@@ -67,7 +68,7 @@ class Retriever:
     """An index and how its passages are shown.
 
     Attributes:
-        folder: of the index.
+        folder: of the index, or its URL.
         fingerprint: of the index that was measured.
         instruction: what the system message says about the passages.
         k: most passages shown.
@@ -82,7 +83,7 @@ class Retriever:
         passage_tokens: mean tokens of a passage, for estimates.
     """
 
-    folder: Path
+    folder: Place
     fingerprint: str
     instruction: str
     k: int = 5
@@ -166,21 +167,18 @@ class Retriever:
         return tuple(passages if self.order == "best_first" else reversed(passages))
 
 
-def open_index(folder: Path) -> Searchable:
+def open_index(folder: Place) -> Searchable:
     """Open an index, and anew once it was updated, so that the next answer is from the documents as they are.
 
     Raises:
         ArtifactError: there is none, or it was made with another encoder.
     """
-    from rung.retrieval.index import MANIFEST
-
-    file = folder / MANIFEST
-    return _opened(folder, file.stat().st_mtime_ns if file.exists() else 0)
+    return _opened(folder, stamp(folder))
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: Path, stamp: int) -> Searchable:
-    del stamp
+def _opened(folder: Place, published: str) -> Searchable:
+    del published
     from rung.retrieval.index import Index
 
     return Index.open(folder)
@@ -199,7 +197,7 @@ def check_index(retriever: Retriever, artifact: Path) -> None:
         raise ArtifactError(
             "index-missing",
             f"{artifact} looks documents up in {retriever.folder}, which holds no complete index",
-            hint=f"`rung index build TASK` builds it; for an index elsewhere: export {PLACE}=FOLDER",
+            hint=f"`rung index build TASK` builds it; for an index elsewhere: export {PLACE}=FOLDER or URL",
         )
     made = (manifest.encoder_fingerprint, manifest.tokens)
     if made != (retriever.encoder_fingerprint, retriever.chunk_tokens):

@@ -6,27 +6,46 @@ LanceDB keeps every version of a table, so a reader that opened one is not distu
 from __future__ import annotations
 
 import math
+import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rung.engines.base import Floats
-from rung.errors import ConfigError
+from rung.errors import ArtifactError, ConfigError
 from rung.extras import needed_by
 
 Ids = npt.NDArray[np.int64]
 Hits = list[tuple[Ids, Floats]]  # per query: row ids and scores, best first
 
+PREFIX = "passages-"  # of the names of all tables of passages
 EXACT = 20_000  # up to so many passages every vector is compared; above, a quantized index finds candidates
 SEARCHES = 4  # side by side
 PARTITION = 4096  # vectors of one partition of the index
 PROBES = 0.06  # share of the partitions that a search looks into
 REFINED, FEWEST_REFINED = 3, 300  # so many times the wanted vectors are compared exactly, and at least so many
+
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+
+def _reaching(method: Callable[Concatenate[Store, Given], Returned]) -> Callable[Concatenate[Store, Given], Returned]:
+    """Let a method tell what LanceDB says as `reached` does."""
+
+    @wraps(method)
+    def told(self: Store, /, *args: Given.args, **settings: Given.kwargs) -> Returned:
+        with reached(self.address):
+            return method(self, *args, **settings)
+
+    return told
 
 
 class Store:
@@ -39,8 +58,8 @@ class Store:
     """
 
     def __init__(self, address: str, name: str, metadata: int) -> None:
-        self._database: Any = _lancedb().connect(address)
-        self._name = name
+        self.address, self._name = address, name
+        self._database: Any = connected(address)
         self._metadata = metadata
         self._opened: Any = None
 
@@ -56,24 +75,28 @@ class Store:
             self._opened = self._database.open_table(self._name)
         return self._opened
 
+    @_reaching
     def exists(self) -> bool:
         """Tell whether the table was begun."""
-        return self._name in _names(self._database)
+        return self._name in names(self._database)
 
+    @_reaching
     def create(self, dimension: int) -> None:
         """Make the empty table."""
         self._opened = self._database.create_table(self._name, schema=self._schema(dimension))
 
+    @_reaching
     def drop(self) -> None:
         """Remove the table, where there is one."""
         self._opened = None
         if self.exists():
             self._database.drop_table(self._name)
 
+    @_reaching
     def drop_others(self) -> None:
-        """Remove tables of other settings."""
-        for name in _names(self._database):
-            if name != self._name:
+        """Remove tables of passages that were made with other settings."""
+        for name in names(self._database):
+            if name.startswith(PREFIX) and name != self._name:
                 self._database.drop_table(name)
 
     def _schema(self, dimension: int) -> Any:
@@ -86,6 +109,7 @@ class Store:
 
     # ---- writing
 
+    @_reaching
     def add(self, rows: Mapping[str, Sequence[Any]], vectors: Floats) -> None:
         """Write passages at once: all of them are there afterwards, or none."""
         import pyarrow as pa
@@ -95,6 +119,7 @@ class Store:
         columns = [flat if field.name == "vector" else pa.array(rows[field.name], field.type) for field in schema]
         self._table.add(pa.table(columns, schema=schema))
 
+    @_reaching
     def documents(self) -> dict[tuple[str, str], str]:
         """Return the source of every (document, hash) that is there."""
         found = {}
@@ -104,6 +129,7 @@ class Store:
             found.update({(document, digest): source for document, digest, source in zip(*names, strict=True)})
         return found
 
+    @_reaching
     def delete(self, documents: Iterable[tuple[str, str]]) -> None:
         """Remove versions of documents, given as (document, hash)."""
         all_of_them = list(documents)
@@ -111,6 +137,7 @@ class Store:
             some = all_of_them[first : first + 500]
             self._table.delete(" OR ".join(f"(document = {_quoted(d)} AND hash = {_quoted(h)})" for d, h in some))
 
+    @_reaching
     def finish(self, *, changed: bool, previous: int | None) -> int:
         """Index what was written, compact the table, remove old versions; return the version to read.
 
@@ -158,14 +185,20 @@ class Store:
         """Read this version, whatever is written meanwhile.
 
         Raises:
-            Exception: of LanceDB, where the version is not there.
+            LookupError: the table or the version is not there.
         """
-        self._table.checkout(version)
+        try:
+            self._table.checkout(version)
+        except ValueError as problem:
+            if re.search("no longer exists|was not found", str(problem)):
+                raise LookupError(str(problem).splitlines()[0]) from problem
+            raise
 
     def count(self) -> int:
         """Return the number of passages."""
         return int(self._table.count_rows())
 
+    @_reaching
     def nearest(self, vectors: Floats, limit: int, where: str | None) -> Hits:
         """Return the passages with the largest dot products to each vector."""
         search = self._table.search(vectors).distance_type("dot").limit(limit).select(["_distance"]).with_row_id(True)
@@ -183,6 +216,7 @@ class Store:
             hits.append((ids[mine], scores[mine].astype(np.float32)))
         return hits
 
+    @_reaching
     def matching(self, terms: Sequence[str], limit: int, where: str | None) -> Hits:
         """Return the passages with the largest BM25 scores for each query's terms, joined by spaces."""
         from lancedb.query import MatchQuery
@@ -202,6 +236,7 @@ class Store:
         with ThreadPoolExecutor(SEARCHES) as workers:
             return list(workers.map(one, terms))
 
+    @_reaching
     def take(self, ids: Sequence[int], *, vectors: bool) -> dict[int, dict[str, Any]]:
         """Return passages by row id, as mappings of their columns; `vector` is among them where asked for."""
         if not len(ids):
@@ -244,11 +279,55 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _names(database: Any) -> list[str]:
-    return list(database.list_tables().tables)
+def connected(address: str) -> Any:
+    """Return LanceDB's connection to a folder or an object store; nothing is reached yet.
 
-
-def _lancedb() -> Any:
+    Raises:
+        MachineError: LanceDB is not installed.
+    """
     with needed_by("retrieval", extra="rag"):
         import lancedb
-    return lancedb
+    with reached(address):
+        return lancedb.connect(address)
+
+
+def names(database: Any) -> list[str]:
+    """Return the names of all tables."""
+    found: list[str] = []
+    token = None
+    while True:
+        page = database.list_tables(page_token=token)
+        found += page.tables
+        token = page.page_token
+        if not token:
+            return found
+
+
+@contextmanager
+def reached(address: str) -> Iterator[None]:
+    """Tell what LanceDB says of a place that it cannot read or write.
+
+    Raises:
+        ArtifactError: `index-unreachable`.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as problem:  # LanceDB's own, by what is missing
+        raise unreachable(address, problem) from problem
+
+
+def unreachable(address: str, problem: Exception) -> ArtifactError:
+    """Return the error that tells why the tables at an address cannot be used."""
+    return ArtifactError(
+        "index-unreachable",
+        f"the index at {address} cannot be read or written: {_cause(str(problem))}",
+        hint="`rung explain index-unreachable` tells what to look at, and the variables of object stores",
+    )
+
+
+def _cause(text: str) -> str:
+    """Return the code and message of an object store's answer, or the beginning of what LanceDB says."""
+    answer = re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text)
+    if answer:
+        return ": ".join(part for part in answer.groups() if part)
+    return text.splitlines()[0][:300]
