@@ -36,7 +36,7 @@ class Index:
     def __init__(self, passages):
         self.passages, self.asked = list(passages), []
 
-    def search(self, queries, k, settings=DEFAULT):
+    def search(self, queries, k, settings=DEFAULT, *, rerank=None):
         if settings.mode != "dense":
             self.asked += queries
         return [[replace(p, score=near(q, p)) for p in sorted(self.passages, key=lambda p: -near(q, p))[:k]]

@@ -212,8 +212,8 @@ def test_copies_are_found_once(base, encoder):
 
 
 def test_a_reranker_has_the_last_word(built):
-    def shortest_last(query, passages):
-        return [len(passage.text) for passage in passages]
+    def shortest_last(queries, found):
+        return [[len(passage.text) for passage in passages] for passages in found]
 
     best = built.search(["card payment"], 2, rerank=shortest_last)[0]
     lengths = sorted((len(one.text) for one in built.search(["card payment"], 6)[0]), reverse=True)

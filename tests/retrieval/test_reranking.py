@@ -30,13 +30,14 @@ def passage(text):
 
 def test_the_model_says_which_passages_help():
     engine = YesEngine()
-    scores = by_language_model(engine)("what is it", [passage("gold"), passage("gold gold"), passage("tin")])
-    assert scores == [pytest.approx(math.log(p / (1 - p))) for p in (0.2, 0.3, 0.1)]
+    found = [[passage("gold"), passage("gold gold")], [], [passage("tin")]]
+    scores = by_language_model(engine)(["what is it", "nothing", "what else"], found)
+    assert scores == [[pytest.approx(math.log(p / (1 - p))) for p in shares] for shares in ((0.2, 0.3), (), (0.1,))]
     assert engine.requests[0].continuations == (tuple(b"yes"), tuple(b"no"))
 
 
 def test_braces_in_documents_stay_as_they_are():
     engine = YesEngine()
-    by_language_model(engine)("a {passage} b", [passage("{query} {x}")])
+    by_language_model(engine)(["a {passage} b"], [[passage("{query} {x}")]])
     content = engine.requests[0].prompt[0]["content"]
     assert "Passage:\nTitle {query}\n{query} {x}\n\nQuery: a {passage} b\n\nAnswer yes or no." in content

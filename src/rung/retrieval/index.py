@@ -144,7 +144,7 @@ class Index:
             k: passages per query; fewer are returned where there are no more.
             settings: how to search.
             rerank: orders the first `settings.reranked` passages anew; `score` is then its score.
-            progress: told of every query that is reranked.
+            progress: told that passages are reranked.
 
         Raises:
             ConfigError: a filter names a column that passages do not have.
@@ -165,7 +165,10 @@ class Index:
         ]
         if rerank is None:
             return found
-        return _reranked(queries, found, rerank, k, progress)
+        progress.start("reranking")
+        best = _reranked(queries, found, rerank, k)
+        progress.finish()
+        return best
 
     def candidates(self, queries: Sequence[str], settings: SearchSettings) -> tuple[Hits | None, Hits | None]:
         """Return what the dense search and BM25 find for every query, before fusion; None for a search not made."""
@@ -221,17 +224,11 @@ def _windows(encoder: SentenceEncoder, query: str) -> list[str]:
     return [chunk.embedded for chunk in chunks]
 
 
-def _reranked(
-    queries: Sequence[str], found: list[list[Passage]], rerank: Rerank, k: int, progress: Progress
-) -> list[list[Passage]]:
-    progress.start("reranking", len(queries))
+def _reranked(queries: Sequence[str], found: list[list[Passage]], rerank: Rerank, k: int) -> list[list[Passage]]:
     best = []
-    for query, passages in zip(queries, found, strict=True):
-        scores = rerank(query, passages)
+    for passages, scores in zip(found, rerank(queries, found), strict=True):
         order = sorted(range(len(passages)), key=lambda position: -scores[position])
         best.append([replace(passages[position], score=float(scores[position])) for position in order[:k]])
-        progress.advance()
-    progress.finish()
     return best
 
 

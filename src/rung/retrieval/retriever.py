@@ -16,9 +16,11 @@ from typing import Literal, Protocol, get_args
 
 from rung.data.types import NOT_IN_DOCUMENTS, Example, normal
 from rung.errors import ArtifactError
+from rung.models.reference import resolve as model_files
 from rung.retrieval.passage import Passage
 from rung.retrieval.place import Place, stamp
-from rung.retrieval.search import SearchSettings
+from rung.retrieval.reranking import by_cross_encoder
+from rung.retrieval.search import Rerank, SearchSettings
 
 Order = Literal["best_first", "best_last"]
 ORDERS: tuple[str, ...] = get_args(Order)
@@ -36,7 +38,9 @@ class Searchable(Protocol):
     def fingerprint(self) -> str:
         """Sha256 over all that the index holds and how it was made."""
 
-    def search(self, queries: Sequence[str], k: int, settings: SearchSettings = DEFAULT) -> list[list[Passage]]:
+    def search(
+        self, queries: Sequence[str], k: int, settings: SearchSettings = DEFAULT, *, rerank: Rerank | None = None
+    ) -> list[list[Passage]]:
         """Return for every query its k best passages, best first; in mode `dense` their scores are cosines."""
 
 
@@ -81,6 +85,8 @@ class Retriever:
         weight: of meaning against words in the search, 0 to 1; None fuses by ranks.
         demonstration_passages: most passages shown with each demonstration, the most relevant.
         passage_tokens: mean tokens of a passage, for estimates.
+        reranker: a cross-encoder that orders what the search finds anew; empty for none.
+        reranker_fingerprint: of the cross-encoder that was measured.
     """
 
     folder: Place
@@ -96,6 +102,8 @@ class Retriever:
     weight: float | None = DEFAULT.weight
     demonstration_passages: int = 1
     passage_tokens: float = 0.0
+    reranker: str = ""
+    reranker_fingerprint: str = ""
 
     @property
     def index(self) -> Searchable:
@@ -117,7 +125,9 @@ class Retriever:
         """
         found = []
         settings = SearchSettings(weight=self.weight)
-        for row, passages in zip(rows, self.index.search(queries, self.k + SPARE, settings), strict=True):
+        rerank = by_cross_encoder(self.reranker) if self.reranker else None
+        best = self.index.search(queries, self.k + SPARE, settings, rerank=rerank)
+        for row, passages in zip(rows, best, strict=True):
             others = [p for p in passages if not is_itself(p, row)]
             found.append(self.within_budget(others[: self.k], cost))
         if self.threshold is None:
@@ -185,7 +195,7 @@ def _opened(folder: Place, published: str) -> Searchable:
 
 
 def check_index(retriever: Retriever, artifact: Path) -> None:
-    """Check that the index of a saved artifact is there and was made as the one that was measured.
+    """Check that the index of a saved artifact is there and was made as the one that was measured; the reranker too.
 
     Raises:
         ArtifactError: it is not.
@@ -206,4 +216,11 @@ def check_index(retriever: Retriever, artifact: Path) -> None:
             f"{artifact} was measured with passages of {retriever.chunk_tokens} tokens and the encoder "
             f"{retriever.encoder_fingerprint[:12]}; the index {retriever.folder} has {made[1]} and {made[0][:12]}",
             hint="build the index with the settings of then, or climb again with those of now",
+        )
+    if retriever.reranker and (now := model_files(retriever.reranker).fingerprint) != retriever.reranker_fingerprint:
+        raise ArtifactError(
+            "reranker-mismatch",
+            f"{artifact} was measured with another version of {retriever.reranker}: "
+            f"{retriever.reranker_fingerprint[:12]}, this is {now[:12]}",
+            hint="put the model back that it was measured with, or climb again",
         )

@@ -14,7 +14,8 @@ from rung.retrieval.passage import Passage
 from rung.retrieval.store import Ids
 
 Mode = Literal["hybrid", "bm25", "dense"]
-Rerank = Callable[[str, Sequence[Passage]], Sequence[float]]  # a query and its passages: larger is more relevant
+# Queries and the passages of each to a score for each passage: larger is more relevant.
+Rerank = Callable[[Sequence[str], Sequence[Sequence[Passage]]], Sequence[Sequence[float]]]
 
 RRF = 60  # the constant of reciprocal rank fusion, as its authors set it
 WEIGHT = 0.3  # of the dense scores, chosen on half of the questions of chunking_eval

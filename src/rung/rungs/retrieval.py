@@ -13,6 +13,7 @@ from rung.artifact import Artifact
 from rung.data.types import NOT_IN_DOCUMENTS, Data
 from rung.errors import ConfigError
 from rung.machine import Machine
+from rung.models.reference import resolve
 from rung.parts import Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.grounding import instruction
@@ -46,6 +47,7 @@ class Retrieval:
         refuse_at_most: largest share of the answerable validation questions that may be refused for want of relevant
             passages; 0 never refuses. Labels and records are never refused.
         demonstration_passages: passages shown with each demonstration, at most.
+        reranker: a cross-encoder, by Hub id or folder, that orders what the search finds anew; empty for none.
     """
 
     task: Task | None = None
@@ -55,6 +57,7 @@ class Retrieval:
     order_rows: int = 16
     refuse_at_most: float = 0.05
     demonstration_passages: int = 1
+    reranker: str = ""
     name: str = "retrieval"
     family: str = "retrieval"
 
@@ -93,6 +96,7 @@ class Retrieval:
             refusal=artifact.shape.refusal or NOT_IN_DOCUMENTS,
             encoder_fingerprint=index.manifest.encoder_fingerprint,
             chunk_tokens=index.manifest.tokens, demonstration_passages=self.demonstration_passages,
+            reranker=self.reranker, reranker_fingerprint=resolve(self.reranker).fingerprint if self.reranker else "",
         )  # fmt: skip
         cites = replace(artifact, retriever=retriever).cites
         weight = self._weight(index, artifact, data)
@@ -106,6 +110,7 @@ class Retrieval:
             "token_budget": self.token_budget,
             "passages": len(index),
             "weight": retriever.weight,
+            "reranker": self.reranker,
         }
         if self.order == "auto":
             effect = position_effect(

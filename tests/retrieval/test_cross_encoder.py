@@ -1,0 +1,175 @@
+"""Cross-encoders that sentence-transformers runs, of random weights."""
+
+import json
+import random
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from rung.artifact_files import _retriever
+from rung.data.types import Example, example_id
+from rung.errors import ArtifactError, ModelError
+from rung.models.reference import resolve
+from rung.retrieval.build import build
+from rung.retrieval.corpus import Corpus
+from rung.retrieval.passage import Passage
+from rung.retrieval.reranking import by_cross_encoder
+from rung.retrieval.retriever import Retriever
+from rung.retrieval.search import SearchSettings
+
+WORDS = ("card", "wire", "rate", "gold", "tin", "lost", "of", "the", "a", "is", "money", "bank")
+LIMIT = 24  # tokens of a pair
+
+
+def passage(text, title=""):
+    return Passage(f"d:{text}", "d", title, text, None, 0, len(text))
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory):
+    """Return a function that saves a BERT of two layers with one label, or as many as asked for."""
+
+    def save(labels=1, seed=0, **config):
+        import torch
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+        from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+        folder = tmp_path_factory.mktemp("cross-encoder")
+        vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        backend.normalizer = normalizers.Lowercase()
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+            model_max_length=LIMIT,
+        ).save_pretrained(folder)  # fmt: skip
+        torch.manual_seed(seed)
+        settings = BertConfig(
+            vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_labels=labels,
+            intermediate_size=32, max_position_embeddings=LIMIT, initializer_range=0.4, **config,
+        )  # fmt: skip
+        BertForSequenceClassification(settings).save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def model(cross_encoder):
+    return cross_encoder()
+
+
+def texts(number, longest=3 * LIMIT):
+    chance = random.Random(0)
+    return [" ".join(chance.choices(WORDS, k=chance.randint(1, longest))) for _ in range(number)]
+
+
+def expected(folder, pairs):
+    from sentence_transformers import CrossEncoder
+
+    one = CrossEncoder(str(folder), local_files_only=True)
+    return [float(one.predict([pair], show_progress_bar=False)[0]) for pair in pairs]  # each alone: no padding
+
+
+ACTIVATIONS = {
+    "none": {},
+    "identity": {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.1.0"}},
+    "sigmoid": {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid", "version": "5.1.0"}},
+    "old": {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"},
+}
+
+
+@pytest.mark.parametrize("setting", ACTIVATIONS)
+def test_scores_are_those_of_sentence_transformers_pair_by_pair(cross_encoder, setting):
+    folder = cross_encoder(**ACTIVATIONS[setting])
+    queries = texts(3, 8)
+    found = [[passage(text) for text in texts(number)] for number in (40, 0, 7)]
+    scores = by_cross_encoder(str(folder))(queries, found)
+    assert [len(row) for row in scores] == [40, 0, 7]
+    for query, passages, row in zip(queries, found, scores, strict=True):
+        np.testing.assert_allclose(row, expected(folder, [(query, p.text) for p in passages]), atol=1e-5, rtol=0)
+    if setting in ("none", "sigmoid"):
+        assert all(0 < score < 1 for row in scores for score in row)
+    else:
+        assert min(map(min, filter(None, scores))) < 0
+
+
+def test_what_is_beyond_the_limit_is_not_read(model):
+    rerank = by_cross_encoder(str(model))
+    long = " ".join(["gold"] * LIMIT)
+    ((cut, longer, other),) = rerank(["card"], [[passage(long), passage(long + " tin"), passage("tin " + long)]])
+    assert cut == longer != other
+
+
+def test_the_title_is_read_before_the_passage(model):
+    rerank = by_cross_encoder(str(model))
+    ((titled, plain),) = rerank(["card"], [[passage("gold", "wire"), passage("wire\ngold")]])
+    assert titled == plain
+    assert rerank(["card"], [[passage("gold")]]) == [expected(model, [("card", "gold")])]
+
+
+def test_nothing_is_scored_where_nothing_was_found(model):
+    assert by_cross_encoder(str(model))([], []) == []
+    assert by_cross_encoder(str(model))(["card"], [[]]) == [[]]
+
+
+def test_several_labels_are_no_relevance(cross_encoder):
+    folder = cross_encoder(labels=2)
+    with pytest.raises(ModelError) as refused:
+        by_cross_encoder(str(folder))
+    assert refused.value.code == "reranker-labels"
+    assert str(refused.value) == f"{folder} gives 2 scores for a pair, and the relevance of a passage is one"
+
+
+def test_what_is_no_cross_encoder_is_refused():
+    with pytest.raises(ModelError) as refused:
+        by_cross_encoder("embedded-encoder")
+    assert refused.value.code == "reranker-kind"
+
+
+@pytest.fixture
+def retriever(model, encoder, tmp_path):
+    (tmp_path / "docs").mkdir()
+    for number, text in enumerate(texts(8, 12)):
+        (tmp_path / f"docs/{number}.txt").write_text(text)
+    index = build(tmp_path / "index", Corpus(files="docs"), tmp_path)
+    return Retriever(
+        index.folder, index.fingerprint, "", k=4, encoder_fingerprint=encoder.fingerprint,
+        chunk_tokens=index.manifest.tokens, reranker=str(model), reranker_fingerprint=resolve(str(model)).fingerprint,
+    )  # fmt: skip
+
+
+def rows(*queries):
+    return [Example(example_id({"q": q}), {"q": q}, (), f"rows.csv:{i}") for i, q in enumerate(queries)]
+
+
+def order(retriever, *queries):
+    found = retriever.find(rows(*queries), queries, lambda passage: 1)
+    return [[passage.document for passage in one.passages] for one in found]
+
+
+def test_the_retriever_shows_what_the_cross_encoder_finds_best(retriever, model):
+    queries = ("gold card", "lost money of the bank")
+    every = retriever.index.search(queries, 8, SearchSettings(weight=retriever.weight))
+    wanted = []
+    for query, passages in zip(queries, every, strict=True):
+        scores = expected(model, [(query, f"{p.title}\n{p.text}") for p in passages])
+        ranked = sorted(range(len(passages)), key=lambda position, scores=scores: -scores[position])
+        wanted.append([passages[position].document for position in ranked[:4]])
+    assert order(retriever, *queries) == wanted
+    assert order(replace(retriever, reranker=""), *queries) != wanted
+
+
+def test_saved_and_loaded_it_orders_the_same_and_another_version_is_an_error(
+    retriever, cross_encoder, tmp_path, monkeypatch
+):
+    values = {"retriever": json.loads(json.dumps({**asdict(retriever), "folder": str(retriever.folder)}))}
+    loaded = _retriever(tmp_path, values)
+    assert loaded == retriever
+    assert order(loaded, "gold card", "wire") == order(retriever, "gold card", "wire")
+    values["retriever"]["reranker"] = str(cross_encoder(seed=1))
+    with pytest.raises(ArtifactError, match="was measured with another version of") as other:
+        _retriever(tmp_path, values)
+    assert other.value.code == "reranker-mismatch"
