@@ -1,7 +1,9 @@
 """The rung on a real index of real documents."""
 
+import io
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +11,13 @@ import pytest
 
 from grounded import Reader
 from rung.artifact import Artifact
+from rung.cli.main import app
 from rung.data.types import NOT_IN_DOCUMENTS
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.retrieval_metrics import span_recall
 from rung.retrieval import build as build_module
 from rung.retrieval.build import build_index
+from rung.retrieval.citations import Citation
 from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
 from rung.retrieval.retriever import PLACE
 from rung.retrieval.search import SearchSettings
@@ -109,6 +113,58 @@ def test_saved_and_loaded_it_reads_the_same(fitted, rows, tmp_path):
     loaded = Artifact.load(fitted.save(tmp_path / "a"))
     assert loaded.retriever == fitted.retriever
     assert loaded.on(fitted.open()).answer(rows.test[:8]) == fitted.answer(rows.test[:8])
+
+
+class Written(io.StringIO):
+    """Standard output that keeps what was written at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.pieces = []
+
+    def write(self, text):
+        length = super().write(text)  # refuses bytes, with which click asks what this is
+        self.pieces += [text] if text else []
+        return length
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Return what a command prints, in the pieces in which it does."""
+
+    def run(*arguments, typed=""):
+        written = Written()
+        monkeypatch.setattr(sys, "stdout", written)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        app([str(argument) for argument in arguments], standalone_mode=False)
+        return written.pieces
+
+    return run
+
+
+def test_run_and_chat_stream_answers_with_their_sources(fitted, tmp_path, monkeypatch, said):
+    folder, load = fitted.save(tmp_path / "a"), Artifact.load
+    monkeypatch.setattr(Artifact, "load", lambda folder: load(folder).on(fitted.open()))
+    about, museum = "What is the CarbFix project in Reykjavik about?", "What days is the Viktor Wynd Museum closed?"
+    cited = {question: fitted.predict([{"question": question}])[0].citations[0] for question in (about, museum)}
+    shown = {question: f"one [1]\n\nSources:\n  {source}\n" for question, source in cited.items()}
+    assert "CarbFix" in cited[about].passage.text
+    assert "Viktor Wynd Museum" in cited[museum].passage.text
+    assert "".join(said("run", folder, about)) == shown[about]
+    pieces = said("chat", folder, typed=f"{about}\n{museum}\nHow many moons does the planet Jupiter have?\n\n")
+    assert "".join(pieces) == f"{shown[about]}{shown[museum]}{NOT_IN_DOCUMENTS}\n"
+    assert [piece for piece in pieces if piece in ("one ", "[1]")] == ["one ", "[1]"] * 2
+
+
+def test_chat_streams_token_by_token_from_a_model(fitted, tmp_path, said):
+    """The random model repeats the prompt's last token, a line break, which `run` strips."""
+    folder = fitted.save(tmp_path / "a")
+    question = "What is the CarbFix project in Reykjavik about?"
+    (answer,) = Artifact.load(folder).predict([{"question": question}])
+    sources = ["\nRead, but not cited:\n", *(f"  {Citation(1, passage)}\n" for passage in answer.passages)]
+    assert len(sources) == 2
+    assert said("chat", folder, typed=f"{question}\n\n") == ["\n"] * fitted.decoder.max_tokens + ["\n", *sources]
+    assert "".join(said("run", folder, question)) == "\n" + "".join(sources)
 
 
 def test_an_index_that_is_gone_or_made_another_way_is_refused(fitted, tmp_path, monkeypatch):
