@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--messages", type=int, nargs="+", default=[200, 600, 300])
     parser.add_argument(
-        "--rungs", nargs="+", default=["few-shot-knn", "features,fine-tuned-encoder", "features,ensemble"]
+        "--rungs", nargs="+", default=["few-shot-knn", "features,fine-tuned-encoder", "features,fine-tuned-encoder"]
     )
     parser.add_argument("--per-label", type=int, default=2)
     parser.add_argument("--validation-rows", type=int, default=100)

@@ -18,8 +18,11 @@ Goals: at 32 clients 0.95 of the offline rate; added latency below 3 ms at the m
 no captured row lost or double; memory grown by less than 5 % over 10,000 requests; faster than both peers from 8
 clients on.
 
-Measured on two AVX2 cores on 2026-11-21: 45, 118, 178 and 200 tokens/s at 1, 8, 32 and 128 clients, 209 offline (0.85
-at 32); llama.cpp 73, 101, 100 and 106; latency 2.2 and 4.7 ms; memory x1.004.
+Measured on two AVX2 cores on 2026-11-21: of the engine alone with 32 in flight 0.95 (165 against 174 tokens/s in
+turns) and, on a busier machine, 0.93; latency 2.2 ms and 7 to 8 ms; memory x1.001. Of the two cores the server's own
+work takes 1 % and the clients' as much, each from one of the two threads of OpenVINO. Before
+OpenVINO had a process of its own the ratio was 0.87, the first token of a new client came after 3.8 s instead of 0.5,
+and against llama.cpp the server was at 0.6, 1.2, 1.8 and 1.9 with 1, 8, 32 and 128 clients.
 """
 
 from __future__ import annotations

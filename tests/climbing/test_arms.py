@@ -11,8 +11,9 @@ import scipy.stats
 
 from rung.artifact import Artifact
 from rung.climbing.arms import most_arms
+from rung.climbing.options import ClimbOptions
 from rung.climbing.planning import plan_rows
-from rung.climbing.run import ClimbOptions, climb
+from rung.climbing.run import climb
 from rung.evaluation.elimination import eliminate, looks
 from rung.parts import Answer, Promptless
 from rung.rungs import RUNGS, Features, FewShot, build

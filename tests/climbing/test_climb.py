@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from rung.climbing.run import ClimbOptions, climb, parse_duration
+from rung.climbing.options import ClimbOptions, parse_duration
+from rung.climbing.run import climb
 from rung.climbing.store import RunStore
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html

@@ -6,7 +6,8 @@ import pytest
 
 from rung.artifact import Artifact
 from rung.climbing.confidence import fit_confidence, measure_confidence
-from rung.climbing.run import ClimbOptions, climb
+from rung.climbing.options import ClimbOptions
+from rung.climbing.run import climb
 from rung.climbing.store import RunStore
 from rung.errors import ConfigError
 from rung.evaluation.confidence import Confidence, fit, tempered

@@ -5,8 +5,9 @@ import pytest
 
 from rung.artifact import Artifact
 from rung.climbing import race as race_module
+from rung.climbing.options import ClimbOptions
 from rung.climbing.planning import plan_rows
-from rung.climbing.run import ClimbOptions, climb
+from rung.climbing.run import climb
 from rung.errors import ConfigError
 from rung.evaluation.scoring import evaluate
 from rung.parts import Weights

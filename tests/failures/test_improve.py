@@ -7,7 +7,7 @@ import pytest
 
 from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
-from rung.climbing.run import ClimbOptions
+from rung.climbing.options import ClimbOptions
 from rung.errors import ConfigError, DataError, ThresholdError
 from rung.failures.checks import check, invalidity
 from rung.failures.improve import improve, promote, rungs_for

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from rung.artifact import Artifact
+from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.planning import plan_rows
-from rung.climbing.run import ClimbOptions, chosen_rungs
 from rung.data.types import Data, Document
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError

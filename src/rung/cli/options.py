@@ -15,7 +15,7 @@ from rung.errors import ConfigError
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from rung.climbing.run import ClimbOptions
+    from rung.climbing.options import ClimbOptions
 
 TaskFile = Annotated[Path, typer.Argument(help="The task file.", metavar="TASK")]
 ArtifactFolder = Annotated[Path, typer.Argument(help="An artifact's folder.", metavar="ARTIFACT")]
@@ -64,7 +64,7 @@ def seconds_of(budget: str | None) -> float | None:
     Raises:
         ConfigError: `bad-duration`: it is none.
     """
-    from rung.climbing.run import parse_duration
+    from rung.climbing.options import parse_duration
 
     return None if budget is None else parse_duration(budget)
 
@@ -77,7 +77,7 @@ def climb_options(
     Raises:
         ConfigError: `bad-duration`: the budget is none.
     """
-    from rung.climbing.run import ClimbOptions
+    from rung.climbing.options import ClimbOptions
 
     return ClimbOptions(
         budget_seconds=seconds_of(budget),

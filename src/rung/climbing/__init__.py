@@ -1,5 +1,6 @@
 """The climb: plan, race, confirm, recommend."""
 
-from rung.climbing.run import Climb, ClimbOptions, climb
+from rung.climbing.options import ClimbOptions
+from rung.climbing.run import Climb, climb
 
 __all__ = ["Climb", "ClimbOptions", "climb"]

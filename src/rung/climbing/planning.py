@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rung.artifact import Artifact
+from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.plan import PlannedRung, plan
-from rung.climbing.run import ClimbOptions, chosen_rungs
 from rung.engines.engine_choice import explain
 from rung.evaluation.expected import check_expected
 from rung.machine import this_machine

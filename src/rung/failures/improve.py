@@ -16,7 +16,8 @@ from typing import Any
 
 from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
-from rung.climbing.run import Climb, ClimbOptions, chosen_rungs, climb
+from rung.climbing.options import ClimbOptions, chosen_rungs
+from rung.climbing.run import Climb, climb
 from rung.data.types import Data
 from rung.errors import ConfigError, ThresholdError
 from rung.evaluation.report.words import against
