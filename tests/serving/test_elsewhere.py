@@ -4,9 +4,35 @@ import pytest
 from running_server import text_artifact
 
 from rung.artifact import Artifact
-from rung.errors import ArtifactError
-from rung.parts import Generate
-from rung.serving.elsewhere import export_for
+from rung.engines.opening import open_torch
+from rung.errors import ArtifactError, TrainingError
+from rung.parts import Generate, Weights
+from rung.serving.elsewhere import export_for, server_name
+from rung.tuning.bottleneck import Bottleneck
+from rung.tuning.changes import keep
+from rung.tuning.peft_adapter import PeftAdapter, peft
+
+ROWS = [{"text": text} for text in ("Where is my card?", "It was two days late.", "a b c")]
+
+
+def dora(model):
+    config = peft().LoraConfig(r=4, use_dora=True, init_lora_weights=False, target_modules="all-linear")
+    return PeftAdapter(model, config)
+
+
+def tuned(artifact, method, make):
+    """Return the artifact with a random change of its weights."""
+    import torch
+
+    engine = open_torch(artifact.model)
+    engine.make_room(method.upper())
+    torch.manual_seed(1)
+    change = make(engine.model)
+    for parameter in change.parameters().values():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    folder = keep(change, engine.files.fingerprint)
+    change.remove()
+    return artifact.step(method, {}, weights=Weights(method, folder, 10))
 
 
 def test_vllm_gets_the_model_and_the_artifact_asks_it_there(tiny_folder, tmp_path):
@@ -14,7 +40,7 @@ def test_vllm_gets_the_model_and_the_artifact_asks_it_there(tiny_folder, tmp_pat
 
     artifact = text_artifact(tiny_folder)
     command = export_for("vllm", artifact, tmp_path / "out")
-    assert command == "vllm serve ./model --served-model-name notes"
+    assert command == "vllm serve ./model --served-model-name notes --generation-config vllm"
     assert command in (tmp_path / "out" / "README.md").read_text()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model").config.vocab_size == 49152
     there = Artifact.load(tmp_path / "out" / "artifact")
@@ -26,13 +52,46 @@ def test_vllm_gets_the_model_and_the_artifact_asks_it_there(tiny_folder, tmp_pat
     assert full.value.code == "folder-not-empty"
 
 
+def test_tuned_weights_are_in_what_vllm_reads_and_greedy_text_is_the_artifact_s(tiny_folder, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    artifact = tuned(text_artifact(tiny_folder), "dora", dora)
+    export_for("vllm", artifact, tmp_path / "out")
+    folder = tmp_path / "out" / "model"
+    assert not list(folder.glob("adapter*"))
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    for row in ROWS:
+        text = tokenizer.apply_chat_template(list(artifact.messages(row)), tokenize=False, add_generation_prompt=True)
+        read = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        assert tuple(read.input_ids[0].tolist()) == open_torch(str(tiny_folder)).tokens(artifact.messages(row))
+        with torch.inference_mode():
+            written = model.generate(**read, max_new_tokens=12, do_sample=False, pad_token_id=2)
+        answer = tokenizer.decode(written[0, read.input_ids.shape[1] :], skip_special_tokens=True).strip()
+        assert answer == artifact.predict([row])[0].text
+        assert answer != text_artifact(tiny_folder).predict([row])[0].text
+
+
+def test_what_no_weights_of_the_base_model_equal_is_not_exported(tiny_folder, tmp_path):
+    artifact = tuned(text_artifact(tiny_folder), "bottleneck", lambda model: Bottleneck(model, 4, "houlsby"))
+    for server in ("vllm", "ollama", "kserve"):
+        with pytest.raises(TrainingError) as caught:
+            export_for(server, artifact, tmp_path / "out")
+        assert caught.value.code == "cannot-merge"
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_server_s_name_of_a_task_is_one_of_kubernetes():
+    names = ("20 Newsgroups", "Größe!", "notes", "--", "a" * 49 + "-b")
+    assert [server_name(name) for name in names] == ["task-20-newsgroups", "gr-e", "notes", "task", "a" * 49]
+
+
 def test_kserve_gets_a_service_that_names_the_model(tiny_folder, tmp_path):
     export_for("kserve", text_artifact(tiny_folder), tmp_path / "out")
     service = json.loads((tmp_path / "out" / "inferenceservice.json").read_text())
     model = service["spec"]["predictor"]["model"]
     assert service["metadata"]["name"] == "notes"
-    assert "--model_name=notes" in model["args"]
-    assert "--max-model-len=512" in model["args"]
+    assert model["args"] == ["--model_name=notes", "--max_model_len=512", "--generation-config=vllm"]
     assert Artifact.load(tmp_path / "out" / "artifact").model.endswith("/openai/v1#notes")
 
 

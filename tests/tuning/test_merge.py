@@ -16,6 +16,7 @@ from rung.parts import Generate, Weights
 from rung.prompts.prompt import Prompt
 from rung.rungs import LoRA
 from rung.tuning.bottleneck import Bottleneck
+from rung.tuning.card import vllm_refusal
 from rung.tuning.changes import keep
 from rung.tuning.export import export
 from rung.tuning.merge import merge
@@ -156,6 +157,32 @@ def test_an_exported_adapter_is_peft_s_own(zero, base, tmp_path, recwarn):
         export(tuned(zero, last_layer, "patch"), "peft", tmp_path / "other")
     assert caught.value.code == "not-a-peft-adapter"
     assert not (tmp_path / "other").exists()
+
+
+def test_the_card_of_an_adapter_says_how_vllm_loads_it_or_why_not(zero, tmp_path):
+    export(tuned(zero, lora, "lora"), "peft", tmp_path / "adapter")
+    assert (
+        "vllm serve PATH_OF_THE_BASE_MODEL --enable-lora --max-lora-rank 8 --lora-modules tuned=THIS_FOLDER "
+        "--generation-config vllm\n"
+    ) in (tmp_path / "adapter" / "README.md").read_text()
+    plain = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    refused = {
+        "it does not run DoRA": {"use_dora": True},
+        "it loads no biases": {"bias": "lora_only"},
+        "it loads no whole modules beside the updates": {"modules_to_save": ["lm_head"]},
+        "it takes one rank and one scale for all layers": {"rank_pattern": {"q_proj": 2}},
+        "its ranks end at 512": {"r": 513},
+        "it loads LoRA adapters alone, and this is IA3": {"peft_type": "IA3"},
+        "it loads LoRA adapters alone, and this is PROMPT_TUNING": {"peft_type": "PROMPT_TUNING"},
+    }
+    assert [vllm_refusal({**plain, **change}) for change in refused.values()] == list(refused)
+    assert vllm_refusal({**plain, "use_rslora": True, "r": 512}) is None
+
+    def dora(model):
+        return PeftAdapter(model, peft().LoraConfig(r=4, use_dora=True, target_modules="all-linear"))
+
+    export(tuned(zero, dora, "dora"), "peft", tmp_path / "dora")
+    assert "vLLM does not load it: it does not run DoRA." in (tmp_path / "dora" / "README.md").read_text()
 
 
 def test_the_card_says_what_is_known_and_no_row(zero, tmp_path):

@@ -20,9 +20,12 @@ from rung.artifact import Artifact
 from rung.decoders.nearest import Nearest
 from rung.errors import ArtifactError
 from rung.models.cache import publish
+from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
+from rung.models.tokenizer import Tokenizer
 from rung.parts import BASE, Head, LabelScoring
 from rung.progress import QUIET, Progress
+from rung.serving.server_templates import ollama_template, server_template
 from rung.tuning import merge
 from rung.tuning.gguf_export import write_gguf
 
@@ -58,7 +61,7 @@ def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress
     _check(server, artifact)
     merge.check_new(folder)
     files = resolve(artifact.model)
-    name = re.sub(r"[^a-z0-9]+", "-", artifact.shape.task.lower()).strip("-")[:50] or "artifact"
+    name = server_name(artifact.shape.task)
     write, endpoint, command = _WRITERS[server]
     place = _Place(name, endpoint.format(name=name), files)
 
@@ -70,6 +73,13 @@ def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress
 
     publish(folder, build)
     return command.format(name=name)
+
+
+def server_name(task: str) -> str:
+    """Return what servers call a task's model: a name that Kubernetes takes for a service, which a letter begins."""
+    name = re.sub(r"[^a-z0-9]+", "-", task.lower()).strip("-")
+    name = name if name[:1].isalpha() else f"task-{name}"
+    return name[:50].strip("-")
 
 
 def _check(server: ServerName, artifact: Artifact) -> None:
@@ -94,18 +104,43 @@ def _write_folder(artifact: Artifact, place: _Place, target: Path, progress: Pro
     model = target / "model"
     if artifact.weights.reference is None:
         shutil.copytree(place.files.folder, model)
-        return
-    model.mkdir()
-    merge.write_model(artifact, model)
+    else:
+        model.mkdir()
+        merge.write_model(artifact, model)
+    if (template := server_template(Tokenizer.load(model))) is not None:
+        (model / "chat_template.jinja").write_text(template, "utf-8")
 
 
 def _write_ollama(artifact: Artifact, place: _Place, target: Path, progress: Progress) -> None:
-    _write_folder(artifact, place, target, progress)
     files = place.files
+    instructions = modelfile(Tokenizer.load(files.folder), files.context)  # first: it may refuse, and is quick
+    _write_folder(artifact, place, target, progress)
     write_gguf(target / "model", target / GGUF, name=files.name, licence=files.licence, progress=progress)
     shutil.rmtree(target / "model")
-    lines = [f"FROM ./{GGUF}", "PARAMETER temperature 0", f"PARAMETER num_ctx {files.context}"]
-    (target / "Modelfile").write_text("\n".join(lines) + "\n", "utf-8")
+    (target / "Modelfile").write_text(instructions, "utf-8")
+
+
+def modelfile(tokenizer: Tokenizer, context: int) -> str:
+    """Return a Modelfile with which Ollama shows a model what Rung shows it, and takes the likeliest token.
+
+    Raises:
+        ArtifactError: `not-for-servers`: Ollama's template language cannot say the model's chat template.
+    """
+    template = ollama_template(tokenizer)
+    ends = sorted(tokenizer.eos_ids - {tokenizer.eos_id, end_token(tokenizer)})  # those two are in the file
+    stops = [json.dumps(tokenizer.decode([end], skip_special=False), ensure_ascii=False) for end in ends]
+    return "\n".join(
+        [
+            *(["# The model's own template strips white space around messages; this one cannot."] * template.strips),
+            f"FROM ./{GGUF}",
+            f'TEMPLATE """{template.go()}"""',
+            "PARAMETER temperature 0",
+            "PARAMETER repeat_penalty 1",  # Ollama's own, 1.1, makes other text than the likeliest
+            f"PARAMETER num_ctx {context}",
+            *(f"PARAMETER stop {stop}" for stop in stops),
+            "",
+        ]
+    )
 
 
 def _write_kserve(artifact: Artifact, place: _Place, target: Path, progress: Progress) -> None:
@@ -118,7 +153,11 @@ def _write_kserve(artifact: Artifact, place: _Place, target: Path, progress: Pro
             "predictor": {
                 "model": {
                     "modelFormat": {"name": "huggingface"},
-                    "args": [f"--model_name={place.name}", f"--max-model-len={place.files.context}"],
+                    "args": [
+                        f"--model_name={place.name}",
+                        f"--max_model_len={place.files.context}",
+                        "--generation-config=vllm",
+                    ],
                     "storageUri": f"pvc://models/{place.name}",
                 }
             }
@@ -129,7 +168,8 @@ def _write_kserve(artifact: Artifact, place: _Place, target: Path, progress: Pro
 
 Writer = Callable[[Artifact, _Place, Path, Progress], None]
 _WRITERS: dict[ServerName, tuple[Writer, str, str]] = {  # what writes it, where it will be, what starts it
-    "vllm": (_write_folder, "http://localhost:8000/v1", "vllm serve ./model --served-model-name {name}"),
+    "vllm": (_write_folder, "http://localhost:8000/v1",
+             "vllm serve ./model --served-model-name {name} --generation-config vllm"),
     "ollama": (_write_ollama, "http://localhost:11434/v1", "ollama create {name} -f Modelfile"),
     "kserve": (_write_kserve, "http://{name}.default.svc.cluster.local/openai/v1",
                "kubectl apply -f inferenceservice.json"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ Form = Literal["peft", "huggingface", "openvino", "gguf"]
 
 LIBRARIES = {"peft": "peft", "huggingface": "transformers", "openvino": "openvino", "gguf": "gguf"}
 RELATIONS = {"peft": "adapter", "huggingface": "finetune", "openvino": "finetune", "gguf": "finetune"}
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` takes; 16 where nothing is said
 LEFT_OUT = {"losses", "evaluations", "continue_from"}  # curves are no settings, and a path means nothing elsewhere
 
 
@@ -68,7 +70,7 @@ def card(
 
 ## Loading
 
-{_loading(files, form, file)}
+{_loading(files, form, file)}{_with_vllm(artifact, files) if form == "peft" else ""}
 ## Prompt
 
 The weights are one part of what was measured; the prompt is another. `rung export ARTIFACT --prompt text` writes it.
@@ -149,6 +151,34 @@ def _loading(files: ModelFiles, form: Form, file: str) -> str:
     }
     language = "sh" if form == "gguf" else "python"
     return f"```{language}\n{textwrap.dedent(code[form]).strip()}\n```\n"
+
+
+def vllm_refusal(settings: Mapping[str, Any]) -> str | None:
+    """Return why vLLM does not load an adapter, from its adapter_config.json; None where it does."""
+    if settings["peft_type"] != "LORA":
+        return f"it loads LoRA adapters alone, and this is {settings['peft_type']}"
+    if settings.get("use_dora"):
+        return "it does not run DoRA"
+    if settings.get("bias", "none") != "none":
+        return "it loads no biases"
+    if settings.get("modules_to_save"):
+        return "it loads no whole modules beside the updates"
+    if settings.get("rank_pattern") or settings.get("alpha_pattern"):
+        return "it takes one rank and one scale for all layers"
+    return None if settings["r"] <= VLLM_RANKS[-1] else f"its ranks end at {VLLM_RANKS[-1]}"
+
+
+def _with_vllm(artifact: Artifact, files: ModelFiles) -> str:
+    assert artifact.weights.reference is not None
+    settings = json.loads((Path(artifact.weights.reference) / "adapter_config.json").read_text("utf-8"))
+    if (why := vllm_refusal(settings)) is not None:
+        return f"\nvLLM does not load it: {why}. Where it can be merged, vLLM serves `rung export --to vllm`.\n"
+    base = hub_id(files) or "PATH_OF_THE_BASE_MODEL"
+    rank = next(rank for rank in VLLM_RANKS if rank >= settings["r"])
+    return (
+        f"\n```sh\nvllm serve {base} --enable-lora --max-lora-rank {rank} "
+        "--lora-modules tuned=THIS_FOLDER --generation-config vllm\n```\n"
+    )
 
 
 def _documents(artifact: Artifact) -> str:

@@ -1,0 +1,100 @@
+"""Chat templates for other servers: the same text as Rung's own."""
+
+import json
+import shutil
+
+import pytest
+
+from rung.errors import ArtifactError
+from rung.models.reference import resolve
+from rung.models.system_turn import encode_messages
+from rung.models.tokenizer import Tokenizer
+from rung.serving.elsewhere import modelfile
+from rung.serving.server_templates import ollama_template, server_template
+from templates import CHATML, GEMMA, GENERATION, LLAMA3, QWEN
+
+SYSTEM, USER = {"role": "system", "content": "Be\nbrief."}, {"role": "user", "content": 'Where is "{{ .Content }}"?'}
+TALK = (SYSTEM, USER, {"role": "assistant", "content": "{% raw %} é 🙂"}, {"role": "user", "content": "And now?"})
+SHAPES = (TALK[:2], TALK, TALK[1:], (USER,))
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    """Return a function that gives the embedded model's tokenizer another template and other settings."""
+
+    def build(template, **settings):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(resolve("embedded").folder / name, tmp_path / name)
+        file = tmp_path / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": template, **settings}))
+        return Tokenizer.load(tmp_path)
+
+    return build
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, GEMMA, QWEN], ids=["chatml", "llama3", "gemma", "qwen"])
+def test_ollama_reads_the_tokens_that_rung_reads(tokenizer, template):
+    made = tokenizer(template)
+    found = ollama_template(made)
+    for messages in SHAPES:
+        assert made.encode(found.render(messages)) == encode_messages(made, messages)
+    assert found.strips == (template in (LLAMA3, GEMMA))
+
+
+def test_llama_cpp_s_beginning_token_is_not_there_twice(tokenizer):
+    made = tokenizer(LLAMA3, add_bos_token=True)
+    text = ollama_template(made).render(TALK)
+    assert not text.startswith(made.bos_token)
+    assert (made.bos_id, *made.encode(text)) == encode_messages(made, TALK)
+    with pytest.raises(ArtifactError, match="does not begin with the token"):
+        ollama_template(tokenizer(GENERATION.replace("bos_token", "''"), add_bos_token=True))
+
+
+def test_the_template_in_go_and_the_modelfile(tokenizer):
+    found = ollama_template(tokenizer(CHATML))
+    assert found.go() == (
+        '{{ range $i, $_ := .Messages }}{{ if eq .Role "system" }}'
+        '{{ "<|im_start|>system\\n" }}{{ .Content }}{{ "<|im_end|>\\n<|im_start|>user\\n" }}'
+        '{{ else if eq .Role "user" }}{{ if eq $i 0 }}{{ "<|im_start|>system\\nYou are a helpful AI assistant named '
+        'SmolLM, trained by Hugging Face<|im_end|>\\n<|im_start|>user\\n" }}{{ end }}{{ .Content }}'
+        '{{ else }}{{ "<|im_end|>\\n<|im_start|>assistant\\n" }}{{ .Content }}{{ "<|im_end|>\\n<|im_start|>user\\n" }}'
+        '{{ end }}{{ end }}{{ "<|im_end|>\\n<|im_start|>assistant\\n" }}'
+    )
+    (made := tokenizer(CHATML)).folder.joinpath("generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    assert modelfile(made, 2048).splitlines() == [
+        "FROM ./model.gguf", f'TEMPLATE """{found.go()}"""', "PARAMETER temperature 0", "PARAMETER repeat_penalty 1",
+        "PARAMETER num_ctx 2048", 'PARAMETER stop "<|endoftext|>"',
+    ]  # fmt: skip
+    assert modelfile(tokenizer(LLAMA3), 9).startswith("# The model's own template strips white space")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "more than to put text around"),
+        ("{{ messages[-1].content }}", "leaves messages out"),
+        ("{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}", "more than to put text around"),
+        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "more than to put text around"),
+    ],
+)
+def test_what_go_templates_cannot_say_is_refused(tokenizer, template, said):
+    with pytest.raises(ArtifactError, match=said) as caught:
+        ollama_template(tokenizer(template))
+    assert caught.value.code == "not-for-servers"
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_bos_token": True, "bos_token": "<|im_start|>"}])
+@pytest.mark.parametrize("template", [None, GEMMA, CHATML], ids=["none", "gemma", "chatml"])
+def test_transformers_renders_the_server_s_template_as_rung_does(tokenizer, template, settings):
+    from transformers import AutoTokenizer
+
+    made = tokenizer(template, **settings)
+    for_server = server_template(made)
+    assert (for_server is None) == (template == CHATML)
+    theirs = AutoTokenizer.from_pretrained(made.folder)
+    cued = ({"role": "user", "content": "Question: a\nAnswer: "},)
+    for messages in (*SHAPES, cued):
+        text = theirs.apply_chat_template(
+            list(messages), chat_template=for_server, tokenize=False, add_generation_prompt=True
+        )
+        assert tuple(theirs(text, add_special_tokens=False).input_ids) == encode_messages(made, messages)
