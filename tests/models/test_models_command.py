@@ -50,5 +50,17 @@ def test_pull(rung, embedded):
     assert "135M parameters" in rung("pull", "embedded").stdout
 
 
+def test_pull_exports_ahead(rung, embedded, encoder, monkeypatch, tmp_path):
+    done = []
+    monkeypatch.setattr("rung.engines.openvino_export.exported", lambda *model, progress: done.append(model))
+    rung("pull", "embedded", "--openvino", "--quiet")
+    assert done == [(embedded, "causal", "int8")]
+    monkeypatch.setattr(
+        "rung.engines.openvino_encoder.OpenVinoEncoder", lambda files, recipe, progress: done.append(files)
+    )
+    rung("pull", "embedded-encoder", "--openvino", "--quiet")
+    assert done[1:] == [encoder]
+
+
 def test_pull_of_a_local_folder(rung, small_model):
     assert json.loads(rung("pull", str(small_model), "--json").stdout)["parameters"] == 6

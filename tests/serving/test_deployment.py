@@ -14,6 +14,7 @@ from rung.serving.app import app_with
 from rung.serving.served import Served
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+ENDING = 10.0  # seconds that `OpenVinoApart.close` gives its process
 
 
 def check_options(arguments):
@@ -29,7 +30,8 @@ def test_the_manifest_probes_and_scales_by_what_is_there():
     (container,) = pod["containers"]
     options = check_options(container["args"])
     assert (options["host"], options["port"]) == ("0.0.0.0", container["ports"][0]["containerPort"])
-    assert options["drain"] < pod["terminationGracePeriodSeconds"]
+    wait = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert wait + options["drain"] + ENDING < pod["terminationGracePeriodSeconds"]
     assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
     assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     served = Served()
@@ -50,7 +52,23 @@ def test_the_unit_and_the_image_give_options_that_exist():
     program, command, *arguments = shlex.split(unit["Service"]["ExecStart"])
     assert (Path(program).name, command) == ("rung", "serve")
     assert check_options(arguments)["capture"] == "on"
-    assert check_options(arguments)["drain"] < float(unit["Service"]["TimeoutStopSec"])
+    assert check_options(arguments)["drain"] + ENDING < float(unit["Service"]["TimeoutStopSec"])
+    assert unit["Service"]["KillMode"] == "mixed"
     image = (DEPLOY / "Containerfile").read_text()
     arguments = re.search(r"^CMD (\[.*\])$", image, re.M)[1]
     assert check_options(yaml.safe_load(arguments))["host"] == "0.0.0.0"
+
+
+def test_what_the_server_writes_to_is_mounted_over_the_read_only_image():
+    image = (DEPLOY / "Containerfile").read_text()
+    (cache,) = re.findall(r"^ENV RUNG_CACHE=(.*)$", image, re.M)
+    assert re.findall(r"^VOLUME (.*)$", image, re.M) == [cache]
+    pod = next(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))["spec"]["template"]["spec"]
+    assert re.findall(r"^USER (\d+)$", image, re.M) == [str(pod["securityContext"]["runAsUser"])]
+    (copies,), (server,) = pod["initContainers"], pod["containers"]
+    assert copies["command"][2] == f"{cache}/."
+    places = {mount["name"]: mount["mountPath"] for mount in server["volumeMounts"] if not mount.get("readOnly")}
+    assert places == {"cache": cache, "tmp": "/tmp"}
+    assert [{"name": "cache", "mountPath": copies["command"][3]}] == copies["volumeMounts"]
+    assert server["securityContext"]["readOnlyRootFilesystem"]
+    assert {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume} == set(places)

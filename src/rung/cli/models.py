@@ -84,11 +84,23 @@ def _facts(reference: str, quiet: bool) -> dict[str, Any]:
 
 
 @app.command()
-def pull(reference: Reference, json: Json = False, quiet: Quiet = False, offline: Offline = False) -> None:
+def pull(
+    reference: Reference,
+    openvino: Annotated[
+        bool, typer.Option("--openvino", help="Export it to OpenVINO now, as its first use would: for images.")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
     """Fetch and convert a model, so that it works offline from then on."""
     from rung.models.reference import resolve
 
     files = resolve(reference, progress=progress(quiet))
+    if openvino:
+        from rung.engines.opening import export_ahead
+
+        export_ahead(files, progress=progress(quiet))
     if json:
         print_json({**asdict(files), "folder": str(files.folder)})
     else:

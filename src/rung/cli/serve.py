@@ -87,32 +87,35 @@ def serve(
     from rung.serving.limits import Limits
     from rung.serving.review import watch_capture
     from rung.serving.served import Served
-    from rung.serving.server import Server, listen
+    from rung.serving.server import Server, exiting_on_sigterm, listen
     from rung.serving.web.site import Places
 
     ring = None if key_file is None else KeyRing(key_file)
     names, sites = frozenset(one.lower() for one in allow_host or ()), frozenset(allow_origin or ())
     access = access_rules(host, ring, hosts=names, origins=sites)
     socket = listen(host, port)  # a port that is taken is said before models are loaded
-    served = Served()
-    _load(served, artifacts or [], model or [], encoder or [], engine, progress(quiet))
-    limits = Limits(body_bytes=max_body, queue=queue)
-    with _wired(served, capture, sample, store, _patterns(redact or []), registry, keyed=ring is not None) as wiring:
-        app = app_with(
-            served, access=access, limits=limits, load_from=load_from,
-            recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
-            pages=Places(runs, None if wiring is None else wiring.store, registry) if pages else None,
-        )  # fmt: skip
-        if wiring is not None:
-            watch_capture(app, wiring.capture)
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{socket.getsockname()[1]}"
-        sys.stderr.write(f"serving {', '.join(one.name for one in served.all())}\n")
-        if pages:
-            sys.stderr.write(f"pages: {url}/\n")
-        typer.echo(f"{url}/v1")
-        sys.stdout.flush()
-        Server(app, drain_seconds=drain).run(sockets=[socket])
+    with exiting_on_sigterm():
+        served = Served()
+        _load(served, artifacts or [], model or [], encoder or [], engine, progress(quiet))
+        limits = Limits(body_bytes=max_body, queue=queue)
+        with _wired(
+            served, capture, sample, store, _patterns(redact or []), registry, keyed=ring is not None
+        ) as wiring:
+            app = app_with(
+                served, access=access, limits=limits, load_from=load_from,
+                recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
+                pages=Places(runs, None if wiring is None else wiring.store, registry) if pages else None,
+            )  # fmt: skip
+            if wiring is not None:
+                watch_capture(app, wiring.capture)
+            shown = f"[{host}]" if ":" in host else host
+            url = f"http://{shown}:{socket.getsockname()[1]}"
+            sys.stderr.write(f"serving {', '.join(one.name for one in served.all())}\n")
+            if pages:
+                sys.stderr.write(f"pages: {url}/\n")
+            typer.echo(f"{url}/v1")
+            sys.stdout.flush()
+            Server(app, drain_seconds=drain).run(sockets=[socket])
 
 
 @contextmanager

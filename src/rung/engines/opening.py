@@ -150,5 +150,21 @@ def open_encoder(model: str, *, device: str = "auto", progress: Progress = QUIET
     return encoder
 
 
+def export_ahead(files: ModelFiles, *, progress: Progress = QUIET) -> None:
+    """Export a model or a sentence encoder to OpenVINO, as its first use would.
+
+    Raises:
+        ConfigError: `encoder-backend`: OpenVINO cannot run this encoder exactly.
+        EngineError: what exports is not installed, or fails.
+    """
+    from rung.engines.encoder import open_sentence_encoder
+    from rung.engines.openvino_export import exported
+
+    if (files.folder / "modules.json").exists():  # of sentence-transformers
+        open_sentence_encoder(files, backend="openvino", progress=progress)
+    else:
+        exported(files, "causal", "int8", progress=progress)
+
+
 ENCODERS = 8  # kept open: tuned ones are many during a search
 _encoders: dict[tuple[str, str], SentenceEncoder] = {}  # a cache by hand, as `progress` is no part of the key

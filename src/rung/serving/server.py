@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
@@ -52,6 +55,25 @@ class Server(uvicorn.Server):
         """Take nothing new, and finish what is under way."""
         self._app.state.rung.ready = False
         super().handle_exit(sig, frame)
+
+
+@contextmanager
+def exiting_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the program as if it were done, with exit code 0; also while models are loaded.
+
+    Uvicorn finishes what is under way and then raises the signal again: by default that would kill the process before
+    what was captured is written and the engines' processes are ended.
+    """
+
+    def end(number: int, frame: Any) -> NoReturn:
+        del number, frame
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def listen(host: str, port: int) -> socket.socket:
