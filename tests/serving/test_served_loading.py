@@ -34,6 +34,15 @@ def server(folder, tiny_folder):
     served.close()
 
 
+def test_the_engine_of_a_model_is_settled_before_it_is_served(tiny_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr("rung.serving.served.settled", lambda model, engine, progress: asked.append((model, engine)))
+    served = Served()
+    served.add_model(str(tiny_folder))
+    assert asked == [(str(tiny_folder), "auto")]
+    served.close()
+
+
 def put(server, name, folder, **options):
     return httpx.put(f"{server.url}/v1/artifacts/{name}", json={"folder": folder}, timeout=60, **options)
 

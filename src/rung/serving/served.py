@@ -15,6 +15,7 @@ from rung.artifact_files import fingerprint
 from rung.data.types import Example, example_id
 from rung.decoders.nearest import Nearest
 from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
+from rung.engines.engine_choice import settled
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
 from rung.models.reference import is_endpoint, resolve
@@ -130,7 +131,8 @@ class Served:
     # ---- coming and going
 
     def add_model(self, reference: str, *, engine: str = "auto", progress: Progress = QUIET) -> Base:
-        """Serve a base model under its own name."""
+        """Serve a base model under its own name; which engine generates is settled first, so no request waits for it."""
+        settled(reference, engine, progress=progress)
         with self._loading:
             return self._base(reference, engine, "", progress)
 
