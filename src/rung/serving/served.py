@@ -131,7 +131,7 @@ class Served:
     # ---- coming and going
 
     def add_model(self, reference: str, *, engine: str = "auto", progress: Progress = QUIET) -> Base:
-        """Serve a base model under its own name; which engine generates is settled first, so no request waits for it."""
+        """Serve a base model under its own name; which engine generates is settled first, so that no request waits."""
         settled(reference, engine, progress=progress)
         with self._loading:
             return self._base(reference, engine, "", progress)
