@@ -3,13 +3,13 @@ import json
 import pytest
 from running_server import text_artifact
 
+from changed_weights import tuned
 from rung.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
-from rung.parts import Generate, Weights
+from rung.parts import Generate
 from rung.serving.elsewhere import export_for, server_name
 from rung.tuning.bottleneck import Bottleneck
-from rung.tuning.changes import keep
 from rung.tuning.peft_adapter import PeftAdapter, peft
 
 ROWS = [{"text": text} for text in ("Where is my card?", "It was two days late.", "a b c")]
@@ -18,21 +18,6 @@ ROWS = [{"text": text} for text in ("Where is my card?", "It was two days late."
 def dora(model):
     config = peft().LoraConfig(r=4, use_dora=True, init_lora_weights=False, target_modules="all-linear")
     return PeftAdapter(model, config)
-
-
-def tuned(artifact, method, make):
-    """Return the artifact with a random change of its weights."""
-    import torch
-
-    engine = open_torch(artifact.model)
-    engine.make_room(method.upper())
-    torch.manual_seed(1)
-    change = make(engine.model)
-    for parameter in change.parameters().values():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    folder = keep(change, engine.files.fingerprint)
-    change.remove()
-    return artifact.step(method, {}, weights=Weights(method, folder, 10))
 
 
 def test_vllm_gets_the_model_and_the_artifact_asks_it_there(tiny_folder, tmp_path):
@@ -56,7 +41,7 @@ def test_tuned_weights_are_in_what_vllm_reads_and_greedy_text_is_the_artifact_s(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    artifact = tuned(text_artifact(tiny_folder), "dora", dora)
+    artifact = tuned(text_artifact(tiny_folder), dora, "dora")
     export_for("vllm", artifact, tmp_path / "out")
     folder = tmp_path / "out" / "model"
     assert not list(folder.glob("adapter*"))
@@ -73,7 +58,7 @@ def test_tuned_weights_are_in_what_vllm_reads_and_greedy_text_is_the_artifact_s(
 
 
 def test_what_no_weights_of_the_base_model_equal_is_not_exported(tiny_folder, tmp_path):
-    artifact = tuned(text_artifact(tiny_folder), "bottleneck", lambda model: Bottleneck(model, 4, "houlsby"))
+    artifact = tuned(text_artifact(tiny_folder), lambda model: Bottleneck(model, 4, "houlsby"), "bottleneck")
     for server in ("vllm", "ollama", "kserve"):
         with pytest.raises(TrainingError) as caught:
             export_for(server, artifact, tmp_path / "out")

@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from changed_weights import tuned
 from rung.artifact import Artifact, Shape
 from rung.data.types import Data, Example, example_id
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.models.reference import resolve
-from rung.parts import Generate, Weights
+from rung.parts import Generate
 from rung.prompts.prompt import Prompt
 from rung.rungs import LoRA
 from rung.tuning.bottleneck import Bottleneck
 from rung.tuning.card import vllm_refusal
-from rung.tuning.changes import keep
 from rung.tuning.export import export
 from rung.tuning.merge import merge
 from rung.tuning.patch import Patch
@@ -44,19 +44,6 @@ def zero(base):
     prompt = Prompt(instruction="a", template="{text}")
     shape = Shape("letters", ("text",), "text", "exact_match")
     return Artifact(shape, str(base), prompt, Generate(max_tokens=6), engine="torch", path=("zero-shot",))
-
-
-def tuned(zero, make, method):
-    """Return the artifact with a random change of its weights."""
-    engine = open_torch(zero.model)
-    engine.make_room(method.upper())
-    torch.manual_seed(1)
-    change = make(engine.model)
-    for parameter in change.parameters().values():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    folder = keep(change, engine.files.fingerprint)
-    change.remove()
-    return zero.step(method, {"rank": 4}, weights=Weights(method, folder, 10))
 
 
 def lora(model):

@@ -18,7 +18,7 @@ from typing import Any
 from rung.engines.base import Delta, EngineInfo, Floats, GenerateRequest, Generation, Scored, ScoreRequest, Session
 from rung.engines.local_model import LocalModel
 from rung.engines.openvino_export import Precision
-from rung.errors import EngineError
+from rung.errors import EngineError, RungError
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
@@ -109,7 +109,11 @@ class OpenVinoApart(LocalModel):
         self._process = subprocess.Popen(
             [sys.executable, "-m", "rung.engines.openvino_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        info: EngineInfo = self._ask((self.files, self._precision))
+        try:
+            info: EngineInfo = self._ask((self.files, self._precision))
+        except RungError:
+            self.close()
+            raise
         return info
 
     def _ask(self, value: Any) -> Any:

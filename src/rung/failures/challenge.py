@@ -75,13 +75,18 @@ def stop(registry: Registry) -> Challenge:
     with registry.locked():
         trial = registry.trial()
         if trial is None or trial.ended is not None:
-            raise ConfigError(
-                "no-trial", f"no trial runs for {registry.task}",
-                hint=f"start one: {command('rung trial start', registry.task, 'ARTIFACT', registry=registry.root)}",
-            )  # fmt: skip
+            raise no_trial(registry, "no trial runs")
         ended = replace(trial, ended=datetime.now(UTC))
         registry.keep_trial(ended)
     return ended
+
+
+def no_trial(registry: Registry, what: str) -> ConfigError:
+    """Return the error that a task has no trial to speak of; `what` says which."""
+    return ConfigError(
+        "no-trial", f"{what} for {registry.task}",
+        hint=f"start one: {command('rung trial start', registry.task, 'ARTIFACT', registry=registry.root)}",
+    )  # fmt: skip
 
 
 def _check_shapes(served: Artifact, challenger: Artifact) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from rung.artifact import Artifact
-from rung.errors import ConfigError
 from rung.evaluation.metrics import Metric
 from rung.evaluation.report.words import p_text
-from rung.failures.challenge import Standing, standing
+from rung.failures.challenge import Standing, no_trial, standing
 from rung.failures.commands import command
 from rung.failures.records import Challenge
 from rung.failures.registry import Registry
@@ -115,10 +114,7 @@ def trial_report(store: Store, registry: Registry) -> TrialReport:
     """
     trial, now = registry.trial(), registry.current()
     if trial is None:
-        raise ConfigError(
-            "no-trial", f"no trial was started for {registry.task}",
-            hint=f"start one: {command('rung trial start', registry.task, 'ARTIFACT', registry=registry.root)}",
-        )  # fmt: skip
+        raise no_trial(registry, "no trial was started")
     challenger, metric = _read(registry.path(trial).absolute())
     served, _ = _read(registry.path_of(trial.against).absolute())
     beside = now is not None and now.artifact == trial.against
