@@ -51,7 +51,7 @@ class Tuned(ABC):
         epochs: times that every row is seen.
         batch_size: rows per optimizer step; `auto` takes the largest power of two that fits in memory at once, up to 64
             and so that an epoch has 16 steps.
-        micro_batch: rows per forward pass; without, as many as fit in memory.
+        micro_batch: rows per forward pass; without, as many as fit in memory and are read faster together.
         decay: how the rate falls after warm-up.
         warmup: share of the steps in which the rate rises.
         max_norm: gradients are clipped to this norm.
@@ -247,7 +247,7 @@ class Tuned(ABC):
         run = self
         if run.batch_size == "auto":
             most = max(1, min(LARGEST_BATCH, len(rows) // FEWEST_STEPS))
-            run = replace(run, batch_size=2 ** int(math.log2(fitting(engine.model, rows, most).micro_batch)))
+            run = replace(run, batch_size=2 ** int(math.log2(fitting(engine.model, rows, most).rows)))
         if run.learning_rate == "auto":
             run = replace(run, learning_rate=run._best_rate(engine, artifact, rows, progress))
         return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from rung.engines.label_trie import common_prefix
 from rung.machine import memory_bytes
 from rung.tuning.examples import TokenizedExample
 
@@ -18,6 +20,9 @@ from rung.tuning.examples import TokenizedExample
 KEPT_HIDDEN, KEPT_INTERMEDIATE = 8, 4
 KEPT_CHECKPOINTED = 1  # with gradient checkpointing: one hidden state per layer
 SHARE = 0.6  # of the memory that is free
+# Tokens of the rows' own per forward pass: a processor gains nothing from more, as its caches hold less. A beginning
+# that rows share is read anew in each pass, which is not to be its larger part.
+CPU_TOKENS, OF_SHARED = 2_048, 4
 TRAINED_BYTES = 12  # a trained parameter's gradient and AdamW's two moments, in float32
 
 
@@ -26,10 +31,12 @@ class Fit:
     """What fits.
 
     Attributes:
-        micro_batch: rows per forward pass.
+        rows: rows that fit in one forward pass.
+        micro_batch: rows per forward pass: those, or fewer where more at once are no faster.
         checkpointing: whether layers have to be run again for the backward pass.
     """
 
+    rows: int
     micro_batch: int
     checkpointing: bool
 
@@ -48,8 +55,17 @@ def fitting(model: Any, rows: Sequence[TokenizedExample], batch_size: int, *, fr
     for checkpointing in (False, True):
         most = int(room // (bytes_per_token(model, checkpointing=checkpointing) * longest))
         if most >= 1:
-            return Fit(min(batch_size, most), checkpointing)
-    return Fit(1, checkpointing=True)
+            fit = min(batch_size, most)
+            passes = 1 if model.device.type == "cuda" else math.ceil(fit / _gaining(rows))
+            return Fit(fit, math.ceil(fit / passes), checkpointing)
+    return Fit(1, 1, checkpointing=True)
+
+
+def _gaining(rows: Sequence[TokenizedExample]) -> int:
+    """Return how many rows at once a processor reads faster than fewer."""
+    shared = common_prefix([row.prompt for row in rows])
+    own = max(map(len, rows)) - shared
+    return max(1, max(CPU_TOKENS, OF_SHARED * shared) // own)
 
 
 def bytes_per_token(model: Any, *, checkpointing: bool = False) -> int:
