@@ -30,7 +30,9 @@ EXACT = 20_000  # up to so many passages every vector is compared; above, a quan
 SEARCHES = 4  # side by side
 PARTITION = 4096  # vectors of one partition of the index
 PROBES = 0.06  # share of the partitions that a search looks into
-REFINED, FEWEST_REFINED = 3, 300  # so many times the wanted vectors are compared exactly, and at least so many
+# What the index finds is compared exactly: so many times the wanted vectors, and at least so many of 100,000 passages;
+# of more, in the root of their number, as more of them are nearly as near.
+REFINED, FEWEST_REFINED, AMONG = 3, 300, 100_000
 
 
 Given = ParamSpec("Given")
@@ -202,9 +204,10 @@ class Store:
     def nearest(self, vectors: Floats, limit: int, where: str | None) -> Hits:
         """Return the passages with the largest dot products to each vector."""
         search = self._table.search(vectors).distance_type("dot").limit(limit).select(["_distance"]).with_row_id(True)
-        if self.count() > EXACT:
-            partitions = max(1, self.count() // PARTITION)
-            factor = max(REFINED, math.ceil(FEWEST_REFINED / limit))
+        if (count := self.count()) > EXACT:
+            partitions = max(1, count // PARTITION)
+            fewest = FEWEST_REFINED * max(1.0, math.sqrt(count / AMONG))
+            factor = max(REFINED, math.ceil(fewest / limit))
             search = search.nprobes(max(8, math.ceil(PROBES * partitions))).refine_factor(factor)
         found = (search.where(where, prefilter=True) if where else search).to_arrow()
         which = found["query_index"].to_numpy() if "query_index" in found.schema.names else np.zeros(len(found), int)
