@@ -115,13 +115,23 @@ def test_a_revision_is_left_aside():
 
 
 @pytest.fixture
-def rung():
+def rung_in():
+    """The command in a terminal of so many columns."""
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         from typer.testing import CliRunner
 
         from rung.cli.models import app
 
-    return lambda *arguments: CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "200"})
+    def in_columns(columns):
+        environment = {"COLUMNS": str(columns)}
+        return lambda *arguments: CliRunner().invoke(app, arguments, catch_exceptions=False, env=environment)
+
+    return in_columns
+
+
+@pytest.fixture
+def rung(rung_in):
+    return rung_in(200)
 
 
 def test_the_command(rung):
@@ -135,12 +145,37 @@ def test_the_command(rung):
     assert "parameters not known, so left out: ibm-granite/granite-3.3-2b-instruct" in " ".join(shown.split())
 
 
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_nothing_is_cut_whatever_the_width(rung_in, columns):
+    wanted = ("--task", "summarization", "--language", "de", "--licence", "permissive", "--memory", "16GB")
+    shown = rung_in(columns)("search", *wanted, "--context", "32k").stdout
+    table = shown.partition("languages not known")[0]
+    assert "…" not in table
+    assert all(len(line) <= columns for line in table.splitlines())
+    found = search(Wanted("summarization", "de", "permissive", 16 * GB, 32 * 1024))
+    lines = table.splitlines()
+    assert len(lines) == (1 if columns == 200 else 2) * (1 + len(found.suitable))
+    heads, row = (lines[0], lines[1]) if columns == 200 else (lines[1], lines[3])
+    for name in ("size", "context", "fits in", "tokens/s", "FACTS Grounding"):
+        end = heads.index(name) + len(name)
+        assert row[end - 1] != " "  # cells end under the end of their heading
+        assert row[end : end + 1] in ("", " ")
+    assert all(model.id in table for model in found.suitable)
+
+
+def test_what_is_unlisted_is_said(rung):
+    shown = rung("search", "--language", "tlh").stdout
+    assert shown.startswith("no model of the catalogue is known to suit\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
         (("--task", "sumarization"), "unknown-task-kind"),
         (("--memory", "much"), "bad-size"),
         (("--context", "0"), "bad-size"),
+        (("--language", "German"), "unknown-language"),
+        (("--licence", "premissive"), "unknown-licence"),
     ],
 )
 def test_wrong_options(rung, arguments, code):

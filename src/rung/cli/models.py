@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from rung.errors import ConfigError
 
 if TYPE_CHECKING:
     from rung.machine import Machine
-    from rung.models.open_models import Found, Wanted
+    from rung.models.open_models import Found, OpenModel, Wanted
 
 app = typer.Typer(help="Base models: what is there, where from, and where it lies.", no_args_is_help=True)
 
@@ -134,9 +135,10 @@ def search(
     from rung.machine import this_machine
     from rung.models import open_models
 
-    wanted = open_models.Wanted(_task(task), language, licence, _size(memory, "--memory"), _size(context, "--context"))
+    task, memory_bytes, tokens = _task(task), _size(memory, "--memory"), _size(context, "--context")
     if refresh:
         _refresh(quiet)
+    wanted = open_models.Wanted(task, _language(language), _licence_named(licence), memory_bytes, tokens)
     found, machine = open_models.search(wanted), this_machine()
     if json:
         print_json(
@@ -158,6 +160,31 @@ def _task(name: str | None) -> str | None:
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TASKS)}"
         raise ConfigError("unknown-task-kind", f"no task is named {name!r}", hint=hint)
     return name
+
+
+def _language(code: str | None) -> str | None:
+    """Check that a language is written as the catalogue writes them."""
+    from rung.models.open_models import load
+
+    if code is None or re.fullmatch("[a-z]{2,3}", lowered := code.strip().lower()):
+        return code and lowered
+    known = sorted({listed for model in load() for listed in model.languages or ()})
+    raise ConfigError(
+        "unknown-language", f"{code!r} is no code of a language",
+        hint=f"write German as de; makers list {', '.join(known)}",
+    )  # fmt: skip
+
+
+def _licence_named(name: str | None) -> str | None:
+    """Check a licence's name against those of the catalogue."""
+    from rung.models.open_models import load
+
+    known = ["permissive", *sorted({model.licence for model in load() if model.licence})]
+    if name is None or (lowered := name.strip().lower()) in known:
+        return name and lowered
+    raise ConfigError(
+        "unknown-licence", f"no model of the catalogue has the licence {name!r}", hint=f"give {', '.join(known)}"
+    )
 
 
 def _size(text: str | None, option: str) -> int | None:
@@ -185,33 +212,57 @@ def _refresh(quiet: bool) -> None:
 
 def _print_found(found: Found, wanted: Wanted, machine: Machine) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from rung.models.open_models import TASKS
-
-    benchmarks = TASKS[wanted.task] if wanted.task else ("IFEval", "MMLU")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for name in ("size", "context", "fits in", "bf16", "int4", "tokens/s", *benchmarks):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("licence", overflow="fold")
-    for model in found.suitable:
-        needed, speed = model.memory(), model.tokens_per_second(machine)
-        scores = [model.score(name) for name in benchmarks]
-        table.add_row(
-            model.id,
-            _count(model.parameters) if model.parameters else "unknown",
-            "unknown" if model.context is None else _tokens(model.scaled_context or model.context),
-            model.fits(wanted.memory or machine.memory_bytes) or "-",
-            *(f"{needed[name] / 1e9:.1f} GB" if needed else "unknown" for name in ("bf16", "int4")),
-            f"{speed:,.0f}" if speed and speed >= 10 else f"{speed:.1f}" if speed else "unknown",
-            *(f"{score.value:.1f}" if score else "-" for score in scores),
-            f"{model.licence or 'unknown'}{', gated' if model.access == 'gated' else ''}",
-        )
     console = Console()
-    console.print(table)
+    for line in _lines(found, wanted, machine, console.width):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     for line in _notes(found, wanted, machine):
         console.print(line, highlight=False, markup=False, style="dim")
+
+
+def _lines(found: Found, wanted: Wanted, machine: Machine, width: int) -> Iterator[str]:
+    """Yield the table: a line per model where that fits into `width` columns, else two, the name on its own."""
+    from rung.models.open_models import TASKS
+
+    if not found.suitable:
+        return
+    benchmarks = TASKS[wanted.task] if wanted.task else ("IFEval", "MMLU")
+    names = ["model", *(model.id for model in found.suitable)]
+    heads = ["size", "context", "fits in", "bf16", "int4", "tokens/s", *benchmarks]
+    facts = _aligned([heads, *(_row(model, benchmarks, wanted, machine) for model in found.suitable)])
+    licences = ["licence", *(_licence(model) for model in found.suitable)]
+    longest = max(map(len, names))
+    if longest + 2 + len(facts[0]) + 2 + max(map(len, licences)) <= width:
+        for name, fact, licence in zip(names, facts, licences, strict=True):
+            yield f"{name:{longest}}  {fact}  {licence}"
+        return
+    for name, fact, licence in zip(names, facts, licences, strict=True):
+        yield f"{name:{longest}}  {licence}"
+        yield f"  {fact}"
+
+
+def _row(model: OpenModel, benchmarks: Sequence[str], wanted: Wanted, machine: Machine) -> list[str]:
+    """Return the figures of one model, in the order of the table's columns."""
+    needed, speed = model.memory(), model.tokens_per_second(machine)
+    scores = [model.score(name) for name in benchmarks]
+    return [
+        _count(model.parameters) if model.parameters else "unknown",
+        "unknown" if model.context is None else _tokens(model.scaled_context or model.context),
+        model.fits(wanted.memory or machine.memory_bytes) or "-",
+        *(f"{needed[name] / 1e9:.1f} GB" if needed else "unknown" for name in ("bf16", "int4")),
+        "unknown" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}",
+        *(f"{score.value:.1f}" if score else "-" for score in scores),
+    ]
+
+
+def _licence(model: OpenModel) -> str:
+    return f"{model.licence or 'unknown'}{', gated' if model.access == 'gated' else ''}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return each row as one line, its cells pushed to the right under those of the others."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [" ".join(f"{cell:>{size}}" for cell, size in zip(row, widths, strict=True)) for row in rows]
 
 
 def _notes(found: Found, wanted: Wanted, machine: Machine) -> Iterator[str]:
@@ -222,8 +273,8 @@ def _notes(found: Found, wanted: Wanted, machine: Machine) -> Iterator[str]:
         yield f"{fact} not known, so left out: {names}"
     limit = wanted.memory or machine.memory_bytes
     yield (
-        f"fits in: the finest precision whose weights and 1 GiB of room fit into {limit / 1e9:.0f} GB; "
-        "tokens/s: prompt tokens in fp32, foreseen from this machine's measured rate"
+        f"fits in: the finest precision whose weights and 1 GiB of room fit into {limit / 1e9:.0f} GB "
+        "(long prompts take more); tokens/s: prompt tokens in fp32, foreseen from this machine's measured rate"
     )
     yield (
         "Scores are those that makers published, in their own settings (--json names source and date): "
