@@ -287,7 +287,7 @@ class Task(_Strict):
     )
     needs: Needs | None = Field(None, description="What the decision guide cannot see: `rung advise` asks for it.")
     confidence: Confidence | None = Field(
-        None, description="Fit the recommended artifact's confidence, and measure it; for kind category."
+        None, description="Fit the recommended artifact's confidence, and measure it; for category and multilabel."
     )
     constraints: Constraints = Field(default_factory=lambda: Constraints(), description="Limits of the climb.")
     _folder: Path = PrivateAttr(default=Path())
@@ -331,8 +331,8 @@ class Task(_Strict):
             raise ValueError("`overflow: shorten_passages` has no effect without a `corpus`")
         if self.output.kind != "category" and self.data.train_per_label is not None:
             raise ValueError("`data.train_per_label` belongs to kind category; use `data.train_rows`")
-        if self.confidence is not None and self.output.kind != "category":
-            raise ValueError("`confidence` belongs to kind category: other answers have no label probabilities")
+        if self.confidence is not None and self.output.kind not in LABELLED:
+            raise ValueError("`confidence` belongs to the kinds category and multilabel: others have no labels")
         return self
 
     @property

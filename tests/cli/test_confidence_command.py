@@ -61,7 +61,10 @@ def test_the_task_asks_for_what_belongs_to_categories(small_task_file):
     for settings, where in (
         ({"confidence.out_of_scope": "age_limit"}, "no effect without"),
         ({"confidence.abstain_below": "1.5"}, "less than 1"),
-        ({"output": "{column: category, kind: text}", "confidence": "{}"}, "belongs to kind category"),
+        (
+            {"output": "{column: category, kind: text}", "confidence": "{}"},
+            "belongs to the kinds category and multilabel",
+        ),
     ):
         with pytest.raises(ConfigError, match=where):
             Task.load(small_task_file, settings)

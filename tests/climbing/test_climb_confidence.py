@@ -9,15 +9,17 @@ from rung.climbing.confidence import fit_confidence, measure_confidence
 from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
+from rung.decoders import head as head_module
 from rung.errors import ConfigError
 from rung.evaluation.confidence import Confidence, fit, tempered
 from rung.evaluation.report.html import page
 from rung.evaluation.report.jsonfile import read, write
 from rung.evaluation.scoring import evaluate, summarize
-from rung.parts import Generate, Weights
+from rung.parts import Generate, Head, Weights
 from rung.prediction import predict_file
 from rung.rungs import Features, FewShot
 from rung.task import Confidence as Wanted
+from rung.task import Task
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,70 @@ def test_what_is_measured_is_what_the_fitted_artifact_says(fitted, data):
     sure = max(a.confidence for a in answers)
     assert told["curve"][0][0] == pytest.approx(sure, rel=1e-5)
     assert told["temperature"] == fitted.confidence.temperature
+
+
+@pytest.fixture
+def tagged(tmp_path, monkeypatch):
+    """Rows with several labels, and a head that is 3 times as sure as it may be: its features stand in the text."""
+    random = np.random.default_rng(0)
+    names = ("a", "b", "oos")
+    for split, rows in (("train", 20), ("validation", 300), ("test", 60)):
+        lines = []
+        for _ in range(rows):
+            logits = np.clip(random.normal(size=3) * 2, -5, 5)  # less sure than a float32 may be
+            true = [
+                name for name, chance in zip(names, 1 / (1 + np.exp(-logits)), strict=True) if random.random() < chance
+            ]
+            lines.append(json.dumps({"text": " ".join(f"{3 * x:.6f}" for x in logits), "tags": true}))
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "task.yaml").write_text(
+        "name: tags\ninstruction: Tag.\ninputs: [text]\ntemplate: '{text}'\nconfidence: {}\n"
+        "output: {column: tags, kind: multilabel, labels: [a, b, oos]}\n"
+        "data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}\n"
+    )
+    monkeypatch.setattr(head_module, "features", lambda artifact, encoder, texts, progress: np.array(
+        [[float(x) for x in text.split()] for text in texts], np.float32))  # fmt: skip
+    monkeypatch.setattr(head_module, "open_encoder", lambda reference, progress: Words())
+    data = Task.load(tmp_path / "task.yaml").read()
+    decoder = Head(names, "fake", np.eye(3, dtype=np.float32), np.zeros(3, np.float32), thresholds=(0.5, 0.5, 0.2))
+    return replace(Artifact.zero_shot(Task.load(tmp_path / "task.yaml"), data.labels), decoder=decoder), data
+
+
+class Words:
+    def encode(self, text):
+        return tuple(text.split())
+
+
+def test_several_labels_are_sure_together_and_held_back_together(tagged):
+    plain, data = tagged
+    fitted = fit_confidence(plain, data.validation, abstain_below=0.4, out_of_scope="oos")
+    assert fitted.confidence.temperature == pytest.approx(3.0, rel=0.25)
+    before, after = plain.answer(data.test), fitted.answer(data.test)
+    assert [a.text for a in after] == [a.text for a in before]
+    for old, new in zip(before, after, strict=True):
+        each = np.array([(1 - p, p) for p in old.probabilities])
+        chances = tempered(each, fitted.confidence.temperature)[:, 1]
+        given = [label in json.loads(new.text) for label in ("a", "b", "oos")]
+        assert new.probabilities == pytest.approx(chances, rel=1e-6)
+        assert new.confidence == pytest.approx(np.where(given, chances, 1 - chances).prod(), rel=1e-6)
+        assert new.abstained == (new.confidence < 0.4)
+    rows = evaluate(fitted, data.test, "test")
+    held = [row for row in rows if row.abstained and "oos" in json.loads(row.expected[0])]
+    assert held
+    assert all(row.score == 1.0 for row in held)
+    told = measure_confidence(fitted, data.test, fitted_on=300)
+    exact = [set(json.loads(row.prediction)) == set(json.loads(row.expected[0])) for row in rows]
+    assert told["curve"][-1][1:] == [1.0, pytest.approx(np.mean(exact))]
+    outside = ["oos" in json.loads(row.expected[0]) for row in rows]
+    assert told["abstaining"]["outside_held"] == pytest.approx(len(held) / sum(outside))
+    assert told["after"]["error"] < told["before"]["error"]
+
+
+def test_lists_that_a_model_writes_have_no_confidence(tagged):
+    plain, data = tagged
+    with pytest.raises(ConfigError) as caught:
+        fit_confidence(replace(plain, decoder=Generate(8)), data.validation)
+    assert caught.value.code == "no-probabilities"
 
 
 def test_errors(tiny_zero, data):

@@ -12,9 +12,11 @@ from rung.evaluation.confidence import (
     coverage_curve,
     describe,
     fit,
+    fit_each,
     fit_temperature,
     interpolated,
     isotonic,
+    of_decisions,
     reliability,
     selective,
     tempered,
@@ -144,6 +146,38 @@ def test_a_confidence_outside_the_unit_interval_is_refused():
         calibration_error([1.2], [1])
 
 
+def decided(rows, sharpened, seed=0):
+    """Probabilities of three labels a row, made too sure by `sharpened`, the labels given and the true ones."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(rows, 3)) * 2
+    truth = random.random((rows, 3)) < 1 / (1 + np.exp(-logits))
+    chances = 1 / (1 + np.exp(-logits * sharpened))
+    return chances, chances >= 0.5, truth
+
+
+def test_of_several_labels_the_temperature_of_the_decisions_is_found():
+    chances, given, truth = decided(3000, 2.5)
+    fitted = fit_each("temperature", chances, given, truth)
+    assert fitted.temperature == pytest.approx(2.5, rel=0.08)
+    honest, _, _ = decided(3000, 2.5 / fitted.temperature)
+    assert np.array([fitted.scaled_each(row) for row in chances]) == pytest.approx(honest, rel=1e-9)
+
+
+def test_of_several_labels_isotonic_maps_the_probability_of_the_whole_answer():
+    chances, given, truth = decided(1200, 2.5)
+    fitted = fit_each("isotonic", chances, given, truth)
+    whole = of_decisions(chances, given)
+    assert fitted.thresholds == isotonic(whole, (given == truth).all(1))
+    assert fitted.scaled_each([0.2, 0.9]) == pytest.approx((0.2, 0.9), abs=0)
+    with pytest.raises(ConfigError, match="on 999 validation rows"):
+        fit_each("isotonic", chances[:999], given[:999], truth[:999])
+
+
+def test_decisions_by_hand():
+    assert of_decisions([0.4, 0.3], [False, True]) == pytest.approx(0.6 * 0.3)
+    assert Confidence(temperature=2.0).scaled_each([0.8]) == (pytest.approx(2 / 3),)  # odds of 4 become those of 2
+
+
 def test_coverage_by_hand():
     chances, right = [0.9, 0.8, 0.8, 0.4], [1, 0, 1, 0]
     assert coverage_curve(chances, right) == [(0.9, 0.25, 1.0), (0.8, 0.75, pytest.approx(2 / 3)), (0.4, 1.0, 0.5)]
@@ -156,7 +190,8 @@ def test_abstaining_by_hand():
     found = selective([0.9, 0.8, 0.3, 0.2], [1, 0, 1, 0], 0.5, [False, False, False, True])
     assert (found.coverage, found.accuracy, found.handled) == (0.5, 0.5, 0.5)
     assert found.low < 0.5 < found.high
-    assert selective([0.1], [1], 0.5)[1:] == (0.0, None, None, None, 0.0)
+    assert (found.outside_held, found.inside_held) == (1.0, 1 / 3)
+    assert selective([0.1], [1], 0.5)[1:] == (0.0, None, None, None, 0.0, None, 1.0)
 
 
 def test_what_the_report_shows():

@@ -81,7 +81,7 @@ def _fit_confidence(state: State, best: str) -> tuple[dict[str, Any] | None, tup
     if wanted is None:
         return None, ()
     if not can_be_fitted(artifact):
-        return None, (f"confidence was not fitted: {best} writes its answers, so its labels have no probabilities",)
+        return None, (f"confidence was not fitted: {best} gives its labels no probabilities",)
     rows = state.data.validation
     fitted = fit_confidence(
         artifact, rows, wanted.method, abstain_below=wanted.abstain_below, out_of_scope=wanted.out_of_scope,

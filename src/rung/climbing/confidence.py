@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 
 from rung.artifact import Artifact
+from rung.data.labels import labels_of
 from rung.data.types import Example
 from rung.errors import ConfigError
 from rung.evaluation import confidence
 from rung.evaluation.confidence import Confidence, Method
-from rung.parts import Answer, Probable
+from rung.parts import Answer, Head, Probable
 from rung.progress import QUIET, Progress
 
 
 def can_be_fitted(artifact: Artifact) -> bool:
-    """Say whether the artifact gives every label a probability, and one label to a row."""
+    """Say whether the artifact gives every label a probability; of several labels a row, only heads do."""
+    if artifact.shape.kind == "multilabel":
+        return isinstance(artifact.decoder, Head)
     return artifact.shape.kind == "category" and isinstance(artifact.decoder, Probable)
 
 
@@ -47,8 +50,9 @@ def fit_confidence(
     if not can_be_fitted(artifact):
         raise ConfigError(
             "no-probabilities",
-            f"{artifact.name} gives the labels of a row no probabilities that sum to one",
-            hint="confidence needs a category task whose labels are scored, or a trained head",
+            f"{artifact.name} gives its labels no probabilities",
+            hint="confidence needs a category task whose labels are scored, or a trained head (the rungs features, "
+            "llm-features)",
         )
     decoder = artifact.decoder
     assert isinstance(decoder, Probable)
@@ -62,11 +66,24 @@ def fit_confidence(
         raise ConfigError("empty-split", "the validation split has no rows", hint="give `data.validation`")
     plain = replace(artifact, decoder=replace(decoder, confidence=None))
     answers = plain.answer(rows, full=True, progress=progress)
-    labels = {label: number for number, label in enumerate(artifact.shape.labels)}
-    truth = [labels[row.outputs[0]] for row in rows]
-    found = confidence.fit(method, np.array([answer.probabilities for answer in answers]), truth)
-    found = replace(found, abstain_below=abstain_below, out_of_scope=out_of_scope)
+    found = replace(_fitted(artifact, answers, rows, method), abstain_below=abstain_below, out_of_scope=out_of_scope)
     return replace(artifact, decoder=replace(decoder, confidence=found))
+
+
+def _fitted(artifact: Artifact, answers: Sequence[Answer], rows: Sequence[Example], method: Method) -> Confidence:
+    """Fit one label a row by its probability, several by those of all decisions."""
+    labels, kind = artifact.shape.labels, artifact.shape.kind
+    chances = np.array([answer.probabilities for answer in answers])
+    if kind == "category":
+        return confidence.fit(method, chances, [labels.index(row.outputs[0]) for row in rows])
+    given = [_among(labels, answer.text) for answer in answers]
+    return confidence.fit_each(method, chances, np.array(given), np.array([_among(labels, r.outputs[0]) for r in rows]))
+
+
+def _among(labels: Sequence[str], text: str) -> list[bool]:
+    """Say of each label whether a list of them, as answers and expected answers are, holds it."""
+    held = labels_of(text, "multilabel")
+    return [label in held for label in labels]
 
 
 def measure_confidence(
@@ -87,20 +104,24 @@ def measure_confidence(
     assert fitted is not None
     plain = replace(artifact, decoder=replace(decoder, confidence=None))
     answers = plain.answer(rows, full=True, progress=progress)
-    before = [answer.confidence or 0.0 for answer in answers]
+    said = [set(labels_of(answer.text, artifact.shape.kind)) for answer in answers]
+    expected = [set(labels_of(row.outputs[0], artifact.shape.kind)) for row in rows]
     values = confidence.describe(
         fitted,
-        before,
-        [_confidence(fitted, answer) for answer in answers],
-        [float(answer.text == row.outputs[0]) for answer, row in zip(answers, rows, strict=True)],
+        [answer.confidence or 0.0 for answer in answers],
+        [_confidence(artifact, fitted, answer) for answer in answers],
+        [float(a == b) for a, b in zip(said, expected, strict=True)],
         fitted_on=fitted_on,
-        out_of_scope=[row.outputs[0] == fitted.out_of_scope for row in rows],
+        out_of_scope=[fitted.out_of_scope in labels for labels in expected],
         seed=seed,
     )
     return {"artifact": artifact.name, **values}
 
 
-def _confidence(fitted: Confidence, answer: Answer) -> float:
-    """Return what the fitted artifact says of the same answer; fitting never changes which label is likeliest."""
+def _confidence(artifact: Artifact, fitted: Confidence, answer: Answer) -> float:
+    """Return what the fitted artifact says of the same answer; fitting never changes which labels are given."""
     assert answer.probabilities is not None
-    return fitted.of(fitted.scaled(answer.probabilities)[int(np.argmax(answer.probabilities))])
+    if artifact.shape.kind == "category":
+        return fitted.of(fitted.scaled(answer.probabilities)[int(np.argmax(answer.probabilities))])
+    given = _among(artifact.shape.labels, answer.text)
+    return fitted.of(float(confidence.of_decisions(fitted.scaled_each(answer.probabilities), given)))

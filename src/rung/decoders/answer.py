@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from rung.agents.trace import Step
 from rung.engines.base import Floats, Messages
-from rung.evaluation.confidence import Confidence
+from rung.evaluation.confidence import Confidence, of_decisions
 from rung.retrieval.citations import Citation
 from rung.retrieval.passage import Passage
 
@@ -54,4 +57,18 @@ def sure(answer: Answer, chances: Floats, best: int, fitted: Confidence | None) 
         return replace(answer, confidence=values[best], probabilities=values)
     values = fitted.scaled(values)
     confidence = fitted.of(values[best])
+    return replace(answer, confidence=confidence, probabilities=values, abstained=fitted.abstains(confidence))
+
+
+def sure_of_list(answer: Answer, chances: Floats, given: npt.NDArray[np.bool_], fitted: Confidence) -> Answer:
+    """Return the answer to a row of several labels with its calibrated confidence, that of all decisions together.
+
+    Args:
+        answer: the list of the labels given.
+        chances: that each label is right, shape [labels].
+        given: whether it is given, shape [labels].
+        fitted: the calibration.
+    """
+    values = fitted.scaled_each(chances)
+    confidence = fitted.of(float(of_decisions(values, given)))
     return replace(answer, confidence=confidence, probabilities=values, abstained=fitted.abstains(confidence))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from rung.data.types import Example
-from rung.decoders.answer import Answer, sure
+from rung.decoders.answer import Answer, sure, sure_of_list
 from rung.decoders.base import Promptless
 from rung.decoders.context import Given
 from rung.decoders.list_scoring import listed
 from rung.engines.base import Floats, Messages
 from rung.engines.opening import open_encoder
-from rung.evaluation.confidence import Confidence
+from rung.evaluation.confidence import Confidence, of_decisions
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -66,8 +66,16 @@ class Head(Promptless):
             messages: Messages = ({"role": "user", "content": text},)
             said, confidence = self.decide(p)
             answer = Answer(said, confidence, tuple(p.tolist()), len(encode(text)), 0, seconds, messages)
-            answers.append(answer if self.thresholds else sure(answer, p, int(p.argmax()), self.confidence))
+            answers.append(self._sure(answer, p))
         return answers
+
+    def _sure(self, answer: Answer, chances: Floats) -> Answer:
+        """Return the answer with its confidence, calibrated where that was fitted."""
+        if not self.thresholds:
+            return sure(answer, chances, int(chances.argmax()), self.confidence)
+        if self.confidence is None:
+            return answer
+        return sure_of_list(answer, chances, chances >= np.array(self.thresholds), self.confidence)
 
     def classify(self, features: Floats) -> Floats:
         """Return probabilities, shape [rows, labels], of unit feature vectors [rows, features].
@@ -91,7 +99,7 @@ class Head(Promptless):
         if not self.thresholds:
             return self.labels[int(chances.argmax())], float(chances.max())
         given = chances >= np.array(self.thresholds)
-        return listed(self.labels, given), float(np.where(given, chances, 1 - chances).prod())
+        return listed(self.labels, given), float(of_decisions(chances, given))
 
 
 def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:

@@ -21,6 +21,7 @@ from rung.evaluation.statistics import wilson
 Method = Literal["temperature", "isotonic"]
 Array = npt.NDArray[np.float64]
 Values = Sequence[float] | npt.NDArray[np.floating]
+Decisions = Sequence[bool] | npt.NDArray[np.bool_]
 
 BINS = 15  # as in Guo et al.
 COLDEST, HOTTEST = 0.1, 10.0  # bounds of a temperature
@@ -51,6 +52,11 @@ class Confidence:
         """Return the probabilities of all labels at this temperature; isotonic regression leaves them as they are."""
         return tuple(tempered(np.asarray([probabilities], np.float64), self.temperature)[0].tolist())
 
+    def scaled_each(self, probabilities: Values) -> tuple[float, ...]:
+        """Return probabilities that do not sum to one, each that its label is right, at this temperature."""
+        chances = np.asarray(probabilities, np.float64)
+        return tuple(tempered(_of_yes_and_no(chances), self.temperature)[..., 1].tolist())
+
     def of(self, probability: float) -> float:
         """Return the confidence in an answer that has this probability (after `scaled`)."""
         if self.method == "temperature":
@@ -79,13 +85,50 @@ def fit(method: Method, probabilities: Values, truth: Sequence[int]) -> Confiden
     values, right = np.asarray(probabilities, np.float64), np.asarray(truth)
     if method == "temperature":
         return Confidence(temperature=fit_temperature(values, right))
-    if len(values) < ISOTONIC_ROWS:
+    return _fit_isotonic(values.max(1), values.argmax(1) == right)
+
+
+def fit_each(method: Method, probabilities: Values, given: Decisions, truth: Decisions) -> Confidence:
+    """Fit a calibration on held-out rows that may have several labels.
+
+    `temperature` makes the decisions on single labels likeliest; `isotonic` maps the probability of the whole answer,
+    that of all decisions together, to the share of answers with exactly the expected labels.
+
+    Args:
+        method: `temperature` or `isotonic`.
+        probabilities: that each label is right, shape [rows, labels].
+        given: the labels answered, shape [rows, labels].
+        truth: the labels expected, shape [rows, labels].
+
+    Raises:
+        ConfigError: `too-few-rows` for isotonic regression.
+    """
+    values, answered, right = np.asarray(probabilities, np.float64), np.asarray(given), np.asarray(truth)
+    if method == "temperature":
+        return Confidence(temperature=fit_temperature(_of_yes_and_no(values).reshape(-1, 2), right.ravel().astype(int)))
+    return _fit_isotonic(of_decisions(values, answered), (answered == right).all(1))
+
+
+def of_decisions(probabilities: Values, given: Decisions) -> Array:
+    """Return the probability that labels are rightly given or left out, taken as independent, along the last axis."""
+    chances = np.asarray(probabilities)
+    result: Array = np.where(given, chances, 1 - chances).prod(-1)
+    return result
+
+
+def _of_yes_and_no(chances: Array) -> Array:
+    """Return the probabilities of both answers to "is the label right?", shape [..., 2], no first."""
+    return np.stack([1 - chances, chances], -1)
+
+
+def _fit_isotonic(scores: Array, right: npt.NDArray[np.bool_]) -> Confidence:
+    if len(scores) < ISOTONIC_ROWS:
         raise ConfigError(
             "too-few-rows",
-            f"isotonic regression would be fitted on {len(values)} validation rows, and needs {ISOTONIC_ROWS}",
+            f"isotonic regression would be fitted on {len(scores)} validation rows, and needs {ISOTONIC_ROWS}",
             hint="use `method: temperature`, or give more validation rows",
         )
-    return Confidence("isotonic", thresholds=isotonic(values.max(1), values.argmax(1) == right))
+    return Confidence("isotonic", thresholds=isotonic(scores, right))
 
 
 def tempered(probabilities: Array, temperature: float) -> Array:
@@ -235,6 +278,8 @@ class Selective(NamedTuple):
         accuracy: share of the answered rows that are right; None where none is answered.
         low, high: the accuracy's 95 % interval.
         handled: share of all rows that were answered right, or abstained on and out of scope.
+        outside_held: share of the rows out of scope that are held back; None where there is no such row.
+        inside_held: share of the other rows that are held back; None where there is no such row.
     """
 
     threshold: float
@@ -243,6 +288,8 @@ class Selective(NamedTuple):
     low: float | None
     high: float | None
     handled: float
+    outside_held: float | None
+    inside_held: float | None
 
 
 def selective(confidence: Values, right: Values, threshold: float, out_of_scope: Sequence[bool] = ()) -> Selective:
@@ -259,10 +306,11 @@ def selective(confidence: Values, right: Values, threshold: float, out_of_scope:
     kept = chances >= threshold
     answered, correct = int(kept.sum()), round(hits[kept].sum())
     handled = (correct + int((outside & ~kept).sum())) / len(chances)
+    held = [float((~kept[rows]).mean()) if rows.any() else None for rows in (outside, ~outside)]
     if not answered:
-        return Selective(threshold, 0.0, None, None, None, handled)
+        return Selective(threshold, 0.0, None, None, None, handled, *held)
     low, high = wilson(correct, answered)
-    return Selective(threshold, answered / len(chances), correct / answered, low, high, handled)
+    return Selective(threshold, answered / len(chances), correct / answered, low, high, handled, *held)
 
 
 def coverage_curve(confidence: Values, right: Values) -> list[tuple[float, float, float]]:

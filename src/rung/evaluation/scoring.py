@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rung.artifact import Artifact, Shape
+from rung.data.labels import labels_of
 from rung.data.types import Example
 from rung.evaluation.answering import measure, summary
 from rung.evaluation.metrics import (
@@ -50,7 +51,7 @@ def evaluate(
     metric = artifact.shape.scorer(folder)
     answers = artifact.answer(examples, full=full, progress=progress)
     scores = metric.scores(cases(examples, answers))
-    outside = artifact.out_of_scope  # to abstain is right where the row is out of scope
+    outside, kind = artifact.out_of_scope, artifact.shape.kind  # to abstain is right where the row is out of scope
     return [
         Prediction(
             id=example.id,
@@ -60,7 +61,7 @@ def evaluate(
             prompt=artifact.text(answer.messages),
             expected=example.outputs,
             prediction=answer.text,
-            score=1.0 if answer.abstained and outside in example.outputs else score.value,
+            score=1.0 if answer.abstained and outside in labels_of(example.outputs[0], kind) else score.value,
             confidence=answer.confidence,
             tokens=answer.prompt_tokens + answer.completion_tokens,
             seconds=answer.seconds,

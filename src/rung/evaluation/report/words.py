@@ -118,6 +118,11 @@ def confidence_lines(told: Mapping[str, Any]) -> list[str]:
                 f"; {100 * chosen['handled']:.1f} % of all rows were handled right: answered so, or abstained on where "
                 f"the label is {chosen['out_of_scope']}"
             )
+            if chosen["outside_held"] is not None and chosen["inside_held"] is not None:
+                text += (
+                    f" ({100 * chosen['outside_held']:.1f} % of the rows with that label were held back, and "
+                    f"{100 * chosen['inside_held']:.1f} % of the others)"
+                )
         lines.append(text)
     return lines
 
