@@ -76,6 +76,52 @@ def test_everything_is_escaped(result, predictions):
     assert "lora: 12 of 600 prompts were longer than the model reads; 31 demonstrations were left out" in text
 
 
+def candidate(name, score, **more):
+    genes = {
+        "instruction": "Say.",
+        "template": "{text}",
+        "verbalizer": "own",
+        "listed": False,
+        "shots": None,
+        "system": "",
+    }
+    told = {"name": name, "round": 1, "calibrated": True, "rows": 24, "score": score, "racing_score": 0.25}
+    return {**told, **genes, "origin": "instruction", **more}
+
+
+def test_every_candidate_of_a_search_stands_in_the_report(result, predictions):
+    shots = {"selection": "balanced", "k": 4, "seed": 7, "order": 1}
+    found = {
+        "adopted": True, "reason": "candidate-1 is significantly better", "winner": "candidate-1", "comparison": None,
+        "search_rows": 60, "adoption_rows": 40,
+        "refused": [{"text": EVIL, "reason": "it repeats the training row a:2"}],
+        "spent": {"calls": 1234, "prompt_tokens": 5000, "completion_tokens": 1, "seconds": 9.6, "money": 0.0125},
+        "candidates": [
+            candidate("incumbent", 0.5, origin="incumbent"),
+            candidate("candidate-1", 0.75, instruction=EVIL, shots=shots, listed=True, verbalizer="words"),
+            candidate("candidate-2", None, rows=0, racing_score=None, failed="too long", system="Be brief."),
+        ],
+    }  # fmt: skip
+    searched = rung("prompt-search", 0.6, 0.5, 0.7, path=("prompt-search",), settings={"prompt-search": found})
+    text = page(replace(result, rungs=(*result.rungs, searched)), predictions)
+    section = text.partition("Prompts searched")[2].partition("</section>")[0]
+    assert (
+        "prompt-search: candidate-1 is significantly better. 1,234 calls, 5,001 tokens, 10 s, 0.0125 in money; "
+        in section
+    )
+    assert re.findall(r"<tr(?: class=best)?><td>([\w-]+)<td>instruction<td>(\d+)<td>([\d.]*)", section) == [
+        ("candidate-1", "24", "75.0"), ("candidate-2", "0", ""),
+    ]  # fmt: skip
+    assert section.count("class=best") == 1
+    assert "labels: in words, listed in the prompt\ndemonstrations: 4 balanced, seed 7, order 1" in section
+    assert "system: Be brief.\ninstruction: Say.\ntemplate: {text}" in section
+    assert "failed: too long" in section
+    assert "texts refused: 1" in section
+    assert "it repeats the training row a:2" in section
+    assert "<script>" not in section
+    assert "Prompts searched" not in page(result, predictions)
+
+
 def test_the_policy_names_the_hashes_of_what_is_there(result, predictions):
     import base64
     import hashlib

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rung.evaluation.report import guide, plots
+from rung.evaluation.report import guide, plots, searches
 from rung.evaluation.report.words import (
     against,
     confidence_notes,
@@ -86,6 +86,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Rows fixed and broken", _changes(result, predictions)),
         ("Most confused labels", _figure(plots.confusion_svg(result, best)) if category and best else ""),
         ("What the rules expected", guide.section(result)),
+        ("Prompts searched", searches.section(result)),
         ("Confidence", _confidence(result)),
         ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
         ("Notes", "".join(f"<p>{_e(note)}</p>" for note in result.notes)),
