@@ -77,8 +77,41 @@ def test_rules_speak_of_rungs_and_families_that_exist_or_are_to_come(facts, task
 
 
 def test_labels(facts):
-    assert said(facts, "labels") == {"features": "help", "calibrate": "help"}
-    assert said(replace(facts, kind="text"), "labels") == {"features": "not", "calibrate": "not"}
+    assert said(facts, "labels") == {
+        "features": "help", "calibrate": "help", "written-label": "not", "ensemble": "unknown",
+        "label-descriptions": "unknown", "label-thresholds": "not",
+    }  # fmt: skip
+    assert said(replace(facts, described=True), "labels")["label-descriptions"] == "help"
+    assert set(said(replace(facts, kind="text"), "labels").values()) == {"not"}
+    assert said(replace(facts, kind="text"), "labels").keys() >= {"features", "calibrate", "ensemble"}
+
+
+def test_several_labels(facts):
+    several = replace(facts, kind="multilabel")
+    assert step(several, "labels").answer == "yes"
+    assert step(several, "labels").observed == "6 labels, several a row"
+    told = said(several, "labels")
+    assert (told["features"], told["label-thresholds"]) == ("help", "help")
+    assert {told[name] for name in ("calibrate", "written-label", "fine-tuned-encoder", "ensemble")} == {"not"}
+    endpoint = replace(several, model=ModelFacts("http://h/v1#m", True, True, None, None))
+    assert said(endpoint, "labels")["label-thresholds"] == "not"
+
+
+def test_prompt_search_wants_rows(facts):
+    assert said(facts, "few-rows")["prompt-learning"] == "unknown"
+    assert said(replace(facts, train=99), "few-rows")["prompt-learning"] == "not"
+    assert said(replace(facts, rows_per_label=5), "few-rows")["prompt-learning"] == "unknown"  # 600 rows all the same
+
+
+def test_no_rung_is_passed_over(task, data):
+    for kind in ("category", "text"):
+        asked = task.model_copy(update={"output": task.output.model_copy(update={"kind": kind})})
+        for one in advise(asked, data, MACHINE).expectations:
+            assert one.reasons != ("no rule speaks of it",), one.rung
+    advice = advise(task, data, MACHINE)
+    assert expected(advice, "gepa").reasons == ("`rungs: {gepa: {reflection: ...}}` names no model",)
+    assert expected(advice, "retrieval").reasons == ("`corpus` names no documents",)
+    assert expected(advice, "domain-adaptation").reasons == ("`data.text` names no text of the domain",)
 
 
 def test_few_rows_a_thousand_and_between(facts):
@@ -104,7 +137,8 @@ def test_reasoning_depends_on_the_models_size(facts):
     assert said(replace(facts, needs=Needs(reasoning=True)), "reasoning")["chain-of-thought"] == "not"
     assert said(replace(facts, needs=Needs(reasoning=True), model=large), "reasoning")["chain-of-thought"] == "help"
     assert said(facts, "reasoning")["chain-of-thought"] == "not"  # categories
-    assert said(replace(facts, kind="text"), "reasoning") == {}
+    assert said(replace(facts, kind="text"), "reasoning")["self-consistency"] == "unknown"
+    assert said(replace(facts, kind="json", needs=Needs(reasoning=True)), "reasoning")["chain-of-thought"] == "not"
 
 
 def test_context_and_latency_by_hand(facts):

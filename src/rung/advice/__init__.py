@@ -85,8 +85,13 @@ def _expectation(name: str, family: str, steps: tuple[Step, ...], facts: Facts) 
         return Expectation(name, family, "unknown", ("the incumbent that every rung is measured against",))
     if name == "system-prompt" and not facts.system:
         return Expectation(name, family, "not", ("`system` is not set",))
+    if name == "gepa" and not facts.reflection:
+        return Expectation(name, family, "not", ("`rungs: {gepa: {reflection: ...}}` names no model",))
     said = [effect for step in steps for effect in _about(name, family, step)]
-    return Expectation(name, family, _verdict(said), tuple(e.reason for e in said) or ("no rule speaks of it",))
+    if name == "retrieval" and not facts.corpus and not said:
+        return Expectation(name, family, "not", ("`corpus` names no documents",))
+    told = [effect for effect in said if effect.excludes] or said
+    return Expectation(name, family, _verdict(said), tuple(e.reason for e in told) or ("no rule speaks of it",))
 
 
 def _about(name: str, family: str, step: Step) -> list[Effect]:

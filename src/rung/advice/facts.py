@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
+from rung.data.labels import labels_of
 from rung.data.types import Data
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
@@ -37,7 +38,11 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the rules look at. Token counts are estimates from characters, the longest of 20 rows left out."""
+    """What the rules look at. Token counts are estimates from characters, the longest of 20 rows left out.
+
+    `documents` are those of `data.text`; `corpus` says whether there are any to look answers up in, and `reflection`
+    whether a model is named that rewrites prompts.
+    """
 
     kind: str
     labels: int
@@ -51,6 +56,8 @@ class Facts:
     model: ModelFacts
     machine: Machine
     needs: Needs
+    corpus: bool = False
+    reflection: bool = False
 
     @property
     def few_shot_tokens(self) -> int:
@@ -67,7 +74,7 @@ class Facts:
 
 def gather(task: Task, data: Data, machine: Machine) -> Facts:
     """Collect the facts of a task. Nothing is downloaded and no weights are read."""
-    counts = Counter(row.outputs[0] for row in data.train) if data.labels else Counter()
+    counts = Counter(label for row in data.train for label in labels_of(row.outputs[0], task.output.kind))
     return Facts(
         kind=task.output.kind,
         labels=len(data.labels),
@@ -81,6 +88,8 @@ def gather(task: Task, data: Data, machine: Machine) -> Facts:
         model=model_facts(task.model),
         machine=machine,
         needs=task.needs or Needs(),
+        corpus=task.corpus is not None,
+        reflection=bool(task.rungs.get("gepa", {}).get("reflection")),
     )
 
 

@@ -12,6 +12,8 @@ from typing import Literal
 from rung.advice import sources
 from rung.advice.facts import DEMONSTRATIONS, Facts
 from rung.advice.sources import Source
+from rung.data.labels import LABELLED
+from rung.rungs.chain_of_thought import UNREASONED
 
 YesNo = Literal["yes", "no", "unknown"]
 Expect = Literal["help", "not", "unknown"]
@@ -25,6 +27,7 @@ OFTEN = 10_000  # answers a day from which a shorter prompt pays for training
 # Families of rungs, and single rungs where they differ from their family.
 TUNING = ("parameter-efficient", "partial", "full")
 TRAINED = (*TUNING, "soft prompts", "features")
+OF_ONE_LABEL = ("calibrate", "written-label", "demonstration-ensemble", "fine-tuned-encoder", "ensemble")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,36 +80,75 @@ def _answer(value: bool | None) -> YesNo:
 
 
 def _labels(facts: Facts) -> Step:
-    yes = facts.kind == "category"
-    effects: tuple[Effect, ...] = (
-        Effect(("features",), "help", "a trained head on frozen features is strong for labels from few rows"),
-        Effect(("calibrate",), "help", "a model prefers some labels to every row; that preference is taken away"),
-    )
-    if facts.model.endpoint:
-        effects = (effects[0],)
-    no = (
-        Effect(("features",), "not", "a head answers categories only", excludes=True),
-        Effect(("calibrate",), "not", "only the likelihoods of a label set can be calibrated", excludes=True),
-    )
+    yes = facts.kind in LABELLED
+    if facts.kind == "category":
+        effects = _one_label(facts)
+    elif yes:
+        effects = _several_labels(facts)
+    else:
+        why = "there is no set of labels"
+        effects = (Effect(("features", *OF_ONE_LABEL, "label-descriptions", "label-thresholds"), "not", why, True),)
+    observed = f"{facts.labels} labels" + (", several a row" if facts.kind == "multilabel" else "")
     return Step(
-        "labels", "Is the answer one of a set of labels?", _answer(yes),
-        f"{facts.labels} labels" if yes else f"the output is of kind {facts.kind}",
+        "labels", "Is the answer out of a set of labels?", _answer(yes),
+        observed if yes else f"the output is of kind {facts.kind}",
         "score the labels instead of writing them, calibrate, and train a head on frozen features",
         "the model writes the answer: prompts, demonstrations, tuning",
-        effects if yes else no, sources.CALIBRATION if yes else sources.FROZEN_FEATURES,
+        effects, sources.CALIBRATION if yes else sources.FROZEN_FEATURES,
     )  # fmt: skip
+
+
+def _one_label(facts: Facts) -> tuple[Effect, ...]:
+    effects = (
+        Effect(("features",), "help", "a trained head on frozen features is strong for labels from few rows"),
+        Effect(("ensemble",), "unknown", "members that err on different rows correct each other, at the cost of all"),
+        _described(facts),
+        Effect(("label-thresholds",), "not", "a row has one label", excludes=True),
+    )
+    if facts.model.endpoint:
+        why = "it depends on whether the endpoint scores labels"
+        return (Effect(("calibrate", "written-label"), "unknown", why), *effects)
+    return (
+        Effect(("calibrate",), "help", "a model prefers some labels to every row; that preference is taken away"),
+        Effect(("written-label",), "not", "scoring looks at every label, writing at one token after the other"),
+        *effects,
+    )
+
+
+def _several_labels(facts: Facts) -> tuple[Effect, ...]:
+    thresholds = (
+        Effect(("label-thresholds",), "not", "an endpoint scores labels in many requests", excludes=True)
+        if facts.model.endpoint
+        else Effect(("label-thresholds",), "help", "a model lists some labels too readily; each gets its own threshold")
+    )
+    return (
+        Effect(("features",), "help", "a trained head for each label is strong from few rows"),
+        Effect(OF_ONE_LABEL, "not", "a row may have several labels", excludes=True),
+        _described(facts),
+        thresholds,
+    )
+
+
+def _described(facts: Facts) -> Effect:
+    if facts.described:
+        return Effect(("label-descriptions",), "help", "`output.descriptions` says what labels mean")
+    return Effect(("label-descriptions",), "unknown", "it helps where a label's name does not say what it means")
 
 
 def _reasoning(facts: Facts) -> Step:
     needed, size = facts.needs.reasoning, facts.model.parameters
     effects: tuple[Effect, ...] = ()
     thoughts = ("chain-of-thought", "self-consistency")
-    if needed is False or (needed is None and facts.kind == "category"):
+    if facts.kind in UNREASONED:
+        effects = (Effect(thoughts, "not", f"an answer of kind {facts.kind} is the whole text", excludes=True),)
+    elif needed is False or (needed is None and facts.kind == "category"):
         effects = (Effect(thoughts, "not", "writing steps down pays on mathematics and logic, and hardly elsewhere"),)
     elif needed and size is not None and size < REASONING_MODEL:
         effects = (Effect(thoughts, "not", "small models gain nothing by writing steps down"),)
     elif needed:
         effects = (Effect(thoughts, "help", "several steps of calculation or logic go better written down"),)
+    else:
+        effects = (Effect(thoughts, "unknown", "it pays where the answer takes steps: say so in needs.reasoning"),)
     return Step(
         "reasoning", "Does it take several steps of calculation or logic?", _answer(needed),
         "needs.reasoning" if needed is not None else "",
@@ -139,7 +181,12 @@ def _knowledge(facts: Facts) -> Step:
     effects: tuple[Effect, ...] = ()
     if needed:
         effects = (
-            Effect(("retrieval",), "help", "what is not in the input can be looked up and put there"),
+            Effect(
+                ("retrieval",),
+                "help",
+                "what is not in the input can be looked up and put there"
+                + ("" if facts.corpus else ": name documents in `corpus`"),
+            ),
             Effect(TUNING, "not", "facts are learnt from tuning badly; retrieval brings them more reliably"),
         )
     elif needed is False:
@@ -201,13 +248,20 @@ def _few_rows(facts: Facts) -> Step:
             Effect(("in-context",), "unknown", "rows shown whatever is asked say less than near ones"),
         )
     )
+    searched = (
+        Effect(("prompt-learning",), "not", "a search takes rows to search on and others to decide by")
+        if facts.train < FEW_ROWS
+        else Effect(
+            ("prompt-learning",), "unknown", "what wording does cannot be foreseen, and most searches gain little"
+        )
+    )
     observed = f"{facts.train:,} training rows"
     if facts.kind == "category":
         observed += f", {facts.rows_per_label:g} a label"
     return Step(
         "few-rows", f"Fewer than {FEW_ROWS} rows, or {FEW_PER_LABEL} a label?", _answer(few), observed,
         "write a good prompt and show the rows", "show the nearest rows; training is worth measuring",
-        effects, sources.PROMPT_WORTH if few else sources.NEIGHBOURS,
+        (*effects, searched), sources.PROMPT_WORTH if few else sources.NEIGHBOURS,
     )  # fmt: skip
 
 
@@ -346,9 +400,13 @@ def _memory(facts: Facts) -> Step:
 def _small(facts: Facts) -> Step:
     size = facts.model.parameters
     small = None if size is None else size < SMALL_MODEL
-    effects: tuple[Effect, ...] = ()
-    if small:
-        effects = (Effect(("soft prompts",), "not", "below a billion parameters soft prompts stay behind adapters"),)
+    effects = (
+        Effect(("soft prompts",), "not", "below a billion parameters soft prompts stay behind adapters")
+        if small
+        else Effect(
+            ("soft prompts",), "unknown", "the larger the model, the nearer soft prompts come to tuning all of it"
+        ),
+    )
     return Step(
         "small-model", "Has the model less than a billion parameters?", _answer(small),
         "" if size is None else f"{size / 1e6:,.0f} million parameters",
