@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
+from rung.parts import Generate
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.copying import CopyGuard
 from rung.prompt_search.writer import Writer, cleaned
@@ -40,6 +43,17 @@ def test_descriptions_show_rows_with_the_label_apart_from_others(scoring, rows):
     assert own.count("says yes") == 5
     assert own.count("says no") == 0
     assert others.count("says no") == 5
+
+
+def test_a_row_with_several_labels_describes_each_of_them(scoring, rows):
+    scored = scoring(lambda messages, text: 0.0, write=lambda messages, sampling: "It agrees.")
+    several = replace(scored, shape=replace(scored.shape, kind="multilabel"), decoder=Generate(8)).on(scored.open())
+    tags = ('["neg"]', '["neg", "pos"]')
+    tagged = [replace(row, outputs=(tags[i % 2],)) for i, row in enumerate(rows.train)]
+    writer(several, rows).descriptions(several, tagged, ("neg", "pos"))
+    neg, pos = (request.prompt[1]["content"] for request in scored.open().generated)
+    assert neg.count(" says ") == 5  # every row has the label: there are no others
+    assert (pos.count("says yes"), pos.count("says no")) == (5, 5)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rung.artifact import Artifact
+from rung.data.labels import labels_of
 from rung.data.types import Example
 from rung.engines.base import Engine, GenerateRequest, Messages, Sampling
 from rung.progress import QUIET, Progress
@@ -77,8 +78,8 @@ class Writer:
         rng = random.Random(self.seed)
         prompts = []
         for label in labels:
-            own = [row for row in rows if row.outputs[0] == label]
-            others = [row for row in rows if row.outputs[0] != label]
+            own = [row for row in rows if label in labels_of(row.outputs[0], artifact.shape.kind)]
+            others = [row for row in rows if label not in labels_of(row.outputs[0], artifact.shape.kind)]
             chosen = rng.sample(own, min(SHOWN, len(own))), rng.sample(others, min(SHOWN, len(others)))
             prompts.append(_description_request(artifact, artifact.spoken(label), *chosen))
         return [self._checked(text, set()) for text in self._write(prompts, progress)]

@@ -66,8 +66,8 @@ class Ensemble:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where all members do and there are validation rows to weigh them."""
-        if not data.labels:
-            return never("only label probabilities can be averaged")
+        if artifact.shape.kind != "category":
+            return never("only the probabilities of one label a row can be averaged")
         if not data.validation:
             return never("its weights are chosen on validation rows")
         for rung in self.rungs():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rung.artifact import Artifact
+from rung.data.labels import labels_of
 from rung.data.types import Data
 from rung.engines.opening import open_engine
 from rung.errors import TrainingError
@@ -53,7 +54,7 @@ class LabelDescriptions:
             return never(
                 f"describing {len(labels)} labels makes the prompt too long; `most_labels` is {self.most_labels}"
             )
-        without = set(labels) - {row.outputs[0] for row in data.train}
+        without = set(labels) - {one for row in data.train for one in labels_of(row.outputs[0], artifact.shape.kind)}
         if without and not artifact.prompt.descriptions:
             return never(f"there is no training row of the label {min(without)!r} to describe it by")
         return YES
