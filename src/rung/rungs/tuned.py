@@ -23,6 +23,7 @@ from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, base_bytes, inference_cost, sizes
 from rung.rungs.holdout import hold_out
 from rung.tuning.examples import Overlong, Supervise
+from rung.tuning.optimizers import STATE_BYTES, OptimizerName, lacks
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -37,7 +38,7 @@ RATES = (1 / 3, 1.0, 3.0)  # of the default, that `learning_rate: auto` tries,
 TRIAL_SHARE = 0.1  # each for this share of the steps,
 TRIAL_STEPS = 8  # and at least so many
 LARGEST_BATCH, FEWEST_STEPS = 64, 16  # of `batch_size: auto`: more rows a step, or fewer steps an epoch, learn worse
-TRAINED_BYTES = 16  # a trained parameter's new value, its gradient and AdamW's two moments; 4 more for the best value
+TRAINED_BYTES = 8  # a trained parameter's new value and its gradient; 4 more for the best value, and the optimizer's
 LIVE = "training"  # how the engine knows the weights that are being trained
 
 
@@ -56,6 +57,7 @@ class Tuned(ABC):
         warmup: share of the steps in which the rate rises.
         max_norm: gradients are clipped to this norm.
         weight_decay: of AdamW, on matrices.
+        optimizer: `adamw`, or `adamw-8bit`, whose moments take a quarter of the memory (needs bitsandbytes).
         label_smoothing: share of the target's probability that goes to all tokens alike.
         neftune_alpha: size of the noise on the input embeddings (NEFTune); 0 for none.
         patience: epochs without a better metric on held-out training rows after which training stops.
@@ -79,6 +81,7 @@ class Tuned(ABC):
     warmup: float = 0.06
     max_norm: float = 1.0
     weight_decay: float = 0.0
+    optimizer: OptimizerName = "adamw"
     label_smoothing: float = 0.0
     neftune_alpha: float = 0.0
     patience: int | None = None
@@ -162,7 +165,7 @@ class Tuned(ABC):
             return no("its weights are tuned already")
         if not data.train:
             return never("there are no training rows")
-        if reason := self.reason_against(artifact, data):
+        if reason := lacks(self.optimizer) or self.reason_against(artifact, data):
             return no(reason)
         return YES
 
@@ -187,7 +190,7 @@ class Tuned(ABC):
         if self.learning_rate == "auto":
             flops *= 1 + len(RATES) * TRIAL_SHARE
             tokens *= 1 + len(RATES) * TRIAL_SHARE
-        copies = TRAINED_BYTES if self.patience is None else TRAINED_BYTES + 4
+        copies = TRAINED_BYTES + STATE_BYTES[self.optimizer] + (0 if self.patience is None else 4)
         weights = base_bytes(resolve(artifact.model), self.quantization) + copies * self.trained_size(artifact, s)
         return Cost(
             fit_tokens=round(tokens * self.epochs),
@@ -321,7 +324,7 @@ class Tuned(ABC):
 
         checkpoints = Checkpoints.of(self._identity(engine, artifact, rows))  # virtual ids differ between processes
         rows = [row.behind(change.prefix) for row in rows]
-        free = free_beside(engine.model, change.parameters().values())
+        free = free_beside(engine.model, change.parameters().values(), self.optimizer)
         fit = fitting(engine.model, rows, int(self.batch_size), free=free)
         schedule = self.schedule(self.micro_batch or fit.micro_batch)
         if fit.checkpointing:
@@ -352,7 +355,8 @@ class Tuned(ABC):
             epochs=self.epochs, batch_size=int(self.batch_size), micro_batch=int(micro_batch),
             learning_rate=float(self.learning_rate),
             decay=self.decay, warmup=self.warmup, max_norm=self.max_norm, weight_decay=self.weight_decay,
-            smoothing=self.label_smoothing, noise=self.neftune_alpha, patience=self.patience, seed=self.seed,
+            optimizer=self.optimizer, smoothing=self.label_smoothing, noise=self.neftune_alpha,
+            patience=self.patience, seed=self.seed,
         )  # fmt: skip
 
     def _evaluation(self, engine: TorchEngine, artifact: Artifact, held_out: Sequence[Example], data: Data) -> Evaluate:

@@ -18,6 +18,7 @@ from rung.tuning.changes import Trainable
 from rung.tuning.checkpoints import Checkpoints, State
 from rung.tuning.examples import Row, epoch_batches
 from rung.tuning.loss import AnswerLoss, Loss, packed_layers
+from rung.tuning.optimizers import OptimizerName, kept_state, optimizer, set_state
 
 CHECKPOINT_SECONDS = 60.0  # at least so long between checkpoints,
 CHECKPOINT_SHARE = 0.05  # and so long that writing takes no more than this share of the time
@@ -39,6 +40,7 @@ class Schedule:
         decay: how it falls after that: along a cosine to zero, linearly to zero, or not.
         max_norm: gradients are clipped to this norm.
         weight_decay: of AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), on matrices only.
+        optimizer: AdamW, or AdamW whose moments take 8 bits (see `rung.tuning.optimizers`).
         smoothing: label smoothing.
         noise: NEFTune's alpha.
         patience: evaluations without a new best after which training stops; None trains to the end. With or without,
@@ -54,6 +56,7 @@ class Schedule:
     warmup: float = 0.06
     max_norm: float = 1.0
     weight_decay: float = 0.0
+    optimizer: OptimizerName = "adamw"
     smoothing: float = 0.0
     noise: float = 0.0
     patience: int | None = None
@@ -172,7 +175,10 @@ class _Run:
             parameter.requires_grad_(True)
         random_passes = schedule.noise > 0 or has_dropout(model)
         self.loss: Loss = loss or AnswerLoss(model, not random_passes, schedule.smoothing, schedule.noise)
-        self.optimizer = _optimizer(self.parameters, schedule)
+        self.optimizer = optimizer(
+            schedule.optimizer, tuple(self.parameters.values()),
+            learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay,
+        )  # fmt: skip
         self.plan = _plan(rows, schedule)
         self.checkpoints, self.saved, self.saving = checkpoints, time.perf_counter(), 0.0
         self.course = Course()
@@ -289,8 +295,8 @@ class _Run:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.model.device)
         for i, (name, parameter) in enumerate(self.parameters.items()):
             tensors[f"weight.{i}"] = parameter.detach()
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{i}.{key}"] = torch.as_tensor(value)
+            for key, value in kept_state(self.optimizer, parameter).items():
+                tensors[f"optimizer.{i}.{key}"] = value
             if self.best:
                 tensors[f"best.{i}"] = self.best[name]
         tensors |= {f"change.{name}": tensor for name, tensor in self.change.state().items()}
@@ -312,10 +318,7 @@ class _Run:
                 parameter.copy_(tensors[f"weight.{i}"])
                 prefix = f"optimizer.{i}."
                 kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-                self.optimizer.state[parameter] = {
-                    key: value if key == "step" and value.ndim == 0 and not parameter.is_cuda else value.to(parameter)
-                    for key, value in kept.items()
-                }
+                set_state(self.optimizer, parameter, kept)
                 if f"best.{i}" in tensors:
                     self.best[name] = tensors[f"best.{i}"].to(parameter.device)
         self.change.set_state({k.removeprefix("change."): v for k, v in tensors.items() if k.startswith("change.")})
@@ -327,14 +330,6 @@ class _Run:
 def _plan(rows: Sequence[Row], schedule: Schedule) -> list[list[int]]:
     rng = random.Random(schedule.seed)
     return [batch for _ in range(schedule.epochs) for batch in epoch_batches(rows, schedule.batch_size, rng)]
-
-
-def _optimizer(parameters: dict[str, torch.nn.Parameter], schedule: Schedule) -> torch.optim.Optimizer:
-    """Return AdamW; biases and norms, which are vectors, do not decay."""
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    vectors = [p for p in parameters.values() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=schedule.learning_rate, fused=True)
 
 
 def has_dropout(model: Any) -> bool:

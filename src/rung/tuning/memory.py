@@ -14,6 +14,7 @@ import torch
 from rung.engines.label_trie import common_prefix
 from rung.machine import memory_bytes
 from rung.tuning.examples import TokenizedExample
+from rung.tuning.optimizers import STATE_BYTES, OptimizerName
 
 # Floats kept per layer and token for the backward pass, as multiples of the hidden and the intermediate size; upper
 # bounds of what Llama, Qwen and Gemma keep (norms, queries, keys, values, attention, residuals; gate, up, product).
@@ -23,7 +24,7 @@ SHARE = 0.6  # of the memory that is free
 # Tokens of the rows' own per forward pass: a processor gains nothing from more, as its caches hold less. A beginning
 # that rows share is read anew in each pass, which is not to be its larger part.
 CPU_TOKENS, OF_SHARED = 2_048, 4
-TRAINED_BYTES = 12  # a trained parameter's gradient and AdamW's two moments, in float32
+GRADIENT_BYTES = 4  # of a trained parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def free_bytes(model: Any) -> int:
     return max(0, memory_bytes() - used)
 
 
-def free_beside(model: Any, trained: Iterable[torch.Tensor]) -> int:
-    """Return the bytes that are free once the trained parameters have their gradients and AdamW's moments."""
+def free_beside(model: Any, trained: Iterable[torch.Tensor], optimizer: OptimizerName = "adamw") -> int:
+    """Return the bytes that are free once the trained parameters have their gradients and the optimizer's moments."""
     size: int = sum(p.numel() for p in trained)
-    return max(0, free_bytes(model) - TRAINED_BYTES * size)
+    return max(0, free_bytes(model) - (GRADIENT_BYTES + STATE_BYTES[optimizer]) * size)
