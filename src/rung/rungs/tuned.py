@@ -292,17 +292,18 @@ class Tuned(ABC):
         import torch
 
         from rung.tuning.changes import start_from
+        from rung.tuning.precision import no_float16
 
         torch.manual_seed(self.seed)
-        engine.use(None)
-        change = self.change(engine, artifact, rows)
-        try:
-            if (start := self._start(artifact)) is not None:
-                start_from(change, start, fingerprint=engine.base_fingerprint)
-            with engine.lend(change, LIVE):
-                yield change
-        finally:
-            change.remove()
+        with no_float16(engine.use(None)):
+            change = self.change(engine, artifact, rows)
+            try:
+                if (start := self._start(artifact)) is not None:
+                    start_from(change, start, fingerprint=engine.base_fingerprint)
+                with engine.lend(change, LIVE):
+                    yield change
+            finally:
+                change.remove()
 
     def _start(self, artifact: Artifact) -> Path | None:
         return weights_folder(Path(self.continue_from)) if self.continue_from else self.goes_on_from(artifact)

@@ -19,6 +19,7 @@ from rung.tuning.checkpoints import Checkpoints, State
 from rung.tuning.examples import Row, epoch_batches
 from rung.tuning.loss import AnswerLoss, Loss, packed_layers
 from rung.tuning.optimizers import OptimizerName, kept_state, optimizer, set_state
+from rung.tuning.precision import tensor_float
 
 CHECKPOINT_SECONDS = 60.0  # at least so long between checkpoints,
 CHECKPOINT_SHARE = 0.05  # and so long that writing takes no more than this share of the time
@@ -227,7 +228,10 @@ class _Run:
         supervised = sum(row.supervised for row in batch)
         total = 0.0
         size = self.schedule.micro_batch or len(batch)
-        with packed_layers(self.model):  # the backward pass too: checkpointing runs layers again
+        with (
+            tensor_float(self.model.device.type),
+            packed_layers(self.model),
+        ):  # the backward pass too: checkpointing runs layers again
             for first in range(0, len(batch), size):
                 loss = self.loss(batch[first : first + size]) / supervised
                 loss.backward()
