@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -77,6 +78,26 @@ def test_trials_that_fail_are_reported_and_the_search_goes_on(task, tmp_path, mo
     failed = [t for t in found.trials if t.settings["k"] != 1]
     assert failed
     assert {(t.state, t.reason) for t in failed} == {("failed", "the loss rose [training-diverged]")}
+
+
+def test_a_trial_that_the_best_one_beats_answers_no_more_rows(task, tmp_path, monkeypatch):
+    def fit(self, artifact, data, *, progress=None):
+        """Taught the labels as they are by the defaults, each one the next by any other settings."""
+        labels = data.labels
+        if self.k != 1:
+            wrong = [replace(row, outputs=(labels[labels.index(row.outputs[0]) - 1],)) for row in data.train]
+            data = replace(data, train=tuple(wrong))
+        return Features().fit(artifact, data)
+
+    monkeypatch.setattr(Taught, "fit", fit)
+    found = tune(task, "taught", trials=3, out=tmp_path)
+    assert found.best == 0
+    beaten = [trial for trial in found.trials if trial.settings["k"] != 1]
+    assert beaten
+    for trial in beaten:
+        assert (trial.state, trial.rows) == ("beaten", 20)
+        assert trial.score < found.trials[0].score - 0.5
+        assert re.fullmatch(r"beaten after 20 rows: \d+ fixed / \d broken, p = .*", trial.reason)
 
 
 def test_a_budget_ends_the_search_after_the_first_trial(task, tmp_path):

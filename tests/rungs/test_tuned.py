@@ -92,6 +92,19 @@ def test_too_few_rows_to_hold_out_are_an_error(tiny_zero, data):
     assert caught.value.code == "no-held-out-rows"
 
 
+def test_without_memory_it_says_what_to_lower_and_leaves_the_model(tiny_zero, data, monkeypatch):
+    def full(self, batch):
+        raise MemoryError("12 GiB")
+
+    engine = open_torch(tiny_zero.model)
+    kinds = [type(m) for m in engine.use(None).modules()]
+    monkeypatch.setattr(loop._Run, "_step", full)
+    with pytest.raises(TrainingError, match="lora ran out of memory: 12 GiB") as caught:
+        LoRA(**QUICK).fit(tiny_zero, data)
+    assert (caught.value.code, "micro_batch" in caught.value.hint) == ("out-of-memory", True)
+    assert [type(m) for m in engine.use(None).modules()] == kinds
+
+
 def test_auto_finds_a_rate_and_a_batch_size(tiny_zero, data):
     tuned = LoRA(rank=4, epochs=2, learning_rate="auto", batch_size="auto").fit(tiny_zero, data)
     record = tuned.settings["lora"]

@@ -225,7 +225,7 @@ def test_a_conversation_without_a_template_is_learnt_turn_by_turn(tmp_path):
     ]
 
 
-# ---- rows that are too long
+# ---- rows that teach nothing, and rows that are too long
 
 
 def text_artifact(template="{title}: {body}", inputs=("title", "body")):
@@ -236,6 +236,15 @@ def text_artifact(template="{title}: {body}", inputs=("title", "body")):
 
 def article(body, source="rows.csv:2"):
     return Example(source, {"title": "Cats", "body": body}, ("they purr",), source)
+
+
+@pytest.mark.parametrize("name", ["chatml", "raw"])
+def test_an_answer_without_a_token_is_an_error_that_names_the_row(tmp_path, name):
+    engine = model(tmp_path / "m", name)
+    empty = replace(article("x", "rows.csv:7"), outputs=("",))
+    with pytest.raises(TrainingError, match=r"rows\.csv:7: the answer is empty") as caught:
+        tokenize(text_artifact(), engine, [article("x"), empty])
+    assert caught.value.code == "no-supervised-tokens"
 
 
 def test_an_overlong_row_is_an_error_by_default(tmp_path):

@@ -2,6 +2,7 @@ import copy
 import itertools
 import json
 import random
+import re
 import shutil
 import subprocess
 from contextlib import nullcontext
@@ -170,6 +171,36 @@ def test_the_rate_rises_and_falls():
     assert replace(schedule, decay="constant").rate(99, 100) == 1.0
 
 
+class Heard:
+    """Remembers what it is told."""
+
+    def __init__(self):
+        self.steps, self.notes, self.units = [], [], []
+
+    def start(self, label, total=None):
+        self.steps.append((label, total))
+
+    def advance(self, units=1, note=""):
+        self.units.append(units)
+        self.notes.append(note)
+
+    def finish(self, note=""):
+        self.steps.append(note)
+
+
+def test_progress_tells_loss_speed_and_peak_memory(tiny, tmp_path):
+    schedule, checkpoints = Schedule(epochs=2, batch_size=4, learning_rate=1e-3), Checkpoints(tmp_path)
+    trained(tiny, schedule, checkpoints=checkpoints, stop_after=5)
+    heard = Heard()
+    course, _ = trained(tiny, schedule, checkpoints=checkpoints, progress=heard)
+    assert heard.steps == [("training", 8), f"loss {course.losses[-1][1]:.3f}"]
+    assert (heard.units, heard.notes[0]) == ([5, 1, 1, 1], "resumed")
+    told = [re.fullmatch(r"loss (\d\.\d{3}), (\d+) tok/s, peak (\d+\.\d) GiB", note) for note in heard.notes[1:]]
+    assert [match[1] for match in told] == [f"{loss:.3f}" for _, loss in course.losses[5:]]
+    assert all(int(match[2]) > 0 for match in told)
+    assert told[-1][3] == f"{course.memory_bytes / 2**30:.1f}" != "0.0"
+
+
 # ---- checkpoints
 
 
@@ -255,6 +286,17 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(tiny):
     short, wanted = trained(tiny, replace(schedule, epochs=2, patience=None))
     assert short.losses == course.losses[:8]
     assert same(tensors, wanted)
+
+
+def test_the_best_weights_outlive_a_kill(tiny, tmp_path):
+    schedule = Schedule(epochs=3, batch_size=4, learning_rate=1e-2, decay="constant")
+    values = [0.7, 0.2, 0.4]
+    whole, tensors = trained(tiny, schedule, evaluate=iter(values).__next__)
+    checkpoints, rest = Checkpoints(tmp_path), iter(values)
+    trained(tiny, schedule, checkpoints=checkpoints, evaluate=rest.__next__, stop_after=6)
+    course, others = trained(tiny, schedule, checkpoints=checkpoints, evaluate=rest.__next__)
+    assert (course.best, course.evaluations) == (whole.best, whole.evaluations) == (4, [(4, 0.7), (8, 0.2), (12, 0.4)])
+    assert same(tensors, others)
 
 
 @pytest.fixture(scope="module")

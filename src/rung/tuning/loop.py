@@ -203,12 +203,11 @@ class _Run:
             self._step(batch)
             tokens += sum(map(len, batch))
             course.tokens += sum(map(len, batch))
-            speed = tokens / (time.perf_counter() - began)
-            progress.advance(note=f"loss {course.losses[-1][1]:.3f}, {speed:.0f} tok/s")
+            course.memory_bytes = max(course.memory_bytes, _peak_memory(self.model))
+            progress.advance(note=_status(course, tokens / (time.perf_counter() - began)))
             if evaluate is not None and course.steps % per_epoch == 0 and self._evaluated(evaluate):
                 break
             course.seconds = time.perf_counter() - start
-            course.memory_bytes = max(course.memory_bytes, _peak_memory(self.model))
             self._keep(force=course.steps == stop_after)
         if course.steps == steps or stop_after is None:
             if self.best:
@@ -348,6 +347,11 @@ def _peak_memory(model: Any) -> int:
     if model.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(model.device))
     return peak_memory_bytes()
+
+
+def _status(course: Course, speed: float) -> str:
+    """Return the loss of the last step, the tokens per second and the peak memory, in words."""
+    return f"loss {course.losses[-1][1]:.3f}, {speed:.0f} tok/s, peak {course.memory_bytes / 2**30:.1f} GiB"
 
 
 def _outcome(course: Course) -> str:

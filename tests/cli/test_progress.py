@@ -1,0 +1,44 @@
+from types import SimpleNamespace
+
+import pytest
+
+from rung.cli import progress
+from rung.cli.progress import TerminalProgress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time in seconds, to be set."""
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_lines_tell_what_is_done_what_is_left_and_the_note(clock, capsys):
+    shown = TerminalProgress()
+    shown.start("training", 100)
+    clock[0] = 9.0
+    shown.advance(3, note="loss 2.000")
+    clock[0] = 25.0
+    shown.advance(22, note="loss 1.000, 210 tok/s, peak 1.5 GiB")
+    clock[0] = 26.0
+    shown.start("scoring", 5)  # a step inside stays silent
+    shown.advance(5)
+    shown.finish("0.9")
+    clock[0] = 130.0
+    shown.advance(75)
+    shown.finish("loss 0.500")
+    assert capsys.readouterr().err.splitlines() == [
+        "training: 25/100, 1 min 15 s left, loss 1.000, 210 tok/s, peak 1.5 GiB",
+        "training: 100/100, loss 1.000, 210 tok/s, peak 1.5 GiB",
+        "training: 100 in 2 min 10 s, loss 0.500",
+    ]
+
+
+def test_of_unknown_length_nothing_is_left(clock, capsys):
+    shown = TerminalProgress()
+    shown.start("reading")
+    clock[0] = 10.0
+    shown.advance(7)
+    shown.finish()
+    assert capsys.readouterr().err.splitlines() == ["reading: 7", "reading: 7 in 10 s"]
