@@ -428,6 +428,17 @@ def test_a_half_read_stream_changes_no_other_answer(tuned):
     assert engine.generate([plain])[0].text == alone
 
 
+def test_an_adapter_with_biases_of_the_base_is_refused(tiny, tmp_path):
+    """They would stay in the base model when it is switched off."""
+    config = peft().LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only", task_type="CAUSAL_LM")
+    peft().get_peft_model(llama(attention_bias=True), config).save_pretrained(tmp_path)
+    model = llama(attention_bias=True)
+    with pytest.raises(EngineError, match="biases beside its updates") as caught:
+        attach(model, tmp_path, fingerprint="any")
+    assert caught.value.code == "adapter-unsupported"
+    assert not hasattr(model, "rung_peft")
+
+
 def test_an_adapter_with_whole_modules_is_refused(tiny, tmp_path):
     config = peft().LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM")
     peft().get_peft_model(copy.deepcopy(tiny), config).save_pretrained(tmp_path)

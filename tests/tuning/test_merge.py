@@ -21,7 +21,7 @@ from rung.tuning.card import vllm_refusal
 from rung.tuning.export import export
 from rung.tuning.merge import merge
 from rung.tuning.patch import Patch
-from rung.tuning.peft_adapter import PeftAdapter, peft
+from rung.tuning.peft_adapter import PeftAdapter, peft, quiet_peft
 
 ROWS = [{"text": text} for text in ("ab", "ba ab", "c a b", "abba", "bab c")]
 
@@ -198,6 +198,17 @@ def test_the_card_says_what_is_known_and_no_row(zero, tmp_path):
     assert evidence(tmp_path / "model", "lora") is None
 
 
+def test_the_card_names_the_licence_of_the_base(zero, base, tmp_path):
+    export(tuned(zero, lora, "lora"), "peft", tmp_path / "plain")
+    assert "- licence: unknown: see the base model\n" in (tmp_path / "plain" / "README.md").read_text()
+    shutil.copytree(base, tmp_path / "licensed")
+    (tmp_path / "licensed" / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
+    export(tuned(replace(zero, model=str(tmp_path / "licensed")), lora, "lora"), "peft", tmp_path / "adapter")
+    text = (tmp_path / "adapter" / "README.md").read_text()
+    assert text.startswith("---\nlicense: apache-2.0\nlibrary_name: peft\n")
+    assert "- licence: apache-2.0\n" in text
+
+
 # ---- going on from earlier weights
 
 
@@ -240,3 +251,43 @@ def test_weights_that_do_not_fit_are_refused(zero, base, tmp_path):
         with pytest.raises(ArtifactError) as caught:
             LoRA(rank=4, continue_from=str(folder), **settings).fit(zero, data(base))
         assert caught.value.code == "adapter-mismatch"
+
+
+@pytest.fixture
+def foreign(base, tmp_path):
+    """What PEFT itself writes: an adapter on the queries and values of the last layer alone."""
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(base, local_files_only=True)
+    config = peft().LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], layers_to_transform=[1], layers_pattern="layers",
+        init_lora_weights=False, lora_dropout=0.1, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    with quiet_peft():
+        peft().get_peft_model(plain, config).save_pretrained(tmp_path / "foreign")
+    return tmp_path / "foreign"
+
+
+def test_training_goes_on_where_a_foreign_adapter_sits(zero, base, foreign):
+    from safetensors.torch import load_file
+
+    still = LoRA(rank=4, alpha=8, epochs=1, learning_rate=0.0, continue_from=str(foreign)).fit(zero, data(base))
+    there, here = (load_file(folder / "adapter_model.safetensors") for folder in (foreign, still.weights.adapter))
+    assert there.keys() == here.keys()
+    assert {name.split(".lora_")[0].partition("layers.")[2] for name in here} == {
+        "1.self_attn.q_proj", "1.self_attn.v_proj",
+    }  # fmt: skip
+    assert all(torch.equal(here[name], tensor) for name, tensor in there.items())
+    moved = LoRA(rank=4, alpha=8, epochs=2, learning_rate=1e-2, continue_from=str(foreign)).fit(zero, data(base))
+    here = load_file(moved.weights.adapter / "adapter_model.safetensors")
+    assert not any(torch.equal(here[name], tensor) for name, tensor in there.items())
+
+
+def test_layers_that_the_model_does_not_have_are_refused(zero, base, foreign):
+    values = json.loads((foreign / "adapter_config.json").read_text())
+    settings = {"layers_to_transform": None, "layers_pattern": None, "target_modules": ["c_attn"]}
+    (foreign / "adapter_config.json").write_text(json.dumps({**values, **settings}))
+    with pytest.raises(ArtifactError, match="the model has no layer c_attn") as caught:
+        LoRA(rank=4, alpha=8, continue_from=str(foreign)).fit(zero, data(base))
+    assert caught.value.code == "adapter-mismatch"
+    LoRA(rank=4, epochs=1).fit(zero, data(base))  # nothing is left behind

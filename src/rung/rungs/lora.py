@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact import Artifact
-from rung.rungs.tuned import Auto, Tuned
+from rung.rungs.tuned import Auto, Tuned, weights_folder
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -53,13 +53,14 @@ class LoRA(Tuned):
         return round(self.alpha * rank / self.rank)
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
-        """Put a fresh adapter on the model; its updates are zero at first."""
+        """Put a fresh adapter on the model, its updates zero at first: on the layers of one that it goes on from."""
         del artifact, rows
-        from rung.tuning.peft_adapter import PeftAdapter, linear_layers, peft
+        from rung.tuning.peft_adapter import PeftAdapter, peft, places
 
+        start = weights_folder(Path(self.continue_from)) if self.continue_from else None
         config = peft().LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=linear_layers(engine.model),
-            task_type="CAUSAL_LM", **self.variant,
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, task_type="CAUSAL_LM",
+            **places(engine.model, start), **self.variant,
         )  # fmt: skip
         engine.make_room(str(config.peft_type.value))
         return PeftAdapter(engine.model, config)

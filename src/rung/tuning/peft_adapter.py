@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rung.errors import EngineError
+from rung.errors import ArtifactError, EngineError
 from rung.extras import needed_by
 from rung.tuning.changes import BASE_FINGERPRINT, Change, cannot_merge, plain_parameters, read_tensors, write_tensors
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 _numbers = itertools.count()
+WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")  # which layers have an adapter
 
 
 @contextmanager
@@ -53,6 +54,21 @@ def linear_layers(model: Any) -> list[str]:
     return list(model.rung_linear_layers)
 
 
+def places(model: Any, start: Path | None) -> dict[str, Any]:
+    """Return which layers get an adapter, as PEFT's settings: all linear ones, or those of an adapter to go on from.
+
+    Args:
+        model: the base model.
+        start: folder of the weights that training goes on from, if any.
+    """
+    file = None if start is None else start / "adapter_config.json"
+    values = json.loads(file.read_text("utf-8")) if file is not None and file.is_file() else {}
+    found = {key: values[key] for key in WHERE if values.get(key) is not None}
+    if found.get("target_modules", "all-linear") == "all-linear":
+        found["target_modules"] = linear_layers(model)
+    return found
+
+
 class PeftAdapter(Change):
     """One PEFT adapter on a model, beside others of its type.
 
@@ -62,6 +78,9 @@ class PeftAdapter(Change):
     Args:
         model: the base model.
         config: a PEFT configuration; the adapter starts as PEFT initializes it.
+
+    Raises:
+        ArtifactError: the model has none of the layers that the adapter updates.
     """
 
     def __init__(self, model: Any, config: Any) -> None:
@@ -69,11 +88,21 @@ class PeftAdapter(Change):
         self.family = str(config.peft_type.value)
         plain_parameters(model)
         linear_layers(model)
-        with quiet_peft():
-            if hasattr(model, "rung_peft"):
-                self.wrapper.add_adapter(self.name, config)
-            else:
-                model.rung_peft = [peft().get_peft_model(model, config, adapter_name=self.name)]
+        try:
+            with quiet_peft():
+                if hasattr(model, "rung_peft"):
+                    self.wrapper.add_adapter(self.name, config)
+                else:
+                    model.rung_peft = [peft().get_peft_model(model, config, adapter_name=self.name)]
+        except ValueError as error:
+            if "not found in the base model" not in str(error):
+                raise
+            wanted = config.target_modules
+            raise ArtifactError(
+                "adapter-mismatch",
+                f"the model has no layer {wanted if isinstance(wanted, str) else ' or '.join(sorted(wanted))}",
+                hint="open it on the model that it was trained on",
+            ) from error
         model.requires_grad_(False)
         self.disable()
 
@@ -82,14 +111,14 @@ class PeftAdapter(Change):
         """Put on a fresh adapter with the configuration of an adapter_config.json.
 
         Raises:
-            EngineError: it holds whole modules beside its updates, which PEFT does not take off a model cleanly.
+            EngineError: it holds whole modules or biases beside its updates, which PEFT does not take off a model
+                cleanly.
+            ArtifactError: the model has none of the layers that it updates.
         """
         if whole := values.get("modules_to_save"):
-            raise EngineError(
-                "adapter-unsupported",
-                f"the adapter holds whole modules beside its updates: {', '.join(whole)}",
-                hint="merge it with PEFT's merge_and_unload, and use the merged folder as the model",
-            )
+            raise _unsupported(f"whole modules beside its updates: {', '.join(whole)}")
+        if (biases := values.get("bias", "none")) != "none":
+            raise _unsupported(f"the base model's biases beside its updates (bias: {biases})")
         config = peft().PeftConfig.from_peft_type(**values)
         config.inference_mode = True
         return cls(model, config)
@@ -175,6 +204,14 @@ class PeftAdapter(Change):
         from rung.engines.low_rank import lean
 
         return lean(self.base, self.name)
+
+
+def _unsupported(holds: str) -> EngineError:
+    return EngineError(
+        "adapter-unsupported",
+        f"the adapter holds {holds}",
+        hint="merge it with PEFT's merge_and_unload, and use the merged folder as the model",
+    )
 
 
 def write_folder(folder: Path, config: Any, tensors: dict[str, torch.Tensor], fingerprint: str) -> None:
