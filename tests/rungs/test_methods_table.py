@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from rung.artifact import Artifact
 from rung.climbing.options import ClimbOptions, chosen_rungs
@@ -18,6 +19,7 @@ from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.machine import this_machine
 from rung.rungs import RUNGS, AdaLoRA, build
+from rung.rungs.settings import settable
 from rung.rungs.tuned import Tuned
 from rung.task import Task
 from rung.tuning.changes import attach
@@ -70,6 +72,23 @@ def test_its_defaults_are_its_own_and_come_from_the_literature(name: str, task: 
     told = sys.modules[type(rung).__module__].__doc__ or ""
     assert all(f"https://arxiv.org/abs/{paper}" in told for paper in papers)
     assert rung.learning_rate == rate
+
+
+def test_the_page_names_every_setting_and_its_default(task: Task) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text("utf-8").partition("## Settings")[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    told = {row[0].strip("`"): yaml.safe_load(row[1].strip("`")) for row in rows if row[0].startswith("`")}
+    shared = {field.name: field.default for field in fields(Tuned)}
+    del shared["seed"]
+    assert told == {**shared, "learning_rate": "of the method"}
+    methods = {name: row[1] for row in rows if row[1].startswith("`learning_rate: ") for name in row[0].split(", ")}
+    assert methods.keys() == METHODS.keys()
+    for name, settings in methods.items():
+        rung = method(name, task)
+        values = {key: getattr(rung, key) for key in settable(rung)}
+        assert yaml.safe_load(f"{{{settings.strip('`')}}}") == {
+            key: value for key, value in values.items() if key not in shared or value != shared[key]
+        }
 
 
 @every_method
