@@ -227,10 +227,8 @@ class _Run:
         supervised = sum(row.supervised for row in batch)
         total = 0.0
         size = self.schedule.micro_batch or len(batch)
-        with (
-            tensor_float(self.model.device.type),
-            packed_layers(self.model),
-        ):  # the backward pass too: checkpointing runs layers again
+        # Around the backward pass too: checkpointing runs layers again.
+        with tensor_float(self.model.device.type), packed_layers(self.model):
             for first in range(0, len(batch), size):
                 loss = self.loss(batch[first : first + size]) / supervised
                 loss.backward()
