@@ -28,6 +28,7 @@ from rung.agents.agent import Agent
 from rung.agents.files import agent_from_values, agent_values
 from rung.artifact import Artifact, Shape
 from rung.decoders.nearest import Nearest
+from rung.decoders.sentence_selection import SentenceSelection
 from rung.engines.engine_choice import settled
 from rung.errors import ArtifactError
 from rung.evaluation.confidence import Confidence
@@ -153,6 +154,8 @@ def _decoder_values(decoder: Decoder, arrays: dict[str, Any], folder: Path, fina
             "encoder_fingerprint": resolve(decoder.encoder).fingerprint,
             "rows": [dict(row) for row in decoder.rows], "outputs": decoder.outputs,
         }  # fmt: skip
+    if isinstance(decoder, SentenceSelection):
+        return {"kind": decoder.kind, **asdict(decoder), "encoder_fingerprint": resolve(decoder.encoder).fingerprint}
     if isinstance(decoder, Agent):
         return agent_values(decoder)
     assert is_dataclass(decoder)  # as every kind is
@@ -268,6 +271,9 @@ def _decoder(values: dict[str, Any], arrays: Mapping[str, Any], folder: Path) ->
         _check_model(folder, values["encoder"], values["encoder_fingerprint"])
         rows, outputs = tuple(values["rows"]), tuple(values["outputs"])
         return Nearest(values["k"], values["encoder"], rows, outputs, arrays["nearest"])
+    if kind == SentenceSelection.kind:
+        _check_model(folder, values["encoder"], values["encoder_fingerprint"])
+        return SentenceSelection(values["encoder"], values["share"], values["most"])
     if kind == ListScoring.kind:
         return ListScoring(tuple(values["labels"]), tuple(values["thresholds"]))
     if kind == LabelScoring.kind:

@@ -15,13 +15,14 @@ from rung.cli.main import app
 from rung.data.types import NOT_IN_DOCUMENTS
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.retrieval_metrics import span_recall
+from rung.evaluation.scoring import cases
 from rung.retrieval import build as build_module
 from rung.retrieval.build import build_index
 from rung.retrieval.citations import Citation
 from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
 from rung.retrieval.retriever import PLACE
 from rung.retrieval.search import SearchSettings
-from rung.rungs import FewShot, LoRA, Retrieval, build
+from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, build
 from rung.task import Task
 from rung.tuning.examples import tokenize
 
@@ -165,6 +166,48 @@ def test_chat_streams_token_by_token_from_a_model(fitted, tmp_path, said):
     assert len(sources) == 2
     assert said("chat", folder, typed=f"{question}\n\n") == ["\n"] * fitted.decoder.max_tokens + ["\n", *sources]
     assert "".join(said("run", folder, question)) == "\n" + "".join(sources)
+
+
+@pytest.fixture(scope="module")
+def selecting(documents, rows, plain):
+    return SentenceSelection(documents).fit(plain, rows)
+
+
+def test_sentences_of_the_documents_answer_without_a_model(selecting, rows, place, tmp_path):
+    text = (place / "documents" / "chatlogs.md").read_text("utf-8")
+    answers = Artifact.load(selecting.save(tmp_path / "a")).answer(rows.validation)
+    same = selecting.answer(rows.validation)
+    assert [(a.text, a.citations, a.passages) for a in answers] == [(a.text, a.citations, a.passages) for a in same]
+    for answer in answers:
+        quoted = [text[c.passage.start : c.passage.end] for c in answer.citations]
+        assert answer.text == (NOT_IN_DOCUMENTS if answer.refused else " ".join(quoted))
+        assert all(answer.passages[c.number - 1].start <= c.passage.start for c in answer.citations)
+    scores = selecting.shape.scorer().scores(cases(rows.validation, answers))
+    assert sum(one.value for one in scores) / len(scores) > 0.4
+    tried = selecting.settings["sentence-selection"]["score_by_share"]
+    assert tried[str(selecting.decoder.share)] == max(tried.values())
+
+
+def test_sentences_are_refused_like_passages(selecting):
+    (about,) = selecting.predict([{"question": "What is the CarbFix project in Reykjavik about?"}])
+    (beside,) = selecting.predict([{"question": "How many moons does the planet Jupiter have?"}])
+    assert (about.refused, beside.refused) == (False, True)
+    assert "CarbFix" in about.text
+    assert (beside.text, beside.citations) == (NOT_IN_DOCUMENTS, ())
+
+
+def test_sentences_are_no_answer_of_another_kind(selecting, fitted, plain, rows, documents):
+    rung = SentenceSelection(documents)
+    assert rung.applies(plain, rows).applies
+    assert rung.applies(fitted, rows).reason == "documents are looked up already"
+    assert rung.applies(selecting, rows).reason == "no language model answers already"
+    held = replace(plain, decoder=replace(plain.decoder, regex="[0-9]+"))
+    assert rung.applies(held, rows).reason == "answers are held to a form"
+    labels = replace(plain, shape=replace(plain.shape, kind="category"))
+    assert rung.applies(labels, rows).final
+    assert SentenceSelection().applies(plain, rows).reason == "the task file has no `corpus`"
+    with pytest.raises(ConfigError, match="made without a task"):
+        SentenceSelection().fit(plain, rows)
 
 
 def test_an_index_that_is_gone_or_made_another_way_is_refused(fitted, tmp_path, monkeypatch):

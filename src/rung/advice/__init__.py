@@ -88,7 +88,7 @@ def _expectation(name: str, family: str, steps: tuple[Step, ...], facts: Facts) 
     if name == "gepa" and not facts.reflection:
         return Expectation(name, family, "not", ("`rungs: {gepa: {reflection: ...}}` names no model",))
     said = [effect for step in steps for effect in _about(name, family, step)]
-    if name == "retrieval" and not facts.corpus and not said:
+    if family == "retrieval" and not facts.corpus and not said:
         return Expectation(name, family, "not", ("`corpus` names no documents",))
     told = [effect for effect in said if effect.excludes] or said
     return Expectation(name, family, _verdict(said), tuple(e.reason for e in told) or ("no rule speaks of it",))

@@ -83,9 +83,10 @@ def _on_engine(artifact: Artifact, engine: str) -> Artifact:
     from dataclasses import replace
 
     from rung.decoders.nearest import Nearest
+    from rung.decoders.sentence_selection import SentenceSelection
     from rung.parts import Head, Mixture
 
-    owned = isinstance(artifact.decoder, Mixture | Nearest)
+    owned = isinstance(artifact.decoder, Mixture | Nearest | SentenceSelection)
     if owned or (isinstance(artifact.decoder, Head) and artifact.decoder.encoder):
         raise ConfigError(
             "bad-option",

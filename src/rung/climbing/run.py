@@ -96,7 +96,7 @@ def climb(
         # Its path becomes one name, so that a rung that made it may be put on top again, with new rows.
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
         identity["incumbent"] = _fingerprint(incumbent)
-    if task.corpus is not None and "retrieval" in names:
+    if task.corpus is not None and {"retrieval", "sentence-selection"} & set(names):
         from rung.retrieval.build import build_index
 
         # Documents that change make another climb: all its rows are answered from the same ones.

@@ -176,6 +176,17 @@ def _units(text: str, markdown: bool, cost: Count) -> Iterator[_Unit]:
                 begins = False
 
 
+def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the spans of a text's sentences, tables and lines of code; headings and what has no letters are none."""
+    for kind, block_start, block_end in _blocks(text, markdown=True):
+        if kind == "heading":
+            continue
+        for piece in _pieces(text, kind, block_start, block_end):
+            start, end = _stripped(text, *piece)
+            if any(character.isalnum() for character in text[start:end]):
+                yield start, end
+
+
 def _pieces(text: str, kind: Kind, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield the spans of a block that are not cut without need."""
     if kind in ("heading", "table"):

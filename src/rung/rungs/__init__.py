@@ -36,6 +36,7 @@ from rung.rungs.qlora import QLoRA
 from rung.rungs.retrieval import Retrieval
 from rung.rungs.rslora import RsLoRA
 from rung.rungs.self_consistency import SelfConsistency
+from rung.rungs.sentence_selection import SentenceSelection
 from rung.rungs.settings import with_settings
 from rung.rungs.system_prompt import SystemPrompt
 from rung.rungs.written_label import WrittenLabel
@@ -76,6 +77,7 @@ __all__ = [
     "RsLoRA",
     "Rung",
     "SelfConsistency",
+    "SentenceSelection",
     "SystemPrompt",
     "Verdict",
     "WrittenLabel",
@@ -91,6 +93,7 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
     "self-consistency": lambda task, seed: SelfConsistency(seed=seed),
     "calibrate": lambda task, seed: Calibrate(),
     "label-thresholds": lambda task, seed: LabelThresholds(),
+    "sentence-selection": lambda task, seed: SentenceSelection(task),
     "retrieval": lambda task, seed: Retrieval(task),
     "few-shot-fixed": lambda task, seed: FewShot("fixed", seed=seed),
     "few-shot-random": lambda task, seed: FewShot("random", seed=seed),
@@ -123,8 +126,8 @@ RUNGS: Mapping[str, Callable[[Task, int], Rung]] = {
 
 # Fixed and random demonstrations differ from balanced ones only by chance; they run when asked for.
 DEFAULT = (
-    "system-prompt", "chain-of-thought", "self-consistency", "calibrate", "label-thresholds", "retrieval",
-    "few-shot-balanced", "few-shot-knn", "features", "llm-features", "domain-adaptation", "lora",
+    "system-prompt", "chain-of-thought", "self-consistency", "calibrate", "label-thresholds", "sentence-selection",
+    "retrieval", "few-shot-balanced", "few-shot-knn", "features", "llm-features", "domain-adaptation", "lora",
 )  # fmt: skip
 
 

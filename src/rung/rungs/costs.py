@@ -13,6 +13,7 @@ from functools import lru_cache
 from rung.artifact import Artifact
 from rung.data.types import Data, Example
 from rung.decoders.nearest import Nearest
+from rung.decoders.sentence_selection import SentenceSelection
 from rung.engines.label_trie import build_trie
 from rung.machine import Machine
 from rung.models.ending import end_token
@@ -129,6 +130,10 @@ def prediction_flops(artifact: Artifact, data: Data) -> float:
     s = sizes(artifact, data)
     if isinstance(artifact.decoder, Nearest):
         return FORWARD * resolve(artifact.decoder.encoder).parameters * s.question
+    if isinstance(artifact.decoder, SentenceSelection):
+        assert artifact.retriever is not None
+        read = min(artifact.retriever.k * artifact.retriever.passage_tokens, artifact.retriever.token_budget)
+        return FORWARD * resolve(artifact.decoder.encoder).parameters * (s.question + read)
     if isinstance(artifact.decoder, Head):
         encoder = resolve(artifact.decoder.reference).parameters if artifact.decoder.encoder else s.parameters
         return FORWARD * encoder * s.question

@@ -99,7 +99,7 @@ class Retrieval:
             reranker=self.reranker, reranker_fingerprint=resolve(self.reranker).fingerprint if self.reranker else "",
         )  # fmt: skip
         cites = replace(artifact, retriever=retriever).cites
-        weight = self._weight(index, artifact, data)
+        weight = meaning_weight(index, artifact, data, self.k)
         retriever = replace(retriever, instruction=instruction(cite=cites), weight=weight)
         plain = replace(artifact, retriever=retriever).on(artifact.open())
         # Ids are hashes, so their order is a shuffle that every run and every rung shares.
@@ -127,21 +127,22 @@ class Retrieval:
         settings["order"] = retriever.order
         return artifact.step(self.name, settings, retriever=retriever)
 
-    def _weight(self, index: Index, artifact: Artifact, data: Data) -> float | None:
-        """Learn the weight of meaning against words from training rows with gold spans, where there are enough."""
-        from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
-
-        queries = [LabelledQuery(artifact.prompt.query(row.inputs), row.spans) for row in data.train if row.spans]
-        if len(queries) < FEWEST_LABELLED:
-            return SearchSettings().weight
-        return learn_weight(index, queries, SearchSettings(), k=self.k).weight
-
     def _refusal(self, plain: Artifact, data: Data) -> Refusal:
         assert plain.retriever is not None
         queries = [plain.prompt.query(row.inputs) for row in data.validation]
         return calibrate(
             plain.retriever, data.validation, queries, plain.passage_cost(), at_most=self.refuse_at_most,
         )  # fmt: skip
+
+
+def meaning_weight(index: Index, artifact: Artifact, data: Data, k: int) -> float | None:
+    """Learn the weight of meaning against words from training rows with gold spans, where there are enough."""
+    from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
+
+    queries = [LabelledQuery(artifact.prompt.query(row.inputs), row.spans) for row in data.train if row.spans]
+    if len(queries) < FEWEST_LABELLED:
+        return SearchSettings().weight
+    return learn_weight(index, queries, SearchSettings(), k=k).weight
 
 
 def _passage_tokens(artifact: Artifact, data: Data) -> float:

@@ -18,6 +18,7 @@ from typing import Literal, get_args
 from rung.agents.agent import Agent
 from rung.artifact import Artifact
 from rung.decoders.nearest import Nearest
+from rung.decoders.sentence_selection import SentenceSelection
 from rung.errors import ArtifactError
 from rung.models.cache import publish
 from rung.models.ending import end_token
@@ -86,7 +87,7 @@ def _check(server: ServerName, artifact: Artifact) -> None:
     why = ""
     if isinstance(artifact.decoder, Head):
         why = "a trained head answers, and such servers run language models"
-    elif isinstance(artifact.decoder, Nearest):
+    elif isinstance(artifact.decoder, Nearest | SentenceSelection):
         why = "a search answers, and such servers run language models"
     elif isinstance(artifact.decoder, Agent) and artifact.decoder.protocol == "template":
         why = "its tools are in the prompt as the model's chat template writes them, which only runs beside the model"

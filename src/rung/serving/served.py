@@ -14,6 +14,7 @@ from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
 from rung.data.types import Example, example_id
 from rung.decoders.nearest import Nearest
+from rung.decoders.sentence_selection import SentenceSelection
 from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
 from rung.engines.engine_choice import settled
 from rung.engines.opening import open_encoder, open_engine
@@ -230,7 +231,7 @@ class Served:
         """Return an artifact with what it needs in memory, after it answered once."""
         base = None
         encoded = isinstance(artifact.decoder, Head) and artifact.decoder.encoder
-        if not encoded and not isinstance(artifact.decoder, Nearest):
+        if not encoded and not isinstance(artifact.decoder, Nearest | SentenceSelection):
             base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
         identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
         served = ServedArtifact(name, artifact, folder.resolve(), fingerprint(folder), identity, base, int(time.time()))

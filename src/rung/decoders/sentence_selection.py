@@ -1,0 +1,127 @@
+"""Sentence selection: the decoder that answers with sentences of the documents, word for word.
+
+The sentences of the passages found are compared with the question by an encoder; no language model writes. What is
+quoted stands in the documents, so every citation holds and nothing is invented.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from rung.data.types import Example
+from rung.decoders.answer import Answer
+from rung.decoders.base import Promptless
+from rung.decoders.context import Given
+from rung.engines.opening import open_encoder
+from rung.progress import QUIET, Progress
+from rung.retrieval.chunking import sentence_spans
+from rung.retrieval.citations import Citation
+from rung.retrieval.passage import Passage
+from rung.retrieval.retriever import Found
+
+if TYPE_CHECKING:
+    from rung.artifact import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence of a passage.
+
+    Attributes:
+        number: of the passage among those found, from 1.
+        passage: the passage, narrowed to the sentence.
+        similarity: cosine with the question.
+    """
+
+    number: int
+    passage: Passage
+    similarity: float
+
+
+@dataclass(frozen=True)
+class SentenceSelection(Promptless):
+    """The sentences most similar to the question.
+
+    Attributes:
+        encoder: reference of the sentence encoder.
+        share: sentences this share as similar as the best are quoted too; 1 quotes the best alone.
+        most: how many are quoted at most.
+    """
+
+    kind: ClassVar[str] = "sentence-selection"
+    encoder: str
+    share: float
+    most: int
+
+    def answer(
+        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
+    ) -> list[Answer]:
+        """Quote the documents in answer to every example; where nothing relevant is found, refuse."""
+        del full  # there are no labels
+        retriever = artifact.retriever
+        assert retriever is not None
+        encoder = open_encoder(self.encoder, progress=progress)
+        start = time.perf_counter()
+        queries = [artifact.prompt.query(example.inputs) for example in examples]
+        found = (
+            retriever.find(examples, queries, cost_of(self.encoder))
+            if passages is None
+            else [Found(tuple(shown)) for shown in passages]
+        )
+        sentences = ranked(self.encoder, queries, [one.passages for one in found], progress=progress)
+        seconds = (time.perf_counter() - start) / len(examples)
+        answers = []
+        for query, one, candidates in zip(queries, found, sentences, strict=True):
+            quoted = () if retriever.refuses(one) else self.chosen(candidates)
+            text = " ".join(sentence.passage.text for sentence in quoted) or retriever.refusal
+            answers.append(
+                Answer(
+                    text, None, None, len(encoder.encode(query)), 0, seconds, ({"role": "user", "content": query},),
+                    written=text, citations=tuple(Citation(s.number, s.passage) for s in quoted),
+                    passages=one.passages, refused=not quoted,
+                )
+            )  # fmt: skip
+        return answers
+
+    def chosen(self, sentences: Sequence[Sentence]) -> tuple[Sentence, ...]:
+        """Return the sentences to quote: those of a better passage first, then as they stand."""
+        best = max((sentence.similarity for sentence in sentences), default=0.0)
+        near = [s for s in sentences if s.similarity >= best - (1 - self.share) * abs(best)]
+        kept = sorted(near, key=lambda s: -s.similarity)[: self.most]
+        return tuple(sorted(kept, key=lambda s: (s.number, s.passage.start)))
+
+
+def ranked(
+    encoder: str, queries: Sequence[str], passages: Sequence[Sequence[Passage]], *, progress: Progress = QUIET
+) -> list[list[Sentence]]:
+    """Return for every query the sentences of its passages with their similarity; what overlaps counts once."""
+    cut = [list(_sentences(shown)) for shown in passages]
+    texts = list(dict.fromkeys(one.text for row in cut for _, one in row))
+    if not texts:
+        return [[] for _ in queries]
+    opened = open_encoder(encoder)
+    vectors = opened.embed([*queries, *texts], progress=progress)
+    places = {text: place for place, text in enumerate(texts, start=len(queries))}
+    return [
+        [Sentence(number, one, float(vectors[row] @ vectors[places[one.text]])) for number, one in sentences]
+        for row, sentences in enumerate(cut)
+    ]
+
+
+def cost_of(encoder: str) -> Callable[[Passage], int]:
+    """Return what counts the tokens of a passage, as the encoder reads it."""
+    opened = open_encoder(encoder)
+    return lambda passage: len(opened.encode(passage.text))
+
+
+def _sentences(passages: Sequence[Passage]) -> Iterator[tuple[int, Passage]]:
+    seen = set()
+    for number, passage in enumerate(passages, start=1):
+        for first, last in sentence_spans(passage.text):
+            start, end = passage.start + first, passage.start + last
+            if (passage.document, start, end) not in seen:
+                seen.add((passage.document, start, end))
+                yield number, replace(passage, text=passage.text[first:last], start=start, end=end)
