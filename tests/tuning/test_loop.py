@@ -103,6 +103,21 @@ def test_noise_stays_within_its_bound_and_changes_the_loss(tiny):
         start += read
 
 
+def test_how_logits_are_made_is_tried_before_noise_and_without_dropout():
+    """By the first loss of a process, whose rows' noise does not fit the few tokens that it is tried on."""
+    tried, fresh = llama(attention_dropout=0.5).train(), llama(attention_dropout=0.5).train()
+    AnswerLoss(tried, share=False)(rows(3, 5))
+    losses, states = [], []
+    for model in (tried, fresh):
+        torch.manual_seed(0)
+        losses.append(AnswerLoss(model, share=False, noise=5.0)(rows(3, 5)).item())
+        states.append(torch.get_rng_state())
+        assert model.rung_projects
+        assert model.training
+    assert losses[0] == losses[1]
+    assert torch.equal(*states)
+
+
 def test_every_row_is_seen_once_an_epoch():
     part = rows(3, count=41)
     batches = list(epoch_batches(part, 8, random.Random(0)))

@@ -44,9 +44,9 @@ class AnswerLoss:
 
     def of(self, packed: Packed) -> torch.Tensor:
         """Return the loss of a packed batch."""
-        values = inputs(self.model, packed)
+        values, projecting = inputs(self.model, packed), projects(self.model)  # which may try a few tokens: noise later
         with _noise(self.model, packed, self.noise):
-            if not projects(self.model):
+            if not projecting:
                 logits = self.model(**values, logits_to_keep=packed.supervised).logits[0]
                 return _cross_entropy(logits, packed.targets, self.smoothing)
             states = self.model.get_decoder()(**values).last_hidden_state
@@ -77,12 +77,14 @@ def project(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: 
 
 
 def projects(model: Any) -> bool:
-    """Say whether `_logits` is how this model makes logits; tried once per model, on a few tokens."""
+    """Say whether `_logits` is how this model makes logits; tried once per model, on a few tokens, nothing random."""
     if not hasattr(model, "rung_projects"):
-        ids = torch.arange(4, device=model.device)[None]
+        ids, training = torch.arange(4, device=model.device)[None], model.training
+        model.eval()  # dropout would make both differ, and draw numbers that a run that goes on has drawn already
         with torch.no_grad(), _plain_layers(model):
             ours = _logits(model, model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
             theirs = model(input_ids=ids, use_cache=False).logits
+        model.train(training)
         model.rung_projects = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
     return bool(model.rung_projects)
 
