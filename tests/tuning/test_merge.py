@@ -146,6 +146,28 @@ def test_an_exported_adapter_is_peft_s_own(zero, base, tmp_path, recwarn):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow  # what exports it imports for ten seconds
+def test_openvino_has_the_logits_of_the_tuned_model(zero, tmp_path):
+    import numpy as np
+    import openvino
+
+    artifact = tuned(zero, lora, "lora")
+    done = export(artifact, "openvino", tmp_path / "ov", precision="fp32", rows=ROWS)
+    assert done.difference.agreement == 1.0
+    card = (tmp_path / "ov" / "README.md").read_text()
+    assert "library_name: openvino\n" in card
+    assert "merged: logits differ by at most" in card
+    model = openvino.Core().compile_model(str(tmp_path / "ov" / "openvino_model.xml"), "CPU")
+    ids = np.array([open_torch(artifact.model).tokens(artifact.messages(ROWS[1]))])
+    values = {
+        "input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1])[None],
+        "beam_idx": np.zeros(1, np.int32),
+    }  # fmt: skip
+    found = model({key: values[key] for port in model.inputs if (key := port.get_any_name())})["logits"]
+    np.testing.assert_allclose(found, logits(artifact, ROWS[1]).numpy(), atol=1e-3)
+    assert not np.allclose(found, logits(zero, ROWS[1]).numpy(), atol=1e-2)
+
+
 def test_the_card_of_an_adapter_says_how_vllm_loads_it_or_why_not(zero, tmp_path):
     export(tuned(zero, lora, "lora"), "peft", tmp_path / "adapter")
     assert (
