@@ -63,7 +63,7 @@ def test_rungs_say_what_they_take_of_the_artifact_they_start_from(task, tiny_zer
     elsewhere = replace(tiny_zero, model="elsewhere")
     same = {name: build((name,), task, 0)[0] for name in RUNGS}
     little = {name for name, rung in same.items() if taken_from(rung, tiny_zero) is not None}
-    assert little == {"features", "llm-features", "fine-tuned-encoder", "ensemble"}
+    assert little == {"features", "llm-features", "fine-tuned-encoder", "ensemble", "sentence-selection"}
     for name in little:
         rung = same[name]
         assert taken_from(rung, shown) == taken_from(rung, tiny_zero)
