@@ -52,8 +52,7 @@ def test_the_summary_takes_means_over_the_rows_that_have_a_value():
     told = Answer("xxxxxxxxxx", None, None, 1, 1, 0.0, written="xxxxxxxxxx [1]", citations=(Citation(1, A),),
                   passages=(A, C), dropped_passages=2)  # fmt: skip
     refused = Answer("no", None, None, 0, 0, 0.0, passages=(C,), refused=True)
-    judge = lambda answer, texts: 0.25  # noqa: E731
-    rows = [measure(told, row, 0.0, judge), measure(told, bare, 1.0), measure(refused, row, 0.0)]
+    rows = [measure(told, row, 0.0, 0.25), measure(told, bare, 1.0), measure(refused, row, 0.0)]
     assert rows[0]["cited"] == [1]
     assert rows[0]["passages"][1] == {"document": "b", "page": None, "start": 0, "end": 10}
     assert summary(rows) == pytest.approx({

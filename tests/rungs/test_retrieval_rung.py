@@ -13,7 +13,10 @@ from grounded import Reader
 from rung.artifact import Artifact
 from rung.cli.main import app
 from rung.data.types import NOT_IN_DOCUMENTS
+from rung.engines.opening import open_engine
 from rung.errors import ArtifactError, ConfigError
+from rung.evaluation.answering import sources
+from rung.evaluation.faithfulness import FaithfulnessJudge
 from rung.evaluation.retrieval_metrics import span_recall
 from rung.evaluation.scoring import cases
 from rung.retrieval import build as build_module
@@ -208,6 +211,18 @@ def test_sentences_are_no_answer_of_another_kind(selecting, fitted, plain, rows,
     assert SentenceSelection().applies(plain, rows).reason == "the task file has no `corpus`"
     with pytest.raises(ConfigError, match="made without a task"):
         SentenceSelection().fit(plain, rows)
+
+
+def test_eval_has_a_model_judge_faithfulness(selecting, plain, place, rows, tiny_folder, tmp_path, said):
+    folder, model = selecting.save(tmp_path / "a"), f"model={tiny_folder}"
+    asked = ("eval", folder, place / "task.yaml", "--set", model, "--set", "data.test_rows=4", "--judge", tiny_folder)
+    told = json.loads("".join(said(*asked, "--json")))["retrieval"]
+    judge = FaithfulnessJudge(open_engine(str(tiny_folder)))
+    answers = [answer for answer in selecting.answer(rows.test[: told["rows"]]) if not answer.refused]
+    expected = judge.judge([answer.text for answer in answers], [sources(answer) for answer in answers])
+    assert told["faithfulness"] == pytest.approx(sum(expected) / len(expected))
+    with pytest.raises(ConfigError, match="looks no documents up"):
+        said("eval", plain.save(tmp_path / "b"), *asked[2:])
 
 
 def test_an_index_that_is_gone_or_made_another_way_is_refused(fitted, tmp_path, monkeypatch):

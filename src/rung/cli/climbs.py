@@ -123,6 +123,12 @@ def eval_command(
     artifact: ArtifactFolder,
     task: TaskOfRows,
     split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that says whether answers follow from the documents they are from.", metavar="MODEL"
+        ),
+    ] = None,
     at_least: Annotated[
         list[str] | None, typer.Option("--at-least", help="Fail below this.", metavar="METRIC=VALUE")
     ] = None,
@@ -133,6 +139,8 @@ def eval_command(
 ) -> None:
     """Score an artifact on a split of a task; with --at-least, exit 1 below the bar."""
     from rung.artifact import Artifact
+    from rung.engines.opening import open_engine
+    from rung.evaluation.faithfulness import FaithfulnessJudge
     from rung.evaluation.report.words import retrieval_text
     from rung.evaluation.scoring import summarize
     from rung.task import Task
@@ -143,7 +151,15 @@ def eval_command(
     bars = [_bar(text) for text in at_least or ()]
     loaded = Task.load(task, overrides(sets))
     rows = getattr(loaded.read(), split)
-    scores = summarize(Artifact.load(artifact), rows, chosen, folder=loaded.folder, progress=progress(quiet))
+    measured = Artifact.load(artifact)
+    if judge is not None and measured.retriever is None:
+        raise ConfigError(
+            "bad-option", f"--judge {judge} has no effect: {artifact} looks no documents up", hint="leave --judge out"
+        )
+    scores = summarize(
+        measured, rows, chosen, folder=loaded.folder, progress=progress(quiet),
+        judge=None if judge is None else FaithfulnessJudge(open_engine(judge)),
+    )  # fmt: skip
     if json:
         print_json(scores)
     else:

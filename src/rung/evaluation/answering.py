@@ -7,13 +7,13 @@
 
 Citation precision and recall are named after Gao et al. 2023 (https://arxiv.org/abs/2305.14627), who let a model judge
 whether a passage entails a sentence; with gold spans no judge is needed. Lexical support is a cheap stand-in for
-faithfulness: it sees words that come from nowhere, not words put together wrongly. A judge takes its place where one
-is given.
+faithfulness: it sees words that come from nowhere, not words put together wrongly. Faithfulness itself is measured
+where a model is given to judge it (`rung.evaluation.faithfulness`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rung.data.types import Example, Span
@@ -24,7 +24,6 @@ from rung.retrieval.citations import Citation
 from rung.retrieval.gold import overlaps
 from rung.retrieval.passage import Passage
 
-Faithfulness = Callable[[str, Sequence[str]], float]  # an answer and the texts it is from: 0 to 1
 WRONG = 0.5  # scores below are wrong answers, and span recall below is a failed retrieval
 MEANS = ("span_recall", "citation_precision", "citation_recall", "lexical_support", "faithfulness")
 COUNTS = ("refused", "dropped_passages", "shortened_passages")
@@ -59,16 +58,20 @@ def failure(score: float, row: Example, passages: Sequence[Passage]) -> str:
     return "retrieval" if span_recall(passages, row.spans, len(passages)) < WRONG else "reading"
 
 
-def measure(answer: Answer, row: Example, score: float, judge: Faithfulness | None = None) -> dict[str, Any]:
+def sources(answer: Answer) -> list[str]:
+    """Return the texts that an answer is from: what it cites, or, where it cites nothing, all it read."""
+    return [c.passage.text for c in answer.citations] or [p.text for p in answer.passages]
+
+
+def measure(answer: Answer, row: Example, score: float, faithfulness: float | None = None) -> dict[str, Any]:
     """Return what is known of one answer from documents, as plain values.
 
     Args:
         answer: of an artifact with a retriever.
         row: what was asked, with gold spans or without.
         score: of the answer, by the task's metric.
-        judge: measures faithfulness; without, only lexical support is measured.
+        faithfulness: of the answer, where it was judged.
     """
-    texts = [c.passage.text for c in answer.citations] or [p.text for p in answer.passages]
     values: dict[str, Any] = {
         "passages": [{"document": p.document, "page": p.page, "start": p.start, "end": p.end} for p in answer.passages],
         "cited": [c.number for c in answer.citations],
@@ -80,9 +83,9 @@ def measure(answer: Answer, row: Example, score: float, judge: Faithfulness | No
         values["span_recall"] = span_recall(answer.passages, row.spans, len(answer.passages))
         values["failure"] = failure(score, row, answer.passages)
     if not answer.refused:
-        values["lexical_support"] = lexical_support(answer.text, texts)
-        if judge is not None:
-            values["faithfulness"] = judge(answer.text, texts)
+        values["lexical_support"] = lexical_support(answer.text, sources(answer))
+        if faithfulness is not None:
+            values["faithfulness"] = faithfulness
         if row.spans and answer.written:
             values["citation_precision"] = citation_precision(answer.citations, row.spans)
             values["citation_recall"] = citation_recall(answer.citations, row.spans)

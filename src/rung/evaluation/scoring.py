@@ -11,7 +11,8 @@ from typing import Any, Literal
 from rung.artifact import Artifact, Shape
 from rung.data.labels import labels_of
 from rung.data.types import Example
-from rung.evaluation.answering import measure, summary
+from rung.evaluation.answering import measure, sources, summary
+from rung.evaluation.faithfulness import FaithfulnessJudge
 from rung.evaluation.metrics import (
     METRICS,
     Case,
@@ -36,6 +37,7 @@ def evaluate(
     *,
     full: bool = False,
     folder: Path | None = None,
+    judge: FaithfulnessJudge | None = None,
     progress: Progress = QUIET,
 ) -> list[Prediction]:
     """Answer `examples` and score each by the task's metric.
@@ -46,11 +48,15 @@ def evaluate(
         split: which split they are.
         full: also compute every label's probability.
         folder: where a metric of the user's own is looked for first: the task file's folder.
+        judge: judges how faithful answers from documents are to them; without, that is not measured.
         progress: told of every batch.
     """
     metric = artifact.shape.scorer(folder)
     answers = artifact.answer(examples, full=full, progress=progress)
     scores = metric.scores(cases(examples, answers))
+    faithful: Sequence[float | None] = [None] * len(answers)
+    if judge is not None and artifact.retriever is not None:
+        faithful = judge.judge([answer.text for answer in answers], [sources(answer) for answer in answers])
     outside, kind = artifact.out_of_scope, artifact.shape.kind  # to abstain is right where the row is out of scope
     return [
         Prediction(
@@ -68,11 +74,11 @@ def evaluate(
             dropped_demonstrations=answer.dropped_demonstrations,
             abstained=answer.abstained,
             note=score.note,
-            retrieval=None if artifact.retriever is None else measure(answer, example, score.value),
+            retrieval=None if artifact.retriever is None else measure(answer, example, score.value, judged),
             steps=tuple(asdict(step) for step in answer.steps),
             stopped=answer.stopped,
         )
-        for example, answer, score in zip(examples, answers, scores, strict=True)
+        for example, answer, score, judged in zip(examples, answers, scores, faithful, strict=True)
     ]
 
 
@@ -101,6 +107,7 @@ def summarize(
     split: Literal["test", "validation"],
     *,
     folder: Path | None = None,
+    judge: FaithfulnessJudge | None = None,
     progress: Progress = QUIET,
 ) -> dict[str, Any]:
     """Score an artifact by its metric and by every other of its kind that rows can be scored by.
@@ -112,7 +119,7 @@ def summarize(
         task's metric on those; where documents are looked up, `retrieval` too, what
         `rung.evaluation.answering.summary` tells.
     """
-    rows = evaluate(artifact, examples, split, folder=folder, progress=progress)
+    rows = evaluate(artifact, examples, split, folder=folder, judge=judge, progress=progress)
     shape = artifact.shape
     scores = {shape.metric: [row.score for row in rows]}
     for name, metric in METRICS.items():
