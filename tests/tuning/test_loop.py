@@ -318,7 +318,7 @@ def test_the_best_weights_outlive_a_kill(tiny, tmp_path):
 def tuned(zero, data):
     engine = open_torch("embedded")
     before = {name: p.clone() for name, p in engine.use(None).named_parameters()}
-    return LoRA(rank=4, epochs=6, learning_rate=2e-3).fit(zero, data), before
+    return LoRA(rank=4, epochs=3, learning_rate=2e-3).fit(zero, data), before
 
 
 def test_lora_learns_and_leaves_the_base_as_it_was(tuned, zero, data):
