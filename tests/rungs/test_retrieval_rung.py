@@ -13,7 +13,7 @@ from grounded import Reader
 from rung.artifact import Artifact
 from rung.cli.main import app
 from rung.data.types import NOT_IN_DOCUMENTS
-from rung.engines.opening import open_engine
+from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.answering import sources
 from rung.evaluation.faithfulness import FaithfulnessJudge
@@ -21,6 +21,7 @@ from rung.evaluation.retrieval_metrics import span_recall
 from rung.evaluation.scoring import cases
 from rung.retrieval import build as build_module
 from rung.retrieval.build import build_index
+from rung.retrieval.chunking import sentence_spans
 from rung.retrieval.citations import Citation
 from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
 from rung.retrieval.retriever import PLACE
@@ -196,6 +197,10 @@ def test_sentences_are_refused_like_passages(selecting):
     (beside,) = selecting.predict([{"question": "How many moons does the planet Jupiter have?"}])
     assert (about.refused, beside.refused) == (False, True)
     assert "CarbFix" in about.text
+    places = {(p.document, p.start + a): p.text[a:b] for p in about.passages for a, b in sentence_spans(p.text)}
+    encoder = open_encoder("embedded-encoder")
+    question = "What is the CarbFix project in Reykjavik about?"
+    assert about.prompt_tokens == sum(len(encoder.encode(text)) for text in (question, *places.values()))
     assert (beside.text, beside.citations) == (NOT_IN_DOCUMENTS, ())
 
 

@@ -74,14 +74,15 @@ class SentenceSelection(Promptless):
         sentences = ranked(self.encoder, queries, [one.passages for one in found], progress=progress)
         seconds = (time.perf_counter() - start) / len(examples)
         answers = []
-        for query, one, candidates in zip(queries, found, sentences, strict=True):
-            quoted = () if retriever.refuses(one) else self.chosen(candidates)
+        for query, hits, candidates in zip(queries, found, sentences, strict=True):
+            quoted = () if retriever.refuses(hits) else self.chosen(candidates)
             text = " ".join(sentence.passage.text for sentence in quoted) or retriever.refusal
+            read = sum(len(encoder.encode(text)) for text in (query, *(one.passage.text for one in candidates)))
             answers.append(
                 Answer(
-                    text, None, None, len(encoder.encode(query)), 0, seconds, ({"role": "user", "content": query},),
+                    text, None, None, read, 0, seconds, ({"role": "user", "content": query},),
                     written=text, citations=tuple(Citation(s.number, s.passage) for s in quoted),
-                    passages=one.passages, refused=not quoted,
+                    passages=hits.passages, refused=not quoted,
                 )
             )  # fmt: skip
         return answers
