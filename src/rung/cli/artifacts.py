@@ -82,12 +82,9 @@ def _on_engine(artifact: Artifact, engine: str) -> Artifact:
     """Return the artifact on another engine; its answers may differ from what was measured."""
     from dataclasses import replace
 
-    from rung.decoders.nearest import Nearest
-    from rung.decoders.sentence_selection import SentenceSelection
-    from rung.parts import Head, Mixture
+    from rung.parts import Mixture
 
-    owned = isinstance(artifact.decoder, Mixture | Nearest | SentenceSelection)
-    if owned or (isinstance(artifact.decoder, Head) and artifact.decoder.encoder):
+    if isinstance(artifact.decoder, Mixture) or not artifact.decoder.asks_model:
         raise ConfigError(
             "bad-option",
             f"--engine {engine} has no effect: this artifact does not answer with a language model of its own",

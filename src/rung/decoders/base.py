@@ -46,6 +46,11 @@ class Decoder(ABC):
         return output
 
     @property
+    def asks_model(self) -> bool:
+        """Whether answering takes the artifact's language model, or those of its members."""
+        return True
+
+    @property
     def free(self) -> bool:
         """Whether answers are whatever the model writes, held to nothing."""
         return False

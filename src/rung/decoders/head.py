@@ -51,6 +51,11 @@ class Head(Promptless):
         """What embeds the texts: the tuned encoder's folder, or `encoder`."""
         return self.encoder if self.tuned is None else str(self.tuned)
 
+    @property
+    def asks_model(self) -> bool:
+        """Whether answering takes the artifact's language model: where its hidden states are the features."""
+        return not self.encoder
+
     def answer(
         self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:

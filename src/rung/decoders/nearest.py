@@ -43,6 +43,11 @@ class Nearest(Promptless):
     outputs: tuple[str, ...]
     vectors: Floats
 
+    @property
+    def asks_model(self) -> bool:
+        """Whether answering takes the artifact's language model: the encoder alone looks rows up."""
+        return False
+
     def answer(
         self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:

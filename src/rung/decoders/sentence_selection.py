@@ -56,6 +56,11 @@ class SentenceSelection(Promptless):
     share: float
     most: int
 
+    @property
+    def asks_model(self) -> bool:
+        """Whether answering takes the artifact's language model: the encoder alone compares sentences."""
+        return False
+
     def answer(
         self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:

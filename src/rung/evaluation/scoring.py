@@ -54,9 +54,11 @@ def evaluate(
     metric = artifact.shape.scorer(folder)
     answers = artifact.answer(examples, full=full, progress=progress)
     scores = metric.scores(cases(examples, answers))
-    faithful: Sequence[float | None] = [None] * len(answers)
+    faithful: dict[int, float] = {}
     if judge is not None and artifact.retriever is not None:
-        faithful = judge.judge([answer.text for answer in answers], [sources(answer) for answer in answers])
+        asked = {row: answer for row, answer in enumerate(answers) if not answer.refused}
+        shares = judge.judge([one.text for one in asked.values()], [sources(one) for one in asked.values()])
+        faithful = dict(zip(asked, shares, strict=True))
     outside, kind = artifact.out_of_scope, artifact.shape.kind  # to abstain is right where the row is out of scope
     return [
         Prediction(
@@ -74,11 +76,11 @@ def evaluate(
             dropped_demonstrations=answer.dropped_demonstrations,
             abstained=answer.abstained,
             note=score.note,
-            retrieval=None if artifact.retriever is None else measure(answer, example, score.value, judged),
+            retrieval=None if artifact.retriever is None else measure(answer, example, score.value, faithful.get(row)),
             steps=tuple(asdict(step) for step in answer.steps),
             stopped=answer.stopped,
         )
-        for example, answer, score, judged in zip(examples, answers, scores, faithful, strict=True)
+        for row, (example, answer, score) in enumerate(zip(examples, answers, scores, strict=True))
     ]
 
 

@@ -22,6 +22,7 @@ from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
 from rung.parts import Head, LabelScoring, ListScoring, Mixture, Reasoning
 from rung.prompts.verbalizer import continuations
+from rung.retrieval.retriever import Retriever
 from rung.rungs.base import Cost
 
 SAMPLE = 32
@@ -113,14 +114,17 @@ def prediction_tokens(artifact: Artifact, s: Sizes) -> float:
         one = s.question + s.answer + 8
         context = min(shown.k * one, shown.token_budget)
     if (retriever := artifact.retriever) is not None:
-        passages = retriever.passage_tokens
-        context += min(retriever.k * passages, retriever.token_budget)
-        context += retriever.demonstration_passages * passages * (shown.k if shown is not None else 0)
+        context += _passages_read(retriever)
+        context += retriever.demonstration_passages * retriever.passage_tokens * (shown.k if shown is not None else 0)
     prompts = 1 if shown is None else shown.sets
     decoding = s.decoding
     if isinstance(artifact.decoder, Reasoning):
         decoding = artifact.decoder.samples * (s.answer + min(STEPS, artifact.decoder.max_tokens))
     return prompts * (artifact.weights.virtual_tokens + context + s.question + decoding)
+
+
+def _passages_read(retriever: Retriever) -> float:
+    return min(retriever.k * retriever.passage_tokens, retriever.token_budget)
 
 
 def prediction_flops(artifact: Artifact, data: Data) -> float:
@@ -132,8 +136,8 @@ def prediction_flops(artifact: Artifact, data: Data) -> float:
         return FORWARD * resolve(artifact.decoder.encoder).parameters * s.question
     if isinstance(artifact.decoder, SentenceSelection):
         assert artifact.retriever is not None
-        read = min(artifact.retriever.k * artifact.retriever.passage_tokens, artifact.retriever.token_budget)
-        return FORWARD * resolve(artifact.decoder.encoder).parameters * (s.question + read)
+        read = s.question + _passages_read(artifact.retriever)
+        return FORWARD * resolve(artifact.decoder.encoder).parameters * read
     if isinstance(artifact.decoder, Head):
         encoder = resolve(artifact.decoder.reference).parameters if artifact.decoder.encoder else s.parameters
         return FORWARD * encoder * s.question
@@ -145,8 +149,12 @@ def inference_cost(
 ) -> Cost:
     """Return the cost of an artifact that needs `fit_rows` predictions to be made and no training."""
     s = sizes(artifact, data)
-    tokens = prediction_tokens(artifact, s) + extra_tokens
-    flops = FORWARD * s.parameters * tokens
+    return forward_cost(s.parameters, prediction_tokens(artifact, s) + extra_tokens, machine, fit_rows=fit_rows)
+
+
+def forward_cost(parameters: int, tokens: float, machine: Machine, *, fit_rows: int) -> Cost:
+    """Return the cost of what reads `tokens` a row with so many parameters, and `fit_rows` rows to be made."""
+    flops = FORWARD * parameters * tokens
     return Cost(
         fit_tokens=round(fit_rows * tokens),
         fit_flops=fit_rows * flops,
@@ -154,5 +162,5 @@ def inference_cost(
         row_tokens=tokens,
         row_flops=flops,
         row_seconds=machine.inference_seconds(flops),
-        memory_bytes=4 * s.parameters + ACTIVATION_BYTES,
+        memory_bytes=4 * parameters + ACTIVATION_BYTES,
     )

@@ -23,7 +23,7 @@ from rung.parts import Head, Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.verbalizer import verbalize
 from rung.rungs.base import YES, Cost, Verdict, never, no
-from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, sizes
+from rung.rungs.costs import forward_cost, sizes
 from rung.rungs.label_heads import FOLDS, PENALTIES, logistic, train_label_heads
 
 ROWS_FOR_SEARCH = 3000  # the penalty is chosen on this many rows at most
@@ -65,17 +65,7 @@ class Features:
         """One pass of the encoder over the training rows; the head itself is small."""
         s = sizes(artifact, data)
         parameters = resolve(self.encoder).parameters if self.encoder else s.parameters
-        row = FORWARD * parameters * s.question
-        flops = row * len(data.train)
-        return Cost(
-            fit_tokens=round(s.question * len(data.train)),
-            fit_flops=flops,
-            fit_seconds=machine.inference_seconds(flops),
-            row_tokens=s.question,
-            row_flops=row,
-            row_seconds=machine.inference_seconds(row),
-            memory_bytes=4 * parameters + ACTIVATION_BYTES,
-        )
+        return forward_cost(parameters, s.question, machine, fit_rows=len(data.train))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact with a head in place of its decoder."""

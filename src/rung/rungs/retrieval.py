@@ -6,6 +6,7 @@ here the model is not trained with it, unless a rung that tunes is put on top.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from rung.models.reference import resolve
 from rung.parts import Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.grounding import instruction
+from rung.retrieval.passage import Passage
 from rung.retrieval.position import DEFAULT, best_order, position_effect
 from rung.retrieval.refusal import Refusal, calibrate
 from rung.retrieval.retriever import Order, Retriever
@@ -91,16 +93,13 @@ class Retrieval:
         if self.task is None:
             raise ConfigError("no-corpus", "the rung retrieval was made without a task", hint="Retrieval(task)")
         index = build_index(self.task, progress=progress)
-        retriever = Retriever(
-            index.folder, index.fingerprint, "", self.k, self.token_budget, DEFAULT,
-            refusal=artifact.shape.refusal or NOT_IN_DOCUMENTS,
-            encoder_fingerprint=index.manifest.encoder_fingerprint,
-            chunk_tokens=index.manifest.tokens, demonstration_passages=self.demonstration_passages,
-            reranker=self.reranker, reranker_fingerprint=resolve(self.reranker).fingerprint if self.reranker else "",
+        retriever = replace(
+            retriever_on(index, artifact, data, self.k, self.token_budget),
+            demonstration_passages=self.demonstration_passages, reranker=self.reranker,
+            reranker_fingerprint=resolve(self.reranker).fingerprint if self.reranker else "",
         )  # fmt: skip
         cites = replace(artifact, retriever=retriever).cites
-        weight = meaning_weight(index, artifact, data, self.k)
-        retriever = replace(retriever, instruction=instruction(cite=cites), weight=weight)
+        retriever = replace(retriever, instruction=instruction(cite=cites))
         plain = replace(artifact, retriever=retriever).on(artifact.open())
         # Ids are hashes, so their order is a shuffle that every run and every rung shares.
         rows = sorted(data.validation, key=lambda e: e.id)
@@ -121,21 +120,31 @@ class Retrieval:
         else:
             retriever = replace(retriever, order=self.order)
         if cites and self.refuse_at_most > 0:
-            refusal = self._refusal(plain, data)
+            refusal = refusal_of(plain, data, plain.passage_cost(), self.refuse_at_most)
             retriever = replace(retriever, threshold=refusal.threshold)
             settings["refusal"] = asdict(refusal)
         settings["order"] = retriever.order
         return artifact.step(self.name, settings, retriever=retriever)
 
-    def _refusal(self, plain: Artifact, data: Data) -> Refusal:
-        assert plain.retriever is not None
-        queries = [plain.prompt.query(row.inputs) for row in data.validation]
-        return calibrate(
-            plain.retriever, data.validation, queries, plain.passage_cost(), at_most=self.refuse_at_most,
-        )  # fmt: skip
+
+def retriever_on(index: Index, artifact: Artifact, data: Data, k: int, token_budget: int) -> Retriever:
+    """Return what searches the index for an artifact, with the weight of meaning that training rows tell."""
+    return Retriever(
+        index.folder, index.fingerprint, "", k, token_budget, DEFAULT,
+        refusal=artifact.shape.refusal or NOT_IN_DOCUMENTS,
+        encoder_fingerprint=index.manifest.encoder_fingerprint, chunk_tokens=index.manifest.tokens,
+        weight=_meaning_weight(index, artifact, data, k),
+    )  # fmt: skip
 
 
-def meaning_weight(index: Index, artifact: Artifact, data: Data, k: int) -> float | None:
+def refusal_of(artifact: Artifact, data: Data, cost: Callable[[Passage], int], at_most: float) -> Refusal:
+    """Calibrate on validation rows when an artifact's retriever finds nothing relevant; `cost` counts tokens."""
+    assert artifact.retriever is not None
+    queries = [artifact.prompt.query(row.inputs) for row in data.validation]
+    return calibrate(artifact.retriever, data.validation, queries, cost, at_most=at_most)
+
+
+def _meaning_weight(index: Index, artifact: Artifact, data: Data, k: int) -> float | None:
     """Learn the weight of meaning against words from training rows with gold spans, where there are enough."""
     from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
 

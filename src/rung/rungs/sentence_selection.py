@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rung.artifact import Artifact
-from rung.data.types import NOT_IN_DOCUMENTS, Data
+from rung.data.types import Data
 from rung.decoders.sentence_selection import SentenceSelection as Selecting
 from rung.decoders.sentence_selection import cost_of, ranked
 from rung.errors import ConfigError
@@ -19,11 +19,9 @@ from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.parts import Answer, Promptless
 from rung.progress import QUIET, Progress
-from rung.retrieval.refusal import calibrate
-from rung.retrieval.retriever import Retriever
 from rung.rungs.base import YES, Cost, Verdict, never, no
-from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, sizes
-from rung.rungs.retrieval import TYPICAL_TOKENS, meaning_weight
+from rung.rungs.costs import forward_cost, sizes
+from rung.rungs.retrieval import TYPICAL_TOKENS, refusal_of, retriever_on
 from rung.task import Task
 
 SHARES = (1.0, 0.9, 0.8, 0.7)  # tried on training rows
@@ -82,17 +80,7 @@ class SentenceSelection:
         assert self.task.corpus is not None
         parameters = resolve(self.task.corpus.encoder).parameters
         tokens = sizes(artifact, data).question + min(self.k * TYPICAL_TOKENS, self.token_budget)
-        rows = min(MOST_ROWS, len(data.train))
-        row = FORWARD * parameters * tokens
-        return Cost(
-            fit_tokens=round(rows * tokens),
-            fit_flops=rows * row,
-            fit_seconds=machine.inference_seconds(rows * row),
-            row_tokens=tokens,
-            row_flops=row,
-            row_seconds=machine.inference_seconds(row),
-            memory_bytes=4 * parameters + ACTIVATION_BYTES,
-        )
+        return forward_cost(parameters, tokens, machine, fit_rows=min(MOST_ROWS, len(data.train)))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact with a retriever, and a decoder that quotes what it finds.
@@ -108,18 +96,14 @@ class SentenceSelection:
             )
         index = build_index(self.task, progress=progress)
         cost = cost_of(index.manifest.encoder)
-        retriever = Retriever(
-            index.folder, index.fingerprint, "", self.k, self.token_budget, "best_first",
-            refusal=artifact.shape.refusal or NOT_IN_DOCUMENTS,
-            encoder_fingerprint=index.manifest.encoder_fingerprint, chunk_tokens=index.manifest.tokens,
-            weight=meaning_weight(index, artifact, data, self.k), demonstration_passages=0,
-        )  # fmt: skip
+        retriever = replace(
+            retriever_on(index, artifact, data, self.k, self.token_budget), order="best_first", demonstration_passages=0
+        )
         settings: dict[str, Any] = {"k": self.k, "token_budget": self.token_budget, "most": self.most}
         if self.refuse_at_most > 0:
-            queries = [artifact.prompt.query(row.inputs) for row in data.validation]
-            refusal = calibrate(retriever, data.validation, queries, cost, at_most=self.refuse_at_most)
-            retriever = replace(retriever, threshold=refusal.threshold)
-            settings["threshold"] = refusal.threshold
+            threshold = refusal_of(replace(artifact, retriever=retriever), data, cost, self.refuse_at_most).threshold
+            retriever = replace(retriever, threshold=threshold)
+            settings["threshold"] = threshold
         decoder = Selecting(index.manifest.encoder, DEFAULT_SHARE, self.most)
         plain = replace(artifact, retriever=retriever, decoder=decoder)
         scores, tokens = _tried(plain, data, progress)

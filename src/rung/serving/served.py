@@ -13,14 +13,12 @@ from rung.agents.agent import Agent
 from rung.artifact import Artifact
 from rung.artifact_files import fingerprint
 from rung.data.types import Example, example_id
-from rung.decoders.nearest import Nearest
-from rung.decoders.sentence_selection import SentenceSelection
 from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
 from rung.engines.engine_choice import settled
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Generate, Head
+from rung.parts import Generate
 from rung.progress import QUIET, Progress
 from rung.serving.scheduled_engine import ScheduledEngine
 from rung.serving.scheduler import Scheduler
@@ -230,8 +228,7 @@ class Served:
     def _opened(self, artifact: Artifact, folder: Path, name: str, progress: Progress) -> ServedArtifact:
         """Return an artifact with what it needs in memory, after it answered once."""
         base = None
-        encoded = isinstance(artifact.decoder, Head) and artifact.decoder.encoder
-        if not encoded and not isinstance(artifact.decoder, Nearest | SentenceSelection):
+        if artifact.decoder.asks_model:
             base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
         identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
         served = ServedArtifact(name, artifact, folder.resolve(), fingerprint(folder), identity, base, int(time.time()))

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no network, no framework, everything escaped, a strict content policy.
+"""The report as one HTML file: no network, no framework, everything safe, a strict content policy.
 
 Styles and the few lines of script are allowed by their hashes alone, so text from the data can never run.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rung.evaluation.report import guide, plots, searches
+from rung.evaluation.report.escaping import safe
 from rung.evaluation.report.words import (
     against,
     confidence_notes,
@@ -89,29 +89,25 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Prompts searched", searches.section(result)),
         ("Confidence", _confidence(result)),
         ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
-        ("Notes", "".join(f"<p>{_e(note)}</p>" for note in result.notes)),
-        ("Left out", "".join(f"<p>{_e(r.name)} ({r.status}): {_e(r.reason)}</p>" for r in left_out(result))),
-        ("Prompts that did not fit", "".join(f"<p>{_e(note)}</p>" for note in overflow_notes(result))),
-        ("Retrieval", "".join(f"<p>{_e(note)}</p>" for note in retrieval_notes(result))),
+        ("Notes", "".join(f"<p>{safe(note)}</p>" for note in result.notes)),
+        ("Left out", "".join(f"<p>{safe(r.name)} ({r.status}): {safe(r.reason)}</p>" for r in left_out(result))),
+        ("Prompts that did not fit", "".join(f"<p>{safe(note)}</p>" for note in overflow_notes(result))),
+        ("Retrieval", "".join(f"<p>{safe(note)}</p>" for note in retrieval_notes(result))),
         ("Data", _data(result.data)),
-        ("How this was measured", "".join(f"<p>{_e(text)}</p>" for text in method(result))),
+        ("How this was measured", "".join(f"<p>{safe(text)}</p>" for text in method(result))),
     ]
     body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width,initial-scale=1"><title>{_e(result.task)}: report of a climb</title>
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>{safe(result.task)}: report of a climb</title>
 <style>{STYLE}</style></head><body><main>
-<p class="soft">Rung, report of a climb</p><h1>{_e(result.task)}</h1><p class="decision">{_e(result.decision)}</p>
+<p class="soft">Rung, report of a climb</p><h1>{safe(result.task)}</h1><p class="decision">{safe(result.decision)}</p>
 {body}</main><script>{SCRIPT}</script></body></html>
 """
 
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _e(text: Any) -> str:
-    return html.escape(str(text).replace("\0", "\ufffd"), quote=True)
 
 
 def _figure(svg: str | None) -> str:
@@ -140,7 +136,7 @@ def _presentation(svg: str) -> str:
 
 def _table(result: ClimbResult) -> str:
     heads = (
-        f"<th>rung<th>{_e(result.metric)} [95 %]<th>rows<th>against {_e(result.rungs[0].name)}<th>fit s<th>ms/row"
+        f"<th>rung<th>{safe(result.metric)} [95 %]<th>rows<th>against {safe(result.rungs[0].name)}<th>fit s<th>ms/row"
         "<th>tokens/row<th>trainable<th>bytes"
     )
     lines = []
@@ -155,7 +151,9 @@ def _table(result: ClimbResult) -> str:
         mark = ' class="best"' if rung.name == result.recommended else ""
         lines.append(
             f"<tr{mark}>"
-            + "".join(f"<td{' class=why' if place == WHY else ''}>{_e(cell)}</td>" for place, cell in enumerate(cells))
+            + "".join(
+                f"<td{' class=why' if place == WHY else ''}>{safe(cell)}</td>" for place, cell in enumerate(cells)
+            )
             + "</tr>"
         )
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -169,7 +167,7 @@ def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]
     if not names:
         return ""
     options = "".join(
-        f'<option value="{_e(name)}"{" selected" if name == result.recommended else ""}>{_e(name)}</option>'
+        f'<option value="{safe(name)}"{" selected" if name == result.recommended else ""}>{safe(name)}</option>'
         for name in names
     )
     parts = [f'<p><label>Rung: <select id="pick">{options}</select></label></p>']
@@ -182,7 +180,7 @@ def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]
         if len(changed) > ROWS_SHOWN:
             note += f"; {ROWS_SHOWN} are shown, broken ones first"
         shown = "".join(_row(old, new) for old, new in changed[:ROWS_SHOWN])
-        parts.append(f'<div data-rung="{_e(name)}"><p class="soft">{note}</p>{shown}</div>')
+        parts.append(f'<div data-rung="{safe(name)}"><p class="soft">{note}</p>{shown}</div>')
     return "".join(parts)
 
 
@@ -190,16 +188,16 @@ def _row(old: Prediction, new: Prediction) -> str:
     text = " | ".join(str(value) for value in new.inputs.values())
     verdict = "fixed" if new.score > old.score else "broken"
     return (
-        f"<details><summary>{verdict}: {_e(text[:300])}</summary>"
-        f'<p class="pair">{_e(new.source)} ({new.split}). Expected: {_e(" | ".join(new.expected))}. '
-        f"Before: {_e(old.prediction)}. Now: {_e(new.prediction)}.{_why(new)}</p>"
-        f"<pre>{_e(new.prompt[:TEXT_SHOWN])}</pre></details>"
+        f"<details><summary>{verdict}: {safe(text[:300])}</summary>"
+        f'<p class="pair">{safe(new.source)} ({new.split}). Expected: {safe(" | ".join(new.expected))}. '
+        f"Before: {safe(old.prediction)}. Now: {safe(new.prediction)}.{_why(new)}</p>"
+        f"<pre>{safe(new.prompt[:TEXT_SHOWN])}</pre></details>"
     )
 
 
 def _confidence(result: ClimbResult) -> str:
     """Return how far the recommended artifact's confidence can be trusted, if that was measured."""
-    notes = "".join(f"<p>{_e(note)}</p>" for note in confidence_notes(result))
+    notes = "".join(f"<p>{safe(note)}</p>" for note in confidence_notes(result))
     return notes + _figure(plots.reliability_svg(result)) + _figure(plots.coverage_svg(result))
 
 
@@ -213,8 +211,8 @@ def _training_data(result: ClimbResult) -> str:
     """Return what each tuned artifact's last step learnt from, folded up."""
     told = {r.name: r.settings.get(r.path[-1], {}).get(TRAINING_DATA) for r in result.rungs if r.path}
     return "".join(
-        f"<details><summary>what {_e(name)} was trained on</summary>"
-        f"<pre>{_e(chr(10).join(report_lines(values))[:TEXT_SHOWN])}</pre></details>"
+        f"<details><summary>what {safe(name)} was trained on</summary>"
+        f"<pre>{safe(chr(10).join(report_lines(values))[:TEXT_SHOWN])}</pre></details>"
         for name, values in told.items()
         if values
     )
@@ -224,10 +222,10 @@ def _data(data: Mapping[str, Any]) -> str:
     lines = []
     for name, split in data["splits"].items():
         dropped = ", ".join(f"{count} {reason}" for reason, count in split["dropped"].items()) or "none"
-        lines.append(f"<tr><td>{_e(name)}<td>{split['read']}<td>{split['kept']}<td>{_e(dropped)}</tr>")
+        lines.append(f"<tr><td>{safe(name)}<td>{split['read']}<td>{split['kept']}<td>{safe(dropped)}</tr>")
     table = f"<table><tr><th>split<th>read<th>kept<th>dropped</tr>{''.join(lines)}</table>"
-    warnings = "".join(f"<p>Warning: {_e(text)}</p>" for text in data["warnings"])
-    raw = _e(json.dumps(data, ensure_ascii=False, indent=1))
+    warnings = "".join(f"<p>Warning: {safe(text)}</p>" for text in data["warnings"])
+    raw = safe(json.dumps(data, ensure_ascii=False, indent=1))
     return (
         f'<div class="scroll">{table}</div>{warnings}<details><summary>everything</summary><pre>{raw}</pre></details>'
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from typing import Any
 
+from rung.evaluation.report.escaping import safe
 from rung.evaluation.result import ClimbResult
 
 SHOWN = 70  # characters of an instruction before it is unfolded
@@ -25,7 +25,7 @@ def _search(name: str, found: Mapping[str, Any]) -> str:
     heads = "<tr><th>candidate<th>made by<th>rows<th>score<th>racing score<th>what it asks</tr>"
     rows = "".join(_row(one, best=one["name"] == found["winner"]) for one in found["candidates"])
     return (
-        f"<p>{_e(name)}: {_e(found['reason'])}. {spent['calls']:,} calls, {tokens:,} tokens, "
+        f"<p>{safe(name)}: {safe(found['reason'])}. {spent['calls']:,} calls, {tokens:,} tokens, "
         f"{spent['seconds']:,.0f} s{cost}; {found['search_rows']} rows to search on, {found['adoption_rows']} others "
         f"to decide by.</p><details><summary>{len(found['candidates'])} candidates, the last leader marked</summary>"
         f'<div class="scroll"><table>{heads}{rows}</table></div></details>{_refused(found["refused"])}'
@@ -34,9 +34,9 @@ def _search(name: str, found: Mapping[str, Any]) -> str:
 
 def _row(one: Mapping[str, Any], *, best: bool) -> str:
     cells = [one["name"], one["origin"], str(one["rows"]), _score(one["score"]), _score(one["racing_score"])]
-    asked = f"<details><summary>{_e(_short(one['instruction']))}</summary><pre>{_e(asks(one))}</pre></details>"
+    asked = f"<details><summary>{safe(_short(one['instruction']))}</summary><pre>{safe(asks(one))}</pre></details>"
     mark = " class=best" if best else ""
-    return f"<tr{mark}>{''.join(f'<td>{_e(cell)}' for cell in cells)}<td class=why>{asked}</tr>"
+    return f"<tr{mark}>{''.join(f'<td>{safe(cell)}' for cell in cells)}<td class=why>{asked}</tr>"
 
 
 def asks(one: Mapping[str, Any]) -> str:
@@ -56,7 +56,7 @@ def asks(one: Mapping[str, Any]) -> str:
 def _refused(refused: list[Mapping[str, str]]) -> str:
     if not refused:
         return ""
-    items = "".join(f"<li>{_e(one['text'])} ({_e(one['reason'])})</li>" for one in refused)
+    items = "".join(f"<li>{safe(one['text'])} ({safe(one['reason'])})</li>" for one in refused)
     return f"<details><summary>texts refused: {len(refused)}</summary><ul>{items}</ul></details>"
 
 
@@ -67,7 +67,3 @@ def _score(value: float | None) -> str:
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
-
-
-def _e(text: Any) -> str:
-    return html.escape(str(text).replace("\0", "\ufffd"), quote=True)
