@@ -64,6 +64,11 @@ class FakeEngine:
         ]
 
 
+def speaker(say: Callable[[str], str]) -> FakeEngine:
+    """Return an engine that answers by a function of the prompt's last message."""
+    return FakeEngine(lambda messages, sampling: say(messages[-1]["content"]))
+
+
 def noise(*parts: str) -> float:
     """Return a number in [0, 1) that depends on the texts alone."""
     return zlib.crc32("|".join(parts).encode()) / 2**32

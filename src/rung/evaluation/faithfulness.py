@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rung.engines.base import Constraint, GenerateRequest, Messages, Sampling
-from rung.errors import EngineError
+from rung.engines.base import Messages
+from rung.evaluation.choosing import check_readable, choose
 from rung.retrieval.chunking import sentence_spans
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 CHOICES = ("yes", "no")
 MOST_UNREADABLE = 0.1  # of all verdicts
-_LONGEST = 4  # tokens of a verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +40,15 @@ class FaithfulnessJudge:
         """
         stated = [[answer[first:last] for first, last in sentence_spans(answer)] for answer in answers]
         asked = [self.prompt(one, some) for sentences, some in zip(stated, texts, strict=True) for one in sentences]
-        constraint, sampling = Constraint("choices", CHOICES), Sampling(max_tokens=_LONGEST)
-        requests = [GenerateRequest(prompt, sampling, constraint) for prompt in asked]
-        said = [made.text.strip().strip(".").lower() for made in self.engine.generate(requests)] if requests else []
-        bad = [text for text in said if text not in CHOICES]
-        if len(bad) > max(1, MOST_UNREADABLE * len(said)):  # one alone is no share
-            raise EngineError(
-                "judge-unreadable",
-                f"the judge answered {len(bad)} of {len(said)} questions with something other than yes or no, such as "
-                f"{bad[0]!r}",
-                hint="use a stronger judge",
-            )
+        said = choose(self.engine, asked, CHOICES)
+        bad = [one.text for one in said if one.choice is None]
+        check_readable(
+            bad, len(said), MOST_UNREADABLE, judge="the judge", what="questions", choices=CHOICES,
+            hint="use a stronger judge",
+        )  # fmt: skip
         verdicts = iter(said)
         return [
-            sum([next(verdicts) == "yes" for _ in sentences]) / len(sentences) if sentences else 1.0
+            sum([next(verdicts).choice == "yes" for _ in sentences]) / len(sentences) if sentences else 1.0
             for sentences in stated
         ]
 

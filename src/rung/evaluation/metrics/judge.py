@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rung.engines.base import Constraint, GenerateRequest, Messages, Sampling
-from rung.errors import EngineError
+from rung.engines.base import Messages
+from rung.evaluation.choosing import Chosen, check_readable, choose
 from rung.evaluation.metrics.base import Case, Metric, Score, some
 from rung.evaluation.metrics.category import cohens_kappa
 
@@ -25,7 +25,6 @@ Preference = Literal["first", "second", "tie", "unreadable"]
 RUBRIC = "The better answer does what was asked, is correct, complete and to the point."
 CHOICES = ("A", "B", "tie")
 UNDECIDED = 0.5  # neither is preferred
-_LONGEST = 4  # tokens of a verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,12 @@ class Judge:
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """Return a verdict of every pair; each is asked in both orders, all in one call of the engine."""
         asked = [prompt for pair in pairs for prompt in (self.prompt(pair), self.prompt(_swap(pair)))]
-        constraint, sampling = Constraint("choices", CHOICES), Sampling(max_tokens=_LONGEST)
-        texts = [g.text for g in self.engine.generate([GenerateRequest(p, sampling, constraint) for p in asked])]
+        said = choose(self.engine, asked, CHOICES)
         return [
-            Verdict(_read(straight, "first", "second"), _read(swapped, "second", "first"), (straight, swapped))
-            for straight, swapped in zip(texts[::2], texts[1::2], strict=True)
+            Verdict(
+                _read(straight, "first", "second"), _read(swapped, "second", "first"), (straight.text, swapped.text)
+            )
+            for straight, swapped in zip(said[::2], said[1::2], strict=True)
         ]
 
     def prompt(self, pair: Pair) -> Messages:
@@ -100,10 +100,10 @@ def _swap(pair: Pair) -> Pair:
     return Pair(pair.question, pair.second, pair.first)
 
 
-def _read(text: str, a: Preference, b: Preference) -> Preference:
-    """Return what A, B or tie stands for; anything else is unreadable, never guessed at."""
-    said: dict[str, Preference] = {"a": a, "b": b, "tie": "tie"}
-    return said.get(text.strip().strip(".").lower(), "unreadable")
+def _read(said: Chosen, a: Preference, b: Preference) -> Preference:
+    """Return what A, B or tie stands for; anything else is unreadable."""
+    meant: dict[str | None, Preference] = {"A": a, "B": b, "tie": "tie"}
+    return meant.get(said.choice, "unreadable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +153,11 @@ def judge_metric(settings: Mapping[str, Any]) -> Metric:
         judge = open_judge(settings["model"], settings["rubric"])
         pairs = [Pair(question_of(case.row), case.prediction, _closest(case)) for case in cases]
         verdicts = judge.compare(pairs)
-        bad = [text for verdict in verdicts if not verdict.readable for text in verdict.texts]
-        count = sum(not verdict.readable for verdict in verdicts)
-        if count > max(1, settings["most_unreadable"] * len(verdicts)):  # one alone is no share
-            raise EngineError(
-                "judge-unreadable",
-                f"the judge {settings['model']} answered {count} of {len(verdicts)} pairs with something other "
-                f"than A, B or tie, such as {next(t for t in bad if _read(t, 'first', 'second') == 'unreadable')!r}",
-                hint="use a stronger judge, or allow more with `metric.most_unreadable`",
-            )
+        bad = [verdict.texts[verdict.straight != "unreadable"] for verdict in verdicts if not verdict.readable]
+        check_readable(
+            bad, len(verdicts), settings["most_unreadable"], judge=f"the judge {settings['model']}", what="pairs",
+            choices=CHOICES, hint="use a stronger judge, or allow more with `metric.most_unreadable`",
+        )  # fmt: skip
         return [_score(verdict) for verdict in verdicts]
 
     return Metric("judge", None, "a model prefers the answer to the expected one", ("text", "chat"), rows=scores)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from textwrap import wrap
 from typing import Any
 
+from rung.evaluation.report.escaping import safe
 from rung.evaluation.report.outcomes import outcomes
 from rung.evaluation.result import ClimbResult
 
@@ -72,16 +72,15 @@ def _step(step: Mapping[str, Any], top: int, *, last: bool) -> tuple[str, int]:
 
 def _lines(lines: list[str], x: int, y: int, *, weight: str = "normal", opacity: str = "1") -> str:
     return "".join(
-        f'<text x="{x}" y="{y + LINE * (row + 1) - 4}" font-weight="{weight}" opacity="{opacity}">'
-        f"{html.escape(line)}</text>"
+        f'<text x="{x}" y="{y + LINE * (row + 1) - 4}" font-weight="{weight}" opacity="{opacity}">{safe(line)}</text>'
         for row, line in enumerate(lines)
     )
 
 
 def _sources(advice: Mapping[str, Any]) -> str:
     items = {
-        step["source"]["url"]: f"<li>{html.escape(step['question'])} {html.escape(step['source']['citation'])}: "
-        f"{html.escape(step['source']['url'])}</li>"
+        step["source"]["url"]: f"<li>{safe(step['question'])} {safe(step['source']['citation'])}: "
+        f"{safe(step['source']['url'])}</li>"
         for step in advice["steps"]
         if step["source"]
     }
@@ -96,10 +95,6 @@ def _table(result: ClimbResult) -> str:
         if (outcome := found.get(one["rung"])) is None:
             continue
         cells = [WORDS[one["expect"]], "; ".join(one["reasons"]), f"{outcome.word}: {outcome.text}"]
-        rows.append(
-            f"<tr><td>{html.escape(one['rung'])}"
-            + "".join(f"<td class=why>{html.escape(cell)}" for cell in cells)
-            + "</tr>"
-        )
+        rows.append(f"<tr><td>{safe(one['rung'])}" + "".join(f"<td class=why>{safe(cell)}" for cell in cells) + "</tr>")
     heads = "<tr><th>rung<th>the rules expect that it<th>because<th>measured</tr>"
     return f'<div class="scroll"><table>{heads}{"".join(rows)}</table></div>'
