@@ -78,6 +78,9 @@ def test_its_memory_is_foreseen(model, monkeypatch, tiny_zero, data):
     monkeypatch.setattr("rung.tuning.memory.free_bytes", lambda _model: 10**6)
     assert free_beside(model, trained) == 10**6 - (4 + 8) * 10_000
     assert free_beside(model, trained, "adamw-8bit") == 10**6 - (4 + 2) * 10_000
+    (table,) = optimizers.embeddings(model)
+    beside = free_beside(model, [*trained, table], "adamw-8bit")
+    assert beside == 10**6 - (4 + 2) * 10_000 - (4 + 8) * table.numel()  # embeddings keep theirs in 32 bits
     plain, small = (Full(optimizer=name).estimate(tiny_zero, data, this_machine()) for name in optimizers.STATE_BYTES)
     assert plain.memory_bytes - small.memory_bytes == 6 * sizes(tiny_zero, data).parameters
 
@@ -117,3 +120,14 @@ def test_8_bits_go_on_bit_for_bit(model, tmp_path, stop):
     rest, found = trained(model, "adamw-8bit", checkpoints=checkpoints)
     assert rest.losses == whole.losses
     assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+
+
+def test_moments_of_embeddings_stay_in_32_bits():
+    pytest.importorskip("bitsandbytes")
+    table, matrix = parameters((64, 64), (64, 64))
+    made = optimizer("adamw-8bit", (table, matrix), learning_rate=0.1, weight_decay=0.0, whole=(table,))
+    for parameter in (table, matrix):
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    kinds = [made.state[parameter]["state1"].dtype for parameter in (table, matrix)]
+    assert kinds == [torch.float32, torch.uint8]

@@ -18,7 +18,7 @@ from rung.tuning.changes import Trainable
 from rung.tuning.checkpoints import Checkpoints, State
 from rung.tuning.examples import Row, epoch_batches
 from rung.tuning.loss import AnswerLoss, Loss, packed_layers
-from rung.tuning.optimizers import OptimizerName, kept_state, optimizer, set_state
+from rung.tuning.optimizers import OptimizerName, embeddings, kept_state, optimizer, set_state
 from rung.tuning.precision import tensor_float
 
 CHECKPOINT_SECONDS = 60.0  # at least so long between checkpoints,
@@ -178,7 +178,7 @@ class _Run:
         self.loss: Loss = loss or AnswerLoss(model, not random_passes, schedule.smoothing, schedule.noise)
         self.optimizer = optimizer(
             schedule.optimizer, tuple(self.parameters.values()),
-            learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay,
+            learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay, whole=embeddings(model),
         )  # fmt: skip
         self.plan = _plan(rows, schedule)
         self.checkpoints, self.saved, self.saving = checkpoints, time.perf_counter(), 0.0

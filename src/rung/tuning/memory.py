@@ -14,7 +14,7 @@ import torch
 from rung.engines.label_trie import common_prefix
 from rung.machine import memory_bytes
 from rung.tuning.examples import TokenizedExample
-from rung.tuning.optimizers import STATE_BYTES, OptimizerName
+from rung.tuning.optimizers import OptimizerName, embeddings, moment_bytes
 
 # Floats kept per layer and token for the backward pass, as multiples of the hidden and the intermediate size; upper
 # bounds of what Llama, Qwen and Gemma keep (norms, queries, keys, values, attention, residuals; gate, up, product).
@@ -90,5 +90,6 @@ def free_bytes(model: Any) -> int:
 
 def free_beside(model: Any, trained: Iterable[torch.Tensor], optimizer: OptimizerName = "adamw") -> int:
     """Return the bytes that are free once the trained parameters have their gradients and the optimizer's moments."""
-    size: int = sum(p.numel() for p in trained)
-    return max(0, free_bytes(model) - (GRADIENT_BYTES + STATE_BYTES[optimizer]) * size)
+    trained = tuple(trained)
+    gradients: int = GRADIENT_BYTES * sum(p.numel() for p in trained)
+    return max(0, free_bytes(model) - gradients - moment_bytes(optimizer, trained, embeddings(model)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,13 +30,30 @@ def lacks(name: OptimizerName) -> str:
     return "" if found >= SINCE else f"an optimizer in 8 bits needs {needed}: uv pip install '{needed}'"
 
 
+def embeddings(model: Any) -> tuple[torch.nn.Parameter, ...]:
+    """Return the input embeddings, whose moments stay in float32: each row has a gradient in few steps alone."""
+    return tuple(model.get_input_embeddings().parameters())
+
+
+def moment_bytes(name: OptimizerName, trained: Iterable[torch.Tensor], whole: Iterable[torch.Tensor]) -> int:
+    """Return the bytes that the moments of the trained parameters take; those of `whole` are float32."""
+    kept = {id(parameter) for parameter in whole}
+    return sum(STATE_BYTES["adamw" if id(p) in kept else name] * p.numel() for p in trained)
+
+
 def optimizer(
-    name: OptimizerName, parameters: Sequence[torch.nn.Parameter], *, learning_rate: float, weight_decay: float
+    name: OptimizerName,
+    parameters: Sequence[torch.nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    whole: Collection[torch.nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Return AdamW over the parameters; biases and norms, which are vectors, do not decay.
 
     `adamw` is torch's, fused. `adamw-8bit` keeps both moments in 8 bits, in blocks of 256 with a scale each (Dettmers
-    et al. 2022, https://arxiv.org/abs/2110.02861); those of tensors below 4,096 elements stay in float32.
+    et al. 2022, https://arxiv.org/abs/2110.02861); those of tensors below 4,096 elements, and of the parameters in
+    `whole`, stay in float32: in 8 bits embeddings train badly (section 2.3 there).
 
     Raises:
         TrainingError: `missing-extra`: its library is not installed.
@@ -53,7 +70,15 @@ def optimizer(
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     from bitsandbytes.optim import AdamW8bit
 
-    made: torch.optim.Optimizer = AdamW8bit(groups, lr=learning_rate)
+    kept = {id(parameter) for parameter in whole}
+
+    class Optimizer(AdamW8bit):  # type: ignore[misc]
+        # The library's own way is a register of ids for the whole process, which outlives the parameters.
+        def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+            config: dict[str, Any] = super().get_config(gindex, pindex, group)
+            return config | {"optim_bits": 32} if id(group["params"][pindex]) in kept else config
+
+    made: torch.optim.Optimizer = Optimizer(groups, lr=learning_rate)
     return made
 
 
