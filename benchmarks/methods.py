@@ -130,9 +130,13 @@ def main() -> None:
         table.append(line(name, results))
         print(table[-1], flush=True)
         if "score" in results[0]:
+            rows = results[0]["n"]
             means[name] = statistics.mean(r["score"] for r in results)
+    labels = "" if chosen.labels is None else f"{chosen.labels} of its labels, "
     head = [
         f"# Methods of tuning on {Path(chosen.task).parent.name}", "",
+        f"The embedded model, {labels}{rows} test rows, {chosen.seeds} seed(s); time and peak memory "
+        "of the training, each in a process of its own.", "",
         f"`python benchmarks/methods.py {' '.join(sys.argv[1:])}`", "",
         "| method | score (mean ± standard deviation over seeds) | seconds | peak GiB | trained parameters | MB |",
         "|---|---|---|---|---|---|",
