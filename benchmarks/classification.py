@@ -149,7 +149,7 @@ def measured(chosen: argparse.Namespace, method: str, per: str, seed: int) -> di
 def cell(results: list[dict[str, Any]]) -> str:
     scores = [100 * r["score"] for r in results]
     spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.1f}{spread} ({statistics.mean(r['seconds'] for r in results):.0f} s)"
+    return f"{statistics.mean(scores):.2f}{spread} ({statistics.mean(r['seconds'] for r in results):.0f} s)"
 
 
 def main() -> None:
