@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rung.artifact import Artifact, Shape
 from rung.data.labels import labels_of
 from rung.data.types import Example
 from rung.evaluation.answering import measure, sources, summary
-from rung.evaluation.faithfulness import FaithfulnessJudge
 from rung.evaluation.metrics import (
     METRICS,
     Case,
@@ -28,6 +27,9 @@ from rung.evaluation.statistics import Interval, is_binary, mean_interval, wilso
 from rung.evaluation.statistics import compare as compare_scores
 from rung.parts import Answer
 from rung.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from rung.evaluation.faithfulness import FaithfulnessJudge
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +47,7 @@ def optimizer(
     *,
     learning_rate: float,
     weight_decay: float,
-    whole: Collection[torch.nn.Parameter] = (),
+    whole: Iterable[torch.nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Return AdamW over the parameters; biases and norms, which are vectors, do not decay.
 

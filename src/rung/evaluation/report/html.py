@@ -1,4 +1,4 @@
-"""The report as one HTML file: no network, no framework, everything safe, a strict content policy.
+"""The report as one HTML file: no network, no framework, everything escaped, a strict content policy.
 
 Styles and the few lines of script are allowed by their hashes alone, so text from the data can never run.
 """
