@@ -4,7 +4,7 @@
 
 BANKING77 (77 intents, 10,003 training and 3,080 test rows), with so many training rows per label or all of them. Every
 method sees the same rows and nothing else: what it chooses by (the penalty of a head, the weights of an ensemble) is
-cut from them. Subsets are drawn by seed; with all rows there is one seed. Every result is appended to a .jsonl beside
+a part of them. Subsets are drawn by seed; with all rows there is one seed. Every result is appended to a .jsonl beside
 the table at once, so that the same command goes on where it was stopped, and a killed training too.
 
 SetFit runs with the same encoder in an environment of its own. It draws 20 like and 20 unlike pairs for every row, as
@@ -111,8 +111,7 @@ def ours(folder: Path, name: str, seed: int) -> dict[str, Any]:
 
     task = Task.load(folder / "task.yaml")
     data = task.read()
-    if name != "ensemble":  # nothing is chosen by validation rows
-        data = replace(data, train=(*data.train, *data.validation), validation=())
+    data = replace(data, train=(*data.train, *data.validation), validation=())  # nothing is chosen by these
     (rung,) = build((name,), task, seed)
     zero = Artifact.zero_shot(task, data.labels)
     start = time.perf_counter()

@@ -17,7 +17,7 @@ from rung.models.reference import resolve
 from rung.rungs import FineTunedEncoder
 from rung.rungs.costs import prediction_flops
 from rung.tuning.checkpoints import Checkpoints
-from rung.tuning.encoder import HEAD_RATE, EncoderWithHead, LabelledText, LabelLoss, contrastive_loss
+from rung.tuning.encoder import HEAD_RATE, EncoderWithHead, LabelledText, LabelLoss, contrastive_loss, of_similar_length
 from rung.tuning.loop import Schedule, train
 
 TEXTS = ("Where is my card?", "I have not received my new card, which I ordered a week ago", "How old must I be?")
@@ -49,6 +49,29 @@ def test_untrained_vectors_are_those_of_sentence_transformers():
     ours = EncoderWithHead(files)
     wanted = open_sentence_encoder(files, backend="torch").embed(TEXTS)
     np.testing.assert_allclose(ours.embed(ours.tokenize(TEXTS)), wanted, atol=2e-6)
+
+
+def test_groups_hold_texts_of_similar_length():
+    assert list(of_similar_length([3, 10, 6, 7, 5, 1])) == [[1, 3, 2], [4, 0], [5]]  # 6 of 10, 3 of 5: just long enough
+    assert list(of_similar_length([4, 4])) == [[0, 1]]
+
+
+def test_vectors_and_gradients_are_those_of_each_text_alone(tiny_encoder):
+    texts = [*TEXTS, "card", "my card is lost", "a week ago I have ordered a new card, which I have not received " * 2]
+    found = []
+    for alone in (False, True):
+        trained = EncoderWithHead(resolve(str(tiny_encoder)))
+        rows = trained.tokenize(texts)
+        assert len(list(of_similar_length([len(row) for row in rows]))) > 2
+        trained.model.eval().requires_grad_(True)
+        vectors = torch.cat([trained.vectors([row]) for row in rows]) if alone else trained.vectors(rows)
+        (vectors * torch.arange(32)).sum().backward()
+        found.append((vectors, {name: p.grad for name, p in trained.parameters().items() if p.grad is not None}))
+    (vectors, gradients), (wanted, each) = found
+    torch.testing.assert_close(vectors, wanted, atol=1e-6, rtol=1e-5)
+    assert gradients.keys() == each.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, each[name], atol=1e-4, rtol=1e-4)
 
 
 def test_the_head_is_kept_in_other_units(tiny_encoder):

@@ -14,7 +14,7 @@ from rung.parts import Head
 from rung.rungs import Ensemble, build
 from rung.rungs.base import YES, Cost, no
 from rung.rungs.costs import prediction_flops
-from rung.rungs.ensemble import best_temperature, log_loss, mixture_weights
+from rung.rungs.ensemble import best_temperature, held_apart, log_loss, mixture_weights
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +46,17 @@ class Given:
         return artifact.step(self.name, {}, decoder=Head(data.labels, self.encoder, weight, np.zeros(6, np.float32)))
 
 
-def ensemble(tiny_encoder, *members, seed=0):
-    return Ensemble(members=members, seed=seed, make=lambda name, seed: Given(str(tiny_encoder), seed, name))
+def ensemble(tiny_encoder, *members, seed=0, **settings):
+    return Ensemble(
+        members=members, seed=seed, make=lambda name, seed: Given(str(tiny_encoder), seed, name), **settings
+    )
 
 
 @pytest.fixture(scope="module")
 def mixed(tiny_encoder, zero, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoders, "choose_backend", lambda files, *, device="auto": "torch")
-        return ensemble(tiny_encoder, "given", "given").fit(zero, data)
+        return ensemble(tiny_encoder, "given", "given", holdout=0.5).fit(zero, data)
 
 
 def softmax(logits):
@@ -130,11 +132,44 @@ def test_useless_members_are_left_out(tiny_encoder, zero, data, monkeypatch):
 def test_when_it_applies_and_what_it_costs(tiny_encoder, zero, data):
     two = ensemble(tiny_encoder, "given", "given")
     assert two.applies(zero, data).applies
-    assert "validation" in two.applies(zero, replace(data, validation=())).reason
+    assert two.applies(zero, replace(data, validation=())).applies
+    few = replace(data, train=data.train[:1])
+    assert two.applies(zero, few).reason == "its weights are chosen on 10% of the training rows, which here is none"
     assert ensemble(tiny_encoder, "given", "never").applies(zero, data).reason == "never: it was asked not to"
-    cost = two.estimate(zero, data, this_machine())
-    n = len(data.validation)
-    assert cost == Cost(20, 40.0 + 100 * n, 60.0 + 120 * n, 80.0, 100.0, 120.0, 71)
+    n = 0.1 * len(data.train)
+    fit = pytest.approx(1.9 * 40 + 100 * n), pytest.approx(1.9 * 60 + 120 * n)
+    assert two.estimate(zero, data, this_machine()) == Cost(38, *fit, 80.0, 100.0, 120.0, 71)
+    once = replace(two, refit=False).estimate(zero, data, this_machine())
+    assert (once.fit_tokens, once.row_seconds) == (18, 120.0)
+
+
+def test_rows_held_out_leave_every_label_one_to_learn_from(data):
+    learn, weigh = held_apart(data.train, 0.1, 0)
+    assert {row.id for row in learn} | {row.id for row in weigh} == {row.id for row in data.train}
+    assert len(learn) + len(weigh) == len(data.train)
+    assert weigh
+    assert held_apart(data.train[::-1], 0.1, 0)[1] == weigh[::-1]
+    assert held_apart(data.train, 0.1, 1)[1] != weigh
+    labels = {row.outputs[0] for row in data.train}
+    learn, weigh = held_apart(data.train, 1.0, 0)
+    assert sorted(row.outputs[0] for row in learn) == sorted(labels)
+    assert len(weigh) == len(data.train) - len(labels)
+
+
+def test_members_are_weighed_by_held_out_rows_and_learn_from_all(tiny_encoder, zero, data, monkeypatch):
+    seen, real = [], Given.fit
+    monkeypatch.setattr(
+        Given, "fit", lambda self, artifact, given, **k: (seen.append(given.train), real(self, artifact, given, **k))[1]
+    )
+    rung = ensemble(tiny_encoder, "given", "given", holdout=0.5)
+    most, held_out = held_apart(data.train, 0.5, 0)
+    again = rung.fit(zero, data)
+    assert seen == [most, most, data.train, data.train]
+    assert again.settings["ensemble"]["rows"] == len(held_out)
+    seen.clear()
+    once = replace(rung, refit=False).fit(zero, replace(data, validation=()))
+    assert seen == [most, most]
+    assert once.decoder.weights == again.decoder.weights
 
 
 def test_what_cannot_be_mixed_is_an_error(tiny_encoder, zero, data, monkeypatch):

@@ -13,7 +13,9 @@ from rung.tuning.loop import Schedule, _plan, train
 from rung.tuning.peft_adapter import PeftAdapter, peft
 
 STEPS, BATCH = 50, 4
-SCHEDULE = Schedule(epochs=1, batch_size=BATCH, learning_rate=2e-4, decay="constant", warmup=0.0, weight_decay=0.01)
+SCHEDULE = Schedule(
+    epochs=1, batch_size=BATCH, learning_rate=2e-4, decay="constant", warmup=0.0, weight_decay=0.01, precision="float32"
+)
 
 
 def config():

@@ -153,7 +153,7 @@ def test_the_same_seed_trains_the_same(tiny):
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, micro_batch):
-    schedule = Schedule(epochs=2, batch_size=8, learning_rate=1e-3)
+    schedule = Schedule(epochs=2, batch_size=8, learning_rate=1e-3, precision="float32")
     whole, tensors = trained(tiny, schedule)
     cut, others = trained(tiny, replace(schedule, micro_batch=micro_batch))
     assert [v for _, v in cut.losses] == pytest.approx([v for _, v in whole.losses], abs=1e-4)

@@ -133,7 +133,9 @@ def test_what_is_trained_moves_and_nothing_else_does(tiny, name):
     assert len(course.losses) == 8
     assert min(loss for _, loss in course.losses[4:]) < course.losses[0][1]
     moved = change.parameters()
-    assert all(not torch.equal(p, before[n]) for n, p in moved.items())
+    still = [n for n, p in moved.items() if torch.equal(p, before[n])]
+    assert len([n for n in still if "lora_E" in n]) <= 2  # AdaLoRA's budget may leave a matrix no rank
+    assert [n for n in still if "lora_E" not in n] == []
     assert all(not p.requires_grad and p.grad is None for p in moved.values())
     assert not torch.equal(logits(model, change), logits(tiny))
     change.remove()
@@ -325,7 +327,9 @@ def test_a_patch_is_merged_as_it_is(tiny):
 def test_adalora_trains_as_peft_does(tiny):
     """The same steps with PEFT's own model: its forward pass adds the penalty, its allocator is called apart."""
     rung = AdaLoRA(rank=2, initial_rank=6, start=0.2, end=0.3, orthogonality=0.3)
-    schedule = Schedule(epochs=4, batch_size=16, learning_rate=1e-2, decay="constant", warmup=0.0, max_norm=1e9)
+    schedule = Schedule(
+        epochs=4, batch_size=16, learning_rate=1e-2, decay="constant", warmup=0.0, max_norm=1e9, precision="float32"
+    )
     part = rows(3, 16)
     model = copy.deepcopy(tiny)
     torch.manual_seed(3)

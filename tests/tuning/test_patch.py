@@ -11,7 +11,7 @@ from rung.tuning.loop import Schedule, train
 from rung.tuning.patch import OUTPUT, Patch, output_names
 from rung.tuning.peft_adapter import PeftAdapter, peft
 
-SCHEDULE = Schedule(epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.1)
+SCHEDULE = Schedule(epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.1, precision="float32")
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 
 
@@ -89,7 +89,8 @@ def test_it_trains_as_the_plain_model_does(tied, way):
     """The oracle: torch's own AdamW on a copy's own parameters, the loss of transformers."""
     model, part = copy.deepcopy(tied), rows(count=3)
     change = way(model)
-    train(model, change, part, Schedule(epochs=1, batch_size=3, learning_rate=1e-2, max_norm=1e9))
+    schedule = Schedule(epochs=1, batch_size=3, learning_rate=1e-2, max_norm=1e9, precision="float32")
+    train(model, change, part, schedule)
     plain = copy.deepcopy(tied)
     if way is output:
         plain.lm_head.weight = torch.nn.Parameter(plain.lm_head.weight.clone())

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from rung.rungs import LoRA
 from rung.tuning import loop
 from rung.tuning.loop import Schedule, train
 from rung.tuning.patch import Patch
-from rung.tuning.precision import no_float16, tensor_float
+from rung.tuning.precision import multiplying, no_float16, products
 
 SCHEDULE = Schedule(epochs=1, batch_size=4, learning_rate=1e-3)
 
@@ -52,18 +53,46 @@ def test_a_float16_model_is_trained_in_float32(tiny_zero, data):
             p.data = own[name]
 
 
-def test_products_of_float32_run_as_tf32_on_cuda_alone():
+def test_products_run_in_what_the_hardware_is_fastest_at(monkeypatch):
+    for amx, kind in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert products("cpu") == kind
+        assert (products("cuda"), products("mps")) == ("tf32", "float32")
+        assert {products(device, "float32") for device in ("cpu", "cuda")} == {"float32"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [("bfloat16", "medium"), ("tf32", "high"), ("float32", "highest")])
+def test_the_type_holds_for_the_block(kind, name):
     assert torch.get_float32_matmul_precision() == "highest"
-    with tensor_float("cpu"):
-        assert torch.get_float32_matmul_precision() == "highest"
-    with tensor_float("cuda"):
-        assert torch.get_float32_matmul_precision() == "high"
+    with multiplying(kind):
+        assert torch.get_float32_matmul_precision() == name
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_every_step_of_training_asks_for_them(monkeypatch):
-    asked, real = [], tensor_float
-    monkeypatch.setattr(loop, "tensor_float", lambda device: (asked.append(device), real(device))[1])
+@pytest.mark.skipif(products("cpu") == "float32", reason="this processor has no AMX")
+def test_in_bfloat16_only_the_last_bits_differ():
+    torch.manual_seed(0)
+    left, right = torch.randn(256, 512), torch.randn(512, 256)
+    exact = left @ right
+    with multiplying("bfloat16"):
+        found = left @ right
+    rounded = left.bfloat16().float() @ right.bfloat16().float()
+    assert not torch.equal(found, exact)
+    assert torch.allclose(found, rounded, atol=1e-3)  # each factor rounded once, sums in float32
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_every_step_of_training_multiplies_so(monkeypatch, precision):
+    asked, real = [], multiplying
+    monkeypatch.setattr(loop, "multiplying", lambda kind: (asked.append(kind), real(kind))[1])
     model = copy.deepcopy(llama())
-    train(model, Patch(model, "lm_head.weight".__eq__, trained=True), rows(), SCHEDULE)
-    assert asked == ["cpu"] * 3
+    schedule = replace(SCHEDULE, precision=precision)
+    course = train(model, Patch(model, "lm_head.weight".__eq__, trained=True), rows(), schedule)
+    assert asked == [products("cpu", precision)] * 3
+    assert course.as_settings()["products"] == products("cpu", precision)
+
+
+def test_a_rung_says_in_what_it_was_trained(tiny_zero, data):
+    for precision in ("auto", "float32"):
+        settings = LoRA(rank=2, epochs=1, precision=precision).fit(tiny_zero, data).settings["lora"]
+        assert (settings["precision"], settings["products"]) == (precision, products("cpu", precision))

@@ -16,7 +16,7 @@ from rung.tuning.loss import AnswerLoss, packed_layers
 from rung.tuning.patch import Patch, output_names
 from rung.tuning.trunk import loss_above
 
-SCHEDULE = Schedule(epochs=3, batch_size=4, learning_rate=1e-3, weight_decay=0.1)
+SCHEDULE = Schedule(epochs=3, batch_size=4, learning_rate=1e-3, weight_decay=0.1, precision="float32")
 SIZES = toys.SIZES | {"num_hidden_layers": 4, "pad_token_id": 0}
 
 

@@ -30,6 +30,7 @@ from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
 from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
 from rung.rungs.holdout import hold_out
+from rung.tuning.precision import Precision, products
 
 if TYPE_CHECKING:
     from rung.tuning.encoder import EncoderWithHead, LabelledText
@@ -54,6 +55,7 @@ class FineTunedEncoder:
         label_names: train on the labels' own names and descriptions too, one more row for each.
         patience: epochs without better accuracy on held-out training rows after which training stops.
         holdout: share of the training rows held out for that; without `patience` all rows are trained on.
+        precision: `auto` multiplies matrices in the type that the hardware is fastest at, `float32` in that.
         seed: seed of dropout, order and the head's folds.
     """
 
@@ -68,6 +70,7 @@ class FineTunedEncoder:
     label_names: bool = True
     patience: int | None = None
     holdout: float = 0.1
+    precision: Precision = "auto"
     seed: int = 0
     name: str = "fine-tuned-encoder"
     family: str = "full"
@@ -161,11 +164,15 @@ class FineTunedEncoder:
 
         learnt = hash_of([[row.tokens, row.label] for row in rows], digits=64)
         checkpoints = Checkpoints.of(
-            {"rung": asdict(self), "encoder": trained.files.fingerprint, "rows": learnt, "torch": torch.__version__}
-        )
+            {
+                "rung": asdict(self), "encoder": trained.files.fingerprint, "rows": learnt, "torch": torch.__version__,
+                "products": products(trained.model.device.type, self.precision),
+            }
+        )  # fmt: skip
         schedule = Schedule(
             epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate, decay="linear",
-            warmup=self.warmup, weight_decay=self.weight_decay, patience=self.patience, seed=self.seed,
+            warmup=self.warmup, weight_decay=self.weight_decay, patience=self.patience,
+            precision=self.precision, seed=self.seed,
         )  # fmt: skip
         course = train(
             trained.model, trained, rows, schedule,

@@ -2,7 +2,8 @@
 
 Members that err in different places are better together than each alone, also where they differ by their seed only
 (Lakshminarayanan et al. 2017, https://arxiv.org/abs/1612.01474). Each member's temperature and weight are those that
-make the validation labels likeliest: so few figures fit little by chance, and the test rows measure the result.
+make the labels of held-out training rows likeliest; then the members are fitted again, on all training rows. The
+validation rows stay out of it: the race compares rungs on them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from rung.artifact import Artifact
-from rung.data.types import Data
+from rung.data.types import Data, Example, place_of
 from rung.decoders.mixture import label_probabilities, tempered
 from rung.engines.base import Floats
 from rung.errors import ConfigError
@@ -37,11 +38,16 @@ class Ensemble:
 
     Attributes:
         members: names of the rungs. One that is named again is fitted again, with the next seed.
-        seed: seed of the members.
+        holdout: share of the training rows by which the members are weighed.
+        refit: fit the members that have a weight again, on all training rows: twice the cost, and nothing to learn
+            from is lost.
+        seed: seed of the members and of the rows held out.
         make: makes the rung with a name and a seed.
     """
 
     members: Annotated[tuple[str, ...], Field(strict=False)] = ("features", "fine-tuned-encoder")
+    holdout: float = 0.1
+    refit: bool = True
     seed: int = 0
     make: Callable[[str, int], Rung]
     name: str = "ensemble"
@@ -65,11 +71,11 @@ class Ensemble:
         ]
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies where all members do and there are validation rows to weigh them."""
+        """It applies where all members do and there are training rows to weigh them."""
         if artifact.shape.kind != "category":
             return never("only the probabilities of one label a row can be averaged")
-        if not data.validation:
-            return never("its weights are chosen on validation rows")
+        if not held_apart(data.train, self.holdout, self.seed)[1]:
+            return never(f"its weights are chosen on {self.holdout:.0%} of the training rows, which here is none")
         for rung in self.rungs():
             verdict = rung.applies(artifact, data)
             if not verdict.applies:
@@ -82,13 +88,15 @@ class Ensemble:
         return None if None in parts else tuple(parts)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
-        """All members, and their answers to the validation rows; they are fitted one after the other."""
+        """All members, once on most and once on all training rows, and their answers to those held out."""
         costs = [rung.estimate(artifact, data, machine) for rung in self.rungs()]
         row_flops, row_seconds = sum(c.row_flops for c in costs), sum(c.row_seconds for c in costs)
+        held_out = self.holdout * len(data.train)
+        times = 1 - self.holdout + self.refit
         return Cost(
-            fit_tokens=sum(c.fit_tokens for c in costs),
-            fit_flops=sum(c.fit_flops for c in costs) + row_flops * len(data.validation),
-            fit_seconds=sum(c.fit_seconds for c in costs) + row_seconds * len(data.validation),
+            fit_tokens=round(times * sum(c.fit_tokens for c in costs)),
+            fit_flops=times * sum(c.fit_flops for c in costs) + row_flops * held_out,
+            fit_seconds=times * sum(c.fit_seconds for c in costs) + row_seconds * held_out,
             row_tokens=sum(c.row_tokens for c in costs),
             row_flops=row_flops,
             row_seconds=row_seconds,
@@ -101,9 +109,11 @@ class Ensemble:
         Raises:
             EngineError: `no-probabilities`: a member gives none.
         """
-        made = [rung.fit(artifact, data, progress=progress) for rung in self.rungs()]
-        truth = np.array([data.labels.index(example.outputs[0]) for example in data.validation])
-        chances = [label_probabilities(one.answer(data.validation, full=True, progress=progress)) for one in made]
+        rungs = self.rungs()
+        most, held_out = held_apart(data.train, self.holdout, self.seed)
+        made = [rung.fit(artifact, replace(data, train=most), progress=progress) for rung in rungs]
+        truth = np.array([data.labels.index(example.outputs[0]) for example in held_out])
+        chances = [label_probabilities(one.answer(held_out, full=True, progress=progress)) for one in made]
         temperatures = [best_temperature(one, truth) for one in chances]
         calm = [tempered(one, temperature) for one, temperature in zip(chances, temperatures, strict=True)]
         kept = np.flatnonzero(mixture_weights(calm, truth) >= SMALLEST)
@@ -117,8 +127,20 @@ class Ensemble:
             "log_loss": log_loss(mixture.mixed([chances[i] for i in kept]), truth),
             "member_log_loss": [log_loss(one, truth) for one in calm],
             "rows": len(truth),
+            "refit": self.refit,
         }
+        if self.refit:
+            again = tuple(rungs[i].fit(artifact, data, progress=progress) for i in kept)
+            mixture = replace(mixture, members=again)
         return artifact.step(self.name, settings, decoder=mixture)
+
+
+def held_apart(rows: Sequence[Example], share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Return the rows to learn from and those to weigh by, chosen by their hash; each label keeps a row to learn."""
+    place = {row.id: place_of([row.id, "weigh", seed]) for row in rows}
+    last = {row.outputs[0]: row.id for row in sorted(rows, key=lambda row: place[row.id])}
+    held_out = {row.id for row in rows if place[row.id] < share and row.id != last[row.outputs[0]]}
+    return tuple(r for r in rows if r.id not in held_out), tuple(r for r in rows if r.id in held_out)
 
 
 def log_loss(chances: Floats, truth: Labels) -> float:

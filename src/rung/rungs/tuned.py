@@ -24,6 +24,7 @@ from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, base_bytes, i
 from rung.rungs.holdout import hold_out
 from rung.tuning.examples import Overlong, Supervise
 from rung.tuning.optimizers import STATE_BYTES, OptimizerName, lacks
+from rung.tuning.precision import Precision, products
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -58,6 +59,8 @@ class Tuned(ABC):
         max_norm: gradients are clipped to this norm.
         weight_decay: of AdamW, on matrices.
         optimizer: `adamw`, or `adamw-8bit`, whose moments take a quarter of the memory (needs bitsandbytes).
+        precision: `auto` multiplies matrices in the type that the hardware is fastest at, TF32 on CUDA and bfloat16 on
+            processors with AMX, with sums in float32; `float32` keeps to that.
         label_smoothing: share of the target's probability that goes to all tokens alike.
         neftune_alpha: size of the noise on the input embeddings (NEFTune); 0 for none.
         patience: epochs without a better metric on held-out training rows after which training stops.
@@ -82,6 +85,7 @@ class Tuned(ABC):
     max_norm: float = 1.0
     weight_decay: float = 0.0
     optimizer: OptimizerName = "adamw"
+    precision: Precision = "auto"
     label_smoothing: float = 0.0
     neftune_alpha: float = 0.0
     patience: int | None = None
@@ -356,8 +360,8 @@ class Tuned(ABC):
             epochs=self.epochs, batch_size=int(self.batch_size), micro_batch=int(micro_batch),
             learning_rate=float(self.learning_rate),
             decay=self.decay, warmup=self.warmup, max_norm=self.max_norm, weight_decay=self.weight_decay,
-            optimizer=self.optimizer, smoothing=self.label_smoothing, noise=self.neftune_alpha,
-            patience=self.patience, seed=self.seed,
+            optimizer=self.optimizer, precision=self.precision, smoothing=self.label_smoothing,
+            noise=self.neftune_alpha, patience=self.patience, seed=self.seed,
         )  # fmt: skip
 
     def _evaluation(self, engine: TorchEngine, artifact: Artifact, held_out: Sequence[Example], data: Data) -> Evaluate:
@@ -385,7 +389,7 @@ class Tuned(ABC):
         return {
             "rung": self.name, "settings": asdict(self), "engine": engine.info.fingerprint, "rows": learnt,
             "start": "" if start is None else adapter_digest(start), "torch": torch.__version__,
-            "metric": artifact.shape.metric,
+            "products": products(engine.model.device.type, self.precision), "metric": artifact.shape.metric,
         }  # fmt: skip
 
     def _settings(self, course: Course, rows: Sequence[TokenizedExample]) -> dict[str, Any]:

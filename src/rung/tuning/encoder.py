@@ -28,6 +28,7 @@ from rung.models.reference import ModelFiles
 from rung.tuning.changes import Trainable
 
 HEAD_RATE = 10.0  # the head learns so many times faster than the encoder (see `EncoderWithHead`)
+SHORTEST = 0.6  # of the longest text of a group: a lower share pads more, a higher makes more passes
 WEIGHTS = "model.safetensors"
 
 
@@ -101,17 +102,26 @@ class EncoderWithHead(Trainable):
     # ---- running
 
     def vectors(self, rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Return unit vectors [rows, dimension] of tokenized texts, as one batch."""
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), int(self.model.config.pad_token_id or 0))
-        mask = torch.zeros(len(rows), width)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
-        whole = bool(mask.all())  # rows of one length: attention without a mask is faster
-        states = self.model(input_ids=ids, attention_mask=None if whole else mask).last_hidden_state
-        return normalize(_pooled(states, mask, self.recipe), dim=1)
+        """Return unit vectors [rows, dimension] of tokenized texts, read in groups of similar length."""
+        groups = list(of_similar_length([len(row) for row in rows]))
+        device, pad = self.model.device, int(self.model.config.pad_token_id or 0)
+        padded = [[rows[i] + (pad,) * (len(rows[group[0]]) - len(rows[i])) for i in group] for group in groups]
+        ids = [torch.tensor(part, device=device) for part in padded]
+        # All groups at once: the gradient of a look-up is as large as the table.
+        looked_up = self.model.get_input_embeddings()(torch.cat([part.flatten() for part in ids]))
+        parts = looked_up.split([part.numel() for part in ids])
+        found = []
+        for group, of_group, part in zip(groups, ids, parts, strict=True):
+            lengths = torch.tensor([len(rows[i]) for i in group], device=device)
+            mask = (torch.arange(of_group.shape[1], device=device) < lengths[:, None]).float()
+            whole = len(rows[group[0]]) == len(rows[group[-1]])  # attention without a mask is faster
+            states = self.model(
+                inputs_embeds=part.view(*of_group.shape, -1), attention_mask=None if whole else mask
+            ).last_hidden_state
+            found.append(_pooled(states, mask, self.recipe))
+        back = torch.empty(len(rows), dtype=torch.long)
+        back[[i for group in groups for i in group]] = torch.arange(len(rows))
+        return normalize(torch.cat(found)[back.to(device)], dim=1)
 
     def embed(self, rows: Sequence[tuple[int, ...]]) -> Floats:
         """Return unit vectors [rows, dimension] of tokenized texts, without gradients or dropout."""
@@ -180,6 +190,20 @@ class LabelLoss:
         alike = self._alike[row.label]
         others = [one for one in alike if one is not row] or alike
         return others[int(torch.randint(len(others), ()))]
+
+
+def of_similar_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield positions in groups, longest first, in which no text is shorter than `SHORTEST` of the longest.
+
+    Padded to the longest of 64 short messages, two tokens of three would be padding.
+    """
+    group: list[int] = []
+    for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
+        if group and lengths[position] < SHORTEST * lengths[group[0]]:
+            yield group
+            group = []
+        group.append(position)
+    yield group
 
 
 def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -19,7 +19,7 @@ from rung.tuning.checkpoints import Checkpoints, State
 from rung.tuning.examples import Row, epoch_batches
 from rung.tuning.loss import AnswerLoss, Loss, packed_layers
 from rung.tuning.optimizers import OptimizerName, embeddings, kept_state, optimizer, set_state
-from rung.tuning.precision import tensor_float
+from rung.tuning.precision import Precision, Products, multiplying, products
 
 CHECKPOINT_SECONDS = 60.0  # at least so long between checkpoints,
 CHECKPOINT_SHARE = 0.05  # and so long that writing takes no more than this share of the time
@@ -42,6 +42,7 @@ class Schedule:
         max_norm: gradients are clipped to this norm.
         weight_decay: of AdamW (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), on matrices only.
         optimizer: AdamW, or AdamW whose moments take 8 bits (see `rung.tuning.optimizers`).
+        precision: of products (see `rung.tuning.precision.products`).
         smoothing: label smoothing.
         noise: NEFTune's alpha.
         patience: evaluations without a new best after which training stops; None trains to the end. With or without,
@@ -58,6 +59,7 @@ class Schedule:
     max_norm: float = 1.0
     weight_decay: float = 0.0
     optimizer: OptimizerName = "adamw"
+    precision: Precision = "auto"
     smoothing: float = 0.0
     noise: float = 0.0
     patience: int | None = None
@@ -87,6 +89,7 @@ class Course:
         tokens: tokens read, shared beginnings counted for every row.
         seconds: time spent.
         memory_bytes: peak resident memory of the process (of the device, on CUDA).
+        products: the type in which float32 matrices were multiplied.
     """
 
     losses: list[tuple[int, float]] = field(default_factory=list)
@@ -97,6 +100,7 @@ class Course:
     tokens: int = 0
     seconds: float = 0.0
     memory_bytes: int = 0
+    products: Products = "float32"
 
     def as_settings(self) -> dict[str, Any]:
         """Return what an artifact tells of it."""
@@ -105,6 +109,7 @@ class Course:
             "training_seconds": self.seconds,
             "training_tokens": self.tokens,
             "peak_memory_bytes": self.memory_bytes,
+            "products": self.products,
         }
         if self.evaluations:
             settings |= {"evaluations": [list(point) for point in self.evaluations], "best_step": self.best}
@@ -182,7 +187,7 @@ class _Run:
         )  # fmt: skip
         self.plan = _plan(rows, schedule)
         self.checkpoints, self.saved, self.saving = checkpoints, time.perf_counter(), 0.0
-        self.course = Course()
+        self.course = Course(products=products(model.device.type, schedule.precision))
         self.best: dict[str, torch.Tensor] = {}
         torch.manual_seed(schedule.seed)
         if checkpoints is not None and (found := checkpoints.last()) is not None:
@@ -228,7 +233,7 @@ class _Run:
         total = 0.0
         size = self.schedule.micro_batch or len(batch)
         # Around the backward pass too: checkpointing runs layers again.
-        with tensor_float(self.model.device.type), packed_layers(self.model):
+        with multiplying(self.course.products), packed_layers(self.model):
             for first in range(0, len(batch), size):
                 loss = self.loss(batch[first : first + size]) / supervised
                 loss.backward()
@@ -305,6 +310,7 @@ class _Run:
         values = {
             "losses": c.losses, "norms": c.norms, "evaluations": c.evaluations, "best": c.best, "steps": c.steps,
             "tokens": c.tokens, "seconds": c.seconds, "memory_bytes": c.memory_bytes,
+            "products": c.products,
         }  # fmt: skip
         return State(tensors, values)
 

@@ -1,12 +1,14 @@
-"""The number types that training computes with: float32, or bfloat16 where the hardware has it; never float16."""
+"""The number types that training computes with: float32, or fewer bits where the hardware has them; never float16."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
-import torch
+Precision = Literal["auto", "float32"]
+Products = Literal["bfloat16", "tf32", "float32"]
+TORCH_NAMES: dict[Products, str] = {"bfloat16": "medium", "tf32": "high", "float32": "highest"}
 
 
 @contextmanager
@@ -17,6 +19,8 @@ def no_float16(model: Any) -> Iterator[None]:
     https://arxiv.org/abs/1710.03740, section 3.2). Float32 holds every float16 number, so nothing is lost on the way
     there and back.
     """
+    import torch
+
     held = [p for p in model.parameters() if p.dtype == torch.float16]
     for parameter in held:
         parameter.data = parameter.data.float()
@@ -27,17 +31,31 @@ def no_float16(model: Any) -> Iterator[None]:
             parameter.data = parameter.data.half()
 
 
-@contextmanager
-def tensor_float(device: str) -> Iterator[None]:
-    """Let products of float32 run as TF32 on CUDA for the time of the block.
+def products(device: str, precision: Precision = "auto") -> Products:
+    """Return the type in which training multiplies float32 matrices on a kind of device.
 
-    Adapters are trained in float32 beside a base model in bfloat16, which has fewer bits than TF32.
+    `auto` is TF32 on CUDA and bfloat16 on processors with AMX, where it is three to four times faster than float32.
+    Sums and all that lies between products stay float32. Instructions for bfloat16 without AMX gain nothing.
     """
-    if device != "cuda":
-        yield
-        return
+    import torch
+
+    if precision == "float32":
+        return "float32"
+    if device == "cuda":
+        return "tf32"
+    return "bfloat16" if device == "cpu" and torch.cpu._is_amx_tile_supported() else "float32"
+
+
+@contextmanager
+def multiplying(kind: Products) -> Iterator[None]:
+    """Let products of float32 matrices run in a type of fewer bits for the time of the block.
+
+    On CUDA adapters are trained in float32 beside a base model in bfloat16, which has fewer bits than TF32.
+    """
+    import torch
+
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision(TORCH_NAMES[kind])
     try:
         yield
     finally:
