@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from rung.rungs import LoRA
 from rung.tuning import loop
 from rung.tuning.loop import Schedule, train
 from rung.tuning.patch import Patch
-from rung.tuning.precision import multiplying, no_float16, products
+from rung.tuning.precision import in_float32, multiplying, no_float16, products
 
 SCHEDULE = Schedule(epochs=1, batch_size=4, learning_rate=1e-3)
 
@@ -79,6 +80,35 @@ def test_in_bfloat16_only_the_last_bits_differ():
     rounded = left.bfloat16().float() @ right.bfloat16().float()
     assert not torch.equal(found, exact)
     assert torch.allclose(found, rounded, atol=1e-3)  # each factor rounded once, sums in float32
+
+
+class Watched(torch.autograd.Function):
+    """A sum that notes how matrices are multiplied when it runs and when its gradient does."""
+
+    seen: ClassVar[list[str]] = []
+
+    @staticmethod
+    def forward(ctx, *tensors):
+        Watched.seen.append(torch.get_float32_matmul_precision())
+        return sum(tensors)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        Watched.seen.append(torch.get_float32_matmul_precision())
+        return gradient, gradient
+
+
+@pytest.mark.parametrize(("kind", "inside"), [("bfloat16", "highest"), ("tf32", "high"), ("float32", "highest")])
+def test_small_products_stay_in_float32_forward_and_backward(kind, inside):
+    Watched.seen.clear()
+    one, two = (torch.arange(3.0).requires_grad_(True) for _ in range(2))
+    with multiplying(kind):
+        outside = torch.get_float32_matmul_precision()
+        found = Watched.apply(in_float32(Watched.apply, one, two), one)
+        (3 * found).sum().backward()
+        assert torch.get_float32_matmul_precision() == outside
+    assert Watched.seen == [inside, outside, outside, inside]
+    assert (one.grad.tolist(), two.grad.tolist()) == ([6.0] * 3, [3.0] * 3)
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])

@@ -6,7 +6,7 @@ tokens one by one, so it sees exactly the tokens there are; attention lets each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 
 from rung.engines.label_trie import common_prefix
 from rung.tuning.examples import TokenizedExample
+from rung.tuning.precision import in_float32
 
 ATTENTION = "rung_packed"
 
@@ -129,28 +130,38 @@ def packed_attention(
         The output, shape [1, T, heads, size], and no weights.
     """
     del module, attention_mask
-    shared, rows = packing.shared, packing.rows
     attend = partial(
         scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
     )
+    return in_float32(partial(_attended, attend, packing, sliding_window), query, key, value), None
+
+
+def _attended(
+    attend: Callable[..., torch.Tensor],
+    packing: Packed,
+    window: int | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+) -> torch.Tensor:
+    """Return the output of `packed_attention`, shape [1, T, heads, size]."""
+    shared, rows = packing.shared, packing.rows
     own_query, own_key, own_value = (_rows(states[:, :, shared:], packing) for states in (query, key, value))
     if shared:
         lent_query, lent_key, lent_value = (states[:, :, :shared] for states in (query, key, value))
-        if sliding_window is not None and shared > sliding_window:
-            head = attend(
-                lent_query, lent_key, lent_value, attn_mask=_near(shared, shared, sliding_window, query.device)
-            )
+        if window is not None and shared > window:
+            head = attend(lent_query, lent_key, lent_value, attn_mask=_near(shared, shared, window, query.device))
         else:
             head = attend(lent_query, lent_key, lent_value, is_causal=True)
         own_key = torch.cat([lent_key.expand(rows, -1, -1, -1), own_key], 2)
         own_value = torch.cat([lent_value.expand(rows, -1, -1, -1), own_value], 2)
     width, total = own_query.shape[2], own_key.shape[2]
     mask = packing.mask
-    if sliding_window is not None and total > sliding_window:
-        mask = mask & _near(width, total, sliding_window, query.device)
+    if window is not None and total > window:
+        mask = mask & _near(width, total, window, query.device)
     out = attend(own_query, own_key, own_value, attn_mask=mask)
     flat = out.transpose(1, 2).flatten(0, 1).index_select(0, packing.scatter)[None]
-    return (torch.cat([head.transpose(1, 2), flat], 1) if shared else flat), None
+    return torch.cat([head.transpose(1, 2), flat], 1) if shared else flat
 
 
 def _near(queries: int, keys: int, window: int, device: Any) -> torch.Tensor:
