@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact import Artifact
+from rung.models.layers import output_size
+from rung.models.reference import resolve
 from rung.rungs.costs import FULL, Sizes
 from rung.rungs.tuned import Auto, Tuned
 
@@ -45,3 +47,7 @@ class Full(Tuned):
         """Return the size of the model."""
         del artifact
         return s.parameters
+
+    def trained_embeddings(self, artifact: Artifact) -> int:
+        """Return the size of the embeddings: a vector for every token, as in the output layer."""
+        return output_size(resolve(artifact.model).folder)

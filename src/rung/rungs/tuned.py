@@ -137,6 +137,11 @@ class Tuned(ABC):
         del artifact, s
         return 0
 
+    def trained_embeddings(self, artifact: Artifact) -> int:
+        """Return how many of these are input embeddings, whose moments no optimizer keeps in 8 bits."""
+        del artifact
+        return 0
+
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Return why this method in particular does not apply, or nothing."""
         del artifact, data
@@ -196,6 +201,7 @@ class Tuned(ABC):
             tokens *= 1 + len(RATES) * TRIAL_SHARE
         copies = TRAINED_BYTES + STATE_BYTES[self.optimizer] + (0 if self.patience is None else 4)
         weights = base_bytes(resolve(artifact.model), self.quantization) + copies * self.trained_size(artifact, s)
+        weights += (STATE_BYTES["adamw"] - STATE_BYTES[self.optimizer]) * self.trained_embeddings(artifact)
         return Cost(
             fit_tokens=round(tokens * self.epochs),
             fit_flops=flops,
