@@ -9,11 +9,13 @@ import toys
 from toys import plain_loss, rows, turns
 
 from rung.models.layers import last_layers, layer_list
+from rung.tuning import trunk
 from rung.tuning.changes import enabled, plain_parameters
 from rung.tuning.checkpoints import Checkpoints
 from rung.tuning.loop import Schedule, train
 from rung.tuning.loss import AnswerLoss, packed_layers
 from rung.tuning.patch import Patch, output_names
+from rung.tuning.precision import products
 from rung.tuning.trunk import loss_above
 
 SCHEDULE = Schedule(epochs=3, batch_size=4, learning_rate=1e-3, weight_decay=0.1, precision="float32")
@@ -250,3 +252,12 @@ def test_an_architecture_with_other_names_has_its_last_layers():
     assert value == pytest.approx(wanted, rel=1e-5)
     for name, grad in whole.items():
         torch.testing.assert_close(grads[name], grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [2, None])
+@pytest.mark.parametrize("precision", ["auto", "float32"])
+def test_frozen_layers_multiply_as_training_does(tiny, frozen, precision, monkeypatch):
+    asked, real = [], trunk.multiplying
+    monkeypatch.setattr(trunk, "multiplying", lambda kind: (asked.append(kind), real(kind))[1])
+    assert loss_above(tiny, frozen, rows(), replace(SCHEDULE, precision=precision)) is not None
+    assert asked == [products("cpu", precision)]

@@ -31,6 +31,7 @@ from rung.tuning.loop import Schedule, has_dropout
 from rung.tuning.loss import AnswerLoss, Loss, inputs, packed_layers, project, projects
 from rung.tuning.memory import free_bytes
 from rung.tuning.packing import Packed, pack
+from rung.tuning.precision import multiplying, products
 
 ROOM = 0.3  # share of the free memory that kept states may take; the rest is for training
 TOKENS = 2048  # run at once
@@ -125,10 +126,11 @@ def loss_above(
     if not reason:
         room = int(ROOM * (free_bytes(model) if free is None else free))
         try:
-            if depth is None:
-                loss = _regression(model, rows, schedule.smoothing, room, progress)
-            else:
-                loss = _trunk(model, depth, rows, schedule.smoothing, room, progress)
+            with multiplying(products(model.device.type, schedule.precision)):
+                if depth is None:
+                    loss = _regression(model, rows, schedule.smoothing, room, progress)
+                else:
+                    loss = _trunk(model, depth, rows, schedule.smoothing, room, progress)
         except OSError as full:
             reason = f"there is no room to keep what they return ({full})"
     progress.finish(f"the whole model runs at every step: {reason}" if reason else "")
