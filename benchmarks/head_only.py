@@ -91,7 +91,8 @@ def main() -> None:
     ratios = {}
     print(f"{len(rows)} rows of {tokens / EPOCHS / len(rows):.0f} tokens, {EPOCHS} epochs, batches of {BATCH}")
     print(f"{'trained':14} {'way':14} {'seconds':>8} {'tok/s':>8} {'ratio':>7}")
-    for rung in (OutputLayer(epochs=EPOCHS, batch_size=BATCH), LastLayers(epochs=EPOCHS, batch_size=BATCH)):
+    alike = {"epochs": EPOCHS, "batch_size": BATCH, "precision": "float32"}
+    for rung in (OutputLayer(**alike), LastLayers(**alike)):
         change = rung.change(engine, zero, rows)
         schedule = rung.schedule(BATCH)
         wanted, theirs = peer(engine.model, set(change.parameters()), rows, schedule)
