@@ -171,6 +171,22 @@ def test_one_process_writes_at_a_time(artifact, folder, begun):
     assert caught.value.code == "file-in-use"
 
 
+def test_rows_of_a_batch_that_was_cut_off_are_answered_together_again(artifact, folder, tmp_path, monkeypatch):
+    rows = write_rows(tmp_path / "rows.csv", BATCH + 10)
+    asked, real = [], Artifact.predict
+    monkeypatch.setattr(Artifact, "predict", lambda self, batch: (asked.append(len(batch)), real(self, batch))[1])
+    whole = tmp_path / "whole.jsonl"
+    assert answer(artifact, rows, whole, folder).answered == BATCH + 10
+    for there, batches in ((3, [BATCH, 10]), (BATCH, [10]), (BATCH + 4, [10]), (BATCH + 10, [])):
+        cut = tmp_path / f"{there}.jsonl"
+        cut.write_text("".join(whole.read_text().splitlines(keepends=True)[:there]) + '{"torn"')
+        origin_file(cut).write_text(origin_file(whole).read_text())
+        asked.clear()
+        assert answer(artifact, rows, cut, folder, resume=True).answered == BATCH + 10 - there
+        assert asked == batches
+        assert cut.read_text() == whole.read_text()
+
+
 def test_a_broken_row_is_an_error_before_the_first_answer(artifact, folder, tmp_path):
     rows, out = write_rows(tmp_path / "rows.csv", 3 * BATCH), tmp_path / "out.jsonl"
     with rows.open("a") as more:

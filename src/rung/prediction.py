@@ -120,17 +120,19 @@ def _check_rows(artifact: Artifact, data: Path) -> int:
 def _answer_rows(
     artifact: Artifact, data: Path, target: IO[str], done: int, total: int, progress: Progress
 ) -> Predicted:
-    rows = islice(read_rows(data), done, None)
+    there = done % BATCH  # of a batch that was cut off: it is answered again whole, as rows together decide last digits
+    rows = islice(read_rows(data), done - there, None)
     overflow_rows = demonstrations = passages = shortened = answered = 0
     progress.start("answering", total - done)
-    for batch in _batched(rows):
-        for answer in _write(artifact, batch, target):
+    for batch in _batched(rows) if done < total else ():
+        for answer in _write(artifact, batch, target, there):
             demonstrations += answer.dropped_demonstrations
             passages += answer.dropped_passages
             shortened += answer.shortened_passages
             overflow_rows += bool(answer.dropped_demonstrations or answer.dropped_passages or answer.shortened_passages)
-        answered += len(batch)
-        progress.advance(len(batch))
+        answered += len(batch) - there
+        progress.advance(len(batch) - there)
+        there = 0
     progress.finish()
     return Predicted(total, answered, overflow_rows, demonstrations, passages, shortened)
 
@@ -140,10 +142,11 @@ def _batched(rows: Iterator[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _write(artifact: Artifact, batch: Sequence[Record], target: IO[str]) -> list[Answer]:
-    """Answer a batch, make it permanent, and return it."""
-    answers = artifact.predict([record.values for record in batch])
-    lines = [json.dumps(_line(artifact, r, a), ensure_ascii=False) + "\n" for r, a in zip(batch, answers, strict=True)]
+def _write(artifact: Artifact, batch: Sequence[Record], target: IO[str], there: int) -> list[Answer]:
+    """Answer a batch, make permanent what follows its first `there` answers, and return that."""
+    answers = artifact.predict([record.values for record in batch])[there:]
+    new = zip(batch[there:], answers, strict=True)
+    lines = [json.dumps(_line(artifact, row, answer), ensure_ascii=False) + "\n" for row, answer in new]
     target.write("".join(lines))
     target.flush()
     if target is not sys.stdout:

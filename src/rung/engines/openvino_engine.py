@@ -27,9 +27,10 @@ CACHE_SHARE = 0.1  # of the machine's memory, at most, for the keys and values o
 CLOSED = "openvino-genai gives neither logits nor hidden states"
 OPEN_BOTH = "open the model with `rung.engines.opening.open_engine`, which has torch beside it"
 # OpenVINO's own default keeps keys and values in 8 bits once they are cached, but not while a prompt is read: the same
-# request then gets another text when its beginning is cached. 16 bits are as fast and give the same text.
+# request then gets another text when its beginning is cached. 16 bits are as fast and give the same text. Where the
+# processor has AMX it would compute in bfloat16, in which a text depends on the rows that are written beside it.
 PROPERTIES = {
-    "int8": {"KV_CACHE_PRECISION": "f16"},
+    "int8": {"KV_CACHE_PRECISION": "f16", "INFERENCE_PRECISION_HINT": "f32"},
     "fp32": {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"},
 }
 
