@@ -15,8 +15,8 @@ Measured on two cores with AMX on 2026-11-22: in float32 3.1x padded, 3.5x packe
 apart; in bfloat16 3.3x, 3.3x and 0.65. There half of a step is still products, now bound by reading the weights (4.4 ms
 where the same product from the cache takes 1.9), a tenth the multiplications of SwiGLU and norms, 8 % attention, which
 stays in float32: torch's flash attention is four times slower with bfloat16 products. Autocast halves the peer's
-activations, which is where its memory goes; its losses leave the float32 curve by up to 0.5, ours by 0.02. Larger
-malloc thresholds change nothing.
+activations, which is where its memory goes; its losses leave the float32 curve by up to 0.5, ours by 0.02 (in shorter
+runs). Larger malloc thresholds change nothing.
 
 Measured on two AVX2 cores on 2026-11-21, alone: 2.3x to 2.5x padded, 2.6x to 2.7x packed, 0.60 to 0.65 of the memory.
 A profile of a step: 65 % matrix products at the processor's peak rate (95 GFLOP/s), of which the base weights' alone
@@ -40,8 +40,6 @@ from rung.machine import peak_memory_bytes
 GOALS = {"padded": 3.5, "packed": 3.0, "memory": 1 / 0.55, "same_losses": 1.0}
 STEPS, BATCH, RANK, RATE = 8, 16, 16, 2e-4
 INSTRUCTION = "Which intent does this message of a bank's customer express?"
-
-
 PRECISIONS = ("float32", "auto")
 
 
@@ -97,7 +95,7 @@ def ours(instruction: str, steps: int, precision: str) -> dict[str, Any]:
     return _result(ends, [sum(map(len, made[i : i + BATCH])) for i in range(0, len(made), BATCH)], course.losses)
 
 
-def trl(instruction: str, steps: int, precision: str, *, packing: bool) -> dict[str, Any]:
+def trl(instruction: str, steps: int, precision: Any, *, packing: bool) -> dict[str, Any]:
     """Train with TRL's SFTTrainer."""
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
@@ -108,7 +106,7 @@ def trl(instruction: str, steps: int, precision: str, *, packing: bool) -> dict[
     from rung.tuning.precision import products
 
     engine, made = rows(instruction, steps)
-    bf16 = products("cpu", "auto" if precision == "auto" else "float32") == "bfloat16"
+    bf16 = products("cpu", precision) == "bfloat16"
     masks = [[int(any(a <= i < b for a, b in row.spans)) for i in range(len(row))] for row in made]
     data = Dataset.from_dict({"input_ids": [list(row.tokens) for row in made], "completion_mask": masks})
     starts: list[float] = []

@@ -119,7 +119,8 @@ def run(name, tiny, **options):
     model = copy.deepcopy(tiny)
     change = fresh(name, model)
     before = {n: p.detach().clone() for n, p in change.parameters().items()}
-    schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-2)
+    # In float32 on every processor: by which ranks AdaLoRA prunes, it may leave a whole matrix at zero.
+    schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-2, precision="float32")
     course = train(model, change, rows(4, 16), schedule, **options)
     return course, model, change, before
 
@@ -133,9 +134,7 @@ def test_what_is_trained_moves_and_nothing_else_does(tiny, name):
     assert len(course.losses) == 8
     assert min(loss for _, loss in course.losses[4:]) < course.losses[0][1]
     moved = change.parameters()
-    still = [n for n, p in moved.items() if torch.equal(p, before[n])]
-    assert len([n for n in still if "lora_E" in n]) <= 2  # AdaLoRA's budget may leave a matrix no rank
-    assert [n for n in still if "lora_E" not in n] == []
+    assert all(not torch.equal(p, before[n]) for n, p in moved.items())
     assert all(not p.requires_grad and p.grad is None for p in moved.values())
     assert not torch.equal(logits(model, change), logits(tiny))
     change.remove()

@@ -119,9 +119,8 @@ class EncoderWithHead(Trainable):
                 inputs_embeds=part.view(*of_group.shape, -1), attention_mask=None if whole else mask
             ).last_hidden_state
             found.append(_pooled(states, mask, self.recipe))
-        back = torch.empty(len(rows), dtype=torch.long)
-        back[[i for group in groups for i in group]] = torch.arange(len(rows))
-        return normalize(torch.cat(found)[back.to(device)], dim=1)
+        back = torch.tensor([i for group in groups for i in group], device=device).argsort()
+        return normalize(torch.cat(found)[back], dim=1)
 
     def embed(self, rows: Sequence[tuple[int, ...]]) -> Floats:
         """Return unit vectors [rows, dimension] of tokenized texts, without gradients or dropout."""
