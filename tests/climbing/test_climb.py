@@ -1,10 +1,12 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +16,7 @@ from rung.climbing.store import RunStore
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
 from rung.evaluation.report.jsonfile import read, summary, write
+from rung.rungs import LoRA
 from rung.task import Task
 
 RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
@@ -127,12 +130,18 @@ def _text(file):
     return file.read_text() if file.exists() else ""
 
 
-def test_what_does_not_fit_the_budget_is_skipped_with_its_reason(task, tmp_path):
-    options = ClimbOptions(rungs=("features", "lora"), out=tmp_path)
-    result = climb(task, "8s", options=options).result
-    lora = next(r for r in result.rungs if r.name == "lora")
+def test_what_does_not_fit_the_budget_is_skipped_with_its_reason(task, tmp_path, monkeypatch):
+    estimate = LoRA.estimate
+
+    def slow(self, artifact, data, machine):
+        return replace(estimate(self, artifact, data, machine), fit_seconds=7200.0)
+
+    monkeypatch.setattr(LoRA, "estimate", slow)  # the same on a machine of any speed
+    result = climb(task, "1h", options=ClimbOptions(rungs=("features", "lora"), out=tmp_path)).result
+    features, lora = (next(r for r in result.rungs if r.name == name) for name in ("features", "lora"))
+    assert features.status == "confirmed"
     assert lora.status == "skipped"
-    assert "budget" in lora.reason
+    assert re.fullmatch(r"it is expected to take 72\d\d s and 2[67]\d\d s of the budget are left", lora.reason)
 
 
 def test_one_broken_rung_does_not_stop_the_climb(task, tmp_path, monkeypatch):
