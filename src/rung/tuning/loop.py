@@ -17,6 +17,7 @@ from rung.progress import QUIET, Progress
 from rung.tuning.changes import Trainable
 from rung.tuning.checkpoints import Checkpoints, State
 from rung.tuning.examples import Row, epoch_batches
+from rung.tuning.gated import lean_gates
 from rung.tuning.loss import AnswerLoss, Loss, packed_layers
 from rung.tuning.optimizers import OptimizerName, embeddings, kept_state, optimizer, set_state
 from rung.tuning.precision import Precision, Products, multiplying, products
@@ -233,7 +234,7 @@ class _Run:
         total = 0.0
         size = self.schedule.micro_batch or len(batch)
         # Around the backward pass too: checkpointing runs layers again.
-        with multiplying(self.course.products), packed_layers(self.model):
+        with multiplying(self.course.products), packed_layers(self.model), lean_gates(self.model):
             for first in range(0, len(batch), size):
                 loss = self.loss(batch[first : first + size]) / supervised
                 loss.backward()

@@ -14,11 +14,13 @@ import torch
 from rung.engines.label_trie import common_prefix
 from rung.machine import memory_bytes
 from rung.tuning.examples import TokenizedExample
+from rung.tuning.gated import gated
 from rung.tuning.optimizers import OptimizerName, embeddings, moment_bytes
 
 # Floats kept per layer and token for the backward pass, as multiples of the hidden and the intermediate size; upper
-# bounds of what Llama, Qwen and Gemma keep (norms, queries, keys, values, attention, residuals; gate, up, product).
-KEPT_HIDDEN, KEPT_INTERMEDIATE = 8, 4
+# bounds of what Llama, Qwen and Gemma keep (norms, queries, keys, values, attention, residuals; gate, up, and, in
+# networks that `lean_gates` does not know, what becomes of them).
+KEPT_HIDDEN, KEPT_INTERMEDIATE, KEPT_GATED = 8, 4, 2
 KEPT_CHECKPOINTED = 1  # with gradient checkpointing: one hidden state per layer
 SHARE = 0.6  # of the memory that is free
 # Tokens of the rows' own per forward pass: a processor gains nothing from more, as its caches hold less. A beginning
@@ -75,7 +77,8 @@ def bytes_per_token(model: Any, *, checkpointing: bool = False) -> int:
     size = torch.tensor([], dtype=model.dtype).element_size()
     if checkpointing:
         return int(config.num_hidden_layers * KEPT_CHECKPOINTED * config.hidden_size * size)
-    layer = KEPT_HIDDEN * config.hidden_size + KEPT_INTERMEDIATE * config.intermediate_size
+    wide = KEPT_GATED if any(map(gated, model.modules())) else KEPT_INTERMEDIATE
+    layer = KEPT_HIDDEN * config.hidden_size + wide * config.intermediate_size
     return int(config.num_hidden_layers * layer * size)
 
 

@@ -1,0 +1,98 @@
+"""Gated feed-forward networks that keep half as much for the backward pass.
+
+y = down(act(gate(x)) * up(x)) keeps four tensors as wide as the intermediate size: gate(x), up(x), act(gate(x)) and the
+product that `down` reads. The last two are made again from the first two, which costs elementwise operations alone
+(Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 3) and takes no longer than fetching them from memory did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from types import FunctionType
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def lean_gates(model: Any) -> Iterator[None]:
+    """Let the model's gated networks keep gate(x) and up(x) alone for the time of the block.
+
+    Not where layers run again for the backward pass: there nothing is kept of them anyway.
+    """
+    changed = [] if model.is_gradient_checkpointing else [m for m in model.modules() if _free(m) and gated(m)]
+    for module in changed:
+        module.forward = partial(_forward, module)
+    try:
+        yield
+    finally:
+        for module in changed:
+            vars(module).pop("forward")
+
+
+def gated(module: Any) -> bool:
+    """Say whether the module's forward pass is the very code of Llama's: Mistral's, Qwen's and Gemma's are."""
+    forward = type(module).forward
+    return isinstance(forward, FunctionType) and _code(forward) == _code(_llama())
+
+
+def _free(module: Any) -> bool:
+    return "forward" not in vars(module)
+
+
+@cache
+def _llama() -> FunctionType:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward: FunctionType = LlamaMLP.forward
+    return forward
+
+
+def _code(function: FunctionType) -> tuple[bytes, tuple[str, ...], tuple[Any, ...]]:
+    code = function.__code__
+    return code.co_code, code.co_names, code.co_consts
+
+
+def _forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+    gate, up = module.gate_proj(x), module.up_proj(x)
+    kept = _Kept(module.act_fn, gate.detach(), up.detach())
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
+        kept.activated = kept.share(activated := module.act_fn(gate))
+        product = activated * up
+        kept.product = kept.share(product)
+        out: torch.Tensor = module.down_proj(product)
+    return out
+
+
+class _Kept:
+    """What one forward pass of a gated network keeps, and how the rest is made from it."""
+
+    def __init__(self, act: Any, gate: torch.Tensor, up: torch.Tensor) -> None:
+        self.act, self.gate, self.up = act, gate, up
+        self.activated = self.product = -1  # where the tensors' contents are
+        self.again: torch.Tensor | None = None  # act(gate): the backward pass needs it for the product and then alone
+
+    @staticmethod
+    def share(tensor: torch.Tensor) -> int:
+        return int(tensor.untyped_storage().data_ptr())
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor | tuple[str, torch.Size]:
+        """Return the name of what can be made again, in its shape; all else as it is."""
+        if tensor.numel() == self.gate.numel() and tensor.is_contiguous():
+            if self.share(tensor) == self.activated:
+                return "activated", tensor.shape
+            if self.share(tensor) == self.product:
+                return "product", tensor.shape
+        return tensor
+
+    def unpack(self, kept: torch.Tensor | tuple[str, torch.Size]) -> torch.Tensor:
+        """Return the tensor that was packed."""
+        if isinstance(kept, torch.Tensor):
+            return kept
+        name, shape = kept
+        activated, self.again = self.act(self.gate) if self.again is None else self.again, None
+        if name == "product":
+            self.again, activated = activated, activated * self.up
+        return activated.view(shape)
