@@ -50,6 +50,16 @@ def memory_bytes() -> int:
     return total
 
 
+def free_memory_bytes() -> int:
+    """Return the memory that this process may still take: what is left of its limit, and by other processes."""
+    status, machine = Path("/proc/self/statm"), Path("/proc/meminfo")
+    if not status.exists() or not machine.exists():  # not Linux: what others take is not known
+        return memory_bytes()
+    left = memory_bytes() - int(status.read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    fields = dict(line.split(":", 1) for line in machine.read_text("utf-8").splitlines())
+    return max(0, min(left, 1024 * int(fields["MemAvailable"].split()[0])))
+
+
 def peak_memory_bytes() -> int:
     """Return the most resident memory that this process has taken so far."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -2,13 +2,16 @@ import json
 import re
 from dataclasses import dataclass, replace
 
+import optuna
 import pytest
 
 from rung import rungs
 from rung.climbing import tune as tuning
-from rung.climbing.tune import tune
+from rung.climbing.tune import defaults, propose, searched, tune
 from rung.errors import ConfigError, TrainingError
-from rung.rungs import Features
+from rung.rungs import Features, build
+from rung.rungs.settings import with_settings
+from rung.rungs.tuned import Tuned
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,26 @@ def test_a_trial_that_the_best_one_beats_answers_no_more_rows(task, tmp_path, mo
         assert (trial.state, trial.rows) == ("beaten", 20)
         assert trial.score < found.trials[0].score - 0.5
         assert re.fullmatch(r"beaten after 20 rows: \d+ fixed / \d broken, p = .*", trial.reason)
+
+
+@pytest.mark.parametrize("set_to", [{}, {"batch_size": "auto", "learning_rate": "auto"}, {"learning_rate": 3e-7}])
+@pytest.mark.parametrize("name", rungs.RUNGS)
+def test_the_rungs_own_settings_are_proposed_first(task, name, set_to):
+    """Also those that are no number: all layers, or `auto`."""
+    (plain,) = build((name,), task, 0)
+    if set_to and not isinstance(plain, Tuned):
+        return
+    rung = with_settings(plain, set_to)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    study.enqueue_trial(defaults(rung))
+    trials = [propose(rung, study.ask()) for _ in range(6)]
+    wanted = {key: getattr(rung, key) for key in searched(rung)}
+    if wanted.get("learning_rate") == "auto":
+        wanted["learning_rate"] = plain.learning_rate
+    assert trials[0].items() >= wanted.items()
+    assert not searched(rung) or any(trial != trials[0] for trial in trials[1:])
+    for settings in trials:
+        with_settings(rung, settings)
 
 
 def test_a_budget_ends_the_search_after_the_first_trial(task, tmp_path):

@@ -150,6 +150,22 @@ def test_it_goes_on_merges_or_says_why_not_and_comes_back_strictly(
         attach(engine.model, folder, fingerprint=engine.base_fingerprint)
 
 
+@every_method
+def test_it_is_fitted_saved_and_loaded_by_its_name(
+    name: str, task: Task, tiny_zero: Artifact, with_text: Data, tmp_path: Path
+) -> None:
+    if name == "qlora":
+        pytest.importorskip("bitsandbytes")
+    rung = replace(method(name, task), epochs=1)
+    fitted = rung.fit(tiny_zero, with_text)
+    assert fitted.path == ("zero-shot", name)
+    assert fitted.weights.trainable_parameters > 0
+    loaded = Artifact.load(fitted.save(tmp_path / "artifact"))
+    answers, before = (a.answer(with_text.test, full=True) for a in (fitted, tiny_zero))
+    assert [a.probabilities for a in loaded.answer(with_text.test, full=True)] == [a.probabilities for a in answers]
+    assert [a.probabilities for a in before] != [a.probabilities for a in answers]
+
+
 def written(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     return folder

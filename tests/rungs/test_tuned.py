@@ -1,3 +1,4 @@
+import errno
 from dataclasses import replace
 
 import pytest
@@ -6,11 +7,16 @@ import torch
 from rung.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
+from rung.models.cache import publish
+from rung.progress import Quiet
 from rung.rungs import LoRA
 from rung.rungs.holdout import hold_out
 from rung.rungs.tuned import LARGEST_BATCH
-from rung.tuning import loop
+from rung.tuning import changes, loop, memory
 from rung.tuning.checkpoints import Checkpoints
+from rung.tuning.examples import tokenize
+from rung.tuning.loss import AnswerLoss
+from rung.tuning.report import report_lines
 
 QUICK = {"rank": 4, "epochs": 2, "learning_rate": 1e-2}
 
@@ -19,6 +25,35 @@ def tensors(artifact):
     from safetensors.torch import load_file
 
     return load_file(artifact.weights.adapter / "adapter_model.safetensors")
+
+
+REAL_STEP = loop._Run._step
+
+
+def stop_after(monkeypatch, steps):
+    """Keep a checkpoint of every step, and be killed after so many, or never."""
+
+    def dying(self, batch):
+        if self.course.steps == steps:
+            raise KeyboardInterrupt
+        REAL_STEP(self, batch)
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(loop._Run, "_step", dying)
+
+
+class Told(Quiet):
+    """Remembers how every step ended."""
+
+    def __init__(self):
+        self.labels, self.ended = [], []
+
+    def start(self, label, total=None):
+        self.labels.append(label)
+
+    def finish(self, note=""):
+        self.ended.append((self.labels.pop(), note))
 
 
 def test_the_rung_records_its_settings_and_course(tiny_zero, data):
@@ -35,21 +70,13 @@ def test_the_rung_records_its_settings_and_course(tiny_zero, data):
 def test_a_killed_run_goes_on_and_ends_the_same(tiny_zero, data, monkeypatch):
     rung = LoRA(**QUICK, seed=1)
     whole = rung.fit(tiny_zero, data)
-    real, saved = loop._Run._step, []
-
-    def dying(self, batch):
-        if self.course.steps == 7:
-            raise KeyboardInterrupt
-        real(self, batch)
-
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "CHECKPOINT_SHARE", 1e9)
-    monkeypatch.setattr(loop._Run, "_step", dying)
+    saved = []
+    stop_after(monkeypatch, 7)
     monkeypatch.setattr(Checkpoints, "save", _counted(Checkpoints.save, saved))
     with pytest.raises(KeyboardInterrupt):
         rung.fit(tiny_zero, data)
     assert saved == list(range(1, 8))
-    monkeypatch.setattr(loop._Run, "_step", _counted_steps(real, steps := []))
+    monkeypatch.setattr(loop._Run, "_step", _counted_steps(REAL_STEP, steps := []))
     again = rung.fit(tiny_zero, data)
     assert steps == list(range(7, 12))
     assert again.settings["lora"]["losses"] == whole.settings["lora"]["losses"]
@@ -111,6 +138,85 @@ def test_auto_finds_a_rate_and_a_batch_size(tiny_zero, data):
     assert record["learning_rate"] == pytest.approx(3e-3)  # a random model learns faster than the default allows
     assert record["batch_size"] == 2  # 48 rows in at least 16 steps
     assert LARGEST_BATCH == 64
+
+
+def test_batch_size_auto_is_what_fits_beside_gradients_and_moments(tiny_zero, data, monkeypatch):
+    many = replace(data, train=data.train * 4)  # 192 rows allow 8 a batch
+    engine = open_torch(tiny_zero.model)
+    row = max(map(len, tokenize(tiny_zero, engine, data.train))) * memory.bytes_per_token(engine.use(None))
+    gradients = []
+
+    def beside(model, trained, optimizer):
+        gradients.append(4 * sum(p.numel() for p in trained))
+        return int(5 * row / memory.SHARE)  # five rows
+
+    monkeypatch.setattr(memory, "free_beside", beside)
+    record = LoRA(rank=4, epochs=1, batch_size="auto").fit(tiny_zero, many).settings["lora"]
+    assert record["batch_size"] == 4
+    assert min(gradients) > 0
+
+
+def test_without_memory_for_one_row_layers_run_again_and_learn_the_same(tiny_zero, data, monkeypatch):
+    """In passes of one row, in the search for a learning rate too; afterwards the model is as it was."""
+    rung = LoRA(**QUICK | {"learning_rate": "auto"}, batch_size=4)
+    plain = rung.fit(tiny_zero, data).settings["lora"]
+    engine, passes, real = open_torch(tiny_zero.model), [], AnswerLoss.__call__
+
+    def counted(self, part):
+        if torch.is_grad_enabled():
+            passes.append((len(part), self.model.is_gradient_checkpointing))
+        return real(self, part)
+
+    monkeypatch.setattr(memory, "free_beside", lambda *_: 0)
+    monkeypatch.setattr(AnswerLoss, "__call__", counted)
+    tight = rung.fit(tiny_zero, data).settings["lora"]
+    assert set(passes) == {(1, True)}
+    assert not engine.model.is_gradient_checkpointing
+    assert tight["learning_rate"] == plain["learning_rate"]
+    for (_, one), (_, other) in zip(tight["losses"], plain["losses"], strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_a_run_goes_on_in_passes_of_the_same_size_whatever_memory_is_free(tiny_zero, data, monkeypatch):
+    rung = LoRA(**QUICK)
+    whole = rung.fit(tiny_zero, data)
+    stop_after(monkeypatch, 7)
+    with pytest.raises(KeyboardInterrupt):
+        rung.fit(tiny_zero, data)
+    stop_after(monkeypatch, None)
+    monkeypatch.setattr(memory, "free_beside", lambda *_: 0)
+    again = rung.fit(tiny_zero, data)
+    assert all(torch.equal(tensors(again)[name], tensor) for name, tensor in tensors(whole).items())
+
+
+def test_what_was_learnt_is_not_lost_where_the_disk_is_full(tiny_zero, data, monkeypatch):
+    rung, real = LoRA(**QUICK, seed=2), publish
+    stop_after(monkeypatch, None)
+
+    def full(folder, build):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    monkeypatch.setattr(changes, "publish", full)
+    with pytest.raises(TrainingError, match=r"what lora has learnt could not be written to .*No space left") as caught:
+        rung.fit(tiny_zero, data)
+    assert caught.value.code == "weights-not-written"
+    monkeypatch.setattr(changes, "publish", real)
+    monkeypatch.setattr(loop._Run, "_step", _counted_steps(REAL_STEP, steps := []))
+    again = rung.fit(tiny_zero, data)
+    assert steps == []
+    assert len(again.settings["lora"]["losses"]) == 12
+
+
+def test_the_training_data_are_told_before_the_first_step(tiny_zero, data):
+    told = Told()
+    tuned = LoRA(**QUICK).fit(tiny_zero, data, progress=told)
+    report = list(report_lines(tuned.settings["lora"]["training_data"]))
+    lines = [note for label, note in told.ended if label == "training data"]
+    assert lines[:-1] == report[:-1]
+    assert lines[0].startswith("48 of 48 rows kept: 48 examples")
+    assert lines[-1].endswith("<<<")
+    labels = [label for label, _ in told.ended]
+    assert labels.index("training") > max(i for i, label in enumerate(labels) if label == "training data")
 
 
 def test_training_leaves_the_base_model_as_it_was(tiny_zero, data):

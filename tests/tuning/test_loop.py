@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, EngineError, TrainingError
 from rung.rungs import LoRA
-from rung.tuning.changes import attach
+from rung.tuning import loss as loss_module
+from rung.tuning.changes import attach, start_from
 from rung.tuning.checkpoints import Checkpoints
 from rung.tuning.examples import epoch_batches, tokenize
 from rung.tuning.loop import Schedule, train
@@ -123,6 +125,29 @@ def test_every_row_is_seen_once_an_epoch():
     batches = list(epoch_batches(part, 8, random.Random(0)))
     assert sorted(i for batch in batches for i in batch) == list(range(41))
     assert batches != list(epoch_batches(part, 8, random.Random(1)))
+
+
+def test_rows_of_like_length_share_a_batch():
+    """So that little is padded where attention runs row by row; which batch comes first is drawn."""
+    part = [row for seed in range(4) for row in rows(3, 40, seed=seed)]
+    spreads, firsts = [], set()
+    for seed in range(5):
+        batches = list(epoch_batches(part, 8, random.Random(seed)))
+        spreads += [max(len(part[i]) for i in batch) - min(len(part[i]) for i in batch) for batch in batches]
+        firsts.add(max(len(part[i]) for i in batches[0]))
+    assert max(map(len, part)) - min(map(len, part)) >= 8
+    assert sum(spreads) / len(spreads) <= 2
+    assert len(firsts) > 1
+
+
+@pytest.mark.parametrize(("dropout", "shared"), [(0.5, False), (0.0, True)])
+def test_beginnings_are_shared_only_where_nothing_is_dropped_at_random(dropout, shared, monkeypatch):
+    asked = []
+    real = loss_module.pack
+    monkeypatch.setattr(loss_module, "pack", lambda *a, share: (asked.append(share), real(*a, share=share))[1])
+    model = llama(attention_dropout=dropout)
+    train(model, adapter(model), rows(4, 4), Schedule(epochs=1, batch_size=4, learning_rate=1e-3))
+    assert asked == [shared]
 
 
 def adapter(model, **settings):
@@ -452,6 +477,39 @@ def test_an_adapter_with_biases_of_the_base_is_refused(tiny, tmp_path):
         attach(model, tmp_path, fingerprint="any")
     assert caught.value.code == "adapter-unsupported"
     assert not hasattr(model, "rung_peft")
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"init_lora_weights": "pissa"}, "takes its start out of the base model's weights .init_lora_weights: pissa"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights: olora"),
+        ({"layer_replication": [(0, 2), (1, 2)]}, "repeats layers of the base model"),
+    ],
+)
+def test_an_adapter_that_changes_the_base_is_refused(tiny, tmp_path, settings, why):
+    """It would stay changed for whoever uses the model next."""
+    config = peft().LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
+    peft().get_peft_model(copy.deepcopy(tiny), config).save_pretrained(tmp_path)
+    model = copy.deepcopy(tiny)
+    change = adapter(model)
+    for start in (partial(attach, model), partial(start_from, change)):
+        with pytest.raises(EngineError, match=why) as caught:
+            start(tmp_path, fingerprint="any")
+        assert caught.value.code == "adapter-unsupported"
+    change.remove()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), tiny.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal"])
+def test_an_adapter_that_starts_plainly_leaves_the_base(tiny, tmp_path, start):
+    config = peft().LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=start)
+    peft().get_peft_model(copy.deepcopy(tiny), config).save_pretrained(tmp_path)
+    model = copy.deepcopy(tiny)
+    attach(model, tmp_path, fingerprint="any").remove()
+    names = [name for name, _ in tiny.named_parameters()]
+    assert [name for name, _ in model.named_parameters()] == names
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), tiny.parameters(), strict=True))
 
 
 def test_an_adapter_with_whole_modules_is_refused(tiny, tmp_path):

@@ -42,7 +42,7 @@ CHOICES: Mapping[str, tuple[int, ...]] = {
 }  # fmt: skip
 NUMBERS: Mapping[str, tuple[float, float]] = {"diversity": (0.0, 0.9)}
 COUNTS: Mapping[str, tuple[int, int]] = {"epochs": (1, 8), "k": (1, 16)}
-RATE_SPAN = 10.0  # learning rates from a tenth of the default to ten times it
+RATE_SPAN = 10.0  # learning rates from a tenth of the rung's to ten times it
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,36 @@ def searched(rung_: Rung) -> tuple[str, ...]:
     return tuple(name for name in settable(rung_) if name in known)
 
 
+def defaults(rung_: Rung) -> dict[str, Any]:
+    """Return the rung's own values of the settings that are searched, the first to be tried."""
+    return {name: _rate(rung_) if name == "learning_rate" else getattr(rung_, name) for name in searched(rung_)}
+
+
+def propose(rung_: Rung, trial: optuna.Trial) -> dict[str, Any]:
+    """Return the settings of a trial."""
+    settings: dict[str, Any] = {}
+    for name, own in defaults(rung_).items():
+        if name == "learning_rate":
+            settings[name] = trial.suggest_float(name, own / RATE_SPAN, own * RATE_SPAN, log=True)
+        elif name in CHOICES:  # the rung's own may be none, or `auto`
+            options = sorted({*CHOICES[name], own}, key=lambda value: (not isinstance(value, int), value))
+            settings[name] = trial.suggest_categorical(name, options)
+        elif name in COUNTS:
+            low, high = COUNTS[name]
+            settings[name] = trial.suggest_int(name, low, max(high, own))
+        else:
+            settings[name] = trial.suggest_float(name, *NUMBERS[name])
+    if "rank" in settings and hasattr(rung_, "alpha_at"):
+        # The search over ranks shall not be one over the updates' size.
+        settings["alpha"] = rung_.alpha_at(settings["rank"])
+    return settings
+
+
+def _rate(rung_: Any) -> float:
+    """Return the rung's learning rate; the method's default where it is `auto`."""
+    return float(type(rung_).learning_rate if rung_.learning_rate == "auto" else rung_.learning_rate)
+
+
 class _Search:
     """A search under way. What must survive a kill is in the folder: Optuna's journal, and the best artifact."""
 
@@ -156,7 +186,7 @@ class _Search:
         start = time.monotonic()
         self._recover()
         if not self.study.trials:
-            self.study.enqueue_trial({name: getattr(self.rung, name) for name in searched(self.rung)})
+            self.study.enqueue_trial(defaults(self.rung))
         while len(self._finished()) < self.trials:
             if budget_seconds is not None and (ended := self._finished()):
                 typical = sum(trial.user_attrs["seconds"] for trial in ended) / len(ended)
@@ -176,7 +206,7 @@ class _Search:
     def _trial(self, trial: optuna.Trial) -> None:
         import optuna
 
-        settings = self._propose(trial)
+        settings = propose(self.rung, trial)
         trial.set_user_attr("settings", settings)
         start = time.perf_counter()
         states = optuna.trial.TrialState
@@ -201,25 +231,6 @@ class _Search:
         if trial.number == 0 or best is None or sum(scores) > sum(best):
             self._keep(artifact, trial.number)
         self.study.tell(trial, sum(scores) / len(scores))
-
-    def _propose(self, trial: optuna.Trial) -> dict[str, Any]:
-        settings: dict[str, Any] = {}
-        for name in searched(self.rung):
-            if name == "learning_rate":
-                default = float(type(self.rung).learning_rate)  # type: ignore[attr-defined]
-                settings[name] = trial.suggest_float(name, default / RATE_SPAN, default * RATE_SPAN, log=True)
-            elif name in CHOICES:
-                options = sorted({*CHOICES[name], getattr(self.rung, name)})
-                settings[name] = trial.suggest_categorical(name, options)
-            elif name in COUNTS:
-                low, high = COUNTS[name]
-                settings[name] = trial.suggest_int(name, low, max(high, getattr(self.rung, name)))
-            else:
-                settings[name] = trial.suggest_float(name, *NUMBERS[name])
-        if "rank" in settings and hasattr(self.rung, "alpha_at"):
-            # The search over ranks shall not be one over the updates' size.
-            settings["alpha"] = self.rung.alpha_at(settings["rank"])
-        return settings
 
     def _race(self, artifact: Artifact) -> tuple[list[float], str]:
         """Answer rows until the best trial beats this one; return the scores, and by what it was beaten."""

@@ -22,6 +22,7 @@ from rung.data.types import Data, hash_of
 from rung.errors import EngineError
 from rung.extras import needed_by
 from rung.machine import Machine
+from rung.models.cache import cache_dir
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
 from rung.parts import Head
@@ -33,6 +34,7 @@ from rung.rungs.holdout import hold_out
 from rung.tuning.precision import Precision, products
 
 if TYPE_CHECKING:
+    from rung.tuning.checkpoints import Checkpoints
     from rung.tuning.encoder import EncoderWithHead, LabelledText
     from rung.tuning.loop import Course
 
@@ -115,6 +117,7 @@ class FineTunedEncoder:
             ModelError: the encoder is none that can be trained.
         """
         with needed_by("training an encoder", error=EngineError):
+            from rung.tuning.checkpoints import writing
             from rung.tuning.encoder import EncoderWithHead, LabelledText, keep
         trained = EncoderWithHead(resolve(self.encoder, progress=progress))
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
@@ -125,14 +128,16 @@ class FineTunedEncoder:
                 labelled_texts(artifact, held_out, data.labels, names=False),
             )
         )
-        course = self._train(trained, rows, apart, len(data.labels), progress)
+        course, checkpoints = self._train(trained, rows, apart, len(data.labels), progress)
         if self.contrast:
             vectors = trained.embed([row.tokens for row in rows])
             truth = np.array([row.label for row in rows])
             weight, intercept, _ = train_head(vectors, truth, len(data.labels), seed=self.seed, progress=progress)
         else:
             weight, intercept = trained.head()
-        head = Head(data.labels, self.encoder, weight, intercept, tuned=keep(trained))
+        with writing("weights-not-written", "the tuned encoder", cache_dir()):
+            head = Head(data.labels, self.encoder, weight, intercept, tuned=keep(trained))
+        checkpoints.clear()
         return artifact.step(self.name, self._settings(course, trained, rows), decoder=head)
 
     def _train(
@@ -142,7 +147,7 @@ class FineTunedEncoder:
         held_out: Sequence[LabelledText],
         labels: int,
         progress: Progress,
-    ) -> Course:
+    ) -> tuple[Course, Checkpoints]:
         import torch
 
         from rung.tuning.checkpoints import Checkpoints
@@ -162,10 +167,11 @@ class FineTunedEncoder:
                 logits = trained.logits(torch.from_numpy(trained.embed([row.tokens for row in held_out])))
             return float((logits.argmax(1).cpu() == torch.tensor([row.label for row in held_out])).float().mean())
 
-        learnt = hash_of([[row.tokens, row.label] for row in rows], digits=64)
+        learnt, apart = (hash_of([[row.tokens, row.label] for row in part], digits=64) for part in (rows, held_out))
         checkpoints = Checkpoints.of(
             {
-                "rung": asdict(self), "encoder": trained.files.fingerprint, "rows": learnt, "torch": torch.__version__,
+                "rung": asdict(self), "encoder": trained.files.fingerprint, "rows": learnt, "held_out": apart,
+                "torch": torch.__version__,
                 "products": products(trained.model.device.type, self.precision),
             }
         )  # fmt: skip
@@ -179,9 +185,8 @@ class FineTunedEncoder:
             loss=LabelLoss(trained, rows, self.contrast, self.temperature), checkpoints=checkpoints, progress=progress,
             evaluate=accuracy if held_out else None,
         )  # fmt: skip
-        checkpoints.clear()
         course.seconds += prepared
-        return course
+        return course, checkpoints
 
     def _settings(self, course: Course, trained: EncoderWithHead, rows: Sequence[LabelledText]) -> dict[str, Any]:
         own = {"rows": len(rows), "encoder_fingerprint": trained.files.fingerprint}

@@ -16,6 +16,7 @@ from rung.data.types import Data, Example, hash_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import Machine
+from rung.models.cache import cache_dir
 from rung.models.reference import is_endpoint, resolve
 from rung.parts import Promptless, Weights
 from rung.progress import QUIET, Progress
@@ -29,6 +30,7 @@ from rung.tuning.precision import Precision, products
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.tuning.changes import Change
+    from rung.tuning.checkpoints import Checkpoints
     from rung.tuning.examples import TokenizedExample
     from rung.tuning.loop import Course, Evaluate, Schedule
     from rung.tuning.report import TrainingReport
@@ -218,12 +220,14 @@ class Tuned(ABC):
         A run that was killed goes on from its last checkpoint.
 
         Raises:
-            TrainingError: there is nothing to learn, memory ran out, or the loss is not a number.
+            TrainingError: there is nothing to learn, memory ran out, the loss is not a number, or a checkpoint or the
+                result could not be written.
         """
         import torch
 
         from rung.tuning.changes import keep
-        from rung.tuning.report import TRAINING_DATA, TrainingReport
+        from rung.tuning.checkpoints import writing
+        from rung.tuning.report import TRAINING_DATA, TrainingReport, tell
 
         engine = open_torch(artifact.model, quantization=self.quantization)
         engine.use(None)
@@ -231,6 +235,7 @@ class Tuned(ABC):
         report = TrainingReport()
         rows = self.training_rows(artifact, engine, train, data, report, progress)
         report.measure(rows, engine.tokenizer)
+        tell(report, progress)
         if not rows:
             raise TrainingError(
                 "no-training-rows",
@@ -240,9 +245,11 @@ class Tuned(ABC):
         try:
             run = self._settled(engine, artifact, rows, progress)
             with run._on_model(engine, artifact, rows) as change:
-                course = run._train(engine, change, artifact, rows, held_out, data, progress)
+                course, checkpoints = run._train(engine, change, artifact, rows, held_out, data, progress)
                 trainable = sum(p.numel() for p in change.parameters().values())
-                folder = keep(change, engine.base_fingerprint)
+                with writing("weights-not-written", f"what {self.name} has learnt", cache_dir()):
+                    folder = keep(change, engine.base_fingerprint)
+                checkpoints.clear()
         except (MemoryError, torch.OutOfMemoryError) as full:
             raise TrainingError(
                 "out-of-memory", f"{self.name} ran out of memory: {full}",
@@ -255,12 +262,15 @@ class Tuned(ABC):
         self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], progress: Progress
     ) -> Self:
         """Return the rung with figures in place of `auto`."""
-        from rung.tuning.memory import fitting
+        from rung.tuning.memory import fitting, free_beside
 
         run = self
         if run.batch_size == "auto":
             most = max(1, min(LARGEST_BATCH, len(rows) // FEWEST_STEPS))
-            run = replace(run, batch_size=2 ** int(math.log2(fitting(engine.model, rows, most).rows)))
+            with run._on_model(engine, artifact, rows) as change:
+                free = free_beside(engine.model, change.parameters().values(), run.optimizer)
+                fit = fitting(engine.model, [row.behind(change.prefix) for row in rows], most, free=free)
+            run = replace(run, batch_size=2 ** int(math.log2(fit.rows)))
         if run.learning_rate == "auto":
             run = replace(run, learning_rate=run._best_rate(engine, artifact, rows, progress))
         return run
@@ -285,10 +295,10 @@ class Tuned(ABC):
             trial = replace(self, learning_rate=default * factor)
             with trial._on_model(engine, artifact, rows) as change:
                 prefixed = [[row.behind(change.prefix) for row in part] for part in (kept, held_out)]
-                schedule = trial.schedule(trial.batch_size)
-                steps = max(TRIAL_STEPS, round(TRIAL_SHARE * schedule.epochs * len(kept) / schedule.batch_size))
                 try:
-                    train(engine.model, change, prefixed[0], schedule, stop_after=steps, progress=progress)
+                    with trial._fitted(engine, change, prefixed[0]) as (schedule, _):
+                        steps = max(TRIAL_STEPS, round(TRIAL_SHARE * schedule.epochs * len(kept) / schedule.batch_size))
+                        train(engine.model, change, prefixed[0], schedule, stop_after=steps, progress=progress)
                 except TrainingError:  # this rate diverges: that is the finding
                     losses[default * factor] = math.inf
                     continue
@@ -327,20 +337,15 @@ class Tuned(ABC):
         held_out: Sequence[Example],
         data: Data,
         progress: Progress,
-    ) -> Course:
+    ) -> tuple[Course, Checkpoints]:
         from rung.tuning.checkpoints import Checkpoints
         from rung.tuning.loop import train
-        from rung.tuning.memory import fitting, free_beside
         from rung.tuning.trunk import loss_above
 
-        checkpoints = Checkpoints.of(self._identity(engine, artifact, rows))  # virtual ids differ between processes
+        identity = self._identity(engine, artifact, rows, held_out)
+        checkpoints = Checkpoints.of(identity)  # before the prefix: virtual ids differ between processes
         rows = [row.behind(change.prefix) for row in rows]
-        free = free_beside(engine.model, change.parameters().values(), self.optimizer)
-        fit = fitting(engine.model, rows, int(self.batch_size), free=free)
-        schedule = self.schedule(self.micro_batch or fit.micro_batch)
-        if fit.checkpointing:
-            engine.model.gradient_checkpointing_enable({"use_reentrant": False})
-        try:
+        with self._fitted(engine, change, rows) as (schedule, free):
             began = time.perf_counter()
             frozen, loss = self.frozen_layers(engine.model), None
             if frozen != 0:
@@ -351,12 +356,25 @@ class Tuned(ABC):
                 loss=loss, checkpoints=checkpoints, progress=progress,
                 evaluate=self._evaluation(engine, artifact, held_out, data) if held_out else None,
             )  # fmt: skip
+        course.seconds += prepared
+        return course, checkpoints
+
+    @contextmanager
+    def _fitted(
+        self, engine: TorchEngine, change: Change, rows: Sequence[TokenizedExample]
+    ) -> Iterator[tuple[Schedule, int]]:
+        """Train in passes that fit in memory for the time of the block; yield the schedule, and the bytes free."""
+        from rung.tuning.memory import fitting, free_beside
+
+        free = free_beside(engine.model, change.parameters().values(), self.optimizer)
+        fit = fitting(engine.model, rows, int(self.batch_size), free=free)
+        if fit.checkpointing:
+            engine.model.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            yield self.schedule(self.micro_batch or fit.micro_batch), free
         finally:
             if fit.checkpointing:
                 engine.model.gradient_checkpointing_disable()
-        checkpoints.clear()
-        course.seconds += prepared
-        return course
 
     def schedule(self, micro_batch: int | Auto) -> Schedule:
         """Return the loop's settings, once nothing is `auto`."""
@@ -384,7 +402,13 @@ class Tuned(ABC):
 
         return value
 
-    def _identity(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> dict[str, Any]:
+    def _identity(
+        self,
+        engine: TorchEngine,
+        artifact: Artifact,
+        rows: Sequence[TokenizedExample],
+        held_out: Sequence[Example],
+    ) -> dict[str, Any]:
         """Return all that decides the course of the run, so that only the same run goes on from its checkpoints."""
         import torch
 
@@ -394,6 +418,7 @@ class Tuned(ABC):
         start = self._start(artifact)
         return {
             "rung": self.name, "settings": asdict(self), "engine": engine.info.fingerprint, "rows": learnt,
+            "held_out": hash_of([row.id for row in held_out], digits=64),
             "start": "" if start is None else adapter_digest(start), "torch": torch.__version__,
             "products": products(engine.model.device.type, self.precision), "metric": artifact.shape.metric,
         }  # fmt: skip

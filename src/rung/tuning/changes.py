@@ -133,8 +133,12 @@ def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
     Raises:
         ArtifactError: the folder holds no change, it belongs to another base model, or it is of another kind, shape or
             scale: the same tensors would then mean something else.
+        EngineError: it changes the base model itself.
     """
+    from rung.tuning.peft_adapter import check_leaves_the_base
+
     there = _facts_for(folder, fingerprint)
+    check_leaves_the_base(there)
     with tempfile.TemporaryDirectory() as scratch:
         change.write(Path(scratch), fingerprint)
         here = _facts_for(Path(scratch), fingerprint)

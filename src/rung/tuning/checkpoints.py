@@ -6,7 +6,7 @@ One folder a run, named by the hash of all that decides its course; in it one fo
     step-00000120/state.json           position, losses, evaluations
     step-00000120/manifest.json        sha256 of both, written last
 
-A run that ends removes its folder. A disk that is full leaves the earlier checkpoint as it was.
+A run whose result is written removes its folder. A disk that is full leaves the earlier checkpoint as it was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,28 +67,22 @@ class Checkpoints:
         target = self.folder / f"step-{step:08d}"
         partial = self.folder / f".{target.name}.{os.getpid()}.part"
         try:
-            if partial.exists():
-                shutil.rmtree(partial)
-            partial.mkdir(parents=True)
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-            save_file(tensors, partial / "state.safetensors")
-            (partial / "state.json").write_text(json.dumps(state.values), "utf-8")
-            hashes = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
-            (partial / MANIFEST).write_text(json.dumps(hashes), "utf-8")
-            flush(partial)
-            if target.exists():
-                shutil.rmtree(target)
-            partial.rename(target)
-        except Exception as error:  # safetensors reports a full disk as an error of its own
+            with writing("checkpoint-failed", f"the checkpoint of step {step}", self.folder):
+                if partial.exists():
+                    shutil.rmtree(partial)
+                partial.mkdir(parents=True)
+                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+                save_file(tensors, partial / "state.safetensors")
+                (partial / "state.json").write_text(json.dumps(state.values), "utf-8")
+                hashes = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
+                (partial / MANIFEST).write_text(json.dumps(hashes), "utf-8")
+                flush(partial)
+                if target.exists():
+                    shutil.rmtree(target)
+                partial.rename(target)
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            if not isinstance(error, OSError) and "os error" not in str(error).lower() and "I/O" not in str(error):
-                raise
-            raise TrainingError(
-                "checkpoint-failed",
-                f"the checkpoint of step {step} could not be written to {self.folder}: {error}",
-                hint="make room, or set RUNG_CACHE to a folder on another disk, and run the same command again: "
-                "it goes on from the checkpoint before",
-            ) from error
+            raise
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
         return target
@@ -110,6 +105,26 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
+
+
+@contextmanager
+def writing(code: str, what: str, where: Path) -> Iterator[None]:
+    """Say which part of a run could not be written where the disk is at fault.
+
+    Raises:
+        TrainingError: with `code`; the disk is full or not writable.
+    """
+    try:
+        yield
+    except Exception as error:  # safetensors reports a full disk as an error of its own
+        if not isinstance(error, OSError) and "os error" not in str(error).lower() and "I/O" not in str(error):
+            raise
+        raise TrainingError(
+            code,
+            f"{what} could not be written to {where}: {error}",
+            hint="make room, or set RUNG_CACHE to a folder on another disk, and run the same command again: "
+            "it goes on from the checkpoint before",
+        ) from error
 
 
 def _whole(folder: Path) -> bool:

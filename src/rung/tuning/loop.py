@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -290,7 +290,7 @@ class _Run:
             return
         now = time.perf_counter()
         pause = max(CHECKPOINT_SECONDS, self.saving / CHECKPOINT_SHARE)
-        if not force and (now - self.saved < pause or self.course.steps == len(self.plan)):
+        if not force and now - self.saved < pause:
             return
         self.checkpoints.save(self.course.steps, self._state())
         self.saved = time.perf_counter()
@@ -311,12 +311,14 @@ class _Run:
         values = {
             "losses": c.losses, "norms": c.norms, "evaluations": c.evaluations, "best": c.best, "steps": c.steps,
             "tokens": c.tokens, "seconds": c.seconds, "memory_bytes": c.memory_bytes,
-            "products": c.products,
+            "products": c.products, "micro_batch": self.schedule.micro_batch,
         }  # fmt: skip
         return State(tensors, values)
 
     def _restore(self, steps: int, state: State) -> None:
-        tensors, values = state.tensors, state.values
+        tensors, values = state.tensors, dict(state.values)
+        # As many rows a pass as before, whatever memory is free now: sums in another order would end in other bits.
+        self.schedule = replace(self.schedule, micro_batch=values.pop("micro_batch"))
         self.course = Course(**values)
         self.course.losses = [(step, loss) for step, loss in values["losses"]]
         self.course.evaluations = [(step, value) for step, value in values["evaluations"]]

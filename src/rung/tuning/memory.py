@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rung.engines.label_trie import common_prefix
-from rung.machine import memory_bytes
+from rung.machine import free_memory_bytes
 from rung.tuning.examples import TokenizedExample
 from rung.tuning.gated import gated
 from rung.tuning.optimizers import OptimizerName, embeddings, moment_bytes
@@ -86,9 +84,7 @@ def free_bytes(model: Any) -> int:
     """Return the bytes that are free where the model is."""
     if model.device.type == "cuda":
         return int(torch.cuda.mem_get_info(model.device)[0])
-    status = Path("/proc/self/statm")
-    used = int(status.read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
-    return max(0, memory_bytes() - used)
+    return free_memory_bytes()
 
 
 def free_beside(model: Any, trained: Iterable[torch.Tensor], optimizer: OptimizerName = "adamw") -> int:

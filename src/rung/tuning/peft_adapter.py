@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 _numbers = itertools.count()
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # ways to begin that leave the base model as it is
 WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")  # which layers have an adapter
 
 
@@ -111,14 +112,10 @@ class PeftAdapter(Change):
         """Put on a fresh adapter with the configuration of an adapter_config.json.
 
         Raises:
-            EngineError: it holds whole modules or biases beside its updates, which PEFT does not take off a model
-                cleanly.
+            EngineError: it is one that PEFT does not take off a model cleanly (see `check_leaves_the_base`).
             ArtifactError: the model has none of the layers that it updates.
         """
-        if whole := values.get("modules_to_save"):
-            raise _unsupported(f"whole modules beside its updates: {', '.join(whole)}")
-        if (biases := values.get("bias", "none")) != "none":
-            raise _unsupported(f"the base model's biases beside its updates (bias: {biases})")
+        check_leaves_the_base(values)
         config = peft().PeftConfig.from_peft_type(**values)
         config.inference_mode = True
         return cls(model, config)
@@ -206,10 +203,30 @@ class PeftAdapter(Change):
         return lean(self.base, self.name)
 
 
-def _unsupported(holds: str) -> EngineError:
+def check_leaves_the_base(values: dict[str, Any]) -> None:
+    """Refuse an adapter that changes the base model itself, which others share and which must come back unchanged.
+
+    Args:
+        values: the contents of its adapter_config.json.
+
+    Raises:
+        EngineError: it holds whole modules or biases, adds layers, or starts (PiSSA, OLoRA, CorDA, LoftQ) from a part
+            of the weights that PEFT takes out of the base model for it.
+    """
+    if whole := values.get("modules_to_save"):
+        raise _unsupported(f"holds whole modules beside its updates: {', '.join(whole)}")
+    if (biases := values.get("bias", "none")) != "none":
+        raise _unsupported(f"holds the base model's biases beside its updates (bias: {biases})")
+    if values.get("layer_replication"):
+        raise _unsupported("repeats layers of the base model (layer_replication)")
+    if (start := values.get("init_lora_weights", True)) not in PLAIN_STARTS:
+        raise _unsupported(f"takes its start out of the base model's weights (init_lora_weights: {start})")
+
+
+def _unsupported(does: str) -> EngineError:
     return EngineError(
         "adapter-unsupported",
-        f"the adapter holds {holds}",
+        f"the adapter {does}",
         hint="merge it with PEFT's merge_and_unload, and use the merged folder as the model",
     )
 

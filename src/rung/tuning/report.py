@@ -12,10 +12,12 @@ from rung.data.report import SHOWN
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer
+    from rung.progress import Progress
     from rung.tuning.examples import TokenizedExample
 
 TRAINING_DATA = "training_data"  # its key among a rung's settings
 OPEN, CLOSE = ">>>", "<<<"  # around the supervised part of the example
+TOLD = 160  # characters of the example's end that are told before the first step
 
 
 @dataclass
@@ -100,6 +102,16 @@ def report_lines(values: Mapping[str, Any]) -> Iterator[str]:
         )
         yield f"the first example, supervised between {OPEN} and {CLOSE}:"
         yield values["example"]
+
+
+def tell(report: TrainingReport, progress: Progress) -> None:
+    """Tell what is learnt from, before the first step; of the example no more than its end."""
+    *lines, example = report_lines(report.as_dict()) if report.examples else (*report_lines(report.as_dict()), "")
+    text = " ".join(example.split())
+    for line in (*lines, text if len(text) <= TOLD else f"...{text[-TOLD:]}"):
+        if line:
+            progress.start("training data")
+            progress.finish(line)
 
 
 def _places(sources: Sequence[str], count: int) -> str:
