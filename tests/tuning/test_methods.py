@@ -601,20 +601,50 @@ def test_an_artifact_keeps_the_quantization_of_its_base(zero, tiny, tmp_path):
         assert loaded.engine == ("torch" if base else zero.engine)
 
 
-def test_qlora_trains_and_comes_back_on_the_quantized_base(tiny, tmp_path):
-    pytest.importorskip("bitsandbytes")
+def quantized(folder):
+    """The torch engine's model in 4 bits."""
     from transformers import AutoModelForCausalLM
 
-    from rung.engines.torch_engine import _quantized
+    from rung.engines.torch_engine import _quantized, keep_gradients
 
+    options = _quantized("nf4", "cpu", torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+    keep_gradients(model)
+    return model
+
+
+def test_gradients_pass_through_a_base_in_4_bits_after_it_answered(tmp_path):
+    """As through the same weights in 32 bits."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    model, plain = quantized(tmp_path), llama(hidden_size=64, intermediate_size=128)
+    for name, module in model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            values = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain.get_submodule(name).weight.data = values.float()
+    found = []
+    for one in (model, plain):
+        with torch.no_grad():
+            logits(one)  # answers
+        change = fresh("lora", one)
+        change.enable()
+        trained = list(change.parameters().values())
+        with torch.no_grad():
+            for i, parameter in enumerate(trained):
+                torch.manual_seed(i)
+                parameter.copy_(0.1 * torch.randn_like(parameter)).requires_grad_(True)
+        one.train()
+        AnswerLoss(one)(rows(3, 5)).backward()
+        found.append([p.grad for p in trained])
+    for one, other in zip(*found, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_qlora_trains_and_comes_back_on_the_quantized_base(tiny, tmp_path):
+    pytest.importorskip("bitsandbytes")
     llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "model")
-
-    def quantized():
-        return AutoModelForCausalLM.from_pretrained(
-            tmp_path / "model", dtype=torch.float32, **_quantized("nf4", "cpu", torch.float32)
-        ).eval()
-
-    model, other = quantized(), quantized()
+    model, other = (quantized(tmp_path / "model") for _ in range(2))
     plain_logits = logits(model)
     torch.manual_seed(3)
     change = QLoRA(rank=4).change(Engine(model), None, ())

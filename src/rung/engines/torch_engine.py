@@ -71,7 +71,9 @@ class TorchEngine(LocalModel):
             trust_remote_code=False,
             **(_quantized(quantization, device, precision) if quantization else {}),
         )  # fmt: skip
-        if not quantization:
+        if quantization:
+            keep_gradients(self.model)
+        else:
             self.model.to(device)
         self.model.eval()
         self.model.requires_grad_(False)
@@ -292,6 +294,17 @@ def _quantized(name: str, device: str, precision: Any) -> dict[str, Any]:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=precision
     )
     return {"quantization_config": config, "device_map": device}
+
+
+def keep_gradients(model: Any) -> None:
+    """Keep the weights of a model in 4 bits in the layout that gradients pass through.
+
+    On processors with AVX-512 for bfloat16, bitsandbytes (0.50.2) packs a layer's weights for inference at its first
+    evaluation, and never unpacks them: training after it runs through a product that has no gradient.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _libraries() -> tuple[Any, Any]:

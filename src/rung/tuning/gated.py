@@ -59,7 +59,8 @@ def _forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     gate, up = module.gate_proj(x), module.up_proj(x)
     if not gate.requires_grad or not up.requires_grad:  # neither would be kept: the product alone, at most
         product = module.act_fn(gate) * up
-        return module.down_proj(product)  # type: ignore[no-any-return]
+        down: torch.Tensor = module.down_proj(product)
+        return down
     kept = _Kept(module.act_fn, gate.detach(), up.detach())
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
         kept.activated = kept.share(activated := module.act_fn(gate))
