@@ -183,7 +183,7 @@ def create(
     key_file: KeyFile,
     name: Annotated[str, typer.Option("--name", help="Whose key it is.")] = "",
     per_minute: Annotated[int | None, typer.Option("--per-minute", min=1, help="Most requests a minute.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="It may load and unload artifacts.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="It may load artifacts, review failures and promote.")] = False,
     json: Json = False,
 ) -> None:
     """Make a key and print it, this once; the file keeps its hash."""

@@ -32,7 +32,7 @@ class Key:
     Attributes:
         id: eight hex digits, written to logs and records.
         per_minute: most requests a minute, or None.
-        admin: whether it may load and unload artifacts.
+        admin: whether it may load and unload artifacts, review failures and promote.
     """
 
     id: str
