@@ -119,6 +119,15 @@ def test_the_task_file_is_short_and_the_readme_names_the_command_and_the_licence
     assert re.search(r"\b(CC BY|Apache-2\.0|MIT)\b", readme)
 
 
+@pytest.mark.parametrize("name", sorted(file.parent.name for file in EXAMPLES.glob("*/README.md")))
+def test_the_readme_states_the_command_and_what_it_measured(name: str) -> None:
+    readme = (EXAMPLES / name / "README.md").read_text()
+    assert re.search(rf"^    .*\brung (climb|cluster) examples/{name}/", readme, re.MULTILINE)
+    result = " ".join(readme.split()).partition("True result")[2].partition(" Data: ")[0]
+    assert re.search(r"\d\.\d % \[|\d\.\d % on \d|\b0\.\d\d\b", result)  # with its interval where there is one
+    assert re.search(r"\d (test )?(rows|questions|conversations|messages)\b", result)
+
+
 @pytest.mark.parametrize("folder", FOLDERS, indirect=True)
 def test_check_accepts_it(folder: Path) -> None:
     ran = CliRunner().invoke(app, ["check", str(folder / "task.yaml"), "--json"])
