@@ -16,7 +16,7 @@ ROWS = [{"text": "Where is my card?"}, {"text": "someone stole my card", "other"
 @pytest.fixture(scope="module")
 def fitted(zero, data):
     few = FewShot("knn", k=2).fit(zero, data)
-    calibrated = Calibrate(unlabelled=6, selection=6).fit(few, data)
+    calibrated = Calibrate(unlabelled=6, selection_rows=6).fit(few, data)
     return {"zero-shot": zero, "head": Features().fit(zero, data), "all": calibrated}
 
 

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -173,6 +174,12 @@ def _write_manifest(folder: Path) -> None:
 def fingerprint(folder: Path) -> str:
     """Return a hash of everything in a saved artifact: that of its manifest, which lists the hash of every file."""
     return file_sha256(folder / MANIFEST)
+
+
+def fingerprint_unsaved(artifact: Artifact) -> str:
+    """Return the fingerprint that `artifact` would have as a folder."""
+    with TemporaryDirectory() as folder:
+        return fingerprint(save(artifact, Path(folder) / "artifact"))
 
 
 def load(folder: Path) -> Artifact:

@@ -15,30 +15,34 @@ import numpy as np
 # Share of the matrix-product rate that whole models reach on CPU, measured with the embedded model.
 INFERENCE_SHARE = 0.6
 TRAINING_SHARE = 0.45
+AMX_GAIN = 1.35  # of training whose products run in bfloat16, where the processor has AMX: 1.27 to 1.47 by method
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Cores that this process may use, memory in bytes, and fp32 matrix-product rate in operations per second."""
+    """Cores that this process may use, memory in bytes, fp32 matrix-product rate in operations per second, and AMX."""
 
     cores: int
     memory_bytes: int
     flops: float
+    amx: bool = False
 
     def inference_seconds(self, flops: float) -> float:
         """Foresee the time of a forward pass of so many operations."""
         return flops / (self.flops * INFERENCE_SHARE)
 
-    def training_seconds(self, flops: float) -> float:
-        """Foresee the time of training steps of so many operations."""
-        return flops / (self.flops * TRAINING_SHARE)
+    def training_seconds(self, flops: float, *, float32: bool = False) -> float:
+        """Foresee the time of training steps of so many operations, in float32 alone or in what is fastest."""
+        return flops / (self.flops * TRAINING_SHARE * (AMX_GAIN if self.amx and not float32 else 1.0))
 
 
 @lru_cache(maxsize=1)
 def this_machine() -> Machine:
     """Measure this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cores, memory_bytes(), _matmul_rate())
+    processor = Path("/proc/cpuinfo")
+    amx = processor.exists() and "amx_bf16" in processor.read_text("utf-8")
+    return Machine(cores, memory_bytes(), _matmul_rate(), amx)
 
 
 def memory_bytes() -> int:

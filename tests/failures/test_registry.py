@@ -132,7 +132,7 @@ def test_a_task_promoted_for_the_first_time_is_followed_too(registry, store, fol
 
 
 def _until(done):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not done() and time.monotonic() < end:
         time.sleep(0.01)
     assert done()

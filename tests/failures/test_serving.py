@@ -46,7 +46,7 @@ def test_from_a_wrong_answer_to_a_better_artifact(zero, data, tmp_path):
         body = {"expected": case["suggestion"], "reviewer": "Ann"}
         assert client.post(f"/v1/failures/{identity}/correction", json=body).json()["case"]["failure"] is True
         registry.promote(good, parts.store, evidence={}, reviewer="Ann")
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while served.find("intents").fingerprint != fingerprint(good) and time.monotonic() < end:
             time.sleep(0.02)
         again = client.post("/v1/tasks/intents/predict", json=rows).json()

@@ -15,7 +15,7 @@ def accuracy(artifact, rows):
 
 
 def test_calibration_helps_and_never_touches_its_input(zero, data):
-    calibrated = Calibrate(unlabelled=24, selection=24).fit(zero, data)
+    calibrated = Calibrate(unlabelled=24, selection_rows=24).fit(zero, data)
     assert zero.decoder.bias == ()
     assert accuracy(calibrated, data.test) >= accuracy(zero, data.test)
     options = calibrated.settings["calibrate"]["accuracy_on_selection"]

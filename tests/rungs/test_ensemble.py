@@ -12,6 +12,7 @@ from rung.errors import ConfigError, EngineError
 from rung.machine import this_machine
 from rung.parts import Head
 from rung.rungs import Ensemble, build
+from rung.rungs import ensemble as module
 from rung.rungs.base import YES, Cost, no
 from rung.rungs.costs import prediction_flops
 from rung.rungs.ensemble import best_temperature, held_apart, log_loss, mixture_weights
@@ -43,7 +44,10 @@ class Given:
             return artifact
         rng = np.random.default_rng(self.seed)
         weight = 30 * rng.normal(size=(len(data.labels), 32)).astype(np.float32)
-        return artifact.step(self.name, {}, decoder=Head(data.labels, self.encoder, weight, np.zeros(6, np.float32)))
+        record = {"rows": len(data.train), "seed": self.seed}
+        return artifact.step(
+            self.name, record, decoder=Head(data.labels, self.encoder, weight, np.zeros(6, np.float32))
+        )
 
 
 def ensemble(tiny_encoder, *members, seed=0, **settings):
@@ -82,11 +86,28 @@ def test_the_weights_are_the_best_of_all():
     signal = np.eye(4)[truth]
     chances = [softmax(strength * signal + rng.normal(size=(300, 4))) for strength in (2.0, 1.5, 0.0)]
     weights = mixture_weights(chances, truth)
-    grid = [(a, b, 1 - a - b) for a in np.linspace(0, 1, 101) for b in np.linspace(0, 1 - a, 101)]
-    best = min(log_loss(sum(w * c for w, c in zip(one, chances, strict=True)), truth) for one in grid)
-    found = log_loss(sum(w * c for w, c in zip(weights, chances, strict=True)), truth)
+    steps = np.linspace(0.001, 0.998, 101)
+    grid = [(a, b, 1 - a - b) for a in steps for b in steps if a + b < 0.9995]
+
+    def improbability(one):
+        """Of the rows, and of weights by which each member had one row right before."""
+        return log_loss(sum(w * c for w, c in zip(one, chances, strict=True)), truth) - np.log(one).sum() / 300
+
     assert weights.sum() == pytest.approx(1)
-    assert found <= best + 1e-4
+    assert improbability(weights) <= min(map(improbability, grid)) + 1e-6
+    assert weights[2] < 0.02  # it knows nothing
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8])
+def test_a_few_rows_do_not_decide_alone(rows):
+    """Members that know the same both stay, and nobody's chances are bent to the end of the scale."""
+    rng, lone, bent = np.random.default_rng(rows), 0, 0
+    for _ in range(100):
+        truth = rng.integers(0, 4, rows)
+        chances = [softmax(2 * np.eye(4)[truth] + rng.normal(size=(rows, 4))) for _ in range(2)]
+        lone += min(mixture_weights(chances, truth)) < 0.02
+        bent += not 0.3 < best_temperature(chances[0], truth) < 3
+    assert (lone, bent) == (0, 0)
 
 
 def test_answers_are_the_weighted_average_of_the_members(mixed, data):
@@ -119,14 +140,12 @@ def test_a_member_that_is_named_again_gets_the_next_seed(tiny_encoder):
 
 
 def test_useless_members_are_left_out(tiny_encoder, zero, data, monkeypatch):
-    from rung.rungs import ensemble as module
-
-    monkeypatch.setattr(
-        module, "mixture_weights", lambda chances, truth: np.array([0.99, 0.005, 0.005][: len(chances)])
-    )
+    chosen = iter(([0.005, 0.005, 0.99], [1.0]))
+    monkeypatch.setattr(module, "mixture_weights", lambda chances, truth: np.array(next(chosen)))
     fitted = ensemble(tiny_encoder, "given", "given", "given").fit(zero, data)
-    assert len(fitted.decoder.members) == 1
-    assert fitted.settings["ensemble"]["kept"] == [0]
+    assert fitted.settings["ensemble"]["kept"] == [2]
+    (member,) = fitted.decoder.members
+    assert member.settings["given"] == {"rows": len(data.train), "seed": 2}
 
 
 def test_when_it_applies_and_what_it_costs(tiny_encoder, zero, data):
@@ -151,6 +170,10 @@ def test_rows_held_out_leave_every_label_one_to_learn_from(data):
     assert held_apart(data.train[::-1], 0.1, 0)[1] == weigh[::-1]
     assert held_apart(data.train, 0.1, 1)[1] != weigh
     labels = {row.outputs[0] for row in data.train}
+    twice = replace(data.train[0], outputs=("only here",))
+    for seed in range(20):
+        learn, _ = held_apart((*data.train, twice), 1.0, seed)
+        assert {row.outputs[0] for row in learn} == labels | {"only here"}
     learn, weigh = held_apart(data.train, 1.0, 0)
     assert sorted(row.outputs[0] for row in learn) == sorted(labels)
     assert len(weigh) == len(data.train) - len(labels)
@@ -165,11 +188,38 @@ def test_members_are_weighed_by_held_out_rows_and_learn_from_all(tiny_encoder, z
     most, held_out = held_apart(data.train, 0.5, 0)
     again = rung.fit(zero, data)
     assert seen == [most, most, data.train, data.train]
+    assert [one.settings["given"]["rows"] for one in again.decoder.members] == [len(data.train)] * 2
     assert again.settings["ensemble"]["rows"] == len(held_out)
     seen.clear()
     once = replace(rung, refit=False).fit(zero, replace(data, validation=()))
     assert seen == [most, most]
     assert once.decoder.weights == again.decoder.weights
+
+
+def test_a_killed_run_fits_no_member_again(tiny_encoder, zero, data, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "cache_dir", lambda: tmp_path)
+    rung = ensemble(tiny_encoder, "given", "given", "given", holdout=0.5)
+    whole = rung.fit(zero, data)
+    assert not any((tmp_path / "members").iterdir())
+    real, seen = Given.fit, []
+
+    def dying(self, artifact, given, *, progress=None):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append((self.seed, len(given.train)))
+        return real(self, artifact, given)
+
+    monkeypatch.setattr(Given, "fit", dying)
+    with pytest.raises(KeyboardInterrupt):
+        rung.fit(zero, data)
+    before = [*seen]
+    seen.clear()
+    again = rung.fit(zero, data)
+    most, rows = len(held_apart(data.train, 0.5, 0)[0]), len(data.train)
+    assert before + seen == [*((i, most) for i in range(3)), *((i, rows) for i in range(3))]
+    assert [a.probabilities for a in again.answer(data.test)] == [a.probabilities for a in whole.answer(data.test)]
+    saved = Artifact.load(again.save(tmp_path / "artifact"))
+    assert [a.probabilities for a in saved.answer(data.test)] == [a.probabilities for a in whole.answer(data.test)]
 
 
 def test_what_cannot_be_mixed_is_an_error(tiny_encoder, zero, data, monkeypatch):

@@ -61,7 +61,7 @@ def all_of(connection):
 
 
 def until(condition):
-    for _ in range(500):
+    for _ in range(6000):  # a minute, on a busy machine
         if condition():
             return True
         time.sleep(0.01)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import rung
 from rung.artifact import Artifact
-from rung.artifact_files import fingerprint
+from rung.artifact_files import fingerprint_unsaved
 from rung.climbing.conclusion import conclude
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, parse_duration
 from rung.climbing.stages import run_stages
@@ -95,7 +94,7 @@ def climb(
     if incumbent is not None:
         # Its path becomes one name, so that a rung that made it may be put on top again, with new rows.
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
-        identity["incumbent"] = _fingerprint(incumbent)
+        identity["incumbent"] = fingerprint_unsaved(incumbent)
     if task.corpus is not None and {"retrieval", "sentence-selection"} & set(names):
         from rung.retrieval.build import build_index
 
@@ -121,8 +120,3 @@ def _engine(task: Task, options: ClimbOptions, progress: Progress) -> str:
     if task.output.kind == "category":
         return options.engine
     return settled(task.model, options.engine, progress=progress)
-
-
-def _fingerprint(artifact: Artifact) -> str:
-    with TemporaryDirectory() as folder:
-        return fingerprint(artifact.save(Path(folder) / "artifact"))

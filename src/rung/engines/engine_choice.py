@@ -160,13 +160,15 @@ def _read(folder: Path) -> Choice:
 
 
 def _machine() -> str:
-    """Return a short hash of what the speeds depend on: processor, cores, GPUs, and the libraries' versions."""
+    """Return a short hash of what speeds and text depend on: processor, cores, GPUs, libraries, OpenVINO's settings."""
+    from rung.engines.openvino_engine import PROPERTIES
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     information = Path("/proc/cpuinfo")
     text = information.read_text("utf-8") if information.exists() else platform.processor()
     processor = next((line for line in text.splitlines() if line.startswith("model name")), text[:200])
     gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    facts = [processor, cores, gpus, _version("openvino-genai"), _version("torch")]
+    facts = [processor, cores, gpus, _version("openvino-genai"), _version("torch"), PROPERTIES]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -22,11 +22,11 @@ class Calibrate:
 
     Attributes:
         unlabelled: training rows whose inputs, not labels, give the labels' prior.
-        selection: validation rows on which sum or mean, calibrated or not, is chosen.
+        selection_rows: validation rows on which sum or mean, calibrated or not, is chosen.
     """
 
     unlabelled: int = 64
-    selection: int = 64
+    selection_rows: int = 64
     name: str = "calibrate"
     family: str = "prompting"
 
@@ -43,7 +43,7 @@ class Calibrate:
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Score all labels of the rows looked at."""
-        rows = min(self.unlabelled, len(data.train)) + min(self.selection, len(data.validation))
+        rows = min(self.unlabelled, len(data.train)) + min(self.selection_rows, len(data.validation))
         return inference_cost(artifact, data, machine, fit_rows=rows)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
@@ -53,7 +53,7 @@ class Calibrate:
         engine = artifact.open()
         # Ids are hashes, so their order is a shuffle that every run and every rung shares.
         inputs = sorted(data.train, key=lambda e: e.id)[: self.unlabelled]
-        chosen_on = sorted(data.validation, key=lambda e: e.id)[: self.selection]
+        chosen_on = sorted(data.validation, key=lambda e: e.id)[: self.selection_rows]
         prior = decoder.logprobs(artifact, engine, artifact.render(inputs), progress=progress)
         scores = decoder.logprobs(artifact, engine, artifact.render(chosen_on), progress=progress)
         truth = np.array([decoder.labels.index(e.outputs[0]) for e in chosen_on])

@@ -99,7 +99,7 @@ class FineTunedEncoder:
         return Cost(
             fit_tokens=round(times * tokens * len(data.train)),
             fit_flops=flops,
-            fit_seconds=machine.training_seconds(flops),
+            fit_seconds=machine.training_seconds(flops, float32=self.precision == "float32"),
             row_tokens=tokens,
             row_flops=row,
             row_seconds=machine.inference_seconds(row),

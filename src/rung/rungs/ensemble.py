@@ -8,33 +8,43 @@ validation rows stay out of it: the race compares rungs on them.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from rung import __version__
 from rung.artifact import Artifact
-from rung.data.types import Data, Example, place_of
+from rung.data.types import Data, Example, hash_of, place_of
 from rung.decoders.mixture import label_probabilities, tempered
 from rung.engines.base import Floats
 from rung.errors import ConfigError
 from rung.machine import Machine
+from rung.models.cache import cache_dir
 from rung.parts import Mixture
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Rung, Verdict, never, taken_from
+from rung.rungs.settings import settable
 
 Labels = npt.NDArray[np.int64]
 TEMPERATURES = tuple(float(t) for t in np.geomspace(0.25, 8.0, 41))
 STEPS = 200  # of expectation maximization; weights hardly move after fifty
 SMALLEST = 0.02  # members with less weight are left out: they cost as much as the others
+# What is believed before a row is seen, so that a few rows do not decide alone: each member got one row right, and
+# temperatures are around 1, two thirds of them between a half and two.
+ROWS_BEFORE, TEMPERATURE_SPREAD = 1.0, float(np.log(2))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
     """Fit several rungs from the same artifact and average what they say.
+
+    Members that are fitted wait in the cache for the others, so that a run that was killed does not fit them again.
 
     Attributes:
         members: names of the rungs. One that is named again is fitted again, with the next seed.
@@ -109,9 +119,9 @@ class Ensemble:
         Raises:
             EngineError: `no-probabilities`: a member gives none.
         """
-        rungs = self.rungs()
+        rungs, waiting = self.rungs(), _Waiting(artifact)
         most, held_out = held_apart(data.train, self.holdout, self.seed)
-        made = [rung.fit(artifact, replace(data, train=most), progress=progress) for rung in rungs]
+        made = [waiting.fitted(rung, replace(data, train=most), progress) for rung in rungs]
         truth = np.array([data.labels.index(example.outputs[0]) for example in held_out])
         chances = [label_probabilities(one.answer(held_out, full=True, progress=progress)) for one in made]
         temperatures = [best_temperature(one, truth) for one in chances]
@@ -130,16 +140,49 @@ class Ensemble:
             "refit": self.refit,
         }
         if self.refit:
-            again = tuple(rungs[i].fit(artifact, data, progress=progress) for i in kept)
+            again = tuple(waiting.fitted(rungs[i], data, progress) for i in kept)
             mixture = replace(mixture, members=again)
+        waiting.clear()
         return artifact.step(self.name, settings, decoder=mixture)
+
+
+class _Waiting:
+    """Members fitted from one artifact, kept in the cache under the hash of all that decides what they become."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        from rung.artifact_files import fingerprint_unsaved
+
+        self.artifact, self.base = artifact, fingerprint_unsaved(artifact)
+        self.made: list[Path] = []
+
+    def fitted(self, rung: Rung, data: Data, progress: Progress) -> Artifact:
+        """Return the member that a killed run left, or fit it and keep it."""
+        from rung.artifact_files import MANIFEST
+
+        identity = {
+            "base": self.base, "rung": rung.name, "seed": getattr(rung, "seed", None), "version": __version__,
+            "settings": {name: getattr(rung, name) for name in settable(rung)}, "labels": data.labels,
+            "rows": hash_of([(row.id, row.outputs) for row in data.train], digits=64),
+        }  # fmt: skip
+        folder = cache_dir() / "members" / hash_of(identity, digits=32)
+        if (folder / MANIFEST).exists():
+            return Artifact.load(folder)  # it lives there until it is saved, so that folder stays
+        member = rung.fit(self.artifact, data, progress=progress)
+        self.made.append(member.save(folder))
+        return member
+
+    def clear(self) -> None:
+        """Remove what this run kept."""
+        for folder in self.made:
+            shutil.rmtree(folder)
 
 
 def held_apart(rows: Sequence[Example], share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Return the rows to learn from and those to weigh by, chosen by their hash; each label keeps a row to learn."""
     place = {row.id: place_of([row.id, "weigh", seed]) for row in rows}
     last = {row.outputs[0]: row.id for row in sorted(rows, key=lambda row: place[row.id])}
-    held_out = {row.id for row in rows if place[row.id] < share and row.id != last[row.outputs[0]]}
+    stay = set(last.values())  # a text with two labels may be the only row of one of them
+    held_out = {row.id for row in rows if place[row.id] < share and row.id not in stay}
     return tuple(r for r in rows if r.id not in held_out), tuple(r for r in rows if r.id in held_out)
 
 
@@ -149,18 +192,24 @@ def log_loss(chances: Floats, truth: Labels) -> float:
 
 
 def best_temperature(chances: Floats, truth: Labels) -> float:
-    """Return the temperature of `TEMPERATURES` with the lowest log-loss."""
-    return min(TEMPERATURES, key=lambda temperature: log_loss(tempered(chances, temperature), truth))
+    """Return the likeliest of `TEMPERATURES`, given these rows and what is believed before them."""
+
+    def improbability(temperature: float) -> float:
+        far = float(np.log(temperature)) / TEMPERATURE_SPREAD
+        return len(truth) * log_loss(tempered(chances, temperature), truth) + far**2 / 2
+
+    return min(TEMPERATURES, key=improbability)
 
 
 def mixture_weights(chances: Sequence[Floats], truth: Labels) -> npt.NDArray[np.float64]:
-    """Return the weights, adding up to 1, with the lowest log-loss of the weighted average.
+    """Return the likeliest weights of the average, adding up to 1, given these rows and what is believed before them.
 
-    The loss is convex in the weights, so expectation maximization (Dempster et al. 1977) ends at its minimum.
+    The improbability is convex in the weights, so expectation maximization (Dempster et al. 1977) ends at its minimum.
     """
     given = np.stack([one[np.arange(len(truth)), truth] for one in chances], axis=1).astype(np.float64) + 1e-12
     weights = np.full(len(chances), 1 / len(chances))
     for _ in range(STEPS):
         shares = weights * given
-        weights = (shares / shares.sum(1, keepdims=True)).mean(0)
+        counts = (shares / shares.sum(1, keepdims=True)).sum(0) + ROWS_BEFORE
+        weights = counts / counts.sum()
     return weights

@@ -207,7 +207,7 @@ class Tuned(ABC):
         return Cost(
             fit_tokens=round(tokens * self.epochs),
             fit_flops=flops,
-            fit_seconds=machine.training_seconds(flops),
+            fit_seconds=machine.training_seconds(flops, float32=self.precision == "float32"),
             row_tokens=use.row_tokens,
             row_flops=use.row_flops,
             row_seconds=use.row_seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32"]
 Products = Literal["bfloat16", "tf32", "float32"]
+_turn = threading.RLock()
 TORCH_NAMES: dict[Products, str] = {"bfloat16": "medium", "tf32": "high", "float32": "highest"}
 
 
@@ -45,8 +47,8 @@ def products(device: str, precision: Precision = "auto") -> Products:
 
     if precision == "float32":
         return "float32"
-    if device == "cuda":
-        return "tf32"
+    if device == "cuda":  # TF32 came with Ampere
+        return "float32" if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0) else "tf32"
     return "bfloat16" if device == "cpu" and torch.cpu._is_amx_tile_supported() else "float32"
 
 
@@ -54,16 +56,18 @@ def products(device: str, precision: Precision = "auto") -> Products:
 def multiplying(kind: Products) -> Iterator[None]:
     """Let products of float32 matrices run in a type of fewer bits for the time of the block.
 
-    On CUDA adapters are trained in float32 beside a base model in bfloat16, which has fewer bits than TF32.
+    On CUDA adapters are trained in float32 beside a base model in bfloat16, which has fewer bits than TF32. The type is
+    one for the whole process: trainings in several threads take turns, and predictions made meanwhile run in it too.
     """
     import torch
 
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(TORCH_NAMES[kind])
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with _turn:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(TORCH_NAMES[kind])
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def in_float32(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
