@@ -10,13 +10,16 @@ from dataclasses import replace
 
 import pytest
 
+from rung.artifact import Artifact
 from rung.climbing.options import ClimbOptions, parse_duration
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
 from rung.evaluation.report.jsonfile import read, summary, write
-from rung.rungs import LoRA
+from rung.rungs import RUNGS as ALL
+from rung.rungs import LoRA, build
+from rung.rungs.tuned import Tuned
 from rung.task import Task
 
 RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
@@ -181,3 +184,18 @@ def test_durations(text, seconds):
 def test_bad_durations(text):
     with pytest.raises(ConfigError):
         parse_duration(text)
+
+
+def test_every_way_to_tune_runs_through_the_climb(task, tiny_folder, tmp_path):
+    methods = [n for n, r in zip(tuple(ALL), build(tuple(ALL), task, 0), strict=True) if isinstance(r, Tuned)]
+    asked = tuple(name for name in methods if name not in ("domain-adaptation", "qlora"))  # plain text; bitsandbytes
+    assert len(asked) == 13
+    once = {name: {"epochs": 1} for name in asked}
+    small = task.model_copy(update={"model": str(tiny_folder), "rungs": once})
+    result = climb(small, options=ClimbOptions(rungs=asked, out=tmp_path)).result
+    status = {r.name: r.status for r in result.rungs}
+    assert {name: status[name] for name in asked if status[name] not in ("confirmed", "beaten")} == {}
+    assert all(r.trainable_parameters > 0 for r in result.rungs if r.name in asked)
+    for rung in result.rungs:
+        if rung.name in asked:
+            assert Artifact.load(rung.artifact).path == ("zero-shot", rung.name)

@@ -33,6 +33,12 @@ def greedy(prompt, tokens):
     return {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
 
 
+def continued(file, ids, tokens, without):
+    """Return the ids of so many tokens that it writes behind these, the likeliest each but for some."""
+    (answer,) = ask(file, [{**greedy(ids, tokens), "n_probs": 1, "logit_bias": [[i, False] for i in without]}])
+    return [token["id"] for token in answer["choices"][0]["logprobs"]["content"]]
+
+
 def logprobs(file, prompt, vocabulary, spoken):
     """Return the log-probability of every next token; `spoken`, a token of whole characters, is what is written."""
     request = {**greedy(prompt, 1), "n_probs": vocabulary, "logit_bias": [[spoken, 1000.0]]}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from llama_cpp import ask, greedy, logprobs
+from llama_cpp import ask, continued, greedy, logprobs
 
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
@@ -109,6 +109,16 @@ def test_llama_cpp_has_the_probabilities_of_transformers(tmp_path, name):
     wanted = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
     np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-3)
     assert wanted.std() > 0.5  # it says something
+    tokenizer = Tokenizer.load(tmp_path)
+    part = [i for i in range(300) if not (text := tokenizer.decode((i,), skip_special=True)) or "\ufffd" in text]
+    assert len(part) < 200
+    written = continued(tmp_path / "m.gguf", ids, 16, part)  # of unfinished characters it tells nothing
+    assert len(written) == 16
+    for i, token in enumerate(written):
+        logits = model(torch.tensor([ids + written[:i]])).logits[0, -1]
+        logits[part] = -torch.inf
+        best = logits.topk(2)
+        assert token == int(best.indices[0]) or best.values[0] - best.values[1] < 1e-3
 
 
 def sentencepiece(folder, prefix):

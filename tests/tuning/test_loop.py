@@ -1,4 +1,5 @@
 import copy
+import errno
 import itertools
 import json
 import random
@@ -20,7 +21,7 @@ from rung.errors import ArtifactError, EngineError, TrainingError
 from rung.rungs import LoRA
 from rung.tuning import loss as loss_module
 from rung.tuning.changes import attach, start_from
-from rung.tuning.checkpoints import Checkpoints
+from rung.tuning.checkpoints import Checkpoints, State
 from rung.tuning.examples import epoch_batches, tokenize
 from rung.tuning.loop import Schedule, train
 from rung.tuning.loss import AnswerLoss, packed_layers
@@ -286,6 +287,30 @@ def test_only_the_last_checkpoints_stay(tiny, tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["step-00000002", "step-00000003"]
     checkpoints.clear()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, error):
+    """Whether Python or safetensors meets the end of the disk."""
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(2, State({"a": torch.ones(3)}, {"losses": []}))
+
+    def full(tensors, file):
+        file.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(TrainingError, match="the checkpoint of step 4 could not be written") as caught:
+        checkpoints.save(4, State({"a": torch.zeros(3)}))
+    assert caught.value.code == "checkpoint-failed"
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["step-00000002"]
+    assert checkpoints.last()[0] == 2
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tiny, tmp_path):
