@@ -77,13 +77,15 @@ def one(task_file: str, name: str, seed: int, sets: dict[str, str], labels: int 
     }  # fmt: skip
 
 
-def measured(file: Path, chosen: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
-    """Return the result from the file, or run it and append it there."""
+def measured(file: Path, chosen: argparse.Namespace, name: str, seed: int) -> dict[str, Any] | None:
+    """Return the result from the file; or run it and append it there, or nothing where none is to be run."""
     key = {"task": chosen.task, "labels": chosen.labels, "rung": name, "seed": seed, "set": sorted(chosen.set)}
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         found: dict[str, Any] = json.loads(line)
         if {part: found[part] for part in key} == key:
             return found
+    if chosen.recorded:
+        return None
     given = [part for text in chosen.set for part in ("--set", text)]
     given += [] if chosen.labels is None else ["--labels", str(chosen.labels)]
     said = run_script(__file__, "--task", chosen.task, "--one", name, "--seed", str(seed), *given)
@@ -96,13 +98,13 @@ def measured(file: Path, chosen: argparse.Namespace, name: str, seed: int) -> di
 def line(name: str, results: list[dict[str, Any]]) -> str:
     """Return one row of the table."""
     if "reason" in results[0]:
-        return f"| {name} | {results[0]['reason']} | | | | |"
+        return f"| {name} | {results[0]['reason']} | | | | | |"
     scores = [100 * r["score"] for r in results]
     spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
     seconds = statistics.mean(r["seconds"] for r in results)
     peak = max(r["peak"] for r in results) / 2**30
     return (
-        f"| {name} | {statistics.mean(scores):.1f}{spread} | {seconds:.0f} | {peak:.1f} | "
+        f"| {name} | {statistics.mean(scores):.1f}{spread} | {len(scores)} | {seconds:.0f} | {peak:.1f} | "
         f"{results[0]['parameters']:,} | {results[0]['bytes'] / 1e6:.1f} |"
     )
 
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path, default=Path("docs/methods.md"))
+    parser.add_argument("--recorded", action="store_true", help="run nothing: write the table of what was run so far")
     parser.add_argument("--one")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -126,7 +129,9 @@ def main() -> None:
     table, means = [], {}
     for name in ("zero-shot", *names):
         seeds = range(1 if name == "zero-shot" else chosen.seeds)
-        results = [measured(file, chosen, name, seed) for seed in seeds]
+        results = [found for seed in seeds if (found := measured(file, chosen, name, seed)) is not None]
+        if not results:
+            continue
         table.append(line(name, results))
         print(table[-1], flush=True)
         if "score" in results[0]:
@@ -135,11 +140,11 @@ def main() -> None:
     labels = "" if chosen.labels is None else f"{chosen.labels} of its labels, "
     head = [
         f"# Methods of tuning on {Path(chosen.task).parent.name}", "",
-        f"The embedded model, {labels}{rows} test rows, {chosen.seeds} seed(s); time and peak memory "
-        "of the training, each in a process of its own.", "",
+        f"The embedded model, {labels}{rows} test rows; time and peak memory of the training, each "
+        "seed in a process of its own.", "",
         f"`python benchmarks/methods.py {' '.join(sys.argv[1:])}`", "",
-        "| method | score (mean ± standard deviation over seeds) | seconds | peak GiB | trained parameters | MB |",
-        "|---|---|---|---|---|---|",
+        "| method | score (mean ± standard deviation) | seeds | seconds | peak GiB | trained parameters | MB |",
+        "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     chosen.out.write_text("\n".join([*head, *table, ""]), "utf-8")
     ratios = {}

@@ -201,6 +201,17 @@ def test_divergence_is_an_error(tiny):
     assert caught.value.code == "training-diverged"
 
 
+def test_a_loss_that_rises_in_the_warm_up_may_fall_again(tiny):
+    model, count = copy.deepcopy(tiny), itertools.count()
+
+    def loss(part):
+        high = 6.0 if 5 <= next(count) < 40 else 1.0
+        return AnswerLoss(model)(part) * 0 + high * sum(row.supervised for row in part)
+
+    schedule = Schedule(epochs=25, batch_size=4, learning_rate=1e-3, warmup=0.3)  # 30 of 100 steps
+    assert len(train(model, adapter(model), rows(4, 16), schedule, loss=loss).losses) == 100
+
+
 def test_the_rate_rises_and_falls():
     schedule = Schedule(epochs=1, batch_size=1, learning_rate=1.0, warmup=0.1)
     rates = [schedule.rate(step, 100) for step in range(100)]

@@ -25,7 +25,7 @@ from rung.tuning.precision import Precision, Products, multiplying, products
 CHECKPOINT_SECONDS = 60.0  # at least so long between checkpoints,
 CHECKPOINT_SHARE = 0.05  # and so long that writing takes no more than this share of the time
 DIVERGED = 2.0  # nats above the first losses: no fine-tuning that learns goes there
-RECENT = 10  # losses averaged for that
+RECENT = 10  # losses averaged for that, twice so many behind the warm-up, in which a loss may rise and fall again
 
 Evaluate = Callable[[], float]  # the task's own metric on held-out rows, larger is better
 
@@ -66,9 +66,13 @@ class Schedule:
     patience: int | None = None
     seed: int = 0
 
+    def rising(self, steps: int) -> int:
+        """Return in how many of the steps the rate rises."""
+        return max(1, round(self.warmup * steps))
+
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of `step`, counted from 0."""
-        rising = max(1, round(self.warmup * steps))
+        rising = self.rising(steps)
         if step < rising:
             return self.learning_rate * (step + 1) / rising
         if self.decay == "constant":
@@ -261,7 +265,10 @@ class _Run:
             )
         values = [value for _, value in self.course.losses]
         first, recent = values[: RECENT // 2], values[-RECENT:]
-        if step > 2 * RECENT and sum(recent) / len(recent) > sum(first) / len(first) + DIVERGED:
+        if (
+            step > self.schedule.rising(steps) + 2 * RECENT
+            and sum(recent) / len(recent) > sum(first) / len(first) + DIVERGED
+        ):
             raise TrainingError(
                 "training-diverged",
                 f"the loss rose from {sum(first) / len(first):.2f} to {sum(recent) / len(recent):.2f} "
