@@ -30,7 +30,7 @@ from rung.tuning.loop import train
 # name: (arXiv numbers that the defaults are from, learning rate, whether it merges into the base model)
 METHODS = {
     "prompt-tuning": (["2104.08691"], 0.2, False),
-    "p-tuning": (["2103.10385"], 3e-4, False),
+    "p-tuning": (["2103.10385"], 1e-3, False),
     "prefix-tuning": (["2101.00190"], 1e-2, False),
     "ia3": (["2205.05638"], 3e-3, True),
     "llama-adapter": (["2303.16199"], 9e-3, False),

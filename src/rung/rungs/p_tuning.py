@@ -2,9 +2,8 @@
 
 The network ties the tokens to each other while they are trained (section 3); what is kept is what it made. The paper's
 is a bidirectional LSTM of two layers and an MLP of two (`encoder: lstm`). The default, 20 tokens and an MLP as wide as
-the model, is that of PEFT's comparison of methods (method_comparison/MetaMathQA/experiments/ptuning). Of the rates
-tried there with an MLP, 5e-5, 1e-3 and 5e-3, the middle one makes the training loss of the embedded model rise by up to
-nine nats before it falls; a third of it makes the loss fall at once and as far, and is the default.
+the model, is that of PEFT's comparison of methods (method_comparison/MetaMathQA/experiments/ptuning), and the rate the
+middle one of those tried there with an MLP: 5e-5, 1e-3 and 5e-3. In the warm-up the loss may rise by some nats with it.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class PTuning(SoftPrompted):
 
     encoder: Literal["mlp", "lstm"] = "mlp"
     encoder_size: int | None = None
-    learning_rate: float | Auto = 3e-4
+    learning_rate: float | Auto = 1e-3
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a soft prompt with a fresh encoder."""
