@@ -127,14 +127,16 @@ def one(folder: Path, method: str, per: str, seed: int) -> dict[str, Any]:
     return setfit(folder, per, seed) if method == "setfit" else ours(folder, method, seed)
 
 
-def measured(chosen: argparse.Namespace, method: str, per: str, seed: int) -> dict[str, Any]:
-    """Return the result from the file, or run it in a process of its own and append it there."""
+def measured(chosen: argparse.Namespace, method: str, per: str, seed: int) -> dict[str, Any] | None:
+    """Return the result from the file; or run it in a process of its own and append it there, if any is to be run."""
     file: Path = chosen.out.with_suffix(".jsonl")
     key = {"method": method, "per": per, "seed": seed, "test_rows": chosen.test_rows}
     for line in file.read_text("utf-8").splitlines() if file.exists() else ():
         found: dict[str, Any] = json.loads(line)
         if {part: found[part] for part in key} == key:
             return found
+    if chosen.recorded:
+        return None
     folder = subset(chosen.data, chosen.work / f"{per}-{seed}", per, seed, chosen.test_rows)
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import classification; classification.main()"
     said = run_python(code, "--one", method, "--work", str(folder), "--per", per, "--seed", str(seed))
@@ -160,6 +162,7 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int)
     parser.add_argument("--out", type=Path, default=Path("docs/classification.md"))
     parser.add_argument("--work", type=Path, default=Path("classification-work"))
+    parser.add_argument("--recorded", action="store_true", help="run nothing: write the table of what was run so far")
     parser.add_argument("--one")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -171,9 +174,11 @@ def main() -> None:
     for method in chosen.methods:
         cells = []
         for per in chosen.per:
-            results = [measured(chosen, method, per, seed) for seed in range(1 if per == "all" else chosen.seeds)]
-            means[method, per] = statistics.mean(r["score"] for r in results)
-            cells.append(cell(results))
+            seeds = range(1 if per == "all" else chosen.seeds)
+            results = [found for seed in seeds if (found := measured(chosen, method, per, seed)) is not None]
+            if results:
+                means[method, per] = statistics.mean(r["score"] for r in results)
+            cells.append(cell(results) if results else "")
         table.append(f"| {method} | {' | '.join(cells)} |")
         print(table[-1], flush=True)
     published = [f"{100 * BERT[per]:.1f}" if per in BERT else "" for per in chosen.per]
