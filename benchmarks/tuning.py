@@ -11,13 +11,15 @@ same, as the peer computes it for every row.
 What makes the difference: the shared beginning (here 20 of about 46 tokens a row), no padding, the vocabulary projected
 at answer tokens alone (the peer makes logits [16, width, 49152]), plain products in place of PEFT's LoRA layers.
 
-Measured on two cores with AMX on 2026-11-22, in two runs: in float32 3.1x and 3.8x padded, 3.5x and 3.4x packed, 0.55
-and 0.54 of the memory, losses 1e-5 apart; in bfloat16 3.3x and 3.9x, 3.3x and 4.1x, 0.65 and 0.66. There half of a step
-is still products, now bound by reading the weights (4.4 ms where the same product from the cache takes 1.9), a tenth
-the multiplications of SwiGLU and norms, 8 % attention, which stays in float32: torch's flash attention is four times
-slower with bfloat16 products. Autocast halves the peer's activations, which is where its memory goes; its losses leave
-the float32 curve by up to 0.5, ours by 0.009. Larger malloc thresholds change nothing. Of what a step keeps for the
-backward pass (1.0 GB of the longest batch), six tenths are the four products of SwiGLU.
+Measured on two cores with AMX on 2026-11-22, in three runs: in float32 3.1x, 3.8x and 2.5x padded, 3.5x, 3.4x and 2.9x
+packed, losses 1e-5 apart; in bfloat16 3.3x, 3.9x and 2.9x, 3.3x, 4.1x and 3.2x. Ours ran at 491 and 525 tokens/s in the
+last two, the peer at 129 and 210: what allocates more suffers more from neighbours. The peak memory, 0.55, 0.54 and, in
+the last run, since gated networks keep two wide tensors for the backward pass and not four, 0.49; in bfloat16 0.65,
+0.66 and 0.59. In bfloat16 half of a step is still products, now bound by reading the weights (4.4 ms where the same
+product from the cache takes 1.9), a tenth the multiplications of SwiGLU and norms, 8 % attention, which stays in
+float32: torch's flash attention is four times slower with bfloat16 products. Autocast halves the peer's activations,
+which is where its memory goes; its losses leave the float32 curve by up to 0.5, ours by 0.009. Larger malloc thresholds
+change nothing. Of what a step kept for the backward pass (1.0 GB of the longest batch), half were those four.
 
 Measured on two AVX2 cores on 2026-11-21, alone: 2.3x to 2.5x padded, 2.6x to 2.7x packed, 0.60 to 0.65 of the memory.
 A profile of a step: 65 % matrix products at the processor's peak rate (95 GFLOP/s), of which the base weights' alone
