@@ -187,7 +187,7 @@ def test_bad_durations(text):
 
 
 def test_every_way_to_tune_runs_through_the_climb(task, tiny_folder, tmp_path):
-    methods = [n for n, r in zip(tuple(ALL), build(tuple(ALL), task, 0), strict=True) if isinstance(r, Tuned)]
+    methods = [rung.name for rung in build(tuple(ALL), task, 0) if isinstance(rung, Tuned)]
     asked = tuple(name for name in methods if name not in ("domain-adaptation", "qlora"))  # plain text; bitsandbytes
     assert len(asked) == 13
     once = {name: {"epochs": 1} for name in asked}
@@ -195,7 +195,6 @@ def test_every_way_to_tune_runs_through_the_climb(task, tiny_folder, tmp_path):
     result = climb(small, options=ClimbOptions(rungs=asked, out=tmp_path)).result
     status = {r.name: r.status for r in result.rungs}
     assert {name: status[name] for name in asked if status[name] not in ("confirmed", "beaten")} == {}
-    assert all(r.trainable_parameters > 0 for r in result.rungs if r.name in asked)
-    for rung in result.rungs:
-        if rung.name in asked:
-            assert Artifact.load(rung.artifact).path == ("zero-shot", rung.name)
+    for rung in (r for r in result.rungs if r.name in asked):
+        assert rung.trainable_parameters > 0
+        assert Artifact.load(rung.artifact).path == ("zero-shot", rung.name)

@@ -103,24 +103,22 @@ def test_a_trial_that_the_best_one_beats_answers_no_more_rows(task, tmp_path, mo
         assert re.fullmatch(r"beaten after 20 rows: \d+ fixed / \d broken, p = .*", trial.reason)
 
 
-@pytest.mark.parametrize("set_to", [{}, {"batch_size": "auto", "learning_rate": "auto"}, {"learning_rate": 3e-7}])
 @pytest.mark.parametrize("name", rungs.RUNGS)
-def test_the_rungs_own_settings_are_proposed_first(task, name, set_to):
+def test_the_rungs_own_settings_are_proposed_first(task, name):
     """Also those that are no number: all layers, or `auto`."""
     (plain,) = build((name,), task, 0)
-    if set_to and not isinstance(plain, Tuned):
-        return
-    rung = with_settings(plain, set_to)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
-    study.enqueue_trial(defaults(rung))
-    trials = [propose(rung, study.ask()) for _ in range(6)]
-    wanted = {key: getattr(rung, key) for key in searched(rung)}
-    if wanted.get("learning_rate") == "auto":
-        wanted["learning_rate"] = plain.learning_rate
-    assert trials[0].items() >= wanted.items()
-    assert not searched(rung) or any(trial != trials[0] for trial in trials[1:])
-    for settings in trials:
-        with_settings(rung, settings)
+    others = ({"batch_size": "auto", "learning_rate": "auto"}, {"learning_rate": 3e-7})
+    for rung in (plain, *(with_settings(plain, other) for other in others if isinstance(plain, Tuned))):
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+        study.enqueue_trial(defaults(rung))
+        trials = [propose(rung, study.ask()) for _ in range(6)]
+        wanted = {key: getattr(rung, key) for key in searched(rung)}
+        if wanted.get("learning_rate") == "auto":
+            wanted["learning_rate"] = plain.learning_rate
+        assert trials[0].items() >= wanted.items()
+        assert not searched(rung) or any(trial != trials[0] for trial in trials[1:])
+        for settings in trials:
+            with_settings(rung, settings)
 
 
 def test_a_budget_ends_the_search_after_the_first_trial(task, tmp_path):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rung.tuning.checkpoints import Checkpoints
     from rung.tuning.examples import TokenizedExample
     from rung.tuning.loop import Course, Evaluate, Schedule
+    from rung.tuning.memory import Fit
     from rung.tuning.report import TrainingReport
 
 BYTES_PER_TOKEN = 600_000  # activations kept for the backward pass by the embedded model, measured
@@ -262,14 +263,11 @@ class Tuned(ABC):
         self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], progress: Progress
     ) -> Self:
         """Return the rung with figures in place of `auto`."""
-        from rung.tuning.memory import fitting, free_beside
-
         run = self
         if run.batch_size == "auto":
             most = max(1, min(LARGEST_BATCH, len(rows) // FEWEST_STEPS))
             with run._on_model(engine, artifact, rows) as change:
-                free = free_beside(engine.model, change.parameters().values(), run.optimizer)
-                fit = fitting(engine.model, [row.behind(change.prefix) for row in rows], most, free=free)
+                fit, _ = run._fit_and_free(engine, change, [row.behind(change.prefix) for row in rows], most)
             run = replace(run, batch_size=2 ** int(math.log2(fit.rows)))
         if run.learning_rate == "auto":
             run = replace(run, learning_rate=run._best_rate(engine, artifact, rows, progress))
@@ -364,10 +362,7 @@ class Tuned(ABC):
         self, engine: TorchEngine, change: Change, rows: Sequence[TokenizedExample]
     ) -> Iterator[tuple[Schedule, int]]:
         """Train in passes that fit in memory for the time of the block; yield the schedule, and the bytes free."""
-        from rung.tuning.memory import fitting, free_beside
-
-        free = free_beside(engine.model, change.parameters().values(), self.optimizer)
-        fit = fitting(engine.model, rows, int(self.batch_size), free=free)
+        fit, free = self._fit_and_free(engine, change, rows, int(self.batch_size))
         if fit.checkpointing:
             engine.model.gradient_checkpointing_enable({"use_reentrant": False})
         try:
@@ -375,6 +370,15 @@ class Tuned(ABC):
         finally:
             if fit.checkpointing:
                 engine.model.gradient_checkpointing_disable()
+
+    def _fit_and_free(
+        self, engine: TorchEngine, change: Change, rows: Sequence[TokenizedExample], most: int
+    ) -> tuple[Fit, int]:
+        """Return how many rows fit, of `most` a step, beside what training takes; and the bytes free beside that."""
+        from rung.tuning.memory import fitting, free_beside
+
+        free = free_beside(engine.model, change.parameters().values(), self.optimizer)
+        return fitting(engine.model, rows, most, free=free), free
 
     def schedule(self, micro_batch: int | Auto) -> Schedule:
         """Return the loop's settings, once nothing is `auto`."""

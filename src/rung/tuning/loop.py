@@ -157,7 +157,7 @@ def train(
     run = _Run(model, change, rows, schedule, loss, checkpoints)
     change.enable()
     try:
-        with change.lean():
+        with change.lean(), lean_gates(model):
             run.go(evaluate, stop_after, progress)
     finally:
         for parameter in run.parameters.values():
@@ -238,7 +238,7 @@ class _Run:
         total = 0.0
         size = self.schedule.micro_batch or len(batch)
         # Around the backward pass too: checkpointing runs layers again.
-        with multiplying(self.course.products), packed_layers(self.model), lean_gates(self.model):
+        with multiplying(self.course.products), packed_layers(self.model):
             for first in range(0, len(batch), size):
                 loss = self.loss(batch[first : first + size]) / supervised
                 loss.backward()

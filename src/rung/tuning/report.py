@@ -106,12 +106,13 @@ def report_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 def tell(report: TrainingReport, progress: Progress) -> None:
     """Tell what is learnt from, before the first step; of the example no more than its end."""
-    *lines, example = report_lines(report.as_dict()) if report.examples else (*report_lines(report.as_dict()), "")
-    text = " ".join(example.split())
-    for line in (*lines, text if len(text) <= TOLD else f"...{text[-TOLD:]}"):
-        if line:
-            progress.start("training data")
-            progress.finish(line)
+    lines = list(report_lines(report.as_dict()))
+    if report.examples:
+        text = " ".join(lines[-1].split())
+        lines[-1] = text if len(text) <= TOLD else f"...{text[-TOLD:]}"
+    for line in lines:
+        progress.start("training data")
+        progress.finish(line)
 
 
 def _places(sources: Sequence[str], count: int) -> str:
