@@ -31,7 +31,7 @@ OPERATIONS = {"lora": 4, "full": 6}  # per parameter and token
 
 def rows(count: int) -> list[Any]:
     """Return the training rows; what stands before the answer is not supervised."""
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.examples import TokenizedExample
 
     rng = random.Random(0)
 
@@ -43,17 +43,17 @@ def rows(count: int) -> list[Any]:
 
 
 def lora(model: Any) -> Any:
-    from rung.tuning.peft_adapter import linear_layers, peft
+    from rung.training.peft import linear_layers, peft
 
     return peft().LoraConfig(r=RANK, lora_alpha=32, target_modules=linear_layers(model), task_type="CAUSAL_LM")
 
 
 def ours(shape: str, method: str, device: str, count: int) -> float:
     """Return tokens per second of Rung's loop, as its rungs run it."""
-    from rung.tuning import loop
-    from rung.tuning.changes import plain_parameters
-    from rung.tuning.patch import Patch
-    from rung.tuning.peft_adapter import PeftAdapter
+    from rung.training import loop
+    from rung.training.changes import plain_parameters
+    from rung.training.patch import Patch
+    from rung.training.peft import PeftAdapter
 
     model, made = build(shape, device).requires_grad_(False), rows(count)
     change: Any
@@ -84,7 +84,7 @@ def trl(shape: str, method: str, device: str, count: int, *, packing: bool) -> f
     from trl import SFTConfig, SFTTrainer
 
     from rung.models.reference import resolve
-    from rung.tuning.peft_adapter import peft
+    from rung.training.peft import peft
 
     model, made = build(shape, device), rows(count)
     masks = [[0] * (len(row) - ANSWER) + [1] * ANSWER for row in made]

@@ -51,8 +51,8 @@ def rows(instruction: str, steps: int) -> tuple[Any, list[Any]]:
     from rung.artifact import Artifact
     from rung.engines.opening import open_torch
     from rung.task import Task
-    from rung.tuning.examples import tokenize
-    from rung.tuning.loop import _plan
+    from rung.training.examples import tokenize
+    from rung.training.loop import _plan
 
     task = Task.load(EXAMPLES / "banking77" / "task.yaml").model_copy(update={"instruction": instruction})
     data, engine = task.read(), open_torch("embedded")
@@ -61,7 +61,7 @@ def rows(instruction: str, steps: int) -> tuple[Any, list[Any]]:
 
 
 def schedule(precision: str = "float32") -> Any:
-    from rung.tuning.loop import Schedule
+    from rung.training.loop import Schedule
 
     return Schedule(
         epochs=1, batch_size=BATCH, learning_rate=RATE, decay="constant", warmup=0.0, precision=precision
@@ -71,7 +71,7 @@ def schedule(precision: str = "float32") -> Any:
 def config(model: Any) -> Any:
     import torch
 
-    from rung.tuning.peft_adapter import linear_layers, peft
+    from rung.training.peft import linear_layers, peft
 
     torch.manual_seed(0)
     return peft().LoraConfig(r=RANK, lora_alpha=32, target_modules=linear_layers(model), task_type="CAUSAL_LM")
@@ -79,8 +79,8 @@ def config(model: Any) -> Any:
 
 def ours(instruction: str, steps: int, precision: str) -> dict[str, Any]:
     """Train with Rung's loop."""
-    from rung.tuning import loop
-    from rung.tuning.peft_adapter import PeftAdapter
+    from rung.training import loop
+    from rung.training.peft import PeftAdapter
 
     engine, made = rows(instruction, steps)
     # The rows are in the order of training already; batches are taken as they come.
@@ -105,8 +105,8 @@ def trl(instruction: str, steps: int, precision: Any, *, packing: bool) -> dict[
     from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from rung.tuning.peft_adapter import peft
-    from rung.tuning.precision import products
+    from rung.training.peft import peft
+    from rung.training.precision import products
 
     engine, made = rows(instruction, steps)
     bf16 = products("cpu", precision) == "bfloat16"
@@ -184,7 +184,7 @@ def most_apart(losses: list[float], others: list[float]) -> float:
 
 
 def main() -> None:
-    from rung.tuning.precision import products
+    from rung.training.precision import products
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", choices=SIDES)

@@ -4,7 +4,7 @@ import torch
 
 from rung.engines.opening import open_torch
 from rung.parts import Weights
-from rung.tuning.changes import keep
+from rung.training.changes import keep
 
 
 def tuned(artifact, make, method):

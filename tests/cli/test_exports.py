@@ -31,8 +31,8 @@ def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
     from rung.engines.opening import open_torch
     from rung.parts import Generate, Weights
     from rung.prompts.prompt import Prompt
-    from rung.tuning.changes import keep
-    from rung.tuning.peft_adapter import PeftAdapter, peft
+    from rung.training.changes import keep
+    from rung.training.peft import PeftAdapter, peft
 
     place = tmp_path_factory.mktemp("exports")
     tiny_model(tiny_tokenizer.vocabulary_size).save_pretrained(place / "base")

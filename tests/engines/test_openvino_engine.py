@@ -13,8 +13,8 @@ from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreReques
 from rung.engines.opening import open_engine, open_openvino, open_torch
 from rung.engines.openvino_adapters import unsupported
 from rung.errors import ArtifactError, EngineError
-from rung.tuning.changes import keep
-from rung.tuning.peft_adapter import PeftAdapter
+from rung.training.changes import keep
+from rung.training.peft import PeftAdapter
 
 QUESTIONS = ("Where is my card?", "Name three fruits.", "How old must I be?", "Tell me a story.")
 

@@ -13,10 +13,10 @@ from rung.errors import ConfigError, TrainingError
 from rung.machine import this_machine
 from rung.rungs import DEFAULT, DomainAdaptation, LoRA
 from rung.task import Task
-from rung.tuning.blocks import blocks
-from rung.tuning.changes import attach
-from rung.tuning.examples import tokenize
-from rung.tuning.loop import Schedule, train
+from rung.training.blocks import blocks
+from rung.training.changes import attach
+from rung.training.examples import tokenize
+from rung.training.loop import Schedule, train
 
 TEXT = "ab abba ba bab c c " * 40
 ROWS = "text,label\n" + "".join(f"ab {'ab ' * (i % 9)}ba{'c' * (i // 9)},{'ab' if i % 2 else 'c'}\n" for i in range(60))

@@ -16,9 +16,16 @@ from rung.machine import this_machine
 from rung.models.reference import resolve
 from rung.rungs import FineTunedEncoder
 from rung.rungs.costs import prediction_flops
-from rung.tuning.checkpoints import Checkpoints
-from rung.tuning.encoder import HEAD_RATE, EncoderWithHead, LabelledText, LabelLoss, contrastive_loss, of_similar_length
-from rung.tuning.loop import Schedule, train
+from rung.training.checkpoints import Checkpoints
+from rung.training.encoder import (
+    HEAD_RATE,
+    EncoderWithHead,
+    LabelledText,
+    LabelLoss,
+    contrastive_loss,
+    of_similar_length,
+)
+from rung.training.loop import Schedule, train
 
 TEXTS = ("Where is my card?", "I have not received my new card, which I ordered a week ago", "How old must I be?")
 

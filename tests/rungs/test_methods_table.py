@@ -22,10 +22,10 @@ from rung.rungs import RUNGS, AdaLoRA, build
 from rung.rungs.settings import settable
 from rung.rungs.tuned import Tuned
 from rung.task import Task
-from rung.tuning.changes import attach
-from rung.tuning.checkpoints import Checkpoints
-from rung.tuning.examples import tokenize
-from rung.tuning.loop import train
+from rung.training.changes import attach
+from rung.training.checkpoints import Checkpoints
+from rung.training.examples import tokenize
+from rung.training.loop import train
 
 # name: (arXiv numbers that the defaults are from, learning rate, whether it merges into the base model)
 METHODS = {

@@ -28,7 +28,7 @@ from rung.retrieval.retriever import PLACE
 from rung.retrieval.search import SearchSettings
 from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, build
 from rung.task import Task
-from rung.tuning.examples import tokenize
+from rung.training.examples import tokenize
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "documents"
 

@@ -11,8 +11,8 @@ from rung.errors import TrainingError
 from rung.machine import this_machine
 from rung.rungs import RUNGS, LoRA, PrefixTuning, PromptTuning, PTuning, build
 from rung.rungs.costs import prediction_tokens, sizes
-from rung.tuning import loop
-from rung.tuning.peft_adapter import peft, quiet_peft
+from rung.training import loop
+from rung.training.peft import peft, quiet_peft
 
 QUICK = {"virtual_tokens": 6, "epochs": 2, "batch_size": 16}
 RUNG = {

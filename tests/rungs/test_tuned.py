@@ -12,11 +12,11 @@ from rung.progress import Quiet
 from rung.rungs import LoRA
 from rung.rungs.holdout import hold_out
 from rung.rungs.tuned import LARGEST_BATCH
-from rung.tuning import changes, loop, memory
-from rung.tuning.checkpoints import Checkpoints
-from rung.tuning.examples import tokenize
-from rung.tuning.loss import AnswerLoss
-from rung.tuning.report import report_lines
+from rung.training import changes, loop, memory
+from rung.training.checkpoints import Checkpoints
+from rung.training.examples import tokenize
+from rung.training.loss import AnswerLoss
+from rung.training.report import report_lines
 
 QUICK = {"rank": 4, "epochs": 2, "learning_rate": 1e-2}
 

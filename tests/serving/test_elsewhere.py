@@ -7,10 +7,10 @@ from changed_weights import tuned
 from rung.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
+from rung.export.servers import export_for, server_name
 from rung.parts import Generate
-from rung.serving.elsewhere import export_for, server_name
-from rung.tuning.bottleneck import Bottleneck
-from rung.tuning.peft_adapter import PeftAdapter, peft
+from rung.training.bottleneck import Bottleneck
+from rung.training.peft import PeftAdapter, peft
 
 ROWS = [{"text": text} for text in ("Where is my card?", "It was two days late.", "a b c")]
 

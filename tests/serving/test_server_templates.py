@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 from rung.errors import ArtifactError
+from rung.export.server_templates import ollama_template, server_template
+from rung.export.servers import modelfile
 from rung.models.reference import resolve
 from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
-from rung.serving.elsewhere import modelfile
-from rung.serving.server_templates import ollama_template, server_template
 from templates import CHATML, GEMMA, GENERATION, LLAMA3, QWEN
 
 SYSTEM, USER = {"role": "system", "content": "Be\nbrief."}, {"role": "user", "content": 'Where is "{{ .Content }}"?'}

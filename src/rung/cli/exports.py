@@ -36,8 +36,8 @@ def merge(
 ) -> None:
     """Merge tuned weights into the base model: FOLDER/model for any program, FOLDER/artifact for Rung."""
     from rung.artifact import Artifact
-    from rung.tuning.card import evidence
-    from rung.tuning.merge import merge
+    from rung.export.card import evidence
+    from rung.export.merge import merge
 
     loaded = Artifact.load(artifact)
     rows, source = _rows(artifact, data)
@@ -86,7 +86,7 @@ def export(
 
 def _for_server(artifact: Path, to: str, out: Path | None, json: bool, quiet: bool, *, unused: tuple[Any, ...]) -> None:
     from rung.artifact import Artifact
-    from rung.serving.elsewhere import ServerName, export_for
+    from rung.export.servers import ServerName, export_for
 
     if any(value is not None for value in unused):
         raise ConfigError(
@@ -105,7 +105,7 @@ def _for_server(artifact: Path, to: str, out: Path | None, json: bool, quiet: bo
 def _rows(artifact: Path, data: Path | None) -> tuple[list[dict[str, Any]], str]:
     """Return rows to measure on: those of --data, or of the climb that made the artifact, or none."""
     from rung.data.sources import read_rows
-    from rung.tuning.merge import PROMPTS, known_rows
+    from rung.export.merge import PROMPTS, known_rows
 
     if data is None:
         return known_rows(artifact)
@@ -117,8 +117,8 @@ def _weights(
     row: int | None, json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     from rung.artifact import Artifact
-    from rung.tuning.card import Form, evidence
-    from rung.tuning.export import export
+    from rung.export.card import Form, evidence
+    from rung.export.export import export
 
     if prompt is not None or row is not None:
         raise ConfigError("bad-option", "--prompt and --row are for prompts", hint="leave --to out, or these")

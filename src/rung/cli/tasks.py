@@ -130,9 +130,9 @@ def training_reports(task: Task, data: Data) -> dict[str, Any]:
     from rung.engines.local_model import LocalModel
     from rung.models.reference import resolve
     from rung.rungs import DomainAdaptation
-    from rung.tuning.blocks import blocks
-    from rung.tuning.examples import tokenize
-    from rung.tuning.report import TrainingReport
+    from rung.training.blocks import blocks
+    from rung.training.examples import tokenize
+    from rung.training.report import TrainingReport
 
     model, reports = LocalModel(resolve(task.model)), {}
     report = reports["rows"] = TrainingReport()
@@ -170,7 +170,7 @@ def _print_report(task: Task, data: Data, unit: str, training: Mapping[str, Any]
     from rich.console import Console
     from rich.table import Table
 
-    from rung.tuning.report import report_lines
+    from rung.training.report import report_lines
 
     console = Console()
     table = Table(box=None, pad_edge=False)
@@ -196,7 +196,7 @@ def _print_report(task: Task, data: Data, unit: str, training: Mapping[str, Any]
 
 def training_warnings(training: Mapping[str, Any]) -> Iterator[str]:
     """Yield what would stop a tuning rung with default settings."""
-    from rung.tuning.examples import TOO_LONG
+    from rung.training.examples import TOO_LONG
 
     for told in training.values():
         if count := told["dropped"].get(TOO_LONG):

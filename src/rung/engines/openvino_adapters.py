@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from rung.errors import ArtifactError, EngineError
 from rung.models.reference import ModelFiles
-from rung.tuning.changes import BASE_FINGERPRINT
+from rung.training.changes import BASE_FINGERPRINT
 
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 PLAIN = ("use_dora", "modules_to_save", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")

@@ -33,7 +33,7 @@ from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from rung.tuning.changes import Change
+    from rung.training.changes import Change
 
 SEARCH_PAYS = 0.7  # best-first search is worth its rounds while it runs less than this share of the trie
 PROBE = 16  # rows that tell
@@ -114,7 +114,7 @@ class TorchEngine(LocalModel):
     def _change(self, adapter: str) -> Change:
         """Return a change that is on the model, putting it there first; those it cannot stand beside make room."""
         if adapter not in self._changes:
-            from rung.tuning.changes import attach, family_of
+            from rung.training.changes import attach, family_of
 
             self.make_room(family_of(Path(adapter)))
             self._changes[adapter] = attach(self.model, Path(adapter), fingerprint=self.base_fingerprint)

@@ -21,8 +21,8 @@ from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 EXCLUSIVE = "adalora in training"  # PEFT keeps a budget for the first AdaLoRA adapter of a model alone
@@ -72,8 +72,8 @@ class AdaLoRA(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put a fresh adapter on the model; its singular values are zero at first."""
         del artifact, rows
-        from rung.tuning.adalora import AdaLora
-        from rung.tuning.peft_adapter import linear_layers, peft
+        from rung.training.adalora import AdaLora
+        from rung.training.peft import linear_layers, peft
 
         config = peft().AdaLoraConfig(
             target_r=self.rank, init_r=self._first_rank(), lora_alpha=self.alpha, lora_dropout=self.dropout,

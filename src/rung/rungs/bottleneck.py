@@ -18,8 +18,8 @@ from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +40,14 @@ class BottleneckAdapter(Tuned):
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if it is not known where the sublayers are in the model."""
         del data
-        from rung.tuning.bottleneck import places
-        from rung.tuning.layers import reason_unknown
+        from rung.training.bottleneck import places
+        from rung.training.layers import reason_unknown
 
         return reason_unknown(resolve(artifact.model), lambda model: places(model, self.placement))
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put fresh networks behind the sublayers; they change next to nothing at first."""
         del artifact, rows
-        from rung.tuning.bottleneck import Bottleneck
+        from rung.training.bottleneck import Bottleneck
 
         return Bottleneck(engine.model, self.size, self.placement)

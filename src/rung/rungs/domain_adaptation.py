@@ -22,12 +22,12 @@ from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import inference_cost, sizes, text_tokens
 from rung.rungs.lora import ADAPTATION, LoRA
 from rung.rungs.tuned import Auto
-from rung.tuning.examples import Overlong, Supervise
+from rung.training.examples import Overlong, Supervise
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.examples import TokenizedExample
-    from rung.tuning.report import TrainingReport
+    from rung.training.examples import TokenizedExample
+    from rung.training.report import TrainingReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class DomainAdaptation(LoRA):
     ) -> list[TokenizedExample]:
         """Return the blocks of the text; training rows are not read."""
         del artifact, rows, progress
-        from rung.tuning.blocks import blocks
+        from rung.training.blocks import blocks
 
         report.rows = len(data.text)
         return blocks(engine, data.text, self.block_tokens)

@@ -31,12 +31,12 @@ from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
 from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
 from rung.rungs.holdout import hold_out
-from rung.tuning.precision import Precision, products
+from rung.training.precision import Precision, products
 
 if TYPE_CHECKING:
-    from rung.tuning.checkpoints import Checkpoints
-    from rung.tuning.encoder import EncoderWithHead, LabelledText
-    from rung.tuning.loop import Course
+    from rung.training.checkpoints import Checkpoints
+    from rung.training.encoder import EncoderWithHead, LabelledText
+    from rung.training.loop import Course
 
 TRAINED_BYTES = 16  # a parameter, its gradient and AdamW's two moments
 
@@ -117,8 +117,8 @@ class FineTunedEncoder:
             ModelError: the encoder is none that can be trained.
         """
         with needed_by("training an encoder", error=EngineError):
-            from rung.tuning.checkpoints import writing
-            from rung.tuning.encoder import EncoderWithHead, LabelledText, keep
+            from rung.training.checkpoints import writing
+            from rung.training.encoder import EncoderWithHead, LabelledText, keep
         trained = EncoderWithHead(resolve(self.encoder, progress=progress))
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
         rows, apart = (
@@ -150,9 +150,9 @@ class FineTunedEncoder:
     ) -> tuple[Course, Checkpoints]:
         import torch
 
-        from rung.tuning.checkpoints import Checkpoints
-        from rung.tuning.encoder import LabelLoss
-        from rung.tuning.loop import Schedule, train
+        from rung.training.checkpoints import Checkpoints
+        from rung.training.encoder import LabelLoss
+        from rung.training.loop import Schedule, train
 
         began = time.perf_counter()
         truth = np.array([row.label for row in rows])

@@ -19,8 +19,8 @@ from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Full(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Copy all of the model's parameters."""
         del artifact, rows
-        from rung.tuning.changes import plain_parameters
-        from rung.tuning.patch import Patch
+        from rung.training.changes import plain_parameters
+        from rung.training.patch import Patch
 
         return Patch(engine.model, plain_parameters(engine.model).__contains__, trained=True)
 

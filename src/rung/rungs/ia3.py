@@ -17,8 +17,8 @@ from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,15 @@ class IA3(Tuned):
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if it is not known where these activations are in the model."""
         del data
-        from rung.tuning.layers import ia3_targets, reason_unknown
+        from rung.training.layers import ia3_targets, reason_unknown
 
         return reason_unknown(resolve(artifact.model), ia3_targets)
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put fresh vectors on the model, all ones at first."""
         del artifact, rows
-        from rung.tuning.layers import ia3_targets
-        from rung.tuning.peft_adapter import PeftAdapter, peft
+        from rung.training.layers import ia3_targets
+        from rung.training.peft import PeftAdapter, peft
 
         targets, inner = ia3_targets(engine.model)
         config = peft().IA3Config(target_modules=targets, feedforward_modules=inner, task_type="CAUSAL_LM")

@@ -19,8 +19,8 @@ from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class LastLayers(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Copy the last layers and the final norm."""
         del artifact, rows
-        from rung.tuning.changes import plain_parameters
-        from rung.tuning.patch import Patch, output_names
+        from rung.training.changes import plain_parameters
+        from rung.training.patch import Patch, output_names
 
         sizes = {name: p.numel() for name, p in plain_parameters(engine.model).items()}
         chosen = last_layers(sizes, self._count(layer_list(sizes)[1]))
@@ -66,7 +66,7 @@ class LastLayers(Tuned):
 
     def frozen_layers(self, model: Any) -> int | None:
         """All but the last: they run once."""
-        from rung.tuning.changes import plain_parameters
+        from rung.training.changes import plain_parameters
 
         _, depth = layer_list({name: p.numel() for name, p in plain_parameters(model).items()})
         return depth - self._count(depth)

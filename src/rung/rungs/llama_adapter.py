@@ -17,8 +17,8 @@ from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 LOWEST = 2  # layers that get no prompt
 
@@ -42,8 +42,8 @@ class LlamaAdapter(Tuned):
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if the model's attention is of an unknown kind, or has fewer layers than asked for."""
         del data
-        from rung.tuning.adaption_prompt import check
-        from rung.tuning.layers import decoder_layers, reason_unknown, skeleton
+        from rung.training.adapters import check
+        from rung.training.layers import decoder_layers, reason_unknown, skeleton
 
         files = resolve(artifact.model)
         if reason := reason_unknown(files, check):
@@ -56,8 +56,8 @@ class LlamaAdapter(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Make fresh prompts; their gates are closed at first."""
         del artifact, rows
-        from rung.tuning.adaption_prompt import AdaptionPrompt
-        from rung.tuning.layers import decoder_layers
+        from rung.training.adapters import AdaptionPrompt
+        from rung.training.layers import decoder_layers
 
         layers = self.top_layers or max(1, len(decoder_layers(engine.model)) - LOWEST)
         return AdaptionPrompt(engine.model, self.tokens, layers)

@@ -16,8 +16,8 @@ from rung.rungs.tuned import Auto, Tuned, weights_folder
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 ADAPTATION = "domain-adaptation"  # the rung that trains an adapter of this very kind on plain text
 
@@ -55,7 +55,7 @@ class LoRA(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put a fresh adapter on the model, its updates zero at first: on the layers of one that it goes on from."""
         del artifact, rows
-        from rung.tuning.peft_adapter import PeftAdapter, peft, places
+        from rung.training.peft import PeftAdapter, peft, places
 
         start = weights_folder(Path(self.continue_from)) if self.continue_from else None
         config = peft().LoraConfig(

@@ -19,8 +19,8 @@ from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class OutputLayer(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Copy the output layer."""
         del artifact, rows
-        from rung.tuning.patch import Patch, output_names
+        from rung.training.patch import Patch, output_names
 
         return Patch(engine.model, output_names(engine.model).__contains__, trained=True)
 

@@ -18,8 +18,8 @@ from rung.rungs.tuned import Auto
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class PTuning(SoftPrompted):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a soft prompt with a fresh encoder."""
         del artifact, rows
-        from rung.tuning.peft_adapter import peft
-        from rung.tuning.soft_prompt import SoftPrompt
+        from rung.training.peft import peft
+        from rung.training.soft_prompts import SoftPrompt
 
         config = peft().PromptEncoderConfig(
             num_virtual_tokens=self.virtual_tokens, encoder_reparameterization_type=self.encoder.upper(),

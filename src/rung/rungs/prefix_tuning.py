@@ -16,8 +16,8 @@ from rung.rungs.tuned import Auto
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,8 @@ class PrefixTuning(SoftPrompted):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a prefix that acts like the instruction, or a network's."""
         del rows
-        from rung.tuning.peft_adapter import peft
-        from rung.tuning.soft_prompt import SoftPrompt, keys_values_of
+        from rung.training.peft import peft
+        from rung.training.soft_prompts import SoftPrompt, keys_values_of
 
         config = peft().PrefixTuningConfig(
             num_virtual_tokens=self.virtual_tokens, prefix_projection=self.projection is not None,

@@ -17,8 +17,8 @@ from rung.rungs.tuned import Auto
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.examples import TokenizedExample
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class PromptTuning(SoftPrompted):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a soft prompt that repeats the instruction."""
         del rows
-        from rung.tuning.peft_adapter import peft
-        from rung.tuning.soft_prompt import SoftPrompt, embeddings_of
+        from rung.training.peft import peft
+        from rung.training.soft_prompts import SoftPrompt, embeddings_of
 
         config = peft().PromptTuningConfig(num_virtual_tokens=self.virtual_tokens, task_type="CAUSAL_LM")
         start = embeddings_of(engine.model, self.text_tokens(engine, artifact))

@@ -39,7 +39,7 @@ class SoftPrompted(Tuned, ABC):
         Raises:
             TrainingError: the prompt has no instruction.
         """
-        from rung.tuning.soft_prompt import tiled
+        from rung.training.soft_prompts import tiled
 
         tokens = engine.encode(artifact.prompt.head())
         if not tokens:

@@ -23,18 +23,18 @@ from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, base_bytes, inference_cost, sizes
 from rung.rungs.holdout import hold_out
-from rung.tuning.examples import Overlong, Supervise
-from rung.tuning.optimizers import STATE_BYTES, OptimizerName, lacks
-from rung.tuning.precision import Precision, products
+from rung.training.examples import Overlong, Supervise
+from rung.training.optimizers import STATE_BYTES, OptimizerName, lacks
+from rung.training.precision import Precision, products
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
-    from rung.tuning.changes import Change
-    from rung.tuning.checkpoints import Checkpoints
-    from rung.tuning.examples import TokenizedExample
-    from rung.tuning.loop import Course, Evaluate, Schedule
-    from rung.tuning.memory import Fit
-    from rung.tuning.report import TrainingReport
+    from rung.training.changes import Change
+    from rung.training.checkpoints import Checkpoints
+    from rung.training.examples import TokenizedExample
+    from rung.training.loop import Course, Evaluate, Schedule
+    from rung.training.memory import Fit
+    from rung.training.report import TrainingReport
 
 BYTES_PER_TOKEN = 600_000  # activations kept for the backward pass by the embedded model, measured
 Auto = Literal["auto"]
@@ -118,7 +118,7 @@ class Tuned(ABC):
     ) -> list[TokenizedExample]:
         """Return what is trained on, counted in `report`: by default the training rows that are not held out."""
         del data
-        from rung.tuning.examples import tokenize
+        from rung.training.examples import tokenize
 
         return tokenize(
             artifact, engine, rows, supervise=self.supervise, overlong=self.overlong, virtual=self.prefix_tokens,
@@ -226,9 +226,9 @@ class Tuned(ABC):
         """
         import torch
 
-        from rung.tuning.changes import keep
-        from rung.tuning.checkpoints import writing
-        from rung.tuning.report import TRAINING_DATA, TrainingReport, tell
+        from rung.training.changes import keep
+        from rung.training.checkpoints import writing
+        from rung.training.report import TRAINING_DATA, TrainingReport, tell
 
         engine = open_torch(artifact.model, quantization=self.quantization)
         engine.use(None)
@@ -279,9 +279,9 @@ class Tuned(ABC):
         """Return the rate after whose first steps held-out training rows are likeliest."""
         import torch
 
-        from rung.tuning.changes import enabled
-        from rung.tuning.loop import train
-        from rung.tuning.loss import AnswerLoss
+        from rung.training.changes import enabled
+        from rung.training.loop import train
+        from rung.training.loss import AnswerLoss
 
         default = cast("float", type(self).__dataclass_fields__["learning_rate"].default)
         held_out = [row for i, row in enumerate(rows) if i % 10 == 0]
@@ -309,8 +309,8 @@ class Tuned(ABC):
     def _on_model(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Iterator[Change]:
         import torch
 
-        from rung.tuning.changes import start_from
-        from rung.tuning.precision import no_float16
+        from rung.training.changes import start_from
+        from rung.training.precision import no_float16
 
         torch.manual_seed(self.seed)
         with no_float16(engine.use(None)):
@@ -336,9 +336,9 @@ class Tuned(ABC):
         data: Data,
         progress: Progress,
     ) -> tuple[Course, Checkpoints]:
-        from rung.tuning.checkpoints import Checkpoints
-        from rung.tuning.loop import train
-        from rung.tuning.trunk import loss_above
+        from rung.training.activation_cache import loss_above
+        from rung.training.checkpoints import Checkpoints
+        from rung.training.loop import train
 
         identity = self._identity(engine, artifact, rows, held_out)
         checkpoints = Checkpoints.of(identity)  # before the prefix: virtual ids differ between processes
@@ -375,14 +375,14 @@ class Tuned(ABC):
         self, engine: TorchEngine, change: Change, rows: Sequence[TokenizedExample], most: int
     ) -> tuple[Fit, int]:
         """Return how many rows fit, of `most` a step, beside what training takes; and the bytes free beside that."""
-        from rung.tuning.memory import fitting, free_beside
+        from rung.training.memory import fitting, free_beside
 
         free = free_beside(engine.model, change.parameters().values(), self.optimizer)
         return fitting(engine.model, rows, most, free=free), free
 
     def schedule(self, micro_batch: int | Auto) -> Schedule:
         """Return the loop's settings, once nothing is `auto`."""
-        from rung.tuning.loop import Schedule
+        from rung.training.loop import Schedule
 
         return Schedule(
             epochs=self.epochs, batch_size=int(self.batch_size), micro_batch=int(micro_batch),

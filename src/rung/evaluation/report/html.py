@@ -30,7 +30,7 @@ from rung.evaluation.report.words import (
     score_text,
 )
 from rung.evaluation.result import ClimbResult, Prediction
-from rung.tuning.report import TRAINING_DATA, report_lines
+from rung.training.report import TRAINING_DATA, report_lines
 
 ROWS_SHOWN = 100  # fixed and broken rows shown per rung
 WHY = 3  # the table's column of comparisons and reasons, which may wrap

@@ -1,0 +1,301 @@
+"""A model folder as one GGUF file: the architecture, its tensors and its tokenizer as llama.cpp reads them.
+
+Llama, Qwen2, Qwen3, Gemma, Gemma2 and Gemma3 are written. Tensors go through one at a time: memory holds one.
+llama.cpp knows some facts of a family by heart (patterns of sliding windows, the scale of attention); a model that
+deviates from them is refused, as it would run and be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rung.engines.base import Floats
+from rung.errors import EngineError, ModelError
+from rung.extras import needed_by
+from rung.progress import QUIET, Progress
+
+GgufPrecision = Literal["f32", "f16", "q8_0"]
+
+FILE_TYPES: dict[GgufPrecision, int] = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's `llama_ftype`
+BLOCK = 32  # weights that share a scale in Q8_0; rows of another length stay F16
+ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What llama.cpp takes for granted of an architecture.
+
+    Attributes:
+        arch: its name in GGUF.
+        activation: beginning of the activation function's name.
+        norm_shift: what is added to the weights of norms: Gemma's are stored minus one.
+        pairs: whether rotary embeddings turn neighbouring values, not halves, so that queries and keys are reordered.
+        window_period: every so many layers one attends to everything, the last of each group; 0 where all do.
+        odd_scale_layers: with this many layers attention is scaled by hidden size over heads, not by the heads' size.
+    """
+
+    arch: str
+    activation: str = "silu"
+    norm_shift: float = 0.0
+    pairs: bool = False
+    window_period: int = 0
+    odd_scale_layers: int = 0
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family("llama", pairs=True),
+    "Qwen2ForCausalLM": Family("qwen2"),
+    "Qwen3ForCausalLM": Family("qwen3"),
+    "GemmaForCausalLM": Family("gemma", "gelu", norm_shift=1.0),
+    "Gemma2ForCausalLM": Family("gemma2", "gelu", norm_shift=1.0, window_period=2, odd_scale_layers=46),
+    "Gemma3ForCausalLM": Family("gemma3", "gelu", norm_shift=1.0, window_period=6, odd_scale_layers=62),
+}
+
+
+def write_gguf(
+    folder: Path,
+    file: Path,
+    *,
+    precision: GgufPrecision = "f16",
+    name: str = "",
+    licence: str | None = None,
+    progress: Progress = QUIET,
+) -> None:
+    """Write the model in `folder` to one GGUF file.
+
+    Args:
+        folder: a Hugging Face folder: config.json, safetensors weights, tokenizer.json.
+        file: where to; its folder exists.
+        precision: of matrices; vectors (norms, biases) are always f32.
+        name: of the model, as the file says it.
+        licence: its licence, as model cards name it.
+        progress: told of every tensor.
+
+    Raises:
+        EngineError: `gguf-export-unsupported`: llama.cpp would run this architecture or tokenizer differently;
+            `missing-extra`: the gguf package is not installed.
+    """
+    gguf = _library()
+    from transformers import AutoConfig
+
+    from rung.export.gguf_vocabulary import add_vocabulary
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    family = _family(config)
+    writer = gguf.GGUFWriter(file, family.arch)
+    writer.add_type("model")
+    writer.add_name(name or folder.name)
+    if licence:
+        writer.add_license(licence)
+    writer.add_file_type(FILE_TYPES[precision])
+    if precision == "q8_0":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_shape(writer, config, family)
+    factors = _add_rope(writer, config, gguf)
+    add_vocabulary(writer, folder, config.vocab_size)
+    tensors = _Tensors(folder, config, family, precision, factors)
+    for target, shape, kind in tensors.plan():
+        writer.add_tensor_info(target, shape, np.dtype(np.float32), tensors.bytes_of(shape, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    progress.start(f"writing {file.name}", len(tensors.names))
+    for values in tensors.values():
+        writer.write_tensor_data(values)
+        progress.advance()
+    writer.close()
+    progress.finish()
+
+
+def _library() -> Any:
+    with needed_by("writing a GGUF file", error=EngineError):
+        import gguf
+    return gguf
+
+
+def _unsupported(what: str, hint: str = "export it with `--to huggingface`, and convert it elsewhere") -> EngineError:
+    return EngineError("gguf-export-unsupported", what, hint=hint)
+
+
+# ---- the architecture
+
+
+def _family(config: Any) -> Family:
+    name = (config.architectures or ["unknown"])[0]
+    if name not in FAMILIES:
+        raise _unsupported(f"{name} is not one of the architectures that are written: {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if not activation.startswith(family.activation):
+        raise _unsupported(f"{name} with the activation {activation!r}, which llama.cpp runs as {family.activation}")
+    if getattr(config, "use_bidirectional_attention", None):
+        raise _unsupported(f"{name} with attention in both directions")
+    kinds = list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
+    period = family.window_period
+    wanted = [
+        "sliding_attention" if period and (i + 1) % period else "full_attention"
+        for i in range(config.num_hidden_layers)
+    ]
+    if kinds != wanted:
+        raise _unsupported(f"{name} whose layers' windows do not follow the pattern that llama.cpp assumes")
+    if family.odd_scale_layers:
+        odd = config.num_hidden_layers == family.odd_scale_layers
+        scale = config.hidden_size / config.num_attention_heads if odd else config.head_dim
+        if config.query_pre_attn_scalar != scale:
+            raise _unsupported(
+                f"{name} with query_pre_attn_scalar {config.query_pre_attn_scalar}, where llama.cpp assumes {scale:g}"
+            )
+    return family
+
+
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _add_shape(writer: Any, config: Any, family: Family) -> None:
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    size = _head_size(config)
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_rope_dimension_count(size)
+    if family.window_period:
+        writer.add_sliding_window(config.sliding_window)
+    soft = {"attn_logit_softcapping": writer.add_attn_logit_softcapping,
+            "final_logit_softcapping": writer.add_final_logit_softcapping}  # fmt: skip
+    for key, add in soft.items():
+        value = getattr(config, key, None)
+        if value is None and family.arch == "gemma2":
+            raise _unsupported(f"Gemma2 without {key}, which llama.cpp always applies")
+        if value is not None and family.arch not in ("gemma2", "gemma3"):
+            raise _unsupported(f"{family.arch} with {key}")
+        if value is not None and family.arch == "gemma3" and key == "attn_logit_softcapping":
+            raise _unsupported(f"Gemma3 with {key}")
+        if value is not None:
+            add(value)
+
+
+def _add_rope(writer: Any, config: Any, gguf: Any) -> Floats | None:
+    """Write the rotary embeddings' parameters; return a factor per frequency, where the kind needs a tensor of them."""
+    rope = dict(config.rope_parameters)
+    if "full_attention" in rope:
+        near = rope["sliding_attention"]
+        if near["rope_type"] != "default" or near["rope_theta"] != 10_000.0:
+            raise _unsupported(f"rotary embeddings {near} in the layers with a window, where llama.cpp assumes 10000")
+        rope = dict(rope["full_attention"])
+    kind = rope.get("rope_type", "default")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise _unsupported("rotary embeddings on a part of each head")
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    elif kind == "yarn" and rope.keys() <= {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+        writer.add_rope_scaling_orig_ctx_len(original)
+    elif kind == "llama3":
+        return _llama3_factors(config, rope["rope_theta"])
+    elif kind != "default":
+        raise _unsupported(f"rotary embeddings of type {kind!r} with {', '.join(sorted(rope))}")
+    return None
+
+
+def _llama3_factors(config: Any, theta: float) -> Floats:
+    """Return by what llama.cpp divides each frequency, from the frequencies that transformers computes."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].double().numpy()
+    size = _head_size(config)
+    plain = 1.0 / theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
+    factors: Floats = (plain / scaled).astype(np.float32)
+    return factors
+
+
+# ---- the tensors
+
+
+class _Tensors:
+    """The folder's tensors under GGUF's names, read one at a time."""
+
+    def __init__(
+        self, folder: Path, config: Any, family: Family, precision: GgufPrecision, factors: Floats | None
+    ) -> None:
+        from safetensors import safe_open
+
+        self._config, self._family, self._precision, self._factors = config, family, precision, factors
+        self._files: list[Any] = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        if config.tie_word_embeddings:
+            self._where.pop("lm_head.weight", None)
+        self.names = self._targets(sorted(self._where))
+
+    def _targets(self, names: list[str]) -> dict[str, str]:
+        gguf = _library()
+        arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == self._family.arch)
+        known = gguf.get_tensor_name_map(arch, self._config.num_hidden_layers)
+        targets = {name: known.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+        for name, target in targets.items():
+            if target is None:
+                raise _unsupported(f"the tensor {name}, which {self._family.arch} has not in llama.cpp")
+        return targets
+
+    def _kind(self, shape: tuple[int, ...]) -> Any:
+        kinds = _library().GGMLQuantizationType
+        if len(shape) == 1 or self._precision == "f32":
+            return kinds.F32
+        return kinds.Q8_0 if self._precision == "q8_0" and shape[-1] % BLOCK == 0 else kinds.F16
+
+    def plan(self) -> Iterator[tuple[str, tuple[int, ...], Any]]:
+        """Yield name, shape and kind of every tensor, in the order of `values`."""
+        if self._factors is not None:
+            yield ROPE_FACTORS, self._factors.shape, self._kind(self._factors.shape)
+        for name, target in self.names.items():
+            shape = tuple(self._where[name].get_slice(name).get_shape())
+            yield target, shape, self._kind(shape)
+
+    def bytes_of(self, shape: tuple[int, ...], kind: Any) -> int:
+        """Return how many bytes a tensor takes in the file."""
+        block, size = _library().GGML_QUANT_SIZES[kind]
+        return int(np.prod(shape)) // int(block) * int(size)
+
+    def values(self) -> Iterator[Any]:
+        """Yield every tensor as it stands in the file."""
+        if self._factors is not None:
+            yield self._factors
+        for name in self.names:
+            values: Floats = self._where[name].get_tensor(name).float().numpy()
+            kind = self._kind(values.shape)
+            packed = _library().quants.quantize(self._arranged(name, values), kind)
+            if packed.dtype == np.float16 and not np.isfinite(packed).all():
+                raise ModelError(
+                    "not-finite", f"{name} has values that f16 cannot hold", hint="export with `--precision f32`"
+                )
+            yield packed
+
+    def _arranged(self, name: str, values: Floats) -> Floats:
+        if self._family.pairs and ".q_proj." in name:
+            return _as_pairs(values, self._config.num_attention_heads)
+        if self._family.pairs and ".k_proj." in name:
+            return _as_pairs(values, self._config.num_key_value_heads)
+        if name.endswith("norm.weight") and self._family.norm_shift:
+            return values + np.float32(self._family.norm_shift)
+        return values
+
+
+def _as_pairs(values: Floats, heads: int) -> Floats:
+    """Reorder the rows of each head: the halves that transformers turns together become neighbours."""
+    halves = values.reshape(heads, 2, -1, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))

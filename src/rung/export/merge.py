@@ -1,0 +1,243 @@
+"""A tuned model as an ordinary one: the change merged into the base weights, written as a Hugging Face folder.
+
+Merging adds rounding: W + BA is rounded once, where the unmerged model adds the two products. How far the logits move
+is measured on prompts of the task, with the folder loaded as any other program would.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rung.artifact import Artifact
+from rung.engines.opening import open_torch
+from rung.errors import ArtifactError
+from rung.export.card import Evidence, card
+from rung.models.cache import publish
+from rung.models.reference import resolve
+from rung.parts import BASE
+from rung.progress import QUIET, Progress
+from rung.training.changes import OUTPUT, plain_parameters
+
+if TYPE_CHECKING:
+    import torch
+
+SHARD = "5GB"
+COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")  # all that stands beside the weights
+WRITTEN = ("config.json", "*.safetensors.index.json")  # of these, what is written anew
+PROMPTS = 16  # rows on which the difference is measured
+TEXTS = (
+    "How do I open an account?",
+    "The delivery was two days late and the box was damaged.",
+    "On 3 March 1876, Alexander Graham Bell was granted a patent for the telephone (No. 174,465).",
+    "def mean(values):\n    return sum(values) / len(values)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far the merged model's logits are from the unmerged one's.
+
+    Attributes:
+        largest: absolute difference of one logit, over all positions of the prompts and the whole vocabulary.
+        mean: of all absolute differences.
+        agreement: share of the positions at which the most likely next token is the same.
+        positions: how many positions there were.
+        rows: where the prompts came from.
+    """
+
+    largest: float
+    mean: float
+    agreement: float
+    positions: int
+    rows: str
+
+    def __str__(self) -> str:
+        return (
+            f"logits differ by at most {self.largest:.2g} (mean {self.mean:.2g}) from the unmerged model; the same "
+            f"next token at {self.agreement:.2%} of {self.positions} positions ({self.rows})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """An artifact that stands on the merged model, and the difference to the one it was made from."""
+
+    artifact: Artifact
+    difference: Difference
+
+
+def merge(
+    artifact: Artifact,
+    folder: Path,
+    *,
+    rows: Sequence[Mapping[str, Any]] = (),
+    source: str = "",
+    known: Evidence | None = None,
+    progress: Progress = QUIET,
+) -> Merged:
+    """Write FOLDER/model, a Hugging Face folder, and FOLDER/artifact, which stands on it and needs no adapter.
+
+    Args:
+        artifact: with tuned weights.
+        folder: a new folder.
+        rows: whose prompts the difference is measured on; without, the artifact's demonstrations, else fixed texts.
+        source: where the rows came from, for people.
+        known: what its climb measured, for the model card.
+        progress: told of every row.
+
+    Raises:
+        ArtifactError: `folder-not-empty`, or `not-tuned`: there is nothing to merge.
+        TrainingError: `cannot-merge`: no weights of the base model have the same effect.
+    """
+    tuned(artifact)
+    check_new(folder)
+    folder = folder.absolute()
+    found: list[Difference] = []
+
+    def build(target: Path) -> None:
+        write_model(artifact, target)
+        found.append(measure(artifact, target, rows, source, progress=progress))
+        text = card(artifact, resolve(artifact.model), "huggingface", merged=str(found[0]), known=known)
+        (target / "README.md").write_text(text, "utf-8")
+
+    publish(folder / "model", build)
+    settings = {"base": artifact.model, **asdict(found[0])}
+    merged = artifact.step("merge", settings, model=str(folder / "model"), weights=BASE)
+    merged.save(folder / "artifact")
+    return Merged(merged, found[0])
+
+
+def tuned(artifact: Artifact) -> str:
+    """Return how engines are told of the artifact's tuned weights.
+
+    Raises:
+        ArtifactError: `not-tuned`: its weights are those of the base model.
+    """
+    if artifact.weights.reference is None:
+        raise ArtifactError(
+            "not-tuned",
+            f"{artifact.name} has the weights of {artifact.model} itself: there is nothing to merge or to write",
+            hint="choose an artifact with tuned weights, or use the base model as it is",
+        )
+    return artifact.weights.reference
+
+
+def check_new(folder: Path) -> None:
+    """Refuse a folder that holds something; an empty one is removed.
+
+    Raises:
+        ArtifactError: `folder-not-empty`.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(
+            "folder-not-empty", f"{folder} exists and is not empty", hint="choose another folder, or remove it first"
+        )
+    if folder.exists():
+        folder.rmdir()
+
+
+# ---- writing
+
+
+def write_model(artifact: Artifact, folder: Path) -> None:
+    """Write the tuned model into an existing folder, as transformers writes it and any program loads it.
+
+    The numbers have the type that the model ran with, so that nothing is rounded again. An output layer of its own
+    (where the base model shares it with the input embeddings) is written as such: `tie_word_embeddings` is false.
+
+    Raises:
+        ArtifactError: `not-tuned`.
+        TrainingError: `cannot-merge`.
+    """
+    engine = open_torch(artifact.model)
+    merged = engine.merged(tuned(artifact))
+    state = {name: merged.get(name, p).detach() for name, p in plain_parameters(engine.model).items()}
+    config = copy.deepcopy(engine.model.config)
+    if OUTPUT in merged and OUTPUT not in state:
+        state[OUTPUT] = merged[OUTPUT]
+        config.tie_word_embeddings = False
+    _save(config, state, engine.model.dtype, folder)
+    copy_settings(engine.files.folder, folder)
+
+
+def _save(config: Any, state: dict[str, torch.Tensor], dtype: Any, folder: Path) -> None:
+    """Let a model without weights of the same class write them: PEFT may be inside the one that runs."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    kept = {name for name, _ in empty.named_parameters()}
+    assert kept == state.keys(), kept ^ state.keys()
+    empty.save_pretrained(folder, state_dict=state, max_shard_size=SHARD)
+
+
+def copy_settings(source: Path, folder: Path) -> None:
+    """Copy tokenizer, chat template, generation settings and licence texts; what is written anew stays as it is."""
+    for file in {file for pattern in COPIED for file in source.glob(pattern)}:
+        if not any(file.match(pattern) for pattern in WRITTEN):
+            shutil.copyfile(file, folder / file.name)
+
+
+# ---- measuring
+
+
+def known_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
+    """Return rows that the climb answered with the artifact in `folder`, and where they are from; else none."""
+    beside = folder.resolve().parent / "predictions.jsonl"
+    if not beside.is_file():
+        return [], ""
+    lines = beside.read_text("utf-8").splitlines()[:PROMPTS]
+    return [json.loads(line)["inputs"] for line in lines], "rows of its climb"
+
+
+def measure(
+    artifact: Artifact,
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]] = (),
+    source: str = "",
+    *,
+    progress: Progress = QUIET,
+) -> Difference:
+    """Compare the model in `folder` with the unmerged one on at most 16 prompts (see `merge`)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if not rows:
+        rows, source = _own_rows(artifact)
+    engine = open_torch(artifact.model)
+    prompts = [engine.fitting(artifact.messages(row), 0) for row in rows[:PROMPTS]]
+    other = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=engine.model.dtype,
+        attn_implementation=engine.model.config._attn_implementation,
+        local_files_only=True,
+        trust_remote_code=False,
+    ).to(engine.model.device)
+    largest, total, count, same, positions = 0.0, 0.0, 0, 0, 0
+    progress.start("comparing with the unmerged model", len(prompts))
+    with engine.running(artifact.weights.reference) as model, torch.inference_mode():
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=model.device)
+            ours, theirs = (one(input_ids=ids, use_cache=False).logits[0].float() for one in (model, other))
+            apart = (ours - theirs).abs()
+            largest, total = max(largest, apart.max().item()), total + apart.double().sum().item()
+            count, positions = count + apart.numel(), positions + len(prompt)
+            same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            progress.advance()
+    progress.finish()
+    return Difference(largest, total / count, same / positions, positions, f"{len(prompts)} prompts: {source}")
+
+
+def _own_rows(artifact: Artifact) -> tuple[list[Mapping[str, Any]], str]:
+    if artifact.demonstrations is not None and artifact.demonstrations.pool:
+        return [example.inputs for example in artifact.demonstrations.pool[:PROMPTS]], "its demonstrations"
+    chat = artifact.shape.kind == "chat"
+    values = [[{"role": "user", "content": text}] if chat else text for text in TEXTS]
+    return [dict.fromkeys(artifact.shape.inputs, value) for value in values], "fixed texts"

@@ -1,0 +1,198 @@
+"""An artifact for other people's servers: vLLM, Ollama, KServe.
+
+Those run the model; the prompt, the demonstrations and the decoder stay Rung's. So two things are written: the model as
+the server reads it, with what starts it, and `artifact/`, the same artifact on that server's endpoint. `rung run`,
+`predict`, `eval` and `serve` work on it as on any other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from rung.agents.agent import Agent
+from rung.artifact import Artifact
+from rung.decoders.nearest import Nearest
+from rung.decoders.sentence_selection import SentenceSelection
+from rung.errors import ArtifactError
+from rung.export import merge
+from rung.export.gguf import write_gguf
+from rung.export.server_templates import ollama_template, server_template
+from rung.models.cache import publish
+from rung.models.ending import end_token
+from rung.models.reference import ModelFiles, is_endpoint, resolve
+from rung.models.tokenizer import Tokenizer
+from rung.parts import BASE, Head, LabelScoring
+from rung.progress import QUIET, Progress
+
+ServerName = Literal["vllm", "ollama", "kserve"]
+SERVERS: tuple[str, ...] = get_args(ServerName)
+GGUF = "model.gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a server will be found, and what it calls the model."""
+
+    name: str
+    endpoint: str
+    files: ModelFiles
+
+
+def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress: Progress = QUIET) -> str:
+    """Write an artifact for a server into a new folder, at once or not at all; return the command that starts it.
+
+    Args:
+        server: `vllm`: the model in Hugging Face's format; `kserve`: the same, and an InferenceService; `ollama`: one
+            GGUF file and a Modelfile.
+        artifact: with tuned weights, which are merged, or without.
+        folder: a new folder.
+        progress: told of every step.
+
+    Raises:
+        ArtifactError: `folder-not-empty`; `not-for-servers`: what answers is no language model that such a server runs.
+        TrainingError: `cannot-merge`: no weights of the base model have the same effect.
+        EngineError: `gguf-export-unsupported`.
+    """
+    _check(server, artifact)
+    merge.check_new(folder)
+    files = resolve(artifact.model)
+    name = server_name(artifact.shape.task)
+    write, endpoint, command = _WRITERS[server]
+    place = _Place(name, endpoint.format(name=name), files)
+
+    def build(target: Path) -> None:
+        write(artifact, place, target, progress)
+        on_server = replace(artifact, model=f"{place.endpoint}#{name}", engine="api", weights=BASE)
+        on_server.save(target / "artifact")
+        (target / "README.md").write_text(_readme(server, place, command.format(name=name)), "utf-8")
+
+    publish(folder, build)
+    return command.format(name=name)
+
+
+def server_name(task: str) -> str:
+    """Return what servers call a task's model: a name that Kubernetes takes for a service, which a letter begins."""
+    name = re.sub(r"[^a-z0-9]+", "-", task.lower()).strip("-")
+    name = name if name[:1].isalpha() else f"task-{name}"
+    return name[:50].strip("-")
+
+
+def _check(server: ServerName, artifact: Artifact) -> None:
+    why = ""
+    if isinstance(artifact.decoder, Head):
+        why = "a trained head answers, and such servers run language models"
+    elif isinstance(artifact.decoder, Nearest | SentenceSelection):
+        why = "a search answers, and such servers run language models"
+    elif isinstance(artifact.decoder, Agent) and artifact.decoder.protocol == "template":
+        why = "its tools are in the prompt as the model's chat template writes them, which only runs beside the model"
+    elif is_endpoint(artifact.model):
+        why = f"its model is at {artifact.model} already"
+    elif server == "ollama" and isinstance(artifact.decoder, LabelScoring):
+        why = "it scores labels, and Ollama does not say how likely a text is"
+    if why:
+        raise ArtifactError("not-for-servers", f"{artifact.name}: {why}", hint="serve it with `rung serve`")
+
+
+def _write_folder(artifact: Artifact, place: _Place, target: Path, progress: Progress) -> None:
+    """Write the model in Hugging Face's format."""
+    del progress
+    model = target / "model"
+    if artifact.weights.reference is None:
+        shutil.copytree(place.files.folder, model)
+    else:
+        model.mkdir()
+        merge.write_model(artifact, model)
+    if (template := server_template(Tokenizer.load(model))) is not None:
+        (model / "chat_template.jinja").write_text(template, "utf-8")
+
+
+def _write_ollama(artifact: Artifact, place: _Place, target: Path, progress: Progress) -> None:
+    files = place.files
+    instructions = modelfile(Tokenizer.load(files.folder), files.context)  # first: it may refuse, and is quick
+    _write_folder(artifact, place, target, progress)
+    write_gguf(target / "model", target / GGUF, name=files.name, licence=files.licence, progress=progress)
+    shutil.rmtree(target / "model")
+    (target / "Modelfile").write_text(instructions, "utf-8")
+
+
+def modelfile(tokenizer: Tokenizer, context: int) -> str:
+    """Return a Modelfile with which Ollama shows a model what Rung shows it, and takes the likeliest token.
+
+    Raises:
+        ArtifactError: `not-for-servers`: Ollama's template language cannot say the model's chat template.
+    """
+    template = ollama_template(tokenizer)
+    ends = sorted(tokenizer.eos_ids - {tokenizer.eos_id, end_token(tokenizer)})  # those two are in the file
+    stops = [json.dumps(tokenizer.decode([end], skip_special=False), ensure_ascii=False) for end in ends]
+    return "\n".join(
+        [
+            *(["# The model's own template strips white space around messages; this one cannot."] * template.strips),
+            f"FROM ./{GGUF}",
+            f'TEMPLATE """{template.go()}"""',
+            "PARAMETER temperature 0",
+            "PARAMETER repeat_penalty 1",  # Ollama's own, 1.1, makes other text than the likeliest
+            f"PARAMETER num_ctx {context}",
+            *(f"PARAMETER stop {stop}" for stop in stops),
+            "",
+        ]
+    )
+
+
+def _write_kserve(artifact: Artifact, place: _Place, target: Path, progress: Progress) -> None:
+    _write_folder(artifact, place, target, progress)
+    service = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": place.name},
+        "spec": {
+            "predictor": {
+                "model": {
+                    "modelFormat": {"name": "huggingface"},
+                    "args": [
+                        f"--model_name={place.name}",
+                        f"--max_model_len={place.files.context}",
+                        "--generation-config=vllm",
+                    ],
+                    "storageUri": f"pvc://models/{place.name}",
+                }
+            }
+        },
+    }
+    (target / "inferenceservice.json").write_text(json.dumps(service, indent=2) + "\n", "utf-8")
+
+
+Writer = Callable[[Artifact, _Place, Path, Progress], None]
+_WRITERS: dict[ServerName, tuple[Writer, str, str]] = {  # what writes it, where it will be, what starts it
+    "vllm": (_write_folder, "http://localhost:8000/v1",
+             "vllm serve ./model --served-model-name {name} --generation-config vllm"),
+    "ollama": (_write_ollama, "http://localhost:11434/v1", "ollama create {name} -f Modelfile"),
+    "kserve": (_write_kserve, "http://{name}.default.svc.cluster.local/openai/v1",
+               "kubectl apply -f inferenceservice.json"),
+}  # fmt: skip
+_BEFORE = {
+    "vllm": "Start it in this folder:",
+    "ollama": "Make it known, in this folder; Ollama then loads it when it is asked:",
+    "kserve": "Copy `model/` to the volume claim `models`, as the folder `{name}`, then:",
+}
+
+
+def _readme(server: ServerName, place: _Place, command: str) -> str:
+    return f"""# {place.name} for {server}
+
+{_BEFORE[server].format(name=place.name)}
+
+    {command}
+
+Ask it through the artifact, which brings instruction, demonstrations and decoder:
+
+    RUNG_API_KEY=none rung run artifact "your text"
+
+`artifact/` expects the server at {place.endpoint}. Other precision or another engine may answer otherwise than was
+measured: `rung eval artifact DATA` measures it there.
+"""

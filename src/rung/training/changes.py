@@ -1,0 +1,305 @@
+"""Changes of a base model's weights: put on it from a folder, switched on and off, taken off again.
+
+What training makes is a folder of JSON and safetensors, and the files in it say what kind of change it is:
+
+    adapter_config.json + adapter_model.safetensors   a PEFT adapter, or a soft prompt in PEFT's format
+    patch.json          + patch.safetensors           whole tensors that replace those of the base model
+    bottleneck.json     + bottleneck.safetensors      small networks behind the layers
+
+The engine keeps the changes it was asked for on its model, at most one of them switched on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rung.engines.adapter_identity import adapter_digest
+from rung.errors import ArtifactError, TrainingError
+from rung.models.cache import cache_dir, publish
+
+if TYPE_CHECKING:
+    import torch
+
+BASE_FINGERPRINT = "rung_base_fingerprint"
+OUTPUT = "lm_head.weight"  # the output layer's own tensor, also where it has none yet
+MEANING = (  # settings without which an adapter's tensors do not say what they do
+    "peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "feedforward_modules",
+)  # fmt: skip
+
+
+class Trainable(ABC):
+    """What the loop trains: parameters, and what it has to hear of the run."""
+
+    @abstractmethod
+    def enable(self) -> None:
+        """Switch it on."""
+
+    @abstractmethod
+    def disable(self) -> None:
+        """Switch it off."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return what training moves, by name, in a fixed order."""
+
+    def lean(self) -> AbstractContextManager[None]:
+        """Run it with fewer operations and the same result for the time of the block, where there is such a way."""
+        return nullcontext()
+
+    def penalty(self) -> torch.Tensor | None:
+        """Return what training adds to the loss of every step, if anything."""
+        return None
+
+    def stepped(self, step: int, steps: int) -> None:  # noqa: B027
+        """Hear of a finished optimizer step, counted from 1; gradients are still there."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what a checkpoint has to keep beside the parameters."""
+        return {}
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state` returned."""
+        assert not state
+
+    def finished(self) -> None:  # noqa: B027
+        """Hear that training is over, before the change is written."""
+
+
+class Change(Trainable):
+    """A change of a base model's weights. It is made switched off; switched off, the model is exactly the base model.
+
+    Attributes:
+        prefix: ids of virtual tokens that stand before every prompt (soft prompts), else nothing.
+        family: changes of different families cannot be on the model at once, or None if it gets on with all.
+    """
+
+    prefix: tuple[int, ...] = ()
+    family: str | None = None
+
+    @abstractmethod
+    def remove(self) -> None:
+        """Take it off the model for good; the modules are those of the base model again."""
+
+    @abstractmethod
+    def write(self, folder: Path, fingerprint: str) -> None:
+        """Write it as it stands into a folder, with the fingerprint of its base model."""
+
+    @abstractmethod
+    def read(self, folder: Path) -> None:
+        """Set it to what stands in a folder.
+
+        Raises:
+            ArtifactError: tensors are missing, unexpected or of another shape.
+        """
+
+    def merged(self) -> dict[str, torch.Tensor]:
+        """Return the base model's parameters as they are with the change in them, those that it changes only.
+
+        Names are those of the plain model's parameters, and `lm_head.weight` for an output layer that gets a tensor of
+        its own. The model itself is left as it is.
+
+        Raises:
+            TrainingError: `cannot-merge`: no tensors of the base model have the same effect.
+        """
+        raise cannot_merge("it adds computation that no tensor of the base model can stand for")
+
+
+def attach(model: Any, folder: Path, *, fingerprint: str) -> Change:
+    """Put the change in `folder` on the base model, switched off.
+
+    Raises:
+        ArtifactError: the folder holds no change, it belongs to another base model, or it does not fit.
+    """
+    values = _facts_for(folder, fingerprint)
+    change = _kind(folder, values)(model, values)
+    try:
+        change.read(folder)
+    except BaseException:
+        change.remove()
+        raise
+    return change
+
+
+def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
+    """Set a fresh change to what stands in `folder`, so that training goes on from there.
+
+    Raises:
+        ArtifactError: the folder holds no change, it belongs to another base model, or it is of another kind, shape or
+            scale: the same tensors would then mean something else.
+        EngineError: it changes the base model itself.
+    """
+    from rung.training.peft import check_leaves_the_base
+
+    there = _facts_for(folder, fingerprint)
+    check_leaves_the_base(there)
+    with tempfile.TemporaryDirectory() as scratch:
+        change.write(Path(scratch), fingerprint)
+        here = _facts_for(Path(scratch), fingerprint)
+    # The vectors that a prompt encoder made are a soft prompt like any other.
+    for facts in (here, there):
+        if facts.get("peft_type") == "P_TUNING":
+            facts["peft_type"] = "PROMPT_TUNING"
+    wrong = [key for key in MEANING if here.get(key) != there.get(key)]
+    if wrong:
+        said = ", ".join(f"{key} {there.get(key)} instead of {here.get(key)}" for key in wrong)
+        raise ArtifactError(
+            "adapter-mismatch",
+            f"training cannot go on from {folder}: {said}",
+            hint="give the rung and the settings that it was trained with",
+        )
+    change.read(folder)
+
+
+def family_of(folder: Path) -> str | None:
+    """Return the family of the change in `folder` (see `Change`), without loading it."""
+    values = _facts(folder)
+    if (folder / "patch.json").is_file() or (folder / "bottleneck.json").is_file():
+        return None
+    kind = str(values.get("peft_type"))
+    return None if kind in (*SOFT_PROMPTS, ADAPTION_PROMPT) else kind
+
+
+SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+ADAPTION_PROMPT = "ADAPTION_PROMPT"
+
+
+def _facts_for(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """Return the settings of the change in `folder`, checked to be for this base model where they name one."""
+    values = _facts(folder)
+    made_with = values.pop(BASE_FINGERPRINT, None)
+    if made_with is not None and made_with != fingerprint:
+        raise ArtifactError(
+            "model-mismatch",
+            f"the adapter in {folder} was trained on another base model ({made_with[:12]}, not {fingerprint[:12]})",
+            hint="open it on the model that it was trained on",
+        )
+    return values
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    for name in ("adapter_config.json", "patch.json", "bottleneck.json"):
+        weights = {"adapter_config.json": "adapter_model"}.get(name, name.removesuffix(".json"))
+        if (folder / name).is_file() and (folder / f"{weights}.safetensors").is_file():
+            values: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
+            return values
+    raise ArtifactError(
+        "not-an-adapter",
+        f"{folder} holds no adapter_model.safetensors and adapter_config.json",
+        hint="pickled adapters (.bin) are not read; save the adapter as safetensors",
+    )
+
+
+def _kind(folder: Path, values: dict[str, Any]) -> Callable[[Any, dict[str, Any]], Change]:
+    if (folder / "patch.json").is_file():
+        from rung.training.patch import Patch
+
+        return Patch.from_dict
+    if values.get("peft_type") in SOFT_PROMPTS:
+        from rung.training.soft_prompts import SoftPrompt
+
+        return SoftPrompt.from_dict
+    if (folder / "bottleneck.json").is_file():
+        from rung.training.bottleneck import Bottleneck
+
+        return Bottleneck.from_dict
+    if values.get("peft_type") == ADAPTION_PROMPT:
+        from rung.training.adapters import AdaptionPrompt
+
+        return AdaptionPrompt.from_dict
+    from rung.training.peft import PeftAdapter
+
+    return PeftAdapter.from_dict
+
+
+def keep(change: Change, fingerprint: str) -> Path:
+    """Write a change to Rung's cache under the hash of its contents and return the folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch)
+        change.write(source, fingerprint)
+        folder = cache_dir() / "adapters" / adapter_digest(source)[:32]
+
+        def build(target: Path) -> None:
+            for file in source.iterdir():
+                shutil.copyfile(file, target / file.name)
+
+        publish(folder, build)
+    return folder
+
+
+def cannot_merge(why: str) -> TrainingError:
+    """Return the error that a change does not go into the base model's tensors."""
+    return TrainingError(
+        "cannot-merge", f"this adapter cannot be merged: {why}", hint="serve it as it is: the artifact runs unmerged"
+    )
+
+
+def read_tensors(file: Path, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file, checked against those that are wanted, in name and shape.
+
+    Raises:
+        ArtifactError: they are not those.
+    """
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = load_file(file)
+    have = {k: tuple(v.shape) for k, v in tensors.items()}
+    want = {k: tuple(v.shape) for k, v in wanted.items()}
+    if have != want:
+        wrong = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
+        raise ArtifactError(
+            "adapter-mismatch",
+            f"the adapter in {file.parent} does not fit: {len(wrong)} tensors missing, unexpected or of another shape, "
+            f"first {wrong[0]}",
+            hint="open it on the model that it was trained on",
+        )
+    return tensors
+
+
+def read_into(parameters: dict[str, torch.nn.Parameter], file: Path) -> None:
+    """Set parameters to the tensors of a safetensors file.
+
+    Raises:
+        ArtifactError: the file holds others, or of other shapes.
+    """
+    import torch
+
+    tensors = read_tensors(file, dict(parameters))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write tensors into a safetensors file."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, file, metadata={"format": "pt"})
+
+
+def plain_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the base model's own parameters by the names they have before anything is put on it.
+
+    The first call remembers them: later the modules around them may be PEFT's.
+    """
+    if not hasattr(model, "rung_parameters"):
+        model.rung_parameters = dict(model.named_parameters())
+    found: dict[str, torch.nn.Parameter] = model.rung_parameters
+    return found
+
+
+@contextmanager
+def enabled(change: Change) -> Iterator[None]:
+    """Switch a change on for the time of the block."""
+    change.enable()
+    try:
+        yield
+    finally:
+        change.disable()

@@ -1,0 +1,274 @@
+"""What fine-tuning a sentence encoder takes: the encoder and a linear head as one trainable, its loss, its folder.
+
+A text becomes the vector that the encoder's own folder describes (its tokenizer, truncation and pooling, unit length),
+and a linear layer gives the labels' logits. The folder that comes out is a sentence-transformers model like the one
+that went in, in JSON and safetensors, so that whatever runs the one runs the other.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, linear, normalize
+
+from rung.engines.base import Floats
+from rung.engines.openvino_encoder import batches
+from rung.engines.sentence_recipe import Recipe, read_recipe
+from rung.errors import ModelError
+from rung.models.cache import cache_dir, publish
+from rung.models.fingerprint import file_sha256
+from rung.models.reference import ModelFiles
+from rung.training.changes import Trainable
+
+HEAD_RATE = 10.0  # the head learns so many times faster than the encoder (see `EncoderWithHead`)
+SHORTEST = 0.6  # of the longest text of a group: a lower share pads more, a higher makes more passes
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A text as tokens, special ones included, and the number of its label."""
+
+    tokens: tuple[int, ...]
+    label: int
+
+    @property
+    def supervised(self) -> int:
+        """One label is learnt."""
+        return 1
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class EncoderWithHead(Trainable):
+    """A sentence encoder and a linear head on its unit vectors, both trained.
+
+    The head's parameters are kept divided by `HEAD_RATE`: a step of AdamW has the size of the learning rate, so the
+    head's own values move that many times further than the encoder's.
+
+    Args:
+        files: the encoder.
+        device: of torch; without, a GPU where there is one.
+
+    Raises:
+        ModelError: `encoder-recipe`: its vectors are made in a way that is not understood well enough to train it.
+    """
+
+    def __init__(self, files: ModelFiles, device: str | None = None) -> None:
+        import transformers
+        from tokenizers import Tokenizer as Backend
+
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.files, self.recipe = files, recipe_of(files)
+        # Eager: the loop would have SDPA attend to packed rows, and these are padded; texts are short.
+        self.model: Any = transformers.AutoModel.from_pretrained(
+            files.folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+        ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._tokenizer = Backend.from_file(str(files.folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.recipe.limit)
+        self._head: dict[str, torch.nn.Parameter] = {}
+
+    def tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the tokens of every text, special ones included, cut to the encoder's limit."""
+        return [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+
+    # ---- the head
+
+    def set_head(self, weight: Floats, intercept: Floats) -> None:
+        """Set the head to weight [labels, dimension] and intercept [labels]."""
+        for name, values in (("weight", weight), ("intercept", intercept)):
+            tensor = torch.tensor(values / HEAD_RATE, dtype=torch.float32, device=self.model.device)
+            self._head[name] = torch.nn.Parameter(tensor, requires_grad=False)
+
+    def head(self) -> tuple[Floats, Floats]:
+        """Return weight and intercept as they stand."""
+        weight, intercept = (HEAD_RATE * self._head[name].detach().cpu().numpy() for name in ("weight", "intercept"))
+        return weight, intercept
+
+    # ---- running
+
+    def vectors(self, rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Return unit vectors [rows, dimension] of tokenized texts, read in groups of similar length."""
+        groups = list(of_similar_length([len(row) for row in rows]))
+        device, pad = self.model.device, int(self.model.config.pad_token_id or 0)
+        padded = [[rows[i] + (pad,) * (len(rows[group[0]]) - len(rows[i])) for i in group] for group in groups]
+        ids = [torch.tensor(part, device=device) for part in padded]
+        # All groups at once: the gradient of a look-up is as large as the table.
+        looked_up = self.model.get_input_embeddings()(torch.cat([part.flatten() for part in ids]))
+        parts = looked_up.split([part.numel() for part in ids])
+        found = []
+        for group, of_group, part in zip(groups, ids, parts, strict=True):
+            lengths = torch.tensor([len(rows[i]) for i in group], device=device)
+            mask = (torch.arange(of_group.shape[1], device=device) < lengths[:, None]).float()
+            whole = len(rows[group[0]]) == len(rows[group[-1]])  # attention without a mask is faster
+            states = self.model(
+                inputs_embeds=part.view(*of_group.shape, -1), attention_mask=None if whole else mask
+            ).last_hidden_state
+            found.append(_pooled(states, mask, self.recipe))
+        back = torch.tensor([i for group in groups for i in group], device=device).argsort()
+        return normalize(torch.cat(found)[back], dim=1)
+
+    def embed(self, rows: Sequence[tuple[int, ...]]) -> Floats:
+        """Return unit vectors [rows, dimension] of tokenized texts, without gradients or dropout."""
+        self.model.eval()
+        found = np.zeros((len(rows), self.model.config.hidden_size), np.float32)
+        with torch.no_grad():
+            for part in batches([len(row) for row in rows]):
+                found[part] = self.vectors([rows[i] for i in part]).cpu().numpy()
+        return found
+
+    def logits(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return logits [rows, labels] of unit vectors."""
+        return HEAD_RATE * linear(vectors.to(self.model.device), self._head["weight"], self._head["intercept"])
+
+    # ---- what the loop asks for
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return the encoder's parameters that move its vectors, then the head's."""
+        used = {f"encoder.{name}": p for name, p in self.model.named_parameters() if not name.startswith("pooler.")}
+        return used | {f"head.{name}": p for name, p in self._head.items()}
+
+    def enable(self) -> None:
+        """Nothing is switched: the encoder is this object's own copy."""
+
+    def disable(self) -> None:
+        """Nothing is switched."""
+
+
+class LabelLoss:
+    """The summed loss of some texts, a scalar with gradients: contrast between labels, and cross-entropy of the head.
+
+    With `contrast` c it is c times the supervised contrastive loss (Khosla et al. 2020,
+    https://arxiv.org/abs/2004.11362) and 1 - c times the cross-entropy, as Gunel et al. 2021
+    (https://arxiv.org/abs/2011.01403) add them. For the contrast every text brings along another one of its label,
+    drawn by torch's random generator, so that there is something to be near to in every batch.
+
+    Args:
+        trained: encoder and head.
+        rows: all training rows, from which those others are drawn.
+        contrast: share of the contrastive loss, from 0 to 1.
+        temperature: what cosines are divided by.
+    """
+
+    def __init__(
+        self, trained: EncoderWithHead, rows: Sequence[LabelledText], contrast: float, temperature: float
+    ) -> None:
+        self.trained, self.contrast, self.temperature = trained, contrast, temperature
+        self._alike: dict[int, list[LabelledText]] = {}
+        for row in rows:
+            self._alike.setdefault(row.label, []).append(row)
+
+    def __call__(self, part: Sequence[LabelledText]) -> torch.Tensor:
+        """Return the loss of a batch."""
+        batch = [*part, *map(self._another, part)] if self.contrast else part
+        vectors = self.trained.vectors([row.tokens for row in batch])
+        labels = torch.tensor([row.label for row in batch], device=vectors.device)
+        total = torch.zeros((), device=vectors.device)
+        if self.contrast < 1:
+            total = total + (1 - self.contrast) * cross_entropy(self.trained.logits(vectors), labels)
+        if self.contrast:
+            total = total + self.contrast * contrastive_loss(vectors, labels, self.temperature)
+        return total * len(part)
+
+    def _another(self, row: LabelledText) -> LabelledText:
+        """Return another row of the same label, or the row itself where there is none: dropout still differs."""
+        alike = self._alike[row.label]
+        others = [one for one in alike if one is not row] or alike
+        return others[int(torch.randint(len(others), ()))]
+
+
+def of_similar_length(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Yield positions in groups, longest first, in which no text is shorter than `SHORTEST` of the longest.
+
+    Padded to the longest of 64 short messages, two tokens of three would be padding.
+    """
+    group: list[int] = []
+    for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
+        if group and lengths[position] < SHORTEST * lengths[group[0]]:
+            yield group
+            group = []
+        group.append(position)
+    yield group
+
+
+def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the mean supervised contrastive loss, the sum over positives outside the logarithm (their equation 2).
+
+    Args:
+        vectors: unit vectors [rows, dimension].
+        labels: label numbers [rows]; every label occurs twice or more.
+        temperature: what cosines are divided by.
+    """
+    itself = torch.eye(len(labels), dtype=torch.bool, device=vectors.device)
+    similarity = (vectors @ vectors.T / temperature).masked_fill(itself, -torch.inf)
+    likelihood = (similarity - similarity.logsumexp(1, keepdim=True)).masked_fill(itself, 0)
+    positive = (labels[:, None] == labels) & ~itself
+    return -((likelihood * positive).sum(1) / positive.sum(1)).mean()
+
+
+def recipe_of(files: ModelFiles) -> Recipe:
+    """Return how the encoder makes vectors.
+
+    Raises:
+        ModelError: `encoder-recipe`: in a way that only sentence-transformers knows.
+    """
+    if (recipe := read_recipe(files.folder)) is None:
+        raise ModelError(
+            "encoder-recipe",
+            f"{files.name} cannot be fine-tuned: its folder asks for more than a transformer, pooling and unit length",
+            hint="choose another encoder, such as `embedded-encoder`, or train a head on frozen vectors: `features`",
+        )
+    return recipe
+
+
+def keep(trained: EncoderWithHead) -> Path:
+    """Write the encoder to Rung's cache under the hash of its weights and return the folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        weights = Path(scratch) / WEIGHTS
+        _write_weights(trained, weights)
+        folder = cache_dir() / "encoders" / file_sha256(weights)[:32]
+
+        def build(target: Path) -> None:
+            for file in settings_of(trained.files.folder):
+                place = target / file.relative_to(trained.files.folder)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, place)
+            shutil.copyfile(weights, target / WEIGHTS)
+
+        publish(folder, build)
+    return folder
+
+
+def settings_of(folder: Path) -> Iterator[Path]:
+    """Yield the JSON files of an encoder's folder: configuration, tokenizer, pooling."""
+    for pattern in ("*.json", "[!.]*/config.json"):
+        yield from sorted(file for file in folder.glob(pattern) if not file.name.endswith(".index.json"))
+
+
+def _write_weights(trained: EncoderWithHead, file: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.model.state_dict().items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _pooled(states: torch.Tensor, mask: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    if recipe.pooling == "cls":
+        return states[:, 0]
+    if recipe.pooling == "max":
+        return states.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
+    return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

@@ -1,0 +1,225 @@
+"""GGUF files run by llama.cpp itself, against the models that they were written from."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from llama_cpp import ask, continued, greedy, logprobs
+
+from rung.engines.base import GenerateRequest, Sampling
+from rung.engines.opening import open_torch
+from rung.errors import EngineError
+from rung.export.gguf import write_gguf
+from rung.models.gguf import read_metadata
+from rung.models.reference import resolve
+from rung.models.tokenizer import Tokenizer
+
+gguf = pytest.importorskip("gguf")
+pytest.importorskip("xllamacpp")
+
+SIZES = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.2, "bos_token_id": 1,
+    "eos_token_id": 2, "pad_token_id": 2,
+}  # fmt: skip
+TEXT = "Naïve façade: don't you'll x=1+23;\n\n  two   words 🚀 中文 a_b\tc ABC abc the there then"
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+A = 3 + 64  # the letter a, behind the special tokens
+MODELS = {
+    "llama": ("Llama", {}),
+    "llama-biased": ("Llama", {"attention_bias": True, "head_dim": 32, "tie_word_embeddings": True}),
+    "llama-rope-llama3": ("Llama", {"rope_parameters": LLAMA3}),
+    "llama-rope-linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-rope-yarn": ("Qwen2", {"rope_parameters": YARN}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "gemma": ("Gemma", {"head_dim": 32}),
+    "gemma2": ("Gemma2", {**GEMMA, "num_hidden_layers": 3}),
+    "gemma3": ("Gemma3", {**GEMMA, "num_hidden_layers": 7}),
+}
+
+
+def byte_level(folder, splitter):
+    """Train byte-level BPE with 300 tokens on the text, with this pre-tokenizer, and write it to the folder."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, trainers
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = splitter
+    backend.decoder = decoders.ByteLevel()
+    special = ["<unk>", "<|start|>", "<|end|>"]
+    alphabet = ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )  # fmt: skip
+    backend.train_from_iterator([TEXT] * 9, trainer)
+    save_tokenizer(backend, folder, {"bos_token": "<|start|>", "eos_token": "<|end|>", "add_bos_token": False})
+    return backend.get_vocab_size()
+
+
+def save_tokenizer(backend, folder, settings):
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def build(folder, architecture, settings, vocabulary):
+    import transformers
+
+    torch.manual_seed(0)
+    name = "Gemma3Text" if architecture == "Gemma3" else architecture
+    config = getattr(transformers, f"{name}Config")(vocab_size=vocabulary, **{**SIZES, **settings})
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name or "bias" in parameter_name:
+                parameter += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    model.set_attn_implementation("eager")  # the others of transformers leave Gemma2's softcapping out
+    return model
+
+
+def tabled_gelu(x):
+    """GELU as llama.cpp has it on CPU: looked up in a table of half-precision numbers."""
+    table = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+    return torch.where(x.abs() >= 10, x.relu(), table)
+
+
+def splitter(name):
+    from rung.models.gguf_tokenizer import pre_tokenizer
+
+    return pre_tokenizer(name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_llama_cpp_has_the_probabilities_of_transformers(tmp_path, name):
+    model = build(tmp_path, *MODELS[name], byte_level(tmp_path, splitter("gpt-2")))
+    write_gguf(tmp_path, tmp_path / "m.gguf", precision="f32")
+    ids = torch.randint(3, 300, (40,)).tolist()
+    found = logprobs(tmp_path / "m.gguf", ids, 300, spoken=A)
+    for layer in model.model.layers:
+        if name.startswith("gemma"):
+            layer.mlp.act_fn.forward = tabled_gelu
+    wanted = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-3)
+    assert wanted.std() > 0.5  # it says something
+    tokenizer = Tokenizer.load(tmp_path)
+    part = [i for i in range(300) if not (text := tokenizer.decode((i,), skip_special=True)) or "\ufffd" in text]
+    assert len(part) < 200
+    written = continued(tmp_path / "m.gguf", ids, 16, part)  # of unfinished characters it tells nothing
+    assert len(written) == 16
+    for i, token in enumerate(written):
+        logits = model(torch.tensor([ids + written[:i]])).logits[0, -1]
+        logits[part] = -torch.inf
+        best = logits.topk(2)
+        assert token == int(best.indices[0]) or best.values[0] - best.values[1] < 1e-3
+
+
+def sentencepiece(folder, prefix):
+    """Train BPE as SentencePiece's converters write it: spaces become a sign, unknown characters bytes."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, trainers
+
+    steps = [normalizers.Replace(" ", "▁")]
+    steps = [normalizers.Prepend("▁"), *steps] if prefix else steps
+    scratch = Backend(models.BPE())
+    scratch.normalizer = normalizers.Sequence(steps)
+    scratch.train_from_iterator([TEXT] * 9, trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    made = json.loads(scratch.to_str())["model"]
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    vocabulary = {token: i for i, token in enumerate([*special, *made["vocab"]])}
+    merges = [tuple(merge) for merge in made["merges"]]
+    backend = Backend(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens(special[:3])
+    save_tokenizer(backend, folder, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    return len(vocabulary)
+
+
+def same_tokens(folder, spoken):
+    tokenizer = Tokenizer.load(folder)
+    size = tokenizer.vocabulary_size
+    build(folder, "Llama", {}, size)
+    write_gguf(folder, folder / "m.gguf", precision="f32")
+    sentence = TEXT + " never seen: Ω жук 12345"
+    ours = logprobs(folder / "m.gguf", list(tokenizer.encode_plain(sentence)), size, spoken)
+    assert logprobs(folder / "m.gguf", sentence, size, spoken) == ours
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_llama_cpp_reads_text_as_the_same_tokens(tmp_path, name):
+    byte_level(tmp_path, splitter(name))
+    if name == "llama-bpe":
+        made = json.loads((tmp_path / "tokenizer.json").read_text())
+        made["model"]["ignore_merges"] = True
+        (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+    same_tokens(tmp_path, A)
+    assert read_metadata(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == name
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_llama_cpp_reads_text_as_the_same_sentencepiece_tokens(tmp_path, prefix):
+    sentencepiece(tmp_path, prefix)
+    vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    same_tokens(tmp_path, vocabulary["a"])
+
+
+def test_eight_bits_are_the_quantized_tensors(tmp_path):
+    model = build(tmp_path, "Qwen3", {"head_dim": 32}, byte_level(tmp_path, splitter("gpt-2")))
+    write_gguf(tmp_path, tmp_path / "m.gguf", precision="q8_0")
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    kinds = gguf.GGMLQuantizationType
+    for name, ours in {"blk.1.ffn_up.weight": "up_proj", "blk.0.attn_q_norm.weight": "q_norm"}.items():
+        layer = model.model.layers[int(name[4])]
+        wanted = getattr(layer.mlp if "ffn" in name else layer.self_attn, ours).weight.detach().numpy()
+        kind = kinds.Q8_0 if "ffn" in name else kinds.F32
+        assert found[name].tensor_type == kind
+        np.testing.assert_array_equal(found[name].data, gguf.quants.quantize(wanted, kind))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "said"),
+    [
+        ("Mistral", {}, "MistralForCausalLM"),
+        ("Llama", {"hidden_act": "relu"}, "relu"),
+        ("Gemma2", {**GEMMA, "query_pre_attn_scalar": 99}, "query_pre_attn_scalar 99"),
+        ("Gemma2", {**GEMMA, "layer_types": ["full_attention"] * 2}, "pattern"),
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+    ],
+)
+def test_what_llama_cpp_would_run_differently_is_refused(tmp_path, architecture, settings, said):
+    build(tmp_path, architecture, settings, byte_level(tmp_path, splitter("gpt-2")))
+    with pytest.raises(EngineError, match=said) as caught:
+        write_gguf(tmp_path, tmp_path / "m.gguf")
+    assert caught.value.code == "gguf-export-unsupported"
+
+
+def test_a_splitter_that_llama_cpp_does_not_know_is_refused(tmp_path):
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    build(tmp_path, "Llama", {}, byte_level(tmp_path, ByteLevel(add_prefix_space=True)))
+    with pytest.raises(EngineError, match="splits text like none"):
+        write_gguf(tmp_path, tmp_path / "m.gguf")
+
+
+@pytest.mark.slow
+def test_llama_cpp_writes_what_torch_writes_with_the_embedded_model(tmp_path):
+    files, engine = resolve("embedded"), open_torch("embedded")
+    write_gguf(files.folder, tmp_path / "m.gguf", precision="f16")
+    questions = (
+        "What is the capital of France?",
+        "Name three colours.",
+        "Write a line about the sea.",
+        "What is 2 + 3?",
+    )
+    prompts = [({"role": "user", "content": question},) for question in questions]
+    ours = engine.generate([GenerateRequest(prompt, Sampling(max_tokens=16)) for prompt in prompts])
+    theirs = ask(tmp_path / "m.gguf", [greedy(engine.text(prompt), 16) for prompt in prompts])
+    assert [answer["choices"][0]["text"].strip() for answer in theirs] == [answer.text.strip() for answer in ours]
