@@ -158,8 +158,8 @@ else:
     served.add_model(model, engine="openvino")
 recorder = None
 if capture:
-    from rung.failures.capture import Capture
-    from rung.failures.store import Store
+    from rung.feedback.capture import Capture
+    from rung.feedback.store import Store
     recorder = Capture(Store(capture), mode="on")
 socket = listen("127.0.0.1", 0)
 print(socket.getsockname()[1], flush=True)

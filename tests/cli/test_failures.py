@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from rung.cli.main import app
 from rung.errors import RungError
-from rung.failures.interaction import Interaction
-from rung.failures.records import Feedback
-from rung.failures.store import Store
+from rung.feedback.interaction import Interaction
+from rung.feedback.records import Feedback
+from rung.feedback.store import Store
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from rung.artifact_files import fingerprint
 from rung.cli.main import app
 from rung.data.types import example_id
 from rung.errors import EngineError
-from rung.failures.records import Challenge
-from rung.failures.registry import Registry
-from rung.failures.store import Store
-from rung.failures.trial import arm_of
-from rung.failures.wiring import wired
+from rung.feedback.records import Challenge
+from rung.feedback.registry import Registry
+from rung.feedback.store import Store
+from rung.feedback.trial import arm_of
+from rung.feedback.wiring import wired
 from rung.parts import Head
 from rung.serving import shadows as shadows_module
 from rung.serving.plans import plan_chat

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from rung.artifact import Artifact
 from rung.cli.main import app
-from rung.failures.registry import Registry
+from rung.feedback.registry import Registry
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from browser import Watched
 from pages_server import PLANTED, begin_trial, pages
 
-from rung.failures.registry import Registry
+from rung.feedback.registry import Registry
 from rung.serving.access import LOOPBACK_NAMES, Access
 from rung.serving.keys import KeyRing, create_key, revoke_key
 

@@ -11,11 +11,11 @@ import typer
 
 from rung.cli.options import Json, Offline, Quiet, TaskFile, print_json, progress
 from rung.errors import ConfigError
-from rung.failures.defaults import STORE
+from rung.feedback.defaults import STORE
 
 if TYPE_CHECKING:
-    from rung.failures.records import Case, Filter
-    from rung.failures.store import Store
+    from rung.feedback.records import Case, Filter
+    from rung.feedback.store import Store
 
 app = typer.Typer(no_args_is_help=True)
 StorePlace = Annotated[
@@ -36,7 +36,7 @@ def open_store(place: str, *, must_exist: bool = True) -> Store:
     Raises:
         ConfigError: `no-store`.
     """
-    from rung.failures.store import Store
+    from rung.feedback.store import Store
 
     if must_exist and "://" not in place and not Path(place).expanduser().is_file():
         raise ConfigError(
@@ -60,7 +60,7 @@ def list_command(
     json: Json = False,
 ) -> None:
     """List suspicious answers, the worst first; what nobody reviewed, unless asked otherwise."""
-    from rung.failures.values import case_values
+    from rung.feedback.values import case_values
 
     narrowed = everything or wrong or reviewed is not None
     which = _filter(
@@ -79,7 +79,7 @@ def list_command(
 @app.command()
 def show(id: Id, store: StorePlace = STORE, json: Json = False) -> None:  # noqa: A002
     """Show one case: what was asked, answered and expected, its feedback and its history."""
-    from rung.failures.values import details
+    from rung.feedback.values import details
 
     with open_store(store) as opened:
         values = details(opened, id)
@@ -145,7 +145,7 @@ def import_command(
     json: Json = False,
 ) -> None:
     """Take cases and their expected responses from a file."""
-    from rung.failures.exchange import read
+    from rung.feedback.exchange import read
     from rung.task import Task
 
     loaded = Task.load(task)
@@ -167,7 +167,7 @@ def export(
     wrong: Annotated[bool, typer.Option("--wrong", help="Only what was reviewed and found wrong.")] = False,
 ) -> None:
     """Write reviewed cases for tuning tools, spreadsheets or another store. Train on --split train only."""
-    from rung.failures.exchange import Form, write
+    from rung.feedback.exchange import Form, write
 
     form = next((known for known in get_args(Form) if known == to), None)
     if form is None:
@@ -188,7 +188,7 @@ def export(
 @app.command()
 def stats(store: StorePlace = STORE, task: TaskName = None, json: Json = False) -> None:
     """Count what was captured, what is suspicious and why, what was reviewed, and on which side of the split."""
-    from rung.failures.records import REASONS
+    from rung.feedback.records import REASONS
 
     with open_store(store) as opened:
         values: dict[str, Any] = {
@@ -229,7 +229,7 @@ def check(
 
     from rung.artifact import Artifact
     from rung.artifact_files import fingerprint
-    from rung.failures.checks import check as look
+    from rung.feedback.checks import check as look
 
     loaded = Artifact.load(artifact)
     with open_store(store) as opened:
@@ -241,7 +241,7 @@ def check(
 
 
 def _filter(**values: Any) -> Filter:
-    from rung.failures.records import REASONS, Filter
+    from rung.feedback.records import REASONS, Filter
 
     if values.get("split") not in (None, "train", "test"):
         raise ConfigError("unknown-split", f"no split is named {values['split']!r}", hint="choose train or test")

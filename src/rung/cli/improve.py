@@ -27,12 +27,12 @@ from rung.cli.options import (
     progress,
 )
 from rung.errors import ConfigError
-from rung.failures.defaults import REGISTRY, STORE
+from rung.feedback.defaults import REGISTRY, STORE
 
 if TYPE_CHECKING:
-    from rung.failures.improve import Improvement
-    from rung.failures.records import Promotion
-    from rung.failures.registry import Registry
+    from rung.feedback.improve import Improvement
+    from rung.feedback.records import Promotion
+    from rung.feedback.registry import Registry
 
 RegistryFolder = Annotated[
     Path, typer.Option("--registry", envvar="RUNG_REGISTRY", help="Folder of promoted artifacts.", metavar="FOLDER")
@@ -63,8 +63,8 @@ def improve_command(
 ) -> None:
     """Climb again with the reviewed failures, against what is served."""
     from rung.cli.climbs import write_reports
-    from rung.failures.improve import improve
-    from rung.failures.registry import Registry
+    from rung.feedback.improve import improve
+    from rung.feedback.registry import Registry
     from rung.task import Task
 
     loaded = Task.load(task, overrides(sets))
@@ -82,7 +82,7 @@ def _show(found: Improvement, registry: Path, store: str) -> None:
     from rich.console import Console
 
     from rung.evaluation.report.terminal import print_climb
-    from rung.failures.commands import command
+    from rung.feedback.commands import command
 
     taken, outcome = found.taken, found.outcome
     typer.echo(
@@ -121,8 +121,8 @@ def promote_command(
     """Serve an artifact from now on, at once; servers that follow the registry switch by themselves."""
     from rung.artifact import Artifact
     from rung.artifact_files import MANIFEST
-    from rung.failures.improve import promote, read_improvement
-    from rung.failures.registry import Registry
+    from rung.feedback.improve import promote, read_improvement
+    from rung.feedback.registry import Registry
 
     plain = (what / MANIFEST).is_file()
     if plain and not reason.strip():
@@ -148,7 +148,7 @@ def rollback_command(
     json: Json = False,
 ) -> None:
     """Serve again what was served before the last promotion, at once."""
-    from rung.failures.registry import Registry
+    from rung.feedback.registry import Registry
 
     home = Registry(registry, task)
     with open_store(store) as opened:

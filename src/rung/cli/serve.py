@@ -14,10 +14,10 @@ from rung.cli.failures import StorePlace
 from rung.cli.options import Json, Offline, Quiet, print_json, progress
 from rung.errors import ConfigError, EngineError
 from rung.extras import needed_by
-from rung.failures.defaults import STORE
+from rung.feedback.defaults import STORE
 
 if TYPE_CHECKING:
-    from rung.failures.wiring import Wiring
+    from rung.feedback.wiring import Wiring
     from rung.progress import Progress
     from rung.serving.served import Served
 
@@ -126,9 +126,9 @@ def _wired(
     if mode == "off" and registry is None:
         yield None
         return
-    from rung.failures.capture import Mode
-    from rung.failures.redact import Redactor
-    from rung.failures.wiring import wired
+    from rung.feedback.capture import Mode
+    from rung.feedback.redact import Redactor
+    from rung.feedback.wiring import wired
     from rung.serving.review import key_of, reviewers_only
 
     known = next((one for one in get_args(Mode) if one == mode), None)

@@ -10,12 +10,12 @@ from rung.cli.failures import StorePlace, open_store
 from rung.cli.improve import RegistryFolder
 from rung.cli.options import ArtifactFolder, Json, Offline, print_json
 from rung.errors import ConfigError
-from rung.failures.defaults import PAIRS, REGISTRY, SHARE, STORE
+from rung.feedback.defaults import PAIRS, REGISTRY, SHARE, STORE
 
 if TYPE_CHECKING:
-    from rung.failures.records import Challenge
-    from rung.failures.registry import Registry
-    from rung.failures.trial_report import TrialReport
+    from rung.feedback.records import Challenge
+    from rung.feedback.registry import Registry
+    from rung.feedback.trial_report import TrialReport
 
 app = typer.Typer(no_args_is_help=True)
 TaskNamed = Annotated[str, typer.Argument(help="Name of the task.", metavar="TASK")]
@@ -38,10 +38,10 @@ def start_command(
     offline: Offline = False,
 ) -> None:
     """Try an artifact beside what is served; servers that follow the registry begin by themselves."""
-    from rung.failures.challenge import start
-    from rung.failures.commands import command
-    from rung.failures.records import Mode
-    from rung.failures.registry import Registry
+    from rung.feedback.commands import command
+    from rung.feedback.records import Mode
+    from rung.feedback.registry import Registry
+    from rung.feedback.trials import start
 
     known = next((one for one in get_args(Mode) if one == mode), None)
     if known is None:
@@ -70,8 +70,8 @@ def show_command(
     offline: Offline = False,
 ) -> None:
     """Show how a trial stands: fixed, broken, p, and whether it may be stopped."""
-    from rung.failures.registry import Registry
-    from rung.failures.trial_report import trial_report
+    from rung.feedback.registry import Registry
+    from rung.feedback.trial_report import trial_report
 
     home = Registry(registry, task)
     with open_store(store) as opened:
@@ -91,8 +91,8 @@ def show_command(
 @app.command("stop")
 def stop_command(task: TaskNamed, registry: RegistryFolder = REGISTRY, json: Json = False) -> None:
     """End a trial; what was collected stays, and `show` still shows it."""
-    from rung.failures.challenge import stop
-    from rung.failures.registry import Registry
+    from rung.feedback.registry import Registry
+    from rung.feedback.trials import stop
 
     home = Registry(registry, task)
     ended = stop(home)

@@ -1,4 +1,4 @@
-"""What the endpoints of `rung.failures` need of this server: who asks, who may review, and what capture dropped."""
+"""What the endpoints of `rung.feedback` need of this server: who asks, who may review, and what capture dropped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rung.serving.visit import visit_of
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from rung.failures.capture import Capture
+    from rung.feedback.capture import Capture
 
 
 def key_of(request: Request) -> str | None:

@@ -24,7 +24,7 @@ from rung.serving.scheduled_engine import ScheduledEngine
 from rung.serving.scheduler import Scheduler
 
 if TYPE_CHECKING:
-    from rung.failures.records import Challenge
+    from rung.feedback.records import Challenge
 
 WARM_UP = "hello"
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rung.errors import RungError
-from rung.failures.interaction import interaction_of
+from rung.feedback.interaction import interaction_of
 from rung.parts import Answer
 from rung.serving.answering import answers_of
 from rung.serving.identity import new_id

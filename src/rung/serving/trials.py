@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from rung.data.types import example_id
-from rung.failures.interaction import as_read
-from rung.failures.trial import arm_of
+from rung.feedback.interaction import as_read
+from rung.feedback.trial import arm_of
 from rung.parts import Generate
 from rung.serving.served import ServedArtifact
 

@@ -12,10 +12,10 @@ from fastapi.responses import Response
 
 from rung.artifact_files import MANIFEST, fingerprint
 from rung.errors import ConfigError, RungError
-from rung.failures.improve import promote, read_improvement
-from rung.failures.records import Promotion
-from rung.failures.registry import Registry
-from rung.failures.store import Store
+from rung.feedback.improve import promote, read_improvement
+from rung.feedback.records import Promotion
+from rung.feedback.registry import Registry
+from rung.feedback.store import Store
 from rung.serving.errors import refusal
 from rung.serving.web.forms import form_of
 from rung.serving.web.rendering import page, see_other

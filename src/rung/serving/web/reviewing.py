@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from rung.errors import DataError
-from rung.failures.records import EVERYTHING, QUEUE, REASONS, Case, Filter
-from rung.failures.store import Store
+from rung.feedback.records import EVERYTHING, QUEUE, REASONS, Case, Filter
+from rung.feedback.store import Store
 from rung.serving.context import context_of
 from rung.serving.errors import Refused
 from rung.serving.visit import visit_of

@@ -15,7 +15,7 @@ from rung.climbing.store import watch_lines
 from rung.errors import ConfigError
 from rung.evaluation.report.jsonfile import read
 from rung.evaluation.result import ClimbResult
-from rung.failures.improve import IMPROVEMENT
+from rung.feedback.improve import IMPROVEMENT
 
 STALE = 600.0  # seconds without a write, after which a climb is taken to have stopped
 

@@ -19,7 +19,7 @@ from rung.serving.web.sessions import Sessions
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from rung.failures.store import Store
+    from rung.feedback.store import Store
     from rung.serving.keys import KeyRing
 
 

@@ -1,0 +1,1 @@
+"""Alembic's migrations of the store; `rung.feedback.database` runs them when a store is opened."""

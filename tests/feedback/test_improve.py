@@ -1,0 +1,214 @@
+"""The loop: what is trained on, what is held out, what is recommended against what is served, and its promotion."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rung.artifact import Artifact
+from rung.artifact_files import fingerprint
+from rung.climbing.options import ClimbOptions
+from rung.errors import ConfigError, DataError, ThresholdError
+from rung.feedback.checks import check, invalidity
+from rung.feedback.improve import improve, promote, rungs_for
+from rung.feedback.interaction import SplitRule
+from rung.feedback.records import Filter
+from rung.feedback.registry import Registry
+from rung.feedback.store import Store
+from rung.feedback.training_side import with_corrections
+from rung.parts import Answer, Head
+from rung.rungs import Features
+from rung.task import Task
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "f.db") as opened:
+        yield opened
+
+
+def review(store, make, rows):
+    """Record (id, text, split, expected) rows that were answered `age_limit`, and correct those with an answer."""
+    store.record([make(number, inputs={"text": text}, split=split) for number, text, split, _ in rows])
+    for number, _, _, expected in rows:
+        if expected:
+            store.correct(f"r{number}", expected, "Ann")
+    return store.cases(Filter(reviewed=True))
+
+
+def test_only_reviewed_interactions_of_the_training_side_are_trained_on(store, make, task, data):
+    known, held = data.train[0], data.test[0]
+    cases = review(
+        store, make,
+        [
+            (1, "My card never came", "train", "card_arrival"),
+            (2, "Held out at capture", "test", "card_arrival"),
+            (3, held.inputs["text"].upper(), "train", "card_arrival"),
+            (4, data.validation[0].inputs["text"], "train", "card_arrival"),
+            (5, "Not reviewed", "train", None),
+            (6, "How old must I be?", "train", "age_limit"),
+            (7, known.inputs["text"] + " ", "train", "top_up_failed"),
+            (8, "my  CARD never came", "train", "lost_or_stolen_card"),
+        ],
+    )  # fmt: skip
+    changed, taken = with_corrections(task, data, cases)
+    added = {(row.inputs["text"], *row.outputs) for row in changed.train} - {
+        (row.inputs["text"], *row.outputs) for row in data.train
+    }
+    assert added == {
+        ("my  CARD never came", "lost_or_stolen_card"),  # the later of two with one input
+        ("How old must I be?", "age_limit"),
+        (known.inputs["text"] + " ", "top_up_failed"),
+    }
+    assert (taken.failures, taken.confirmed, taken.replaced, taken.held_out, taken.superseded) == (2, 1, 1, 3, 1)
+    assert len(changed.train) == len(data.train) + 2
+    assert (changed.test, changed.validation) == (data.test, data.validation)
+    assert changed.fingerprint != data.fingerprint
+    assert not {row.id for row in changed.train} & {row.id for row in (*data.test, *data.validation)}
+
+
+def test_the_tasks_own_rule_holds_out_what_another_rule_captured_for_training(store, make, tmp_path):
+    rows = "".join(f"question {i},{'yes' if i % 2 else 'no'}\n" for i in range(100))
+    (tmp_path / "rows.csv").write_text("text,label\n" + rows)
+    (tmp_path / "task.yaml").write_text(
+        "name: intents\ninstruction: Answer.\ninputs: [text]\noutput: {column: label, kind: category}\n"
+        "data: {train: rows.csv, split: {test: 0.5, validation: 0.1, seed: 3}}\n"
+    )
+    task = Task.load(tmp_path / "task.yaml")
+    texts = [f"new {i}" for i in range(60)]
+    cases = review(store, make, [(i, text, "train", "yes") for i, text in enumerate(texts)])
+    changed, taken = with_corrections(task, task.read(), cases)
+    rule = SplitRule.of(task)
+    expected = {text for text in texts if rule.side({"text": text}) == "train"}
+    assert {row.inputs["text"] for row in changed.train if row.inputs["text"].startswith("new")} == expected
+    assert taken.held_out == 60 - len(expected) > 10
+
+
+def test_redaction_does_not_open_the_test_side(store, make, task, data):
+    row = make(1, inputs=dict(data.test[0].inputs))
+    store.record([replace(row, inputs={"text": "[email]"})])  # input_id is still that of the test row
+    store.correct("r1", "card_arrival", "Ann")
+    changed, taken = with_corrections(task, data, store.cases())
+    assert (taken.held_out, changed.train) == (1, data.train)
+
+
+def test_a_correction_that_does_not_fit_the_task_names_its_interaction(store, make, task, data):
+    cases = review(store, make, [(1, "My card never came", "train", "card_arival")])
+    with pytest.raises(DataError, match="interaction r1: the label 'card_arival'") as raised:
+        with_corrections(task, data, cases)
+    assert "card_arrival" in raised.value.hint
+
+
+def test_few_failures_change_prompts_and_a_thousand_tune_weights(task):
+    few, why = rungs_for(task, 30, ClimbOptions())
+    assert "few-shot-knn" in few
+    assert not {"lora", "domain-adaptation"} & set(few)
+    assert "30 failures" in why
+    many, _ = rungs_for(task, 1000, ClimbOptions())
+    assert "lora" in many
+    assert set(few) < set(many)
+
+
+# ---- the whole loop, with what a small sentence encoder learns
+
+
+@pytest.fixture
+def fake_zero(monkeypatch):
+    """Have zero-shot answer one label always, so that no language model has to run."""
+    real = Artifact.answer
+
+    def answer(self, examples, **options):
+        if isinstance(self.decoder, Head):
+            return real(self, examples, **options)
+        return [Answer("age_limit", None, None, 1, 0, 0.0) for _ in examples]
+
+    monkeypatch.setattr(Artifact, "answer", answer)
+    monkeypatch.setattr(Artifact, "text", lambda self, messages: "")
+
+
+def test_improved_promoted_and_watched(store, make, task, data, tmp_path, zero, fake_zero):
+    registry, options = Registry(tmp_path / "registry", "intents"), ClimbOptions(rungs=("features",), out=tmp_path)
+    with pytest.raises(ConfigError, match="no reviewed failure"):
+        improve(task, store, registry, options=options)
+    two = [row for row in data.train if row.outputs[0] in ("age_limit", "top_up_failed")]
+    weak = Features().fit(zero, replace(data, train=tuple(two)))
+    first = registry.promote(weak.save(tmp_path / "weak"), store, evidence={}, reviewer="Ann")
+    review(
+        store, make,
+        [
+            (1, "My card has still not arrived in the post", "train", "card_arrival"),
+            (2, "Someone stole my card", "train", "lost_or_stolen_card"),
+            (3, "I lost my card, please block it", "test", "lost_or_stolen_card"),
+        ],
+    )  # fmt: skip
+    found = improve(task, store, registry, options=options)
+    result = found.climb.result
+    assert result.rungs[0].name == "served"
+    assert {r.name for r in result.rungs} >= {"served", "zero-shot", "features"}
+    assert found.better
+    assert (found.served, found.taken.failures, found.taken.held_out) == (first.artifact, 2, 1)
+    assert (found.comparison.a, found.comparison.b) == ("served", result.recommended)
+    assert found.comparison.fixed > found.comparison.broken
+    assert found.outcome.of_train == (2, 2)
+    assert found.outcome.of_test == (1, 1)
+    assert store.fixed() == set()  # it is not served yet
+
+    made = promote(found.climb.folder, registry, store, reviewer="Ann")
+    assert made.artifact == found.recommended == registry.current().artifact
+    assert store.fixed() == {"r1", "r2", "r3"}
+    assert made.evidence["comparison"]["fixed"] == found.comparison.fixed
+    with pytest.raises(ConfigError) as raised:
+        promote(found.climb.folder, registry, store, reviewer="Ann")
+    assert raised.value.code == "stale-evidence"
+
+    again = improve(task, store, registry, options=options)
+    assert not again.better  # nothing was added: what is served stays
+    assert again.recommended == made.artifact
+    with pytest.raises(ConfigError) as raised:
+        promote(again.climb.folder, registry, store, reviewer="Ann")
+    assert raised.value.code == "nothing-to-promote"
+
+    # A later artifact that breaks what was fixed once is stopped.
+    values = json.loads((found.climb.folder / "improvement.json").read_text())
+    values |= {"served": made.artifact, "artifact": str(tmp_path / "weak")}
+    values["failures"] |= {"regressions": ["r3"], "watched": 3}
+    (found.climb.folder / "improvement.json").write_text(json.dumps(values))
+    with pytest.raises(ThresholdError, match="1 of 3 failures"):
+        promote(found.climb.folder, registry, store, reviewer="Ann")
+    promote(found.climb.folder, registry, store, reviewer="Ann", accept_regressions=True)
+    assert registry.current().artifact == fingerprint(tmp_path / "weak")
+
+
+def test_checks_find_invalid_answers_and_disagreement_once(store, make, zero, data, tmp_path):
+    artifact = Features().fit(zero, data)
+    store.record(
+        [
+            make(1, inputs={"text": "My card has not arrived yet"}, actual="age_limit"),
+            make(2, inputs={"text": "What is the exchange rate?"}, actual="exchange_rate"),
+            make(3, actual="no label"),
+            make(4, task="other", actual=""),
+            make(5, artifact="b", actual=" "),
+        ]
+    )
+    found = check(store, artifact, "b")
+    assert (found.looked_at, found.invalid) == (4, 2)
+    assert store.case("r1").reasons == ("disagreement",)
+    assert store.case("r1").suggestion == "card_arrival"
+    assert store.case("r2").reasons == ()
+    assert "invalid output" in store.case("r3").reasons
+    assert store.case("r5").reasons == ("invalid output",)  # its own answer is no second opinion
+    before = sum(len(store.feedback(f"r{i}")) for i in range(1, 6))
+    assert (check(store, artifact, "b").invalid, check(store, artifact, "b").disagreed) == (0, 0)
+    assert sum(len(store.feedback(f"r{i}")) for i in range(1, 6)) == before
+
+
+def test_what_breaks_the_rules_of_a_json_task(zero):
+    from rung.parts import Generate
+
+    schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
+    artifact = replace(zero, shape=replace(zero.shape, kind="json"), decoder=Generate(64, schema))
+    assert invalidity(artifact, '{"n": 1}') == ""
+    assert "not valid JSON" in invalidity(artifact, '{"n": 1')
+    assert "does not fit the schema" in invalidity(artifact, '{"n": "1"}')
+    assert invalidity(artifact, "[" * 100_000) != ""
+    assert invalidity(artifact, " ") == "the answer is empty"

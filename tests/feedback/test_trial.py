@@ -1,0 +1,130 @@
+"""Trials: the error rate under peeking, the power, the pairing, the stop."""
+
+import random
+
+import pytest
+
+from rung.feedback.trial import Decision, Trial, arm_of
+
+
+def run(p_a, p_b, seed, most=400, binary=False):
+    draw, trial = random.Random(seed), Trial(most=most, binary=binary)
+    while True:
+        trial.add_pair(float(draw.random() < p_a), float(draw.random() < p_b))
+        found = trial.decision()
+        if found.stop:
+            return found
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_equally_good_artifacts_are_seldom_told_apart_though_every_row_is_looked_at(binary):
+    states = [run(0.7, 0.7, seed, 100, binary).state for seed in range(120)]
+    assert sum(state != "none" for state in states) <= 0.05 * 120 + 3 * (120 * 0.05 * 0.95) ** 0.5
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_clear_difference_is_found_in_both_directions_and_early(binary):
+    better = [run(0.5, 0.8, seed, binary=binary) for seed in range(20)]
+    worse = [run(0.8, 0.5, seed, binary=binary) for seed in range(20)]
+    assert [d.state for d in better].count("b") >= 18
+    assert [d.state for d in worse].count("a") >= 18
+    assert max(d.n for d in better if d.state == "b") < 400
+    assert all(d.p <= 0.05 for d in better if d.state == "b")
+
+
+def test_a_decided_trial_stays_decided():
+    trial = Trial()
+    while not trial.decision().stop:
+        trial.add_pair(0.0, 1.0)
+    decided, interval = trial.decision(), trial.interval()
+    assert (decided.state, decided.delta, decided.fixed, decided.broken) == ("b", 1.0, decided.n, 0)
+    for _ in range(50):
+        trial.add_pair(1.0, 0.0)
+        assert (trial.decision(), trial.interval()) == (decided, interval)
+
+
+def test_single_answers_are_paired_in_order_and_the_rows_run_out():
+    trial = Trial(most=2)
+    assert trial.decision() == Decision("open", 0, 0.0, 0, 0, 1.0)
+    for arm, score in (("a", 1.0), ("a", 0.0), ("a", 0.5)):
+        trial.add(arm, score)
+        assert trial.decision().n == 0
+    trial.add("b", 0.25)
+    assert trial.decision().delta == -0.75
+    trial.add("b", 1.0)
+    found = trial.decision()
+    assert (found.state, found.n, found.delta, found.fixed, found.broken) == ("none", 2, 0.125, 1, 1)
+    assert found.stop
+    for a, b in ((2.0, 0.0), (float("nan"), 0.0)):
+        with pytest.raises(ValueError, match="scores must lie"):
+            trial.add_pair(a, b)
+    with pytest.raises(ValueError, match="binary"):
+        Trial(binary=True).add_pair(0.5, 1.0)
+    with pytest.raises(ValueError, match="alpha"):
+        Trial(alpha=1.0)
+
+
+def test_a_trial_looked_at_once_stands_as_if_looked_at_after_every_pair():
+    for seed in range(4):
+        for binary in (False, True):
+            draw, trial = random.Random(seed), Trial(most=150, binary=binary)
+            first = None
+            for _ in range(300):
+                trial.add_pair(float(draw.random() < 0.5), float(draw.random() < 0.5 + 0.1 * seed))
+                found = trial.decision()
+                first = first or (found if found.stop else None)
+            assert trial.decision() == first
+
+
+# ---- the interval
+
+
+def test_an_interval_ends_where_its_bets_just_do_not_reject():
+    trial, shares = Trial(alpha=0.9, binary=True), [0.05 + 0.1 * k for k in range(10)]
+    assert trial.interval() == (-1.0, 1.0)
+    trial.add_pair(0.0, 1.0)
+    # Bets on more than m are worth 1 + 0.5 (1 - m) / (1 + m) on average, and 2 / 0.9 rejects: up to m = -13 / 31.
+    assert trial.interval() == (pytest.approx(-13 / 31, abs=1e-4), 1.0)
+    trial.add_pair(0.0, 1.0)
+    low, high = trial.interval()
+    capital = [sum((1 + s * (1 - m) / (1 + m)) ** 2 for s in shares) / 10 for m in (low, low + 1e-4)]
+    assert capital[0] >= 2 / 0.9 > capital[1]
+    assert high == 1.0
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_the_interval_holds_the_difference_and_leaves_out_0_just_where_the_trial_is_decided(binary):
+    missed = 0
+    for seed in range(40):
+        draw, trial, wrong = random.Random(seed), Trial(most=300, binary=binary), False
+        for _ in range(300):
+            trial.add_pair(float(draw.random() < 0.6), float(draw.random() < 0.75))
+            if len(trial._differences) % 20 == 0:
+                found, (low, high) = trial.decision(), trial.interval()
+                assert (low > 0 or high < 0) == (found.state in ("a", "b"))
+                assert low <= found.delta <= high
+                wrong = wrong or not low <= 0.15 <= high
+        missed += wrong
+    assert missed <= 0.05 * 40 + 3 * (40 * 0.05 * 0.95) ** 0.5
+
+
+def test_the_interval_turns_with_the_arms_and_narrows():
+    widths = []
+    for n in (20, 200, 2000):
+        one, other, draw = Trial(binary=True), Trial(binary=True), random.Random(n)
+        for _ in range(n):
+            a, b = float(draw.random() < 0.5), float(draw.random() < 0.5)
+            one.add_pair(a, b)
+            other.add_pair(b, a)
+        low, high = one.interval()
+        assert other.interval() == (-high, -low)
+        widths.append(high - low)
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 0.15
+
+
+def test_requests_keep_their_arm_and_another_trial_draws_anew():
+    arms = [arm_of(f"r{i}", share=0.2) for i in range(2000)]
+    assert arms == [arm_of(f"r{i}", share=0.2) for i in range(2000)]
+    assert 0.16 < arms.count("b") / 2000 < 0.24
+    assert arms != [arm_of(f"r{i}", share=0.2, salt="next") for i in range(2000)]
