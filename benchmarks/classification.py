@@ -104,7 +104,7 @@ def ours(folder: Path, name: str, seed: int) -> dict[str, Any]:
     """Fit a rung on zero-shot and score it on the test rows."""
     from dataclasses import replace
 
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.evaluation.scoring import evaluate
     from rung.rungs import build
     from rung.task import Task

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from _common import finish
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.rungs import LastLayers, OutputLayer
 from rung.task import Task

@@ -25,7 +25,7 @@ import torch
 from transformers import DynamicCache
 
 from _common import finish
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines.base import ScoreRequest
 from rung.engines.opening import open_torch
 from rung.rungs import FewShot, LoRA

@@ -49,7 +49,7 @@ def of_labels(data: Data, count: int) -> Data:
 
 def one(task_file: str, name: str, seed: int, sets: dict[str, str], labels: int | None) -> dict[str, Any]:
     """Fit one rung with one seed and score it on the test rows."""
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.evaluation.scoring import evaluate
     from rung.machine import peak_memory_bytes
     from rung.rungs import build

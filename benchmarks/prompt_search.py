@@ -109,7 +109,7 @@ def peer_scores(folder: Path, answers: list[dict[str, str]]) -> list[float]:
 
 def rung_run(folder: Path, calls: int, seed: int) -> dict[str, Any]:
     """Search with so many calls; return calls made and test scores, rows in the order of the file."""
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.evaluation.scoring import evaluate
     from rung.rungs import PromptSearch
     from rung.task import Task

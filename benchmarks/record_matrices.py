@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from _prompt_tasks import TASKS, task_folder
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.data.types import Example
 from rung.engines.opening import open_encoder
 from rung.evaluation.metrics import get_metric

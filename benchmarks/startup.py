@@ -48,7 +48,7 @@ print(time.perf_counter() - t)
 ARTIFACT = """
 import sys
 from pathlib import Path
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.task import Task
 folder = Path(sys.argv[1])
 (folder / "rows.jsonl").write_text("".join('{"text": "question %d", "answer": "yes"}\\n' % i for i in range(20)))

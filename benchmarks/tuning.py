@@ -48,7 +48,7 @@ PRECISIONS = ("float32", "auto")
 
 def rows(instruction: str, steps: int) -> tuple[Any, list[Any]]:
     """Return the torch engine and the training rows as tokens, in the order of training."""
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.engines.opening import open_torch
     from rung.task import Task
     from rung.training.examples import tokenize

@@ -2,8 +2,8 @@
 
 import torch
 
+from rung.artifact.parts import Weights
 from rung.engines.opening import open_torch
-from rung.parts import Weights
 from rung.training.changes import keep
 
 

@@ -4,10 +4,10 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rung.artifact import Artifact, Shape
+from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.parts import Generate
 from rung.data.types import Example, example_id
 from rung.engines.base import EngineInfo, Generation
-from rung.parts import Generate
 from rung.prompts.grounding import instruction
 from rung.prompts.prompt import Prompt
 from rung.retrieval import retriever as retriever_module

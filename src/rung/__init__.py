@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rung import rungs
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.climbing import climb
     from rung.errors import RungError
     from rung.evaluation.scoring import compare
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["Artifact", "RungError", "Task", "climb", "compare", "rungs"]
 
 _HOMES = {
-    "Artifact": "rung.artifact",
+    "Artifact": "rung.artifact.artifact",
     "RungError": "rung.errors",
     "Task": "rung.task",
     "climb": "rung.climbing",

@@ -1,4 +1,4 @@
-"""Answers as a table: JSON lines from `rung.prediction` become CSV or Parquet, one column for each field of a record.
+"""Answers as a table: JSON lines from `rung.artifact.predict_file` become CSV or Parquet, one column for each field of a record.
 
 A record's keys become columns in the order of the JSON Schema, then as they appear; other answers stand in `output`.
 A value inside a cell that is no single value (a list, an object) is written as JSON. In Parquet a column whose values
@@ -30,7 +30,7 @@ def write_table(lines: Path, out: Path, *, records: bool, schema: str | None = N
     """Turn answered JSON lines into the table `out`, which appears only when it is whole.
 
     Args:
-        lines: what `rung.prediction.predict_file` wrote.
+        lines: what `rung.artifact.predict_file.predict_file` wrote.
         out: a .csv or .parquet file.
         records: the answers are JSON objects.
         schema: their JSON Schema (JSON text), if there is one.

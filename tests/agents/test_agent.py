@@ -20,7 +20,7 @@ from rung.agents.protocol import (
     template_turns,
 )
 from rung.agents.trace import Step
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines.base import EngineInfo, Generation
 from rung.errors import ArtifactError, ConfigError, MachineError
 from rung.evaluation.scoring import evaluate
@@ -101,7 +101,7 @@ def task(folder, tools="['mytools:double', 'mytools:raises', 'mytools:long']", m
 @pytest.fixture(autouse=True)
 def _json(monkeypatch):
     """The protocol of a model whose template knows no tools; the embedded one is such, and is not loaded here."""
-    monkeypatch.setattr("rung.artifact.protocol_for", lambda model: "json")
+    monkeypatch.setattr("rung.artifact.artifact.protocol_for", lambda model: "json")
 
 
 def ask(made, scripts, **more):
@@ -204,7 +204,7 @@ def test_steps_are_saved_with_predictions(folder):
 
 def test_an_artifact_loads_with_the_same_tools_only(folder, tmp_path_factory, monkeypatch):
     shutil.move(folder / "mytools.py", folder / "own.py")  # the other name can be imported from anywhere here
-    monkeypatch.setattr("rung.artifact_files.resolve", lambda model: type("Files", (), {"fingerprint": "f"}))
+    monkeypatch.setattr("rung.artifact.files.resolve", lambda model: type("Files", (), {"fingerprint": "f"}))
     zero = replace(Artifact.zero_shot(task(folder, "['own:double']")), engine="torch")
     saved = zero.save(tmp_path_factory.mktemp("saved") / "artifact")
     assert Artifact.load(saved) == zero
@@ -309,7 +309,7 @@ def test_templates_say_whether_they_know_tools(tiny_tokenizer, knowing, tmp_path
 
 
 def test_the_template_s_format_is_rendered_and_read(folder, knowing, monkeypatch):
-    monkeypatch.setattr("rung.artifact.protocol_for", lambda model: "template")
+    monkeypatch.setattr("rung.artifact.artifact.protocol_for", lambda model: "template")
     monkeypatch.setattr(agent_module, "_tokenizer", lambda model: knowing)
     zero = Artifact.zero_shot(task(folder, "['mytools:double']"))
     written = '<tool_call>{"name": "double", "arguments": {"number": 4}}</tool_call>'

@@ -159,7 +159,7 @@ def test_chat_answers_line_by_line(rung, artifact, monkeypatch):
 def test_chat_streams_text_that_is_generated(rung, tmp_path, monkeypatch):
     import io
 
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.task import Task
 
     (tmp_path / "rows.jsonl").write_text(

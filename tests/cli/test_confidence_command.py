@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.errors import ConfigError
 
 

@@ -27,9 +27,9 @@ def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
     """A saved artifact with a random LoRA adapter on a random model."""
     import shutil
 
-    from rung.artifact import Artifact, Shape
+    from rung.artifact.artifact import Artifact, Shape
+    from rung.artifact.parts import Generate, Weights
     from rung.engines.opening import open_torch
-    from rung.parts import Generate, Weights
     from rung.prompts.prompt import Prompt
     from rung.training.changes import keep
     from rung.training.peft import PeftAdapter, peft

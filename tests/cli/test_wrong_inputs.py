@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.cli.main import main
 from rung.engines import opening
 from rung.engines.base import EngineInfo, Generation

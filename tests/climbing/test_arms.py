@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Answer, Promptless
 from rung.climbing.arms import most_arms
 from rung.climbing.options import ClimbOptions
 from rung.climbing.planning import plan_rows
 from rung.climbing.run import climb
 from rung.evaluation.elimination import eliminate, looks
-from rung.parts import Answer, Promptless
 from rung.rungs import RUNGS, Features, FewShot, build
 from rung.rungs.base import YES, Verdict, never, no, taken_from
 

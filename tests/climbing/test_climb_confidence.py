@@ -4,19 +4,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rung.artifact import Artifact
+from rung.artifact import heads as head_module
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Generate, Head, Weights
+from rung.artifact.predict_file import predict_file
 from rung.climbing.confidence import fit_confidence, measure_confidence
 from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
-from rung.decoders import head as head_module
 from rung.errors import ConfigError
 from rung.evaluation.confidence import Confidence, fit, tempered
 from rung.evaluation.report.html import page
 from rung.evaluation.report.jsonfile import read, write
 from rung.evaluation.scoring import evaluate, summarize
-from rung.parts import Generate, Head, Weights
-from rung.prediction import predict_file
 from rung.rungs import Features, FewShot
 from rung.task import Confidence as Wanted
 from rung.task import Task

@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Weights
 from rung.climbing import race as race_module
 from rung.climbing.options import ClimbOptions
 from rung.climbing.planning import plan_rows
 from rung.climbing.run import climb
 from rung.errors import ConfigError
 from rung.evaluation.scoring import evaluate
-from rung.parts import Weights
 from rung.rungs import FewShot
 from rung.rungs.other_model import OtherModel, other_models, short_name
 from rung.task import Task

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Generate, LabelScoring
 from rung.engines.api_engine import ApiEngine
 from rung.engines.api_options import ApiOptions
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
@@ -22,7 +23,6 @@ from rung.models.ending import end_token
 from rung.models.reference import resolve
 from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Generate, LabelScoring
 
 pytest.importorskip("xllamacpp")
 SERVE = """

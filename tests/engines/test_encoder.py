@@ -152,7 +152,7 @@ def test_an_artifact_answers_the_same_with_either_backend(zero, data, files, mon
     answers = {}
     for backend in ("openvino", "torch"):
         encoder = open_sentence_encoder(files, backend=backend)
-        monkeypatch.setattr("rung.decoders.head.open_encoder", lambda model, progress, encoder=encoder: encoder)
+        monkeypatch.setattr("rung.artifact.heads.open_encoder", lambda model, progress, encoder=encoder: encoder)
         answers[backend] = [answer.text for answer in artifact.answer(data.test)]
     assert answers["openvino"] == answers["torch"]
     assert opening.open_encoder("embedded-encoder").backend == choose_backend(files)

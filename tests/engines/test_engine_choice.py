@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Generate
 from rung.engines import engine_choice
 from rung.engines.engine_choice import UNMEASURED, Choice, choose, explain, judge, known, settled
 from rung.models.reference import resolve
-from rung.parts import Generate
 
 
 def test_the_faster_one_is_chosen_if_its_text_can_be_trusted():

@@ -3,6 +3,7 @@
 import pytest
 
 from grounded import passage, rows_of
+from rung.artifact.parts import Answer
 from rung.data.types import Span
 from rung.evaluation.answering import (
     citation_precision,
@@ -12,7 +13,6 @@ from rung.evaluation.answering import (
     measure,
     summary,
 )
-from rung.parts import Answer
 from rung.retrieval.citations import Citation
 from rung.retrieval.gold import holds_answer
 

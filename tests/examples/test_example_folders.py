@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.cli.main import app
 from rung.data.types import Example
 from rung.engines import opening

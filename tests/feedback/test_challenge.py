@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact import Artifact
-from rung.artifact_files import fingerprint
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import fingerprint
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.metrics import METRICS
 from rung.evaluation.statistics import Interval

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact import Artifact
-from rung.artifact_files import fingerprint
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import fingerprint
+from rung.artifact.parts import Answer, Head
 from rung.climbing.options import ClimbOptions
 from rung.errors import ConfigError, DataError, ThresholdError
 from rung.feedback.checks import check, invalidity
@@ -16,7 +17,6 @@ from rung.feedback.records import Filter
 from rung.feedback.registry import Registry
 from rung.feedback.store import Store
 from rung.feedback.training_side import with_corrections
-from rung.parts import Answer, Head
 from rung.rungs import Features
 from rung.task import Task
 
@@ -203,7 +203,7 @@ def test_checks_find_invalid_answers_and_disagreement_once(store, make, zero, da
 
 
 def test_what_breaks_the_rules_of_a_json_task(zero):
-    from rung.parts import Generate
+    from rung.artifact.parts import Generate
 
     schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
     artifact = replace(zero, shape=replace(zero.shape, kind="json"), decoder=Generate(64, schema))

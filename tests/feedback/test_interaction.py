@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from grounded import passage
+from rung.artifact.parts import Answer
 from rung.data.types import example_id
 from rung.feedback.interaction import Interaction, SplitRule, interaction_of
-from rung.parts import Answer
 from rung.retrieval.retriever import Retriever
 from rung.task import Task
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact import Artifact
-from rung.artifact_files import fingerprint
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import fingerprint
 from rung.errors import ArtifactError, ConfigError
 from rung.feedback.registry import Follower, Registry
 from rung.feedback.store import Store

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact_files import fingerprint
+from rung.artifact.files import fingerprint
 from rung.feedback.registry import Registry
 from rung.feedback.store import Store
 from rung.feedback.wiring import wired

@@ -1,9 +1,9 @@
 import pytest
 
 from fake_engine import FakeEngine
-from rung.artifact import Artifact, Shape
+from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.parts import Generate, LabelScoring
 from rung.data.types import Data, Example, example_id
-from rung.parts import Generate, LabelScoring
 from rung.prompts.prompt import Prompt
 
 LABELS = ("neg", "pos")

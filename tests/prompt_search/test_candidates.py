@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from rung.parts import LabelScoring
+from rung.artifact.parts import LabelScoring
 from rung.prompt_search.candidates import (
     GENES,
     Shots,

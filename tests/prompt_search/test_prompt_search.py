@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from fake_engine import noise
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Head, LabelScoring, Mixture
 from rung.errors import ConfigError, EngineError
 from rung.evaluation.metrics import get_metric
-from rung.parts import Head, LabelScoring, Mixture
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space
 from rung.prompt_search.judge import Judge

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from rung.parts import Generate
+from rung.artifact.parts import Generate
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.copying import CopyGuard
 from rung.prompt_search.writer import Writer, cleaned

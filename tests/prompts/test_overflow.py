@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from grounded import passage
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines import opening
 from rung.errors import ArtifactError, ConfigError, EngineError
 from rung.evaluation.scoring import evaluate

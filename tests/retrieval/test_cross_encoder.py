@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from rung.artifact_files import _retriever
+from rung.artifact.files import _retriever
 from rung.data.types import Example, example_id
 from rung.errors import ArtifactError, ModelError
 from rung.models.reference import resolve

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from rung.artifact_files import _retriever
+from rung.artifact.files import _retriever
 from rung.cli.main import app
 from rung.errors import ArtifactError, ConfigError
 from rung.retrieval import place as places

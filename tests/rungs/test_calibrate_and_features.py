@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.rungs import RUNGS, Calibrate, Features, SystemPrompt, build
 from rung.rungs.costs import prediction_flops
 from rung.rungs.features import labelled_texts, train_head

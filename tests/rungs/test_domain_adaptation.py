@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import ConfigError, TrainingError
 from rung.machine import this_machine

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines import encoder as encoders
 from rung.engines.encoder import open_sentence_encoder
 from rung.errors import ArtifactError, ModelError, TrainingError

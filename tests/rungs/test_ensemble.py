@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from rung.artifact import Artifact
-from rung.decoders.mixture import tempered
+from rung.artifact.artifact import Artifact
+from rung.artifact.mixture import tempered
+from rung.artifact.parts import Head
 from rung.engines import encoder as encoders
 from rung.errors import ConfigError, EngineError
 from rung.machine import this_machine
-from rung.parts import Head
 from rung.rungs import Ensemble, build
 from rung.rungs import ensemble as module
 from rung.rungs.base import YES, Cost, no

@@ -2,9 +2,9 @@ import pytest
 
 from engines.fault_server import FaultServer, Reply, completion
 from fake_engine import FakeEngine
-from rung.artifact import Artifact, Shape
+from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.parts import Generate
 from rung.data.types import Data, Example, example_id
-from rung.parts import Generate
 from rung.prompts.prompt import Prompt
 from rung.rungs import Gepa
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Head
 from rung.evaluation.metrics import labels_f1
-from rung.parts import Head
 from rung.rungs import Features
 from rung.rungs.label_heads import best_threshold, best_thresholds, train_label_heads
 from rung.task import Task

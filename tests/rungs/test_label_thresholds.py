@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Generate, ListScoring
 from rung.data.types import Data
 from rung.engines.base import EngineInfo, Scored
 from rung.evaluation.scoring import summarize
-from rung.parts import Generate, ListScoring
 from rung.rungs import LabelThresholds
 from rung.task import Task
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.planning import plan_rows
 from rung.data.types import Data, Document

@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import ConfigError
 from rung.machine import Machine

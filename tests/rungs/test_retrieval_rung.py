@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from grounded import Reader
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.cli.main import app
 from rung.data.types import NOT_IN_DOCUMENTS
 from rung.engines.opening import open_encoder, open_engine

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rung.artifact import Artifact
-from rung.decoders.context import prompt_limit
+from rung.artifact.artifact import Artifact
+from rung.artifact.context import prompt_limit
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError

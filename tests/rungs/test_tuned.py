@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.models.cache import publish

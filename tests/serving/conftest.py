@@ -5,7 +5,7 @@ import pytest
 from browser import Watched, chromium
 from running_server import running, text_artifact
 
-from rung.parts import Head
+from rung.artifact.parts import Head
 from rung.rungs import FewShot
 from rung.serving.served import Served
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from running_server import running
 
-from rung.artifact_files import fingerprint
+from rung.artifact.files import fingerprint
 from rung.evaluation.report import jsonfile
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 from rung.feedback.interaction import Interaction

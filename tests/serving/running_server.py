@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import httpx
 from openai import OpenAI
 
-from rung.artifact import Artifact, Shape
-from rung.parts import Generate
+from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.parts import Generate
 from rung.prompts.prompt import Prompt
 from rung.serving.app import app_with
 from rung.serving.server import Server, listen

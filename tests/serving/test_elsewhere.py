@@ -4,11 +4,11 @@ import pytest
 from running_server import text_artifact
 
 from changed_weights import tuned
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Generate
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.export.servers import export_for, server_name
-from rung.parts import Generate
 from rung.training.bottleneck import Bottleneck
 from rung.training.peft import PeftAdapter, peft
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 from running_server import BASE, HELLO
 
-from rung.artifact import Artifact
-from rung.artifact_files import fingerprint
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import fingerprint
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from running_server import running, text_artifact
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines.base import Continuous, GenerateRequest, Sampling
 from rung.engines.opening import open_openvino
 from rung.serving.served import Served

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Head
 from rung.cli.main import app
 from rung.errors import ConfigError
-from rung.parts import Head
 from rung.serving.keys import KeyRing
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from running_server import BASE, HELLO, running, text_artifact
 
-from rung.artifact_files import fingerprint
+from rung.artifact.files import fingerprint
 from rung.errors import ArtifactError, ConfigError
 from rung.serving.access import Access
 from rung.serving.keys import KeyRing, create_key

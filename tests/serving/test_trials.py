@@ -15,7 +15,8 @@ from paced_engine import FakeEngine
 from running_server import HELLO, running, text_artifact
 from typer.testing import CliRunner
 
-from rung.artifact_files import fingerprint
+from rung.artifact.files import fingerprint
+from rung.artifact.parts import Head
 from rung.cli.main import app
 from rung.data.types import example_id
 from rung.errors import EngineError
@@ -24,7 +25,6 @@ from rung.feedback.registry import Registry
 from rung.feedback.store import Store
 from rung.feedback.trial import arm_of
 from rung.feedback.wiring import wired
-from rung.parts import Head
 from rung.serving import shadows as shadows_module
 from rung.serving.plans import plan_chat
 from rung.serving.scheduler import Scheduler

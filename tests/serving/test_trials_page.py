@@ -10,7 +10,7 @@ import pytest
 from pages_server import PLANTED, begin_trial, pages
 from typer.testing import CliRunner
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.cli.main import app
 from rung.feedback.registry import Registry
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact import Artifact, Shape
+from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.parts import Generate
 from rung.data.types import Document, Example
 from rung.engines.local_model import LocalModel
 from rung.errors import TrainingError
 from rung.models.reference import ModelFiles, resolve
-from rung.parts import Generate
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.prompt import Prompt
 from rung.training.blocks import blocks

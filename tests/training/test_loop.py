@@ -14,7 +14,7 @@ import pytest
 import torch
 from toys import llama, plain_loss, rows, turns
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, EngineError, TrainingError

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from changed_weights import tuned
-from rung.artifact import Artifact, Shape
+from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.parts import Generate
 from rung.data.types import Data, Example, example_id
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
@@ -16,7 +17,6 @@ from rung.export.card import vllm_refusal
 from rung.export.export import export
 from rung.export.merge import merge
 from rung.models.reference import resolve
-from rung.parts import Generate
 from rung.prompts.prompt import Prompt
 from rung.rungs import LoRA
 from rung.training.bottleneck import Bottleneck

@@ -590,8 +590,8 @@ def test_a_quantized_base_is_opened_by_torch_alone():
 def test_an_artifact_keeps_the_quantization_of_its_base(zero, tiny, tmp_path):
     from dataclasses import replace
 
-    from rung.artifact import Artifact
-    from rung.parts import Weights
+    from rung.artifact.artifact import Artifact
+    from rung.artifact.parts import Weights
 
     folder = written(fresh("lora", copy.deepcopy(tiny)), tmp_path / "adapter")
     for base in ("", "nf4"):

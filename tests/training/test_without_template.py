@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines.local_model import LocalModel
 from rung.engines.opening import open_torch
 from rung.engines.openvino_engine import OpenVinoEngine

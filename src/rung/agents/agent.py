@@ -19,8 +19,8 @@ from rung.agents.protocol import Call, MalformedError, Protocol
 from rung.agents.toolbox import call as call_tool
 from rung.agents.tools import Limits, McpServer, Tool
 from rung.agents.trace import Step
-from rung.decoders.answer import Answer
-from rung.decoders.base import Prompted
+from rung.artifact.answer import Answer
+from rung.artifact.decoder import Prompted
 from rung.engines.base import Engine, GenerateRequest, Generation, Messages, Prompt, Sampling
 from rung.models.reference import is_endpoint, resolve
 from rung.models.system_turn import accepts_system, fold_system
@@ -28,7 +28,7 @@ from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)

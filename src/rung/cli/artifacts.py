@@ -15,8 +15,8 @@ from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, print_json, p
 from rung.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
-    from rung.parts import Answer
+    from rung.artifact.artifact import Artifact
+    from rung.artifact.parts import Answer
     from rung.prompts.overflow import Rendered
 
 Rows = Annotated[Path | None, typer.Option("--data", help="Rows to use: CSV, TSV, JSON, JSONL or Parquet.")]
@@ -40,7 +40,7 @@ def run(
     offline: Offline = False,
 ) -> None:
     """Answer one input."""
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
     loaded = Artifact.load(artifact)
     if engine is not None:
@@ -82,7 +82,7 @@ def _on_engine(artifact: Artifact, engine: str) -> Artifact:
     """Return the artifact on another engine; its answers may differ from what was measured."""
     from dataclasses import replace
 
-    from rung.parts import Mixture
+    from rung.artifact.parts import Mixture
 
     if isinstance(artifact.decoder, Mixture) or not artifact.decoder.asks_model:
         raise ConfigError(
@@ -117,7 +117,7 @@ def _line(answer: Answer) -> str:
 
 
 def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
-    from rung.prediction import sources
+    from rung.artifact.predict_file import sources
 
     values: dict[str, Any] = {"output": answer.text, "confidence": answer.confidence}
     if artifact.abstains:
@@ -135,7 +135,7 @@ def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
 
 def chat(artifact: ArtifactFolder, offline: Offline = False) -> None:
     """Talk to an artifact, line by line; chat tasks remember the conversation."""
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
     loaded = Artifact.load(artifact)
     loaded.open()
@@ -162,8 +162,8 @@ def _ask() -> str:
 
 def _say(artifact: Artifact, row: dict[str, Any]) -> str:
     """Print the answer, as it is written where it is generated."""
+    from rung.artifact.parts import Answer, Generate
     from rung.engines.base import GenerateRequest, Sampling
-    from rung.parts import Answer, Generate
 
     decoder = artifact.decoder
     if not isinstance(decoder, Generate) or decoder.constraint:
@@ -203,9 +203,9 @@ def predict(
     offline: Offline = False,
 ) -> None:
     """Answer every row of a file, in the order of the rows; memory does not grow with the file."""
-    from rung.artifact import Artifact
-    from rung.artifact_files import fingerprint
-    from rung.prediction import origin_file, predict_file
+    from rung.artifact.artifact import Artifact
+    from rung.artifact.files import fingerprint
+    from rung.artifact.predict_file import origin_file, predict_file
     from rung.tables import TABLES, lines_file, write_table
 
     if resume and out is None:
@@ -236,7 +236,7 @@ def show(
     offline: Offline = False,
 ) -> None:
     """Show what an artifact is made of, or the exact prompt of a row."""
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.training.report import report_lines
 
     loaded = Artifact.load(artifact)

@@ -138,7 +138,7 @@ def eval_command(
     offline: Offline = False,
 ) -> None:
     """Score an artifact on a split of a task; with --at-least, exit 1 below the bar."""
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.engines.opening import open_engine
     from rung.evaluation.faithfulness import FaithfulnessJudge
     from rung.evaluation.report.words import retrieval_text

@@ -30,7 +30,7 @@ def confidence(
     offline: Offline = False,
 ) -> None:
     """Fit confidence on the validation rows, measure it on the test rows, and say what abstaining would give."""
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.climbing.confidence import fit_confidence, measure_confidence
     from rung.task import Confidence, Task
 

@@ -13,7 +13,7 @@ from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, print_json, p
 from rung.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 Out = Annotated[Path | None, typer.Option("--out", help="A new folder.", metavar="FOLDER")]
 PROMPTS = ("messages", "text", "openai")
@@ -35,7 +35,7 @@ def merge(
     offline: Offline = False,
 ) -> None:
     """Merge tuned weights into the base model: FOLDER/model for any program, FOLDER/artifact for Rung."""
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.export.card import evidence
     from rung.export.merge import merge
 
@@ -85,7 +85,7 @@ def export(
 
 
 def _for_server(artifact: Path, to: str, out: Path | None, json: bool, quiet: bool, *, unused: tuple[Any, ...]) -> None:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.export.servers import ServerName, export_for
 
     if any(value is not None for value in unused):
@@ -116,7 +116,7 @@ def _weights(
     artifact: Path, to: str, out: Path | None, precision: str | None, prompt: str | None, data: Path | None,
     row: int | None, json: bool, quiet: bool,
 ) -> None:  # fmt: skip
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
     from rung.export.card import Form, evidence
     from rung.export.export import export
 
@@ -143,7 +143,7 @@ def _weights(
 
 
 def _prompts(artifact: Path, form: str, data: Path | None, row: int | None) -> None:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
     if form not in PROMPTS:
         raise ConfigError("unknown-format", f"--prompt {form!r}", hint=f"choose {', '.join(PROMPTS)}")
@@ -155,7 +155,7 @@ def _prompts(artifact: Path, form: str, data: Path | None, row: int | None) -> N
 
 
 def _exported(artifact: Artifact, row: dict[str, Any], form: str) -> dict[str, Any]:
-    from rung.parts import Generate, Reasoning
+    from rung.artifact.parts import Generate, Reasoning
 
     rendered = artifact.rendered(row)
     note_dropped(rendered)

@@ -227,8 +227,8 @@ def check(
     """Find unreviewed answers that break the task's rules, or with which an artifact disagrees."""
     from dataclasses import asdict
 
-    from rung.artifact import Artifact
-    from rung.artifact_files import fingerprint
+    from rung.artifact.artifact import Artifact
+    from rung.artifact.files import fingerprint
     from rung.feedback.checks import check as look
 
     loaded = Artifact.load(artifact)

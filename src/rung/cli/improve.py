@@ -119,8 +119,8 @@ def promote_command(
     json: Json = False,
 ) -> None:
     """Serve an artifact from now on, at once; servers that follow the registry switch by themselves."""
-    from rung.artifact import Artifact
-    from rung.artifact_files import MANIFEST
+    from rung.artifact.artifact import Artifact
+    from rung.artifact.files import MANIFEST
     from rung.feedback.improve import promote, read_improvement
     from rung.feedback.registry import Registry
 

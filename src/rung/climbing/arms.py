@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.data.types import Data
 from rung.rungs.base import Rung, Verdict, taken_from
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import rung
 from rung.advice import advise
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Head, Mixture
 from rung.climbing.confidence import can_be_fitted, fit_confidence, measure_confidence
 from rung.climbing.confirm import compare_all, recommend
 from rung.climbing.race import answer_rows
@@ -18,7 +19,6 @@ from rung.evaluation.answering import summary
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes, score_interval
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Head, Mixture
 from rung.rungs.costs import prediction_flops
 
 AMORTIZED = 10_000  # predictions over which training is shared when costs are compared

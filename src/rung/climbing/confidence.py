@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Answer, Head, Probable
 from rung.data.labels import labels_of
 from rung.data.types import Example
 from rung.errors import ConfigError
 from rung.evaluation import confidence
 from rung.evaluation.confidence import Confidence, Method
-from rung.parts import Answer, Head, Probable
 from rung.progress import QUIET, Progress
 
 

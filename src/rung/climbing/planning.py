@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.plan import PlannedRung, plan
 from rung.engines.engine_choice import explain

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.climbing.store import RunStore
 from rung.data.types import Example
 from rung.evaluation.elimination import Elimination, eliminate, looks

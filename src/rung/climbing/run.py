@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import rung
-from rung.artifact import Artifact
-from rung.artifact_files import fingerprint_unsaved
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import fingerprint_unsaved
 from rung.climbing.conclusion import conclude
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, parse_duration
 from rung.climbing.stages import run_stages

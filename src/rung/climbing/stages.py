@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.climbing.arms import STAGES, most_arms
 from rung.climbing.confirm import beats, compare_all
 from rung.climbing.plan import plan

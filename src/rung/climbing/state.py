@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions
 from rung.climbing.store import RunStore
 from rung.data.types import Data

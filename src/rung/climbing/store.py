@@ -18,8 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rung.artifact import Artifact
-from rung.artifact_files import MANIFEST
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import MANIFEST
 from rung.errors import ConfigError
 from rung.evaluation.result import Prediction
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rung
-from rung.artifact import Artifact
-from rung.artifact_files import MANIFEST
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import MANIFEST
 from rung.data.types import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError
 from rung.evaluation.elimination import eliminate, looks

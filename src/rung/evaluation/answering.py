@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rung.artifact.parts import Answer
 from rung.data.types import Example, Span
 from rung.evaluation.metrics.squad import squad_words
 from rung.evaluation.retrieval_metrics import span_recall
-from rung.parts import Answer
 from rung.retrieval.citations import Citation
 from rung.retrieval.gold import overlaps
 from rung.retrieval.passage import Passage

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rung.artifact import Artifact, Shape
+from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.parts import Answer
 from rung.data.labels import labels_of
 from rung.data.types import Example
 from rung.evaluation.answering import measure, sources, summary
@@ -25,7 +26,6 @@ from rung.evaluation.metrics import (
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.statistics import Interval, is_binary, mean_interval, wilson
 from rung.evaluation.statistics import compare as compare_scores
-from rung.parts import Answer
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:

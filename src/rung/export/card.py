@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import rung
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.models import catalogue
 from rung.models.reference import ModelFiles, hub_name
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.engines import openvino_export
 from rung.errors import ArtifactError, ConfigError
 from rung.export import merge

@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import BASE
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError
 from rung.export.card import Evidence, card
 from rung.models.cache import publish
 from rung.models.reference import resolve
-from rung.parts import BASE
 from rung.progress import QUIET, Progress
 from rung.training.changes import OUTPUT, plain_parameters
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from rung.agents.agent import Agent
-from rung.artifact import Artifact
-from rung.decoders.nearest import Nearest
-from rung.decoders.sentence_selection import SentenceSelection
+from rung.artifact.artifact import Artifact
+from rung.artifact.lookup import Nearest
+from rung.artifact.parts import BASE, Head, LabelScoring
+from rung.artifact.sentences import SentenceSelection
 from rung.errors import ArtifactError
 from rung.export import merge
 from rung.export.gguf import write_gguf
@@ -27,7 +28,6 @@ from rung.models.cache import publish
 from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
-from rung.parts import BASE, Head, LabelScoring
 from rung.progress import QUIET, Progress
 
 ServerName = Literal["vllm", "ollama", "kserve"]

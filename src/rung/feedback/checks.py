@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Generate
 from rung.data.json_schema import mismatch
 from rung.data.types import Example
 from rung.feedback.interaction import Interaction
 from rung.feedback.records import Feedback, Filter
 from rung.feedback.store import Store
-from rung.parts import Generate
 from rung.progress import QUIET, Progress
 
 BATCH = 32

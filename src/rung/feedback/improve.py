@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rung.artifact import Artifact
-from rung.artifact_files import fingerprint
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import fingerprint
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.run import Climb, climb
 from rung.data.types import Data

@@ -11,8 +11,8 @@ from rung.data.examples import text_of
 from rung.data.types import example_id, hash_of, place_of
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
-    from rung.parts import Answer
+    from rung.artifact.artifact import Artifact
+    from rung.artifact.parts import Answer
     from rung.task import Task
 
 Side = Literal["train", "test"]
@@ -126,7 +126,7 @@ def interaction_of(
         inputs: the row; columns that are no inputs of the task are left out.
         answer: what it said.
         id: of the response.
-        artifact_fingerprint: `rung.artifact_files.fingerprint` of its folder.
+        artifact_fingerprint: `rung.artifact.files.fingerprint` of its folder.
         model_fingerprint: of the base model.
         prompt: the exact text that the model read; None hashes the messages instead.
         finish: why the answer ended.

@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from rung.artifact import Artifact
-from rung.artifact_files import MANIFEST, fingerprint
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import MANIFEST, fingerprint
 from rung.errors import ArtifactError, ConfigError, RungError
 from rung.feedback.commands import command
 from rung.feedback.records import Challenge, Promotion

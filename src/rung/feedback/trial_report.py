@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.evaluation.metrics import Metric
 from rung.evaluation.report.words import p_text
 from rung.feedback.commands import command

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.errors import ConfigError
 from rung.evaluation.metrics import Case, Metric
 from rung.evaluation.statistics import Interval

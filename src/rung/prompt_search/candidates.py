@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
-from rung.artifact import Artifact
-from rung.parts import LabelScoring
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import LabelScoring
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.verbalizer import verbalize
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.labels import mean_logprobs
+from rung.artifact.parts import LabelScoring
 from rung.data.types import Example
-from rung.decoders.label_scoring import mean_logprobs
 from rung.engines.base import Floats, ScoreRequest
 from rung.errors import EngineError
 from rung.evaluation.metrics import Metric
 from rung.evaluation.scoring import cases
-from rung.parts import LabelScoring
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Meter
 from rung.prompt_search.candidates import Candidate, Space

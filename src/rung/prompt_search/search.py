@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import LabelScoring
 from rung.data.types import Example, place_of
 from rung.evaluation.metrics import Metric
 from rung.evaluation.racing import halve, race_order
 from rung.evaluation.scoring import cases
 from rung.evaluation.statistics import PairedComparison, compare, wilson
-from rung.parts import LabelScoring
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Meter
 from rung.prompt_search.candidates import Candidate, Space, crossed, neighbours

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.data.labels import labels_of
 from rung.data.types import Example
 from rung.engines.base import Engine, GenerateRequest, Messages, Sampling

@@ -20,7 +20,7 @@ from rung.retrieval.passage import Passage
 from rung.retrieval.retriever import Order
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 WIDER = 3  # times k passages are searched: the other ones that hold the answer are left out
 DEFAULT: Order = "best_last"  # as for demonstrations, the best next to the question

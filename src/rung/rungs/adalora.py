@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.data.types import Data
 from rung.rungs.tuned import Auto, Tuned
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.data.types import Data
 from rung.models.reference import resolve
 from rung.rungs.tuned import Auto, Tuned

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import LabelScoring
 from rung.data.types import Data
 from rung.machine import Machine
-from rung.parts import LabelScoring
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, batch_bias, divisors
 from rung.rungs.base import YES, Cost, Verdict, never, no

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Generate, Head, LabelScoring, Reasoning
 from rung.data.types import Data
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Generate, Head, LabelScoring, Reasoning
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import REQUEST, Extract, is_number
 from rung.rungs.base import YES, Cost, Verdict, never, no

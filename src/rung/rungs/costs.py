@@ -10,17 +10,17 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.lookup import Nearest
+from rung.artifact.parts import Head, LabelScoring, ListScoring, Mixture, Reasoning
+from rung.artifact.sentences import SentenceSelection
 from rung.data.types import Data, Example
-from rung.decoders.nearest import Nearest
-from rung.decoders.sentence_selection import SentenceSelection
 from rung.engines.label_trie import build_trie
 from rung.machine import Machine
 from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Head, LabelScoring, ListScoring, Mixture, Reasoning
 from rung.prompts.verbalizer import continuations
 from rung.retrieval.retriever import Retriever
 from rung.rungs.base import Cost

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.labels import mean_logprobs
+from rung.artifact.parts import LabelScoring
 from rung.data.types import Data, Example
-from rung.decoders.label_scoring import mean_logprobs
 from rung.engines.opening import open_encoder
 from rung.errors import ConfigError
 from rung.evaluation.racing import race_order
 from rung.machine import Machine
 from rung.models.reference import resolve
-from rung.parts import LabelScoring
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import batch_bias, divisors
 from rung.prompts.demonstrations import Demonstrations, Selection

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.data.types import Data, Example
 from rung.errors import ConfigError
 from rung.machine import Machine

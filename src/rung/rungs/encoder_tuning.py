@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Head
 from rung.data.types import Data, hash_of
 from rung.errors import EngineError
 from rung.extras import needed_by
@@ -25,7 +26,6 @@ from rung.machine import Machine
 from rung.models.cache import cache_dir
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Head
 from rung.progress import QUIET, Progress
 from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE

@@ -19,14 +19,14 @@ import numpy.typing as npt
 from pydantic import Field
 
 from rung import __version__
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.mixture import label_probabilities, tempered
+from rung.artifact.parts import Mixture
 from rung.data.types import Data, Example, hash_of, place_of
-from rung.decoders.mixture import label_probabilities, tempered
 from rung.engines.base import Floats
 from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.models.cache import cache_dir
-from rung.parts import Mixture
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Rung, Verdict, never, taken_from
 from rung.rungs.settings import settable
@@ -150,14 +150,14 @@ class _Waiting:
     """Members fitted from one artifact, kept in the cache under the hash of all that decides what they become."""
 
     def __init__(self, artifact: Artifact) -> None:
-        from rung.artifact_files import fingerprint_unsaved
+        from rung.artifact.files import fingerprint_unsaved
 
         self.artifact, self.base = artifact, fingerprint_unsaved(artifact)
         self.made: list[Path] = []
 
     def fitted(self, rung: Rung, data: Data, progress: Progress) -> Artifact:
         """Return the member that a killed run left, or fit it and keep it."""
-        from rung.artifact_files import MANIFEST
+        from rung.artifact.files import MANIFEST
 
         identity = {
             "base": self.base, "rung": rung.name, "seed": getattr(rung, "seed", None), "version": __version__,

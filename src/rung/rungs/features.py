@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.heads import features
+from rung.artifact.parts import Head, Promptless
 from rung.data.labels import labels_of
 from rung.data.types import Data, Example
-from rung.decoders.head import features
 from rung.engines.base import Floats
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Head, Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.verbalizer import verbalize
 from rung.rungs.base import YES, Cost, Verdict, never, no

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Promptless
 from rung.data.types import Data
 from rung.engines.opening import open_encoder
 from rung.machine import Machine
 from rung.models.reference import resolve
-from rung.parts import Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import YES, Cost, Verdict, never, no

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.models.layers import output_size
 from rung.models.reference import resolve
 from rung.rungs.costs import FULL, Sizes

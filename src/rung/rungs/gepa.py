@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.data.types import Data, Example
 from rung.engines.base import Engine, GenerateRequest, Message, Sampling
 from rung.engines.opening import open_engine

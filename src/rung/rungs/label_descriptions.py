@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import LabelScoring
 from rung.data.labels import labels_of
 from rung.data.types import Data
 from rung.engines.opening import open_engine
 from rung.errors import TrainingError
 from rung.machine import Machine
-from rung.parts import LabelScoring
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.copying import CopyGuard

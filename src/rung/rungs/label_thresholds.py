@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Generate, ListScoring
 from rung.data.labels import labels_of
 from rung.data.types import Data
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
-from rung.parts import Generate, ListScoring
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost

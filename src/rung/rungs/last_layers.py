@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.errors import ConfigError
 from rung.models.layers import last_layers, layer_list, output_size, tensor_sizes
 from rung.models.reference import resolve

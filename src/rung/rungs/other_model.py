@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.data.types import Data
 from rung.errors import ConfigError, ModelError
 from rung.machine import Machine

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.rungs.soft_prompts import SoftPrompted
 from rung.rungs.tuned import Auto
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Promptless
 from rung.data.types import Data, Example
 from rung.engines.api_options import ApiOptions
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError
 from rung.machine import Machine
-from rung.parts import Promptless
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space, templates

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Promptless
 from rung.data.types import NOT_IN_DOCUMENTS, Data
 from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.models.reference import resolve
-from rung.parts import Promptless
 from rung.progress import QUIET, Progress
 from rung.prompts.grounding import instruction
 from rung.retrieval.passage import Passage

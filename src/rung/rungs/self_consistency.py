@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Reasoning
 from rung.data.types import Data
 from rung.errors import ConfigError
 from rung.machine import Machine
-from rung.parts import Reasoning
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.chain_of_thought import UNREASONED

@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Answer, Promptless
+from rung.artifact.sentences import SentenceSelection as Selecting
+from rung.artifact.sentences import cost_of, ranked
 from rung.data.types import Data
-from rung.decoders.sentence_selection import SentenceSelection as Selecting
-from rung.decoders.sentence_selection import cost_of, ranked
 from rung.errors import ConfigError
 from rung.evaluation.scoring import cases
 from rung.machine import Machine
 from rung.models.reference import resolve
-from rung.parts import Answer, Promptless
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import forward_cost, sizes

@@ -6,7 +6,7 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
 from rung.errors import TrainingError
 from rung.rungs.tuned import Auto, Tuned
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import LabelScoring, Promptless
 from rung.data.types import Data
 from rung.evaluation.racing import halve, race_order
 from rung.machine import Machine
-from rung.parts import LabelScoring, Promptless
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space

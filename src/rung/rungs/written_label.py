@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Generate, LabelScoring
 from rung.data.types import Data
 from rung.machine import Machine
-from rung.parts import Generate, LabelScoring
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost

@@ -12,12 +12,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Answer, Generate
+from rung.artifact.predict_file import sources
 from rung.data.types import Example
 from rung.engines.base import GenerateRequest
 from rung.errors import ConfigError, DataError
-from rung.parts import Answer, Generate
-from rung.prediction import sources
 from rung.prompts.overflow import Rendered
 from rung.serving.served import example
 

@@ -9,10 +9,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from rung.artifact.parts import Answer
 from rung.engines.base import Delta, GenerateRequest
 from rung.engines.local_model import LocalModel
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Answer
 from rung.serving.answering import answer_of, answers_of, told_of
 from rung.serving.context import Context, context_of
 from rung.serving.errors import Refused

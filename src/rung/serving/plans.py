@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rung.artifact.parts import Generate
 from rung.engines.base import Constraint, GenerateRequest, Messages, Prompt, Sampling
 from rung.engines.local_model import LocalModel
 from rung.errors import ConfigError
 from rung.models.system_turn import accepts_system, fold_system
 from rung.models.tokenizer import Tokenizer
-from rung.parts import Generate
 from rung.prompts.overflow import Rendered
 from rung.serving.answering import refuse_sampling, request_of, row_of, writes_plain_text
 from rung.serving.schemas import ChatRequest, CompletionRequest, Sampled, Tool

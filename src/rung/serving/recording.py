@@ -12,7 +12,7 @@ from rung.feedback.interaction import DEFAULT_RULE, Interaction, interaction_of
 from rung.serving.shadows import Shadow
 
 if TYPE_CHECKING:
-    from rung.parts import Answer
+    from rung.artifact.parts import Answer
     from rung.serving.context import Context
     from rung.serving.served import Base, ServedArtifact
     from rung.serving.visit import Visit

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.agents.agent import Agent
-from rung.artifact import Artifact
-from rung.artifact_files import fingerprint
+from rung.artifact.artifact import Artifact
+from rung.artifact.files import fingerprint
+from rung.artifact.parts import Generate
 from rung.data.types import Example, example_id
 from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
 from rung.engines.engine_choice import settled
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Generate
 from rung.progress import QUIET, Progress
 from rung.serving.scheduled_engine import ScheduledEngine
 from rung.serving.scheduler import Scheduler

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rung.artifact.parts import Answer
 from rung.errors import RungError
 from rung.feedback.interaction import interaction_of
-from rung.parts import Answer
 from rung.serving.answering import answers_of
 from rung.serving.identity import new_id
 from rung.serving.scheduled_engine import LeftError, ScheduledEngine

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from rung.artifact.parts import Answer
 from rung.errors import DataError
-from rung.parts import Answer
 from rung.serving.answering import answers_of, checked_row, told_of
 from rung.serving.chat_api import FAILURES
 from rung.serving.context import Context, context_of

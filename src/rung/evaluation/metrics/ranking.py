@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rung.decoders.nearest import outputs_of
+from rung.artifact.lookup import outputs_of
 from rung.evaluation.metrics.base import some
 
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
+from rung.artifact.parts import Answer
 from rung.errors import RungError
-from rung.parts import Answer
 from rung.retrieval.citations import Citation, shown_sources
 from rung.serving.answering import answers_of
 from rung.serving.context import context_of

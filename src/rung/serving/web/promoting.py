@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from rung.artifact_files import MANIFEST, fingerprint
+from rung.artifact.files import MANIFEST, fingerprint
 from rung.errors import ConfigError, RungError
 from rung.feedback.improve import promote, read_improvement
 from rung.feedback.records import Promotion

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from rung.decoders.answer import Answer
-from rung.decoders.base import Prompted
+from rung.artifact.answer import Answer
+from rung.artifact.decoder import Prompted
 from rung.engines.base import Engine, GenerateRequest, Messages, Sampling
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import MARKER, Extract, extracted, majority
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rung.artifact import Artifact, Shape
-from rung.artifact_files import fingerprint
+from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.files import fingerprint
+from rung.artifact.parts import LabelScoring
+from rung.artifact.predict_file import BATCH, Predicted, origin_file, predict_file
 from rung.cli.main import app
 from rung.data.sources import read_rows
 from rung.errors import ConfigError, DataError
-from rung.parts import LabelScoring
-from rung.prediction import BATCH, Predicted, origin_file, predict_file
 from rung.progress import Quiet
 from rung.prompts.prompt import Prompt
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from rung.artifact.answer import Answer
+from rung.artifact.context import Given
+from rung.artifact.decoder import Promptless
 from rung.data.types import Example
-from rung.decoders.answer import Answer
-from rung.decoders.base import Promptless
-from rung.decoders.context import Given
 from rung.engines.base import Floats
 from rung.engines.opening import open_encoder
 from rung.progress import Progress
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 BLOCK = 256  # queries compared with the table together
 

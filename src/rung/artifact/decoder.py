@@ -6,16 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from rung.artifact import context
+from rung.artifact.answer import Answer
+from rung.artifact.context import Given
 from rung.data.types import Example
-from rung.decoders import context
-from rung.decoders.answer import Answer
-from rung.decoders.context import Given
 from rung.engines.base import Engine, Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 
 class Decoder(ABC):

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from rung.decoders.answer import Answer
-from rung.decoders.base import Prompted
+from rung.artifact.answer import Answer
+from rung.artifact.decoder import Prompted
 from rung.engines.base import Constraint, Engine, GenerateRequest, Messages, Sampling
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,16 +27,16 @@ import numpy as np
 
 from rung.agents.agent import Agent
 from rung.agents.files import agent_from_values, agent_values
-from rung.artifact import Artifact, Shape
-from rung.decoders.nearest import Nearest
-from rung.decoders.sentence_selection import SentenceSelection
+from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.lookup import Nearest
+from rung.artifact.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning, Weights
+from rung.artifact.sentences import SentenceSelection
 from rung.engines.engine_choice import settled
 from rung.errors import ArtifactError
 from rung.evaluation.confidence import Confidence
 from rung.models.cache import publish
 from rung.models.fingerprint import file_sha256
 from rung.models.reference import is_endpoint, resolve
-from rung.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning, Weights
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt

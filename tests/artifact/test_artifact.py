@@ -4,10 +4,10 @@ import shutil
 import numpy as np
 import pytest
 
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Head
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, DataError
-from rung.parts import Head
 from rung.rungs import Calibrate, Features, FewShot
 
 ROWS = [{"text": "Where is my card?"}, {"text": "someone stole my card", "other": "is not looked at"}]

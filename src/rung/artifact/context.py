@@ -17,7 +17,7 @@ from rung.retrieval.passage import Passage
 from rung.retrieval.retriever import Found
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 Given = Sequence[Sequence[Passage]] | None  # passages to show of each row, in place of what a search finds
 Room = Callable[[Engine], int]  # how many tokens of an engine's context the answer may take

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+from rung.artifact.answer import Answer
+from rung.artifact.context import Given
+from rung.artifact.decoder import Promptless
 from rung.data.types import Example
-from rung.decoders.answer import Answer
-from rung.decoders.base import Promptless
-from rung.decoders.context import Given
 from rung.engines.opening import open_encoder
 from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import sentence_spans
@@ -23,7 +23,7 @@ from rung.retrieval.passage import Passage
 from rung.retrieval.retriever import Found
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rung.artifact.answer import Answer
+from rung.artifact.lookup import Nearest
+from rung.artifact.mixture import label_probabilities
+from rung.artifact.parts import Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning
 from rung.data.types import Example
-from rung.decoders.answer import Answer
-from rung.decoders.mixture import label_probabilities
-from rung.decoders.nearest import Nearest
 from rung.errors import EngineError
-from rung.parts import Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning
 from rung.progress import QUIET
 from rung.prompts.extraction import MARKER
 from rung.prompts.overflow import Rendered

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from rung.artifact.answer import Answer, sure
+from rung.artifact.decoder import Prompted
 from rung.data.types import Example
-from rung.decoders.answer import Answer, sure
-from rung.decoders.base import Prompted
 from rung.engines.base import Engine, Floats, Messages, ScoreRequest
 from rung.evaluation.confidence import Confidence
 from rung.progress import QUIET, Progress
@@ -18,7 +18,7 @@ from rung.prompts.calibration import Normalization, divisors, probabilities
 from rung.prompts.verbalizer import continuations
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from rung.artifact.answer import Answer, sure
+from rung.artifact.context import Given
+from rung.artifact.decoder import Promptless
 from rung.data.types import Example
-from rung.decoders.answer import Answer, sure
-from rung.decoders.base import Promptless
-from rung.decoders.context import Given
 from rung.engines.base import Floats, Messages
 from rung.errors import EngineError
 from rung.evaluation.confidence import Confidence
@@ -19,7 +19,7 @@ from rung.progress import Progress
 from rung.prompts.overflow import Rendered
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True)

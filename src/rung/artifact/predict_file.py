@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from rung.agents.trace import trace
-from rung.artifact import Artifact
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Answer
 from rung.data.sources import read_rows
 from rung.data.types import Record
 from rung.errors import ConfigError, DataError
 from rung.models.fingerprint import file_sha256
-from rung.parts import Answer
 from rung.progress import QUIET, Progress
 
 BATCH = 64  # rows answered together and written before the next are read

@@ -1,6 +1,6 @@
 import pytest
 
-from rung.decoders.sentence_selection import Sentence, SentenceSelection, ranked
+from rung.artifact.sentences import Sentence, SentenceSelection, ranked
 from rung.retrieval.passage import Passage
 
 ENCODER = "embedded-encoder"

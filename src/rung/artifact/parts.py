@@ -6,14 +6,14 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rung.decoders.answer import Answer
-from rung.decoders.base import Decoder, Promptless
-from rung.decoders.generate import Generate
-from rung.decoders.head import Head
-from rung.decoders.label_scoring import LabelScoring
-from rung.decoders.list_scoring import ListScoring
-from rung.decoders.mixture import Mixture
-from rung.decoders.reasoning import Reasoning
+from rung.artifact.answer import Answer
+from rung.artifact.decoder import Decoder, Promptless
+from rung.artifact.heads import Head
+from rung.artifact.labels import LabelScoring
+from rung.artifact.list_scoring import ListScoring
+from rung.artifact.mixture import Mixture
+from rung.artifact.reasoning import Reasoning
+from rung.artifact.text import Generate
 
 __all__ = [
     "BASE",

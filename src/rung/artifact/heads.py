@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from rung.artifact.answer import Answer, sure, sure_of_list
+from rung.artifact.context import Given
+from rung.artifact.decoder import Promptless
+from rung.artifact.list_scoring import listed
 from rung.data.types import Example
-from rung.decoders.answer import Answer, sure, sure_of_list
-from rung.decoders.base import Promptless
-from rung.decoders.context import Given
-from rung.decoders.list_scoring import listed
 from rung.engines.base import Floats, Messages
 from rung.engines.opening import open_encoder
 from rung.evaluation.confidence import Confidence, of_decisions
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rung.artifact import Artifact
-from rung.decoders.nearest import BLOCK, Nearest, outputs_of
+from rung.artifact.artifact import Artifact
+from rung.artifact.lookup import BLOCK, Nearest, outputs_of
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.metrics import default_metric, get_metric
 from rung.evaluation.scoring import summarize

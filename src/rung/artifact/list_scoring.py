@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from rung.decoders.answer import Answer
-from rung.decoders.base import Prompted
-from rung.decoders.label_scoring import LabelScoring
+from rung.artifact.answer import Answer
+from rung.artifact.decoder import Prompted
+from rung.artifact.labels import LabelScoring
 from rung.engines.base import Engine, Floats, Messages, ScoreRequest
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import divisors
 
 if TYPE_CHECKING:
-    from rung.artifact import Artifact
+    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from rung.agents.agent import Agent, protocol_for
 from rung.agents.protocol import json_head
 from rung.agents.toolbox import find_tools
 from rung.agents.tools import McpServer
+from rung.artifact.lookup import Nearest
+from rung.artifact.parts import BASE, Answer, Decoder, Generate, LabelScoring, Probable, Weights, unfitted
 from rung.data.labels import LABELLED
 from rung.data.types import Example, example_id
-from rung.decoders.nearest import Nearest
 from rung.engines.api_scoring import scores_labels
 from rung.engines.base import Engine, Messages
 from rung.engines.opening import open_encoder, open_engine
@@ -23,16 +24,6 @@ from rung.errors import ConfigError, DataError
 from rung.evaluation.confidence import Confidence
 from rung.evaluation.metrics import Metric, get_metric
 from rung.models.reference import is_endpoint
-from rung.parts import (
-    BASE,
-    Answer,
-    Decoder,
-    Generate,
-    LabelScoring,
-    Probable,
-    Weights,
-    unfitted,
-)
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.grounding import block
@@ -308,15 +299,15 @@ class Artifact:
     # ---- keeping
 
     def save(self, folder: str | Path) -> Path:
-        """Write the artifact into a new folder; see `rung.artifact_files`."""
-        from rung.artifact_files import save
+        """Write the artifact into a new folder; see `rung.artifact.files`."""
+        from rung.artifact.files import save
 
         return save(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> Artifact:
         """Read an artifact back, checking every file, the base model and the prompt's fingerprint."""
-        from rung.artifact_files import load
+        from rung.artifact.files import load
 
         return load(Path(folder))
 
