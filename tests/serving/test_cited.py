@@ -13,7 +13,7 @@ from grounded import Index as FakeIndex
 from grounded import Reader, looking_in, passage
 from rung.data.types import NOT_IN_DOCUMENTS
 from rung.engines.base import Delta
-from rung.serving.answering import answers_of, told_of
+from rung.serving.artifacts import answers_of, told_of
 from rung.serving.served import Served, ServedArtifact
 from rung.serving.web.site import Places
 

@@ -13,8 +13,8 @@ from rung.serving.metrics import SECONDS
 from rung.serving.web import sessions
 from rung.serving.web.differences import WORDS, differences
 from rung.serving.web.history import KEPT, History, Sample, polyline, quantile, rates
-from rung.serving.web.reviewing import Look
-from rung.serving.web.run_folders import Progressing, progress_of, report_of, run_folder, run_folders, seconds_spent
+from rung.serving.web.review import Look
+from rung.serving.web.runs import Progressing, progress_of, report_of, run_folder, run_folders, seconds_spent
 from rung.serving.web.sessions import COOKIE, Sessions
 
 

@@ -15,7 +15,10 @@ from starlette.exceptions import HTTPException
 
 from rung import __version__
 from rung.errors import RungError
-from rung.serving import chat_api, embeddings_api, health_api, models_api, tasks_api, text_api
+from rung.serving import chat as chat_api
+from rung.serving import completions as text_api
+from rung.serving import embeddings_api, health_api, tasks_api
+from rung.serving import endpoints as models_api
 from rung.serving.access import Access
 from rung.serving.admission import BusyError, Gate
 from rung.serving.context import Context

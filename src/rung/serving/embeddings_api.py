@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from rung.engines.base import Floats
-from rung.serving.chat_api import FAILURES
+from rung.serving.chat import FAILURES
 from rung.serving.context import context_of
 from rung.serving.errors import Refused
 from rung.serving.schemas import EmbeddingRequest

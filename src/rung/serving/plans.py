@@ -14,7 +14,7 @@ from rung.errors import ConfigError
 from rung.models.system_turn import accepts_system, fold_system
 from rung.models.tokenizer import Tokenizer
 from rung.prompts.overflow import Rendered
-from rung.serving.answering import refuse_sampling, request_of, row_of, writes_plain_text
+from rung.serving.artifacts import refuse_sampling, request_of, row_of, writes_plain_text
 from rung.serving.schemas import ChatRequest, CompletionRequest, Sampled, Tool
 from rung.serving.served import Base, ServedArtifact, scheduled
 from rung.serving.tools import constraint, described, forced, template_knows_tools, turns

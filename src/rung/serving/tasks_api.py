@@ -10,8 +10,8 @@ from fastapi.responses import JSONResponse, Response
 
 from rung.artifact.parts import Answer
 from rung.errors import DataError
-from rung.serving.answering import answers_of, checked_row, told_of
-from rung.serving.chat_api import FAILURES
+from rung.serving.artifacts import answers_of, checked_row, told_of
+from rung.serving.chat import FAILURES
 from rung.serving.context import Context, context_of
 from rung.serving.errors import Refused
 from rung.serving.identity import new_id

@@ -15,7 +15,7 @@ from rung.serving.served import Base, Encoder
 from rung.serving.web.forms import form_of
 from rung.serving.web.ladder import ladder_of
 from rung.serving.web.rendering import HEADERS, HERE, page, see_other
-from rung.serving.web.run_folders import progress_of, report_of, run_folder, run_folders, seconds_spent
+from rung.serving.web.runs import progress_of, report_of, run_folder, run_folders, seconds_spent
 from rung.serving.web.sessions import COOKIE, HOURS
 from rung.serving.web.site import site_of
 from rung.serving.web.trying import has_trial

@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from rung.artifact.parts import Answer
 from rung.errors import RungError
 from rung.retrieval.citations import Citation, shown_sources
-from rung.serving.answering import answers_of
+from rung.serving.artifacts import answers_of
 from rung.serving.context import context_of
 from rung.serving.errors import Refused
 from rung.serving.keys import TooManyError

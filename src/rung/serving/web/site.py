@@ -72,7 +72,9 @@ def add_pages(app: FastAPI, places: Places, keys: KeyRing | None) -> Sessions:
     """Add the pages to an application; return the sessions that its front has to know."""
     from fastapi import APIRouter
 
-    from rung.serving.web import general, load, playground, promoting, reviewing, trying
+    from rung.serving.web import general, load, playground, trying
+    from rung.serving.web import promotions as promoting
+    from rung.serving.web import review as reviewing
 
     site = Site(places, Sessions(keys), History(app.state.rung.metrics.registry))
 

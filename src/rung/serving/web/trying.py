@@ -22,7 +22,7 @@ from rung.serving.served import ServedArtifact
 from rung.serving.web.forms import form_of
 from rung.serving.web.ladder import PAD, WIDTH
 from rung.serving.web.rendering import page, see_other
-from rung.serving.web.reviewing import reviewer_of
+from rung.serving.web.review import reviewer_of
 from rung.serving.web.site import may_review, reviewers_only, site_of
 
 router = APIRouter(prefix="/trials", include_in_schema=False, dependencies=[Depends(reviewers_only)])

@@ -10,16 +10,16 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from rung.engines.local_model import LocalModel
-from rung.serving.chat_api import FAILURES, answer_row, extra, keep, said, without_end
+from rung.serving.chat import FAILURES, answer_row, extra, keep, said, without_end
 from rung.serving.context import Context, context_of
 from rung.serving.errors import Refused
 from rung.serving.identity import new_id
 from rung.serving.plans import Direct, Plan, plan_text
 from rung.serving.recording import record_answer
-from rung.serving.running import Made, Running
 from rung.serving.schemas import CompletionRequest
 from rung.serving.served import Encoder
 from rung.serving.stream import Trimmed, event_stream
+from rung.serving.streams import Made, Running
 from rung.serving.token_texts import spelled, text_logprobs
 from rung.serving.visit import Visit, visit_of
 

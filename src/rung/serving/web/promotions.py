@@ -19,8 +19,8 @@ from rung.feedback.store import Store
 from rung.serving.errors import refusal
 from rung.serving.web.forms import form_of
 from rung.serving.web.rendering import page, see_other
-from rung.serving.web.reviewing import reviewer_of
-from rung.serving.web.run_folders import RunFolder, report_of, run_folder, run_folders
+from rung.serving.web.review import reviewer_of
+from rung.serving.web.runs import RunFolder, report_of, run_folder, run_folders
 from rung.serving.web.site import Site, reviewers_only, site_of
 
 router = APIRouter(prefix="/promotions", include_in_schema=False, dependencies=[Depends(reviewers_only)])

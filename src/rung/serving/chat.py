@@ -13,16 +13,16 @@ from rung.artifact.parts import Answer
 from rung.engines.base import Delta, GenerateRequest
 from rung.engines.local_model import LocalModel
 from rung.models.tokenizer import Tokenizer
-from rung.serving.answering import answer_of, answers_of, told_of
+from rung.serving.artifacts import answer_of, answers_of, told_of
 from rung.serving.context import Context, context_of
 from rung.serving.errors import Refused
 from rung.serving.identity import new_id
 from rung.serving.plans import Direct, Plan, plan_chat
 from rung.serving.recording import record_answer, record_plain
-from rung.serving.running import Made, Running
 from rung.serving.schemas import ChatRequest, Error
 from rung.serving.served import Encoder, ending, scheduled
 from rung.serving.stream import Trimmed, event_stream
+from rung.serving.streams import Made, Running
 from rung.serving.token_texts import Token, chat_logprobs, spelled
 from rung.serving.tools import calls_in
 from rung.serving.visit import Visit, visit_of
