@@ -16,7 +16,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from _common import banking77_texts, finish, scitldr_texts
-from rung.engines.encoder import open_sentence_encoder
+from rung.engines.encoders import open_sentence_encoder
 from rung.models.reference import resolve
 
 ROUNDS = 3

@@ -29,7 +29,7 @@ import numpy as np
 
 from rung.engines.base import GenerateRequest, Messages, Sampling
 from rung.engines.opening import open_openvino
-from rung.engines.openvino_engine import OpenVinoEngine
+from rung.engines.openvino import OpenVinoEngine
 
 GOALS = {"batch": 4.0, "raw": 0.9, "ludwig-loop": 15.0}
 BATCH = 32

@@ -12,17 +12,17 @@ import pytest
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate, LabelScoring
-from rung.engines.api_engine import ApiEngine
+from rung.engines.api import ApiEngine
 from rung.engines.api_options import ApiOptions
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
 from rung.engines.opening import open_torch
 from rung.errors import EngineError, ModelError
 from rung.models import catalogue, embedded
 from rung.models.cache import cache_dir, publish
-from rung.models.ending import end_token
 from rung.models.reference import resolve
 from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
+from rung.models.turns import end_token
 
 pytest.importorskip("xllamacpp")
 SERVE = """

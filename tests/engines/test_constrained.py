@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
 
 from rung.engines.base import Constraint, GenerateRequest, Sampling
-from rung.engines.constrained import TokenMask, compiled, constrained_text
+from rung.engines.constraints import TokenMask, compiled, constrained_text
 from rung.engines.opening import open_torch
 from rung.engines.torch_decoding import decode, stream
 from rung.errors import ConfigError, EngineError

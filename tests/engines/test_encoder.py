@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rung.engines import encoder as encoders
-from rung.engines.encoder import choose_backend, open_sentence_encoder
+from rung.engines import encoders
+from rung.engines.encoders import choose_backend, open_sentence_encoder
 from rung.engines.openvino_encoder import BATCH_TOKENS, OpenVinoEncoder, batches, pool
 from rung.engines.sentence_recipe import Recipe, read_recipe
 from rung.errors import ConfigError

@@ -9,7 +9,7 @@ import pytest
 
 from rung.engines.base import Constraint, Delta, GenerateRequest, Sampling
 from rung.engines.opening import open_engine, open_openvino
-from rung.engines.openvino_apart import OpenVinoApart
+from rung.engines.openvino_process import OpenVinoApart
 from rung.errors import DataError, EngineError, Location
 from rung.models.reference import resolve
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from rung.artifact.artifact import Artifact
-from rung.engines import encoder as encoders
-from rung.engines.encoder import open_sentence_encoder
+from rung.engines import encoders
+from rung.engines.encoders import open_sentence_encoder
 from rung.errors import ArtifactError, ModelError, TrainingError
 from rung.machine import this_machine
 from rung.models.reference import resolve

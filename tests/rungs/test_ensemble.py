@@ -8,7 +8,7 @@ import pytest
 from rung.artifact.artifact import Artifact
 from rung.artifact.mixture import tempered
 from rung.artifact.parts import Head
-from rung.engines import encoder as encoders
+from rung.engines import encoders
 from rung.errors import ConfigError, EngineError
 from rung.machine import this_machine
 from rung.rungs import Ensemble, build

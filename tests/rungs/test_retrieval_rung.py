@@ -273,7 +273,7 @@ def test_demonstrations_and_tuning_read_passages_too(fitted, rows, documents, ti
     assert LoRA().applies(fitted, rows).applies
     local = fitted.on(Artifact.zero_shot(documents, engine="torch").open())
     wide = replace(local, overflow="error").on(local.open())
-    from rung.engines.local_model import LocalModel
+    from rung.engines.local import LocalModel
     from rung.models.reference import resolve
 
     reader = LocalModel(replace(resolve(str(tiny_folder)), context=8192))

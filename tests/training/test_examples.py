@@ -8,7 +8,7 @@ import pytest
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate
 from rung.data.types import Document, Example
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.errors import TrainingError
 from rung.models.reference import ModelFiles, resolve
 from rung.prompts.demonstrations import Demonstrations

@@ -10,9 +10,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rung.artifact.artifact import Artifact
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.engines.opening import open_torch
-from rung.engines.openvino_engine import OpenVinoEngine
+from rung.engines.openvino import OpenVinoEngine
 from rung.engines.torch_engine import TorchEngine
 from rung.rungs import Full
 from rung.task import Task

@@ -127,7 +127,7 @@ def training_reports(task: Task, data: Data) -> dict[str, Any]:
     Rows that are too long are left out and counted, where training by default stops at the first.
     """
     from rung.artifact.artifact import Artifact
-    from rung.engines.local_model import LocalModel
+    from rung.engines.local import LocalModel
     from rung.models.reference import resolve
     from rung.rungs import DomainAdaptation
     from rung.training.blocks import blocks

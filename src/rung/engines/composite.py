@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from rung.engines import openvino_adapters, openvino_constraint
+from rung.engines import openvino_adapters
+from rung.engines import openvino_grammar as openvino_constraint
 from rung.engines.base import (
     Closes,
     Continuous,
@@ -22,7 +23,7 @@ from rung.engines.base import (
     Session,
     TokenScores,
 )
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 

@@ -161,7 +161,7 @@ def _read(folder: Path) -> Choice:
 
 def _machine() -> str:
     """Return a short hash of what speeds and text depend on: processor, cores, GPUs, libraries, OpenVINO's settings."""
-    from rung.engines.openvino_engine import PROPERTIES
+    from rung.engines.openvino import PROPERTIES
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     information = Path("/proc/cpuinfo")

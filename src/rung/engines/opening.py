@@ -11,9 +11,9 @@ from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from rung.engines.api_engine import ApiEngine
-    from rung.engines.encoder import SentenceEncoder
-    from rung.engines.openvino_engine import OpenVinoEngine
+    from rung.engines.api import ApiEngine
+    from rung.engines.encoders import SentenceEncoder
+    from rung.engines.openvino import OpenVinoEngine
     from rung.engines.openvino_export import Precision
     from rung.engines.torch_engine import TorchEngine
 
@@ -86,8 +86,8 @@ def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progres
         return open_torch(files.reference, device=device)
     precision: Precision = "fp32" if engine == "openvino-fp32" else "int8"
     if apart:
-        from rung.engines.openvino_apart import OpenVinoApart
         from rung.engines.openvino_export import exported
+        from rung.engines.openvino_process import OpenVinoApart
 
         exported(files, "causal", precision, progress=progress)
         return OpenVinoApart(files, precision)
@@ -103,7 +103,7 @@ def _remembering(engine: Engine, remember: bool) -> Engine:
 @lru_cache(maxsize=8)
 def open_api(model: str) -> ApiEngine:
     """Return the api engine of an endpoint; it is shared, so that a budget holds for the whole process."""
-    from rung.engines.api_engine import ApiEngine
+    from rung.engines.api import ApiEngine
 
     return ApiEngine(model)
 
@@ -131,7 +131,7 @@ def open_openvino(model: str, precision: Precision = "int8", *, progress: Progre
 
 @lru_cache(maxsize=2)
 def _open_openvino(model: str, precision: Precision) -> OpenVinoEngine:
-    from rung.engines.openvino_engine import OpenVinoEngine
+    from rung.engines.openvino import OpenVinoEngine
 
     return OpenVinoEngine(resolve(model), precision)
 
@@ -140,7 +140,7 @@ def open_encoder(model: str, *, device: str = "auto", progress: Progress = QUIET
     """Return the sentence encoder `model`, loading it (and exporting it, once per machine) at the first call."""
     encoder = _encoders.get((model, device))
     if encoder is None:
-        from rung.engines.encoder import open_sentence_encoder
+        from rung.engines.encoders import open_sentence_encoder
 
         files = resolve(model, progress=progress)
         encoder = open_sentence_encoder(files, device=device, progress=progress)
@@ -157,7 +157,7 @@ def export_ahead(files: ModelFiles, *, progress: Progress = QUIET) -> None:
         ConfigError: `encoder-backend`: OpenVINO cannot run this encoder exactly.
         EngineError: what exports is not installed, or fails.
     """
-    from rung.engines.encoder import open_sentence_encoder
+    from rung.engines.encoders import open_sentence_encoder
     from rung.engines.openvino_export import exported
 
     if (files.folder / "modules.json").exists():  # of sentence-transformers

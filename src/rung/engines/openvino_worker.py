@@ -1,4 +1,4 @@
-"""The process in which OpenVINO serves: `python -m rung.engines.openvino_worker`; see `rung.engines.openvino_apart`.
+"""The process in which OpenVINO serves: `python -m rung.engines.openvino_worker`; see `rung.engines.openvino_process`.
 
 Pickles on both pipes. First read the model's files and the precision, answered by what the engine says of itself. Then
 `("session",)` begins anew, `("add", key, request)` takes a completion in, `("cancel", key)` drops one, and `("step",)`
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def _serve(calls: BinaryIO, replies: BinaryIO) -> None:
-    from rung.engines.openvino_engine import OpenVinoEngine
+    from rung.engines.openvino import OpenVinoEngine
 
     def reply(value: Any) -> None:
         pickle.dump(value, replies, pickle.HIGHEST_PROTOCOL)

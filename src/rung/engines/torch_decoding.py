@@ -15,7 +15,7 @@ import torch
 
 from rung.engines.attention import layer_masks
 from rung.engines.base import Constraint, FinishReason, Generation, Sampling
-from rung.engines.constrained import TokenMask, constrained_text
+from rung.engines.constraints import TokenMask, constrained_text
 from rung.engines.cuda_batching import side_by_side
 from rung.engines.label_trie import common_prefix
 from rung.engines.shown import Shown

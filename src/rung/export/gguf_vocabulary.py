@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rung.errors import EngineError
-from rung.models.ending import end_token
 from rung.models.gguf_tokenizer import CONTROL, USER_DEFINED, pre_tokenizer
 from rung.models.tokenizer import Tokenizer
+from rung.models.turns import end_token
 
 NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # tokenizer.ggml.token_type; its others are shared with the reader
 FAMILIES = ("gpt-2", "smollm", "llama-bpe", "qwen2")  # as llama.cpp spells them

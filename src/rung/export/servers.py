@@ -25,9 +25,9 @@ from rung.export import merge
 from rung.export.gguf import write_gguf
 from rung.export.server_templates import ollama_template, server_template
 from rung.models.cache import publish
-from rung.models.ending import end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
+from rung.models.turns import end_token
 from rung.progress import QUIET, Progress
 
 ServerName = Literal["vllm", "ollama", "kserve"]

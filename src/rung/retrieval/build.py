@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.data.types import hash_of
-from rung.engines.encoder import SentenceEncoder
+from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ConfigError
 from rung.models.cache import cache_dir

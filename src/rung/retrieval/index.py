@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rung.engines.base import Floats
-from rung.engines.encoder import SentenceEncoder
+from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ArtifactError
 from rung.models.reference import resolve

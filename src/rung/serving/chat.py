@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from rung.artifact.parts import Answer
 from rung.engines.base import Delta, GenerateRequest
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.models.tokenizer import Tokenizer
 from rung.serving.artifacts import answer_of, answers_of, told_of
 from rung.serving.context import Context, context_of

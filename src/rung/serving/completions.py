@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.serving.chat import FAILURES, answer_row, extra, keep, said, without_end
 from rung.serving.context import Context, context_of
 from rung.serving.errors import Refused

@@ -9,7 +9,7 @@ from typing import Any
 
 from rung.artifact.parts import Generate
 from rung.engines.base import Constraint, GenerateRequest, Messages, Prompt, Sampling
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.errors import ConfigError
 from rung.models.system_turn import accepts_system, fold_system
 from rung.models.tokenizer import Tokenizer

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rung.data.types import Document
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.errors import TrainingError
-from rung.models.ending import text_end
+from rung.models.turns import text_end
 from rung.training.examples import TokenizedExample
 
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, Self
 from rung.artifact.artifact import Artifact
 from rung.data.types import Example
 from rung.engines.base import Messages
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.errors import TrainingError
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from rung.engines.base import Delta, EngineInfo, Floats, GenerateRequest, Generation, Scored, ScoreRequest, Session
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.engines.openvino_export import Precision
 from rung.errors import EngineError, RungError
 from rung.models.reference import ModelFiles

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rung.engines.base import EngineInfo, Floats, GenerateRequest, Generation, Scored, ScoreRequest, Session
-from rung.engines.local_model import LocalModel
+from rung.engines.local import LocalModel
 from rung.engines.openvino_adapters import adapter_bytes
-from rung.engines.openvino_constraint import structured_output
 from rung.engines.openvino_export import Precision, exported
+from rung.engines.openvino_grammar import structured_output
 from rung.engines.openvino_pipeline import Pipeline, Row
 from rung.errors import EngineError
 from rung.extras import needed_by
