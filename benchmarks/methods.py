@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from _common import EXAMPLES, finish, run_script
 
 if TYPE_CHECKING:
-    from rung.data.types import Data, Example
+    from rung.data.rows import Data, Example
 
 METHODS = (
     "output-layer", "last-layers", "full", "lora", "rslora", "dora", "adalora", "qlora", "ia3", "llama-adapter",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _prompt_tasks import TASKS, task_folder
 from rung.artifact.artifact import Artifact
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.opening import open_encoder
 from rung.evaluation.metrics import get_metric
 from rung.evaluation.racing import race_order

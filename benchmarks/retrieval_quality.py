@@ -28,7 +28,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from _common import finish
-from rung.data.types import Span
+from rung.data.rows import Span
 from rung.engines.opening import open_encoder
 from rung.evaluation.retrieval_metrics import span_recall
 from rung.evaluation.statistics import compare

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.models.tokenizer import Tokenizer
 from rung.task import Task
 

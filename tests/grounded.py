@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate
-from rung.data.types import Example, example_id
+from rung.data.rows import Example, example_id
 from rung.engines.base import EngineInfo, Generation
 from rung.prompts.grounding import instruction
 from rung.prompts.prompt import Prompt

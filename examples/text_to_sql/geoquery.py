@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from rung.evaluation.metrics.sql import Database, QueryError
+from rung.evaluation.metrics.execution import Database, QueryError
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 TASK = """name: geoquery

@@ -25,7 +25,7 @@ from rung.yamlfile import YamlFile, read_yaml
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from rung.data.types import Data
+    from rung.data.rows import Data
 
 Kind = Literal["text", "category", "multilabel", "json", "chat", "ranking"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -10,7 +10,7 @@ import pytest
 
 from rung.agents import agent as agent_module
 from rung.agents import toolbox
-from rung.agents.protocol import (
+from rung.agents.calls import (
     Call,
     MalformedError,
     json_constraint,

@@ -9,7 +9,7 @@ from rung.artifact.answer import Answer
 from rung.artifact.lookup import Nearest
 from rung.artifact.mixture import label_probabilities
 from rung.artifact.parts import Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.errors import EngineError
 from rung.progress import QUIET
 from rung.prompts.extraction import MARKER

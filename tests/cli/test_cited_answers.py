@@ -11,7 +11,7 @@ from grounded import looking_in, passage
 from rung.artifact.artifact import Artifact
 from rung.artifact.predict_file import predict_file
 from rung.cli.main import app
-from rung.data.types import NOT_IN_DOCUMENTS
+from rung.data.rows import NOT_IN_DOCUMENTS
 
 DOCUMENTS = [passage("guide.pdf", "A card costs 5 EUR.", page=3, start=40), passage("faq.md", "A card takes a week.")]
 

@@ -13,7 +13,7 @@ from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
 from rung.errors import ConfigError
-from rung.evaluation.confidence import Confidence, fit, tempered
+from rung.evaluation.calibration import Confidence, fit, tempered
 from rung.evaluation.report.html import page
 from rung.evaluation.report.jsonfile import read, write
 from rung.evaluation.scoring import evaluate, summarize

@@ -12,7 +12,7 @@ from rung.climbing.run import climb
 from rung.errors import ConfigError
 from rung.evaluation.scoring import evaluate
 from rung.rungs import FewShot
-from rung.rungs.other_model import OtherModel, other_models, short_name
+from rung.rungs.models import OtherModel, other_models, short_name
 from rung.task import Task
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rung.data.types import Data, example_id
+from rung.data.rows import Data, example_id
 from rung.errors import DataError
 from rung.task import Task
 

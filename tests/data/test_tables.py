@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from rung.tables import write_table
+from rung.data.tables import write_table
 
 SCHEMA = json.dumps({"type": "object", "properties": {name: {} for name in ("shop", "total", "lines", "paid", "row")}})
 ANSWERS = [
@@ -62,6 +62,6 @@ def test_other_answers_stand_in_one_column(tmp_path: Path, outputs: list[str]) -
 
 
 def test_more_rows_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rung.tables.BATCH", 4)
+    monkeypatch.setattr("rung.data.tables.BATCH", 4)
     write_table(answered(tmp_path, [str(i) for i in range(9)]), tmp_path / "o.parquet", records=False)
     assert pyarrow.parquet.read_table(tmp_path / "o.parquet").column("output").to_pylist() == list(map(str, range(9)))

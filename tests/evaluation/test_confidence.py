@@ -6,7 +6,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.isotonic import IsotonicRegression
 
 from rung.errors import ConfigError
-from rung.evaluation.confidence import (
+from rung.evaluation.calibration import (
     Confidence,
     calibration_error,
     coverage_curve,

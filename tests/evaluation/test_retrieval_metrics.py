@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from rung.data.types import Span
+from rung.data.rows import Span
 from rung.evaluation.retrieval_metrics import ndcg_at_k, recall_at_k, reciprocal_rank, span_recall
 from rung.retrieval.passage import Passage
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from rung.artifact.artifact import Artifact
 from rung.cli.main import app
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines import opening
 from rung.engines.base import EngineInfo, GenerateRequest, Generation, Scored, ScoreRequest
 from rung.evaluation.metrics.judge import open_judge
@@ -188,7 +188,7 @@ def test_the_whole_set_is_summarized(name: str) -> None:
 
 
 def test_every_query_of_text_to_sql_runs_and_returns_rows() -> None:
-    from rung.evaluation.metrics.sql import Database
+    from rung.evaluation.metrics.execution import Database
 
     database = Database(EXAMPLES / "text_to_sql" / "library.sql")
     data = Task.load(EXAMPLES / "text_to_sql" / "task.yaml").read()

@@ -3,7 +3,7 @@ import pytest
 from fake_engine import FakeEngine
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate, LabelScoring
-from rung.data.types import Data, Example, example_id
+from rung.data.rows import Data, Example, example_id
 from rung.prompts.prompt import Prompt
 
 LABELS = ("neg", "pos")

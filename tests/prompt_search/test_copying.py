@@ -1,4 +1,4 @@
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.prompt_search.copying import CopyGuard
 
 ROWS = (

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.prompts.demonstrations import Demonstrations
 
 POOL = tuple(Example(f"{i}", {"text": f"{i}"}, ("ab"[i % 2],), f"p:{i}") for i in range(12))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rung.artifact.files import _retriever
-from rung.data.types import Example, example_id
+from rung.data.rows import Example, example_id
 from rung.errors import ArtifactError, ModelError
 from rung.models.reference import resolve
 from rung.retrieval.build import build

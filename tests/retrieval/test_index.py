@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rung.data.types import Span
+from rung.data.rows import Span
 from rung.errors import ArtifactError, ConfigError, DataError
 from rung.retrieval.build import BATCH, build, build_index, changes_since, index_folder
 from rung.retrieval.choose_chunking import Chunking, choose_chunking

@@ -7,9 +7,9 @@ import pytest
 
 from grounded import Index as FakeIndex
 from grounded import passage, rows_of
-from rung.data.types import NOT_IN_DOCUMENTS
+from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.retrieval import retriever as retriever_module
-from rung.retrieval.refusal import FEWEST, calibrate, choose
+from rung.retrieval.fitting import FEWEST, calibrate, choose
 from rung.retrieval.retriever import Retriever
 
 CITIES = (

@@ -7,7 +7,7 @@ import pytest
 from grounded import Index as FakeIndex
 from grounded import Reader, looking_in, passage, rows_of
 from rung.artifact.parts import LabelScoring
-from rung.data.types import NOT_IN_DOCUMENTS, Span
+from rung.data.rows import NOT_IN_DOCUMENTS, Span
 from rung.prompts.demonstrations import Demonstrations
 from rung.retrieval.retriever import Found, is_itself
 

@@ -4,7 +4,7 @@ from engines.fault_server import FaultServer, Reply, completion
 from fake_engine import FakeEngine
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate
-from rung.data.types import Data, Example, example_id
+from rung.data.rows import Data, Example, example_id
 from rung.prompts.prompt import Prompt
 from rung.rungs import Gepa
 

@@ -13,7 +13,7 @@ import yaml
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate, ListScoring
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.engines.base import EngineInfo, Scored
 from rung.evaluation.scoring import summarize
 from rung.rungs import LabelThresholds

@@ -8,7 +8,7 @@ import pytest
 from fake_engine import FakeEngine, noise
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate, Head, LabelScoring, Reasoning
-from rung.data.types import Data, Example, example_id
+from rung.data.rows import Data, Example, example_id
 from rung.errors import ConfigError, TrainingError
 from rung.prompts.extraction import REQUEST
 from rung.prompts.prompt import Prompt

@@ -12,11 +12,11 @@ import pytest
 from grounded import Reader
 from rung.artifact.artifact import Artifact
 from rung.cli.main import app
-from rung.data.types import NOT_IN_DOCUMENTS
+from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
-from rung.evaluation.answering import sources
 from rung.evaluation.faithfulness import FaithfulnessJudge
+from rung.evaluation.rag_metrics import sources
 from rung.evaluation.retrieval_metrics import span_recall
 from rung.evaluation.scoring import cases
 from rung.retrieval import build as build_module

@@ -11,7 +11,7 @@ from running_server import running
 
 from grounded import Index as FakeIndex
 from grounded import Reader, looking_in, passage
-from rung.data.types import NOT_IN_DOCUMENTS
+from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.engines.base import Delta
 from rung.serving.artifacts import answers_of, told_of
 from rung.serving.served import Served, ServedArtifact

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from rung.artifact.files import fingerprint
 from rung.artifact.parts import Head
 from rung.cli.main import app
-from rung.data.types import example_id
+from rung.data.rows import example_id
 from rung.errors import EngineError
 from rung.feedback.records import Challenge
 from rung.feedback.registry import Registry

@@ -7,7 +7,7 @@ import pytest
 
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate
-from rung.data.types import Document, Example
+from rung.data.rows import Document, Example
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
 from rung.models.reference import ModelFiles, resolve

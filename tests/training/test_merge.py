@@ -10,7 +10,7 @@ import torch
 from changed_weights import tuned
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate
-from rung.data.types import Data, Example, example_id
+from rung.data.rows import Data, Example, example_id
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.export.card import vllm_refusal

@@ -12,7 +12,7 @@ from typing import Any
 
 from rung.advice.facts import Facts, gather
 from rung.advice.rules import Effect, Expect, Step, walk
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.machine import Machine, this_machine
 from rung.task import Task
 

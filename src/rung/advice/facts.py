@@ -9,7 +9,7 @@ from statistics import median
 from urllib.parse import urlsplit
 
 from rung.data.labels import labels_of
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
 from rung.task import Needs, Task

@@ -13,7 +13,7 @@ from rung.advice import sources
 from rung.advice.facts import DEMONSTRATIONS, Facts
 from rung.advice.sources import Source
 from rung.data.labels import LABELLED
-from rung.rungs.chain_of_thought import UNREASONED
+from rung.rungs.reasoning import UNREASONED
 
 YesNo = Literal["yes", "no", "unknown"]
 Expect = Literal["help", "not", "unknown"]

@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from rung.agents import protocol as said
-from rung.agents.protocol import Call, MalformedError, Protocol
+from rung.agents import calls as said
+from rung.agents.calls import Call, MalformedError, Protocol
 from rung.agents.toolbox import call as call_tool
 from rung.agents.tools import Limits, McpServer, Tool
 from rung.agents.trace import Step

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from rung.agents.trace import Step
 from rung.engines.base import Floats, Messages
-from rung.evaluation.confidence import Confidence, of_decisions
+from rung.evaluation.calibration import Confidence, of_decisions
 from rung.retrieval.citations import Citation
 from rung.retrieval.passage import Passage
 

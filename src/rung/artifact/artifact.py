@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rung.agents.agent import Agent, protocol_for
-from rung.agents.protocol import json_head
+from rung.agents.calls import json_head
 from rung.agents.toolbox import find_tools
 from rung.agents.tools import McpServer
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Answer, Decoder, Generate, LabelScoring, Probable, Weights, unfitted
 from rung.data.labels import LABELLED
-from rung.data.types import Example, example_id
+from rung.data.rows import Example, example_id
 from rung.engines.api_scoring import scores_labels
 from rung.engines.base import Engine, Messages
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, DataError
-from rung.evaluation.confidence import Confidence
+from rung.evaluation.calibration import Confidence
 from rung.evaluation.metrics import Metric, get_metric
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import Engine, Floats, Messages
 from rung.engines.opening import open_encoder
 from rung.errors import EngineError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rung.artifact import context
 from rung.artifact.answer import Answer
 from rung.artifact.context import Given
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import Engine, Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered

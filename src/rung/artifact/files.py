@@ -33,14 +33,14 @@ from rung.artifact.parts import Decoder, Generate, Head, LabelScoring, ListScori
 from rung.artifact.sentences import SentenceSelection
 from rung.engines.engine_choice import settled
 from rung.errors import ArtifactError
-from rung.evaluation.confidence import Confidence
+from rung.evaluation.calibration import Confidence
 from rung.models.cache import publish
 from rung.models.fingerprint import file_sha256
 from rung.models.reference import is_endpoint, resolve
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt
-from rung.retrieval.place import place_of
+from rung.retrieval.location import place_of
 from rung.retrieval.retriever import PLACE, Retriever, check_index
 
 FORMAT = 1

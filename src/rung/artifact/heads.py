@@ -14,10 +14,10 @@ from rung.artifact.answer import Answer, sure, sure_of_list
 from rung.artifact.context import Given
 from rung.artifact.decoder import Promptless
 from rung.artifact.list_scoring import listed
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import Floats, Messages
 from rung.engines.opening import open_encoder
-from rung.evaluation.confidence import Confidence, of_decisions
+from rung.evaluation.calibration import Confidence, of_decisions
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:

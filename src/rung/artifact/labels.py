@@ -10,9 +10,9 @@ import numpy as np
 
 from rung.artifact.answer import Answer, sure
 from rung.artifact.decoder import Prompted
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import Engine, Floats, Messages, ScoreRequest
-from rung.evaluation.confidence import Confidence
+from rung.evaluation.calibration import Confidence
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
 from rung.prompts.verbalizer import continuations

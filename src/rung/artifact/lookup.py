@@ -13,7 +13,7 @@ import numpy as np
 from rung.artifact.answer import Answer
 from rung.artifact.context import Given
 from rung.artifact.decoder import Promptless
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import Floats
 from rung.engines.opening import open_encoder
 from rung.progress import Progress

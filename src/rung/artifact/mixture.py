@@ -11,10 +11,10 @@ import numpy as np
 from rung.artifact.answer import Answer, sure
 from rung.artifact.context import Given
 from rung.artifact.decoder import Promptless
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import Floats, Messages
 from rung.errors import EngineError
-from rung.evaluation.confidence import Confidence
+from rung.evaluation.calibration import Confidence
 from rung.progress import Progress
 from rung.prompts.overflow import Rendered
 

@@ -21,8 +21,8 @@ from typing import IO, Any
 from rung.agents.trace import trace
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer
+from rung.data.rows import Record
 from rung.data.sources import read_rows
-from rung.data.types import Record
 from rung.errors import ConfigError, DataError
 from rung.models.fingerprint import file_sha256
 from rung.progress import QUIET, Progress

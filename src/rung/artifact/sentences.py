@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from rung.artifact.answer import Answer
 from rung.artifact.context import Given
 from rung.artifact.decoder import Promptless
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.opening import open_encoder
 from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import sentence_spans

@@ -206,7 +206,7 @@ def predict(
     from rung.artifact.artifact import Artifact
     from rung.artifact.files import fingerprint
     from rung.artifact.predict_file import origin_file, predict_file
-    from rung.tables import TABLES, lines_file, write_table
+    from rung.data.tables import TABLES, lines_file, write_table
 
     if resume and out is None:
         raise ConfigError("bad-option", "--resume needs --out", hint="name the file to go on with: --out answers.jsonl")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rung.cli.failures import Reviewer, StorePlace, open_store, reviewer_name
+from rung.cli.feedback import Reviewer, StorePlace, open_store, reviewer_name
 from rung.cli.options import (
     RUN_FOLDERS,
     Budget,
@@ -62,7 +62,7 @@ def improve_command(
     offline: Offline = False,
 ) -> None:
     """Climb again with the reviewed failures, against what is served."""
-    from rung.cli.climbs import write_reports
+    from rung.cli.climb import write_reports
     from rung.feedback.improve import improve
     from rung.feedback.registry import Registry
     from rung.task import Task

@@ -12,11 +12,7 @@ from rung import __version__
 from rung.cli import (
     advise,
     artifacts,
-    climbs,
-    clusters,
     confidence,
-    exports,
-    failures,
     improve,
     index,
     judges,
@@ -27,6 +23,10 @@ from rung.cli import (
     trials,
     tuning,
 )
+from rung.cli import climb as climbs
+from rung.cli import export as exports
+from rung.cli import extras as clusters
+from rung.cli import feedback as failures
 from rung.errors import RungError
 
 app = typer.Typer(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from rung.cli.failures import StorePlace
+from rung.cli.feedback import StorePlace
 from rung.cli.options import Json, Offline, Quiet, print_json, progress
 from rung.errors import ConfigError, EngineError
 from rung.extras import needed_by

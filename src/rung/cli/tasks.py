@@ -20,7 +20,7 @@ from rung.errors import ConfigError
 if TYPE_CHECKING:
     from rung.data.guess import Guess
     from rung.data.report import DataReport
-    from rung.data.types import Data
+    from rung.data.rows import Data
     from rung.task import Task
 
 SCHEMA_FILE = "task.schema.json"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from rung.cli.failures import StorePlace, open_store
+from rung.cli.feedback import StorePlace, open_store
 from rung.cli.improve import RegistryFolder
 from rung.cli.options import ArtifactFolder, Json, Offline, print_json
 from rung.errors import ConfigError

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.rungs.base import Rung, Verdict, taken_from
 
 STAGES = 3  # of the ramp, one rung higher each

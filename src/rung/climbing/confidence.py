@@ -11,10 +11,10 @@ import numpy as np
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer, Head, Probable
 from rung.data.labels import labels_of
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.errors import ConfigError
-from rung.evaluation import confidence
-from rung.evaluation.confidence import Confidence, Method
+from rung.evaluation import calibration as confidence
+from rung.evaluation.calibration import Confidence, Method
 from rung.progress import QUIET, Progress
 
 

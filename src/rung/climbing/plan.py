@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.machine import Machine
 from rung.rungs.base import Cost, Rung
 

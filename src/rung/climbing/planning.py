@@ -13,7 +13,7 @@ from rung.machine import this_machine
 from rung.models.reference import is_endpoint
 from rung.rungs import build
 from rung.rungs.costs import inference_cost
-from rung.rungs.other_model import other_models
+from rung.rungs.models import other_models
 from rung.task import Task
 
 

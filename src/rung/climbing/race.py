@@ -9,7 +9,7 @@ from typing import Literal
 
 from rung.artifact.artifact import Artifact
 from rung.climbing.store import RunStore
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.evaluation.elimination import Elimination, eliminate, looks
 from rung.evaluation.result import Prediction
 from rung.evaluation.scoring import evaluate

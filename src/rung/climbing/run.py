@@ -10,12 +10,12 @@ from typing import Any
 import rung
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint_unsaved
-from rung.climbing.conclusion import conclude
+from rung.climbing.conclude import conclude
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, parse_duration
 from rung.climbing.stages import run_stages
 from rung.climbing.state import State
 from rung.climbing.store import open_run
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.engines.engine_choice import settled
 from rung.errors import ConfigError
 from rung.evaluation.expected import check_expected
@@ -23,7 +23,7 @@ from rung.evaluation.result import ClimbResult, Prediction
 from rung.machine import this_machine
 from rung.progress import QUIET, Progress
 from rung.rungs import build
-from rung.rungs.other_model import other_models
+from rung.rungs.models import other_models
 from rung.task import Task
 
 SERVED = "served"  # the name of an incumbent that is no zero-shot

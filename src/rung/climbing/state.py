@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions
 from rung.climbing.store import RunStore
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.evaluation.result import Status
 from rung.machine import Machine
 from rung.progress import Progress

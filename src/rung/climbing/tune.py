@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import rung
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
-from rung.data.types import Data, hash_of
+from rung.data.rows import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError
 from rung.evaluation.elimination import eliminate, looks
 from rung.evaluation.racing import race_order

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rung.data.examples import column, text_of
 from rung.data.report import SplitReport
+from rung.data.rows import Document, Example, normal
 from rung.data.sources import HUB, read_rows, read_text
-from rung.data.types import Document, Example, normal
 from rung.errors import DataError
 
 if TYPE_CHECKING:

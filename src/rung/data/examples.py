@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rung.data.json_schema import in_schema_order, mismatch
 from rung.data.report import SplitReport
-from rung.data.types import NOT_IN_DOCUMENTS, Example, Record, Span, example_id
+from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, example_id
 from rung.errors import DataError
 from rung.evaluation.metrics import metric_column
 

@@ -12,8 +12,8 @@ from rung.data.documents import found_in, read_documents
 from rung.data.examples import examples
 from rung.data.labels import LABELLED, labels_of
 from rung.data.report import DISCORDANCE, SHOWN, DataReport, SplitReport
+from rung.data.rows import Data, Document, Example, hash_of, place_of
 from rung.data.sources import HUB, read_rows
-from rung.data.types import Data, Document, Example, hash_of, place_of
 from rung.errors import DataError
 from rung.task import suggest
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rung.data.labels import LABELLED, labels_of
-from rung.data.types import Document, Example
+from rung.data.rows import Document, Example
 
 SHOWN = 5  # places named per reason
 RARE = 5  # a label with fewer training rows is named

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rung.data.types import Record
+from rung.data.rows import Record
 from rung.errors import DataError, Location
 from rung.extras import needed_by
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.evaluation.metrics import get_metric
 
 if TYPE_CHECKING:

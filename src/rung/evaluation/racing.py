@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rung.data.types import Example
+from rung.data.rows import Example
 
 Ask = Callable[[str, int], Sequence[float]]
 

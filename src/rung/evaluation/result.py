@@ -19,7 +19,7 @@ class RungResult:
     read or wrote for them, `cost` the floating-point operations of one prediction plus the training's share over
     10,000 predictions (the order of "cheaper"), `losses` the training curve as (step, loss). Of the `n` rows,
     `overflow_rows` fit the context only after `dropped_demonstrations` (all rows together) were left out.
-    `retrieval` sums up what was found, cited and supported over the rows (`rung.evaluation.answering.summary`).
+    `retrieval` sums up what was found, cited and supported over the rows (`rung.evaluation.rag_metrics.summary`).
     """
 
     name: str
@@ -70,7 +70,7 @@ class Comparison:
 class Prediction:
     """One row answered by one artifact: a line of `predictions.jsonl`.
 
-    `note` is what the metric says of the score, `retrieval` what `rung.evaluation.answering.measure` tells of an answer
+    `note` is what the metric says of the score, `retrieval` what `rung.evaluation.rag_metrics.measure` tells of an answer
     from documents. Of an agent, `steps` are those of `rung.agents.trace`, and `stopped` is the limit that it ran into.
     """
 
@@ -98,7 +98,7 @@ class ClimbResult:
     """The whole climb.
 
     `decision` is the recommendation in one sentence, with its numbers; `confidence` is what
-    `rung.evaluation.confidence.describe` says of the recommended artifact, where the task asks for it; `advice` is what
+    `rung.evaluation.calibration.describe` says of the recommended artifact, where the task asks for it; `advice` is what
     the decision guide expected before the climb; `notes` are what else its reader has to know.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from rung.data.types import Span
+from rung.data.rows import Span
 from rung.retrieval.passage import Passage
 
 

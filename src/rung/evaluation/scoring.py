@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Answer
 from rung.data.labels import labels_of
-from rung.data.types import Example
-from rung.evaluation.answering import measure, sources, summary
+from rung.data.rows import Example
 from rung.evaluation.metrics import (
     METRICS,
     Case,
@@ -23,6 +22,7 @@ from rung.evaluation.metrics import (
     label_f1,
     macro_f1,
 )
+from rung.evaluation.rag_metrics import measure, sources, summary
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.statistics import Interval, is_binary, mean_interval, wilson
 from rung.evaluation.statistics import compare as compare_scores
@@ -121,7 +121,7 @@ def summarize(
         {note: rows}}: intervals at 95 %, views of the whole set, and what the task's metric said of rows. Where the
         artifact abstains, the metrics hold `coverage` too, the share of rows that are answered, and `answered`, the
         task's metric on those; where documents are looked up, `retrieval` too, what
-        `rung.evaluation.answering.summary` tells.
+        `rung.evaluation.rag_metrics.summary` tells.
     """
     rows = evaluate(artifact, examples, split, folder=folder, judge=judge, progress=progress)
     shape = artifact.shape

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal, Self, get_args
 
-from rung.data.types import place_of
+from rung.data.rows import place_of
 from rung.errors import ConfigError, MachineError
 from rung.feedback.interaction import Interaction
 from rung.feedback.redact import Redactor

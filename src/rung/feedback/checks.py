@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate
 from rung.data.json_schema import mismatch
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.feedback.interaction import Interaction
 from rung.feedback.records import Feedback, Filter
 from rung.feedback.store import Store

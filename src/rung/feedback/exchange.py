@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from rung.data.examples import text_of
+from rung.data.rows import Record, example_id, hash_of
 from rung.data.sources import read_rows
-from rung.data.types import Record, example_id, hash_of
 from rung.errors import DataError
 from rung.feedback.interaction import Interaction, SplitRule
 from rung.feedback.records import Case

@@ -18,7 +18,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.run import Climb, climb
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.errors import ConfigError, ThresholdError
 from rung.evaluation.report.words import against
 from rung.evaluation.result import Comparison

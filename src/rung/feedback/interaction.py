@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from rung.data.examples import text_of
-from rung.data.types import example_id, hash_of, place_of
+from rung.data.rows import example_id, hash_of, place_of
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rung.data.types import place_of
+from rung.data.rows import place_of
 from rung.evaluation.elimination import betting_capital, sign_capital
 from rung.evaluation.statistics import Interval
 from rung.feedback.defaults import PAIRS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from rung.data.types import Example, normal
+from rung.data.rows import Example, normal
 from rung.prompts.template import as_text
 
 LENGTH, SHORTEST = 6, 3

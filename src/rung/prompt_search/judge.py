@@ -16,7 +16,7 @@ import numpy as np
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import mean_logprobs
 from rung.artifact.parts import LabelScoring
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import Floats, ScoreRequest
 from rung.errors import EngineError
 from rung.evaluation.metrics import Metric

@@ -17,7 +17,7 @@ from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import LabelScoring
-from rung.data.types import Example, place_of
+from rung.data.rows import Example, place_of
 from rung.evaluation.metrics import Metric
 from rung.evaluation.racing import halve, race_order
 from rung.evaluation.scoring import cases

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
 from rung.data.labels import labels_of
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import Engine, GenerateRequest, Messages, Sampling
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Meter

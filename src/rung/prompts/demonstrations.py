@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rung.data.types import Example, Span
+from rung.data.rows import Example, Span
 from rung.engines.base import Floats
 
 Selection = Literal["fixed", "random", "balanced", "knn", "mmr"]

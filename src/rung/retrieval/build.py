@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.data.types import hash_of
+from rung.data.rows import hash_of
 from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ConfigError
@@ -31,7 +31,7 @@ from rung.retrieval.documents import (
     read_documents,
 )
 from rung.retrieval.index import FORMAT, Index, Manifest, Told, read_manifest
-from rung.retrieval.place import Place, open_place, place_of
+from rung.retrieval.location import Place, open_place, place_of
 from rung.retrieval.store import PREFIX, Store
 from rung.retrieval.terms import terms
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rung.data.types import Example
-from rung.retrieval.gold import holds_answer
+from rung.data.rows import Example
 from rung.retrieval.passage import Passage
+from rung.retrieval.relevance import holds_answer
 
 _MARK = re.compile(r"\s?\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 

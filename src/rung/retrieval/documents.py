@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rung.data.examples import text_of
+from rung.data.rows import hash_of
 from rung.data.sources import HUB, READERS, read_rows, read_text
-from rung.data.types import hash_of
 from rung.errors import ConfigError, DataError
 from rung.models.fingerprint import known_sha256
 from rung.retrieval.corpus import Corpus

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rung.data.types import Span
+from rung.data.rows import Span
 from rung.errors import DataError
 from rung.evaluation.retrieval_metrics import span_recall
 from rung.retrieval.index import Index

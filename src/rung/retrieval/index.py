@@ -17,8 +17,8 @@ from rung.errors import ArtifactError
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.retrieval.corpus import Corpus
+from rung.retrieval.location import MANIFEST, Place, open_place, place_of
 from rung.retrieval.passage import Passage
-from rung.retrieval.place import MANIFEST, Place, open_place, place_of
 from rung.retrieval.search import Rerank, SearchSettings, diverse, fuse, without_duplicates
 from rung.retrieval.store import Hits, Store, condition, unreachable
 from rung.retrieval.terms import terms

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.evaluation.scoring import cases
 from rung.progress import QUIET, Progress
-from rung.retrieval.gold import holds_answer
 from rung.retrieval.passage import Passage
+from rung.retrieval.relevance import holds_answer
 from rung.retrieval.retriever import Order
 
 if TYPE_CHECKING:

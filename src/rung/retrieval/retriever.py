@@ -14,11 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from rung.data.types import NOT_IN_DOCUMENTS, Example, normal
+from rung.data.rows import NOT_IN_DOCUMENTS, Example, normal
 from rung.errors import ArtifactError
 from rung.models.reference import resolve as model_files
+from rung.retrieval.location import Place, stamp
 from rung.retrieval.passage import Passage
-from rung.retrieval.place import Place, stamp
 from rung.retrieval.reranking import by_cross_encoder
 from rung.retrieval.search import Rerank, SearchSettings
 

@@ -11,11 +11,10 @@ from rung.rungs.adalora import AdaLoRA
 from rung.rungs.base import Cost, Rung, Verdict
 from rung.rungs.bottleneck import BottleneckAdapter
 from rung.rungs.calibrate import Calibrate
-from rung.rungs.chain_of_thought import ChainOfThought
 from rung.rungs.demonstration_ensemble import DemonstrationEnsemble
 from rung.rungs.domain_adaptation import DomainAdaptation
 from rung.rungs.dora import DoRA
-from rung.rungs.encoder_tuning import FineTunedEncoder
+from rung.rungs.encoder import FineTunedEncoder
 from rung.rungs.ensemble import Ensemble
 from rung.rungs.features import Features
 from rung.rungs.few_shot import FewShot
@@ -32,13 +31,14 @@ from rung.rungs.p_tuning import PTuning
 from rung.rungs.prefix_tuning import PrefixTuning
 from rung.rungs.prompt_search import PromptSearch
 from rung.rungs.prompt_tuning import PromptTuning
+from rung.rungs.prompting import SystemPrompt
 from rung.rungs.qlora import QLoRA
+from rung.rungs.reasoning import ChainOfThought
 from rung.rungs.retrieval import Retrieval
 from rung.rungs.rslora import RsLoRA
 from rung.rungs.self_consistency import SelfConsistency
 from rung.rungs.sentence_selection import SentenceSelection
 from rung.rungs.settings import with_settings
-from rung.rungs.system_prompt import SystemPrompt
 from rung.rungs.written_label import WrittenLabel
 
 if TYPE_CHECKING:

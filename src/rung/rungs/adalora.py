@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:

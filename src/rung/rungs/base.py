@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 

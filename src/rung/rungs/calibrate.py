@@ -8,7 +8,7 @@ import numpy as np
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import LabelScoring
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, batch_bias, divisors

@@ -14,7 +14,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import Head, LabelScoring, ListScoring, Mixture, Reasoning
 from rung.artifact.sentences import SentenceSelection
-from rung.data.types import Data, Example
+from rung.data.rows import Data, Example
 from rung.engines.label_trie import build_trie
 from rung.machine import Machine
 from rung.models.reference import ModelFiles, is_endpoint, resolve

@@ -14,7 +14,7 @@ import numpy as np
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import mean_logprobs
 from rung.artifact.parts import LabelScoring
-from rung.data.types import Data, Example
+from rung.data.rows import Data, Example
 from rung.engines.opening import open_encoder
 from rung.errors import ConfigError
 from rung.evaluation.racing import race_order

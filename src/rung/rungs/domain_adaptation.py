@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Data, Example
+from rung.data.rows import Data, Example
 from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.progress import Progress

@@ -22,7 +22,7 @@ from rung import __version__
 from rung.artifact.artifact import Artifact
 from rung.artifact.mixture import label_probabilities, tempered
 from rung.artifact.parts import Mixture
-from rung.data.types import Data, Example, hash_of, place_of
+from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.base import Floats
 from rung.errors import ConfigError
 from rung.machine import Machine

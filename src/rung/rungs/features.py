@@ -16,7 +16,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.heads import features
 from rung.artifact.parts import Head, Promptless
 from rung.data.labels import labels_of
-from rung.data.types import Data, Example
+from rung.data.rows import Data, Example
 from rung.engines.base import Floats
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Promptless
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.engines.opening import open_encoder
 from rung.machine import Machine
 from rung.models.reference import resolve

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Data, Example
+from rung.data.rows import Data, Example
 from rung.engines.base import Engine, GenerateRequest, Message, Sampling
 from rung.engines.opening import open_engine
 from rung.errors import EngineError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rung.data.types import Example, place_of
+from rung.data.rows import Example, place_of
 from rung.errors import TrainingError
 
 

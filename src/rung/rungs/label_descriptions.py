@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import LabelScoring
 from rung.data.labels import labels_of
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.engines.opening import open_engine
 from rung.errors import TrainingError
 from rung.machine import Machine
@@ -16,8 +16,8 @@ from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.copying import CopyGuard
 from rung.prompt_search.writer import MAX_TOKENS, SHOWN, Writer
 from rung.rungs.base import YES, Cost, Verdict, never, no
-from rung.rungs.chain_of_thought import label_texts
 from rung.rungs.costs import inference_cost, sizes
+from rung.rungs.reasoning import label_texts
 
 STEPS = "Compare the input with what each label means, rule out those that do not fit, and answer with the best."
 EXPECTED = 24  # tokens of a description

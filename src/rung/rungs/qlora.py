@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import ClassVar
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.rungs.lora import LoRA
 
 NEEDED = ("bitsandbytes", "accelerate")

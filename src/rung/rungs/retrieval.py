@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Promptless
-from rung.data.types import NOT_IN_DOCUMENTS, Data
+from rung.data.rows import NOT_IN_DOCUMENTS, Data
 from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.grounding import instruction
+from rung.retrieval.fitting import Refusal, calibrate
 from rung.retrieval.passage import Passage
 from rung.retrieval.position import DEFAULT, best_order, position_effect
-from rung.retrieval.refusal import Refusal, calibrate
 from rung.retrieval.retriever import Order, Retriever
 from rung.retrieval.search import FEWEST_LABELLED, SearchSettings
 from rung.rungs.base import YES, Cost, Verdict, never, no

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Reasoning
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, never, no
-from rung.rungs.chain_of_thought import UNREASONED
 from rung.rungs.costs import STEPS, inference_cost
+from rung.rungs.reasoning import UNREASONED
 
 
 @dataclass(frozen=True)

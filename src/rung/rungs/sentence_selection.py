@@ -13,7 +13,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer, Promptless
 from rung.artifact.sentences import SentenceSelection as Selecting
 from rung.artifact.sentences import cost_of, ranked
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.errors import ConfigError
 from rung.evaluation.scoring import cases
 from rung.machine import Machine

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Promptless, Weights
-from rung.data.types import Data, Example, hash_of
+from rung.data.rows import Data, Example, hash_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import Machine

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate, LabelScoring
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, never, no

@@ -15,7 +15,7 @@ from typing import Any
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer, Generate
 from rung.artifact.predict_file import sources
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import GenerateRequest
 from rung.errors import ConfigError, DataError
 from rung.prompts.overflow import Rendered

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rung.data.types import hash_of
+from rung.data.rows import hash_of
 from rung.feedback.interaction import DEFAULT_RULE, Interaction, interaction_of
 from rung.serving.shadows import Shadow
 

@@ -13,7 +13,7 @@ from rung.agents.agent import Agent
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.artifact.parts import Generate
-from rung.data.types import Example, example_id
+from rung.data.rows import Example, example_id
 from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
 from rung.engines.engine_choice import settled
 from rung.engines.opening import open_encoder, open_engine

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from rung.artifact.parts import Generate
-from rung.data.types import example_id
+from rung.data.rows import example_id
 from rung.feedback.interaction import as_read
 from rung.feedback.trial import arm_of
 from rung.serving.served import ServedArtifact

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rung.data.types import Document
+from rung.data.rows import Document
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
 from rung.models.turns import text_end

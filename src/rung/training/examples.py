@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.engines.base import Messages
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError

@@ -9,7 +9,7 @@ import pytest
 
 from rung.errors import ConfigError, DataError
 from rung.evaluation.metrics import Case, Metric, get_metric
-from rung.evaluation.metrics.sql import has_order
+from rung.evaluation.metrics.execution import has_order
 
 SCRIPT = """
 CREATE TABLE city (name TEXT, country TEXT, people REAL);

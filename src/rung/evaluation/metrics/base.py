@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from rung.data.types import Example
+from rung.data.rows import Example
 
 Kind = Literal["category", "multilabel", "text", "json", "chat", "ranking"]
 MetricFunction = Callable[[str, Sequence[str]], float]

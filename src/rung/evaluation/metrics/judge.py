@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rung.engines.base import Messages
 from rung.evaluation.choosing import Chosen, check_readable, choose
 from rung.evaluation.metrics.base import Case, Metric, Score, some
-from rung.evaluation.metrics.category import cohens_kappa
+from rung.evaluation.metrics.labels import cohens_kappa
 
 if TYPE_CHECKING:
     from rung.engines.base import Engine

@@ -12,16 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rung.errors import ConfigError
 from rung.evaluation.metrics.base import Kind, Metric
-from rung.evaluation.metrics.category import accuracy
 from rung.evaluation.metrics.code import code_metric
+from rung.evaluation.metrics.execution import sql_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
+from rung.evaluation.metrics.labels import accuracy
 from rung.evaluation.metrics.multilabel import labels_exact, labels_f1
 from rung.evaluation.metrics.ranking import recall_at_1, recall_at_k, reciprocal_rank
 from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
 from rung.evaluation.metrics.rewriting import edit_similarity, sari_metric
 from rung.evaluation.metrics.rouge import rouge1, rouge2, rouge_l
-from rung.evaluation.metrics.sql import sql_metric
-from rung.evaluation.metrics.squad import exact_match, final_number, refusing, token_f1
+from rung.evaluation.metrics.text import exact_match, final_number, refusing, token_f1
 from rung.evaluation.metrics.translation import bleu, chrf
 
 _TEXTS: tuple[Kind, ...] = ("text", "chat")
@@ -128,7 +128,7 @@ def get_metric(
             installed) and the function in it that takes (prediction, references).
         folder: The folder of the task file.
         settings: Those of a metric in `WITH_SETTINGS`.
-        refusal: The answer to give where there is none; see `rung.evaluation.metrics.squad.refusing`.
+        refusal: The answer to give where there is none; see `rung.evaluation.metrics.text.refusing`.
 
     Raises:
         ConfigError: `unknown-metric`, `metric-settings` if a setting is missing, unknown or wrong, or one of the codes

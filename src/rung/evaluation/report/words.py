@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rung.evaluation.answering import MEANS, WRONG
+from rung.evaluation.rag_metrics import MEANS, WRONG
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
 
@@ -95,7 +95,7 @@ def confidence_notes(result: ClimbResult) -> list[str]:
 
 
 def confidence_lines(told: Mapping[str, Any]) -> list[str]:
-    """Say what `rung.evaluation.confidence.describe` found: the calibration error, and what abstaining gives."""
+    """Say what `rung.evaluation.calibration.describe` found: the calibration error, and what abstaining gives."""
     errors = [
         f"{100 * told[name]['error']:.1f} % [{100 * told[name]['low']:.1f}, {100 * told[name]['high']:.1f}]"
         for name in ("before", "after")

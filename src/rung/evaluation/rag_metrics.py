@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rung.artifact.parts import Answer
-from rung.data.types import Example, Span
-from rung.evaluation.metrics.squad import squad_words
+from rung.data.rows import Example, Span
+from rung.evaluation.metrics.text import squad_words
 from rung.evaluation.retrieval_metrics import span_recall
 from rung.retrieval.citations import Citation
-from rung.retrieval.gold import overlaps
 from rung.retrieval.passage import Passage
+from rung.retrieval.relevance import overlaps
 
 WRONG = 0.5  # scores below are wrong answers, and span recall below is a failed retrieval
 MEANS = ("span_recall", "citation_precision", "citation_recall", "lexical_support", "faithfulness")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rung.data.types import Example, Span, normal
+from rung.data.rows import Example, Span, normal
 from rung.retrieval.passage import Passage
 
 FEWEST_LETTERS = 3  # of an answer looked for by its words: "no" stands everywhere

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rung.data.types import Example
-from rung.retrieval.gold import holds_answer
+from rung.data.rows import Example
 from rung.retrieval.passage import Passage
+from rung.retrieval.relevance import holds_answer
 from rung.retrieval.retriever import Retriever, is_itself
 
 FEWEST = 10  # questions of each sample below which nothing can be told

@@ -15,7 +15,7 @@ from rung.climbing.confidence import can_be_fitted, fit_confidence, measure_conf
 from rung.climbing.confirm import compare_all, recommend
 from rung.climbing.race import answer_rows
 from rung.climbing.state import State
-from rung.evaluation.answering import summary
+from rung.evaluation.rag_metrics import summary
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes, score_interval
 from rung.models.reference import is_endpoint, resolve

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rung.data.types import Example
+from rung.data.rows import Example
 from rung.errors import ConfigError, DataError
 from rung.evaluation.metrics.base import Case, Metric, Score, some
 

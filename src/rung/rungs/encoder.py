@@ -19,7 +19,7 @@ import numpy as np
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Head
-from rung.data.types import Data, hash_of
+from rung.data.rows import Data, hash_of
 from rung.errors import EngineError
 from rung.extras import needed_by
 from rung.machine import Machine

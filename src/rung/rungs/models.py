@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from rung.artifact.artifact import Artifact
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.errors import ConfigError, ModelError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 
-from rung.data.types import hash_of
+from rung.data.rows import hash_of
 from rung.errors import ArtifactError
 from rung.models.cache import cache_dir, lock_file, write_atomically
 from rung.progress import Progress

@@ -7,7 +7,7 @@ from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import LabelScoring, Promptless
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.evaluation.racing import halve, race_order
 from rung.machine import Machine
 from rung.progress import QUIET, Progress

@@ -7,7 +7,7 @@ from typing import Literal
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate, Head, LabelScoring, Reasoning
-from rung.data.types import Data
+from rung.data.rows import Data
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress

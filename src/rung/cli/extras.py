@@ -17,7 +17,7 @@ from rung.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rung.clustering.grouping import Grouping
-    from rung.data.types import Record
+    from rung.data.rows import Record
 
 KINDS = (".csv", ".jsonl")
 
