@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import rung
-from rung.explanations import Explanation, explanations, parse
+from rung.errors import Explanation, explanations, parse
 
 RAISED = re.compile(
     r'(?:(?:Error|_refused|\braise error|\bwriting)\(\s*|(?:not_found|import_failed)=)"([a-z][a-z0-9-]+)"'

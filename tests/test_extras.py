@@ -1,7 +1,6 @@
 import pytest
 
-from rung.errors import EngineError, MachineError
-from rung.extras import needed_by
+from rung.errors import EngineError, MachineError, needed_by
 
 
 def test_what_cannot_be_imported_is_told_with_its_extra():

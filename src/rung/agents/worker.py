@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rung.worker_pipes import own_pipes
+from rung.user_code import own_pipes
 
 
 def main() -> None:

@@ -12,8 +12,7 @@ import typer
 
 from rung.cli.feedback import StorePlace
 from rung.cli.options import Json, Offline, Quiet, print_json, progress
-from rung.errors import ConfigError, EngineError
-from rung.extras import needed_by
+from rung.errors import ConfigError, EngineError, needed_by
 from rung.feedback.defaults import STORE
 
 if TYPE_CHECKING:

@@ -240,7 +240,7 @@ def explain(
     code: Annotated[str | None, typer.Argument(help="The code in error[CODE].", metavar="CODE")] = None,
 ) -> None:
     """Say what an error code means and how to fix it; without a code, list them."""
-    from rung.explanations import explanations
+    from rung.errors import explanations
 
     entries = explanations()
     if code is None:

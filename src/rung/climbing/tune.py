@@ -19,12 +19,11 @@ import rung
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
 from rung.data.rows import Data, hash_of
-from rung.errors import ConfigError, EngineError, RungError
+from rung.errors import ConfigError, EngineError, RungError, needed_by
 from rung.evaluation.elimination import eliminate, looks
 from rung.evaluation.racing import race_order
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import compare, evaluate
-from rung.extras import needed_by
 from rung.models.cache import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rung.data.rows import Record
-from rung.errors import DataError, Location
-from rung.extras import needed_by
+from rung.errors import DataError, Location, needed_by
 
 HUB = "hf:"
 _GAP = re.compile(r"[\s,]*")  # between the items of a JSON list

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rung.extras import needed_by
+from rung.errors import needed_by
 
 TABLES = (".csv", ".parquet")
 BATCH = 1000  # rows written to Parquet together

@@ -28,8 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.engines.base import Constraint
-from rung.errors import ConfigError, EngineError
-from rung.extras import needed_by
+from rung.errors import ConfigError, EngineError, needed_by
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer

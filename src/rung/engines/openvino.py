@@ -16,8 +16,7 @@ from rung.engines.openvino_adapters import adapter_bytes
 from rung.engines.openvino_export import Precision, exported
 from rung.engines.openvino_grammar import structured_output
 from rung.engines.openvino_pipeline import Pipeline, Row
-from rung.errors import EngineError
-from rung.extras import needed_by
+from rung.errors import EngineError, needed_by
 from rung.machine import memory_bytes
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO
 
 from rung.errors import EngineError, RungError
-from rung.worker_pipes import own_pipes
+from rung.user_code import own_pipes
 
 
 def main() -> None:

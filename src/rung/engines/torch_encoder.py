@@ -9,8 +9,7 @@ import numpy as np
 
 from rung.engines.base import Floats
 from rung.engines.local_encoder import LocalEncoder
-from rung.errors import EngineError
-from rung.extras import needed_by
+from rung.errors import EngineError, needed_by
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 

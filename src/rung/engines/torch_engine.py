@@ -27,8 +27,7 @@ from rung.engines.cuda_batching import generate as generate_paged
 from rung.engines.cuda_batching import paged_attention, preferred_dtype, suits
 from rung.engines.label_trie import build_trie
 from rung.engines.local import LocalModel
-from rung.errors import EngineError
-from rung.extras import needed_by
+from rung.errors import EngineError, needed_by
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 

@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rung.engines.base import Floats
-from rung.errors import EngineError, ModelError
-from rung.extras import needed_by
+from rung.errors import EngineError, ModelError, needed_by
 from rung.progress import QUIET, Progress
 
 GgufPrecision = Literal["f32", "f16", "q8_0"]

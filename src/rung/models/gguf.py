@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rung.errors import ModelError
-from rung.extras import needed_by
+from rung.errors import ModelError, needed_by
 from rung.models import gguf_tokenizer
 from rung.models.cache import cache_dir, publish
 from rung.models.fingerprint import known_sha256

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.errors import ModelError
-from rung.extras import needed_by
+from rung.errors import ModelError, needed_by
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

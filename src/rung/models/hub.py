@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rung.errors import ModelError
-from rung.extras import needed_by
+from rung.errors import ModelError, needed_by
 from rung.models.cache import offline
 from rung.progress import QUIET, Progress
 

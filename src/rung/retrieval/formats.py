@@ -15,8 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from rung.errors import MachineError
-from rung.extras import needed_by
+from rung.errors import MachineError, needed_by
 from rung.retrieval.documents import UnreadableError, plain_text
 
 OLE = b"\xd0\xcf\x11\xe0"  # old Office files, and encrypted new ones

@@ -8,8 +8,7 @@ from itertools import islice
 from typing import Any
 
 from rung.engines.base import Engine, Messages, ScoreRequest
-from rung.errors import EngineError, ModelError
-from rung.extras import needed_by
+from rung.errors import EngineError, ModelError, needed_by
 from rung.models.reference import resolve
 from rung.prompts.verbalizer import continuations
 from rung.retrieval.passage import Passage

@@ -19,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.engines.base import Floats
-from rung.errors import ArtifactError, ConfigError
-from rung.extras import needed_by
+from rung.errors import ArtifactError, ConfigError, needed_by
 
 Ids = npt.NDArray[np.int64]
 Hits = list[tuple[Ids, Floats]]  # per query: row ids and scores, best first

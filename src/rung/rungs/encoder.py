@@ -20,8 +20,7 @@ import numpy as np
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Head
 from rung.data.rows import Data, hash_of
-from rung.errors import EngineError
-from rung.extras import needed_by
+from rung.errors import EngineError, needed_by
 from rung.machine import Machine
 from rung.models.cache import cache_dir
 from rung.models.reference import resolve

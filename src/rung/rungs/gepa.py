@@ -14,10 +14,9 @@ from rung.artifact.artifact import Artifact
 from rung.data.rows import Data, Example
 from rung.engines.base import Engine, GenerateRequest, Message, Sampling
 from rung.engines.opening import open_engine
-from rung.errors import EngineError
+from rung.errors import EngineError, needed_by
 from rung.evaluation.metrics import Metric
 from rung.evaluation.scoring import cases
-from rung.extras import needed_by
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.engines.base import Floats
-from rung.errors import EngineError
-from rung.extras import needed_by
+from rung.errors import EngineError, needed_by
 from rung.progress import QUIET, Progress
 
 PENALTIES = (0.01, 0.1, 1.0, 10.0)

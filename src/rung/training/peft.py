@@ -11,8 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rung.errors import ArtifactError, EngineError
-from rung.extras import needed_by
+from rung.errors import ArtifactError, EngineError, needed_by
 from rung.training.changes import BASE_FINGERPRINT, Change, cannot_merge, plain_parameters, read_tensors, write_tensors
 
 if TYPE_CHECKING:

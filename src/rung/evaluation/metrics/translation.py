@@ -6,8 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from rung.errors import needed_by
 from rung.evaluation.metrics.base import some
-from rung.extras import needed_by
 
 
 def chrf(prediction: str, references: Sequence[str]) -> float:
