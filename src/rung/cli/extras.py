@@ -100,7 +100,7 @@ def _texts(data: Path, column: str) -> tuple[list[Record], list[str]]:
 
 
 def _names(model: str, found: Grouping, texts: list[str], told: Any) -> list[str]:
-    from rung.clustering.naming import EXAMPLES, names
+    from rung.clustering.grouping import EXAMPLES, names
     from rung.engines.opening import open_engine
 
     if model == "none":
@@ -125,7 +125,7 @@ def summary(found: Grouping, named: list[str], texts: list[str]) -> dict[str, An
 
 
 def _agreement(records: list[Record], label: str, found: Grouping) -> dict[str, Any]:
-    from rung.clustering.agreement import adjusted_rand, normalized_mutual_information
+    from rung.clustering.grouping import adjusted_rand, normalized_mutual_information
     from rung.data.examples import column, text_of
 
     labels, clusters = [text_of(column(record, label)) for record in records], found.clusters.tolist()

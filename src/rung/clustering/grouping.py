@@ -5,14 +5,16 @@ Neighbours by angle: on unit vectors the squared Euclidean distance is 2 - 2 cos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import comb, log
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from rung.engines.base import Floats
+from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Message, Messages, Sampling
 from rung.errors import ConfigError
 from rung.progress import QUIET, Progress
 
@@ -155,3 +157,75 @@ def _finished(
         mean = vectors[rows].mean(0)
         centrality[rows] = vectors[rows] @ (mean / max(float(np.linalg.norm(mean)), 1e-12))
     return Grouping(clusters, centrality, _silhouette(vectors, clusters, seed), tried or {})
+
+
+# --------------------
+# Names of clusters, written by a model that reads their most central texts.
+
+
+EXAMPLES = 8  # central texts that the model reads of each cluster
+CHARACTERS = 300  # of each, so that any model can read them
+_LETTER = "0-9A-Za-zÀ-ɏͰ-῿぀-퟿"  # ranges, as engines differ on negated classes beyond ASCII
+_WORD = f"[{_LETTER}][{_LETTER}'&-]{{0,19}}"
+WORDS = f"{_WORD}( {_WORD}){{0,4}}"  # one to five words
+_ASK = "What do all these texts have in common? Name their shared topic in one to five words, and write nothing else."
+
+
+def question(texts: Sequence[str]) -> Messages:
+    """Return the messages that ask for a name."""
+    lines = [f"- {' '.join(text.split())[:CHARACTERS]}" for text in texts]
+    system: Message = {"role": "system", "content": _ASK}
+    return (system, {"role": "user", "content": "\n".join(lines)})
+
+
+def names(engine: Engine, clusters: Sequence[Sequence[str]], *, progress: Progress = QUIET) -> list[str]:
+    """Return a name of one to five words for each cluster; a number behind one tells it from an earlier namesake.
+
+    Args:
+        engine: what writes.
+        clusters: the central texts of each cluster.
+        progress: told of every name.
+    """
+    constraint = Constraint("regex", WORDS)
+    requests = [GenerateRequest(question(texts), Sampling(max_tokens=64), constraint) for texts in clusters]
+    found: list[str] = []
+    for made in engine.generate(requests, progress=progress):
+        name = plain = made.text.strip().rstrip(".,:;")
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{plain} ({number})"
+        found.append(name)
+    return found
+
+
+# --------------------
+# How far clusters agree with labels. Noise of HDBSCAN counts as one more cluster.
+
+
+def adjusted_rand(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> float:
+    """Return the adjusted Rand index (Hubert and Arabie 1985): 1 for the same groups, 0 as by chance, in [-0.5, 1]."""
+    together, of_labels, of_clusters = _counts(labels, clusters)
+    both = sum(comb(n, 2) for n in together.values())
+    one, other = (sum(comb(n, 2) for n in counts.values()) for counts in (of_labels, of_clusters))
+    pairs = comb(len(labels), 2)
+    expected = one * other / pairs if pairs else 0.0
+    most = (one + other) / 2
+    return (both - expected) / (most - expected) if most != expected else 1.0
+
+
+def normalized_mutual_information(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> float:
+    """Return mutual information over the mean of both entropies, in [0, 1]; 1 where there is one group of each."""
+    together, of_labels, of_clusters = _counts(labels, clusters)
+    n = len(labels)
+    shared = sum(c / n * log(n * c / (of_labels[a] * of_clusters[b])) for (a, b), c in together.items())
+    entropies = [-sum(c / n * log(c / n) for c in counts.values()) for counts in (of_labels, of_clusters)]
+    if not any(entropies):
+        return 1.0
+    return max(0.0, shared) / (sum(entropies) / 2)
+
+
+def _counts(
+    labels: Sequence[Hashable], clusters: Sequence[Hashable]
+) -> tuple[Counter[tuple[Hashable, Hashable]], Counter[Hashable], Counter[Hashable]]:
+    return Counter(zip(labels, clusters, strict=True)), Counter(labels), Counter(clusters)
