@@ -5,10 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from rung.advice import Advice, advise
-from rung.advice.facts import Facts, ModelFacts, gather, model_facts
-from rung.advice.rules import RULES, walk
-from rung.advice.runs import latest_run
+from rung.advice import Advice, advise, latest_run
+from rung.advice.rules import RULES, Facts, ModelFacts, gather, model_facts, walk
 from rung.machine import Machine
 from rung.rungs import RUNGS
 from rung.task import Needs, Task

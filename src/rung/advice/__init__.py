@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from rung.advice.facts import Facts, gather
-from rung.advice.rules import Effect, Expect, Step, walk
+from rung.advice.rules import Effect, Expect, Facts, Step, gather, walk
 from rung.data.rows import Data
 from rung.machine import Machine, this_machine
 from rung.task import Task
@@ -106,3 +106,20 @@ def _verdict(said: list[Effect]) -> Expect:
         return "not"
     verdicts = {effect.expect for effect in said}
     return verdicts.pop() if len(verdicts) == 1 else "unknown"
+
+
+# --------------------
+# Where the climbs of a task are, to show what they measured beside what the rules expected.
+
+
+def latest_run(task: Task, runs: Path) -> tuple[Path, bool] | None:
+    """Return the folder of the task's latest finished climb, and whether the task file is still the same."""
+    found = []
+    for report in runs.glob("*/report.json"):
+        identity = json.loads((report.parent / "climb.json").read_text("utf-8"))
+        if identity["task"] == task.name:
+            found.append((report.stat().st_mtime, report.parent, identity["task_fingerprint"] == task.fingerprint()))
+    if not found:
+        return None
+    _, folder, same = max(found)
+    return folder, same

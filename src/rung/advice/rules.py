@@ -5,15 +5,163 @@ A rule never decides: it says what to expect of which techniques, and why. The c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from statistics import median
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
-from rung.advice import sources
-from rung.advice.facts import DEMONSTRATIONS, Facts
-from rung.advice.sources import Source
-from rung.data.labels import LABELLED
+from rung.data.labels import LABELLED, labels_of
+from rung.data.rows import Data
+from rung.machine import Machine
+from rung.models.reference import is_endpoint
 from rung.rungs.reasoning import UNREASONED
+from rung.task import Needs, Task
+
+# --------------------
+# What the decision guide knows before anything is downloaded or run: task file, rows, model and machine.
+
+
+CHARACTERS_PER_TOKEN = 4  # of English text under usual vocabularies
+DEMONSTRATIONS = 5  # shown at once, as the few-shot rungs do
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What is known of the task's model.
+
+    Attributes:
+        reference: as the task file writes it.
+        endpoint: whether it is behind an API.
+        remote: whether that API is on another machine.
+        parameters, context: None where nothing tells them without a download.
+    """
+
+    reference: str
+    endpoint: bool
+    remote: bool
+    parameters: int | None
+    context: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the rules look at. Token counts are estimates from characters, the longest of 20 rows left out.
+
+    `documents` are those of `data.text`; `corpus` says whether there are any to look answers up in, and `reflection`
+    whether a model is named that rewrites prompts.
+    """
+
+    kind: str
+    labels: int
+    train: int
+    rows_per_label: float
+    described: bool
+    system: bool
+    documents: int
+    input_tokens: int
+    output_tokens: int
+    model: ModelFacts
+    machine: Machine
+    needs: Needs
+    corpus: bool = False
+    reflection: bool = False
+
+    @property
+    def few_shot_tokens(self) -> int:
+        """Tokens of a prompt with demonstrations, the answer included."""
+        return (DEMONSTRATIONS + 1) * (self.input_tokens + self.output_tokens)
+
+    @property
+    def few_shot_seconds(self) -> float | None:
+        """Expected time of one such prediction on this machine; None for endpoints and unknown models."""
+        if self.model.parameters is None or self.model.endpoint:
+            return None
+        return self.machine.inference_seconds(2 * self.model.parameters * self.few_shot_tokens)
+
+
+def gather(task: Task, data: Data, machine: Machine) -> Facts:
+    """Collect the facts of a task. Nothing is downloaded and no weights are read."""
+    counts = Counter(label for row in data.train for label in labels_of(row.outputs[0], task.output.kind))
+    return Facts(
+        kind=task.output.kind,
+        labels=len(data.labels),
+        train=len(data.train),
+        rows_per_label=median(counts.values()) if counts else 0.0,
+        described=bool(task.output.descriptions),
+        system=task.system is not None,
+        documents=len(data.text),
+        input_tokens=_tokens([" ".join(map(str, row.inputs.values())) for row in data.train]),
+        output_tokens=_tokens([row.outputs[0] for row in data.train]),
+        model=model_facts(task.model),
+        machine=machine,
+        needs=task.needs or Needs(),
+        corpus=task.corpus is not None,
+        reflection=bool(task.rungs.get("gepa", {}).get("reflection")),
+    )
+
+
+def model_facts(reference: str) -> ModelFacts:
+    """Return what the catalogues, or a model's own folder, tell of a model."""
+    from rung.models import catalogue, open_models
+    from rung.models.reference import resolve
+
+    if is_endpoint(reference):
+        return ModelFacts(reference, True, not _is_loopback(reference), None, None)
+    if (embedded := catalogue.find(reference)) is not None:
+        return ModelFacts(reference, False, False, embedded.parameters, embedded.context)
+    if (known := open_models.find(reference)) is not None:
+        return ModelFacts(reference, False, False, known.parameters, known.context)
+    if Path(reference).expanduser().is_dir():
+        files = resolve(reference)
+        return ModelFacts(reference, False, False, files.parameters, files.context)
+    return ModelFacts(reference, False, False, None, None)
+
+
+def _is_loopback(reference: str) -> bool:
+    return urlsplit(reference).hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _tokens(texts: list[str]) -> int:
+    """Return the 95th percentile of the lengths in tokens, at least 1."""
+    if not texts:
+        return 1
+    lengths = sorted(map(len, texts))
+    return max(1, round(lengths[round(0.95 * (len(lengths) - 1))] / CHARACTERS_PER_TOKEN))
+
+
+# --------------------
+# The publications that the rules of the decision guide rest on.
+
+
+class Source(NamedTuple):
+    """A publication: how it is cited, and where it is."""
+
+    citation: str
+    url: str
+
+
+def _arxiv(citation: str, number: str) -> Source:
+    return Source(citation, f"https://arxiv.org/abs/{number}")
+
+
+CALIBRATION = _arxiv("Zhou et al. 2024, Batch calibration", "2309.17249")
+FROZEN_FEATURES = _arxiv("Tunstall et al. 2022, Efficient few-shot learning without prompts", "2209.11055")
+PROMPT_WORTH = _arxiv("Le Scao & Rush 2021, How many data points is a prompt worth?", "2103.08493")
+LIMA = _arxiv("Zhou et al. 2023, LIMA: less is more for alignment", "2305.11206")
+NEIGHBOURS = _arxiv("Liu et al. 2022, What makes good in-context examples for GPT-3?", "2101.06804")
+PEFT_CHEAPER = _arxiv("Liu et al. 2022, Few-shot parameter-efficient fine-tuning is better and cheaper", "2205.05638")
+RETRIEVAL = _arxiv("Lewis et al. 2020, Retrieval-augmented generation", "2005.11401")
+INJECTION = _arxiv("Ovadia et al. 2024, Fine-tuning or retrieval?", "2312.05934")
+REASONING = _arxiv("Sprague et al. 2024, To CoT or not to CoT?", "2409.12183")
+REASONING_SCALE = _arxiv("Wei et al. 2022, Chain-of-thought prompting", "2201.11903")
+SOFT_PROMPT_SCALE = _arxiv("Lester et al. 2021, The power of scale for prompt tuning", "2104.08691")
+DOMAIN = _arxiv("Gururangan et al. 2020, Don't stop pretraining", "2004.10964")
+QLORA = _arxiv("Dettmers et al. 2023, QLoRA", "2305.14314")
+OPERATIONS = _arxiv("Kaplan et al. 2020, Scaling laws, section 2.1", "2001.08361")
+
 
 YesNo = Literal["yes", "no", "unknown"]
 Expect = Literal["help", "not", "unknown"]
@@ -94,7 +242,7 @@ def _labels(facts: Facts) -> Step:
         observed if yes else f"the output is of kind {facts.kind}",
         "score the labels instead of writing them, calibrate, and train a head on frozen features",
         "the model writes the answer: prompts, demonstrations, tuning",
-        effects, sources.CALIBRATION if yes else sources.FROZEN_FEATURES,
+        effects, CALIBRATION if yes else FROZEN_FEATURES,
     )  # fmt: skip
 
 
@@ -153,7 +301,7 @@ def _reasoning(facts: Facts) -> Step:
         "reasoning", "Does it take several steps of calculation or logic?", _answer(needed),
         "needs.reasoning" if needed is not None else "",
         "have the steps written down, if the model is large enough", "answer at once",
-        effects, sources.REASONING_SCALE if needed else sources.REASONING, "needs.reasoning",
+        effects, REASONING_SCALE if needed else REASONING, "needs.reasoning",
     )  # fmt: skip
 
 
@@ -169,7 +317,7 @@ def _style(facts: Facts) -> Step:
         "style", "Must answers keep to a tone or format of their own?", _answer(needed),
         "needs.style" if needed is not None else "",
         "show it in demonstrations, and tune on it from some hundred rows on", "the instruction says enough",
-        effects, sources.THOUSAND, "needs.style",
+        effects, LIMA, "needs.style",
     )  # fmt: skip
 
 
@@ -194,7 +342,7 @@ def _knowledge(facts: Facts) -> Step:
     return Step(
         "knowledge", "Does the answer need facts that are not in the input?", _answer(needed),
         "needs.knowledge" if needed is not None else "",
-        "retrieve them from documents", "no documents are needed", effects, sources.INJECTION, "needs.knowledge",
+        "retrieve them from documents", "no documents are needed", effects, INJECTION, "needs.knowledge",
     )  # fmt: skip
 
 
@@ -210,7 +358,7 @@ def _facts_change(facts: Facts) -> Step:
     return Step(
         "facts-change", "Do the facts change once a month or more often?", _answer(often),
         f"needs.facts_change: {pace}" if pace else "",
-        "keep facts in an index, not in weights", "weights may hold them", effects, sources.RETRIEVAL,
+        "keep facts in an index, not in weights", "weights may hold them", effects, RETRIEVAL,
         "needs.facts_change",
     )  # fmt: skip
 
@@ -224,7 +372,7 @@ def _documents(facts: Facts) -> Step:
     )
     return Step(
         "documents", "Is there plain text of the domain?", _answer(yes), f"{facts.documents} documents in data.text",
-        "adapt the model to the domain first", "skip domain adaptation", effects, sources.DOMAIN,
+        "adapt the model to the domain first", "skip domain adaptation", effects, DOMAIN,
     )  # fmt: skip
 
 
@@ -261,7 +409,7 @@ def _few_rows(facts: Facts) -> Step:
     return Step(
         "few-rows", f"Fewer than {FEW_ROWS} rows, or {FEW_PER_LABEL} a label?", _answer(few), observed,
         "write a good prompt and show the rows", "show the nearest rows; training is worth measuring",
-        (*effects, searched), sources.PROMPT_WORTH if few else sources.NEIGHBOURS,
+        (*effects, searched), PROMPT_WORTH if few else NEIGHBOURS,
     )  # fmt: skip
 
 
@@ -276,7 +424,7 @@ def _thousand(facts: Facts) -> Step:
     return Step(
         "thousand", "A thousand labelled rows, or failures collected?", _answer(yes),
         f"{facts.train:,} training rows, {failures:,} failures", "tune: LoRA first",
-        f"collect failures; {THOUSAND - max(facts.train, failures):,} to go", effects, sources.THOUSAND,
+        f"collect failures; {THOUSAND - max(facts.train, failures):,} to go", effects, LIMA,
     )  # fmt: skip
 
 
@@ -294,7 +442,7 @@ def _context(facts: Facts) -> Step:
     return Step(
         "context", "Do demonstrations fit the model's context?", _answer(fits), observed,
         "demonstrations are possible", "tune instead, or choose a model with a longer context",
-        effects, sources.NEIGHBOURS, None if context is not None else "model",
+        effects, NEIGHBOURS, None if context is not None else "model",
     )  # fmt: skip
 
 
@@ -318,7 +466,7 @@ def _latency(facts: Facts) -> Step:
         "latency", "Are long prompts too slow?", _answer(exceeded),
         observed + (f", {limit:,} ms allowed" if limit else ""),
         "put what demonstrations say into weights, or use a head", "long prompts are fast enough",
-        effects, sources.OPERATIONS, None if limit is not None else "needs.latency_ms",
+        effects, OPERATIONS, None if limit is not None else "needs.latency_ms",
     )  # fmt: skip
 
 
@@ -332,7 +480,7 @@ def _volume(facts: Facts) -> Step:
         )
     return Step(
         "volume", f"{OFTEN:,} answers a day or more?", _answer(many), f"needs.rows_per_day: {rows:,}" if rows else "",
-        "training once is cheaper than long prompts for ever", "cost hardly matters", effects, sources.PEFT_CHEAPER,
+        "training once is cheaper than long prompts for ever", "cost hardly matters", effects, PEFT_CHEAPER,
         "needs.rows_per_day",
     )  # fmt: skip
 
@@ -392,7 +540,7 @@ def _memory(facts: Facts) -> Step:
             effects = (*effects, Effect(("qlora",), "help", "a base in 4 bits takes an eighth of the memory"))
     return Step(
         "memory", "Does training all weights fit this machine's memory?", _answer(enough), observed,
-        "every method is possible", "train adapters, or on a base in 4 bits", effects, sources.QLORA,
+        "every method is possible", "train adapters, or on a base in 4 bits", effects, QLORA,
         "model" if size is None and not facts.model.endpoint else None,
     )  # fmt: skip
 
@@ -410,7 +558,7 @@ def _small(facts: Facts) -> Step:
     return Step(
         "small-model", "Has the model less than a billion parameters?", _answer(small),
         "" if size is None else f"{size / 1e6:,.0f} million parameters",
-        "prefer adapters to soft prompts", "soft prompts are worth measuring", effects, sources.SOFT_PROMPT_SCALE,
+        "prefer adapters to soft prompts", "soft prompts are worth measuring", effects, SOFT_PROMPT_SCALE,
         "model" if size is None and not facts.model.endpoint else None,
     )  # fmt: skip
 

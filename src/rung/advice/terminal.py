@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rung.advice import Advice
-from rung.advice.rules import Step
-from rung.advice.sources import Source
+from rung.advice.rules import Source, Step
 from rung.evaluation.report.outcomes import Outcome
 
 NARROWEST, WIDEST = 60, 100

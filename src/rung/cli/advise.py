@@ -24,7 +24,7 @@ def advise(
 ) -> None:
     """Say what rules expect of every technique and why, and what a climb showed; nothing is downloaded or run."""
     from rung import advice
-    from rung.advice.runs import latest_run
+    from rung.advice import latest_run
     from rung.evaluation.report.jsonfile import read
     from rung.evaluation.report.outcomes import outcomes
     from rung.task import Task
