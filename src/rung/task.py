@@ -437,7 +437,7 @@ class Task(_Strict):
                     )  # fmt: skip
         for number, tool in enumerate(self.tools):
             if isinstance(tool, str):
-                from rung.agents.functions import function_tool
+                from rung.agents.tools import function_tool
 
                 with _located(parsed, "tools", number):
                     function_tool(tool, self._folder)

@@ -3,9 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from rung.agents.functions import function_tool
 from rung.agents.process import Result, Worker
-from rung.agents.tools import plain_schema
+from rung.agents.tools import function_tool, plain_schema
 from rung.errors import ConfigError
 from rung.models.fingerprint import file_sha256
 

@@ -7,9 +7,10 @@ their turns together, so that the engine answers them as one batch.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from rung.agents import calls as said
 from rung.agents.calls import Call, MalformedError, Protocol
 from rung.agents.toolbox import call as call_tool
+from rung.agents.toolbox import check_tools
 from rung.agents.tools import Limits, McpServer, Tool
 from rung.agents.trace import Step
 from rung.artifact.answer import Answer
@@ -195,3 +197,37 @@ def protocol_for(model: str) -> Protocol:
 @lru_cache(maxsize=4)
 def _tokenizer(model: str) -> Tokenizer:
     return Tokenizer.load(resolve(model).folder)
+
+
+# --------------------
+# An agent in an artifact's folder: everything but the code of its tools, which stays where it is and is checked.
+
+
+PLACE = "RUNG_TOOLS"  # where tools lie that were moved since the artifact was made
+
+
+def agent_values(agent: Agent) -> dict[str, Any]:
+    """Return plain JSON values."""
+    return {
+        "kind": agent.kind,
+        "tools": [asdict(tool) for tool in agent.tools],
+        "servers": [server.model_dump() for server in agent.servers],
+        "folder": str(agent.folder),
+        "protocol": agent.protocol,
+        "max_tokens": agent.max_tokens,
+        "limits": agent.limits.model_dump(),
+    }
+
+
+def agent_from_values(values: Mapping[str, Any], artifact: Path) -> Agent:
+    """Rebuild an agent; the user's functions must be those that it was made with.
+
+    Raises:
+        ArtifactError: `tools-changed`.
+        ConfigError: a function is not there any more.
+    """
+    folder = Path(os.environ.get(PLACE) or values["folder"]).expanduser()
+    tools = tuple(Tool(**tool) for tool in values["tools"])
+    servers = tuple(McpServer(**server) for server in values["servers"])
+    check_tools(tools, folder, artifact)
+    return Agent(tools, servers, folder, values["protocol"], values["max_tokens"], Limits(**values["limits"]))

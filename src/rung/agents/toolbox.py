@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.agents.functions import function_tool
 from rung.agents.process import Result, Worker
-from rung.agents.tools import McpServer, Tool
+from rung.agents.tools import McpServer, Tool, function_tool
 from rung.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:

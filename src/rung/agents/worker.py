@@ -16,7 +16,7 @@ from rung.user_code import own_pipes
 
 def main() -> None:
     """Answer calls until stdin ends."""
-    from rung.agents.functions import load_function
+    from rung.agents.tools import load_function
 
     calls, replies = own_pipes()
     setup = json.loads(calls.readline())

@@ -25,8 +25,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from rung.agents.agent import Agent
-from rung.agents.files import agent_from_values, agent_values
+from rung.agents.agent import Agent, agent_from_values, agent_values
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning, Weights
