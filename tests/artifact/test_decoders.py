@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rung.artifact.answer import Answer
+from rung.artifact.decoder import Answer
+from rung.artifact.heads import label_probabilities
 from rung.artifact.lookup import Nearest
-from rung.artifact.mixture import label_probabilities
 from rung.artifact.parts import Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning
 from rung.data.rows import Example
 from rung.errors import EngineError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.mixture import tempered
+from rung.artifact.heads import tempered
 from rung.artifact.parts import Head
 from rung.engines import encoders
 from rung.errors import ConfigError, EngineError

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.context import prompt_limit
+from rung.artifact.decoder import prompt_limit
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError

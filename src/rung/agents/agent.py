@@ -21,8 +21,7 @@ from rung.agents.toolbox import call as call_tool
 from rung.agents.toolbox import check_tools
 from rung.agents.tools import Limits, McpServer, Tool
 from rung.agents.trace import Step
-from rung.artifact.answer import Answer
-from rung.artifact.decoder import Prompted
+from rung.artifact.decoder import Answer, Prompted
 from rung.engines.base import Engine, GenerateRequest, Generation, Messages, Prompt, Sampling
 from rung.models.reference import is_endpoint, resolve
 from rung.models.system_turn import accepts_system, fold_system

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from rung.artifact.answer import Answer
-from rung.artifact.context import Given
-from rung.artifact.decoder import Promptless
+from rung.artifact.decoder import Answer, Given, Promptless
 from rung.data.rows import Example
 from rung.engines.base import Floats
 from rung.engines.opening import open_encoder

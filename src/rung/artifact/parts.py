@@ -6,14 +6,10 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rung.artifact.answer import Answer
-from rung.artifact.decoder import Decoder, Promptless
-from rung.artifact.heads import Head
-from rung.artifact.labels import LabelScoring
-from rung.artifact.list_scoring import ListScoring
-from rung.artifact.mixture import Mixture
-from rung.artifact.reasoning import Reasoning
-from rung.artifact.text import Generate
+from rung.artifact.decoder import Answer, Decoder, Promptless
+from rung.artifact.heads import Head, Mixture
+from rung.artifact.labels import LabelScoring, ListScoring
+from rung.artifact.text import Generate, Reasoning
 
 __all__ = [
     "BASE",

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from rung.artifact.answer import Answer
-from rung.artifact.context import Given
-from rung.artifact.decoder import Promptless
+from rung.artifact.decoder import Answer, Given, Promptless
 from rung.data.rows import Example
 from rung.engines.opening import open_encoder
 from rung.progress import QUIET, Progress

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from rung import __version__
 from rung.artifact.artifact import Artifact
-from rung.artifact.mixture import label_probabilities, tempered
+from rung.artifact.heads import label_probabilities, tempered
 from rung.artifact.parts import Mixture
 from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.base import Floats
