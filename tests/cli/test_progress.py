@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rung.cli import progress
-from rung.cli.progress import TerminalProgress
+from rung.cli import options as progress
+from rung.cli.options import TerminalProgress
 
 
 @pytest.fixture

@@ -9,13 +9,35 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from rung.cli.options import Json, Offline, Quiet, TaskFile, print_json, progress
+from rung.cli.options import (
+    RUN_FOLDERS,
+    ArtifactFolder,
+    Budget,
+    EngineOption,
+    Json,
+    Offline,
+    Quiet,
+    Resume,
+    RunFolders,
+    RungNames,
+    Seed,
+    Sets,
+    TaskFile,
+    climb_options,
+    overrides,
+    print_json,
+    progress,
+)
 from rung.errors import ConfigError
-from rung.feedback.defaults import STORE
+from rung.feedback.defaults import PAIRS, REGISTRY, SHARE, STORE
 
 if TYPE_CHECKING:
-    from rung.feedback.records import Case, Filter
+    from rung.feedback.improve import Improvement
+    from rung.feedback.records import Case, Challenge, Filter, Promotion
+    from rung.feedback.registry import Registry
     from rung.feedback.store import Store
+    from rung.feedback.trial_report import TrialReport
+
 
 app = typer.Typer(no_args_is_help=True)
 StorePlace = Annotated[
@@ -284,3 +306,255 @@ def _cell(text: str) -> Any:
 
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return Text(line if len(line) <= SHOWN else line[: SHOWN - 1] + "…")
+
+
+# --------------------
+# `rung improve`, `rung promote`, `rung rollback`: the loop from failures to what is served.
+
+
+RegistryFolder = Annotated[
+    Path, typer.Option("--registry", envvar="RUNG_REGISTRY", help="Folder of promoted artifacts.", metavar="FOLDER")
+]
+
+
+def register_improve(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("improve")(improve_command)
+    app.command("promote")(promote_command)
+    app.command("rollback")(rollback_command)
+
+
+def improve_command(
+    task: TaskFile,
+    store: StorePlace = STORE,
+    registry: RegistryFolder = REGISTRY,
+    budget: Budget = None,
+    rungs: RungNames = None,
+    resume: Resume = False,
+    out: RunFolders = RUN_FOLDERS,
+    seed: Seed = 0,
+    engine: EngineOption = "auto",
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    offline: Offline = False,
+) -> None:
+    """Climb again with the reviewed failures, against what is served."""
+    from rung.cli.climb import write_reports
+    from rung.feedback.improve import improve
+    from rung.feedback.registry import Registry
+    from rung.task import Task
+
+    loaded = Task.load(task, overrides(sets))
+    options = climb_options(budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume)
+    with open_store(store) as opened:
+        found = improve(loaded, opened, Registry(registry, loaded.name), options=options, progress=progress(quiet))
+    write_reports(found.climb.result, found.climb.predictions, found.climb.folder)
+    if json:
+        print_json(found.as_dict())
+    else:
+        _show_improvement(found, registry, store)
+
+
+def _show_improvement(found: Improvement, registry: Path, store: str) -> None:
+    from rich.console import Console
+
+    from rung.evaluation.report.terminal import print_climb
+    from rung.feedback.commands import command
+
+    taken, outcome = found.taken, found.outcome
+    typer.echo(
+        f"{taken.failures} corrected and {taken.confirmed} confirmed answers joined the training rows "
+        f"({taken.replaced} rows replaced, {taken.held_out} held out, {taken.superseded} superseded)\n"
+        f"rungs: {', '.join(found.rungs)}: {found.reason}\n"
+    )
+    print_climb(found.climb.result, Console())
+    (fixed, train), (test_fixed, test) = outcome.of_train, outcome.of_test
+    typer.echo(
+        f"\nreviewed failures answered better: {fixed} of {train} trained on, {test_fixed} of {test} held out\n"
+        f"fixed once and wrong again: {len(outcome.regressions)} of {outcome.watched}\n"
+        f"report: {found.climb.folder / 'report.html'}"
+    )
+    if not found.better:
+        return
+    accepting = []
+    if outcome.regressions:
+        typer.echo(f"Next: {command('rung failures show', outcome.regressions[0], store=store)}")
+        accepting = ["--accept-regressions"]
+    promote = command("rung promote", found.climb.folder, *accepting, registry=registry, store=store)
+    typer.echo(f"{'And, if that may be: ' if accepting else 'Next: '}{promote}")
+
+
+def promote_command(
+    what: Annotated[Path, typer.Argument(help="A run folder of `rung improve`, or an artifact.", metavar="WHAT")],
+    store: StorePlace = STORE,
+    registry: RegistryFolder = REGISTRY,
+    reviewer: Reviewer = None,
+    reason: Annotated[str, typer.Option("--reason", help="With an artifact: why, as there is no measurement.")] = "",
+    accept_regressions: Annotated[
+        bool, typer.Option("--accept-regressions", help="Even if what was fixed once is wrong again.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Serve an artifact from now on, at once; servers that follow the registry switch by themselves."""
+    from rung.artifact.artifact import Artifact
+    from rung.artifact.files import MANIFEST
+    from rung.feedback.improve import promote, read_improvement
+    from rung.feedback.registry import Registry
+
+    plain = (what / MANIFEST).is_file()
+    if plain and not reason.strip():
+        raise ConfigError("reason-missing", f"{what} is an artifact without evidence", hint='say why: --reason "..."')
+    task = Artifact.load(what).shape.task if plain else read_improvement(what)["task"]
+    home = Registry(registry, task)
+    with open_store(store, must_exist=False) as opened:
+        if plain:
+            made = home.promote(what, opened, evidence={"reason": reason}, reviewer=reviewer_name(reviewer))
+        else:
+            made = promote(
+                what, home, opened, reviewer=reviewer_name(reviewer), accept_regressions=accept_regressions
+            )  # fmt: skip
+    _told(made, home, json)
+
+
+def rollback_command(
+    task: Annotated[str, typer.Argument(help="Name of the task.", metavar="TASK")],
+    store: StorePlace = STORE,
+    registry: RegistryFolder = REGISTRY,
+    reviewer: Reviewer = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why.")] = "",
+    json: Json = False,
+) -> None:
+    """Serve again what was served before the last promotion, at once."""
+    from rung.feedback.registry import Registry
+
+    home = Registry(registry, task)
+    with open_store(store) as opened:
+        made = home.rollback(opened, reviewer=reviewer_name(reviewer), reason=reason)
+    _told(made, home, json)
+
+
+def _told(made: Promotion, home: Registry, json: bool) -> None:
+    folder = home.path(made)
+    if json:
+        print_json(
+            {
+                "task": made.task, "kind": made.kind, "artifact": made.artifact, "folder": str(folder),
+                "reviewer": made.reviewer, "at": made.at.isoformat(), "evidence": dict(made.evidence),
+            }
+        )  # fmt: skip
+    else:
+        typer.echo(f"{made.task} is served from {folder}")
+
+
+# --------------------
+# `rung trial`: one artifact beside the one that is served, on live requests, until a sequential test has decided.
+
+
+trial_app = typer.Typer(no_args_is_help=True)
+TaskNamed = Annotated[str, typer.Argument(help="Name of the task.", metavar="TASK")]
+
+
+@trial_app.command("start")
+def start_command(
+    task: TaskNamed,
+    artifact: ArtifactFolder,
+    mode: Annotated[
+        str, typer.Option("--mode", help="shadow: answers behind every response; ab: answers a share of the inputs.")
+    ] = "shadow",
+    share: Annotated[
+        float | None,
+        typer.Option("--share", help=f"With ab: the share of the inputs that it answers; {SHARE:g} by default."),
+    ] = None,
+    stop_after: Annotated[int, typer.Option("--stop-after", min=1, help="Pairs after which it ends.")] = PAIRS,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    offline: Offline = False,
+) -> None:
+    """Try an artifact beside what is served; servers that follow the registry begin by themselves."""
+    from rung.feedback.commands import command
+    from rung.feedback.records import Mode
+    from rung.feedback.registry import Registry
+    from rung.feedback.trials import start
+
+    known = next((one for one in get_args(Mode) if one == mode), None)
+    if known is None:
+        raise ConfigError("bad-option", f"--mode {mode!r} is none", hint=f"choose {' or '.join(get_args(Mode))}")
+    if share is not None and (known == "shadow" or not 0 < share < 1):
+        raise ConfigError(
+            "bad-option", f"--share {share:g} with --mode {mode}",
+            hint="a share above 0 and below 1 needs --mode ab; a shadow answers everything",
+        )  # fmt: skip
+    home = Registry(registry, task)
+    made = start(home, artifact, mode=known, share=SHARE if share is None else share, most=stop_after)
+    if json:
+        print_json(_values(made, home))
+        return
+    what = "every response" if known == "shadow" else f"{made.share:.0%} of the inputs"
+    typer.echo(f"{made.artifact[:16]} is tried on {what} beside {made.against[:16]}, up to {made.most:,} pairs")
+    typer.echo(f"Next: {command('rung trial show', task, registry=registry)}")
+
+
+@trial_app.command("show")
+def show_command(
+    task: TaskNamed,
+    store: StorePlace = STORE,
+    registry: RegistryFolder = REGISTRY,
+    json: Json = False,
+    offline: Offline = False,
+) -> None:
+    """Show how a trial stands: fixed, broken, p, and whether it may be stopped."""
+    from rung.feedback.registry import Registry
+    from rung.feedback.trial_report import trial_report
+
+    home = Registry(registry, task)
+    with open_store(store) as opened:
+        report = trial_report(opened, home)
+    if not json:
+        _show_trial(report)
+        return
+    found, decision = report.standing, report.standing.decision
+    print_json({
+        **_values(report.trial, home), "answered": dict(found.answered), "judged": dict(found.judged),
+        "pairs": decision.n, "delta": decision.delta, "low": found.interval.low, "high": found.interval.high,
+        "fixed": decision.fixed, "broken": decision.broken, "p": decision.p, "state": decision.state,
+        "stop": decision.stop, "next": report.next,
+    })  # fmt: skip
+
+
+@trial_app.command("stop")
+def stop_command(task: TaskNamed, registry: RegistryFolder = REGISTRY, json: Json = False) -> None:
+    """End a trial; what was collected stays, and `show` still shows it."""
+    from rung.feedback.registry import Registry
+    from rung.feedback.trials import stop
+
+    home = Registry(registry, task)
+    ended = stop(home)
+    if json:
+        print_json(_values(ended, home))
+    else:
+        typer.echo(f"the trial of {ended.artifact[:16]} is stopped")
+
+
+def _values(trial: Challenge, home: Registry) -> dict[str, Any]:
+    return {
+        "id": trial.token, "task": trial.task, "mode": trial.mode, "share": trial.share, "stop_after": trial.most,
+        "artifact": trial.artifact, "folder": str(home.path(trial)), "against": trial.against,
+        "started": trial.at.isoformat(), "ended": None if trial.ended is None else trial.ended.isoformat(),
+        "running": trial.runs(home.current()),
+    }  # fmt: skip
+
+
+def _show_trial(report: TrialReport) -> None:
+    trial, decision = report.trial, report.standing.decision
+    answered, judged = report.standing.answered, report.standing.judged
+    typer.echo(
+        f"{trial.mode} of {trial.artifact[:16]} ({report.challenger}) against {trial.against[:16]} ({report.served}): "
+        f"{'runs' if report.running else 'is over'}\n"
+        f"answered: {answered['a']} by what is served, {answered['b']} by the challenger; "
+        f"judged: {judged['a']} and {judged['b']}\n"
+        f"{decision.n} of at most {trial.most} pairs: {report.delta} {report.interval}, {decision.fixed} fixed / "
+        f"{decision.broken} broken, {report.p}\n{report.verdict}"
+    )
+    if report.next:
+        typer.echo(f"Next: {report.next}")

@@ -9,24 +9,18 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import (
-    advise,
-    artifacts,
-    confidence,
-    improve,
-    index,
-    judges,
-    machine,
-    models,
-    serve,
-    tasks,
-    trials,
-    tuning,
-)
+from rung.cli import artifacts, index, models, serve, tasks
+from rung.cli import artifacts as confidence
+from rung.cli import climb as advise
 from rung.cli import climb as climbs
+from rung.cli import climb as tuning
 from rung.cli import export as exports
 from rung.cli import extras as clusters
+from rung.cli import extras as judges
 from rung.cli import feedback as failures
+from rung.cli import feedback as improve
+from rung.cli import feedback as trials
+from rung.cli import models as machine
 from rung.errors import RungError
 
 app = typer.Typer(
