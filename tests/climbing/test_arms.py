@@ -11,9 +11,8 @@ import scipy.stats
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer, Promptless
-from rung.climbing.arms import most_arms
 from rung.climbing.options import ClimbOptions
-from rung.climbing.planning import plan_rows
+from rung.climbing.plan import most_arms, plan_rows
 from rung.climbing.run import climb
 from rung.evaluation.elimination import eliminate, looks
 from rung.rungs import RUNGS, Features, FewShot, build

@@ -8,7 +8,7 @@ from rung.artifact import heads as head_module
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate, Head, Weights
 from rung.artifact.predict_file import predict_file
-from rung.climbing.confidence import fit_confidence, measure_confidence
+from rung.climbing.conclude import fit_confidence, measure_confidence
 from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore

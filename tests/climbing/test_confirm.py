@@ -1,6 +1,6 @@
 import numpy as np
 
-from rung.climbing.confirm import beats, compare_all, recommend
+from rung.climbing.race import beats, compare_all, recommend
 
 
 def scores(right, n=200, seed=0):

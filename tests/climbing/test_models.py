@@ -7,7 +7,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Weights
 from rung.climbing import race as race_module
 from rung.climbing.options import ClimbOptions
-from rung.climbing.planning import plan_rows
+from rung.climbing.plan import plan_rows
 from rung.climbing.run import climb
 from rung.errors import ConfigError
 from rung.evaluation.scoring import evaluate

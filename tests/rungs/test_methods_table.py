@@ -13,7 +13,7 @@ import yaml
 
 from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions, chosen_rungs
-from rung.climbing.planning import plan_rows
+from rung.climbing.plan import plan_rows
 from rung.data.rows import Data, Document
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError

@@ -344,7 +344,7 @@ def confidence(
 ) -> None:
     """Fit confidence on the validation rows, measure it on the test rows, and say what abstaining would give."""
     from rung.artifact.artifact import Artifact
-    from rung.climbing.confidence import fit_confidence, measure_confidence
+    from rung.climbing.conclude import fit_confidence, measure_confidence
     from rung.task import Confidence, Task
 
     loaded = Task.load(task, overrides(sets))

@@ -101,7 +101,7 @@ def _show(result: object, folder: Path, json: bool) -> None:
 
 
 def _plan(task: object, options: object, json: bool) -> None:
-    from rung.climbing.planning import describe, plan_rows
+    from rung.climbing.plan import describe, plan_rows
 
     rows, notes = plan_rows(task, options)  # type: ignore[arg-type]
     if json:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rung.artifact.artifact import Artifact
+from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.data.rows import Data
-from rung.machine import Machine
-from rung.rungs.base import Cost, Rung
+from rung.engines.engine_choice import explain
+from rung.evaluation.expected import check_expected
+from rung.machine import Machine, this_machine
+from rung.models.reference import is_endpoint
+from rung.rungs import build
+from rung.rungs.base import Cost, Rung, Verdict, taken_from
+from rung.rungs.costs import inference_cost
+from rung.rungs.models import other_models
+from rung.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +52,142 @@ def plan(artifact: Artifact, rungs: Sequence[Rung], data: Data, machine: Machine
             continue
         lines.append(PlannedRung(rung, verdict.applies, verdict.reason, len(data.validation), cost))
     return sorted(lines, key=lambda line: (not line.applies, line.seconds))
+
+
+# --------------------
+# `rung climb --plan`: the first stage's plan as a table, without loading weights or changing anything.
+
+
+def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return one record per rung, zero-shot first, and notes on what the figures mean."""
+    data, machine = task.read(), this_machine()
+    check_expected(task, data)
+    zero = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
+    rungs = (*other_models(task), *build(chosen_rungs(task, options), task, options.seed))
+    lines = plan(zero, rungs, data, machine)
+    cost = inference_cost(zero, data, machine)
+    test_seconds = len(data.test) * cost.row_seconds
+    alone = not any(line.applies for line in lines)
+    asked = 0 if alone else len(data.validation)
+    rows = [
+        {
+            "name": "zero-shot", "applies": True, "reason": "", "rows": asked, "fit_tokens": 0,
+            "tokens_per_row": round(cost.row_tokens), "seconds": round(asked * cost.row_seconds, 1),
+            "memory_bytes": cost.memory_bytes,
+        },
+        *(_row(line) for line in lines),
+    ]  # fmt: skip
+    several = bool(task.other_models)
+    on_documents = any(line.applies and line.rung.name == "retrieval" for line in lines)
+    total = sum(row["seconds"] or 0 for row in rows)
+    notes = [
+        f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows",
+        _race_note(task, alone, total, test_seconds),
+        f"{machine.cores} cores at {machine.flops / 1e9:.0f} GFLOP/s, {machine.memory_bytes / 2**30:.0f} GiB of memory",
+        _engine_note(task, options.engine),
+        *(["the models are raced with the plain prompt first, and the rungs start from the winner"] if several else []),
+        "on top of the winner, what still applies is planned and raced again",
+        *(["on top of retrieval, the other rungs are fitted and raced from the start"] if on_documents else []),
+    ]
+    if options.budget_seconds is not None:
+        notes.append(f"rungs that do not fit the budget of {options.budget_seconds:.0f} s are skipped")
+    return rows, notes
+
+
+def _race_note(task: Task, alone: bool, total: float, test_seconds: float) -> str:
+    if not alone:
+        return (
+            f"about {total:.0f} s if every rung answers all validation rows (the clearly beaten stop early, and so "
+            f"does one that is left alone), and up to {test_seconds:.0f} s per finalist on the test rows"
+        )
+    fitted = ", but for fitting its confidence" if task.confidence is not None else ""
+    return (
+        f"no rung applies, so nothing is raced: zero-shot answers no validation rows{fitted}, and the test rows in "
+        f"about {test_seconds:.0f} s"
+    )
+
+
+def _engine_note(task: Task, engine: str) -> str:
+    if task.output.kind == "category" and not is_endpoint(task.model):
+        return "engine: torch scores the labels"
+    return f"engine: {explain(task.model, engine)}"
+
+
+def _row(line: PlannedRung) -> dict[str, Any]:
+    cost = line.cost
+    return {
+        "name": line.rung.name,
+        "applies": line.applies,
+        "reason": line.reason,
+        "rows": line.rows,
+        "fit_tokens": cost.fit_tokens if cost else None,
+        "tokens_per_row": round(cost.row_tokens) if cost else None,
+        "seconds": round(line.seconds, 1) if cost else None,
+        "memory_bytes": cost.memory_bytes if cost else None,
+    }
+
+
+def describe(rows: list[dict[str, Any]], notes: list[str]) -> None:
+    """Print the plan as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("rung")
+    for column in ("rows", "tokens to fit", "tokens a row", "seconds", "memory"):
+        table.add_column(column, justify="right")
+    left_out = []
+    for row in rows:
+        if not row["applies"]:
+            left_out.append(f"{row['name']}: {row['reason']}")
+            continue
+        table.add_row(
+            row["name"], f"{row['rows']:,}", f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}",
+            f"{row['seconds']:,.0f}", f"{row['memory_bytes'] / 2**30:.1f} GiB",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for line in left_out:
+        console.print(f"not applicable: {line}", style="dim", highlight=False)
+    for note in notes:
+        console.print(note, highlight=False)
+
+
+# --------------------
+# How many artifacts a climb may ever compare: the error rate of its races is shared among so many.
+#
+# The number is fixed before any row is answered, for a count that hung on the scores would void the bound of
+# `rung.evaluation.elimination`. So it is an upper bound: the first stage's arms are those that apply; of a later stage,
+# whose incumbent is not known yet, they are all rungs that can ever apply to the task, less those in its path.
+
+
+STAGES = 3  # of the ramp, one rung higher each
+
+
+def most_arms(bases: Sequence[Artifact], models: Sequence[Rung], rungs: Sequence[Rung], data: Data) -> int:
+    """Return the largest number of artifacts that the races of a climb can have among them.
+
+    Args:
+        bases: what the first stage starts from.
+        models: rungs raced alone before the others, which then start from the winner.
+        rungs: all rungs, `models` among them.
+        data: the task's rows.
+    """
+    verdicts = {rung.name: [_verdict(rung, base, data) for base in bases] for rung in rungs}
+    possible = sum(not all(verdict.final for verdict in verdicts[rung.name]) for rung in rungs)
+    first = models or rungs
+    arms = len(bases) + sum(_made(rung, bases, verdicts[rung.name]) for rung in first)
+    starts = 1 if models else len(bases)
+    higher = sum(max(0, possible - step) for step in range(0 if models else 1, STAGES))
+    documents = any(not verdict.final for verdict in verdicts.get("retrieval", ()))
+    return arms + higher + (starts * max(0, possible - 1) if documents else 0)
+
+
+def _verdict(rung: Rung, base: Artifact, data: Data) -> Verdict:
+    return Verdict(False) if rung.name in base.path else rung.applies(base, data)
+
+
+def _made(rung: Rung, bases: Sequence[Artifact], verdicts: Sequence[Verdict]) -> int:
+    """Return how many artifacts the rung makes of the bases; of those from which it takes the same, one."""
+    taken = [taken_from(rung, base) for base, verdict in zip(bases, verdicts, strict=True) if verdict.applies]
+    return taken.count(None) + sum(one not in taken[:i] for i, one in enumerate(taken) if one is not None)

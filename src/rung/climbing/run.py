@@ -12,8 +12,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint_unsaved
 from rung.climbing.conclude import conclude
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, parse_duration
-from rung.climbing.stages import run_stages
-from rung.climbing.state import State
+from rung.climbing.race import State, run_stages
 from rung.climbing.store import open_run
 from rung.data.rows import Data
 from rung.engines.engine_choice import settled
