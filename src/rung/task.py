@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pydantic.json_schema import SkipJsonSchema
 
 from rung.agents.tools import Limits, McpServer
-from rung.data.labels import LABELLED
+from rung.data.rows import LABELLED
 from rung.errors import ConfigError, Location
 from rung.prompts.overflow import Overflow
 from rung.retrieval.corpus import Corpus

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rung.data.documents import found_in
+from rung.data.loading import found_in
 from rung.data.rows import Document, Example
 from rung.errors import ConfigError, DataError
 from rung.task import Task

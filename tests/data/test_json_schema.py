@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rung.data.json_schema import in_schema_order, mismatch
+from rung.data.examples import in_schema_order, mismatch
 
 
 @pytest.mark.parametrize(

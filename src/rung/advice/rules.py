@@ -13,8 +13,7 @@ from statistics import median
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from rung.data.labels import LABELLED, labels_of
-from rung.data.rows import Data
+from rung.data.rows import LABELLED, Data, labels_of
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
 from rung.rungs.reasoning import UNREASONED

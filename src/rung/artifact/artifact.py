@@ -15,8 +15,7 @@ from rung.agents.toolbox import find_tools
 from rung.agents.tools import McpServer
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Answer, Decoder, Generate, LabelScoring, Probable, Weights, unfitted
-from rung.data.labels import LABELLED
-from rung.data.rows import Example, example_id
+from rung.data.rows import LABELLED, Example, example_id
 from rung.engines.api_scoring import scores_labels
 from rung.engines.base import Engine, Messages
 from rung.engines.opening import open_encoder, open_engine

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rung.cli.options import Json, Sets, TaskFile, overrides, print_json
-from rung.data.report import SHOWN
+from rung.data.rows import SHOWN
 from rung.errors import ConfigError
 
 if TYPE_CHECKING:
     from rung.data.guess import Guess
-    from rung.data.report import DataReport
-    from rung.data.rows import Data
+    from rung.data.rows import Data, DataReport
     from rung.task import Task
 
 SCHEMA_FILE = "task.schema.json"

@@ -14,8 +14,7 @@ from rung.advice import advise
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer, Head, Mixture, Probable
 from rung.climbing.race import State, answer_rows, compare_all, recommend
-from rung.data.labels import labels_of
-from rung.data.rows import Example
+from rung.data.rows import Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration as confidence
 from rung.evaluation.calibration import Confidence, Method

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Answer
-from rung.data.labels import labels_of
-from rung.data.rows import Example
+from rung.data.rows import Example, labels_of
 from rung.evaluation.metrics import (
     METRICS,
     Case,

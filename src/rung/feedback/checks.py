@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate
-from rung.data.json_schema import mismatch
+from rung.data.examples import mismatch
 from rung.data.rows import Example
 from rung.feedback.interaction import Interaction
 from rung.feedback.records import Feedback, Filter

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rung.data.examples import examples
-from rung.data.report import SplitReport
-from rung.data.rows import Data, Example, Record, hash_of
+from rung.data.rows import Data, Example, Record, SplitReport, hash_of
 from rung.errors import DataError
 from rung.feedback.interaction import SplitRule
 from rung.feedback.records import Case

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
-from rung.data.labels import labels_of
-from rung.data.rows import Example
+from rung.data.rows import Example, labels_of
 from rung.engines.base import Engine, GenerateRequest, Messages, Sampling
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Meter

@@ -15,8 +15,7 @@ import numpy as np
 from rung.artifact.artifact import Artifact
 from rung.artifact.heads import features
 from rung.artifact.parts import Head, Promptless
-from rung.data.labels import labels_of
-from rung.data.rows import Data, Example
+from rung.data.rows import Data, Example, labels_of
 from rung.engines.base import Floats
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import LabelScoring
-from rung.data.labels import labels_of
-from rung.data.rows import Data
+from rung.data.rows import Data, labels_of
 from rung.engines.opening import open_engine
 from rung.errors import TrainingError
 from rung.machine import Machine

@@ -8,8 +8,7 @@ import numpy as np
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate, ListScoring
-from rung.data.labels import labels_of
-from rung.data.rows import Data
+from rung.data.rows import Data, labels_of
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from rung.data.report import SHOWN
+from rung.data.rows import SHOWN
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer
