@@ -49,8 +49,7 @@ def peer(model, rows):  # type: ignore[no-untyped-def]
 def ours(model, tokenizer, rows):  # type: ignore[no-untyped-def]
     """Generate as the torch engine does; return the number of new tokens."""
     from rung.engines.base import Sampling
-    from rung.engines.cuda_batching import generate, paged_attention
-    from rung.engines.torch_decoding import decode
+    from rung.engines.torch_decoding import decode, generate, paged_attention
     from rung.progress import QUIET
 
     sampling, attention = Sampling(max_tokens=ANSWER), paged_attention("cuda")
@@ -82,7 +81,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         sys.stderr.write("gpu_generation: no CUDA device is visible to torch; nothing was measured\n")
         return 3
-    from rung.engines.cuda_batching import paged_attention
+    from rung.engines.torch_decoding import paged_attention
     from rung.models.reference import resolve
     from rung.models.tokenizer import Tokenizer
 

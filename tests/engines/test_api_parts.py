@@ -3,10 +3,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rung.engines.api_budget import Budget, most_tokens
-from rung.engines.api_options import ApiOptions
-from rung.engines.api_pool import completed
-from rung.engines.api_retry import Attempt, Retry, retry_after
+from rung.engines.api_transport import ApiOptions, Attempt, Budget, Retry, completed, most_tokens, retry_after
 from rung.errors import EngineError
 from rung.models.reference import resolve
 from rung.models.system_turn import encode_messages

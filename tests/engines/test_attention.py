@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from rung.engines.attention import CAPPED, best_attention
 from rung.engines.base import Sampling
 from rung.engines.label_trie import build_trie
 from rung.engines.torch_decoding import decode
-from rung.engines.tree_scoring import score_all, score_best
+from rung.engines.tree_scoring import CAPPED, best_attention, score_all, score_best
 from rung.progress import QUIET
 
 WINDOW = 8

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from rung.engines.base import Constraint, Sampling
-from rung.engines.cuda_batching import (
+from rung.engines.torch_decoding import (
     CPU_ROWS,
     CPU_TOKENS,
     cache_bytes,
+    decode,
     generate,
     paged_attention,
     preferred_dtype,
     side_by_side,
     suits,
 )
-from rung.engines.torch_decoding import decode
 from rung.errors import EngineError
 from rung.progress import QUIET
 

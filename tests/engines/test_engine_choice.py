@@ -5,8 +5,8 @@ import pytest
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate
-from rung.engines import engine_choice
-from rung.engines.engine_choice import UNMEASURED, Choice, choose, explain, judge, known, settled
+from rung.engines import opening as engine_choice
+from rung.engines.opening import UNMEASURED, Choice, choose, explain, judge, known, settled
 from rung.models.reference import resolve
 
 

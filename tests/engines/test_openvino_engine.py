@@ -11,7 +11,7 @@ import torch
 
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
 from rung.engines.opening import open_engine, open_openvino, open_torch
-from rung.engines.openvino_adapters import unsupported
+from rung.engines.openvino import unsupported
 from rung.errors import ArtifactError, EngineError
 from rung.training.changes import keep
 from rung.training.peft import PeftAdapter

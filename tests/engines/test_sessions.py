@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from rung.engines.base import Constraint, Continuous, GenerateRequest, Reads, Sampling
+from rung.engines.base import Constraint, Continuous, GenerateRequest, Reads, Sampling, Shown
 from rung.engines.opening import open_torch
-from rung.engines.shown import Shown
 from rung.errors import EngineError
 
 

@@ -30,7 +30,7 @@ from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning, Weights
 from rung.artifact.sentences import SentenceSelection
-from rung.engines.engine_choice import settled
+from rung.engines.opening import settled
 from rung.errors import ArtifactError
 from rung.evaluation.calibration import Confidence
 from rung.models.cache import publish

@@ -310,7 +310,7 @@ def register_machine(app: typer.Typer) -> None:
 
 def doctor(json: Json = False) -> None:
     """Say what this machine has, what is missing, and how to get it."""
-    from rung.engines.engine_choice import explain
+    from rung.engines.opening import explain
     from rung.machine import this_machine
     from rung.models.cache import cache_dir, offline
 

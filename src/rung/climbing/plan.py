@@ -9,7 +9,7 @@ from typing import Any
 from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.data.rows import Data
-from rung.engines.engine_choice import explain
+from rung.engines.opening import explain
 from rung.evaluation.expected import check_expected
 from rung.machine import Machine, this_machine
 from rung.models.reference import is_endpoint

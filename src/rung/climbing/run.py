@@ -15,7 +15,7 @@ from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, parse_du
 from rung.climbing.race import State, run_stages
 from rung.climbing.store import open_run
 from rung.data.rows import Data
-from rung.engines.engine_choice import settled
+from rung.engines.opening import settled
 from rung.errors import ConfigError
 from rung.evaluation.expected import check_expected
 from rung.evaluation.result import ClimbResult, Prediction

@@ -247,3 +247,69 @@ class Reads(Protocol):
 
     def read(self, texts: Sequence[tuple[int, ...]], *, top: int = 1, adapter: str | None = None) -> list[TokenScores]:
         """Score every token of every text, given as token ids."""
+
+
+# --------------------
+# What engines around another engine share: all that they do not change is that engine's.
+
+
+class Forwarding:
+    """Passes calls on to `engine`, but for `generate` and `score`, which each subclass has its own way with."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def info(self) -> EngineInfo:
+        """Say what runs where."""
+        return self.engine.info
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends an answer."""
+        return self.engine.end_token
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of `text`."""
+        return self.engine.encode(text)
+
+    def count(self, prompt: Prompt) -> int:
+        """Return the number of tokens that the prompt will occupy."""
+        return self.engine.count(prompt)
+
+    def text(self, prompt: Prompt) -> str:
+        """Return the exact text that the model reads for this prompt."""
+        return self.engine.text(prompt)
+
+    def stream(self, request: GenerateRequest) -> Iterator[str]:
+        """Yield the text of one completion in pieces as it is made."""
+        return self.engine.stream(request)
+
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """Return one vector per text."""
+        return self.engine.embed(texts, progress=progress)
+
+
+# --------------------
+# How much of a text that is being written can be given out: what may still change is held back.
+
+
+@dataclass(slots=True)
+class Shown:
+    """Counts the characters of one completion that a stream has given out."""
+
+    sent: int = 0
+
+    def more(self, text: str, stop: Sequence[str], *, ended: bool) -> str:
+        """Return what can be shown of `text` and was not.
+
+        Half of a character, and what may be the beginning of a stop text, wait until the text has `ended`.
+        """
+        safe = len(text)
+        if not ended:
+            safe -= max((len(one) - 1 for one in stop), default=0)
+            if text.endswith("\ufffd"):
+                return ""
+        piece = text[self.sent : safe] if safe > self.sent else ""
+        self.sent = max(self.sent, safe)
+        return piece

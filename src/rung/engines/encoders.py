@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from rung.engines import openvino_export
 from rung.engines.base import Floats
-from rung.engines.sentence_recipe import read_recipe
+from rung.engines.local_encoder import read_recipe
 from rung.errors import ConfigError
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress

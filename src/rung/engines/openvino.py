@@ -2,24 +2,416 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+import re
 import secrets
 import threading
 import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rung.engines.base import EngineInfo, Floats, GenerateRequest, Generation, Scored, ScoreRequest, Session
+import numpy as np
+import numpy.typing as npt
+
+from rung.engines.base import (
+    Delta,
+    EngineInfo,
+    FinishReason,
+    Floats,
+    GenerateRequest,
+    Generation,
+    Scored,
+    ScoreRequest,
+    Session,
+    Shown,
+)
 from rung.engines.local import LocalModel
-from rung.engines.openvino_adapters import adapter_bytes
 from rung.engines.openvino_export import Precision, exported
 from rung.engines.openvino_grammar import structured_output
-from rung.engines.openvino_pipeline import Pipeline, Row
-from rung.errors import EngineError, needed_by
+from rung.errors import ArtifactError, EngineError, needed_by
 from rung.machine import memory_bytes
 from rung.models.reference import ModelFiles
+from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
+from rung.training.changes import BASE_FINGERPRINT
+
+# --------------------
+# One openvino-genai pipeline, stepped by whoever waits for it: continuous batching across calls and threads.
+#
+# `ContinuousBatchingPipeline.generate` refuses a second call while one runs, cannot be cancelled, and looks for cached
+# prompt beginnings when a request is added: of a batch that shares one, all compute it. Here requests are added while
+# others run, and the first of a batch goes ahead, so that its followers find their common beginning computed.
+
+
+IN_FLIGHT = 64  # rows of one call that run side by side; more are not faster on CPU, and hold memory
+
+
+@dataclass(slots=True)
+class Row:
+    """One completion in the making.
+
+    Attributes:
+        prompt: token ids.
+        config: an openvino-genai GenerationConfig.
+        max_tokens: number of tokens after which it is cut.
+        stop: texts that end it; they are left out of `text`.
+        follow: keep `text` up to date after every token; otherwise it is set at the end.
+        shown: what a stream has given out of `text`.
+    """
+
+    index: int
+    prompt: tuple[int, ...]
+    config: Any
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    follow: bool = False
+    shown: Shown = field(default_factory=Shown)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    reason: FinishReason | None = None
+    handle: Any = None
+
+
+class Pipeline:
+    """Weights, cache and scheduler of one model (with one adapter, or none). Safe to share between threads."""
+
+    def __init__(self, pipeline: Any, tokenizer: Tokenizer) -> None:
+        self._pipeline = pipeline
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._ids = itertools.count()
+        self.broken = False
+
+    def run(self, rows: Sequence[Row], cancelled: Callable[[], bool] | None = None) -> Iterator[list[Row]]:
+        """Bring `rows` to their end; yield after every step those that ended in it.
+
+        A cancelled run marks what has not ended as `cancelled`. Leaving the iteration early drops what still runs.
+
+        Raises:
+            EngineError: the cache cannot hold even one of the rows, or OpenVINO failed.
+        """
+        # Neighbours in this order share the longest beginnings, which the cache then holds.
+        waiting = deque(sorted(rows, key=lambda row: row.prompt))
+        active: list[Row] = []
+        try:
+            while waiting or active:
+                self._admit(waiting, active)
+                for _, error in self.step(active):
+                    raise error
+                if cancelled is not None and cancelled():
+                    for row in (*active, *waiting):
+                        row.reason = row.reason or "cancelled"
+                    waiting.clear()
+                done = [row for row in active if row.reason is not None]
+                active[:] = [row for row in active if row.reason is None]
+                yield done
+        finally:
+            self.drop([row for row in rows if row.handle is not None])
+
+    def _admit(self, waiting: deque[Row], active: list[Row]) -> None:
+        """Add requests: one until it has its first token, then as many as may run side by side."""
+        ahead = not any(row.tokens for row in active) and any(row.handle is None for row in waiting)
+        room = 1 if ahead and not active else 0 if ahead else IN_FLIGHT - len(active)
+        for _ in range(min(room, len(waiting))):
+            row = waiting.popleft()
+            self.begin(row)
+            active.append(row)
+
+    def begin(self, row: Row) -> None:
+        """Put a row among those under way."""
+        import openvino
+
+        ids = openvino.Tensor(np.array([row.prompt], np.int64))
+        with self._lock:
+            row.handle = self._pipeline.add_request(next(self._ids), ids, row.config)
+
+    def step(self, active: Sequence[Row]) -> list[tuple[Row, EngineError]]:
+        """Compute the next token of everything under way, other callers' rows included, and take our share.
+
+        Returns:
+            The rows of `active` that cannot go on, and why.
+
+        Raises:
+            EngineError: OpenVINO failed.
+        """
+        failed = []
+        with self._lock:
+            try:
+                if self._pipeline.has_non_finished_requests():
+                    self._pipeline.step()
+            except RuntimeError as error:
+                self.broken = True  # what failed stays inside, and fails every step from here on
+                raise EngineError("generation-failed", f"OpenVINO: {error}", hint="use `--engine torch`") from error
+            for row in active:
+                try:
+                    self._collect(row)
+                except EngineError as error:
+                    failed.append((row, error))
+        return failed
+
+    def _collect(self, row: Row) -> None:
+        while row.reason is None and row.handle.can_read():
+            for output in row.handle.read().values():
+                for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
+                    if row.reason is None:
+                        self._append(row, token, logprob)
+        if row.reason is None and row.handle.get_status().name == "IGNORED":
+            raise EngineError(
+                "cache-full",
+                f"the cache of the openvino engine cannot hold a prompt of {len(row.prompt)} tokens and its answer",
+                hint="show fewer demonstrations, or shorten the input",
+            )
+
+    def _append(self, row: Row, token: int, logprob: float) -> None:
+        """Add a token to a row and see whether it ends there; the rules are those of the torch engine."""
+        row.tokens.append(token)
+        row.logprobs.append(logprob)
+        ended = token in self._tokenizer.eos_ids
+        full = len(row.tokens) == row.max_tokens
+        if not ended and (row.stop or row.follow or full):
+            row.text = self._tokenizer.decode(row.tokens)
+        elif ended:
+            row.text = self._tokenizer.decode(row.tokens[:-1])
+        ends = [] if ended else [found for found in (row.text.find(stop) for stop in row.stop) if found >= 0]
+        if ends:
+            row.text = row.text[: min(ends)]
+        if ended or ends:
+            row.reason = "stop"
+        elif full:
+            row.reason = "length"
+
+    def drop(self, rows: Sequence[Row]) -> None:
+        """Cancel what is still under way; the next step of anyone gives its memory back."""
+        with self._lock:
+            for row in rows:
+                if row.handle.get_status().name == "RUNNING":
+                    row.handle.cancel()
+                row.handle = None
+
+
+# --------------------
+# Completions on OpenVINO that come and go: the pipelines are stepped here, by the one thread that serves.
+
+
+@dataclass(slots=True)
+class _Lane:
+    """The completions of one adapter: one pipeline."""
+
+    pipeline: Pipeline
+    waiting: deque[Row] = field(default_factory=deque)
+    running: list[Row] = field(default_factory=list)
+
+    def admit(self) -> None:
+        """Begin rows; where nothing has run yet, one goes ahead, so that the others find a common beginning cached."""
+        ahead = not any(row.tokens for row in self.running)
+        room = (0 if self.running else 1) if ahead else IN_FLIGHT - len(self.running)
+        for _ in range(min(room, len(self.waiting))):
+            row = self.waiting.popleft()
+            self.pipeline.begin(row)
+            self.running.append(row)
+
+
+class OpenVinoSession:
+    """A `Session` over one pipeline per adapter, each stepped in turn.
+
+    Args:
+        row: makes a pipeline's row of a request, with an index.
+        pipeline: returns the pipeline that runs an adapter.
+    """
+
+    def __init__(self, row: Callable[[int, GenerateRequest], Row], pipeline: Callable[[str | None], Pipeline]) -> None:
+        self._row, self._pipeline = row, pipeline
+        self._lanes: dict[str | None, _Lane] = {}
+
+    @property
+    def active(self) -> int:
+        """How many completions have not ended."""
+        return sum(len(lane.waiting) + len(lane.running) for lane in self._lanes.values())
+
+    def add(self, key: int, request: GenerateRequest) -> None:
+        """Take a completion in; it begins with the next step, or when there is room."""
+        row = self._row(key, request)
+        row.follow = True
+        if request.adapter not in self._lanes:
+            self._lanes[request.adapter] = _Lane(self._pipeline(request.adapter))
+        self._lanes[request.adapter].waiting.append(row)
+
+    def cancel(self, key: int) -> None:
+        """Drop a completion."""
+        for adapter, lane in list(self._lanes.items()):
+            lane.waiting = deque(row for row in lane.waiting if row.index != key)
+            dropped = [row for row in lane.running if row.index == key]
+            lane.pipeline.drop(dropped)
+            lane.running = [row for row in lane.running if row.index != key]
+            self._leave(adapter)
+
+    def step(self) -> list[Delta]:
+        """Compute the next token of every completion."""
+        deltas = []
+        for adapter, lane in list(self._lanes.items()):
+            deltas += self._advance(lane)
+            self._leave(adapter)
+        return deltas
+
+    def _advance(self, lane: _Lane) -> list[Delta]:
+        lane.admit()
+        before = [len(row.tokens) for row in lane.running]
+        try:
+            failed = {row.index: error for row, error in lane.pipeline.step(lane.running)}
+        except EngineError as error:  # the pipeline is lost, and all that runs on it; the next request gets a new one
+            lost = [Delta(row.index, error=error) for row in (*lane.running, *lane.waiting)]
+            lane.running.clear()
+            lane.waiting.clear()
+            return lost
+        deltas = []
+        for row, had in zip(lane.running, before, strict=True):
+            if row.index in failed:
+                deltas.append(Delta(row.index, error=failed[row.index]))
+            elif len(row.tokens) > had:
+                deltas.append(_delta(row, had))
+        ended = [row for row in lane.running if row.reason is not None or row.index in failed]
+        lane.pipeline.drop(ended)
+        lane.running = [row for row in lane.running if row.handle is not None]
+        return deltas
+
+    def _leave(self, adapter: str | None) -> None:
+        """Let go of a pipeline that has nothing to do: the engine may need its memory for another adapter."""
+        lane = self._lanes[adapter]
+        if not lane.running and not lane.waiting:
+            del self._lanes[adapter]
+
+
+def _delta(row: Row, had: int) -> Delta:
+    return Delta(
+        key=row.index,
+        text=row.shown.more(row.text, row.stop, ended=row.reason is not None),
+        tokens=tuple(row.tokens[had:]),
+        logprobs=tuple(row.logprobs[had:]),
+        prompt_tokens=len(row.prompt),
+        completion_tokens=len(row.tokens),
+        reason=row.reason,
+    )
+
+
+# --------------------
+# PEFT LoRA adapters for OpenVINO: read, checked, and handed over with their scale folded in.
+#
+# openvino-genai adds `B @ A` of every layer whose name it finds in the graph, and only warns of the others on stderr; it
+# does not read adapter_config.json. What it would get wrong is refused here, and the scale (lora_alpha / r, with
+# rsLoRA / sqrt(r), both also by pattern) goes into B, so that nothing is left for it to decide.
+
+
+TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+PLAIN = ("use_dora", "modules_to_save", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
+
+
+def unsupported(folder: Path) -> str | None:
+    """Return why OpenVINO cannot run the adapter in `folder`, or nothing where it can."""
+    if not (folder / "adapter_config.json").is_file() and any(folder.glob("*.safetensors")):
+        return "it is not a LoRA adapter"
+    config = _config(folder)
+    if config.get("peft_type") != "LORA":
+        return f"its type is {config.get('peft_type')}, not LORA"
+    extras = [name for name in PLAIN if config.get(name)]
+    if config.get("bias", "none") != "none":
+        extras.append("bias")
+    return f"it uses {', '.join(extras)}" if extras else None
+
+
+def adapter_bytes(folder: Path, files: ModelFiles, graph: Path) -> bytes:
+    """Return the adapter as a safetensors file in memory, scaled, in fp32.
+
+    Args:
+        folder: adapter_model.safetensors and adapter_config.json.
+        files: the base model.
+        graph: openvino_model.xml of the export, whose nodes are named after the model's layers.
+
+    Raises:
+        ArtifactError: no adapter is there (`not-an-adapter`), or it was trained on another model (`model-mismatch`).
+        EngineError: OpenVINO cannot run it (`adapter-unsupported`).
+    """
+    from safetensors.numpy import save
+
+    config = _config(folder)
+    made_with = config.get(BASE_FINGERPRINT)
+    if made_with is not None and made_with != files.fingerprint:
+        raise ArtifactError(
+            "model-mismatch",
+            f"the adapter in {folder} was trained on another base model "
+            f"({made_with[:12]}, not {files.fingerprint[:12]})",
+            hint="open it on the model that it was trained on",
+        )
+    if why := unsupported(folder):
+        raise _refused(folder, why)
+    nodes = graph.read_text("utf-8")
+    scaled = {}
+    for name, tensor in _tensors(folder).items():
+        found = TENSOR.fullmatch(name)
+        if found is None:
+            raise _refused(folder, f"it holds the tensor {name}")
+        if f"__module.{found['module']}/" not in nodes:
+            raise _refused(folder, f"the graph has no layer {found['module']}")
+        scale = _scale(config, found["module"], tensor.shape[1]) if found["part"] == "B" else 1.0
+        scaled[name] = np.ascontiguousarray(tensor * np.float32(scale))
+    return bytes(save(scaled))
+
+
+def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+    """Return what PEFT multiplies the product of one layer's matrices with."""
+    alpha = next(
+        (value for pattern, value in (config.get("alpha_pattern") or {}).items() if _matches(pattern, module)),
+        config["lora_alpha"],
+    )
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    file = folder / "adapter_config.json"
+    if not file.is_file() or not (folder / "adapter_model.safetensors").is_file():
+        raise ArtifactError(
+            "not-an-adapter",
+            f"{folder} holds no adapter_model.safetensors and adapter_config.json",
+            hint="pickled adapters (.bin) are not read; save the adapter as safetensors",
+        )
+    config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return config
+
+
+def _tensors(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Read the tensors as fp32; numpy knows no bfloat16, which is the upper half of an fp32."""
+    from safetensors import SafetensorError, deserialize
+
+    tensors = {}
+    try:
+        for name, tensor in deserialize((folder / "adapter_model.safetensors").read_bytes()):  # type: ignore[no-untyped-call]
+            data, kind = tensor["data"], tensor["dtype"]
+            if kind == "BF16":
+                values = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+            else:
+                values = np.frombuffer(data, {"F32": np.float32, "F16": np.float16}[kind]).astype(np.float32)
+            tensors[name] = values.reshape(tensor["shape"])
+    except (SafetensorError, KeyError) as unread:
+        raise _refused(folder, f"its tensors cannot be read ({unread})") from unread
+    return tensors
+
+
+def _refused(folder: Path, why: str) -> EngineError:
+    return EngineError(
+        "adapter-unsupported",
+        f"the openvino engine cannot run the adapter in {folder}: {why}",
+        hint="use `--engine torch`",
+    )
+
 
 LOADED = 4  # weights in memory at once: the base model, and the model with each of the adapters used last
 CACHE_SHARE = 0.1  # of the machine's memory, at most, for the keys and values of each of them
@@ -37,10 +429,10 @@ PROPERTIES = {
 class OpenVinoEngine(LocalModel):
     """Generates through openvino-genai: continuous batching, prefix caching, LoRA adapters, constrained text.
 
-    It does not score or embed: openvino-genai keeps its logits to itself. `rung.engines.composite` adds an engine that
+    It does not score or embed: openvino-genai keeps its logits to itself. `rung.engines.opening` adds an engine that
     does.
 
-    With `int8` the weights have 8 bits; `rung.engines.engine_choice` compares its text with fp32 before it is chosen by
+    With `int8` the weights have 8 bits; `rung.engines.opening` compares its text with fp32 before it is chosen by
     itself. With `fp32`, weights, activations and cache have 32 bits, and greedy text is that of the torch engine but
     for near ties.
 
@@ -111,7 +503,6 @@ class OpenVinoEngine(LocalModel):
 
     def session(self) -> Session:
         """Return a session: completions join at every step, also those of different adapters."""
-        from rung.engines.openvino_session import OpenVinoSession
 
         return OpenVinoSession(self.row, self.pipeline)
 

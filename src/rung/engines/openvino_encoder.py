@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.engines.base import Floats
-from rung.engines.local_encoder import LocalEncoder
+from rung.engines.local_encoder import LocalEncoder, Pooling, Recipe
 from rung.engines.openvino_export import GRAPH, exported
-from rung.engines.sentence_recipe import Pooling, Recipe
 from rung.errors import EngineError, needed_by
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress

@@ -26,13 +26,13 @@ from rung.engines.adapter_identity import adapter_fingerprint
 from rung.engines.base import (
     CANCELLED,
     Engine,
+    Forwarding,
     GenerateRequest,
     Generation,
     Incremental,
     Scored,
     ScoreRequest,
 )
-from rung.engines.forwarding import Forwarding
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 

@@ -9,19 +9,217 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rung.engines.attention import layer_masks
-from rung.engines.base import Constraint, FinishReason, Generation, Sampling
+from rung.engines.base import Constraint, FinishReason, Generation, Sampling, Shown
 from rung.engines.constraints import TokenMask, constrained_text
-from rung.engines.cuda_batching import side_by_side
 from rung.engines.label_trie import common_prefix
-from rung.engines.shown import Shown
-from rung.engines.tree_scoring import batches, left_padded, run_prefix
+from rung.engines.tree_scoring import batches, layer_masks, left_padded, run_prefix
+from rung.errors import EngineError
 from rung.models.tokenizer import Tokenizer
 from rung.progress import Progress
+
+if TYPE_CHECKING:
+    from rung.models.tokenizer import Tokenizer
+
+
+# --------------------
+# What a CUDA device does best: its precision, its batch sizes, and generation through continuous batching.
+#
+# UNVERIFIED ON HARDWARE: written and tested without a GPU. What a CPU can run is tested (continuous batching itself, with
+# the same texts as Rung's own loop); precision, memory and flash attention follow the documentation, and
+# `benchmarks/gpu_generation.py` is there to measure them.
+#
+# Continuous batching is transformers' own (`ContinuousBatchingManager`: a paged cache, requests that join and leave at
+# every step, prompt beginnings shared). It pays only with a paged attention kernel, so it is used where flash-attn is
+# installed: its plain fallback lets every token look at the cache of all requests and masks the rest. Without one, and
+# for what it cannot do (constraints, log-probabilities, stop texts, streams), `rung.engines.torch_decoding` generates.
+
+
+CPU_TOKENS, CPU_ROWS = 2048, 32  # decoded side by side
+CUDA_ROWS = 512
+MEMORY_SHARE = 0.4  # of the free memory for keys and values; activations and the growth of the cache need the rest
+POLL_SECONDS = 0.1
+
+
+def preferred_dtype(device: str) -> Any:
+    """Return the torch dtype for a device: on CUDA bf16 from compute capability 8.0 (Ampere) and fp16 before.
+
+    On CPUs fp32, also where there are bf16 units: torch is the reference that other engines are compared with, and in
+    bf16 a row's scores change with the rows beside it, enough to answer otherwise after a resume. The fast CPU engine
+    is OpenVINO.
+    """
+    import torch
+
+    if device != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+
+def paged_attention(device: str) -> str | None:
+    """Return the installed attention kernel that reads a paged cache, or None: nothing is fetched from a hub."""
+    if device != "cuda":
+        return None
+    import torch
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    capability = torch.cuda.get_device_capability()
+    if capability >= (9, 0) and is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if capability >= (8, 0) and is_flash_attn_2_available() else None
+
+
+def side_by_side(model: Any) -> tuple[int, int]:
+    """Return how many tokens (prompts and answers together) and how many rows may be decoded at once."""
+    if model.device.type != "cuda":
+        return CPU_TOKENS, CPU_ROWS
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(CPU_TOKENS, int(free * MEMORY_SHARE / cache_bytes(model))), CUDA_ROWS
+
+
+def cache_bytes(model: Any) -> int:
+    """Return the bytes that keys and values of one token take in all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def suits(model: Any, sampling: Sampling, constraint: Constraint | None, *, logprobs: bool) -> bool:
+    """Say whether continuous batching can do what is asked for.
+
+    Adapters that live inside the layers (LoRA and its kin) are run as they are; those that change the prompt are not
+    seen by it.
+    """
+    return constraint is None and not logprobs and not sampling.stop and _inner(model) is not None
+
+
+def generate(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[tuple[int, ...]],
+    sampling: Sampling,
+    *,
+    attention: str,
+    progress: Progress,
+    cancelled: Callable[[], bool] | None,
+    memory: dict[str, int] | None = None,
+) -> list[Generation]:
+    """Complete every prompt by continuous batching; results come in the order of the prompts.
+
+    Args:
+        model: a transformers model, or a PEFT model around it, on its device.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        sampling: the same for all; a seed makes a call repeatable as a whole.
+        attention: the kernel's name, as `paged_attention` gives it.
+        progress: told of every finished prompt.
+        cancelled: asked every tenth of a second.
+        memory: `block_size`, `num_blocks` and `max_batch_tokens` of the cache; by the free memory where not given.
+
+    Raises:
+        EngineError: a request failed, or generation broke down.
+    """
+    import torch
+    from transformers import GenerationConfig
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    from rung.engines.tree_scoring import attending  # it needs torch, which may be missing
+
+    inner = _inner(model)
+    if inner is None:
+        raise ValueError("this adapter does not live in the model's layers: ask `suits` first")
+    how: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        eos_token_id=sorted(tokenizer.eos_ids) or -1,
+        pad_token_id=tokenizer.pad_id,
+        **how,
+    )
+    start = time.perf_counter()
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
+    with attending(inner, f"paged|{attention}"):
+        manager = inner.init_continuous_batching(
+            generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**(memory or {}))
+        )
+        # All requests wait before the loop begins: then batches, and so what is drawn by a seed, are always the same.
+        # Sorted, prompts with a common beginning stand together and share it.
+        for index in sorted(range(len(prompts)), key=lambda i: prompts[i]):
+            manager.add_request(
+                list(prompts[index]), request_id=str(index), max_new_tokens=sampling.max_tokens,
+                streaming=cancelled is not None,
+            )  # fmt: skip
+        made = _collect(manager, len(prompts), progress, cancelled)
+    seconds = (time.perf_counter() - start) / len(prompts)
+    return [_generation(made.get(i), len(prompts[i]), tokenizer, seconds) for i in range(len(prompts))]
+
+
+def _collect(
+    manager: Any, requests: int, progress: Progress, cancelled: Callable[[], bool] | None
+) -> dict[int, tuple[list[int], bool]]:
+    """Run the manager's loop to its end; return tokens by request, and whether it is complete."""
+    made: dict[int, tuple[list[int], bool]] = {}
+    complete = 0
+    manager.start()
+    try:
+        while complete < requests:
+            output = manager.get_result(timeout=POLL_SECONDS)
+            if output is None:
+                if not manager.is_running():
+                    raise _broken("its loop ended early, most likely for want of memory")
+            elif output.error:
+                raise _broken(output.error)
+            else:
+                made[int(output.request_id)] = (output.generated_tokens, output.is_finished())
+                if output.is_finished():
+                    complete += 1
+                    progress.advance(1)
+            if cancelled is not None and cancelled():
+                break
+    finally:
+        while manager.batch_processor is None and manager.is_running():
+            time.sleep(POLL_SECONDS / 10)  # it is still being set up, and would not hear of a cancellation
+        for request in range(requests):  # the loop would otherwise finish all that still waits
+            if not made.get(request, ([], False))[1]:
+                manager.cancel_request(str(request))
+        manager.stop(block=True)
+    return made
+
+
+def _generation(made: tuple[list[int], bool] | None, prompt: int, tokenizer: Tokenizer, seconds: float) -> Generation:
+    tokens, complete = made or ([], False)
+    ended = bool(tokens) and tokens[-1] in tokenizer.eos_ids
+    return Generation(
+        text=tokenizer.decode(tokens[:-1] if ended else tokens),
+        prompt_tokens=prompt,
+        completion_tokens=len(tokens),
+        finish_reason="stop" if ended else "length" if complete else "cancelled",
+        seconds=seconds,
+    )
+
+
+def _broken(why: str) -> EngineError:
+    return EngineError(
+        "generation-failed", f"continuous batching failed: {why}",
+        hint="free memory on the device, lower `max_tokens`, or use `--device cpu`",
+    )  # fmt: skip
+
+
+def _inner(model: Any) -> Any | None:
+    """Return the transformers model itself, or None where an adapter works outside its layers."""
+    if not hasattr(model, "peft_config"):
+        return model
+    active = [model.peft_config[name] for name in model.active_adapters]
+    if any(one.is_prompt_learning or one.is_adaption_prompt for one in active):
+        return None
+    return model.get_base_model()
 
 
 @dataclass(slots=True)

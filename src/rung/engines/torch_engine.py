@@ -6,13 +6,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from rung.engines.base import (
+    Delta,
     EngineInfo,
     Floats,
     GenerateRequest,
@@ -21,18 +24,21 @@ from rung.engines.base import (
     Scored,
     ScoreRequest,
     Session,
+    Shown,
     TokenScores,
 )
-from rung.engines.cuda_batching import generate as generate_paged
-from rung.engines.cuda_batching import paged_attention, preferred_dtype, suits
 from rung.engines.label_trie import build_trie
 from rung.engines.local import LocalModel
-from rung.errors import EngineError, needed_by
+from rung.engines.torch_decoding import Row, paged_attention, preferred_dtype, side_by_side, steps, suits
+from rung.engines.torch_decoding import generate as generate_paged
+from rung.engines.tree_scoring import batches
+from rung.errors import EngineError, RungError, needed_by
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
     from rung.training.changes import Change
+
 
 SEARCH_PAYS = 0.7  # best-first search is worth its rounds while it runs less than this share of the trie
 PROBE = 16  # rows that tell
@@ -59,7 +65,7 @@ class TorchEngine(LocalModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
-        from rung.engines.attention import best_attention  # it needs torch, which may be missing
+        from rung.engines.tree_scoring import best_attention  # it needs torch, which may be missing
 
         precision = preferred_dtype(device)
         super().__init__(files)
@@ -203,13 +209,11 @@ class TorchEngine(LocalModel):
 
     def session(self) -> Session:
         """Return a session: completions that wait begin as a batch of their own, and batches take turns."""
-        from rung.engines.torch_session import TorchSession
 
         return TorchSession(self)
 
     def read(self, texts: Sequence[tuple[int, ...]], *, top: int = 1, adapter: str | None = None) -> list[TokenScores]:
         """Score every token of every text, given as token ids; virtual tokens of a soft prompt are left out again."""
-        from rung.engines.token_scores import token_scores
 
         rows = [self.prompt_tokens(text, 0, adapter) for text in texts]
         with self.running(adapter) as model:
@@ -269,7 +273,6 @@ class TorchEngine(LocalModel):
 
         States are taken at two thirds of the depth: the last layers turn toward predicting the next token.
         """
-        from rung.engines.hidden_states import mean_states
 
         prompts = [self.fitting(self.tokenizer.encode_plain(text) or (0,), 0) for text in texts]
         progress.start("embedding", len(texts))
@@ -313,3 +316,226 @@ def _libraries() -> tuple[Any, Any]:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return torch, transformers
+
+
+# --------------------
+# Completions on torch that come and go: what waits begins as a batch of its own, and all batches take turns.
+#
+# A batch of padded rows cannot take a row in once it runs, so new rows do not wait for its end but run beside it.
+
+
+@dataclass(slots=True)
+class _Member:
+    """One completion: its row in a batch, and how much of it was given out."""
+
+    key: int
+    row: Row
+    shown: Shown = field(default_factory=Shown)
+    told: int = 0  # tokens given out
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Completions of one adapter and one way of sampling that began together."""
+
+    request: GenerateRequest
+    members: list[_Member]
+    steps: Iterator[None]
+
+
+class TorchSession:
+    """A `Session` on the torch engine; texts are those of `TorchEngine.generate`."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self._engine = engine
+        self._waiting: dict[int, tuple[GenerateRequest, tuple[int, ...]]] = {}
+        self._batches: list[_Batch] = []
+
+    @property
+    def active(self) -> int:
+        """How many completions have not ended."""
+        return len(self._waiting) + sum(len(batch.members) for batch in self._batches)
+
+    def add(self, key: int, request: GenerateRequest) -> None:
+        """Take a completion in; it begins with the next step, or when there is room."""
+        prompt = self._engine.prompt_tokens(request.prompt, request.sampling.max_tokens, request.adapter)
+        self._waiting[key] = request, prompt
+
+    def cancel(self, key: int) -> None:
+        """Drop a completion."""
+        self._waiting.pop(key, None)
+        for batch in self._batches:
+            for member in batch.members:
+                if member.key == key:
+                    member.row.reason = "cancelled"  # then the row leaves its batch at the next step
+            batch.members = [member for member in batch.members if member.key != key]
+        self._batches = [batch for batch in self._batches if batch.members]
+
+    def step(self) -> list[Delta]:
+        """Go on by one token in every batch."""
+        self._begin()
+        deltas: list[Delta] = []
+        for batch in self._batches:
+            deltas += self._advance(batch)
+        self._batches = [batch for batch in self._batches if batch.members]
+        return deltas
+
+    def _begin(self) -> None:
+        """Make batches of what waits, as far as there is room."""
+        if not self._waiting:
+            return
+        model = self._engine.model
+        tokens, most = side_by_side(model)
+        room = most - sum(len(batch.members) for batch in self._batches)
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for key in list(self._waiting)[: max(0, room)]:
+            request = self._waiting[key][0]
+            alike = (request.adapter, request.sampling, request.constraint)
+            # A seed makes a row repeatable only where no other row draws from it; and a constraint that cannot be
+            # followed further ends the batch that it stands in.
+            alone = request.constraint is not None or (request.sampling.temperature > 0)
+            groups[(alike, key) if alone else alike].append(key)
+        for keys in groups.values():
+            first = self._waiting[keys[0]][0]
+            lengths = [len(self._waiting[key][1]) for key in keys]
+            for wide in batches(lengths, first.sampling.max_tokens, 1, tokens=tokens):
+                self._batches.append(self._batch(first, [keys[i] for i in wide]))
+
+    def _batch(self, like: GenerateRequest, keys: list[int]) -> _Batch:
+        prompts = [self._waiting.pop(key)[1] for key in keys]
+        members = [_Member(key, Row(i, len(prompts[i]))) for i, key in enumerate(keys)]
+        rows = [member.row for member in members]
+        engine = self._engine
+        running = steps(
+            engine.model, engine.tokenizer, prompts, rows, like.sampling, like.constraint, None, live=True
+        )  # fmt: skip
+        return _Batch(like, members, running)
+
+    def _advance(self, batch: _Batch) -> list[Delta]:
+        try:
+            with self._engine.running(batch.request.adapter):
+                ended = next(batch.steps, "ended") == "ended"
+        except RungError as error:
+            failed = [Delta(member.key, error=error) for member in batch.members]
+            batch.members = []
+            return failed
+        deltas, going = [], []
+        for member in batch.members:
+            full = len(member.row.tokens) == batch.request.sampling.max_tokens
+            over = ended or full or member.row.reason != "length"
+            deltas.append(_delta(member, batch.request, ended=over))
+            if not over:
+                going.append(member)
+        batch.members = going
+        return deltas
+
+
+def _delta(member: _Member, request: GenerateRequest, *, ended: bool) -> Delta:
+    row, told = member.row, member.told
+    member.told = len(row.tokens)
+    return Delta(
+        key=member.key,
+        text=member.shown.more(row.text, request.sampling.stop, ended=ended),
+        tokens=tuple(row.tokens[told:]),
+        logprobs=tuple(row.logprobs[told:]),
+        prompt_tokens=row.prompt_tokens,
+        completion_tokens=len(row.tokens),
+        reason=row.reason if ended else None,
+    )
+
+
+# --------------------
+# Texts as the mean of a language model's hidden states.
+
+
+DEPTH = 2 / 3
+
+
+@torch.inference_mode()
+def mean_states(
+    model: Any, prompts: Sequence[Sequence[int]], *, done: Callable[[int], None] = lambda rows: None
+) -> Floats:
+    """Return unit vectors, shape [prompts, hidden size]: hidden states averaged over tokens at two thirds of the depth.
+
+    The layers above are not run. Rows are padded on the right; causal attention keeps padding out of real tokens.
+    """
+    core = model.get_decoder()
+    layers = core.layers
+    depth = max(1, round(len(layers) * DEPTH))
+    result = np.empty((len(prompts), model.config.get_text_config().hidden_size), np.float32)
+    for batch in batches([len(p) for p in prompts], 0, 1):
+        rows = [prompts[i] for i in batch]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)
+        output = states_behind(core, layers[depth - 1], {"input_ids": ids, "use_cache": False})
+        states = (output[0] if isinstance(output, tuple) else output).float()
+        real = torch.tensor([[i < len(row) for i in range(width)] for row in rows], device=model.device)
+        mean = (states * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+        result[batch] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
+        done(len(batch))
+    return result
+
+
+def states_behind(core: Any, layer: Any, values: dict[str, Any]) -> Any:
+    """Run a decoder on `values` up to this layer and return the layer's output; those above are not run."""
+    found = []
+
+    def stop(_module: Any, _inputs: Any, output: Any) -> None:
+        found.append(output)
+        raise _EnoughError
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        core(**values)
+    except _EnoughError:
+        return found[0]
+    finally:
+        handle.remove()
+    raise AssertionError("the layer did not run")
+
+
+class _EnoughError(Exception):
+    """Leaves the forward pass once the wanted layer has run."""
+
+
+# --------------------
+# How likely a text is, token by token: the log-likelihoods that evaluation harnesses ask completion servers for.
+
+
+PLACES = 64  # rows of logits that are normalized at once
+
+
+@torch.inference_mode()
+def token_scores(model: Any, texts: Sequence[tuple[int, ...]], top: int) -> list[TokenScores]:
+    """Score every token of every text, with the `top` likeliest at each place.
+
+    Rows are padded on the right; causal attention keeps padding out of real tokens.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    results: dict[int, TokenScores] = {}
+    # `batches` plans for one row of logits per tree node; here every token of a text needs one.
+    longest = max(map(len, texts))
+    for batch in batches([len(text) for text in texts], 0, vocabulary * longest):
+        rows = [texts[i] for i in batch]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits
+        for index, row, own in zip(batch, rows, logits, strict=True):
+            results[index] = _scores(own[: len(row)], row, top)
+    return [results[i] for i in range(len(texts))]
+
+
+def _scores(logits: torch.Tensor, tokens: tuple[int, ...], top: int) -> TokenScores:
+    """Read the scores of one text off its logits, shape [tokens, vocabulary]."""
+    own = np.full(len(tokens), np.nan, np.float32)
+    best = np.full((len(tokens), top), -1, np.int64)
+    values = np.full((len(tokens), top), np.nan, np.float32)
+    following = torch.tensor(tokens[1:], device=logits.device)
+    for first in range(0, len(tokens) - 1, PLACES):
+        part = torch.log_softmax(logits[first : min(first + PLACES, len(tokens) - 1)].float(), -1)
+        places = slice(first + 1, first + 1 + len(part))
+        own[places] = part.gather(1, following[first : first + len(part), None])[:, 0].cpu().numpy()
+        if top:
+            likeliest = part.topk(top, -1)
+            best[places], values[places] = likeliest.indices.cpu().numpy(), likeliest.values.cpu().numpy()
+    return TokenScores(own, best, values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Promptless
 from rung.data.rows import Data, Example
-from rung.engines.api_options import ApiOptions
+from rung.engines.api_transport import ApiOptions
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError
 from rung.machine import Machine

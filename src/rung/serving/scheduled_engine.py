@@ -12,12 +12,12 @@ from rung.engines.base import (
     Delta,
     FinishReason,
     Floats,
+    Forwarding,
     GenerateRequest,
     Generation,
     Scored,
     ScoreRequest,
 )
-from rung.engines.forwarding import Forwarding
 from rung.progress import QUIET, Progress
 from rung.serving.scheduler import Scheduler
 

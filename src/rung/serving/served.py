@@ -15,8 +15,7 @@ from rung.artifact.files import fingerprint
 from rung.artifact.parts import Generate
 from rung.data.rows import Example, example_id
 from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
-from rung.engines.engine_choice import settled
-from rung.engines.opening import open_encoder, open_engine
+from rung.engines.opening import open_encoder, open_engine, settled
 from rung.errors import ArtifactError, ConfigError
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress

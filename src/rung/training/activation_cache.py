@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from rung.engines.hidden_states import states_behind
 from rung.engines.label_trie import common_prefix
+from rung.engines.torch_engine import states_behind
 from rung.models.layers import layer_list
 from rung.progress import QUIET, Progress
 from rung.training.changes import plain_parameters

@@ -19,8 +19,8 @@ import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from rung.engines.base import Floats
+from rung.engines.local_encoder import Recipe, read_recipe
 from rung.engines.openvino_encoder import batches
-from rung.engines.sentence_recipe import Recipe, read_recipe
 from rung.errors import ModelError
 from rung.models.cache import cache_dir, publish
 from rung.models.fingerprint import file_sha256

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from rung.engines.attention import attending, layer_masks
+from rung.engines.tree_scoring import attending, layer_masks
 from rung.training.examples import TokenizedExample
 from rung.training.packing import ATTENTION, Packed, pack
 
