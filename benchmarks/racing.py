@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from _common import finish
-from rung.evaluation.elimination import eliminate, looks
-from rung.evaluation.racing import halve
+from rung.evaluation.racing import eliminate, halve, looks
 from rung.evaluation.statistics import compare
 
 FOLDER = Path(__file__).parent / "matrices"

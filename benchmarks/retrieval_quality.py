@@ -30,7 +30,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from _common import finish
 from rung.data.rows import Span
 from rung.engines.opening import open_encoder
-from rung.evaluation.retrieval_metrics import span_recall
+from rung.evaluation.rag_metrics import span_recall
 from rung.evaluation.statistics import compare
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus

@@ -6,7 +6,7 @@ from rich.console import Console
 from rung.advice import advise
 from rung.advice.rules import Step
 from rung.advice.terminal import chart, print_advice
-from rung.evaluation.report.outcomes import Outcome
+from rung.evaluation.report.html import Outcome
 from rung.machine import Machine
 
 

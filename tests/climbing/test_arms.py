@@ -14,7 +14,7 @@ from rung.artifact.parts import Answer, Promptless
 from rung.climbing.options import ClimbOptions
 from rung.climbing.plan import most_arms, plan_rows
 from rung.climbing.run import climb
-from rung.evaluation.elimination import eliminate, looks
+from rung.evaluation.racing import eliminate, looks
 from rung.rungs import RUNGS, Features, FewShot, build
 from rung.rungs.base import YES, Verdict, never, no, taken_from
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from rung.evaluation.elimination import Elimination, betting_capital, eliminate, looks, sign_capital
+from rung.evaluation.racing import Elimination, betting_capital, eliminate, looks, sign_capital
 
 Matrix = np.ndarray
 ROWS = 160

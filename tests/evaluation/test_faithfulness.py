@@ -6,7 +6,7 @@ import pytest
 
 from fake_engine import speaker
 from rung.errors import EngineError
-from rung.evaluation.faithfulness import FaithfulnessJudge
+from rung.evaluation.rag_metrics import FaithfulnessJudge
 
 
 def held(prompt):

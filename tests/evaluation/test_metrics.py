@@ -284,7 +284,7 @@ def test_whole_set_views_refuse() -> None:
 
 def test_importing_metrics_and_statistics_imports_nothing_heavy() -> None:
     code = (
-        "import sys, rung.evaluation.metrics, rung.evaluation.statistics, rung.evaluation.elimination\n"
+        "import sys, rung.evaluation.metrics, rung.evaluation.statistics, rung.evaluation.racing\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'scipy', 'rouge_score', 'nltk', 'matplotlib', 'openai'}\n"
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
     )

@@ -2,9 +2,8 @@ import json
 import warnings
 from dataclasses import replace
 
-from rung.evaluation.report.guide import chart_svg, section
+from rung.evaluation.report.html import chart_svg, guide_section, outcomes
 from rung.evaluation.report.jsonfile import write
-from rung.evaluation.report.outcomes import outcomes
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
 
@@ -71,8 +70,8 @@ def test_the_chart_is_well_formed_and_escaped():
 
 
 def test_expected_and_measured_side_by_side():
-    assert section(RESULT) == ""
-    html = section(replace(RESULT, advice=ADVICE))
+    assert guide_section(RESULT) == ""
+    html = guide_section(replace(RESULT, advice=ADVICE))
     assert "<td>features<td class=why>helps<td class=why>few &lt;rows&gt;; labels<td class=why>helped: +20.0 pp" in html
     assert "<td>dora" not in html
     assert "A &lt;b&gt; 2024" in html

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from rung.data.rows import Span
-from rung.evaluation.retrieval_metrics import ndcg_at_k, recall_at_k, reciprocal_rank, span_recall
+from rung.evaluation.rag_metrics import ndcg_at_k, recall_at_k, reciprocal_rank, span_recall
 from rung.retrieval.passage import Passage
 
 RANKED = ["a", "b", "c", "d"]

@@ -15,9 +15,7 @@ from rung.cli.main import app
 from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
-from rung.evaluation.faithfulness import FaithfulnessJudge
-from rung.evaluation.rag_metrics import sources
-from rung.evaluation.retrieval_metrics import span_recall
+from rung.evaluation.rag_metrics import FaithfulnessJudge, sources, span_recall
 from rung.evaluation.scoring import cases
 from rung.retrieval import build as build_module
 from rung.retrieval.build import build_index

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from rung.advice import Advice
 from rung.advice.rules import Source, Step
-from rung.evaluation.report.outcomes import Outcome
+from rung.evaluation.report.html import Outcome
 
 NARROWEST, WIDEST = 60, 100
 TAKEN, OTHER, OPEN = "bold", "dim", "yellow"

@@ -145,7 +145,7 @@ def eval_command(
     """Score an artifact on a split of a task; with --at-least, exit 1 below the bar."""
     from rung.artifact.artifact import Artifact
     from rung.engines.opening import open_engine
-    from rung.evaluation.faithfulness import FaithfulnessJudge
+    from rung.evaluation.rag_metrics import FaithfulnessJudge
     from rung.evaluation.report.words import retrieval_text
     from rung.evaluation.scoring import summarize
     from rung.task import Task
@@ -317,8 +317,8 @@ def advise(
     """Say what rules expect of every technique and why, and what a climb showed; nothing is downloaded or run."""
     from rung import advice
     from rung.advice import latest_run
+    from rung.evaluation.report.html import outcomes
     from rung.evaluation.report.jsonfile import read
-    from rung.evaluation.report.outcomes import outcomes
     from rung.task import Task
 
     loaded = Task.load(task, overrides(sets))

@@ -99,7 +99,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Validate a task file and its data without a model, and print the data report."""
-    from rung.evaluation.expected import check_expected
+    from rung.evaluation.scoring import check_expected
     from rung.task import Task
 
     loaded = Task.load(task, overrides(sets))

@@ -10,7 +10,7 @@ from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.data.rows import Data
 from rung.engines.opening import explain
-from rung.evaluation.expected import check_expected
+from rung.evaluation.scoring import check_expected
 from rung.machine import Machine, this_machine
 from rung.models.reference import is_endpoint
 from rung.rungs import build
@@ -157,7 +157,7 @@ def describe(rows: list[dict[str, Any]], notes: list[str]) -> None:
 # How many artifacts a climb may ever compare: the error rate of its races is shared among so many.
 #
 # The number is fixed before any row is answered, for a count that hung on the scores would void the bound of
-# `rung.evaluation.elimination`. So it is an upper bound: the first stage's arms are those that apply; of a later stage,
+# `rung.evaluation.racing`. So it is an upper bound: the first stage's arms are those that apply; of a later stage,
 # whose incumbent is not known yet, they are all rungs that can ever apply to the task, less those in its path.
 
 

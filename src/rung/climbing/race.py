@@ -16,8 +16,7 @@ from rung.climbing.plan import STAGES, most_arms, plan
 from rung.climbing.store import RunStore
 from rung.data.rows import Data, Example
 from rung.errors import RungError
-from rung.evaluation.elimination import Elimination, eliminate, looks
-from rung.evaluation.racing import race_order
+from rung.evaluation.racing import Elimination, eliminate, looks, race_order
 from rung.evaluation.result import Comparison, Prediction, Status
 from rung.evaluation.scoring import evaluate
 from rung.evaluation.statistics import compare, holm
@@ -46,7 +45,7 @@ def race(
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> RaceResult:
-    """Race `candidates` over `rows`; see `rung.evaluation.elimination` for the rule and its error rate.
+    """Race `candidates` over `rows`; see `rung.evaluation.racing` for the rule and its error rate.
 
     It is over when one is left, for the rows that remain cannot change that; one alone answers none.
 

@@ -17,8 +17,8 @@ from rung.climbing.store import open_run
 from rung.data.rows import Data
 from rung.engines.opening import settled
 from rung.errors import ConfigError
-from rung.evaluation.expected import check_expected
 from rung.evaluation.result import ClimbResult, Prediction
+from rung.evaluation.scoring import check_expected
 from rung.machine import this_machine
 from rung.progress import QUIET, Progress
 from rung.rungs import build

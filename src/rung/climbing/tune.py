@@ -2,7 +2,7 @@
 
 Optuna's tree-structured Parzen estimator proposes settings (Bergstra et al. 2011), the defaults first. A trial answers
 validation rows in growing batches and stops as soon as the race's own test says that the best trial beats it (see
-`rung.evaluation.elimination`). At the end the best settings meet the defaults once on the untouched test split.
+`rung.evaluation.racing`). At the end the best settings meet the defaults once on the untouched test split.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
 from rung.data.rows import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError, needed_by
-from rung.evaluation.elimination import eliminate, looks
-from rung.evaluation.racing import race_order
+from rung.evaluation.racing import eliminate, looks, race_order
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import compare, evaluate
 from rung.models.cache import write_atomically

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Answer
-from rung.data.rows import Example, labels_of
+from rung.data.rows import Data, Example, labels_of
 from rung.evaluation.metrics import (
     METRICS,
     Case,
@@ -28,7 +28,8 @@ from rung.evaluation.statistics import compare as compare_scores
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from rung.evaluation.faithfulness import FaithfulnessJudge
+    from rung.evaluation.rag_metrics import FaithfulnessJudge
+    from rung.task import Task
 
 
 def evaluate(
@@ -186,3 +187,19 @@ def score_interval(scores: Sequence[float], *, seed: int = 0) -> Interval:
     if is_binary(scores):
         return wilson(round(sum(scores)), len(scores))
     return mean_interval(scores, seed=seed)
+
+
+# --------------------
+# What the metric of a task needs, looked at before a model is asked: hours later, it would have been asked in vain.
+
+
+def check_expected(task: Task, data: Data) -> None:
+    """Refuse a metric whose settings or files are wrong, and expected answers by which nothing can be scored.
+
+    Raises:
+        ConfigError: the metric is unknown, or a setting or a file of it is wrong.
+        DataError: an expected answer is wrong; the message names its place.
+    """
+    metric = get_metric(task.metric_name, task.folder, task.metric_settings, refusal=task.output.refusal or "")
+    if metric.check is not None:
+        metric.check((*data.train, *data.validation, *data.test))

@@ -4,7 +4,7 @@ Shadow: both answer every request, the client gets the first's answer, and each 
 request is answered by one, chosen by a hash of its id; the k-th scored answer of one is paired with the k-th of the
 other, which are two independent draws from the same traffic, so the mean difference is the same.
 
-Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.evaluation.elimination`);
+Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.evaluation.racing`);
 its p-value holds at all looks together. Both directions are tested, each at half the level. The interval holds all
 differences that the same test would not reject, so it leaves out 0 just where the trial is decided, and it too holds at
 all looks together. `rung.feedback.trials` runs one on a server.
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.data.rows import place_of
-from rung.evaluation.elimination import betting_capital, sign_capital
+from rung.evaluation.racing import betting_capital, sign_capital
 from rung.evaluation.statistics import Interval
 from rung.feedback.defaults import PAIRS
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rung.evaluation.retrieval_metrics import span_recall
+from rung.evaluation.rag_metrics import span_recall
 from rung.progress import QUIET, Progress
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rung.data.rows import Span
 from rung.errors import DataError
-from rung.evaluation.retrieval_metrics import span_recall
+from rung.evaluation.rag_metrics import span_recall
 from rung.retrieval.index import Index
 from rung.retrieval.search import FEWEST_LABELLED, SearchSettings
 

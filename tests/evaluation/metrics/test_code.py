@@ -9,8 +9,8 @@ import pytest
 
 from rung.errors import ConfigError, DataError, MachineError
 from rung.evaluation.metrics import Case, Metric, get_metric
-from rung.evaluation.metrics import code as code_module
-from rung.evaluation.metrics.code import run_program
+from rung.evaluation.metrics import execution as code_module
+from rung.evaluation.metrics.execution import run_program
 
 ISOLATES = shutil.which("unshare") is not None and (
     subprocess.run([*code_module._ISOLATION, "true"], capture_output=True, check=False).returncode == 0

@@ -6,14 +6,35 @@ or point at the user's own (`metric: mymodule:score`).
 """
 
 from rung.evaluation.metrics.base import Case, Kind, Metric, MetricFunction, Score
-from rung.evaluation.metrics.labels import OTHER, Confusion, accuracy, cohens_kappa, confusion, macro_f1
-from rung.evaluation.metrics.multilabel import LabelF1, label_f1, labels_exact, labels_f1
+from rung.evaluation.metrics.labels import (
+    OTHER,
+    Confusion,
+    LabelF1,
+    accuracy,
+    cohens_kappa,
+    confusion,
+    label_f1,
+    labels_exact,
+    labels_f1,
+    macro_f1,
+)
 from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
 from rung.evaluation.metrics.registry import METRICS, WITH_SETTINGS, default_metric, get_metric, metric_column
-from rung.evaluation.metrics.rewriting import edit_similarity, sari
-from rung.evaluation.metrics.rouge import rouge1, rouge2, rouge_l
-from rung.evaluation.metrics.text import exact_match, final_number, refusing, token_f1
-from rung.evaluation.metrics.translation import bleu, chrf, corpus_bleu, corpus_chrf
+from rung.evaluation.metrics.text import (
+    bleu,
+    chrf,
+    corpus_bleu,
+    corpus_chrf,
+    edit_similarity,
+    exact_match,
+    final_number,
+    refusing,
+    rouge1,
+    rouge2,
+    rouge_l,
+    sari,
+    token_f1,
+)
 
 __all__ = [
     "METRICS",

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rung import user_code
 from rung.errors import ConfigError
 from rung.evaluation.metrics.base import Kind, Metric
-from rung.evaluation.metrics.code import code_metric
-from rung.evaluation.metrics.execution import sql_metric
+from rung.evaluation.metrics.execution import code_metric, sql_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
-from rung.evaluation.metrics.labels import accuracy
-from rung.evaluation.metrics.multilabel import labels_exact, labels_f1
-from rung.evaluation.metrics.ranking import recall_at_1, recall_at_k, reciprocal_rank
+from rung.evaluation.metrics.labels import accuracy, labels_exact, labels_f1, recall_at_1, recall_at_k, reciprocal_rank
 from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
-from rung.evaluation.metrics.rewriting import edit_similarity, sari_metric
-from rung.evaluation.metrics.rouge import rouge1, rouge2, rouge_l
-from rung.evaluation.metrics.text import exact_match, final_number, refusing, token_f1
-from rung.evaluation.metrics.translation import bleu, chrf
+from rung.evaluation.metrics.text import (
+    bleu,
+    chrf,
+    edit_similarity,
+    exact_match,
+    final_number,
+    refusing,
+    rouge1,
+    rouge2,
+    rouge_l,
+    sari_metric,
+    token_f1,
+)
 
 _TEXTS: tuple[Kind, ...] = ("text", "chat")
 _EVERY: tuple[Kind, ...] = ("category", "multilabel", "text", "json", "chat", "ranking")
@@ -132,7 +141,7 @@ def get_metric(
 
     Raises:
         ConfigError: `unknown-metric`, `metric-settings` if a setting is missing, unknown or wrong, or one of the codes
-            of `rung.evaluation.user_metric.load`.
+            of `rung.evaluation.metrics.registry.load`.
     """
     if name in WITH_SETTINGS:
         return _with_settings(name, settings or {}, folder)
@@ -165,9 +174,7 @@ def _with_settings(name: str, settings: Mapping[str, Any], folder: Path | None) 
 
 def _own(name: str, folder: Path | None) -> Metric:
     if ":" in name:
-        from rung.evaluation import user_metric
-
-        return Metric(name, user_metric.load(name, folder), "the task's own metric", _EVERY)
+        return Metric(name, load(name, folder), "the task's own metric", _EVERY)
     names = [*METRICS, *WITH_SETTINGS]
     by_lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
@@ -177,3 +184,69 @@ def _own(name: str, folder: Path | None) -> Metric:
         f"there is no metric {name!r}",
         hint=f"{guess}metrics: {', '.join(names)}; or your own function as module:function",
     )
+
+
+# --------------------
+# The user's own metric: `metric: mymodule:score` names a function in a Python file beside the task.
+#
+# Only code that the task names and that lies on this machine runs; nothing is fetched.
+
+
+_EXAMPLE = "def score(prediction: str, references: list[str]) -> float: ...  # from 0 to 1"
+_METRIC = user_code.Kind("metric", _EXAMPLE, not_found="metric-not-found", import_failed="metric-import-failed")
+
+
+def load(spec: str, folder: Path | None = None) -> Callable[[str, Sequence[str]], float]:
+    """Return the function that `module:function` names, wrapped so that a bad score is an error.
+
+    The module is looked for as a file in `folder`, then in the current folder, then among installed packages.
+
+    Raises:
+        ConfigError: `metric-not-found` if there is no such module or function, `metric-import-failed` if importing
+            it fails, `metric-not-callable` if it cannot be called with (prediction, references). The function
+            returned raises `metric-failed` if the user's code raises, and `metric-bad-score` if it returns anything
+            but a number in [0, 1].
+    """
+    function = user_code.load(spec, [folder or Path.cwd(), Path.cwd()], _METRIC)
+    _check_signature(spec, function)
+    return _checked(spec, function)
+
+
+def _check_signature(spec: str, function: Any) -> None:
+    try:
+        inspect.signature(function).bind("prediction", ["reference"])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "metric-not-callable",
+            f"the metric {spec!r} cannot be called with (prediction, references): {error}",
+            hint=f"its signature must be: {_EXAMPLE}",
+        ) from error
+
+
+def _checked(spec: str, function: Callable[[str, Sequence[str]], Any]) -> Callable[[str, Sequence[str]], float]:
+    def score(prediction: str, references: Sequence[str]) -> float:
+        try:
+            value = function(prediction, references)
+        except Exception as error:
+            raise ConfigError(
+                "metric-failed",
+                f"the metric {spec!r} raised {type(error).__name__}: {error} for the prediction {prediction[:80]!r}",
+                hint="a metric must score any text, however wrong; return 0.0 for what it cannot read",
+            ) from error
+        return _number(spec, value)
+
+    return score
+
+
+def _number(spec: str, value: Any) -> float:
+    try:
+        number = float(value) if not isinstance(value, str) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise ConfigError(
+            "metric-bad-score",
+            f"the metric {spec!r} returned {value!r}, not a number from 0 to 1",
+            hint="scale the score to lie between 0 (wrong) and 1 (right)",
+        )
+    return number

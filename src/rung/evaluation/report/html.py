@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from textwrap import wrap
+from typing import Any, Literal
 
-from rung.evaluation.report import guide, plots, searches
-from rung.evaluation.report.escaping import safe
+from rung.evaluation.report import plots
 from rung.evaluation.report.words import (
     against,
     confidence_notes,
@@ -29,8 +31,214 @@ from rung.evaluation.report.words import (
     retrieval_notes,
     score_text,
 )
-from rung.evaluation.result import ClimbResult, Prediction
+from rung.evaluation.result import ClimbResult, Prediction, RungResult
 from rung.training.report import TRAINING_DATA, report_lines
+
+# --------------------
+# Text into HTML.
+
+
+def safe(text: Any) -> str:
+    """Return a value's text as HTML shows it; NUL, which HTML cannot hold, as the sign for what is unreadable."""
+    return html.escape(str(text).replace("\0", "\ufffd"), quote=True)
+
+
+# --------------------
+# Prompt searches in the HTML report: why each ended as it did, every candidate with its score, and what it asks.
+
+
+SHOWN = 70  # characters of an instruction before it is unfolded
+WRITTEN = {"own": "as before", "words": "in words", "plain": "as in the data", "sentence": "as sentences"}
+
+
+def searches_section(result: ClimbResult) -> str:
+    """Return what the searches of the climb tried, or nothing where there was none."""
+    told = {r.name: r.settings.get(r.path[-1], {}) for r in result.rungs if r.path}
+    return "".join(_search(name, found) for name, found in told.items() if "candidates" in found)
+
+
+def _search(name: str, found: Mapping[str, Any]) -> str:
+    spent = found["spent"]
+    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
+    cost = f", {spent['money']:.4g} in money" if spent["money"] else ""
+    heads = "<tr><th>candidate<th>made by<th>rows<th>score<th>racing score<th>what it asks</tr>"
+    rows = "".join(_search_row(one, best=one["name"] == found["winner"]) for one in found["candidates"])
+    return (
+        f"<p>{safe(name)}: {safe(found['reason'])}. {spent['calls']:,} calls, {tokens:,} tokens, "
+        f"{spent['seconds']:,.0f} s{cost}; {found['search_rows']} rows to search on, {found['adoption_rows']} others "
+        f"to decide by.</p><details><summary>{len(found['candidates'])} candidates, the last leader marked</summary>"
+        f'<div class="scroll"><table>{heads}{rows}</table></div></details>{_refused(found["refused"])}'
+    )
+
+
+def _search_row(one: Mapping[str, Any], *, best: bool) -> str:
+    cells = [one["name"], one["origin"], str(one["rows"]), _score(one["score"]), _score(one["racing_score"])]
+    asked = f"<details><summary>{safe(_short(one['instruction']))}</summary><pre>{safe(asks(one))}</pre></details>"
+    mark = " class=best" if best else ""
+    return f"<tr{mark}>{''.join(f'<td>{safe(cell)}' for cell in cells)}<td class=why>{asked}</tr>"
+
+
+def asks(one: Mapping[str, Any]) -> str:
+    """Return the genes of a candidate in words, one a line or more."""
+    lines = [f"system: {one['system']}"] if one["system"] else []
+    lines += [f"instruction: {one['instruction']}", f"template: {one['template']}"]
+    lines.append(f"labels: {WRITTEN[one['verbalizer']]}, {'listed' if one['listed'] else 'not listed'} in the prompt")
+    shots = one["shots"]
+    lines.append(
+        "demonstrations: none"
+        if shots is None
+        else f"demonstrations: {shots['k']} {shots['selection']}, seed {shots['seed']}, order {shots['order']}"
+    )
+    return "\n".join([*lines, *([f"failed: {one['failed']}"] if one.get("failed") else [])])
+
+
+def _refused(refused: list[Mapping[str, str]]) -> str:
+    if not refused:
+        return ""
+    items = "".join(f"<li>{safe(one['text'])} ({safe(one['reason'])})</li>" for one in refused)
+    return f"<details><summary>texts refused: {len(refused)}</summary><ul>{items}</ul></details>"
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
+
+
+# --------------------
+# What a climb showed of every rung alone, in one word and in numbers.
+
+
+Word = Literal["helped", "hurt", "no difference", "beaten", "skipped", "failed", "incumbent"]
+LEVEL = 0.05  # as in the confirmation
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a climb showed of one rung on top of zero-shot.
+
+    `helped` and `hurt` are significant on the test rows, after the correction over all pairs; `beaten` rungs were
+    stopped in the race. `text` says it with numbers.
+    """
+
+    rung: str
+    word: Word
+    text: str
+
+
+def outcomes(result: ClimbResult) -> dict[str, Outcome]:
+    """Return what the climb showed of every rung that it tried on top of zero-shot, by name."""
+    return {rung.name: _outcome(result, rung) for rung in result.rungs if len(rung.path) <= 2}
+
+
+def _outcome(result: ClimbResult, rung: RungResult) -> Outcome:
+    if rung.status == "skipped" or rung.status == "failed":
+        return Outcome(rung.name, rung.status, rung.reason)
+    if rung.name == result.rungs[0].name:
+        return Outcome(rung.name, "incumbent", score_text(rung))
+    comparison = against(result, rung.name)
+    if comparison is None:
+        return Outcome(rung.name, "beaten", f"{score_text(rung)} on {rung.n} validation rows")
+    text = delta_text(comparison)
+    if comparison.p >= LEVEL or comparison.delta == 0:
+        return Outcome(rung.name, "no difference", text)
+    return Outcome(rung.name, "helped" if comparison.delta > 0 else "hurt", text)
+
+
+# --------------------
+# The decision guide in the HTML report: its flow chart as SVG, and what it expected beside what was measured.
+
+
+WIDTH, BOX, BRANCH = 860, 360, 430  # of the drawing, a question, where branches begin; in pixels
+LINE, PAD, GAP = 17, 9, 22
+CHARACTERS = {BOX: 50, BRANCH: 54}  # that fit beside each other at 13 pixels
+TAKEN, OTHER, OPEN = "#D55E00", "#8A8A8A", "#2481BF"
+WORDS = {"help": "helps", "not": "does not help", "unknown": "open"}
+
+
+def guide_section(result: ClimbResult) -> str:
+    """Return the guide's section, or nothing where the climb has none."""
+    if result.advice is None:
+        return ""
+    chart = f'<div class="scroll">{chart_svg(result.advice)}</div>'
+    return f"<details><summary>the path of the rules</summary>{chart}{_sources(result.advice)}</details>{_guide_table(result)}"
+
+
+def chart_svg(advice: Mapping[str, Any]) -> str:
+    """Return the flow chart: questions down the left, both answers to the right of each, the path taken in orange."""
+    parts, top = [], 4
+    for place, step in enumerate(advice["steps"], start=1):
+        drawn, height = _step(step, top, last=place == len(advice["steps"]))
+        parts.append(drawn)
+        top += height + GAP
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}" '
+        f'role="img" font-family="sans-serif" font-size="13" fill="currentColor"><title>The path of the rules</title>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _step(step: Mapping[str, Any], top: int, *, last: bool) -> tuple[str, int]:
+    """Return the drawing of one question with its answers, and its height."""
+    question = wrap(step["question"], CHARACTERS[BOX])
+    observed = wrap(step["observed"] or (f"not known: {step['ask']}" if step["ask"] else ""), CHARACTERS[BOX])
+    answers = {name: wrap(f"{name}: {step[name]}", CHARACTERS[BRANCH]) for name in ("yes", "no")}
+    left = 2 * PAD + LINE * (len(question) + len(observed))
+    right = sum(LINE * len(lines) + PAD for lines in answers.values()) + PAD
+    height = max(left, right)
+    colour = OPEN if step["answer"] == "unknown" else TAKEN
+    parts = [
+        f'<rect x="1" y="{top}" width="{BOX}" height="{height}" rx="6" fill="none" stroke="{colour}" '
+        'stroke-width="1.5"/>',
+        _lines(question, 12, top + PAD, weight="bold"),
+        _lines(observed, 12, top + PAD + LINE * len(question), opacity="0.75"),
+        "" if last else f'<path d="M{BOX // 2} {top + height}v{GAP}" stroke="{OTHER}" stroke-width="1.5"/>',
+    ]
+    y = top + PAD
+    for name, lines in answers.items():
+        taken = step["answer"] == name
+        middle = y + LINE // 2 + 2
+        stroke = f'stroke="{TAKEN if taken else OTHER}" stroke-width="{3 if taken else 1}"'
+        dashes = "" if taken else ' stroke-dasharray="3 3"'
+        parts.append(f'<path d="M{BOX + 1} {middle}H{BRANCH - 14}" fill="none" {stroke}{dashes}/>')
+        parts.append(f'<path d="M{BRANCH - 14} {middle - 4}l8 4l-8 4z" fill="{TAKEN if taken else OTHER}"/>')
+        parts.append(_lines(lines, BRANCH, y, weight="bold" if taken else "normal", opacity="1" if taken else "0.65"))
+        y += LINE * len(lines) + PAD
+    return "".join(parts), height
+
+
+def _lines(lines: list[str], x: int, y: int, *, weight: str = "normal", opacity: str = "1") -> str:
+    return "".join(
+        f'<text x="{x}" y="{y + LINE * (row + 1) - 4}" font-weight="{weight}" opacity="{opacity}">{safe(line)}</text>'
+        for row, line in enumerate(lines)
+    )
+
+
+def _sources(advice: Mapping[str, Any]) -> str:
+    items = {
+        step["source"]["url"]: f"<li>{safe(step['question'])} {safe(step['source']['citation'])}: "
+        f"{safe(step['source']['url'])}</li>"
+        for step in advice["steps"]
+        if step["source"]
+    }
+    return f'<ul class="soft">{"".join(items.values())}</ul>'
+
+
+def _guide_table(result: ClimbResult) -> str:
+    assert result.advice is not None
+    found = outcomes(result)
+    rows = []
+    for one in result.advice["expectations"]:
+        if (outcome := found.get(one["rung"])) is None:
+            continue
+        cells = [WORDS[one["expect"]], "; ".join(one["reasons"]), f"{outcome.word}: {outcome.text}"]
+        rows.append(f"<tr><td>{safe(one['rung'])}" + "".join(f"<td class=why>{safe(cell)}" for cell in cells) + "</tr>")
+    heads = "<tr><th>rung<th>the rules expect that it<th>because<th>measured</tr>"
+    return f'<div class="scroll"><table>{heads}{"".join(rows)}</table></div>'
+
 
 ROWS_SHOWN = 100  # fixed and broken rows shown per rung
 WHY = 3  # the table's column of comparisons and reasons, which may wrap
@@ -85,8 +293,8 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Quality against cost", _figure(plots.cost_svg(result))),
         ("Rows fixed and broken", _changes(result, predictions)),
         ("Most confused labels", _figure(plots.confusion_svg(result, best)) if category and best else ""),
-        ("What the rules expected", guide.section(result)),
-        ("Prompts searched", searches.section(result)),
+        ("What the rules expected", guide_section(result)),
+        ("Prompts searched", searches_section(result)),
         ("Confidence", _confidence(result)),
         ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
         ("Notes", "".join(f"<p>{safe(note)}</p>" for note in result.notes)),
