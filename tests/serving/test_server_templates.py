@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from rung.errors import ArtifactError
-from rung.export.server_templates import ollama_template, server_template
-from rung.export.servers import modelfile
+from rung.export.servers import modelfile, ollama_template, server_template
 from rung.models.reference import resolve
 from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
