@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 
 from rung.cli.main import app
 from rung.errors import RungError
-from rung.feedback.interaction import Interaction
-from rung.feedback.records import Feedback
+from rung.feedback.records import Feedback, Interaction
 from rung.feedback.store import Store
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from postgres_server import Postgres, new_database, postgres_bin
 
-from rung.feedback.interaction import Interaction
+from rung.feedback.records import Interaction
 from rung.feedback.store import Store
 
 

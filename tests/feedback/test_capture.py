@@ -5,8 +5,7 @@ import threading
 import pytest
 
 from rung.errors import ConfigError, MachineError
-from rung.feedback.capture import Capture
-from rung.feedback.redact import Redactor
+from rung.feedback.capture import Capture, Redactor
 from rung.feedback.store import Store
 
 

@@ -12,8 +12,7 @@ from rung.evaluation.statistics import Interval
 from rung.feedback.records import Challenge, Feedback, Filter
 from rung.feedback.registry import Follower, Registry
 from rung.feedback.store import Store
-from rung.feedback.trial import Decision, Trial
-from rung.feedback.trials import Standing, standing, start, stop
+from rung.feedback.trials import Decision, Standing, Trial, standing, start, stop
 
 ACCURACY = METRICS["accuracy"]
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rung.feedback.commands import command
+from rung.feedback.records import command
 
 
 def test_what_is_not_default_is_named_and_quoted(tmp_path, monkeypatch):

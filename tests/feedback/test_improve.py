@@ -11,12 +11,10 @@ from rung.artifact.parts import Answer, Head
 from rung.climbing.options import ClimbOptions
 from rung.errors import ConfigError, DataError, ThresholdError
 from rung.feedback.checks import check, invalidity
-from rung.feedback.improve import improve, promote, rungs_for
-from rung.feedback.interaction import SplitRule
-from rung.feedback.records import Filter
+from rung.feedback.improve import improve, promote, rungs_for, with_corrections
+from rung.feedback.records import Filter, SplitRule
 from rung.feedback.registry import Registry
 from rung.feedback.store import Store
-from rung.feedback.training_side import with_corrections
 from rung.rungs import Features
 from rung.task import Task
 

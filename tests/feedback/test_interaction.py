@@ -8,7 +8,7 @@ import pytest
 from grounded import passage
 from rung.artifact.parts import Answer
 from rung.data.rows import example_id
-from rung.feedback.interaction import Interaction, SplitRule, interaction_of
+from rung.feedback.records import Interaction, SplitRule, interaction_of
 from rung.retrieval.retriever import Retriever
 from rung.task import Task
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rung.errors import ConfigError
-from rung.feedback.redact import Redactor
+from rung.feedback.capture import Redactor
 
 
 @pytest.mark.parametrize(

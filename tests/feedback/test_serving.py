@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from rung.artifact.files import fingerprint
+from rung.feedback.api import wired
 from rung.feedback.registry import Registry
 from rung.feedback.store import Store
-from rung.feedback.wiring import wired
 from rung.rungs import Features
 
 pytest.importorskip("rung.serving", reason="the server is not here")

@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from rung.errors import ConfigError, DataError, MachineError
+from rung.feedback.database import HEAD, METADATA
 from rung.feedback.records import QUEUE, Feedback, Filter, Promotion
-from rung.feedback.schema import HEAD, METADATA
 from rung.feedback.store import Store
 
 

@@ -41,7 +41,7 @@ WRITER = """
 import sys, json
 from dataclasses import replace
 from datetime import UTC, datetime
-from rung.feedback.interaction import Interaction
+from rung.feedback.records import Interaction
 from rung.feedback.capture import Capture
 from rung.feedback.store import Store
 
@@ -88,7 +88,7 @@ FULL = """
 import resource, sys
 from datetime import UTC, datetime
 from rung.errors import MachineError
-from rung.feedback.interaction import Interaction
+from rung.feedback.records import Interaction
 from rung.feedback.store import Store
 import signal
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rung.feedback.trial import Decision, Trial, arm_of
+from rung.feedback.trials import Decision, Trial, arm_of
 
 
 def run(p_a, p_b, seed, most=400, binary=False):

@@ -11,11 +11,10 @@ from running_server import running
 from rung.artifact.files import fingerprint
 from rung.evaluation.report import jsonfile
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
-from rung.feedback.interaction import Interaction
-from rung.feedback.records import Feedback
+from rung.feedback.api import wired
+from rung.feedback.records import Feedback, Interaction
 from rung.feedback.registry import Registry
 from rung.feedback.trials import start
-from rung.feedback.wiring import wired
 from rung.serving.review import watch_capture
 from rung.serving.web.site import Places
 

@@ -20,11 +20,11 @@ from rung.artifact.parts import Head
 from rung.cli.main import app
 from rung.data.rows import example_id
 from rung.errors import EngineError
+from rung.feedback.api import wired
 from rung.feedback.records import Challenge
 from rung.feedback.registry import Registry
 from rung.feedback.store import Store
-from rung.feedback.trial import arm_of
-from rung.feedback.wiring import wired
+from rung.feedback.trials import arm_of
 from rung.serving import shadows as shadows_module
 from rung.serving.plans import plan_chat
 from rung.serving.scheduler import Scheduler

@@ -29,14 +29,14 @@ from rung.cli.options import (
     progress,
 )
 from rung.errors import ConfigError
-from rung.feedback.defaults import PAIRS, REGISTRY, SHARE, STORE
+from rung.feedback.records import PAIRS, REGISTRY, SHARE, STORE
 
 if TYPE_CHECKING:
     from rung.feedback.improve import Improvement
     from rung.feedback.records import Case, Challenge, Filter, Promotion
     from rung.feedback.registry import Registry
     from rung.feedback.store import Store
-    from rung.feedback.trial_report import TrialReport
+    from rung.feedback.trials import TrialReport
 
 
 app = typer.Typer(no_args_is_help=True)
@@ -82,7 +82,7 @@ def list_command(
     json: Json = False,
 ) -> None:
     """List suspicious answers, the worst first; what nobody reviewed, unless asked otherwise."""
-    from rung.feedback.values import case_values
+    from rung.feedback.store import case_values
 
     narrowed = everything or wrong or reviewed is not None
     which = _filter(
@@ -101,7 +101,7 @@ def list_command(
 @app.command()
 def show(id: Id, store: StorePlace = STORE, json: Json = False) -> None:  # noqa: A002
     """Show one case: what was asked, answered and expected, its feedback and its history."""
-    from rung.feedback.values import details
+    from rung.feedback.store import details
 
     with open_store(store) as opened:
         values = details(opened, id)
@@ -360,7 +360,7 @@ def _show_improvement(found: Improvement, registry: Path, store: str) -> None:
     from rich.console import Console
 
     from rung.evaluation.report.terminal import print_climb
-    from rung.feedback.commands import command
+    from rung.feedback.records import command
 
     taken, outcome = found.taken, found.outcome
     typer.echo(
@@ -472,8 +472,7 @@ def start_command(
     offline: Offline = False,
 ) -> None:
     """Try an artifact beside what is served; servers that follow the registry begin by themselves."""
-    from rung.feedback.commands import command
-    from rung.feedback.records import Mode
+    from rung.feedback.records import Mode, command
     from rung.feedback.registry import Registry
     from rung.feedback.trials import start
 
@@ -505,7 +504,7 @@ def show_command(
 ) -> None:
     """Show how a trial stands: fixed, broken, p, and whether it may be stopped."""
     from rung.feedback.registry import Registry
-    from rung.feedback.trial_report import trial_report
+    from rung.feedback.trials import trial_report
 
     home = Registry(registry, task)
     with open_store(store) as opened:

@@ -13,10 +13,10 @@ import typer
 from rung.cli.feedback import StorePlace
 from rung.cli.options import Json, Offline, Quiet, print_json, progress
 from rung.errors import ConfigError, EngineError, needed_by
-from rung.feedback.defaults import STORE
+from rung.feedback.records import STORE
 
 if TYPE_CHECKING:
-    from rung.feedback.wiring import Wiring
+    from rung.feedback.api import Wiring
     from rung.progress import Progress
     from rung.serving.served import Served
 
@@ -125,9 +125,8 @@ def _wired(
     if mode == "off" and registry is None:
         yield None
         return
-    from rung.feedback.capture import Mode
-    from rung.feedback.redact import Redactor
-    from rung.feedback.wiring import wired
+    from rung.feedback.api import wired
+    from rung.feedback.capture import Mode, Redactor
     from rung.serving.review import key_of, reviewers_only
 
     known = next((one for one in get_args(Mode) if one == mode), None)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rung.errors import ConfigError, RungError
-from rung.feedback.capture import Capture
-from rung.feedback.records import Feedback, Filter, Reason, Thumb
-from rung.feedback.redact import Redactor
-from rung.feedback.store import Store
-from rung.feedback.values import case_values, details
+from rung.feedback.capture import Capture, Mode, Redactor
+from rung.feedback.records import Challenge, Feedback, Filter, Reason, Thumb
+from rung.feedback.registry import Follower
+from rung.feedback.store import Store, case_values, details
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter, Request
+
 
 Result = TypeVar("Result")
 PAGE = 100
@@ -159,3 +164,68 @@ def _told(work: Callable[[], Result]) -> Result:
     except RungError as error:
         status = 404 if error.code == "no-such-interaction" else 400 if isinstance(error, ConfigError) else 503
         raise HTTPException(status, f"{error}; {error.hint}" if error.hint else str(error)) from error
+
+
+# --------------------
+# What a server needs of this package, put together: a recorder, routers, and a follower of the registry.
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Parts of a running server; `close` it when the server has answered its last request."""
+
+    store: Store
+    capture: Capture
+    routers: tuple[APIRouter, ...]
+    follower: Follower | None = None
+
+    def close(self) -> None:
+        """Stop following, write what waits, close the store."""
+        if self.follower is not None:
+            self.follower.close()
+        self.capture.close()
+        self.store.close()
+
+
+def wired(
+    place: str | Path,
+    *,
+    mode: Mode = "on",
+    rate: float = 1.0,
+    redact: Redactor | None = None,
+    key_of: Callable[[Request], str | None] = lambda request: None,
+    allowed: Callable[[Request], None] = lambda request: None,
+    registry: Path | None = None,
+    load: Callable[[Path, str], Any] = lambda folder, name: None,
+    challenge: Callable[[str, tuple[Path, Challenge] | None], Any] = lambda name, what: None,
+) -> Wiring:
+    """Open a store and put everything together.
+
+    Args:
+        place: of the store.
+        mode: of capture: off, sampled or on.
+        rate: of the sample.
+        redact: what is taken out of stored text; None for the built-in patterns.
+        key_of: returns the id of a request's API key.
+        allowed: raises an HTTPException for requests that may not review.
+        registry: folder of promoted artifacts to follow; those in it are loaded before this returns.
+        load: serves the artifact of a folder under a name, in place of what is served under it.
+        challenge: begins the trial of a folder's artifact beside what is served under a name, or ends the one there.
+    """
+    redact = redact or Redactor()
+    store = Store(place)
+    capture = Capture(store, mode, rate, redact)
+    routers = (
+        feedback_router(store, capture=capture, redact=redact, key_of=key_of),
+        failures_router(store, allowed=allowed),
+    )
+
+    def tried(name: str, what: tuple[Path, Challenge] | None) -> None:
+        if what is not None and mode == "off":
+            raise ConfigError(
+                "trial-uncaptured", f"a trial runs for {name}, and what is answered is not captured",
+                hint="serve with --capture on, or with --capture sampled",
+            )  # fmt: skip
+        challenge(name, what)
+
+    return Wiring(store, capture, routers, Follower(registry, load, tried).start() if registry else None)

@@ -10,8 +10,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate
 from rung.data.examples import mismatch
 from rung.data.rows import Example
-from rung.feedback.interaction import Interaction
-from rung.feedback.records import Feedback, Filter
+from rung.feedback.records import Feedback, Filter, Interaction
 from rung.feedback.store import Store
 from rung.progress import QUIET, Progress
 

@@ -21,10 +21,8 @@ from rung.data.examples import text_of
 from rung.data.rows import Record, example_id, hash_of
 from rung.data.sources import read_rows
 from rung.errors import DataError
-from rung.feedback.interaction import Interaction, SplitRule
-from rung.feedback.records import Case
-from rung.feedback.store import Store
-from rung.feedback.values import case_values
+from rung.feedback.records import Case, Interaction, SplitRule
+from rung.feedback.store import Store, case_values
 from rung.prompts.template import placeholders, substitute
 from rung.task import Task
 

@@ -24,8 +24,7 @@ from typing import Any, Self, TypeVar
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST, fingerprint
 from rung.errors import ArtifactError, ConfigError, RungError
-from rung.feedback.commands import command
-from rung.feedback.records import Challenge, Promotion
+from rung.feedback.records import Challenge, Promotion, command
 from rung.feedback.store import Store
 from rung.models.cache import lock_file, publish, write_atomically
 

@@ -5,23 +5,241 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rung.errors import DataError
-from rung.feedback.database import PATIENCE, Database, sa
-from rung.feedback.defaults import STORE
-from rung.feedback.interaction import Interaction
-from rung.feedback.queries import case_rows, count, suggestions
-from rung.feedback.records import EVERYTHING, Case, Correction, Feedback, Filter, Promotion, Verdict
-from rung.feedback.schema import corrections, feedback, interactions, promotions
-from rung.feedback.verdicts import correction_of, holding, verdicts
+from rung.feedback.database import PATIENCE, Database, corrections, feedback, interactions, promotions, sa
+from rung.feedback.records import (
+    EVERYTHING,
+    FINISHED,
+    REASONS,
+    SPACE,
+    STORE,
+    Case,
+    Correction,
+    Feedback,
+    Filter,
+    Interaction,
+    Promotion,
+    Reason,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, Row
+
+
+# --------------------
+# Cases by SQL: which correction holds, and why an answer is suspicious.
+
+
+Condition = sa.ColumnElement[bool]
+_WEIGHTS = {name: 2**place for place, name in enumerate(reversed(REASONS))}
+
+
+class CaseRow(NamedTuple):
+    """A case without its suggestion."""
+
+    interaction: Interaction
+    expected: str | None
+    reviewer: str | None
+    reasons: tuple[Reason, ...]
+
+
+def case_rows(
+    connection: Connection,
+    which: Filter,
+    limit: int | None,
+    offset: int,
+    *,
+    id: str | None = None,  # noqa: A002
+) -> list[CaseRow]:
+    """Return the rows of a filter, the most suspicious first, then the newest; or the one with this id."""
+    statement, holds, reasons = _joined(which)
+    for condition in _conditions(which, holds, reasons):
+        statement = statement.where(condition)
+    if id is not None:
+        statement = statement.where(interactions.c.id == id)
+    weight = sum((sa.case((reasons[name], _WEIGHTS[name]), else_=0) for name in REASONS), sa.literal(0))
+    statement = statement.order_by(weight.desc(), interactions.c.at.desc(), interactions.c.id)
+    if limit is not None:
+        statement = statement.limit(limit)
+    if offset:
+        statement = statement.offset(offset) if limit is not None else statement.limit(2**62).offset(offset)
+    return [_row(row) for row in connection.execute(statement).mappings()]
+
+
+def count(connection: Connection, which: Filter) -> int:
+    """Return how many cases a filter has."""
+    statement, holds, reasons = _joined(which)
+    for condition in _conditions(which, holds, reasons):
+        statement = statement.where(condition)
+    return int(connection.execute(sa.select(sa.func.count()).select_from(statement.subquery())).scalar_one())
+
+
+def suggestions(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    """Return the expected response that feedback named last, of those interactions that have one; users go first.
+
+    Where no feedback names one, it is what an artifact in their shadow answered.
+    """
+    found: dict[str, tuple[bool, int, str]] = {}
+    for first in range(0, len(ids), 500):  # databases bound the number of parameters
+        chosen = feedback.c.interaction.in_(ids[first : first + 500])
+        columns = (feedback.c.interaction, feedback.c.source, feedback.c.number, feedback.c.expected)
+        for row in connection.execute(sa.select(*columns).where(chosen, feedback.c.expected.is_not(None))):
+            entry = (row.source == "user", row.number, row.expected)
+            found[row.interaction] = max(found.get(row.interaction, entry), entry)
+        behind = interactions.c.shadows.in_(ids[first : first + 500])
+        for id, actual in connection.execute(sa.select(interactions.c.shadows, interactions.c.actual).where(behind)):  # noqa: A001
+            found.setdefault(id, (False, 0, actual))
+    return {one: entry[2] for one, entry in found.items()}
+
+
+def _joined(which: Filter) -> tuple[sa.Select[Any], sa.FromClause, dict[Reason, Condition]]:
+    """Return the select over interactions and the corrections that hold, these, and a condition per reason."""
+    undoing = corrections.alias("undoing")
+    undone = sa.exists().where(undoing.c.undoes == corrections.c.number)
+    last = (
+        sa.select(sa.func.max(corrections.c.number).label("number"))
+        .where(corrections.c.expected.is_not(None), ~undone)
+        .group_by(corrections.c.interaction)
+        .subquery()
+    )
+    holds = (
+        sa.select(corrections.c.interaction, corrections.c.expected, corrections.c.reviewer)
+        .join(last, last.c.number == corrections.c.number)
+        .subquery("holds")
+    )
+    reasons = _reasons(which.low_confidence)
+    flags = [condition.label(name.replace(" ", "_")) for name, condition in reasons.items()]
+    statement = sa.select(interactions, holds.c.expected, holds.c.reviewer, *flags).select_from(
+        interactions.outerjoin(holds, holds.c.interaction == interactions.c.id)
+    )
+    statement = statement.where(interactions.c.shadows == "")  # what no client was sent is no case
+    return statement, holds, reasons
+
+
+def _reasons(low_confidence: float) -> dict[Reason, Condition]:
+    def said(*conditions: Condition) -> Condition:
+        return sa.exists().where(feedback.c.interaction == interactions.c.id, *conditions)
+
+    shadow = interactions.alias("shadow")
+    answered_otherwise = sa.exists().where(
+        shadow.c.shadows == interactions.c.id, shadow.c.actual != interactions.c.actual
+    )
+    other = sa.and_(feedback.c.expected.is_not(None), feedback.c.expected != interactions.c.actual)
+    return {
+        "bad feedback": said(
+            feedback.c.source == "user",
+            sa.or_(feedback.c.thumb == "down", sa.func.coalesce(feedback.c.score, 1.0) < 0.5, other),
+        ),
+        "invalid output": said(feedback.c.source == "check"),
+        "unfinished": interactions.c.finish.not_in(FINISHED),
+        "retrieval miss": interactions.c.missed,
+        "disagreement": sa.or_(said(feedback.c.source.like("artifact:%"), other), answered_otherwise),
+        "low confidence": sa.func.coalesce(interactions.c.confidence, 1.0) < low_confidence,
+    }
+
+
+def _conditions(which: Filter, holds: sa.FromClause, reasons: dict[Reason, Condition]) -> list[Condition]:
+    table, expected = interactions.c, holds.c.expected
+    found: list[Condition] = [
+        column == wanted
+        for column, wanted in (
+            (table.task, which.task),
+            (table.artifact, which.artifact),
+            (table.split, which.split),
+            (table.trial, which.trial),
+        )
+        if wanted is not None
+    ]
+    if which.reason is not None:
+        found.append(reasons[which.reason])
+    wrong = sa.and_(expected.is_not(None), sa.func.trim(expected, SPACE) != sa.func.trim(table.actual, SPACE))
+    for wanted, condition in (
+        (which.suspicious, sa.or_(*reasons.values())),
+        (which.reviewed, expected.is_not(None)),
+        (which.failure, wrong),
+    ):
+        if wanted is not None:
+            found.append(condition if wanted else sa.not_(condition))
+    if which.text is not None:
+        inner = json.dumps(which.text)[1:-1]  # as it stands in the JSON of the inputs
+        found.append(
+            sa.or_(
+                table.inputs.icontains(inner, autoescape=True),
+                table.actual.icontains(which.text, autoescape=True),
+                expected.icontains(which.text, autoescape=True),
+            )
+        )
+    return found
+
+
+def _row(row: sa.RowMapping) -> CaseRow:
+    values = {column.name: row[column.name] for column in interactions.columns}
+    interaction = Interaction(**{**values, "inputs": json.loads(values["inputs"])})
+    reasons = tuple(name for name in REASONS if row[name.replace(" ", "_")])
+    return CaseRow(interaction, row["expected"], row["reviewer"], reasons)
+
+
+# --------------------
+# What reviewers and users said of answers: which correction holds, and how good the answers of a trial were.
+
+
+def correction_of(row: Row[Any]) -> Correction:
+    """Return a row of the table as what it is."""
+    return Correction(row.number, row.interaction, row.at, row.reviewer, row.expected, row.comment, row.undoes)
+
+
+def holding(history: Sequence[Correction]) -> Correction | None:
+    """Return the correction that holds: the last one that no later entry undoes."""
+    undone = {entry.undoes for entry in history}
+    left = [entry for entry in history if entry.expected is not None and entry.number not in undone]
+    return left[-1] if left else None
+
+
+def verdicts(connection: Connection, trial: str) -> list[Verdict]:
+    """Return what was said of the answers of a trial that were sent, in the order in which it was first said."""
+    history = _by_interaction(connection, corrections, trial)
+    said = _by_interaction(connection, feedback, trial, feedback.c.source == "user")
+    found = [_verdict(one, history.get(one, []), said.get(one, [])) for one in {**history, **said}]
+    return sorted((one for one in found if one is not None), key=lambda one: (one.at, one.interaction))
+
+
+def _by_interaction(
+    connection: Connection, table: sa.Table, trial: str, *conditions: sa.ColumnElement[bool]
+) -> dict[str, list[Row[Any]]]:
+    statement = (
+        sa.select(table)
+        .join(interactions, interactions.c.id == table.c.interaction)
+        .where(interactions.c.trial == trial, *conditions)
+        .order_by(table.c.number)
+    )
+    rows: dict[str, list[Row[Any]]] = defaultdict(list)
+    for row in connection.execute(statement):
+        rows[row.interaction].append(row)
+    return rows
+
+
+def _verdict(interaction: str, history: Sequence[Row[Any]], said: Sequence[Row[Any]]) -> Verdict | None:
+    """Put together what was said of one answer; None where it does not tell how good that was."""
+    scored = [row for row in said if row.thumb is not None or row.score is not None]
+    named = [row for row in said if row.expected is not None]
+    holds = holding([correction_of(row) for row in history])
+    counting = [*scored[:1], *named, *(history if holds is not None else ())]
+    if not counting:
+        return None
+    score = None
+    if scored:
+        score = scored[0].score if scored[0].thumb is None else float(scored[0].thumb == "up")
+    expected = holds.expected if holds is not None else named[-1].expected if named else None
+    return Verdict(interaction, min(row.at for row in counting), expected, score)
+
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # PostgreSQL keeps no NUL, and neither database a lone surrogate
 
@@ -288,3 +506,28 @@ def _interaction(row: Row[Any]) -> Interaction:
 def _corrections(connection: Connection, id: str) -> list[Correction]:  # noqa: A002
     statement = sa.select(corrections).where(corrections.c.interaction == id).order_by(corrections.c.number)
     return [correction_of(row) for row in connection.execute(statement)]
+
+
+# --------------------
+# Cases as JSON values, for the command line, the API and the pages.
+
+
+def case_values(case: Case) -> dict[str, Any]:
+    """Return a case as JSON values."""
+    row = case.interaction
+    values = {name: getattr(row, name) for name in type(row).__slots__}
+    return {
+        **values, "at": row.at.isoformat(), "inputs": dict(row.inputs), "expected": case.expected,
+        "reviewer": case.reviewer, "reviewed": case.reviewed, "failure": case.failure, "reasons": list(case.reasons),
+        "suggestion": case.suggestion,
+    }  # fmt: skip
+
+
+def details(store: Store, id: str) -> dict[str, Any]:  # noqa: A002
+    """Return a case with its feedback, its history and what other artifacts answered, as JSON values."""
+    said = [{**asdict(one), "at": one.at.isoformat() if one.at else None} for one in store.feedback(id)]
+    history = [{**asdict(one), "at": one.at.isoformat()} for one in store.history(id)]
+    shadows = [
+        {"artifact": one.artifact, "actual": one.actual, "confidence": one.confidence} for one in store.shadows(id)
+    ]
+    return {**case_values(store.case(id)), "feedback": said, "history": history, "shadowed_by": shadows}

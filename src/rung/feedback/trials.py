@@ -6,23 +6,172 @@ marks what both answered with the trial's token. How the two compare is computed
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from rung.artifact.artifact import Artifact
+from rung.data.rows import place_of
 from rung.errors import ConfigError
 from rung.evaluation.metrics import Case, Metric
+from rung.evaluation.racing import betting_capital, sign_capital
+from rung.evaluation.report.words import p_text
 from rung.evaluation.statistics import Interval
-from rung.feedback.commands import command
-from rung.feedback.defaults import PAIRS, SHARE
-from rung.feedback.interaction import Interaction
-from rung.feedback.records import Challenge, Mode, Verdict
+from rung.feedback.records import PAIRS, SHARE, Challenge, Interaction, Mode, Verdict, command
 from rung.feedback.registry import Registry
 from rung.feedback.store import Store
-from rung.feedback.trial import Arm, Decision, Trial
+
+# --------------------
+# A trial in production: two artifacts answer live requests until one is shown to be better, or the rows run out.
+#
+# Shadow: both answer every request, the client gets the first's answer, and each row gives a pair of scores. A/B: each
+# request is answered by one, chosen by a hash of its id; the k-th scored answer of one is paired with the k-th of the
+# other, which are two independent draws from the same traffic, so the mean difference is the same.
+#
+# Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.evaluation.racing`);
+# its p-value holds at all looks together. Both directions are tested, each at half the level. The interval holds all
+# differences that the same test would not reject, so it leaves out 0 just where the trial is decided, and it too holds at
+# all looks together. `rung.feedback.trials` runs one on a server.
+
+
+Arm = Literal["a", "b"]
+Floats = npt.NDArray[np.float64]
+PRECISION = 1e-4  # of an interval's ends
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a trial stands.
+
+    Attributes:
+        state: `a` or `b` is better, `none` was shown to be within the rows planned, or it is still `open`.
+        n: pairs so far.
+        delta: mean score of b less that of a over these.
+        fixed, broken: pairs in which b scored above a, and below.
+        p: two-sided, valid at every look.
+    """
+
+    state: Literal["a", "b", "none", "open"]
+    n: int
+    delta: float
+    fixed: int
+    broken: int
+    p: float
+
+    @property
+    def stop(self) -> bool:
+        """Whether the trial is over."""
+        return self.state != "open"
+
+
+@dataclass
+class Trial:
+    """Collects scores in [0, 1] and decides by a fixed rule. Once decided, a trial stays so, whatever is added.
+
+    Attributes:
+        alpha: bound on the probability of calling one better where they are equally good, over the whole trial.
+        most: pairs after which it ends undecided.
+        binary: whether scores are 0 or 1 only, for which there is a stronger test.
+    """
+
+    alpha: float = 0.05
+    most: int = PAIRS
+    binary: bool = False
+    _differences: list[float] = field(default_factory=list)
+    _waiting: dict[Arm, list[float]] = field(default_factory=lambda: {"a": [], "b": []})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1 or self.most < 1:
+            raise ValueError(f"need 0 < alpha < 1 and most >= 1, got {self.alpha} and {self.most}")
+
+    def add_pair(self, a: float, b: float) -> None:
+        """Add the scores of both on one row (shadow); those beyond `most` are not looked at."""
+        for score in (a, b):
+            if not 0 <= score <= 1:
+                raise ValueError(f"scores must lie in [0, 1], got {score}")
+            if self.binary and score not in (0, 1):
+                raise ValueError(f"binary scores must be 0 or 1, got {score}")
+        if len(self._differences) < self.most:
+            self._differences.append(b - a)
+
+    def add(self, arm: Arm, score: float) -> None:
+        """Add the score of one answer (A/B); it waits for one of the other arm to be paired with."""
+        other = self._waiting["b" if arm == "a" else "a"]
+        if not other:
+            self._waiting[arm].append(score)
+        elif arm == "a":
+            self.add_pair(score, other.pop(0))
+        else:
+            self.add_pair(other.pop(0), score)
+
+    def decision(self) -> Decision:
+        """Return how the trial stands: at the first pair that decided it, else at the last one."""
+        difference, better, worse = self._seen()
+        n = len(difference)
+        if n == 0:
+            return Decision("open", 0, 0.0, 0, 0, 1.0)
+        p = min(1.0, 2 * math.exp(-max(better, worse)))
+        winner: Arm = "b" if better > worse else "a"
+        state = winner if max(better, worse) >= self._enough else "none" if n >= self.most else "open"
+        fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
+        return Decision(state, n, float(difference.mean()), fixed, broken, p)
+
+    def interval(self) -> Interval:
+        """Return the differences that these pairs do not rule out, at 1 - `alpha`; [-1, 1] without pairs."""
+        difference, _, _ = self._seen()
+        return Interval(self._least(difference), -self._least(-difference))
+
+    @property
+    def _enough(self) -> float:
+        """The log of the capital that decides: each direction is tested at half the level."""
+        return math.log(2 / self.alpha)
+
+    def _seen(self) -> tuple[Floats, float, float]:
+        """Return the differences until the trial was decided, and the log of the largest capital in either direction.
+
+        A bet knows only the rows before its own, so what was won after each row is the same however many follow.
+        """
+        difference = np.array(self._differences, dtype=np.float64)
+        if not len(difference):
+            return difference, 0.0, 0.0
+        better, worse = (np.maximum.accumulate(np.maximum(0.0, self._capital(d))) for d in (difference, -difference))
+        decided = np.maximum(better, worse) >= self._enough
+        n = int(decided.argmax()) + 1 if decided.any() else len(difference)
+        return difference[:n], float(better[n - 1]), float(worse[n - 1])
+
+    def _capital(self, difference: Floats, mean: float = 0.0) -> Floats:
+        return (sign_capital if self.binary else betting_capital)(difference, mean)
+
+    def _least(self, difference: Floats) -> float:
+        """Return the smallest mean that betting on more does not reject; 0 is tried first, as the trial does."""
+
+        def rejected(mean: float) -> bool:
+            return len(difference) > 0 and float(self._capital(difference, mean)[-1]) >= self._enough
+
+        low, high = (0.0, 1.0) if rejected(0.0) else (-1.0, 0.0)
+        while high - low > PRECISION:
+            middle = (low + high) / 2
+            low, high = (middle, high) if rejected(middle) else (low, middle)
+        return low
+
+
+def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
+    """Return which artifact answers a request: `b` for a share of the ids, always the same for the same one.
+
+    Args:
+        id: of the request, or of whatever shall always see the same artifact.
+        share: of the requests that `b` answers.
+        salt: another one draws anew; give each trial its own.
+    """
+    return "b" if place_of([salt, id]) < share else "a"
 
 
 def start(registry: Registry, artifact: Path, *, mode: Mode, share: float = SHARE, most: int = PAIRS) -> Challenge:
@@ -176,3 +325,120 @@ def _alternate(
 
 def _case(row: Interaction, expected: str) -> Case:
     return Case(row.actual, [expected], row.inputs)
+
+
+# --------------------
+# What there is to say of a trial, the same for `rung trial show` and for the page: figures, verdict, what next.
+
+
+VERDICTS = {
+    "open": "undecided so far",
+    "none": "the rows ran out, and neither was shown to be better",
+    "a": "what is served is better",
+    "b": "the challenger is better",
+}
+Step = Literal["promote", "stop", "review"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialReport:
+    """A trial, how it stands, and what to do next.
+
+    Attributes:
+        running: whether it was neither stopped nor overtaken by a promotion.
+        beside: whether what it was started against is still served.
+        served, challenger: names of the two artifacts: their rungs.
+        standing: the figures.
+        registry: of the task.
+        store: the place of the store, as it may be shown.
+    """
+
+    trial: Challenge
+    running: bool
+    beside: bool
+    served: str
+    challenger: str
+    standing: Standing
+    registry: Registry
+    store: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the challenger lies."""
+        return self.registry.path(self.trial)
+
+    @property
+    def verdict(self) -> str:
+        """What the figures say."""
+        decision = self.standing.decision
+        return f"{VERDICTS[decision.state]}{'; the trial may be stopped' if decision.stop else ''}"
+
+    @property
+    def delta(self) -> str:
+        """`+4.0 pp`: the challenger's mean score less that of what is served."""
+        return f"{100 * self.standing.decision.delta:+.1f} pp"
+
+    @property
+    def interval(self) -> str:
+        """`[+0.6, +7.5]`."""
+        low, high = self.standing.interval
+        return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+
+    @property
+    def p(self) -> str:
+        """`p = 0.020`."""
+        return p_text(self.standing.decision.p)
+
+    @property
+    def evidence(self) -> str:
+        """What the trial says for its challenger, in one line."""
+        return f"trial {self.trial.token[:8]}: {self.delta} {self.interval}, {self.p}"
+
+    @property
+    def step(self) -> Step | None:
+        """What comes next; None where there is nothing to do."""
+        decision = self.standing.decision
+        if decision.state == "b":
+            return "promote" if self.beside else None
+        if not self.running:
+            return None
+        return "stop" if decision.stop else "review"
+
+    @property
+    def next(self) -> str:
+        """The command of the next step, or an empty text."""
+        task, root = self.trial.task, self.registry.root
+        if self.step == "promote":
+            why = ("--reason", self.evidence)
+            return command("rung promote", self.folder, *why, registry=root, store=self.store)
+        if self.step == "stop":
+            return command("rung trial stop", task, registry=root)
+        if self.step == "review":
+            which = ["--reason", "disagreement"] if self.trial.mode == "shadow" else ["--all"]
+            return command("rung failures list", "--task", task, *which, store=self.store)
+        return ""
+
+
+def trial_report(store: Store, registry: Registry) -> TrialReport:
+    """Return what there is to say of the trial that was started last.
+
+    Raises:
+        ConfigError: `no-trial`.
+        ArtifactError: the registry or one of the artifacts is damaged.
+        DataError: an expected response is none of the task's.
+    """
+    trial, now = registry.trial(), registry.current()
+    if trial is None:
+        raise no_trial(registry, "no trial was started")
+    challenger, metric = _read(registry.path(trial).absolute())
+    served, _ = _read(registry.path_of(trial.against).absolute())
+    beside = now is not None and now.artifact == trial.against
+    found = standing(store, trial, metric)
+    return TrialReport(trial, trial.runs(now), beside, served, challenger, found, registry, store.name)
+
+
+@lru_cache(64)
+def _read(folder: Path) -> tuple[str, Metric]:
+    """Return the name of an artifact and its task's metric; a folder of the registry never holds another one."""
+    artifact = Artifact.load(folder)
+    return artifact.name, artifact.shape.scorer()

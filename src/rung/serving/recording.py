@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rung.data.rows import hash_of
-from rung.feedback.interaction import DEFAULT_RULE, Interaction, interaction_of
+from rung.feedback.records import DEFAULT_RULE, Interaction, interaction_of
 from rung.serving.shadows import Shadow
 
 if TYPE_CHECKING:

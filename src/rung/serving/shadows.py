@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rung.artifact.parts import Answer
 from rung.errors import RungError
-from rung.feedback.interaction import interaction_of
+from rung.feedback.records import interaction_of
 from rung.serving.artifacts import answers_of
 from rung.serving.identity import new_id
 from rung.serving.scheduled_engine import LeftError, ScheduledEngine

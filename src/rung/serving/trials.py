@@ -8,8 +8,8 @@ from typing import Any
 
 from rung.artifact.parts import Generate
 from rung.data.rows import example_id
-from rung.feedback.interaction import as_read
-from rung.feedback.trial import arm_of
+from rung.feedback.records import as_read
+from rung.feedback.trials import arm_of
 from rung.serving.served import ServedArtifact
 
 

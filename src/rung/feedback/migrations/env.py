@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from rung.feedback.schema import METADATA
+from rung.feedback.database import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -11,11 +11,10 @@ from fastapi.responses import Response
 
 from rung.errors import ConfigError, RungError
 from rung.evaluation.statistics import Interval
-from rung.feedback.commands import command
+from rung.feedback.records import command
 from rung.feedback.registry import Registry, promoted_tasks
 from rung.feedback.store import Store
-from rung.feedback.trial_report import TrialReport, trial_report
-from rung.feedback.trials import stop
+from rung.feedback.trials import TrialReport, stop, trial_report
 from rung.serving.context import context_of
 from rung.serving.errors import Refused, refusal
 from rung.serving.served import ServedArtifact
