@@ -47,7 +47,8 @@ sys.stdin.read()
 @contextmanager
 def served() -> Iterator[str]:
     """Serve the embedded model; yield the address that ends in /v1."""
-    from rung.models import catalogue, embedded
+    from rung.models import embedded
+    from rung.models import embedded as catalogue
     from rung.models.cache import cache_dir, publish
 
     model = catalogue.find("embedded")

@@ -445,7 +445,8 @@ def peer_loads(peer: str, chosen: argparse.Namespace, texts: Callable[[int], Seq
 
 def _gguf() -> Path:
     """Return the GGUF file that the embedded model is made of, fetched where it is not in the cache yet."""
-    from rung.models import catalogue, embedded
+    from rung.models import embedded
+    from rung.models import embedded as catalogue
     from rung.models.cache import cache_dir, publish
 
     model = catalogue.find("embedded")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _common import finish, run_python, seconds_of, seconds_to_first_byte
 from rung.models import embedded
-from rung.models.catalogue import LANGUAGE_MODEL
+from rung.models.embedded import LANGUAGE_MODEL
 from rung.models.reference import resolve
 
 ROUNDS = 3

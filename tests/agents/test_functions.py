@@ -6,7 +6,7 @@ import pytest
 from rung.agents.process import Result, Worker
 from rung.agents.tools import function_tool, plain_schema
 from rung.errors import ConfigError
-from rung.models.fingerprint import file_sha256
+from rung.models.cache import file_sha256
 
 HERE = Path(__file__).parent
 SPECS = ["double", "where", "count", "raises", "loops", "leaves", "asks", "unwritable"]

@@ -17,12 +17,12 @@ from rung.engines.api_transport import ApiOptions
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
 from rung.engines.opening import open_torch
 from rung.errors import EngineError, ModelError
-from rung.models import catalogue, embedded
+from rung.models import embedded
+from rung.models import embedded as catalogue
 from rung.models.cache import cache_dir, publish
 from rung.models.reference import resolve
-from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import end_token
+from rung.models.turns import encode_messages, end_token
 
 pytest.importorskip("xllamacpp")
 SERVE = """

@@ -6,8 +6,8 @@ import pytest
 from rung.engines.api_transport import ApiOptions, Attempt, Budget, Retry, completed, most_tokens, retry_after
 from rung.errors import EngineError
 from rung.models.reference import resolve
-from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
+from rung.models.turns import encode_messages
 
 NOON = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 

@@ -8,8 +8,8 @@ import pytest
 
 from rung.errors import ModelError
 from rung.models import embedded as module
-from rung.models.catalogue import LANGUAGE_MODEL, SENTENCE_ENCODER
-from rung.models.fingerprint import file_sha256
+from rung.models.cache import file_sha256
+from rung.models.embedded import LANGUAGE_MODEL, SENTENCE_ENCODER
 
 PULL = "from rung.models.reference import resolve; print(resolve('embedded-encoder').folder)"
 

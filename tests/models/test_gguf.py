@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rung.errors import ModelError
-from rung.models import gguf_tokenizer
+from rung.models import gguf as gguf_tokenizer
 from rung.models.gguf import read_metadata
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import pytest
 from rung.errors import ConfigError, ModelError
 from rung.machine import Machine
 from rung.models import open_models
-from rung.models.catalogue import EMBEDDED
+from rung.models.embedded import EMBEDDED
 from rung.models.open_models import TASKS, Wanted, bytes_of, find, load, search, tokens_of
 
 GB = 10**9

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rung.errors import ConfigError, ModelError
-from rung.models import fingerprint as fingerprints
+from rung.models import cache as fingerprints
 from rung.models.reference import is_cached, is_endpoint, resolve
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from rung.errors import ModelError
-from rung.models.safety import check_folder
+from rung.models.hub import check_folder
 
 
 def refused(folder, *words):

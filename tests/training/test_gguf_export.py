@@ -92,7 +92,7 @@ def tabled_gelu(x):
 
 
 def splitter(name):
-    from rung.models.gguf_tokenizer import pre_tokenizer
+    from rung.models.gguf import pre_tokenizer
 
     return pre_tokenizer(name)
 

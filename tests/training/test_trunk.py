@@ -8,7 +8,7 @@ import torch
 import toys
 from toys import plain_loss, rows, turns
 
-from rung.models.layers import last_layers, layer_list
+from rung.models.reference import last_layers, layer_list
 from rung.training import activation_cache as trunk
 from rung.training.activation_cache import loss_above
 from rung.training.changes import enabled, plain_parameters

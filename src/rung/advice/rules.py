@@ -104,7 +104,8 @@ def gather(task: Task, data: Data, machine: Machine) -> Facts:
 
 def model_facts(reference: str) -> ModelFacts:
     """Return what the catalogues, or a model's own folder, tell of a model."""
-    from rung.models import catalogue, open_models
+    from rung.models import embedded as catalogue
+    from rung.models import open_models
     from rung.models.reference import resolve
 
     if is_endpoint(reference):

@@ -24,8 +24,8 @@ from rung.agents.trace import Step
 from rung.artifact.decoder import Answer, Prompted
 from rung.engines.base import Engine, GenerateRequest, Generation, Messages, Prompt, Sampling
 from rung.models.reference import is_endpoint, resolve
-from rung.models.system_turn import accepts_system, fold_system
 from rung.models.tokenizer import Tokenizer
+from rung.models.turns import accepts_system, fold_system
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:

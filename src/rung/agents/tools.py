@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rung import user_code
 from rung.errors import ConfigError
-from rung.models.fingerprint import file_sha256
+from rung.models.cache import file_sha256
 
 
 class McpServer(BaseModel):

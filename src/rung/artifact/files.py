@@ -33,8 +33,7 @@ from rung.artifact.sentences import SentenceSelection
 from rung.engines.opening import settled
 from rung.errors import ArtifactError
 from rung.evaluation.calibration import Confidence
-from rung.models.cache import publish
-from rung.models.fingerprint import file_sha256
+from rung.models.cache import file_sha256, publish
 from rung.models.reference import is_endpoint, resolve
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow

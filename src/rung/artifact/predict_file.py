@@ -24,7 +24,7 @@ from rung.artifact.parts import Answer
 from rung.data.rows import Record
 from rung.data.sources import read_rows
 from rung.errors import ConfigError, DataError
-from rung.models.fingerprint import file_sha256
+from rung.models.cache import file_sha256
 from rung.progress import QUIET, Progress
 
 BATCH = 64  # rows answered together and written before the next are read

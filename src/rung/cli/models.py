@@ -34,7 +34,7 @@ Reference = Annotated[
 @app.command("list")
 def list_models(json: Json = False) -> None:
     """List the models that come with Rung."""
-    from rung.models.catalogue import EMBEDDED
+    from rung.models.embedded import EMBEDDED
     from rung.models.reference import is_cached
 
     models: list[dict[str, Any]] = [
@@ -74,7 +74,7 @@ def show(reference: Reference, json: Json = False, quiet: Quiet = False, offline
 
 
 def _facts(reference: str, quiet: bool) -> dict[str, Any]:
-    from rung.models.catalogue import find
+    from rung.models.embedded import find
     from rung.models.reference import is_cached, resolve
 
     known = find(reference)

@@ -6,7 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from rung.models.fingerprint import file_sha256
+from rung.models.cache import file_sha256
 
 
 @lru_cache(maxsize=64)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from rung.engines.base import Prompt
 from rung.errors import EngineError
 from rung.models.reference import ModelFiles
-from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import end_token
+from rung.models.turns import encode_messages, end_token
 
 
 class LocalModel:

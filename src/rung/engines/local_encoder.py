@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rung.models.hub import read_json
 from rung.models.reference import ModelFiles
-from rung.models.safety import read_json
 from rung.models.tokenizer import Tokenizer
 
 

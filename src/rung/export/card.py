@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import rung
 from rung.artifact.artifact import Artifact
-from rung.models import catalogue
+from rung.models import embedded as catalogue
 from rung.models.reference import ModelFiles, hub_name
 
 Form = Literal["peft", "huggingface", "openvino", "gguf"]

@@ -17,7 +17,7 @@ import numpy as np
 
 from rung.engines.base import Floats
 from rung.errors import EngineError, ModelError, needed_by
-from rung.models.gguf_tokenizer import CONTROL, USER_DEFINED, pre_tokenizer
+from rung.models.gguf import CONTROL, USER_DEFINED, pre_tokenizer
 from rung.models.tokenizer import Tokenizer
 from rung.models.turns import end_token
 from rung.progress import QUIET, Progress
@@ -306,7 +306,7 @@ def _as_pairs(values: Floats, heads: int) -> Floats:
 # The tokenizer of a model folder as GGUF metadata: tokens, their types, merges or scores, special tokens, template.
 #
 # llama.cpp knows pre-tokenizers by name and not by their rules, so a tokenizer is only written when one of the names in
-# `rung.models.gguf_tokenizer` splits text as it does.
+# `rung.models.gguf` splits text as it does.
 
 
 NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # tokenizer.ggml.token_type; its others are shared with the reader

@@ -26,9 +26,8 @@ from rung.export import merge
 from rung.export.gguf import write_gguf
 from rung.models.cache import publish
 from rung.models.reference import ModelFiles, is_endpoint, resolve
-from rung.models.system_turn import accepts_system, fold_system
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import end_token
+from rung.models.turns import accepts_system, end_token, fold_system
 from rung.progress import QUIET, Progress
 
 # --------------------
@@ -40,7 +39,7 @@ from rung.progress import QUIET, Progress
 # every form come out equal.
 
 
-# A system message goes before the first user's text (see `rung.models.system_turn`).
+# A system message goes before the first user's text (see `rung.models.turns`).
 FOLDED = (
     "{%- if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' -%}"
     "{%- set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}]"

@@ -2,7 +2,7 @@
 
 Reading a GGUF file costs tens of seconds at every start; the folder costs one. The weights are read back by
 transformers, whose tensor maps cover its supported architectures; the tokenizer is not left to it (see
-`rung.models.gguf_tokenizer`).
+`rung.models.gguf`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,191 @@ import contextlib
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rung.errors import ModelError, needed_by
-from rung.models import gguf_tokenizer
-from rung.models.cache import cache_dir, publish
-from rung.models.fingerprint import known_sha256
+from rung.models.cache import cache_dir, known_sha256, publish
 from rung.progress import QUIET, Progress
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+
+# --------------------
+# The tokenizer of a GGUF file, built from its metadata.
+#
+# transformers 5.5 makes a CodeLlama tokenizer of every `llama` GGUF: for SmolLM2 that adds five tokens beyond the
+# vocabulary (no embedding row: an index error at run time) and a wrong end token. So byte-level BPE vocabularies are
+# assembled here, with the pre-tokenizers that llama.cpp names (`llama_vocab::impl::load` in llama.cpp's
+# src/llama-vocab.cpp); SentencePiece ones use transformers' bare converter, and its result is checked.
+
+
+CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # role -> its name in GGUF keys
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {
+    "llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
+    "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}",
+}
+_PRE = {  # tokenizer.ggml.pre -> family
+    "gpt-2": "gpt-2",
+    "smollm": "smollm",
+    "starcoder": "smollm",
+    "llama-bpe": "llama-bpe",
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "qwen2": "qwen2",
+    "deepseek-r1-qwen": "qwen2",
+}
+
+
+@dataclass(frozen=True)
+class GgufTokenizer:
+    """A tokenizer with what its files must say: special token ids by role (bos, eos, unk, pad) and the template."""
+
+    tokenizer: Tokenizer
+    special: dict[str, int]
+    adds_bos: bool
+    context: int
+    chat_template: str | None = None
+    tokens: list[str] = field(default_factory=list, repr=False)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja to `folder`."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": self.context,
+            "add_bos_token": self.adds_bos,
+            "padding_side": "left",
+        }
+        config |= {f"{role}_token": self.tokens[i] for role, i in self.special.items()}
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        if self.chat_template:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
+
+def build(metadata: Mapping[str, Any], name: str) -> GgufTokenizer:
+    """Build the tokenizer that the metadata of the GGUF file `name` describes.
+
+    Raises:
+        ModelError: the vocabulary is of a kind that cannot be rebuilt faithfully.
+    """
+    if "tokenizer.ggml.tokens" not in metadata:
+        raise ModelError("gguf-tokenizer", f"{name} carries no tokenizer", hint="use a GGUF file of a whole model")
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    special = {
+        role: int(metadata[key])
+        for role, gguf_name in ROLES.items()
+        if (key := f"tokenizer.ggml.{gguf_name}_token_id") in metadata and int(metadata[key]) < len(tokens)
+    }
+    if "eos" in special:
+        special.setdefault("pad", special["eos"])
+    if metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") in _PRE:
+        tokenizer = _byte_level_bpe(metadata, _PRE[metadata["tokenizer.ggml.pre"]])
+    else:
+        tokenizer = _converted(metadata, name)
+    _add_special(tokenizer, metadata, special)
+    adds_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", False)) and "bos" in special
+    _set_post_processor(tokenizer, tokens, special, adds_bos=adds_bos)
+    _check(tokenizer, tokens, name)
+    return GgufTokenizer(
+        tokenizer,
+        special,
+        adds_bos,
+        int(metadata.get(f"{metadata['general.architecture']}.context_length", 0)) or 1 << 20,
+        metadata.get("tokenizer.chat_template"),
+        tokens,
+    )
+
+
+def _byte_level_bpe(metadata: Mapping[str, Any], family: str) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    vocabulary = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=family == "llama-bpe"))
+    if family == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizer(family)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def pre_tokenizer(family: str) -> PreTokenizer:
+    """Return the pre-tokenizer of a family: `gpt-2`, `smollm`, `llama-bpe` or `qwen2`."""
+    from tokenizers import Regex, pre_tokenizers
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
+
+    if family == "gpt-2":
+        return ByteLevel(add_prefix_space=False, use_regex=True)
+    if family == "smollm":
+        return pre_tokenizers.Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    split = Split(Regex(_SPLITS[family]), behavior="isolated")
+    return pre_tokenizers.Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _converted(metadata: Mapping[str, Any], name: str) -> Tokenizer:
+    """Let transformers' converter build other kinds; it returns a bare tokenizer, without the CodeLlama wrapper."""
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind != "llama":
+        raise ModelError(
+            "gguf-tokenizer",
+            f"{name}: the tokenizer (model {kind!r}, pre-tokenizer {pre!r}) cannot be rebuilt exactly from GGUF",
+            hint="use the model's original safetensors folder or Hub id instead of the GGUF file",
+        )
+    with needed_by("reading a GGUF tokenizer", error=ModelError):
+        from transformers.integrations.ggml import convert_gguf_tokenizer
+    prefix = "tokenizer.ggml."
+    values = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    values["tokenizer_type"] = kind
+    tokenizer, _ = convert_gguf_tokenizer(metadata["general.architecture"], values)
+    return tokenizer
+
+
+def _add_special(tokenizer: Tokenizer, metadata: Mapping[str, Any], special: Mapping[str, int]) -> None:
+    """Control tokens are matched whole in rendered text and skipped in decoding; user-defined ones only matched."""
+    from tokenizers import AddedToken
+
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    types: list[int] = metadata.get("tokenizer.ggml.token_type", [])
+    control = {i for i, kind in enumerate(types) if kind == CONTROL} | {i for r, i in special.items() if r != "unk"}
+    own = [i for i, kind in enumerate(types) if kind == USER_DEFINED and i not in control]
+    tokenizer.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i in sorted(control)])
+    tokenizer.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i in own])
+
+
+def _set_post_processor(tokenizer: Tokenizer, tokens: list[str], special: Mapping[str, int], *, adds_bos: bool) -> None:
+    from tokenizers import processors
+
+    if adds_bos:
+        bos = tokens[special["bos"]]
+        template = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, special["bos"])]
+        )
+        tokenizer.post_processor = template
+    else:
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+
+
+def _check(tokenizer: Tokenizer, tokens: list[str], name: str) -> None:
+    """Every token must have the id of its embedding row."""
+    built = tokenizer.get_vocab(with_added_tokens=True)
+    wrong = [token for token, i in built.items() if i >= len(tokens) or tokens[i] != token]
+    if wrong or len(built) != len(set(tokens)):
+        raise ModelError(
+            "gguf-tokenizer",
+            f"{name}: the rebuilt tokenizer disagrees with the file on {len(wrong)} tokens, such as {wrong[:3]}",
+            hint="use the model's original safetensors folder or Hub id instead of the GGUF file",
+        )
+
 
 CONVERSION = 1  # raise it when converted folders change: it is part of their name and fingerprint
 
@@ -44,7 +221,7 @@ def convert(file: Path, folder: Path, *, licence: str | None = None, progress: P
     """
     progress.start(f"converting {file.name} to safetensors (once)")
     metadata = read_metadata(file)
-    tokenizer = gguf_tokenizer.build(metadata, file.name)
+    tokenizer = build(metadata, file.name)
     tokenizer.save(folder)
     _convert_weights(file, folder)
     special = {f"{role}_token_id": i for role, i in tokenizer.special.items() if role != "unk"}

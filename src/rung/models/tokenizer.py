@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rung.errors import ModelError
 from rung.models import chat
-from rung.models.safety import read_json
+from rung.models.hub import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

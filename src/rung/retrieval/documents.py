@@ -13,7 +13,7 @@ from rung.data.examples import text_of
 from rung.data.rows import hash_of
 from rung.data.sources import HUB, READERS, read_rows, read_text
 from rung.errors import ConfigError, DataError
-from rung.models.fingerprint import known_sha256
+from rung.models.cache import known_sha256
 from rung.retrieval.corpus import Corpus
 
 STREAMED = set(READERS) - {".json"}  # read row by row, so that their size does not matter

@@ -18,9 +18,8 @@ from rung.data.rows import Data, Example
 from rung.engines.label_trie import build_trie
 from rung.machine import Machine
 from rung.models.reference import ModelFiles, is_endpoint, resolve
-from rung.models.system_turn import encode_messages
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import end_token
+from rung.models.turns import encode_messages, end_token
 from rung.prompts.verbalizer import continuations
 from rung.retrieval.retriever import Retriever
 from rung.rungs.base import Cost

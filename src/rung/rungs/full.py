@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact.artifact import Artifact
-from rung.models.layers import output_size
-from rung.models.reference import resolve
+from rung.models.reference import output_size, resolve
 from rung.rungs.costs import FULL, Sizes
 from rung.rungs.tuned import Auto, Tuned
 

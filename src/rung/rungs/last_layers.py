@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rung.artifact.artifact import Artifact
 from rung.errors import ConfigError
-from rung.models.layers import last_layers, layer_list, output_size, tensor_sizes
-from rung.models.reference import resolve
+from rung.models.reference import last_layers, layer_list, output_size, resolve, tensor_sizes
 from rung.rungs.costs import FORWARD, FROZEN_BASE, FULL, Sizes
 from rung.rungs.tuned import Auto, Tuned
 

@@ -11,8 +11,8 @@ from rung.artifact.parts import Generate
 from rung.engines.base import Constraint, GenerateRequest, Messages, Prompt, Sampling
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError
-from rung.models.system_turn import accepts_system, fold_system
 from rung.models.tokenizer import Tokenizer
+from rung.models.turns import accepts_system, fold_system
 from rung.prompts.overflow import Rendered
 from rung.serving.artifacts import refuse_sampling, request_of, row_of, writes_plain_text
 from rung.serving.schemas import ChatRequest, CompletionRequest, Sampled, Tool

@@ -23,7 +23,7 @@ import torch
 
 from rung.engines.label_trie import common_prefix
 from rung.engines.torch_engine import states_behind
-from rung.models.layers import layer_list
+from rung.models.reference import layer_list
 from rung.progress import QUIET, Progress
 from rung.training.changes import plain_parameters
 from rung.training.examples import TokenizedExample

@@ -24,8 +24,7 @@ from typing import Any
 import torch
 
 from rung.errors import TrainingError
-from rung.models.cache import cache_dir, flush
-from rung.models.fingerprint import file_sha256
+from rung.models.cache import cache_dir, file_sha256, flush
 
 MANIFEST = "manifest.json"
 

@@ -22,8 +22,7 @@ from rung.engines.base import Floats
 from rung.engines.local_encoder import Recipe, read_recipe
 from rung.engines.openvino_encoder import batches
 from rung.errors import ModelError
-from rung.models.cache import cache_dir, publish
-from rung.models.fingerprint import file_sha256
+from rung.models.cache import cache_dir, file_sha256, publish
 from rung.models.reference import ModelFiles
 from rung.training.changes import Trainable
 
