@@ -1,5 +1,5 @@
 from rung.data.rows import Example
-from rung.prompt_search.copying import CopyGuard
+from rung.prompt_search.writer import CopyGuard
 
 ROWS = (
     Example("1", {"text": "My card has not arrived after two weeks"}, ("card_arrival",), "train.csv:2"),

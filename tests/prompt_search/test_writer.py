@@ -4,8 +4,7 @@ import pytest
 
 from rung.artifact.parts import Generate
 from rung.prompt_search.budget import Limits, Meter
-from rung.prompt_search.copying import CopyGuard
-from rung.prompt_search.writer import Writer, cleaned
+from rung.prompt_search.writer import CopyGuard, Writer, cleaned
 
 
 def writer(artifact, rows):

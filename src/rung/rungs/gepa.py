@@ -21,10 +21,9 @@ from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space
-from rung.prompt_search.copying import CopyGuard
 from rung.prompt_search.judge import Judge, Tried
 from rung.prompt_search.search import HEADROOM_ROWS, Found, Trial, no_headroom, split
-from rung.prompt_search.writer import Written
+from rung.prompt_search.writer import CopyGuard, Written
 from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import inference_cost
 from rung.rungs.prompt_search import FEWEST_SEARCHED, check_adoption, verdict_on_search

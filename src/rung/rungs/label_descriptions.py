@@ -12,8 +12,7 @@ from rung.errors import TrainingError
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
-from rung.prompt_search.copying import CopyGuard
-from rung.prompt_search.writer import MAX_TOKENS, SHOWN, Writer
+from rung.prompt_search.writer import MAX_TOKENS, SHOWN, CopyGuard, Writer
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost, sizes
 from rung.rungs.reasoning import label_texts

@@ -14,9 +14,8 @@ from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space, templates
-from rung.prompt_search.copying import CopyGuard
 from rung.prompt_search.search import FEWEST_FIXES, Found, Plan, search, split
-from rung.prompt_search.writer import Writer, Written
+from rung.prompt_search.writer import CopyGuard, Writer, Written
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost
