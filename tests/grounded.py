@@ -8,8 +8,7 @@ from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate
 from rung.data.rows import Example, example_id
 from rung.engines.base import EngineInfo, Generation
-from rung.prompts.grounding import instruction
-from rung.prompts.prompt import Prompt
+from rung.prompts.prompt import Prompt, instruction
 from rung.retrieval import retriever as retriever_module
 from rung.retrieval.passage import Passage
 from rung.retrieval.retriever import DEFAULT, Retriever

@@ -402,7 +402,7 @@ class Task(_Strict):
     def _check(self, parsed: YamlFile) -> None:
         """Check what needs more than one field: template, metric, columns."""
         from rung.evaluation.metrics import get_metric
-        from rung.prompts.template import placeholders
+        from rung.prompts.prompt import placeholders
 
         if self.template is not None:
             with _located(parsed, "template"):

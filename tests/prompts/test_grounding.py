@@ -8,8 +8,7 @@ from grounded import Index as FakeIndex
 from grounded import looking_in, passage, rows_of
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
-from rung.prompts.grounding import Grounding, block, instruction
-from rung.prompts.prompt import Prompt
+from rung.prompts.prompt import Grounding, Prompt, block, instruction
 
 TAG = re.compile(r"<\s*/?\s*document", re.IGNORECASE)
 ATTACKS = [

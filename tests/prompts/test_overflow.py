@@ -10,9 +10,8 @@ from rung.artifact.artifact import Artifact
 from rung.engines import opening
 from rung.errors import ArtifactError, ConfigError, EngineError
 from rung.evaluation.scoring import evaluate
-from rung.prompts.grounding import Grounding
 from rung.prompts.overflow import fitted
-from rung.prompts.prompt import Prompt
+from rung.prompts.prompt import Grounding, Prompt
 from rung.rungs import FewShot
 from rung.task import Task
 

@@ -1,7 +1,7 @@
 import pytest
 
 from rung.errors import ConfigError
-from rung.prompts.template import default_template, placeholders, substitute
+from rung.prompts.prompt import default_template, placeholders, substitute
 
 
 def test_values_are_inserted_as_they_are():

@@ -1,4 +1,4 @@
-from rung.prompts.verbalizer import continuations, verbalize
+from rung.prompts.prompt import continuations, verbalize
 
 
 def test_identifiers_become_words():

@@ -25,11 +25,8 @@ from rung.evaluation.metrics import Metric, get_metric
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
-from rung.prompts.grounding import block
 from rung.prompts.overflow import Overflow, Rendered
-from rung.prompts.prompt import Prompt
-from rung.prompts.template import default_template, placeholders
-from rung.prompts.verbalizer import verbalize
+from rung.prompts.prompt import Prompt, block, default_template, placeholders, verbalize
 from rung.retrieval.citations import cited, resolve
 from rung.retrieval.passage import Passage
 from rung.retrieval.retriever import Retriever

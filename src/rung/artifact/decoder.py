@@ -17,8 +17,8 @@ from rung.engines.opening import open_encoder
 from rung.errors import EngineError
 from rung.evaluation.calibration import Confidence, of_decisions
 from rung.progress import QUIET, Progress
-from rung.prompts.grounding import Grounding
 from rung.prompts.overflow import Rendered, fitted
+from rung.prompts.prompt import Grounding
 from rung.retrieval.citations import Citation
 from rung.retrieval.passage import Passage
 from rung.retrieval.retriever import Found

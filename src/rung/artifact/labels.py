@@ -16,7 +16,7 @@ from rung.engines.base import Engine, Floats, Messages, ScoreRequest
 from rung.evaluation.calibration import Confidence
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
-from rung.prompts.verbalizer import continuations
+from rung.prompts.prompt import continuations
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact

@@ -23,7 +23,7 @@ from rung.data.sources import read_rows
 from rung.errors import DataError
 from rung.feedback.records import Case, Interaction, SplitRule
 from rung.feedback.store import Store, case_values
-from rung.prompts.template import placeholders, substitute
+from rung.prompts.prompt import placeholders, substitute
 from rung.task import Task
 
 Form = Literal["chat", "completion", "preference", "csv", "jsonl"]

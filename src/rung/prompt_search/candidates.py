@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import LabelScoring
 from rung.prompts.demonstrations import Demonstrations
-from rung.prompts.verbalizer import verbalize
+from rung.prompts.prompt import verbalize
 
 Verbalizer = Literal["own", "words", "plain", "sentence"]
 COUNTS = (1, 2, 4, 8)  # demonstrations shown

@@ -17,7 +17,7 @@ from rung.data.rows import Example, labels_of, normal
 from rung.engines.base import Engine, GenerateRequest, Messages, Sampling
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Meter
-from rung.prompts.template import as_text
+from rung.prompts.prompt import as_text
 
 # --------------------
 # Whether a text that a model wrote repeats training rows: then it would show answers, not say what to do.

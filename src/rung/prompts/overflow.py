@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from rung.prompts.grounding import Grounding
+from rung.prompts.prompt import Grounding
 from rung.retrieval.passage import Passage
 
 if TYPE_CHECKING:

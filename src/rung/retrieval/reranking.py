@@ -10,7 +10,7 @@ from typing import Any
 from rung.engines.base import Engine, Messages, ScoreRequest
 from rung.errors import EngineError, ModelError, needed_by
 from rung.models.reference import resolve
-from rung.prompts.verbalizer import continuations
+from rung.prompts.prompt import continuations
 from rung.retrieval.passage import Passage
 from rung.retrieval.search import Rerank
 

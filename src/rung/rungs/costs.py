@@ -20,7 +20,7 @@ from rung.machine import Machine
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
 from rung.models.turns import encode_messages, end_token
-from rung.prompts.verbalizer import continuations
+from rung.prompts.prompt import continuations
 from rung.retrieval.retriever import Retriever
 from rung.rungs.base import Cost
 

@@ -20,7 +20,7 @@ from rung.engines.base import Floats
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
-from rung.prompts.verbalizer import verbalize
+from rung.prompts.prompt import verbalize
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import forward_cost, sizes
 from rung.rungs.label_heads import FOLDS, PENALTIES, logistic, train_label_heads

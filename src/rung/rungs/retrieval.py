@@ -17,7 +17,7 @@ from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
-from rung.prompts.grounding import instruction
+from rung.prompts.prompt import instruction
 from rung.retrieval.fitting import Refusal, calibrate
 from rung.retrieval.passage import Passage
 from rung.retrieval.position import DEFAULT, best_order, position_effect

@@ -14,7 +14,7 @@ from rung.engines.local import LocalModel
 from rung.errors import TrainingError
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
-from rung.prompts.template import placeholders
+from rung.prompts.prompt import placeholders
 from rung.training.report import TrainingReport
 
 Supervise = Literal["auto", "last", "all"]
