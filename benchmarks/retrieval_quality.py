@@ -34,8 +34,8 @@ from rung.evaluation.rag_metrics import span_recall
 from rung.evaluation.statistics import compare
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus
+from rung.retrieval.index import SearchSettings
 from rung.retrieval.passage import Passage
-from rung.retrieval.search import SearchSettings
 
 LANGUAGES = ("en", "de", "es")
 READ = 5_000  # characters of passages

@@ -28,8 +28,8 @@ from rung.engines.opening import open_encoder
 from rung.models.reference import resolve
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus
+from rung.retrieval.index import terms
 from rung.retrieval.store import Store
-from rung.retrieval.terms import terms
 
 BASE = 1_000
 STEP = 20_000  # passages written together

@@ -6,8 +6,7 @@ from grounded import passage, rows_of
 from rung.artifact.parts import Answer
 from rung.data.rows import Span
 from rung.evaluation.rag_metrics import citation_precision, citation_recall, failure, lexical_support, measure, summary
-from rung.retrieval.citations import Citation
-from rung.retrieval.relevance import holds_answer
+from rung.retrieval.passage import Citation, holds_answer
 
 A, B, C = passage("a", "x" * 10), passage("a", "y" * 10, start=10), passage("b", "z" * 10)
 SPANS = (Span("a", 8, 12), Span("b", 20, 26))

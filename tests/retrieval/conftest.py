@@ -5,7 +5,7 @@ import pytest
 
 from rung.retrieval import build as building
 from rung.retrieval import index as indexes
-from rung.retrieval.terms import terms
+from rung.retrieval.index import terms
 
 
 class WordEncoder:

@@ -2,7 +2,7 @@ import pytest
 
 from grounded import passage, rows_of
 from rung.data.rows import Span
-from rung.retrieval.citations import cited, resolve
+from rung.retrieval.passage import cited, resolve
 
 THREE = [passage("a.md", "Alpha.", 10), passage("b.pdf", "Beta.", 0, page=3), passage("c.md", "Gamma.")]
 

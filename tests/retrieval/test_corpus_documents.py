@@ -7,7 +7,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from rung.errors import ConfigError, DataError
-from rung.retrieval import formats
+from rung.retrieval import documents as formats
 from rung.retrieval.corpus import Corpus
 from rung.retrieval.documents import list_sources, read_documents
 

@@ -13,10 +13,9 @@ from rung.errors import ArtifactError, ModelError
 from rung.models.reference import resolve
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus
+from rung.retrieval.index import SearchSettings
 from rung.retrieval.passage import Passage
-from rung.retrieval.reranking import by_cross_encoder
-from rung.retrieval.retriever import Retriever
-from rung.retrieval.search import SearchSettings
+from rung.retrieval.retriever import Retriever, by_cross_encoder
 
 WORDS = ("card", "wire", "rate", "gold", "tin", "lost", "of", "the", "a", "is", "money", "bank")
 LIMIT = 24  # tokens of a pair

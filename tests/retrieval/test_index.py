@@ -12,11 +12,9 @@ import pytest
 from rung.data.rows import Span
 from rung.errors import ArtifactError, ConfigError, DataError
 from rung.retrieval.build import BATCH, build, build_index, changes_since, index_folder
-from rung.retrieval.choose_chunking import Chunking, choose_chunking
 from rung.retrieval.corpus import Corpus
-from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
-from rung.retrieval.index import MANIFEST, Index, embed_queries
-from rung.retrieval.search import SearchSettings
+from rung.retrieval.fitting import Chunking, LabelledQuery, choose_chunking, learn_weight
+from rung.retrieval.index import MANIFEST, Index, SearchSettings, embed_queries
 from rung.retrieval.store import Store
 from rung.task import Task
 

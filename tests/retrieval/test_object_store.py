@@ -22,13 +22,12 @@ from typer.testing import CliRunner
 from rung.artifact.files import _retriever
 from rung.cli.main import app
 from rung.errors import ArtifactError, ConfigError
-from rung.retrieval import location as places
+from rung.retrieval import store as places
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus
 from rung.retrieval.index import Index
-from rung.retrieval.location import open_place
 from rung.retrieval.retriever import PLACE, Retriever, open_index
-from rung.retrieval.store import Store, connected, names
+from rung.retrieval.store import Store, connected, names, open_place
 
 TOPICS = ("card payment", "wire transfer", "exchange rate")
 

@@ -6,7 +6,7 @@ import pytest
 
 from grounded import Index as FakeIndex
 from grounded import looking_in, passage, rows_of
-from rung.retrieval.position import DEFAULT, best_order, position_effect
+from rung.retrieval.fitting import DEFAULT, best_order, position_effect
 
 CODES = {"alpha": "111", "beta": "222", "gamma": "333"}
 INDEX = [passage(f"{n}.md", f"{n} code is {c}") for n, c in CODES.items()] + [

@@ -4,7 +4,7 @@ import pytest
 
 from rung.engines.base import Scored
 from rung.retrieval.passage import Passage
-from rung.retrieval.reranking import by_language_model
+from rung.retrieval.retriever import by_language_model
 
 
 class YesEngine:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rung.errors import ConfigError
-from rung.retrieval.search import diverse, fuse, without_duplicates
+from rung.retrieval.index import diverse, fuse, without_duplicates
 from rung.retrieval.store import condition
 
 

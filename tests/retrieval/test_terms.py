@@ -1,6 +1,6 @@
 import pytest
 
-from rung.retrieval.terms import LONGEST, terms
+from rung.retrieval.index import LONGEST, terms
 
 
 @pytest.mark.parametrize(

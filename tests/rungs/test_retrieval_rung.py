@@ -20,10 +20,10 @@ from rung.evaluation.scoring import cases
 from rung.retrieval import build as build_module
 from rung.retrieval.build import build_index
 from rung.retrieval.chunking import sentence_spans
-from rung.retrieval.citations import Citation
-from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
+from rung.retrieval.fitting import LabelledQuery, learn_weight
+from rung.retrieval.index import SearchSettings
+from rung.retrieval.passage import Citation
 from rung.retrieval.retriever import PLACE
-from rung.retrieval.search import SearchSettings
 from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, build
 from rung.task import Task
 from rung.training.examples import tokenize

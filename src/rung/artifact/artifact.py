@@ -27,8 +27,7 @@ from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.overflow import Overflow, Rendered
 from rung.prompts.prompt import Prompt, block, default_template, placeholders, verbalize
-from rung.retrieval.citations import cited, resolve
-from rung.retrieval.passage import Passage
+from rung.retrieval.passage import Passage, cited, resolve
 from rung.retrieval.retriever import Retriever
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from rung.evaluation.calibration import Confidence, of_decisions
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered, fitted
 from rung.prompts.prompt import Grounding
-from rung.retrieval.citations import Citation
-from rung.retrieval.passage import Passage
+from rung.retrieval.passage import Citation, Passage
 from rung.retrieval.retriever import Found
 
 if TYPE_CHECKING:

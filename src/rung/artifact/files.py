@@ -38,8 +38,8 @@ from rung.models.reference import is_endpoint, resolve
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt
-from rung.retrieval.location import place_of
 from rung.retrieval.retriever import PLACE, Retriever, check_index
+from rung.retrieval.store import place_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -16,8 +16,7 @@ from rung.data.rows import Example
 from rung.engines.opening import open_encoder
 from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import sentence_spans
-from rung.retrieval.citations import Citation
-from rung.retrieval.passage import Passage
+from rung.retrieval.passage import Citation, Passage
 from rung.retrieval.retriever import Found
 
 if TYPE_CHECKING:

@@ -70,7 +70,7 @@ def note_dropped(answer: Answer | Rendered) -> None:
 
 def print_sources(answer: Answer) -> None:
     """Print where an answer from documents comes from: what it cites, or, where it cites nothing, what it read."""
-    from rung.retrieval.citations import shown_sources
+    from rung.retrieval.passage import shown_sources
 
     heading, found = shown_sources(answer.citations, answer.passages, refused=answer.refused)
     if heading:

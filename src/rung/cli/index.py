@@ -73,7 +73,7 @@ def search(
     """Show the passages that a query finds, with document, page and characters."""
     from typing import get_args
 
-    from rung.retrieval.search import Mode, SearchSettings
+    from rung.retrieval.index import Mode, SearchSettings
 
     if mode not in get_args(Mode):
         raise ConfigError("bad-value", f"no search is named {mode!r}", hint=f"choose from {', '.join(get_args(Mode))}")

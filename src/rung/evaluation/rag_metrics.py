@@ -25,9 +25,7 @@ from rung.engines.base import Messages
 from rung.evaluation.metrics.judge import check_readable, choose
 from rung.evaluation.metrics.text import squad_words
 from rung.retrieval.chunking import sentence_spans
-from rung.retrieval.citations import Citation
-from rung.retrieval.passage import Passage
-from rung.retrieval.relevance import overlaps
+from rung.retrieval.passage import Citation, Passage, overlaps
 
 if TYPE_CHECKING:
     from rung.engines.base import Engine

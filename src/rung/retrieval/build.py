@@ -30,10 +30,8 @@ from rung.retrieval.documents import (
     list_sources,
     read_documents,
 )
-from rung.retrieval.index import FORMAT, Index, Manifest, Told, read_manifest
-from rung.retrieval.location import Place, open_place, place_of
-from rung.retrieval.store import PREFIX, Store
-from rung.retrieval.terms import terms
+from rung.retrieval.index import FORMAT, Index, Manifest, Told, read_manifest, terms
+from rung.retrieval.store import PREFIX, Place, Store, open_place, place_of
 
 if TYPE_CHECKING:
     from rung.task import Task

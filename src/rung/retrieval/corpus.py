@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rung.retrieval.location import URL
+from rung.retrieval.store import URL
 
 Count = Annotated[int, Field(ge=1)]
 ENCODER = "embedded-encoder"

@@ -18,11 +18,10 @@ from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.prompt import instruction
-from rung.retrieval.fitting import Refusal, calibrate
+from rung.retrieval.fitting import DEFAULT, Refusal, best_order, calibrate, position_effect
+from rung.retrieval.index import FEWEST_LABELLED, SearchSettings
 from rung.retrieval.passage import Passage
-from rung.retrieval.position import DEFAULT, best_order, position_effect
 from rung.retrieval.retriever import Order, Retriever
-from rung.retrieval.search import FEWEST_LABELLED, SearchSettings
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import inference_cost
 from rung.task import Task
@@ -146,7 +145,7 @@ def refusal_of(artifact: Artifact, data: Data, cost: Callable[[Passage], int], a
 
 def _meaning_weight(index: Index, artifact: Artifact, data: Data, k: int) -> float | None:
     """Learn the weight of meaning against words from training rows with gold spans, where there are enough."""
-    from rung.retrieval.fusion_weight import LabelledQuery, learn_weight
+    from rung.retrieval.fitting import LabelledQuery, learn_weight
 
     queries = [LabelledQuery(artifact.prompt.query(row.inputs), row.spans) for row in data.train if row.spans]
     if len(queries) < FEWEST_LABELLED:

@@ -15,7 +15,7 @@ from fastapi.responses import Response
 
 from rung.artifact.parts import Answer
 from rung.errors import RungError
-from rung.retrieval.citations import Citation, shown_sources
+from rung.retrieval.passage import Citation, shown_sources
 from rung.serving.artifacts import answers_of
 from rung.serving.context import context_of
 from rung.serving.errors import Refused
@@ -37,7 +37,7 @@ class Shown:
     """An artifact's answer, the text that its model read, and the likeliest labels; or why there is none.
 
     Attributes:
-        sources: a heading, and the passages below it; see `rung.retrieval.citations.shown_sources`.
+        sources: a heading, and the passages below it; see `rung.retrieval.passage.shown_sources`.
     """
 
     served: ServedArtifact
