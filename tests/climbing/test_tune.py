@@ -10,7 +10,7 @@ from rung.climbing import tune as tuning
 from rung.climbing.tune import defaults, propose, searched, tune
 from rung.errors import ConfigError, TrainingError
 from rung.rungs import Features, build
-from rung.rungs.settings import with_settings
+from rung.rungs.base import with_settings
 from rung.rungs.tuned import Tuned
 
 

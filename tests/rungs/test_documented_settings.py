@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rung.rungs import RUNGS, build
-from rung.rungs.settings import settable
+from rung.rungs.base import settable
 from rung.rungs.tuned import Tuned
 from rung.task import Task
 

@@ -13,7 +13,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Head
 from rung.evaluation.metrics import labels_f1
 from rung.rungs import Features
-from rung.rungs.label_heads import best_threshold, best_thresholds, train_label_heads
+from rung.rungs.features import best_threshold, best_thresholds, train_label_heads
 from rung.task import Task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -19,7 +19,7 @@ from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.machine import this_machine
 from rung.rungs import RUNGS, AdaLoRA, build
-from rung.rungs.settings import settable
+from rung.rungs.base import settable
 from rung.rungs.tuned import Tuned
 from rung.task import Task
 from rung.training.changes import attach

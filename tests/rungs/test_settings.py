@@ -2,7 +2,7 @@ import pytest
 
 from rung.errors import ConfigError
 from rung.rungs import RUNGS, build
-from rung.rungs.settings import settable
+from rung.rungs.base import settable
 from rung.task import Task
 
 

@@ -10,8 +10,7 @@ from rung.errors import TrainingError
 from rung.models.cache import publish
 from rung.progress import Quiet
 from rung.rungs import LoRA
-from rung.rungs.holdout import hold_out
-from rung.rungs.tuned import LARGEST_BATCH
+from rung.rungs.tuned import LARGEST_BATCH, hold_out
 from rung.training import changes, loop, memory
 from rung.training.checkpoints import Checkpoints
 from rung.training.examples import tokenize

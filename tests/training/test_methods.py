@@ -566,7 +566,7 @@ def test_a_damaged_bottleneck_folder_is_refused(tiny, tmp_path):
 def test_qlora_says_what_it_needs(monkeypatch):
     from types import SimpleNamespace
 
-    from rung.rungs import qlora
+    from rung.rungs import lora as qlora
 
     monkeypatch.setattr(qlora, "find_spec", lambda name: None if name == "bitsandbytes" else name)
     assert "uv pip install bitsandbytes" in QLoRA().reason_against(SimpleNamespace(engine="auto"), None)

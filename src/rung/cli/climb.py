@@ -211,7 +211,7 @@ def rungs_command(
 ) -> None:
     """List the techniques, and the settings that a task file may give each."""
     from rung.rungs import DEFAULT, RUNGS, build
-    from rung.rungs.settings import settable
+    from rung.rungs.base import settable
     from rung.task import DataSource, Output, Task
 
     plain = Task(

@@ -26,8 +26,7 @@ from rung.evaluation.scoring import compare, evaluate
 from rung.models.cache import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
-from rung.rungs.base import Rung
-from rung.rungs.settings import settable, with_settings
+from rung.rungs.base import Rung, settable, with_settings
 from rung.task import Task
 
 if TYPE_CHECKING:

@@ -7,39 +7,19 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from rung.errors import ConfigError
-from rung.rungs.adalora import AdaLoRA
-from rung.rungs.base import Cost, Rung, Verdict
-from rung.rungs.bottleneck import BottleneckAdapter
-from rung.rungs.calibrate import Calibrate
-from rung.rungs.demonstration_ensemble import DemonstrationEnsemble
-from rung.rungs.domain_adaptation import DomainAdaptation
-from rung.rungs.dora import DoRA
+from rung.rungs.base import Cost, Rung, Verdict, with_settings
+from rung.rungs.bottleneck import IA3, BottleneckAdapter, LlamaAdapter
 from rung.rungs.encoder import FineTunedEncoder
 from rung.rungs.ensemble import Ensemble
 from rung.rungs.features import Features
-from rung.rungs.few_shot import FewShot
-from rung.rungs.full import Full
-from rung.rungs.gepa import Gepa
-from rung.rungs.ia3 import IA3
-from rung.rungs.label_descriptions import LabelDescriptions
-from rung.rungs.label_thresholds import LabelThresholds
-from rung.rungs.last_layers import LastLayers
-from rung.rungs.llama_adapter import LlamaAdapter
-from rung.rungs.lora import LoRA
-from rung.rungs.output_layer import OutputLayer
-from rung.rungs.p_tuning import PTuning
-from rung.rungs.prefix_tuning import PrefixTuning
-from rung.rungs.prompt_search import PromptSearch
-from rung.rungs.prompt_tuning import PromptTuning
-from rung.rungs.prompting import SystemPrompt
-from rung.rungs.qlora import QLoRA
-from rung.rungs.reasoning import ChainOfThought
-from rung.rungs.retrieval import Retrieval
-from rung.rungs.rslora import RsLoRA
-from rung.rungs.self_consistency import SelfConsistency
-from rung.rungs.sentence_selection import SentenceSelection
-from rung.rungs.settings import with_settings
-from rung.rungs.written_label import WrittenLabel
+from rung.rungs.few_shot import DemonstrationEnsemble, FewShot
+from rung.rungs.full import Full, LastLayers, OutputLayer
+from rung.rungs.lora import AdaLoRA, DomainAdaptation, DoRA, LoRA, QLoRA, RsLoRA
+from rung.rungs.prompt_search import Gepa, PromptSearch
+from rung.rungs.prompting import Calibrate, LabelDescriptions, LabelThresholds, SystemPrompt, WrittenLabel
+from rung.rungs.reasoning import ChainOfThought, SelfConsistency
+from rung.rungs.retrieval import Retrieval, SentenceSelection
+from rung.rungs.soft_prompts import PrefixTuning, PromptTuning, PTuning
 
 if TYPE_CHECKING:
     from rung.task import Task

@@ -51,3 +51,87 @@ class BottleneckAdapter(Tuned):
         from rung.training.bottleneck import Bottleneck
 
         return Bottleneck(engine.model, self.size, self.placement)
+
+
+# --------------------
+# IA3: infused adapter by inhibiting and amplifying inner activations (Liu et al. 2022, https://arxiv.org/abs/2205.05638).
+#
+# Learnt vectors, ones at first, scale the keys, the values and the inner activations of the feed-forward networks: a few
+# hundredths of a percent of the parameters. The rate is that of the paper's recipe (T-Few), 3e-3.
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3(Tuned):
+    """Train vectors that scale keys, values and inner activations."""
+
+    name: ClassVar[str] = "ia3"
+
+    learning_rate: float | Auto = 3e-3
+
+    def reason_against(self, artifact: Artifact, data: Data) -> str:
+        """Say if it is not known where these activations are in the model."""
+        del data
+        from rung.training.layers import ia3_targets, reason_unknown
+
+        return reason_unknown(resolve(artifact.model), ia3_targets)
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Put fresh vectors on the model, all ones at first."""
+        del artifact, rows
+        from rung.training.layers import ia3_targets
+        from rung.training.peft import PeftAdapter, peft
+
+        targets, inner = ia3_targets(engine.model)
+        config = peft().IA3Config(target_modules=targets, feedforward_modules=inner, task_type="CAUSAL_LM")
+        engine.make_room(str(config.peft_type.value))
+        return PeftAdapter(engine.model, config)
+
+
+# --------------------
+# LLaMA-Adapter, PEFT's adaption prompt (Zhang et al. 2023, https://arxiv.org/abs/2303.16199).
+#
+# Ten learnt tokens for each of the upper layers (30 of 32 in the paper: all but the first two), which attention reads
+# through a gate that is closed at first. Rate and weight decay are the paper's.
+
+
+LOWEST = 2  # layers that get no prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaAdapter(Tuned):
+    """Train prompts that the upper layers attend to through gates.
+
+    Attributes:
+        tokens: length of each prompt.
+        top_layers: how many layers get one, counted from the output; without, all but the first two.
+    """
+
+    name: ClassVar[str] = "llama-adapter"
+
+    tokens: int = 10
+    top_layers: int | None = None
+    learning_rate: float | Auto = 9e-3
+    weight_decay: float = 0.02
+
+    def reason_against(self, artifact: Artifact, data: Data) -> str:
+        """Say if the model's attention is of an unknown kind, or has fewer layers than asked for."""
+        del data
+        from rung.training.adapters import check
+        from rung.training.layers import decoder_layers, reason_unknown, skeleton
+
+        files = resolve(artifact.model)
+        if reason := reason_unknown(files, check):
+            return reason
+        depth = len(decoder_layers(skeleton(files)))
+        if self.top_layers is not None and not 0 < self.top_layers <= depth:
+            return f"prompts are asked for {self.top_layers} layers, and the model has {depth}"
+        return ""
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Make fresh prompts; their gates are closed at first."""
+        del artifact, rows
+        from rung.training.adapters import AdaptionPrompt
+        from rung.training.layers import decoder_layers
+
+        layers = self.top_layers or max(1, len(decoder_layers(engine.model)) - LOWEST)
+        return AdaptionPrompt(engine.model, self.tokens, layers)

@@ -29,7 +29,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
 from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
-from rung.rungs.holdout import hold_out
+from rung.rungs.tuned import hold_out
 from rung.training.precision import Precision, products
 
 if TYPE_CHECKING:

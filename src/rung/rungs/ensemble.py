@@ -28,8 +28,7 @@ from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Rung, Verdict, never, taken_from
-from rung.rungs.settings import settable
+from rung.rungs.base import YES, Cost, Rung, Verdict, never, settable, taken_from
 
 Labels = npt.NDArray[np.int64]
 TEMPERATURES = tuple(float(t) for t in np.geomspace(0.25, 8.0, 41))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Promptless
-from rung.data.rows import Data
+from rung.artifact.labels import mean_logprobs
+from rung.artifact.parts import LabelScoring, Promptless
+from rung.data.rows import Data, Example
 from rung.engines.opening import open_encoder
+from rung.errors import ConfigError
+from rung.evaluation.racing import race_order
 from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
+from rung.prompts.calibration import batch_bias, divisors
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import FORWARD, inference_cost, sizes
@@ -90,3 +96,96 @@ class FewShot:
         )
         settings = {"k": self.k, "token_budget": self.token_budget, "pool": len(pool), "encoder": encoder or None}
         return artifact.step(self.name, settings, demonstrations=shown)
+
+
+# --------------------
+# Demonstration ensemble: label scores averaged over several sets of demonstrations, then calibrated.
+#
+# One set of demonstrations is luck (Lu et al. 2022, https://arxiv.org/abs/2104.08786); the mean log-likelihood
+# over disjoint sets is less so, and shows more rows than one prompt holds. Calibration: Zhou et al. 2024,
+# https://arxiv.org/abs/2309.17249.
+
+
+@dataclass(frozen=True)
+class DemonstrationEnsemble:
+    """Ask every row with several sets of demonstrations, and average.
+
+    Attributes:
+        sets: how many sets.
+        k: rows in each.
+        rows: `knn`: the nearest rows, dealt to the sets in turn; `balanced`: the same rows for all questions, labels
+            as even as can be.
+        unlabelled: training rows whose inputs, not labels, calibrate the average.
+        encoder: sentence encoder, for `knn`.
+    """
+
+    sets: int = 3
+    k: int = 4
+    rows: Selection = "knn"
+    unlabelled: int = 32
+    encoder: str = ENCODER
+    seed: int = 0
+    name: str = "demonstration-ensemble"
+    family: str = "in-context"
+
+    def __post_init__(self) -> None:
+        if self.sets < 2 or self.k < 1:
+            raise ConfigError(
+                "bad-setting", f"demonstration-ensemble: {self.sets} sets of {self.k} rows are no ensemble",
+                hint="take 2 sets or more of 1 row or more",
+            )  # fmt: skip
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies to scored labels without demonstrations."""
+        if not isinstance(artifact.decoder, LabelScoring):
+            refused = no if artifact.shape.kind == "category" else never
+            return refused("only scored labels can be averaged")
+        if artifact.demonstrations is not None:
+            return no("demonstrations are set already")
+        if artifact.weights.adapter is not None:
+            return no("the adapter was trained without demonstrations")
+        if len(data.train) <= self.sets * self.k:
+            return never(f"{len(data.train)} training rows are too few for {self.sets} sets of {self.k}")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """`sets` prompts a row, each longer by `k` rows."""
+        s = sizes(artifact, data)
+        extra = self.sets * self.k * (s.question + s.answer + 8) + (self.sets - 1) * (s.question + s.decoding)
+        cost = inference_cost(
+            artifact, data, machine, fit_rows=min(self.unlabelled, len(data.train)), extra_tokens=extra
+        )
+        if self.rows not in ("knn", "mmr"):
+            return cost
+        flops = FORWARD * resolve(self.encoder).parameters * s.question * len(data.train)
+        return replace(
+            cost, fit_tokens=cost.fit_tokens + round(s.question * len(data.train)), fit_flops=cost.fit_flops + flops,
+            fit_seconds=cost.fit_seconds + machine.inference_seconds(flops),
+        )  # fmt: skip
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact with its sets, calibrated on their average."""
+        vectors, encoder = None, ""
+        if self.rows in ("knn", "mmr"):
+            texts = [artifact.prompt.question(example.inputs) for example in data.train]
+            encoder = self.encoder
+            vectors = open_encoder(encoder, progress=progress).embed(texts, progress=progress)
+        shown = Demonstrations(
+            self.rows, self.k, data.train, vectors, encoder, seed=self.seed, sets=self.sets
+        )  # fmt: skip
+        plain = replace(artifact, demonstrations=shown).on(artifact.open())
+        inputs = race_order(data.train)[: self.unlabelled]
+        decoder = self._calibrated(plain, inputs, progress)
+        settings = {"sets": self.sets, "k": self.k, "rows": self.rows, "unlabelled": len(inputs)}
+        return artifact.step(self.name, settings, demonstrations=shown, decoder=decoder)
+
+    def _calibrated(self, artifact: Artifact, inputs: tuple[Example, ...], progress: Progress) -> LabelScoring:
+        decoder, engine = artifact.decoder, artifact.open()
+        assert isinstance(decoder, LabelScoring)
+        members = [
+            decoder.logprobs(artifact, engine, member.render(inputs), progress=progress)
+            for member in artifact.members()
+        ]
+        divisor = divisors(decoder.continuations(engine), decoder.normalization)
+        bias = batch_bias(mean_logprobs(members), divisor).astype(np.float32)
+        return replace(decoder, bias=tuple(bias.tolist()))

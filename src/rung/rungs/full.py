@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rung.artifact.artifact import Artifact
-from rung.models.reference import output_size, resolve
-from rung.rungs.costs import FULL, Sizes
+from rung.errors import ConfigError
+from rung.models.reference import last_layers, layer_list, output_size, resolve, tensor_sizes
+from rung.rungs.costs import FORWARD, FROZEN_BASE, FULL, Sizes
 from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
@@ -49,4 +50,120 @@ class Full(Tuned):
 
     def trained_embeddings(self, artifact: Artifact) -> int:
         """Return the size of the embeddings: a vector for every token, as in the output layer."""
+        return output_size(resolve(artifact.model).folder)
+
+
+# --------------------
+# Training the last layers alone.
+#
+# A fourth of the layers, the last ones, is enough to come to nine tenths of what full fine-tuning gains (Lee, Tang and
+# Lin 2019, https://arxiv.org/abs/1911.03090). The frozen ones run once for all epochs.
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastLayers(Tuned):
+    """Train the last decoder layers and the final norm.
+
+    Attributes:
+        layers: how many; None for a fourth of the model's.
+        output: train the output layer too; where it shares its matrix with the input embeddings, it gets one of its
+            own.
+    """
+
+    name: ClassVar[str] = "last-layers"
+    family: ClassVar[str] = "partial"
+
+    layers: int | None = None
+    output: bool = False
+    learning_rate: float | Auto = 1e-4
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Copy the last layers and the final norm."""
+        del artifact, rows
+        from rung.training.changes import plain_parameters
+        from rung.training.patch import Patch, output_names
+
+        sizes = {name: p.numel() for name, p in plain_parameters(engine.model).items()}
+        chosen = last_layers(sizes, self._count(layer_list(sizes)[1]))
+        if self.output:
+            chosen |= output_names(engine.model)
+        return Patch(engine.model, chosen.__contains__, trained=True)
+
+    def _count(self, depth: int) -> int:
+        """Return how many of a model's `depth` layers are trained."""
+        if self.layers is None:
+            return max(1, round(depth / 4))
+        if not 1 <= self.layers <= depth:
+            raise ConfigError(
+                "layer-count", f"`layers` is {self.layers}, and the model has {depth}", hint=f"choose from 1 to {depth}"
+            )
+        return self.layers
+
+    def frozen_layers(self, model: Any) -> int | None:
+        """All but the last: they run once."""
+        from rung.training.changes import plain_parameters
+
+        _, depth = layer_list({name: p.numel() for name, p in plain_parameters(model).items()})
+        return depth - self._count(depth)
+
+    def operations(self, artifact: Artifact, s: Sizes, rows: int, tokens: float) -> float:
+        """One forward pass of the frozen layers; every epoch all of the others, and the output layer at the answers."""
+        files = resolve(artifact.model)
+        tensors = tensor_sizes(files.folder)
+        _, depth = layer_list(tensors)
+        layers, trained = (sum(tensors[n] for n in last_layers(tensors, c)) for c in (depth, self._count(depth)))
+        above = FULL * trained * tokens
+        above += (FULL if self.output else FROZEN_BASE) * output_size(files.folder) * rows * s.answer
+        return FORWARD * (layers - trained) * tokens + self.epochs * above
+
+    def trained_size(self, artifact: Artifact, s: Sizes) -> int:
+        """Return the size of the layers that are trained, and of the output layer where it is."""
+        del s
+        folder = resolve(artifact.model).folder
+        tensors = tensor_sizes(folder)
+        size = sum(tensors[name] for name in last_layers(tensors, self._count(layer_list(tensors)[1])))
+        return size + output_size(folder) if self.output else size
+
+
+# --------------------
+# Training the output layer alone: a softmax regression on the model's last hidden states.
+#
+# It cannot change what the model understands of a row, only which tokens it says to it, and it costs one pass over the
+# rows and then nearly nothing. As linear probes do, it bears a much larger learning rate than the layers below (Kumar et
+# al. 2022, https://arxiv.org/abs/2202.10054, train the head alone first because it leaves the features as they are).
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputLayer(Tuned):
+    """Train the output layer; where it shares its matrix with the input embeddings, it gets one of its own."""
+
+    name: ClassVar[str] = "output-layer"
+    family: ClassVar[str] = "partial"
+
+    learning_rate: float | Auto = 1e-3
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Copy the output layer."""
+        del artifact, rows
+        from rung.training.patch import Patch, output_names
+
+        return Patch(engine.model, output_names(engine.model).__contains__, trained=True)
+
+    def frozen_layers(self, model: Any) -> int | None:
+        """All of them: they run once."""
+        del model
+        return None
+
+    def operations(self, artifact: Artifact, s: Sizes, rows: int, tokens: float) -> float:
+        """One forward pass in all, then the output layer at the answers of every epoch."""
+        files = resolve(artifact.model)
+        tensors = tensor_sizes(files.folder)
+        layers = sum(tensors[name] for name in last_layers(tensors, layer_list(tensors)[1]))
+        return FORWARD * layers * tokens + self.epochs * FROZEN_BASE * output_size(files.folder) * rows * s.answer
+
+    def trained_size(self, artifact: Artifact, s: Sizes) -> int:
+        """Return the size of the output layer."""
+        del s
         return output_size(resolve(artifact.model).folder)

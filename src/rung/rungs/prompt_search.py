@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Promptless
 from rung.data.rows import Data, Example
 from rung.engines.api_transport import ApiOptions
+from rung.engines.base import Engine, GenerateRequest, Message, Sampling
 from rung.engines.opening import open_encoder, open_engine
-from rung.errors import ConfigError
+from rung.errors import ConfigError, EngineError, needed_by
+from rung.evaluation.metrics import Metric
+from rung.evaluation.scoring import cases
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space, templates
-from rung.prompt_search.search import FEWEST_FIXES, Found, Plan, search, split
+from rung.prompt_search.judge import Judge, Tried
+from rung.prompt_search.search import FEWEST_FIXES, HEADROOM_ROWS, Found, Plan, Trial, no_headroom, search, split
 from rung.prompt_search.writer import CopyGuard, Writer, Written
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import YES, Cost, Verdict, never, no
@@ -167,3 +173,200 @@ def verdict_on_search(artifact: Artifact, data: Data, adoption: float, seed: int
     if len(rows) < fewest or len(deciding) < FEWEST_FIXES:
         return never(f"{len(data.train)} training rows are too few to search on some and to decide by others")
     return YES
+
+
+# --------------------
+# GEPA: a strong model reads what went wrong and rewrites the instruction.
+#
+# Agrawal et al. 2025, https://arxiv.org/abs/2507.19457, through the authors' library. It needs a model that can reflect;
+# what it finds is adopted only if it is significantly better on training rows that it never saw, as with prompt search.
+
+
+COMPONENT = "instruction"
+MAX_TOKENS = 2048  # of a reflection
+
+
+@dataclass(frozen=True)
+class Gepa:
+    """Evolve the instruction by reflection.
+
+    Attributes:
+        reflection: the model that reflects, by reference; without one the rung does not apply.
+        calls: prompts answered or written by a model, at most.
+        minibatch: rows that one reflection looks at.
+        selection_rows: rows that tell the candidates apart.
+        adoption: share of the training rows that only decide about the adoption.
+        adoption_rows: most rows to decide by.
+        temperature: of the reflections.
+    """
+
+    reflection: str = ""
+    calls: int = 1500
+    minibatch: int = 3
+    selection_rows: int = 50
+    adoption: float = 0.5
+    adoption_rows: int = 300
+    temperature: float = 1.0
+    seed: int = 0
+    name: str = "gepa"
+    family: str = "prompt-learning"
+
+    def __post_init__(self) -> None:
+        check_adoption(self.name, self.adoption)
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies where a model reflects, an untuned prompt answers and there are rows enough."""
+        if not self.reflection:
+            return never("no model reflects; name one with `rungs: {gepa: {reflection: MODEL}}`")
+        return verdict_on_search(artifact, data, self.adoption, self.seed, 2 * FEWEST_SEARCHED)
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """All calls of the budget; reflections are counted as if they were rows."""
+        return inference_cost(artifact, data, machine, fit_rows=self.calls)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact with the instruction found, or its own where nothing was significantly better.
+
+        Raises:
+            EngineError: `missing-extra`: the library is not installed.
+        """
+        found = self.search(artifact, data, progress=progress)
+        return artifact.step(self.name, found.as_dict(), prompt=found.artifact.prompt, decoder=found.artifact.decoder)
+
+    def search(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Found:
+        """Search and decide; `fit` returns what this adopts."""
+        with needed_by("this rung", extra="gepa", error=EngineError):
+            import gepa
+        rows, deciding = split(data.train, self.adoption, self.seed)
+        selection, feedback = rows[: self.selection_rows], rows[self.selection_rows :] or rows
+        metric, meter = artifact.shape.scorer(data.folder), Meter(Limits(calls=self.calls))
+        space = Space(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
+        judge = Judge(space, selection, metric, meter, calibrate=False)
+        trial = Trial(space, judge.tried, metric, meter, len(rows), deciding[: self.adoption_rows], self.seed)
+        if self.calls < trial.kept_back + len(selection) + self._round:
+            return trial.stay(f"the budget of {self.calls} calls is too small to search and to decide")
+        judge.ask("incumbent", min(HEADROOM_ROWS, len(selection)))
+        if reason := no_headroom(judge.tried["incumbent"].metric, len(trial.adoption)):
+            return trial.stay(reason)
+        guard = CopyGuard(data.train, (artifact.prompt.head(), *artifact.shape.labels))
+        adapter = _Adapter(space, metric, meter, guard, progress)
+        progress.start("reflecting", self.calls - trial.kept_back - meter.calls)
+        result = gepa.optimize(
+            seed_candidate={COMPONENT: artifact.prompt.instruction},
+            trainset=list(feedback),
+            valset=list(selection),
+            adapter=adapter,
+            reflection_lm=_Reflection(open_engine(self.reflection), meter, self.temperature, self.seed),
+            reflection_minibatch_size=self.minibatch,
+            stop_callbacks=lambda state: (meter.left() or 0) < trial.kept_back + self._round,
+            logger=_Silent(),
+            seed=self.seed,
+        )
+        progress.finish()
+        return replace(trial, written=tuple(adapter.refused.values())).decide(_take_over(judge, result))
+
+    @property
+    def _round(self) -> int:
+        """The most calls that one step of the library takes: a minibatch twice, a reflection, the selection rows."""
+        return 2 * self.minibatch + 1 + self.selection_rows
+
+
+def _take_over(judge: Judge, result: Any) -> str:
+    """Record the library's candidates beside the incumbent; return the name of its best."""
+    names = []
+    for number, texts in enumerate(result.candidates):
+        scores = list(result.val_subscores[number].values())
+        if number == 0:
+            judge.tried["incumbent"].scores = judge.tried["incumbent"].metric = scores
+            names.append("incumbent")
+            continue
+        candidate = replace(judge.space.start, instruction=texts[COMPONENT], origin="reflection")
+        name = f"candidate-{number}"
+        artifact = judge.space.artifact
+        changed = replace(artifact, prompt=replace(artifact.prompt, instruction=texts[COMPONENT]))
+        judge.tried[name] = Tried(name, candidate, changed.on(artifact.open()), number, False, scores, scores)
+        names.append(name)
+    return names[int(result.best_idx)]
+
+
+@dataclass
+class _Adapter:
+    """What the library asks: scores of an instruction on rows, and what to tell the reflecting model."""
+
+    space: Space
+    metric: Metric
+    meter: Meter
+    guard: CopyGuard
+    progress: Progress
+    refused: dict[str, Written] = field(default_factory=dict)
+    propose_new_texts: None = None
+
+    def evaluate(self, batch: Sequence[Example], candidate: Mapping[str, str], capture_traces: bool = False) -> Any:
+        """Answer rows with an instruction; one that repeats training rows scores nothing, and is not asked."""
+        from gepa.core.adapter import EvaluationBatch
+
+        text = candidate[COMPONENT]
+        if row := self.guard.copied(text):
+            self.refused[text] = Written(text, f"it repeats the training row {row}")
+            answers, scores = [""] * len(batch), [0.0] * len(batch)
+        else:
+            answers, scores = self._answered(batch, text)
+        traces = list(zip(batch, answers, scores, strict=True)) if capture_traces else None
+        return EvaluationBatch(outputs=answers, scores=scores, trajectories=traces)
+
+    def _answered(self, batch: Sequence[Example], text: str) -> tuple[list[str], list[float]]:
+        artifact = self.space.artifact
+        changed = replace(artifact, prompt=replace(artifact.prompt, instruction=text)).on(artifact.open())
+        answers = changed.answer(batch, full=False)
+        calls = len(batch) * len(artifact.members())
+        self.meter.add(calls, sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers))
+        self.progress.advance(calls)
+        scores = [score.value for score in self.metric.scores(cases(batch, answers))]
+        return [answer.text for answer in answers], scores
+
+    def make_reflective_dataset(
+        self, candidate: Mapping[str, str], eval_batch: Any, components_to_update: Sequence[str]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows of a minibatch with what was answered and what was expected."""
+        del candidate, components_to_update
+        return {
+            COMPONENT: [
+                {"Inputs": dict(row.inputs), "Generated Outputs": answer, "Feedback": _feedback(row, answer, score)}
+                for row, answer, score in eval_batch.trajectories
+            ]
+        }
+
+
+def _feedback(row: Example, answer: str, score: float) -> str:
+    if score >= 1:
+        return f"Right: {answer!r}."
+    return f"Scored {score:.2f}. Expected: {row.outputs[0]!r}. Say what to do in general; do not quote the input."
+
+
+@dataclass
+class _Reflection:
+    """The reflecting model as the library calls it."""
+
+    engine: Engine
+    meter: Meter
+    temperature: float
+    seed: int
+    asked: int = 0
+
+    def __call__(self, prompt: str | list[Message]) -> str:
+        """Return the model's answer; every call has a seed of its own."""
+        messages: tuple[Message, ...] = (
+            ({"role": "user", "content": prompt},) if isinstance(prompt, str) else (*prompt,)
+        )
+        sampling = Sampling(MAX_TOKENS, self.temperature, seed=self.seed + self.asked)
+        self.asked += 1
+        (made,) = self.engine.generate([GenerateRequest(messages, sampling)])
+        self.meter.add(1, made.prompt_tokens, made.completion_tokens)
+        return made.text
+
+
+class _Silent:
+    """The library's logger; results go to stdout and nothing else does."""
+
+    def log(self, message: str) -> None:
+        """Say nothing."""

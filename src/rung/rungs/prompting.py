@@ -5,17 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import LabelScoring, Promptless
-from rung.data.rows import Data
+from rung.artifact.parts import Generate, LabelScoring, ListScoring, Promptless
+from rung.data.rows import Data, labels_of
+from rung.engines.opening import open_engine
+from rung.errors import TrainingError
 from rung.evaluation.racing import halve, race_order
 from rung.machine import Machine
+from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space
 from rung.prompt_search.judge import Judge
+from rung.prompt_search.writer import MAX_TOKENS, SHOWN, CopyGuard, Writer
+from rung.prompts.calibration import Normalization, batch_bias, divisors
 from rung.rungs.base import YES, Cost, Verdict, never, no
-from rung.rungs.costs import inference_cost
+from rung.rungs.costs import inference_cost, sizes
+from rung.rungs.features import FEWEST, best_threshold
+from rung.rungs.reasoning import label_texts
 
 SHARE = 0.5  # of all texts on all rows: what the race among the texts may take
 
@@ -72,3 +81,238 @@ class SystemPrompt:
         found = halve(list(names), judge.ask, len(rows), price, least=max(1, len(rows) // 4))
         scores = {text: sum(s := judge.tried[name].metric) / len(s) for name, text in names.items()}
         return names[found.winner], scores
+
+
+# --------------------
+# Label descriptions: the question taken apart into what each label means.
+
+
+STEPS = "Compare the input with what each label means, rule out those that do not fit, and answer with the best."
+EXPECTED = 24  # tokens of a description
+
+
+@dataclass(frozen=True)
+class LabelDescriptions:
+    """Show what each label means, and ask to compare: by the task file's `output.descriptions`, or as a model writes
+    it from training rows with the label and without.
+
+    Attributes:
+        writer: the model that describes; empty for the task's own.
+        most_labels: with more labels the prompt would be too long to be read well.
+    """  # noqa: D205
+
+    writer: str = ""
+    most_labels: int = 40
+    seed: int = 0
+    name: str = "label-descriptions"
+    family: str = "prompting"
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies to untuned prompts that choose among few labels."""
+        labels = artifact.shape.labels
+        if not labels:
+            return never("there are no labels")
+        if artifact.decoder.kind in ("head", "reasoning"):
+            return no("no label is chosen by a prompt")
+        if artifact.weights.adapter is not None:
+            return no("the adapter was trained with this very prompt")
+        if isinstance(artifact.decoder, LabelScoring) and artifact.decoder.bias:
+            return no("the labels are calibrated for the prompt as it is")
+        if len(labels) > self.most_labels:
+            return never(
+                f"describing {len(labels)} labels makes the prompt too long; `most_labels` is {self.most_labels}"
+            )
+        without = set(labels) - {one for row in data.train for one in labels_of(row.outputs[0], artifact.shape.kind)}
+        if without and not artifact.prompt.descriptions:
+            return never(f"there is no training row of the label {min(without)!r} to describe it by")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Descriptions are read once for all rows; a model writes one per label."""
+        if artifact.prompt.descriptions:
+            return inference_cost(artifact, data, machine)
+        per_row = max(1.0, sizes(artifact, data).question)
+        rows = round(len(artifact.shape.labels) * (2 * SHOWN + MAX_TOKENS / per_row))
+        return inference_cost(artifact, data, machine, fit_rows=rows)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact with descriptions.
+
+        Raises:
+            TrainingError: `nothing-written`: no description is fit to be used.
+        """
+        texts, labels = label_texts(artifact), artifact.shape.labels
+        described, refused = artifact.prompt.descriptions, {}
+        meter = Meter(Limits())
+        if not described:
+            engine = open_engine(self.writer, progress=progress) if self.writer else artifact.open()
+            guard = CopyGuard(data.train, (artifact.prompt.head(), *labels, *texts))
+            writer = Writer(engine, guard, meter, seed=self.seed)
+            written = dict(
+                zip(labels, writer.descriptions(artifact, data.train, labels, progress=progress), strict=True)
+            )
+            refused = {label: f"{one.refused}: {one.text}" for label, one in written.items() if one.refused}
+            kept = [(text, written[label]) for text, label in zip(texts, labels, strict=True)]
+            described = tuple((text, one.text) for text, one in kept if not one.refused)
+        if not described:
+            raise TrainingError(
+                "nothing-written",
+                f"none of the {len(refused)} descriptions can be used; the first: {next(iter(refused.values()))}",
+                hint="give `output.descriptions` in the task file, or a stronger model as `writer`",
+            )
+        instruction = f"{artifact.prompt.instruction.strip()}\n\n{STEPS}"
+        prompt = replace(artifact.prompt, instruction=instruction, labels=texts, descriptions=described)
+        settings = {"descriptions": dict(described), "refused": refused, "spent": meter.as_dict()}
+        return artifact.step(self.name, settings, prompt=prompt)
+
+
+# --------------------
+# Written labels: the model writes the label, held to the label set, where its likelihood would be scored.
+
+
+@dataclass(frozen=True)
+class WrittenLabel:
+    """Decode one of the labels token by token. Greedy, so it may miss the likeliest label; its cost does not grow
+    with the number of labels.
+    """  # noqa: D205
+
+    name: str = "written-label"
+    family: str = "prompting"
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies where labels are scored, with one prompt a row."""
+        del data
+        if not isinstance(artifact.decoder, LabelScoring):
+            refused = no if artifact.shape.kind == "category" else never
+            return refused("no label set is scored")
+        if artifact.weights.adapter is not None:
+            return no("the adapter was trained for scored labels")
+        if len(artifact.members()) > 1:
+            return no("label scores are averaged over several prompts")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """A label's few tokens in place of the label tree."""
+        return inference_cost(artifact, data, machine)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact that writes; labels are named in the prompt, as nothing else tells them."""
+        del data, progress
+        decoder = artifact.decoder
+        assert isinstance(decoder, LabelScoring)
+        # No vocabulary of bytes needs more tokens than a text has bytes.
+        most = max(len(text.encode()) for text in decoder.texts) + 8
+        prompt = replace(artifact.prompt, labels=decoder.texts)
+        return artifact.step(self.name, {}, prompt=prompt, decoder=Generate(most, choices=decoder.texts))
+
+
+# --------------------
+# Calibrated label scoring: normalization and batch calibration, chosen on validation rows.
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Take the labels' own bias away (Zhou et al. 2024, https://arxiv.org/abs/2309.17249).
+
+    Attributes:
+        unlabelled: training rows whose inputs, not labels, give the labels' prior.
+        selection_rows: validation rows on which sum or mean, calibrated or not, is chosen.
+    """
+
+    unlabelled: int = 64
+    selection_rows: int = 64
+    name: str = "calibrate"
+    family: str = "prompting"
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies to scored labels that are not calibrated yet."""
+        if not isinstance(artifact.decoder, LabelScoring):
+            refused = no if artifact.shape.kind == "category" else never
+            return refused("only the likelihoods of a label set can be calibrated")
+        if artifact.decoder.bias:
+            return no("the labels are calibrated already")
+        if not data.train or not data.validation:
+            return never("it needs training inputs and validation rows")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Score all labels of the rows looked at."""
+        rows = min(self.unlabelled, len(data.train)) + min(self.selection_rows, len(data.validation))
+        return inference_cost(artifact, data, machine, fit_rows=rows)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact with the best of four scorings; ties go to the plainer one."""
+        decoder = artifact.decoder
+        assert isinstance(decoder, LabelScoring)
+        engine = artifact.open()
+        # Ids are hashes, so their order is a shuffle that every run and every rung shares.
+        inputs = sorted(data.train, key=lambda e: e.id)[: self.unlabelled]
+        chosen_on = sorted(data.validation, key=lambda e: e.id)[: self.selection_rows]
+        prior = decoder.logprobs(artifact, engine, artifact.render(inputs), progress=progress)
+        scores = decoder.logprobs(artifact, engine, artifact.render(chosen_on), progress=progress)
+        truth = np.array([decoder.labels.index(e.outputs[0]) for e in chosen_on])
+        tokens = decoder.continuations(engine)
+        best, settings, accuracy = decoder, {}, -1.0
+        options: list[tuple[Normalization, bool]] = [("sum", False), ("mean", False), ("sum", True), ("mean", True)]
+        for normalization, calibrated in options:
+            divisor = divisors(tokens, normalization)
+            bias = batch_bias(prior, divisor) if calibrated else np.zeros(len(tokens), np.float32)
+            found = float((np.argmax(scores / divisor - bias, axis=1) == truth).mean())
+            settings[f"{normalization}{' calibrated' if calibrated else ''}"] = found
+            if found > accuracy:
+                accuracy = found
+                best = replace(decoder, normalization=normalization, bias=tuple(bias.tolist()))
+        return artifact.step(self.name, {"accuracy_on_selection": settings, "rows": len(chosen_on)}, decoder=best)
+
+
+# --------------------
+# Several labels a row by their likelihoods: a threshold for each label, set on training rows.
+
+
+@dataclass(frozen=True)
+class LabelThresholds:
+    """Score every label at the beginning of a list, and give it above its threshold.
+
+    Small models write one and the same list for every row; what they find likely still tells rows apart.
+
+    Attributes:
+        rows: training rows that thresholds are set on, at most.
+    """
+
+    rows: int = 200
+    name: str = "label-thresholds"
+    family: str = "prompting"
+
+    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+        """It applies to lists of labels that are written by a model that was not tuned on the rows."""
+        if artifact.shape.kind != "multilabel":
+            return never("only where a row may have several labels")
+        if not isinstance(artifact.decoder, Generate):
+            return no("the labels have thresholds already")
+        if is_endpoint(artifact.model):
+            return never("an endpoint writes lists in one request, and scores labels in many")
+        if artifact.weights.adapter is not None:
+            return no("thresholds would be set on rows that the weights were tuned on")
+        if len(data.train) < FEWEST:
+            return never(f"{len(data.train)} training rows are too few to set thresholds on")
+        return YES
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Score all labels of the rows looked at."""
+        return inference_cost(artifact, data, machine, fit_rows=min(self.rows, len(data.train)))
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Return the artifact that scores labels. One that too few rows have is given as the others are on average."""
+        labels = artifact.shape.labels
+        chosen = sorted(data.train, key=lambda e: e.id)[: self.rows]  # ids are hashes: their order is a shuffle
+        given = [set(labels_of(e.outputs[0], "multilabel")) for e in chosen]
+        truth = np.array([[label in row for label in labels] for row in given])
+        scoring = ListScoring(labels, (0.0,) * len(labels))
+        values = scoring.values(artifact, artifact.open(), artifact.render(chosen), progress=progress)
+        common = [k for k in range(len(labels)) if truth[:, k].sum() >= FEWEST]
+        every = best_threshold(values.ravel(), truth.ravel())
+        thresholds = tuple(
+            best_threshold(values[:, k], truth[:, k]) if k in common else every for k in range(len(labels))
+        )
+        settings = {"rows": len(chosen), "labels_with_own_threshold": len(common)}
+        return artifact.step(self.name, settings, decoder=ListScoring(labels, thresholds))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.errors import TrainingError
@@ -12,6 +13,8 @@ from rung.rungs.tuned import Auto, Tuned
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
+    from rung.training.changes import Change
+    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +52,103 @@ class SoftPrompted(Tuned, ABC):
                 hint="give the task an `instruction`, or use p-tuning, which starts from nothing",
             )
         return tiled(tokens, self.virtual_tokens)
+
+
+# --------------------
+# Prompt tuning: learned input embeddings before every prompt (Lester et al. 2021, https://arxiv.org/abs/2104.08691).
+#
+# They start as the embeddings of the prompt's own instruction: from words, small models learn far more than from noise
+# (Lester et al. 2021, section 3.2; PEFT's comparison of methods on Llama-3.2-3B: 0.343 on GSM8K against 0.057).
+# The rate is far above that of weights (0.3 in the paper): an embedding has to move by about its own size.
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTuning(SoftPrompted):
+    """Train the embeddings of virtual tokens on the training rows."""
+
+    name: ClassVar[str] = "prompt-tuning"
+
+    learning_rate: float | Auto = 0.2
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Put on a soft prompt that repeats the instruction."""
+        del rows
+        from rung.training.peft import peft
+        from rung.training.soft_prompts import SoftPrompt, embeddings_of
+
+        config = peft().PromptTuningConfig(num_virtual_tokens=self.virtual_tokens, task_type="CAUSAL_LM")
+        start = embeddings_of(engine.model, self.text_tokens(engine, artifact))
+        return SoftPrompt(engine.model, config, start=start)
+
+
+# --------------------
+# P-tuning: a small network makes the virtual tokens' embeddings (Liu et al. 2021, https://arxiv.org/abs/2103.10385).
+#
+# The network ties the tokens to each other while they are trained (section 3); what is kept is what it made. The paper's
+# is a bidirectional LSTM of two layers and an MLP of two (`encoder: lstm`). The default, 20 tokens and an MLP as wide as
+# the model, is that of PEFT's comparison of methods (method_comparison/MetaMathQA/experiments/ptuning), and the rate the
+# middle one of those tried there with an MLP: 5e-5, 1e-3 and 5e-3. In the warm-up the loss may rise by some nats with it.
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTuning(SoftPrompted):
+    """Train a prompt encoder on the training rows.
+
+    Attributes:
+        encoder: an MLP of three layers, or a bidirectional LSTM of two and an MLP of two.
+        encoder_size: its hidden size; by default that of the model.
+    """
+
+    name: ClassVar[str] = "p-tuning"
+
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    encoder_size: int | None = None
+    learning_rate: float | Auto = 1e-3
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Put on a soft prompt with a fresh encoder."""
+        del artifact, rows
+        from rung.training.peft import peft
+        from rung.training.soft_prompts import SoftPrompt
+
+        config = peft().PromptEncoderConfig(
+            num_virtual_tokens=self.virtual_tokens, encoder_reparameterization_type=self.encoder.upper(),
+            encoder_hidden_size=self.encoder_size, task_type="CAUSAL_LM",
+        )  # fmt: skip
+        return SoftPrompt(engine.model, config)
+
+
+# --------------------
+# Prefix tuning: learned keys and values in every layer (Li and Liang 2021, https://arxiv.org/abs/2101.00190).
+#
+# They start as the keys and values of the prompt's own instruction, which with few rows matters most (section 7.4), and
+# are trained directly; the paper's network that makes them from smaller vectors steadies a start from noise.
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixTuning(SoftPrompted):
+    """Train the keys and values of virtual tokens on the training rows.
+
+    Attributes:
+        projection: hidden size of a network that makes them, started at random; None trains them directly.
+    """
+
+    name: ClassVar[str] = "prefix-tuning"
+
+    projection: int | None = None
+    learning_rate: float | Auto = 1e-2
+
+    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+        """Put on a prefix that acts like the instruction, or a network's."""
+        del rows
+        from rung.training.peft import peft
+        from rung.training.soft_prompts import SoftPrompt, keys_values_of
+
+        config = peft().PrefixTuningConfig(
+            num_virtual_tokens=self.virtual_tokens, prefix_projection=self.projection is not None,
+            encoder_hidden_size=self.projection, task_type="CAUSAL_LM",
+        )  # fmt: skip
+        start = None
+        if self.projection is None:
+            start = keys_values_of(engine.model, self.text_tokens(engine, artifact))
+        return SoftPrompt(engine.model, config, start=start)

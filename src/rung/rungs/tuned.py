@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Promptless, Weights
-from rung.data.rows import Data, Example, hash_of
+from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import Machine
@@ -22,7 +22,6 @@ from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, never, no
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, base_bytes, inference_cost, sizes
-from rung.rungs.holdout import hold_out
 from rung.training.examples import Overlong, Supervise
 from rung.training.optimizers import STATE_BYTES, OptimizerName, lacks
 from rung.training.precision import Precision, products
@@ -35,6 +34,35 @@ if TYPE_CHECKING:
     from rung.training.loop import Course, Evaluate, Schedule
     from rung.training.memory import Fit
     from rung.training.report import TrainingReport
+
+
+# --------------------
+# Training rows held out, where training may stop early.
+
+
+def hold_out(
+    rows: Sequence[Example], share: float, seed: int, *, patience: int | None
+) -> tuple[list[Example], list[Example]]:
+    """Return the rows to train on and those held out, chosen by their hash; without patience none are.
+
+    The validation rows stay out of it: the race compares rungs on them.
+
+    Raises:
+        TrainingError: there are too few rows to hold any out.
+    """
+    if patience is None:
+        return list(rows), []
+    place = {row.id: place_of([row.id, seed]) for row in rows}
+    held_out = [row for row in rows if place[row.id] < share]
+    kept = [row for row in rows if place[row.id] >= share]
+    if not held_out or not kept:
+        raise TrainingError(
+            "no-held-out-rows",
+            f"{len(rows)} training rows are too few to hold {share:.0%} of them out",
+            hint="train without `patience`, or with a larger `holdout`",
+        )
+    return kept, held_out
+
 
 BYTES_PER_TOKEN = 600_000  # activations kept for the backward pass by the embedded model, measured
 Auto = Literal["auto"]
