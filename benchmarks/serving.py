@@ -147,7 +147,7 @@ RUNG = """
 import sys
 from rung.serving.app import app_with
 from rung.serving.served import Served
-from rung.serving.server import Server, listen
+from rung.serving.app import Server, listen
 model, capture = sys.argv[1:3]
 served = Served()
 if model == "instant":
@@ -188,7 +188,7 @@ import torch, uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
-from rung.serving.server import listen
+from rung.serving.app import listen
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
 tokenizer, lock, app = AutoTokenizer.from_pretrained(sys.argv[1]), threading.Lock(), FastAPI()
 @app.post("/v1/chat/completions")

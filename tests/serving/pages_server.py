@@ -15,7 +15,7 @@ from rung.feedback.api import wired
 from rung.feedback.records import Feedback, Interaction
 from rung.feedback.registry import Registry
 from rung.feedback.trials import start
-from rung.serving.review import watch_capture
+from rung.serving.endpoints import watch_capture
 from rung.serving.web.site import Places
 
 PLANTED = "<script>document.title = 'planted'</script><img src=x onerror=\"document.title = 'planted'\">"

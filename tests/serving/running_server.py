@@ -10,8 +10,7 @@ from openai import OpenAI
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate
 from rung.prompts.prompt import Prompt
-from rung.serving.app import app_with
-from rung.serving.server import Server, listen
+from rung.serving.app import Server, app_with, listen
 
 BASE = "tiny-llama"
 HELLO = [{"role": "user", "content": "Where is my card?"}]

@@ -8,9 +8,17 @@ from paced_engine import FakeEngine
 from running_server import HELLO, running
 
 from rung.errors import ConfigError
-from rung.serving.access import Access, access_rules, is_loopback
-from rung.serving.errors import Refused
-from rung.serving.keys import KeyRing, TooManyError, create_key, read_keys, revoke_key
+from rung.serving.access import (
+    Access,
+    KeyRing,
+    TooManyError,
+    access_rules,
+    create_key,
+    is_loopback,
+    read_keys,
+    revoke_key,
+)
+from rung.serving.limits import Refused
 from rung.serving.served import Served
 
 

@@ -15,9 +15,9 @@ import pytest
 from paced_engine import FakeEngine
 from running_server import HELLO, running
 
+from rung.serving.app import listen
 from rung.serving.limits import Limits, depth
 from rung.serving.served import Served
-from rung.serving.server import listen
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ sys.path.insert(0, sys.argv[1])
 from paced_engine import FakeEngine
 from rung.serving.app import app_with
 from rung.serving.served import Served
-from rung.serving.server import Server, listen
+from rung.serving.app import Server, listen
 served = Served()
 served.add_engine("fake", FakeEngine(pace=0.02))
 socket = listen("127.0.0.1", 0)

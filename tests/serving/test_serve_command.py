@@ -13,7 +13,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Head
 from rung.cli.main import app
 from rung.errors import ConfigError
-from rung.serving.keys import KeyRing
+from rung.serving.access import KeyRing
 
 
 def rung(*arguments):

@@ -9,8 +9,7 @@ from running_server import BASE, HELLO, running, text_artifact
 
 from rung.artifact.files import fingerprint
 from rung.errors import ArtifactError, ConfigError
-from rung.serving.access import Access
-from rung.serving.keys import KeyRing, create_key
+from rung.serving.access import Access, KeyRing, create_key
 from rung.serving.served import Served
 
 

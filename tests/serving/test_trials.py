@@ -25,13 +25,12 @@ from rung.feedback.records import Challenge
 from rung.feedback.registry import Registry
 from rung.feedback.store import Store
 from rung.feedback.trials import arm_of
-from rung.serving import shadows as shadows_module
-from rung.serving.plans import plan_chat
+from rung.serving import context as shadows_module
+from rung.serving.artifacts import answering, plan_chat
+from rung.serving.context import Shadow, Shadows
 from rung.serving.scheduler import Scheduler
 from rung.serving.schemas import ChatRequest
 from rung.serving.served import Base, OnTrial, Served, ServedArtifact
-from rung.serving.shadows import Shadow, Shadows
-from rung.serving.trials import answering
 
 RIGHT, WRONG = "card_arrival", "age_limit"
 

@@ -11,8 +11,7 @@ from browser import Watched
 from pages_server import PLANTED, begin_trial, pages
 
 from rung.feedback.registry import Registry
-from rung.serving.access import LOOPBACK_NAMES, Access
-from rung.serving.keys import KeyRing, create_key, revoke_key
+from rung.serving.access import LOOPBACK_NAMES, Access, KeyRing, create_key, revoke_key
 
 PAGES = ("/", "/runs", "/runs/intents", "/runs/letters", "/playground", "/failures", "/failures/r1", "/promotions",
          "/trials", "/trials/intents", "/load", "/nothing-here")  # fmt: skip

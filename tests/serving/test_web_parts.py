@@ -8,14 +8,12 @@ from prometheus_client import CollectorRegistry
 
 from rung.climbing.store import watch_lines
 from rung.errors import ConfigError
-from rung.serving.keys import KeyRing, create_key, revoke_key
+from rung.serving import access as sessions
+from rung.serving.access import COOKIE, KeyRing, Sessions, create_key, revoke_key
 from rung.serving.metrics import SECONDS
-from rung.serving.web import sessions
-from rung.serving.web.differences import WORDS, differences
-from rung.serving.web.history import KEPT, History, Sample, polyline, quantile, rates
-from rung.serving.web.review import Look
+from rung.serving.web.review import WORDS, Look, differences
 from rung.serving.web.runs import Progressing, progress_of, report_of, run_folder, run_folders, seconds_spent
-from rung.serving.web.sessions import COOKIE, Sessions
+from rung.serving.web.site import KEPT, History, Sample, polyline, quantile, rates
 
 
 def cumulative(**counts):

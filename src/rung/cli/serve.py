@@ -80,13 +80,11 @@ def serve(
             "nothing-to-serve", "there is nothing to serve", hint="rung serve FOLDER, or rung serve --model embedded"
         )
     _check_extra()
-    from rung.serving.access import access_rules
-    from rung.serving.app import app_with
-    from rung.serving.keys import KeyRing
+    from rung.serving.access import KeyRing, access_rules
+    from rung.serving.app import Server, app_with, exiting_on_sigterm, listen
+    from rung.serving.endpoints import watch_capture
     from rung.serving.limits import Limits
-    from rung.serving.review import watch_capture
     from rung.serving.served import Served
-    from rung.serving.server import Server, exiting_on_sigterm, listen
     from rung.serving.web.site import Places
 
     ring = None if key_file is None else KeyRing(key_file)
@@ -127,7 +125,7 @@ def _wired(
         return
     from rung.feedback.api import wired
     from rung.feedback.capture import Mode, Redactor
-    from rung.serving.review import key_of, reviewers_only
+    from rung.serving.endpoints import key_of, reviewers_only
 
     known = next((one for one in get_args(Mode) if one == mode), None)
     if known is None:
@@ -185,7 +183,7 @@ def create(
     json: Json = False,
 ) -> None:
     """Make a key and print it, this once; the file keeps its hash."""
-    from rung.serving.keys import create_key
+    from rung.serving.access import create_key
 
     secret, key = create_key(key_file, name, per_minute=per_minute, admin=admin)
     if json:
@@ -198,7 +196,7 @@ def create(
 @keys.command("list")
 def show(key_file: KeyFile, json: Json = False) -> None:
     """List the keys of a file, without the keys."""
-    from rung.serving.keys import read_keys
+    from rung.serving.access import read_keys
 
     for key in read_keys(key_file):
         if json:
@@ -212,7 +210,7 @@ def show(key_file: KeyFile, json: Json = False) -> None:
 @keys.command("revoke")
 def revoke(key_file: KeyFile, key_id: Annotated[str, typer.Argument(help="Its id.", metavar="ID")]) -> None:
     """Take a key out of the file; a running server refuses it from then on."""
-    from rung.serving.keys import revoke_key
+    from rung.serving.access import revoke_key
 
     revoke_key(key_file, key_id)
     sys.stderr.write(f"key {key_id} is revoked\n")

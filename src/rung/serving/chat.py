@@ -13,19 +13,14 @@ from rung.artifact.parts import Answer
 from rung.engines.base import Delta, GenerateRequest
 from rung.engines.local import LocalModel
 from rung.models.tokenizer import Tokenizer
-from rung.serving.artifacts import answer_of, answers_of, told_of
-from rung.serving.context import Context, context_of
-from rung.serving.errors import Refused
-from rung.serving.identity import new_id
-from rung.serving.plans import Direct, Plan, plan_chat
-from rung.serving.recording import record_answer, record_plain
+from rung.serving.artifacts import Direct, Plan, answer_of, answers_of, plan_chat, told_of
+from rung.serving.context import Context, context_of, new_id, record_answer, record_plain
+from rung.serving.front import Visit, visit_of
+from rung.serving.limits import Refused
 from rung.serving.schemas import ChatRequest, Error
 from rung.serving.served import Encoder, ending, scheduled
-from rung.serving.stream import Trimmed, event_stream
-from rung.serving.streams import Made, Running
-from rung.serving.token_texts import Token, chat_logprobs, spelled
+from rung.serving.streams import Made, Running, Token, Trimmed, chat_logprobs, event_stream, spelled
 from rung.serving.tools import calls_in
-from rung.serving.visit import Visit, visit_of
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 FAILURES: dict[int | str, dict[str, Any]] = {

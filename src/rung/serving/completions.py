@@ -10,18 +10,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from rung.engines.local import LocalModel
+from rung.serving.artifacts import Direct, Plan, plan_text
 from rung.serving.chat import FAILURES, answer_row, extra, keep, said, without_end
-from rung.serving.context import Context, context_of
-from rung.serving.errors import Refused
-from rung.serving.identity import new_id
-from rung.serving.plans import Direct, Plan, plan_text
-from rung.serving.recording import record_answer
+from rung.serving.context import Context, context_of, new_id, record_answer
+from rung.serving.front import Visit, visit_of
+from rung.serving.limits import Refused
 from rung.serving.schemas import CompletionRequest
 from rung.serving.served import Encoder
-from rung.serving.stream import Trimmed, event_stream
-from rung.serving.streams import Made, Running
-from rung.serving.token_texts import spelled, text_logprobs
-from rung.serving.visit import Visit, visit_of
+from rung.serving.streams import Made, Running, Trimmed, event_stream, spelled, text_logprobs
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 

@@ -10,20 +10,72 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import Request
+
 from rung.errors import RungError
-from rung.serving.access import Access
-from rung.serving.errors import Refused, refusal
-from rung.serving.limits import Limits, Message, Receive, check_json, read_body
-from rung.serving.visit import STATE, Visit
+from rung.serving.access import Access, Key
+from rung.serving.limits import Gate, Limits, Message, Receive, Refused, check_json, read_body, refusal
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Scope, Send
 
-    from rung.serving.admission import Gate
+    from rung.serving.limits import Gate
     from rung.serving.metrics import Metrics
+
+
+# --------------------
+# One HTTP request from its first byte to its last: who asks, what it holds, and what to undo when it ends.
+
+
+STATE = "rung.visit"
+
+
+@dataclass(slots=True)
+class Visit:
+    """What the front knows of a request; handlers ask for it by `visit_of`."""
+
+    gate: Gate
+    key: Key | None = None
+    started: float = field(default_factory=time.monotonic)
+    _undo: list[Callable[[], None]] = field(default_factory=list)
+
+    def admit(self, answers: int) -> None:
+        """Take a place in the queue for `answers`, until the request ends.
+
+        Raises:
+            BusyError: the queue is full.
+        """
+        self.gate.enter(answers)
+        since = time.monotonic()
+        self.at_end(lambda: self.gate.leave(answers, since))
+
+    def at_end(self, undo: Callable[[], None]) -> None:
+        """Call `undo` when the request ends, however it does."""
+        self._undo.append(undo)
+
+    def close(self) -> None:
+        """End the request."""
+        while self._undo:
+            self._undo.pop()()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the request began."""
+        return time.monotonic() - self.started
+
+
+def visit_of(request: Request) -> Visit:
+    """Return the visit that a request is."""
+    visit = request.scope[STATE]
+    assert isinstance(visit, Visit)
+    return visit
+
 
 LOG = logging.getLogger("rung.serving")
 WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}

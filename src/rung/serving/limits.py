@@ -5,11 +5,114 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from rung.serving.errors import Refused
+from rung.errors import ConfigError, EngineError, ModelError, RungError
+
+# --------------------
+# A bounded queue in front of everything: what does not fit is told when to come again.
+
+
+PATIENCE = 60  # seconds, the longest that a client is told to wait
+
+
+class BusyError(Exception):
+    """The queue is full; `retry_after` seconds later there should be room."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Gate:
+    """Counts answers that were asked for and are not made yet; `limit` at most.
+
+    Args:
+        limit: most answers in the house, waiting or under way.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.inside = 0
+        self._lock = threading.Lock()
+        self._seconds = 1.0  # that an answer takes, lately
+
+    def enter(self, answers: int = 1) -> None:
+        """Take `answers` in.
+
+        Raises:
+            BusyError: they do not fit.
+        """
+        with self._lock:
+            if self.inside + answers > self.limit:
+                wait = min(PATIENCE, max(1, round(self._seconds)))
+                raise BusyError(f"{self.inside} answers are waited for already, and {self.limit} may be", wait)
+            self.inside += answers
+
+    def leave(self, answers: int, since: float) -> None:
+        """Let `answers` out that came in at `since` (`time.monotonic`)."""
+        with self._lock:
+            self.inside -= answers
+            self._seconds += 0.1 * (time.monotonic() - since - self._seconds)
+
+
+# --------------------
+# Errors as OpenAI's clients read them: {"error": {"message", "type", "param", "code"}} and a fitting status.
+
+
+# Errors of the engine and the model that a request is to blame for, beside every ConfigError.
+OF_THE_REQUEST = {
+    "bad-constraint": "invalid_request_error",
+    "chat-template-refused": "invalid_request_error",
+    "constraint-failed": "invalid_request_error",
+    "constraint-unsupported": "invalid_request_error",
+    "context-overflow": "context_length_exceeded",
+    "control-token": "invalid_request_error",
+    "embedding-unsupported": "invalid_request_error",
+    "no-chat-template": "invalid_request_error",
+    "scoring-unsupported": "invalid_request_error",
+}
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class Refused(Exception):  # noqa: N818  it is an answer, not a failure of the server
+    """A request that is not served: status, code, message, and headers of the answer."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of the answer."""
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def refusal(error: RungError) -> Refused:
+    """Return one of Rung's errors as an answer: the request's fault, or the server's."""
+    message = f"{error}; {error.hint}" if error.hint else str(error)
+    if isinstance(error, ConfigError):
+        return Refused(400, error.code, message)
+    if isinstance(error, (EngineError, ModelError)) and error.code in OF_THE_REQUEST:
+        code = OF_THE_REQUEST[error.code]
+        return Refused(400, code if code != "invalid_request_error" else error.code, message)
+    if error.code == "model-unloaded":
+        return Refused(503, error.code, message, headers={"Retry-After": "1"})
+    return Refused(500, error.code, message)
+
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -19,8 +19,7 @@ from rung.engines.opening import open_encoder, open_engine, settled
 from rung.errors import ArtifactError, ConfigError
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
-from rung.serving.scheduled_engine import ScheduledEngine
-from rung.serving.scheduler import Scheduler
+from rung.serving.scheduler import ScheduledEngine, Scheduler
 
 if TYPE_CHECKING:
     from rung.feedback.records import Challenge

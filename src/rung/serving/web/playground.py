@@ -16,16 +16,14 @@ from fastapi.responses import Response
 from rung.artifact.parts import Answer
 from rung.errors import RungError
 from rung.retrieval.passage import Citation, shown_sources
+from rung.serving.access import TooManyError
 from rung.serving.artifacts import answers_of
 from rung.serving.context import context_of
-from rung.serving.errors import Refused
-from rung.serving.keys import TooManyError
+from rung.serving.front import visit_of
+from rung.serving.limits import Refused
 from rung.serving.served import ServedArtifact, scheduled
-from rung.serving.visit import visit_of
-from rung.serving.web.differences import differences
-from rung.serving.web.forms import form_of
-from rung.serving.web.rendering import page
-from rung.serving.web.site import site_of
+from rung.serving.web.review import differences
+from rung.serving.web.site import form_of, page, site_of
 
 router = APIRouter(include_in_schema=False)
 Form = Annotated[dict[str, str], Depends(form_of)]
