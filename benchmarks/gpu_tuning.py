@@ -51,8 +51,7 @@ def lora(model: Any) -> Any:
 def ours(shape: str, method: str, device: str, count: int) -> float:
     """Return tokens per second of Rung's loop, as its rungs run it."""
     from rung.training import loop
-    from rung.training.changes import plain_parameters
-    from rung.training.patch import Patch
+    from rung.training.changes import Patch, plain_parameters
     from rung.training.peft import PeftAdapter
 
     model, made = build(shape, device).requires_grad_(False), rows(count)

@@ -31,9 +31,9 @@ from rung.engines.opening import open_torch
 from rung.rungs import LastLayers, OutputLayer
 from rung.task import Task
 from rung.training.activation_cache import loss_above
+from rung.training.changes import OUTPUT
 from rung.training.examples import epoch_batches, tokenize
 from rung.training.loop import train
-from rung.training.patch import OUTPUT
 
 ROWS, EPOCHS, BATCH = 48, 3, 16
 GOALS = {"output_layer": 2.5, "last_layers": 2.5}

@@ -13,9 +13,8 @@ from rung.errors import ConfigError, TrainingError
 from rung.machine import this_machine
 from rung.rungs import DEFAULT, DomainAdaptation, LoRA
 from rung.task import Task
-from rung.training.blocks import blocks
 from rung.training.changes import attach
-from rung.training.examples import tokenize
+from rung.training.examples import blocks, tokenize
 from rung.training.loop import Schedule, train
 
 TEXT = "ab abba ba bab c c " * 40

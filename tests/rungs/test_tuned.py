@@ -13,9 +13,8 @@ from rung.rungs import LoRA
 from rung.rungs.tuned import LARGEST_BATCH, hold_out
 from rung.training import changes, loop, memory
 from rung.training.checkpoints import Checkpoints
-from rung.training.examples import tokenize
+from rung.training.examples import report_lines, tokenize
 from rung.training.loss import AnswerLoss
-from rung.training.report import report_lines
 
 QUICK = {"rank": 4, "epochs": 2, "learning_rate": 1e-2}
 

@@ -9,7 +9,7 @@ from rung.artifact.parts import Generate
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.export.servers import export_for, server_name
-from rung.training.bottleneck import Bottleneck
+from rung.training.adapters import Bottleneck
 from rung.training.peft import PeftAdapter, peft
 
 ROWS = [{"text": text} for text in ("Where is my card?", "It was two days late.", "a b c")]

@@ -13,9 +13,7 @@ from rung.errors import TrainingError
 from rung.models.reference import ModelFiles, resolve
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.prompt import Prompt
-from rung.training.blocks import blocks
-from rung.training.examples import tokenize
-from rung.training.report import TrainingReport, marked, report_lines
+from rung.training.examples import TrainingReport, blocks, marked, report_lines, tokenize
 from templates import CHATML, GEMMA, LLAMA3, QWEN
 
 SPECIAL = {

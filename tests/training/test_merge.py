@@ -19,8 +19,8 @@ from rung.export.merge import merge
 from rung.models.reference import resolve
 from rung.prompts.prompt import Prompt
 from rung.rungs import LoRA
-from rung.training.bottleneck import Bottleneck
-from rung.training.patch import Patch
+from rung.training.adapters import Bottleneck
+from rung.training.changes import Patch
 from rung.training.peft import PeftAdapter, peft, quiet_peft
 
 ROWS = [{"text": text} for text in ("ab", "ba ab", "c a b", "abba", "bab c")]

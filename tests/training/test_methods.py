@@ -12,14 +12,12 @@ from torch.nn.functional import softmax
 
 from rung.errors import ArtifactError, ConfigError, EngineError, TrainingError
 from rung.rungs import IA3, AdaLoRA, BottleneckAdapter, DoRA, LlamaAdapter, LoRA, QLoRA, RsLoRA
-from rung.training.adalora import AdaLora
-from rung.training.changes import attach, family_of
+from rung.training.changes import Patch, attach, family_of
 from rung.training.checkpoints import Checkpoints
 from rung.training.layers import ia3_targets
 from rung.training.loop import Schedule, train
 from rung.training.loss import AnswerLoss, packed_layers
-from rung.training.patch import Patch
-from rung.training.peft import peft, quiet_peft
+from rung.training.peft import AdaLora, peft, quiet_peft
 
 BASE = "f" * 64
 IDS = torch.arange(1, 13).view(2, 6)

@@ -11,12 +11,11 @@ from rung.machine import this_machine
 from rung.rungs import Full, LoRA
 from rung.rungs.costs import sizes
 from rung.training import optimizers
-from rung.training.changes import plain_parameters
+from rung.training.changes import Patch, plain_parameters
 from rung.training.checkpoints import Checkpoints
 from rung.training.loop import Schedule, train
 from rung.training.memory import free_beside
 from rung.training.optimizers import lacks, optimizer
-from rung.training.patch import Patch
 
 NEEDED = "an optimizer in 8 bits needs bitsandbytes>=0.50: uv pip install 'bitsandbytes>=0.50'"
 

@@ -5,10 +5,9 @@ import torch
 from toys import llama, rows
 
 from rung.errors import ArtifactError
-from rung.training.changes import attach, enabled, plain_parameters
+from rung.training.changes import OUTPUT, Patch, attach, enabled, output_names, plain_parameters
 from rung.training.checkpoints import Checkpoints
 from rung.training.loop import Schedule, train
-from rung.training.patch import OUTPUT, Patch, output_names
 from rung.training.peft import PeftAdapter, peft
 
 SCHEDULE = Schedule(epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.1, precision="float32")

@@ -9,8 +9,8 @@ from toys import llama, rows
 from rung.engines.opening import open_torch
 from rung.rungs import LoRA
 from rung.training import loop
+from rung.training.changes import Patch
 from rung.training.loop import Schedule, train
-from rung.training.patch import Patch
 from rung.training.precision import in_float32, multiplying, no_float16, products
 
 SCHEDULE = Schedule(epochs=1, batch_size=4, learning_rate=1e-3)

@@ -11,11 +11,10 @@ from toys import plain_loss, rows, turns
 from rung.models.reference import last_layers, layer_list
 from rung.training import activation_cache as trunk
 from rung.training.activation_cache import loss_above
-from rung.training.changes import enabled, plain_parameters
+from rung.training.changes import Patch, enabled, output_names, plain_parameters
 from rung.training.checkpoints import Checkpoints
 from rung.training.loop import Schedule, train
 from rung.training.loss import AnswerLoss, packed_layers
-from rung.training.patch import Patch, output_names
 from rung.training.precision import products
 
 SCHEDULE = Schedule(epochs=3, batch_size=4, learning_rate=1e-3, weight_decay=0.1, precision="float32")

@@ -238,7 +238,7 @@ def show(
 ) -> None:
     """Show what an artifact is made of, or the exact prompt of a row."""
     from rung.artifact.artifact import Artifact
-    from rung.training.report import report_lines
+    from rung.training.examples import report_lines
 
     loaded = Artifact.load(artifact)
     if prompt:
@@ -271,7 +271,7 @@ def _prompt_text(artifact: Artifact, row: dict[str, Any]) -> str:
 
 def describe(artifact: Artifact) -> dict[str, Any]:
     """Return what an artifact is made of, as plain values."""
-    from rung.training.report import TRAINING_DATA
+    from rung.training.examples import TRAINING_DATA
 
     shown, looks = artifact.demonstrations, artifact.retriever
     return {

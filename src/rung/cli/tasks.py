@@ -129,9 +129,7 @@ def training_reports(task: Task, data: Data) -> dict[str, Any]:
     from rung.engines.local import LocalModel
     from rung.models.reference import resolve
     from rung.rungs import DomainAdaptation
-    from rung.training.blocks import blocks
-    from rung.training.examples import tokenize
-    from rung.training.report import TrainingReport
+    from rung.training.examples import TrainingReport, blocks, tokenize
 
     model, reports = LocalModel(resolve(task.model)), {}
     report = reports["rows"] = TrainingReport()
@@ -169,7 +167,7 @@ def _print_report(task: Task, data: Data, unit: str, training: Mapping[str, Any]
     from rich.console import Console
     from rich.table import Table
 
-    from rung.training.report import report_lines
+    from rung.training.examples import report_lines
 
     console = Console()
     table = Table(box=None, pad_edge=False)

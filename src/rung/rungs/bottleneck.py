@@ -40,7 +40,7 @@ class BottleneckAdapter(Tuned):
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if it is not known where the sublayers are in the model."""
         del data
-        from rung.training.bottleneck import places
+        from rung.training.adapters import places
         from rung.training.layers import reason_unknown
 
         return reason_unknown(resolve(artifact.model), lambda model: places(model, self.placement))
@@ -48,7 +48,7 @@ class BottleneckAdapter(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put fresh networks behind the sublayers; they change next to nothing at first."""
         del artifact, rows
-        from rung.training.bottleneck import Bottleneck
+        from rung.training.adapters import Bottleneck
 
         return Bottleneck(engine.model, self.size, self.placement)
 

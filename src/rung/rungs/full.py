@@ -38,8 +38,7 @@ class Full(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Copy all of the model's parameters."""
         del artifact, rows
-        from rung.training.changes import plain_parameters
-        from rung.training.patch import Patch
+        from rung.training.changes import Patch, plain_parameters
 
         return Patch(engine.model, plain_parameters(engine.model).__contains__, trained=True)
 
@@ -82,8 +81,7 @@ class LastLayers(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Copy the last layers and the final norm."""
         del artifact, rows
-        from rung.training.changes import plain_parameters
-        from rung.training.patch import Patch, output_names
+        from rung.training.changes import Patch, output_names, plain_parameters
 
         sizes = {name: p.numel() for name, p in plain_parameters(engine.model).items()}
         chosen = last_layers(sizes, self._count(layer_list(sizes)[1]))
@@ -147,7 +145,7 @@ class OutputLayer(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Copy the output layer."""
         del artifact, rows
-        from rung.training.patch import Patch, output_names
+        from rung.training.changes import Patch, output_names
 
         return Patch(engine.model, output_names(engine.model).__contains__, trained=True)
 

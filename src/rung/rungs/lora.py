@@ -26,8 +26,7 @@ from rung.training.examples import Overlong, Supervise
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.training.changes import Change
-    from rung.training.examples import TokenizedExample
-    from rung.training.report import TrainingReport
+    from rung.training.examples import TokenizedExample, TrainingReport
 
 
 ADAPTATION = "domain-adaptation"  # the rung that trains an adapter of this very kind on plain text
@@ -209,8 +208,7 @@ class AdaLoRA(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put a fresh adapter on the model; its singular values are zero at first."""
         del artifact, rows
-        from rung.training.adalora import AdaLora
-        from rung.training.peft import linear_layers, peft
+        from rung.training.peft import AdaLora, linear_layers, peft
 
         config = peft().AdaLoraConfig(
             target_r=self.rank, init_r=self._first_rank(), lora_alpha=self.alpha, lora_dropout=self.dropout,
@@ -274,7 +272,7 @@ class DomainAdaptation(LoRA):
     ) -> list[TokenizedExample]:
         """Return the blocks of the text; training rows are not read."""
         del artifact, rows, progress
-        from rung.training.blocks import blocks
+        from rung.training.examples import blocks
 
         report.rows = len(data.text)
         return blocks(engine, data.text, self.block_tokens)

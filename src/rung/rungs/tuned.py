@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.training.changes import Change
     from rung.training.checkpoints import Checkpoints
-    from rung.training.examples import TokenizedExample
+    from rung.training.examples import TokenizedExample, TrainingReport
     from rung.training.loop import Course, Evaluate, Schedule
     from rung.training.memory import Fit
-    from rung.training.report import TrainingReport
 
 
 # --------------------
@@ -256,7 +255,7 @@ class Tuned(ABC):
 
         from rung.training.changes import keep
         from rung.training.checkpoints import writing
-        from rung.training.report import TRAINING_DATA, TrainingReport, tell
+        from rung.training.examples import TRAINING_DATA, TrainingReport, tell
 
         engine = open_torch(artifact.model, quantization=self.quantization)
         engine.use(None)

@@ -28,9 +28,8 @@ from rung.progress import QUIET, Progress
 from rung.training.changes import plain_parameters
 from rung.training.examples import TokenizedExample
 from rung.training.loop import Schedule, has_dropout
-from rung.training.loss import AnswerLoss, Loss, inputs, packed_layers, project, projects
+from rung.training.loss import AnswerLoss, Loss, Packed, inputs, pack, packed_layers, project, projects
 from rung.training.memory import free_bytes
-from rung.training.packing import Packed, pack
 from rung.training.precision import multiplying, products
 
 ROOM = 0.3  # share of the free memory that kept states may take; the rest is for training

@@ -3,19 +3,134 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from rung.artifact.artifact import Artifact
-from rung.data.rows import Example
+from rung.data.rows import SHOWN, Document, Example
 from rung.engines.base import Messages
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
+from rung.models.turns import text_end
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
 from rung.prompts.prompt import placeholders
-from rung.training.report import TrainingReport
+
+if TYPE_CHECKING:
+    from rung.models.tokenizer import Tokenizer
+    from rung.progress import Progress
+
+
+# --------------------
+# The training data report: what a tuning rung learns from, told before its first step and kept in the artifact.
+
+
+TRAINING_DATA = "training_data"  # its key among a rung's settings
+OPEN, CLOSE = ">>>", "<<<"  # around the supervised part of the example
+TOLD = 160  # characters of the example's end that are told before the first step
+
+
+@dataclass
+class TrainingReport:
+    """What becomes of the training rows.
+
+    Attributes:
+        rows: training rows, or documents, there were.
+        dropped: for every reason, where the rows left out stand.
+        truncated: by `file:line`, the tokens cut off the end of a row's longest input.
+        turns_apart: assistant turns that are examples of their own, because the model's template writes the
+            conversation before them differently once it goes on.
+        examples: sequences trained on: a row has one for each of its answers.
+        tokens: tokens of all examples.
+        supervised: minimum, median and maximum of the supervised tokens of an example.
+        example: the text of the first example, the supervised part between `>>>` and `<<<`.
+    """
+
+    rows: int = 0
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
+    turns_apart: int = 0
+    examples: int = 0
+    tokens: int = 0
+    supervised: dict[str, float] = field(default_factory=dict)
+    example: str = ""
+
+    def drop(self, reason: str, source: str) -> None:
+        """Count a row that is left out."""
+        self.dropped.setdefault(reason, []).append(source)
+
+    def measure(self, examples: Sequence[TokenizedExample], tokenizer: Tokenizer) -> None:
+        """Take the figures of the examples that the rows became."""
+        self.examples, self.tokens = len(examples), sum(map(len, examples))
+        if examples:
+            counts = [one.supervised for one in examples]
+            self.supervised = {"min": min(counts), "median": statistics.median(counts), "max": max(counts)}
+            self.example = marked(examples[0], tokenizer)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "rows": self.rows,
+            "kept": self.rows - sum(map(len, self.dropped.values())),
+            "dropped": {reason: len(sources) for reason, sources in self.dropped.items()},
+            "dropped_at": {reason: sources[:SHOWN] for reason, sources in self.dropped.items()},
+            "truncated": len(self.truncated),
+            "truncated_at": list(self.truncated)[:SHOWN],
+            "truncated_tokens": sum(self.truncated.values()),
+            "turns_apart": self.turns_apart,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "supervised": self.supervised,
+            "example": self.example,
+        }
+
+
+def marked(example: TokenizedExample, tokenizer: Tokenizer) -> str:
+    """Return an example's text with its supervised parts between `>>>` and `<<<`."""
+    bounds = [place for span in example.spans for place in span]
+    # Beginnings are decoded, not parts: some tokenizers leave out a space where a text begins.
+    texts = [tokenizer.decode(example.tokens[:place], skip_special=False) for place in (0, *bounds, len(example))]
+    parts = [text[len(before) :] for before, text in pairwise(texts)]
+    return "".join(f"{OPEN}{part}{CLOSE}" if i % 2 else part for i, part in enumerate(parts))
+
+
+def report_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a report says (as `TrainingReport.as_dict` returns it), line by line."""
+    kept = f"{values['kept']:,} of {values['rows']:,} rows kept"
+    yield f"{kept}: {values['examples']:,} examples, {values['tokens']:,} tokens"
+    for reason, count in values["dropped"].items():
+        yield f"{count:,} dropped, {reason}: {_places(values['dropped_at'][reason], count)}"
+    if count := values["truncated"]:
+        places = _places(values["truncated_at"], count)
+        yield f"{count:,} truncated, {values['truncated_tokens']:,} tokens in all: {places}"
+    if count := values["turns_apart"]:
+        yield f"{count:,} assistant turns are examples of their own: the template rewrites what is before them"
+    if spread := values["supervised"]:
+        yield (
+            f"{spread['min']:g} / {spread['median']:g} / {spread['max']:g} supervised tokens an example "
+            "(min / median / max)"
+        )
+        yield f"the first example, supervised between {OPEN} and {CLOSE}:"
+        yield values["example"]
+
+
+def tell(report: TrainingReport, progress: Progress) -> None:
+    """Tell what is learnt from, before the first step; of the example no more than its end."""
+    lines = list(report_lines(report.as_dict()))
+    if report.examples:
+        text = " ".join(lines[-1].split())
+        lines[-1] = text if len(text) <= TOLD else f"...{text[-TOLD:]}"
+    for line in lines:
+        progress.start("training data")
+        progress.finish(line)
+
+
+def _places(sources: Sequence[str], count: int) -> str:
+    return ", ".join(sources) + (", ..." if count > len(sources) else "")
+
 
 Supervise = Literal["auto", "last", "all"]
 Overlong = Literal["error", "truncate_input", "drop"]
@@ -222,3 +337,45 @@ def epoch_batches(rows: Sequence[Row], size: int, rng: random.Random) -> Iterato
         batches += [part[i : i + size] for i in range(0, len(part), size)]
     rng.shuffle(batches)
     yield from batches
+
+
+# --------------------
+# Plain text as training examples: documents one after the other, cut into blocks of a length.
+#
+# Documents are joined and cut regardless of where they end, as in the pretraining of the models themselves (Brown et al.
+# 2020, https://arxiv.org/abs/2005.14165, appendix B), so that no token is padding and none is thrown away.
+
+
+def blocks(engine: LocalModel, documents: Sequence[Document], length: int) -> list[TokenizedExample]:
+    """Return blocks of at most `length` tokens; every token of the text is supervised exactly once.
+
+    Each document is ended by the model's end-of-text token. The first token of a block is not supervised: it is the
+    model's beginning token, or for models without one the last token of the block before (of the first block, an
+    end-of-text token).
+
+    Raises:
+        TrainingError: the model has no end-of-text token.
+    """
+    end = text_end(engine.tokenizer)
+    if end is None:
+        raise TrainingError(
+            "no-end-of-text",
+            f"the tokenizer of {engine.files.name} has no token that ends a text",
+            hint="choose another base model: the end of a document could not be told from its middle",
+        )
+    length = min(length, engine.files.context)
+    begin = engine.tokenizer.bos_id if engine.tokenizer.adds_bos else None
+    tokens: list[int] = []
+    starts: list[tuple[int, str]] = []
+    for document in documents:
+        starts.append((len(tokens), document.source))
+        tokens += (*engine.encode(document.text), end)
+    made, before, at = [], end, 0
+    for first in range(0, len(tokens), length - 1):
+        part = tokens[first : first + length - 1]
+        while at + 1 < len(starts) and starts[at + 1][0] <= first:
+            at += 1
+        lead = before if begin is None else begin
+        made.append(TokenizedExample.answered((lead,), part, starts[at][1]))
+        before = part[-1]
+    return made

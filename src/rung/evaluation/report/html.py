@@ -32,7 +32,7 @@ from rung.evaluation.report.words import (
     score_text,
 )
 from rung.evaluation.result import ClimbResult, Prediction, RungResult
-from rung.training.report import TRAINING_DATA, report_lines
+from rung.training.examples import TRAINING_DATA, report_lines
 
 # --------------------
 # Text into HTML.
