@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rung.cli.main import app
-from rung.clustering.grouping import WORDS, names
+from rung.clustering import WORDS, names
 from rung.engines import opening
 from rung.engines.base import Generation
 from rung.errors import ConfigError, DataError

@@ -104,14 +104,13 @@ def gather(task: Task, data: Data, machine: Machine) -> Facts:
 
 def model_facts(reference: str) -> ModelFacts:
     """Return what the catalogues, or a model's own folder, tell of a model."""
-    from rung.models import embedded as catalogue
-    from rung.models import open_models
+    from rung.models import embedded, open_models
     from rung.models.reference import resolve
 
     if is_endpoint(reference):
         return ModelFacts(reference, True, not _is_loopback(reference), None, None)
-    if (embedded := catalogue.find(reference)) is not None:
-        return ModelFacts(reference, False, False, embedded.parameters, embedded.context)
+    if (built_in := embedded.find(reference)) is not None:
+        return ModelFacts(reference, False, False, built_in.parameters, built_in.context)
     if (known := open_models.find(reference)) is not None:
         return ModelFacts(reference, False, False, known.parameters, known.context)
     if Path(reference).expanduser().is_dir():

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from rung.agents import calls as said
+from rung.agents import calls as tool_calls
 from rung.agents.calls import Call, MalformedError, Protocol
 from rung.agents.toolbox import call as call_tool
 from rung.agents.toolbox import check_tools
@@ -100,7 +100,7 @@ class Agent(Prompted):
         return [run.answer() for run in runs]
 
     def _request(self, artifact: Artifact, run: _Run, *, last: bool) -> GenerateRequest:
-        constraint = said.json_constraint(self.tools, last=last) if self.protocol == "json" else None
+        constraint = tool_calls.json_constraint(self.tools, last=last) if self.protocol == "json" else None
         tokens = min(self.max_tokens, self.limits.max_tokens - run.written)
         prompt = self.prompt(artifact.model, run.messages)
         return GenerateRequest(prompt, Sampling(max_tokens=tokens), constraint, artifact.weights.reference)
@@ -116,13 +116,13 @@ class Agent(Prompted):
         run.prompt_tokens += made.prompt_tokens
         run.written += made.completion_tokens
         run.seconds += made.seconds
-        read = said.read_json if self.protocol == "json" else said.read_template
+        read = tool_calls.read_json if self.protocol == "json" else tool_calls.read_template
         try:
             turn = read(made.text)
         except MalformedError as wrong:
             why = f"{wrong}" + (" (it was cut: write less)" if made.finish_reason == "length" else "")
             run.steps.append(Step("malformed", why, made.text, tokens=made.completion_tokens))
-            run.messages += said.json_turns(made.text, [("", why)])
+            run.messages += tool_calls.json_turns(made.text, [("", why)])
         else:
             if isinstance(turn, str):
                 run.steps.append(Step("answer", turn.strip(), made.text, tokens=made.completion_tokens))
@@ -142,9 +142,9 @@ class Agent(Prompted):
             run.seconds += step.seconds
             told.append((call.tool, step.text if step.outcome == "result" else f"error: {step.text}"))
         if self.protocol == "json":
-            run.messages += said.json_turns(made.text, told)
+            run.messages += tool_calls.json_turns(made.text, told)
         else:
-            run.messages += said.template_turns(made.text, calls, told)
+            run.messages += tool_calls.template_turns(made.text, calls, told)
 
     def _called(self, call: Call, made: Generation, *, first: bool) -> Step:
         arguments = json.dumps(call.arguments, ensure_ascii=False)
@@ -190,7 +190,7 @@ class _Run:
 
 def protocol_for(model: str) -> Protocol:
     """Return how this model calls tools: by its chat template where that knows them, else by JSON."""
-    return "json" if is_endpoint(model) or not said.knows_tools(_tokenizer(model)) else "template"
+    return "json" if is_endpoint(model) or not tool_calls.knows_tools(_tokenizer(model)) else "template"
 
 
 @lru_cache(maxsize=4)

@@ -17,7 +17,7 @@ from rung.cli.options import Json, Offline, Quiet, Seed, Sets, TaskFile, overrid
 from rung.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from rung.clustering.grouping import Grouping
+    from rung.clustering import Grouping
     from rung.data.rows import Record
 
 
@@ -47,7 +47,7 @@ def cluster(
     offline: Offline = False,
 ) -> None:
     """Group the texts of a table by what they mean, and name the groups."""
-    from rung.clustering.grouping import group
+    from rung.clustering import group
     from rung.engines.opening import open_encoder
 
     if method not in ("kmeans", "hdbscan"):
@@ -102,7 +102,7 @@ def _texts(data: Path, column: str) -> tuple[list[Record], list[str]]:
 
 
 def _names(model: str, found: Grouping, texts: list[str], told: Any) -> list[str]:
-    from rung.clustering.grouping import EXAMPLES, names
+    from rung.clustering import EXAMPLES, names
     from rung.engines.opening import open_engine
 
     if model == "none":
@@ -127,7 +127,7 @@ def summary(found: Grouping, named: list[str], texts: list[str]) -> dict[str, An
 
 
 def _agreement(records: list[Record], label: str, found: Grouping) -> dict[str, Any]:
-    from rung.clustering.grouping import adjusted_rand, normalized_mutual_information
+    from rung.clustering import adjusted_rand, normalized_mutual_information
     from rung.data.examples import column, text_of
 
     labels, clusters = [text_of(column(record, label)) for record in records], found.clusters.tolist()

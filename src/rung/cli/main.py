@@ -9,18 +9,7 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import artifacts, index, models, serve, tasks
-from rung.cli import artifacts as confidence
-from rung.cli import climb as advise
-from rung.cli import climb as climbs
-from rung.cli import climb as tuning
-from rung.cli import export as exports
-from rung.cli import extras as clusters
-from rung.cli import extras as judges
-from rung.cli import feedback as failures
-from rung.cli import feedback as improve
-from rung.cli import feedback as trials
-from rung.cli import models as machine
+from rung.cli import artifacts, climb, export, extras, feedback, index, models, serve, tasks
 from rung.errors import RungError
 
 app = typer.Typer(
@@ -33,21 +22,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 tasks.register(app)
-advise.register(app)
-climbs.register(app)
-tuning.register(app)
+climb.register_advise(app)
+climb.register(app)
+climb.register_tuning(app)
 artifacts.register(app)
-confidence.register(app)
-exports.register(app)
-improve.register(app)
-judges.register(app)
-clusters.register(app)
-machine.register(app)
+artifacts.register_confidence(app)
+export.register(app)
+feedback.register_improve(app)
+extras.register_judge(app)
+extras.register(app)
+models.register_machine(app)
 serve.register(app)
 app.add_typer(index.app, name="index", help="The index of a task's documents: build, show, search.")
 app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")
-app.add_typer(failures.app, name="failures", help="Captured answers: what went wrong, and what was expected.")
-app.add_typer(trials.app, name="trial", help="One artifact beside the one that is served, on live requests.")
+app.add_typer(feedback.app, name="failures", help="Captured answers: what went wrong, and what was expected.")
+app.add_typer(feedback.trial_app, name="trial", help="One artifact beside the one that is served, on live requests.")
 
 
 @app.callback(invoke_without_command=True)

@@ -16,7 +16,7 @@ from rung.artifact.parts import Answer, Head, Mixture, Probable
 from rung.climbing.race import State, answer_rows, compare_all, recommend
 from rung.data.rows import Example, labels_of
 from rung.errors import ConfigError
-from rung.evaluation import calibration as confidence
+from rung.evaluation import calibration
 from rung.evaluation.calibration import Confidence, Method
 from rung.evaluation.rag_metrics import summary
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
@@ -86,9 +86,11 @@ def _fitted(artifact: Artifact, answers: Sequence[Answer], rows: Sequence[Exampl
     labels, kind = artifact.shape.labels, artifact.shape.kind
     chances = np.array([answer.probabilities for answer in answers])
     if kind == "category":
-        return confidence.fit(method, chances, [labels.index(row.outputs[0]) for row in rows])
+        return calibration.fit(method, chances, [labels.index(row.outputs[0]) for row in rows])
     given = [_among(labels, answer.text) for answer in answers]
-    return confidence.fit_each(method, chances, np.array(given), np.array([_among(labels, r.outputs[0]) for r in rows]))
+    return calibration.fit_each(
+        method, chances, np.array(given), np.array([_among(labels, r.outputs[0]) for r in rows])
+    )
 
 
 def _among(labels: Sequence[str], text: str) -> list[bool]:
@@ -117,7 +119,7 @@ def measure_confidence(
     answers = plain.answer(rows, full=True, progress=progress)
     said = [set(labels_of(answer.text, artifact.shape.kind)) for answer in answers]
     expected = [set(labels_of(row.outputs[0], artifact.shape.kind)) for row in rows]
-    values = confidence.describe(
+    values = calibration.describe(
         fitted,
         [answer.confidence or 0.0 for answer in answers],
         [_confidence(artifact, fitted, answer) for answer in answers],
@@ -135,7 +137,7 @@ def _confidence(artifact: Artifact, fitted: Confidence, answer: Answer) -> float
     if artifact.shape.kind == "category":
         return fitted.of(fitted.scaled(answer.probabilities)[int(np.argmax(answer.probabilities))])
     given = _among(artifact.shape.labels, answer.text)
-    return fitted.of(float(confidence.of_decisions(fitted.scaled_each(answer.probabilities), given)))
+    return fitted.of(float(calibration.of_decisions(fitted.scaled_each(answer.probabilities), given)))
 
 
 AMORTIZED = 10_000  # predictions over which training is shared when costs are compared

@@ -1,4 +1,4 @@
-"""Answers as a table: JSON lines from `rung.artifact.predict_file` become CSV or Parquet, one column for each field of a record.
+"""Answers as a table: the JSON lines that `predict_file` writes become CSV or Parquet, one column a field.
 
 A record's keys become columns in the order of the JSON Schema, then as they appear; other answers stand in `output`.
 A value inside a cell that is no single value (a list, an object) is written as JSON. In Parquet a column whose values

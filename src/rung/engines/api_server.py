@@ -252,7 +252,8 @@ def _offered(call: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
 # Constraints as servers understand them, and the proof afterwards that they were kept.
 #
 # Some servers ignore what they do not know. Every finished answer is therefore checked, and one that does not fit is an
-# error, never an answer. With `response_format`, choices and regexes travel inside an object, `{"answer": ...}`: that is
+# error, never an answer. With `response_format`, choices and regexes travel inside an object, `{"answer": ...}`: that
+# is
 # the only root that all servers accept.
 
 

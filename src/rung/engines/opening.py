@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from rung.engines import openvino as openvino_adapters
-from rung.engines import openvino_grammar as openvino_constraint
+from rung.engines import openvino, openvino_grammar
 from rung.engines.base import (
     Closes,
     Continuous,
@@ -114,7 +113,6 @@ def open_engine(
 
 def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progress: Progress) -> Engine:
     """Return the engine that generates; with `auto`, the one that was measured to be better here."""
-
     if engine == "auto" and choose(files, progress=progress).engine == "torch":
         return open_torch(files.reference, device=device)
     precision: Precision = "fp32" if engine == "openvino-fp32" else "int8"
@@ -207,7 +205,8 @@ _encoders: dict[tuple[str, str], SentenceEncoder] = {}  # a cache by hand, as `p
 # Which engine generates on this machine: measured once per model and machine, remembered, and explained.
 #
 # On CPU, torch (fp32) and OpenVINO (int8) decode the same few prompts. OpenVINO is chosen if it is faster and its text
-# can be trusted: on more prompts, the token that it writes first must be that of fp32 nearly always, with nearly the same
+# can be trusted: on more prompts, the token that it writes first must be that of fp32 nearly always, with nearly the
+# same
 # probability. First tokens are compared because their context is equal; later ones follow from earlier differences.
 
 
@@ -409,9 +408,9 @@ class Composite(LocalModel):
     def engine_of(self, request: GenerateRequest) -> Engine:
         """Return the engine that a request runs on."""
         adapter, constraint = request.adapter, request.constraint
-        if adapter is not None and openvino_adapters.unsupported(Path(adapter)) is not None:
+        if adapter is not None and openvino.unsupported(Path(adapter)) is not None:
             return self._scorer
-        if constraint is not None and openvino_constraint.unsupported(constraint) is not None:
+        if constraint is not None and openvino_grammar.unsupported(constraint) is not None:
             return self._scorer
         return self._generator
 

@@ -302,7 +302,8 @@ def _delta(row: Row, had: int) -> Delta:
 # --------------------
 # PEFT LoRA adapters for OpenVINO: read, checked, and handed over with their scale folded in.
 #
-# openvino-genai adds `B @ A` of every layer whose name it finds in the graph, and only warns of the others on stderr; it
+# openvino-genai adds `B @ A` of every layer whose name it finds in the graph, and only warns of the others on stderr;
+# it
 # does not read adapter_config.json. What it would get wrong is refused here, and the scale (lora_alpha / r, with
 # rsLoRA / sqrt(r), both also by pattern) goes into B, so that nothing is left for it to decide.
 
@@ -503,7 +504,6 @@ class OpenVinoEngine(LocalModel):
 
     def session(self) -> Session:
         """Return a session: completions join at every step, also those of different adapters."""
-
         return OpenVinoSession(self.row, self.pipeline)
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:

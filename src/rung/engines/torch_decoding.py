@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,14 +21,11 @@ from rung.errors import EngineError
 from rung.models.tokenizer import Tokenizer
 from rung.progress import Progress
 
-if TYPE_CHECKING:
-    from rung.models.tokenizer import Tokenizer
-
-
 # --------------------
 # What a CUDA device does best: its precision, its batch sizes, and generation through continuous batching.
 #
-# UNVERIFIED ON HARDWARE: written and tested without a GPU. What a CPU can run is tested (continuous batching itself, with
+# UNVERIFIED ON HARDWARE: written and tested without a GPU. What a CPU can run is tested (continuous batching itself,
+# with
 # the same texts as Rung's own loop); precision, memory and flash attention follow the documentation, and
 # `benchmarks/gpu_generation.py` is there to measure them.
 #

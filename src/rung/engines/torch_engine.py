@@ -209,12 +209,10 @@ class TorchEngine(LocalModel):
 
     def session(self) -> Session:
         """Return a session: completions that wait begin as a batch of their own, and batches take turns."""
-
         return TorchSession(self)
 
     def read(self, texts: Sequence[tuple[int, ...]], *, top: int = 1, adapter: str | None = None) -> list[TokenScores]:
         """Score every token of every text, given as token ids; virtual tokens of a soft prompt are left out again."""
-
         rows = [self.prompt_tokens(text, 0, adapter) for text in texts]
         with self.running(adapter) as model:
             scored = token_scores(model, rows, top)
@@ -273,7 +271,6 @@ class TorchEngine(LocalModel):
 
         States are taken at two thirds of the depth: the last layers turn toward predicting the next token.
         """
-
         prompts = [self.fitting(self.tokenizer.encode_plain(text) or (0,), 0) for text in texts]
         progress.start("embedding", len(texts))
         states = mean_states(self.use(None), prompts, done=progress.advance)

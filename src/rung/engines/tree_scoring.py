@@ -25,7 +25,8 @@ from rung.engines.label_trie import Floats, LabelTrie, common_prefix
 # What each layer's tokens attend to, and attention whose scores are capped.
 #
 # Rung runs several rows behind one shared beginning, so it makes its own masks; models whose layers see only the last
-# tokens (Gemma 2 and 3, Mistral, Cohere 2) get a narrower one for those layers. Capped scores (Gemma 2) are what torch's
+# tokens (Gemma 2 and 3, Mistral, Cohere 2) get a narrower one for those layers. Capped scores (Gemma 2) are what
+# torch's
 # fast attention does not know, and transformers leaves out without a word when it is chosen.
 
 

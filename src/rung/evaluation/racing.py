@@ -146,7 +146,8 @@ def _ranked(names: Sequence[str], scores: Mapping[str, Sequence[float]]) -> list
 #
 # * Scores 0 or 1: bets on the sign of each difference, a mixture over how often the other arm wins (a sequential
 #   McNemar test: Robbins, Statistical methods related to the law of the iterated logarithm, 1970).
-# * Other scores in [0, 1]: adaptive bets on the difference. A paired t-test would need fewer rows, but its level is only
+# * Other scores in [0, 1]: adaptive bets on the difference. A paired t-test would need fewer rows, but its level is
+# only
 #   approximate: where an arm loses a little on most rows and wins much on a few, 20 rows without a win make it drop the
 #   best arm far more often than alpha (the tests show it).
 #

@@ -70,7 +70,8 @@ class Comparison:
 class Prediction:
     """One row answered by one artifact: a line of `predictions.jsonl`.
 
-    `note` is what the metric says of the score, `retrieval` what `rung.evaluation.rag_metrics.measure` tells of an answer
+    `note` is what the metric says of the score, `retrieval` what `rung.evaluation.rag_metrics.measure` tells of an
+    answer
     from documents. Of an agent, `steps` are those of `rung.agents.trace`, and `stopped` is the limit that it ran into.
     """
 
@@ -98,7 +99,8 @@ class ClimbResult:
     """The whole climb.
 
     `decision` is the recommendation in one sentence, with its numbers; `confidence` is what
-    `rung.evaluation.calibration.describe` says of the recommended artifact, where the task asks for it; `advice` is what
+    `rung.evaluation.calibration.describe` says of the recommended artifact, where the task asks for it; `advice` is
+    what
     the decision guide expected before the climb; `notes` are what else its reader has to know.
     """
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import rung
 from rung.artifact.artifact import Artifact
-from rung.models import embedded as catalogue
+from rung.models import embedded
 from rung.models.reference import ModelFiles, hub_name
 
 Form = Literal["peft", "huggingface", "openvino", "gguf"]
@@ -103,7 +103,7 @@ The weights are one part of what was measured; the prompt is another. `rung expo
 
 def hub_id(files: ModelFiles) -> str | None:
     """Return the base model's id on the Hugging Face Hub, where it is known."""
-    if (model := catalogue.find(files.reference)) is not None:
+    if (model := embedded.find(files.reference)) is not None:
         return model.source.removeprefix("https://huggingface.co/")
     return hub_name(files.reference)
 
@@ -119,7 +119,7 @@ def _front(artifact: Artifact, files: ModelFiles, form: Form) -> str:
 
 
 def _origin(files: ModelFiles) -> str:
-    if (model := catalogue.find(files.reference)) is not None:
+    if (model := embedded.find(files.reference)) is not None:
         return f"{model.source}; {model.about}, so its numbers differ from those on the Hub"
     return hub_name(files.reference) or "a local model"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,10 +15,6 @@ from rung.feedback.capture import Capture, Mode, Redactor
 from rung.feedback.records import Challenge, Feedback, Filter, Reason, Thumb
 from rung.feedback.registry import Follower
 from rung.feedback.store import Store, case_values, details
-
-if TYPE_CHECKING:
-    from fastapi import APIRouter, Request
-
 
 Result = TypeVar("Result")
 PAGE = 100

@@ -38,7 +38,8 @@ from rung.feedback.store import Store
 #
 # Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.evaluation.racing`);
 # its p-value holds at all looks together. Both directions are tested, each at half the level. The interval holds all
-# differences that the same test would not reject, so it leaves out 0 just where the trial is decided, and it too holds at
+# differences that the same test would not reject, so it leaves out 0 just where the trial is decided, and it too holds
+# at
 # all looks together. `rung.feedback.trials` runs one on a server.
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from rung.errors import ConfigError, ModelError
 from rung.models import embedded, gguf, hub
-from rung.models import embedded as catalogue
 from rung.models.cache import fingerprint
 from rung.models.hub import check_folder
 from rung.models.tokenizer import chat_template_of
@@ -75,7 +74,7 @@ def resolve(reference: str, *, progress: Progress = QUIET) -> ModelFiles:
             hint="engines run endpoints; rungs that train need a model on this machine, such as `embedded`",
         )
     path = Path(reference).expanduser()
-    if (model := catalogue.find(reference)) is not None:
+    if (model := embedded.find(reference)) is not None:
         folder = embedded.ensure(model, progress=progress)
         return _describe(reference, folder, model.name, embedded.fingerprint_of(model), model.licence)
     if path.is_dir():
@@ -91,7 +90,7 @@ def resolve(reference: str, *, progress: Progress = QUIET) -> ModelFiles:
 
 def is_cached(reference: str) -> bool:
     """Tell whether `resolve(reference)` needs no download."""
-    if (model := catalogue.find(reference)) is not None:
+    if (model := embedded.find(reference)) is not None:
         return embedded.folder_of(model).exists()
     if Path(reference).expanduser().exists() or not _is_hub_id(reference):
         return True
@@ -101,7 +100,7 @@ def is_cached(reference: str) -> bool:
 
 def hub_name(reference: str) -> str | None:
     """Return the Hub id that a reference means, without its revision, or None where it means something else."""
-    if is_endpoint(reference) or catalogue.find(reference) is not None or Path(reference).expanduser().exists():
+    if is_endpoint(reference) or embedded.find(reference) is not None or Path(reference).expanduser().exists():
         return None
     return reference.partition("@")[0] if _is_hub_id(reference) else None
 
@@ -112,7 +111,7 @@ def _is_hub_id(reference: str) -> bool:
 
 
 def _unknown(reference: str, path: Path) -> ModelError:
-    names = [name for model in catalogue.EMBEDDED for name in (model.alias, model.name)]
+    names = [name for model in embedded.EMBEDDED for name in (model.alias, model.name)]
     if path.parent.is_dir():
         names += [str(path.parent / entry.name) for entry in path.parent.iterdir()]
     close = difflib.get_close_matches(reference, names, 1, 0.6)

@@ -117,7 +117,6 @@ def list_sources(corpus: Corpus, base: Path) -> Listing:
 
 def read_documents(source: Source, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
     """Yield the documents of a source: one of a file, one of every row of a table. Problems are added to the list."""
-
     try:
         if source.path is None or source.path.suffix.lower() in READERS:
             yield from _rows(source, corpus, problems)
@@ -174,7 +173,6 @@ def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> So
     Raises:
         UnreadableError: it should not or cannot be read.
     """
-
     if not path.exists():
         raise UnreadableError("is a link to nothing")
     if path.is_dir():

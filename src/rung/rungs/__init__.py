@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from rung.errors import ConfigError
+from rung.rungs.adapters import IA3, BottleneckAdapter, LlamaAdapter
 from rung.rungs.base import Cost, Rung, Verdict, with_settings
-from rung.rungs.bottleneck import IA3, BottleneckAdapter, LlamaAdapter
 from rung.rungs.encoder import FineTunedEncoder
 from rung.rungs.ensemble import Ensemble
 from rung.rungs.features import Features

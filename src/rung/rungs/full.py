@@ -129,7 +129,8 @@ class LastLayers(Tuned):
 # Training the output layer alone: a softmax regression on the model's last hidden states.
 #
 # It cannot change what the model understands of a row, only which tokens it says to it, and it costs one pass over the
-# rows and then nearly nothing. As linear probes do, it bears a much larger learning rate than the layers below (Kumar et
+# rows and then nearly nothing. As linear probes do, it bears a much larger learning rate than the layers below (Kumar
+# et
 # al. 2022, https://arxiv.org/abs/2202.10054, train the head alone first because it leaves the features as they are).
 
 

@@ -107,7 +107,8 @@ class RsLoRA(LoRA):
 # --------------------
 # DoRA: weight-decomposed low-rank adaptation (Liu et al. 2024, https://arxiv.org/abs/2402.09353).
 #
-# LoRA changes the direction of each weight, a learnt number its length. The paper trains at a lower rate than LoRA (1e-4
+# LoRA changes the direction of each weight, a learnt number its length. The paper trains at a lower rate than LoRA
+# (1e-4
 # to 2e-4 against 3e-4); so does this, relative to `lora`.
 
 

@@ -178,7 +178,8 @@ def verdict_on_search(artifact: Artifact, data: Data, adoption: float, seed: int
 # --------------------
 # GEPA: a strong model reads what went wrong and rewrites the instruction.
 #
-# Agrawal et al. 2025, https://arxiv.org/abs/2507.19457, through the authors' library. It needs a model that can reflect;
+# Agrawal et al. 2025, https://arxiv.org/abs/2507.19457, through the authors' library. It needs a model that can
+# reflect;
 # what it finds is adopted only if it is significantly better on training rows that it never saw, as with prompt search.
 
 

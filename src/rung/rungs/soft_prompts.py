@@ -84,10 +84,14 @@ class PromptTuning(SoftPrompted):
 # --------------------
 # P-tuning: a small network makes the virtual tokens' embeddings (Liu et al. 2021, https://arxiv.org/abs/2103.10385).
 #
-# The network ties the tokens to each other while they are trained (section 3); what is kept is what it made. The paper's
-# is a bidirectional LSTM of two layers and an MLP of two (`encoder: lstm`). The default, 20 tokens and an MLP as wide as
-# the model, is that of PEFT's comparison of methods (method_comparison/MetaMathQA/experiments/ptuning), and the rate the
-# middle one of those tried there with an MLP: 5e-5, 1e-3 and 5e-3. In the warm-up the loss may rise by some nats with it.
+# The network ties the tokens to each other while they are trained (section 3); what is kept is what it made. The
+# paper's
+# is a bidirectional LSTM of two layers and an MLP of two (`encoder: lstm`). The default, 20 tokens and an MLP as wide
+# as
+# the model, is that of PEFT's comparison of methods (method_comparison/MetaMathQA/experiments/ptuning), and the rate
+# the
+# middle one of those tried there with an MLP: 5e-5, 1e-3 and 5e-3. In the warm-up the loss may rise by some nats with
+# it.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,7 @@ from starlette.exceptions import HTTPException
 
 from rung import __version__
 from rung.errors import RungError
-from rung.serving import chat as chat_api
-from rung.serving import completions as text_api
-from rung.serving import endpoints as embeddings_api
-from rung.serving import endpoints as health_api
-from rung.serving import endpoints as models_api
-from rung.serving import endpoints as tasks_api
+from rung.serving import chat, completions, endpoints
 from rung.serving.access import Access
 from rung.serving.context import Context, Shadows, watch_shadows
 from rung.serving.front import Front
@@ -34,10 +29,7 @@ from rung.serving.metrics import Metrics
 from rung.serving.served import Served, ServedArtifact
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from rung.serving.context import Recorder
-    from rung.serving.served import Served
     from rung.serving.web.site import Places
 
 
@@ -249,13 +241,13 @@ def app_with(
     app = FastAPI(title=TITLE, version=__version__, lifespan=living, docs_url=None, redoc_url=None)
     app.state.rung = context
     own = (
-        chat_api.router, text_api.router, embeddings_api.router, models_api.router, models_api.loading,
-        tasks_api.router, health_api.router,
+        chat.router, completions.router, endpoints.router, endpoints.loading, endpoints.tasks_router,
+        endpoints.health_router,
     )  # fmt: skip
     for router in (*own, *routers):
         app.include_router(router)
     if pages is not None:
-        from rung.serving.web.site import add_pages
+        from rung.serving.web import add_pages
 
         access = replace(access, sessions=add_pages(app, pages, access.keys))
     _handle_errors(app, metrics)

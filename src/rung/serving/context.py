@@ -28,10 +28,7 @@ from rung.serving.scheduler import LeftError, ScheduledEngine
 from rung.serving.served import Base, Encoder, ModelNotFoundError, Served, ServedArtifact, ending, scheduled
 
 if TYPE_CHECKING:
-    from rung.artifact.parts import Answer
     from rung.serving.front import Visit
-    from rung.serving.metrics import Metrics
-    from rung.serving.served import Base, ServedArtifact
 
 
 # --------------------
@@ -46,7 +43,8 @@ def new_id(kind: str) -> str:
 # --------------------
 # Challengers that answer behind the responses: one row at a time, and while no client waits, if that ever comes.
 #
-# A row waits until no client does, but no longer than `PATIENCE` seconds from when its turn came, or `REST` times as long
+# A row waits until no client does, but no longer than `PATIENCE` seconds from when its turn came, or `REST` times as
+# long
 # as the last row took that ran beside clients, whichever is more. So on a server that is never idle shadows answer too,
 # and are at most one row in at most a fifth of the time.
 #

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Scope, Send
 
-    from rung.serving.limits import Gate
     from rung.serving.metrics import Metrics
 
 

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -26,10 +26,6 @@ from torch.utils.hooks import RemovableHandle
 from rung.engines.adapter_identity import adapter_digest
 from rung.errors import ArtifactError, TrainingError
 from rung.models.cache import cache_dir, publish
-
-if TYPE_CHECKING:
-    import torch
-
 
 BASE_FINGERPRINT = "rung_base_fingerprint"
 OUTPUT = "lm_head.weight"  # the output layer's own tensor, also where it has none yet

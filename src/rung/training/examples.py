@@ -21,7 +21,6 @@ from rung.prompts.prompt import placeholders
 
 if TYPE_CHECKING:
     from rung.models.tokenizer import Tokenizer
-    from rung.progress import Progress
 
 
 # --------------------
@@ -342,7 +341,8 @@ def epoch_batches(rows: Sequence[Row], size: int, rng: random.Random) -> Iterato
 # --------------------
 # Plain text as training examples: documents one after the other, cut into blocks of a length.
 #
-# Documents are joined and cut regardless of where they end, as in the pretraining of the models themselves (Brown et al.
+# Documents are joined and cut regardless of where they end, as in the pretraining of the models themselves (Brown et
+# al.
 # 2020, https://arxiv.org/abs/2005.14165, appendix B), so that no token is padding and none is thrown away.
 
 

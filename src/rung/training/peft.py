@@ -10,16 +10,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 
 from rung.errors import ArtifactError, EngineError, needed_by
 from rung.training.changes import BASE_FINGERPRINT, Change, cannot_merge, plain_parameters, read_tensors, write_tensors
-
-if TYPE_CHECKING:
-    import torch
-
 
 _numbers = itertools.count()
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # ways to begin that leave the base model as it is

@@ -194,7 +194,8 @@ def sql_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
 # --------------------
 # Python by execution: a program is right if it passes the row's tests, or prints what the expected program prints.
 #
-# A model's programs run only where the task file says `allow_execution: true`: each in a process of its own, in an empty
+# A model's programs run only where the task file says `allow_execution: true`: each in a process of its own, in an
+# empty
 # folder, with an empty environment, limits on time, memory, file sizes and processes, and without a network. That keeps
 # accidents small; it is no wall against a program that means harm, which can still read what the user can read.
 

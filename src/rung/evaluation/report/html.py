@@ -164,7 +164,8 @@ def guide_section(result: ClimbResult) -> str:
     if result.advice is None:
         return ""
     chart = f'<div class="scroll">{chart_svg(result.advice)}</div>'
-    return f"<details><summary>the path of the rules</summary>{chart}{_sources(result.advice)}</details>{_guide_table(result)}"
+    path = f"<details><summary>the path of the rules</summary>{chart}{_sources(result.advice)}</details>"
+    return path + _guide_table(result)
 
 
 def chart_svg(advice: Mapping[str, Any]) -> str:

@@ -1,1 +1,31 @@
 """Pages of the server: HTML made on the server, one script, one style sheet, and nothing from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+
+from rung.serving.access import KeyRing, Sessions
+from rung.serving.web import general, playground, promotions, review
+from rung.serving.web.site import History, Places, Site
+
+
+def add_pages(app: FastAPI, places: Places, keys: KeyRing | None) -> Sessions:
+    """Add the pages to an application; return the sessions that its front has to know."""
+    site = Site(places, Sessions(keys), History(app.state.rung.metrics.registry))
+
+    @asynccontextmanager
+    async def sampling(_app: object) -> AsyncIterator[None]:
+        site.history.start()
+        yield
+        site.history.close()
+
+    app.state.site = site
+    app.include_router(APIRouter(lifespan=sampling))
+    for router in (
+        general.router, playground.router, promotions.router, promotions.trials_router, review.router,
+    ):  # fmt: skip
+        app.include_router(router)
+    return site.sessions

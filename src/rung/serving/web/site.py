@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -26,12 +25,10 @@ from rung.serving.limits import Refused
 from rung.serving.metrics import SECONDS
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
     from jinja2 import Environment
     from prometheus_client import CollectorRegistry
 
     from rung.feedback.store import Store
-    from rung.serving.access import KeyRing
 
 
 # --------------------
@@ -195,31 +192,6 @@ class Site:
     def registry(self) -> Path | None:
         """The registry's folder, where there is one."""
         return self.places.registry
-
-
-def add_pages(app: FastAPI, places: Places, keys: KeyRing | None) -> Sessions:
-    """Add the pages to an application; return the sessions that its front has to know."""
-    from fastapi import APIRouter
-
-    from rung.serving.web import general, playground
-    from rung.serving.web import general as load
-    from rung.serving.web import promotions as promoting
-    from rung.serving.web import promotions as trying
-    from rung.serving.web import review as reviewing
-
-    site = Site(places, Sessions(keys), History(app.state.rung.metrics.registry))
-
-    @asynccontextmanager
-    async def sampling(_app: object) -> AsyncIterator[None]:
-        site.history.start()
-        yield
-        site.history.close()
-
-    app.state.site = site
-    app.include_router(APIRouter(lifespan=sampling))
-    for part in (general, load, playground, promoting, reviewing, trying):
-        app.include_router(part.router)
-    return site.sessions
 
 
 def site_of(request: Request) -> Site:

@@ -56,7 +56,8 @@ class BottleneckAdapter(Tuned):
 # --------------------
 # IA3: infused adapter by inhibiting and amplifying inner activations (Liu et al. 2022, https://arxiv.org/abs/2205.05638).
 #
-# Learnt vectors, ones at first, scale the keys, the values and the inner activations of the feed-forward networks: a few
+# Learnt vectors, ones at first, scale the keys, the values and the inner activations of the feed-forward networks: a
+# few
 # hundredths of a percent of the parameters. The rate is that of the paper's recipe (T-Few), 3e-3.
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
-from rung.clustering.grouping import adjusted_rand, candidates, group, normalized_mutual_information
+from rung.clustering import adjusted_rand, candidates, group, normalized_mutual_information
 from rung.errors import ConfigError
 
 
