@@ -133,10 +133,10 @@ def test_several_labels_are_sure_together_and_held_back_together(tagged):
     assert [a.text for a in after] == [a.text for a in before]
     for old, new in zip(before, after, strict=True):
         each = np.array([(1 - p, p) for p in old.probabilities])
-        chances = tempered(each, fitted.confidence.temperature)[:, 1]
+        probs = tempered(each, fitted.confidence.temperature)[:, 1]
         given = [label in json.loads(new.text) for label in ("a", "b", "oos")]
-        assert new.probabilities == pytest.approx(chances, rel=1e-6)
-        assert new.confidence == pytest.approx(np.where(given, chances, 1 - chances).prod(), rel=1e-6)
+        assert new.probabilities == pytest.approx(probs, rel=1e-6)
+        assert new.confidence == pytest.approx(np.where(given, probs, 1 - probs).prod(), rel=1e-6)
         assert new.abstained == (new.confidence < 0.4)
     rows = evaluate(fitted, data.test, "test")
     held = [row for row in rows if row.abstained and "oos" in json.loads(row.expected[0])]

@@ -322,7 +322,7 @@ def test_what_cannot_be_asked_for_is_an_error_before_anything_is_sent(server, st
 
 
 def vllm(server, vocabulary):
-    """Make the server speak like vLLM: tokens are characters, and `echo` gives the logarithm of made-up chances."""
+    """Make the server speak like vLLM: tokens are characters, and `echo` gives made-up log-probabilities."""
     server.replies["/v1/models"].append(Reply({"data": [{"id": "m", "owned_by": "vllm", "max_model_len": 999}]}))
 
     def answer(path, body):

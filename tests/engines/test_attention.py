@@ -92,9 +92,9 @@ def test_texts_are_those_of_one_row_at_a_time(pair, tiny_tokenizer):
         tokens = list(prompt)
         for logprob in one.logprobs:
             with torch.inference_mode():
-                chances = oracle(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
-            assert chances.max().item() == pytest.approx(logprob, abs=1e-3)
-            tokens.append(int(chances.argmax()))
+                log_probs = oracle(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
+            assert log_probs.max().item() == pytest.approx(logprob, abs=1e-3)
+            tokens.append(int(log_probs.argmax()))
 
 
 def test_only_models_that_cap_scores_leave_the_fast_attention():

@@ -89,10 +89,10 @@ def test_isotonic_refuses_few_rows():
 def test_isotonic_fits_the_answers_own_probability():
     probabilities, truth = sampled(1500, 4, 2.0)
     fitted = fit("isotonic", probabilities, truth)
-    chances = np.array([fitted.of(p) for p in probabilities.max(1)])
+    probs = np.array([fitted.of(p) for p in probabilities.max(1)])
     right = probabilities.argmax(1) == truth
-    assert chances.mean() == pytest.approx(right.mean(), abs=1e-9)  # least squares keeps the mean
-    assert (np.diff(chances[np.argsort(probabilities.max(1))]) >= -1e-12).all()
+    assert probs.mean() == pytest.approx(right.mean(), abs=1e-9)  # least squares keeps the mean
+    assert (np.diff(probs[np.argsort(probabilities.max(1))]) >= -1e-12).all()
 
 
 def test_calibration_error_by_hand():
@@ -103,20 +103,20 @@ def test_calibration_error_by_hand():
 
 def test_bins_equal_those_of_scikit_learn():
     random = np.random.default_rng(2)
-    chances = np.concatenate([random.random(400), np.arange(16) / 15])  # with values on the edges
-    right = random.random(416) < chances
-    accuracy, confidence = calibration_curve(right, chances, n_bins=15, strategy="uniform")
-    bins = reliability(chances, right)
+    probs = np.concatenate([random.random(400), np.arange(16) / 15])  # with values on the edges
+    right = random.random(416) < probs
+    accuracy, confidence = calibration_curve(right, probs, n_bins=15, strategy="uniform")
+    bins = reliability(probs, right)
     assert [b.accuracy for b in bins] == pytest.approx(accuracy)
     assert [b.confidence for b in bins] == pytest.approx(confidence)
     by_hand = sum(b.rows * abs(b.accuracy - b.confidence) for b in bins) / 416
-    assert calibration_error(chances, right).value == pytest.approx(by_hand)
+    assert calibration_error(probs, right).value == pytest.approx(by_hand)
 
 
 def test_perfect_calibration_is_not_called_an_error():
     random = np.random.default_rng(4)
-    chances = random.random(600)
-    found = calibration_error(chances, random.random(600) < chances)
+    probs = random.random(600)
+    found = calibration_error(probs, random.random(600) < probs)
     assert found.p > 0.05
     assert found.low <= 0.02
     assert found.expected == pytest.approx(found.value, abs=0.02)
@@ -151,26 +151,26 @@ def decided(rows, sharpened, seed=0):
     random = np.random.default_rng(seed)
     logits = random.normal(size=(rows, 3)) * 2
     truth = random.random((rows, 3)) < 1 / (1 + np.exp(-logits))
-    chances = 1 / (1 + np.exp(-logits * sharpened))
-    return chances, chances >= 0.5, truth
+    probs = 1 / (1 + np.exp(-logits * sharpened))
+    return probs, probs >= 0.5, truth
 
 
 def test_of_several_labels_the_temperature_of_the_decisions_is_found():
-    chances, given, truth = decided(3000, 2.5)
-    fitted = fit_each("temperature", chances, given, truth)
+    probs, given, truth = decided(3000, 2.5)
+    fitted = fit_each("temperature", probs, given, truth)
     assert fitted.temperature == pytest.approx(2.5, rel=0.08)
     honest, _, _ = decided(3000, 2.5 / fitted.temperature)
-    assert np.array([fitted.scaled_each(row) for row in chances]) == pytest.approx(honest, rel=1e-9)
+    assert np.array([fitted.scaled_each(row) for row in probs]) == pytest.approx(honest, rel=1e-9)
 
 
 def test_of_several_labels_isotonic_maps_the_probability_of_the_whole_answer():
-    chances, given, truth = decided(1200, 2.5)
-    fitted = fit_each("isotonic", chances, given, truth)
-    whole = of_decisions(chances, given)
+    probs, given, truth = decided(1200, 2.5)
+    fitted = fit_each("isotonic", probs, given, truth)
+    whole = of_decisions(probs, given)
     assert fitted.thresholds == isotonic(whole, (given == truth).all(1))
     assert fitted.scaled_each([0.2, 0.9]) == pytest.approx((0.2, 0.9), abs=0)
     with pytest.raises(ConfigError, match="on 999 validation rows"):
-        fit_each("isotonic", chances[:999], given[:999], truth[:999])
+        fit_each("isotonic", probs[:999], given[:999], truth[:999])
 
 
 def test_decisions_by_hand():
@@ -179,10 +179,10 @@ def test_decisions_by_hand():
 
 
 def test_coverage_by_hand():
-    chances, right = [0.9, 0.8, 0.8, 0.4], [1, 0, 1, 0]
-    assert coverage_curve(chances, right) == [(0.9, 0.25, 1.0), (0.8, 0.75, pytest.approx(2 / 3)), (0.4, 1.0, 0.5)]
-    assert threshold_for(chances, right, 0.6) == 0.8
-    assert threshold_for(chances, right, 1.0) == 0.9
+    probs, right = [0.9, 0.8, 0.8, 0.4], [1, 0, 1, 0]
+    assert coverage_curve(probs, right) == [(0.9, 0.25, 1.0), (0.8, 0.75, pytest.approx(2 / 3)), (0.4, 1.0, 0.5)]
+    assert threshold_for(probs, right, 0.6) == 0.8
+    assert threshold_for(probs, right, 1.0) == 0.9
     assert threshold_for([0.5], [0], 0.5) is None
 
 

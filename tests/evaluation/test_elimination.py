@@ -133,15 +133,13 @@ def test_clearly_worse_continuous_arms_save_half_of_the_evaluations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capital", "values", "chances"),
+    ("capital", "values", "probs"),
     [(betting_capital, [-0.5, 0.0, 0.25], [0.2, 0.4, 0.4]), (sign_capital, [-1.0, 0.0, 1.0], [0.3, 0.4, 0.3])],
 )
-def test_capital_is_anytime_valid(
-    capital: Callable[[Matrix], Matrix], values: list[float], chances: list[float]
-) -> None:
+def test_capital_is_anytime_valid(capital: Callable[[Matrix], Matrix], values: list[float], probs: list[float]) -> None:
     """The capital ever reaches 1/a, over all 200 rows, in at most a of the runs of mean zero."""
     generator = np.random.default_rng(5)
-    most = np.array([capital(generator.choice(values, p=chances, size=200)).max() for _ in range(2000)])
+    most = np.array([capital(generator.choice(values, p=probs, size=200)).max() for _ in range(2000)])
     for a in (0.2, 0.05, 0.01):
         assert np.mean(most >= np.log(1 / a)) <= above(a, 2000)
 

@@ -186,9 +186,9 @@ def test_racing_scores_are_calibrated_probabilities_of_the_gold_label(scoring, r
     bias = logits[:20].mean(0)
     judge.ask(name, 40)
     assert judge.tried[name].artifact.decoder.bias == pytest.approx(tuple(bias), rel=1e-5)
-    chances = np.exp(logits - bias) / np.exp(logits - bias).sum(1, keepdims=True)
+    probs = np.exp(logits - bias) / np.exp(logits - bias).sum(1, keepdims=True)
     gold = [["neg", "pos"].index(row.outputs[0]) for row in judge.rows]
-    assert judge.tried[name].scores == pytest.approx(chances[range(40), gold], rel=1e-4)
+    assert judge.tried[name].scores == pytest.approx(probs[range(40), gold], rel=1e-4)
 
 
 def test_the_incumbent_is_judged_as_it_is(scoring, rows):

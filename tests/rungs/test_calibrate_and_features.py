@@ -37,9 +37,9 @@ def test_the_head_is_scikit_learns_on_standardized_features(labels):
     mean, scale = vectors.mean(0), vectors.std(0).mean()
     oracle = LogisticRegression(C=penalty, max_iter=500, tol=1e-3).fit((vectors - mean) / scale, truth)
     logits = vectors @ weight.T + intercept
-    chances = np.exp(logits - logits.max(1, keepdims=True))
-    chances /= chances.sum(1, keepdims=True)
-    np.testing.assert_allclose(chances, oracle.predict_proba((vectors - mean) / scale), atol=1e-4)
+    probs = np.exp(logits - logits.max(1, keepdims=True))
+    probs /= probs.sum(1, keepdims=True)
+    np.testing.assert_allclose(probs, oracle.predict_proba((vectors - mean) / scale), atol=1e-4)
 
 
 def test_the_names_of_the_labels_are_rows_too(zero, data):

@@ -64,8 +64,8 @@ def mixed(tiny_encoder, zero, data):
 
 
 def softmax(logits):
-    chances = np.exp(logits - logits.max(-1, keepdims=True))
-    return (chances / chances.sum(-1, keepdims=True)).astype(np.float32)
+    probs = np.exp(logits - logits.max(-1, keepdims=True))
+    return (probs / probs.sum(-1, keepdims=True)).astype(np.float32)
 
 
 def test_tempered_probabilities_are_those_of_divided_logits():
@@ -84,14 +84,14 @@ def test_the_weights_are_the_best_of_all():
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 4, 300)
     signal = np.eye(4)[truth]
-    chances = [softmax(strength * signal + rng.normal(size=(300, 4))) for strength in (2.0, 1.5, 0.0)]
-    weights = mixture_weights(chances, truth)
+    probs = [softmax(strength * signal + rng.normal(size=(300, 4))) for strength in (2.0, 1.5, 0.0)]
+    weights = mixture_weights(probs, truth)
     steps = np.linspace(0.001, 0.998, 101)
     grid = [(a, b, 1 - a - b) for a in steps for b in steps if a + b < 0.9995]
 
     def improbability(one):
         """Of the rows, and of weights by which each member had one row right before."""
-        return log_loss(sum(w * c for w, c in zip(one, chances, strict=True)), truth) - np.log(one).sum() / 300
+        return log_loss(sum(w * c for w, c in zip(one, probs, strict=True)), truth) - np.log(one).sum() / 300
 
     assert weights.sum() == pytest.approx(1)
     assert improbability(weights) <= min(map(improbability, grid)) + 1e-6
@@ -100,13 +100,13 @@ def test_the_weights_are_the_best_of_all():
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 8])
 def test_a_few_rows_do_not_decide_alone(rows):
-    """Members that know the same both stay, and nobody's chances are bent to the end of the scale."""
+    """Members that know the same both stay, and nobody's probabilities are bent to the end of the scale."""
     rng, lone, bent = np.random.default_rng(rows), 0, 0
     for _ in range(100):
         truth = rng.integers(0, 4, rows)
-        chances = [softmax(2 * np.eye(4)[truth] + rng.normal(size=(rows, 4))) for _ in range(2)]
-        lone += min(mixture_weights(chances, truth)) < 0.02
-        bent += not 0.3 < best_temperature(chances[0], truth) < 3
+        probs = [softmax(2 * np.eye(4)[truth] + rng.normal(size=(rows, 4))) for _ in range(2)]
+        lone += min(mixture_weights(probs, truth)) < 0.02
+        bent += not 0.3 < best_temperature(probs[0], truth) < 3
     assert (lone, bent) == (0, 0)
 
 
@@ -141,7 +141,7 @@ def test_a_member_that_is_named_again_gets_the_next_seed(tiny_encoder):
 
 def test_useless_members_are_left_out(tiny_encoder, zero, data, monkeypatch):
     chosen = iter(([0.005, 0.005, 0.99], [1.0]))
-    monkeypatch.setattr(module, "mixture_weights", lambda chances, truth: np.array(next(chosen)))
+    monkeypatch.setattr(module, "mixture_weights", lambda probs, truth: np.array(next(chosen)))
     fitted = ensemble(tiny_encoder, "given", "given", "given").fit(zero, data)
     assert fitted.settings["ensemble"]["kept"] == [2]
     (member,) = fitted.decoder.members

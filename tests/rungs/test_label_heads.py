@@ -24,9 +24,9 @@ def test_no_threshold_has_a_better_f1(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth = rng.random(60) < 0.3
     truth[:5] = True
-    chances = (np.round(rng.random(60), 1) * 0.5 + truth * 0.2).astype(np.float32)
-    found = f1_score(truth, chances >= best_threshold(chances, truth))
-    assert found == pytest.approx(max(f1_score(truth, chances >= t) for t in np.unique(chances)), rel=1e-12)
+    probs = (np.round(rng.random(60), 1) * 0.5 + truth * 0.2).astype(np.float32)
+    found = f1_score(truth, probs >= best_threshold(probs, truth))
+    assert found == pytest.approx(max(f1_score(truth, probs >= t) for t in np.unique(probs)), rel=1e-12)
 
 
 def test_a_rare_label_keeps_one_half() -> None:
@@ -54,11 +54,11 @@ def test_the_answer_s_probability_is_that_of_all_decisions() -> None:
 def test_shared_thresholds_win_where_most_rows_have_no_label() -> None:
     truth = np.zeros((50, 2), bool)
     truth[:6, 0] = True
-    chances = np.full((50, 2), 0.3, np.float32)
-    chances[:3, 0] = 0.8
-    score, thresholds = best_thresholds(chances, truth)
+    probs = np.full((50, 2), 0.3, np.float32)
+    probs[:3, 0] = 0.8
+    score, thresholds = best_thresholds(probs, truth)
     assert thresholds == (0.4, 0.4)  # the first of those that are as good
-    assert score == pytest.approx(f1_score(truth, chances >= 0.4, average="samples", zero_division=1))
+    assert score == pytest.approx(f1_score(truth, probs >= 0.4, average="samples", zero_division=1))
 
 
 def test_real_messages_are_labelled_better_than_by_one_answer_for_all_and_saved(tmp_path: Path) -> None:

@@ -265,8 +265,8 @@ def test_an_ensemble_is_the_mean_of_its_members_calibrated():
     expected = np.mean(raw, 0) - np.array(artifact.decoder.bias)
     answers = artifact.answer(examples)
     assert [a.text for a in answers] == [LABELS[i] for i in expected.argmax(1)]
-    chances = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
-    np.testing.assert_allclose([a.probabilities for a in answers], chances, rtol=1e-4)
+    probs = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
+    np.testing.assert_allclose([a.probabilities for a in answers], probs, rtol=1e-4)
     assert answers[0].prompt_tokens == sum(engine.count(member[0]) for member in prompts)
     calibration = sorted(data.train, key=lambda e: e.id)[:16]
     seen = np.mean([[[likes(p, t) for t in TEXTS] for p in member.render(calibration)] for member in members], (0, 1))

@@ -66,9 +66,9 @@ class Answer:
     stopped: str = ""
 
 
-def sure(answer: Answer, chances: Floats, best: int, fitted: Confidence | None) -> Answer:
+def sure(answer: Answer, probs: Floats, best: int, fitted: Confidence | None) -> Answer:
     """Return the answer with its confidence: the probability of label `best`, calibrated where that was fitted."""
-    values = tuple(chances.tolist())
+    values = tuple(probs.tolist())
     if fitted is None:
         return replace(answer, confidence=values[best], probabilities=values)
     values = fitted.scaled(values)
@@ -76,16 +76,16 @@ def sure(answer: Answer, chances: Floats, best: int, fitted: Confidence | None) 
     return replace(answer, confidence=confidence, probabilities=values, abstained=fitted.abstains(confidence))
 
 
-def sure_of_list(answer: Answer, chances: Floats, given: npt.NDArray[np.bool_], fitted: Confidence) -> Answer:
+def sure_of_list(answer: Answer, probs: Floats, given: npt.NDArray[np.bool_], fitted: Confidence) -> Answer:
     """Return the answer to a row of several labels with its calibrated confidence, that of all decisions together.
 
     Args:
         answer: the list of the labels given.
-        chances: that each label is right, shape [labels].
+        probs: that each label is right, shape [labels].
         given: whether it is given, shape [labels].
         fitted: the calibration.
     """
-    values = fitted.scaled_each(chances)
+    values = fitted.scaled_each(probs)
     confidence = fitted.of(float(of_decisions(values, given)))
     return replace(answer, confidence=confidence, probabilities=values, abstained=fitted.abstains(confidence))
 

@@ -64,23 +64,23 @@ class Head(Promptless):
         encode = open_encoder(self.reference, progress=progress).encode if self.encoder else artifact.open().encode
         start = time.perf_counter()  # loading a model is no part of answering a row
         texts = [artifact.prompt.question(example.inputs) for example in examples]
-        chances = self.classify(features(artifact, self.reference, texts, progress=progress))
+        probs = self.classify(features(artifact, self.reference, texts, progress=progress))
         seconds = (time.perf_counter() - start) / len(examples)
         answers = []
-        for p, text in zip(chances, texts, strict=True):
+        for p, text in zip(probs, texts, strict=True):
             messages: Messages = ({"role": "user", "content": text},)
             said, confidence = self.decide(p)
             answer = Answer(said, confidence, tuple(p.tolist()), len(encode(text)), 0, seconds, messages)
             answers.append(self._sure(answer, p))
         return answers
 
-    def _sure(self, answer: Answer, chances: Floats) -> Answer:
+    def _sure(self, answer: Answer, probs: Floats) -> Answer:
         """Return the answer with its confidence, calibrated where that was fitted."""
         if not self.thresholds:
-            return sure(answer, chances, int(chances.argmax()), self.confidence)
+            return sure(answer, probs, int(probs.argmax()), self.confidence)
         if self.confidence is None:
             return answer
-        return sure_of_list(answer, chances, chances >= np.array(self.thresholds), self.confidence)
+        return sure_of_list(answer, probs, probs >= np.array(self.thresholds), self.confidence)
 
     def classify(self, features: Floats) -> Floats:
         """Return probabilities, shape [rows, labels], of unit feature vectors [rows, features].
@@ -96,15 +96,15 @@ class Head(Promptless):
         result: Floats = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
         return result
 
-    def decide(self, chances: Floats) -> tuple[str, float]:
+    def decide(self, probs: Floats) -> tuple[str, float]:
         """Return the answer to a row by its probabilities, shape [labels], and the answer's own probability.
 
         With thresholds the answer is a JSON list, and its probability that of all decisions, taken as independent.
         """
         if not self.thresholds:
-            return self.labels[int(chances.argmax())], float(chances.max())
-        given = chances >= np.array(self.thresholds)
-        return listed(self.labels, given), float(of_decisions(chances, given))
+            return self.labels[int(probs.argmax())], float(probs.max())
+        given = probs >= np.array(self.thresholds)
+        return listed(self.labels, given), float(of_decisions(probs, given))
 
 
 def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
@@ -141,10 +141,10 @@ class Mixture(Promptless):
         """Ask every member; costs add up, and what is shown as sent is what the first one was sent."""
         del full, passages  # members are mixed by all their labels' probabilities, and find documents themselves
         given = [member.answer(examples, full=True, progress=progress) for member in self.members]
-        chances = self.mixed([label_probabilities(answers) for answers in given])
+        probs = self.mixed([label_probabilities(answers) for answers in given])
         rows = list(zip(*given, strict=True))
         answers = []
-        for p, row in zip(chances, rows, strict=True):
+        for p, row in zip(probs, rows, strict=True):
             best = int(p.argmax())
             answer = replace(
                 row[0],
@@ -168,19 +168,19 @@ class Mixture(Promptless):
         del artifact
         return self.members[0].text(messages)
 
-    def mixed(self, chances: Sequence[Floats]) -> Floats:
+    def mixed(self, probs: Sequence[Floats]) -> Floats:
         """Return the probabilities [rows, labels] of the members' own, one array of that shape each."""
         parts = [
             weight * tempered(one, temperature)
-            for weight, temperature, one in zip(self.weights, self.temperatures, chances, strict=True)
+            for weight, temperature, one in zip(self.weights, self.temperatures, probs, strict=True)
         ]
         total: Floats = np.sum(parts, axis=0)
         return total
 
 
-def tempered(chances: Floats, temperature: float) -> Floats:
+def tempered(probs: Floats, temperature: float) -> Floats:
     """Return probabilities [rows, labels] of logits divided by a temperature (Guo et al. 2017, arXiv:1706.04599)."""
-    logits = np.log(np.maximum(chances, 1e-12)) / temperature
+    logits = np.log(np.maximum(probs, 1e-12)) / temperature
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     result: Floats = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
     return result

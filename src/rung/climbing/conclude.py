@@ -84,13 +84,11 @@ def fit_confidence(
 def _fitted(artifact: Artifact, answers: Sequence[Answer], rows: Sequence[Example], method: Method) -> Confidence:
     """Fit one label a row by its probability, several by those of all decisions."""
     labels, kind = artifact.shape.labels, artifact.shape.kind
-    chances = np.array([answer.probabilities for answer in answers])
+    probs = np.array([answer.probabilities for answer in answers])
     if kind == "category":
-        return calibration.fit(method, chances, [labels.index(row.outputs[0]) for row in rows])
+        return calibration.fit(method, probs, [labels.index(row.outputs[0]) for row in rows])
     given = [_among(labels, answer.text) for answer in answers]
-    return calibration.fit_each(
-        method, chances, np.array(given), np.array([_among(labels, r.outputs[0]) for r in rows])
-    )
+    return calibration.fit_each(method, probs, np.array(given), np.array([_among(labels, r.outputs[0]) for r in rows]))
 
 
 def _among(labels: Sequence[str], text: str) -> list[bool]:

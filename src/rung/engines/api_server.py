@@ -169,12 +169,12 @@ class Server:
 
     def _tells_forced(self, sample: tuple[int, ...]) -> bool:
         try:
-            chances = [math.exp(forced_logprob(self._transport, self._model, sample, token)) for token in sample[:2]]
+            probs = [math.exp(forced_logprob(self._transport, self._model, sample, token)) for token in sample[:2]]
         except EngineError as refused:
             if refused.code not in ("endpoint-refused", "scoring-unsupported"):
                 raise
             return False
-        return sum(chances) <= 1.001  # had the server counted the bias in, each would have a chance near one
+        return sum(probs) <= 1.001  # had the server counted the bias in, each would have a chance near one
 
 
 ECHO = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}

@@ -358,12 +358,12 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
     """Pick one token per row: the likeliest, or one drawn from the nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
     if sampling.temperature <= 0:
         return logits.argmax(-1)
-    chances = torch.softmax(logits / sampling.temperature, -1)
+    probs = torch.softmax(logits / sampling.temperature, -1)
     if sampling.top_p < 1:
-        ordered, index = chances.sort(-1, descending=True)
+        ordered, index = probs.sort(-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= sampling.top_p
-        chances = torch.zeros_like(chances).scatter(-1, index, ordered.masked_fill(outside, 0.0))
-    return torch.multinomial(chances, 1, generator=generator)[:, 0]
+        probs = torch.zeros_like(probs).scatter(-1, index, ordered.masked_fill(outside, 0.0))
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
 def _masked(logits: torch.Tensor, allowed: TokenMask | None) -> torch.Tensor:

@@ -54,8 +54,8 @@ class Confidence:
 
     def scaled_each(self, probabilities: Values) -> tuple[float, ...]:
         """Return probabilities that do not sum to one, each that its label is right, at this temperature."""
-        chances = np.asarray(probabilities, np.float64)
-        return tuple(tempered(_of_yes_and_no(chances), self.temperature)[..., 1].tolist())
+        probs = np.asarray(probabilities, np.float64)
+        return tuple(tempered(_of_yes_and_no(probs), self.temperature)[..., 1].tolist())
 
     def of(self, probability: float) -> float:
         """Return the confidence in an answer that has this probability (after `scaled`)."""
@@ -111,14 +111,14 @@ def fit_each(method: Method, probabilities: Values, given: Decisions, truth: Dec
 
 def of_decisions(probabilities: Values, given: Decisions) -> Array:
     """Return the probability that labels are rightly given or left out, taken as independent, along the last axis."""
-    chances = np.asarray(probabilities)
-    result: Array = np.where(given, chances, 1 - chances).prod(-1)
+    probs = np.asarray(probabilities)
+    result: Array = np.where(given, probs, 1 - probs).prod(-1)
     return result
 
 
-def _of_yes_and_no(chances: Array) -> Array:
+def _of_yes_and_no(probs: Array) -> Array:
     """Return the probabilities of both answers to "is the label right?", shape [..., 2], no first."""
-    return np.stack([1 - chances, chances], -1)
+    return np.stack([1 - probs, probs], -1)
 
 
 def _fit_isotonic(scores: Array, right: npt.NDArray[np.bool_]) -> Confidence:
@@ -216,15 +216,15 @@ class CalibrationError:
 
 def reliability(confidence: Values, right: Values, bins: int = BINS) -> list[Bin]:
     """Return the bins of the reliability plot: equal widths over [0, 1], empty ones left out."""
-    chances, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
-    place = _places(chances, bins)
+    probs, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    place = _places(probs, bins)
     found = []
     for number in range(bins):
         inside = place == number
         rows = int(inside.sum())
         if rows:
             interval = wilson(round(hits[inside].sum()), rows)
-            found.append(Bin(rows, float(chances[inside].mean()), float(hits[inside].mean()), *interval))
+            found.append(Bin(rows, float(probs[inside].mean()), float(hits[inside].mean()), *interval))
     return found
 
 
@@ -240,19 +240,19 @@ def calibration_error(
     Raises:
         ValueError: there are no rows, or a confidence is outside [0, 1].
     """
-    chances, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
-    if not len(chances) or len(chances) != len(hits):
-        raise ValueError(f"need as many confidences as answers, got {len(chances)} and {len(hits)}")
-    rows = len(chances)
-    members = np.eye(bins)[_places(chances, bins)]  # [rows, bins]
-    gaps = members * (hits - chances)[:, None]
+    probs, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    if not len(probs) or len(probs) != len(hits):
+        raise ValueError(f"need as many confidences as answers, got {len(probs)} and {len(hits)}")
+    rows = len(probs)
+    members = np.eye(bins)[_places(probs, bins)]  # [rows, bins]
+    gaps = members * (hits - probs)[:, None]
     value = float(np.abs(gaps.sum(0)).sum()) / rows
     random = np.random.default_rng(seed)
     again = np.empty(resamples)
     perfect = np.empty(resamples)
     for i in range(resamples):
         again[i] = np.abs(random.multinomial(rows, np.full(rows, 1 / rows)) @ gaps).sum() / rows
-        drawn = (random.random(rows) < chances) - chances
+        drawn = (random.random(rows) < probs) - probs
         perfect[i] = np.abs(drawn @ members).sum() / rows
     late, early = np.quantile(again, [0.975, 0.025])
     p = (1 + float((perfect >= value - 1e-12).sum())) / (1 + resamples)
@@ -301,16 +301,16 @@ def selective(confidence: Values, right: Values, threshold: float, out_of_scope:
         threshold: an answer with less confidence is held back.
         out_of_scope: per row, whether it is right to abstain; empty for no such row.
     """
-    chances, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
-    outside = np.asarray(out_of_scope, bool) if len(out_of_scope) else np.zeros(len(chances), bool)
-    kept = chances >= threshold
+    probs, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    outside = np.asarray(out_of_scope, bool) if len(out_of_scope) else np.zeros(len(probs), bool)
+    kept = probs >= threshold
     answered, correct = int(kept.sum()), round(hits[kept].sum())
-    handled = (correct + int((outside & ~kept).sum())) / len(chances)
+    handled = (correct + int((outside & ~kept).sum())) / len(probs)
     held = [float((~kept[rows]).mean()) if rows.any() else None for rows in (outside, ~outside)]
     if not answered:
         return Selective(threshold, 0.0, None, None, None, handled, *held)
     low, high = wilson(correct, answered)
-    return Selective(threshold, answered / len(chances), correct / answered, low, high, handled, *held)
+    return Selective(threshold, answered / len(probs), correct / answered, low, high, handled, *held)
 
 
 def coverage_curve(confidence: Values, right: Values) -> list[tuple[float, float, float]]:
@@ -319,12 +319,12 @@ def coverage_curve(confidence: Values, right: Values) -> list[tuple[float, float
     From the surest rows to all of them; rows of equal confidence come together. (El-Yaniv & Wiener, On the foundations
     of noise-free selective classification, JMLR 11, 2010.)
     """
-    chances, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
-    order = np.argsort(-chances, kind="stable")
-    chances, correct = chances[order], np.cumsum(hits[order])
-    last = np.append(chances[1:] != chances[:-1], True)
+    probs, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
+    order = np.argsort(-probs, kind="stable")
+    probs, correct = probs[order], np.cumsum(hits[order])
+    last = np.append(probs[1:] != probs[:-1], True)
     counts = np.flatnonzero(last) + 1
-    return [(float(chances[n - 1]), n / len(chances), float(correct[n - 1]) / n) for n in counts.tolist()]
+    return [(float(probs[n - 1]), n / len(probs), float(correct[n - 1]) / n) for n in counts.tolist()]
 
 
 def threshold_for(confidence: Values, right: Values, accuracy: float) -> float | None:

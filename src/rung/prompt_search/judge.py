@@ -115,13 +115,13 @@ class Judge:
             decoder = replace(decoder, bias=tuple(batch_bias(logprobs, divisor).tolist()))
             one.artifact = replace(one.artifact, decoder=decoder).on(one.artifact.open())
         bias = np.array(decoder.bias or [0.0] * len(tokens), np.float32)
-        chances = probabilities(logprobs, divisor, bias)
+        probs = probabilities(logprobs, divisor, bias)
         best = (logprobs / divisor - bias).argmax(1)
         gold = [decoder.labels.index(row.outputs[0]) for row in rows]
         metric = [
             float(self.metric(decoder.labels[int(answer)], row.outputs)) for answer, row in zip(best, rows, strict=True)
         ]
-        return [float(chances[i, label]) for i, label in enumerate(gold)], metric
+        return [float(probs[i, label]) for i, label in enumerate(gold)], metric
 
     def _logprobs(self, artifact: Artifact, tokens: tuple[tuple[int, ...], ...], rows: Sequence[Example]) -> Floats:
         """Return the log-likelihood of every label, shape [rows, labels], and count what was read."""

@@ -122,9 +122,9 @@ class Ensemble:
         most, held_out = held_apart(data.train, self.holdout, self.seed)
         made = [waiting.fitted(rung, replace(data, train=most), progress) for rung in rungs]
         truth = np.array([data.labels.index(example.outputs[0]) for example in held_out])
-        chances = [label_probabilities(one.answer(held_out, full=True, progress=progress)) for one in made]
-        temperatures = [best_temperature(one, truth) for one in chances]
-        calm = [tempered(one, temperature) for one, temperature in zip(chances, temperatures, strict=True)]
+        probs = [label_probabilities(one.answer(held_out, full=True, progress=progress)) for one in made]
+        temperatures = [best_temperature(one, truth) for one in probs]
+        calm = [tempered(one, temperature) for one, temperature in zip(probs, temperatures, strict=True)]
         kept = np.flatnonzero(mixture_weights(calm, truth) >= SMALLEST)
         weights = mixture_weights([calm[i] for i in kept], truth)
         mixture = Mixture(tuple(made[i] for i in kept), tuple(weights.tolist()), tuple(temperatures[i] for i in kept))
@@ -133,7 +133,7 @@ class Ensemble:
             "kept": [int(i) for i in kept],
             "weights": list(mixture.weights),
             "temperatures": list(mixture.temperatures),
-            "log_loss": log_loss(mixture.mixed([chances[i] for i in kept]), truth),
+            "log_loss": log_loss(mixture.mixed([probs[i] for i in kept]), truth),
             "member_log_loss": [log_loss(one, truth) for one in calm],
             "rows": len(truth),
             "refit": self.refit,
@@ -185,28 +185,28 @@ def held_apart(rows: Sequence[Example], share: float, seed: int) -> tuple[tuple[
     return tuple(r for r in rows if r.id not in held_out), tuple(r for r in rows if r.id in held_out)
 
 
-def log_loss(chances: Floats, truth: Labels) -> float:
+def log_loss(probs: Floats, truth: Labels) -> float:
     """Return the mean negative log-probability of the true labels, in nats."""
-    return float(-np.log(np.maximum(chances[np.arange(len(truth)), truth], 1e-12)).mean())
+    return float(-np.log(np.maximum(probs[np.arange(len(truth)), truth], 1e-12)).mean())
 
 
-def best_temperature(chances: Floats, truth: Labels) -> float:
+def best_temperature(probs: Floats, truth: Labels) -> float:
     """Return the likeliest of `TEMPERATURES`, given these rows and what is believed before them."""
 
     def improbability(temperature: float) -> float:
         far = float(np.log(temperature)) / TEMPERATURE_SPREAD
-        return len(truth) * log_loss(tempered(chances, temperature), truth) + far**2 / 2
+        return len(truth) * log_loss(tempered(probs, temperature), truth) + far**2 / 2
 
     return min(TEMPERATURES, key=improbability)
 
 
-def mixture_weights(chances: Sequence[Floats], truth: Labels) -> npt.NDArray[np.float64]:
+def mixture_weights(probs: Sequence[Floats], truth: Labels) -> npt.NDArray[np.float64]:
     """Return the likeliest weights of the average, adding up to 1, given these rows and what is believed before them.
 
     The improbability is convex in the weights, so expectation maximization (Dempster et al. 1977) ends at its minimum.
     """
-    given = np.stack([one[np.arange(len(truth)), truth] for one in chances], axis=1).astype(np.float64) + 1e-12
-    weights = np.full(len(chances), 1 / len(chances))
+    given = np.stack([one[np.arange(len(truth)), truth] for one in probs], axis=1).astype(np.float64) + 1e-12
+    weights = np.full(len(probs), 1 / len(probs))
     for _ in range(STEPS):
         shares = weights * given
         counts = (shares / shares.sum(1, keepdims=True)).sum(0) + ROWS_BEFORE

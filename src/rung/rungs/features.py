@@ -64,8 +64,8 @@ def train_label_heads(
     progress.start("training the heads", len(PENALTIES) + 1)
     found: list[tuple[float, float, tuple[float, ...]]] = []
     for penalty in PENALTIES:
-        chances = _cross_validated_heads(standard, truth, folds, penalty)
-        score, thresholds = best_thresholds(chances, truth)
+        probs = _cross_validated_heads(standard, truth, folds, penalty)
+        score, thresholds = best_thresholds(probs, truth)
         found.append((score, penalty, thresholds))
         progress.advance(note=f"penalty {penalty:g}: {score:.3f}")
     _, penalty, thresholds = max(found, key=lambda one: one[0])
@@ -76,17 +76,17 @@ def train_label_heads(
     return slopes.astype(np.float32), (intercept - slopes @ mean).astype(np.float32), penalty, thresholds
 
 
-def best_thresholds(chances: Floats, truth: npt.NDArray[np.bool_]) -> tuple[float, tuple[float, ...]]:
+def best_thresholds(probs: Floats, truth: npt.NDArray[np.bool_]) -> tuple[float, tuple[float, ...]]:
     """Return the best mean F1 over the labels of a row, and the thresholds that give it: shared ones, or each its own.
 
     Args:
-        chances: shape [rows, labels].
+        probs: shape [rows, labels].
         truth: which labels each row has, shape [rows, labels].
     """
     labels = truth.shape[1]
-    own = tuple(best_threshold(chances[:, k], truth[:, k]) for k in range(labels))
+    own = tuple(best_threshold(probs[:, k], truth[:, k]) for k in range(labels))
     options = [*((shared,) * labels for shared in SHARED), own]
-    scores = [row_f1(chances >= np.array(option), truth) for option in options]
+    scores = [row_f1(probs >= np.array(option), truth) for option in options]
     best = int(np.argmax(scores))
     return scores[best], options[best]
 
@@ -97,15 +97,15 @@ def row_f1(given: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:
     return float(np.where(total > 0, 2 * (given & truth).sum(1) / np.maximum(total, 1), 1.0).mean())
 
 
-def best_threshold(chances: Floats, truth: npt.NDArray[np.bool_]) -> float:
+def best_threshold(probs: Floats, truth: npt.NDArray[np.bool_]) -> float:
     """Return the probability from which to give a label, so that its F1 is best; one half where it is too rare to say.
 
     The threshold lies halfway between two neighbouring probabilities.
     """
     if truth.sum() < FEWEST:
         return 0.5
-    order = np.argsort(-chances, kind="stable")
-    ranked, hits = chances[order], np.cumsum(truth[order])
+    order = np.argsort(-probs, kind="stable")
+    ranked, hits = probs[order], np.cumsum(truth[order])
     scores = 2 * hits / (np.arange(1, len(order) + 1) + truth.sum())
     last_of_equals = np.append(ranked[:-1] != ranked[1:], True)
     best = int(np.argmax(np.where(last_of_equals, scores, -1)))
@@ -117,13 +117,13 @@ def _cross_validated_heads(
     vectors: Floats, truth: npt.NDArray[np.bool_], folds: npt.NDArray[np.int64], penalty: float
 ) -> Floats:
     """Return each row's probabilities by heads that were trained without it, shape [rows, labels]."""
-    chances = np.zeros(truth.shape, np.float32)
+    probs = np.zeros(truth.shape, np.float32)
     for held in range(FOLDS):
         train, test = folds != held, folds == held
         if train.any() and test.any():
             weight, intercept = _fit(vectors[train], truth[train], penalty)
-            chances[test] = 1 / (1 + np.exp(-(vectors[test] @ weight.T + intercept)))
-    return chances
+            probs[test] = 1 / (1 + np.exp(-(vectors[test] @ weight.T + intercept)))
+    return probs
 
 
 def _fit(vectors: Floats, truth: npt.NDArray[np.bool_], penalty: float) -> tuple[Floats, Floats]:
