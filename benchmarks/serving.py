@@ -159,8 +159,8 @@ else:
 recorder = None
 if capture:
     from rung.feedback.capture import Capture
-    from rung.feedback.store import Store
-    recorder = Capture(Store(capture), mode="on")
+    from rung.feedback.store import FeedbackStore
+    recorder = Capture(FeedbackStore(capture), mode="on")
 socket = listen("127.0.0.1", 0)
 print(socket.getsockname()[1], flush=True)
 Server(app_with(served, recorder=recorder), drain_seconds=30).run(sockets=[socket])

@@ -6,7 +6,7 @@ from rich.console import Console
 from rung.advice import advise
 from rung.advice.rules import Step
 from rung.advice.terminal import chart, print_advice
-from rung.evaluation.report.html import Outcome
+from rung.evaluation.report.html import RungOutcome
 from rung.machine import Machine
 
 
@@ -45,7 +45,7 @@ def test_no_line_is_wider_than_the_terminal(task, data, width):
 
 def test_expected_and_measured_stand_side_by_side(task, data):
     out = io.StringIO()
-    found = {"features": Outcome("features", "helped", "+41.0 pp")}
+    found = {"features": RungOutcome("features", "helped", "+41.0 pp")}
     print_advice(advise(task, data, Machine(2, 2**33, 1e11)), Console(file=out, width=120), found)
     line = next(line for line in out.getvalue().splitlines() if line.startswith("features"))
     assert "+ help" in line

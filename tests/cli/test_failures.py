@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from rung.cli.main import app
 from rung.errors import RungError
 from rung.feedback.records import Feedback, Interaction
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def run(tmp_path, monkeypatch):
 def stored(tmp_path):
     from datetime import UTC, datetime
 
-    with Store(tmp_path / "f.db") as store:
+    with FeedbackStore(tmp_path / "f.db") as store:
         store.record(
             [
                 Interaction(
@@ -185,7 +185,7 @@ def test_the_command_that_ends_a_won_trial_works_when_it_is_pasted(run, stored, 
     assert pasted(run, said)["pairs"] == 0
     trial = run("trial", "show", "intents", *place, "--json")
     assert trial["next"].startswith("rung failures list --task intents --reason disagreement")
-    with Store(tmp_path / "f.db") as store:
+    with FeedbackStore(tmp_path / "f.db") as store:
         sample = store.interaction("r0")
         for number in range(12):
             sent = replace(

@@ -6,7 +6,7 @@ import pytest
 from postgres_server import Postgres, new_database, postgres_bin
 
 from rung.feedback.records import Interaction
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def location(request, tmp_path):
 
 @pytest.fixture
 def store(location):
-    with Store(location) as opened:
+    with FeedbackStore(location) as opened:
         yield opened
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from rung.errors import ConfigError, MachineError
 from rung.feedback.capture import Capture, Redactor
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 
 
 class Held:
@@ -27,7 +27,7 @@ class Held:
 
 
 def test_everything_offered_by_many_threads_is_there_once(tmp_path, make):
-    with Store(tmp_path / "f.db") as store:
+    with FeedbackStore(tmp_path / "f.db") as store:
         with Capture(store) as capture:
             offers = [
                 threading.Thread(target=lambda s=start: [capture.offer(make(s + i)) for i in range(200)])

@@ -8,20 +8,20 @@ import pytest
 
 from rung.errors import DataError
 from rung.feedback.exchange import guarded, read, unguarded, write
-from rung.feedback.records import Filter
-from rung.feedback.store import Store
+from rung.feedback.records import CaseFilter
+from rung.feedback.store import FeedbackStore
 from rung.task import Task
 
 
 @pytest.fixture
 def store(tmp_path):
-    with Store(tmp_path / "f.db") as opened:
+    with FeedbackStore(tmp_path / "f.db") as opened:
         yield opened
 
 
 def lines(store, form, **which):
     out = io.StringIO()
-    write(store.cases(Filter(**which)), form, out)
+    write(store.cases(CaseFilter(**which)), form, out)
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
 
@@ -82,12 +82,12 @@ def test_the_four_columns_and_back(store, make, task, tmp_path):
         table = list(csv.reader(text))
     assert table[0] == ["prompt template", "input", "actual response", "expected response"]
     assert table[-1] == ["Braces {{}}\n\n{text}", "'=1+1", "'=1+1", "'==1+1"]
-    with Store(tmp_path / "other.db") as other:
+    with FeedbackStore(tmp_path / "other.db") as other:
         assert read(file, task, other, "Bob") == (len(CELLS), sum(bool(c.strip()) for c in CELLS))
         back = {(c.interaction.inputs["text"], c.interaction.actual, c.expected) for c in other.cases()}
         assert back == {(c or "empty", c, f"={c}" if c.strip() else None) for c in CELLS}
         assert read(file, task, other, "Bob") == (len(CELLS), 0)  # a second time, nothing is new
-        assert {c.reviewer for c in other.cases(Filter(reviewed=True))} == {"Bob"}
+        assert {c.reviewer for c in other.cases(CaseFilter(reviewed=True))} == {"Bob"}
         assert lines(other, "chat")[0]["messages"][0]["content"].startswith("Braces {}\n\n")
 
 
@@ -101,7 +101,7 @@ def test_several_inputs_are_json_in_their_cell(store, make, tmp_path):
     file = tmp_path / "out.csv"
     with file.open("w", newline="") as out:
         write(store.cases(), "csv", out)
-    with Store(tmp_path / "other.db") as other:
+    with FeedbackStore(tmp_path / "other.db") as other:
         read(file, task, other, "Bob")
         assert other.cases()[0].interaction.inputs == {"question": "Who?", "context": 'é "x"'}
         for row, code in (
@@ -127,7 +127,7 @@ def test_jsonl_is_read_back_whole(store, make, task, tmp_path):
     file = tmp_path / "out.jsonl"
     with file.open("w") as out:
         write(store.cases(), "jsonl", out)
-    with Store(tmp_path / "other.db") as other:
+    with FeedbackStore(tmp_path / "other.db") as other:
         assert read(file, task, other, "Bob") == (2, 1)
         assert other.interaction("r1") == rows[0]
         assert other.case("r1").expected == "card_arrival"

@@ -6,12 +6,12 @@ from fastapi.testclient import TestClient
 
 from rung.feedback.api import failures_router, feedback_router
 from rung.feedback.capture import Capture
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 
 
 @pytest.fixture
 def store(tmp_path):
-    with Store(tmp_path / "f.db") as opened:
+    with FeedbackStore(tmp_path / "f.db") as opened:
         yield opened
 
 

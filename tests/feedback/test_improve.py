@@ -12,16 +12,16 @@ from rung.climbing.options import ClimbOptions
 from rung.errors import ConfigError, DataError, ThresholdError
 from rung.feedback.checks import check, invalidity
 from rung.feedback.improve import improve, promote, rungs_for, with_corrections
-from rung.feedback.records import Filter, SplitRule
+from rung.feedback.records import CaseFilter, SplitRule
 from rung.feedback.registry import Registry
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 from rung.rungs import Features
 from rung.task import Task
 
 
 @pytest.fixture
 def store(tmp_path):
-    with Store(tmp_path / "f.db") as opened:
+    with FeedbackStore(tmp_path / "f.db") as opened:
         yield opened
 
 
@@ -31,7 +31,7 @@ def review(store, make, rows):
     for number, _, _, expected in rows:
         if expected:
             store.correct(f"r{number}", expected, "Ann")
-    return store.cases(Filter(reviewed=True))
+    return store.cases(CaseFilter(reviewed=True))
 
 
 def test_only_reviewed_interactions_of_the_training_side_are_trained_on(store, make, task, data):

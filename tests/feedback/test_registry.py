@@ -11,12 +11,12 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.errors import ArtifactError, ConfigError
 from rung.feedback.registry import Follower, Registry
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 
 
 @pytest.fixture
 def store(tmp_path):
-    with Store(tmp_path / "f.db") as opened:
+    with FeedbackStore(tmp_path / "f.db") as opened:
         yield opened
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from rung.artifact.files import fingerprint
-from rung.feedback.api import wired
+from rung.feedback.api import build_capture
 from rung.feedback.registry import Registry
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 from rung.rungs import Features
 
 pytest.importorskip("rung.serving", reason="the server is not here")
@@ -24,10 +24,10 @@ def test_from_a_wrong_answer_to_a_better_artifact(zero, data, tmp_path):
     weak = Features().fit(zero, replace(data, train=tuple(two))).save(tmp_path / "weak")
     good = Features().fit(zero, data).save(tmp_path / "good")
     registry = Registry(tmp_path / "registry", "intents")
-    with Store(tmp_path / "f.db") as store:
+    with FeedbackStore(tmp_path / "f.db") as store:
         registry.promote(weak, store, evidence={}, reviewer="Ann")
     served = Served()
-    parts = wired(
+    parts = build_capture(
         tmp_path / "f.db", registry=tmp_path / "registry",
         load=lambda folder, name: served.load(folder, name, replace=True),
     )  # fmt: skip

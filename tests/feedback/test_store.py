@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from rung.errors import ConfigError, DataError, MachineError
 from rung.feedback.database import HEAD, METADATA
-from rung.feedback.records import QUEUE, Feedback, Filter, Promotion
-from rung.feedback.store import Store
+from rung.feedback.records import QUEUE, CaseFilter, Feedback, Promotion
+from rung.feedback.store import FeedbackStore
 
 
 def test_interactions_come_back_as_they_went_in(store, make):
@@ -39,7 +39,7 @@ def test_the_migrations_make_exactly_the_tables(location):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
-    store = Store(location)
+    store = FeedbackStore(location)
 
     def differences(connection):
         context = MigrationContext.configure(connection, opts={"compare_type": False})
@@ -48,11 +48,11 @@ def test_the_migrations_make_exactly_the_tables(location):
 
     assert store.database.run("read", differences) == []
     store.close()
-    Store(location).close()  # opened again: nothing to do
+    FeedbackStore(location).close()  # opened again: nothing to do
 
 
 def test_a_store_of_the_first_version_is_migrated_and_keeps_its_rows(location, make):
-    store = Store(location)
+    store = FeedbackStore(location)
     store.record([make(1)])
     store.correct("r1", "card_arrival", "Ann")
 
@@ -65,17 +65,17 @@ def test_a_store_of_the_first_version_is_migrated_and_keeps_its_rows(location, m
 
     store.database.run("durable", back)
     store.close()
-    with Store(location) as again:
+    with FeedbackStore(location) as again:
         assert again.case("r1").interaction == make(1)
         assert again.case("r1").expected == "card_arrival"
 
 
 def test_a_store_of_a_newer_version_is_refused(location):
-    store = Store(location)
+    store = FeedbackStore(location)
     store.database.run("durable", lambda c: c.execute(sa.text("update alembic_version set version_num = '9999'")))
     store.close()
     with pytest.raises(MachineError) as raised:
-        Store(location)
+        FeedbackStore(location)
     assert raised.value.code == "store-newer"
 
 
@@ -137,17 +137,18 @@ def test_the_queue_has_every_reason_and_the_worst_first(store, make):
     store.correct("r4", "age_limit", "Ann")  # reviewed, and it was right
     store.correct("r5", " lost_card\n", "Ann")
     assert [c.interaction.id for c in store.cases(QUEUE)] == ["r6", "r3", "r9", "r2"]
-    assert [c.interaction.id for c in store.cases(Filter(failure=True))] == ["r5"]
-    assert [c.interaction.id for c in store.cases(Filter(reviewed=True))] == ["r5", "r4"]
-    assert [c.failure for c in store.cases(Filter(reviewed=True))] == [True, False]
-    assert {c.interaction.id for c in store.cases(Filter(failure=False))} == {f"r{i}" for i in (1, 2, 3, 4, 6, 7, 8, 9)}
-    assert [c.interaction.id for c in store.cases(Filter(task="other"))] == ["r7"]
-    assert [c.interaction.id for c in store.cases(Filter(reason="disagreement"))] == ["r5"]
-    assert [c.interaction.id for c in store.cases(Filter(low_confidence=0.95, reason="low confidence"), limit=2)] == [
-        "r5", "r4",
-    ]  # fmt: skip
-    assert [c.interaction.id for c in store.cases(Filter(suspicious=False), limit=1, offset=1)] == ["r7"]
-    assert [c.interaction.id for c in store.cases(Filter(reason="retrieval miss"))] == ["r9"]
+    assert [c.interaction.id for c in store.cases(CaseFilter(failure=True))] == ["r5"]
+    assert [c.interaction.id for c in store.cases(CaseFilter(reviewed=True))] == ["r5", "r4"]
+    assert [c.failure for c in store.cases(CaseFilter(reviewed=True))] == [True, False]
+    assert {c.interaction.id for c in store.cases(CaseFilter(failure=False))} == {
+        f"r{i}" for i in (1, 2, 3, 4, 6, 7, 8, 9)
+    }
+    assert [c.interaction.id for c in store.cases(CaseFilter(task="other"))] == ["r7"]
+    assert [c.interaction.id for c in store.cases(CaseFilter(reason="disagreement"))] == ["r5"]
+    unsure = CaseFilter(low_confidence=0.95, reason="low confidence")
+    assert [c.interaction.id for c in store.cases(unsure, limit=2)] == ["r5", "r4"]
+    assert [c.interaction.id for c in store.cases(CaseFilter(suspicious=False), limit=1, offset=1)] == ["r7"]
+    assert [c.interaction.id for c in store.cases(CaseFilter(reason="retrieval miss"))] == ["r9"]
     assert len(store.cases(offset=3)) == 6
 
 
@@ -156,7 +157,7 @@ def test_text_is_found_as_it_is_written_and_wildcards_are_text(store, make):
     store.correct("r3", "the%one", "Ann")
     for text, found in (("Größe", ["r1"]), ("100%_", ["r1"]), ("%", ["r3", "r2", "r1"]), ("50%", ["r2"]),
                         ("THE%", ["r3"]), ("100__", [])):  # fmt: skip
-        assert [c.interaction.id for c in store.cases(Filter(text=text))] == found, text
+        assert [c.interaction.id for c in store.cases(CaseFilter(text=text))] == found, text
 
 
 def test_feedback_needs_its_interaction_and_is_kept_in_order(store, make):
@@ -189,27 +190,27 @@ def test_promotions_are_kept_once_and_know_what_was_fixed(store):
 
 def test_errors_hide_the_password_and_name_the_way_on(tmp_path):
     with pytest.raises(ConfigError) as raised:
-        Store("mysql://u:secret@host/x")
+        FeedbackStore("mysql://u:secret@host/x")
     assert raised.value.code == "bad-store"
     with pytest.raises(ConfigError) as raised:
-        Store("postgresql//u:secret@://")
+        FeedbackStore("postgresql//u:secret@://")
     assert "secret" not in raised.value.render()
     with pytest.raises(MachineError) as raised:
-        Store("postgresql://u:secret@127.0.0.1:1/x", patience=0.2)
+        FeedbackStore("postgresql://u:secret@127.0.0.1:1/x", patience=0.2)
     assert raised.value.code == "store-unavailable"
     assert "secret" not in raised.value.render()
     (tmp_path / "no.db").write_text("this is no database, and longer than a header of a hundred bytes. " * 3)
     with pytest.raises(MachineError) as raised:
-        Store(tmp_path / "no.db")
+        FeedbackStore(tmp_path / "no.db")
     assert raised.value.code == "store-damaged"
     with pytest.raises(MachineError) as raised:
-        Store(tmp_path / "none" / "f.db")
+        FeedbackStore(tmp_path / "none" / "f.db")
     assert raised.value.code == "store-unwritable"
 
 
 def test_a_lock_held_too_long_is_said(tmp_path, make):
     file = tmp_path / "f.db"
-    store = Store(file, patience=0.1)
+    store = FeedbackStore(file, patience=0.1)
     with sqlite3.connect(file) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(MachineError) as raised:

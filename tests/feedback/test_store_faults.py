@@ -10,12 +10,12 @@ import time
 
 from postgres_server import new_database
 
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 
 
 def _open_and_write(location, start, make, begin):
     begin.wait()
-    with Store(location) as store:
+    with FeedbackStore(location) as store:
         for number in range(start, start + 40):
             store.record([make(number)])
             store.correct(f"r{number}", "card_arrival", "Ann")
@@ -31,7 +31,7 @@ def test_processes_open_a_new_store_at_once_and_write_side_by_side(location, mak
     begin.set()
     for worker in workers:
         worker.join()
-    with Store(location) as store:
+    with FeedbackStore(location) as store:
         assert [w.exitcode for w in workers] == [0, 0, 0]
         assert len(store.cases()) == 120
         assert [entry.reviewer for entry in store.history("r1")] == ["Ann", "Bob"]
@@ -43,9 +43,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from rung.feedback.records import Interaction
 from rung.feedback.capture import Capture
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 
-store = Store(sys.argv[1])
+store = FeedbackStore(sys.argv[1])
 capture = Capture(store)
 for n in range(10**6):
     row = Interaction(f"r{n}", datetime.now(UTC), "t", "a", "m", "", "{text}", "v", {"text": f"{n} " * 50}, "p",
@@ -58,7 +58,7 @@ for n in range(10**6):
 
 
 def test_kill_9_of_a_writer_leaves_whole_rows_and_every_acknowledged_correction(location):
-    with Store(location):
+    with FeedbackStore(location):
         pass
     writer = subprocess.Popen([sys.executable, "-c", WRITER, location], stdout=subprocess.PIPE, text=True)
     lines = [writer.stdout.readline()]
@@ -69,7 +69,7 @@ def test_kill_9_of_a_writer_leaves_whole_rows_and_every_acknowledged_correction(
     writer.stdout.close()
     acknowledged = dict(map(int, line.split()) for line in lines if len(line.split()) == 2)
     assert acknowledged
-    with Store(location) as store:
+    with FeedbackStore(location) as store:
         for n, number in acknowledged.items():
             assert [(h.number, h.expected) for h in store.history(f"r{n}")] == [(number, f"expected {n}")]
         rows = store.cases()
@@ -89,11 +89,11 @@ import resource, sys
 from datetime import UTC, datetime
 from rung.errors import MachineError
 from rung.feedback.records import Interaction
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 import signal
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-store = Store(sys.argv[1])
+store = FeedbackStore(sys.argv[1])
 row = Interaction("r1", datetime.now(UTC), "t", "a", "m", "", "{text}", "v", {"text": "x"}, "p", "y", None, 1, 1, 0.1,
                   None, "stop", "train")
 store.record([row])
@@ -119,7 +119,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_acknowledged_is_lost(tmp_path)
     assert code == "store-full"
     assert int(acknowledged) >= 1
     assert int(entries) == 1 + int(acknowledged) + 1
-    with Store(file) as store:
+    with FeedbackStore(file) as store:
         assert store.case("r1").expected == "room again"
 
 
@@ -130,7 +130,7 @@ def test_postgresql_restarted_mid_traffic_loses_nothing_acknowledged(postgres, m
     def write():
         n = 0
         try:
-            with Store(url) as store:
+            with FeedbackStore(url) as store:
                 while not stop.is_set():
                     store.record([make(n)])
                     acknowledged.append((n, store.correct(f"r{n}", f"expected {n}", "Ann")))
@@ -149,7 +149,7 @@ def test_postgresql_restarted_mid_traffic_loses_nothing_acknowledged(postgres, m
     stop.set()
     thread.join()
     assert failures == []
-    with Store(url) as store:
+    with FeedbackStore(url) as store:
         for n, number in acknowledged:
             assert [(h.number, h.expected) for h in store.history(f"r{n}")] == [(number, f"expected {n}")]
         assert len(store.cases()) == len(acknowledged)

@@ -11,7 +11,7 @@ from running_server import running
 from rung.artifact.files import fingerprint
 from rung.evaluation.report import jsonfile
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
-from rung.feedback.api import wired
+from rung.feedback.api import build_capture
 from rung.feedback.records import Feedback, Interaction
 from rung.feedback.registry import Registry
 from rung.feedback.trials import start
@@ -102,7 +102,7 @@ def pages(served, artifacts, folder, **options):
     (runs / "intents").mkdir(parents=True)
     finished_run(runs / "intents", artifacts["few-shot"])
     begun_run(runs / "letters")
-    wiring = wired(folder / "failures.db")
+    wiring = build_capture(folder / "failures.db")
     fill(wiring.store)
     places = Places(runs, wiring.store, folder / "registry")
     with running(served, routers=wiring.routers, pages=places, **options) as server:

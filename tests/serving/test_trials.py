@@ -20,10 +20,10 @@ from rung.artifact.parts import Head
 from rung.cli.main import app
 from rung.data.rows import example_id
 from rung.errors import EngineError
-from rung.feedback.api import wired
-from rung.feedback.records import Challenge
+from rung.feedback.api import build_capture
+from rung.feedback.records import ABTest
 from rung.feedback.registry import Registry
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 from rung.feedback.trials import arm_of
 from rung.serving import context as shadows_module
 from rung.serving.artifacts import answering, plan_chat
@@ -51,7 +51,7 @@ def folders(zero, tmp_path_factory):
 def following(tmp_path, mode="on"):
     """A server that follows a registry, with its store; promotions and trials are looked for all the time."""
     served = Served()
-    parts = wired(
+    parts = build_capture(
         tmp_path / "f.db", mode=mode, registry=tmp_path / "registry",
         load=lambda folder, name: served.load(folder, name, replace=True),
         challenge=lambda name, what: served.withdraw(name) if what is None else served.challenge(name, *what),
@@ -66,7 +66,7 @@ def following(tmp_path, mode="on"):
 
 
 def promote(tmp_path, folder, task="intents"):
-    with Store(tmp_path / "f.db") as store:
+    with FeedbackStore(tmp_path / "f.db") as store:
         return Registry(tmp_path / "registry", task).promote(folder, store, evidence={}, reviewer="Ann")
 
 
@@ -163,7 +163,7 @@ def test_a_shadow_answers_behind_the_response_and_neither_delays_nor_changes_it(
         until(lambda: server.metric("rung_shadow_answered") == 12)
         assert (server.metric("rung_shadow_dropped"), server.metric("rung_shadow_waiting")) == (0, 0)
         server.parts.capture.flush()
-        with Store(tmp_path / "f.db") as store:
+        with FeedbackStore(tmp_path / "f.db") as store:
             for one in answered:
                 (behind,) = store.shadows(one["id"])
                 assert (behind.artifact, behind.actual, behind.finish) == (fingerprint(folders[1]), RIGHT, "stop")
@@ -185,7 +185,7 @@ def test_a_shadow_answers_behind_the_response_and_neither_delays_nor_changes_it(
         later = predict(server, "And now?")[0]
         server.parts.capture.flush()
         assert server.metric("rung_shadow_offered") == 12
-        with Store(tmp_path / "f.db") as store:
+        with FeedbackStore(tmp_path / "f.db") as store:
             assert store.interaction(later["id"]).trial == ""
 
 
@@ -237,7 +237,7 @@ def challenger(folders, make_challenge):
 
 @pytest.fixture
 def make_challenge():
-    return lambda against, artifact, mode="shadow", share=1.0: Challenge(
+    return lambda against, artifact, mode="shadow", share=1.0: ABTest(
         "t" * 32, datetime.now(UTC), "intents", mode, share, 10, artifact, "", against
     )
 

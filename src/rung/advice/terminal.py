@@ -11,14 +11,14 @@ from rich.text import Text
 
 from rung.advice import Advice
 from rung.advice.rules import Source, Step
-from rung.evaluation.report.html import Outcome
+from rung.evaluation.report.html import RungOutcome
 
 NARROWEST, WIDEST = 60, 100
 TAKEN, OTHER, OPEN = "bold", "dim", "yellow"
 MARKS = {"help": "+ help", "not": "- not", "unknown": "? open"}
 
 
-def print_advice(advice: Advice, console: Console, found: Mapping[str, Outcome] | None = None) -> None:
+def print_advice(advice: Advice, console: Console, found: Mapping[str, RungOutcome] | None = None) -> None:
     """Print the chart, the open questions, and the expectations, beside what a climb showed where there was one."""
     width = max(NARROWEST, min(WIDEST, console.width))
     console.print(Text(f"{advice.task}: what the rules expect before anything is measured", style=TAKEN))
@@ -77,7 +77,7 @@ def _branch(step: Step, name: str, meaning: str, width: int, *, last: bool) -> I
         yield Text(f" {spine}" + " " * (len(head) - 2) + line, style=style)
 
 
-def _table(advice: Advice, found: Mapping[str, Outcome] | None) -> Table:
+def _table(advice: Advice, found: Mapping[str, RungOutcome] | None) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("rung", no_wrap=True)
     table.add_column("expected", no_wrap=True)

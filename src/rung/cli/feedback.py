@@ -33,9 +33,9 @@ from rung.feedback.records import PAIRS, REGISTRY, SHARE, STORE
 
 if TYPE_CHECKING:
     from rung.feedback.improve import Improvement
-    from rung.feedback.records import Case, Challenge, Filter, Promotion
+    from rung.feedback.records import ABTest, CaseFilter, Promotion, ReviewCase
     from rung.feedback.registry import Registry
-    from rung.feedback.store import Store
+    from rung.feedback.store import FeedbackStore
     from rung.feedback.trials import TrialReport
 
 
@@ -52,20 +52,20 @@ SplitName = Annotated[str | None, typer.Option("--split", help="train or test.")
 SHOWN = 60  # characters of a cell
 
 
-def open_store(place: str, *, must_exist: bool = True) -> Store:
+def open_store(place: str, *, must_exist: bool = True) -> FeedbackStore:
     """Open the store; one that is to be read from must be there.
 
     Raises:
         ConfigError: `no-store`.
     """
-    from rung.feedback.store import Store
+    from rung.feedback.store import FeedbackStore
 
     if must_exist and "://" not in place and not Path(place).expanduser().is_file():
         raise ConfigError(
             "no-store", f"there is no store {place}",
             hint="capture makes one, as `rung failures import` does; or name another with --store",
         )  # fmt: skip
-    return Store(place)
+    return FeedbackStore(place)
 
 
 @app.command("list")
@@ -189,11 +189,11 @@ def export(
     wrong: Annotated[bool, typer.Option("--wrong", help="Only what was reviewed and found wrong.")] = False,
 ) -> None:
     """Write reviewed cases for tuning tools, spreadsheets or another store. Train on --split train only."""
-    from rung.feedback.exchange import Form, write
+    from rung.feedback.exchange import ExportFormat, write
 
-    form = next((known for known in get_args(Form) if known == to), None)
+    form = next((known for known in get_args(ExportFormat) if known == to), None)
     if form is None:
-        raise ConfigError("unknown-format", f"--to {to!r}", hint=f"choose {', '.join(get_args(Form))}")
+        raise ConfigError("unknown-format", f"--to {to!r}", hint=f"choose {', '.join(get_args(ExportFormat))}")
     if out is not None and out.exists():
         raise ConfigError("file-exists", f"{out} exists", hint="name another file, or remove it first")
     which = _filter(task=task, split=split, reviewed=True, failure=True if wrong else None)
@@ -262,14 +262,14 @@ def check(
         typer.echo(f"{found.looked_at} looked at: {found.invalid} invalid, {found.disagreed} disagreements")
 
 
-def _filter(**values: Any) -> Filter:
-    from rung.feedback.records import REASONS, Filter
+def _filter(**values: Any) -> CaseFilter:
+    from rung.feedback.records import REASONS, CaseFilter
 
     if values.get("split") not in (None, "train", "test"):
         raise ConfigError("unknown-split", f"no split is named {values['split']!r}", hint="choose train or test")
     if values.get("reason") not in (None, *REASONS):
         raise ConfigError("unknown-reason", f"no reason is {values['reason']!r}", hint=f"choose {', '.join(REASONS)}")
-    return Filter(**values)
+    return CaseFilter(**values)
 
 
 def reviewer_name(name: str | None) -> str:
@@ -277,7 +277,7 @@ def reviewer_name(name: str | None) -> str:
     return getpass.getuser() if name is None else name
 
 
-def _table(cases: list[Case]) -> None:
+def _table(cases: list[ReviewCase]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -472,13 +472,13 @@ def start_command(
     offline: Offline = False,
 ) -> None:
     """Try an artifact beside what is served; servers that follow the registry begin by themselves."""
-    from rung.feedback.records import Mode, command
+    from rung.feedback.records import TrialMode, command
     from rung.feedback.registry import Registry
     from rung.feedback.trials import start
 
-    known = next((one for one in get_args(Mode) if one == mode), None)
+    known = next((one for one in get_args(TrialMode) if one == mode), None)
     if known is None:
-        raise ConfigError("bad-option", f"--mode {mode!r} is none", hint=f"choose {' or '.join(get_args(Mode))}")
+        raise ConfigError("bad-option", f"--mode {mode!r} is none", hint=f"choose {' or '.join(get_args(TrialMode))}")
     if share is not None and (known == "shadow" or not 0 < share < 1):
         raise ConfigError(
             "bad-option", f"--share {share:g} with --mode {mode}",
@@ -535,7 +535,7 @@ def stop_command(task: TaskNamed, registry: RegistryFolder = REGISTRY, json: Jso
         typer.echo(f"the trial of {ended.artifact[:16]} is stopped")
 
 
-def _values(trial: Challenge, home: Registry) -> dict[str, Any]:
+def _values(trial: ABTest, home: Registry) -> dict[str, Any]:
     return {
         "id": trial.token, "task": trial.task, "mode": trial.mode, "share": trial.share, "stop_after": trial.most,
         "artifact": trial.artifact, "folder": str(home.path(trial)), "against": trial.against,

@@ -16,7 +16,7 @@ from rung.errors import ConfigError, EngineError, needed_by
 from rung.feedback.records import STORE
 
 if TYPE_CHECKING:
-    from rung.feedback.api import Wiring
+    from rung.feedback.api import FeedbackService
     from rung.progress import Progress
     from rung.serving.served import Served
 
@@ -118,19 +118,19 @@ def serve(
 @contextmanager
 def _wired(
     served: Served, mode: str, rate: float, store: str, patterns: dict[str, str], registry: Path | None, *, keyed: bool
-) -> Iterator[Wiring | None]:
+) -> Iterator[FeedbackService | None]:
     """Open what records and what is promoted; nothing where neither was asked for. Closed, all is written."""
     if mode == "off" and registry is None:
         yield None
         return
-    from rung.feedback.api import wired
-    from rung.feedback.capture import Mode, Redactor
+    from rung.feedback.api import build_capture
+    from rung.feedback.capture import CaptureMode, Redactor
     from rung.serving.endpoints import key_of, reviewers_only
 
-    known = next((one for one in get_args(Mode) if one == mode), None)
+    known = next((one for one in get_args(CaptureMode) if one == mode), None)
     if known is None:
         raise ConfigError("bad-capture", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
-    wiring = wired(
+    wiring = build_capture(
         store, mode=known, rate=rate if mode == "sampled" else 1.0, redact=Redactor(own=patterns), key_of=key_of,
         allowed=reviewers_only if keyed else lambda request: None, registry=registry,
         load=lambda folder, name: served.load(folder, name, replace=True),

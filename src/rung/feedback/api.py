@@ -11,14 +11,14 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rung.errors import ConfigError, RungError
-from rung.feedback.capture import Capture, Mode, Redactor
-from rung.feedback.records import Challenge, Feedback, Filter, Reason, Thumb
+from rung.feedback.capture import Capture, CaptureMode, Redactor
+from rung.feedback.records import ABTest, CaseFilter, Feedback, Reason, Thumb
 from rung.feedback.registry import Follower
-from rung.feedback.store import Store, case_values, details
+from rung.feedback.store import FeedbackStore, case_values, details
 
 Result = TypeVar("Result")
 PAGE = 100
-Id = Annotated[str, Field(min_length=1, max_length=80)]
+InteractionId = Annotated[str, Field(min_length=1, max_length=80)]
 Text = Annotated[str, Field(max_length=100_000)]
 
 
@@ -29,7 +29,7 @@ class _Body(BaseModel):
 class FeedbackBody(_Body):
     """What a client says of a response; at least one of thumb, score, comment and expected."""
 
-    id: Id = Field(description="The response's id.")
+    id: InteractionId = Field(description="The response's id.")
     thumb: Thumb | None = None
     score: Annotated[float, Field(ge=0, le=1)] | None = None
     comment: Annotated[str, Field(max_length=10_000)] = ""
@@ -64,7 +64,7 @@ class UndoBody(_Body):
 
 
 def feedback_router(
-    store: Store,
+    store: FeedbackStore,
     *,
     capture: Capture | None = None,
     redact: Redactor | None = None,
@@ -95,7 +95,7 @@ def feedback_router(
     return router
 
 
-def failures_router(store: Store, *, allowed: Callable[[Request], None] = lambda request: None) -> APIRouter:
+def failures_router(store: FeedbackStore, *, allowed: Callable[[Request], None] = lambda request: None) -> APIRouter:
     """Return the endpoints of review: list, look at, correct, undo.
 
     Args:
@@ -122,7 +122,7 @@ def failures_router(store: Store, *, allowed: Callable[[Request], None] = lambda
         offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
     ) -> dict[str, Any]:
         """List cases, the most suspicious first; `suspicious=true&reviewed=false` is the queue."""
-        which = Filter(task, artifact, split, reason, suspicious, reviewed, failure, text)
+        which = CaseFilter(task, artifact, split, reason, suspicious, reviewed, failure, text)
         found = _told(lambda: store.cases(which, limit=limit, offset=offset))
         return {"cases": [case_values(case) for case in found], "count": _told(lambda: store.count(which))}
 
@@ -167,10 +167,10 @@ def _told(work: Callable[[], Result]) -> Result:
 
 
 @dataclass(frozen=True)
-class Wiring:
+class FeedbackService:
     """Parts of a running server; `close` it when the server has answered its last request."""
 
-    store: Store
+    store: FeedbackStore
     capture: Capture
     routers: tuple[APIRouter, ...]
     follower: Follower | None = None
@@ -183,18 +183,18 @@ class Wiring:
         self.store.close()
 
 
-def wired(
+def build_capture(
     place: str | Path,
     *,
-    mode: Mode = "on",
+    mode: CaptureMode = "on",
     rate: float = 1.0,
     redact: Redactor | None = None,
     key_of: Callable[[Request], str | None] = lambda request: None,
     allowed: Callable[[Request], None] = lambda request: None,
     registry: Path | None = None,
     load: Callable[[Path, str], Any] = lambda folder, name: None,
-    challenge: Callable[[str, tuple[Path, Challenge] | None], Any] = lambda name, what: None,
-) -> Wiring:
+    challenge: Callable[[str, tuple[Path, ABTest] | None], Any] = lambda name, what: None,
+) -> FeedbackService:
     """Open a store and put everything together.
 
     Args:
@@ -209,14 +209,14 @@ def wired(
         challenge: begins the trial of a folder's artifact beside what is served under a name, or ends the one there.
     """
     redact = redact or Redactor()
-    store = Store(place)
+    store = FeedbackStore(place)
     capture = Capture(store, mode, rate, redact)
     routers = (
         feedback_router(store, capture=capture, redact=redact, key_of=key_of),
         failures_router(store, allowed=allowed),
     )
 
-    def tried(name: str, what: tuple[Path, Challenge] | None) -> None:
+    def tried(name: str, what: tuple[Path, ABTest] | None) -> None:
         if what is not None and mode == "off":
             raise ConfigError(
                 "trial-uncaptured", f"a trial runs for {name}, and what is answered is not captured",
@@ -224,4 +224,4 @@ def wired(
             )  # fmt: skip
         challenge(name, what)
 
-    return Wiring(store, capture, routers, Follower(registry, load, tried).start() if registry else None)
+    return FeedbackService(store, capture, routers, Follower(registry, load, tried).start() if registry else None)

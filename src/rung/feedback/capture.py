@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, get_args
 from rung.data.rows import place_of
 from rung.errors import ConfigError, MachineError
 from rung.feedback.records import Interaction
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 
 # --------------------
 # Redaction: secrets and personal numbers are replaced by the name of what they were, before anything is stored.
@@ -124,14 +124,14 @@ def _own(name: str, text: str) -> Pattern:
         ) from None
 
 
-Mode = Literal["off", "sampled", "on"]
+CaptureMode = Literal["off", "sampled", "on"]
 BATCH = 256  # interactions in one transaction
 GATHER = 0.05  # seconds that a batch may wait for company
 RETRY = 1.0  # seconds between tries while the store cannot be written
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class CaptureCounts:
     """What became of the interactions offered so far.
 
     Attributes:
@@ -156,8 +156,8 @@ class Capture:
 
     def __init__(
         self,
-        store: Store,
-        mode: Mode = "on",
+        store: FeedbackStore,
+        mode: CaptureMode = "on",
         rate: float = 1.0,
         redact: Redactor | None = None,
         *,
@@ -177,7 +177,7 @@ class Capture:
         Raises:
             ConfigError: `bad-capture`.
         """
-        if mode not in get_args(Mode):
+        if mode not in get_args(CaptureMode):
             raise ConfigError("bad-capture", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
         if not 0 < rate <= 1 or (mode != "sampled" and rate != 1):
             raise ConfigError(
@@ -218,12 +218,12 @@ class Capture:
         return self.mode == "on" or (self.mode == "sampled" and place_of(identity) < self.rate)
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> CaptureCounts:
         """What became of all interactions, at this moment."""
         with self._changed:
             waiting = self._accepted - self._written - self._lost
             dropped = self._refused + self._lost
-            return Counts(self._offered, self._left_out, dropped, waiting, self._written, self._error)
+            return CaptureCounts(self._offered, self._left_out, dropped, waiting, self._written, self._error)
 
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything accepted so far is written, or given up; return whether it is."""
@@ -231,7 +231,7 @@ class Capture:
             target = self._accepted
             return self._changed.wait_for(lambda: self._written + self._lost >= target, timeout)
 
-    def close(self, timeout: float = 30.0) -> Counts:
+    def close(self, timeout: float = 30.0) -> CaptureCounts:
         """Take nothing more, write what is waiting, stop the writer; what could not be written counts as dropped."""
         with self._changed:
             self._closing = True

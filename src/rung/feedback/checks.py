@@ -10,15 +10,15 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate
 from rung.data.examples import mismatch
 from rung.data.rows import Example
-from rung.feedback.records import Feedback, Filter, Interaction
-from rung.feedback.store import Store
+from rung.feedback.records import CaseFilter, Feedback, Interaction
+from rung.feedback.store import FeedbackStore
 from rung.progress import QUIET, Progress
 
 BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckCounts:
     """How many unreviewed interactions were looked at, and how many were newly found invalid or contradicted."""
 
     looked_at: int
@@ -27,8 +27,8 @@ class Checked:
 
 
 def check(
-    store: Store, artifact: Artifact, fingerprint: str, *, compare: bool = True, progress: Progress = QUIET
-) -> Checked:
+    store: FeedbackStore, artifact: Artifact, fingerprint: str, *, compare: bool = True, progress: Progress = QUIET
+) -> CheckCounts:
     """Look at the unreviewed interactions of an artifact's task, and keep what is found as feedback.
 
     What was found before is not found again, and no artifact answers an interaction twice.
@@ -40,7 +40,7 @@ def check(
         compare: also have it answer; a stronger artifact's disagreement is worth a look.
         progress: told of every batch.
     """
-    cases = store.cases(Filter(task=artifact.shape.task, reviewed=False))
+    cases = store.cases(CaseFilter(task=artifact.shape.task, reviewed=False))
     known, source = store.sources(), f"artifact:{fingerprint}"
     invalid = disagreed = 0
     for case in cases:
@@ -59,7 +59,7 @@ def check(
             disagreed += _disagreements(store, artifact, source, part)
             progress.advance(len(part))
         progress.finish(f"{disagreed} disagreements")
-    return Checked(len(cases), invalid, disagreed)
+    return CheckCounts(len(cases), invalid, disagreed)
 
 
 def invalidity(artifact: Artifact, actual: str) -> str:
@@ -80,7 +80,7 @@ def invalidity(artifact: Artifact, actual: str) -> str:
     return ""
 
 
-def _disagreements(store: Store, artifact: Artifact, source: str, asked: Sequence[Interaction]) -> int:
+def _disagreements(store: FeedbackStore, artifact: Artifact, source: str, asked: Sequence[Interaction]) -> int:
     rows = [Example(one.input_id, one.inputs, (), one.id) for one in asked]
     found = 0
     for one, answer in zip(asked, artifact.answer(rows, full=False), strict=True):

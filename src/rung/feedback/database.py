@@ -31,9 +31,9 @@ except ImportError as missing:
     ) from missing
 
 
-__all__ = ["PATIENCE", "Database", "sa"]
+__all__ = ["PATIENCE", "StoreDatabase", "sa"]
 
-Kind = Literal["read", "capture", "durable"]
+TransactionKind = Literal["read", "capture", "durable"]
 Result = TypeVar("Result")
 
 PATIENCE = 30.0  # seconds
@@ -43,7 +43,7 @@ _LOCK = 0x52756E67  # PostgreSQL's advisory lock for migrations: "Rung"
 _PASSING = {"57P01", "57P02", "57P03", "40001", "40P01", "53300"}
 
 
-class Database:
+class StoreDatabase:
     """Opens, migrates, retries, and turns the driver's errors into Rung's."""
 
     def __init__(self, location: str | Path, *, patience: float = PATIENCE) -> None:
@@ -62,7 +62,7 @@ class Database:
         """The place as it may be shown: without password."""
         return self.url.database or "" if self.dialect == "sqlite" else self.url.render_as_string(hide_password=True)
 
-    def run(self, kind: Kind, work: Callable[[Connection], Result]) -> Result:
+    def run(self, kind: TransactionKind, work: Callable[[Connection], Result]) -> Result:
         """Do `work` in one transaction and return its result.
 
         Raises:
@@ -221,7 +221,7 @@ def _begin_sqlite(connection: Connection) -> None:
 HEAD = "0003"  # the newest migration
 
 
-class Moment(sa.types.TypeDecorator[datetime]):
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
     """A point in time, in UTC on every database; SQLite keeps no time zone."""
 
     impl = sa.DateTime(timezone=True)
@@ -250,7 +250,7 @@ interactions = sa.Table(
     "interactions",
     METADATA,
     sa.Column("id", sa.String(80), primary_key=True),
-    sa.Column("at", Moment, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
     sa.Column("task", sa.Text, nullable=False),
     sa.Column("artifact", sa.String(64), nullable=False),
     sa.Column("model", sa.String(64), nullable=False),
@@ -283,7 +283,7 @@ feedback = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("token", sa.String(32), nullable=False, unique=True),
     sa.Column("interaction", sa.String(80), sa.ForeignKey("interactions.id"), nullable=False, index=True),
-    sa.Column("at", Moment, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("thumb", sa.String(4)),
     sa.Column("score", sa.Float),
@@ -299,7 +299,7 @@ corrections = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("token", sa.String(32), nullable=False, unique=True),
     sa.Column("interaction", sa.String(80), sa.ForeignKey("interactions.id"), nullable=False, index=True),
-    sa.Column("at", Moment, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
     sa.Column("reviewer", sa.Text, nullable=False),
     sa.Column("expected", sa.Text),
     sa.Column("comment", sa.Text, nullable=False),
@@ -311,7 +311,7 @@ promotions = sa.Table(
     METADATA,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("token", sa.String(32), nullable=False, unique=True),
-    sa.Column("at", Moment, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
     sa.Column("task", sa.Text, nullable=False, index=True),
     sa.Column("kind", sa.String(8), nullable=False),
     sa.Column("artifact", sa.String(64), nullable=False),

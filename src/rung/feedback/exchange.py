@@ -21,12 +21,12 @@ from rung.data.examples import text_of
 from rung.data.rows import Record, example_id, hash_of
 from rung.data.sources import read_rows
 from rung.errors import DataError
-from rung.feedback.records import Case, Interaction, SplitRule
-from rung.feedback.store import Store, case_values
+from rung.feedback.records import Interaction, ReviewCase, SplitRule
+from rung.feedback.store import FeedbackStore, case_values
 from rung.prompts.prompt import placeholders, substitute
 from rung.task import Task
 
-Form = Literal["chat", "completion", "preference", "csv", "jsonl"]
+ExportFormat = Literal["chat", "completion", "preference", "csv", "jsonl"]
 COLUMNS = ("prompt template", "input", "actual response", "expected response")
 # A cell that begins so is a formula to a spreadsheet. It gets an apostrophe, as one that begins with apostrophes before
 # such a character does, so that what is read back is what was written.
@@ -34,7 +34,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r\n＝＋－＠]")
 
 
-def write(cases: Iterable[Case], form: Form, out: IO[str]) -> int:
+def write(cases: Iterable[ReviewCase], form: ExportFormat, out: IO[str]) -> int:
     """Write the cases that suit a form: reviewed ones, for `preference` failures, for `csv` and `jsonl` all.
 
     Returns:
@@ -51,7 +51,7 @@ def write(cases: Iterable[Case], form: Form, out: IO[str]) -> int:
     return count
 
 
-def _line(case: Case, form: Form) -> dict[str, Any] | None:
+def _line(case: ReviewCase, form: ExportFormat) -> dict[str, Any] | None:
     if form == "jsonl":
         return case_values(case)
     if case.expected is None or (form == "preference" and not case.failure):
@@ -79,7 +79,7 @@ def messages(row: Interaction) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": "\n".join(text_of(value) for value in row.inputs.values())}]
 
 
-def _write_csv(cases: Iterable[Case], out: IO[str]) -> int:
+def _write_csv(cases: Iterable[ReviewCase], out: IO[str]) -> int:
     writer = csv.writer(out)
     writer.writerow(COLUMNS)
     count = 0
@@ -113,7 +113,7 @@ def unguarded(cell: str) -> str:
 # ---- reading back
 
 
-def read(file: Path, task: Task, store: Store, reviewer: str) -> tuple[int, int]:
+def read(file: Path, task: Task, store: FeedbackStore, reviewer: str) -> tuple[int, int]:
     """Take the cases of a CSV with the four columns, or of a JSONL file, into the store.
 
     Their ids are made of what they say, so that reading a file twice changes nothing; a JSONL row of a store's own

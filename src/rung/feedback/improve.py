@@ -24,9 +24,9 @@ from rung.errors import ConfigError, DataError, ThresholdError
 from rung.evaluation.report.words import against
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import cases
-from rung.feedback.records import Case, Filter, Promotion, Side, SplitRule
+from rung.feedback.records import CaseFilter, Promotion, ReviewCase, Side, SplitRule
 from rung.feedback.registry import Registry
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 from rung.models.cache import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
@@ -37,7 +37,7 @@ from rung.task import Task, suggest
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class CorrectionCounts:
     """What became of the reviewed interactions.
 
     Attributes:
@@ -55,7 +55,7 @@ class Taken:
     superseded: int = 0
 
 
-def with_corrections(task: Task, data: Data, cases: Sequence[Case]) -> tuple[Data, Taken]:
+def with_corrections(task: Task, data: Data, cases: Sequence[ReviewCase]) -> tuple[Data, CorrectionCounts]:
     """Return the task's data with the reviewed interactions of the training side among the training rows.
 
     An interaction is held out if it was captured on the test side, if the task's own rule puts its input there, or if
@@ -66,7 +66,7 @@ def with_corrections(task: Task, data: Data, cases: Sequence[Case]) -> tuple[Dat
     """
     rule = SplitRule.of(task) if task.data.test is None else None
     aside = {row.id for row in (*data.validation, *data.test)}
-    chosen: dict[str, tuple[Case, Example]] = {}
+    chosen: dict[str, tuple[ReviewCase, Example]] = {}
     held_out = superseded = 0
     for case in sorted(cases, key=lambda one: one.interaction.at):
         example = as_example(task, data, case)
@@ -82,12 +82,12 @@ def with_corrections(task: Task, data: Data, cases: Sequence[Case]) -> tuple[Dat
     kept = [row for row in data.train if row.id not in ids]
     added = [example for _, example in chosen.values()]
     failures = sum(case.failure for case, _ in chosen.values())
-    taken = Taken(failures, len(chosen) - failures, len(data.train) - len(kept), held_out, superseded)
+    taken = CorrectionCounts(failures, len(chosen) - failures, len(data.train) - len(kept), held_out, superseded)
     made = hash_of([data.fingerprint, [[row.id, *row.outputs] for row in added]], digits=64)
     return replace(data, train=(*kept, *added), fingerprint=made), taken
 
 
-def as_example(task: Task, data: Data, case: Case) -> Example:
+def as_example(task: Task, data: Data, case: ReviewCase) -> Example:
     """Return a reviewed interaction as a row of the task, its expected response as the answer.
 
     Raises:
@@ -129,7 +129,7 @@ TRAINS_WEIGHTS = ("soft prompts", "parameter-efficient", "partial", "full", "pre
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FailureOutcome:
     """What became of the reviewed failures under an artifact.
 
     Attributes:
@@ -165,11 +165,11 @@ class Improvement:
     served: str | None
     recommended: str
     better: bool
-    taken: Taken
+    taken: CorrectionCounts
     rungs: tuple[str, ...]
     reason: str
     comparison: Comparison | None
-    outcome: Outcome
+    outcome: FailureOutcome
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON values: the evidence of a promotion."""
@@ -186,7 +186,7 @@ class Improvement:
 
 def improve(
     task: Task,
-    store: Store,
+    store: FeedbackStore,
     registry: Registry,
     *,
     options: ClimbOptions | None = None,
@@ -206,7 +206,7 @@ def improve(
         DataError: a correction does not fit the task.
     """
     options = options or ClimbOptions()
-    cases = store.cases(Filter(task=task.name, reviewed=True))
+    cases = store.cases(CaseFilter(task=task.name, reviewed=True))
     data, taken = with_corrections(task, task.read(), cases)
     if not taken.failures:
         raise ConfigError(
@@ -236,7 +236,7 @@ def rungs_for(task: Task, failures: int, options: ClimbOptions) -> tuple[tuple[s
 
 
 def _summed_up(
-    task: Task, store: Store, found: Climb, data: Data, cases: Sequence[Case], taken: Taken,
+    task: Task, store: FeedbackStore, found: Climb, data: Data, cases: Sequence[ReviewCase], taken: CorrectionCounts,
     rungs: tuple[tuple[str, ...], str], served: str | None,
 ) -> Improvement:  # fmt: skip
     best = found.result.recommended
@@ -253,7 +253,7 @@ def _summed_up(
 
 
 def promote(
-    run: Path, registry: Registry, store: Store, *, reviewer: str, accept_regressions: bool = False
+    run: Path, registry: Registry, store: FeedbackStore, *, reviewer: str, accept_regressions: bool = False
 ) -> Promotion:
     """Serve what an improvement recommends, its numbers recorded as evidence.
 
@@ -309,7 +309,9 @@ def _short(artifact: str | None) -> str:
     return artifact[:16] if artifact else "zero-shot"
 
 
-def judge(task: Task, store: Store, artifact: Artifact, data: Data, failures: Sequence[Case]) -> Outcome:
+def judge(
+    task: Task, store: FeedbackStore, artifact: Artifact, data: Data, failures: Sequence[ReviewCase]
+) -> FailureOutcome:
     """Have an artifact answer the reviewed failures, and say which it fixes and which it breaks again.
 
     A failure is fixed if the answer scores above the recorded one by the task's metric.
@@ -331,4 +333,4 @@ def judge(task: Task, store: Store, artifact: Artifact, data: Data, failures: Se
         return fixed_there, there
 
     broken = tuple(sorted(one for one in watched if one not in ids))
-    return Outcome(tuple(sorted(ids)), of("train"), of("test"), broken, len(watched))
+    return FailureOutcome(tuple(sorted(ids)), of("train"), of("test"), broken, len(watched))

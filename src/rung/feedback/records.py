@@ -1,4 +1,4 @@
-"""What the store holds beside interactions: feedback, corrections, promotions; and Case, all of one interaction."""
+"""What the store holds besides interactions: feedback, corrections, promotions, and everything known of a case."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ Reason = Literal["bad feedback", "invalid output", "unfinished", "retrieval miss
 REASONS: tuple[Reason, ...] = get_args(Reason)  # in the order in which they are worth a look
 LOW_CONFIDENCE = 0.5
 FINISHED = ("stop", "tool_calls")  # an answer that ended otherwise was cut
-Mode = Literal["shadow", "ab"]
+TrialMode = Literal["shadow", "ab"]
 SPACE = " \t\n\r\f\v"  # around a response, it makes no difference
 
 
@@ -233,7 +233,7 @@ class Correction:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ReviewCase:
     """An interaction with what is known of it now.
 
     Attributes:
@@ -262,7 +262,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class JudgedAnswer:
     """What was said of an answer that was sent, as far as a trial reads it.
 
     Attributes:
@@ -279,7 +279,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class CaseFilter:
     """Which cases; every field that is not None narrows.
 
     Attributes:
@@ -305,8 +305,8 @@ class Filter:
     trial: str | None = None
 
 
-EVERYTHING = Filter()
-QUEUE = Filter(suspicious=True, reviewed=False)
+EVERYTHING = CaseFilter()
+QUEUE = CaseFilter(suspicious=True, reviewed=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +337,7 @@ class Promotion:
 
 
 @dataclass(frozen=True, slots=True)
-class Challenge:
+class ABTest:
     """A trial of one artifact beside the one that is served.
 
     Attributes:
@@ -356,7 +356,7 @@ class Challenge:
     token: str
     at: datetime
     task: str
-    mode: Mode
+    mode: TrialMode
     share: float
     most: int
     artifact: str
@@ -390,7 +390,7 @@ def command(words: str, *arguments: str | Path, registry: Path = REGISTRY, store
         words: the command, such as `rung trial show`.
         arguments: what follows, each of which is quoted where it has to be.
         registry: the folder of promoted artifacts, named where it is not the default.
-        store: the store, likewise, as `Store.name`: where that hides a password, RUNG_STORE has to hold the URL.
+        store: the store, likewise; where its name hides a password, RUNG_STORE has to hold the URL.
     """
     named = [*arguments]
     if registry != REGISTRY:

@@ -24,14 +24,14 @@ from typing import Any, Self, TypeVar
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST, fingerprint
 from rung.errors import ArtifactError, ConfigError, RungError
-from rung.feedback.records import Challenge, Promotion, command
-from rung.feedback.store import Store
+from rung.feedback.records import ABTest, Promotion, command
+from rung.feedback.store import FeedbackStore
 from rung.models.cache import lock_file, publish, write_atomically
 
 POINTER = "current"
 TRIAL = "trial"
 LOG = logging.getLogger("rung.feedback")
-Record = TypeVar("Record", Promotion, Challenge)
+Record = TypeVar("Record", Promotion, ABTest)
 
 
 class Registry:
@@ -50,19 +50,19 @@ class Registry:
         """
         return self._read(POINTER, Promotion, "restore it, or promote an artifact again")
 
-    def trial(self) -> Challenge | None:
+    def trial(self) -> ABTest | None:
         """Return the record of the trial that was started last, whether it runs or not; None before the first.
 
         Raises:
             ArtifactError: `registry-damaged`.
         """
-        return self._read(TRIAL, Challenge, "remove it: a trial can be started again")
+        return self._read(TRIAL, ABTest, "remove it: a trial can be started again")
 
-    def keep_trial(self, trial: Challenge) -> None:
+    def keep_trial(self, trial: ABTest) -> None:
         """Replace the record of the trial, at once; `locked` must be held."""
         write_atomically(self.folder / TRIAL, json.dumps(asdict(trial), indent=1, default=datetime.isoformat))
 
-    def path(self, record: Promotion | Challenge) -> Path:
+    def path(self, record: Promotion | ABTest) -> Path:
         """Return the folder of an artifact that a record names."""
         return self.folder / record.folder
 
@@ -70,7 +70,7 @@ class Registry:
         """Return the folder of the artifact with a fingerprint, whether it was promoted or tried."""
         return self.folder / _place(mark)
 
-    def promote(self, artifact: Path, store: Store, *, evidence: Mapping[str, Any], reviewer: str) -> Promotion:
+    def promote(self, artifact: Path, store: FeedbackStore, *, evidence: Mapping[str, Any], reviewer: str) -> Promotion:
         """Copy an artifact into the registry, check it there, and switch to it at once.
 
         Raises:
@@ -85,7 +85,7 @@ class Registry:
             below = before.token if before else None
             return self._switch(store, "promote", mark, folder, below, reviewer, evidence)
 
-    def rollback(self, store: Store, *, reviewer: str, reason: str = "") -> Promotion:
+    def rollback(self, store: FeedbackStore, *, reviewer: str, reason: str = "") -> Promotion:
         """Go back to what was served before the current promotion; done again, it goes back further.
 
         Raises:
@@ -148,7 +148,7 @@ class Registry:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ArtifactError("registry-damaged", f"{file} cannot be read: {error}", hint=hint) from error
 
-    def _entered(self, store: Store) -> Promotion | None:
+    def _entered(self, store: FeedbackStore) -> Promotion | None:
         """Return the current record, entered in the store if a kill kept it from being so."""
         now = self.current()
         if now is not None:
@@ -156,7 +156,7 @@ class Registry:
         return now
 
     def _switch(
-        self, store: Store, kind: Any, artifact: str, folder: str, below: str | None, reviewer: str,
+        self, store: FeedbackStore, kind: Any, artifact: str, folder: str, below: str | None, reviewer: str,
         evidence: Mapping[str, Any],
     ) -> Promotion:  # fmt: skip
         token = uuid.uuid4().hex
@@ -184,7 +184,7 @@ class Follower:
         self,
         root: Path,
         load: Callable[[Path, str], Any],
-        challenge: Callable[[str, tuple[Path, Challenge] | None], Any] = lambda name, what: None,
+        challenge: Callable[[str, tuple[Path, ABTest] | None], Any] = lambda name, what: None,
         *,
         every: float = 1.0,
     ) -> None:

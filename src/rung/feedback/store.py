@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from rung.errors import DataError
-from rung.feedback.database import PATIENCE, Database, corrections, feedback, interactions, promotions, sa
+from rung.feedback.database import PATIENCE, StoreDatabase, corrections, feedback, interactions, promotions, sa
 from rung.feedback.records import (
     EVERYTHING,
     FINISHED,
     REASONS,
     SPACE,
     STORE,
-    Case,
+    CaseFilter,
     Correction,
     Feedback,
-    Filter,
     Interaction,
+    JudgedAnswer,
     Promotion,
     Reason,
-    Verdict,
+    ReviewCase,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class CaseRow(NamedTuple):
 
 def case_rows(
     connection: Connection,
-    which: Filter,
+    which: CaseFilter,
     limit: int | None,
     offset: int,
     *,
@@ -74,7 +74,7 @@ def case_rows(
     return [_row(row) for row in connection.execute(statement).mappings()]
 
 
-def count(connection: Connection, which: Filter) -> int:
+def count(connection: Connection, which: CaseFilter) -> int:
     """Return how many cases a filter has."""
     statement, holds, reasons = _joined(which)
     for condition in _conditions(which, holds, reasons):
@@ -100,7 +100,7 @@ def suggestions(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
     return {one: entry[2] for one, entry in found.items()}
 
 
-def _joined(which: Filter) -> tuple[sa.Select[Any], sa.FromClause, dict[Reason, Condition]]:
+def _joined(which: CaseFilter) -> tuple[sa.Select[Any], sa.FromClause, dict[Reason, Condition]]:
     """Return the select over interactions and the corrections that hold, these, and a condition per reason."""
     undoing = corrections.alias("undoing")
     undone = sa.exists().where(undoing.c.undoes == corrections.c.number)
@@ -146,7 +146,7 @@ def _reasons(low_confidence: float) -> dict[Reason, Condition]:
     }
 
 
-def _conditions(which: Filter, holds: sa.FromClause, reasons: dict[Reason, Condition]) -> list[Condition]:
+def _conditions(which: CaseFilter, holds: sa.FromClause, reasons: dict[Reason, Condition]) -> list[Condition]:
     table, expected = interactions.c, holds.c.expected
     found: list[Condition] = [
         column == wanted
@@ -203,7 +203,7 @@ def holding(history: Sequence[Correction]) -> Correction | None:
     return left[-1] if left else None
 
 
-def verdicts(connection: Connection, trial: str) -> list[Verdict]:
+def verdicts(connection: Connection, trial: str) -> list[JudgedAnswer]:
     """Return what was said of the answers of a trial that were sent, in the order in which it was first said."""
     history = _by_interaction(connection, corrections, trial)
     said = _by_interaction(connection, feedback, trial, feedback.c.source == "user")
@@ -226,7 +226,7 @@ def _by_interaction(
     return rows
 
 
-def _verdict(interaction: str, history: Sequence[Row[Any]], said: Sequence[Row[Any]]) -> Verdict | None:
+def _verdict(interaction: str, history: Sequence[Row[Any]], said: Sequence[Row[Any]]) -> JudgedAnswer | None:
     """Put together what was said of one answer; None where it does not tell how good that was."""
     scored = [row for row in said if row.thumb is not None or row.score is not None]
     named = [row for row in said if row.expected is not None]
@@ -238,13 +238,13 @@ def _verdict(interaction: str, history: Sequence[Row[Any]], said: Sequence[Row[A
     if scored:
         score = scored[0].score if scored[0].thumb is None else float(scored[0].thumb == "up")
     expected = holds.expected if holds is not None else named[-1].expected if named else None
-    return Verdict(interaction, min(row.at for row in counting), expected, score)
+    return JudgedAnswer(interaction, min(row.at for row in counting), expected, score)
 
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # PostgreSQL keeps no NUL, and neither database a lone surrogate
 
 
-class Store:
+class FeedbackStore:
     """One store, for any number of threads and processes. Every call is one transaction."""
 
     def __init__(self, location: str | Path = STORE, *, patience: float = PATIENCE) -> None:
@@ -257,7 +257,7 @@ class Store:
         Raises:
             MachineError: it cannot be opened; see `rung.feedback.database`.
         """
-        self.database = Database(location, patience=patience)
+        self.database = StoreDatabase(location, patience=patience)
 
     @property
     def name(self) -> str:
@@ -295,34 +295,34 @@ class Store:
             raise _unknown(id)
         return _interaction(row)
 
-    def cases(self, which: Filter = EVERYTHING, *, limit: int | None = None, offset: int = 0) -> list[Case]:
+    def cases(self, which: CaseFilter = EVERYTHING, *, limit: int | None = None, offset: int = 0) -> list[ReviewCase]:
         """Return cases, the most suspicious first, and of equally suspicious ones the newest."""
 
-        def work(connection: Connection) -> list[Case]:
+        def work(connection: Connection) -> list[ReviewCase]:
             rows = case_rows(connection, which, limit, offset)
             known = suggestions(connection, [row.interaction.id for row in rows])
             return [
-                Case(row.interaction, row.expected, row.reviewer, row.reasons, known.get(row.interaction.id))
+                ReviewCase(row.interaction, row.expected, row.reviewer, row.reasons, known.get(row.interaction.id))
                 for row in rows
             ]
 
         return self.database.run("read", work)
 
-    def count(self, which: Filter = EVERYTHING) -> int:
+    def count(self, which: CaseFilter = EVERYTHING) -> int:
         """Return how many cases there are."""
         return self.database.run("read", lambda c: count(c, which))
 
-    def case(self, id: str) -> Case:  # noqa: A002
+    def case(self, id: str) -> ReviewCase:  # noqa: A002
         """Return the case of one interaction.
 
         Raises:
             DataError: `no-such-interaction`.
         """
 
-        def work(connection: Connection) -> Case | None:
+        def work(connection: Connection) -> ReviewCase | None:
             rows = case_rows(connection, EVERYTHING, None, 0, id=id)
             known = suggestions(connection, [id])
-            return Case(rows[0].interaction, *rows[0][1:], known.get(id)) if rows else None
+            return ReviewCase(rows[0].interaction, *rows[0][1:], known.get(id)) if rows else None
 
         found = self.database.run("read", work)
         if found is None:
@@ -339,7 +339,7 @@ class Store:
         """Return every interaction of a trial, those in the shadow of others included, in order."""
         return self._interactions(interactions.c.trial == trial)
 
-    def verdicts(self, trial: str) -> list[Verdict]:
+    def verdicts(self, trial: str) -> list[JudgedAnswer]:
         """Return what was said of the answers of a trial, in the order in which it was first said."""
         return self.database.run("read", lambda c: verdicts(c, trial))
 
@@ -512,7 +512,7 @@ def _corrections(connection: Connection, id: str) -> list[Correction]:  # noqa: 
 # Cases as JSON values, for the command line, the API and the pages.
 
 
-def case_values(case: Case) -> dict[str, Any]:
+def case_values(case: ReviewCase) -> dict[str, Any]:
     """Return a case as JSON values."""
     row = case.interaction
     values = {name: getattr(row, name) for name in type(row).__slots__}
@@ -523,7 +523,7 @@ def case_values(case: Case) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def details(store: Store, id: str) -> dict[str, Any]:  # noqa: A002
+def details(store: FeedbackStore, id: str) -> dict[str, Any]:  # noqa: A002
     """Return a case with its feedback, its history and what other artifacts answered, as JSON values."""
     said = [{**asdict(one), "at": one.at.isoformat() if one.at else None} for one in store.feedback(id)]
     history = [{**asdict(one), "at": one.at.isoformat()} for one in store.history(id)]

@@ -25,9 +25,9 @@ from rung.evaluation.metrics import Case, Metric
 from rung.evaluation.racing import betting_capital, sign_capital
 from rung.evaluation.report.words import p_text
 from rung.evaluation.statistics import Interval
-from rung.feedback.records import PAIRS, SHARE, Challenge, Interaction, Mode, Verdict, command
+from rung.feedback.records import PAIRS, SHARE, ABTest, Interaction, JudgedAnswer, TrialMode, command
 from rung.feedback.registry import Registry
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 
 # --------------------
 # A trial in production: two artifacts answer live requests until one is shown to be better, or the rows run out.
@@ -49,7 +49,7 @@ PRECISION = 1e-4  # of an interval's ends
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class SequentialDecision:
     """How a trial stands.
 
     Attributes:
@@ -74,7 +74,7 @@ class Decision:
 
 
 @dataclass
-class Trial:
+class SequentialTest:
     """Collects scores in [0, 1] and decides by a fixed rule. Once decided, a trial stays so, whatever is added.
 
     Attributes:
@@ -113,17 +113,17 @@ class Trial:
         else:
             self.add_pair(other.pop(0), score)
 
-    def decision(self) -> Decision:
+    def decision(self) -> SequentialDecision:
         """Return how the trial stands: at the first pair that decided it, else at the last one."""
         difference, better, worse = self._seen()
         n = len(difference)
         if n == 0:
-            return Decision("open", 0, 0.0, 0, 0, 1.0)
+            return SequentialDecision("open", 0, 0.0, 0, 0, 1.0)
         p = min(1.0, 2 * math.exp(-max(better, worse)))
         winner: Arm = "b" if better > worse else "a"
         state = winner if max(better, worse) >= self._enough else "none" if n >= self.most else "open"
         fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
-        return Decision(state, n, float(difference.mean()), fixed, broken, p)
+        return SequentialDecision(state, n, float(difference.mean()), fixed, broken, p)
 
     def interval(self) -> Interval:
         """Return the differences that these pairs do not rule out, at 1 - `alpha`; [-1, 1] without pairs."""
@@ -175,7 +175,7 @@ def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
     return "b" if place_of([salt, id]) < share else "a"
 
 
-def start(registry: Registry, artifact: Path, *, mode: Mode, share: float = SHARE, most: int = PAIRS) -> Challenge:
+def start(registry: Registry, artifact: Path, *, mode: TrialMode, share: float = SHARE, most: int = PAIRS) -> ABTest:
     """Copy an artifact into the registry and try it beside what is served there.
 
     Args:
@@ -209,14 +209,14 @@ def start(registry: Registry, artifact: Path, *, mode: Mode, share: float = SHAR
             raise ConfigError("already-served", f"{mark[:16]} is served already", hint="try another artifact")
         _check_shapes(Artifact.load(registry.path(now)), Artifact.load(artifact))
         token, at = uuid.uuid4().hex, datetime.now(UTC)
-        made = Challenge(
+        made = ABTest(
             token, at, registry.task, mode, share if mode == "ab" else 1.0, most, mark, folder, now.artifact
         )  # fmt: skip
         registry.keep_trial(made)
     return made
 
 
-def stop(registry: Registry) -> Challenge:
+def stop(registry: Registry) -> ABTest:
     """End the trial that runs; what was collected stays in the store.
 
     Raises:
@@ -252,7 +252,7 @@ def _check_shapes(served: Artifact, challenger: Artifact) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TrialStanding:
     """How a trial stands.
 
     Attributes:
@@ -262,13 +262,13 @@ class Standing:
         judged: of those, answers with a score that the test read.
     """
 
-    decision: Decision
+    decision: SequentialDecision
     interval: Interval
     answered: Mapping[Arm, int]
     judged: Mapping[Arm, int]
 
 
-def standing(store: Store, trial: Challenge, metric: Metric) -> Standing:
+def standing(store: FeedbackStore, trial: ABTest, metric: Metric) -> TrialStanding:
     """Compare what both answered with what was expected, in the order in which it became known.
 
     In a shadow trial each answer that has an expected response gives a pair, as soon as the challenger answered too. In
@@ -286,19 +286,21 @@ def standing(store: Store, trial: Challenge, metric: Metric) -> Standing:
     sent = {row.id: row for row in rows if not row.shadows}
     behind = {row.shadows: row for row in rows if row.shadows}
     said = [verdict for verdict in store.verdicts(trial.token) if verdict.interaction in sent]
-    judge = Trial(most=trial.most, binary=metric.binary and trial.mode == "shadow")
+    judge = SequentialTest(most=trial.most, binary=metric.binary and trial.mode == "shadow")
     if trial.mode == "shadow":
         judged = _pair(judge, metric, said, sent, behind)
     else:
         judged = _alternate(judge, metric, said, sent, trial)
     by_challenger = sum(row.artifact == trial.artifact for row in rows)
-    return Standing(judge.decision(), judge.interval(), {"a": len(rows) - by_challenger, "b": by_challenger}, judged)
+    return TrialStanding(
+        judge.decision(), judge.interval(), {"a": len(rows) - by_challenger, "b": by_challenger}, judged
+    )
 
 
 def _pair(
-    judge: Trial,
+    judge: SequentialTest,
     metric: Metric,
-    said: Iterable[Verdict],
+    said: Iterable[JudgedAnswer],
     sent: Mapping[str, Interaction],
     behind: Mapping[str, Interaction],
 ) -> dict[Arm, int]:
@@ -311,7 +313,7 @@ def _pair(
 
 
 def _alternate(
-    judge: Trial, metric: Metric, said: Iterable[Verdict], sent: Mapping[str, Interaction], trial: Challenge
+    judge: SequentialTest, metric: Metric, said: Iterable[JudgedAnswer], sent: Mapping[str, Interaction], trial: ABTest
 ) -> dict[Arm, int]:
     judged: dict[Arm, int] = {"a": 0, "b": 0}
     for one in said:
@@ -338,7 +340,7 @@ VERDICTS = {
     "a": "what is served is better",
     "b": "the challenger is better",
 }
-Step = Literal["promote", "stop", "review"]
+NextStep = Literal["promote", "stop", "review"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,12 +356,12 @@ class TrialReport:
         store: the place of the store, as it may be shown.
     """
 
-    trial: Challenge
+    trial: ABTest
     running: bool
     beside: bool
     served: str
     challenger: str
-    standing: Standing
+    standing: TrialStanding
     registry: Registry
     store: str
 
@@ -396,7 +398,7 @@ class TrialReport:
         return f"trial {self.trial.token[:8]}: {self.delta} {self.interval}, {self.p}"
 
     @property
-    def step(self) -> Step | None:
+    def step(self) -> NextStep | None:
         """What comes next; None where there is nothing to do."""
         decision = self.standing.decision
         if decision.state == "b":
@@ -420,7 +422,7 @@ class TrialReport:
         return ""
 
 
-def trial_report(store: Store, registry: Registry) -> TrialReport:
+def trial_report(store: FeedbackStore, registry: Registry) -> TrialReport:
     """Return what there is to say of the trial that was started last.
 
     Raises:

@@ -22,7 +22,7 @@ from rung.progress import QUIET, Progress
 from rung.serving.scheduler import ScheduledEngine, Scheduler
 
 if TYPE_CHECKING:
-    from rung.feedback.records import Challenge
+    from rung.feedback.records import ABTest
 
 WARM_UP = "hello"
 
@@ -86,7 +86,7 @@ class ServedArtifact:
 class OnTrial:
     """A trial that an artifact takes part in, and what is tried beside it; None for the challenger itself."""
 
-    record: Challenge
+    record: ABTest
     challenger: ServedArtifact | None = None
 
 
@@ -175,7 +175,7 @@ class Served:
             self._name(name, served)
             return served
 
-    def challenge(self, name: str, folder: Path, record: Challenge, *, progress: Progress = QUIET) -> None:
+    def challenge(self, name: str, folder: Path, record: ABTest, *, progress: Progress = QUIET) -> None:
         """Load a challenger of the artifact that is served under a name, answer once, and only then begin the trial.
 
         The trial is part of what is served under the name, so whatever takes that place ends it.

@@ -117,7 +117,7 @@ LEVEL = 0.05  # as in the confirmation
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RungOutcome:
     """What a climb showed of one rung on top of zero-shot.
 
     `helped` and `hurt` are significant on the test rows, after the correction over all pairs; `beaten` rungs were
@@ -129,23 +129,23 @@ class Outcome:
     text: str
 
 
-def outcomes(result: ClimbResult) -> dict[str, Outcome]:
+def outcomes(result: ClimbResult) -> dict[str, RungOutcome]:
     """Return what the climb showed of every rung that it tried on top of zero-shot, by name."""
     return {rung.name: _outcome(result, rung) for rung in result.rungs if len(rung.path) <= 2}
 
 
-def _outcome(result: ClimbResult, rung: RungResult) -> Outcome:
+def _outcome(result: ClimbResult, rung: RungResult) -> RungOutcome:
     if rung.status == "skipped" or rung.status == "failed":
-        return Outcome(rung.name, rung.status, rung.reason)
+        return RungOutcome(rung.name, rung.status, rung.reason)
     if rung.name == result.rungs[0].name:
-        return Outcome(rung.name, "incumbent", score_text(rung))
+        return RungOutcome(rung.name, "incumbent", score_text(rung))
     comparison = against(result, rung.name)
     if comparison is None:
-        return Outcome(rung.name, "beaten", f"{score_text(rung)} on {rung.n} validation rows")
+        return RungOutcome(rung.name, "beaten", f"{score_text(rung)} on {rung.n} validation rows")
     text = delta_text(comparison)
     if comparison.p >= LEVEL or comparison.delta == 0:
-        return Outcome(rung.name, "no difference", text)
-    return Outcome(rung.name, "helped" if comparison.delta > 0 else "hurt", text)
+        return RungOutcome(rung.name, "no difference", text)
+    return RungOutcome(rung.name, "helped" if comparison.delta > 0 else "hurt", text)
 
 
 # --------------------

@@ -17,7 +17,7 @@ from rung.evaluation.statistics import Interval
 from rung.feedback.improve import promote, read_improvement
 from rung.feedback.records import Promotion, command
 from rung.feedback.registry import Registry, promoted_tasks
-from rung.feedback.store import Store
+from rung.feedback.store import FeedbackStore
 from rung.feedback.trials import TrialReport, stop, trial_report
 from rung.serving.context import context_of
 from rung.serving.limits import Refused, refusal
@@ -69,7 +69,7 @@ def promotions(request: Request) -> Response:
 def promote_run(run: str, request: Request, form: Form) -> Response:
     """Serve what a climb recommends from now on."""
 
-    def switch(site: Site, store: Store, root: Path, reviewer: str) -> None:
+    def switch(site: Site, store: FeedbackStore, root: Path, reviewer: str) -> None:
         found = run_folder(site.runs, run)
         if found is None or found.state != "finished":
             raise ConfigError("no-improvement", f"there is no finished climb {run!r}", hint="load the page again")
@@ -94,7 +94,7 @@ def promote_run(run: str, request: Request, form: Form) -> Response:
 def rollback(task: str, request: Request, form: Form) -> Response:
     """Serve again what was served before."""
 
-    def switch(_site: Site, store: Store, root: Path, reviewer: str) -> None:
+    def switch(_site: Site, store: FeedbackStore, root: Path, reviewer: str) -> None:
         known = {one.name for one in root.iterdir()} if root.is_dir() else set()
         if task not in known:
             raise ConfigError("nothing-to-roll-back", f"nothing was promoted for {task}", hint="load the page again")
@@ -259,7 +259,7 @@ def has_trial(request: Request, task: str) -> bool:
     return any(one.task == task and (one.folder / "trial").is_file() for one in promoted_tasks(site.registry))
 
 
-def _shown(request: Request, task: str, form: dict[str, str]) -> tuple[Store, Registry, TrialReport]:
+def _shown(request: Request, task: str, form: dict[str, str]) -> tuple[FeedbackStore, Registry, TrialReport]:
     """Return what a form is about, as it stands now.
 
     Raises:
@@ -272,7 +272,7 @@ def _shown(request: Request, task: str, form: dict[str, str]) -> tuple[Store, Re
     return store, registry, found
 
 
-def _place(request: Request, task: str) -> tuple[Store, Registry]:
+def _place(request: Request, task: str) -> tuple[FeedbackStore, Registry]:
     site = site_of(request)
     if site.store is None or site.registry is None:
         raise ConfigError("no-registry", "this server follows no registry", hint="start it with `--registry FOLDER`")
@@ -294,7 +294,7 @@ def _trial_page(request: Request, task: str | None = None, *, problem: str = "",
     )  # fmt: skip
 
 
-def _tried(request: Request, store: Store, registry: Registry) -> Tried:
+def _tried(request: Request, store: FeedbackStore, registry: Registry) -> Tried:
     begin = command("rung trial start", registry.task, "ARTIFACT", "--mode", "shadow", registry=registry.root)
     try:
         if registry.trial() is None:

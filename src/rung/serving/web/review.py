@@ -13,8 +13,8 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from rung.errors import DataError
-from rung.feedback.records import EVERYTHING, QUEUE, REASONS, Case, Filter
-from rung.feedback.store import Store
+from rung.feedback.records import EVERYTHING, QUEUE, REASONS, CaseFilter, ReviewCase
+from rung.feedback.store import FeedbackStore
 from rung.serving.context import context_of
 from rung.serving.front import visit_of
 from rung.serving.limits import Refused
@@ -61,10 +61,10 @@ router = APIRouter(prefix="/failures", include_in_schema=False, dependencies=[De
 Form = Annotated[dict[str, str], Depends(form_of)]
 SHOWN = 50  # cases of one list
 REVIEWER = "rung_reviewer"
-VIEWS: Mapping[str, tuple[str, Filter]] = {
+VIEWS: Mapping[str, tuple[str, CaseFilter]] = {
     "queue": ("Queue", QUEUE),
-    "failures": ("Corrected", Filter(failure=True)),
-    "right": ("Found right", Filter(reviewed=True, failure=False)),
+    "failures": ("Corrected", CaseFilter(failure=True)),
+    "right": ("Found right", CaseFilter(reviewed=True, failure=False)),
     "all": ("Everything", EVERYTHING),
 }
 
@@ -80,7 +80,7 @@ class Look:
     start: int = 0
 
     @property
-    def filter(self) -> Filter:
+    def filter(self) -> CaseFilter:
         """The cases of the store."""
         reason = next((one for one in REASONS if one == self.reason), None)
         return replace(VIEWS[self.view][1], task=self.task or None, reason=reason, text=self.text or None)
@@ -195,7 +195,7 @@ def reviewer_of(request: Request) -> str:
     return unquote(request.cookies.get(REVIEWER, "")) or (key.name if key else "")
 
 
-def _draft(case: Case | None) -> str:
+def _draft(case: ReviewCase | None) -> str:
     """Return what the field of the expected response begins with."""
     if case is None:
         return ""
@@ -208,7 +208,7 @@ def _labels(request: Request, task: str) -> tuple[str, ...]:
     return next((shape.labels for shape in shapes if shape.task == task and shape.kind == "category"), ())
 
 
-def _check_label(request: Request, case: Case, expected: str) -> None:
+def _check_label(request: Request, case: ReviewCase, expected: str) -> None:
     labels = _labels(request, case.interaction.task)
     if labels and expected.strip() not in labels:
         raise DataError(
@@ -217,7 +217,7 @@ def _check_label(request: Request, case: Case, expected: str) -> None:
         )  # fmt: skip
 
 
-def _following(store: Store, look: Look, id: str) -> str | None:  # noqa: A002
+def _following(store: FeedbackStore, look: Look, id: str) -> str | None:  # noqa: A002
     """Return the case after this one in the list, or the one before where it is the last."""
     ids = [one.interaction.id for one in store.cases(look.filter, limit=SHOWN, offset=look.start)]
     before, after = _neighbours(ids, id)
@@ -233,14 +233,14 @@ def _to(id: str | None, look: Look, *, reviewer: str, done: str = "") -> Respons
     return answer
 
 
-def _store(request: Request) -> Store:
+def _store(request: Request) -> FeedbackStore:
     store = site_of(request).store
     if store is None:
         raise Refused(404, "no-store", "this server captures nothing; start it with `--capture on`")
     return store
 
 
-def _case(store: Store, id: str) -> Case:  # noqa: A002
+def _case(store: FeedbackStore, id: str) -> ReviewCase:  # noqa: A002
     """Return a case.
 
     Raises:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from prometheus_client import CollectorRegistry
 
-    from rung.feedback.store import Store
+    from rung.feedback.store import FeedbackStore
 
 
 # --------------------
@@ -160,7 +160,7 @@ class Places:
     """
 
     runs: Path
-    store: Store | None = None
+    store: FeedbackStore | None = None
     registry: Path | None = None
 
 
@@ -184,7 +184,7 @@ class Site:
         return self.places.runs
 
     @property
-    def store(self) -> Store | None:
+    def store(self) -> FeedbackStore | None:
         """The store, where there is one."""
         return self.places.store
 

@@ -9,10 +9,10 @@ from rung.artifact.files import fingerprint
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.metrics import METRICS
 from rung.evaluation.statistics import Interval
-from rung.feedback.records import Challenge, Feedback, Filter
+from rung.feedback.records import ABTest, CaseFilter, Feedback
 from rung.feedback.registry import Follower, Registry
-from rung.feedback.store import Store
-from rung.feedback.trials import Decision, Standing, Trial, standing, start, stop
+from rung.feedback.store import FeedbackStore
+from rung.feedback.trials import SequentialDecision, SequentialTest, TrialStanding, standing, start, stop
 
 ACCURACY = METRICS["accuracy"]
 
@@ -24,7 +24,7 @@ def registry(tmp_path):
 
 @pytest.fixture
 def file_store(tmp_path):
-    with Store(tmp_path / "f.db") as opened:
+    with FeedbackStore(tmp_path / "f.db") as opened:
         yield opened
 
 
@@ -105,7 +105,7 @@ def test_a_follower_begins_and_ends_trials_and_notes_challengers_that_are_refuse
 
 @pytest.fixture
 def trial(make):
-    return Challenge("t" * 32, make(0).at, "intents", "shadow", 1.0, 100, "b", "artifacts/b", "a")
+    return ABTest("t" * 32, make(0).at, "intents", "shadow", 1.0, 100, "b", "artifacts/b", "a")
 
 
 def shadowed(make, number, ours, theirs, trial):
@@ -122,7 +122,9 @@ def test_both_answers_of_a_shadow_are_held_against_what_was_expected(store, make
     for number, (ours, theirs) in enumerate(rows):
         store.record(shadowed(make, number, ours, theirs, trial))
     store.record([make(90, actual="x"), make(91, artifact="a", trial=trial.token)])  # outside, and not answered again
-    empty = Standing(Decision("open", 0, 0.0, 0, 0, 1.0), Interval(-1.0, 1.0), {"a": 7, "b": 6}, {"a": 0, "b": 0})
+    empty = TrialStanding(
+        SequentialDecision("open", 0, 0.0, 0, 0, 1.0), Interval(-1.0, 1.0), {"a": 7, "b": 6}, {"a": 0, "b": 0}
+    )
     assert standing(store, trial, ACCURACY) == empty
     store.add_feedback(Feedback("r2", thumb="up"))  # says nothing of the challenger
     for number in (3, 0, 1, 4):
@@ -130,7 +132,7 @@ def test_both_answers_of_a_shadow_are_held_against_what_was_expected(store, make
     store.add_feedback(Feedback("r2", expected="y"))
     store.add_feedback(Feedback("r5", expected="y", source="artifact:c"))  # no user, no reviewer
     store.correct("r91", "y", "Ann")
-    by_hand = Trial(most=100, binary=True)
+    by_hand = SequentialTest(most=100, binary=True)
     for ours, theirs in ((1, 0), (0, 1), (0, 1), (0, 0), (1, 1)):
         by_hand.add_pair(ours, theirs)
     found = standing(store, trial, ACCURACY)
@@ -167,22 +169,22 @@ def test_answers_of_an_ab_trial_are_paired_by_what_users_and_reviewers_said(stor
     store.add_feedback(Feedback("r3", thumb="down", source="check"))
     store.add_feedback(Feedback("r5", expected="x"))
     store.add_feedback(Feedback("r8", thumb="up"))  # outside
-    by_hand = Trial(most=100)
+    by_hand = SequentialTest(most=100)
     for arm, score in (("a", 0.0), ("b", 0.75), ("a", 1.0), ("b", 0.0)):
         by_hand.add(arm, score)
     found = standing(store, trial, ACCURACY)
-    assert found == Standing(by_hand.decision(), by_hand.interval(), {"a": 4, "b": 4}, {"a": 2, "b": 2})
+    assert found == TrialStanding(by_hand.decision(), by_hand.interval(), {"a": 4, "b": 4}, {"a": 2, "b": 2})
     assert (found.decision.n, found.decision.fixed, found.decision.broken) == (2, 1, 1)
 
 
 def test_answers_in_the_shadow_are_no_cases_but_say_where_to_look(store, make, trial):
     store.record(shadowed(make, 0, "x", "y", trial) + shadowed(make, 1, "x", "x", trial))
-    cases = store.cases(Filter(trial=trial.token))
+    cases = store.cases(CaseFilter(trial=trial.token))
     assert [(case.interaction.id, case.reasons, case.suggestion) for case in cases] == [
         ("r0", ("disagreement",), "y"), ("r1", (), "x"),
     ]  # fmt: skip
     assert store.count() == 2
-    assert store.count(Filter(trial="none")) == 0
+    assert store.count(CaseFilter(trial="none")) == 0
     assert [one.id for one in store.shadows("r0")] == ["s0"]
     assert {one.id for one in store.in_trial(trial.token)} == {"r0", "r1", "s0", "s1"}
     store.add_feedback(Feedback("r0", expected="z"))

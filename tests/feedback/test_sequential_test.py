@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from rung.feedback.trials import Decision, Trial, arm_of
+from rung.feedback.trials import SequentialDecision, SequentialTest, arm_of
 
 
 def run(p_a, p_b, seed, most=400, binary=False):
-    draw, trial = random.Random(seed), Trial(most=most, binary=binary)
+    draw, trial = random.Random(seed), SequentialTest(most=most, binary=binary)
     while True:
         trial.add_pair(float(draw.random() < p_a), float(draw.random() < p_b))
         found = trial.decision()
@@ -33,7 +33,7 @@ def test_a_clear_difference_is_found_in_both_directions_and_early(binary):
 
 
 def test_a_decided_trial_stays_decided():
-    trial = Trial()
+    trial = SequentialTest()
     while not trial.decision().stop:
         trial.add_pair(0.0, 1.0)
     decided, interval = trial.decision(), trial.interval()
@@ -44,8 +44,8 @@ def test_a_decided_trial_stays_decided():
 
 
 def test_single_answers_are_paired_in_order_and_the_rows_run_out():
-    trial = Trial(most=2)
-    assert trial.decision() == Decision("open", 0, 0.0, 0, 0, 1.0)
+    trial = SequentialTest(most=2)
+    assert trial.decision() == SequentialDecision("open", 0, 0.0, 0, 0, 1.0)
     for arm, score in (("a", 1.0), ("a", 0.0), ("a", 0.5)):
         trial.add(arm, score)
         assert trial.decision().n == 0
@@ -59,15 +59,15 @@ def test_single_answers_are_paired_in_order_and_the_rows_run_out():
         with pytest.raises(ValueError, match="scores must lie"):
             trial.add_pair(a, b)
     with pytest.raises(ValueError, match="binary"):
-        Trial(binary=True).add_pair(0.5, 1.0)
+        SequentialTest(binary=True).add_pair(0.5, 1.0)
     with pytest.raises(ValueError, match="alpha"):
-        Trial(alpha=1.0)
+        SequentialTest(alpha=1.0)
 
 
 def test_a_trial_looked_at_once_stands_as_if_looked_at_after_every_pair():
     for seed in range(4):
         for binary in (False, True):
-            draw, trial = random.Random(seed), Trial(most=150, binary=binary)
+            draw, trial = random.Random(seed), SequentialTest(most=150, binary=binary)
             first = None
             for _ in range(300):
                 trial.add_pair(float(draw.random() < 0.5), float(draw.random() < 0.5 + 0.1 * seed))
@@ -80,7 +80,7 @@ def test_a_trial_looked_at_once_stands_as_if_looked_at_after_every_pair():
 
 
 def test_an_interval_ends_where_its_bets_just_do_not_reject():
-    trial, shares = Trial(alpha=0.9, binary=True), [0.05 + 0.1 * k for k in range(10)]
+    trial, shares = SequentialTest(alpha=0.9, binary=True), [0.05 + 0.1 * k for k in range(10)]
     assert trial.interval() == (-1.0, 1.0)
     trial.add_pair(0.0, 1.0)
     # Bets on more than m are worth 1 + 0.5 (1 - m) / (1 + m) on average, and 2 / 0.9 rejects: up to m = -13 / 31.
@@ -96,7 +96,7 @@ def test_an_interval_ends_where_its_bets_just_do_not_reject():
 def test_the_interval_holds_the_difference_and_leaves_out_0_just_where_the_trial_is_decided(binary):
     missed = 0
     for seed in range(40):
-        draw, trial, wrong = random.Random(seed), Trial(most=300, binary=binary), False
+        draw, trial, wrong = random.Random(seed), SequentialTest(most=300, binary=binary), False
         for _ in range(300):
             trial.add_pair(float(draw.random() < 0.6), float(draw.random() < 0.75))
             if len(trial._differences) % 20 == 0:
@@ -111,7 +111,7 @@ def test_the_interval_holds_the_difference_and_leaves_out_0_just_where_the_trial
 def test_the_interval_turns_with_the_arms_and_narrows():
     widths = []
     for n in (20, 200, 2000):
-        one, other, draw = Trial(binary=True), Trial(binary=True), random.Random(n)
+        one, other, draw = SequentialTest(binary=True), SequentialTest(binary=True), random.Random(n)
         for _ in range(n):
             a, b = float(draw.random() < 0.5), float(draw.random() < 0.5)
             one.add_pair(a, b)
