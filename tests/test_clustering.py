@@ -65,7 +65,7 @@ def test_central_texts_are_those_nearest_the_mean_each_once():
 def test_what_cannot_be_grouped_is_refused(rows, settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
         group(rows.astype(np.float32), **settings)
-    assert caught.value.code == "bad-clusters"
+    assert caught.value.code == "bad-option"
 
 
 def test_candidates():

@@ -51,7 +51,7 @@ def test_an_override_is_where_its_error_is(tmp_path: Path) -> None:
     assert str(error.where) == "--set data.train_rows=many"
     assert str(refused(tmp_path, FILE, metric="acuracy").where) == "--set metric=acuracy"
     assert str(refused(tmp_path, FILE, dta__x="1").where) == "--set dta.x=1"
-    assert refused(tmp_path, FILE, name__x="1").code == "bad-set"
+    assert refused(tmp_path, FILE, name__x="1").code == "bad-option"
 
 
 def test_an_unknown_key_is_shown_with_a_caret_and_a_suggestion(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_broken_yaml_is_located(tmp_path: Path, text: str, line: int, column: in
     assert part in error.message
     if "python/object" not in text:
         assert (error.where.line, error.where.column) == (line, column)
-    assert error.code in ("bad-yaml", "duplicate-key", "bad-value")
+    assert error.code in ("bad-yaml", "bad-yaml", "bad-value")
 
 
 @pytest.mark.parametrize(
@@ -144,22 +144,22 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, old: str, new: str, 
 
 def test_templates_and_metrics_are_checked_where_they_stand(tmp_path: Path) -> None:
     for line, code in (
-        ("template: 'a {txt}'", "unknown-placeholder"),
-        ("template: no column", "unknown-placeholder"),
-        ("template: 'a {text'", "template-brace"),
-        ("metric: acuracy", "unknown-metric"),
+        ("template: 'a {txt}'", "bad-template"),
+        ("template: no column", "bad-template"),
+        ("template: 'a {text'", "bad-template"),
+        ("metric: acuracy", "unknown-name"),
     ):
         error = refused(tmp_path, FILE + line + "\n")
         assert (error.code, error.where and error.where.line) == (code, 7)
-    assert refused(tmp_path, FILE.replace("[text]", "[label]")).code == "output-is-input"
+    assert refused(tmp_path, FILE.replace("[text]", "[label]")).code == "bad-value"
 
 
 def test_a_schema_may_lie_in_a_file(tmp_path: Path) -> None:
     text = FILE.replace("kind: category", "kind: json, schema: schema.json")
     error = refused(tmp_path, text)
-    assert (error.code, error.where and error.where.line) == ("bad-schema-file", 4)
+    assert (error.code, error.where and error.where.line) == ("bad-constraint", 4)
     (tmp_path / "schema.json").write_text("[]")
-    assert refused(tmp_path, text).code == "bad-schema-file"
+    assert refused(tmp_path, text).code == "bad-constraint"
     (tmp_path / "schema.json").write_text('{"type": "object"}')
     assert json.loads(load(tmp_path, text).output.schema_text() or "") == {"type": "object"}
 
@@ -175,7 +175,7 @@ def test_files_that_cannot_be_a_task(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_bytes(b"x" * 1_000_001)
     with pytest.raises(ConfigError) as caught:
         Task.load(tmp_path / "big.yaml")
-    assert caught.value.code == "file-too-large"
+    assert caught.value.code == "bad-yaml"
 
 
 def test_a_byte_order_mark_does_not_shift_columns(tmp_path: Path) -> None:

@@ -70,27 +70,27 @@ def group(
         progress: told of every number of clusters tried.
 
     Raises:
-        ConfigError: `bad-clusters`: there are fewer different rows than clusters, or `k` is given to HDBSCAN.
+        ConfigError: `bad-option`: there are fewer different rows than clusters, or `k` is given to HDBSCAN.
     """
     different = len(np.unique(vectors, axis=0))
     if method == "hdbscan":
         if k is not None:
-            raise ConfigError("bad-clusters", "hdbscan finds the number of clusters itself", hint="leave --k out")
+            raise ConfigError("bad-option", "hdbscan finds the number of clusters itself", hint="leave --k out")
         if len(vectors) < max(2, least):
             raise ConfigError(
-                "bad-clusters", f"{len(vectors)} rows are fewer than the least of a cluster, {least}",
+                "bad-option", f"{len(vectors)} rows are fewer than the least of a cluster, {least}",
                 hint="lower --least, or give more rows",
             )  # fmt: skip
         return _finished(vectors, _hdbscan(vectors, least), seed)
     if k is not None:
         if not 1 <= k <= different:
             raise ConfigError(
-                "bad-clusters", f"{different} different rows cannot form {k} clusters", hint="choose a smaller --k"
+                "bad-option", f"{different} different rows cannot form {k} clusters", hint="choose a smaller --k"
             )
         return _finished(vectors, _kmeans(vectors, k, seed), seed)
     if different < 3:
         raise ConfigError(
-            "bad-clusters", f"the number of clusters cannot be chosen from {different} different rows",
+            "bad-option", f"the number of clusters cannot be chosen from {different} different rows",
             hint="give more rows, or --k",
         )  # fmt: skip
     return _best(vectors, candidates(different), seed, progress)

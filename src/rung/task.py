@@ -393,10 +393,10 @@ class Task(_Strict):
             schema = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             where = parsed.where(("output", "schema"))
-            raise ConfigError("bad-schema-file", f"the schema {name!r} cannot be read: {error}", where=where) from error
+            raise ConfigError("bad-constraint", f"the schema {name!r} cannot be read: {error}", where=where) from error
         if not isinstance(schema, dict):
             where = parsed.where(("output", "schema"))
-            raise ConfigError("bad-schema-file", f"the schema {name!r} is no JSON object", where=where)
+            raise ConfigError("bad-constraint", f"the schema {name!r} is no JSON object", where=where)
         return self.model_copy(update={"output": self.output.model_copy(update={"json_schema": schema})})
 
     def _check(self, parsed: YamlFile) -> None:
@@ -409,20 +409,20 @@ class Task(_Strict):
                 names = placeholders(self.template)
             if not names:
                 raise ConfigError(
-                    "unknown-placeholder", "the template asks for no input column", where=parsed.where(("template",)),
+                    "bad-template", "the template asks for no input column", where=parsed.where(("template",)),
                     hint=f"write {{{self.inputs[0]}}} where its value belongs",
                 )  # fmt: skip
             for name in names:
                 if name not in self.inputs:
                     raise ConfigError(
-                        "unknown-placeholder",
+                        "bad-template",
                         f"the template asks for {{{name}}}, which is not among the inputs",
                         where=parsed.where(("template",)),
                         hint=suggest(name, self.inputs),
                     )
         if self.output.column in self.inputs:
             raise ConfigError(
-                "output-is-input",
+                "bad-value",
                 f"the column {self.output.column!r} is both input and output",
                 where=parsed.where(("inputs",)),
                 hint="take it out of `inputs`: the model would read its answer",
@@ -432,7 +432,7 @@ class Task(_Strict):
                 metric = get_metric(self.metric_name, self._folder, self.metric_settings)
                 if self.output.kind not in metric.kinds:
                     raise ConfigError(
-                        "metric-kind", f"the metric {metric.name} does not suit `kind: {self.output.kind}`",
+                        "bad-value", f"the metric {metric.name} does not suit `kind: {self.output.kind}`",
                         hint=f"it scores answers of kind {' or '.join(metric.kinds)}",
                     )  # fmt: skip
         for number, tool in enumerate(self.tools):
@@ -490,7 +490,7 @@ def _override(parsed: YamlFile, key: str, text: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(
-                "bad-set", f"--set {key}: {parent!r} is not a mapping", hint="name a key inside a mapping"
+                "bad-option", f"--set {key}: {parent!r} is not a mapping", hint="name a key inside a mapping"
             )
     try:
         values[last] = yaml.safe_load(text)

@@ -39,13 +39,10 @@ class Kind:
     Attributes:
         name: of the kind, as errors call it.
         example: one such function, as hints show it.
-        not_found, import_failed: the codes of the two errors.
     """
 
     name: str
     example: str
-    not_found: str
-    import_failed: str
 
 
 def load(spec: str, folders: Sequence[Path], kind: Kind) -> Any:
@@ -54,8 +51,7 @@ def load(spec: str, folders: Sequence[Path], kind: Kind) -> Any:
     The module is looked for as a file in `folders`, one after the other, then among installed packages.
 
     Raises:
-        ConfigError: `kind.not_found` if there is no such module or nothing of that name in it, `kind.import_failed`
-            if importing it fails.
+        ConfigError: `function-not-found`: there is no such module or function, or the import fails.
     """
     try:
         module_name, name = split(spec)
@@ -63,10 +59,11 @@ def load(spec: str, folders: Sequence[Path], kind: Kind) -> Any:
         if not hasattr(module, name):
             raise NotNamedError(f"{module.__file__} has no function {name!r}")
     except NotNamedError as missing:
-        raise ConfigError(kind.not_found, str(missing), hint=f"define there: {kind.example}") from None
+        raise ConfigError("function-not-found", str(missing), hint=f"define there: {kind.example}") from None
     except ImportFailedError as broken:
         hint = "run the file by itself to see the full traceback"
-        raise ConfigError(kind.import_failed, f"the {kind.name}'s {broken}", hint=hint, where=broken.where) from broken
+        message = f"the {kind.name}'s {broken}"
+        raise ConfigError("function-not-found", message, hint=hint, where=broken.where) from broken
     return getattr(module, name)
 
 

@@ -60,7 +60,7 @@ def read_yaml(file: Path) -> YamlFile:
     """
     try:
         if file.stat().st_size > MAX_BYTES:
-            raise ConfigError("file-too-large", f"{file} is larger than {MAX_BYTES:,} bytes: not a task file")
+            raise ConfigError("bad-yaml", f"{file} is larger than {MAX_BYTES:,} bytes: not a task file")
         text = file.read_bytes().decode()
     except FileNotFoundError:
         raise ConfigError(
@@ -133,7 +133,7 @@ def _value(
         key = _key(key_node)
         where = _location(name, lines, key_node.start_mark)
         if key in result:
-            raise ConfigError("duplicate-key", f"the key {key!r} stands twice", where=where, hint="keep one of them")
+            raise ConfigError("bad-yaml", f"the key {key!r} stands twice", where=where, hint="keep one of them")
         positions[*path, key] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
         result[key] = _value(value_node, (*path, key), positions, loader, name, lines)
     return result

@@ -212,13 +212,13 @@ def test_an_artifact_loads_with_the_same_tools_only(folder, tmp_path_factory, mo
     shutil.move(folder / "own.py", moved)
     with pytest.raises(ConfigError) as caught:
         Artifact.load(saved)
-    assert caught.value.code == "tool-not-found"
+    assert caught.value.code == "function-not-found"
     monkeypatch.setenv("RUNG_TOOLS", str(moved))
     assert Artifact.load(saved).decoder.folder == moved
     (moved / "own.py").write_text((moved / "own.py").read_text() + "\n# changed\n")
     with pytest.raises(ArtifactError) as caught:
         Artifact.load(saved)
-    assert caught.value.code == "tools-changed"
+    assert caught.value.code == "artifact-mismatch"
 
 
 def test_rungs_that_would_teach_answers_without_calls_do_not_apply(folder):
@@ -236,7 +236,7 @@ def test_rungs_that_would_teach_answers_without_calls_do_not_apply(folder):
 @pytest.mark.parametrize(
     ("tools", "more", "code", "line"),
     [
-        ("['mytools:none']", "", "tool-not-found", 8),
+        ("['mytools:none']", "", "function-not-found", 8),
         ("['mytools:double', 'mytools:untyped']", "", "tool-untyped", 8),
         ("[{mcp: []}]", "", "bad-value", 8),
         ("[{cmp: [x]}]", "", "unknown-key", 8),
@@ -255,7 +255,7 @@ def test_wrong_task_files_are_refused_with_their_line(folder, tools, more, code,
 def test_two_tools_of_one_name_are_refused(folder):
     with pytest.raises(ConfigError) as caught:
         Artifact.zero_shot(task(folder, "['mytools:double', 'mytools:double']"))
-    assert caught.value.code == "tool-twice"
+    assert caught.value.code == "duplicate-name"
 
 
 # ---- servers
@@ -278,7 +278,7 @@ def test_only_the_named_tools_of_a_server_are_offered(folder):
     assert [t.name for t in Artifact.zero_shot(task(folder, json.dumps([named]))).decoder.tools] == ["add"]
     with pytest.raises(ConfigError) as caught:
         Artifact.zero_shot(task(folder, json.dumps([{**named, "only": ["subtract"]}])))
-    assert caught.value.code == "tool-not-found"
+    assert caught.value.code == "function-not-found"
 
 
 @pytest.mark.parametrize("command", [["no-such-command"], [sys.executable, "-c", "print('hello')"]])

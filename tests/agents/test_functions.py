@@ -58,14 +58,14 @@ def test_a_property_called_title_is_kept_and_endless_schemas_are_refused():
 @pytest.mark.parametrize(
     ("spec", "code"),
     [
-        ("mytools", "tool-not-found"),
-        ("mytools:nothing", "tool-not-found"),
-        ("mytools:constant", "tool-not-found"),
-        ("no_such_module:f", "tool-not-found"),
+        ("mytools", "function-not-found"),
+        ("mytools:nothing", "function-not-found"),
+        ("mytools:constant", "function-not-found"),
+        ("no_such_module:f", "function-not-found"),
         ("mytools:untyped", "tool-untyped"),
         ("mytools:undocumented", "tool-untyped"),
         ("mytools:positional", "tool-untyped"),
-        ("broken:f", "tool-import-failed"),
+        ("broken:f", "function-not-found"),
     ],
 )
 def test_what_cannot_be_told_to_a_model_is_refused(spec, code, tmp_path):

@@ -66,7 +66,7 @@ def test_a_damaged_folder_is_refused(fitted, tmp_path, damage):
     damage(folder)
     with pytest.raises(ArtifactError) as caught:
         Artifact.load(folder)
-    assert caught.value.code in ("artifact-damaged", "not-an-artifact")
+    assert caught.value.code in ("artifact-damaged", "wrong-folder")
 
 
 def _edit(folder, **values):
@@ -91,14 +91,14 @@ def test_another_base_model_or_template_is_refused(fitted, tmp_path):
     _edit(other, prompt_fingerprint="0" * 64)
     with pytest.raises(ArtifactError) as caught:
         Artifact.load(other)
-    assert caught.value.code == "prompt-mismatch"
+    assert caught.value.code == "artifact-mismatch"
 
 
 def test_nothing_is_overwritten(fitted, tmp_path):
     fitted["zero-shot"].save(tmp_path / "a")
     with pytest.raises(ArtifactError) as caught:
         fitted["zero-shot"].save(tmp_path / "a")
-    assert caught.value.code == "folder-not-empty"
+    assert caught.value.code == "file-exists"
 
 
 def test_a_missing_column_is_named(zero):

@@ -193,7 +193,7 @@ def test_a_broken_row_is_an_error_before_the_first_answer(artifact, folder, tmp_
         more.write("1,2,3\n")
     with pytest.raises(DataError) as caught:
         answer(artifact, rows, out, folder)
-    assert caught.value.code == "field-count"
+    assert caught.value.code == "bad-csv"
     assert not out.exists()
 
 

@@ -86,7 +86,7 @@ def test_a_namesake_gets_a_number():
         (["--column", "text", "--method", "dbscan"], ConfigError, "bad-option"),
         (["--column", "text", "--least", "3"], ConfigError, "bad-option"),
         (["--column", "text", "--out", "x.xlsx"], ConfigError, "bad-option"),
-        (["--column", "text"], DataError, "empty-text"),
+        (["--column", "text"], DataError, "bad-row"),
     ],
 )
 def test_wrong_commands_and_tables_are_refused(tmp_path, arguments, error, code):
@@ -101,5 +101,5 @@ def test_a_column_that_would_be_lost_is_an_error(tmp_path):
     file = tmp_path / "rows.csv"
     file.write_text("text,cluster\nhello,1\ngood bye,2\n")
     ran = run(file, "--column", "text", "--k", 2, "--model", "none", "--out", tmp_path / "o.csv", "-q")
-    assert ran.exception.code == "column-taken"
+    assert ran.exception.code == "duplicate-name"
     assert not (tmp_path / "o.csv").exists()

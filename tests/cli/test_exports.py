@@ -57,9 +57,9 @@ def test_merge_shows_the_difference(rung, folder, tmp_path):
     assert 0 < values["largest"] < 1e-4
     assert rung("run", tmp_path / "m" / "artifact", "ab ba")[1] == rung("run", folder, "ab ba")[1]
     code, _, err = rung("merge", folder, "--out", tmp_path / "m", "-q")
-    assert (code, "error[folder-not-empty]" in err) == (3, True)
+    assert (code, "error[file-exists]" in err) == (3, True)
     code, _, err = rung("merge", tmp_path / "m" / "artifact", "--out", tmp_path / "n", "-q")
-    assert (code, "error[not-tuned]" in err) == (3, True)
+    assert (code, "error[export-unsupported]" in err) == (3, True)
 
 
 def test_export_writes_what_is_asked_for(rung, folder, tmp_path):
@@ -73,7 +73,7 @@ def test_export_writes_what_is_asked_for(rung, folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (["--to", "onnx", "--out", "x"], "unknown-format"),
+        (["--to", "onnx", "--out", "x"], "unknown-name"),
         (["--to", "peft"], "bad-option"),
         (["--to", "peft", "--out", "x", "--precision", "f16"], "bad-option"),
         (["--to", "gguf", "--out", "x", "--row", "1"], "bad-option"),

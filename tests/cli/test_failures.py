@@ -86,11 +86,11 @@ def test_exported_and_imported(run, stored, tmp_path, small_task_file):
     assert done == {"cases": 1, "corrections": 1}
     assert run("failures", "list", "--wrong", "--json", *new)["cases"][0]["reviewer"] == "Bob"
     for arguments, code in (
-        (("export", "--to", "xml"), "unknown-format"),
+        (("export", "--to", "xml"), "unknown-name"),
         (("export", "--out", "out.csv"), "file-exists"),
-        (("list", "--reason", "mood"), "unknown-reason"),
-        (("list", "--split", "validation"), "unknown-split"),
-        (("list", "--store", "none.db"), "no-store"),
+        (("list", "--reason", "mood"), "unknown-name"),
+        (("list", "--split", "validation"), "unknown-name"),
+        (("list", "--store", "none.db"), "no-such-file"),
         (("show", "r9"), "no-such-interaction"),
     ):
         with pytest.raises(RungError) as raised:
@@ -106,7 +106,7 @@ def test_promoted_and_rolled_back(run, zero, tmp_path):
         replace(zero, prompt=replace(zero.prompt, system=word)).save(tmp_path / word)
     with pytest.raises(RungError) as raised:
         run("promote", "one")
-    assert raised.value.code == "reason-missing"
+    assert raised.value.code == "missing-field"
     for word in ("one", "two"):
         made = run("promote", word, "--reason", "first release", "--reviewer", "Ann", "--json")
         assert (made["task"], made["kind"], made["evidence"]) == ("intents", "promote", {"reason": "first release"})
@@ -119,7 +119,7 @@ def test_promoted_and_rolled_back(run, zero, tmp_path):
         == "one"
     )
     (tmp_path / "runs").mkdir()
-    for arguments, code in ((("rollback", "intents"), "nothing-to-roll-back"), (("promote", "runs"), "no-improvement")):
+    for arguments, code in ((("rollback", "intents"), "nothing-to-undo"), (("promote", "runs"), "wrong-folder")):
         with pytest.raises(RungError) as raised:
             run(*arguments)
         assert raised.value.code == code

@@ -88,7 +88,7 @@ def test_a_named_output_column_decides() -> None:
     assert (error.code, error.hint) == ("missing-column", "did you mean 'label'?")
     Path("one.csv").write_text("text;label\nx;y\n")
     assert isinstance(error := run("init", "one.csv", "--force").exception, DataError)
-    assert error.code == "one-column"
+    assert error.code == "missing-column"
 
 
 def test_check_as_json() -> None:
@@ -106,7 +106,7 @@ def test_check_refuses_a_set_without_a_value() -> None:
     run("init", "mails.csv")
     error = run("check", "task.yaml", "--set", "data").exception
     assert isinstance(error, ConfigError)
-    assert error.code == "bad-set"
+    assert error.code == "bad-option"
 
 
 def test_schema_is_what_init_writes() -> None:

@@ -48,16 +48,16 @@ def task_file(
 
 WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     (
-        "empty-file",
+        "too-few-rows",
         "",
         {},
         "rows.csv is empty\nhint: write a header with the names of the columns, and at least one row",
     ),
-    ("empty-file", "  \n \n", {}, "rows.csv is empty"),
-    ("empty-file", " ,\n ,\n", {}, "rows.csv is empty"),
-    ("empty-file", "text,label\n", {}, "rows.csv has no rows"),
-    ("empty-file", "\n\n", {"name": "rows.jsonl"}, "rows.jsonl is empty\nhint: write one JSON object in each line"),
-    ("empty-file", "", {"name": "rows.json"}, "rows.json is empty\nhint: write a list of objects"),
+    ("too-few-rows", "  \n \n", {}, "rows.csv is empty"),
+    ("too-few-rows", " ,\n ,\n", {}, "rows.csv is empty"),
+    ("too-few-rows", "text,label\n", {}, "rows.csv has no rows"),
+    ("too-few-rows", "\n\n", {"name": "rows.jsonl"}, "rows.jsonl is empty\nhint: write one JSON object in each line"),
+    ("too-few-rows", "", {"name": "rows.json"}, "rows.json is empty\nhint: write a list of objects"),
     ("one-label", "text,label\na,x\nb,x\n", {}, "rows.csv:2: every row's label is 'x'"),
     ("one-label", '{"text": "a", "label": []}\n', {"output": MULTILABEL, "name": "rows.jsonl"}, "no row has a label"),
     ("label-spelling", "text,label\na,Yes\nb,yes\n", {}, "rows.csv:3"),
@@ -80,9 +80,9 @@ WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     ),
     ("bad-encoding", b"text,label\nna\xefve,x\nb,y\n", {}, "byte 13 (0xef) is not utf-8\n  --> {folder}/rows.csv:2"),
     ("bad-encoding", "text,label\na,x\n".encode("utf-16"), {}, "`data.encoding: utf-16`"),
-    ("field-count", "text,label\na,b,x\n", {}, "3 fields"),
+    ("bad-csv", "text,label\na,b,x\n", {}, "3 fields"),
     (
-        "schema-mismatch",
+        "bad-reference",
         '{"text": "a", "label": {"lines": [{"n": "x", "p": 1}, {"n": "y"}]}}\n',
         {"output": f"output: {{column: label, kind: json, schema: {SCHEMA}}}", "name": "rows.jsonl"},
         "`lines[1]` lacks the key 'p'",
@@ -100,19 +100,19 @@ WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         "rows.jsonl:1:35\nhint: write one JSON object in each line",
     ),
     (
-        "bad-sql-reference",
+        "bad-reference",
         SQL + SQL.replace("SELECT 1", ENDLESS),
         SQL_TASK,
         "rows.jsonl:2: the expected query fails: st",
     ),
     (
-        "bad-sql-reference",
+        "bad-reference",
         SQL.replace("SELECT 1", "SELECT y FROM t"),
         SQL_TASK,
         "rows.jsonl:1: the expected query fails: no",
     ),
-    ("bad-database", SQL, SQL_TASK | {"script": "CREATE TABEL t (x);"}, "TABEL"),
-    ("bad-database", SQL, SQL_TASK | {"script": None}, "No such file"),
+    ("bad-setting", SQL, SQL_TASK | {"script": "CREATE TABEL t (x);"}, "TABEL"),
+    ("bad-setting", SQL, SQL_TASK | {"script": None}, "No such file"),
 ]
 
 
@@ -220,7 +220,7 @@ def test_a_judge_that_answers_nonsense_is_an_error_with_its_words(
     with pytest.raises(EngineError, match="As a language model") as caught:
         evaluate(Artifact.zero_shot(task).on(engine), task.read().train, "test")  # type: ignore[arg-type]
     open_judge.cache_clear()
-    assert caught.value.code == "judge-unreadable"
+    assert caught.value.code == "reply-unreadable"
 
 
 def test_a_predicted_record_that_misses_a_nested_field_loses_that_field_only(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_errors(tiny_zero, data):
     for artifact, rows, label, code in (
         (written, data.validation, None, "no-probabilities"),
         (tiny_zero, data.validation, "age limit", "unknown-label"),
-        (tiny_zero, (), None, "empty-split"),
+        (tiny_zero, (), None, "too-few-rows"),
     ):
         with pytest.raises(ConfigError) as caught:
             fit_confidence(artifact, rows, abstain_below=0.5, out_of_scope=label)

@@ -126,7 +126,7 @@ def test_a_budget_ends_the_search_after_the_first_trial(task, tmp_path):
 
 
 def test_what_cannot_be_searched_is_said(task, tmp_path):
-    for name, code in (("features", "nothing-to-search"), ("system-prompt", "rung-does-not-apply")):
+    for name, code in (("features", "nothing-to-search"), ("system-prompt", "nothing-to-search")):
         with pytest.raises(ConfigError) as caught:
             tune(task, name, out=tmp_path)
         assert caught.value.code == code

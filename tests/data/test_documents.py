@@ -70,7 +70,7 @@ def test_settings_without_effect_and_missing_files_are_refused(tmp_path: Path) -
     (tmp_path / "empty.jsonl").write_text('{"text": " "}')
     with pytest.raises(DataError) as caught:
         task(tmp_path, text="empty.jsonl").read()
-    assert caught.value.code == "empty-file"
+    assert caught.value.code == "too-few-rows"
 
 
 def test_rows_that_stand_in_the_text_are_warned_of(tmp_path: Path) -> None:

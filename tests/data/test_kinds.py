@@ -51,7 +51,7 @@ def test_another_separator(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "code"),
-    [([1], "bad-output"), ({"a": 1}, "bad-output"), ([""], "bad-output"), (3, "bad-output"), ('["a"', "bad-json"),
+    [([1], "bad-row"), ({"a": 1}, "bad-row"), ([""], "bad-row"), (3, "bad-row"), ('["a"', "bad-json"),
      (["c"], "unknown-label"), (["A"], "label-spelling"), (["a  "], None)],
 )  # fmt: skip
 def test_what_is_no_list_of_the_labels(tmp_path: Path, value: Any, code: str | None) -> None:
@@ -90,11 +90,11 @@ def test_columns_of_the_metric_are_read_and_no_input(tmp_path: Path) -> None:
     [
         ({"model": "embedded"}, "bad-value"),
         ({"name": "code"}, "execution-not-allowed"),
-        ({"name": "sql_execution"}, "metric-settings"),
-        ({"name": "rougeL", "beta": 2}, "metric-settings"),
-        ("labels_f1", "metric-kind"),
-        ("judge", "metric-settings"),
-        ("sqlexecution", "unknown-metric"),
+        ({"name": "sql_execution"}, "bad-setting"),
+        ({"name": "rougeL", "beta": 2}, "bad-setting"),
+        ("labels_f1", "bad-value"),
+        ("judge", "bad-setting"),
+        ("sqlexecution", "unknown-name"),
     ],
 )
 def test_a_metric_that_cannot_be_is_an_error_in_the_task_file(tmp_path: Path, metric: Any, code: str) -> None:

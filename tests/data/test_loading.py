@@ -227,7 +227,7 @@ def test_empty_inputs_and_outputs_are_dropped_and_counted(tmp_path: Path) -> Non
 def test_a_file_with_a_header_only(tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("text,label\n")
     error = refused(tmp_path, {"train.csv": numbered(4)}, data={"train": "none.csv"})
-    assert error.code == "empty-file"
+    assert error.code == "too-few-rows"
 
 
 def test_lists_are_sentences_of_an_input_and_references_of_an_output(tmp_path: Path) -> None:
@@ -256,9 +256,9 @@ def test_json_answers_are_canonical_and_checked(tmp_path: Path) -> None:
     plain = read(tmp_path, {"t.jsonl": rows}, output={"column": "fields", "kind": "json"})
     assert {row.outputs for row in plain.train} & {('{"date": null, "total": 3}',), ('{"date": null, "total": 4}',)}
     for wrong, code, part in (
-        ({"date": "x"}, "schema-mismatch", "'total'"),
-        ({"total": "3"}, "schema-mismatch", "`total` is string, not number"),
-        ({"total": 3, "tax": 1}, "schema-mismatch", "'tax'"),
+        ({"date": "x"}, "bad-reference", "'total'"),
+        ({"total": "3"}, "bad-reference", "`total` is string, not number"),
+        ({"total": 3, "tax": 1}, "bad-reference", "'tax'"),
         ("{", "bad-json", "t.jsonl:32"),
         ({"total": float("nan")}, "bad-json", "NaN"),
     ):
@@ -269,7 +269,7 @@ def test_json_answers_are_canonical_and_checked(tmp_path: Path) -> None:
 
 
 def test_a_structure_is_no_label(tmp_path: Path) -> None:
-    assert refused(tmp_path, {"t.jsonl": [{"text": "x", "label": {"a": 1}}]}).code == "bad-output"
+    assert refused(tmp_path, {"t.jsonl": [{"text": "x", "label": {"a": 1}}]}).code == "bad-row"
 
 
 def test_chat_takes_the_last_assistant_turn_as_the_answer(tmp_path: Path) -> None:
@@ -283,8 +283,8 @@ def test_chat_takes_the_last_assistant_turn_as_the_answer(tmp_path: Path) -> Non
     assert [turn["role"] for turn in first.inputs["messages"]] == ["system", "user"]
     assert first.outputs[0].startswith("assistant ")
     assert data.report.splits["train"].dropped == {"no assistant turn at the end": ["t.jsonl:31"]}
-    assert refused(tmp_path, {"t.jsonl": [turns(1, "user", "robot")]}, **settings).code == "bad-messages"
-    assert refused(tmp_path, {"t.jsonl": [{"messages": "hi"}]}, **settings).code == "bad-messages"
+    assert refused(tmp_path, {"t.jsonl": [turns(1, "user", "robot")]}, **settings).code == "bad-row"
+    assert refused(tmp_path, {"t.jsonl": [{"messages": "hi"}]}, **settings).code == "bad-row"
 
 
 # ---- the report

@@ -103,7 +103,7 @@ def test_a_process_that_was_killed_is_an_error_and_then_started_again(apart):
     os.kill(apart._process.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="ended with exit code -9") as caught:
         steps(session)
-    assert caught.value.code == "engine-ended"
+    assert caught.value.code == "generation-failed"
     with pytest.raises(EngineError, match="the process that runs"):
         session.add(2, request(TEXTS[0]))
     again = apart.session()

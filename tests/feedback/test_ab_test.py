@@ -56,7 +56,7 @@ def test_started_once_against_what_is_served_and_stopped(registry, file_store, f
     assert not registry.trial().runs(later)  # it was started against something else
     assert start(registry, folders[2], mode="shadow").against == fingerprint(folders[1])
     (registry.folder / "trial").write_text("[]")
-    assert code_of(registry.trial) == "registry-damaged"
+    assert code_of(registry.trial) == "artifact-damaged"
 
 
 def test_a_challenger_has_to_fit_what_is_served(registry, file_store, folders, zero, tmp_path):
@@ -65,7 +65,7 @@ def test_a_challenger_has_to_fit_what_is_served(registry, file_store, folders, z
     other = replace(zero, shape=replace(zero.shape, inputs=("subject",)), prompt=prompt)
     assert code_of(start, registry, other.save(tmp_path / "columns"), mode="ab") == "trial-mismatch"
     other = replace(zero, shape=replace(zero.shape, task="other"))
-    assert code_of(start, registry, other.save(tmp_path / "task"), mode="ab") == "wrong-task"
+    assert code_of(start, registry, other.save(tmp_path / "task"), mode="ab") == "promotion-refused"
     assert registry.trial() is None
 
 

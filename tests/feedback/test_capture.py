@@ -72,7 +72,7 @@ def test_the_text_that_waits_is_bounded(make):
 
 def test_a_store_that_fails_is_tried_again_and_a_row_it_refuses_is_counted(make, monkeypatch):
     monkeypatch.setattr("rung.feedback.capture.RETRY", 0.01)
-    store = Held(failures=[MachineError("store-unavailable", "gone")] * 3, refused={"r3"})
+    store = Held(failures=[MachineError("store-failed", "gone")] * 3, refused={"r3"})
     store.go.set()
     with Capture(store) as capture:
         for i in range(10):
@@ -85,7 +85,7 @@ def test_a_store_that_fails_is_tried_again_and_a_row_it_refuses_is_counted(make,
 
 def test_closing_gives_up_a_store_that_cannot_be_written(make, monkeypatch):
     monkeypatch.setattr("rung.feedback.capture.RETRY", 0.01)
-    store = Held(failures=[MachineError("store-full", "the disk is full")] * 1000)
+    store = Held(failures=[MachineError("store-failed", "the disk is full")] * 1000)
     store.go.set()
     capture = Capture(store)
     capture.offer(make(1))
@@ -107,4 +107,4 @@ def test_a_sample_is_taken_by_the_id_and_off_takes_nothing(make):
     for mode, rate in (("some", 1.0), ("sampled", 0.0), ("on", 0.5)):
         with pytest.raises(ConfigError) as raised:
             Capture(store, mode, rate)
-        assert raised.value.code == "bad-capture"
+        assert raised.value.code == "bad-option"

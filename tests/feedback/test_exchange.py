@@ -108,7 +108,7 @@ def test_several_inputs_are_json_in_their_cell(store, make, tmp_path):
             ('{question},"{""question"": 1}",a,b', "missing-column"),
             ("{question},no json,a,b", "bad-json"),
             ("{other},{},a,b", "missing-column"),
-            ('{other},"{""question"": ""q"", ""context"": ""c""}",a,b', "unknown-placeholder"),
+            ('{other},"{""question"": ""q"", ""context"": ""c""}",a,b', "bad-template"),
         ):
             file.write_text(f"prompt template,input,actual response,expected response\n{row}\n")
             with pytest.raises(DataError) as raised:

@@ -157,14 +157,14 @@ def test_improved_promoted_and_watched(store, make, task, data, tmp_path, zero, 
     assert made.evidence["comparison"]["fixed"] == found.comparison.fixed
     with pytest.raises(ConfigError) as raised:
         promote(found.climb.folder, registry, store, reviewer="Ann")
-    assert raised.value.code == "stale-evidence"
+    assert raised.value.code == "promotion-refused"
 
     again = improve(task, store, registry, options=options)
     assert not again.better  # nothing was added: what is served stays
     assert again.recommended == made.artifact
     with pytest.raises(ConfigError) as raised:
         promote(again.climb.folder, registry, store, reviewer="Ann")
-    assert raised.value.code == "nothing-to-promote"
+    assert raised.value.code == "already-served"
 
     # A later artifact that breaks what was fixed once is stopped.
     values = json.loads((found.climb.folder / "improvement.json").read_text())

@@ -31,7 +31,7 @@ def test_what_is_stored(text, stored):
 def test_own_patterns_and_a_choice_of_the_built_in_ones():
     redact = Redactor(["email"], {"customer": r"\bC-\d{6}\b"})
     assert redact.text("C-123456 a@b.example 4111 1111 1111 1111") == "[customer] [email] 4111 1111 1111 1111"
-    for names, own, code in ((["e-mail"], {}, "unknown-pattern"), ([], {"x": "("}, "bad-pattern")):
+    for names, own, code in ((["e-mail"], {}, "unknown-name"), ([], {"x": "("}, "bad-option")):
         with pytest.raises(ConfigError) as raised:
             Redactor(names, own)
         assert raised.value.code == code

@@ -38,7 +38,7 @@ def test_promoted_and_rolled_back_step_by_step(registry, store, folders):
         assert Artifact.load(registry.path(made)).prompt.system == back
     with pytest.raises(ConfigError) as raised:
         registry.rollback(store, reviewer="Bob")
-    assert raised.value.code == "nothing-to-roll-back"
+    assert raised.value.code == "nothing-to-undo"
     registry.promote(folders[2], store, evidence={}, reviewer="Ann")
     assert Artifact.load(registry.path(registry.rollback(store, reviewer="Bob"))).prompt.system == "one"
     history = store.promotions("intents")
@@ -65,7 +65,7 @@ def test_what_must_not_be_served_is_refused_and_nothing_changes(registry, store,
     (registry.folder / "current").write_text("{")
     with pytest.raises(ArtifactError) as raised:
         registry.current()
-    assert raised.value.code == "registry-damaged"
+    assert raised.value.code == "artifact-damaged"
 
 
 def test_a_switch_cut_off_before_its_entry_is_entered_before_the_next(registry, store, folders, monkeypatch):

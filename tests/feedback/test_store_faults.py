@@ -116,7 +116,7 @@ def test_a_full_disk_is_a_clear_error_and_nothing_acknowledged_is_lost(tmp_path)
     assert done.returncode == 0, done.stderr
     first, entries = done.stdout.splitlines()
     code, acknowledged = first.split()
-    assert code == "store-full"
+    assert code == "store-failed"
     assert int(acknowledged) >= 1
     assert int(entries) == 1 + int(acknowledged) + 1
     with FeedbackStore(file) as store:

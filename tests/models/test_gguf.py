@@ -202,11 +202,11 @@ def test_a_beginning_token_is_added_where_the_file_says_so():
 def test_what_cannot_be_rebuilt_is_refused(values):
     with pytest.raises(ModelError, match=r"x\.gguf") as caught:
         gguf_tokenizer.build(values, "x.gguf")
-    assert caught.value.code == "gguf-tokenizer"
+    assert caught.value.code == "gguf-unsupported"
 
 
 def test_a_damaged_file(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"not a model at all")
     with pytest.raises(ModelError, match=r"x\.gguf") as caught:
         read_metadata(tmp_path / "x.gguf")
-    assert caught.value.code == "gguf-unreadable"
+    assert caught.value.code == "model-damaged"

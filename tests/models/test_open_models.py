@@ -171,11 +171,11 @@ def test_what_is_unlisted_is_said(rung):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("--task", "sumarization"), "unknown-task-kind"),
-        (("--memory", "much"), "bad-size"),
-        (("--context", "0"), "bad-size"),
-        (("--language", "German"), "unknown-language"),
-        (("--licence", "premissive"), "unknown-licence"),
+        (("--task", "sumarization"), "unknown-name"),
+        (("--memory", "much"), "bad-option"),
+        (("--context", "0"), "bad-option"),
+        (("--language", "German"), "unknown-name"),
+        (("--licence", "premissive"), "unknown-name"),
     ],
 )
 def test_wrong_options(rung, arguments, code):

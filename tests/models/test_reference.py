@@ -72,7 +72,7 @@ def test_endpoints_are_for_engines():
     assert not is_endpoint("org/name")
     with pytest.raises(ConfigError) as caught:
         resolve("http://127.0.0.1:8080/v1#model")
-    assert caught.value.code == "model-endpoint"
+    assert caught.value.code == "engine-mismatch"
 
 
 @pytest.mark.parametrize(

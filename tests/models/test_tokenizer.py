@@ -191,7 +191,7 @@ def test_padding_and_truncation_of_the_file_are_off(encoder):
 def test_no_tokenizer(tmp_path):
     with pytest.raises(ModelError) as caught:
         Tokenizer.load(tmp_path)
-    assert caught.value.code == "no-tokenizer"
+    assert caught.value.code == "model-damaged"
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match=r"tokenizer\.json") as caught:
         Tokenizer.load(tmp_path)

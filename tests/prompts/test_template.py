@@ -23,7 +23,7 @@ def test_no_attribute_access():
 def test_single_brace_is_an_error(broken):
     with pytest.raises(ConfigError) as caught:
         placeholders(broken)
-    assert caught.value.code == "template-brace"
+    assert caught.value.code == "bad-template"
 
 
 def test_default_templates():

@@ -118,14 +118,14 @@ def test_several_labels_are_no_relevance(cross_encoder):
     folder = cross_encoder(labels=2)
     with pytest.raises(ModelError) as refused:
         by_cross_encoder(str(folder))
-    assert refused.value.code == "reranker-labels"
+    assert refused.value.code == "reranker-unsupported"
     assert str(refused.value) == f"{folder} gives 2 scores for a pair, and the relevance of a passage is one"
 
 
 def test_what_is_no_cross_encoder_is_refused():
     with pytest.raises(ModelError) as refused:
         by_cross_encoder("embedded-encoder")
-    assert refused.value.code == "reranker-kind"
+    assert refused.value.code == "reranker-unsupported"
 
 
 @pytest.fixture
@@ -171,4 +171,4 @@ def test_saved_and_loaded_it_orders_the_same_and_another_version_is_an_error(
     values["retriever"]["reranker"] = str(cross_encoder(seed=1))
     with pytest.raises(ArtifactError, match="was measured with another version of") as other:
         _retriever(tmp_path, values)
-    assert other.value.code == "reranker-mismatch"
+    assert other.value.code == "artifact-mismatch"

@@ -196,7 +196,7 @@ def test_a_lock_taken_by_force_stops_who_had_it(url, corpus, base, encoder, anot
     monkeypatch.setattr(Store, "add", robbed)
     with pytest.raises(ArtifactError) as lost:
         build(url, corpus, base)
-    assert lost.value.code == "index-lock-lost"
+    assert lost.value.code == "index-locked"
     assert len(Index.open(url)) == len(forced[1]) == 3
 
 
@@ -238,7 +238,7 @@ def test_a_url_holds_one_index(built, url, corpus, base):
     other = corpus.model_copy(update={"chunk_tokens": 8})
     with pytest.raises(ConfigError) as taken:
         build(url, other, base)
-    assert taken.value.code == "index-taken"
+    assert taken.value.code == "file-exists"
     assert found(Index.open(url), "wire") == "docs/1.md"
     again = build(url, other, base, again=True)
     assert again.manifest.tokens == 8
@@ -249,7 +249,7 @@ def test_what_is_lost_is_an_error(built, url, corpus, base):
     connected(url).drop_table(built.manifest.table)
     with pytest.raises(ArtifactError) as damaged:
         Index.open(url)
-    assert damaged.value.code == "index-damaged"
+    assert damaged.value.code == "index-missing"
     assert len(build(url, corpus, base)) == 3
 
 

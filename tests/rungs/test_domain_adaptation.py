@@ -150,7 +150,7 @@ def test_what_a_rung_was_told_of_overlong_rows_is_done_and_kept(zero, data):
     settings = {"rank": 2, "epochs": 1}
     with pytest.raises(TrainingError) as caught:
         LoRA(**settings).fit(zero, more)
-    assert caught.value.code == "row-too-long"
+    assert caught.value.code == "context-overflow"
     told = LoRA(**settings, overlong="drop").fit(zero, more).settings["lora"]["training_data"]
     assert told["dropped_at"] == {"longer than the context": ["train.csv:99"]}
     assert told["kept"] == len(data.train) == told["examples"]
@@ -158,4 +158,4 @@ def test_what_a_rung_was_told_of_overlong_rows_is_done_and_kept(zero, data):
     assert (told["truncated_at"], told["kept"]) == (["train.csv:99"], len(data.train) + 1)
     with pytest.raises(TrainingError) as caught:
         LoRA(**settings, overlong="drop").fit(zero, replace(data, train=(long,)))
-    assert caught.value.code == "no-training-rows"
+    assert caught.value.code == "too-few-rows"

@@ -96,7 +96,7 @@ def test_encoders_with_other_modules_are_refused(tiny_encoder, tmp_path):
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 256, "do_lower_case": true}')
     with pytest.raises(ModelError) as caught:
         EncoderWithHead(resolve(str(folder)))
-    assert caught.value.code == "encoder-recipe"
+    assert caught.value.code == "tuning-unsupported"
 
 
 # ---- the loss
@@ -210,7 +210,7 @@ def test_training_stops_early_on_held_out_rows(tiny_encoder, zero, data):
     assert settings["rows"] < len(data.train) + len(data.labels)
     with pytest.raises(TrainingError) as caught:
         rung(tiny_encoder, patience=1, holdout=0.0).fit(zero, data)
-    assert caught.value.code == "no-held-out-rows"
+    assert caught.value.code == "too-few-rows"
 
 
 def test_when_it_applies_and_what_it_costs(tiny_encoder, zero, data, tuned):

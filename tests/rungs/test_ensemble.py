@@ -226,7 +226,7 @@ def test_what_cannot_be_mixed_is_an_error(tiny_encoder, zero, data, monkeypatch)
     for members in ((), ("given",), ("given", "ensemble")):
         with pytest.raises(ConfigError) as caught:
             ensemble(tiny_encoder, *members).rungs()
-        assert caught.value.code == "ensemble-members"
+        assert caught.value.code == "bad-setting"
     monkeypatch.setattr(
         Artifact, "answer", lambda self, rows, **_: [type("Silent", (), {"probabilities": None})()] * len(rows)
     )

@@ -178,7 +178,7 @@ def _merges(merged: object, can: bool) -> None:
         return
     with pytest.raises(TrainingError) as caught:
         merged()
-    assert caught.value.code == "cannot-merge"
+    assert caught.value.code == "export-unsupported"
     assert caught.value.hint == "serve it as it is: the artifact runs unmerged"
 
 

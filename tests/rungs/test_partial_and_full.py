@@ -120,7 +120,7 @@ def test_a_number_of_layers_that_the_model_does_not_have_is_an_error(toy, layers
     for call in (lambda r: r.fit(zero, data), lambda r: r.estimate(zero, data, MACHINE)):
         with pytest.raises(ConfigError) as caught:
             call(LastLayers(layers=layers))
-        assert caught.value.code == "layer-count"
+        assert caught.value.code == "bad-setting"
 
 
 def test_the_registry_names_them_in_the_order_of_the_ramp(task):

@@ -237,7 +237,7 @@ def test_descriptions_that_copy_rows_are_refused_and_none_left_is_an_error():
     long = replace(plain, train=tuple(replace(r, inputs=i) for r, i in zip(plain.train, told, strict=True)))
     with pytest.raises(TrainingError) as caught:
         LabelDescriptions().fit(scoring(copy), long)
-    assert caught.value.code == "nothing-written"
+    assert caught.value.code == "reply-unreadable"
     assert "it repeats the training row t:3" in caught.value.message
 
 

@@ -294,7 +294,7 @@ def test_it_applies_where_there_are_documents_only(fitted, plain, rows, document
     assert build(("retrieval",), documents, 0)[0] == Retrieval(documents, k=4)
     with pytest.raises(ConfigError) as caught:
         Retrieval().fit(plain, rows)
-    assert caught.value.code == "no-corpus"
+    assert caught.value.code == "no-documents"
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_spans_that_say_nothing_are_refused(place, tmp_path):
         file.write_text("\n".join([first, *lines[1:]]), "utf-8")
         with pytest.raises(ConfigError) as caught:
             Task.load(tmp_path / "x" / "task.yaml").read()
-        assert caught.value.code == "bad-spans"
+        assert caught.value.code == "bad-row"
     empty = {"question": "q?", "answer": "", "spans": []}
     file.write_text("\n".join([json.dumps(empty), *lines[1:]]), "utf-8")
     (row,) = [r for r in Task.load(tmp_path / "x" / "task.yaml").read().validation if r.inputs["question"] == "q?"]

@@ -22,12 +22,12 @@ def test_settings_reach_the_rung(small_task_file, tmp_path):
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
-        ("rungs: {lora: {rnak: 8}}", "unknown-setting", "did you mean 'rank'?"),
-        ("rungs: {lora: {seed: 8}}", "unknown-setting", "has no setting 'seed'"),
+        ("rungs: {lora: {rnak: 8}}", "unknown-key", "did you mean 'rank'?"),
+        ("rungs: {lora: {seed: 8}}", "unknown-key", "has no setting 'seed'"),
         ("rungs: {lora: {rank: eight}}", "bad-setting", "lora.rank"),
-        ("rungs: {lara: {rank: 8}}", "unknown-rung", "did you mean 'lora'?"),
-        ("rungs: {llm-features: {encoder: other}}", "unknown-setting", "has no setting 'encoder'"),
-        ("rungs: {system-prompt: {encoder: other}}", "unknown-setting", "has no setting 'encoder'"),
+        ("rungs: {lara: {rank: 8}}", "unknown-name", "did you mean 'lora'?"),
+        ("rungs: {llm-features: {encoder: other}}", "unknown-key", "has no setting 'encoder'"),
+        ("rungs: {system-prompt: {encoder: other}}", "unknown-key", "has no setting 'encoder'"),
         ("rungs: {lora: 3}", "bad-value", "rungs.lora"),
     ],
 )

@@ -104,7 +104,7 @@ def test_a_prompt_starts_from_the_instruction(tiny_zero, data):
     nothing = replace(tiny_zero, prompt=replace(tiny_zero.prompt, instruction="", labels=()))
     with pytest.raises(TrainingError) as caught:
         PromptTuning().fit(nothing, data)
-    assert caught.value.code == "no-instruction"
+    assert caught.value.code == "tuning-unsupported"
 
 
 def test_a_killed_run_goes_on_with_other_virtual_ids(tiny_zero, data, monkeypatch):
@@ -155,7 +155,7 @@ def test_virtual_tokens_count_in_context_and_costs(tiny_zero, data, tuned):
     assert prompt_limit(replace(tuned, overflow="drop_demonstrations"), engine, room) == limit - 6
     with pytest.raises(TrainingError) as caught:
         PromptTuning(virtual_tokens=500).fit(tiny_zero, data)
-    assert caught.value.code == "row-too-long"
+    assert caught.value.code == "context-overflow"
 
 
 def test_the_registry_builds_them_with_settings_of_the_task(task):

@@ -114,7 +114,7 @@ def test_early_stopping_measures_the_tasks_own_metric_on_held_out_training_rows(
 def test_too_few_rows_to_hold_out_are_an_error(tiny_zero, data):
     with pytest.raises(TrainingError) as caught:
         LoRA(patience=1, holdout=0.01).fit(tiny_zero, replace(data, train=data.train[:3]))
-    assert caught.value.code == "no-held-out-rows"
+    assert caught.value.code == "too-few-rows"
 
 
 def test_without_memory_it_says_what_to_lower_and_leaves_the_model(tiny_zero, data, monkeypatch):
@@ -197,7 +197,7 @@ def test_what_was_learnt_is_not_lost_where_the_disk_is_full(tiny_zero, data, mon
     monkeypatch.setattr(changes, "publish", full)
     with pytest.raises(TrainingError, match=r"what lora has learnt could not be written to .*No space left") as caught:
         rung.fit(tiny_zero, data)
-    assert caught.value.code == "weights-not-written"
+    assert caught.value.code == "write-failed"
     monkeypatch.setattr(changes, "publish", real)
     monkeypatch.setattr(loop._Run, "_step", _counted_steps(REAL_STEP, steps := []))
     again = rung.fit(tiny_zero, data)

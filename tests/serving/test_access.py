@@ -50,20 +50,20 @@ def test_keys_are_kept_as_hashes_that_only_their_owner_reads(tmp_path):
     assert ring.find(other).name == "bert"
     with pytest.raises(ConfigError) as unknown:
         revoke_key(file, key.id)
-    assert unknown.value.code == "unknown-key-id"
+    assert unknown.value.code == "unknown-name"
 
 
 def test_a_key_file_that_is_none_is_named_with_its_line(tmp_path):
     file = tmp_path / "keys.jsonl"
     with pytest.raises(ConfigError) as missing:
         KeyRing(file)
-    assert missing.value.code == "key-file-unreadable"
+    assert missing.value.code == "unreadable-file"
     create_key(file, "anna")
     with file.open("a") as out:
         out.write(json.dumps({"id": 1}) + "\n")
     with pytest.raises(ConfigError) as damaged:
         read_keys(file)
-    assert damaged.value.code == "key-file-damaged"
+    assert damaged.value.code == "unreadable-file"
     assert f"{file}:2" in damaged.value.message
 
 

@@ -34,7 +34,7 @@ def test_vllm_gets_the_model_and_the_artifact_asks_it_there(tiny_folder, tmp_pat
     assert there.weights.reference is None
     with pytest.raises(ArtifactError) as full:
         export_for("vllm", artifact, tmp_path / "out")
-    assert full.value.code == "folder-not-empty"
+    assert full.value.code == "file-exists"
 
 
 def test_tuned_weights_are_in_what_vllm_reads_and_greedy_text_is_the_artifact_s(tiny_folder, tmp_path):
@@ -62,7 +62,7 @@ def test_what_no_weights_of_the_base_model_equal_is_not_exported(tiny_folder, tm
     for server in ("vllm", "ollama", "kserve"):
         with pytest.raises(TrainingError) as caught:
             export_for(server, artifact, tmp_path / "out")
-        assert caught.value.code == "cannot-merge"
+        assert caught.value.code == "export-unsupported"
         assert not (tmp_path / "out").exists()
 
 
@@ -97,5 +97,5 @@ def test_what_another_server_cannot_answer_is_refused(artifacts, tmp_path):
         assert not (tmp_path / "out").exists()
         return error.value.code
 
-    assert refused("vllm", "head") == "not-for-servers"
-    assert refused("ollama", "intents") == "not-for-servers"
+    assert refused("vllm", "head") == "export-unsupported"
+    assert refused("ollama", "intents") == "export-unsupported"

@@ -303,12 +303,12 @@ def test_an_artifact_refuses_what_it_would_not_read(chat):
         return error.value.code
 
     turns = [*HELLO, {"role": "assistant", "content": "Lost."}, *HELLO]
-    assert refused(model="intents", messages=turns) == "single-turn"
+    assert refused(model="intents", messages=turns) == "bad-request"
     assert refused(model="letters") == "bad-row"
     assert refused(model="letters", messages=[{"role": "user", "content": '{"subject": "x"}'}]) == "missing-column"
-    assert refused(model="intents", temperature=0.5) == "option-unsupported"
-    assert refused(model="notes", tools=TOOLS) == "option-unsupported"
-    assert refused(model="records", response_format={"type": "json_object"}) == "option-unsupported"
+    assert refused(model="intents", temperature=0.5) == "bad-request"
+    assert refused(model="notes", tools=TOOLS) == "bad-request"
+    assert refused(model="records", response_format={"type": "json_object"}) == "bad-request"
 
 
 def test_what_was_answered_is_recorded_under_the_id_that_the_client_has(server, chat, artifacts):

@@ -41,9 +41,9 @@ def test_keys_are_made_listed_and_revoked(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        ((), "nothing-to-serve"),
+        ((), "bad-option"),
         (("--model", "embedded", "--host", "0.0.0.0"), "key-needed"),
-        (("--model", "embedded", "--key-file", "missing.jsonl"), "key-file-unreadable"),
+        (("--model", "embedded", "--key-file", "missing.jsonl"), "unreadable-file"),
     ],
 )
 def test_a_server_that_must_not_start_does_not(arguments, code):

@@ -74,8 +74,8 @@ def test_what_is_damaged_elsewhere_or_no_artifact_is_refused_and_the_old_one_sta
     assert (damaged.status_code, damaged.json()["error"]["code"]) == (409, "artifact-damaged")
     for outside in ("..", "../..", "/etc", ".", "first/../../artifacts/../.."):
         assert put(server, "notes", outside).status_code == 403
-    assert put(server, "notes", "missing").json()["error"]["code"] == "not-an-artifact"
-    assert put(server, BASE, "first").json()["error"]["code"] == "name-taken"
+    assert put(server, "notes", "missing").json()["error"]["code"] == "wrong-folder"
+    assert put(server, BASE, "first").json()["error"]["code"] == "duplicate-name"
     assert httpx.delete(f"{server.url}/v1/artifacts/{BASE}").status_code == 409
     assert httpx.delete(f"{server.url}/v1/artifacts/nothing").status_code == 404
     assert tokens(server) == 4
@@ -122,7 +122,7 @@ def test_names_are_the_tasks_and_never_twice(folder):
     assert served.load(folder / "second").name == "notes-second"
     with pytest.raises(ConfigError) as taken:
         served.load(folder / "first", "notes")
-    assert taken.value.code == "name-taken"
+    assert taken.value.code == "duplicate-name"
     with pytest.raises(ArtifactError):
         served.load(folder / "damaged", "other")
     assert len(served.schedulers()) == 1  # one thread runs the model of both

@@ -79,7 +79,7 @@ def test_the_template_in_go_and_the_modelfile(tokenizer):
 def test_what_go_templates_cannot_say_is_refused(tokenizer, template, said):
     with pytest.raises(ArtifactError, match=said) as caught:
         ollama_template(tokenizer(template))
-    assert caught.value.code == "not-for-servers"
+    assert caught.value.code == "export-unsupported"
 
 
 @pytest.mark.parametrize("settings", [{}, {"add_bos_token": True, "bos_token": "<|im_start|>"}])

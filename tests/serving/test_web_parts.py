@@ -118,7 +118,7 @@ def test_a_damaged_report_is_said(climbing):
     (climbing / "report.json").write_text('{"rungs": [')
     with pytest.raises(ConfigError, match=r"report\.json cannot be read") as caught:
         report_of(run_folder(climbing.parent, "letters"))
-    assert caught.value.code == "run-unreadable"
+    assert caught.value.code == "unreadable-file"
 
 
 # ---- sessions, addresses

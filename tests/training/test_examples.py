@@ -242,14 +242,14 @@ def test_an_answer_without_a_token_is_an_error_that_names_the_row(tmp_path, name
     empty = replace(article("x", "rows.csv:7"), outputs=("",))
     with pytest.raises(TrainingError, match=r"rows\.csv:7: the answer is empty") as caught:
         tokenize(text_artifact(), engine, [article("x"), empty])
-    assert caught.value.code == "no-supervised-tokens"
+    assert caught.value.code == "bad-row"
 
 
 def test_an_overlong_row_is_an_error_by_default(tmp_path):
     engine = model(tmp_path / "m", context=160)
     with pytest.raises(TrainingError, match=r"rows.csv:2: \d+ tokens do not fit the context of 160") as caught:
         tokenize(text_artifact(), engine, [article("x" * 200)])
-    assert caught.value.code == "row-too-long"
+    assert caught.value.code == "context-overflow"
 
 
 def test_dropped_rows_are_counted_with_their_place(tmp_path):
@@ -306,7 +306,7 @@ def test_what_cannot_fit_however_short_is_an_error(tmp_path):
     for artifact, row in ((text_artifact(), article("x" * 200)), (chat_artifact(), chat("x" * 200))):
         with pytest.raises(TrainingError) as caught:
             tokenize(artifact, engine, [row], overlong="truncate_input")
-        assert caught.value.code == "row-too-long"
+        assert caught.value.code == "context-overflow"
 
 
 # ---- plain text
@@ -342,4 +342,4 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     (tmp_path / "m" / "tokenizer.json").write_text(text)
     with pytest.raises(TrainingError) as caught:
         blocks(LocalModel(engine.files), [Document("abc", "a.txt")], 8)
-    assert caught.value.code == "no-end-of-text"
+    assert caught.value.code == "tuning-unsupported"

@@ -198,7 +198,7 @@ def test_what_llama_cpp_would_run_differently_is_refused(tmp_path, architecture,
     build(tmp_path, architecture, settings, byte_level(tmp_path, splitter("gpt-2")))
     with pytest.raises(EngineError, match=said) as caught:
         write_gguf(tmp_path, tmp_path / "m.gguf")
-    assert caught.value.code == "gguf-export-unsupported"
+    assert caught.value.code == "export-unsupported"
 
 
 def test_a_splitter_that_llama_cpp_does_not_know_is_refused(tmp_path):

@@ -191,7 +191,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, micro_batch):
 def test_divergence_is_an_error(tiny):
     with pytest.raises(TrainingError) as caught:
         trained(tiny, Schedule(epochs=30, batch_size=4, learning_rate=1e30))
-    assert caught.value.code == "loss-not-finite"
+    assert caught.value.code == "training-diverged"
     model, worse = copy.deepcopy(tiny), itertools.count()
     with pytest.raises(TrainingError) as caught:
         train(
@@ -319,7 +319,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(TrainingError, match="the checkpoint of step 4 could not be written") as caught:
         checkpoints.save(4, State({"a": torch.zeros(3)}))
-    assert caught.value.code == "checkpoint-failed"
+    assert caught.value.code == "write-failed"
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["step-00000002"]
     assert checkpoints.last()[0] == 2
 
@@ -338,7 +338,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny, tmp_path):
         (disk / "filler").write_bytes(b"x" * 100_000)
         with pytest.raises(TrainingError) as caught:
             trained(tiny, schedule, checkpoints=checkpoints, stop_after=4)
-        assert caught.value.code == "checkpoint-failed"
+        assert caught.value.code == "write-failed"
         assert checkpoints.last()[0] == 2
         assert sorted(p.name for p in (disk / "run").iterdir()) == ["step-00000002"]
         (disk / "filler").unlink()
@@ -417,7 +417,7 @@ def test_an_adapter_of_another_model_or_format_is_refused(tuned, tmp_path):
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(ArtifactError) as caught:
         open_torch("embedded").use(str(folder))
-    assert caught.value.code == "not-an-adapter"
+    assert caught.value.code == "wrong-folder"
 
 
 def test_answers_end_with_the_token_that_ends_a_turn(zero, data):

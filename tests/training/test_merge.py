@@ -114,17 +114,17 @@ def test_what_cannot_be_merged_says_what_to_do(zero, base, tmp_path):
     artifact = tuned(zero, bottleneck, "bottleneck")
     with pytest.raises(TrainingError) as caught:
         merge(artifact, tmp_path / "out")
-    assert caught.value.code == "cannot-merge"
+    assert caught.value.code == "export-unsupported"
     assert "unmerged" in caught.value.hint
     assert not (tmp_path / "out" / "model").exists()
     with pytest.raises(ArtifactError) as caught:
         merge(zero, tmp_path / "out")
-    assert caught.value.code == "not-tuned"
+    assert caught.value.code == "export-unsupported"
     (tmp_path / "out" / "mine.txt").parent.mkdir(exist_ok=True)
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(ArtifactError) as caught:
         merge(artifact, tmp_path / "out")
-    assert caught.value.code == "folder-not-empty"
+    assert caught.value.code == "file-exists"
 
 
 def test_an_exported_adapter_is_peft_s_own(zero, base, tmp_path, recwarn):
@@ -142,7 +142,7 @@ def test_an_exported_adapter_is_peft_s_own(zero, base, tmp_path, recwarn):
     torch.testing.assert_close(model(ids).logits, logits(artifact, ROWS[0]), atol=1e-5, rtol=1e-5)
     with pytest.raises(ArtifactError) as caught:
         export(tuned(zero, last_layer, "patch"), "peft", tmp_path / "other")
-    assert caught.value.code == "not-a-peft-adapter"
+    assert caught.value.code == "export-unsupported"
     assert not (tmp_path / "other").exists()
 
 

@@ -309,7 +309,7 @@ def test_lora_knows_gpt2_s_layers(tmp_path):
 def test_what_adds_computation_cannot_be_merged(tiny, name):
     with pytest.raises(TrainingError) as caught:
         random(name, copy.deepcopy(tiny)).merged()
-    assert caught.value.code == "cannot-merge"
+    assert caught.value.code == "export-unsupported"
 
 
 def test_a_patch_is_merged_as_it_is(tiny):
@@ -531,7 +531,7 @@ def test_methods_refuse_architectures_they_do_not_know(tiny):
     assert len(change.parameters()) == 2 * 2 * 4
     with pytest.raises(EngineError, match="gpt2") as caught:
         LlamaAdapter(top_layers=1).change(Engine(gpt2), None, ())
-    assert caught.value.code == "unknown-layers"
+    assert caught.value.code == "tuning-unsupported"
     mamba = MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=97, state_size=4))
     for rung in (IA3(), BottleneckAdapter(), LlamaAdapter()):
         with pytest.raises(EngineError, match="mamba"):
@@ -582,7 +582,7 @@ def test_a_quantized_base_is_opened_by_torch_alone():
     assert caught.value.code == "engine-mismatch"
     with pytest.raises(EngineError) as caught:
         _quantized("int3", "cpu", torch.float32)
-    assert caught.value.code == "unknown-quantization"
+    assert caught.value.code == "engine-mismatch"
 
 
 def test_an_artifact_keeps_the_quantization_of_its_base(zero, tiny, tmp_path):
@@ -654,6 +654,6 @@ def test_qlora_trains_and_comes_back_on_the_quantized_base(tiny, tmp_path):
     assert torch.equal(logits(other, again), on)
     with pytest.raises(TrainingError) as caught:
         change.merged()
-    assert caught.value.code == "cannot-merge"
+    assert caught.value.code == "export-unsupported"
     change.remove()
     assert torch.equal(logits(model), plain_logits)

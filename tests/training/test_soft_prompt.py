@@ -257,7 +257,7 @@ def test_fused_projections_refuse_prefix_tuning():
     base = build("Phi3")
     with pytest.raises(EngineError) as caught:
         SoftPrompt(base, prefix_tuning())
-    assert caught.value.code == "soft-prompt-unsupported"
+    assert caught.value.code == "tuning-unsupported"
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in base.modules())
 
 
@@ -398,7 +398,7 @@ def test_a_prompt_encoder_cannot_go_on_from_its_vectors(base, tmp_path):
         change.write(tmp_path, "f")
         with pytest.raises(ArtifactError) as caught:
             soft(base, method).read(tmp_path)
-        assert caught.value.code == "no-prompt-encoder"
+        assert caught.value.code == "tuning-unsupported"
         goes_on = soft(base, plain)
         goes_on.read(tmp_path)
         assert torch.equal(goes_on.vectors(), change.vectors())

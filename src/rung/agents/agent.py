@@ -222,7 +222,7 @@ def agent_from_values(values: Mapping[str, Any], artifact: Path) -> Agent:
     """Rebuild an agent; the user's functions must be those that it was made with.
 
     Raises:
-        ArtifactError: `tools-changed`.
+        ArtifactError: `artifact-mismatch`.
         ConfigError: a function is not there any more.
     """
     folder = Path(os.environ.get(PLACE) or values["folder"]).expanduser()

@@ -35,7 +35,7 @@ class McpConnection:
         folder: where it is started: the task file's folder.
 
     Raises:
-        MachineError: `mcp-failed`: it cannot be started or does not speak the protocol; `tools-not-installed`.
+        MachineError: `mcp-failed`: it cannot be started or does not speak the protocol; `missing-extra`.
     """
 
     def __init__(self, server: McpServer, folder: Path) -> None:
@@ -43,7 +43,7 @@ class McpConnection:
             import mcp  # noqa: F401
         except ImportError as missing:
             raise MachineError(
-                "tools-not-installed", "tools of MCP servers need the package mcp, which is not installed",
+                "missing-extra", "tools of MCP servers need the package mcp, which is not installed",
                 hint="install it: uv pip install 'rung[tools]'",
             ) from missing  # fmt: skip
         self._server, self._folder = server, folder
@@ -63,14 +63,14 @@ class McpConnection:
         """Return its tools, or those that the task names; `number` is the server's place in the task file.
 
         Raises:
-            ConfigError: `tool-not-found`: it lacks a tool that the task names.
+            ConfigError: `function-not-found`: it lacks a tool that the task names.
             MachineError: `mcp-failed`.
         """
         found = {tool.name: tool for tool in self._listed()}
         names = list(found) if self._server.only is None else self._server.only
         if missing := [name for name in names if name not in found]:
             raise ConfigError(
-                "tool-not-found", f"the MCP server {self.command} has no tool {missing[0]!r}",
+                "function-not-found", f"the MCP server {self.command} has no tool {missing[0]!r}",
                 hint=f"it has {', '.join(found) or 'none'}",
             )  # fmt: skip
         return tuple(

@@ -36,7 +36,7 @@ def find_tools(named: Sequence[str | McpServer], folder: Path) -> tuple[Tool, ..
     names = [tool.name for tool in tools]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
-            "tool-twice", f"two tools are called {twice[0]!r}", hint="rename one, or choose with `only` of a server"
+            "duplicate-name", f"two tools are called {twice[0]!r}", hint="rename one, or choose with `only` of a server"
         )
     return tuple(tools)
 
@@ -45,12 +45,13 @@ def check_tools(tools: Sequence[Tool], folder: Path, artifact: Path) -> None:
     """Check that the user's functions are those that an artifact was made with; servers are checked when used.
 
     Raises:
-        ArtifactError: `tools-changed`.
+        ArtifactError: `artifact-mismatch`.
     """
     for tool in tools:
         if tool.function and function_tool(tool.function, folder) != tool:
             raise ArtifactError(
-                "tools-changed", f"{artifact} was made with another version of the tool {tool.function} in {folder}",
+                "artifact-mismatch",
+                f"{artifact} was made with another version of the tool {tool.function} in {folder}",
                 hint="restore that version, name its folder in RUNG_TOOLS, or make the artifact again",
             )  # fmt: skip
 
@@ -72,7 +73,7 @@ def call(
     connection = _connection(servers[tool.server], folder)
     if tool not in connection.tools(tool.server):
         raise ArtifactError(
-            "tools-changed", f"the MCP server {connection.command} offers another {tool.name!r} than it did",
+            "artifact-mismatch", f"the MCP server {connection.command} offers another {tool.name!r} than it did",
             hint="use the server's earlier version, or make the artifact again",
         )  # fmt: skip
     return _called(connection, tool.name, arguments, seconds)

@@ -111,7 +111,7 @@ def plain_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 _EXAMPLE = 'def look_up(name: str) -> str: """Return what the table says of a name."""'
-_TOOL = user_code.Kind("tool", _EXAMPLE, not_found="tool-not-found", import_failed="tool-import-failed")
+_TOOL = user_code.Kind("tool", _EXAMPLE)
 _ARGUMENT = re.compile(r"^\s+\**(\w+)(?: \([^)]*\))?:\s*(.+)$")
 
 
@@ -119,11 +119,11 @@ def load_function(spec: str, folders: Sequence[Path]) -> Callable[..., Any]:
     """Return the function that `module:function` names.
 
     Raises:
-        ConfigError: `tool-not-found` or `tool-import-failed`.
+        ConfigError: `function-not-found`.
     """
     function = user_code.load(spec, folders, _TOOL)
     if not callable(function):
-        raise ConfigError("tool-not-found", f"{spec} is no function", hint=f"define there: {_EXAMPLE}")
+        raise ConfigError("function-not-found", f"{spec} is no function", hint=f"define there: {_EXAMPLE}")
     return cast("Callable[..., Any]", function)
 
 

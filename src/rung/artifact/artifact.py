@@ -90,7 +90,7 @@ class Artifact:
         """
         if task.other_models:
             raise ConfigError(
-                "several-models",
+                "bad-value",
                 f"the task names {len(task.models)} models, and one is wanted here",
                 hint=f"name it: --set model={task.model}, or Task.only in Python",
             )

@@ -54,7 +54,7 @@ def save(artifact: Artifact, folder: Path) -> Path:
     """
     if folder.exists() and any(folder.iterdir()):
         raise ArtifactError(
-            "folder-not-empty", f"{folder} exists and is not empty", hint="choose another folder, or remove it first"
+            "file-exists", f"{folder} exists and is not empty", hint="choose another folder, or remove it first"
         )
     if folder.exists():
         folder.rmdir()
@@ -194,7 +194,7 @@ def load(folder: Path) -> Artifact:
     prompt = Prompt.from_dict(values["prompt"])
     if prompt.fingerprint != values["prompt_fingerprint"]:
         raise ArtifactError(
-            "prompt-mismatch",
+            "artifact-mismatch",
             f"{folder}: this version of Rung renders the prompt of the artifact differently",
             hint="run the climb again, or use the version of Rung that made the artifact",
         )
@@ -228,7 +228,7 @@ def _check_manifest(folder: Path) -> None:
     manifest = folder / MANIFEST
     if not manifest.is_file():
         raise ArtifactError(
-            "not-an-artifact",
+            "wrong-folder",
             f"{folder} is not an artifact: it has no {MANIFEST}",
             hint="give the folder that `rung climb` or `Artifact.save` wrote",
         )

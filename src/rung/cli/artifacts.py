@@ -307,7 +307,7 @@ def source_rows(folder: Path, data: Path | None, least: int) -> list[dict[str, A
     beside = folder.resolve().parent / "predictions.jsonl"
     if data is None and not beside.is_file():
         raise ConfigError(
-            "no-rows", "there are no rows to show a prompt of", hint="name a file with rows: --data rows.csv"
+            "too-few-rows", "there are no rows to show a prompt of", hint="name a file with rows: --data rows.csv"
         )
     if data is not None:
         rows = [record.values for record in read_rows(data)]
@@ -315,7 +315,7 @@ def source_rows(folder: Path, data: Path | None, least: int) -> list[dict[str, A
         rows = [json_module.loads(line)["inputs"] for line in beside.read_text(encoding="utf-8").splitlines()]
     if len(rows) < least:
         raise DataError(
-            "no-such-row", f"row {least} was asked for, and there are {len(rows)}", hint="give a lower --row"
+            "too-few-rows", f"row {least} was asked for, and there are {len(rows)}", hint="give a lower --row"
         )
     return rows
 
@@ -359,7 +359,7 @@ def confidence(
         abstain_below=below, out_of_scope=wanted.out_of_scope, progress=shown,
     )  # fmt: skip
     if not data.test:
-        raise ConfigError("empty-split", "the test split has no rows", hint="give `data.test`")
+        raise ConfigError("too-few-rows", "the test split has no rows", hint="give `data.test`")
     told = measure_confidence(fitted, data.test, fitted_on=len(data.validation), progress=shown)
     if out is not None:
         fitted.save(out)

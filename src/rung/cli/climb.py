@@ -119,7 +119,9 @@ def report_command(
 
     if not (run / "report.json").is_file():
         raise ConfigError(
-            "no-report", f"{run} has no report.json", hint="give a run folder of a finished climb, or resume it first"
+            "wrong-folder",
+            f"{run} has no report.json",
+            hint="give a run folder of a finished climb, or resume it first",
         )
     _show(read(run), run, json)
 
@@ -151,7 +153,7 @@ def eval_command(
     from rung.task import Task
 
     if split not in ("validation", "test"):
-        raise ConfigError("unknown-split", f"no split is named {split!r}", hint="choose validation or test")
+        raise ConfigError("unknown-name", f"no split is named {split!r}", hint="choose validation or test")
     chosen: Literal["validation", "test"] = "test" if split == "test" else "validation"
     bars = [_bar(text) for text in at_least or ()]
     loaded = Task.load(task, overrides(sets))
@@ -181,7 +183,7 @@ def eval_command(
     for name, bar in bars:
         if name not in scores["metrics"]:
             raise ConfigError(
-                "unknown-metric", f"{name!r} was not measured", hint=f"measured: {', '.join(scores['metrics'])}"
+                "unknown-name", f"{name!r} was not measured", hint=f"measured: {', '.join(scores['metrics'])}"
             )
         if scores["metrics"][name]["score"] < bar:
             raise ThresholdError("below-threshold", f"{name} is {scores['metrics'][name]['score']:.4f}, below {bar:g}")
@@ -192,7 +194,7 @@ def _bar(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise ConfigError("bad-threshold", f"--at-least {text!r}", hint="write --at-least accuracy=0.9") from None
+        raise ConfigError("bad-option", f"--at-least {text!r}", hint="write --at-least accuracy=0.9") from None
 
 
 # --------------------

@@ -124,7 +124,7 @@ def _weights(
         raise ConfigError("bad-option", "--prompt and --row are for prompts", hint="leave --to out, or these")
     form = next((known for known in get_args(Form) if known == to), None)
     if form is None:
-        raise ConfigError("unknown-format", f"--to {to!r}", hint=f"choose {', '.join((*get_args(Form), *SERVERS))}")
+        raise ConfigError("unknown-name", f"--to {to!r}", hint=f"choose {', '.join((*get_args(Form), *SERVERS))}")
     if out is None:
         raise ConfigError("bad-option", f"--to {to} needs a folder", hint="name a new one: --out FOLDER")
     loaded = Artifact.load(artifact)
@@ -146,7 +146,7 @@ def _prompts(artifact: Path, form: str, data: Path | None, row: int | None) -> N
     from rung.artifact.artifact import Artifact
 
     if form not in PROMPTS:
-        raise ConfigError("unknown-format", f"--prompt {form!r}", hint=f"choose {', '.join(PROMPTS)}")
+        raise ConfigError("unknown-name", f"--prompt {form!r}", hint=f"choose {', '.join(PROMPTS)}")
     loaded = Artifact.load(artifact)
     rows = source_rows(artifact, data, row or 1)
     for values in [rows[row - 1]] if row else rows:

@@ -96,7 +96,7 @@ def _texts(data: Path, column: str) -> tuple[list[Record], list[str]]:
     texts = [text_of(value_of(record, column)).strip() for record in records]
     if (empty := next((i for i, text in enumerate(texts) if not text), None)) is not None:
         raise DataError(
-            "empty-text", f"{records[empty].source}: {column!r} is empty", hint="leave out rows without a text"
+            "bad-row", f"{records[empty].source}: {column!r} is empty", hint="leave out rows without a text"
         )
     return records, texts
 
@@ -164,7 +164,7 @@ def write(out: Path, records: list[Record], found: Grouping, named: list[str]) -
     """
     added = ("cluster", "cluster_name", "centrality")
     if taken := [name for name in added if any(name in record.values for record in records)]:
-        raise DataError("column-taken", f"the table has a column {taken[0]!r} already", hint="rename it first")
+        raise DataError("duplicate-name", f"the table has a column {taken[0]!r} already", hint="rename it first")
     rows = [
         {**record.values, "cluster": number, "cluster_name": named[number] if number >= 0 else "", "centrality": near}
         for record, number, near in zip(
@@ -213,7 +213,7 @@ def judge(
     loaded = Task.load(task, overrides(sets))
     if loaded.metric_name != "judge":
         raise ConfigError(
-            "no-judge", f"the metric of {loaded.name} is {loaded.metric_name}, not a judge",
+            "bad-option", f"the metric of {loaded.name} is {loaded.metric_name}, not a judge",
             hint="write `metric: {name: judge, model: ..., rubric: ...}`",
         )  # fmt: skip
     pairs, preferences = _pairs(human, loaded.inputs)
@@ -242,12 +242,12 @@ def _pairs(file: Path, inputs: list[str]) -> tuple[list[Any], list[Any]]:
         preference = str(column(record, "preference")).strip().lower()
         if preference not in ("first", "second", "tie"):
             raise DataError(
-                "bad-preference", f"{record.source}: the preference {preference!r} is none of first, second and tie",
+                "bad-row", f"{record.source}: the preference {preference!r} is none of first, second and tie",
                 hint="of several people take the majority, and write tie where there is none",
             )  # fmt: skip
         question = question_of({name: column(record, name) for name in inputs})
         pairs.append(Pair(question, str(column(record, "first")), str(column(record, "second"))))
         preferences.append(preference)
     if not pairs:
-        raise DataError("empty-file", f"{file} has no rows", hint="write at least one pair")
+        raise DataError("too-few-rows", f"{file} has no rows", hint="write at least one pair")
     return pairs, preferences

@@ -56,13 +56,13 @@ def open_store(place: str, *, must_exist: bool = True) -> FeedbackStore:
     """Open the store; one that is to be read from must be there.
 
     Raises:
-        ConfigError: `no-store`.
+        ConfigError: `no-such-file`.
     """
     from rung.feedback.store import FeedbackStore
 
     if must_exist and "://" not in place and not Path(place).expanduser().is_file():
         raise ConfigError(
-            "no-store", f"there is no store {place}",
+            "no-such-file", f"there is no store {place}",
             hint="capture makes one, as `rung failures import` does; or name another with --store",
         )  # fmt: skip
     return FeedbackStore(place)
@@ -193,7 +193,7 @@ def export(
 
     form = next((known for known in get_args(ExportFormat) if known == to), None)
     if form is None:
-        raise ConfigError("unknown-format", f"--to {to!r}", hint=f"choose {', '.join(get_args(ExportFormat))}")
+        raise ConfigError("unknown-name", f"--to {to!r}", hint=f"choose {', '.join(get_args(ExportFormat))}")
     if out is not None and out.exists():
         raise ConfigError("file-exists", f"{out} exists", hint="name another file, or remove it first")
     which = _filter(task=task, split=split, reviewed=True, failure=True if wrong else None)
@@ -266,9 +266,9 @@ def _filter(**values: Any) -> CaseFilter:
     from rung.feedback.records import REASONS, CaseFilter
 
     if values.get("split") not in (None, "train", "test"):
-        raise ConfigError("unknown-split", f"no split is named {values['split']!r}", hint="choose train or test")
+        raise ConfigError("unknown-name", f"no split is named {values['split']!r}", hint="choose train or test")
     if values.get("reason") not in (None, *REASONS):
-        raise ConfigError("unknown-reason", f"no reason is {values['reason']!r}", hint=f"choose {', '.join(REASONS)}")
+        raise ConfigError("unknown-name", f"no reason is {values['reason']!r}", hint=f"choose {', '.join(REASONS)}")
     return CaseFilter(**values)
 
 
@@ -404,7 +404,7 @@ def promote_command(
 
     plain = (what / MANIFEST).is_file()
     if plain and not reason.strip():
-        raise ConfigError("reason-missing", f"{what} is an artifact without evidence", hint='say why: --reason "..."')
+        raise ConfigError("missing-field", f"{what} is an artifact without evidence", hint='say why: --reason "..."')
     task = Artifact.load(what).shape.task if plain else read_improvement(what)["task"]
     home = Registry(registry, task)
     with open_store(store, must_exist=False) as opened:

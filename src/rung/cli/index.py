@@ -81,7 +81,7 @@ def search(
     for one in filters or ():
         key, equals, value = one.partition("=")
         if not equals:
-            raise ConfigError("bad-set", f"--filter {one!r} has no `=`", hint="write --filter document=faq.md")
+            raise ConfigError("bad-option", f"--filter {one!r} has no `=`", hint="write --filter document=faq.md")
         wanted.setdefault(key, []).append(value)
     settings = SearchSettings(mode=mode, filters=wanted)  # type: ignore[arg-type]
     loaded, index = _opened(task, sets)

@@ -160,7 +160,7 @@ def _task(name: str | None) -> str | None:
     if name is not None and name not in TASKS:
         near = get_close_matches(name, TASKS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TASKS)}"
-        raise ConfigError("unknown-task-kind", f"no task is named {name!r}", hint=hint)
+        raise ConfigError("unknown-name", f"no task is named {name!r}", hint=hint)
     return name
 
 
@@ -172,7 +172,7 @@ def _language(code: str | None) -> str | None:
         return code and lowered
     known = sorted({listed for model in load() for listed in model.languages or ()})
     raise ConfigError(
-        "unknown-language", f"{code!r} is no code of a language",
+        "unknown-name", f"{code!r} is no code of a language",
         hint=f"write German as de; makers list {', '.join(known)}",
     )  # fmt: skip
 
@@ -185,7 +185,7 @@ def _licence_named(name: str | None) -> str | None:
     if name is None or (lowered := name.strip().lower()) in known:
         return name and lowered
     raise ConfigError(
-        "unknown-licence", f"no model of the catalogue has the licence {name!r}", hint=f"give {', '.join(known)}"
+        "unknown-name", f"no model of the catalogue has the licence {name!r}", hint=f"give {', '.join(known)}"
     )
 
 
@@ -197,7 +197,7 @@ def _size(text: str | None, option: str) -> int | None:
     size = (bytes_of if option == "--memory" else tokens_of)(text)
     if size is None or size <= 0:
         example = "16GB" if option == "--memory" else "32k"
-        raise ConfigError("bad-size", f"{option} {text!r} is no size", hint=f"write {option} {example}")
+        raise ConfigError("bad-option", f"{option} {text!r} is no size", hint=f"write {option} {example}")
     return size
 
 

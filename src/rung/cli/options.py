@@ -55,7 +55,7 @@ def overrides(sets: Sequence[str] | None) -> dict[str, str]:
     for text in sets or ():
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise ConfigError("bad-set", f"--set {text!r} has no `=`", hint="write --set data.train_per_label=5")
+            raise ConfigError("bad-option", f"--set {text!r} has no `=`", hint="write --set data.train_per_label=5")
         result[key.strip()] = value
     return result
 
@@ -64,7 +64,7 @@ def seconds_of(budget: str | None) -> float | None:
     """Return the seconds of `--budget`, or None without.
 
     Raises:
-        ConfigError: `bad-duration`: it is none.
+        ConfigError: `bad-option`: it is none.
     """
     from rung.climbing.options import parse_duration
 
@@ -77,7 +77,7 @@ def climb_options(
     """Return how to climb, as the options of that name say.
 
     Raises:
-        ConfigError: `bad-duration`: the budget is none.
+        ConfigError: `bad-option`: the budget is none.
     """
     from rung.climbing.options import ClimbOptions
 

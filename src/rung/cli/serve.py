@@ -77,7 +77,7 @@ def serve(
     """Serve artifacts and base models to OpenAI's clients, and pages to people."""
     if not (artifacts or model or encoder or registry):
         raise ConfigError(
-            "nothing-to-serve", "there is nothing to serve", hint="rung serve FOLDER, or rung serve --model embedded"
+            "bad-option", "there is nothing to serve", hint="rung serve FOLDER, or rung serve --model embedded"
         )
     _check_extra()
     from rung.serving.access import KeyRing, access_rules
@@ -129,7 +129,7 @@ def _wired(
 
     known = next((one for one in get_args(CaptureMode) if one == mode), None)
     if known is None:
-        raise ConfigError("bad-capture", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
+        raise ConfigError("bad-option", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
     wiring = build_capture(
         store, mode=known, rate=rate if mode == "sampled" else 1.0, redact=Redactor(own=patterns), key_of=key_of,
         allowed=reviewers_only if keyed else lambda request: None, registry=registry,

@@ -248,5 +248,5 @@ def explain(
     if code not in entries:
         near = get_close_matches(code, entries, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`rung explain` lists all codes"
-        raise ConfigError("unknown-code", f"no error has the code {code!r}", hint=hint)
+        raise ConfigError("unknown-name", f"no error has the code {code!r}", hint=hint)
     typer.echo(f"error[{code}]\n\n{entries[code]}")

@@ -74,7 +74,7 @@ def fit_confidence(
             hint=f"the labels are {', '.join(artifact.shape.labels)}",
         )
     if not rows:
-        raise ConfigError("empty-split", "the validation split has no rows", hint="give `data.validation`")
+        raise ConfigError("too-few-rows", "the validation split has no rows", hint="give `data.validation`")
     plain = replace(artifact, decoder=replace(decoder, confidence=None))
     answers = plain.answer(rows, full=True, progress=progress)
     found = replace(_fitted(artifact, answers, rows, method), abstain_below=abstain_below, out_of_scope=out_of_scope)

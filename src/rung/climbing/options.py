@@ -50,7 +50,7 @@ def parse_duration(text: str | float) -> float:
         hours, minutes, seconds = (float(part or 0) for part in found.groups())
     except ValueError:
         raise ConfigError(
-            "bad-duration", f"{text!r} is no duration", hint="write `90s`, `10m`, `1.5h` or `1h30m`"
+            "bad-option", f"{text!r} is no duration", hint="write `90s`, `10m`, `1.5h` or `1h30m`"
         ) from None
     return 3600 * hours + 60 * minutes + seconds
 

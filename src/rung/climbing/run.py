@@ -46,7 +46,7 @@ class Climb:
         found = {r.name: r.artifact for r in self.result.rungs}.get(name)
         if found is None:
             known = ", ".join(r.name for r in self.result.rungs if r.artifact)
-            raise ConfigError("unknown-rung", f"the climb has no artifact {name!r}", hint=f"it has {known}")
+            raise ConfigError("unknown-name", f"the climb has no artifact {name!r}", hint=f"it has {known}")
         return Artifact.load(found)
 
 
@@ -81,7 +81,9 @@ def climb(
     for split in ("validation", "test"):
         if not getattr(data, split):
             raise ConfigError(
-                "empty-split", f"the {split} split has no rows", hint=f"give `data.{split}`, or a fraction to split off"
+                "too-few-rows",
+                f"the {split} split has no rows",
+                hint=f"give `data.{split}`, or a fraction to split off",
             )
     check_expected(task, data)
     names = chosen_rungs(task, options)

@@ -128,7 +128,7 @@ def open_run(root: Path, identity: Mapping[str, Any], *, resume: bool) -> RunSto
         folder.mkdir(parents=True)
     except OSError as error:
         raise ConfigError(
-            "folder-unwritable", f"cannot make {folder}: {error.strerror}", hint="choose another folder with `--out`"
+            "write-failed", f"cannot make {folder}: {error.strerror}", hint="choose another folder with `--out`"
         ) from error
     (folder / "climb.json").write_text(text)
     return RunStore(folder)

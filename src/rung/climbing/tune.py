@@ -113,9 +113,9 @@ def tune(
     zero = Artifact.zero_shot(task, data.labels, engine=engine)
     verdict = first.applies(zero, data)
     if not verdict.applies:
-        raise ConfigError("rung-does-not-apply", f"{name} does not apply here: {verdict.reason}")
+        raise ConfigError("nothing-to-search", f"{name} does not apply here: {verdict.reason}")
     if not data.validation or not data.test:
-        raise ConfigError("empty-split", "tuning needs validation and test rows", hint="give fractions to split off")
+        raise ConfigError("too-few-rows", "tuning needs validation and test rows", hint="give fractions to split off")
     if not searched(first):
         raise ConfigError("nothing-to-search", f"the rung {name} has no settings to search")
     identity = {
@@ -280,7 +280,7 @@ class _Search:
         complete = self._complete()
         if not complete:
             reason = next((t.user_attrs.get("reason", "") for t in self.study.trials), "")
-            raise ConfigError("no-trial-finished", f"no trial of {self.rung.name} came to a score: {reason}")
+            raise ConfigError("nothing-to-search", f"no trial of {self.rung.name} came to a score: {reason}")
         best = max(complete, key=lambda trial: (sum(trial.user_attrs["scores"]), -trial.number))
         folder = self.folder / f"trial-{best.number}"
         comparison = None

@@ -188,7 +188,7 @@ def _spans(value: Any, record: Record) -> tuple[Span, ...] | None:
             raise ValueError("a span begins before it ends, in a document")
     except (ValueError, TypeError, KeyError):
         raise DataError(
-            "bad-spans",
+            "bad-row",
             f"{record.source}: not a list of places in documents: {str(value)[:80]}",
             hint='write [{"document": "manual.md", "start": 120, "end": 180}]; [] where the documents do not answer it',
         ) from None
@@ -218,7 +218,7 @@ def _outputs(value: Any, task: Task, record: Record) -> tuple[str, ...]:
         return texts or _refused(task)
     if isinstance(value, (dict, list)):
         raise DataError(
-            "bad-output",
+            "bad-row",
             f"{record.source}: {task.output.column!r} is a {type(value).__name__}, not a {kind}",
             hint="for structured answers use `kind: json`",
         )
@@ -240,7 +240,7 @@ def _label_list(value: Any, task: Task, record: Record) -> str:
     labels = [] if value is None else value
     if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
         raise DataError(
-            "bad-output", f"{record.source}: {task.output.column!r} is no list of labels: {str(value)[:80]!r}",
+            "bad-row", f"{record.source}: {task.output.column!r} is no list of labels: {str(value)[:80]!r}",
             hint=f'write ["one", "another"], or "one{task.output.separator} another"; nothing for no label',
         )  # fmt: skip
     return json.dumps(sorted({label.strip() for label in labels}), ensure_ascii=False)
@@ -275,7 +275,7 @@ def _json_output(value: Any, schema: Mapping[str, Any], record: Record) -> tuple
         return ()
     if problem := mismatch(value, schema):
         raise DataError(
-            "schema-mismatch",
+            "bad-reference",
             f"{record.source}: the expected answer does not fit `output.schema`: {problem}",
             hint="correct the row or the schema: a model held to the schema could never give this answer",
         )
@@ -295,7 +295,7 @@ def _chat(record: Record, task: Task) -> Example | str:
         isinstance(t, dict) and t.get("role") in ROLES and isinstance(t.get("content"), str) for t in turns
     ):
         raise DataError(
-            "bad-messages",
+            "bad-row",
             f"{record.source}: {name!r} is not a list of messages",
             hint='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
         )

@@ -48,7 +48,7 @@ def guess_task(file: Path, output: str | None = None) -> Guess:
         return Guess(name, (messages,), None, "chat", f"{messages!r} holds conversations")
     if len(columns) < 2:
         raise DataError(
-            "one-column", f"{file} has only the column {', '.join(columns) or '(none)'}",
+            "missing-column", f"{file} has only the column {', '.join(columns) or '(none)'}",
             hint="a task needs an input column and a column with the expected answer",
         )  # fmt: skip
     if output is not None and output not in columns:

@@ -62,7 +62,7 @@ def read_documents(task: Task, report: SplitReport) -> tuple[Document, ...]:
                 kept[document.text] = document
     report.kept = len(kept)
     if names and not kept:
-        raise DataError("empty-file", f"{', '.join(names)} holds no text", hint="leave out `data.text`, or add text")
+        raise DataError("too-few-rows", f"{', '.join(names)} holds no text", hint="leave out `data.text`, or add text")
     return tuple(kept.values())
 
 
@@ -164,7 +164,7 @@ def _read(task: Task, report: DataReport) -> dict[str, list[Example]]:
             if name == "train":
                 groups += of_group
         if part.read == 0:
-            raise DataError("empty-file", f"{', '.join(names)} has no rows", hint="write at least one row")
+            raise DataError("too-few-rows", f"{', '.join(names)} has no rows", hint="write at least one row")
     cut = [name for name in ("test", "validation") if name not in files]
     shares = {name: getattr(source.split, name) for name in cut}
     kept = []

@@ -38,7 +38,7 @@ def read_rows(source: str | Path, *, encoding: str = "utf-8") -> Iterator[Record
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(
-            "unknown-file-kind",
+            "unreadable-file",
             f"{path}: files of kind {path.suffix or '(none)'} are not read",
             hint=f"use one of {', '.join(READERS)}",
         )
@@ -65,7 +65,7 @@ def _lines(path: Path, encoding: str, newline: str) -> Iterator[str]:
 
 def _empty(path: Path) -> DataError:
     hint = HOW.get(path.suffix.lower(), "write something into it, or name another file")
-    return DataError("empty-file", f"{path} is empty", hint=hint)
+    return DataError("too-few-rows", f"{path} is empty", hint=hint)
 
 
 def read_text(path: Path, encoding: str) -> str:
@@ -110,7 +110,7 @@ def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
                 if row:
                     if len(row) != len(header):
                         raise DataError(
-                            "field-count",
+                            "bad-csv",
                             f"{len(row)} fields where the header has {len(header)}",
                             where=Location(str(path), line),
                             hint='a field that holds the separator or a line break must stand in quotes: "a, b"',
@@ -132,7 +132,7 @@ def _check_header(header: list[str], path: Path) -> None:
     for column in header:
         if header.count(column) > 1:
             raise DataError(
-                "duplicate-column", f"the column {column!r} stands twice in the header", where=Location(str(path), 1)
+                "duplicate-name", f"the column {column!r} stands twice in the header", where=Location(str(path), 1)
             )
 
 
@@ -162,7 +162,7 @@ def _parsed(text: str, path: Path, line: int) -> Any:
 def _record(value: Any, path: Path, number: int) -> Record:
     if not isinstance(value, dict):
         raise DataError(
-            "not-a-record", f"expected an object, found {type(value).__name__}", where=Location(str(path), number),
+            "bad-json", f"expected an object, found {type(value).__name__}", where=Location(str(path), number),
             hint='every row is an object: {"column": value, ...}',
         )  # fmt: skip
     return Record(value, f"{path.name}:{number}")
@@ -171,7 +171,7 @@ def _record(value: Any, path: Path, number: int) -> Record:
 def _json(path: Path, encoding: str) -> Iterator[Record]:
     text = read_text(path, encoding)
     if not isinstance(_parsed(text, path, 1), list):
-        raise DataError("not-a-list", f"{path}: a JSON file of rows is a list of objects", hint="or use JSON lines")
+        raise DataError("bad-json", f"{path}: a JSON file of rows is a list of objects", hint="or use JSON lines")
     # The text is known to be a valid list: walk it once more, item by item, to know in which line each begins.
     decoder = json.JSONDecoder()
     position, line = text.index("[") + 1, text.count("\n", 0, text.index("[")) + 1
@@ -194,7 +194,7 @@ def _parquet(path: Path, encoding: str) -> Iterator[Record]:
                 number += 1
                 yield Record(values, f"{path.name}:{number}")
     except ArrowException as error:
-        raise DataError("bad-parquet", f"{path}: {error}") from error
+        raise DataError("unreadable-file", f"{path}: {error}") from error
 
 
 def _hub(source: str) -> Iterator[Record]:
@@ -206,7 +206,7 @@ def _hub(source: str) -> Iterator[Record]:
         rows = load_dataset(name, config or None, split=split or "train")
     except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
         raise DataError(
-            "hub-data",
+            "download-failed",
             f"{source} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             hint="the form is hf:org/name:config#split; private data needs a token in HF_TOKEN",
         ) from error

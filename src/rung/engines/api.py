@@ -289,7 +289,7 @@ class ApiEngine:
         values = given.get("token_logprobs") or [token.get("logprob") for token in given.get("content") or ()]
         if not values or None in values:
             raise EngineError(
-                "logprobs-unsupported",
+                "scoring-unsupported",
                 f"{self.endpoint.base_url} was asked for log-probabilities and gave none",
                 hint="ask for text alone, or choose a server that gives them (llama.cpp, vLLM)",
             )
@@ -299,8 +299,8 @@ class ApiEngine:
         """Yield the text of one completion in pieces as it is made.
 
         Raises:
-            EngineError: `stream-cut`: the server broke off; `constraint-unsupported`: choices and regexes come inside
-                an object from some servers, and cannot be shown before it is whole.
+            EngineError: `endpoint-failed`: the server broke off; `constraint-unsupported`: some servers send choices
+                and regexes inside an object, which cannot be shown before it is whole.
         """
         if wraps(request.constraint, self.options.constraints):
             yield self.generate([request])[0].text
@@ -388,7 +388,7 @@ class ApiEngine:
         """
         path = Path(folder).absolute()
         if not (path / "adapter_config.json").is_file():
-            raise ConfigError("not-an-adapter", f"{path} has no adapter_config.json", hint="name an adapter's folder")
+            raise ConfigError("wrong-folder", f"{path} has no adapter_config.json", hint="name an adapter's folder")
         with self._loading:
             if folder not in self._adapters:
                 name = f"rung-{adapter_fingerprint(folder)[:12]}"

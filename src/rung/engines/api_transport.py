@@ -304,7 +304,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _bad_endpoint(shown: str, why: str, hint: str = "write http(s)://HOST/v1#MODEL") -> ConfigError:
-    return ConfigError("bad-endpoint", f"{shown} is no endpoint: {why}", hint=hint)
+    return ConfigError("unknown-model", f"{shown} is no endpoint: {why}", hint=hint)
 
 
 # --------------------
@@ -522,7 +522,7 @@ class Transport:
 
     def _bad_reply(self, how: str) -> Attempt:
         error = EngineError(
-            "endpoint-bad-reply",
+            "endpoint-failed",
             f"{self.endpoint.base_url} answered {how}",
             hint="look into the server's log; the address has to end with the API's prefix, mostly /v1",
         )
@@ -543,7 +543,7 @@ class Transport:
     def late(self) -> Attempt:
         """No answer came in time."""
         error = EngineError(
-            "endpoint-timeout",
+            "endpoint-unreachable",
             f"{self.endpoint.base_url} did not answer within {self.options.timeout:g} s",
             hint="raise RUNG_API_TIMEOUT, or send fewer requests at once with RUNG_API_CONCURRENCY",
         )
@@ -676,7 +676,7 @@ class _Stream:
     def _cut(self, why: str) -> EngineError:
         where, said = self._transport.endpoint.base_url, self._transport.redacted(why)
         return EngineError(
-            "stream-cut",
+            "endpoint-failed",
             f"{where} broke off in the middle of an answer: {said}",
             hint="run again; what came so far is only part of the answer",
         )

@@ -67,7 +67,7 @@ def open_sentence_encoder(
     recipe = read_recipe(files.folder)
     if recipe is None or device not in ("auto", "cpu"):
         raise ConfigError(
-            "encoder-backend",
+            "engine-mismatch",
             f"OpenVINO cannot run {files.name} exactly as sentence-transformers does on {device}",
             hint="leave the backend to Rung, or choose torch",
         )

@@ -83,7 +83,7 @@ def open_engine(
     """
     if engine not in get_args(EngineName):
         raise ConfigError(
-            "unknown-engine", f"no engine is named {engine!r}", hint=f"choose one of {', '.join(get_args(EngineName))}"
+            "unknown-name", f"no engine is named {engine!r}", hint=f"choose one of {', '.join(get_args(EngineName))}"
         )
     remote = is_endpoint(model)
     if engine != "auto" and remote != (engine == "api"):
@@ -185,7 +185,7 @@ def export_ahead(files: ModelFiles, *, progress: Progress = QUIET) -> None:
     """Export a model or a sentence encoder to OpenVINO, as its first use would.
 
     Raises:
-        ConfigError: `encoder-backend`: OpenVINO cannot run this encoder exactly.
+        ConfigError: `engine-mismatch`: OpenVINO cannot run this encoder exactly.
         EngineError: what exports is not installed, or fails.
     """
     from rung.engines.encoders import open_sentence_encoder

@@ -163,7 +163,7 @@ class Pipeline:
                         self._append(row, token, logprob)
         if row.reason is None and row.handle.get_status().name == "IGNORED":
             raise EngineError(
-                "cache-full",
+                "out-of-memory",
                 f"the cache of the openvino engine cannot hold a prompt of {len(row.prompt)} tokens and its answer",
                 hint="show fewer demonstrations, or shorten the input",
             )
@@ -334,7 +334,7 @@ def adapter_bytes(folder: Path, files: ModelFiles, graph: Path) -> bytes:
         graph: openvino_model.xml of the export, whose nodes are named after the model's layers.
 
     Raises:
-        ArtifactError: no adapter is there (`not-an-adapter`), or it was trained on another model (`model-mismatch`).
+        ArtifactError: no adapter is there (`wrong-folder`), or it was trained on another model (`model-mismatch`).
         EngineError: OpenVINO cannot run it (`adapter-unsupported`).
     """
     from safetensors.numpy import save
@@ -380,7 +380,7 @@ def _config(folder: Path) -> dict[str, Any]:
     file = folder / "adapter_config.json"
     if not file.is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise ArtifactError(
-            "not-an-adapter",
+            "wrong-folder",
             f"{folder} holds no adapter_model.safetensors and adapter_config.json",
             hint="pickled adapters (.bin) are not read; save the adapter as safetensors",
         )

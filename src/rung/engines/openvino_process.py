@@ -100,7 +100,7 @@ class OpenVinoApart(LocalModel):
 
         Raises:
             RungError: what the method raised.
-            EngineError: `engine-ended`: the process is gone.
+            EngineError: `generation-failed`: the process is gone.
         """
         with self._lock:
             return self._ask((name, *arguments))
@@ -170,6 +170,6 @@ def _only_sessions() -> TypeError:
 def _ended(model: str, code: int | None) -> EngineError:
     how = "" if code is None else f" with exit code {code}"
     return EngineError(
-        "engine-ended", f"the process that runs {model} ended{how}",
+        "generation-failed", f"the process that runs {model} ended{how}",
         hint="ask again: it is started anew; where this repeats, see the server's log and the memory that is left",
     )  # fmt: skip

@@ -281,7 +281,7 @@ class TorchEngine(LocalModel):
 def _quantized(name: str, device: str, precision: Any) -> dict[str, Any]:
     """Return the options that load a model in 4 bits (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
     if name != "nf4":
-        raise EngineError("unknown-quantization", f"no quantization is named {name!r}", hint="`nf4` is the only one")
+        raise EngineError("engine-mismatch", f"no quantization is named {name!r}", hint="`nf4` is the only one")
     for library in ("bitsandbytes", "accelerate"):
         if find_spec(library) is None:
             raise EngineError(

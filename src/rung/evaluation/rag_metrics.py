@@ -56,7 +56,7 @@ class FaithfulnessJudge:
             texts: the passages that each is from.
 
         Raises:
-            EngineError: `judge-unreadable`: too many verdicts are neither yes nor no.
+            EngineError: `reply-unreadable`: too many verdicts are neither yes nor no.
         """
         stated = [[answer[first:last] for first, last in sentence_spans(answer)] for answer in answers]
         asked = [self.prompt(one, some) for sentences, some in zip(stated, texts, strict=True) for one in sentences]

@@ -67,10 +67,10 @@ def export(
         progress: told of every step.
 
     Raises:
-        ArtifactError: `folder-not-empty`, `not-tuned`, or `not-a-peft-adapter`.
+        ArtifactError: `file-exists` or `export-unsupported`.
         ConfigError: `bad-option`: this form has no such precision.
-        EngineError: the model cannot be exported (`export-failed`, `gguf-export-unsupported`).
-        TrainingError: `cannot-merge`: no weights of the base model have the same effect.
+        EngineError: the model cannot be exported (`export-failed`, `export-unsupported`).
+        TrainingError: `export-unsupported`: no weights of the base model have the same effect.
     """
     precision = _precision(form, precision)
     merge.tuned(artifact)
@@ -115,7 +115,7 @@ def _write_peft(artifact: Artifact, files: ModelFiles, folder: Path) -> None:
     source = Path(merge.tuned(artifact))
     if not (source / "adapter_config.json").is_file():
         raise ArtifactError(
-            "not-a-peft-adapter",
+            "export-unsupported",
             f"{artifact.weights.method} has no form that PEFT reads",
             hint="export the merged model: `--to huggingface`",
         )

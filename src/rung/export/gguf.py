@@ -80,7 +80,7 @@ def write_gguf(
         progress: told of every tensor.
 
     Raises:
-        EngineError: `gguf-export-unsupported`: llama.cpp would run this architecture or tokenizer differently;
+        EngineError: `export-unsupported`: llama.cpp would run this architecture or tokenizer differently;
             `missing-extra`: the gguf package is not installed.
     """
     gguf = _library()
@@ -120,7 +120,7 @@ def _library() -> Any:
 
 
 def _unsupported(what: str, hint: str = "export it with `--to huggingface`, and convert it elsewhere") -> EngineError:
-    return EngineError("gguf-export-unsupported", what, hint=hint)
+    return EngineError("export-unsupported", what, hint=hint)
 
 
 # ---- the architecture
@@ -282,7 +282,9 @@ class _Tensors:
             packed = _library().quants.quantize(self._arranged(name, values), kind)
             if packed.dtype == np.float16 and not np.isfinite(packed).all():
                 raise ModelError(
-                    "not-finite", f"{name} has values that f16 cannot hold", hint="export with `--precision f32`"
+                    "export-unsupported",
+                    f"{name} has values that f16 cannot hold",
+                    hint="export with `--precision f32`",
                 )
             yield packed
 
@@ -329,7 +331,7 @@ def add_vocabulary(writer: Any, folder: Path, size: int) -> None:
         size: rows of the embedding; ids without a token get an unused one.
 
     Raises:
-        EngineError: `gguf-export-unsupported`: llama.cpp has no tokenizer that does the same.
+        EngineError: `export-unsupported`: llama.cpp has no tokenizer that does the same.
     """
     tokenizer = Tokenizer.load(folder)
     definition = json.loads(tokenizer.definition)
@@ -445,7 +447,7 @@ def _add_special(writer: Any, tokenizer: Tokenizer) -> None:
 
 def _unsupported_vocabulary(what: str) -> EngineError:
     return EngineError(
-        "gguf-export-unsupported",
+        "export-unsupported",
         f"llama.cpp has no tokenizer that does the same as {what}",
         hint="export with `--to huggingface`, and convert it elsewhere",
     )

@@ -92,8 +92,8 @@ def merge(
         progress: told of every row.
 
     Raises:
-        ArtifactError: `folder-not-empty`, or `not-tuned`: there is nothing to merge.
-        TrainingError: `cannot-merge`: no weights of the base model have the same effect.
+        ArtifactError: `file-exists`, or `export-unsupported`: there is nothing to merge.
+        TrainingError: `export-unsupported`: no weights of the base model have the same effect.
     """
     tuned(artifact)
     check_new(folder)
@@ -117,11 +117,11 @@ def tuned(artifact: Artifact) -> str:
     """Return how engines are told of the artifact's tuned weights.
 
     Raises:
-        ArtifactError: `not-tuned`: its weights are those of the base model.
+        ArtifactError: `export-unsupported`: its weights are those of the base model.
     """
     if artifact.weights.reference is None:
         raise ArtifactError(
-            "not-tuned",
+            "export-unsupported",
             f"{artifact.name} has the weights of {artifact.model} itself: there is nothing to merge or to write",
             hint="choose an artifact with tuned weights, or use the base model as it is",
         )
@@ -132,11 +132,11 @@ def check_new(folder: Path) -> None:
     """Refuse a folder that holds something; an empty one is removed.
 
     Raises:
-        ArtifactError: `folder-not-empty`.
+        ArtifactError: `file-exists`.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ArtifactError(
-            "folder-not-empty", f"{folder} exists and is not empty", hint="choose another folder, or remove it first"
+            "file-exists", f"{folder} exists and is not empty", hint="choose another folder, or remove it first"
         )
     if folder.exists():
         folder.rmdir()
@@ -152,8 +152,8 @@ def write_model(artifact: Artifact, folder: Path) -> None:
     (where the base model shares it with the input embeddings) is written as such: `tie_word_embeddings` is false.
 
     Raises:
-        ArtifactError: `not-tuned`.
-        TrainingError: `cannot-merge`.
+        ArtifactError: `export-unsupported`.
+        TrainingError: `export-unsupported`.
     """
     engine = open_torch(artifact.model)
     merged = engine.merged(tuned(artifact))

@@ -119,7 +119,7 @@ def ollama_template(tokenizer: Tokenizer) -> OllamaTemplate:
     """Return what stands around messages in a model's chats; without the beginning token where llama.cpp puts one.
 
     Raises:
-        ArtifactError: `not-for-servers`: the chat template does more than to put text around messages.
+        ArtifactError: `export-unsupported`: the chat template does more than to put text around messages.
         ModelError: it is broken, or takes no conversation of user and assistant by turns.
     """
     talk = _around(tokenizer, ("user", "assistant", "user"))
@@ -166,7 +166,7 @@ def _quoted(text: str) -> str:
 
 def _refused(why: str) -> ArtifactError:
     return ArtifactError(
-        "not-for-servers",
+        "export-unsupported",
         f"the model's chat template {why}, and Ollama's template language cannot say that",
         hint="serve it with `rung serve`, or with a server that runs the model's own template: `--to vllm`",
     )
@@ -197,9 +197,9 @@ def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress
         progress: told of every step.
 
     Raises:
-        ArtifactError: `folder-not-empty`; `not-for-servers`: what answers is no language model that such a server runs.
-        TrainingError: `cannot-merge`: no weights of the base model have the same effect.
-        EngineError: `gguf-export-unsupported`.
+        ArtifactError: `file-exists`; `export-unsupported`: what answers is no language model that such a server runs.
+        TrainingError: `export-unsupported`: no weights of the base model have the same effect.
+        EngineError: `export-unsupported`.
     """
     _check(server, artifact)
     merge.check_new(folder)
@@ -238,7 +238,7 @@ def _check(server: ServerName, artifact: Artifact) -> None:
     elif server == "ollama" and isinstance(artifact.decoder, LabelScoring):
         why = "it scores labels, and Ollama does not say how likely a text is"
     if why:
-        raise ArtifactError("not-for-servers", f"{artifact.name}: {why}", hint="serve it with `rung serve`")
+        raise ArtifactError("export-unsupported", f"{artifact.name}: {why}", hint="serve it with `rung serve`")
 
 
 def _write_folder(artifact: Artifact, place: _Place, target: Path, progress: Progress) -> None:
@@ -267,7 +267,7 @@ def modelfile(tokenizer: Tokenizer, context: int) -> str:
     """Return a Modelfile with which Ollama shows a model what Rung shows it, and takes the likeliest token.
 
     Raises:
-        ArtifactError: `not-for-servers`: Ollama's template language cannot say the model's chat template.
+        ArtifactError: `export-unsupported`: Ollama's template language cannot say the model's chat template.
     """
     template = ollama_template(tokenizer)
     ends = sorted(tokenizer.eos_ids - {tokenizer.eos_id, end_token(tokenizer)})  # those two are in the file

@@ -219,7 +219,7 @@ def build_capture(
     def tried(name: str, what: tuple[Path, ABTest] | None) -> None:
         if what is not None and mode == "off":
             raise ConfigError(
-                "trial-uncaptured", f"a trial runs for {name}, and what is answered is not captured",
+                "server-option-missing", f"a trial runs for {name}, and what is answered is not captured",
                 hint="serve with --capture on, or with --capture sampled",
             )  # fmt: skip
         challenge(name, what)

@@ -83,13 +83,11 @@ class Redactor:
             own: regular expressions of the user's, by the name that stands in place of their matches.
 
         Raises:
-            ConfigError: `unknown-pattern` or `bad-pattern`.
+            ConfigError: `unknown-name` or `bad-option`.
         """
         for name in names:
             if name not in BUILT_IN:
-                raise ConfigError(
-                    "unknown-pattern", f"no pattern is named {name!r}", hint=f"choose {', '.join(BUILT_IN)}"
-                )
+                raise ConfigError("unknown-name", f"no pattern is named {name!r}", hint=f"choose {', '.join(BUILT_IN)}")
         self.patterns = [BUILT_IN[name] for name in names] + [_own(name, text) for name, text in (own or {}).items()]
 
     def text(self, text: str) -> str:
@@ -118,7 +116,7 @@ def _own(name: str, text: str) -> Pattern:
         return Pattern(name, re.compile(text))
     except re.error as error:
         raise ConfigError(
-            "bad-pattern",
+            "bad-option",
             f"the pattern {name!r} is no regular expression: {error}",
             hint="write it as Python's re does",
         ) from None
@@ -175,13 +173,13 @@ class Capture:
             most_characters: of their text, together.
 
         Raises:
-            ConfigError: `bad-capture`.
+            ConfigError: `bad-option`.
         """
         if mode not in get_args(CaptureMode):
-            raise ConfigError("bad-capture", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
+            raise ConfigError("bad-option", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
         if not 0 < rate <= 1 or (mode != "sampled" and rate != 1):
             raise ConfigError(
-                "bad-capture", f"a rate of {rate:g} with mode {mode}", hint="a rate above 0 and below 1 needs `sampled`"
+                "bad-option", f"a rate of {rate:g} with mode {mode}", hint="a rate above 0 and below 1 needs `sampled`"
             )
         self.store, self.mode, self.rate = store, mode, rate
         self.redact = redact or Redactor()

@@ -66,7 +66,7 @@ class StoreDatabase:
         """Do `work` in one transaction and return its result.
 
         Raises:
-            MachineError: `store-full`, `store-damaged`, `store-unwritable`, `store-busy` or `store-unavailable`.
+            MachineError: `store-failed`.
         """
         engine = self._engine.execution_options(rung=kind)
         start, wait = time.monotonic(), 0.05
@@ -143,7 +143,7 @@ class StoreDatabase:
         if isinstance(error.orig, self._programming()):
             raise error  # our own mistake: it must be seen as one
         raise MachineError(
-            "store-unavailable",
+            "store-failed",
             f"{self.name} does not answer: {first}",
             hint="nothing that was acknowledged is lost; start it, or name another store with --store",
         ) from error
@@ -156,16 +156,16 @@ class StoreDatabase:
 _Explained = Callable[[str], MachineError]
 _EXPLAINED: tuple[tuple[tuple[str, ...], _Explained], ...] = (
     (("SQLITE_FULL", "SQLITE_IOERR", "53100"), lambda text: MachineError(
-        "store-full", f"the store cannot be written, the disk is full or fails: {text}",
+        "store-failed", f"the store cannot be written, the disk is full or fails: {text}",
         hint="free some space; what was acknowledged is there")),
     (("SQLITE_CORRUPT", "SQLITE_NOTADB"), lambda text: MachineError(
-        "store-damaged", f"the store is no database, or damaged: {text}",
+        "store-failed", f"the store is no database, or damaged: {text}",
         hint="restore a copy, or name another file with --store")),
     (("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "42501"), lambda text: MachineError(
-        "store-unwritable", f"the store cannot be opened for writing: {text}",
+        "store-failed", f"the store cannot be opened for writing: {text}",
         hint="check the folder and its permissions, or name another file with --store")),
     (("SQLITE_BUSY", "SQLITE_LOCKED"), lambda text: MachineError(
-        "store-busy", f"the store is held by another process: {text}",
+        "store-failed", f"the store is held by another process: {text}",
         hint="wait for it to finish; for many writers use PostgreSQL")),
 )  # fmt: skip
 
@@ -179,11 +179,11 @@ def _url(location: str | Path) -> URL:
     except ArgumentError:
         # The text is not shown: it may hold a password.
         raise ConfigError(
-            "bad-store", "the store's URL cannot be read", hint="write postgresql://user:password@host:5432/name"
+            "bad-option", "the store's URL cannot be read", hint="write postgresql://user:password@host:5432/name"
         ) from None
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigError(
-            "bad-store", f"a store cannot be kept in {url.get_backend_name()}", hint="use sqlite or postgresql"
+            "bad-option", f"a store cannot be kept in {url.get_backend_name()}", hint="use sqlite or postgresql"
         )
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")

@@ -151,7 +151,7 @@ def _from_record(record: Record, task: Task) -> tuple[Interaction, str | None]:
     unknown = [name for name in placeholders(str(values.get("template") or "")) if name not in task.inputs]
     if unknown:
         raise DataError(
-            "unknown-placeholder",
+            "bad-template",
             f"{record.source}: the prompt template asks for {{{unknown[0]}}}, which the task {task.name} does not read",
             hint="write literal braces twice: {{ and }}",
         )

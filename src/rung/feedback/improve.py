@@ -117,7 +117,7 @@ def as_example(task: Task, data: Data, case: ReviewCase) -> Example:
     if not made:
         reason = next(iter(report.dropped))
         raise DataError(
-            "bad-output", f"interaction {row.id} is no row of the task {task.name}: {reason}",
+            "bad-row", f"interaction {row.id} is no row of the task {task.name}: {reason}",
             hint="undo the correction with `rung failures undo`",
         )  # fmt: skip
     return made[0]
@@ -202,7 +202,7 @@ def improve(
         progress: told of every step.
 
     Raises:
-        ConfigError: `no-failures`: nothing was reviewed and found wrong on the training side.
+        ConfigError: `too-few-rows`: nothing was reviewed and found wrong on the training side.
         DataError: a correction does not fit the task.
     """
     options = options or ClimbOptions()
@@ -210,7 +210,7 @@ def improve(
     data, taken = with_corrections(task, task.read(), cases)
     if not taken.failures:
         raise ConfigError(
-            "no-failures",
+            "too-few-rows",
             f"no reviewed failure of {task.name} stands on the training side ({len(cases)} reviewed in all, "
             f"{taken.held_out} held out)",
             hint="review some: `rung failures list`, then `rung failures correct`",
@@ -265,17 +265,17 @@ def promote(
         accept_regressions: also if failures that were fixed once are wrong again.
 
     Raises:
-        ConfigError: `no-improvement`, `nothing-to-promote` or `stale-evidence`.
+        ConfigError: `wrong-folder`, `already-served` or `promotion-refused`.
         ThresholdError: `regressions`.
     """
     evidence = read_improvement(run)
     if not evidence["better"]:
-        raise ConfigError("nothing-to-promote", evidence["decision"], hint="collect more failures, and improve again")
+        raise ConfigError("already-served", evidence["decision"], hint="collect more failures, and improve again")
     current = registry.current()
     now = current.artifact if current else None
     if evidence["served"] != now:
         raise ConfigError(
-            "stale-evidence",
+            "promotion-refused",
             f"{run} was measured against {_short(evidence['served'])}, but {_short(now)} is served now",
             hint="improve again, against what is served",
         )
@@ -294,12 +294,12 @@ def read_improvement(run: Path) -> dict[str, Any]:
     """Return what `improve` wrote into its run folder.
 
     Raises:
-        ConfigError: `no-improvement`.
+        ConfigError: `wrong-folder`.
     """
     file = run / IMPROVEMENT
     if not file.is_file():
         raise ConfigError(
-            "no-improvement", f"{run} has no {IMPROVEMENT}", hint="give the run folder that `rung improve` named"
+            "wrong-folder", f"{run} has no {IMPROVEMENT}", hint="give the run folder that `rung improve` named"
         )
     values: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return values

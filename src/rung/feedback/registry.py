@@ -46,7 +46,7 @@ class Registry:
         """Return the record of what is served, or None before the first promotion.
 
         Raises:
-            ArtifactError: `registry-damaged`.
+            ArtifactError: `artifact-damaged`.
         """
         return self._read(POINTER, Promotion, "restore it, or promote an artifact again")
 
@@ -54,7 +54,7 @@ class Registry:
         """Return the record of the trial that was started last, whether it runs or not; None before the first.
 
         Raises:
-            ArtifactError: `registry-damaged`.
+            ArtifactError: `artifact-damaged`.
         """
         return self._read(TRIAL, ABTest, "remove it: a trial can be started again")
 
@@ -75,7 +75,7 @@ class Registry:
 
         Raises:
             ArtifactError: the folder is no artifact, or a damaged one.
-            ConfigError: `wrong-task`, or `already-served`.
+            ConfigError: `promotion-refused`, or `already-served`.
         """
         mark, folder = self.adopt(artifact)
         with self.locked():
@@ -89,7 +89,7 @@ class Registry:
         """Go back to what was served before the current promotion; done again, it goes back further.
 
         Raises:
-            ConfigError: `nothing-to-roll-back`.
+            ConfigError: `nothing-to-undo`.
             ArtifactError: what was served before is not there any more, or damaged.
         """
         with self.locked():
@@ -97,7 +97,7 @@ class Registry:
             target = next((p for p in store.promotions(self.task) if now and p.token == now.below), None)
             if now is None or target is None:
                 raise ConfigError(
-                    "nothing-to-roll-back", f"nothing was served before for {self.task}",
+                    "nothing-to-undo", f"nothing was served before for {self.task}",
                     hint="serve another one: "
                     + command("rung promote", "ARTIFACT", "--reason", "...", registry=self.root),
                 )  # fmt: skip
@@ -110,12 +110,12 @@ class Registry:
 
         Raises:
             ArtifactError: the folder is no artifact, or a damaged one.
-            ConfigError: `wrong-task`.
+            ConfigError: `promotion-refused`.
         """
         loaded = Artifact.load(artifact)
         if loaded.shape.task != self.task:
             raise ConfigError(
-                "wrong-task", f"{artifact} is of the task {loaded.shape.task!r}, not of {self.task!r}",
+                "promotion-refused", f"{artifact} is of the task {loaded.shape.task!r}, not of {self.task!r}",
                 hint="promote it for its own task",
             )  # fmt: skip
         mark = fingerprint(artifact)
@@ -146,7 +146,7 @@ class Registry:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ArtifactError("registry-damaged", f"{file} cannot be read: {error}", hint=hint) from error
+            raise ArtifactError("artifact-damaged", f"{file} cannot be read: {error}", hint=hint) from error
 
     def _entered(self, store: FeedbackStore) -> Promotion | None:
         """Return the current record, entered in the store if a kill kept it from being so."""

@@ -383,12 +383,10 @@ class FeedbackStore:
             Number of the entry.
 
         Raises:
-            DataError: `no-such-interaction`, `empty-correction` or `reviewer-missing`.
+            DataError: `no-such-interaction` or `missing-field`.
         """
         if not expected.strip():
-            raise DataError(
-                "empty-correction", f"the expected response to {id} is empty", hint="write what was expected"
-            )
+            raise DataError("missing-field", f"the expected response to {id} is empty", hint="write what was expected")
         _need_reviewer(reviewer)
         return self._add(corrections, id, _entry(id, reviewer, comment, expected=expected))
 
@@ -396,7 +394,7 @@ class FeedbackStore:
         """Undo the correction that holds, by a new entry; the one before it holds again.
 
         Raises:
-            DataError: `no-such-interaction`, `nothing-to-undo` or `reviewer-missing`.
+            DataError: `no-such-interaction`, `nothing-to-undo` or `missing-field`.
         """
         _need_reviewer(reviewer)
         values = _entry(id, reviewer, comment, expected=None)
@@ -479,7 +477,7 @@ def _unknown(id: str) -> DataError:  # noqa: A002
 
 def _need_reviewer(reviewer: str) -> None:
     if not reviewer.strip():
-        raise DataError("reviewer-missing", "a correction needs the reviewer's name", hint="give --reviewer NAME")
+        raise DataError("missing-field", "a correction needs the reviewer's name", hint="give --reviewer NAME")
 
 
 def _storable(value: Any) -> Any:

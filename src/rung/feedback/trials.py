@@ -187,7 +187,7 @@ def start(registry: Registry, artifact: Path, *, mode: TrialMode, share: float =
 
     Raises:
         ArtifactError: the folder is no artifact, or a damaged one.
-        ConfigError: `nothing-served`, `trial-running`, `already-served`, `wrong-task` or `trial-mismatch`.
+        ConfigError: `nothing-served`, `trial-running`, `already-served`, `promotion-refused` or `trial-mismatch`.
     """
     mark, folder = registry.adopt(artifact)
     with registry.locked():

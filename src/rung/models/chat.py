@@ -100,7 +100,7 @@ def compiled(template: str) -> Template:
         return _environment().from_string(template)
     except TemplateSyntaxError as broken:
         raise ModelError(
-            "chat-template-broken",
+            "model-damaged",
             f"line {broken.lineno} of the model's chat template: {broken.message}",
             hint="download the model again, or correct its chat_template.jinja",
         ) from broken

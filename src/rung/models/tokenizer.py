@@ -45,7 +45,7 @@ class Tokenizer:
         file = folder / "tokenizer.json"
         if not file.exists():
             raise ModelError(
-                "no-tokenizer",
+                "model-damaged",
                 f"{folder} has no tokenizer.json",
                 hint="save it once with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`",
             )

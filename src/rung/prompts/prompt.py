@@ -30,7 +30,7 @@ def placeholders(template: str) -> tuple[str, ...]:
     for match in _PIECE.finditer(template):
         if match.group() in "{}":
             raise ConfigError(
-                "template-brace",
+                "bad-template",
                 f"a single `{match.group()}` at character {match.start()} of the template {template!r}",
                 hint="write a column as {column}, and a literal brace twice: {{ or }}",
             )

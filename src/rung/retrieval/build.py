@@ -64,7 +64,7 @@ def corpus_of(task: Task) -> Corpus:
         ConfigError: it has none.
     """
     if task.corpus is None:
-        raise ConfigError("no-corpus", f"the task {task.name} has no `corpus`", hint="corpus: {files: documents/}")
+        raise ConfigError("no-documents", f"the task {task.name} has no `corpus`", hint="corpus: {files: documents/}")
     return task.corpus
 
 
@@ -140,7 +140,7 @@ def passage_tokens(corpus: Corpus, encoder: SentenceEncoder) -> int:
     """
     if corpus.chunk_tokens is not None and corpus.chunk_tokens > encoder.limit:
         raise ConfigError(
-            "chunk-too-long",
+            "bad-value",
             f"`corpus.chunk_tokens` is {corpus.chunk_tokens}, and {corpus.encoder} reads {encoder.limit} tokens",
             hint=f"set it to {encoder.limit} or less, or choose an encoder that reads more",
         )
@@ -193,7 +193,7 @@ class _Build:
         """
         if isinstance(self.folder, str) and not again:
             raise ConfigError(
-                "index-taken",
+                "file-exists",
                 f"{self.folder} holds an index that was made with other settings or another encoder",
                 hint="set `corpus.store` to another URL, or replace that index: `rung index build TASK --again`",
             )

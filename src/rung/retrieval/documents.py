@@ -210,7 +210,7 @@ def _rows(source: Source, corpus: Corpus, problems: list[Problem]) -> Iterator[S
                 continue
             if document.id in seen:
                 raise DataError(
-                    "duplicate-row-id", f"row {number} has the {corpus.id_column} of an earlier row: {document.id}",
+                    "duplicate-name", f"row {number} has the {corpus.id_column} of an earlier row: {document.id}",
                     hint="`corpus.id_column` has to name rows apart",
                 )  # fmt: skip
             seen.add(document.id)
@@ -282,7 +282,7 @@ def check_read(problems: Sequence[Problem], passages: int, corpus: Corpus) -> No
     if passages:
         return
     first = "\n".join(f"{one.source}: {one.what}" for one in problems[:5])
-    raise DataError("empty-corpus", f"no text was found in {', '.join(corpus.sources)}", hint=first)
+    raise DataError("no-documents", f"no text was found in {', '.join(corpus.sources)}", hint=first)
 
 
 # --------------------

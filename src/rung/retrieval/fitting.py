@@ -143,7 +143,7 @@ def learn_weight(
     """
     if len(queries) < FEWEST_LABELLED:
         raise DataError(
-            "few-labelled-queries",
+            "too-few-rows",
             f"{len(queries)} labelled queries are too few to learn a weight from",
             hint=f"give {FEWEST_LABELLED} or more; without, keep the default",
         )

@@ -235,7 +235,7 @@ class Index:
         encoder = resolve(manifest.encoder).fingerprint
         if encoder != manifest.encoder_fingerprint:
             raise ArtifactError(
-                "index-encoder",
+                "index-mismatch",
                 f"the index was made with another version of {manifest.encoder}: {manifest.encoder_fingerprint[:12]}, "
                 f"this is {encoder[:12]}",
                 hint="build the index again, or put the encoder back that it was made with",
@@ -395,5 +395,5 @@ def read_manifest(folder: Place) -> Manifest | None:
 
 def _damaged(folder: Place, what: str) -> ArtifactError:
     return ArtifactError(
-        "index-damaged", f"the index {folder} is damaged: {what}", hint="`rung index build TASK --again`"
+        "index-missing", f"the index {folder} is damaged: {what}", hint="`rung index build TASK --again`"
     )

@@ -88,7 +88,7 @@ def by_cross_encoder(reference: str) -> Rerank:
     # Of anything else sentence-transformers would make a cross-encoder whose scores come from random weights.
     if not files.architecture.endswith("ForSequenceClassification"):
         raise ModelError(
-            "reranker-kind",
+            "reranker-unsupported",
             f"{reference} is a {files.architecture}, which gives no scores for pairs",
             hint="name a cross-encoder, such as cross-encoder/ms-marco-MiniLM-L6-v2",
         )
@@ -97,7 +97,7 @@ def by_cross_encoder(reference: str) -> Rerank:
     model: Any = CrossEncoder(str(files.folder), local_files_only=True, trust_remote_code=False)
     if model.num_labels != 1:
         raise ModelError(
-            "reranker-labels",
+            "reranker-unsupported",
             f"{reference} gives {model.num_labels} scores for a pair, and the relevance of a passage is one",
             hint="name a cross-encoder for ranking, such as cross-encoder/ms-marco-MiniLM-L6-v2",
         )
@@ -308,7 +308,7 @@ def check_index(retriever: Retriever, artifact: Path) -> None:
         )
     if retriever.reranker and (now := model_files(retriever.reranker).fingerprint) != retriever.reranker_fingerprint:
         raise ArtifactError(
-            "reranker-mismatch",
+            "artifact-mismatch",
             f"{artifact} was measured with another version of {retriever.reranker}: "
             f"{retriever.reranker_fingerprint[:12]}, this is {now[:12]}",
             hint="put the model back that it was measured with, or climb again",

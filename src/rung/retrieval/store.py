@@ -277,7 +277,7 @@ def condition(filters: Mapping[str, str | Sequence[str]], metadata: Sequence[str
     for name, wanted in filters.items():
         if name not in known:
             raise ConfigError(
-                "unknown-filter", f"passages have no {name!r} to filter by", hint=f"there are {', '.join(known)}"
+                "unknown-name", f"passages have no {name!r} to filter by", hint=f"there are {', '.join(known)}"
             )
         values = [wanted] if isinstance(wanted, str) else list(wanted)
         parts.append(f"{known[name]} IN ({', '.join(map(_quoted, values))})" if values else "false")
@@ -520,7 +520,7 @@ class _Bucket:
 
     def _lost(self) -> ArtifactError:
         return ArtifactError(
-            "index-lock-lost",
+            "index-locked",
             f"another build took the lock of {self.tables} meanwhile",
             hint="let that one finish, then run `rung index build TASK` again: it keeps what is there",
         )

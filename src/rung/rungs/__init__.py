@@ -121,7 +121,7 @@ def build(names: tuple[str, ...], task: Task, seed: int) -> tuple[Rung, ...]:
         if name not in RUNGS:
             near = difflib.get_close_matches(name, RUNGS, n=1)
             raise ConfigError(
-                "unknown-rung",
+                "unknown-name",
                 f"no rung is named {name!r}",
                 hint=f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RUNGS)}",
             )

@@ -145,8 +145,8 @@ def _refused(rung: Rung, error: ValidationError) -> ConfigError:
     if first["type"] == "extra_forbidden":
         known = list(settable(rung))
         if not known:
-            return ConfigError("unknown-setting", f"the rung {rung.name} has no settings", hint=f"remove {key!r}")
-        return ConfigError("unknown-setting", f"the rung {rung.name} has no setting {key!r}", hint=suggest(key, known))
+            return ConfigError("unknown-key", f"the rung {rung.name} has no settings", hint=f"remove {key!r}")
+        return ConfigError("unknown-key", f"the rung {rung.name} has no setting {key!r}", hint=suggest(key, known))
     return ConfigError(
         "bad-setting",
         f"{rung.name}.{key}: {first['msg']}, not {first['input']!r}",

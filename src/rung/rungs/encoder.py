@@ -134,7 +134,7 @@ class FineTunedEncoder:
             weight, intercept, _ = train_head(vectors, truth, len(data.labels), seed=self.seed, progress=progress)
         else:
             weight, intercept = trained.head()
-        with writing("weights-not-written", "the tuned encoder", cache_dir()):
+        with writing("the tuned encoder", cache_dir()):
             head = Head(data.labels, self.encoder, weight, intercept, tuned=keep(trained))
         checkpoints.clear()
         return artifact.step(self.name, self._settings(course, trained, rows), decoder=head)

@@ -70,7 +70,7 @@ class Ensemble:
         """
         if len(self.members) < 2 or self.name in self.members:
             raise ConfigError(
-                "ensemble-members",
+                "bad-setting",
                 f"an ensemble needs two other rungs or more, not {', '.join(self.members) or 'none'}",
                 hint="rungs: {ensemble: {members: [features, fine-tuned-encoder]}}",
             )

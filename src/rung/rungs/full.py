@@ -95,7 +95,7 @@ class LastLayers(Tuned):
             return max(1, round(depth / 4))
         if not 1 <= self.layers <= depth:
             raise ConfigError(
-                "layer-count", f"`layers` is {self.layers}, and the model has {depth}", hint=f"choose from 1 to {depth}"
+                "bad-setting", f"`layers` is {self.layers}, and the model has {depth}", hint=f"choose from 1 to {depth}"
             )
         return self.layers
 

@@ -79,7 +79,7 @@ def other_models(task: Task) -> tuple[OtherModel, ...]:
     """
     if len({is_endpoint(model) for model in task.models}) > 1:
         raise ConfigError(
-            "mixed-models",
+            "bad-value",
             "`model` names endpoints and models of this machine, whose costs cannot be compared",
             hint="climb with one kind at a time",
         )

@@ -139,7 +139,7 @@ class LabelDescriptions:
         """Return the artifact with descriptions.
 
         Raises:
-            TrainingError: `nothing-written`: no description is fit to be used.
+            TrainingError: `reply-unreadable`: no description is fit to be used.
         """
         texts, labels = label_texts(artifact), artifact.shape.labels
         described, refused = artifact.prompt.descriptions, {}
@@ -156,7 +156,7 @@ class LabelDescriptions:
             described = tuple((text, one.text) for text, one in kept if not one.refused)
         if not described:
             raise TrainingError(
-                "nothing-written",
+                "reply-unreadable",
                 f"none of the {len(refused)} descriptions can be used; the first: {next(iter(refused.values()))}",
                 hint="give `output.descriptions` in the task file, or a stronger model as `writer`",
             )

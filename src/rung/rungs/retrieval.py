@@ -94,7 +94,7 @@ class Retrieval:
         from rung.retrieval.build import build_index
 
         if self.task is None:
-            raise ConfigError("no-corpus", "the rung retrieval was made without a task", hint="Retrieval(task)")
+            raise ConfigError("no-documents", "the rung retrieval was made without a task", hint="Retrieval(task)")
         index = build_index(self.task, progress=progress)
         retriever = replace(
             retriever_on(index, artifact, data, self.k, self.token_budget),
@@ -241,7 +241,7 @@ class SentenceSelection:
 
         if self.task is None:
             raise ConfigError(
-                "no-corpus", f"the rung {self.name} was made without a task", hint="SentenceSelection(task)"
+                "no-documents", f"the rung {self.name} was made without a task", hint="SentenceSelection(task)"
             )
         index = build_index(self.task, progress=progress)
         cost = cost_of(index.manifest.encoder)

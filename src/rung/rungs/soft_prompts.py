@@ -47,7 +47,7 @@ class SoftPrompted(Tuned, ABC):
         tokens = engine.encode(artifact.prompt.head())
         if not tokens:
             raise TrainingError(
-                "no-instruction",
+                "tuning-unsupported",
                 f"{self.name} starts from the prompt's instruction, and there is none",
                 hint="give the task an `instruction`, or use p-tuning, which starts from nothing",
             )

@@ -56,7 +56,7 @@ def hold_out(
     kept = [row for row in rows if place[row.id] >= share]
     if not held_out or not kept:
         raise TrainingError(
-            "no-held-out-rows",
+            "too-few-rows",
             f"{len(rows)} training rows are too few to hold {share:.0%} of them out",
             hint="train without `patience`, or with a larger `holdout`",
         )
@@ -266,7 +266,7 @@ class Tuned(ABC):
         tell(report, progress)
         if not rows:
             raise TrainingError(
-                "no-training-rows",
+                "too-few-rows",
                 f"none of {report.rows} training rows is left: {', '.join(report.dropped) or 'there were none'}",
                 hint="set the rung's `overlong` to truncate_input, or choose a model with a longer context",
             )
@@ -275,7 +275,7 @@ class Tuned(ABC):
             with run._on_model(engine, artifact, rows) as change:
                 course, checkpoints = run._train(engine, change, artifact, rows, held_out, data, progress)
                 trainable = sum(p.numel() for p in change.parameters().values())
-                with writing("weights-not-written", f"what {self.name} has learnt", cache_dir()):
+                with writing(f"what {self.name} has learnt", cache_dir()):
                     folder = keep(change, engine.base_fingerprint)
                 checkpoints.clear()
         except (MemoryError, torch.OutOfMemoryError) as full:

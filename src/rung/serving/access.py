@@ -64,7 +64,7 @@ def read_keys(file: Path) -> list[Key]:
         lines = file.read_text("utf-8").splitlines()
     except OSError as error:
         raise ConfigError(
-            "key-file-unreadable", f"{file} cannot be read: {error.strerror}",
+            "unreadable-file", f"{file} cannot be read: {error.strerror}",
             hint=f"make a key first: rung keys create --key-file {file}",
         ) from error  # fmt: skip
     keys = []
@@ -73,7 +73,7 @@ def read_keys(file: Path) -> list[Key]:
             keys.append(Key(**json.loads(line)))
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                "key-file-damaged", f"{file}:{number} is no key: {error}", hint="remove the line, and make a new key"
+                "unreadable-file", f"{file}:{number} is no key: {error}", hint="remove the line, and make a new key"
             ) from error
     return keys
 
@@ -98,7 +98,7 @@ def revoke_key(file: Path, key_id: str) -> None:
         keys = read_keys(file)
         left = [key for key in keys if key.id != key_id]
         if len(left) == len(keys):
-            raise ConfigError("unknown-key-id", f"{file} has no key {key_id}", hint="`rung keys list` shows them")
+            raise ConfigError("unknown-name", f"{file} has no key {key_id}", hint="`rung keys list` shows them")
         _write(file, left)
 
 

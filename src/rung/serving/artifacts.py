@@ -52,7 +52,7 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
         return {columns[0]: [{"role": one["role"], "content": one["content"]} for one in messages]}
     if len(messages) != 1 or messages[0]["role"] != "user":
         raise DataError(
-            "single-turn",
+            "bad-request",
             "this artifact answers one user message; its instruction and examples are its own",
             hint="send one message of the role `user`, or name the base model for a conversation",
         )
@@ -86,7 +86,7 @@ def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]
             )
     for column in values:
         if column not in columns:
-            raise DataError("unknown-column", f"there is no column {column!r}", hint=f"it reads {', '.join(columns)}")
+            raise DataError("unknown-name", f"there is no column {column!r}", hint=f"it reads {', '.join(columns)}")
     row = {column: values[column] for column in columns}
     if artifact.shape.kind == "chat" and not _is_conversation(row[columns[0]]):
         raise DataError(
@@ -147,7 +147,7 @@ def refuse_sampling(artifact: Artifact, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if value is not None:
             raise ConfigError(
-                "option-unsupported",
+                "bad-request",
                 f"`{name}` means nothing here: the artifact answers by {artifact.decoder.kind}",
                 hint="leave it out",
             )
@@ -364,10 +364,12 @@ def text_prompt(tokenizer: Tokenizer, given: str | Sequence[int]) -> tuple[int, 
         tokens = tuple(given)
         if wrong := [token for token in tokens if token >= tokenizer.vocabulary_size]:
             raise ConfigError(
-                "bad-token", f"{wrong[0]} is no token of this model", hint=f"it has {tokenizer.vocabulary_size} tokens"
+                "bad-request",
+                f"{wrong[0]} is no token of this model",
+                hint=f"it has {tokenizer.vocabulary_size} tokens",
             )
     if not tokens:
-        raise ConfigError("empty-prompt", "the prompt holds no token", hint="send at least one character")
+        raise ConfigError("bad-request", "the prompt holds no token", hint="send at least one character")
     return tokens
 
 
@@ -402,4 +404,4 @@ def _role(role: str) -> str:
 
 
 def _unsupported(option: str, why: str) -> ConfigError:
-    return ConfigError("option-unsupported", f"`{option}`: {why}", hint="leave it out, or name the base model")
+    return ConfigError("bad-request", f"`{option}`: {why}", hint="leave it out, or name the base model")

@@ -169,7 +169,7 @@ class Served:
             name = name or self._free_name(artifact, folder)
             if not replace and name in self._names:
                 raise ConfigError(
-                    "name-taken", f"{name!r} is served already", hint=f"give it another name: NAME={folder}"
+                    "duplicate-name", f"{name!r} is served already", hint=f"give it another name: NAME={folder}"
                 )
             served = self._opened(artifact, folder, name, progress)
             self._name(name, served)
@@ -212,7 +212,7 @@ class Served:
         with self._loading:
             if not isinstance(self.find(name), ServedArtifact):
                 raise ArtifactError(
-                    "not-an-artifact", f"{name!r} is no artifact", hint="base models stay until the server ends"
+                    "wrong-folder", f"{name!r} is no artifact", hint="base models stay until the server ends"
                 )
             self._names = {key: one for key, one in self._names.items() if key != name}
 

@@ -113,7 +113,7 @@ def forced(tools: Sequence[Tool], choice: str | ToolChoice | None) -> list[Tool]
         chosen = [tool for tool in tools if tool.function.name == choice.function.name]
         if not chosen:
             raise ConfigError(
-                "unknown-tool", f"`tool_choice` names {choice.function.name!r}, which is not among `tools`",
+                "unknown-name", f"`tool_choice` names {choice.function.name!r}, which is not among `tools`",
                 hint="name one of " + ", ".join(tool.function.name for tool in tools),
             )  # fmt: skip
         return chosen[:1]

@@ -106,7 +106,7 @@ class Change(Trainable):
         its own. The model itself is left as it is.
 
         Raises:
-            TrainingError: `cannot-merge`: no tensors of the base model have the same effect.
+            TrainingError: `export-unsupported`: no tensors of the base model have the same effect.
         """
         raise cannot_merge("it adds computation that no tensor of the base model can stand for")
 
@@ -190,7 +190,7 @@ def _facts(folder: Path) -> dict[str, Any]:
             values: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
             return values
     raise ArtifactError(
-        "not-an-adapter",
+        "wrong-folder",
         f"{folder} holds no adapter_model.safetensors and adapter_config.json",
         hint="pickled adapters (.bin) are not read; save the adapter as safetensors",
     )
@@ -234,7 +234,9 @@ def keep(change: Change, fingerprint: str) -> Path:
 def cannot_merge(why: str) -> TrainingError:
     """Return the error that a change does not go into the base model's tensors."""
     return TrainingError(
-        "cannot-merge", f"this adapter cannot be merged: {why}", hint="serve it as it is: the artifact runs unmerged"
+        "export-unsupported",
+        f"this adapter cannot be merged: {why}",
+        hint="serve it as it is: the artifact runs unmerged",
     )
 
 

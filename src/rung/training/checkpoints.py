@@ -66,7 +66,7 @@ class Checkpoints:
         target = self.folder / f"step-{step:08d}"
         partial = self.folder / f".{target.name}.{os.getpid()}.part"
         try:
-            with writing("checkpoint-failed", f"the checkpoint of step {step}", self.folder):
+            with writing(f"the checkpoint of step {step}", self.folder):
                 if partial.exists():
                     shutil.rmtree(partial)
                 partial.mkdir(parents=True)
@@ -107,11 +107,11 @@ class Checkpoints:
 
 
 @contextmanager
-def writing(code: str, what: str, where: Path) -> Iterator[None]:
+def writing(what: str, where: Path) -> Iterator[None]:
     """Say which part of a run could not be written where the disk is at fault.
 
     Raises:
-        TrainingError: with `code`; the disk is full or not writable.
+        TrainingError: `write-failed`: the disk is full or not writable.
     """
     try:
         yield
@@ -119,7 +119,7 @@ def writing(code: str, what: str, where: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and "os error" not in str(error).lower() and "I/O" not in str(error):
             raise
         raise TrainingError(
-            code,
+            "write-failed",
             f"{what} could not be written to {where}: {error}",
             hint="make room, or set RUNG_CACHE to a folder on another disk, and run the same command again: "
             "it goes on from the checkpoint before",

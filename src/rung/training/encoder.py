@@ -58,7 +58,7 @@ class EncoderWithHead(Trainable):
         device: of torch; without, a GPU where there is one.
 
     Raises:
-        ModelError: `encoder-recipe`: its vectors are made in a way that is not understood well enough to train it.
+        ModelError: `tuning-unsupported`: its vectors are made in a way that is not understood well enough to train it.
     """
 
     def __init__(self, files: ModelFiles, device: str | None = None) -> None:
@@ -223,11 +223,11 @@ def recipe_of(files: ModelFiles) -> Recipe:
     """Return how the encoder makes vectors.
 
     Raises:
-        ModelError: `encoder-recipe`: in a way that only sentence-transformers knows.
+        ModelError: `tuning-unsupported`: in a way that only sentence-transformers knows.
     """
     if (recipe := read_recipe(files.folder)) is None:
         raise ModelError(
-            "encoder-recipe",
+            "tuning-unsupported",
             f"{files.name} cannot be fine-tuned: its folder asks for more than a transformer, pooling and unit length",
             hint="choose another encoder, such as `embedded-encoder`, or train a head on frozen vectors: `features`",
         )

@@ -250,7 +250,7 @@ class _Reader:
             context = self.engine.files.context
             virtual = f"behind {context - self.limit} virtual ones " if self.limit < context else ""
             raise TrainingError(
-                "row-too-long",
+                "context-overflow",
                 f"{row.source}: {self.limit + excess} tokens {virtual}do not fit the context of {context}",
                 hint="shorten the row, or set the rung's `overlong` to drop such rows or to truncate their input",
             )
@@ -282,7 +282,7 @@ class _Reader:
         for output in row.outputs:
             answer = self._answer(self.artifact.target(row, output, rendered.passages))
             if len(answer) == (self.engine.end_token is not None):
-                raise TrainingError("no-supervised-tokens", f"{row.source}: the answer is empty: nothing to learn")
+                raise TrainingError("bad-row", f"{row.source}: the answer is empty: nothing to learn")
             made.append(TokenizedExample.answered(prompt, answer, row.source, rendered.dropped_demonstrations))
         column = self.artifact.prompt.chat_column
         if column is not None and self.supervise != "last":
@@ -359,7 +359,7 @@ def blocks(engine: LocalModel, documents: Sequence[Document], length: int) -> li
     end = text_end(engine.tokenizer)
     if end is None:
         raise TrainingError(
-            "no-end-of-text",
+            "tuning-unsupported",
             f"the tokenizer of {engine.files.name} has no token that ends a text",
             hint="choose another base model: the end of a document could not be told from its middle",
         )

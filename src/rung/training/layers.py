@@ -59,7 +59,9 @@ def _unknown(model: Any, why: str) -> EngineError:
 
 def unknown_layers(why: str) -> EngineError:
     """Return the error that a method does not know where to go in a model."""
-    return EngineError("unknown-layers", why, hint="use lora, which takes all linear layers whatever they are called")
+    return EngineError(
+        "tuning-unsupported", why, hint="use lora, which takes all linear layers whatever they are called"
+    )
 
 
 @lru_cache(maxsize=4)

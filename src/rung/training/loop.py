@@ -153,7 +153,7 @@ def train(
         TrainingError: there are no rows, the loss is not a number or explodes, or a checkpoint cannot be written.
     """
     if not rows:
-        raise TrainingError("no-training-rows", "there are no training rows")
+        raise TrainingError("too-few-rows", "there are no training rows")
     run = _Run(model, change, rows, schedule, loss, checkpoints)
     change.enable()
     try:
@@ -259,7 +259,7 @@ class _Run:
         if not math.isfinite(loss) or not math.isfinite(norm):
             what = "loss" if not math.isfinite(loss) else "gradient"
             raise TrainingError(
-                "loss-not-finite",
+                "training-diverged",
                 f"the {what} became {loss if what == 'loss' else norm} at step {step} of {steps}",
                 hint="lower the learning rate",
             )

@@ -126,7 +126,7 @@ def attentions(model: Any) -> list[Attention]:
     """Return a model's attention layers, found out by running a few tokens and looking at the cache.
 
     Raises:
-        EngineError: keys or values are not made in a way that is known (`soft-prompt-unsupported`).
+        EngineError: keys or values are not made in a way that is known (`tuning-unsupported`).
     """
     layers: list[Any] = [getattr(layer, "self_attn", None) for layer in getattr(model.get_decoder(), "layers", ())]
     if not layers or not all(hasattr(one, "k_proj") and hasattr(one, "v_proj") for one in layers):
@@ -196,7 +196,7 @@ def _turned_back(module: Any, keys: torch.Tensor, cosine: torch.Tensor, sine: to
 
 def _unsupported(model: Any, why: str) -> EngineError:
     return EngineError(
-        "soft-prompt-unsupported",
+        "tuning-unsupported",
         f"prefix tuning cannot reach the keys and values of {type(model).__name__}: {why}",
         hint="use prompt-tuning or p-tuning, which work on the input embeddings alone",
     )
@@ -232,14 +232,14 @@ class SoftPrompt(Change):
         start: what to begin with, in the shape of `prompt_embeddings`; see `embeddings_of` and `keys_values_of`.
 
     Raises:
-        EngineError: the model's layers do not let keys and values in (`soft-prompt-unsupported`).
+        EngineError: the model's layers do not let keys and values in (`tuning-unsupported`).
     """
 
     def __init__(self, model: Any, config: Any, *, start: torch.Tensor | None = None) -> None:
         self.model, self.config = model, config
         if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0):
             raise EngineError(
-                "soft-prompt-unsupported",
+                "tuning-unsupported",
                 f"{type(model).__name__} reads token ids again in its layers, where virtual tokens have no embedding",
                 hint="use a method that changes weights, such as lora",
             )
@@ -388,11 +388,11 @@ class SoftPrompt(Change):
 
         Raises:
             ArtifactError: they do not fit (`adapter-mismatch`), or the network that makes them is asked for, which is
-                not in such a folder (`no-prompt-encoder`).
+                not in such a folder (`tuning-unsupported`).
         """
         if not self._direct:
             raise ArtifactError(
-                "no-prompt-encoder",
+                "tuning-unsupported",
                 f"{folder} holds the vectors that a prompt encoder made, and not the encoder",
                 hint="go on with `prompt-tuning` (or prefix tuning without a projection), which trains the vectors",
             )

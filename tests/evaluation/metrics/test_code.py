@@ -58,13 +58,13 @@ def test_the_tests_of_a_row_decide() -> None:
     assert scores[1].note == "AssertionError"
     with pytest.raises(ConfigError) as caught:
         metric(tests="absent")("x = 1", ["y"], {"text": "z"})
-    assert caught.value.code == "metric-column"
+    assert caught.value.code == "missing-column"
 
 
 def test_an_expected_program_that_fails_is_the_data_s_fault() -> None:
     with pytest.raises(DataError) as caught:
         metric()("print(1)", ["1 / 0"])
-    assert caught.value.code == "bad-code-reference"
+    assert caught.value.code == "bad-reference"
     assert "ZeroDivisionError" in caught.value.message
 
 
@@ -98,7 +98,7 @@ def test_without_isolation_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with pytest.raises(MachineError) as caught:
             run_program("print(1)", seconds=5, memory_mb=512)
-        assert caught.value.code == "no-network-isolation"
+        assert caught.value.code == "execution-not-allowed"
         assert run_program("print(1)", seconds=5, memory_mb=512, network=True).output == "1\n"
     finally:
         code_module._isolation.cache_clear()

@@ -103,6 +103,6 @@ def test_a_few_unreadable_verdicts_stay_undecided_and_are_noted(judge: Any) -> N
 def test_a_judge_that_answers_nonsense_stops_the_run(judge: Any) -> None:
     with pytest.raises(EngineError) as caught:
         judge(lambda prompt: "banana").scores(CASES)
-    assert caught.value.code == "judge-unreadable"
+    assert caught.value.code == "reply-unreadable"
     assert "3 of 3" in caught.value.message
     assert "banana" in caught.value.message

@@ -54,4 +54,4 @@ def test_what_is_no_list_of_labels_scores_nothing(text: str) -> None:
 def test_a_broken_reference_is_the_data_s_fault() -> None:
     with pytest.raises(DataError) as caught:
         labels_f1("[]", ["a; b"])
-    assert caught.value.code == "bad-labels-reference"
+    assert caught.value.code == "bad-reference"

@@ -94,7 +94,7 @@ def test_a_wrong_reference_is_the_data_s_fault(metric: Metric) -> None:
     for gold in ("SELECT nme FROM city", SLOW):
         with pytest.raises(DataError) as caught:
             metric(ALL, [gold])
-        assert caught.value.code == "bad-sql-reference"
+        assert caught.value.code == "bad-reference"
 
 
 @pytest.mark.parametrize("name", ["none.sqlite", "none.sql", "text.sqlite", "broken.sql"])
@@ -103,7 +103,7 @@ def test_a_database_that_cannot_be_opened(folder: Path, name: str) -> None:
     (folder / "broken.sql").write_text("CREATE TABEL x;")
     with pytest.raises(ConfigError) as caught:
         get_metric("sql_execution", folder, {"database": name})(ALL, [ALL])
-    assert caught.value.code == "bad-database"
+    assert caught.value.code == "bad-setting"
     assert name in caught.value.message
 
 
@@ -128,5 +128,5 @@ def test_order_matters_where_the_outermost_query_orders(query: str, ordered: boo
 def test_settings_are_checked(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
         get_metric("sql_execution", None, settings)
-    assert caught.value.code == "metric-settings"
+    assert caught.value.code == "bad-setting"
     assert "database: A SQLite file" in caught.value.hint

@@ -69,7 +69,7 @@ def test_sari_reads_its_column() -> None:
     assert metric("a c", ["a c"], {"long": "a b"}) == 1.0
     with pytest.raises(ConfigError) as caught:
         metric.scores([Case("a", ["a"], {"text": "a b"})])
-    assert caught.value.code == "metric-column"
+    assert caught.value.code == "missing-column"
 
 
 @pytest.mark.parametrize(

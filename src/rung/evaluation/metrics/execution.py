@@ -86,7 +86,7 @@ class Database:
             connection = self._from_script() if self.file.suffix.lower() == ".sql" else self._from_file()
         except (OSError, UnicodeDecodeError, sqlite3.Error) as error:
             raise ConfigError(
-                "bad-database", f"the database {self.file} cannot be opened: {error}",
+                "bad-setting", f"the database {self.file} cannot be opened: {error}",
                 hint="`metric.database` names a SQLite file, or an .sql script, relative to the task file",
             ) from error  # fmt: skip
         connection.execute(f"PRAGMA cache_size={_CACHE_PAGES}")
@@ -164,7 +164,7 @@ def sql_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
                 expected[reference] = database.query(reference)
             except QueryError as failed:
                 raise DataError(
-                    "bad-sql-reference",
+                    "bad-reference",
                     f"{source}: the expected query fails: {failed}: {reference[:200]}".removeprefix(": "),
                     hint=f"run it in {database.file}, and correct or remove the row",
                 ) from failed  # fmt: skip
@@ -272,7 +272,7 @@ def _isolation() -> tuple[str, ...]:
     if tool and subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
         return command
     raise MachineError(
-        "no-network-isolation", "programs cannot be run without a network here: `unshare --user --net` does not work",
+        "execution-not-allowed", "programs cannot be run without a network here: `unshare --user --net` does not work",
         hint="allow user namespaces, or let the programs reach the network: `metric.network: true`",
     )  # fmt: skip
 
@@ -306,7 +306,7 @@ def code_metric(settings: Mapping[str, Any]) -> Metric:
         for reference in wanted:
             if reference.failure:
                 raise DataError(
-                    "bad-code-reference", f"an expected program fails: {reference.failure}",
+                    "bad-reference", f"an expected program fails: {reference.failure}",
                     hint="correct the row, or name a column of tests: `metric.tests`",
                 )  # fmt: skip
         ran = run_program(code_in(case.prediction), **limits)
@@ -323,7 +323,7 @@ def code_metric(settings: Mapping[str, Any]) -> Metric:
 def _tests(row: Mapping[str, Any], column: str) -> str:
     if column not in row:
         raise ConfigError(
-            "metric-column", f"the metric code reads the column {column!r}, which the row lacks",
+            "missing-column", f"the metric code reads the column {column!r}, which the row lacks",
             hint=f"`metric.tests` must name a column of the data; there are {', '.join(row)}",
         )  # fmt: skip
     value = row[column]

@@ -66,11 +66,11 @@ def check_readable(
         hint: how to go on.
 
     Raises:
-        EngineError: `judge-unreadable`.
+        EngineError: `reply-unreadable`.
     """
     if len(bad) > max(1, most * asked):
         raise EngineError(
-            "judge-unreadable",
+            "reply-unreadable",
             f"{judge} answered {len(bad)} of {asked} {what} with something other than {_either(choices)}, such as "
             f"{bad[0]!r}",
             hint=hint,

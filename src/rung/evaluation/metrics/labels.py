@@ -122,7 +122,7 @@ def label_f1(predictions: Sequence[str], expected: Sequence[str], labels: Sequen
 
     Raises:
         ValueError: If the two differ in length or are empty.
-        DataError: `bad-labels-reference` if an expected answer is no JSON list of texts.
+        DataError: `bad-reference` if an expected answer is no JSON list of texts.
     """
     if len(predictions) != len(expected) or not expected:
         raise ValueError(f"need as many predictions as expected answers, got {len(predictions)} and {len(expected)}")
@@ -158,7 +158,7 @@ def _wanted(text: str) -> frozenset[str]:
     labels = _given(text)
     if labels is None:
         raise DataError(
-            "bad-labels-reference",
+            "bad-reference",
             f"an expected answer is no JSON list of labels: {text[:80]!r}",
             hint='with `kind: multilabel`, an expected answer reads ["one label", "another"]',
         )

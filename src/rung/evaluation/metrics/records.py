@@ -83,7 +83,7 @@ def json_exact(prediction: str, references: Sequence[str]) -> float:
     The order of keys, and runs of whitespace inside strings, do not matter; the order of lists does.
 
     Raises:
-        DataError: `bad-json-reference` if a reference is not valid JSON.
+        DataError: `bad-reference` if a reference is not valid JSON.
     """
     wanted = [_canonical(_reference_json(reference)) for reference in some(references)]
     found = _parse_json(prediction)
@@ -94,7 +94,7 @@ def json_field_f1(prediction: str, references: Sequence[str]) -> float:
     """Return the F1 over the fields of the record, the best over all references.
 
     Raises:
-        DataError: `bad-json-reference` if a reference is not valid JSON.
+        DataError: `bad-reference` if a reference is not valid JSON.
     """
     return max((f1(*fields) for fields in _compared(prediction, references)), default=0.0)
 
@@ -103,7 +103,7 @@ def json_field_precision(prediction: str, references: Sequence[str]) -> float:
     """Return the share of the fields found that are right, by the best reference; 1 where none was found.
 
     Raises:
-        DataError: `bad-json-reference` if a reference is not valid JSON.
+        DataError: `bad-reference` if a reference is not valid JSON.
     """
     compared = _compared(prediction, references)
     return max((n.shared / n.found if n.found else 1.0 for n in compared), default=0.0)
@@ -113,7 +113,7 @@ def json_field_recall(prediction: str, references: Sequence[str]) -> float:
     """Return the share of the expected fields that were found, by the best reference; 1 where none is expected.
 
     Raises:
-        DataError: `bad-json-reference` if a reference is not valid JSON.
+        DataError: `bad-reference` if a reference is not valid JSON.
     """
     compared = _compared(prediction, references)
     return max((n.shared / n.wanted if n.wanted else 1.0 for n in compared), default=0.0)
@@ -201,7 +201,7 @@ def _reference_json(text: str) -> Any:
     parsed = _parse_json(text)
     if parsed is None:
         raise DataError(
-            "bad-json-reference",
+            "bad-reference",
             f"an expected output is not valid JSON: {text[:80]!r}",
             hint="with `kind: json`, the output column must hold one JSON value per row",
         )

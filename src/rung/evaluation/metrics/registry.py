@@ -140,7 +140,7 @@ def get_metric(
         refusal: The answer to give where there is none; see `rung.evaluation.metrics.text.refusing`.
 
     Raises:
-        ConfigError: `unknown-metric`, `metric-settings` if a setting is missing, unknown or wrong, or one of the codes
+        ConfigError: `unknown-name`, `bad-setting` if a setting is missing, unknown or wrong, or one of the codes
             of `rung.evaluation.metrics.registry.load`.
     """
     if name in WITH_SETTINGS:
@@ -148,7 +148,7 @@ def get_metric(
     metric = METRICS.get(name) or _own(name, folder)
     if settings:
         raise ConfigError(
-            "metric-settings", f"the metric {name} has no setting {next(iter(settings))!r}",
+            "bad-setting", f"the metric {name} has no setting {next(iter(settings))!r}",
             hint=f"write `metric: {name}`; metrics with settings: {', '.join(WITH_SETTINGS)}",
         )  # fmt: skip
     if refusal and name in METRICS:
@@ -166,7 +166,7 @@ def _with_settings(name: str, settings: Mapping[str, Any], folder: Path | None) 
         key = ".".join(map(str, first["loc"]))
         known = "; ".join(f"{key}: {field.description}" for key, field in model.model_fields.items())
         raise ConfigError(
-            "metric-settings", f"the metric {name}: `{key}`: {first['msg']}",
+            "bad-setting", f"the metric {name}: `{key}`: {first['msg']}",
             hint=f"write `metric: {{name: {name}, ...}}` with {known}",
         ) from None  # fmt: skip
     return make(checked.model_dump(), folder)
@@ -180,7 +180,7 @@ def _own(name: str, folder: Path | None) -> Metric:
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     guess = f"did you mean {by_lower[close[0]]!r}? " if close else ""
     raise ConfigError(
-        "unknown-metric",
+        "unknown-name",
         f"there is no metric {name!r}",
         hint=f"{guess}metrics: {', '.join(names)}; or your own function as module:function",
     )
@@ -193,7 +193,7 @@ def _own(name: str, folder: Path | None) -> Metric:
 
 
 _EXAMPLE = "def score(prediction: str, references: list[str]) -> float: ...  # from 0 to 1"
-_METRIC = user_code.Kind("metric", _EXAMPLE, not_found="metric-not-found", import_failed="metric-import-failed")
+_METRIC = user_code.Kind("metric", _EXAMPLE)
 
 
 def load(spec: str, folder: Path | None = None) -> Callable[[str, Sequence[str]], float]:
@@ -202,9 +202,9 @@ def load(spec: str, folder: Path | None = None) -> Callable[[str, Sequence[str]]
     The module is looked for as a file in `folder`, then in the current folder, then among installed packages.
 
     Raises:
-        ConfigError: `metric-not-found` if there is no such module or function, `metric-import-failed` if importing
-            it fails, `metric-not-callable` if it cannot be called with (prediction, references). The function
-            returned raises `metric-failed` if the user's code raises, and `metric-bad-score` if it returns anything
+        ConfigError: `function-not-found` if there is no such module or function, if importing it fails, or if it
+            cannot be called with (prediction, references). The function returned raises `metric-failed` if the
+            user's code raises, or if it returns anything
             but a number in [0, 1].
     """
     function = user_code.load(spec, [folder or Path.cwd(), Path.cwd()], _METRIC)
@@ -217,7 +217,7 @@ def _check_signature(spec: str, function: Any) -> None:
         inspect.signature(function).bind("prediction", ["reference"])
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            "metric-not-callable",
+            "function-not-found",
             f"the metric {spec!r} cannot be called with (prediction, references): {error}",
             hint=f"its signature must be: {_EXAMPLE}",
         ) from error
@@ -245,7 +245,7 @@ def _number(spec: str, value: Any) -> float:
         number = math.nan
     if not 0 <= number <= 1:
         raise ConfigError(
-            "metric-bad-score",
+            "metric-failed",
             f"the metric {spec!r} returned {value!r}, not a number from 0 to 1",
             hint="scale the score to lie between 0 (wrong) and 1 (right)",
         )

@@ -237,7 +237,7 @@ def _rows(column: str) -> RowsFunction:
         for case in cases:
             if column not in case.row:
                 raise ConfigError(
-                    "metric-column", f"the metric sari reads the column {column!r}, which the row lacks",
+                    "missing-column", f"the metric sari reads the column {column!r}, which the row lacks",
                     hint=f"`metric.source` must be one of the task's inputs: {', '.join(case.row)}",
                 )  # fmt: skip
         return [Score(sari(str(case.row[column]), case.prediction, case.references)) for case in cases]

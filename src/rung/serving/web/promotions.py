@@ -72,7 +72,7 @@ def promote_run(run: str, request: Request, form: Form) -> Response:
     def switch(site: Site, store: FeedbackStore, root: Path, reviewer: str) -> None:
         found = run_folder(site.runs, run)
         if found is None or found.state != "finished":
-            raise ConfigError("no-improvement", f"there is no finished climb {run!r}", hint="load the page again")
+            raise ConfigError("wrong-folder", f"there is no finished climb {run!r}", hint="load the page again")
         registry = Registry(root, found.task)
         if found.improvement:
             accepted = form.get("accept") == "yes"
@@ -81,7 +81,7 @@ def promote_run(run: str, request: Request, form: Form) -> Response:
         reason = form.get("reason", "").strip()
         if not reason:
             raise ConfigError(
-                "reason-missing", f"{run} was not measured against what is served", hint="say why it should be"
+                "missing-field", f"{run} was not measured against what is served", hint="say why it should be"
             )
         result = report_of(found)
         evidence = {"reason": reason, "run": str(found.folder), "name": result.recommended, "decision": result.decision}
@@ -97,7 +97,7 @@ def rollback(task: str, request: Request, form: Form) -> Response:
     def switch(_site: Site, store: FeedbackStore, root: Path, reviewer: str) -> None:
         known = {one.name for one in root.iterdir()} if root.is_dir() else set()
         if task not in known:
-            raise ConfigError("nothing-to-roll-back", f"nothing was promoted for {task}", hint="load the page again")
+            raise ConfigError("nothing-to-undo", f"nothing was promoted for {task}", hint="load the page again")
         Registry(root, task).rollback(store, reviewer=reviewer, reason=form.get("reason", ""))
 
     return _switched(request, form, switch)
@@ -108,10 +108,10 @@ def _switched(request: Request, form: dict[str, str], switch: Any) -> Response:
     try:
         if site.store is None or site.registry is None:
             raise ConfigError(
-                "no-registry", "this server follows no registry", hint="start it with `--registry FOLDER`"
+                "server-option-missing", "this server follows no registry", hint="start it with `--registry FOLDER`"
             )
         if not reviewer:
-            raise ConfigError("reviewer-missing", "a promotion needs the name of who decides", hint="write your name")
+            raise ConfigError("missing-field", "a promotion needs the name of who decides", hint="write your name")
         switch(site, site.store, site.registry, reviewer)
     except RungError as error:
         return _page(request, problem=refusal(error).message, status=400)
@@ -238,10 +238,12 @@ def promote_challenger(task: str, request: Request, form: Form) -> Response:
         store, registry, shown = _shown(request, task, form)
         reviewer = form.get("reviewer", "").strip()
         if not reviewer:
-            raise ConfigError("reviewer-missing", "a promotion needs the name of who decides", hint="write your name")
+            raise ConfigError("missing-field", "a promotion needs the name of who decides", hint="write your name")
         if shown.step != "promote":
             raise ConfigError(
-                "trial-undecided", f"the trial of {task} does not speak for its challenger", hint="load the page again"
+                "promotion-refused",
+                f"the trial of {task} does not speak for its challenger",
+                hint="load the page again",
             )
         decision = f"{shown.challenger} against {shown.served}: {shown.evidence}"
         evidence = {"decision": decision, "reason": form.get("reason", "").strip(), "trial": shown.trial.token}
@@ -263,7 +265,7 @@ def _shown(request: Request, task: str, form: dict[str, str]) -> tuple[FeedbackS
     """Return what a form is about, as it stands now.
 
     Raises:
-        ConfigError: `no-registry`, or `no-trial`: the form shows another trial than there is.
+        ConfigError: `server-option-missing`, or `no-trial`: the form shows another trial than there is.
     """
     store, registry = _place(request, task)
     found = trial_report(store, registry)
@@ -275,7 +277,9 @@ def _shown(request: Request, task: str, form: dict[str, str]) -> tuple[FeedbackS
 def _place(request: Request, task: str) -> tuple[FeedbackStore, Registry]:
     site = site_of(request)
     if site.store is None or site.registry is None:
-        raise ConfigError("no-registry", "this server follows no registry", hint="start it with `--registry FOLDER`")
+        raise ConfigError(
+            "server-option-missing", "this server follows no registry", hint="start it with `--registry FOLDER`"
+        )
     registry = next((one for one in promoted_tasks(site.registry) if one.task == task), None)
     if registry is None:
         raise Refused(404, "no-task", f"nothing was promoted for {task!r}")

@@ -74,13 +74,13 @@ def report_of(run: RunFolder) -> ClimbResult:
     """Return the report of a finished climb.
 
     Raises:
-        ConfigError: `run-unreadable`.
+        ConfigError: `unreadable-file`.
     """
     try:
         return read(run.folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            "run-unreadable", f"{run.folder / 'report.json'} cannot be read: {error}",
+            "unreadable-file", f"{run.folder / 'report.json'} cannot be read: {error}",
             hint="climb again with `--resume`: what was measured is kept",
         ) from error  # fmt: skip
 
