@@ -6,6 +6,7 @@ import pytest
 
 from rung.artifact import heads as head_module
 from rung.artifact.artifact import Artifact
+from rung.artifact.confidence import Calibration, tempered
 from rung.artifact.parts import Generate, Head, Weights
 from rung.artifact.predict_file import predict_file
 from rung.climbing.conclude import fit_confidence, measure_confidence
@@ -13,7 +14,7 @@ from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
 from rung.errors import ConfigError
-from rung.evaluation.calibration import Confidence, fit, tempered
+from rung.evaluation.calibration import fit
 from rung.evaluation.report.html import page
 from rung.evaluation.report.jsonfile import read, write
 from rung.evaluation.scoring import evaluate, summarize
@@ -54,7 +55,7 @@ def test_it_is_saved_and_loaded_with_the_artifact(fitted, tiny_zero, data, tmp_p
     assert loaded.confidence == fitted.confidence
     confidences = [[a.confidence for a in one.answer(data.test[:3])] for one in (loaded, fitted)]
     assert confidences[0] == confidences[1]
-    isotonic = Confidence("isotonic", thresholds=((0.1, 0.0), (0.5, 0.75)), abstain_below=0.3)
+    isotonic = Calibration("isotonic", thresholds=((0.1, 0.0), (0.5, 0.75)), abstain_below=0.3)
     scoring = replace(tiny_zero, decoder=replace(tiny_zero.decoder, confidence=isotonic))
     assert Artifact.load(scoring.save(tmp_path / "scoring")).confidence == isotonic
 
@@ -73,13 +74,13 @@ def test_abstained_answers_keep_their_text_and_are_right_where_out_of_scope(fitt
 
 
 def test_a_scored_label_abstains_without_being_asked_for_all_probabilities(tiny_zero, data):
-    never = Confidence(abstain_below=0.999)
+    never = Calibration(abstain_below=0.999)
     held_back = replace(tiny_zero, decoder=replace(tiny_zero.decoder, confidence=never))
     assert [row.abstained for row in evaluate(held_back, data.test[:4], "test", full=False)] == [True] * 4
 
 
 def test_a_rung_on_top_forgets_it(tiny_zero, data):
-    scored = replace(tiny_zero, decoder=replace(tiny_zero.decoder, confidence=Confidence(temperature=2.0)))
+    scored = replace(tiny_zero, decoder=replace(tiny_zero.decoder, confidence=Calibration(temperature=2.0)))
     assert FewShot("random", k=2).fit(scored, data).confidence is None
 
 
@@ -193,13 +194,13 @@ def test_an_artifact_is_replaced_whose_weights_lie_in_the_old_one(tiny_zero, tmp
     store = RunStore(tmp_path / "run")
     tuned = tiny_zero.step("lora", {}, weights=Weights("lora", tmp_path / "adapter"))
     kept = store.keep(tuned)
-    fitted = replace(kept, decoder=replace(kept.decoder, confidence=Confidence(temperature=2.0)))
+    fitted = replace(kept, decoder=replace(kept.decoder, confidence=Calibration(temperature=2.0)))
     again = store.keep(fitted)
-    assert again.confidence == Confidence(temperature=2.0)
+    assert again.confidence == Calibration(temperature=2.0)
     assert (again.weights.adapter / "adapter_config.json").read_text() == "{}"
     folder = store.artifact_folder("lora")
     folder.rename(folder.with_name("artifact.new"))  # as a kill between removing and renaming leaves it
-    assert store.kept("lora").confidence == Confidence(temperature=2.0)
+    assert store.kept("lora").confidence == Calibration(temperature=2.0)
     assert [entry.name for entry in folder.parent.iterdir()] == ["artifact"]
 
 

@@ -5,21 +5,18 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.isotonic import IsotonicRegression
 
+from rung.artifact.confidence import Calibration, of_decisions, tempered
 from rung.errors import ConfigError
 from rung.evaluation.calibration import (
-    Confidence,
     calibration_error,
     coverage_curve,
     describe,
     fit,
     fit_each,
     fit_temperature,
-    interpolated,
     isotonic,
-    of_decisions,
     reliability,
     selective,
-    tempered,
     threshold_for,
 )
 
@@ -71,11 +68,13 @@ def test_isotonic_equals_scikit_learn():
     right = random.random(500) < scores**2
     oracle = IsotonicRegression(out_of_bounds="clip").fit(scores, right)
     asked = np.linspace(-0.2, 1.2, 301)
-    assert interpolated(isotonic(scores, right), asked) == pytest.approx(oracle.predict(asked), abs=1e-12)
+    assert np.interp(asked, *zip(*isotonic(scores, right), strict=True)) == pytest.approx(
+        oracle.predict(asked), abs=1e-12
+    )
 
 
 def test_isotonic_confidence_of_a_row():
-    fitted = Confidence("isotonic", thresholds=((0.2, 0.1), (0.6, 0.5), (0.8, 0.5)))
+    fitted = Calibration("isotonic", thresholds=((0.2, 0.1), (0.6, 0.5), (0.8, 0.5)))
     assert [fitted.of(p) for p in (0.0, 0.4, 0.7, 0.9)] == pytest.approx([0.1, 0.3, 0.5, 0.5])
     assert fitted.scaled((0.9, 0.1)) == (0.9, 0.1)
 
@@ -175,7 +174,7 @@ def test_of_several_labels_isotonic_maps_the_probability_of_the_whole_answer():
 
 def test_decisions_by_hand():
     assert of_decisions([0.4, 0.3], [False, True]) == pytest.approx(0.6 * 0.3)
-    assert Confidence(temperature=2.0).scaled_each([0.8]) == (pytest.approx(2 / 3),)  # odds of 4 become those of 2
+    assert Calibration(temperature=2.0).scaled_each([0.8]) == (pytest.approx(2 / 3),)  # odds of 4 become those of 2
 
 
 def test_coverage_by_hand():
@@ -196,7 +195,7 @@ def test_abstaining_by_hand():
 
 def test_what_the_report_shows():
     probabilities, truth = sampled(800, 4, 3.0)
-    fitted = Confidence(temperature=fit_temperature(probabilities, truth), abstain_below=0.5)
+    fitted = Calibration(temperature=fit_temperature(probabilities, truth), abstain_below=0.5)
     right = (probabilities.argmax(1) == truth).astype(float)
     told = describe(
         fitted, probabilities.max(1), tempered(probabilities, fitted.temperature).max(1), right, fitted_on=9

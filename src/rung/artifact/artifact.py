@@ -13,6 +13,7 @@ from rung.agents.agent import Agent, protocol_for
 from rung.agents.calls import json_head
 from rung.agents.toolbox import find_tools
 from rung.agents.tools import McpServer
+from rung.artifact.confidence import Calibration
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Answer, Decoder, Generate, LabelScoring, Probable, Weights, unfitted
 from rung.data.rows import LABELLED, Example, example_id
@@ -20,7 +21,6 @@ from rung.engines.api import scores_labels
 from rung.engines.base import Engine, Messages
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, DataError
-from rung.evaluation.calibration import Confidence
 from rung.evaluation.metrics import Metric, get_metric
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
@@ -138,7 +138,7 @@ class Artifact:
         return "+".join(self.path[1:]) or self.path[0]
 
     @property
-    def confidence(self) -> Confidence | None:
+    def confidence(self) -> Calibration | None:
         """How probabilities become confidences, where that was fitted."""
         return self.decoder.confidence if isinstance(self.decoder, Probable) else None
 

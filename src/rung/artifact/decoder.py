@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.agents.trace import Step
+from rung.artifact.confidence import Calibration, of_decisions
 from rung.data.rows import Example
 from rung.engines.base import Engine, Floats, Messages
 from rung.engines.opening import open_encoder
 from rung.errors import EngineError
-from rung.evaluation.calibration import Confidence, of_decisions
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered, fitted
 from rung.prompts.prompt import Grounding
@@ -66,7 +66,7 @@ class Answer:
     stopped: str = ""
 
 
-def sure(answer: Answer, probs: Floats, best: int, fitted: Confidence | None) -> Answer:
+def sure(answer: Answer, probs: Floats, best: int, fitted: Calibration | None) -> Answer:
     """Return the answer with its confidence: the probability of label `best`, calibrated where that was fitted."""
     values = tuple(probs.tolist())
     if fitted is None:
@@ -76,7 +76,7 @@ def sure(answer: Answer, probs: Floats, best: int, fitted: Confidence | None) ->
     return replace(answer, confidence=confidence, probabilities=values, abstained=fitted.abstains(confidence))
 
 
-def sure_of_list(answer: Answer, probs: Floats, given: npt.NDArray[np.bool_], fitted: Confidence) -> Answer:
+def sure_of_list(answer: Answer, probs: Floats, given: npt.NDArray[np.bool_], fitted: Calibration) -> Answer:
     """Return the answer to a row of several labels with its calibrated confidence, that of all decisions together.
 
     Args:

@@ -27,12 +27,12 @@ import numpy as np
 
 from rung.agents.agent import Agent, agent_from_values, agent_values
 from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.confidence import Calibration
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import Decoder, Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning, Weights
 from rung.artifact.sentences import SentenceSelection
 from rung.engines.opening import settled
 from rung.errors import ArtifactError
-from rung.evaluation.calibration import Confidence
 from rung.models.cache import file_sha256, publish
 from rung.models.reference import is_endpoint, resolve
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
@@ -303,11 +303,9 @@ def _fitted(decoder: Head | Mixture) -> dict[str, Any] | None:
     return None if decoder.confidence is None else asdict(decoder.confidence)
 
 
-def _confidence(values: Mapping[str, Any]) -> Confidence | None:
+def _confidence(values: Mapping[str, Any]) -> Calibration | None:
     fitted = values.get("confidence")
-    if fitted is None:
-        return None
-    return Confidence(**{**fitted, "thresholds": tuple((float(at), float(v)) for at, v in fitted["thresholds"])})
+    return None if fitted is None else Calibration.from_dict(fitted)
 
 
 def _overflow(folder: Path, values: Mapping[str, Any]) -> Overflow:

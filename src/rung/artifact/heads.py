@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from rung.artifact.confidence import Calibration, of_decisions
 from rung.artifact.decoder import Answer, Given, Promptless, sure, sure_of_list
 from rung.artifact.labels import listed
 from rung.data.rows import Example
 from rung.engines.base import Floats, Messages
 from rung.engines.opening import open_encoder
 from rung.errors import EngineError
-from rung.evaluation.calibration import Confidence, of_decisions
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
 
@@ -44,7 +44,7 @@ class Head(Promptless):
     intercept: Floats
     tuned: Path | None = None
     thresholds: tuple[float, ...] = ()
-    confidence: Confidence | None = None
+    confidence: Calibration | None = None
 
     @property
     def reference(self) -> str:
@@ -133,7 +133,7 @@ class Mixture(Promptless):
     members: tuple[Artifact, ...]
     weights: tuple[float, ...]
     temperatures: tuple[float, ...]
-    confidence: Confidence | None = None
+    confidence: Calibration | None = None
 
     def answer(
         self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress

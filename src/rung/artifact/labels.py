@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from rung.artifact.confidence import Calibration
 from rung.artifact.decoder import Answer, Prompted, sure
 from rung.data.rows import Example
 from rung.engines.base import Engine, Floats, Messages, ScoreRequest
-from rung.evaluation.calibration import Confidence
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
 from rung.prompts.prompt import continuations
@@ -39,7 +39,7 @@ class LabelScoring(Prompted):
     texts: tuple[str, ...]
     normalization: Normalization = "sum"
     bias: tuple[float, ...] = ()
-    confidence: Confidence | None = None
+    confidence: Calibration | None = None
 
     def continuations(self, engine: Engine) -> tuple[tuple[int, ...], ...]:
         """Return the token ids scored for each label."""

@@ -12,12 +12,12 @@ import numpy as np
 import rung
 from rung.advice import advise
 from rung.artifact.artifact import Artifact
+from rung.artifact.confidence import Calibration, CalibrationMethod, of_decisions
 from rung.artifact.parts import Answer, Head, Mixture, Probable
 from rung.climbing.race import State, answer_rows, compare_all, recommend
 from rung.data.rows import Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
-from rung.evaluation.calibration import Confidence, Method
 from rung.evaluation.rag_metrics import summary
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes, score_interval
@@ -39,7 +39,7 @@ def can_be_fitted(artifact: Artifact) -> bool:
 def fit_confidence(
     artifact: Artifact,
     rows: Sequence[Example],
-    method: Method = "temperature",
+    method: CalibrationMethod = "temperature",
     *,
     abstain_below: float | None = None,
     out_of_scope: str | None = None,
@@ -81,7 +81,9 @@ def fit_confidence(
     return replace(artifact, decoder=replace(decoder, confidence=found))
 
 
-def _fitted(artifact: Artifact, answers: Sequence[Answer], rows: Sequence[Example], method: Method) -> Confidence:
+def _fitted(
+    artifact: Artifact, answers: Sequence[Answer], rows: Sequence[Example], method: CalibrationMethod
+) -> Calibration:
     """Fit one label a row by its probability, several by those of all decisions."""
     labels, kind = artifact.shape.labels, artifact.shape.kind
     probs = np.array([answer.probabilities for answer in answers])
@@ -100,7 +102,7 @@ def _among(labels: Sequence[str], text: str) -> list[bool]:
 def measure_confidence(
     artifact: Artifact, rows: Sequence[Example], *, fitted_on: int, seed: int = 0, progress: Progress = QUIET
 ) -> dict[str, Any]:
-    """Return what the report shows of an artifact's confidence, measured on `rows`: see `confidence.describe`.
+    """Return what the report shows of an artifact's confidence, measured on `rows`: see `calibration.describe`.
 
     Args:
         artifact: one from `fit_confidence`.
@@ -129,13 +131,13 @@ def measure_confidence(
     return {"artifact": artifact.name, **values}
 
 
-def _confidence(artifact: Artifact, fitted: Confidence, answer: Answer) -> float:
+def _confidence(artifact: Artifact, fitted: Calibration, answer: Answer) -> float:
     """Return what the fitted artifact says of the same answer; fitting never changes which labels are given."""
     assert answer.probabilities is not None
     if artifact.shape.kind == "category":
         return fitted.of(fitted.scaled(answer.probabilities)[int(np.argmax(answer.probabilities))])
     given = _among(artifact.shape.labels, answer.text)
-    return fitted.of(float(calibration.of_decisions(fitted.scaled_each(answer.probabilities), given)))
+    return fitted.of(float(of_decisions(fitted.scaled_each(answer.probabilities), given)))
 
 
 AMORTIZED = 10_000  # predictions over which training is shared when costs are compared

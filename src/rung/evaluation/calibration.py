@@ -10,68 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from rung.artifact.confidence import (
+    SMALLEST,
+    Array,
+    Calibration,
+    CalibrationMethod,
+    Decisions,
+    Values,
+    of_decisions,
+    of_yes_and_no,
+    tempered,
+)
 from rung.errors import ConfigError
 from rung.evaluation.statistics import wilson
-
-Method = Literal["temperature", "isotonic"]
-Array = npt.NDArray[np.float64]
-Values = Sequence[float] | npt.NDArray[np.floating]
-Decisions = Sequence[bool] | npt.NDArray[np.bool_]
 
 BINS = 15  # as in Guo et al.
 COLDEST, HOTTEST = 0.1, 10.0  # bounds of a temperature
 ISOTONIC_ROWS = 1000  # below, isotonic regression overfits (Niculescu-Mizil & Caruana, ICML 2005)
-SMALLEST = 1e-30  # probability that stands for one that was rounded to zero
 RESAMPLES = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Confidence:
-    """How a decoder's probabilities become confidences, and below which confidence it abstains.
-
-    Attributes:
-        method: `temperature` or `isotonic`.
-        temperature: what log-probabilities are divided by; above 1 it makes them less sure.
-        thresholds: the isotonic map, as (probability, confidence) pairs, both increasing; straight in between.
-        abstain_below: an answer with less confidence is marked as abstained; None for never.
-        out_of_scope: the label whose rows are right to abstain on, where there is one.
-    """
-
-    method: Method = "temperature"
-    temperature: float = 1.0
-    thresholds: tuple[tuple[float, float], ...] = ()
-    abstain_below: float | None = None
-    out_of_scope: str | None = None
-
-    def scaled(self, probabilities: Values) -> tuple[float, ...]:
-        """Return the probabilities of all labels at this temperature; isotonic regression leaves them as they are."""
-        return tuple(tempered(np.asarray([probabilities], np.float64), self.temperature)[0].tolist())
-
-    def scaled_each(self, probabilities: Values) -> tuple[float, ...]:
-        """Return probabilities that do not sum to one, each that its label is right, at this temperature."""
-        probs = np.asarray(probabilities, np.float64)
-        return tuple(tempered(_of_yes_and_no(probs), self.temperature)[..., 1].tolist())
-
-    def of(self, probability: float) -> float:
-        """Return the confidence in an answer that has this probability (after `scaled`)."""
-        if self.method == "temperature":
-            return probability
-        return float(interpolated(self.thresholds, np.array([probability]))[0])
-
-    def abstains(self, confidence: float) -> bool:
-        """Say whether an answer of this confidence is held back."""
-        return self.abstain_below is not None and confidence < self.abstain_below
 
 
 # Fitting
 
 
-def fit(method: Method, probabilities: Values, truth: Sequence[int]) -> Confidence:
+def fit(method: CalibrationMethod, probabilities: Values, truth: Sequence[int]) -> Calibration:
     """Fit a calibration on held-out rows.
 
     Args:
@@ -84,11 +51,11 @@ def fit(method: Method, probabilities: Values, truth: Sequence[int]) -> Confiden
     """
     values, right = np.asarray(probabilities, np.float64), np.asarray(truth)
     if method == "temperature":
-        return Confidence(temperature=fit_temperature(values, right))
+        return Calibration(temperature=fit_temperature(values, right))
     return _fit_isotonic(values.max(1), values.argmax(1) == right)
 
 
-def fit_each(method: Method, probabilities: Values, given: Decisions, truth: Decisions) -> Confidence:
+def fit_each(method: CalibrationMethod, probabilities: Values, given: Decisions, truth: Decisions) -> Calibration:
     """Fit a calibration on held-out rows that may have several labels.
 
     `temperature` makes the decisions on single labels likeliest; `isotonic` maps the probability of the whole answer,
@@ -105,40 +72,18 @@ def fit_each(method: Method, probabilities: Values, given: Decisions, truth: Dec
     """
     values, answered, right = np.asarray(probabilities, np.float64), np.asarray(given), np.asarray(truth)
     if method == "temperature":
-        return Confidence(temperature=fit_temperature(_of_yes_and_no(values).reshape(-1, 2), right.ravel().astype(int)))
+        return Calibration(temperature=fit_temperature(of_yes_and_no(values).reshape(-1, 2), right.ravel().astype(int)))
     return _fit_isotonic(of_decisions(values, answered), (answered == right).all(1))
 
 
-def of_decisions(probabilities: Values, given: Decisions) -> Array:
-    """Return the probability that labels are rightly given or left out, taken as independent, along the last axis."""
-    probs = np.asarray(probabilities)
-    result: Array = np.where(given, probs, 1 - probs).prod(-1)
-    return result
-
-
-def _of_yes_and_no(probs: Array) -> Array:
-    """Return the probabilities of both answers to "is the label right?", shape [..., 2], no first."""
-    return np.stack([1 - probs, probs], -1)
-
-
-def _fit_isotonic(scores: Array, right: npt.NDArray[np.bool_]) -> Confidence:
+def _fit_isotonic(scores: Array, right: npt.NDArray[np.bool_]) -> Calibration:
     if len(scores) < ISOTONIC_ROWS:
         raise ConfigError(
             "too-few-rows",
             f"isotonic regression would be fitted on {len(scores)} validation rows, and needs {ISOTONIC_ROWS}",
             hint="use `method: temperature`, or give more validation rows",
         )
-    return Confidence("isotonic", thresholds=isotonic(scores, right))
-
-
-def tempered(probabilities: Array, temperature: float) -> Array:
-    """Return softmax(log p / temperature) along the last axis."""
-    if temperature == 1.0:
-        return probabilities
-    logits = np.log(np.maximum(probabilities, SMALLEST)) / temperature
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    result: Array = weights / weights.sum(-1, keepdims=True)
-    return result
+    return Calibration("isotonic", thresholds=isotonic(scores, right))
 
 
 def fit_temperature(probabilities: Array, truth: npt.NDArray[np.integer]) -> float:
@@ -177,13 +122,6 @@ def isotonic(scores: Values, right: Sequence[bool] | npt.NDArray[np.bool_]) -> t
             levels.append([(early[0] * early[1] + late[0] * late[1]) / rows_both, rows_both, early[2], late[3]])
     ends = [(float(order[int(at)]), float(value)) for value, _, first, last in levels for at in {first, last}]
     return tuple(sorted(ends))
-
-
-def interpolated(thresholds: Sequence[tuple[float, float]], scores: Array) -> Array:
-    """Apply the map of `isotonic`; scores outside its range get the value at its end."""
-    at, value = zip(*thresholds, strict=True)
-    result: Array = np.interp(scores, at, value)
-    return result
 
 
 # Measuring
@@ -341,7 +279,7 @@ ACCURACIES = (0.9, 0.95, 0.99)
 
 
 def describe(
-    calibration: Confidence,
+    calibration: Calibration,
     before: Values,
     after: Values,
     right: Values,
