@@ -27,9 +27,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rung.engines.base import GenerateRequest, Messages, Sampling
+from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_openvino
 from rung.engines.openvino import OpenVinoEngine
+from rung.models.messages import Messages
 
 GOALS = {"batch": 4.0, "raw": 0.9, "ludwig-loop": 15.0}
 BATCH = 32

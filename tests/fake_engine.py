@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rung.engines.base import EngineInfo, GenerateRequest, Generation, Messages, Scored, ScoreRequest
+from rung.engines.base import EngineInfo, GenerateRequest, Generation, Scored, ScoreRequest
+from rung.models.messages import Messages
 
 
 def _text(messages: Messages) -> str:

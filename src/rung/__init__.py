@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rung._version import __version__
+
 if TYPE_CHECKING:
     from rung import rungs
     from rung.artifact.artifact import Artifact
@@ -13,8 +15,7 @@ if TYPE_CHECKING:
     from rung.evaluation.scoring import compare
     from rung.task import Task
 
-__version__ = "0.1.0"
-__all__ = ["Artifact", "RungError", "Task", "climb", "compare", "rungs"]
+__all__ = ["Artifact", "RungError", "Task", "__version__", "climb", "compare", "rungs"]
 
 _HOMES = {
     "Artifact": "rung.artifact.artifact",
@@ -35,4 +36,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return __all__

@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Message, Messages, Sampling
+from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Sampling
 from rung.errors import ConfigError
+from rung.models.messages import Message, Messages
 from rung.progress import QUIET, Progress
 
 Method = Literal["kmeans", "hdbscan"]

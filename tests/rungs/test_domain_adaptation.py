@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from rung.artifact.artifact import Artifact
+from rung.engines.changes import attach
 from rung.engines.opening import open_torch
 from rung.errors import ConfigError, TrainingError
 from rung.machine import this_machine
 from rung.rungs import DEFAULT, DomainAdaptation, LoRA
 from rung.task import Task
-from rung.training.changes import attach
 from rung.training.examples import blocks, tokenize
 from rung.training.loop import Schedule, train
 

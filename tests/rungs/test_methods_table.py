@@ -15,6 +15,7 @@ from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.plan import plan_rows
 from rung.data.rows import Data, Document
+from rung.engines.changes import attach
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.machine import this_machine
@@ -22,7 +23,6 @@ from rung.rungs import RUNGS, AdaLoRA, build
 from rung.rungs.base import settable
 from rung.rungs.tuned import Tuned
 from rung.task import Task
-from rung.training.changes import attach
 from rung.training.checkpoints import Checkpoints
 from rung.training.examples import tokenize
 from rung.training.loop import train

@@ -16,11 +16,12 @@ from toys import llama, plain_loss, rows, turns
 
 from rung.artifact.artifact import Artifact
 from rung.engines.base import GenerateRequest, Sampling
+from rung.engines.changes import attach
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, EngineError, TrainingError
 from rung.rungs import LoRA
 from rung.training import loss as loss_module
-from rung.training.changes import attach, start_from
+from rung.training.changes import start_from
 from rung.training.checkpoints import Checkpoints, State
 from rung.training.examples import epoch_batches, tokenize
 from rung.training.loop import Schedule, train

@@ -10,9 +10,10 @@ import toys
 from tests.training.test_loop import plain_loss, rows
 from torch.nn.functional import softmax
 
+from rung.engines.changes import attach, family_of
 from rung.errors import ArtifactError, ConfigError, EngineError, TrainingError
 from rung.rungs import IA3, AdaLoRA, BottleneckAdapter, DoRA, LlamaAdapter, LoRA, QLoRA, RsLoRA
-from rung.training.changes import Patch, attach, family_of
+from rung.training.changes import Patch
 from rung.training.checkpoints import Checkpoints
 from rung.training.layers import ia3_targets
 from rung.training.loop import Schedule, train

@@ -4,8 +4,9 @@ import pytest
 import torch
 from toys import llama, rows
 
+from rung.engines.changes import attach
 from rung.errors import ArtifactError
-from rung.training.changes import OUTPUT, Patch, attach, enabled, output_names, plain_parameters
+from rung.training.changes import OUTPUT, Patch, enabled, output_names, plain_parameters
 from rung.training.checkpoints import Checkpoints
 from rung.training.loop import Schedule, train
 from rung.training.peft import PeftAdapter, peft

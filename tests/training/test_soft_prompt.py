@@ -8,12 +8,13 @@ import torch
 import transformers
 
 from rung.engines.base import Sampling
+from rung.engines.changes import attach, family_of
 from rung.engines.label_trie import build_trie
 from rung.engines.torch_decoding import decode
 from rung.engines.tree_scoring import left_padded, run_prefix, score_all, score_best
 from rung.errors import ArtifactError, EngineError
 from rung.progress import QUIET
-from rung.training.changes import attach, enabled, family_of
+from rung.training.changes import enabled
 from rung.training.checkpoints import Checkpoints
 from rung.training.examples import TokenizedExample
 from rung.training.loop import Schedule, train

@@ -22,7 +22,8 @@ from rung.agents.toolbox import check_tools
 from rung.agents.tools import Limits, McpServer, Tool
 from rung.agents.trace import Step
 from rung.artifact.decoder import Answer, Prompted
-from rung.engines.base import Engine, GenerateRequest, Generation, Messages, Prompt, Sampling
+from rung.engines.base import Engine, GenerateRequest, Generation, Prompt, Sampling
+from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
 from rung.models.turns import accepts_system, fold_system

@@ -15,8 +15,9 @@ from functools import lru_cache
 from typing import Any, Literal, cast
 
 from rung.agents.tools import Tool
-from rung.engines.base import Constraint, Message, Messages
+from rung.engines.base import Constraint
 from rung.errors import ModelError
+from rung.models.messages import Message, Messages
 from rung.models.tokenizer import Tokenizer
 
 Protocol = Literal["template", "json"]

@@ -18,10 +18,11 @@ from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Answer, Decoder, Generate, LabelScoring, Probable, Weights, unfitted
 from rung.data.rows import LABELLED, Example, example_id
 from rung.engines.api import scores_labels
-from rung.engines.base import Engine, Messages
+from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, DataError
 from rung.evaluation.metrics import Metric, get_metric
+from rung.models.messages import Messages
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations

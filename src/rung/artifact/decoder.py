@@ -13,9 +13,10 @@ import numpy.typing as npt
 from rung.agents.trace import Step
 from rung.artifact.confidence import Calibration, of_decisions
 from rung.data.rows import Example
-from rung.engines.base import Engine, Floats, Messages
+from rung.engines.base import Engine, Floats
 from rung.engines.opening import open_encoder
 from rung.errors import EngineError
+from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered, fitted
 from rung.prompts.prompt import Grounding

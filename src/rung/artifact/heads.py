@@ -14,9 +14,10 @@ from rung.artifact.confidence import Calibration, of_decisions
 from rung.artifact.decoder import Answer, Given, Promptless, sure, sure_of_list
 from rung.artifact.labels import listed
 from rung.data.rows import Example
-from rung.engines.base import Floats, Messages
+from rung.engines.base import Floats
 from rung.engines.opening import open_encoder
 from rung.errors import EngineError
+from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from rung.artifact.confidence import Calibration
 from rung.artifact.decoder import Answer, Prompted, sure
 from rung.data.rows import Example
-from rung.engines.base import Engine, Floats, Messages, ScoreRequest
+from rung.engines.base import Engine, Floats, ScoreRequest
+from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
 from rung.prompts.prompt import continuations

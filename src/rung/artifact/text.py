@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from rung.artifact.decoder import Answer, Prompted
-from rung.engines.base import Constraint, Engine, GenerateRequest, Messages, Sampling
+from rung.engines.base import Constraint, Engine, GenerateRequest, Sampling
+from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import MARKER, Extract, extracted, majority
 

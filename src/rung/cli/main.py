@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rung import __version__
+from rung._version import __version__
 from rung.cli import artifacts, climb, export, extras, feedback, index, models, serve, tasks
 from rung.errors import RungError
 

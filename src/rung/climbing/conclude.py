@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-import rung
+from rung._version import __version__
 from rung.advice import advise
 from rung.artifact.artifact import Artifact
 from rung.artifact.confidence import Calibration, CalibrationMethod, of_decisions
@@ -172,7 +172,7 @@ def conclude(state: State, survivors: Sequence[str]) -> ClimbResult:
         model=", ".join(state.task.models),
         engine=state.options.engine,
         seed=state.options.seed,
-        version=rung.__version__,
+        version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(state.store.spent(), 1),
         budget_seconds=state.options.budget_seconds,

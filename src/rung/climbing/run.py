@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import rung
+from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint_unsaved
 from rung.climbing.conclude import conclude
@@ -90,7 +90,7 @@ def climb(
     options = replace(options, engine=_engine(task, options, progress))  # a run never mixes engines, nor when resumed
     identity: dict[str, Any] = {
         "task": task.name, "task_fingerprint": task.fingerprint(), "data_fingerprint": data.fingerprint,
-        "rungs": list(names), "seed": options.seed, "engine": options.engine, "version": rung.__version__,
+        "rungs": list(names), "seed": options.seed, "engine": options.engine, "version": __version__,
     }  # fmt: skip
     if incumbent is not None:
         # Its path becomes one name, so that a rung that made it may be put on top again, with new rows.

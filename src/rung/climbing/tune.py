@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rung
+from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
 from rung.data.rows import Data, hash_of
@@ -120,7 +120,7 @@ def tune(
         raise ConfigError("nothing-to-search", f"the rung {name} has no settings to search")
     identity = {
         "task": task.fingerprint(), "data": data.fingerprint, "rung": name, "seed": seed, "engine": engine,
-        "version": rung.__version__,
+        "version": __version__,
     }  # fmt: skip
     folder = out / f"{task.name}-tune-{name}-{hash_of(identity, 8)}"
     search = _Search(zero, data, first, folder, trials, seed, progress)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from rung.engines.adapter_identity import adapter_fingerprint
 from rung.engines.api_server import (
     ECHO,
     WRAPPER_TOKENS,
@@ -46,6 +45,7 @@ from rung.engines.base import (
     Scored,
     ScoreRequest,
 )
+from rung.engines.changes import adapter_fingerprint
 from rung.errors import ConfigError, EngineError
 from rung.progress import QUIET, Progress
 

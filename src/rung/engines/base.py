@@ -8,23 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from rung.errors import RungError
+from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 
-
-class Message(TypedDict):
-    """One chat turn, as the chat APIs write it."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-Messages = tuple[Message, ...]
 Prompt = Messages | tuple[int, ...]  # chat messages, or token ids that are already rendered
 FinishReason = Literal["stop", "length", "cancelled"]
 Floats = npt.NDArray[np.float32]

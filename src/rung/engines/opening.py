@@ -28,8 +28,6 @@ from rung.engines.base import (
     Floats,
     GenerateRequest,
     Generation,
-    Message,
-    Messages,
     Reads,
     Sampling,
     Scored,
@@ -40,6 +38,7 @@ from rung.engines.base import (
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError
 from rung.models.cache import cache_dir, publish
+from rung.models.messages import Message, Messages
 from rung.models.reference import ModelFiles, is_cached, is_endpoint, resolve
 from rung.progress import QUIET, Progress
 

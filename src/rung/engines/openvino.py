@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 import secrets
@@ -30,15 +29,15 @@ from rung.engines.base import (
     Session,
     Shown,
 )
+from rung.engines.changes import read_settings, settings_for
 from rung.engines.local import LocalModel
 from rung.engines.openvino_export import Precision, exported
 from rung.engines.openvino_grammar import structured_output
-from rung.errors import ArtifactError, EngineError, needed_by
+from rung.errors import EngineError, needed_by
 from rung.machine import memory_bytes
 from rung.models.reference import ModelFiles
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
-from rung.training.changes import BASE_FINGERPRINT
 
 # --------------------
 # One openvino-genai pipeline, stepped by whoever waits for it: continuous batching across calls and threads.
@@ -316,7 +315,7 @@ def unsupported(folder: Path) -> str | None:
     """Return why OpenVINO cannot run the adapter in `folder`, or nothing where it can."""
     if not (folder / "adapter_config.json").is_file() and any(folder.glob("*.safetensors")):
         return "it is not a LoRA adapter"
-    config = _config(folder)
+    config = read_settings(folder)
     if config.get("peft_type") != "LORA":
         return f"its type is {config.get('peft_type')}, not LORA"
     extras = [name for name in PLAIN if config.get(name)]
@@ -339,15 +338,7 @@ def adapter_bytes(folder: Path, files: ModelFiles, graph: Path) -> bytes:
     """
     from safetensors.numpy import save
 
-    config = _config(folder)
-    made_with = config.get(BASE_FINGERPRINT)
-    if made_with is not None and made_with != files.fingerprint:
-        raise ArtifactError(
-            "model-mismatch",
-            f"the adapter in {folder} was trained on another base model "
-            f"({made_with[:12]}, not {files.fingerprint[:12]})",
-            hint="open it on the model that it was trained on",
-        )
+    config = settings_for(folder, files.fingerprint)
     if why := unsupported(folder):
         raise _refused(folder, why)
     nodes = graph.read_text("utf-8")
@@ -374,18 +365,6 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
 
 def _matches(pattern: str, module: str) -> bool:
     return re.match(rf"(.*\.)?({pattern})$", module) is not None
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "adapter_config.json"
-    if not file.is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise ArtifactError(
-            "wrong-folder",
-            f"{folder} holds no adapter_model.safetensors and adapter_config.json",
-            hint="pickled adapters (.bin) are not read; save the adapter as safetensors",
-        )
-    config: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return config
 
 
 def _tensors(folder: Path) -> dict[str, npt.NDArray[np.float32]]:

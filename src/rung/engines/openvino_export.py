@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, get_args
 
-import rung
 from rung.errors import EngineError
 from rung.models.cache import cache_dir, publish
 from rung.models.reference import ModelFiles
@@ -88,7 +87,7 @@ def _missing() -> str | None:
 
 def _run(source: Path, target: Path, name: str, kind: Kind, precision: Precision) -> None:
     # -P: modules in the user's working directory must not stand in for ours. Rung itself may run from a source tree.
-    home = str(Path(rung.__file__).parents[1])
+    home = str(Path(__file__).parents[2])
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [sys.executable, "-P", "-m", MODULE, str(source), str(target), kind, precision]

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rung import __version__
-from rung.engines.adapter_identity import adapter_fingerprint
+from rung._version import __version__
 from rung.engines.base import (
     CANCELLED,
     Engine,
@@ -33,6 +32,7 @@ from rung.engines.base import (
     Scored,
     ScoreRequest,
 )
+from rung.engines.changes import adapter_fingerprint
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 

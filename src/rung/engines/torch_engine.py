@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from rung.engines.base import (
     Shown,
     TokenScores,
 )
+from rung.engines.changes import WeightsChange, attach, family_of
 from rung.engines.label_trie import build_trie
 from rung.engines.local import LocalModel
 from rung.engines.torch_decoding import Row, paged_attention, preferred_dtype, side_by_side, steps, suits
@@ -35,10 +36,6 @@ from rung.engines.tree_scoring import batches
 from rung.errors import EngineError, RungError, needed_by
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
-
-if TYPE_CHECKING:
-    from rung.training.changes import Change
-
 
 SEARCH_PAYS = 0.7  # best-first search is worth its rounds while it runs less than this share of the trie
 PROBE = 16  # rows that tell
@@ -82,7 +79,7 @@ class TorchEngine(LocalModel):
             self.model.to(device)
         self.model.eval()
         self.model.requires_grad_(False)
-        self._changes: dict[str, Change] = {}
+        self._changes: dict[str, WeightsChange] = {}
         self._active: str | None = None
         self._search_pays: dict[Any, bool] = {}
         self._paged = paged_attention(device)
@@ -116,21 +113,19 @@ class TorchEngine(LocalModel):
         self.model.eval()
         return self.model
 
-    def _change(self, adapter: str) -> Change:
+    def _change(self, adapter: str) -> WeightsChange:
         """Return a change that is on the model, putting it there first; those it cannot stand beside make room."""
         if adapter not in self._changes:
-            from rung.training.changes import attach, family_of
-
             self.make_room(family_of(Path(adapter)))
             self._changes[adapter] = attach(self.model, Path(adapter), fingerprint=self.base_fingerprint)
         return self._changes[adapter]
 
     def merged(self, adapter: str) -> dict[str, Any]:
-        """Return the base model's parameters that this change moves, with it in them (see `Change.merged`)."""
+        """Return the base model's parameters that this change moves, with it in them (see `WeightsChange.merged`)."""
         return self._change(adapter).merged()
 
     @contextmanager
-    def lend(self, change: Change, name: str) -> Iterator[None]:
+    def lend(self, change: WeightsChange, name: str) -> Iterator[None]:
         """Answer requests for adapter `name` with `change`, which is on the model already, while the block runs."""
         self._changes[name] = change
         try:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from rung.artifact.parts import Answer
 from rung.data.rows import Example, Span
-from rung.engines.base import Messages
 from rung.evaluation.metrics.judge import check_readable, choose
 from rung.evaluation.metrics.text import squad_words
+from rung.models.messages import Messages
 from rung.retrieval.chunking import sentence_spans
 from rung.retrieval.passage import Citation, Passage, overlaps
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import rung
+from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.models import embedded
 from rung.models.reference import ModelFiles, hub_name
@@ -66,7 +66,7 @@ def card(
     return f"""{_front(artifact, files, form)}
 # {title}
 
-{files.name} customized for the task `{artifact.shape.task}` by {artifact.name} with Rung {rung.__version__}.
+{files.name} customized for the task `{artifact.shape.task}` by {artifact.name} with Rung {__version__}.
 
 ## Loading
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rung.artifact.artifact import Artifact
 from rung.engines import openvino_export
+from rung.engines.changes import BASE_FINGERPRINT
 from rung.errors import ArtifactError, ConfigError
 from rung.export import merge
 from rung.export.card import Evidence, Form, card, hub_id
@@ -19,7 +20,6 @@ from rung.export.gguf import write_gguf
 from rung.models.cache import publish
 from rung.models.reference import ModelFiles, resolve
 from rung.progress import QUIET, Progress
-from rung.training.changes import BASE_FINGERPRINT
 
 if TYPE_CHECKING:
     from rung.engines.openvino_export import Precision

@@ -20,11 +20,11 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Head, LabelScoring
 from rung.artifact.sentences import SentenceSelection
-from rung.engines.base import Message, Messages
 from rung.errors import ArtifactError
 from rung.export import merge
 from rung.export.gguf import write_gguf
 from rung.models.cache import publish
+from rung.models.messages import Message, Messages
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
 from rung.models.turns import accepts_system, end_token, fold_system

@@ -18,7 +18,7 @@ from rung.errors import ModelError
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
-    from rung.engines.base import Message
+    from rung.models.messages import Message
 
 BETWEEN = "\n\n"  # between the messages of a model that has no template
 

@@ -19,7 +19,7 @@ from rung.models.hub import read_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-    from rung.engines.base import Message
+    from rung.models.messages import Message
 
 ANCHOR = "\U0010fffd"  # a private-use character that stands before a piece of text, so that it is not a beginning
 MARKS = range(0xE000, 0xF8FF)  # private-use characters that may mark special-token text inside contents

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from rung.engines.base import Message, Messages
 from rung.errors import ModelError
+from rung.models.messages import Message, Messages
 from rung.models.tokenizer import Tokenizer
 
 _PROBE = "answer"

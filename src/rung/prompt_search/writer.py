@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Example, labels_of, normal
-from rung.engines.base import Engine, GenerateRequest, Messages, Sampling
+from rung.engines.base import Engine, GenerateRequest, Sampling
+from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Meter
 from rung.prompts.prompt import as_text

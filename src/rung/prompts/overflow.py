@@ -20,7 +20,7 @@ from rung.prompts.prompt import Grounding
 from rung.retrieval.passage import Passage
 
 if TYPE_CHECKING:
-    from rung.engines.base import Messages
+    from rung.models.messages import Messages
     from rung.prompts.prompt import Prompt, Turn
 
 Overflow = Literal["error", "drop_demonstrations", "shorten_passages"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from rung.engines.base import Message, Messages
 from rung.errors import ConfigError
+from rung.models.messages import Message, Messages
 from rung.retrieval.passage import Passage
 
 # --------------------

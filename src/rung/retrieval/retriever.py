@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, normal
-from rung.engines.base import Engine, Messages, ScoreRequest
+from rung.engines.base import Engine, ScoreRequest
 from rung.errors import ArtifactError, EngineError, ModelError, needed_by
+from rung.models.messages import Messages
 from rung.models.reference import resolve
 from rung.models.reference import resolve as model_files
 from rung.prompts.prompt import continuations

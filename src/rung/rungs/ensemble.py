@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from rung import __version__
+from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.artifact.heads import label_probabilities, tempered
 from rung.artifact.parts import Mixture

@@ -10,12 +10,13 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Promptless
 from rung.data.rows import Data, Example
 from rung.engines.api_transport import ApiOptions
-from rung.engines.base import Engine, GenerateRequest, Message, Sampling
+from rung.engines.base import Engine, GenerateRequest, Sampling
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.evaluation.metrics import Metric
 from rung.evaluation.scoring import cases
 from rung.machine import Machine
+from rung.models.messages import Message
 from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space, templates

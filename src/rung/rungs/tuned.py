@@ -443,7 +443,7 @@ class Tuned(ABC):
         """Return all that decides the course of the run, so that only the same run goes on from its checkpoints."""
         import torch
 
-        from rung.engines.adapter_identity import adapter_digest
+        from rung.engines.changes import adapter_digest
 
         learnt = hash_of([[row.tokens, row.spans] for row in rows], digits=64)
         start = self._start(artifact)

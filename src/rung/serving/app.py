@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from rung import __version__
+from rung._version import __version__
 from rung.errors import RungError
 from rung.serving import chat, completions, endpoints
 from rung.serving.access import Access

@@ -17,11 +17,12 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer, Generate
 from rung.artifact.predict_file import sources
 from rung.data.rows import Example, example_id
-from rung.engines.base import Constraint, GenerateRequest, Messages, Prompt, Sampling
+from rung.engines.base import Constraint, GenerateRequest, Prompt, Sampling
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, DataError
 from rung.feedback.records import as_read
 from rung.feedback.trials import arm_of
+from rung.models.messages import Messages
 from rung.models.tokenizer import Tokenizer
 from rung.models.turns import accepts_system, fold_system
 from rung.prompts.overflow import Rendered

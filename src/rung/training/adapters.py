@@ -21,8 +21,9 @@ import torch
 from torch.nn.functional import gelu, linear
 from torch.utils.hooks import RemovableHandle
 
+from rung.engines.changes import BASE_FINGERPRINT
 from rung.errors import ArtifactError
-from rung.training.changes import BASE_FINGERPRINT, Hooked, read_into, write_tensors
+from rung.training.changes import Hooked, read_into, write_tensors
 from rung.training.layers import attention, decoder_layers, feedforward, unknown_layers
 from rung.training.peft import peft, write_folder
 

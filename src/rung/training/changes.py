@@ -23,11 +23,10 @@ from typing import Any, Self
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from rung.engines.adapter_identity import adapter_digest
+from rung.engines.changes import BASE_FINGERPRINT, adapter_digest, settings_for
 from rung.errors import ArtifactError, TrainingError
 from rung.models.cache import cache_dir, publish
 
-BASE_FINGERPRINT = "rung_base_fingerprint"
 OUTPUT = "lm_head.weight"  # the output layer's own tensor, also where it has none yet
 MEANING = (  # settings without which an adapter's tensors do not say what they do
     "peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "feedforward_modules",
@@ -111,22 +110,6 @@ class Change(Trainable):
         raise cannot_merge("it adds computation that no tensor of the base model can stand for")
 
 
-def attach(model: Any, folder: Path, *, fingerprint: str) -> Change:
-    """Put the change in `folder` on the base model, switched off.
-
-    Raises:
-        ArtifactError: the folder holds no change, it belongs to another base model, or it does not fit.
-    """
-    values = _facts_for(folder, fingerprint)
-    change = _kind(folder, values)(model, values)
-    try:
-        change.read(folder)
-    except BaseException:
-        change.remove()
-        raise
-    return change
-
-
 def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
     """Set a fresh change to what stands in `folder`, so that training goes on from there.
 
@@ -137,11 +120,11 @@ def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
     """
     from rung.training.peft import check_leaves_the_base
 
-    there = _facts_for(folder, fingerprint)
+    there = settings_for(folder, fingerprint)
     check_leaves_the_base(there)
     with tempfile.TemporaryDirectory() as scratch:
         change.write(Path(scratch), fingerprint)
-        here = _facts_for(Path(scratch), fingerprint)
+        here = settings_for(Path(scratch), fingerprint)
     # The vectors that a prompt encoder made are a soft prompt like any other.
     for facts in (here, there):
         if facts.get("peft_type") == "P_TUNING":
@@ -155,65 +138,6 @@ def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
             hint="give the rung and the settings that it was trained with",
         )
     change.read(folder)
-
-
-def family_of(folder: Path) -> str | None:
-    """Return the family of the change in `folder` (see `Change`), without loading it."""
-    values = _facts(folder)
-    if (folder / "patch.json").is_file() or (folder / "bottleneck.json").is_file():
-        return None
-    kind = str(values.get("peft_type"))
-    return None if kind in (*SOFT_PROMPTS, ADAPTION_PROMPT) else kind
-
-
-SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
-ADAPTION_PROMPT = "ADAPTION_PROMPT"
-
-
-def _facts_for(folder: Path, fingerprint: str) -> dict[str, Any]:
-    """Return the settings of the change in `folder`, checked to be for this base model where they name one."""
-    values = _facts(folder)
-    made_with = values.pop(BASE_FINGERPRINT, None)
-    if made_with is not None and made_with != fingerprint:
-        raise ArtifactError(
-            "model-mismatch",
-            f"the adapter in {folder} was trained on another base model ({made_with[:12]}, not {fingerprint[:12]})",
-            hint="open it on the model that it was trained on",
-        )
-    return values
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    for name in ("adapter_config.json", "patch.json", "bottleneck.json"):
-        weights = {"adapter_config.json": "adapter_model"}.get(name, name.removesuffix(".json"))
-        if (folder / name).is_file() and (folder / f"{weights}.safetensors").is_file():
-            values: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
-            return values
-    raise ArtifactError(
-        "wrong-folder",
-        f"{folder} holds no adapter_model.safetensors and adapter_config.json",
-        hint="pickled adapters (.bin) are not read; save the adapter as safetensors",
-    )
-
-
-def _kind(folder: Path, values: dict[str, Any]) -> Callable[[Any, dict[str, Any]], Change]:
-    if (folder / "patch.json").is_file():
-        return Patch.from_dict
-    if values.get("peft_type") in SOFT_PROMPTS:
-        from rung.training.soft_prompts import SoftPrompt
-
-        return SoftPrompt.from_dict
-    if (folder / "bottleneck.json").is_file():
-        from rung.training.adapters import Bottleneck
-
-        return Bottleneck.from_dict
-    if values.get("peft_type") == ADAPTION_PROMPT:
-        from rung.training.adapters import AdaptionPrompt
-
-        return AdaptionPrompt.from_dict
-    from rung.training.peft import PeftAdapter
-
-    return PeftAdapter.from_dict
 
 
 def keep(change: Change, fingerprint: str) -> Path:

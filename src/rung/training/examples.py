@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import SHOWN, Document, Example
-from rung.engines.base import Messages
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
+from rung.models.messages import Messages
 from rung.models.turns import text_end
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered

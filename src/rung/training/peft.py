@@ -14,8 +14,9 @@ from typing import Any, Self
 
 import torch
 
+from rung.engines.changes import BASE_FINGERPRINT
 from rung.errors import ArtifactError, EngineError, needed_by
-from rung.training.changes import BASE_FINGERPRINT, Change, cannot_merge, plain_parameters, read_tensors, write_tensors
+from rung.training.changes import Change, cannot_merge, plain_parameters, read_tensors, write_tensors
 
 _numbers = itertools.count()
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # ways to begin that leave the base model as it is

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from rung.engines.base import Constraint, GenerateRequest, Messages, Sampling
+from rung.engines.base import Constraint, GenerateRequest, Sampling
 from rung.errors import EngineError
 from rung.evaluation.metrics.base import Case, Metric, Score, some
 from rung.evaluation.metrics.labels import cohens_kappa
+from rung.models.messages import Messages
 
 if TYPE_CHECKING:
     from rung.engines.base import Engine

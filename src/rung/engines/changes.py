@@ -1,0 +1,143 @@
+"""Changes of a base model's weights as an engine sees them: read from a folder, switched on and off, taken off again.
+
+Training makes such a folder of JSON and safetensors. The files in it say what kind of change it is:
+
+    adapter_config.json + adapter_model.safetensors   a PEFT adapter, or a soft prompt in PEFT's format
+    patch.json          + patch.safetensors           whole tensors that replace those of the base model
+    bottleneck.json     + bottleneck.safetensors      small networks after the layers
+
+`OPENERS` is the one place where an engine names a module of training: it opens a change by its kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from rung.errors import ArtifactError
+from rung.models.cache import file_sha256
+
+BASE_FINGERPRINT = "rung_base_fingerprint"  # the setting that names the base model
+SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+ADAPTION_PROMPT = "ADAPTION_PROMPT"
+OPENERS = {  # kind of change -> module and class; `CLASS.from_dict(model, settings)` puts it on the model
+    "patch": ("rung.training.changes", "Patch"),
+    "bottleneck": ("rung.training.adapters", "Bottleneck"),
+    "adaption-prompt": ("rung.training.adapters", "AdaptionPrompt"),
+    "soft-prompt": ("rung.training.soft_prompts", "SoftPrompt"),
+    "peft": ("rung.training.peft", "PeftAdapter"),
+}
+
+
+class WeightsChange(Protocol):
+    """What an engine needs of a change that is on its model: `rung.training.changes.Change` has the rest.
+
+    Attributes:
+        prefix: ids of virtual tokens that precede every prompt (soft prompts), else empty.
+        family: changes of different families cannot be on the model at once; None if it gets on with all.
+    """
+
+    prefix: tuple[int, ...]
+    family: str | None
+
+    def enable(self) -> None:
+        """Switch it on."""
+
+    def disable(self) -> None:
+        """Switch it off: the model is exactly the base model."""
+
+    def remove(self) -> None:
+        """Take it off the model for good."""
+
+    def read(self, folder: Path) -> None:
+        """Set its tensors to those in a folder."""
+
+    def lean(self) -> AbstractContextManager[None]:
+        """Run it with fewer operations and the same result inside the block, where that is possible."""
+
+    def merged(self) -> dict[str, Any]:
+        """The base model's parameters that it changes, with the change in them."""
+
+
+def attach(model: Any, folder: Path, *, fingerprint: str) -> Any:
+    """Put the change in `folder` on the base model, switched off.
+
+    Returns:
+        The change, a `rung.training.changes.Change`.
+
+    Raises:
+        ArtifactError: the folder holds no change, it belongs to another base model, or it does not fit.
+    """
+    settings = settings_for(folder, fingerprint)
+    module, name = OPENERS[_kind(folder, settings)]
+    change: WeightsChange = getattr(import_module(module), name).from_dict(model, settings)
+    try:
+        change.read(folder)
+    except BaseException:
+        change.remove()
+        raise
+    return change
+
+
+def family_of(folder: Path) -> str | None:
+    """The family of the change in `folder` (see `WeightsChange`), without loading it."""
+    settings = read_settings(folder)
+    return str(settings.get("peft_type")) if _kind(folder, settings) == "peft" else None
+
+
+def settings_for(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """The settings of the change in `folder`, checked to be for this base model where they name one."""
+    settings = read_settings(folder)
+    trained_on = settings.pop(BASE_FINGERPRINT, None)
+    if trained_on is not None and trained_on != fingerprint:
+        raise ArtifactError(
+            "model-mismatch",
+            f"the adapter in {folder} was trained on another base model ({trained_on[:12]}, not {fingerprint[:12]})",
+            hint="open it on the model that it was trained on",
+        )
+    return settings
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the change in `folder`.
+
+    Raises:
+        ArtifactError: the folder holds no change.
+    """
+    for name in ("adapter_config.json", "patch.json", "bottleneck.json"):
+        weights = {"adapter_config.json": "adapter_model"}.get(name, name.removesuffix(".json"))
+        if (folder / name).is_file() and (folder / f"{weights}.safetensors").is_file():
+            settings: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
+            return settings
+    raise ArtifactError(
+        "wrong-folder",
+        f"{folder} holds no adapter_model.safetensors and adapter_config.json",
+        hint="pickled adapters (.bin) are not read; save the adapter as safetensors",
+    )
+
+
+def _kind(folder: Path, settings: dict[str, Any]) -> str:
+    if (folder / "patch.json").is_file():
+        return "patch"
+    if settings.get("peft_type") in SOFT_PROMPTS:
+        return "soft-prompt"
+    if (folder / "bottleneck.json").is_file():
+        return "bottleneck"
+    return "adaption-prompt" if settings.get("peft_type") == ADAPTION_PROMPT else "peft"
+
+
+@lru_cache(maxsize=64)
+def adapter_fingerprint(folder: str) -> str:
+    """The hash of an adapter that no longer changes, so that a copy elsewhere is the same adapter."""
+    return adapter_digest(Path(folder))
+
+
+def adapter_digest(folder: Path) -> str:
+    """The sha256 of an adapter's weights and settings, and of the files' names."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors"))
+    return hashlib.sha256("\n".join(f"{file.name} {file_sha256(file)}" for file in files).encode()).hexdigest()
