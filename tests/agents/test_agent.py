@@ -10,15 +10,7 @@ import pytest
 
 from rung.agents import agent as agent_module
 from rung.agents import toolbox
-from rung.agents.calls import (
-    Call,
-    MalformedError,
-    json_constraint,
-    knows_tools,
-    read_json,
-    read_template,
-    template_turns,
-)
+from rung.agents.calls import Call, json_constraint, template_turns
 from rung.agents.trace import Step
 from rung.artifact.artifact import Artifact
 from rung.engines.base import EngineInfo, Generation
@@ -300,14 +292,6 @@ def knowing(tiny_tokenizer, tmp_path_factory):
     return Tokenizer.load(folder)
 
 
-def test_templates_say_whether_they_know_tools(tiny_tokenizer, knowing, tmp_path):
-    assert knows_tools(knowing)
-    assert not knows_tools(tiny_tokenizer)
-    shutil.copytree(knowing.folder, tmp_path / "half")
-    (tmp_path / "half" / "chat_template.jinja").write_text(TEMPLATE.replace("message.content", "''"))
-    assert not knows_tools(Tokenizer.load(tmp_path / "half"))  # results would not be seen
-
-
 def test_the_template_s_format_is_rendered_and_read(folder, knowing, monkeypatch):
     monkeypatch.setattr("rung.artifact.artifact.protocol_for", lambda model: "template")
     monkeypatch.setattr(agent_module, "_tokenizer", lambda model: knowing)
@@ -323,35 +307,3 @@ def test_the_template_s_format_is_rendered_and_read(folder, knowing, monkeypatch
     assert prompts == [knowing.encode_chat(plain, tools=tools), knowing.encode_chat([*plain, *turns], tools=tools)]
     assert all(batch[0].constraint is None for batch in engine.requests)
     assert zero.on(engine).text(one.messages) == knowing.render(plain, tools=tools)
-
-
-@pytest.mark.parametrize(
-    ("text", "meant"),
-    [
-        (" plain text ", "plain text"),
-        ('{"answer": 3}', '{"answer": 3}'),
-        ("[1, 2]", "[1, 2]"),
-        ('<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', (Call("f", {"a": 1}),)),
-        ('<tool_call>{"name": "f", "arguments": {}}</tool_call><tool_call>{"name": "g", "arguments": {}}',
-         (Call("f", {}), Call("g", {}))),
-        ('{"name": "f", "parameters": {"a": 1}}', (Call("f", {"a": 1}),)),
-        ('[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]', (Call("f", {"a": 1}),)),
-        ('{"name": "f", "arguments": "{\\"a\\": 1}"}', (Call("f", {"a": 1}),)),
-    ],
-)  # fmt: skip
-def test_turns_of_known_formats_are_read(text, meant):
-    assert read_template(text) == meant
-
-
-@pytest.mark.parametrize(
-    "text", ["<tool_call>{", '<tool_call>{"name": "f"}</tool_call>', '{"name": "f", "arguments": 3}', "<tool_call>3"]
-)
-def test_calls_that_cannot_be_read_are_malformed(text):
-    with pytest.raises(MalformedError):
-        read_template(text)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"step": {"tool": 3, "arguments": {}}}', '{"step": {"tool": "f"}}'])
-def test_json_that_is_no_turn_is_malformed(text):
-    with pytest.raises(MalformedError):
-        read_json(text)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rung.agents import calls as tool_calls
-from rung.agents.calls import Call, MalformedError, Protocol
+from rung.agents.calls import Call, CallFormat, MalformedError
 from rung.agents.toolbox import call as call_tool
 from rung.agents.toolbox import check_tools
 from rung.agents.tools import Limits, McpServer, Tool
@@ -50,7 +50,7 @@ class Agent(Prompted):
     tools: tuple[Tool, ...]
     servers: tuple[McpServer, ...]
     folder: Path
-    protocol: Protocol
+    protocol: CallFormat
     max_tokens: int
     limits: Limits
 
@@ -117,7 +117,7 @@ class Agent(Prompted):
         run.prompt_tokens += made.prompt_tokens
         run.written += made.completion_tokens
         run.seconds += made.seconds
-        read = tool_calls.read_json if self.protocol == "json" else tool_calls.read_template
+        read = tool_calls.read_json if self.protocol == "json" else tool_calls.read_turn
         try:
             turn = read(made.text)
         except MalformedError as wrong:
@@ -189,9 +189,9 @@ class _Run:
         )  # fmt: skip
 
 
-def protocol_for(model: str) -> Protocol:
+def protocol_for(model: str) -> CallFormat:
     """Return how this model calls tools: by its chat template where that knows them, else by JSON."""
-    return "json" if is_endpoint(model) or not tool_calls.knows_tools(_tokenizer(model)) else "template"
+    return "template" if not is_endpoint(model) and all(tool_calls.template_support(_tokenizer(model))) else "json"
 
 
 @lru_cache(maxsize=4)

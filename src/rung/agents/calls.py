@@ -1,18 +1,20 @@
-"""How a model and its tools talk: by the model's own chat template, or by JSON that constrained decoding holds.
+"""Tool calls as text: how tools are offered to a model, what its turn means, and how results go back.
 
-Both say the same things, so both have the same three parts: what the model reads, what its turn means, and what it is
-told back. The template's format is what the model was trained on, but nothing holds it to it; JSON works with every
-model and endpoint, and can only be cut, never wrong.
+There are three formats. The model's chat template shows tools, calls and results in the format that the model was
+trained on, but nothing forces the model to keep it. JSON under constrained decoding works with every model and
+endpoint, and can only be cut, never wrong; agents use it where a template does not know tools. The server writes the
+`<tool_call>` tags of Hermes (https://github.com/NousResearch/Hermes-Function-Calling) there, since its clients choose
+when a model may answer in plain text.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from rung.agents.tools import Tool
 from rung.engines.base import Constraint
@@ -20,7 +22,7 @@ from rung.errors import ModelError
 from rung.models.messages import Message, Messages
 from rung.models.tokenizer import Tokenizer
 
-Protocol = Literal["template", "json"]
+CallFormat = Literal["template", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +33,149 @@ class Call:
     arguments: Mapping[str, Any]
 
 
-Turn = str | tuple[Call, ...]  # an answer, or calls
+ModelTurn = str | tuple[Call, ...]  # an answer, or calls
 
 
 class MalformedError(Exception):
-    """A turn that is neither a call nor an answer; the text says why, for the model to read."""
+    """A turn that begins a call and does not finish it; the text tells the model what is wrong."""
 
 
-# ---- JSON
+# ---- reading a turn
+
+_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_MARK = re.compile(r"\[TOOL_CALLS\]|<\|python_tag\|>")
+_GAP = re.compile(r"[\s;]*")
+
+
+def read_turn(text: str) -> ModelTurn:
+    """Read an answer, or calls in any format of the common chat templates.
+
+    Calls are JSON objects `{"name", "arguments"}` or `{"name", "parameters"}`, one or several or a list of them: in
+    `<tool_call>` tags (Hermes, Qwen, SmolLM), after `[TOOL_CALLS]` (Mistral) or `<|python_tag|>` (Llama), or as the
+    whole turn (Llama, separated by `;`). Arguments may be a JSON string that holds the object.
+
+    Raises:
+        MalformedError: a tag or mark begins a call that cannot be read, or the arguments are not an object.
+    """
+    marked = _TAGGED.findall(text) or _MARK.split(text)[1:]
+    try:
+        values = [value for piece in marked or [text] for value in _json_values(piece)]
+    except (ValueError, RecursionError) as error:
+        if marked:
+            raise MalformedError(f"that call is not valid JSON: {error}") from None
+        return text.strip()
+    if not marked and not (values and all(map(_looks_like_call, values))):
+        return text.strip()  # an answer that happens to be JSON
+    try:
+        calls = tuple(_call(value, value["name"]) for value in values)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        calls = ()
+    if not calls:
+        raise MalformedError('a call is written {"name": ..., "arguments": {...}}')
+    return calls
+
+
+def _json_values(text: str) -> Iterable[Any]:
+    """Yield the JSON values written one after another; the items of a list count as values."""
+    decoder, position = json.JSONDecoder(), _end_of_gap(text, 0)
+    while position < len(text):
+        value, end = decoder.raw_decode(text, position)
+        for item in value if isinstance(value, list) else [value]:
+            yield item["function"] if isinstance(item, dict) and isinstance(item.get("function"), dict) else item
+        position = _end_of_gap(text, end)
+
+
+def _end_of_gap(text: str, position: int) -> int:
+    gap = _GAP.match(text, position)
+    return gap.end() if gap else position
+
+
+def _looks_like_call(value: Any) -> bool:
+    return isinstance(value, dict) and "name" in value and ("arguments" in value or "parameters" in value)
+
+
+def _call(values: Mapping[str, Any], tool: Any) -> Call:
+    arguments = values["arguments"] if "arguments" in values else values["parameters"]
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    if not isinstance(tool, str) or not isinstance(arguments, dict):
+        raise TypeError("not a call")
+    return Call(tool, arguments)
+
+
+# ---- the model's chat template
+
+
+class TemplateSupport(NamedTuple):
+    """What a chat template does in both directions.
+
+    Attributes:
+        tools: it shows the tools offered, and calls, where it shows them, in a format that `read_turn` reads.
+        results: it shows past calls in such a format, and their results.
+    """
+
+    tools: bool
+    results: bool
+
+
+@lru_cache(maxsize=16)
+def template_support(tokenizer: Tokenizer) -> TemplateSupport:
+    """Probe the model's chat template: some show only tools, some refuse the role `tool`, some write calls as XML."""
+    question = {"role": "user", "content": "x"}
+    calls = template_turns("", (Call("probe-call", {}),), [("probe-call", "probe-result")])
+    tools = [Tool("probe-tool", "probe-text", '{"type": "object", "properties": {}}').as_template()]
+
+    def shown(*turns: Mapping[str, Any]) -> str:
+        try:
+            return tokenizer.render(cast("list[Message]", list(turns)), tools=tools)
+        except ModelError as error:
+            if error.code == "chat-template-refused":
+                return ""
+            raise
+
+    if tokenizer.chat_template is None:
+        return TemplateSupport(tools=False, results=False)
+    talk = shown(question, *calls)
+    readable = re.search(r'"name":\s*"probe-call"', talk) is not None
+    return TemplateSupport(
+        tools="probe-tool" in shown(question) and (readable or "probe-call" not in talk),
+        results=readable and "probe-result" in talk,
+    )
+
+
+def template_turns(
+    written: str, calls: Sequence[Call], results: Sequence[tuple[str, str]]
+) -> tuple[dict[str, Any], ...]:
+    """Build the messages that follow a turn, as chat templates take them: the calls, then a result for each."""
+    if not calls:
+        return tuple(dict(message) for message in json_turns(written, results))
+    turns = [{"role": "tool", "name": tool, "content": text} for tool, text in results]
+    named = [(call.tool, dict(call.arguments)) for call in calls]
+    return (call_turn(named), *({**turn, "tool_call_id": call_id(i)} for i, turn in enumerate(turns)))
+
+
+def call_turn(calls: Sequence[tuple[str, Any]], content: str = "", *, first: int = 0) -> dict[str, Any]:
+    """Build the model's turn with calls (names and arguments) for a chat template; ids count from `first`."""
+    functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
+    numbered = [{"id": call_id(i), "type": "function", "function": f} for i, f in enumerate(functions, start=first)]
+    return {"role": "assistant", "content": content, "tool_calls": numbered}
+
+
+def call_id(number: int) -> str:
+    """Nine letters and digits: Mistral's templates refuse every other form."""
+    return f"call{number:05d}"
+
+
+# ---- JSON under constrained decoding
 
 
 def json_head(tools: Sequence[Tool]) -> str:
-    """Return what the system message says of the tools and of how to call them."""
-    lines = [f"- {tool.name}: {tool.description}\n  arguments: {_shown(tool.schema)}" for tool in tools]
+    """Describe the tools, and how to call them, for the system message."""
+    lines = [
+        f"- {tool.name}: {tool.description}\n  arguments: "
+        + json.dumps(tool.schema.get("properties", {}), ensure_ascii=False)
+        for tool in tools
+    ]
     return (
         "You can call these tools:\n" + "\n".join(lines) + "\n\n"
         'Write JSON only. To call a tool, write {"step": {"tool": its name, "arguments": its arguments}}; you will be '
@@ -51,48 +183,41 @@ def json_head(tools: Sequence[Tool]) -> str:
     )
 
 
-def _shown(schema: Mapping[str, Any]) -> str:
-    return json.dumps(schema.get("properties", {}), ensure_ascii=False)
-
-
 def json_constraint(tools: Sequence[Tool], *, last: bool) -> Constraint:
-    """Return what a turn is held to: a call or the answer; at the `last` turn the answer.
+    """Constrain a turn to a call or the answer; the `last` turn to the answer.
 
-    The choice stands inside an object, and every argument is written out, as some vendors' servers demand.
+    The choice is inside an object, and every argument is required, as some vendors' servers demand.
     """
     answer = _object({"answer": {"type": "string"}})
     calls = [
-        _object({"tool": {"type": "string", "enum": [tool.name]}, "arguments": _held(tool.schema)}) for tool in tools
+        _object({"tool": {"type": "string", "enum": [tool.name]}, "arguments": _all_required(tool.schema)})
+        for tool in tools
     ]
     step = answer if last else {"anyOf": [*calls, answer]}
     return Constraint("json_schema", json.dumps(_object({"step": step}), ensure_ascii=False))
 
 
 def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object", "properties": dict(properties), "required": list(properties), "additionalProperties": False,
-    }  # fmt: skip
+    names = list(properties)
+    return {"type": "object", "properties": dict(properties), "required": names, "additionalProperties": False}
 
 
-def _held(schema: Mapping[str, Any]) -> dict[str, Any]:
-    properties = {
-        name: {key: value for key, value in one.items() if key not in ("default", "description")}
-        for name, one in schema.get("properties", {}).items()
-    }
-    return _object(properties)
+def _all_required(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return _object({
+        name: {key: value for key, value in argument.items() if key not in ("default", "description")}
+        for name, argument in schema.get("properties", {}).items()
+    })  # fmt: skip
 
 
-def read_json(text: str) -> Turn:
-    """Return what a turn means.
+def read_json(text: str) -> ModelTurn:
+    """Read a turn that `json_constraint` held.
 
     Raises:
-        MalformedError: it is not whole, or not of the form.
+        MalformedError: it was cut, or has another form.
     """
     try:
         step = json.loads(text)["step"]
-        if "answer" in step:
-            return str(step["answer"])
-        return (_call(step, "tool"),)
+        return str(step["answer"]) if "answer" in step else (_call(step, step["tool"]),)
     except ValueError as error:
         raise MalformedError(f"that is not whole JSON: {error}") from None
     except (KeyError, TypeError):
@@ -100,69 +225,57 @@ def read_json(text: str) -> Turn:
 
 
 def json_turns(written: str, results: Sequence[tuple[str, str]]) -> Messages:
-    """Return the messages behind a turn: what was written, and the results by tool (no tool: what was wrong)."""
-    told = "\n\n".join(f"Result of {tool}:\n{text}" if tool else text for tool, text in results)
-    return ({"role": "assistant", "content": written}, {"role": "user", "content": told})
+    """Build the messages that follow a turn: what the model wrote, and results by tool (no tool: what was wrong)."""
+    text = "\n\n".join(f"Result of {tool}:\n{result}" if tool else result for tool, result in results)
+    return ({"role": "assistant", "content": written}, {"role": "user", "content": text})
 
 
-# ---- the model's chat template
+# ---- tags, for templates that do not know tools
+
+_TAG_HEAD = """You may call one of these functions to answer. Each is given as a JSON object:
+<tools>
+{tools}
+</tools>
+To call one, answer with a JSON object with its name and arguments between these marks, and nothing else:
+<tool_call>
+{{"name": NAME, "arguments": ARGUMENTS}}
+</tool_call>"""
 
 
-@lru_cache(maxsize=16)
-def knows_tools(tokenizer: Tokenizer) -> bool:
-    """Say whether the model's template shows tools, calls of them, and their results."""
-    tool = Tool("probe-tool", "probe-text", '{"type": "object", "properties": {}}')
-    probe = [{"role": "user", "content": "x"}, *template_turns("", (Call("probe-call", {}),), [("a", "probe-result")])]
-    try:
-        shown = tokenizer.render(cast("list[Message]", probe), tools=[tool.as_template()])
-    except ModelError as error:
-        if error.code in ("chat-template-refused", "no-chat-template"):
-            return False
-        raise
-    return all(text in shown for text in ("probe-tool", "probe-call", "probe-result"))
+def tag_head(tools: Sequence[Tool]) -> str:
+    """Describe the tools, and the tags of a call, for the system message."""
+    return _TAG_HEAD.format(tools="\n".join(json.dumps(tool.as_template(), ensure_ascii=False) for tool in tools))
 
 
-_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+def tagged_call(name: str, arguments: Any) -> str:
+    """Write a call in tags."""
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
 
 
-def read_template(text: str) -> Turn:
-    """Return what a turn means: calls in `<tool_call>` tags (Hermes, Qwen, SmolLM), or bare JSON (Llama, Mistral).
-
-    Raises:
-        MalformedError: it begins a call that cannot be read.
-    """
-    tagged = _TAGGED.findall(text)
-    pieces = tagged or [re.sub(r"^\s*\[TOOL_CALLS\]", "", text)]
-    try:
-        values = [json.loads(piece) for piece in pieces]
-    except ValueError as error:
-        if tagged:
-            raise MalformedError(f"that call is not valid JSON: {error}") from None
-        return text.strip()
-    found = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    if not tagged and not all(isinstance(one, dict) and "name" in one for one in found):
-        return text.strip()  # an answer that happens to be JSON
-    try:
-        return tuple(_call(one, "name") for one in found)
-    except (KeyError, TypeError):
-        raise MalformedError('a call is written {"name": ..., "arguments": {...}}') from None
+def tagged_result(text: str) -> str:
+    """Write a result in tags."""
+    return f"<tool_response>\n{text}\n</tool_response>"
 
 
-def template_turns(
-    written: str, calls: Sequence[Call], results: Sequence[tuple[str, str]]
-) -> tuple[dict[str, Any], ...]:
-    """Return the messages behind a turn, as chat templates take them."""
-    if not calls:
-        return tuple(dict(message) for message in json_turns(written, results))
-    made = [{"type": "function", "function": {"name": c.tool, "arguments": dict(c.arguments)}} for c in calls]
-    told = [{"role": "tool", "name": tool, "content": text} for tool, text in results]
-    return ({"role": "assistant", "content": "", "tool_calls": made}, *told)
+def call_constraint(tools: Sequence[Tool]) -> Constraint:
+    """Constrain a turn to a call of one of the tools: the arguments of a single one, else name and arguments."""
+    if len(tools) == 1:
+        return Constraint("json_schema", tools[0].parameters)
+    definitions = {f"tool{i}": _moved(tool.schema, f"#/$defs/tool{i}") for i, tool in enumerate(tools)}
+    calls = [
+        _object({"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/tool{i}"}})
+        for i, tool in enumerate(tools)
+    ]
+    return Constraint("json_schema", json.dumps({"anyOf": calls, "$defs": definitions}))
 
 
-def _call(values: Mapping[str, Any], name: str) -> Call:
-    arguments = values["arguments"] if "arguments" in values else values["parameters"]
-    if isinstance(arguments, str):  # some models write the object as text
-        arguments = json.loads(arguments)
-    if not isinstance(values[name], str) or not isinstance(arguments, dict):
-        raise TypeError("not a call")
-    return Call(values[name], arguments)
+def _moved(schema: Any, root: str) -> Any:
+    """Let a schema's references to its own parts begin at `root`."""
+    if isinstance(schema, Mapping):
+        return {
+            key: root + value[1:]
+            if key == "$ref" and isinstance(value, str) and value.startswith("#")
+            else _moved(value, root)
+            for key, value in schema.items()
+        }
+    return [_moved(item, root) for item in schema] if isinstance(schema, list) else schema

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rung.agents.calls import call_constraint, template_support
+from rung.agents.tools import Tool
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer, Generate
 from rung.artifact.predict_file import sources
@@ -26,9 +28,9 @@ from rung.models.messages import Messages
 from rung.models.tokenizer import Tokenizer
 from rung.models.turns import accepts_system, fold_system
 from rung.prompts.overflow import Rendered
-from rung.serving.schemas import ChatRequest, CompletionRequest, Sampled, Tool
+from rung.serving.schemas import ChatRequest, CompletionRequest, Sampled
 from rung.serving.served import Base, ServedArtifact, example, scheduled
-from rung.serving.tools import constraint, described, forced, template_knows_tools, turns
+from rung.serving.tools import NO_SUPPORT, offered, turns
 
 ROLES = {"system", "user", "assistant", "tool"}
 
@@ -241,9 +243,8 @@ def plan_chat(target: Base | ServedArtifact, body: ChatRequest) -> Plan | Direct
             raise _unsupported("tools", "an artifact answers its task and calls nothing")
         row = row_of(target.artifact, [{"role": _role(one.role), "content": one.text} for one in body.messages])
         return _plan_artifact(target, body, row, body.limit, _chat_constraint(body), logprobs=bool(body.logprobs))
-    tools = [] if body.tool_choice == "none" else list(body.tools or ())
-    must = forced(tools, body.tool_choice)
-    held = constraint(must) if must else _chat_constraint(body)
+    tools, must = offered(body)
+    held = call_constraint(must) if must else _chat_constraint(body)
     prompt = chat_prompt(target, body, tools)
     room = body.limit or _room(target, prompt)
     requests = _requests(prompt, body, room, held, logprobs=bool(body.logprobs))
@@ -342,14 +343,15 @@ def chat_prompt(base: Base, body: ChatRequest, tools: Sequence[Tool]) -> Prompt:
     """Return a conversation as tokens, or as messages where the model is elsewhere."""
     engine = base.engine
     if not isinstance(engine, LocalModel):
-        given: Any = tuple(turns(body.messages, tools, native=False))
+        given: Any = tuple(turns(body.messages, tools, NO_SUPPORT))
         messages: Messages = given
         return messages
     tokenizer = engine.tokenizer
-    native = template_knows_tools(tokenizer)
-    given = tuple(turns(body.messages, tools, native=native))
+    support = template_support(tokenizer)
+    given = tuple(turns(body.messages, tools, support))
     folded: Messages = given if accepts_system(tokenizer) else fold_system(given)
-    return tokenizer.encode_chat(folded, tools=[described(tool) for tool in tools] if tools and native else None)
+    shown = [tool.as_template() for tool in tools] if tools and support.tools else None
+    return tokenizer.encode_chat(folded, tools=shown)
 
 
 def text_prompt(tokenizer: Tokenizer, given: str | Sequence[int]) -> tuple[int, ...]:

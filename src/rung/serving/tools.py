@@ -1,156 +1,93 @@
-"""Functions that a model may call: how it is told of them, how it is held to a call, and how a call is read.
-
-A model whose chat template knows tools is told by it. Others are told in the system message, in the words of Hermes
-(https://github.com/NousResearch/Hermes-Function-Calling), which many models were trained on: a call is a JSON object
-{"name", "arguments"} between <tool_call> and </tool_call>.
-"""
+"""Tools in chat requests: from OpenAI's fields to Rung's tools and calls, and back."""
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
-from rung.engines.base import Constraint
-from rung.errors import ConfigError, ModelError
-from rung.models.tokenizer import Tokenizer
-from rung.serving.schemas import ChatMessage, Tool, ToolChoice
+from rung.agents.calls import (
+    MalformedError,
+    TemplateSupport,
+    call_id,
+    call_turn,
+    read_turn,
+    tag_head,
+    tagged_call,
+    tagged_result,
+)
+from rung.agents.tools import Tool
+from rung.errors import ConfigError
+from rung.serving.schemas import ChatMessage, ChatRequest, ToolCall, ToolChoice
 
-TOLD = """You may call one of these functions to answer. Each is given as a JSON object:
-<tools>
-{tools}
-</tools>
-To call one, answer with a JSON object with its name and arguments between these marks, and nothing else:
-<tool_call>
-{{"name": NAME, "arguments": ARGUMENTS}}
-</tool_call>"""
-_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*(?:</tool_call>|\Z)", re.DOTALL)
-
-
-@lru_cache(maxsize=16)
-def template_knows_tools(tokenizer: Tokenizer) -> bool:
-    """Tell whether a model's chat template shows the tools that it is given."""
-    probe = {"type": "function", "function": {"name": "probe_function", "description": "", "parameters": {}}}
-    if tokenizer.chat_template is None:
-        return False
-    try:
-        return "probe_function" in tokenizer.render([{"role": "user", "content": "x"}], tools=[probe])
-    except ModelError:
-        return False
+NO_SUPPORT = TemplateSupport(tools=False, results=False)  # endpoints get everything as text
 
 
-def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], *, native: bool) -> list[dict[str, Any]]:
-    """Return the messages that a template renders.
-
-    Args:
-        messages: the conversation.
-        tools: what may be called; empty for nothing.
-        native: the template knows tools and calls; otherwise both are written as text.
-    """
-    result: list[dict[str, Any]] = []
-    for message in messages:
-        role = "system" if message.role == "developer" else message.role
-        if native:
-            result.append(_native(role, message))
-        elif role == "tool":
-            result.append({"role": "user", "content": f"<tool_response>\n{message.text}\n</tool_response>"})
-        else:
-            calls = "".join(f"<tool_call>\n{_written(call)}\n</tool_call>" for call in message.tool_calls or ())
-            result.append({"role": role, "content": message.text + calls})
-    if tools and not native:
-        told = TOLD.format(tools="\n".join(json.dumps(described(tool), ensure_ascii=False) for tool in tools))
-        if result[0]["role"] == "system":
-            result[0] = {"role": "system", "content": f"{result[0]['content']}\n\n{told}"}
-        else:
-            result.insert(0, {"role": "system", "content": told})
-    return result
-
-
-def _native(role: str, message: ChatMessage) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": role, "content": message.text}
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {"type": "function", "function": {"name": call.function.name, "arguments": _arguments(call)}}
-            for call in message.tool_calls
-        ]
-    return turn
-
-
-def _written(call: Any) -> str:
-    return json.dumps({"name": call.function.name, "arguments": _arguments(call)}, ensure_ascii=False)
-
-
-def _arguments(call: Any) -> Any:
-    try:
-        return json.loads(call.function.arguments)
-    except ValueError:
-        return call.function.arguments
-
-
-def described(tool: Tool) -> dict[str, Any]:
-    """Return a tool as plain values, as templates expect it."""
-    function = tool.function
-    return {
-        "type": "function",
-        "function": {
-            "name": function.name,
-            "description": function.description or "",
-            "parameters": function.parameters or {"type": "object", "properties": {}},
-        },
-    }
-
-
-def forced(tools: Sequence[Tool], choice: str | ToolChoice | None) -> list[Tool]:
-    """Return the tools of which one has to be called; none where the model may answer in text.
+def offered(body: ChatRequest) -> tuple[list[Tool], list[Tool]]:
+    """Return the tools that the model may call, and those of which it has to call one.
 
     Raises:
         ConfigError: the chosen function is not among the tools.
     """
-    if isinstance(choice, ToolChoice):
-        chosen = [tool for tool in tools if tool.function.name == choice.function.name]
-        if not chosen:
-            raise ConfigError(
-                "unknown-name", f"`tool_choice` names {choice.function.name!r}, which is not among `tools`",
-                hint="name one of " + ", ".join(tool.function.name for tool in tools),
-            )  # fmt: skip
-        return chosen[:1]
-    return list(tools) if choice == "required" else []
-
-
-def constraint(tools: Sequence[Tool]) -> Constraint:
-    """Return what a call of one of `tools` keeps to: the arguments of the one, or name and arguments of any."""
-    if len(tools) == 1:
-        return Constraint("json_schema", json.dumps(_parameters(tools[0])))
-    definitions = {f"tool{i}": _moved(_parameters(tool), f"#/$defs/tool{i}") for i, tool in enumerate(tools)}
-    calls = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": tool.function.name}, "arguments": {"$ref": f"#/$defs/tool{i}"}},
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for i, tool in enumerate(tools)
+    if body.tool_choice == "none":
+        return [], []
+    functions = [tool.function for tool in body.tools or ()]
+    tools = [
+        Tool(one.name, one.description or "", json.dumps(one.parameters or {"type": "object", "properties": {}}))
+        for one in functions
     ]
-    return Constraint("json_schema", json.dumps({"anyOf": calls, "$defs": definitions}))
+    if not isinstance(body.tool_choice, ToolChoice):
+        return tools, tools if body.tool_choice == "required" else []
+    name = body.tool_choice.function.name
+    if not (chosen := [tool for tool in tools if tool.name == name]):
+        raise ConfigError(
+            "unknown-name", f"`tool_choice` names {name!r}, which is not among `tools`",
+            hint="name one of " + ", ".join(tool.name for tool in tools),
+        )  # fmt: skip
+    return tools, chosen[:1]
 
 
-def _parameters(tool: Tool) -> dict[str, Any]:
-    return tool.function.parameters or {"type": "object"}
+def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], support: TemplateSupport) -> list[dict[str, Any]]:
+    """Build the messages that a template renders; what it does not show itself is written as text.
+
+    Args:
+        messages: the conversation.
+        tools: the tools offered; empty for none.
+        support: what the template shows.
+    """
+    result: list[dict[str, Any]] = []
+    made: dict[str, tuple[str, str]] = {}  # the client's id of a call: the id in the prompt, and the function's name
+    count = 0
+    for message in messages:
+        role = "system" if message.role == "developer" else message.role
+        calls = [(call.function.name, _arguments(call)) for call in message.tool_calls or ()]
+        if role == "tool" and not support.results:
+            result.append({"role": "user", "content": tagged_result(message.text)})
+        elif role == "tool":
+            given = message.tool_call_id or ""
+            identity, name = made.get(given, (given, ""))
+            result.append({"role": role, "name": name, "content": message.text, "tool_call_id": identity})
+        elif calls and support.results:
+            result.append(call_turn(calls, message.text, first=count))
+            for call in message.tool_calls or ():
+                made[call.id] = call_id(count), call.function.name
+                count += 1
+        else:
+            result.append({"role": role, "content": message.text + "".join(tagged_call(*call) for call in calls)})
+    if tools and not support.tools:
+        if result[0]["role"] == "system":
+            result[0] = {"role": "system", "content": f"{result[0]['content']}\n\n{tag_head(tools)}"}
+        else:
+            result.insert(0, {"role": "system", "content": tag_head(tools)})
+    return result
 
 
-def _moved(schema: Any, root: str) -> Any:
-    """Return a schema whose references to its own parts begin at `root`."""
-    if isinstance(schema, Mapping):
-        return {
-            key: root + value[1:]
-            if key == "$ref" and isinstance(value, str) and value.startswith("#")
-            else _moved(value, root)
-            for key, value in schema.items()
-        }
-    return [_moved(item, root) for item in schema] if isinstance(schema, list) else schema
+def _arguments(call: ToolCall) -> Any:
+    try:
+        return json.loads(call.function.arguments)
+    except ValueError:
+        return call.function.arguments  # the client's own text
 
 
 def calls_in(text: str, tools: Sequence[Tool], must: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -159,27 +96,26 @@ def calls_in(text: str, tools: Sequence[Tool], must: Sequence[Tool]) -> list[dic
     Args:
         text: what the model wrote.
         tools: what it may call; a name that is not among them makes no call.
-        must: what it was held to call one of.
+        must: the tools of which it had to call one; of a single one, the text is the arguments.
     """
     if len(must) == 1:
-        return [_call(must[0].function.name, text)] if _read(text) is not None else []
-    names = {tool.function.name for tool in tools}
-    found = []
-    for part in _CALL.findall(text) or [text]:
-        value = _read(part)
-        if value is not None and value.get("name") in names and isinstance(value.get("arguments"), dict):
-            found.append(_call(value["name"], json.dumps(value["arguments"], ensure_ascii=False)))
-    return found
-
-
-def _read(text: str) -> dict[str, Any] | None:
+        return [_call(must[0].name, text)] if _is_object(text) else []
     try:
-        value = json.loads(text)
+        turn = read_turn(text)
+    except MalformedError:
+        return []  # the client sees the text that the model wrote
+    names = {tool.name for tool in tools}
+    calls = () if isinstance(turn, str) else turn
+    return [_call(one.tool, json.dumps(one.arguments, ensure_ascii=False)) for one in calls if one.tool in names]
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        return False
 
 
 def _call(name: str, arguments: str) -> dict[str, Any]:
-    identity = f"call_{secrets.token_hex(12)}"
-    return {"id": identity, "type": "function", "function": {"name": name, "arguments": arguments}}
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
