@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pydantic.json_schema import SkipJsonSchema
 
 from rung.agents.tools import Limits, McpServer
+from rung.data.kinds import DEFAULT_METRICS, OutputKind
 from rung.data.rows import LABELLED
 from rung.errors import ConfigError, Location
 from rung.prompts.overflow import Overflow
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from rung.data.rows import Data
 
-Kind = Literal["text", "category", "multilabel", "json", "chat", "ranking"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -45,7 +45,7 @@ class _Strict(BaseModel):
 class Output(_Strict):
     """What the model must answer."""
 
-    kind: Kind = Field(
+    kind: OutputKind = Field(
         description="category: one of a set of labels; multilabel: any of them; text; json: a record; chat: a turn; "
         "ranking: the most similar training rows."
     )
@@ -338,11 +338,9 @@ class Task(_Strict):
     @property
     def metric_name(self) -> str:
         """The metric's name: the one given, or the usual one for the kind."""
-        from rung.evaluation.metrics import default_metric
-
         if isinstance(self.metric, dict):
             return str(self.metric["name"])
-        return self.metric or default_metric(self.output.kind)
+        return self.metric or DEFAULT_METRICS[self.output.kind]
 
     @property
     def metric_settings(self) -> dict[str, Any]:

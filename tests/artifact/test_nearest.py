@@ -6,8 +6,9 @@ import pytest
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.lookup import BLOCK, Nearest, outputs_of
+from rung.data.kinds import DEFAULT_METRICS
 from rung.errors import ArtifactError, ConfigError
-from rung.evaluation.metrics import default_metric, get_metric
+from rung.evaluation.metrics import get_metric
 from rung.evaluation.scoring import summarize
 from rung.rungs import RUNGS
 from rung.task import Task
@@ -76,7 +77,7 @@ def test_rows_are_those_of_an_exhaustive_search():
 def test_metrics_by_hand(answer, wanted, mrr, at_k, at_1):
     found = [get_metric(name)(answer, wanted) for name in ("mrr", "recall_at_k", "recall_at_1")]
     assert found == [mrr, at_k, at_1]
-    assert default_metric("ranking") == "mrr"
+    assert DEFAULT_METRICS["ranking"] == "mrr"
 
 
 def test_a_ranking_task_is_answered_measured_saved_and_loaded(task, zero, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 import yaml
 
+from rung.data.loading import detectable_difference
 from rung.data.rows import Data, example_id
 from rung.errors import DataError
+from rung.evaluation.statistics import mcnemar_exact
 from rung.task import Task
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -331,3 +335,29 @@ def test_scitldr_as_published(tmp_path: Path) -> None:
     data = read(tmp_path, {"unused.csv": numbered(2)}, data={**source, "duplicates": "drop"}, **settings)
     assert sum(split.read for split in data.report.splits.values()) == 3229
     assert max(len(row.outputs) for row in data.test) > 1
+
+
+def test_detectable_difference_solves_connors_equation() -> None:
+    z_alpha, z_power = scipy.stats.norm.ppf([0.975, 0.8])
+    for n, discordance in [(50, 0.5), (300, 0.2), (600, 0.1), (5000, 0.05)]:
+        d = detectable_difference(n, discordance)
+        needed = (z_alpha * math.sqrt(discordance) + z_power * math.sqrt(discordance - d * d)) ** 2 / d**2
+        assert needed == pytest.approx(n, rel=1e-9)
+
+
+def test_detectable_difference_is_found_with_about_the_power_asked_for() -> None:
+    """Exact power of the exact test, which is a little conservative."""
+    n, discordance = 400, 0.2
+    d = detectable_difference(n, discordance)
+    share = (discordance + d) / (2 * discordance)
+    power = sum(
+        scipy.stats.binom.pmf(m, n, discordance)
+        * sum(scipy.stats.binom.pmf(k, m, share) for k in range(m + 1) if mcnemar_exact(k, m - k) <= 0.05)
+        for m in range(50, 115)
+    )
+    assert 0.74 < power < 0.82
+
+
+def test_no_detectable_difference_exceeds_the_discordance() -> None:
+    assert detectable_difference(3, 0.5) is None
+    assert detectable_difference(40, 0.05) is None

@@ -10,6 +10,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import confusion_matrix, f1_score
 
+from rung.data.kinds import DEFAULT_METRICS
 from rung.errors import ConfigError, DataError
 from rung.evaluation.metrics import (
     METRICS,
@@ -17,7 +18,6 @@ from rung.evaluation.metrics import (
     Confusion,
     accuracy,
     confusion,
-    default_metric,
     exact_match,
     get_metric,
     json_exact,
@@ -138,7 +138,7 @@ def test_every_metric_gives_1_to_the_reference_and_refuses_no_references(name: s
 
 @pytest.mark.parametrize("kind", ["category", "multilabel", "text", "json", "chat"])
 def test_default_metric_suits_its_kind(kind: str) -> None:
-    assert kind in METRICS[default_metric(kind)].kinds  # type: ignore[arg-type]
+    assert kind in METRICS[DEFAULT_METRICS[kind]].kinds  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from rung.evaluation.statistics import (
     is_binary,
     mcnemar_exact,
     mean_interval,
-    minimum_detectable_effect,
     paired_bootstrap,
     sign_test,
     wilson,
@@ -215,51 +214,6 @@ def test_holm_equals_statsmodels() -> None:
     assert holm([]) == []
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         holm([0.2, 1.2])
-
-
-def test_minimum_detectable_effect_solves_connors_equation() -> None:
-    z_alpha, z_power = scipy.stats.norm.ppf([0.975, 0.8])
-    for n, discordance in [(50, 0.5), (300, 0.2), (600, 0.1), (5000, 0.05)]:
-        d = minimum_detectable_effect(n, discordance=discordance)
-        needed = (z_alpha * math.sqrt(discordance) + z_power * math.sqrt(discordance - d * d)) ** 2 / d**2
-        assert needed == pytest.approx(n, rel=1e-9)
-
-
-def test_minimum_detectable_effect_is_found_with_about_the_power_asked_for() -> None:
-    """Exact power of the exact test, which is a little conservative."""
-    n, discordance = 400, 0.2
-    d = minimum_detectable_effect(n, discordance=discordance)
-    share = (discordance + d) / (2 * discordance)
-    power = sum(
-        scipy.stats.binom.pmf(m, n, discordance)
-        * sum(scipy.stats.binom.pmf(k, m, share) for k in range(m + 1) if mcnemar_exact(k, m - k) <= 0.05)
-        for m in range(50, 115)
-    )
-    assert 0.74 < power < 0.82
-
-
-def test_minimum_detectable_effect_of_any_scores() -> None:
-    z_alpha, z_power = scipy.stats.norm.ppf([0.995, 0.9])
-    found = minimum_detectable_effect(250, sd=0.3, power=0.9, alpha=0.01)
-    assert found == close((z_alpha + z_power) * 0.3 / math.sqrt(250))
-    assert minimum_detectable_effect(3, discordance=0.5) == math.inf
-    assert minimum_detectable_effect(40, discordance=0.05) == math.inf
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"sd": 0.1, "discordance": 0.1},
-        {"sd": -1.0},
-        {"discordance": 0.0},
-        {"discordance": 1.5},
-        {"sd": 1, "power": 1},
-    ],
-)
-def test_minimum_detectable_effect_refuses(options: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"either|must|need"):
-        minimum_detectable_effect(100, **options)
 
 
 def test_compare_counts_binary_scores_exactly() -> None:

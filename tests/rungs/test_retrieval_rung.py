@@ -16,7 +16,7 @@ from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.rag_metrics import FaithfulnessJudge, sources, span_recall
-from rung.evaluation.scoring import cases
+from rung.evaluation.scoring import cases, metric_of
 from rung.retrieval import build as build_module
 from rung.retrieval.build import build_index
 from rung.retrieval.chunking import sentence_spans
@@ -184,7 +184,7 @@ def test_sentences_of_the_documents_answer_without_a_model(selecting, rows, plac
         quoted = [text[c.passage.start : c.passage.end] for c in answer.citations]
         assert answer.text == (NOT_IN_DOCUMENTS if answer.refused else " ".join(quoted))
         assert all(answer.passages[c.number - 1].start <= c.passage.start for c in answer.citations)
-    scores = selecting.shape.scorer().scores(cases(rows.validation, answers))
+    scores = metric_of(selecting).scores(cases(rows.validation, answers))
     assert sum(one.value for one in scores) / len(scores) > 0.4
     tried = selecting.settings["sentence-selection"]["score_by_share"]
     assert tried[str(selecting.decoder.share)] == max(tried.values())

@@ -21,7 +21,6 @@ from rung.engines.api import scores_labels
 from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, DataError
-from rung.evaluation.metrics import Metric, get_metric
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
@@ -49,10 +48,6 @@ class Shape:
     labels: tuple[str, ...] = ()
     metric_settings: Mapping[str, Any] = field(default_factory=dict)
     refusal: str = ""
-
-    def scorer(self, folder: Path | None = None) -> Metric:
-        """Return the task's metric; `folder` is the task file's."""
-        return get_metric(self.metric, folder, self.metric_settings, refusal=self.refusal)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rung.data.rows import Data, Example
 from rung.errors import RungError
 from rung.evaluation.racing import Elimination, eliminate, looks, race_order
 from rung.evaluation.result import Comparison, Prediction, Status
-from rung.evaluation.scoring import evaluate
+from rung.evaluation.scoring import evaluate, metric_of
 from rung.evaluation.statistics import compare, holm
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
@@ -60,7 +60,7 @@ def race(
     alive = {artifact.name: artifact for artifact in candidates}
     beaten: dict[str, Elimination] = {}
     schedule = looks(len(rows))
-    binary = candidates[0].shape.scorer(folder).binary
+    binary = metric_of(candidates[0], folder).binary
     for until in schedule:
         if len(alive) == 1:
             break

@@ -22,7 +22,7 @@ from rung.data.rows import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError, needed_by
 from rung.evaluation.racing import eliminate, looks, race_order
 from rung.evaluation.result import Comparison
-from rung.evaluation.scoring import compare, evaluate
+from rung.evaluation.scoring import compare, evaluate, metric_of
 from rung.models.cache import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
@@ -174,7 +174,7 @@ class _Search:
         self.trials, self.progress = trials, progress
         self.rows = race_order(data.validation)
         self.looks = looks(len(self.rows))
-        self.binary = zero.shape.scorer(data.folder).binary
+        self.binary = metric_of(zero, data.folder).binary
         folder.mkdir(parents=True, exist_ok=True)
         self.study = _study(folder / "study.log", seed)
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, SplitReport, example_id
 from rung.errors import DataError
-from rung.evaluation.metrics import metric_column
 
 if TYPE_CHECKING:
     from rung.task import Task

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rung.data.kinds import OutputKind
 from rung.data.sources import read_rows
 from rung.errors import DataError
-from rung.evaluation.metrics import Kind
 from rung.task import suggest
 
 SAMPLE = 2000
@@ -30,7 +30,7 @@ class Guess:
     name: str
     inputs: tuple[str, ...]
     output: str | None
-    kind: Kind
+    kind: OutputKind
     reason: str
 
 
@@ -76,7 +76,7 @@ def _answer_column(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> st
     return min(few, key=lambda c: len({str(row.get(c)) for row in rows}), default=columns[-1])
 
 
-def _kind(values: Sequence[Any]) -> tuple[Kind, str]:
+def _kind(values: Sequence[Any]) -> tuple[OutputKind, str]:
     if all(isinstance(v, dict) or (isinstance(v, str) and _is_object(v)) for v in values):
         return "json", "holds JSON objects"
     if values and all(isinstance(v, list) and all(isinstance(item, str) for item in v) for v in values):

@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
+from math import sqrt
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from rung.data.examples import column, examples, text_of
@@ -320,9 +322,29 @@ def _note_detectable(task: Task, splits: dict[str, list[Example]], report: DataR
     """Say how large a difference the splits can show, for kinds whose usual scores are 0 or 1."""
     if task.output.kind not in (*LABELLED, "json"):
         return
-    from rung.evaluation.statistics import minimum_detectable_effect
-
     for name in SPLITS[1:]:
         if splits[name]:
-            effect = minimum_detectable_effect(len(splits[name]), discordance=DISCORDANCE)
-            report.detectable[name] = effect if effect <= 1 else None
+            report.detectable[name] = detectable_difference(len(splits[name]), DISCORDANCE)
+
+
+def detectable_difference(n: int, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """Find the smallest true difference that a two-sided paired test of 0/1 scores detects with the given power.
+
+    Connor, Sample size for testing differences in proportions for the paired-sample design, Biometrics 43 (1987):
+    sqrt(n) d = z_alpha sqrt(discordance) + z_power sqrt(discordance - d^2), squared and solved for d.
+
+    Args:
+        n: number of rows.
+        discordance: share of rows on which the two scores disagree; no difference can exceed it.
+        power: probability of detecting the difference.
+        alpha: level of the test.
+
+    Returns:
+        The difference, or None where even the largest possible one is not detected.
+    """
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    inside = n + z_power**2 - z_alpha**2
+    if inside < 0:
+        return None
+    effect = sqrt(discordance) * (sqrt(n) * z_alpha + z_power * sqrt(inside)) / (n + z_power**2)
+    return effect if effect <= discordance else None

@@ -14,6 +14,7 @@ from rung.data.rows import Data, Example, labels_of
 from rung.evaluation.metrics import (
     METRICS,
     Case,
+    Metric,
     corpus_bleu,
     corpus_chrf,
     exact_match,
@@ -30,6 +31,12 @@ from rung.progress import QUIET, Progress
 if TYPE_CHECKING:
     from rung.evaluation.rag_metrics import FaithfulnessJudge
     from rung.task import Task
+
+
+def metric_of(artifact: Artifact, folder: Path | None = None) -> Metric:
+    """Open the metric of the artifact's task; `folder` is where a metric of the user's own is looked for first."""
+    shape = artifact.shape
+    return get_metric(shape.metric, folder, shape.metric_settings, refusal=shape.refusal)
 
 
 def evaluate(
@@ -53,7 +60,7 @@ def evaluate(
         judge: judges how faithful answers from documents are to them; without, that is not measured.
         progress: told of every batch.
     """
-    metric = artifact.shape.scorer(folder)
+    metric = metric_of(artifact, folder)
     answers = artifact.answer(examples, full=full, progress=progress)
     scores = metric.scores(cases(examples, answers))
     faithful: dict[int, float] = {}

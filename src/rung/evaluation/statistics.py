@@ -266,7 +266,7 @@ def _sign_flip(difference: Array, resamples: int, seed: int) -> float:
     return (beyond + 1) / (resamples + 1)
 
 
-# Many comparisons, and how small a difference can be seen
+# Many comparisons
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -286,45 +286,6 @@ def holm(ps: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(ps) - rank) * ps[index]))
         adjusted[index] = running
     return adjusted
-
-
-def minimum_detectable_effect(
-    n: int,
-    *,
-    discordance: float | None = None,
-    sd: float | None = None,
-    power: float = 0.8,
-    alpha: float = 0.05,
-) -> float:
-    """Return the smallest true difference that a two-sided paired test on n rows finds with the given power.
-
-    Give `discordance`, the share of rows on which two 0/1 scores disagree (Connor, Sample size for testing
-    differences in proportions for the paired-sample design, Biometrics 43, 1987), or `sd`, the standard deviation
-    of the per-row differences (normal approximation). Infinity where no possible difference is found: one of 0/1
-    scores cannot exceed the discordance.
-
-    Raises:
-        ValueError: If not exactly one of the two is given, or a value is outside its range.
-    """
-    if (discordance is None) == (sd is None):
-        raise ValueError("give either discordance or sd")
-    if n < 1 or not 0.5 <= power < 1 or not 0 < alpha < 1:
-        raise ValueError(f"need n >= 1, 0.5 <= power < 1, 0 < alpha < 1, got {n}, {power}, {alpha}")
-    z_alpha, z_power = _NORMAL.inv_cdf(1 - alpha / 2), _NORMAL.inv_cdf(power)
-    if sd is not None:
-        if sd < 0:
-            raise ValueError(f"sd must not be negative, got {sd}")
-        return (z_alpha + z_power) * sd / math.sqrt(n)
-    assert discordance is not None
-    if not 0 < discordance <= 1:
-        raise ValueError(f"discordance must lie in (0, 1], got {discordance}")
-    # Connor's sqrt(n) d = z_alpha sqrt(psi) + z_power sqrt(psi - d^2), squared and solved for d.
-    inside = n + z_power**2 - z_alpha**2
-    if inside < 0:
-        return math.inf
-    root = math.sqrt(n) * z_alpha + z_power * math.sqrt(inside)
-    effect = math.sqrt(discordance) * root / (n + z_power**2)
-    return effect if effect <= discordance else math.inf
 
 
 def _z(level: float) -> float:

@@ -23,7 +23,7 @@ from rung.data.rows import Data, Example, Record, SplitReport, hash_of
 from rung.errors import ConfigError, DataError, ThresholdError
 from rung.evaluation.report.words import against
 from rung.evaluation.result import Comparison
-from rung.evaluation.scoring import cases
+from rung.evaluation.scoring import cases, metric_of
 from rung.feedback.records import CaseFilter, Promotion, ReviewCase, Side, SplitRule
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
@@ -316,7 +316,7 @@ def judge(
 
     A failure is fixed if the answer scores above the recorded one by the task's metric.
     """
-    metric = artifact.shape.scorer(task.folder)
+    metric = metric_of(artifact, task.folder)
     rows = [as_example(task, data, case) for case in failures]
     answers = artifact.answer(rows, full=False)
     now = metric.scores(cases(rows, answers))

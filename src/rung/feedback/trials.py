@@ -24,6 +24,7 @@ from rung.errors import ConfigError
 from rung.evaluation.metrics import Case, Metric
 from rung.evaluation.racing import betting_capital, sign_capital
 from rung.evaluation.report.words import p_text
+from rung.evaluation.scoring import metric_of
 from rung.evaluation.statistics import Interval
 from rung.feedback.records import PAIRS, SHARE, ABTest, Interaction, JudgedAnswer, TrialMode, command
 from rung.feedback.registry import Registry
@@ -444,4 +445,4 @@ def trial_report(store: FeedbackStore, registry: Registry) -> TrialReport:
 def _read(folder: Path) -> tuple[str, Metric]:
     """Return the name of an artifact and its task's metric; a folder of the registry never holds another one."""
     artifact = Artifact.load(folder)
-    return artifact.name, artifact.shape.scorer()
+    return artifact.name, metric_of(artifact)

@@ -19,7 +19,7 @@ import numpy as np
 from rung.data.rows import Example, Span
 from rung.errors import DataError
 from rung.evaluation.rag_metrics import span_recall
-from rung.evaluation.scoring import cases
+from rung.evaluation.scoring import cases, metric_of
 from rung.progress import QUIET, Progress
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus
@@ -198,7 +198,7 @@ def position_effect(
         return {}
     shown = min(len(others) for _, _, others in usable) + 1
     wanted = sorted({p % shown for p in (range(shown) if positions is None else positions)})
-    metric = artifact.shape.scorer(folder)
+    metric = metric_of(artifact, folder)
     asked = [row for row, _, _ in usable]
     effect = {}
     for position in wanted:

@@ -14,7 +14,7 @@ from rung.engines.base import Engine, GenerateRequest, Sampling
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.evaluation.metrics import Metric
-from rung.evaluation.scoring import cases
+from rung.evaluation.scoring import cases, metric_of
 from rung.machine import Machine
 from rung.models.messages import Message
 from rung.progress import QUIET, Progress
@@ -115,7 +115,7 @@ class PromptSearch:
         )
         return search(
             space, all_rows[: self.search_rows], deciding[: self.adoption_rows],
-            artifact.shape.scorer(data.folder), meter, Plan(self.population, self.rounds, self.seed),
+            metric_of(artifact, data.folder), meter, Plan(self.population, self.rounds, self.seed),
             calibrate=self.calibrate, written=written, progress=progress,
         )  # fmt: skip
 
@@ -241,7 +241,7 @@ class Gepa:
             import gepa
         rows, deciding = split(data.train, self.adoption, self.seed)
         selection, feedback = rows[: self.selection_rows], rows[self.selection_rows :] or rows
-        metric, meter = artifact.shape.scorer(data.folder), Meter(Limits(calls=self.calls))
+        metric, meter = metric_of(artifact, data.folder), Meter(Limits(calls=self.calls))
         space = Space(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
         judge = Judge(space, selection, metric, meter, calibrate=False)
         trial = Trial(space, judge.tried, metric, meter, len(rows), deciding[: self.adoption_rows], self.seed)

@@ -13,6 +13,7 @@ from rung.data.rows import Data, labels_of
 from rung.engines.opening import open_engine
 from rung.errors import TrainingError
 from rung.evaluation.racing import halve, race_order
+from rung.evaluation.scoring import metric_of
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
@@ -74,7 +75,7 @@ class SystemPrompt:
         space = Space(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
         calibrate = isinstance(artifact.decoder, LabelScoring) and bool(artifact.decoder.bias)
         rows = race_order(data.train)[: self.rows]
-        metric = artifact.shape.scorer(data.folder)
+        metric = metric_of(artifact, data.folder)
         judge = Judge(space, rows, metric, Meter(Limits()), calibrate=calibrate, progress=progress)
         names = {judge.add(replace(space.start, system=text, origin="system"), 1): text for text in self.texts}
         price = int(SHARE * len(names) * len(rows))

@@ -16,7 +16,7 @@ from rung.artifact.sentences import SentenceSelection as Selecting
 from rung.artifact.sentences import cost_of, ranked
 from rung.data.rows import NOT_IN_DOCUMENTS, Data
 from rung.errors import ConfigError
-from rung.evaluation.scoring import cases
+from rung.evaluation.scoring import cases, metric_of
 from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
@@ -275,7 +275,7 @@ def _tried(artifact: Artifact, data: Data, progress: Progress) -> tuple[dict[flo
     tokens = sum(lengths) / max(1, len(lengths))
     if not rows:
         return {}, tokens
-    metric, scores = artifact.shape.scorer(data.folder), dict[float, float]()
+    metric, scores = metric_of(artifact, data.folder), dict[float, float]()
     sentences = ranked(artifact.decoder.encoder, queries, found, progress=progress)
     for share in SHARES:
         decoder = replace(artifact.decoder, share=share)

@@ -421,9 +421,9 @@ class Tuned(ABC):
 
     def _evaluation(self, engine: TorchEngine, artifact: Artifact, held_out: Sequence[Example], data: Data) -> Evaluate:
         """Return the task's own metric on held-out rows, by the weights as they stand."""
-        from rung.evaluation.scoring import cases
+        from rung.evaluation.scoring import cases, metric_of
 
-        metric = artifact.shape.scorer(data.folder)
+        metric = metric_of(artifact, data.folder)
         live = replace(artifact, weights=Weights(self.name, Path(LIVE), base=self.quantization)).on(engine)
 
         def value() -> float:

@@ -5,7 +5,7 @@ counts. Task files name one (`metric: rougeL`), give settings where it takes any
 or point at the user's own (`metric: mymodule:score`).
 """
 
-from rung.evaluation.metrics.base import Case, Kind, Metric, MetricFunction, Score
+from rung.evaluation.metrics.base import Case, Metric, MetricFunction, Score
 from rung.evaluation.metrics.labels import (
     OTHER,
     Confusion,
@@ -19,7 +19,7 @@ from rung.evaluation.metrics.labels import (
     macro_f1,
 )
 from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
-from rung.evaluation.metrics.registry import METRICS, WITH_SETTINGS, default_metric, get_metric, metric_column
+from rung.evaluation.metrics.registry import METRICS, WITH_SETTINGS, get_metric
 from rung.evaluation.metrics.text import (
     bleu,
     chrf,
@@ -42,7 +42,6 @@ __all__ = [
     "WITH_SETTINGS",
     "Case",
     "Confusion",
-    "Kind",
     "LabelF1",
     "Metric",
     "MetricFunction",
@@ -54,7 +53,6 @@ __all__ = [
     "confusion",
     "corpus_bleu",
     "corpus_chrf",
-    "default_metric",
     "edit_similarity",
     "exact_match",
     "final_number",
@@ -67,7 +65,6 @@ __all__ = [
     "labels_exact",
     "labels_f1",
     "macro_f1",
-    "metric_column",
     "refusing",
     "rouge1",
     "rouge2",

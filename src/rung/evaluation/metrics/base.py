@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from rung.data.kinds import OutputKind
 from rung.data.rows import Example
 
-Kind = Literal["category", "multilabel", "text", "json", "chat", "ranking"]
 MetricFunction = Callable[[str, Sequence[str]], float]
 
 
@@ -49,7 +49,7 @@ class Metric:
     name: str
     function: MetricFunction | None
     description: str
-    kinds: tuple[Kind, ...]
+    kinds: tuple[OutputKind, ...]
     binary: bool = False
     rows: RowsFunction | None = None
     check: Callable[[Sequence[Example]], None] | None = None

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rung import user_code
+from rung.data.kinds import OutputKind
 from rung.errors import ConfigError
-from rung.evaluation.metrics.base import Kind, Metric
+from rung.evaluation.metrics.base import Metric
 from rung.evaluation.metrics.execution import code_metric, sql_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
 from rung.evaluation.metrics.labels import accuracy, labels_exact, labels_f1, recall_at_1, recall_at_k, reciprocal_rank
@@ -33,9 +34,9 @@ from rung.evaluation.metrics.text import (
     token_f1,
 )
 
-_TEXTS: tuple[Kind, ...] = ("text", "chat")
-_EVERY: tuple[Kind, ...] = ("category", "multilabel", "text", "json", "chat", "ranking")
-_RANKING: tuple[Kind, ...] = ("ranking",)
+_TEXTS: tuple[OutputKind, ...] = ("text", "chat")
+_EVERY: tuple[OutputKind, ...] = ("category", "multilabel", "text", "json", "chat", "ranking")
+_RANKING: tuple[OutputKind, ...] = ("ranking",)
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -61,11 +62,6 @@ METRICS: dict[str, Metric] = {
         Metric("recall_at_1", recall_at_1, "the first row found has the expected output", _RANKING, binary=True),
     )
 }
-
-_DEFAULTS: dict[Kind, str] = {
-    "category": "accuracy", "multilabel": "labels_f1", "text": "rougeL", "json": "json_field_f1", "chat": "rougeL",
-    "ranking": "mrr",
-}  # fmt: skip
 
 
 class _Settings(BaseModel):
@@ -112,19 +108,6 @@ WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
     "code": (CodeSettings, lambda settings, folder: code_metric(settings)),
     "judge": (JudgeSettings, lambda settings, folder: judge_metric(settings)),
 }
-
-_COLUMNS = {"sari": "source", "code": "tests"}  # the setting that names a column of the data
-
-
-def default_metric(kind: Kind) -> str:
-    """Return the name of the metric that a task with this output kind uses unless it names one."""
-    return _DEFAULTS[kind]
-
-
-def metric_column(name: str, settings: Mapping[str, Any]) -> str | None:
-    """Return the column that a metric reads beside answer and expected answer, if any."""
-    column = settings.get(_COLUMNS[name]) if name in _COLUMNS else None
-    return column if isinstance(column, str) else None
 
 
 def get_metric(

@@ -1,0 +1,27 @@
+"""The kinds of output that a task may have, and what the layers below `evaluation` need to know of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+OutputKind = Literal["text", "category", "multilabel", "json", "chat", "ranking"]
+
+# The metric of a task that names none.
+DEFAULT_METRICS: dict[OutputKind, str] = {
+    "category": "accuracy",
+    "multilabel": "labels_f1",
+    "text": "rougeL",
+    "json": "json_field_f1",
+    "chat": "rougeL",
+    "ranking": "mrr",
+}
+
+# Metrics that read a column of the data besides the answer and the expected answer, and the setting that names it.
+METRIC_COLUMNS = {"sari": "source", "code": "tests"}
+
+
+def metric_column(name: str, settings: Mapping[str, Any]) -> str | None:
+    """Find the column that a metric reads besides the answer and the expected answer, if any."""
+    column = settings.get(METRIC_COLUMNS.get(name, ""))
+    return column if isinstance(column, str) else None
