@@ -6,14 +6,15 @@ Nothing here is downloaded or run; a climb measures what the rules only expect, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rung.advice.rules import Effect, Expect, Facts, Step, gather, walk
+from rung.advice.facts import Facts, gather
+from rung.advice.rules import GUIDES, Effect, Expect, Guide, Step, walk
 from rung.data.rows import Data
 from rung.machine import Machine, this_machine
+from rung.rungs import RUNGS
 from rung.task import Task
 
 __all__ = ["Advice", "Expectation", "advise"]
@@ -45,6 +46,10 @@ class Advice:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         steps = [{**asdict(step), "source": step.source and step.source._asdict()} for step in self.steps]
+        for step in steps:
+            step["effects"] = [
+                {key: value for key, value in effect.items() if key != "when"} for effect in step["effects"]
+            ]
         values = {
             "task": self.task,
             "steps": steps,
@@ -65,39 +70,31 @@ def advise(task: Task, data: Data | None = None, machine: Machine | None = None)
     """
     facts = gather(task, data or task.read(), machine or this_machine())
     steps = tuple(walk(facts))
-    families = _families(task)
-    expectations = tuple(_expectation(name, family, steps, facts) for name, family in families.items())
-    return Advice(task.name, steps, expectations)
-
-
-def _families(task: Task) -> Mapping[str, str]:
-    from rung.rungs import RUNGS
-
-    families = {"zero-shot": "prompting"}
+    expectations = [Expectation("zero-shot", "prompting", "unknown", ("every rung is measured against it",))]
     for name, make in RUNGS.items():
-        families[name] = make(task, 0).family
-    return families
+        guide = GUIDES.get(name, Guide())
+        expectations.append(_expectation(name, make(task, 0).family, guide, guide.lacks(task), steps, facts))
+    return Advice(task.name, steps, tuple(expectations))
 
 
-def _expectation(name: str, family: str, steps: tuple[Step, ...], facts: Facts) -> Expectation:
+def _expectation(
+    name: str, family: str, guide: Guide, lacks: str, steps: tuple[Step, ...], facts: Facts
+) -> Expectation:
     """Gather what the steps say of one rung."""
-    if name == "zero-shot":
-        return Expectation(name, family, "unknown", ("the incumbent that every rung is measured against",))
-    if name == "system-prompt" and not facts.system:
-        return Expectation(name, family, "not", ("`system` is not set",))
-    if name == "gepa" and not facts.reflection:
-        return Expectation(name, family, "not", ("`rungs: {gepa: {reflection: ...}}` names no model",))
-    said = [effect for step in steps for effect in _about(name, family, step)]
-    if family == "retrieval" and not facts.corpus and not said:
+    if lacks:
+        return Expectation(name, family, "not", (lacks,))
+    effects = [effect for step in steps for effect in _about(family, guide, step)]
+    if family == "retrieval" and not facts.corpus and not effects:
         return Expectation(name, family, "not", ("`corpus` names no documents",))
-    told = [effect for effect in said if effect.excludes] or said
-    return Expectation(name, family, _verdict(said), tuple(e.reason for e in told) or ("no rule speaks of it",))
+    decisive = [effect for effect in effects if effect.excludes] or effects
+    reasons = tuple(str(effect.reason) for effect in decisive)
+    return Expectation(name, family, _verdict(effects), reasons or ("no rule is about it",))
 
 
-def _about(name: str, family: str, step: Step) -> list[Effect]:
-    """Return what a step says of a rung: by its name where it does, else by its family's."""
-    named = [effect for effect in step.effects if name in effect.rungs]
-    return named or [effect for effect in step.effects if family in effect.rungs]
+def _about(family: str, guide: Guide, step: Step) -> list[Effect]:
+    """What a step says of a rung: by its topics if it does, else by its family."""
+    by_topic = [effect for effect in step.effects if set(guide.topics) & set(effect.rungs)]
+    return by_topic or [effect for effect in step.effects if family in effect.rungs]
 
 
 def _verdict(said: list[Effect]) -> Expect:
