@@ -30,12 +30,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from _common import finish
 from rung.data.rows import Span
 from rung.engines.opening import open_encoder
-from rung.evaluation.rag_metrics import span_recall
 from rung.evaluation.statistics import compare
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus
 from rung.retrieval.index import SearchSettings
-from rung.retrieval.passage import Passage
+from rung.retrieval.passage import Passage, span_recall
 
 LANGUAGES = ("en", "de", "es")
 READ = 5_000  # characters of passages

@@ -13,7 +13,7 @@ from rung.data.rows import Span
 from rung.errors import ArtifactError, ConfigError, DataError
 from rung.retrieval.build import BATCH, build, build_index, changes_since, index_folder
 from rung.retrieval.corpus import Corpus
-from rung.retrieval.fitting import Chunking, LabelledQuery, choose_chunking, learn_weight
+from rung.retrieval.fitting import LabelledQuery, learn_weight
 from rung.retrieval.index import MANIFEST, Index, SearchSettings, embed_queries
 from rung.retrieval.store import Store
 from rung.task import Task
@@ -238,23 +238,6 @@ def test_a_weight_is_learned_from_thirty_queries(built):
     assert learned == SearchSettings()  # the default finds all of them, and no weight finds more
     with pytest.raises(DataError, match="29 labelled queries are too few"):
         learn_weight(built, queries[:29], SearchSettings())
-
-
-def test_chunkings_are_compared_at_the_same_budget(base, encoder):
-    text = " ".join(f"Fact {number} is that item{number} costs {number} coins." for number in range(60))
-    (base / "docs/facts.txt").write_text(text)
-    at = [text.index(f"item{number} costs") for number in range(0, 60, 7)]
-    queries = [
-        LabelledQuery(f"what does item{number} cost", (Span("docs/facts.txt", start, start + 6),))
-        for number, start in zip(range(0, 60, 7), at, strict=True)
-    ]
-    scores = choose_chunking(
-        Corpus(files="docs"), base, queries, [Chunking(40), Chunking(12)], base / "race", budget=40
-    )
-    assert {score.chunking.tokens for score in scores} == {40, 12}
-    assert scores[0].recall == 1.0
-    assert all(len(score.recalls) == len(queries) for score in scores)
-    assert scores == sorted(scores, key=lambda score: (-score.recall, score.characters))
 
 
 def test_the_index_of_a_task_lies_in_the_cache(base, encoder):

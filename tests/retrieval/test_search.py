@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rung.errors import ConfigError
-from rung.retrieval.index import diverse, fuse, without_duplicates
+from rung.retrieval.index import fuse, without_duplicates
 from rung.retrieval.store import condition
 
 
@@ -44,15 +44,6 @@ def test_near_duplicates_of_better_ones_go():
     assert without_duplicates(vectors, 0.98) == [0, 2, 3]
     assert without_duplicates(vectors, 0.79) == [0, 2]
     assert without_duplicates(vectors, 1.1) == [0, 1, 2, 3]
-
-
-def test_maximal_marginal_relevance():
-    vectors = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
-    relevance = np.array([1.0, 0.9, 0.5])
-    assert diverse(relevance, vectors, 3, 0.0) == [0, 1, 2]
-    # scaled 1, 0.8, 0; after 0: 0.4 * 0.8 - 0.6 = -0.28 against 0
-    assert diverse(relevance, vectors, 3, 0.6) == [0, 2, 1]
-    assert diverse(relevance, vectors, 1, 0.6) == [0]
 
 
 def test_filters_become_conditions_and_values_stay_values():

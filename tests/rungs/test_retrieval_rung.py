@@ -15,14 +15,14 @@ from rung.cli.main import app
 from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
-from rung.evaluation.rag_metrics import FaithfulnessJudge, sources, span_recall
+from rung.evaluation.rag_metrics import FaithfulnessJudge, sources
 from rung.evaluation.scoring import cases, metric_of
 from rung.retrieval import build as build_module
 from rung.retrieval.build import build_index
 from rung.retrieval.chunking import sentence_spans
 from rung.retrieval.fitting import LabelledQuery, learn_weight
 from rung.retrieval.index import SearchSettings
-from rung.retrieval.passage import Citation
+from rung.retrieval.passage import Citation, span_recall
 from rung.retrieval.retriever import PLACE
 from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, build
 from rung.task import Task

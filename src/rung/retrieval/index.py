@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rung.engines.base import Floats
@@ -48,7 +47,6 @@ class SearchSettings:
         candidates: passages that each search hands to the fusion.
         filters: values by `document`, `source`, `title` or a column of `corpus.metadata`; several mean one of them.
         duplicate: passages with this cosine to a better one are left out; above 1 none is.
-        diversity: 0 orders by relevance alone; above, passages are chosen by maximal marginal relevance.
         reranked: passages that a reranker reads.
     """
 
@@ -57,7 +55,6 @@ class SearchSettings:
     candidates: int = 100
     filters: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     duplicate: float = 0.98
-    diversity: float = 0.0
     reranked: int = 20
 
 
@@ -104,26 +101,6 @@ def without_duplicates(vectors: Floats, threshold: float) -> list[int]:
         if not kept or float((vectors[kept] @ vectors[position]).max()) < threshold:
             kept.append(position)
     return kept
-
-
-def diverse(relevance: npt.NDArray[np.float64], vectors: Floats, k: int, diversity: float) -> list[int]:
-    """Return k positions chosen by maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998).
-
-    Relevance is scaled to 0..1; each next one maximizes `(1 - diversity) * relevance - diversity * largest cosine to
-    those chosen`.
-    """
-    spread = float(relevance.max() - relevance.min())
-    scaled = (relevance - relevance.min()) / spread if spread else np.ones_like(relevance)
-    nearest = np.full(len(relevance), -np.inf)
-    chosen: list[int] = []
-    while len(chosen) < min(k, len(relevance)):
-        penalty = np.where(np.isinf(nearest), 0.0, nearest)
-        value = (1 - diversity) * scaled - diversity * penalty
-        value[chosen] = -np.inf
-        best = int(value.argmax())
-        chosen.append(best)
-        nearest = np.maximum(nearest, vectors @ vectors[best])
-    return chosen
 
 
 # --------------------
@@ -327,14 +304,11 @@ class Index:
         return dense, words
 
     def _choose(self, rows: list[tuple[dict[str, Any], float]], k: int, settings: SearchSettings) -> list[Passage]:
-        """Return k passages without near-duplicates, by relevance or by maximal marginal relevance."""
+        """Leave out near-duplicates of better passages, and keep the first k."""
         if not rows:
             return []
         vectors = np.stack([row["vector"] for row, _ in rows])
         kept = without_duplicates(vectors, settings.duplicate)
-        if settings.diversity > 0:
-            relevance = np.array([rows[position][1] for position in kept])
-            kept = [kept[chosen] for chosen in diverse(relevance, vectors[kept], k, settings.diversity)]
         return [self._passage(*rows[position]) for position in kept[:k]]
 
     def _passage(self, row: dict[str, Any], score: float) -> Passage:

@@ -58,6 +58,22 @@ def holds_answer(passage: Passage, row: Example) -> bool:
     return any(len(answer) >= FEWEST_LETTERS and answer in text for answer in answers)
 
 
+def span_recall(passages: Sequence[Passage], gold: Sequence[Span], k: int) -> float:
+    """Compute the share of the gold spans' characters in the first k passages; no character counts twice.
+
+    Raises:
+        ValueError: the gold spans hold no character.
+    """
+    wanted = _characters(gold)
+    if not wanted:
+        raise ValueError("nothing is relevant")
+    return len(wanted & _characters(passages[:k])) / len(wanted)
+
+
+def _characters(pieces: Sequence[Span | Passage]) -> set[tuple[str, int]]:
+    return {(piece.document, position) for piece in pieces for position in range(piece.start, piece.end)}
+
+
 # --------------------
 # Citations: the numbers in an answer, resolved to document, page and span.
 #

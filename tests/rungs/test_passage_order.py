@@ -6,7 +6,7 @@ import pytest
 
 from grounded import Index as FakeIndex
 from grounded import looking_in, passage, rows_of
-from rung.retrieval.fitting import DEFAULT, best_order, position_effect
+from rung.rungs.retrieval import DEFAULT_ORDER, best_order, position_effect
 
 CODES = {"alpha": "111", "beta": "222", "gamma": "333"}
 INDEX = [passage(f"{n}.md", f"{n} code is {c}") for n, c in CODES.items()] + [
@@ -31,7 +31,7 @@ def reading(which):
     [
         (lambda n: [0], {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0}, "best_first"),
         (lambda n: [n - 1], {0: 0.0, 1: 0.0, 2: 0.0, 3: 1.0}, "best_last"),
-        (lambda n: [0, n - 1], {0: 1.0, 1: 0.0, 2: 0.0, 3: 1.0}, DEFAULT),  # lost in the middle
+        (lambda n: [0, n - 1], {0: 1.0, 1: 0.0, 2: 0.0, 3: 1.0}, DEFAULT_ORDER),  # lost in the middle
     ],
 )
 def test_each_position_is_scored_with_the_same_passages(which, effect, order, monkeypatch):
@@ -44,4 +44,4 @@ def test_each_position_is_scored_with_the_same_passages(which, effect, order, mo
 def test_rows_whose_answer_is_not_found_cannot_tell(monkeypatch):
     artifact = looking_in(FakeIndex(INDEX), monkeypatch, k=4)
     assert position_effect(artifact, rows_of(("which code", "elsewhere"))) == {}
-    assert best_order({}) == DEFAULT
+    assert best_order({}) == DEFAULT_ORDER
