@@ -186,7 +186,7 @@ def test_the_command_that_ends_a_won_trial_works_when_it_is_pasted(run, stored, 
     trial = run("trial", "show", "intents", *place, "--json")
     assert trial["next"].startswith("rung failures list --task intents --reason disagreement")
     with FeedbackStore(tmp_path / "f.db") as store:
-        sample = store.interaction("r0")
+        sample = store.case("r0").interaction
         for number in range(12):
             sent = replace(
                 sample, id=f"t{number}", artifact=trial["against"], trial=trial["id"], actual="age_limit",

@@ -40,7 +40,7 @@ def test_everything_offered_by_many_threads_is_there_once(tmp_path, make):
             assert capture.flush()
             assert {case.interaction.id for case in store.cases()} == {f"r{i}" for i in range(1600)}
             capture.offer(make(1600, inputs={"text": "I am ann@mail.example"}))
-        assert store.interaction("r1600").inputs == {"text": "I am [email]"}
+        assert store.case("r1600").interaction.inputs == {"text": "I am [email]"}
         counts = capture.counts
         assert (counts.offered, counts.written, counts.waiting, counts.dropped) == (1601, 1601, 0, 0)
 

@@ -129,6 +129,6 @@ def test_jsonl_is_read_back_whole(store, make, task, tmp_path):
         write(store.cases(), "jsonl", out)
     with FeedbackStore(tmp_path / "other.db") as other:
         assert read(file, task, other, "Bob") == (2, 1)
-        assert other.interaction("r1") == rows[0]
+        assert other.case("r1").interaction == rows[0]
         assert other.case("r1").expected == "card_arrival"
-        assert other.interaction("r2").input_id == rows[1].input_id
+        assert other.case("r2").interaction.input_id == rows[1].input_id

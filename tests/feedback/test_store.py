@@ -19,18 +19,18 @@ def test_interactions_come_back_as_they_went_in(store, make):
         make(2, confidence=None, key=None, finish="length", split="test"),
     ]
     store.record(rows)
-    assert [store.interaction(row.id) for row in rows] == rows
+    assert [store.case(row.id).interaction for row in rows] == rows
     store.record([make(1), make(3)])  # one that is known is left alone
     store.record([])
-    assert [store.interaction(row.id) for row in rows] == rows
+    assert [store.case(row.id).interaction for row in rows] == rows
     assert len(store.cases()) == 3
     with pytest.raises(DataError, match="no interaction has the id 'r9'"):
-        store.interaction("r9")
+        store.case("r9")
 
 
 def test_text_that_no_database_keeps_is_replaced_and_inputs_are_kept_whole(store, make):
     store.record([make(1, inputs={"text": "a\x00b\ud800c"}, actual="x\x00y\ud800")])
-    kept = store.interaction("r1")
+    kept = store.case("r1").interaction
     assert kept.inputs == {"text": "a\x00b\ud800c"}
     assert kept.actual == "x\ufffdy\ufffd"
 

@@ -167,7 +167,7 @@ def test_a_shadow_answers_behind_the_response_and_neither_delays_nor_changes_it(
             for one in answered:
                 (behind,) = store.shadows(one["id"])
                 assert (behind.artifact, behind.actual, behind.finish) == (fingerprint(folders[1]), RIGHT, "stop")
-                assert behind.input_id == store.interaction(one["id"]).input_id
+                assert behind.input_id == store.case(one["id"]).interaction.input_id
             assert store.shadows(plain["id"]) == []  # before the trial
             assert store.count() == 13
         case = httpx.get(f"{server.url}/v1/failures/{answered[0]['id']}", timeout=60).json()
@@ -186,7 +186,7 @@ def test_a_shadow_answers_behind_the_response_and_neither_delays_nor_changes_it(
         server.parts.capture.flush()
         assert server.metric("rung_shadow_offered") == 12
         with FeedbackStore(tmp_path / "f.db") as store:
-            assert store.interaction(later["id"]).trial == ""
+            assert store.case(later["id"]).interaction.trial == ""
 
 
 def test_requests_for_another_answer_than_the_artifacts_own_take_no_part(make_challenge):

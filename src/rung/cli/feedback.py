@@ -82,8 +82,6 @@ def list_command(
     json: Json = False,
 ) -> None:
     """List suspicious answers, the worst first; what nobody reviewed, unless asked otherwise."""
-    from rung.feedback.store import case_values
-
     narrowed = everything or wrong or reviewed is not None
     which = _filter(
         task=task, split=split, reason=reason, text=text, failure=True if wrong else None,
@@ -92,7 +90,7 @@ def list_command(
     with open_store(store) as opened:
         cases, count = opened.cases(which, limit=limit), opened.count(which)
     if json:
-        print_json({"cases": [case_values(case) for case in cases], "count": count})
+        print_json({"cases": [case.as_dict() for case in cases], "count": count})
         return
     _table(cases)
     typer.echo(f"{len(cases)} of {count} cases")
@@ -101,10 +99,8 @@ def list_command(
 @app.command()
 def show(id: Id, store: StorePlace = STORE, json: Json = False) -> None:  # noqa: A002
     """Show one case: what was asked, answered and expected, its feedback and its history."""
-    from rung.feedback.store import details
-
     with open_store(store) as opened:
-        values = details(opened, id)
+        values = opened.details(id)
     if json:
         print_json(values)
         return

@@ -1,7 +1,9 @@
-"""Capture: interactions are offered on the response path, and written behind it by one thread, in batches.
+"""Capture: the response path offers interactions, and one thread redacts them and writes them to the store in batches.
 
-The queue is bounded in number and in size. What does not fit is dropped and counted: a slow store must never slow an
-answer down. `counts` shows it all: offered = left out + dropped + waiting + written.
+The queue is bounded in number and in size. What does not fit is dropped and counted: a slow store must never delay an
+answer. In `counts`, offered = left out + dropped + waiting + written.
+
+Redaction replaces secrets and personal numbers by the name of their kind before anything is stored.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from rung.errors import ConfigError, MachineError
 from rung.feedback.records import Interaction
 from rung.feedback.store import FeedbackStore
 
-# --------------------
-# Redaction: secrets and personal numbers are replaced by the name of what they were, before anything is stored.
-
+CaptureMode = Literal["off", "sampled", "on"]
+BATCH = 256  # interactions in one transaction
+GATHER = 0.05  # seconds that a batch may wait for more interactions
+RETRY = 1.0  # seconds between attempts while the store cannot be written
 
 _API_KEY = r"""
     \b(?:sk|pk|rk|rung)[-_](?:[A-Za-z0-9]+[-_])*[A-Za-z0-9_-]{16,}  # OpenAI, Anthropic, Stripe, our own
@@ -32,72 +35,79 @@ _API_KEY = r"""
 """
 _EMAIL = r"(?<![\w.+-])[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,63}\b"
 _IBAN = r"\b[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,3})?\b"
-# As cards are printed, or all digits together; other runs of numbers pass Luhn's sum one time in ten.
+# As cards are printed, or all digits together; one in ten other runs of digits passes Luhn's sum.
 _CARD = r"(?<![\d.])(?:[2-6]\d{12,18}|[2-6]\d{3}([ -])\d{4}\1\d{4}\1\d{1,7}|3\d{3}([ -])\d{6}\2\d{4,5})(?![\d.]\d|\d)"
 
 
 def _is_iban(text: str) -> bool:
-    """Check an account number by its check digits (ISO 13616: the rearranged number is 1 modulo 97)."""
+    """Verify an account number's check digits (ISO 13616: the rearranged number is 1 modulo 97)."""
     compact = text.replace(" ", "")
     return int("".join(str(int(c, 36)) for c in compact[4:] + compact[:4])) % 97 == 1
 
 
 def _is_card(text: str) -> bool:
-    """Check a payment card's number by Luhn's sum."""
+    """Verify a payment card's number by Luhn's sum."""
     digits = [int(c) for c in text if c.isdigit()][::-1]
     return sum(sum(divmod(2 * d, 10)) if i % 2 else d for i, d in enumerate(digits)) % 10 == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """What is replaced by `[name]`: matches of `regex` that pass `check`."""
+    """Matches of `regex` that pass `check` are replaced by `[name]`."""
 
     name: str
     regex: re.Pattern[str]
     check: Callable[[str], bool] = field(default=lambda text: True)
 
     def apply(self, text: str) -> str:
-        """Return the text without what the pattern finds."""
+        """Redact a text."""
         return self.regex.sub(lambda m: f"[{self.name}]" if self.check(m.group()) else m.group(), text)
 
 
 BUILT_IN: Mapping[str, Pattern] = {
-    pattern.name: pattern
-    for pattern in (
-        Pattern("api-key", re.compile(_API_KEY, re.VERBOSE)),
-        Pattern("email", re.compile(_EMAIL)),
-        Pattern("iban", re.compile(_IBAN), _is_iban),
-        Pattern("card", re.compile(_CARD), _is_card),
-    )
+    "api-key": Pattern("api-key", re.compile(_API_KEY, re.VERBOSE)),
+    "email": Pattern("email", re.compile(_EMAIL)),
+    "iban": Pattern("iban", re.compile(_IBAN), _is_iban),
+    "card": Pattern("card", re.compile(_CARD), _is_card),
 }
 
 
 class Redactor:
-    """Applies patterns, in order, to all text of an interaction that somebody else wrote."""
+    """Applies patterns, in order, to the inputs and the response of an interaction."""
 
     def __init__(self, names: Sequence[str] = tuple(BUILT_IN), own: Mapping[str, str] | None = None) -> None:
         """Choose what is redacted.
 
         Args:
             names: of the built-in patterns: api-key, email, iban, card.
-            own: regular expressions of the user's, by the name that stands in place of their matches.
+            own: the user's regular expressions, by the name that replaces their matches.
 
         Raises:
             ConfigError: `unknown-name` or `bad-option`.
         """
-        for name in names:
-            if name not in BUILT_IN:
-                raise ConfigError("unknown-name", f"no pattern is named {name!r}", hint=f"choose {', '.join(BUILT_IN)}")
-        self.patterns = [BUILT_IN[name] for name in names] + [_own(name, text) for name, text in (own or {}).items()]
+        unknown = [name for name in names if name not in BUILT_IN]
+        if unknown:
+            raise ConfigError(
+                "unknown-name", f"no pattern is named {unknown[0]!r}", hint=f"choose {', '.join(BUILT_IN)}"
+            )
+        self.patterns = [BUILT_IN[name] for name in names]
+        for name, regex in (own or {}).items():
+            try:
+                self.patterns.append(Pattern(name, re.compile(regex)))
+            except re.error as error:
+                raise ConfigError(
+                    "bad-option", f"the pattern {name!r} is not a regular expression: {error}",
+                    hint="use the syntax of Python's `re`",
+                ) from None  # fmt: skip
 
     def text(self, text: str) -> str:
-        """Return a text, redacted."""
+        """Redact a text."""
         for pattern in self.patterns:
             text = pattern.apply(text)
         return text
 
     def value(self, value: Any) -> Any:
-        """Return a JSON value, its texts redacted; keys are the task's and stay."""
+        """Redact the texts in a JSON value; keys come from the task and stay."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
@@ -107,38 +117,21 @@ class Redactor:
         return value
 
     def interaction(self, row: Interaction) -> Interaction:
-        """Return an interaction, inputs and actual response redacted; its side of the split and its input_id stay."""
+        """Redact inputs and response; `split` and `input_id` stay those of the original inputs."""
         return replace(row, inputs=self.value(row.inputs), actual=self.text(row.actual))
-
-
-def _own(name: str, text: str) -> Pattern:
-    try:
-        return Pattern(name, re.compile(text))
-    except re.error as error:
-        raise ConfigError(
-            "bad-option",
-            f"the pattern {name!r} is no regular expression: {error}",
-            hint="write it as Python's re does",
-        ) from None
-
-
-CaptureMode = Literal["off", "sampled", "on"]
-BATCH = 256  # interactions in one transaction
-GATHER = 0.05  # seconds that a batch may wait for company
-RETRY = 1.0  # seconds between tries while the store cannot be written
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureCounts:
-    """What became of the interactions offered so far.
+    """How many interactions were offered, and what became of them.
 
     Attributes:
-        offered: all of them.
+        offered: all.
         left_out: by the mode: off, or not in the sample.
-        dropped: because the queue was full, or the store could not be written until the capture was closed.
+        dropped: the queue was full, the store refused the row, or it could not be written before capture closed.
         waiting: in the queue.
         written: in the store.
-        error: why the store could not be written the last time, empty once it could again.
+        error: of the last attempt to write; empty after a success.
     """
 
     offered: int
@@ -150,7 +143,7 @@ class CaptureCounts:
 
 
 class Capture:
-    """Writes what it is offered to a store. `offer` never waits and never raises; `close` writes what is waiting."""
+    """Writes offered interactions to a store. `offer` never waits and never raises; `close` writes what is queued."""
 
     def __init__(
         self,
@@ -165,18 +158,18 @@ class Capture:
         """Start the writer.
 
         Args:
-            store: where to.
+            store: where interactions are written.
             mode: `off`, `sampled` or `on`.
-            rate: the share that is kept where sampled, in (0, 1].
-            redact: what is taken out of the text; None for the built-in patterns.
-            most: interactions that may wait.
-            most_characters: of their text, together.
+            rate: the share of interactions in a sample, in (0, 1].
+            redact: removes secrets from the text; None for the built-in patterns.
+            most: longest queue.
+            most_characters: of text in the queue.
 
         Raises:
             ConfigError: `bad-option`.
         """
         if mode not in get_args(CaptureMode):
-            raise ConfigError("bad-option", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
+            raise ConfigError("bad-option", f"unknown capture mode {mode!r}", hint="choose off, sampled or on")
         if not 0 < rate <= 1 or (mode != "sampled" and rate != 1):
             raise ConfigError(
                 "bad-option", f"a rate of {rate:g} with mode {mode}", hint="a rate above 0 and below 1 needs `sampled`"
@@ -194,7 +187,7 @@ class Capture:
         self._thread.start()
 
     def offer(self, interaction: Interaction) -> None:
-        """Take one interaction, or count why not."""
+        """Queue one interaction, or count why not."""
         with self._changed:
             self._offered += 1
             if not self.takes(interaction.shadows or interaction.id):
@@ -208,29 +201,29 @@ class Capture:
             self._queue.append(interaction)
             self._accepted += 1
             self._characters += size
-            if len(self._queue) in (1, BATCH):  # otherwise the writer has no reason to look
+            if len(self._queue) in (1, BATCH):  # otherwise the writer has nothing new to do
                 self._changed.notify_all()
 
     def takes(self, identity: str) -> bool:
-        """Tell whether the mode keeps an interaction; one that shadows another is kept where that one is."""
+        """Whether the mode keeps an interaction; a shadow is kept with the interaction that it shadows."""
         return self.mode == "on" or (self.mode == "sampled" and place_of(identity) < self.rate)
 
     @property
     def counts(self) -> CaptureCounts:
-        """What became of all interactions, at this moment."""
+        """A snapshot of the counts."""
         with self._changed:
             waiting = self._accepted - self._written - self._lost
             dropped = self._refused + self._lost
             return CaptureCounts(self._offered, self._left_out, dropped, waiting, self._written, self._error)
 
     def flush(self, timeout: float = 30.0) -> bool:
-        """Wait until everything accepted so far is written, or given up; return whether it is."""
+        """Wait until everything accepted so far is written or given up; return whether that happened in time."""
         with self._changed:
             target = self._accepted
             return self._changed.wait_for(lambda: self._written + self._lost >= target, timeout)
 
     def close(self, timeout: float = 30.0) -> CaptureCounts:
-        """Take nothing more, write what is waiting, stop the writer; what could not be written counts as dropped."""
+        """Accept nothing more, write the queue, stop the writer; what could not be written counts as dropped."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -250,7 +243,7 @@ class Capture:
             self._keep([self.redact.interaction(row) for row in batch])
 
     def _next(self) -> list[Interaction]:
-        """Wait for the next batch; empty when the capture is closed and nothing is left."""
+        """Wait for the next batch; empty when capture is closed and the queue is empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
             self._changed.wait_for(lambda: len(self._queue) >= BATCH or self._closing, GATHER)
@@ -259,7 +252,7 @@ class Capture:
             return batch
 
     def _keep(self, rows: list[Interaction]) -> None:
-        """Write rows; wait for a store that cannot be written, and give up only rows that it refuses."""
+        """Write rows; retry while the store cannot be written, and give up only rows that it refuses."""
         while True:
             try:
                 self.store.record(rows)
@@ -268,7 +261,7 @@ class Capture:
                     self._account(lost=len(rows))
                     return
             except Exception as error:
-                # A row that no store takes must not stop the others, nor this thread: it is counted, with the reason.
+                # A row that the store refuses must not stop the others or this thread: it is counted, with the reason.
                 self._error = f"{type(error).__name__}: {error}"
                 if len(rows) == 1:
                     self._account(lost=1)
@@ -282,7 +275,7 @@ class Capture:
                 return
 
     def _give_up(self, error: str) -> bool:
-        """Note the error and wait a little; return whether there is no time for another try."""
+        """Note the error and wait; return whether capture is closing, so that there is no other attempt."""
         with self._changed:
             self._error = error
             return self._changed.wait_for(lambda: self._closing, RETRY)
@@ -295,5 +288,5 @@ class Capture:
 
 
 def _size(row: Interaction) -> int:
-    """Return about how many characters an interaction holds."""
+    """About how many characters an interaction holds."""
     return len(row.actual) + sum(len(v) if isinstance(v, str) else len(str(v)) for v in row.inputs.values())

@@ -1,16 +1,15 @@
-"""Looking for suspicious answers: those that break the task's rules, and those that another artifact contradicts."""
+"""Find suspicious answers: those that break the task's rules, and those that another artifact contradicts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate
 from rung.data.examples import mismatch
 from rung.data.rows import Example
-from rung.feedback.records import CaseFilter, Feedback, Interaction
+from rung.feedback.records import CaseFilter, Feedback
 from rung.feedback.store import FeedbackStore
 from rung.progress import QUIET, Progress
 
@@ -19,7 +18,7 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class CheckCounts:
-    """How many unreviewed interactions were looked at, and how many were newly found invalid or contradicted."""
+    """How many unreviewed interactions were checked, and how many of them are newly invalid or contradicted."""
 
     looked_at: int
     invalid: int
@@ -29,16 +28,16 @@ class CheckCounts:
 def check(
     store: FeedbackStore, artifact: Artifact, fingerprint: str, *, compare: bool = True, progress: Progress = QUIET
 ) -> CheckCounts:
-    """Look at the unreviewed interactions of an artifact's task, and keep what is found as feedback.
+    """Check the unreviewed interactions of an artifact's task, and store the findings as feedback.
 
-    What was found before is not found again, and no artifact answers an interaction twice.
+    A finding is stored once, and an artifact answers an interaction at most once.
 
     Args:
-        store: where interactions are, and findings go.
-        artifact: of the task; it knows the rules of its answers, and answers itself.
+        store: holds the interactions and the findings.
+        artifact: of the task; it defines valid answers, and gives the answers to compare with.
         fingerprint: of the artifact.
-        compare: also have it answer; a stronger artifact's disagreement is worth a look.
-        progress: told of every batch.
+        compare: also let the artifact answer; a stronger artifact's disagreement is worth a review.
+        progress: reports every batch.
     """
     cases = store.cases(CaseFilter(task=artifact.shape.task, reviewed=False))
     known, source = store.sources(), f"artifact:{fingerprint}"
@@ -48,22 +47,24 @@ def check(
         if problem and "check" not in known.get(id, ()):
             store.add_feedback(Feedback(id, comment=problem, source="check"))
             invalid += 1
-    others = [
-        case.interaction for case in cases
-        if case.interaction.artifact != fingerprint and source not in known.get(case.interaction.id, ())
-    ]  # fmt: skip
-    if compare and others:
-        progress.start("answering again", len(others))
-        for first in range(0, len(others), BATCH):
-            part = others[first : first + BATCH]
-            disagreed += _disagreements(store, artifact, source, part)
-            progress.advance(len(part))
+    rows = [case.interaction for case in cases if case.interaction.artifact != fingerprint]
+    rows = [row for row in rows if source not in known.get(row.id, ())]
+    if compare and rows:
+        progress.start("answering again", len(rows))
+        for first in range(0, len(rows), BATCH):
+            batch = rows[first : first + BATCH]
+            examples = [Example(row.input_id, row.inputs, (), row.id) for row in batch]
+            for row, answer in zip(batch, artifact.answer(examples, full=False), strict=True):
+                # Agreement is stored too: it says that this artifact has answered the interaction.
+                store.add_feedback(Feedback(row.id, expected=answer.text, source=source))
+                disagreed += answer.text.strip() != row.actual.strip()
+            progress.advance(len(batch))
         progress.finish(f"{disagreed} disagreements")
     return CheckCounts(len(cases), invalid, disagreed)
 
 
 def invalidity(artifact: Artifact, actual: str) -> str:
-    """Return why an answer breaks the rules of the artifact's task, or nothing."""
+    """Why an answer breaks the rules of the artifact's task; empty if it does not."""
     kind = artifact.shape.kind
     if not actual.strip():
         return "the answer is empty"
@@ -78,13 +79,3 @@ def invalidity(artifact: Artifact, actual: str) -> str:
         if schema and (problem := mismatch(value, json.loads(schema))):
             return f"the answer does not fit the schema: {problem}"
     return ""
-
-
-def _disagreements(store: FeedbackStore, artifact: Artifact, source: str, asked: Sequence[Interaction]) -> int:
-    rows = [Example(one.input_id, one.inputs, (), one.id) for one in asked]
-    found = 0
-    for one, answer in zip(asked, artifact.answer(rows, full=False), strict=True):
-        # Agreement is kept too: it says that the answer was looked at.
-        store.add_feedback(Feedback(one.id, expected=answer.text, source=source))
-        found += answer.text.strip() != one.actual.strip()
-    return found

@@ -1,9 +1,9 @@
-"""A database connection: SQLite with a write-ahead log by default, PostgreSQL by URL; migrated when it is opened.
+"""A database connection: SQLite with a write-ahead log by default, PostgreSQL by URL; opening it migrates it.
 
-Transactions come in three kinds. `read` waits for nobody. `capture` may lose the last moments when the power fails,
-though not when the process is killed. `durable` is on the disk before the call returns: corrections and promotions.
-A lost connection (PostgreSQL restarting) is tried again until `patience` is over, so what is done in a transaction must
-bear being done twice: inserts carry a key of their own.
+There are three kinds of transactions. `read` waits for nobody. `capture` survives a kill of the process, but a power
+failure may lose its last moments. `durable` is on the disk before the call returns: feedback, corrections, promotions.
+After a lost connection (PostgreSQL restarts) a transaction is retried until `patience` seconds are over, so its work
+must be safe to repeat: each insert carries a unique key.
 """
 
 from __future__ import annotations
@@ -14,13 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
-import sqlalchemy as sa
-
 from rung.errors import ConfigError, MachineError
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine import URL, Connection
-
 
 try:
     import sqlalchemy as sa
@@ -30,17 +24,35 @@ except ImportError as missing:
         "missing-extra", "the store of interactions needs SQLAlchemy", hint="uv pip install 'rung[serve]'"
     ) from missing
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL, Connection
 
 __all__ = ["PATIENCE", "StoreDatabase", "sa"]
 
 TransactionKind = Literal["read", "capture", "durable"]
 Result = TypeVar("Result")
 
+HEAD = "0003"  # the newest migration
 PATIENCE = 30.0  # seconds
 _LOCK = 0x52756E67  # PostgreSQL's advisory lock for migrations: "Rung"
 # SQLSTATEs after which the same transaction may succeed: shutdown, crash, starting up, serialization, deadlock,
 # too many connections; class 08 is a lost connection.
-_PASSING = {"57P01", "57P02", "57P03", "40001", "40P01", "53300"}
+_TRANSIENT = {"57P01", "57P02", "57P03", "40001", "40P01", "53300"}
+# By the start of SQLite's error name or PostgreSQL's SQLSTATE: what is wrong, and what to do.
+_EXPLAINED = (
+    (("SQLITE_FULL", "SQLITE_IOERR", "53100"),
+     "the store cannot be written, the disk is full or fails",
+     "free some space; everything acknowledged is stored"),
+    (("SQLITE_CORRUPT", "SQLITE_NOTADB"),
+     "the store is not a database, or it is damaged",
+     "restore a copy, or name another file with --store"),
+    (("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "42501"),
+     "the store cannot be opened for writing",
+     "check the folder and its permissions, or name another file with --store"),
+    (("SQLITE_BUSY", "SQLITE_LOCKED"),
+     "another process holds the store",
+     "wait for it to finish; for many writers use PostgreSQL"),
+)  # fmt: skip
 
 
 class StoreDatabase:
@@ -59,7 +71,7 @@ class StoreDatabase:
 
     @property
     def name(self) -> str:
-        """The place as it may be shown: without password."""
+        """The location, without a password."""
         return self.url.database or "" if self.dialect == "sqlite" else self.url.render_as_string(hide_password=True)
 
     def run(self, kind: TransactionKind, work: Callable[[Connection], Result]) -> Result:
@@ -75,16 +87,14 @@ class StoreDatabase:
                 with engine.begin() as connection:
                     return work(connection)
             except DBAPIError as error:
-                if not self._passing(error) or time.monotonic() - start + wait > self.patience:
-                    self._explain(error)
+                if not self._transient(error) or time.monotonic() - start + wait > self.patience:
+                    self._raise(error)
             time.sleep(wait)
             wait = min(2 * wait, 1.0)
 
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
-
-    # ---- opening
 
     def _connect(self) -> sa.Engine:
         if self.dialect == "sqlite":
@@ -93,7 +103,7 @@ class StoreDatabase:
             sa.event.listen(engine, "begin", _begin_sqlite)
             return engine
         try:
-            # Without prepared statements a connection pooler may stand between.
+            # A connection pooler in front of the server may not support prepared statements.
             return sa.create_engine(self.url, pool_pre_ping=True, connect_args={"prepare_threshold": None})
         except (ImportError, NoSuchModuleError) as missing:
             raise MachineError(
@@ -101,20 +111,17 @@ class StoreDatabase:
             ) from missing
 
     def _migrate(self) -> None:
-
         version = self.run("read", _version)
-        if version == HEAD:
-            return
         if version is not None and version > HEAD:
             raise MachineError(
-                "store-newer",
-                f"{self.name} was migrated to version {version} by a newer Rung; this one knows {HEAD}",
-                hint="update Rung: going on could lose what the newer one keeps",
-            )
-        self.run("durable", self._upgrade)
+                "store-newer", f"{self.name} was migrated to version {version} by a newer Rung; this one knows {HEAD}",
+                hint="update Rung: this version could lose data that the newer one stored",
+            )  # fmt: skip
+        if version != HEAD:
+            self.run("durable", self._upgrade)
 
     def _upgrade(self, connection: Connection) -> None:
-        """Run the migrations; of processes that open a new store at once, the others wait and find it done."""
+        """Run the migrations; when several processes open a new store at once, the others wait and find it done."""
         from alembic import command
         from alembic.config import Config
 
@@ -125,69 +132,46 @@ class StoreDatabase:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
-    # ---- errors
-
-    def _passing(self, error: DBAPIError) -> bool:
+    def _transient(self, error: DBAPIError) -> bool:
         if self.dialect == "sqlite":
             return False  # the driver itself has waited for a lock
         state = getattr(error.orig, "sqlstate", None)
-        # A connection that could not be made has no state at all.
-        return error.connection_invalidated or state is None or state in _PASSING or state.startswith("08")
+        # A failed connection attempt has no state.
+        return error.connection_invalidated or state is None or state in _TRANSIENT or state.startswith("08")
 
-    def _explain(self, error: DBAPIError) -> NoReturn:
+    def _raise(self, error: DBAPIError) -> NoReturn:
         state = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
-        first = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
-        for states, explained in _EXPLAINED:
-            if any(state.startswith(one) for one in states):
-                raise explained(f"{self.name}: {first}") from error
-        if isinstance(error.orig, self._programming()):
-            raise error  # our own mistake: it must be seen as one
-        raise MachineError(
-            "store-failed",
-            f"{self.name} does not answer: {first}",
-            hint="nothing that was acknowledged is lost; start it, or name another store with --store",
-        ) from error
-
-    def _programming(self) -> tuple[type[Exception], ...]:
+        first = next(iter(str(error.orig).strip().splitlines()), type(error.orig).__name__)
+        for states, problem, hint in _EXPLAINED:
+            if state.startswith(states):
+                raise MachineError("store-failed", f"{problem}: {self.name}: {first}", hint=hint) from error
         dbapi: Any = self._engine.dialect.dbapi
-        return (dbapi.IntegrityError, dbapi.ProgrammingError, dbapi.NotSupportedError, dbapi.DataError)
-
-
-_Explained = Callable[[str], MachineError]
-_EXPLAINED: tuple[tuple[tuple[str, ...], _Explained], ...] = (
-    (("SQLITE_FULL", "SQLITE_IOERR", "53100"), lambda text: MachineError(
-        "store-failed", f"the store cannot be written, the disk is full or fails: {text}",
-        hint="free some space; what was acknowledged is there")),
-    (("SQLITE_CORRUPT", "SQLITE_NOTADB"), lambda text: MachineError(
-        "store-failed", f"the store is no database, or damaged: {text}",
-        hint="restore a copy, or name another file with --store")),
-    (("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "42501"), lambda text: MachineError(
-        "store-failed", f"the store cannot be opened for writing: {text}",
-        hint="check the folder and its permissions, or name another file with --store")),
-    (("SQLITE_BUSY", "SQLITE_LOCKED"), lambda text: MachineError(
-        "store-failed", f"the store is held by another process: {text}",
-        hint="wait for it to finish; for many writers use PostgreSQL")),
-)  # fmt: skip
+        if isinstance(
+            error.orig, dbapi.IntegrityError | dbapi.ProgrammingError | dbapi.NotSupportedError | dbapi.DataError
+        ):
+            raise error  # a bug in Rung: keep its traceback
+        raise MachineError(
+            "store-failed", f"{self.name} does not answer: {first}",
+            hint="nothing acknowledged is lost; start the database, or name another store with --store",
+        ) from error  # fmt: skip
 
 
 def _url(location: str | Path) -> URL:
-    """Return the database's URL; a text without `://` is the path of an SQLite file."""
+    """The database's URL; a text without `://` is the path of an SQLite file."""
     if isinstance(location, Path) or "://" not in location:
         return sa.URL.create("sqlite", database=str(Path(location).expanduser().absolute()))
     try:
         url = sa.make_url(location)
     except ArgumentError:
-        # The text is not shown: it may hold a password.
+        # The message leaves the URL out: it may hold a password.
         raise ConfigError(
             "bad-option", "the store's URL cannot be read", hint="write postgresql://user:password@host:5432/name"
         ) from None
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigError(
-            "bad-option", f"a store cannot be kept in {url.get_backend_name()}", hint="use sqlite or postgresql"
+            "bad-option", f"{url.get_backend_name()} is not supported as a store", hint="use sqlite or postgresql"
         )
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    return url
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
 
 
 def _version(connection: Connection) -> str | None:
@@ -197,9 +181,8 @@ def _version(connection: Connection) -> str | None:
     return version
 
 
-def _prepare_sqlite(connection: Any, record: Any) -> None:
-    del record
-    connection.isolation_level = None  # transactions begin below, and not when the driver thinks fit
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # `_begin_sqlite` begins transactions, not the driver
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA foreign_keys=ON")
@@ -210,25 +193,18 @@ def _begin_sqlite(connection: Connection) -> None:
     kind = connection.get_execution_options().get("rung", "read")
     if kind != "read":
         connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if kind == 'durable' else 'NORMAL'}")
-    # A writer takes the lock at once: one that read first and writes later could not wait for another.
+    # A writer takes the lock at once: a transaction that reads first and writes later could not wait for another.
     connection.exec_driver_sql("BEGIN" if kind == "read" else "BEGIN IMMEDIATE")
 
 
-# --------------------
-# The tables of the store. `migrations/` makes them; a test holds the two together.
-
-
-HEAD = "0003"  # the newest migration
-
-
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """A point in time, in UTC on every database; SQLite keeps no time zone."""
+    """A point in time, in UTC on every database; SQLite stores no time zone."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Turn what is stored into UTC."""
+        """Convert to UTC before storing."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -236,13 +212,14 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         utc = value.astimezone(UTC)
         return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
 
-    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Return what was stored, in UTC."""
-        del dialect
+    def process_result_value(self, value: datetime | None, _dialect: Any) -> datetime | None:
+        """Convert what was stored to UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
+
+# The tables. `migrations/` creates them; a test compares the two.
 
 METADATA = sa.MetaData()
 
@@ -276,7 +253,7 @@ interactions = sa.Table(
     sa.Index("interactions_by_shadowed", "shadows"),
 )
 
-# `source` is `user`, `check` (the answer breaks the task's rules) or `artifact:FINGERPRINT` (what another one answers).
+# `source` is `user`, `check` (the answer breaks the task's rules) or `artifact:FINGERPRINT` (that artifact's answer).
 feedback = sa.Table(
     "feedback",
     METADATA,
@@ -292,7 +269,7 @@ feedback = sa.Table(
     sa.Column("key", sa.Text),
 )
 
-# Rows are only ever added: what holds is the last correction that no later row undoes.
+# Rows are only added. The correction in force is the last one that no later row undoes.
 corrections = sa.Table(
     "corrections",
     METADATA,

@@ -1,4 +1,4 @@
-"""What the store holds besides interactions: feedback, corrections, promotions, and everything known of a case."""
+"""What the feedback store holds (interactions, feedback, corrections, promotions) and the defaults of its commands."""
 
 from __future__ import annotations
 
@@ -17,21 +17,28 @@ if TYPE_CHECKING:
     from rung.artifact.parts import Answer
     from rung.task import Task
 
-
-# --------------------
-# Interaction: one answered request, as it is captured.
-
+STORE = "failures.db"
+REGISTRY = Path("registry")
+SHARE = 0.1  # of the inputs that a challenger answers in an A/B trial
+PAIRS = 10_000  # after which a trial ends undecided
+LOW_CONFIDENCE = 0.5
+FINISHED = ("stop", "tool_calls")  # an answer with another finish reason was cut short
+SPACE = " \t\n\r\f\v"  # ignored around a response when it is compared
 
 Side = Literal["train", "test"]
+Thumb = Literal["up", "down"]
+TrialMode = Literal["shadow", "ab"]
+Reason = Literal["bad feedback", "invalid output", "unfinished", "retrieval miss", "disagreement", "low confidence"]
+REASONS: tuple[Reason, ...] = get_args(Reason)  # the most suspicious first
 
 
 @dataclass(frozen=True, slots=True)
 class SplitRule:
-    """On which side an input stands: the rule by which `rung.data.loading` cuts the test split from a file.
+    """Assigns an input to the training or the test side, as `rung.data.loading` splits a file.
 
     Attributes:
         seed: the task's `data.split.seed`.
-        test: the task's `data.split.test`: the share of inputs that nothing is ever trained on.
+        test: the task's `data.split.test`: the share of inputs that nothing is trained on.
         group: the task's `data.split.group`, where that column is among the inputs.
     """
 
@@ -41,12 +48,12 @@ class SplitRule:
 
     @classmethod
     def of(cls, task: Task) -> SplitRule:
-        """Return the rule of a task's file."""
+        """The rule in a task's file."""
         split = task.data.split
         return cls(split.seed, split.test, split.group)
 
     def side(self, inputs: Mapping[str, Any]) -> Side:
-        """Return the side of an input; equal inputs (case and spaces aside) always stand on the same."""
+        """The side of an input; inputs that differ only in case and spaces share a side."""
         group = str(inputs[self.group]) if self.group is not None and inputs.get(self.group) else None
         return "test" if place_of(f"{self.seed}/{group or example_id(inputs)}") < self.test else "train"
 
@@ -59,27 +66,27 @@ class Interaction:
     """One answered request.
 
     Attributes:
-        id: of the response, as the client was told it; at most 80 characters.
+        id: of the response that the client received; at most 80 characters.
         at: when it was answered, in UTC.
         task: name of the task; empty for a request to the bare base model.
-        artifact: fingerprint of the artifact that answered (that of its folder's manifest).
+        artifact: fingerprint of the artifact that answered (in its folder's manifest).
         model: fingerprint of the base model.
         system: text of the system message; empty for none.
-        template: the user turn with {column} for the inputs; empty where the one input holds the messages.
+        template: the user turn with {column} for the inputs; empty where the only input holds the messages.
         template_version: fingerprint of the whole prompt.
         inputs: the task's input columns.
         prompt_sha256: of the exact text that the model read.
-        actual: what was answered.
+        actual: the answer.
         confidence: probability of the answer, where there is one.
-        prompt_tokens, completion_tokens: what was read and written.
+        prompt_tokens, completion_tokens: read and written.
         seconds: from the request's arrival to the last token.
         key: id of the API key, never the key.
-        finish: `stop`, or why the answer ended otherwise: `length`, `cancelled`, ...
-        split: the side that the input stands on, fixed when it is captured; `test` never enters training.
-        input_id: hash of the inputs as they came; redaction changes the inputs, and not this. Empty: computed.
-        trial: token of the trial that it is part of, or empty.
-        shadows: id of the interaction that this one answers again, unseen by the client; empty for one that was sent.
-        missed: the documents were looked up, and held nothing relevant.
+        finish: `stop`, or why the answer was cut: `length`, `cancelled`, ...
+        split: the side of the input, fixed at capture; `test` never enters training.
+        input_id: hash of the original inputs; redaction does not change it. Empty: computed from `inputs`.
+        trial: token of the trial that it belongs to, or empty.
+        shadows: id of the interaction that a challenger answered again, unseen by the client; empty if it was sent.
+        missed: retrieval found nothing relevant.
     """
 
     id: str
@@ -126,12 +133,12 @@ def interaction_of(
     trial: str = "",
     shadows: str = "",
 ) -> Interaction:
-    """Return the interaction of an artifact's answer, made just now.
+    """Build the interaction of an answer that an artifact just gave.
 
     Args:
         artifact: what answered.
-        inputs: the row; columns that are no inputs of the task are left out.
-        answer: what it said.
+        inputs: the row; other columns than the task's inputs are left out.
+        answer: of the artifact.
         id: of the response.
         artifact_fingerprint: `rung.artifact.files.fingerprint` of its folder.
         model_fingerprint: of the base model.
@@ -139,12 +146,11 @@ def interaction_of(
         finish: why the answer ended.
         seconds: since the request's arrival; None takes the answer's own time.
         key: id of the API key.
-        rule: how inputs are split.
-        trial: token of the trial that it is part of.
+        rule: assigns the input to the training or test side.
+        trial: token of the trial that it belongs to.
         shadows: id of the interaction that it shadows.
     """
-    row, read = {column: inputs[column] for column in artifact.shape.inputs}, as_read(artifact, inputs)
-    template = artifact.prompt.template if artifact.prompt.chat_column is None else ""
+    read = as_read(artifact, inputs)
     return Interaction(
         id=id,
         at=datetime.now(UTC),
@@ -152,9 +158,9 @@ def interaction_of(
         artifact=artifact_fingerprint,
         model=model_fingerprint,
         system=artifact.prompt.head(),
-        template=template,
+        template=artifact.prompt.template if artifact.prompt.chat_column is None else "",
         template_version=artifact.prompt.fingerprint,
-        inputs=row,
+        inputs={column: inputs[column] for column in artifact.shape.inputs},
         prompt_sha256=hash_of(list(answer.messages) if prompt is None else prompt, digits=64),
         actual=answer.text,
         confidence=answer.confidence,
@@ -167,45 +173,30 @@ def interaction_of(
         input_id=example_id(read),
         trial=trial,
         shadows=shadows,
-        missed=missed(artifact, answer),
+        missed=artifact.retriever is not None
+        and (answer.refused or not answer.passages or answer.text.strip() == artifact.retriever.refusal),
     )
 
 
-def missed(artifact: Artifact, answer: Answer) -> bool:
-    """Tell whether the documents held nothing relevant: none was near enough or shown, or the model says so."""
-    if artifact.retriever is None:
-        return False
-    return answer.refused or not answer.passages or answer.text.strip() == artifact.retriever.refusal
-
-
 def as_read(artifact: Artifact, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row's inputs as `rung.data.examples` reads them, so that a request equals the row of a file."""
+    """A row's inputs as `rung.data.examples` reads them, so that a request gets the same id as the row of a file."""
     row = {column: inputs[column] for column in artifact.shape.inputs}
     return row if artifact.shape.kind == "chat" else {column: text_of(value) for column, value in row.items()}
 
 
-Thumb = Literal["up", "down"]
-Reason = Literal["bad feedback", "invalid output", "unfinished", "retrieval miss", "disagreement", "low confidence"]
-REASONS: tuple[Reason, ...] = get_args(Reason)  # in the order in which they are worth a look
-LOW_CONFIDENCE = 0.5
-FINISHED = ("stop", "tool_calls")  # an answer that ended otherwise was cut
-TrialMode = Literal["shadow", "ab"]
-SPACE = " \t\n\r\f\v"  # around a response, it makes no difference
-
-
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What somebody, or a check, said of an answer.
+    """What a user, a check or another artifact says about an answer.
 
     Attributes:
         interaction: id of the interaction.
         thumb: `up` or `down`, or None.
         score: in [0, 1], or None.
         comment: in words; may be empty.
-        expected: what should have been answered; a suggestion, until a reviewer confirms it by a correction.
-        source: `user`, `check` (the answer breaks the task's rules), `artifact:FINGERPRINT` (what another answers).
+        expected: the response that was expected; only a suggestion until a reviewer confirms it with a correction.
+        source: `user`, `check` (the answer breaks the task's rules), `artifact:FINGERPRINT` (that artifact's answer).
         key: id of the API key that it came with.
-        at, number: given by the store.
+        at, number: set by the store.
     """
 
     interaction: str
@@ -221,7 +212,7 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """One entry of an interaction's history: an expected response, or the undoing of an earlier entry."""
+    """One entry in an interaction's review history: an expected response, or the undoing of an earlier entry."""
 
     number: int
     interaction: str
@@ -234,14 +225,14 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class ReviewCase:
-    """An interaction with what is known of it now.
+    """An interaction together with its review.
 
     Attributes:
-        interaction: what was asked and answered.
-        expected: the reviewed expected response, or None where nobody reviewed it.
+        interaction: the request and its answer.
+        expected: the reviewed expected response, or None before a review.
         reviewer: who gave it last.
-        reasons: why the answer is suspicious; empty where nothing speaks against it.
-        suggestion: the expected response that feedback or another artifact named last, unreviewed.
+        reasons: why the answer is suspicious; empty for an unsuspicious one.
+        suggestion: the latest unreviewed expected response, from feedback or another artifact.
     """
 
     interaction: Interaction
@@ -252,45 +243,38 @@ class ReviewCase:
 
     @property
     def reviewed(self) -> bool:
-        """Whether a reviewer said what was expected."""
+        """Whether a reviewer gave the expected response."""
         return self.expected is not None
 
     @property
     def failure(self) -> bool:
-        """Whether it was reviewed and found wrong."""
+        """Whether a reviewer found the answer wrong."""
         return self.expected is not None and self.expected.strip(SPACE) != self.interaction.actual.strip(SPACE)
 
-
-@dataclass(frozen=True, slots=True)
-class JudgedAnswer:
-    """What was said of an answer that was sent, as far as a trial reads it.
-
-    Attributes:
-        interaction: id of the answer.
-        at: when something was first said; the order of a trial's rows.
-        expected: the correction that holds, else the response that a user expected last, or None.
-        score: of the first thumb or score of a user, 1 for up and 0 for down; or None.
-    """
-
-    interaction: str
-    at: datetime
-    expected: str | None
-    score: float | None
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, for the command line, the API and `jsonl` files."""
+        row = self.interaction
+        values = {name: getattr(row, name) for name in type(row).__slots__}
+        return {
+            **values, "at": row.at.isoformat(), "inputs": dict(row.inputs), "expected": self.expected,
+            "reviewer": self.reviewer, "reviewed": self.reviewed, "failure": self.failure,
+            "reasons": list(self.reasons), "suggestion": self.suggestion,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class CaseFilter:
-    """Which cases; every field that is not None narrows.
+    """Selects cases; every field that is not None narrows the selection.
 
     Attributes:
-        task, artifact, split: of the interaction.
+        task, artifact, split, trial: of the interaction.
         reason: one reason for suspicion.
-        suspicious: whether there is any.
-        reviewed: whether it has a correction that holds.
-        failure: whether it was reviewed and found wrong.
-        text: stands in the inputs, the actual or the expected response, whatever the case.
-        low_confidence: what counts as low.
-        trial: token of the trial that it is part of.
+        suspicious: whether there is any reason.
+        reviewed: whether a correction is in force.
+        failure: whether a reviewer found the answer wrong.
+        text: part of the inputs, the actual or the expected response; upper and lower case are the same.
+        low_confidence: confidence below this counts as low.
+        id: of one interaction.
     """
 
     task: str | None = None
@@ -303,6 +287,7 @@ class CaseFilter:
     text: str | None = None
     low_confidence: float = LOW_CONFIDENCE
     trial: str | None = None
+    id: str | None = None
 
 
 EVERYTHING = CaseFilter()
@@ -310,19 +295,36 @@ QUEUE = CaseFilter(suspicious=True, reviewed=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Promotion:
-    """A switch of what is served.
+class JudgedAnswer:
+    """What users and reviewers said about an answer in a trial.
 
     Attributes:
-        token: names it.
+        interaction: id of the answer.
+        at: when it was first judged; trials process answers in this order.
+        expected: the correction in force, else the response that a user expected last, or None.
+        score: the first thumb (1 for up, 0 for down) or score that a user gave, or None.
+    """
+
+    interaction: str
+    at: datetime
+    expected: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """A switch of the served artifact.
+
+    Attributes:
+        token: its identity.
         at: when.
-        task: whose server switches.
+        task: whose artifact is switched.
         kind: `promote`, or `rollback`.
-        artifact: fingerprint of what is served from then on.
-        folder: where it lies, relative to the registry.
+        artifact: fingerprint of the artifact that is served from then on.
+        folder: of that artifact, relative to the registry.
         below: token of the promotion that a rollback returns to; None for the first.
         reviewer: who decided.
-        evidence: the numbers that spoke for it.
+        evidence: the numbers that justify it.
     """
 
     token: str
@@ -338,18 +340,18 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True)
 class ABTest:
-    """A trial of one artifact beside the one that is served.
+    """The record of a trial: a challenger answers live requests next to the served artifact.
 
     Attributes:
-        token: names it, and draws who answers what.
+        token: its identity, and the salt that assigns inputs to the two artifacts.
         at: when it was started.
         task: whose requests.
-        mode: `shadow`: the challenger answers behind every response; `ab`: it answers a share of the inputs.
+        mode: `shadow`: the challenger answers after every response; `ab`: it answers a share of the inputs.
         share: of the inputs that the challenger answers; 1 for a shadow.
-        most: pairs after which it ends undecided.
+        most: pairs after which the trial ends undecided.
         artifact: fingerprint of the challenger.
-        folder: where that lies, relative to the registry.
-        against: fingerprint of what was served when it was started; beside anything else it does not run.
+        folder: of the challenger, relative to the registry.
+        against: fingerprint of the artifact that was served at the start; a promotion of another one ends the trial.
         ended: when it was stopped, or None.
     """
 
@@ -365,32 +367,18 @@ class ABTest:
     ended: datetime | None = None
 
     def runs(self, now: Promotion | None) -> bool:
-        """Tell whether it runs: it was not stopped, and what is served now is what it was started against."""
+        """Whether it was not stopped, and its opponent is what is served now."""
         return self.ended is None and now is not None and now.artifact == self.against
 
 
-# --------------------
-# Where things are, and how long a trial lasts, unless something else is said; nothing is loaded to know it.
-
-
-STORE = "failures.db"
-REGISTRY = Path("registry")
-SHARE = 0.1  # of the inputs that a challenger answers in an A/B trial
-PAIRS = 10_000  # after which a trial ends undecided
-
-
-# --------------------
-# Commands as they are shown: such that they work when they are pasted.
-
-
 def command(words: str, *arguments: str | Path, registry: Path = REGISTRY, store: str = STORE) -> str:
-    """Return a command line for a shell.
+    """A command line that works when it is pasted into a shell.
 
     Args:
         words: the command, such as `rung trial show`.
-        arguments: what follows, each of which is quoted where it has to be.
-        registry: the folder of promoted artifacts, named where it is not the default.
-        store: the store, likewise; where its name hides a password, RUNG_STORE has to hold the URL.
+        arguments: quoted where needed.
+        registry: the folder of promoted artifacts; written only if it is not the default.
+        store: likewise; where its name hides a password, the user sets RUNG_STORE to the URL.
     """
     named = [*arguments]
     if registry != REGISTRY:

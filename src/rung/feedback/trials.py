@@ -1,14 +1,20 @@
-"""Trials on a server: one artifact beside the one that is served, started and stopped in the registry, judged here.
+"""Trials: a challenger answers live requests next to the served artifact until one of them proves better.
 
-A server that follows the registry has the challenger answer (`rung.serving.shadow`, `rung.serving.served`), and capture
-marks what both answered with the trial's token. How the two compare is computed anew from the store whenever asked.
+In a shadow trial both artifacts answer every request, the client gets the served one's answer, and each row gives a
+pair of scores. In an A/B trial a hash of the input decides which artifact answers; the k-th judged answer of one is
+paired with the k-th of the other. These are two independent draws from the same traffic, so the expected difference is
+the same.
+
+The registry holds the record (`ABTest`). A server that follows the registry lets the challenger answer
+(`rung.serving.context`, `rung.serving.artifacts`), and capture marks the answers with the trial's token. Each report
+computes the comparison from the store.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -26,37 +32,23 @@ from rung.evaluation.racing import betting_capital, sign_capital
 from rung.evaluation.report.words import p_text
 from rung.evaluation.scoring import metric_of
 from rung.evaluation.statistics import Interval
-from rung.feedback.records import PAIRS, SHARE, ABTest, Interaction, JudgedAnswer, TrialMode, command
+from rung.feedback.records import PAIRS, SHARE, ABTest, Interaction, TrialMode, command
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
 
-# --------------------
-# A trial in production: two artifacts answer live requests until one is shown to be better, or the rows run out.
-#
-# Shadow: both answer every request, the client gets the first's answer, and each row gives a pair of scores. A/B: each
-# request is answered by one, chosen by a hash of its id; the k-th scored answer of one is paired with the k-th of the
-# other, which are two independent draws from the same traffic, so the mean difference is the same.
-#
-# Looking after every row is allowed: the test is by betting (Waudby-Smith & Ramdas 2024, `rung.evaluation.racing`);
-# its p-value holds at all looks together. Both directions are tested, each at half the level. The interval holds all
-# differences that the same test would not reject, so it leaves out 0 just where the trial is decided, and it too holds
-# at
-# all looks together. `rung.feedback.trials` runs one on a server.
-
-
 Arm = Literal["a", "b"]
-Floats = npt.NDArray[np.float64]
+Differences = npt.NDArray[np.float64]
 PRECISION = 1e-4  # of an interval's ends
 
 
 @dataclass(frozen=True, slots=True)
 class SequentialDecision:
-    """How a trial stands.
+    """What the pairs of a trial show.
 
     Attributes:
-        state: `a` or `b` is better, `none` was shown to be within the rows planned, or it is still `open`.
+        state: `a` or `b` is better, `none` was within the planned pairs, or the trial is still `open`.
         n: pairs so far.
-        delta: mean score of b less that of a over these.
+        delta: mean score of b minus that of a over these.
         fixed, broken: pairs in which b scored above a, and below.
         p: two-sided, valid at every look.
     """
@@ -76,12 +68,17 @@ class SequentialDecision:
 
 @dataclass
 class SequentialTest:
-    """Collects scores in [0, 1] and decides by a fixed rule. Once decided, a trial stays so, whatever is added.
+    """Compares two artifacts by pairs of scores in [0, 1]. Once it has decided, later pairs change nothing.
+
+    Looking after every pair is allowed: the test bets against equality (Waudby-Smith & Ramdas 2024,
+    `rung.evaluation.racing`), and its p-value is valid at all looks together. Each direction is tested at half the
+    level. The interval contains every difference that the same test does not reject. It is valid at all looks too, and
+    excludes 0 exactly when the trial is decided.
 
     Attributes:
-        alpha: bound on the probability of calling one better where they are equally good, over the whole trial.
+        alpha: bound on the probability of calling one of two equally good artifacts better, over the whole trial.
         most: pairs after which it ends undecided.
-        binary: whether scores are 0 or 1 only, for which there is a stronger test.
+        binary: whether all scores are 0 or 1, for which there is a stronger test.
     """
 
     alpha: float = 0.05
@@ -93,9 +90,10 @@ class SequentialTest:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1 or self.most < 1:
             raise ValueError(f"need 0 < alpha < 1 and most >= 1, got {self.alpha} and {self.most}")
+        self._enough = math.log(2 / self.alpha)  # the log of the capital that decides in one direction
 
     def add_pair(self, a: float, b: float) -> None:
-        """Add the scores of both on one row (shadow); those beyond `most` are not looked at."""
+        """Add the scores of both artifacts on one row (shadow); pairs beyond `most` are ignored."""
         for score in (a, b):
             if not 0 <= score <= 1:
                 raise ValueError(f"scores must lie in [0, 1], got {score}")
@@ -105,17 +103,14 @@ class SequentialTest:
             self._differences.append(b - a)
 
     def add(self, arm: Arm, score: float) -> None:
-        """Add the score of one answer (A/B); it waits for one of the other arm to be paired with."""
-        other = self._waiting["b" if arm == "a" else "a"]
-        if not other:
-            self._waiting[arm].append(score)
-        elif arm == "a":
-            self.add_pair(score, other.pop(0))
-        else:
-            self.add_pair(other.pop(0), score)
+        """Add the score of one answer (A/B); it waits for an answer of the other arm to form a pair."""
+        self._waiting[arm].append(score)
+        a, b = self._waiting["a"], self._waiting["b"]
+        if a and b:
+            self.add_pair(a.pop(0), b.pop(0))
 
     def decision(self) -> SequentialDecision:
-        """Return how the trial stands: at the first pair that decided it, else at the last one."""
+        """The state at the first pair that decided the trial, else at the last pair."""
         difference, better, worse = self._seen()
         n = len(difference)
         if n == 0:
@@ -127,19 +122,14 @@ class SequentialTest:
         return SequentialDecision(state, n, float(difference.mean()), fixed, broken, p)
 
     def interval(self) -> Interval:
-        """Return the differences that these pairs do not rule out, at 1 - `alpha`; [-1, 1] without pairs."""
+        """The differences that the pairs do not rule out, at 1 - `alpha`; [-1, 1] without pairs."""
         difference, _, _ = self._seen()
-        return Interval(self._least(difference), -self._least(-difference))
+        return Interval(self._lower_bound(difference), -self._lower_bound(-difference))
 
-    @property
-    def _enough(self) -> float:
-        """The log of the capital that decides: each direction is tested at half the level."""
-        return math.log(2 / self.alpha)
+    def _seen(self) -> tuple[Differences, float, float]:
+        """The differences up to the decision, and the log of the largest capital in either direction.
 
-    def _seen(self) -> tuple[Floats, float, float]:
-        """Return the differences until the trial was decided, and the log of the largest capital in either direction.
-
-        A bet knows only the rows before its own, so what was won after each row is the same however many follow.
+        A bet depends only on earlier rows, so later rows do not change the capital after a row.
         """
         difference = np.array(self._differences, dtype=np.float64)
         if not len(difference):
@@ -149,11 +139,11 @@ class SequentialTest:
         n = int(decided.argmax()) + 1 if decided.any() else len(difference)
         return difference[:n], float(better[n - 1]), float(worse[n - 1])
 
-    def _capital(self, difference: Floats, mean: float = 0.0) -> Floats:
+    def _capital(self, difference: Differences, mean: float = 0.0) -> Differences:
         return (sign_capital if self.binary else betting_capital)(difference, mean)
 
-    def _least(self, difference: Floats) -> float:
-        """Return the smallest mean that betting on more does not reject; 0 is tried first, as the trial does."""
+    def _lower_bound(self, difference: Differences) -> float:
+        """The smallest mean that betting on more does not reject; 0 is tried first, as in `decision`."""
 
         def rejected(mean: float) -> bool:
             return len(difference) > 0 and float(self._capital(difference, mean)[-1]) >= self._enough
@@ -166,38 +156,41 @@ class SequentialTest:
 
 
 def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
-    """Return which artifact answers a request: `b` for a share of the ids, always the same for the same one.
+    """Which artifact answers: `b` for a share of the ids; an id always gets the same artifact.
 
     Args:
-        id: of the request, or of whatever shall always see the same artifact.
-        share: of the requests that `b` answers.
-        salt: another one draws anew; give each trial its own.
+        id: of the request, or of anything that should always see the same artifact.
+        share: of the ids that `b` answers.
+        salt: another salt draws again; each trial has its own.
     """
     return "b" if place_of([salt, id]) < share else "a"
 
 
+# ---- starting and stopping
+
+
 def start(registry: Registry, artifact: Path, *, mode: TrialMode, share: float = SHARE, most: int = PAIRS) -> ABTest:
-    """Copy an artifact into the registry and try it beside what is served there.
+    """Copy an artifact into the registry and start its trial against what is served.
 
     Args:
         registry: of the task.
         artifact: the challenger's folder.
         mode: `shadow` or `ab`.
-        share: of the inputs that the challenger answers, where the mode is `ab`.
+        share: of the inputs that the challenger answers in mode `ab`.
         most: pairs after which the trial ends undecided.
 
     Raises:
-        ArtifactError: the folder is no artifact, or a damaged one.
+        ArtifactError: the folder holds no artifact, or a damaged one.
         ConfigError: `nothing-served`, `trial-running`, `already-served`, `promotion-refused` or `trial-mismatch`.
     """
     mark, folder = registry.adopt(artifact)
     with registry.locked():
         now = registry.current()
         if now is None:
+            promote = command("rung promote", artifact, "--reason", "first release", registry=registry.root)
             raise ConfigError(
-                "nothing-served", f"nothing is served for {registry.task}, so there is nothing to try against",
-                hint="promote an artifact first: "
-                + command("rung promote", artifact, "--reason", "first release", registry=registry.root),
+                "nothing-served", f"nothing is served for {registry.task}, so a trial has no opponent",
+                hint=f"promote an artifact first: {promote}",
             )  # fmt: skip
         before = registry.trial()
         if before is not None and before.runs(now):
@@ -208,17 +201,25 @@ def start(registry: Registry, artifact: Path, *, mode: TrialMode, share: float =
             )  # fmt: skip
         if mark == now.artifact:
             raise ConfigError("already-served", f"{mark[:16]} is served already", hint="try another artifact")
-        _check_shapes(Artifact.load(registry.path(now)), Artifact.load(artifact))
-        token, at = uuid.uuid4().hex, datetime.now(UTC)
-        made = ABTest(
-            token, at, registry.task, mode, share if mode == "ab" else 1.0, most, mark, folder, now.artifact
+        served, challenger = Artifact.load(registry.path(now)).shape, Artifact.load(artifact).shape
+        for what, one, other in (
+            ("reads", served.inputs, challenger.inputs), ("answers with a", served.kind, challenger.kind),
+        ):  # fmt: skip
+            if one != other:
+                raise ConfigError(
+                    "trial-mismatch", f"the served artifact {what} {one}, and the challenger {what} {other}",
+                    hint="a trial compares two artifacts of one task: same inputs, same kind of output",
+                )  # fmt: skip
+        share = share if mode == "ab" else 1.0
+        trial = ABTest(
+            uuid.uuid4().hex, datetime.now(UTC), registry.task, mode, share, most, mark, folder, now.artifact
         )  # fmt: skip
-        registry.keep_trial(made)
-    return made
+        registry.keep_trial(trial)
+    return trial
 
 
 def stop(registry: Registry) -> ABTest:
-    """End the trial that runs; what was collected stays in the store.
+    """End the running trial; the answers it collected stay in the store.
 
     Raises:
         ConfigError: `no-trial`.
@@ -226,41 +227,29 @@ def stop(registry: Registry) -> ABTest:
     with registry.locked():
         trial = registry.trial()
         if trial is None or trial.ended is not None:
-            raise no_trial(registry, "no trial runs")
+            raise _no_trial(registry, "no trial runs")
         ended = replace(trial, ended=datetime.now(UTC))
         registry.keep_trial(ended)
     return ended
 
 
-def no_trial(registry: Registry, what: str) -> ConfigError:
-    """Return the error that a task has no trial to speak of; `what` says which."""
-    return ConfigError(
-        "no-trial", f"{what} for {registry.task}",
-        hint=f"start one: {command('rung trial start', registry.task, 'ARTIFACT', registry=registry.root)}",
-    )  # fmt: skip
+def _no_trial(registry: Registry, problem: str) -> ConfigError:
+    begin = command("rung trial start", registry.task, "ARTIFACT", registry=registry.root)
+    return ConfigError("no-trial", f"{problem} for {registry.task}", hint=f"start one: {begin}")
 
 
-def _check_shapes(served: Artifact, challenger: Artifact) -> None:
-    for what, one, other in (
-        ("reads", served.shape.inputs, challenger.shape.inputs),
-        ("answers with a", served.shape.kind, challenger.shape.kind),
-    ):
-        if one != other:
-            raise ConfigError(
-                "trial-mismatch", f"what is served {what} {one}, and the challenger {what} {other}",
-                hint="a trial compares two artifacts of one task: same inputs, same kind of output",
-            )  # fmt: skip
+# ---- judging and reporting
 
 
 @dataclass(frozen=True, slots=True)
 class TrialStanding:
-    """How a trial stands.
+    """The figures of a trial.
 
     Attributes:
         decision: of the sequential test; `b` is the challenger.
-        interval: of the difference, challenger less served, at 95 % over all looks together.
-        answered: interactions captured by who answered; a shadow's count as the challenger's.
-        judged: of those, answers with a score that the test read.
+        interval: of the difference, challenger minus served, at 95 % over all looks together.
+        answered: captured interactions by arm; a shadow counts as the challenger's.
+        judged: how many of these have a score.
     """
 
     decision: SequentialDecision
@@ -270,75 +259,53 @@ class TrialStanding:
 
 
 def standing(store: FeedbackStore, trial: ABTest, metric: Metric) -> TrialStanding:
-    """Compare what both answered with what was expected, in the order in which it became known.
+    """Compare the answers of both artifacts with what was expected, in the order in which it became known.
 
-    In a shadow trial each answer that has an expected response gives a pair, as soon as the challenger answered too. In
-    an A/B trial an answer has the score of its expected response, else that of the user's thumb or score.
+    In a shadow trial an answer with an expected response gives a pair once the challenger has answered too. In an A/B
+    trial an answer is scored by its expected response, else by the user's thumb or score.
 
     Args:
-        store: where both were captured.
+        store: holds the answers of both.
         trial: which one.
         metric: of the task.
 
     Raises:
-        DataError: an expected response is none of the task's.
+        DataError: an expected response is not valid for the task.
     """
     rows = [row for row in store.in_trial(trial.token) if row.artifact in (trial.against, trial.artifact)]
     sent = {row.id: row for row in rows if not row.shadows}
-    behind = {row.shadows: row for row in rows if row.shadows}
-    said = [verdict for verdict in store.verdicts(trial.token) if verdict.interaction in sent]
-    judge = SequentialTest(most=trial.most, binary=metric.binary and trial.mode == "shadow")
-    if trial.mode == "shadow":
-        judged = _pair(judge, metric, said, sent, behind)
-    else:
-        judged = _alternate(judge, metric, said, sent, trial)
-    by_challenger = sum(row.artifact == trial.artifact for row in rows)
-    return TrialStanding(
-        judge.decision(), judge.interval(), {"a": len(rows) - by_challenger, "b": by_challenger}, judged
-    )
-
-
-def _pair(
-    judge: SequentialTest,
-    metric: Metric,
-    said: Iterable[JudgedAnswer],
-    sent: Mapping[str, Interaction],
-    behind: Mapping[str, Interaction],
-) -> dict[Arm, int]:
-    told = [(one.interaction, one.expected) for one in said if one.expected is not None and one.interaction in behind]
-    ours = metric.scores([_case(sent[id], expected) for id, expected in told])  # noqa: A001
-    theirs = metric.scores([_case(behind[id], expected) for id, expected in told])  # noqa: A001
-    for a, b in zip(ours, theirs, strict=True):
-        judge.add_pair(a.value, b.value)
-    return {"a": len(told), "b": len(told)}
-
-
-def _alternate(
-    judge: SequentialTest, metric: Metric, said: Iterable[JudgedAnswer], sent: Mapping[str, Interaction], trial: ABTest
-) -> dict[Arm, int]:
+    shadows = {row.shadows: row for row in rows if row.shadows}
+    answers = [answer for answer in store.judged(trial.token) if answer.interaction in sent]
+    test = SequentialTest(most=trial.most, binary=metric.binary and trial.mode == "shadow")
     judged: dict[Arm, int] = {"a": 0, "b": 0}
-    for one in said:
-        row = sent[one.interaction]
-        arm: Arm = "b" if row.artifact == trial.artifact else "a"
-        score = one.score if one.expected is None else metric.scores([_case(row, one.expected)])[0].value
-        assert score is not None  # a verdict has one or the other
-        judge.add(arm, score)
-        judged[arm] += 1
-    return judged
 
+    def scores(pairs: list[tuple[Interaction, str]]) -> list[float]:
+        cases = [Case(row.actual, [expected], row.inputs) for row, expected in pairs]
+        return [score.value for score in metric.scores(cases)]
 
-def _case(row: Interaction, expected: str) -> Case:
-    return Case(row.actual, [expected], row.inputs)
-
-
-# --------------------
-# What there is to say of a trial, the same for `rung trial show` and for the page: figures, verdict, what next.
+    if trial.mode == "shadow":
+        known = [(a.interaction, a.expected) for a in answers if a.expected is not None and a.interaction in shadows]
+        served = scores([(sent[id], expected) for id, expected in known])  # noqa: A001
+        challenger = scores([(shadows[id], expected) for id, expected in known])  # noqa: A001
+        for a, b in zip(served, challenger, strict=True):
+            test.add_pair(a, b)
+        judged = {"a": len(known), "b": len(known)}
+    else:
+        for answer in answers:
+            row = sent[answer.interaction]
+            arm: Arm = "b" if row.artifact == trial.artifact else "a"
+            score = answer.score if answer.expected is None else scores([(row, answer.expected)])[0]
+            assert score is not None  # an answer was judged by one or the other
+            test.add(arm, score)
+            judged[arm] += 1
+    by_challenger = sum(row.artifact == trial.artifact for row in rows)
+    return TrialStanding(test.decision(), test.interval(), {"a": len(rows) - by_challenger, "b": by_challenger}, judged)
 
 
 VERDICTS = {
     "open": "undecided so far",
-    "none": "the rows ran out, and neither was shown to be better",
-    "a": "what is served is better",
+    "none": "the rows ran out, and neither proved better",
+    "a": "the served artifact is better",
     "b": "the challenger is better",
 }
 NextStep = Literal["promote", "stop", "review"]
@@ -346,15 +313,15 @@ NextStep = Literal["promote", "stop", "review"]
 
 @dataclass(frozen=True, slots=True)
 class TrialReport:
-    """A trial, how it stands, and what to do next.
+    """A trial with its figures and the next step, for `rung trial show` and the web page.
 
     Attributes:
-        running: whether it was neither stopped nor overtaken by a promotion.
-        beside: whether what it was started against is still served.
+        running: whether it was neither stopped nor ended by a promotion.
+        beside: whether the artifact it was started against is still served.
         served, challenger: names of the two artifacts: their rungs.
         standing: the figures.
         registry: of the task.
-        store: the place of the store, as it may be shown.
+        store: the location of the store, without a password.
     """
 
     trial: ABTest
@@ -368,18 +335,18 @@ class TrialReport:
 
     @property
     def folder(self) -> Path:
-        """Where the challenger lies."""
+        """The challenger's folder."""
         return self.registry.path(self.trial)
 
     @property
     def verdict(self) -> str:
-        """What the figures say."""
+        """The decision in words."""
         decision = self.standing.decision
         return f"{VERDICTS[decision.state]}{'; the trial may be stopped' if decision.stop else ''}"
 
     @property
     def delta(self) -> str:
-        """`+4.0 pp`: the challenger's mean score less that of what is served."""
+        """`+4.0 pp`: the challenger's mean score minus that of what is served."""
         return f"{100 * self.standing.decision.delta:+.1f} pp"
 
     @property
@@ -395,7 +362,7 @@ class TrialReport:
 
     @property
     def evidence(self) -> str:
-        """What the trial says for its challenger, in one line."""
+        """The figures in one line, as the evidence of a promotion."""
         return f"trial {self.trial.token[:8]}: {self.delta} {self.interval}, {self.p}"
 
     @property
@@ -413,8 +380,7 @@ class TrialReport:
         """The command of the next step, or an empty text."""
         task, root = self.trial.task, self.registry.root
         if self.step == "promote":
-            why = ("--reason", self.evidence)
-            return command("rung promote", self.folder, *why, registry=root, store=self.store)
+            return command("rung promote", self.folder, "--reason", self.evidence, registry=root, store=self.store)
         if self.step == "stop":
             return command("rung trial stop", task, registry=root)
         if self.step == "review":
@@ -424,25 +390,25 @@ class TrialReport:
 
 
 def trial_report(store: FeedbackStore, registry: Registry) -> TrialReport:
-    """Return what there is to say of the trial that was started last.
+    """The report of the last trial.
 
     Raises:
         ConfigError: `no-trial`.
         ArtifactError: the registry or one of the artifacts is damaged.
-        DataError: an expected response is none of the task's.
+        DataError: an expected response is not valid for the task.
     """
     trial, now = registry.trial(), registry.current()
     if trial is None:
-        raise no_trial(registry, "no trial was started")
-    challenger, metric = _read(registry.path(trial).absolute())
-    served, _ = _read(registry.path_of(trial.against).absolute())
+        raise _no_trial(registry, "no trial was started")
+    challenger, metric = _name_and_metric(registry.path(trial).absolute())
+    served, _ = _name_and_metric(registry.path_of(trial.against).absolute())
     beside = now is not None and now.artifact == trial.against
-    found = standing(store, trial, metric)
-    return TrialReport(trial, trial.runs(now), beside, served, challenger, found, registry, store.name)
+    figures = standing(store, trial, metric)
+    return TrialReport(trial, trial.runs(now), beside, served, challenger, figures, registry, store.name)
 
 
 @lru_cache(64)
-def _read(folder: Path) -> tuple[str, Metric]:
-    """Return the name of an artifact and its task's metric; a folder of the registry never holds another one."""
+def _name_and_metric(folder: Path) -> tuple[str, Metric]:
+    """The name and metric of an artifact; cached, as a folder of the registry never changes."""
     artifact = Artifact.load(folder)
     return artifact.name, metric_of(artifact)

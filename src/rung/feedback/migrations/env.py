@@ -7,6 +7,6 @@ from rung.feedback.database import METADATA
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=METADATA,
-    transactional_ddl=True,  # both databases can; Alembic does not believe it of SQLite
+    transactional_ddl=True,  # both databases support it; Alembic's default for SQLite is wrong
 )
 context.run_migrations()

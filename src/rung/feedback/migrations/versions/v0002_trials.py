@@ -1,4 +1,4 @@
-"""Which trial an interaction is part of, and which one it shadows."""
+"""The trial that an interaction belongs to, and the interaction that it shadows."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the columns; what is there already took part in no trial."""
+    """Add the columns; existing rows belong to no trial."""
     op.add_column("interactions", sa.Column("trial", sa.String(32), nullable=False, server_default=""))
     op.add_column("interactions", sa.Column("shadows", sa.String(80), nullable=False, server_default=""))
     op.create_index("interactions_by_trial", "interactions", ["trial"])

@@ -1,4 +1,4 @@
-"""Whether nothing relevant was found in the documents."""
+"""Whether retrieval found nothing relevant."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,5 +10,5 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add the column; of what is there already it is not known, and so not held against it."""
+    """Add the column; it is unknown for existing rows, so these do not become suspicious."""
     op.add_column("interactions", sa.Column("missed", sa.Boolean, nullable=False, server_default=sa.false()))
