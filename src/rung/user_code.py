@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 from rung.errors import ConfigError, Location
 
@@ -153,17 +152,3 @@ def _last_line(error: BaseException, file: Path | None) -> int | None:
             line = frame.tb_lineno
         frame = frame.tb_next
     return line
-
-
-# --------------------
-# The pipes of a worker process: its parent alone uses them, whatever libraries and users' functions print or read.
-
-
-def own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Return what this process was given as stdin and stdout; from now on stdin is empty and stdout is stderr."""
-    calls = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # also what C libraries print
-    sys.stdout = sys.stderr
-    sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  who asks must not read calls
-    return calls, replies

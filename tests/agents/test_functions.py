@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from rung.agents.process import Result, Worker
+from rung.agents.process import FunctionWorker, ToolResult
 from rung.agents.tools import function_tool, plain_schema
 from rung.errors import ConfigError
 from rung.models.cache import file_sha256
@@ -14,7 +14,7 @@ SPECS = ["double", "where", "count", "raises", "loops", "leaves", "asks", "unwri
 
 @pytest.fixture
 def worker():
-    made = Worker(HERE, [f"mytools:{name}" for name in SPECS])
+    made = FunctionWorker(HERE, [f"mytools:{name}" for name in SPECS])
     yield made
     made.close()
 
@@ -102,7 +102,9 @@ def test_calls_and_their_failures(worker, name, arguments, outcome, text):
 def test_a_tool_that_never_ends_is_ended_and_the_next_call_is_answered(worker):
     assert worker.call("mytools:count", {}, 60).text == "1"
     assert worker.call("mytools:count", {}, 60).text == "2"
-    assert worker.call("mytools:loops", {}, 0.2) == Result("timeout", "it took longer than 0.2 seconds and was ended")
+    assert worker.call("mytools:loops", {}, 0.2) == ToolResult(
+        "timeout", "it took longer than 0.2 seconds and was ended"
+    )
     assert worker.call("mytools:count", {}, 60).text == "1"  # a new process
 
 

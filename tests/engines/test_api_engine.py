@@ -302,12 +302,35 @@ def test_other_servers_are_asked_in_their_own_words(server, style, constraint, f
 IGNORED = [(c, t) for c in (CHOICES, REGEX) for t in ("I think it is red", '{"answer": "green"', '{"other": 1}')]
 
 
-@pytest.mark.parametrize(("constraint", "text"), [*IGNORED, (SCHEMA, "I think it is red"), (SCHEMA, '{"half": ')])
+STRICT = Constraint(
+    "json_schema",
+    '{"type": "object", "properties": {"b": {"type": "integer", "minimum": 0}}, "required": ["b"],'
+    ' "additionalProperties": false}',
+)
+INVALID = [(STRICT, text) for text in ('{"a": 1}', '{"b": -1}', '{"b": 1, "c": 2}', "[1]")]
+
+
+@pytest.mark.parametrize(
+    ("constraint", "text"), [*IGNORED, *INVALID, (SCHEMA, "I think it is red"), (SCHEMA, '{"half": ')]
+)
 def test_a_server_that_ignores_a_constraint_is_found_out(server, constraint, text):
     server.answer = lambda path, body: Reply(completion(text))
     with pytest.raises(EngineError) as caught:
         open_at(server).generate([GenerateRequest(PROMPT, constraint=constraint)])
     assert caught.value.code == "constraint-unsupported"
+
+
+def test_an_answer_that_is_valid_under_its_schema_is_given_as_it_came(server):
+    server.answer = lambda path, body: Reply(completion('{"b":  3}'))
+    assert open_at(server).generate([GenerateRequest(PROMPT, constraint=STRICT)])[0].text == '{"b":  3}'
+
+
+@pytest.mark.parametrize("schema", ['{"type": "thing"}', '{"$ref": "http://127.0.0.1:1/other.json"}'])
+def test_a_schema_that_is_not_valid_is_an_error_of_the_configuration(server, schema):
+    server.answer = lambda path, body: Reply(completion("{}"))
+    with pytest.raises(ConfigError) as caught:
+        open_at(server).generate([GenerateRequest(PROMPT, constraint=Constraint("json_schema", schema))])
+    assert caught.value.code == "bad-constraint"
 
 
 @pytest.mark.parametrize(("style", "constraint"), [("grammar", REGEX), ("none", CHOICES), ("none", SCHEMA)])

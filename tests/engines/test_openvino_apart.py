@@ -1,7 +1,8 @@
 """OpenVINO in a process of its own: pieces, errors and endings are those of this one, and nothing waits for it."""
 
+import copy
+import json
 import os
-import pickle
 import signal
 import threading
 
@@ -12,6 +13,7 @@ from rung.engines.opening import open_engine, open_openvino
 from rung.engines.openvino_process import OpenVinoApart
 from rung.errors import DataError, EngineError, Location
 from rung.models.reference import resolve
+from rung.worker import error_from_dict, error_to_dict
 
 TEXTS = ("Where is my card?", "Name three fruits.", "What is money?")
 
@@ -100,7 +102,7 @@ def test_others_run_while_it_computes(apart):
 def test_a_process_that_was_killed_is_an_error_and_then_started_again(apart):
     session = apart.session()
     session.add(1, request(TEXTS[0]))
-    os.kill(apart._process.pid, signal.SIGKILL)
+    os.kill(apart._worker.process.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="ended with exit code -9") as caught:
         steps(session)
     assert caught.value.code == "generation-failed"
@@ -114,8 +116,8 @@ def test_a_process_that_was_killed_is_an_error_and_then_started_again(apart):
 def test_signals_for_the_whole_server_leave_the_end_to_the_parent(apart):
     session = apart.session()
     session.add(1, request(TEXTS[0]))
-    os.kill(apart._process.pid, signal.SIGTERM)
-    os.kill(apart._process.pid, signal.SIGINT)
+    os.kill(apart._worker.process.pid, signal.SIGTERM)
+    os.kill(apart._worker.process.pid, signal.SIGINT)
     assert outcome(steps(session))[1][3] == "length"
 
 
@@ -132,12 +134,13 @@ def test_a_server_s_engine_closes_its_process():
     session = engine.session()
     session.add(1, request(TEXTS[0], 2))
     assert isinstance(steps(session)[0], Delta)
-    process = engine._generator._process
+    process = engine._generator._worker.process
     engine.close()
     assert process.returncode == 0
 
 
 def test_errors_survive_the_way_between_processes():
     error = DataError("bad-row", "no text", hint="add it", where=Location("a.csv", 3, 2, "x,y"))
-    copy = pickle.loads(pickle.dumps(error))
-    assert (type(copy), str(copy), copy.args, vars(copy)) == (DataError, str(error), error.args, vars(error))
+    received = error_from_dict(json.loads(json.dumps(error_to_dict(error))))
+    for twin in (received, copy.copy(error)):
+        assert (type(twin), str(twin), twin.args, vars(twin)) == (DataError, str(error), error.args, vars(error))

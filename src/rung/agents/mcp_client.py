@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rung.agents.process import Result
+from rung.agents.process import ToolResult
 from rung.agents.tools import McpServer, Tool, plain_schema
 from rung.errors import ConfigError, MachineError
 
@@ -86,7 +86,7 @@ class McpConnection:
         """The command that starts it, as a shell would write it."""
         return shlex.join(self._server.mcp)
 
-    def call(self, name: str, arguments: dict[str, Any], seconds: float) -> Result:
+    def call(self, name: str, arguments: dict[str, Any], seconds: float) -> ToolResult:
         """Call a tool, for at most `seconds`; one that takes longer is cancelled."""
         from mcp import MCPError
 
@@ -95,11 +95,11 @@ class McpConnection:
             made = call.result(seconds)
         except TimeoutError:
             call.cancel()
-            return Result("timeout", f"it took longer than {seconds:g} seconds and was ended")
+            return ToolResult("timeout", f"it took longer than {seconds:g} seconds and was ended")
         except (MCPError, RuntimeError, OSError) as error:  # refused, or the server has ended
-            return Result("failed", f"{type(error).__name__}: {error}")
+            return ToolResult("failed", f"{type(error).__name__}: {error}")
         text = "\n".join(_text(block) for block in made.content)
-        return Result("failed" if made.is_error else "result", text)
+        return ToolResult("failed" if made.is_error else "result", text)
 
     def close(self) -> None:
         """End the server and the thread."""

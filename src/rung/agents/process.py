@@ -1,103 +1,100 @@
-"""The worker process from outside: started when first needed, ended when a call takes too long."""
+"""The user's functions run in a worker process, so that one that never ends can be ended.
+
+`FunctionWorker` is the parent's side; `python -m rung.agents.process` is the process.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import select
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rung.agents.trace import Outcome
+from rung.errors import RungError
+from rung.worker import WorkerEndedError, WorkerError, WorkerProcess, WorkerTimeoutError, serve
 
 START_SECONDS = 120.0  # importing the tools' modules
 
 
-class Result(NamedTuple):
-    """What came of a call: `result`, `failed` or `timeout`, and the text that says it."""
+class ToolResult(NamedTuple):
+    """What came of a call: `result`, `failed` or `timeout`, and its text."""
 
     outcome: Outcome
     text: str
 
 
-class Worker:
+class FunctionWorker:
     """Runs the user's functions in one process; calls of several threads wait for each other."""
 
     def __init__(self, folder: Path, functions: Sequence[str]) -> None:
         self._folder, self._functions = folder, list(functions)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._unread = b""
+        self._worker: WorkerProcess | None = None
         self._lock = threading.Lock()
 
-    def call(self, function: str, arguments: dict[str, Any], seconds: float) -> Result:
+    def call(self, function: str, arguments: dict[str, Any], seconds: float) -> ToolResult:
         """Call a function, for at most `seconds`; the process of one that takes longer is killed."""
         with self._lock:
-            if self._process is None and (problem := self._start()):
-                return problem
-            reply = self._ask({"function": function, "arguments": arguments}, seconds)
-        if isinstance(reply, Result):
-            return reply
-        return Result("result", reply["result"]) if "result" in reply else Result("failed", reply["error"])
+            try:
+                if self._worker is None:
+                    self._worker = WorkerProcess("rung.agents.process")
+                    self._ask("load", str(self._folder), self._functions, seconds=START_SECONDS)
+                outcome, text = self._ask("run", function, arguments, seconds=seconds)
+            except WorkerTimeoutError as error:
+                return ToolResult("timeout", str(error))
+            except (WorkerError, RungError) as error:
+                return ToolResult("failed", str(error))
+        return ToolResult(outcome, text)
 
     def close(self) -> None:
-        """End the process and all that it started."""
-        process, self._process, self._unread = self._process, None, b""
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
+        """End the process and every process that it started."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
 
-    def _start(self) -> Result | None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "rung.agents.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # so that it can be killed with all that it starts
-        )
-        reply = self._ask({"folder": str(self._folder), "functions": self._functions}, START_SECONDS)
-        return reply if isinstance(reply, Result) else None
-
-    def _ask(self, value: dict[str, Any], seconds: float) -> dict[str, Any] | Result:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
+    def _ask(self, name: str, *arguments: Any, seconds: float) -> Any:
+        assert self._worker is not None
         try:
-            process.stdin.write(json.dumps(value).encode() + b"\n")
-            process.stdin.flush()
-            line = self._line(process, time.monotonic() + seconds)
-        except BrokenPipeError:
-            line = b""
-        if line is None:
+            return self._worker.call(name, *arguments, seconds=seconds)
+        except (WorkerTimeoutError, WorkerEndedError):
+            self._worker = None
+            raise
+        except (WorkerError, RungError):  # of loading: there is nothing that a later call could run
             self.close()
-            return Result("timeout", f"it took longer than {seconds:g} seconds and was ended")
-        if not line:
-            code = process.wait()
-            self.close()
-            return Result("failed", f"its process ended with exit code {code}")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
+            raise
 
-    def _line(self, process: subprocess.Popen[bytes], deadline: float) -> bytes | None:
-        """Return the next line; empty at the end of the process, None at the deadline."""
-        assert process.stdout is not None
-        while b"\n" not in self._unread:
-            if not select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                return None
-            piece = os.read(process.stdout.fileno(), 1 << 16)
-            if not piece:
-                return b""
-            self._unread += piece
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
+
+def main() -> None:
+    """Answer calls until stdin ends."""
+    from rung.agents.tools import load_function
+
+    functions: dict[str, Callable[..., Any]] = {}
+
+    def load(folder: str, specs: Sequence[str]) -> None:
+        functions.update({spec: load_function(spec, [Path(folder), Path.cwd()]) for spec in specs})
+
+    serve({"load": load, "run": lambda spec, arguments: run(functions[spec], arguments)})
+
+
+def run(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Outcome, str]:
+    """Call a function with arguments that are checked against its types."""
+    from pydantic import ValidationError, validate_call
+    from pydantic_core import to_json
+
+    try:
+        value = validate_call(function)(**arguments)
+    except ValidationError as invalid:
+        problems = (f"{'.'.join(map(str, e['loc'])) or 'arguments'}: {e['msg']}" for e in invalid.errors())
+        return "failed", "; ".join(problems)
+    except Exception as error:  # the model reads what the user's function raises
+        return "failed", f"{type(error).__name__}: {error}"
+    if isinstance(value, str):
+        return "result", value
+    try:
+        return "result", to_json(value).decode()
+    except ValueError as error:  # PydanticSerializationError is one
+        return "failed", f"the result cannot be written as JSON: {error}"
+
+
+if __name__ == "__main__":
+    main()

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.agents.process import Result, Worker
+from rung.agents.process import FunctionWorker, ToolResult
 from rung.agents.tools import McpServer, Tool, function_tool
 from rung.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from rung.agents.mcp_client import McpConnection
 
-_open: dict[tuple[Any, ...], Worker | McpConnection] = {}
+_open: dict[tuple[Any, ...], FunctionWorker | McpConnection] = {}
 _opening = threading.Lock()
 
 
@@ -59,7 +59,7 @@ def check_tools(tools: Sequence[Tool], folder: Path, artifact: Path) -> None:
 def call(
     tool: Tool, arguments: Mapping[str, Any], tools: Sequence[Tool], servers: Sequence[McpServer], folder: Path,
     seconds: float,
-) -> Result:  # fmt: skip
+) -> ToolResult:  # fmt: skip
     """Call a tool for at most `seconds`.
 
     Raises:
@@ -68,7 +68,7 @@ def call(
     if tool.function:
         functions = tuple(one.function for one in tools if one.function)
         with _opening:
-            worker = _open.setdefault(("functions", folder, functions), Worker(folder, functions))
+            worker = _open.setdefault(("functions", folder, functions), FunctionWorker(folder, functions))
         return _called(worker, tool.function, arguments, seconds)
     connection = _connection(servers[tool.server], folder)
     if tool not in connection.tools(tool.server):
@@ -79,7 +79,9 @@ def call(
     return _called(connection, tool.name, arguments, seconds)
 
 
-def _called(where: Worker | McpConnection, name: str, arguments: Mapping[str, Any], seconds: float) -> Result:
+def _called(
+    where: FunctionWorker | McpConnection, name: str, arguments: Mapping[str, Any], seconds: float
+) -> ToolResult:
     return where.call(name, dict(arguments), seconds)
 
 

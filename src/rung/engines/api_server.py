@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from rung.engines.api_transport import ConstraintStyle, Transport
 from rung.engines.base import Constraint, FinishReason, Prompt
+from rung.engines.constraints import schema_problem
 from rung.errors import ConfigError, EngineError
 
 ServerKind = Literal["llama.cpp", "vllm", "other"]
@@ -348,24 +349,26 @@ def constrained_answer(
     """
     if constraint is None or finish != "stop":
         return text
+    problem: str | None = "it is not the JSON that was asked for"
+    answer: object = text
     try:
-        values = json.loads(text) if wraps(constraint, style) or constraint.kind == "json_schema" else None
-        answer = text if values is None or constraint.kind == "json_schema" else values[FIELD]
-        kept = _fits(answer, constraint)
+        if constraint.kind == "json_schema":
+            problem = schema_problem(json.loads(text), str(constraint.value))
+        else:
+            answer = json.loads(text)[FIELD] if wraps(constraint, style) else text
+            problem = None if _matches(answer, constraint) else "it does not match"
     except (ValueError, KeyError, TypeError, IndexError):
-        kept = False
-    if not kept:
+        pass  # no JSON, or another object
+    if problem is not None:
         raise EngineError(
             "constraint-unsupported",
-            f"{where} was asked for a {constraint.kind} constraint as `{style}` and answered {text[:80]!r}",
+            f"{where} was asked for a {constraint.kind} constraint as `{style}` and answered {text[:80]!r}: {problem}",
             hint="set RUNG_API_CONSTRAINTS to what the server knows: json_schema, grammar, structured_outputs, guided",
         )
     return str(answer)
 
 
-def _fits(answer: object, constraint: Constraint) -> bool:
-    if constraint.kind == "json_schema":
-        return True  # it parsed
+def _matches(answer: object, constraint: Constraint) -> bool:
     if constraint.kind == "choices":
         return answer in constraint.value
     return isinstance(answer, str) and _pattern(constraint).fullmatch(answer) is not None

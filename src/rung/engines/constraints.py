@@ -173,6 +173,44 @@ def _refused(constraint: Constraint, why: str) -> ConfigError:
     )
 
 
+# ---- JSON Schema
+
+
+def schema_problem(value: object, schema: str) -> str | None:
+    """Why a JSON value is not valid under a JSON Schema (its text), or None where it is.
+
+    Raises:
+        ConfigError: `bad-constraint`: the schema itself is not valid.
+    """
+    from jsonschema.exceptions import best_match
+    from referencing.exceptions import Unresolvable
+
+    try:
+        problem = best_match(_validator(schema).iter_errors(value))
+    except Unresolvable as error:
+        raise _bad_schema(f"it refers to {error.ref!r}, which it does not contain") from error
+    return None if problem is None else f"{problem.json_path}: {problem.message}"
+
+
+@lru_cache(maxsize=COMPILED)
+def _validator(schema: str) -> Any:
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import Draft202012Validator, validator_for
+    from referencing import Registry
+
+    try:
+        definition = json.loads(schema)
+        kind = validator_for(definition, default=Draft202012Validator)
+        kind.check_schema(definition)
+    except (ValueError, SchemaError) as error:
+        raise _bad_schema(error.message if isinstance(error, SchemaError) else f"it is not JSON: {error}") from error
+    return kind(definition, registry=Registry())  # an empty registry: references to other documents fetch nothing
+
+
+def _bad_schema(why: str) -> ConfigError:
+    return ConfigError("bad-constraint", f"the JSON Schema is not valid: {why}", hint="correct the schema")
+
+
 def _library() -> Any:
     with needed_by("constrained text", error=EngineError):
         import llguidance

@@ -1,33 +1,41 @@
-"""The openvino engine in a process of its own, for servers.
+"""The openvino engine in a separate process, for servers: `python -m rung.engines.openvino_process`.
 
-openvino-genai holds the interpreter's lock while it computes a step, a fifth of a second with 32 completions and a
-second while prompts are read. In a server's own process nothing else moves meanwhile: requests are not taken in, so the
-next steps run half empty, and a health probe waits. A process beside it also fails alone.
+openvino-genai holds the interpreter's lock (GIL) while it computes a step: a fifth of a second with 32 completions, a
+second while it reads prompts. In the server's own process nothing else would run meanwhile: no request would be
+accepted, so the next steps would run half empty, and health probes would wait. A separate process also fails alone.
 """
 
 from __future__ import annotations
 
-import pickle
-import subprocess
-import sys
+import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from rung.engines.base import Delta, EngineInfo, Floats, GenerateRequest, Generation, Scored, ScoreRequest, Session
+from rung.engines.base import (
+    Constraint,
+    Delta,
+    EngineInfo,
+    GenerateRequest,
+    Sampling,
+    Session,
+)
 from rung.engines.local import LocalModel
 from rung.engines.openvino_export import Precision
-from rung.errors import EngineError, RungError
+from rung.errors import EngineError
 from rung.models.reference import ModelFiles
-from rung.progress import QUIET, Progress
+from rung.worker import WorkerEndedError, WorkerError, WorkerProcess, error_from_dict, error_to_dict, serve
+
+CLOSE_SECONDS = 10.0  # for the process to end by itself
 
 
 class OpenVinoApart(LocalModel):
-    """Sessions of an `OpenVinoEngine` that runs elsewhere; one at a time.
+    """Sessions of an `OpenVinoEngine` that runs in a worker process; one session at a time.
 
     Args:
-        files: the resolved model, exported already.
+        files: the resolved model, already exported.
         precision: of the weights.
 
     Raises:
@@ -37,7 +45,7 @@ class OpenVinoApart(LocalModel):
     def __init__(self, files: ModelFiles, precision: Precision = "int8") -> None:
         super().__init__(files)
         self._precision = precision
-        self._process: subprocess.Popen[bytes] | None = None
+        self._worker: WorkerProcess | None = None
         self._lock = threading.Lock()
         self._info = self._start()
 
@@ -47,95 +55,61 @@ class OpenVinoApart(LocalModel):
         return self._info
 
     def session(self) -> Session:
-        """Return a new, empty session; a process that ended is started again first."""
-        if self._process is None:
+        """A new, empty session; a process that ended is started again first."""
+        if self._worker is None:
             self._start()
         else:
             self.call("session")
-        return _Session(self)
+        return _RemoteSession(self)
 
-    def generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> list[Generation]:
-        """Refuse, as every call outside of a session: one would end the session that serves."""
-        del requests, progress, cancelled
-        raise _only_sessions()
+    def _refuse(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse every call outside of a session: it would end the session that serves."""
+        del arguments, options
+        raise TypeError("an engine in a process of its own has sessions alone: open the model without `apart`")
 
-    def stream(self, request: GenerateRequest) -> Iterator[str]:
-        """Refuse."""
-        del request
-        raise _only_sessions()
-
-    def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
-        """Refuse."""
-        del requests, progress
-        raise _only_sessions()
-
-    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """Refuse."""
-        del texts, progress
-        raise _only_sessions()
+    generate = stream = score = embed = _refuse
 
     def close(self) -> None:
         """End the process."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
-        try:
-            process.wait(10)  # it ends by itself, with its input
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close(CLOSE_SECONDS)
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call a method of the session over there.
+        """Call a function of the worker.
 
         Raises:
-            RungError: what the method raised.
-            EngineError: `generation-failed`: the process is gone.
+            RungError: what the function raised.
+            EngineError: `generation-failed`: the process ended, or OpenVINO failed.
         """
         with self._lock:
-            return self._ask((name, *arguments))
+            if self._worker is None:
+                raise self._failed("ended")
+            try:
+                return self._worker.call(name, *arguments)
+            except WorkerEndedError as ended:
+                self._worker = None
+                raise self._failed(f"ended with exit code {ended.code}") from None
+            except WorkerError as failed:
+                raise self._failed(f"failed: {failed}") from None
 
     def _start(self) -> EngineInfo:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "rung.engines.openvino_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        self._worker = WorkerProcess("rung.engines.openvino_process")
         try:
-            info: EngineInfo = self._ask((self.files, self._precision))
-        except RungError:
+            return EngineInfo(
+                **self.call("open", {**asdict(self.files), "folder": str(self.files.folder)}, self._precision)
+            )
+        except EngineError:
             self.close()
             raise
-        return info
 
-    def _ask(self, value: Any) -> Any:
-        process = self._process
-        if process is None:
-            raise _ended(self.files.name, None)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            pickle.dump(value, process.stdin, pickle.HIGHEST_PROTOCOL)
-            process.stdin.flush()
-            result, error = pickle.load(process.stdout)  # noqa: S301  from our own process
-        except (BrokenPipeError, EOFError):
-            self.close()
-            raise _ended(self.files.name, process.returncode) from None
-        if error is not None:
-            raise error
-        return result
+    def _failed(self, how: str) -> EngineError:
+        hint = "ask again: Rung restarts the process; if this repeats, see the server's log and the free memory"
+        return EngineError("generation-failed", f"the process that runs {self.files.name} {how}", hint=hint)
 
 
-class _Session:
-    """What is under way over there."""
+class _RemoteSession:
+    """The completions that run in the worker."""
 
     def __init__(self, engine: OpenVinoApart) -> None:
         self._engine = engine
@@ -148,7 +122,7 @@ class _Session:
 
     def add(self, key: int, request: GenerateRequest) -> None:
         """Take a completion in."""
-        self._engine.call("add", key, request)
+        self._engine.call("add", key, asdict(request))
         self._open.add(key)
 
     def cancel(self, key: int) -> None:
@@ -157,19 +131,69 @@ class _Session:
         self._open.discard(key)
 
     def step(self) -> list[Delta]:
-        """Go on with all completions by about one token."""
-        deltas: list[Delta] = self._engine.call("step")
+        """Advance every completion by about one token."""
+        deltas = [_delta(values) for values in self._engine.call("step")]
         self._open -= {delta.key for delta in deltas if delta.reason is not None or delta.error is not None}
         return deltas
 
 
-def _only_sessions() -> TypeError:
-    return TypeError("an engine in a process of its own has sessions alone: open the model without `apart`")
-
-
-def _ended(model: str, code: int | None) -> EngineError:
-    how = "" if code is None else f" with exit code {code}"
-    return EngineError(
-        "generation-failed", f"the process that runs {model} ended{how}",
-        hint="ask again: it is started anew; where this repeats, see the server's log and the memory that is left",
+def _request(values: dict[str, Any]) -> GenerateRequest:
+    """The request that was sent as `asdict(request)`."""
+    sampling, constraint = values["sampling"], values["constraint"]
+    if constraint is not None:
+        choices = constraint["value"]
+        constraint = Constraint(constraint["kind"], choices if isinstance(choices, str) else tuple(choices))
+    return GenerateRequest(
+        tuple(values["prompt"]), Sampling(**{**sampling, "stop": tuple(sampling["stop"])}), constraint,
+        values["adapter"], values["logprobs"],
     )  # fmt: skip
+
+
+def _values(delta: Delta) -> list[Any]:
+    error = None if delta.error is None else error_to_dict(delta.error)
+    return [
+        delta.key, delta.text, delta.tokens, delta.logprobs, delta.prompt_tokens, delta.completion_tokens,
+        delta.reason, error,
+    ]  # fmt: skip
+
+
+def _delta(values: Sequence[Any]) -> Delta:
+    key, text, tokens, logprobs, prompt_tokens, completion_tokens, reason, error = values
+    failure = None if error is None else error_from_dict(error)
+    return Delta(key, text, tuple(tokens), tuple(logprobs), prompt_tokens, completion_tokens, reason, failure)
+
+
+class _Server:
+    """The worker's side: one engine, and the session that its parent uses."""
+
+    def open(self, files: dict[str, Any], precision: Precision) -> dict[str, Any]:
+        from rung.engines.openvino import OpenVinoEngine
+
+        self._engine = OpenVinoEngine(ModelFiles(**{**files, "folder": Path(files["folder"])}), precision)
+        self.session()
+        return asdict(self._engine.info)
+
+    def session(self) -> None:
+        self._session = self._engine.session()
+
+    def add(self, key: int, request: dict[str, Any]) -> None:
+        self._session.add(key, _request(request))
+
+    def cancel(self, key: int) -> None:
+        self._session.cancel(key)
+
+    def step(self) -> list[list[Any]]:
+        return [_values(delta) for delta in self._session.step()]
+
+
+def main() -> None:
+    """Answer calls until stdin ends."""
+    # A terminal and systemd signal every process of the server; the parent decides when this one ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    server = _Server()
+    serve({name: getattr(server, name) for name in ("open", "session", "add", "cancel", "step")})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Worker processes: a parent calls functions of a child process, one JSON object a line each way.
+
+A request is `{"call": NAME, "arguments": [...]}`. The reply is `{"result": ...}`, `{"error": ...}` (a `RungError`), or
+`{"failed": TEXT}` (any other exception). No pickle is read on either side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rung import errors
+from rung.errors import Location, RungError
+
+
+class WorkerError(Exception):
+    """A call failed for a reason that Rung does not know; the text says which."""
+
+
+class WorkerEndedError(WorkerError):
+    """The process ended before it replied."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"its process ended with exit code {code}")
+        self.code = code
+
+
+class WorkerTimeoutError(WorkerError):
+    """The call took too long, and its process was killed."""
+
+
+class WorkerProcess:
+    """`python -m MODULE` as a child process. One thread at a time may call it.
+
+    Args:
+        module: its main function calls `serve`.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            start_new_session=True,  # so that it can be killed with every process that it starts
+        )  # fmt: skip
+        self._unread = b""
+
+    def call(self, name: str, *arguments: Any, seconds: float | None = None) -> Any:
+        """Call a function of the worker and return its result.
+
+        Raises:
+            RungError: the function raised it.
+            WorkerTimeoutError: it took longer than `seconds`; the process is killed.
+            WorkerEndedError: the process ended.
+            WorkerError: the function raised another exception.
+        """
+        assert self.process.stdin is not None
+        deadline = None if seconds is None else time.monotonic() + seconds
+        try:
+            self.process.stdin.write(json.dumps({"call": name, "arguments": arguments}).encode() + b"\n")
+            self.process.stdin.flush()
+            line = self._line(deadline)
+        except BrokenPipeError:
+            line = b""
+        if line is None:
+            self.close()
+            raise WorkerTimeoutError(f"it took longer than {seconds:g} seconds and was ended")
+        if not line:
+            code = self.process.wait()
+            self.close()
+            raise WorkerEndedError(code)
+        reply = json.loads(line)
+        if "error" in reply:
+            raise error_from_dict(reply["error"])
+        if "failed" in reply:
+            raise WorkerError(reply["failed"])
+        return reply["result"]
+
+    def close(self, grace: float = 0.0) -> None:
+        """End the process and every process that it started.
+
+        Args:
+            grace: seconds to wait for it to end by itself, which it does when its input ends.
+        """
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+        if grace:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(grace)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _line(self, deadline: float | None) -> bytes | None:
+        """The next line; empty at the end of the process, None at the deadline."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._unread:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self.process.stdout], [], [], left)[0]:
+                return None
+            piece = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not piece:
+                return b""
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+
+def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Answer the parent's calls until stdin ends, which it does when the parent ends. What functions print is stderr's.
+
+    Args:
+        functions: what the parent may call, by name; results must be plain JSON values.
+    """
+    calls, replies = _own_pipes()
+    for line in calls:
+        request = json.loads(line)
+        try:
+            reply = {"result": functions[request["call"]](*request["arguments"])}
+        except RungError as error:
+            reply = {"error": error_to_dict(error)}
+        except Exception as error:
+            traceback.print_exc()
+            reply = {"failed": f"{type(error).__name__}: {error}"}
+        try:
+            replies.write(json.dumps(reply).encode() + b"\n")
+            replies.flush()
+        except BrokenPipeError:  # the parent has closed it, or has ended
+            return
+
+
+def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Take stdin and stdout away from libraries and users' functions: stdin is now empty, and stdout is stderr."""
+    calls = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # also what C libraries print
+    sys.stdout = sys.stderr
+    sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  a function that asks must not read calls
+    return calls, replies
+
+
+def error_to_dict(error: RungError) -> dict[str, Any]:
+    """An error as JSON values."""
+    where = asdict(error.where) if error.where else None
+    return {
+        "class": type(error).__name__, "code": error.code, "message": error.message, "hint": error.hint, "where": where
+    }  # fmt: skip
+
+
+def error_from_dict(record: Mapping[str, Any]) -> RungError:
+    """The error that `error_to_dict` wrote."""
+    kind: type[RungError] = getattr(errors, record["class"])
+    where = Location(**record["where"]) if record["where"] else None
+    return kind(record["code"], record["message"], hint=record["hint"], where=where)
