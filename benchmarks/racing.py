@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from _common import finish
-from rung.evaluation.racing import eliminate, halve, looks
+from rung.evaluation.racing import halve, race
 from rung.evaluation.statistics import compare
 
 FOLDER = Path(__file__).parent / "matrices"
@@ -77,15 +77,15 @@ def raced(task: Recorded, seed: int) -> tuple[int, float]:
 def eliminated(task: Recorded, seed: int) -> tuple[int, float]:
     """Race once by significance alone."""
     rows = np.random.default_rng(seed).permutation(task.scores.shape[1])
-    matrix, plan = task.scores[:, rows], looks(len(rows))
-    alive, spent, before = list(range(len(matrix))), 0, 0
-    for until in plan:
-        spent += (until - before) * len(alive)
-        before = until
-        seen = {str(arm): matrix[arm, :until].tolist() for arm in alive}
-        out = eliminate(seen, arms=len(matrix))
-        alive = [arm for arm in alive if str(arm) not in out]
-    return max(alive, key=lambda arm: matrix[arm].mean()), spent / matrix.size
+    matrix = task.scores[:, rows]
+    answered = np.zeros(len(matrix), int)
+
+    def ask(name: str, until: int) -> list[float]:
+        answered[int(name)] = until
+        return matrix[int(name), :until].tolist()
+
+    result = race([str(arm) for arm in range(len(matrix))], ask, len(rows), arms=len(matrix))
+    return max(map(int, result.survivors), key=lambda arm: matrix[arm].mean()), answered.sum() / matrix.size
 
 
 def main() -> None:

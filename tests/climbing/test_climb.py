@@ -197,4 +197,4 @@ def test_every_way_to_tune_runs_through_the_climb(task, tiny_folder, tmp_path):
     assert {name: status[name] for name in asked if status[name] not in ("confirmed", "beaten")} == {}
     for rung in (r for r in result.rungs if r.name in asked):
         assert rung.trainable_parameters > 0
-        assert Artifact.load(rung.artifact.artifact).path == ("zero-shot", rung.name)
+        assert Artifact.load(rung.artifact).path == ("zero-shot", rung.name)

@@ -16,7 +16,8 @@ from rung.climbing.plan import STAGES, most_arms, plan
 from rung.climbing.store import RunStore
 from rung.data.rows import Data, Example
 from rung.errors import RungError
-from rung.evaluation.racing import Elimination, eliminate, looks, race_order
+from rung.evaluation import racing
+from rung.evaluation.racing import RaceResult, race_order
 from rung.evaluation.result import Comparison, Prediction, Status
 from rung.evaluation.scoring import evaluate, metric_of
 from rung.evaluation.statistics import compare, holm
@@ -26,14 +27,6 @@ from rung.rungs.base import Rung, taken_from
 from rung.task import Task
 
 BATCH = 32  # rows answered between two writes: what a kill may cost
-
-
-@dataclass(frozen=True, slots=True)
-class RaceResult:
-    """Who is left in the end, and who was beaten by whom."""
-
-    survivors: tuple[str, ...]
-    beaten: dict[str, Elimination]
 
 
 def race(
@@ -47,8 +40,6 @@ def race(
 ) -> RaceResult:
     """Race `candidates` over `rows`; see `rung.evaluation.racing` for the rule and its error rate.
 
-    It is over when one is left, for the rows that remain cannot change that; one alone answers none.
-
     Args:
         candidates: artifacts with different names.
         rows: validation rows in race order.
@@ -57,20 +48,14 @@ def race(
         folder: of the task file, where a metric of the user's own may lie.
         progress: told of every batch.
     """
-    alive = {artifact.name: artifact for artifact in candidates}
-    beaten: dict[str, Elimination] = {}
-    schedule = looks(len(rows))
+    named = {artifact.name: artifact for artifact in candidates}
+
+    def ask(name: str, until: int) -> list[float]:
+        rows_ = answer_rows(named[name], rows[:until], "validation", store, folder=folder, progress=progress)
+        return [row.score for row in rows_]
+
     binary = metric_of(candidates[0], folder).binary
-    for until in schedule:
-        if len(alive) == 1:
-            break
-        for artifact in alive.values():
-            answer_rows(artifact, rows[:until], "validation", store, folder=folder, progress=progress)
-        scores = {name: [store.predictions(name)["validation", row.id].score for row in rows[:until]] for name in alive}
-        out = eliminate(scores, arms=arms, binary=binary)
-        beaten.update(out)
-        alive = {name: artifact for name, artifact in alive.items() if name not in out}
-    return RaceResult(tuple(alive), beaten)
+    return racing.race(tuple(named), ask, len(rows), arms=arms, binary=binary)
 
 
 def answer_rows(

@@ -20,7 +20,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
 from rung.data.rows import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError, needed_by
-from rung.evaluation.racing import eliminate, looks, race_order
+from rung.evaluation.racing import race, race_order
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import compare, evaluate, metric_of
 from rung.models.cache import write_atomically
@@ -173,7 +173,6 @@ class _Search:
         self.zero, self.data, self.rung, self.folder = zero, data, first, folder
         self.trials, self.progress = trials, progress
         self.rows = race_order(data.validation)
-        self.looks = looks(len(self.rows))
         self.binary = metric_of(zero, data.folder).binary
         folder.mkdir(parents=True, exist_ok=True)
         self.study = _study(folder / "study.log", seed)
@@ -234,17 +233,21 @@ class _Search:
         best = self._best_scores()
         scores: list[float] = []
         self.progress.start("validation", len(self.rows))
-        for until in self.looks:
+
+        def ask(name: str, until: int) -> list[float]:
+            if name == "best":
+                return (best or [])[:until]
             part = self.rows[len(scores) : until]
-            scores += [p.score for p in evaluate(artifact, part, "validation", folder=self.data.folder)]
+            scores.extend(p.score for p in evaluate(artifact, part, "validation", folder=self.data.folder))
             self.progress.advance(len(part))
-            if best is not None:
-                pair = {"best": best[: len(scores)], "this": scores}
-                out = eliminate(pair, arms=self.trials, binary=self.binary)
-                if "this" in out:
-                    e = out["this"]
-                    self.progress.finish("beaten")
-                    return scores, f"beaten after {e.n} rows: {e.fixed} fixed / {e.broken} broken, p = {e.p:.2g}"
+            return scores
+
+        if best is not None:
+            raced = race(("best", "this"), ask, len(self.rows), arms=self.trials, binary=self.binary)
+            if e := raced.beaten.get("this"):
+                self.progress.finish("beaten")
+                return scores, f"beaten after {e.n} rows: {e.fixed} fixed / {e.broken} broken, p = {e.p:.2g}"
+        ask("this", len(self.rows))  # the race ends early where this trial beats the best
         self.progress.finish(f"{sum(scores) / len(scores):.3f}")
         return scores, ""
 
