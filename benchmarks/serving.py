@@ -147,7 +147,7 @@ RUNG = """
 import sys
 from rung.serving.app import app_with
 from rung.serving.served import Served
-from rung.serving.app import Server, listen
+from rung.serving.app import HttpServer, listen
 model, capture = sys.argv[1:3]
 served = Served()
 if model == "instant":
@@ -163,7 +163,7 @@ if capture:
     recorder = Capture(FeedbackStore(capture), mode="on")
 socket = listen("127.0.0.1", 0)
 print(socket.getsockname()[1], flush=True)
-Server(app_with(served, recorder=recorder), drain_seconds=30).run(sockets=[socket])
+HttpServer(app_with(served, recorder=recorder), drain_seconds=30).run(sockets=[socket])
 if recorder is not None:
     recorder.close()
 """
@@ -176,7 +176,7 @@ params.model.path, params.model_alias = sys.argv[1], "embedded"
 params.n_ctx, params.n_parallel, params.port = 512 * int(sys.argv[2]), int(sys.argv[2]), 0
 params.hostnames = ["127.0.0.1"]
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[3])
-server = xllamacpp.Server(params)
+server = xllamacpp.HttpServer(params)
 print(server.listening_address.rsplit(":", 1)[1], flush=True)
 while True:
     time.sleep(60)
@@ -211,7 +211,7 @@ def chat(body: dict):
     return StreamingResponse(events(), media_type="text/event-stream")
 socket = listen("127.0.0.1", 0)
 print(socket.getsockname()[1], flush=True)
-uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[socket])
+uvicorn.HttpServer(uvicorn.Config(app, log_level="warning")).run(sockets=[socket])
 """
 
 

@@ -15,8 +15,8 @@ from rung.feedback.api import build_capture
 from rung.feedback.records import Feedback, Interaction
 from rung.feedback.registry import Registry
 from rung.feedback.trials import start
-from rung.serving.endpoints import watch_capture
-from rung.serving.web.site import Places
+from rung.serving.metrics import CAPTURE
+from rung.serving.web.site import PageSources
 
 PLANTED = "<script>document.title = 'planted'</script><img src=x onerror=\"document.title = 'planted'\">"
 
@@ -104,9 +104,9 @@ def pages(served, artifacts, folder, **options):
     begun_run(runs / "letters")
     wiring = build_capture(folder / "failures.db")
     fill(wiring.store)
-    places = Places(runs, wiring.store, folder / "registry")
+    places = PageSources(runs, wiring.store, folder / "registry")
     with running(served, routers=wiring.routers, pages=places, **options) as server:
-        watch_capture(server.app, wiring.capture)
+        server.context.metrics.watch("rung_capture", CAPTURE, lambda: wiring.capture.counts)
         server.wiring, server.registry = wiring, folder / "registry"
         server.fingerprint = fingerprint(artifacts["few-shot"])
         yield server

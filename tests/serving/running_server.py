@@ -10,7 +10,7 @@ from openai import OpenAI
 from rung.artifact.artifact import Artifact, Shape
 from rung.artifact.parts import Generate
 from rung.prompts.prompt import Prompt
-from rung.serving.app import Server, app_with, listen
+from rung.serving.app import HttpServer, app_with, listen
 
 BASE = "tiny-llama"
 HELLO = [{"role": "user", "content": "Where is my card?"}]
@@ -37,7 +37,7 @@ class Running:
         socket = listen("127.0.0.1", 0)
         self.port = socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = Server(self.app, drain_seconds=5)
+        self.server = HttpServer(self.app, drain_seconds=5)
         self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [socket]}, daemon=True)
         self._thread.start()
         while not self.server.started:

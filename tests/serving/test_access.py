@@ -11,7 +11,6 @@ from rung.errors import ConfigError
 from rung.serving.access import (
     Access,
     KeyRing,
-    TooManyError,
     access_rules,
     create_key,
     is_loopback,
@@ -73,17 +72,17 @@ def test_a_key_asks_as_often_as_it_may(tmp_path):
     ring = KeyRing(file, clock=lambda: now[0])
     for _ in range(6):
         ring.take(key)
-    with pytest.raises(TooManyError) as often:
+    with pytest.raises(Refused) as often:
         ring.take(key)
-    assert often.value.retry_after == 10
+    assert often.value.headers["Retry-After"] == "10"
     now[0] += 10  # one sixth of a minute fills one place
     ring.take(key)
-    with pytest.raises(TooManyError):
+    with pytest.raises(Refused):
         ring.take(key)
     now[0] += 3600  # never more than a minute's worth
     for _ in range(6):
         ring.take(key)
-    with pytest.raises(TooManyError):
+    with pytest.raises(Refused):
         ring.take(key)
 
 

@@ -13,9 +13,9 @@ from grounded import Index as FakeIndex
 from grounded import Reader, looking_in, passage
 from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.engines.base import Delta
-from rung.serving.artifacts import answers_of, told_of
+from rung.serving.artifacts import answer_fields, answers_of
 from rung.serving.served import Served, ServedArtifact
-from rung.serving.web.site import Places
+from rung.serving.web.site import PageSources
 
 WRITTEN = "A card costs 5 EUR [1]."
 ASKED, BESIDE = "a card costs", "zebra"
@@ -92,10 +92,10 @@ def question(text):
 
 def test_answers_from_documents_come_with_what_they_cite_and_are_refused_as_predicted(artifact):
     asked, beside = answers_of(artifact, [{"question": ASKED}, {"question": BESIDE}])
-    told = told_of(artifact, asked)
+    told = answer_fields(artifact, asked)
     assert (asked.text, told["written"], told["refused"]) == ("A card costs 5 EUR.", WRITTEN, False)
     assert [(c["document"], c["start"], c["end"]) for c in told["citations"]] == [("faq.md", 0, 19)]
-    assert (beside.text, told_of(artifact, beside)["refused"]) == (NOT_IN_DOCUMENTS, True)
+    assert (beside.text, answer_fields(artifact, beside)["refused"]) == (NOT_IN_DOCUMENTS, True)
 
 
 @pytest.mark.parametrize("usage", [False, True])
@@ -110,7 +110,7 @@ def test_an_answer_is_streamed_as_it_is_written_and_ends_with_its_citations(serv
     assert "".join(texts) == WRITTEN
     assert ["rung" in chunk for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     wanted = artifact.predict([{"question": ASKED}])[0]
-    assert chunks[-1]["rung"] == {"artifact": "f" * 64, **told_of(artifact, wanted)}
+    assert chunks[-1]["rung"] == {"artifact": "f" * 64, **answer_fields(artifact, wanted)}
     assert [c["document"] for c in chunks[-1]["rung"]["citations"]] == ["faq.md"]
     if usage:
         assert (chunks[-1]["choices"], chunks[-1]["usage"]["completion_tokens"]) == ([], len(WRITTEN.split()))
@@ -165,7 +165,7 @@ def playground(monkeypatch, tmp_path):
         artifact = looking_in(index, monkeypatch, answer=lambda _, text=text: text, threshold=0.5)
         base = served.add_engine(f"engine-{name}", Reader(lambda _, text=text: text))
         served._name(name, ServedArtifact(name, artifact, Path(), name * 8, "m", base, 0))
-    with running(served, pages=Places(tmp_path / "runs")) as server:
+    with running(served, pages=PageSources(tmp_path / "runs")) as server:
         yield server
     served.close()
 

@@ -16,7 +16,7 @@ from paced_engine import FakeEngine
 from running_server import HELLO, running
 
 from rung.serving.app import listen
-from rung.serving.limits import Limits, depth
+from rung.serving.limits import RequestLimits, depth
 from rung.serving.served import Served
 
 
@@ -87,7 +87,7 @@ def test_a_client_that_leaves_ends_its_completion(serving, stream):
 
 
 def test_many_clients_that_leave_keep_no_place_in_the_queue(serving):
-    server = serving(FakeEngine(pace=0.002), limits=Limits(queue=8))
+    server = serving(FakeEngine(pace=0.002), limits=RequestLimits(queue=8))
     for _ in range(5):
         for connection in [send(server, ask(max_tokens=100_000, stream=True)) for _ in range(8)]:
             connection.close()
@@ -98,7 +98,7 @@ def test_many_clients_that_leave_keep_no_place_in_the_queue(serving):
 def test_a_full_queue_says_when_to_come_again_and_harms_nobody_inside(serving):
     engine = FakeEngine()
     engine.go.clear()
-    server = serving(engine, limits=Limits(queue=2))
+    server = serving(engine, limits=RequestLimits(queue=2))
     answers = []
     threads = [
         threading.Thread(target=lambda: answers.append(server.post("/v1/chat/completions", ask()))) for _ in range(2)
@@ -120,7 +120,7 @@ def test_a_full_queue_says_when_to_come_again_and_harms_nobody_inside(serving):
 
 
 def test_a_client_that_does_not_read_is_given_up(serving):
-    server = serving(FakeEngine(piece="x" * 200_000), limits=Limits(write_seconds=0.3))
+    server = serving(FakeEngine(piece="x" * 200_000), limits=RequestLimits(write_seconds=0.3))
     connection = send(server, ask(max_tokens=100_000, stream=True))
     assert connection.recv(20).startswith(b"HTTP/1.1 200")
     assert server.idle()
@@ -128,7 +128,7 @@ def test_a_client_that_does_not_read_is_given_up(serving):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(serving):
-    server = serving(limits=Limits(body_seconds=0.2))
+    server = serving(limits=RequestLimits(body_seconds=0.2))
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{")
     assert b" 408 " in all_of(connection)
@@ -272,12 +272,12 @@ sys.path.insert(0, sys.argv[1])
 from paced_engine import FakeEngine
 from rung.serving.app import app_with
 from rung.serving.served import Served
-from rung.serving.app import Server, listen
+from rung.serving.app import HttpServer, listen
 served = Served()
 served.add_engine("fake", FakeEngine(pace=0.02))
 socket = listen("127.0.0.1", 0)
 print(socket.getsockname()[1], flush=True)
-Server(app_with(served), drain_seconds=20).run(sockets=[socket])
+HttpServer(app_with(served), drain_seconds=20).run(sockets=[socket])
 """
 
 

@@ -25,12 +25,12 @@ from rung.feedback.records import ABTest
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
 from rung.feedback.trials import arm_of
-from rung.serving import context as shadows_module
-from rung.serving.artifacts import answering, plan_chat
-from rung.serving.context import Shadow, Shadows
+from rung.serving import shadows as shadows_module
+from rung.serving.artifacts import answering, chat_request
 from rung.serving.scheduler import Scheduler
 from rung.serving.schemas import ChatRequest
-from rung.serving.served import Base, OnTrial, Served, ServedArtifact
+from rung.serving.served import OnTrial, Served, ServedArtifact, ServedModel
+from rung.serving.shadows import Shadow, Shadows
 
 RIGHT, WRONG = "card_arrival", "age_limit"
 
@@ -191,7 +191,7 @@ def test_a_shadow_answers_behind_the_response_and_neither_delays_nor_changes_it(
 
 def test_requests_for_another_answer_than_the_artifacts_own_take_no_part(make_challenge):
     scheduler = Scheduler(FakeEngine(), "fake")
-    base = Base("fake", "m", scheduler, 0)
+    base = ServedModel("fake", "m", scheduler, 0)
     record = make_challenge("a", "b", mode="ab", share=0.999)
     ours, theirs = (
         ServedArtifact("notes", text_artifact("none", max_tokens=n), Path(), mark, "m", base, 0)
@@ -201,7 +201,7 @@ def test_requests_for_another_answer_than_the_artifacts_own_take_no_part(make_ch
     target = replace(ours, trial=OnTrial(record, theirs))
     planned = []
     for options in ({}, {"max_tokens": 6}, {"max_tokens": 5}, {"temperature": 0.5}, {"n": 2}, {"stop": "x"}):
-        plan = plan_chat(target, ChatRequest(model="notes", messages=HELLO, **options))
+        plan = chat_request(target, ChatRequest(model="notes", messages=HELLO, **options))
         planned.append((plan.served.fingerprint, plan.requests[0].sampling.max_tokens, plan.served.trial is None))
     assert planned == [("b", 6, False), ("b", 6, False), *[("a", 4, True)] * 4]
     assert answering(ours, {"text": "x"}) is ours

@@ -81,11 +81,11 @@ def serve(
         )
     _check_extra()
     from rung.serving.access import KeyRing, access_rules
-    from rung.serving.app import Server, app_with, exiting_on_sigterm, listen
-    from rung.serving.endpoints import watch_capture
-    from rung.serving.limits import Limits
+    from rung.serving.app import HttpServer, app_with, exiting_on_sigterm, listen
+    from rung.serving.limits import RequestLimits
+    from rung.serving.metrics import CAPTURE
     from rung.serving.served import Served
-    from rung.serving.web.site import Places
+    from rung.serving.web.site import PageSources
 
     ring = None if key_file is None else KeyRing(key_file)
     names, sites = frozenset(one.lower() for one in allow_host or ()), frozenset(allow_origin or ())
@@ -94,17 +94,17 @@ def serve(
     with exiting_on_sigterm():
         served = Served()
         _load(served, artifacts or [], model or [], encoder or [], engine, progress(quiet))
-        limits = Limits(body_bytes=max_body, queue=queue)
+        limits = RequestLimits(body_bytes=max_body, queue=queue)
         with _wired(
             served, capture, sample, store, _patterns(redact or []), registry, keyed=ring is not None
         ) as wiring:
             app = app_with(
                 served, access=access, limits=limits, load_from=load_from,
                 recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
-                pages=Places(runs, None if wiring is None else wiring.store, registry) if pages else None,
+                pages=PageSources(runs, None if wiring is None else wiring.store, registry) if pages else None,
             )  # fmt: skip
             if wiring is not None:
-                watch_capture(app, wiring.capture)
+                app.state.rung.metrics.watch("rung_capture", CAPTURE, lambda: wiring.capture.counts)
             shown = f"[{host}]" if ":" in host else host
             url = f"http://{shown}:{socket.getsockname()[1]}"
             sys.stderr.write(f"serving {', '.join(one.name for one in served.all())}\n")
@@ -112,7 +112,7 @@ def serve(
                 sys.stderr.write(f"pages: {url}/\n")
             typer.echo(f"{url}/v1")
             sys.stdout.flush()
-            Server(app, drain_seconds=drain).run(sockets=[socket])
+            HttpServer(app, drain_seconds=drain).run(sockets=[socket])
 
 
 @contextmanager
@@ -125,14 +125,14 @@ def _wired(
         return
     from rung.feedback.api import build_capture
     from rung.feedback.capture import CaptureMode, Redactor
-    from rung.serving.endpoints import key_of, reviewers_only
+    from rung.serving.context import key_of, reviewers_only
 
     known = next((one for one in get_args(CaptureMode) if one == mode), None)
     if known is None:
         raise ConfigError("bad-option", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
     wiring = build_capture(
         store, mode=known, rate=rate if mode == "sampled" else 1.0, redact=Redactor(own=patterns), key_of=key_of,
-        allowed=reviewers_only if keyed else lambda request: None, registry=registry,
+        allowed=reviewers_only, registry=registry,
         load=lambda folder, name: served.load(folder, name, replace=True),
         challenge=lambda name, what: served.withdraw(name) if what is None else served.challenge(name, *what),
     )  # fmt: skip

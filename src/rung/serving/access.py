@@ -1,4 +1,4 @@
-"""Who may ask: Host and Origin against pages of other sites, and a key wherever one is set.
+"""Who may ask: Host and Origin checks against pages of other sites, API keys, and signed-in sessions of the pages.
 
 A page in the user's browser can send requests to a server on loopback, and by rebinding its own name to 127.0.0.1 read
 the answers. It cannot choose the Host header, and it cannot leave out Origin.
@@ -15,7 +15,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -26,19 +26,15 @@ from urllib.parse import quote, urlsplit
 from rung.errors import ConfigError
 from rung.serving.limits import Refused
 
-# --------------------
-# API keys: a file of hashes, compared in constant time, and how often each key may ask.
-#
-# The file holds JSON lines {"id", "name", "sha256", "created", "per_minute", "admin"}. Keys are 256 random bits, so a
-# plain hash cannot be searched; the file still is readable by its owner alone.
-
+# ---- API keys: JSON lines with the fields of `ApiKey`, in a file that only its owner reads.
+# A key is 256 random bits, so nobody can find it from its plain hash.
 
 PREFIX = "rung-"
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """One key, without the key.
+class ApiKey:
+    """What the key file stores of one key.
 
     Attributes:
         id: eight hex digits, written to logs and records.
@@ -54,68 +50,65 @@ class Key:
     admin: bool = False
 
 
-def read_keys(file: Path) -> list[Key]:
-    """Return the keys of a file.
+def read_keys(file: Path) -> list[ApiKey]:
+    """Read a key file.
 
     Raises:
-        ConfigError: it cannot be read, or a line is no key.
+        ConfigError: the file cannot be read, or a line is not a key.
     """
     try:
         lines = file.read_text("utf-8").splitlines()
     except OSError as error:
-        raise ConfigError(
-            "unreadable-file", f"{file} cannot be read: {error.strerror}",
-            hint=f"make a key first: rung keys create --key-file {file}",
-        ) from error  # fmt: skip
+        hint = f"make a key first: rung keys create --key-file {file}"
+        raise ConfigError("unreadable-file", f"{file} cannot be read: {error.strerror}", hint=hint) from error
     keys = []
     for number, line in enumerate(lines, start=1):
         try:
-            keys.append(Key(**json.loads(line)))
+            keys.append(ApiKey(**json.loads(line)))
         except (TypeError, ValueError) as error:
-            raise ConfigError(
-                "unreadable-file", f"{file}:{number} is no key: {error}", hint="remove the line, and make a new key"
-            ) from error
+            hint = "remove the line and create a new key"
+            raise ConfigError("unreadable-file", f"{file}:{number} is not a key: {error}", hint=hint) from error
     return keys
 
 
-def create_key(file: Path, name: str, *, per_minute: int | None = None, admin: bool = False) -> tuple[str, Key]:
-    """Add a key to the file; return it, which is the only time it can be seen, and what was stored."""
+def create_key(file: Path, name: str, *, per_minute: int | None = None, admin: bool = False) -> tuple[str, ApiKey]:
+    """Add a key to the file, and return the secret, which is shown only now, with what was stored."""
     secret = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    key = Key(secrets.token_hex(4), name, _hash(secret), created, per_minute, admin)
+    key = ApiKey(secrets.token_hex(4), name, _sha256(secret), created, per_minute, admin)
     with _locked(file):
         _write(file, [*(read_keys(file) if file.exists() else ()), key])
     return secret, key
 
 
 def revoke_key(file: Path, key_id: str) -> None:
-    """Take a key out of the file; a running server hears of it with the next request.
+    """Remove a key from the file; a running server refuses it from the next request on.
 
     Raises:
-        ConfigError: there is no such key.
+        ConfigError: the file has no such key.
     """
     with _locked(file):
         keys = read_keys(file)
-        left = [key for key in keys if key.id != key_id]
-        if len(left) == len(keys):
+        remaining = [key for key in keys if key.id != key_id]
+        if len(remaining) == len(keys):
             raise ConfigError("unknown-name", f"{file} has no key {key_id}", hint="`rung keys list` shows them")
-        _write(file, left)
+        _write(file, remaining)
 
 
-def _hash(secret: str) -> str:
+def _sha256(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Keep other processes from changing the file meanwhile: two that add a key would lose one."""
+    """Keep other processes from changing the file: two that add a key at once would lose one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_name(file.name + ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _write(file: Path, keys: list[Key]) -> None:
+def _write(file: Path, keys: list[ApiKey]) -> None:
     scratch = file.with_name(file.name + ".tmp")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as out:
@@ -125,67 +118,51 @@ def _write(file: Path, keys: list[Key]) -> None:
     os.replace(scratch, file)  # noqa: PTH105
 
 
-class TooManyError(Exception):
-    """A key asks more often than it may; `retry_after` seconds later it may again."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("this key asks more often than it may")
-        self.retry_after = retry_after
-
-
 class KeyRing:
-    """The keys of a file as a server checks them; a changed file is read again.
+    """Checks keys and rates against a key file; a changed file is read again."""
 
-    Args:
-        file: the file of hashes.
-        clock: seconds that only grow, for tests.
-    """
-
-    def __init__(self, file: Path, clock: object = None) -> None:
-        self._file = file
-        self._clock = clock if callable(clock) else time.monotonic
+    def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file, self._clock = file, clock
         self._lock = threading.Lock()
         self._seen = self._stamp()
         self._keys = read_keys(file)
         self._buckets: dict[str, tuple[float, float]] = {}  # tokens left, and when that was
 
-    def find(self, secret: str) -> Key | None:
-        """Return the key that a client gave, or None. Looks at all keys, so that time tells nothing."""
-        with self._lock:
-            self._refresh()
-            given, found = _hash(secret), None
-            for key in self._keys:
-                if hmac.compare_digest(given, key.sha256):
-                    found = key
-            return found
+    def find(self, secret: str) -> ApiKey | None:
+        """Look up a secret; every key is compared, so the time taken reveals nothing."""
+        digest, match = _sha256(secret), None
+        for key in self._current():
+            if hmac.compare_digest(digest, key.sha256):
+                match = key
+        return match
 
-    def by_id(self, key_id: str) -> Key | None:
-        """Return the key with an id, or None once it is revoked."""
-        with self._lock:
-            self._refresh()
-            return next((key for key in self._keys if key.id == key_id), None)
+    def by_id(self, key_id: str) -> ApiKey | None:
+        """Look up a key by its id; None once it is revoked."""
+        return next((key for key in self._current() if key.id == key_id), None)
 
-    def take(self, key: Key) -> None:
-        """Count one request of a key: a bucket that holds a minute's worth and fills steadily.
+    def take(self, key: ApiKey) -> None:
+        """Count one request: a token bucket that holds a minute's worth and fills steadily.
 
         Raises:
-            TooManyError: the bucket is empty.
+            Refused: the bucket is empty.
         """
         if key.per_minute is None:
             return
         rate = key.per_minute / 60
         with self._lock:
-            now = float(self._clock())
+            now = self._clock()
             left, since = self._buckets.get(key.id, (float(key.per_minute), now))
             left = min(float(key.per_minute), left + (now - since) * rate)
-            if left < 1:
-                self._buckets[key.id] = left, now
-                raise TooManyError(max(1, round((1 - left) / rate + 0.5)))
-            self._buckets[key.id] = left - 1, now
+            self._buckets[key.id] = left - 1 if left >= 1 else left, now
+        if left < 1:
+            wait = {"Retry-After": str(max(1, round((1 - left) / rate + 0.5)))}
+            raise Refused(429, "rate-limit", f"this key may ask {key.per_minute} times a minute", headers=wait)
 
-    def _refresh(self) -> None:
-        if (stamp := self._stamp()) != self._seen:
-            self._keys, self._seen = read_keys(self._file), stamp
+    def _current(self) -> list[ApiKey]:
+        with self._lock:
+            if (stamp := self._stamp()) != self._seen:
+                self._keys, self._seen = read_keys(self._file), stamp
+            return self._keys
 
     def _stamp(self) -> tuple[int, int]:
         try:
@@ -195,10 +172,71 @@ class KeyRing:
         return status.st_mtime_ns, status.st_ino
 
 
+# ---- Sessions of the pages: somebody shows a key once, and a cookie stands for it afterwards.
+
+COOKIE = "rung_session"
+HOURS = 12  # that a session lasts
+MAX_SESSIONS = 1000  # at once; the oldest end first
+
+
+class Sessions:
+    """The sessions of one server, in memory: they end with the server, and with their key."""
+
+    def __init__(self, keys: KeyRing | None) -> None:
+        self.keys = keys
+        self._secret = secrets.token_bytes(32)
+        self._known: dict[str, tuple[str, float]] = {}  # hash of the cookie's value: id of the key, and until when
+        self._lock = threading.Lock()
+
+    def sign_in(self, secret: str) -> str | None:
+        """Begin a session and return the cookie's value; None if the key is unknown."""
+        key = self.keys.find(secret) if self.keys is not None else None
+        if key is None:
+            return None
+        value = secrets.token_urlsafe(32)
+        with self._lock:
+            while len(self._known) >= MAX_SESSIONS:
+                del self._known[next(iter(self._known))]
+            self._known[_sha256(value)] = key.id, time.monotonic() + 3600 * HOURS
+        return value
+
+    def sign_out(self, cookies: str) -> None:
+        """End the session of a Cookie header."""
+        with self._lock:
+            self._known.pop(_sha256(_session_value(cookies)), None)
+
+    def key(self, cookies: str) -> ApiKey | None:
+        """Look up the key of a Cookie header; None once it is revoked or the session is over."""
+        value = _session_value(cookies)
+        if not value or self.keys is None:
+            return None
+        with self._lock:
+            key_id, until = self._known.get(_sha256(value), ("", 0.0))
+        return self.keys.by_id(key_id) if time.monotonic() <= until else None
+
+    def form_token(self, cookies: str) -> str:
+        """Compute what every form of this session carries; pages of other sites cannot read it."""
+        return hmac.new(self._secret, _session_value(cookies).encode(), hashlib.sha256).hexdigest()
+
+    def is_form_token(self, cookies: str, token: str) -> bool:
+        """Tell whether a form came from a page of this session."""
+        return hmac.compare_digest(self.form_token(cookies).encode(), token.encode())
+
+
+def _session_value(cookies: str) -> str:
+    try:
+        morsel = SimpleCookie(cookies).get(COOKIE)
+    except CookieError:
+        return ""
+    return morsel.value if morsel else ""
+
+
+# ---- The rules of a server.
+
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN = frozenset({"/health", "/ready"})  # probes have no key
 SIGN_IN = "/sign-in"
-STATIC = "/static/"  # the pages' style and script, before anybody has signed in
+STATIC = "/static/"  # the pages' style and script, needed before anybody has signed in
 API = ("/v1/", "/metrics", "/openapi.json")  # for programs: a cookie opens nothing here
 
 
@@ -207,10 +245,10 @@ class Access:
     """The rules of one server.
 
     Attributes:
-        keys: the keys, or None where none is asked for.
-        hosts: names that the Host header may have; None where any may (then a key is what protects).
+        keys: the keys, or None where no key is needed.
+        hosts: names that the Host header may have; None for any (then a key is the protection).
         origins: origins of other sites whose pages may ask.
-        sessions: who is signed in to the pages; None where there are none.
+        sessions: who is signed in to the pages; None where there are no pages.
     """
 
     keys: KeyRing | None = None
@@ -218,59 +256,47 @@ class Access:
     origins: frozenset[str] = field(default_factory=frozenset)
     sessions: Sessions | None = None
 
-    def check(self, path: str, headers: Mapping[str, str], scheme: str) -> Key | None:
-        """Return the key of a request, or None where none is set.
+    def check(self, path: str, headers: Mapping[str, str], scheme: str) -> ApiKey | None:
+        """Check a request and return its key, or None where no key is needed.
 
         Raises:
-            Refused: it may not ask.
+            Refused: the request is not allowed.
         """
-        host = headers.get("host", "")
-        if self.hosts is not None and _name(host) not in self.hosts:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self.hosts is not None and _host_name(host) not in self.hosts:
             raise Refused(403, "bad-host", "this server does not answer to that Host; allow it with --allow-host")
-        origin = headers.get("origin")
-        if origin is not None and origin not in self.origins and not _same(origin, host, scheme):
+        if origin is not None and origin not in self.origins and not _same_origin(origin, host, scheme):
             raise Refused(403, "bad-origin", "pages of that Origin may not ask; allow it with --allow-origin")
         if self.keys is None or path in OPEN:
             return None
         if self.sessions is not None and "authorization" not in headers and not path.startswith(API):
             return self._signed_in(self.sessions, path, headers)
-        return self._known(self.keys, headers.get("authorization", ""))
+        kind, _, secret = headers.get("authorization", "").partition(" ")
+        key = self.keys.find(secret.strip()) if kind.lower() == "bearer" and secret.strip() else None
+        if key is None:
+            message = "no valid key was given: send `Authorization: Bearer KEY`"
+            raise Refused(401, "invalid-api-key", message, headers={"WWW-Authenticate": "Bearer"})
+        self.keys.take(key)
+        return key
 
-    def _signed_in(self, sessions: Sessions, path: str, headers: Mapping[str, str]) -> Key | None:
-        """Return the key that somebody signed in with, or send him to the page where he does."""
+    def _signed_in(self, sessions: Sessions, path: str, headers: Mapping[str, str]) -> ApiKey | None:
+        """Return the key of the session, or redirect to the page that asks for one."""
         key = sessions.key(headers.get("cookie", ""))
         if key is not None or path == SIGN_IN or path.startswith(STATIC):
             return key
-        if headers.get("hx-request"):  # a part of a page that is open asks: the page is loaded anew
+        if headers.get("hx-request"):  # part of an open page: reload the page
             raise Refused(401, "signed-out", "the session is over", headers={"HX-Refresh": "true"})
         to = f"{SIGN_IN}?to={quote(path)}"
         raise Refused(303, "signed-out", "sign in with a key", headers={"Location": to, "Cache-Control": "no-store"})
-
-    def _known(self, keys: KeyRing, authorization: str) -> Key:
-        scheme, _, secret = authorization.partition(" ")
-        key = keys.find(secret.strip()) if scheme.lower() == "bearer" and secret.strip() else None
-        if key is None:
-            raise Refused(
-                401, "invalid-api-key", "no valid key was given: send `Authorization: Bearer KEY`",
-                headers={"WWW-Authenticate": "Bearer"},
-            )  # fmt: skip
-        try:
-            keys.take(key)
-        except TooManyError as often:
-            after = {"Retry-After": str(often.retry_after)}
-            raise Refused(
-                429, "rate-limit", f"this key may ask {key.per_minute} times a minute", headers=after
-            ) from None
-        return key
 
 
 def access_rules(
     host: str, keys: KeyRing | None, *, hosts: frozenset[str] = frozenset(), origins: frozenset[str] = frozenset()
 ) -> Access:
-    """Return the rules for a server that listens on `host`.
+    """Make the rules for a server that listens on `host`.
 
     Raises:
-        ConfigError: others than this machine could ask, and there is no key.
+        ConfigError: other machines could ask, and there is no key.
     """
     loopback = is_loopback(host)
     if not loopback and keys is None:
@@ -278,9 +304,7 @@ def access_rules(
             "key-needed", f"anyone who reaches {host} could ask, and no key is set",
             hint="make one: `rung keys create --key-file keys.jsonl`, then serve with `--key-file keys.jsonl`",
         )  # fmt: skip
-    if loopback:
-        return Access(keys, LOOPBACK_NAMES | {_name(host)} | hosts, origins)
-    return Access(keys, hosts or None, origins)
+    return Access(keys, LOOPBACK_NAMES | {_host_name(host)} | hosts if loopback else hosts or None, origins)
 
 
 def is_loopback(host: str) -> bool:
@@ -291,82 +315,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _name(host: str) -> str:
-    """Return a Host header without its port, in lower case."""
+def _host_name(host: str) -> str:
+    """Strip the port of a Host header."""
     return (host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]).lower()
 
 
-def _same(origin: str, host: str, scheme: str) -> bool:
+def _same_origin(origin: str, host: str, scheme: str) -> bool:
     parts = urlsplit(origin)
     return parts.scheme in (scheme, "https") and parts.netloc.lower() == host.lower()
-
-
-# --------------------
-# Who is signed in to the pages: a key is shown once, and a cookie stands for it from then on.
-
-
-COOKIE = "rung_session"
-HOURS = 12  # that a session lasts
-MOST = 1000  # sessions at once; the oldest end first
-
-
-class Sessions:
-    """The sessions of one server, in memory: they end with it, and with their key.
-
-    Args:
-        keys: the keys, or None where none is asked for; then nobody signs in.
-    """
-
-    def __init__(self, keys: KeyRing | None) -> None:
-        self.keys = keys
-        self._secret = secrets.token_bytes(32)
-        self._known: dict[str, tuple[str, float]] = {}  # hash of the cookie's value: id of the key, and until when
-        self._lock = threading.Lock()
-
-    def sign_in(self, secret: str) -> str | None:
-        """Return the value of a new session's cookie, or None if the key is unknown."""
-        key = self.keys.find(secret) if self.keys is not None else None
-        if key is None:
-            return None
-        value = secrets.token_urlsafe(32)
-        with self._lock:
-            while len(self._known) >= MOST:
-                del self._known[next(iter(self._known))]
-            self._known[_session_hash(value)] = key.id, time.monotonic() + 3600 * HOURS
-        return value
-
-    def sign_out(self, cookies: str) -> None:
-        """End the session of a Cookie header."""
-        with self._lock:
-            self._known.pop(_session_hash(_value(cookies)), None)
-
-    def key(self, cookies: str) -> Key | None:
-        """Return the key that a Cookie header stands for; None once it is revoked or the session is over."""
-        value = _value(cookies)
-        if not value or self.keys is None:
-            return None
-        with self._lock:
-            known = self._known.get(_session_hash(value))
-        if known is None or known[1] < time.monotonic():
-            return None
-        return self.keys.by_id(known[0])
-
-    def form_token(self, cookies: str) -> str:
-        """Return what every form of this session carries: pages of other sites cannot read it."""
-        return hmac.new(self._secret, _value(cookies).encode(), hashlib.sha256).hexdigest()
-
-    def is_form_token(self, cookies: str, given: str) -> bool:
-        """Tell whether a form came from a page of this session."""
-        return hmac.compare_digest(self.form_token(cookies).encode(), given.encode())
-
-
-def _value(cookies: str) -> str:
-    try:
-        found = SimpleCookie(cookies).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
-
-
-def _session_hash(value: str) -> str:
-    return hashlib.sha256(value.encode()).hexdigest()

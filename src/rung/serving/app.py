@@ -1,4 +1,4 @@
-"""The application: endpoints, what they share, and the front that every request passes."""
+"""The application: its endpoints, error handlers and middleware; and the HTTP server that runs it."""
 
 from __future__ import annotations
 
@@ -20,53 +20,38 @@ from starlette.exceptions import HTTPException
 
 from rung._version import __version__
 from rung.errors import RungError
-from rung.serving import chat, completions, endpoints
+from rung.serving import completions, endpoints
 from rung.serving.access import Access
-from rung.serving.context import Context, Shadows, watch_shadows
-from rung.serving.front import Front
-from rung.serving.limits import BusyError, Gate, Limits, Refused, refusal
-from rung.serving.metrics import Metrics
+from rung.serving.context import ServerContext
+from rung.serving.limits import Refused, RequestLimits, refusal
+from rung.serving.middleware import ServerMiddleware
 from rung.serving.served import Served, ServedArtifact
+from rung.serving.shadows import Recorder
 
 if TYPE_CHECKING:
-    from rung.serving.context import Recorder
-    from rung.serving.web.site import Places
-
-
-# --------------------
-# Runs the application on a socket, and ends it gracefully.
-
+    from rung.serving.web.site import PageSources
 
 CONNECTIONS = 2048  # open at once; those beyond are answered 503 before anything is read
 BACKLOG = 1024
 SWITCH_SECONDS = 0.0005  # after which a thread that waits for the interpreter gets it
 
 
-class Server(uvicorn.Server):
-    """Uvicorn's server, which tells the application when it is told to end."""
+class HttpServer(uvicorn.Server):
+    """Uvicorn's server; it tells the application to take nothing new when it is told to end."""
 
     def __init__(self, app: FastAPI, *, drain_seconds: float) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                limit_concurrency=CONNECTIONS,
-                backlog=BACKLOG,
-                timeout_graceful_shutdown=max(1, round(drain_seconds)),
-                timeout_keep_alive=15,
-                h11_max_incomplete_event_size=64 * 1024,
-                ws="none",
-                proxy_headers=False,
-            )
-        )
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, server_header=False, limit_concurrency=CONNECTIONS,
+            backlog=BACKLOG, timeout_graceful_shutdown=max(1, round(drain_seconds)), timeout_keep_alive=15,
+            h11_max_incomplete_event_size=64 * 1024, ws="none", proxy_headers=False,
+        )  # fmt: skip
+        super().__init__(config)
         self._app = app
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to end."""
-        # The thread of the engine hands out pieces between two steps, and every step waits for it: by default it gets
-        # the interpreter's lock back from the event loop after 5 ms, which was 3 % of the tokens of 32 clients.
+        # The engine's thread hands out pieces between two steps. By default it gets the interpreter's lock back from
+        # the event loop after 5 ms, which cost 3 % of the tokens of 32 clients.
         interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_SECONDS)
         try:
@@ -75,17 +60,17 @@ class Server(uvicorn.Server):
             sys.setswitchinterval(interval)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Take nothing new, and finish what is under way."""
+        """Take nothing new, and finish running requests."""
         self._app.state.rung.ready = False
         super().handle_exit(sig, frame)
 
 
 @contextmanager
 def exiting_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the program as if it were done, with exit code 0; also while models are loaded.
+    """Let SIGTERM end the program normally, with exit code 0, also while models load.
 
-    Uvicorn finishes what is under way and then raises the signal again: by default that would kill the process before
-    what was captured is written and the engines' processes are ended.
+    Uvicorn finishes running requests and then raises the signal again. By default that would kill the process before
+    captured answers are written and the engines' processes end.
     """
 
     def end(number: int, frame: Any) -> NoReturn:
@@ -100,9 +85,9 @@ def exiting_on_sigterm() -> Iterator[None]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens; port 0 takes a free one."""
+    """Bind a socket; port 0 takes a free one."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio switches Nagle's algorithm off only for sockets that say they are TCP; with it, every piece of a stream
+    # asyncio switches Nagle's algorithm off only for sockets that are declared TCP; with it, every piece of a stream
     # waits 40 ms for an acknowledgement.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -110,185 +95,131 @@ def listen(host: str, port: int) -> socket.socket:
     return opened
 
 
-# --------------------
-# The OpenAPI description, with an endpoint of its own for each task that is served now.
-
-
-ANY_TASK = "/v1/tasks/{name}/predict"
-
-
-def describe_tasks(app: FastAPI, served: Served) -> None:
-    """Make the application describe every served task with its own columns and labels."""
-    plain = app.openapi
-
-    def described() -> dict[str, Any]:
-        document = copy.deepcopy(plain())
-        for one in served.artifacts():
-            document["paths"][f"/v1/tasks/{one.name}/predict"] = _task(document["paths"][ANY_TASK], one)
-        return document
-
-    app.openapi = described  # type: ignore[method-assign]
-
-
-def _task(any_task: dict[str, Any], one: ServedArtifact) -> dict[str, Any]:
-    """Return the endpoint of one task."""
-    path = copy.deepcopy(any_task)
-    operation = path["post"]
-    operation["operationId"] = f"predict_{one.name}"
-    operation["summary"] = f"Answer rows of the task {one.artifact.shape.task}"
-    operation["parameters"] = []
-    row = {
-        "type": "object",
-        "properties": {column: _column(one) for column in one.artifact.shape.inputs},
-        "required": list(one.artifact.shape.inputs),
-        "additionalProperties": False,
-    }
-    body = {
-        "type": "object",
-        "properties": {
-            "rows": {"type": "array", "minItems": 1, "items": row},
-            "top": {"type": "integer", "minimum": 0, "maximum": 1000, "default": 0},
-        },
-        "required": ["rows"],
-        "additionalProperties": False,
-    }
-    operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    operation["responses"]["200"] = {
-        "description": "One prediction per row, in order.",
-        "content": {"application/json": {"schema": _predictions(one)}},
-    }
-    return path
-
-
-def _column(one: ServedArtifact) -> dict[str, Any]:
-    if one.artifact.shape.kind != "chat":
-        return {}  # any value: what is no text is shown to the model as JSON
-    turn = {
-        "type": "object",
-        "properties": {
-            "role": {"enum": ["system", "user", "assistant", "tool"]},
-            "content": {"type": "string"},
-        },
-        "required": ["role", "content"],
-    }
-    return {"type": "array", "minItems": 1, "items": turn}
-
-
-def _predictions(one: ServedArtifact) -> dict[str, Any]:
-    output: dict[str, Any] = {"type": "string"}
-    if one.artifact.shape.labels:
-        output["enum"] = list(one.artifact.shape.labels)
-    prediction = {
-        "type": "object",
-        "properties": {
-            "id": {"type": "string"},
-            "output": output,
-            "confidence": {"type": ["number", "null"]},
-            "finish_reason": {"type": "string"},
-        },
-        "required": ["id", "output", "confidence", "finish_reason"],
-    }
-    return {
-        "type": "object",
-        "properties": {
-            "object": {"const": "predictions"},
-            "task": {"type": "string"},
-            "artifact": {"type": "string"},
-            "predictions": {"type": "array", "items": prediction},
-            "usage": {"type": "object"},
-        },
-        "required": ["object", "task", "artifact", "predictions", "usage"],
-    }
-
-
-TITLE = "Rung"
-
-
 def app_with(
     served: Served,
     *,
     access: Access | None = None,
-    limits: Limits | None = None,
+    limits: RequestLimits | None = None,
     recorder: Recorder | None = None,
     load_from: Path | None = None,
     routers: Sequence[APIRouter] = (),
-    pages: Places | None = None,
+    pages: PageSources | None = None,
 ) -> FastAPI:
-    """Return the application.
+    """Make the application.
 
     Args:
-        served: what is served.
+        served: everything that is served.
         access: who may ask; by default anyone on this machine.
-        limits: how much may be asked.
-        recorder: takes what was answered.
+        limits: how much.
+        recorder: keeps what was answered.
         load_from: the folder below which artifacts may be loaded over HTTP; None for no loading.
-        routers: more endpoints (feedback, review); they pass the same front and find the same context.
-        pages: what the pages read from; None for no pages.
+        routers: more endpoints (feedback, review), with the same middleware and context.
+        pages: what the pages show; None for no pages.
     """
-    access, limits = access or Access(), limits or Limits()
-    gate = Gate(limits.queue)
-    metrics = Metrics(served, gate)
-    shadows = None if recorder is None else Shadows(recorder, lambda: gate.inside > 0)
-    if shadows is not None:
-        watch_shadows(metrics, shadows)
-    context = Context(served, limits, metrics, recorder, shadows, load_from, access.keys is not None)
+    server = ServerContext(served, access or Access(), limits or RequestLimits(), recorder, load_from)
 
     @asynccontextmanager
-    async def living(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        context.close()
+        server.close()
 
-    app = FastAPI(title=TITLE, version=__version__, lifespan=living, docs_url=None, redoc_url=None)
-    app.state.rung = context
-    own = (
-        chat.router, completions.router, endpoints.router, endpoints.loading, endpoints.tasks_router,
-        endpoints.health_router,
-    )  # fmt: skip
+    app = FastAPI(title="Rung", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.rung = server
+    own = completions.router, endpoints.router, endpoints.rung_router, endpoints.operation_router
     for router in (*own, *routers):
         app.include_router(router)
     if pages is not None:
         from rung.serving.web import add_pages
 
-        access = replace(access, sessions=add_pages(app, pages, access.keys))
-    _handle_errors(app, metrics)
-    describe_tasks(app, served)
-    app.add_middleware(Front, access=access, limits=limits, gate=gate, metrics=metrics)
+        server.access = replace(server.access, sessions=add_pages(app, pages, server.access.keys))
+    _handle_errors(app, server, with_pages=pages is not None)
+    _describe_tasks(app, served)
+    app.add_middleware(ServerMiddleware, server=server)
     return app
 
 
-def _handle_errors(app: FastAPI, metrics: Metrics) -> None:
-    def told(request: Request, refused: Refused) -> Response:
-        metrics.failures.labels(refused.code).inc()
-        if getattr(request.app.state, "site", None) is not None:
+def _handle_errors(app: FastAPI, server: ServerContext, *, with_pages: bool) -> None:
+    async def refuse(request: Request, error: Exception) -> Response:
+        refused = _refusal(error)
+        server.metrics.failures.labels(refused.code).inc()
+        if with_pages:
             from rung.serving.web.site import error_page, wants_page
 
             if wants_page(request):
                 return error_page(request, refused)
         return JSONResponse(refused.body(), status_code=refused.status, headers=refused.headers)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+    for kind in (RequestValidationError, HTTPException, Refused, RungError):
+        app.add_exception_handler(kind, refuse)
+
+
+def _refusal(error: Exception) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, RungError):
+        return refusal(error)
+    if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         problem = first["msg"].removeprefix("Value error, ")
-        return told(
-            request, Refused(400, "invalid-request", f"{where}: {problem}" if where else problem, param=where or None)
-        )
+        return Refused(400, "invalid-request", f"{where}: {problem}" if where else problem, param=where or None)
+    assert isinstance(error, HTTPException)
+    code = {403: "forbidden", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "invalid-request")
+    return Refused(error.status_code, code, str(error.detail), headers=error.headers)
 
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
-        code = {403: "forbidden", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "invalid-request")
-        return told(request, Refused(error.status_code, code, str(error.detail), headers=error.headers))
 
-    @app.exception_handler(Refused)
-    async def refuse(request: Request, error: Refused) -> Response:
-        return told(request, error)
+# ---- the OpenAPI description, with an endpoint for each task that is served now
 
-    @app.exception_handler(BusyError)
-    async def busy(request: Request, error: BusyError) -> Response:
-        after = {"Retry-After": str(error.retry_after)}
-        return told(request, Refused(429, "queue-full", f"{error}; try again in {error.retry_after} s", headers=after))
+ANY_TASK = "/v1/tasks/{name}/predict"
 
-    @app.exception_handler(RungError)
-    async def failed(request: Request, error: RungError) -> Response:
-        return told(request, refusal(error))
+
+def _describe_tasks(app: FastAPI, served: Served) -> None:
+    """Describe every served task with its own columns and labels."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        document = copy.deepcopy(plain())
+        for artifact in served.artifacts():
+            path = copy.deepcopy(document["paths"][ANY_TASK])
+            path["post"] |= _operation(artifact, path["post"]["responses"])
+            document["paths"][f"/v1/tasks/{artifact.name}/predict"] = path
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
+
+
+def _operation(served: ServedArtifact, responses: dict[str, Any]) -> dict[str, Any]:
+    shape = served.artifact.shape
+    column: dict[str, Any] = {}  # any value: what is not text is shown to the model as JSON
+    if shape.kind == "chat":
+        turn = {"role": {"enum": ["system", "user", "assistant", "tool"]}, "content": {"type": "string"}}
+        column = {"type": "array", "minItems": 1, "items": _object(turn)}
+    row = _object(dict.fromkeys(shape.inputs, column)) | {"additionalProperties": False}
+    rows = {"type": "array", "minItems": 1, "items": row}
+    top = {"type": "integer", "minimum": 0, "maximum": 1000, "default": 0}
+    body = {**_object({"rows": rows, "top": top}), "required": ["rows"], "additionalProperties": False}
+    text = {"type": "string"}
+    output = {**text, "enum": list(shape.labels)} if shape.labels else text
+    confidence = {"type": ["number", "null"]}
+    prediction = _object({"id": text, "output": output, "confidence": confidence, "finish_reason": text})
+    predictions = {"type": "array", "items": prediction}
+    kind, usage = {"const": "predictions"}, {"type": "object"}
+    response = {"object": kind, "task": text, "artifact": text, "predictions": predictions, "usage": usage}
+    return {
+        "operationId": f"predict_{served.name}",
+        "summary": f"Answer rows of the task {shape.task}",
+        "parameters": [],
+        "requestBody": {"required": True, "content": _json(body)},
+        "responses": {
+            **responses,
+            "200": {"description": "One prediction a row.", "content": _json(_object(response))},
+        },
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}

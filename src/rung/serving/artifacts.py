@@ -1,9 +1,9 @@
-"""How an artifact answers a request: the row that a conversation stands for, and what is done with it.
+"""From a request to what has to run: the row that a conversation stands for, and how an artifact or model answers it.
 
-Where the answer is plain generated text, the request to the engine is the very one that `Artifact.predict` makes, and
-its pieces can be streamed and sampled; where that text cites documents, its marks are resolved when it is complete.
-Everything else (label scores, heads, choices, and whatever a decoder does beyond one completion) runs through
-`Artifact.answer` itself, in a worker thread, and comes in one piece.
+Where the answer is plain generated text, the request to the engine is the one that `Artifact.predict` makes, and its
+pieces can be streamed and sampled; citations are resolved when the text is complete. Everything else (label scores,
+heads, choices, decoders with more than one completion) runs through `Artifact.answer` in a worker thread, and comes in
+one piece.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rung.agents.tools import Tool
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer, Generate
 from rung.artifact.predict_file import sources
-from rung.data.rows import Example, example_id
+from rung.data.rows import example_id
 from rung.engines.base import Constraint, GenerateRequest, Prompt, Sampling
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, DataError
@@ -29,36 +29,225 @@ from rung.models.tokenizer import Tokenizer
 from rung.models.turns import accepts_system, fold_system
 from rung.prompts.overflow import Rendered
 from rung.serving.schemas import ChatRequest, CompletionRequest, Sampled
-from rung.serving.served import Base, ServedArtifact, example, scheduled
+from rung.serving.served import ServedArtifact, ServedModel, example, scheduled
 from rung.serving.tools import NO_SUPPORT, offered, turns
 
 ROLES = {"system", "user", "assistant", "tool"}
+DEFAULT_TOKENS = 1024  # limit of an answer where the request has none and the context has room
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """Completions that an engine writes.
+
+    Attributes:
+        base: runs them.
+        requests: one per choice.
+        inputs: what is recorded of the request.
+        served, rendered: the artifact that answers, and its rendered prompt; None for the bare base model.
+        tools, must: functions that may be called, and those of which one must be.
+    """
+
+    base: ServedModel
+    requests: Sequence[GenerateRequest]
+    inputs: Mapping[str, Any]
+    served: ServedArtifact | None = None
+    rendered: Rendered | None = None
+    tools: Sequence[Tool] = ()
+    must: Sequence[Tool] = ()
+
+
+@dataclass(frozen=True)
+class RowRequest:
+    """A row that an artifact answers through `Artifact.answer`; all `choices` are the same."""
+
+    served: ServedArtifact
+    row: Mapping[str, Any]
+    choices: int = 1
+
+
+def chat_request(target: ServedModel | ServedArtifact, body: ChatRequest) -> TextRequest | RowRequest:
+    """Convert a chat completion.
+
+    Raises:
+        RungError: the model or artifact cannot do what the request asks for.
+    """
+    held = _chat_constraint(body)
+    if isinstance(target, ServedArtifact):
+        if body.tools:
+            raise _unsupported("tools", "an artifact answers its task and calls no functions")
+        messages = [{"role": _role(message.role), "content": message.text} for message in body.messages]
+        row = row_of(target.artifact, messages)
+        return _artifact_request(target, body, row, body.limit, held, logprobs=bool(body.logprobs))
+    tools, must = offered(body)
+    prompt = _chat_prompt(target, body, tools)
+    room, context = DEFAULT_TOKENS, target.engine.info.context
+    if isinstance(target.engine, LocalModel) and context > 0:
+        room = max(1, min(room, context - len(prompt)))
+    held = call_constraint(must) if must else held
+    requests = _requests(prompt, body, body.limit or room, held, logprobs=bool(body.logprobs))
+    inputs = {"messages": [message.model_dump(exclude_none=True) for message in body.messages]}
+    return TextRequest(target, requests, inputs, tools=tools, must=must)
+
+
+def completion_requests(
+    target: ServedModel | ServedArtifact, body: CompletionRequest
+) -> list[TextRequest | RowRequest]:
+    """Convert a text completion, one request per prompt."""
+    logprobs = body.logprobs is not None
+    if isinstance(target, ServedArtifact):
+        if body.echo or body.max_tokens == 0:
+            raise _unsupported("echo", "an artifact has its own prompt; echo belongs to base models")
+        texts = [text for text in body.prompts if isinstance(text, str)]
+        if len(texts) < len(body.prompts):
+            raise _unsupported("prompt", "an artifact reads text, not token ids")
+        rows = [row_of(target.artifact, [{"role": "user", "content": text}]) for text in texts]
+        return [_artifact_request(target, body, row, body.max_tokens, None, logprobs=logprobs) for row in rows]
+    if not isinstance(target.engine, LocalModel):
+        raise _unsupported("prompt", "the model is behind an endpoint, and answers chat completions only")
+    tokenizer = target.engine.tokenizer
+    converted: list[TextRequest | RowRequest] = []
+    for prompt in body.prompts:
+        tokens = _prompt_tokens(tokenizer, prompt)
+        room = 16 if body.max_tokens is None else body.max_tokens  # 16 is OpenAI's default
+        text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special=False)
+        requests = _requests(tokens, body, room, None, logprobs=logprobs)
+        converted.append(TextRequest(target, requests, {"prompt": text}))
+    return converted
+
+
+def _artifact_request(
+    served: ServedArtifact,
+    body: Sampled,
+    row: dict[str, Any],
+    limit: int | None,
+    held: Constraint | None,
+    *,
+    logprobs: bool,
+) -> TextRequest | RowRequest:
+    options = {
+        "n": body.n if body.n > 1 else None,
+        "temperature": body.temperature or None,
+        "stop": body.stops or None,
+        "response_format": held,
+        "logprobs": logprobs or None,
+    }
+    # A request with options asks for another answer than was measured, so it takes no part in a trial.
+    options = {name: value for name, value in options.items() if value is not None}
+    served = replace(served, trial=None) if options else answering(served, row, limit)
+    artifact = served.artifact
+    if served.base is None or not writes_plain_text(artifact):
+        if options:
+            raise ConfigError(
+                "bad-request",
+                f"`{next(iter(options))}` has no effect: the artifact answers by {artifact.decoder.kind}",
+                hint="leave it out",
+            )
+        return RowRequest(served, row)
+    if held is not None and isinstance(artifact.decoder, Generate) and artifact.decoder.constraint is not None:
+        raise _unsupported("response_format", "the artifact has its own schema")
+    artifact, _ = scheduled(served)
+    assert isinstance(artifact.decoder, Generate)
+    rendered = artifact.fit_to_context([example(dict(row))])[0]
+    if rendered.refused:  # nothing is written, so nothing is sampled either
+        return RowRequest(served, row, body.n)
+    like = artifact.decoder.request(artifact, rendered.messages)
+    room = min(like.sampling.max_tokens, limit) if limit is not None else like.sampling.max_tokens
+    requests = _requests(like.prompt, body, room, held or like.constraint, logprobs=logprobs)
+    requests = [replace(request, adapter=like.adapter) for request in requests]
+    return TextRequest(served.base, requests, row, served, rendered)
+
+
+def _requests(
+    prompt: Prompt, body: Sampled, room: int, held: Constraint | None, *, logprobs: bool
+) -> list[GenerateRequest]:
+    """Make one request per choice; a seed gives each choice its own."""
+    sampling = Sampling(
+        max_tokens=room,
+        temperature=body.temperature or 0.0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        stop=body.stops,
+    )
+    seeds = [None if body.seed is None else (body.seed + choice) % 2**32 for choice in range(body.n)]
+    return [GenerateRequest(prompt, replace(sampling, seed=seed), held, logprobs=logprobs) for seed in seeds]
+
+
+def _chat_constraint(body: ChatRequest) -> Constraint | None:
+    form = body.response_format
+    if form is None or form.type == "text":
+        return None
+    if form.json_schema is not None:
+        return Constraint("json_schema", json.dumps(form.json_schema.schema_))
+    return Constraint("json_schema", '{"type": "object"}')
+
+
+def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) -> Prompt:
+    """Render a conversation as tokens, or as messages for an endpoint."""
+    engine = base.engine
+    if not isinstance(engine, LocalModel):
+        messages: Any = tuple(turns(body.messages, tools, NO_SUPPORT))
+        return messages  # type: ignore[no-any-return]
+    tokenizer = engine.tokenizer
+    support = template_support(tokenizer)
+    messages = tuple(turns(body.messages, tools, support))
+    folded: Messages = messages if accepts_system(tokenizer) else fold_system(messages)
+    shown = [tool.as_template() for tool in tools] if tools and support.tools else None
+    return tokenizer.encode_chat(folded, tools=shown)
+
+
+def _prompt_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    """Encode a text to continue, with the beginning token where the model expects one.
+
+    Raises:
+        ConfigError: a token id is outside the vocabulary, or there is nothing to begin with.
+    """
+    if isinstance(prompt, str):
+        start = (tokenizer.bos_id,) if tokenizer.adds_bos and tokenizer.bos_id is not None else ()
+        tokens = (*start, *tokenizer.encode_plain(prompt))
+    else:
+        tokens = tuple(prompt)
+        if wrong := [token for token in tokens if token >= tokenizer.vocabulary_size]:
+            hint = f"it has {tokenizer.vocabulary_size} tokens"
+            raise ConfigError("bad-request", f"this model has no token {wrong[0]}", hint=hint)
+    if not tokens:
+        raise ConfigError("bad-request", "the prompt has no tokens", hint="send at least one character")
+    return tokens
+
+
+def _role(role: str) -> str:
+    return "system" if role == "developer" else role
+
+
+def _unsupported(option: str, why: str) -> ConfigError:
+    return ConfigError("bad-request", f"`{option}`: {why}", hint="leave it out, or name the base model")
+
+
+# ---- rows and answers of artifacts
 
 
 def writes_plain_text(artifact: Artifact) -> bool:
-    """Tell whether what is written is one completion, with nothing more done to it than `strip`."""
+    """Tell whether the answer is one completion with nothing more done to it than `strip`."""
     decoder = artifact.decoder
     return isinstance(decoder, Generate) and decoder == Generate(decoder.max_tokens, decoder.json_schema)
 
 
 def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the input columns that a conversation stands for.
+    """Find the input columns that a conversation stands for.
 
     A chat task reads the conversation itself. Other tasks read one user turn: the value of the one input column, or a
     JSON object with a value for each of several. Their prompt, demonstrations included, is the artifact's own.
 
     Raises:
-        DataError: the conversation holds what the artifact would not read, or lacks a column.
+        DataError: the conversation has more than the artifact reads, or lacks a column.
     """
     columns = artifact.shape.inputs
     if artifact.shape.kind == "chat":
-        return {columns[0]: [{"role": one["role"], "content": one["content"]} for one in messages]}
+        return {columns[0]: [{"role": turn["role"], "content": turn["content"]} for turn in messages]}
     if len(messages) != 1 or messages[0]["role"] != "user":
         raise DataError(
-            "bad-request",
-            "this artifact answers one user message; its instruction and examples are its own",
+            "bad-request", "this artifact answers one user message; it has its own instruction and examples",
             hint="send one message of the role `user`, or name the base model for a conversation",
-        )
+        )  # fmt: skip
     text = str(messages[0]["content"])
     if len(columns) == 1:
         return {columns[0]: text}
@@ -68,35 +257,30 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
         values = None
     if not isinstance(values, dict):
         raise DataError(
-            "bad-row",
-            f"this artifact reads {', '.join(columns)}, and the message is no JSON object with them",
+            "bad-row", f"this artifact reads {', '.join(columns)}, and the message is not a JSON object with them",
             hint='send {"' + columns[0] + '": ..., ...}, or rows to /v1/tasks/NAME/predict',
-        )
+        )  # fmt: skip
     return checked_row(artifact, values)
 
 
 def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input columns of a row, and refuse others: a misspelled column would be one that is missing.
+    """Check the columns of a row; unknown ones are refused, because a misspelled column would be a missing one.
 
     Raises:
-        DataError: a column is missing or unknown, or a conversation is none.
+        DataError: a column is missing or unknown, or the conversation is malformed.
     """
     columns = artifact.shape.inputs
+    reads = f"it reads {', '.join(columns)}"
     for column in columns:
         if column not in values:
-            raise DataError(
-                "missing-column", f"the row has no column {column!r}", hint=f"it reads {', '.join(columns)}"
-            )
+            raise DataError("missing-column", f"the row has no column {column!r}", hint=reads)
     for column in values:
         if column not in columns:
-            raise DataError("unknown-name", f"there is no column {column!r}", hint=f"it reads {', '.join(columns)}")
-    row = {column: values[column] for column in columns}
-    if artifact.shape.kind == "chat" and not _is_conversation(row[columns[0]]):
-        raise DataError(
-            "bad-row", f"the column {columns[0]!r} is no conversation",
-            hint='write [{"role": "user", "content": "..."}]',
-        )  # fmt: skip
-    return row
+            raise DataError("unknown-name", f"there is no column {column!r}", hint=reads)
+    if artifact.shape.kind == "chat" and not _is_conversation(values[columns[0]]):
+        hint = 'write [{"role": "user", "content": "..."}]'
+        raise DataError("bad-row", f"the column {columns[0]!r} is not a conversation", hint=hint)
+    return {column: values[column] for column in columns}
 
 
 def _is_conversation(value: Any) -> bool:
@@ -110,69 +294,37 @@ def _is_conversation(value: Any) -> bool:
     )
 
 
-def request_of(artifact: Artifact, row: Mapping[str, Any]) -> tuple[GenerateRequest, Rendered]:
-    """Return the request that plain text is generated by, and the prompt as it was rendered."""
-    assert isinstance(artifact.decoder, Generate)
-    rendered = artifact.fit_to_context([example(dict(row))])[0]
-    return artifact.decoder.request(artifact, rendered.messages), rendered
-
-
 def answers_of(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """Answer rows as `Artifact.predict` does."""
-    examples: list[Example] = [example(dict(row)) for row in rows]
-    return artifact.answer(examples)
+    return artifact.answer([example(dict(row)) for row in rows])
 
 
-def answer_of(
-    artifact: Artifact, rendered: Rendered, text: str, prompt_tokens: int, completion_tokens: int, seconds: float
-) -> Answer:
-    """Return what an artifact makes of a completed text, as `Artifact.answer` does: citations resolved."""
-    answer = Answer(text.strip(), None, None, prompt_tokens, completion_tokens, seconds, rendered.messages)
-    return artifact.finished(answer, rendered)
-
-
-def told_of(artifact: Artifact, answer: Answer) -> dict[str, Any]:
-    """Return what an answer has beside its text, for every endpoint alike."""
-    told: dict[str, Any] = {"confidence": answer.confidence}
+def answer_fields(artifact: Artifact, answer: Answer) -> dict[str, Any]:
+    """List what an answer has beside its text, for every endpoint alike."""
+    fields: dict[str, Any] = {"confidence": answer.confidence}
     if artifact.abstains:
-        told["abstained"] = answer.abstained
+        fields["abstained"] = answer.abstained
     if answer.dropped_demonstrations:
-        told["dropped_demonstrations"] = answer.dropped_demonstrations
-    return {**told, **sources(answer)} if artifact.retriever is not None else told
+        fields["dropped_demonstrations"] = answer.dropped_demonstrations
+    return {**fields, **sources(answer)} if artifact.retriever is not None else fields
 
 
-def refuse_sampling(artifact: Artifact, options: Mapping[str, Any]) -> None:
-    """Refuse options that mean nothing to an artifact that does not write plain text.
-
-    Raises:
-        ConfigError: one of `options` is set; its value is not None.
-    """
-    for name, value in options.items():
-        if value is not None:
-            raise ConfigError(
-                "bad-request",
-                f"`{name}` means nothing here: the artifact answers by {artifact.decoder.kind}",
-                hint="leave it out",
-            )
-
-
-# --------------------
-# Which artifact answers a request while another is tried beside it.
+# ---- trials
 
 
 def answering(served: ServedArtifact, row: Mapping[str, Any], limit: int | None = None) -> ServedArtifact:
-    """Return what answers a row that asks for the artifact's own answer: in an A/B trial, a share is the challenger's.
+    """Choose what answers a row: in an A/B trial, the challenger answers a share of the inputs.
 
     Args:
         served: what the client named.
-        row: the input columns; the same input is always answered by the same artifact.
-        limit: the most tokens that the client wants; where it may cut an answer, the row takes no part in a trial.
+        row: the input columns; the same input always gets the same artifact.
+        limit: the most tokens that the client wants; where that may cut an answer, the row takes no part in a trial.
     """
     trial = served.trial
     if trial is None or trial.challenger is None:
         return served
     if _cuts(limit, served) or _cuts(limit, trial.challenger):
-        return outside(served)
+        return replace(served, trial=None)
     record = trial.record
     read = example_id(as_read(served.artifact, row))
     if record.mode == "ab" and arm_of(read, share=record.share, salt=record.token) == "b":
@@ -180,231 +332,6 @@ def answering(served: ServedArtifact, row: Mapping[str, Any], limit: int | None 
     return served
 
 
-def outside(served: ServedArtifact) -> ServedArtifact:
-    """Return what answers a request that takes no part in a trial: it asks for another answer than was measured."""
-    return replace(served, trial=None)
-
-
 def _cuts(limit: int | None, served: ServedArtifact) -> bool:
     decoder = served.artifact.decoder
     return limit is not None and isinstance(decoder, Generate) and limit < decoder.max_tokens
-
-
-# --------------------
-# From a request to what has to run: completions on a scheduler, or an artifact's own way of answering.
-
-
-DEFAULT_TOKENS = 1024  # of an answer that is asked for without a limit, where the context has room for them
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Completions that make an answer.
-
-    Attributes:
-        base: runs them.
-        requests: one per choice.
-        inputs: what is recorded of the request.
-        served, rendered: the artifact that answers, and the prompt as it rendered it; None for the bare base model.
-        tools, must: what may be called, and of what one has to be.
-    """
-
-    base: Base
-    requests: Sequence[GenerateRequest]
-    inputs: Mapping[str, Any]
-    served: ServedArtifact | None = None
-    rendered: Rendered | None = None
-    tools: Sequence[Tool] = ()
-    must: Sequence[Tool] = ()
-
-    @property
-    def in_pieces(self) -> bool:
-        """Whether text can be shown as it comes: what may turn out to be a call cannot."""
-        return not self.tools
-
-
-@dataclass(frozen=True)
-class Direct:
-    """A row that an artifact answers in its own way, `choices` times the same."""
-
-    served: ServedArtifact
-    row: Mapping[str, Any]
-    choices: int = 1
-
-
-def plan_chat(target: Base | ServedArtifact, body: ChatRequest) -> Plan | Direct:
-    """Return what a chat completion has to run.
-
-    Raises:
-        RungError: the request asks for what the model or artifact cannot do.
-    """
-    if isinstance(target, ServedArtifact):
-        if body.tools:
-            raise _unsupported("tools", "an artifact answers its task and calls nothing")
-        row = row_of(target.artifact, [{"role": _role(one.role), "content": one.text} for one in body.messages])
-        return _plan_artifact(target, body, row, body.limit, _chat_constraint(body), logprobs=bool(body.logprobs))
-    tools, must = offered(body)
-    held = call_constraint(must) if must else _chat_constraint(body)
-    prompt = chat_prompt(target, body, tools)
-    room = body.limit or _room(target, prompt)
-    requests = _requests(prompt, body, room, held, logprobs=bool(body.logprobs))
-    inputs = {"messages": [one.model_dump(exclude_none=True) for one in body.messages]}
-    return Plan(target, requests, inputs, tools=tools, must=must)
-
-
-def plan_text(target: Base | ServedArtifact, body: CompletionRequest) -> list[Plan | Direct]:
-    """Return what a text completion has to run, one plan per prompt."""
-    logprobs = body.logprobs is not None
-    if isinstance(target, ServedArtifact):
-        if body.echo or body.max_tokens == 0:
-            raise _unsupported("echo", "an artifact's prompt is its own; echo belongs to base models")
-        rows = [row_of(target.artifact, [{"role": "user", "content": text}]) for text in _only_texts(body)]
-        return [_plan_artifact(target, body, row, body.max_tokens, None, logprobs=logprobs) for row in rows]
-    tokenizer = tokenizer_of(target)
-    plans: list[Plan | Direct] = []
-    for given in body.prompts:
-        prompt = text_prompt(tokenizer, given)
-        room = 16 if body.max_tokens is None else body.max_tokens  # 16 is OpenAI's default
-        text = given if isinstance(given, str) else tokenizer.decode(given, skip_special=False)
-        requests = _requests(prompt, body, room, None, logprobs=logprobs)
-        plans.append(Plan(target, requests, {"prompt": text}))
-    return plans
-
-
-def _plan_artifact(
-    served: ServedArtifact,
-    body: Sampled,
-    row: dict[str, Any],
-    limit: int | None,
-    held: Constraint | None,
-    *,
-    logprobs: bool,
-) -> Plan | Direct:
-    sampled = {
-        "n": body.n if body.n > 1 else None,
-        "temperature": body.temperature or None,
-        "stop": body.stops or None,
-        "response_format": held,
-        "logprobs": logprobs or None,
-    }
-    own = all(value is None for value in sampled.values())
-    served = answering(served, row, limit) if own else outside(served)
-    artifact = served.artifact
-    if served.base is None or not writes_plain_text(artifact):
-        refuse_sampling(artifact, sampled)
-        return Direct(served, row)
-    if held is not None and isinstance(artifact.decoder, Generate) and artifact.decoder.constraint is not None:
-        raise _unsupported("response_format", "the artifact has its own schema")
-    running, _ = scheduled(served)
-    like, rendered = request_of(running, row)
-    if rendered.refused:  # nothing is written, so nothing is sampled either
-        return Direct(served, row, body.n)
-    room = min(like.sampling.max_tokens, limit) if limit is not None else like.sampling.max_tokens
-    requests = _requests(like.prompt, body, room, held or like.constraint, logprobs=logprobs)
-    requests = [replace(one, adapter=like.adapter) for one in requests]
-    return Plan(served.base, requests, row, served, rendered)
-
-
-def _requests(
-    prompt: Prompt, body: Sampled, room: int, held: Constraint | None, *, logprobs: bool
-) -> list[GenerateRequest]:
-    """Return one request per choice; a seed gives each choice its own."""
-    temperature = body.temperature or 0.0
-    return [
-        GenerateRequest(
-            prompt,
-            Sampling(
-                max_tokens=room,
-                temperature=temperature,
-                top_p=1.0 if body.top_p is None else body.top_p,
-                seed=None if body.seed is None else (body.seed + choice) % 2**32,
-                stop=body.stops,
-            ),
-            held,
-            logprobs=logprobs,
-        )
-        for choice in range(body.n)
-    ]
-
-
-def _chat_constraint(body: ChatRequest) -> Constraint | None:
-    form = body.response_format
-    if form is None or form.type == "text":
-        return None
-    if form.json_schema is not None:
-        return Constraint("json_schema", json.dumps(form.json_schema.schema_))
-    return Constraint("json_schema", '{"type": "object"}')
-
-
-# ---- prompts of base models
-
-
-def chat_prompt(base: Base, body: ChatRequest, tools: Sequence[Tool]) -> Prompt:
-    """Return a conversation as tokens, or as messages where the model is elsewhere."""
-    engine = base.engine
-    if not isinstance(engine, LocalModel):
-        given: Any = tuple(turns(body.messages, tools, NO_SUPPORT))
-        messages: Messages = given
-        return messages
-    tokenizer = engine.tokenizer
-    support = template_support(tokenizer)
-    given = tuple(turns(body.messages, tools, support))
-    folded: Messages = given if accepts_system(tokenizer) else fold_system(given)
-    shown = [tool.as_template() for tool in tools] if tools and support.tools else None
-    return tokenizer.encode_chat(folded, tools=shown)
-
-
-def text_prompt(tokenizer: Tokenizer, given: str | Sequence[int]) -> tuple[int, ...]:
-    """Return a text to continue as tokens, with the beginning token where the model expects one.
-
-    Raises:
-        ConfigError: a token id is none of the model's, or there is nothing to begin with.
-    """
-    if isinstance(given, str):
-        start = (tokenizer.bos_id,) if tokenizer.adds_bos and tokenizer.bos_id is not None else ()
-        tokens = (*start, *tokenizer.encode_plain(given))
-    else:
-        tokens = tuple(given)
-        if wrong := [token for token in tokens if token >= tokenizer.vocabulary_size]:
-            raise ConfigError(
-                "bad-request",
-                f"{wrong[0]} is no token of this model",
-                hint=f"it has {tokenizer.vocabulary_size} tokens",
-            )
-    if not tokens:
-        raise ConfigError("bad-request", "the prompt holds no token", hint="send at least one character")
-    return tokens
-
-
-def tokenizer_of(base: Base) -> Tokenizer:
-    """Return the tokenizer of a base model.
-
-    Raises:
-        ConfigError: the model is elsewhere.
-    """
-    if not isinstance(base.engine, LocalModel):
-        raise _unsupported("prompt", "the model is behind an endpoint, and is asked through chat completions")
-    return base.engine.tokenizer
-
-
-def _room(base: Base, prompt: Prompt) -> int:
-    """Return how many tokens an answer may have that is asked for without a limit."""
-    context = base.engine.info.context
-    if not isinstance(base.engine, LocalModel) or context <= 0:
-        return DEFAULT_TOKENS
-    return max(1, min(DEFAULT_TOKENS, context - len(prompt)))
-
-
-def _only_texts(body: CompletionRequest) -> list[str]:
-    texts = [text for text in body.prompts if isinstance(text, str)]
-    if len(texts) < len(body.prompts):
-        raise _unsupported("prompt", "an artifact reads text, and no token ids")
-    return texts
-
-
-def _role(role: str) -> str:
-    return "system" if role == "developer" else role
-
-
-def _unsupported(option: str, why: str) -> ConfigError:
-    return ConfigError("bad-request", f"`{option}`: {why}", hint="leave it out, or name the base model")

@@ -1,179 +1,320 @@
-"""POST /v1/completions: text that goes on, and the log-likelihood of given text (echo) for evaluation harnesses."""
+"""POST /v1/chat/completions and POST /v1/completions: one reply for both, whole or streamed.
+
+Text completions also give the log-likelihood of a given text (`echo`), which evaluation harnesses ask for.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from rung.artifact.parts import Answer
+from rung.engines.base import Delta
 from rung.engines.local import LocalModel
-from rung.serving.artifacts import Direct, Plan, plan_text
-from rung.serving.chat import FAILURES, answer_row, extra, keep, said, without_end
-from rung.serving.context import Context, context_of, new_id, record_answer
-from rung.serving.front import Visit, visit_of
+from rung.serving.artifacts import RowRequest, TextRequest, answer_fields, chat_request, completion_requests
+from rung.serving.context import Context, RequestContext
 from rung.serving.limits import Refused
-from rung.serving.schemas import CompletionRequest
-from rung.serving.served import Encoder
-from rung.serving.streams import Made, Running, Trimmed, event_stream, spelled, text_logprobs
+from rung.serving.scheduler import Completion
+from rung.serving.schemas import ChatRequest, CompletionRequest, ErrorResponse
+from rung.serving.served import ServedArtifact, ServedEncoder
+from rung.serving.shadows import new_id
+from rung.serving.streams import (
+    CompletionStream,
+    SpelledToken,
+    TrimmedText,
+    chat_logprobs,
+    event_stream,
+    spelled,
+    spelled_piece,
+    text_logprobs,
+)
+from rung.serving.tools import calls_in
 
-router = APIRouter(prefix="/v1", tags=["OpenAI"])
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503)
+}
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=FAILURES)
 
 
-@router.post("/completions", responses=FAILURES)
-async def complete(body: CompletionRequest, request: Request) -> Response:
+@router.post("/chat/completions")
+async def chat(body: ChatRequest, context: Context) -> Response:
+    """Answer a conversation with a base model, or a request with an artifact."""
+    target = context.server.find(body.model)
+    if isinstance(target, ServedEncoder):
+        raise Refused(400, "no-chat", f"{body.model} embeds texts and writes none", param="model")
+    most = context.server.limits.choices
+    if body.n > most:
+        raise Refused(400, "too-many-choices", f"`n` may be {most} here", param="n")
+    context.admit(body.n)
+    request = await context.server.render(chat_request, target, body)
+    return await ChatReply(context, body, [request]).send()
+
+
+@router.post("/completions")
+async def complete(body: CompletionRequest, context: Context) -> Response:
     """Continue texts with a base model, or answer them with an artifact."""
-    context, visit = context_of(request), visit_of(request)
-    target = context.find(body.model)
-    if isinstance(target, Encoder):
+    target = context.server.find(body.model)
+    if isinstance(target, ServedEncoder):
         raise Refused(400, "no-completions", f"{body.model} embeds texts and writes none", param="model")
-    wanted = len(body.prompts) * body.n
-    if wanted > context.limits.choices:
-        raise Refused(
-            400, "too-many-choices", f"prompts times `n` is {wanted}; {context.limits.choices} are allowed",
-            param="prompt",
-        )  # fmt: skip
-    visit.admit(wanted)
-    plans = await context.render(plan_text, target, body)
-    reply = _Reply(context, visit, body)
-    if body.stream:
-        return await event_stream(reply.events(plans))
-    return JSONResponse(await reply.whole(plans))
+    wanted, most = len(body.prompts) * body.n, context.server.limits.choices
+    if wanted > most:
+        message = f"prompts times `n` is {wanted}; {most} are allowed"
+        raise Refused(400, "too-many-choices", message, param="prompt")
+    context.admit(wanted)
+    requests = await context.server.render(completion_requests, target, body)
+    return await TextReply(context, body, requests).send()
 
 
-class _Reply:
-    """The answer to one request."""
+def usage_of(prompt: int, completion: int) -> dict[str, int]:
+    """Format the token counts of a response."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    def __init__(self, context: Context, visit: Visit, body: CompletionRequest) -> None:
-        self._context, self._visit, self._body = context, visit, body
-        self._id = new_id("cmpl")
-        self._created = int(time.time())
 
-    async def whole(self, plans: Sequence[Plan | Direct]) -> dict[str, Any]:
-        """Answer every prompt."""
-        begun = [self._begin(plan) for plan in plans]  # all at once: the engine runs them side by side
-        choices: list[dict[str, Any]] = []
-        prompt_tokens = completion_tokens = 0
-        for number, (plan, running) in enumerate(zip(plans, begun, strict=True)):
-            if isinstance(plan, Direct):
-                direct, one = await self._direct(plan, number, len(choices))
-                choices += direct
-                made = [one]
-            else:
-                made = await self._finish(plan, running)
-                told = None
-                if self._body.max_tokens != 0:
-                    told = keep(self._context, self._visit, plan, made[0], self._name(number))
-                for index, one in enumerate(made):
-                    choice = await self._whole_choice(plan, index, one, len(choices))
-                    choices.append({**choice, **extra(told)} if index == 0 else choice)
-            prompt_tokens += made[0].prompt_tokens
-            completion_tokens += sum(one.completion_tokens for one in made)
-        self._context.metrics.used(self._body.model, prompt_tokens, completion_tokens)
-        usage = _usage(prompt_tokens, completion_tokens)
-        return {**self._head(), "choices": choices, "usage": usage}
+class Reply(ABC):
+    """The response to one request; subclasses format its choices."""
 
-    def _begin(self, plan: Plan | Direct) -> Running | None:
-        if isinstance(plan, Direct) or self._body.max_tokens == 0:
+    object: ClassVar[str]
+    chunk_object: ClassVar[str]
+    prefix: ClassVar[str]  # of its id
+    rung_in_choice: ClassVar[bool]  # whether a choice holds what only Rung says of an answer, or the response
+
+    def __init__(
+        self,
+        context: RequestContext,
+        body: ChatRequest | CompletionRequest,
+        requests: Sequence[TextRequest | RowRequest],
+    ) -> None:
+        self._context, self._body = context, body
+        self._id, self._created = new_id(self.prefix), int(time.time())
+        self._prompt_tokens = self._completion_tokens = 0
+        self._rung: dict[str, Any] = {}
+        # All prompts begin at once: the engine runs them side by side.
+        self._begun = [(request, self._begin(request)) for request in requests]
+
+    def _begin(self, request: TextRequest | RowRequest) -> CompletionStream | None:
+        if isinstance(request, RowRequest):
             return None
-        return Running(plan.base.scheduler, plan.requests, self._visit)
+        return CompletionStream(request.base.scheduler, request.requests, self._context)
 
-    async def _finish(self, plan: Plan, running: Running | None) -> list[Made]:
-        if running is not None:
-            return await running.finish()
-        prompt = plan.requests[0].prompt
-        return [Made(prompt_tokens=len(prompt), finish="length") for _ in plan.requests]
+    async def send(self) -> Response:
+        """Answer, whole or streamed."""
+        if self._body.stream:
+            return await event_stream(self._chunks())
+        choices: list[dict[str, Any]] = []
+        for number, (request, stream) in enumerate(self._begun):
+            choices += await self._choices(request, stream, number, len(choices))
+        body = {**self._head(self.object), "choices": choices, "usage": self._usage()}
+        return JSONResponse(body | self._rung)
 
-    async def _direct(self, plan: Direct, number: int, first: int) -> tuple[list[dict[str, Any]], Made]:
-        """Return the choices of an artifact's own answer to a prompt, the first of which is number `first`."""
-        answer, finish = await answer_row(self._context, self._visit, plan)
-        record_answer(
-            self._context, plan.served, plan.row, answer, self._visit, identity=self._name(number), finish=finish
-        )
-        text = answer.written or answer.text
-        choices = [_choice(first + index, text, None, finish) for index in range(plan.choices)]
-        choices[0] |= extra(said(plan, answer))
-        return choices, Made(prompt_tokens=answer.prompt_tokens, completion_tokens=answer.completion_tokens)
+    async def _chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the chunks of a stream; the very last one has what only Rung says of the whole response."""
+        head, last = self._head(self.chunk_object), None
+        async for choice in self._streamed():
+            if last is not None:
+                yield {**head, "choices": [last]}
+            last = choice if choice["finish_reason"] else None
+            if last is None:
+                yield {**head, "choices": [choice]}
+        usage, options = self._usage(), self._body.stream_options
+        with_usage = options is not None and options.include_usage
+        if last is not None:
+            yield {**head, "choices": [last], **({} if with_usage else self._rung)}
+        if with_usage:
+            yield {**head, "choices": [], "usage": usage, **self._rung}
 
-    async def _whole_choice(self, plan: Plan, index: int, made: Made, number: int) -> dict[str, Any]:
-        engine = plan.base.engine
-        request, text = plan.requests[index], made.text.strip() if plan.served else made.text
-        if not isinstance(engine, LocalModel):  # an endpoint's engine does not tell which tokens it wrote
-            return _choice(number, text, None if self._body.logprobs is None else text_logprobs([]), made.finish)
-        prompt = engine.tokens(request.prompt)
-        echoed = engine.tokenizer.decode(prompt) if self._body.echo else ""
-        logprobs = None
-        if self._body.logprobs is not None:
-            tokens, values = [*prompt, *made.tokens], [float("nan")] * len(prompt) + made.logprobs
-            scores = None
-            if self._body.echo or self._body.logprobs:
-                top = max(1, self._body.logprobs)
-                future = plan.base.scheduler.read([tuple(tokens)], top, request.adapter)
-                scores = (await self._context.answer(future.result))[0]
-                values = scores.logprobs.tolist()
-            cut = 0 if self._body.echo else len(prompt)
-            scores = scores.behind(cut) if scores is not None else None
-            shown = await self._context.render(spelled, engine.tokenizer, tokens[cut:], values[cut:], scores)
-            logprobs = text_logprobs(shown)
-            if not self._body.logprobs:
-                logprobs["top_logprobs"] = None
-        return _choice(number, echoed + text, logprobs, made.finish)
-
-    async def events(self, plans: Sequence[Plan | Direct]) -> AsyncIterator[dict[str, Any]]:
-        """Yield the chunks of a stream, one prompt after another, all begun at once."""
-        begun = [self._begin(plan) for plan in plans]
-        prompt_tokens = completion_tokens = first = 0
-        for number, (plan, running) in enumerate(zip(plans, begun, strict=True)):
-            if isinstance(plan, Direct):
-                choices, one = await self._direct(plan, number, first)
+    async def _streamed(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the choices of all chunks, one prompt after another."""
+        first = 0
+        for number, (request, stream) in enumerate(self._begun):
+            if isinstance(request, RowRequest) or stream is None or request.tools:  # only its end shows a tool call
+                choices = await self._choices(request, stream, number, first)
                 for choice in choices:
-                    yield {**self._head(), "choices": [choice]}
-                made = [one]
+                    for part in self._parts(choice):
+                        yield part
                 first += len(choices)
-            else:
-                assert running is not None
-                async for choice in self._pieces(plan, running, number):
-                    yield {**self._head(), "choices": [{**choice, "index": first + choice["index"]}]}
-                made = running.made
-                first += len(made)
-            prompt_tokens += made[0].prompt_tokens
-            completion_tokens += sum(one.completion_tokens for one in made)
-        self._context.metrics.used(self._body.model, prompt_tokens, completion_tokens)
-        options = self._body.stream_options
-        if options is not None and options.include_usage:
-            yield {**self._head(), "choices": [], "usage": _usage(prompt_tokens, completion_tokens)}
+                continue
+            trimmed = [TrimmedText() if request.served else None for _ in stream.completions]
+            begun: set[int] = set()
+            async for index, delta in stream:
+                if not begun and number == 0:
+                    self._context.server.metrics.first_token.labels(self._body.model).observe(self._context.seconds)
+                trim = trimmed[index]
+                piece = replace(delta, text=trim.more(delta.text)) if trim else delta
+                parts = list(self._piece_parts(request, piece, begun=index in begun))
+                begun.add(index)
+                if not stream.unfinished:
+                    self._add_rung(parts[-1], self._finish(request, stream.completions, number))
+                for part in parts:
+                    yield {"index": first + index, **part}
+            first += len(stream.completions)
 
-    async def _pieces(self, plan: Plan, running: Running, number: int) -> AsyncIterator[dict[str, Any]]:
-        """Yield what comes of one prompt as choices; the last one has what only Rung says of the answer."""
-        trimmed = [Trimmed() if plan.served else None for _ in plan.requests]
-        left = len(plan.requests)
-        async for index, delta in running:
-            one = trimmed[index]
-            text = delta.text if one is None else one.more(delta.text)
-            logprobs = told = None
-            if self._body.logprobs is not None and isinstance(plan.base.engine, LocalModel):
-                logprobs = text_logprobs(without_end(plan.base.engine.tokenizer, delta))
-                logprobs["top_logprobs"] = None
-            if delta.reason is not None:
-                left -= 1
-                if not left:
-                    told = keep(self._context, self._visit, plan, running.made[0], self._name(number))
-            if text or logprobs or delta.reason is not None:
-                yield {**_choice(index, text, logprobs, delta.reason), **extra(told)}
+    async def _choices(
+        self, request: TextRequest | RowRequest, stream: CompletionStream | None, number: int, first: int
+    ) -> list[dict[str, Any]]:
+        """Answer prompt `number` to the end; its choices count from `first`."""
+        if isinstance(request, RowRequest):
+            ((answer, finish),) = await self._context.answer_rows(request.served, [request.row])
+            self._context.record(request.served, request.row, answer, identity=self._name(number), finish=finish)
+            counts = answer.prompt_tokens, answer.completion_tokens
+            completions = [Completion(answer.written or answer.text, [], [], *counts, finish)]
+            self._count(completions)
+            completions *= request.choices
+            rung = self._answer_fields(request.served, answer)
+        elif stream is None:
+            completions = [Completion(prompt_tokens=len(each.prompt), finish="length") for each in request.requests]
+            self._count(completions)
+            rung = {}
+        else:
+            completions = await stream.finish()
+            rung = self._finish(request, completions, number)
+        choices = []
+        for index, completion in enumerate(completions, start=first):
+            choice = {"index": index, "logprobs": None, "finish_reason": completion.finish}
+            choices.append(choice | await self._formatted(request, completion))
+        self._add_rung(choices[0], rung)
+        return choices
+
+    def _finish(self, request: TextRequest, completions: Sequence[Completion], number: int) -> dict[str, Any]:
+        """Count finished completions and record the first; return what only Rung says of it."""
+        self._count(completions)
+        recorded, served = completions[0], request.served
+        if served is None or request.rendered is None:
+            self._context.record_plain(request.base, request.inputs, recorded, identity=self._name(number))
+            return {}
+        counts = recorded.prompt_tokens, recorded.completion_tokens, self._context.seconds
+        answer = Answer(recorded.text.strip(), None, None, *counts, request.rendered.messages)
+        answer = served.artifact.finished(answer, request.rendered)
+        self._context.record(served, request.inputs, answer, identity=self._name(number), finish=recorded.finish)
+        return self._answer_fields(served, answer)
+
+    def _answer_fields(self, served: ServedArtifact, answer: Answer) -> dict[str, Any]:
+        return {"rung": {"artifact": served.fingerprint, **answer_fields(served.artifact, answer)}}
+
+    def _add_rung(self, choice: dict[str, Any], rung: dict[str, Any]) -> None:
+        (choice if self.rung_in_choice else self._rung).update(rung)
+
+    def _count(self, completions: Sequence[Completion]) -> None:
+        self._prompt_tokens += completions[0].prompt_tokens
+        self._completion_tokens += sum(completion.completion_tokens for completion in completions)
+
+    def _usage(self) -> dict[str, int]:
+        self._context.server.metrics.used(self._body.model, self._prompt_tokens, self._completion_tokens)
+        return usage_of(self._prompt_tokens, self._completion_tokens)
 
     def _name(self, number: int) -> str:
-        """Return the id under which the answer to a prompt is recorded; that of the first is the response's own."""
+        """Name the record of a prompt's answer; that of the first has the response's own id."""
         return self._id if number == 0 else f"{self._id}-{number}"
 
-    def _head(self) -> dict[str, Any]:
-        return {"id": self._id, "object": "text_completion", "created": self._created, "model": self._body.model}
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._body.model}
+
+    async def _tokens(
+        self, request: TextRequest, completion: Completion, top: int | None, *, echo: bool = False
+    ) -> list[SpelledToken]:
+        """Spell the tokens of a completion, after those of its prompt with `echo`.
+
+        With `top`, all log-probabilities come from a second pass over the finished text.
+        """
+        engine = request.base.engine
+        if not isinstance(engine, LocalModel):
+            return []  # an endpoint does not say which tokens it wrote
+        tokens, logprobs, scores = completion.tokens, completion.logprobs, None
+        if top is not None:
+            prompt = engine.tokens(request.requests[0].prompt)
+            future = request.base.scheduler.read([(*prompt, *tokens)], top, request.requests[0].adapter)
+            scores = (await self._context.server.answer(future.result))[0].behind(0 if echo else len(prompt))
+            tokens, logprobs = [*prompt, *tokens] if echo else tokens, scores.logprobs.tolist()
+        return await self._context.server.render(spelled, engine.tokenizer, tokens, logprobs, scores)
+
+    @abstractmethod
+    async def _formatted(self, request: TextRequest | RowRequest, completion: Completion) -> dict[str, Any]:
+        """Format a finished completion as fields of a choice."""
+
+    @abstractmethod
+    def _parts(self, choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Split a finished choice into the choices of a stream's chunks."""
+
+    @abstractmethod
+    def _piece_parts(self, request: TextRequest, piece: Delta, *, begun: bool) -> Iterator[dict[str, Any]]:
+        """Format a piece as choices of a stream's chunks."""
 
 
-def _choice(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+class ChatReply(Reply):
+    """A chat completion."""
+
+    object, chunk_object, prefix, rung_in_choice = "chat.completion", "chat.completion.chunk", "chatcmpl", False
+    _body: ChatRequest
+
+    async def _formatted(self, request: TextRequest | RowRequest, completion: Completion) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+        choice: dict[str, Any] = {"message": message}
+        if isinstance(request, RowRequest):
+            return choice
+        text = message["content"] = completion.text.strip() if request.served else completion.text
+        if request.tools and (calls := calls_in(text, request.tools, request.must)):
+            message |= {"content": None, "tool_calls": calls}
+            if completion.finish == "stop":
+                choice["finish_reason"] = "tool_calls"
+        if self._body.logprobs:
+            tokens = await self._tokens(request, completion, self._body.top_logprobs or None)
+            choice["logprobs"] = chat_logprobs([token for token in tokens if token.start < len(completion.text)])
+        return choice
+
+    def _parts(self, choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        message = choice.pop("message")
+        delta: dict[str, Any] = {"role": "assistant", "content": message["content"]}
+        if "tool_calls" in message:
+            delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]
+        yield {**choice, "delta": delta, "finish_reason": None}
+        yield {**choice, "delta": {}, "logprobs": None}
+
+    def _piece_parts(self, request: TextRequest, piece: Delta, *, begun: bool) -> Iterator[dict[str, Any]]:
+        logprobs, engine = None, request.base.engine
+        if self._body.logprobs and piece.tokens and isinstance(engine, LocalModel):
+            logprobs = chat_logprobs(spelled_piece(engine.tokenizer, piece))
+        if piece.text or logprobs or not begun:
+            delta = {"content": piece.text} if begun else {"role": "assistant", "content": piece.text}
+            yield {"delta": delta, "logprobs": logprobs, "finish_reason": None}
+        if piece.reason is not None:
+            yield {"delta": {}, "logprobs": None, "finish_reason": piece.reason}
 
 
-def _usage(prompt: int, completion: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+class TextReply(Reply):
+    """A text completion."""
+
+    object, chunk_object, prefix, rung_in_choice = "text_completion", "text_completion", "cmpl", True
+    _body: CompletionRequest
+
+    def _begin(self, request: TextRequest | RowRequest) -> CompletionStream | None:
+        return None if self._body.max_tokens == 0 else super()._begin(request)
+
+    async def _formatted(self, request: TextRequest | RowRequest, completion: Completion) -> dict[str, Any]:
+        body, choice = self._body, {"text": completion.text}
+        if isinstance(request, RowRequest):
+            return choice
+        text, engine = completion.text.strip() if request.served else completion.text, request.base.engine
+        if body.echo and isinstance(engine, LocalModel):
+            text = engine.tokenizer.decode(engine.tokens(request.requests[0].prompt)) + text
+        logprobs = None
+        if body.logprobs is not None:
+            top = max(1, body.logprobs) if body.echo or body.logprobs else None
+            logprobs = text_logprobs(
+                await self._tokens(request, completion, top, echo=body.echo), top=body.logprobs > 0
+            )
+        return {"text": text, "logprobs": logprobs}
+
+    def _parts(self, choice: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield choice
+
+    def _piece_parts(self, request: TextRequest, piece: Delta, *, begun: bool) -> Iterator[dict[str, Any]]:  # noqa: ARG002
+        logprobs, engine = None, request.base.engine
+        if self._body.logprobs is not None and isinstance(engine, LocalModel):
+            logprobs = text_logprobs(spelled_piece(engine.tokenizer, piece), top=False)
+        if piece.text or logprobs or piece.reason is not None:
+            yield {"text": piece.text, "logprobs": logprobs, "finish_reason": piece.reason}

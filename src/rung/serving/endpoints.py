@@ -1,89 +1,83 @@
-"""GET /v1/models, and artifacts that come and go while the server runs."""
+"""The other endpoints: models, artifacts loaded at run time, predictions, embeddings, health and metrics."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 
 from rung.artifact.parts import Answer
 from rung.engines.base import Floats
 from rung.errors import DataError, RungError
-from rung.serving.artifacts import answering, answers_of, checked_row, told_of
-from rung.serving.chat import FAILURES
-from rung.serving.context import Context, context_of, new_id, record_answer
-from rung.serving.front import Visit, visit_of
+from rung.serving.artifacts import answer_fields, answering, checked_row
+from rung.serving.completions import FAILURES, usage_of
+from rung.serving.context import Context, RequestContext
 from rung.serving.limits import Refused
 from rung.serving.schemas import EmbeddingRequest, LoadRequest, PredictRequest
-from rung.serving.served import Base, Encoder, ModelNotFoundError, ServedArtifact, scheduled
+from rung.serving.served import Servable, ServedArtifact, ServedEncoder, ServedModel
+from rung.serving.shadows import new_id
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
-    from rung.feedback.capture import Capture
-
-
-router = APIRouter(prefix="/v1", tags=["OpenAI"])
-loading = APIRouter(prefix="/v1/artifacts", tags=["Rung"])
+router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=FAILURES)
+rung_router = APIRouter(prefix="/v1", tags=["Rung"], responses=FAILURES)
+operation_router = APIRouter(tags=["Operation"])
 
 
-@router.get("/models", responses=FAILURES)
-async def models(request: Request) -> Response:
+# ---- models, and artifacts that come and go
+
+
+@router.get("/models")
+async def models(context: Context) -> Response:
     """List what is served: base models, encoders and artifacts."""
-    return JSONResponse({"object": "list", "data": [_model(one) for one in context_of(request).served.all()]})
+    return JSONResponse({"object": "list", "data": [_described(each) for each in context.server.served.all()]})
 
 
-@router.get("/models/{model:path}", responses=FAILURES)
-async def model(model: str, request: Request) -> Response:
+@router.get("/models/{model:path}")
+async def model(model: str, context: Context) -> Response:
     """Describe one of them."""
-    return JSONResponse(_model(context_of(request).find(model)))
+    return JSONResponse(_described(context.server.find(model)))
 
 
-@loading.put("/{name}", responses=FAILURES)
-async def load(name: str, body: LoadRequest, request: Request) -> Response:
-    """Serve an artifact under a name, in place of what is served under it now; nothing is answered by halves."""
-    context = _administered(request)
+@rung_router.put("/artifacts/{name}")
+async def load(name: str, body: LoadRequest, context: Context) -> Response:
+    """Serve an artifact under a name, replacing the artifact of that name; running requests end as they began."""
+    folder, server = _loadable(context, body.folder), context.server
+    replace = isinstance(server.served.find(name), ServedArtifact)
     try:
-        served = await context.render(
-            context.served.load, _inside(context, body.folder), name, replace=_is_artifact(context, name)
-        )
+        served = await server.render(server.served.load, folder, name, replace=replace)
     except RungError as error:
         raise Refused(409, error.code, str(error)) from error
-    return JSONResponse(_model(served))
+    return JSONResponse(_described(served))
 
 
-@loading.delete("/{name}", responses=FAILURES)
-async def unload(name: str, request: Request) -> Response:
+@rung_router.delete("/artifacts/{name}")
+async def unload(name: str, context: Context) -> Response:
     """Stop serving an artifact."""
-    context = _administered(request)
-    context.find(name)
+    _administrators_only(context)
+    context.server.find(name)
     try:
-        context.served.unload(name)
+        context.server.served.unload(name)
     except RungError as error:
         raise Refused(409, error.code, str(error)) from error
     return JSONResponse({"id": name, "object": "model", "deleted": True})
 
 
-def _administered(request: Request) -> Context:
-    """Return the context, if the request may change what is served."""
-    context, key = context_of(request), visit_of(request).key
-    if context.load_from is None:
+def _administrators_only(context: RequestContext) -> Path:
+    """Refuse requests that may not change what is served; return the folder that artifacts are loaded from."""
+    if context.server.load_from is None:
         raise Refused(403, "loading-off", "artifacts are not loaded over HTTP here: serve with `--load-from FOLDER`")
-    if context.keyed and not (key and key.admin):
+    if not context.may_review:
         raise Refused(403, "not-admin", "this key may not: make one with `rung keys create --admin`")
-    return context
+    return context.server.load_from
 
 
-def _inside(context: Context, folder: str) -> Path:
-    """Return a folder below the one that artifacts are loaded from; a link or `..` that leads out is refused."""
-    assert context.load_from is not None
-    root = context.load_from.resolve()
+def _loadable(context: RequestContext, folder: str) -> Path:
+    """Resolve a folder inside the one that artifacts are loaded from; a link or `..` that leads out is refused."""
+    root = _administrators_only(context).resolve()
     try:
         path = (root / folder).resolve()
     except (OSError, ValueError):
@@ -93,196 +87,128 @@ def _inside(context: Context, folder: str) -> Path:
     return path
 
 
-def _is_artifact(context: Context, name: str) -> bool:
-    try:
-        return isinstance(context.served.find(name), ServedArtifact)
-    except ModelNotFoundError:
-        return False
-
-
-def _model(one: Base | Encoder | ServedArtifact) -> dict[str, Any]:
-    told: dict[str, Any]
-    if isinstance(one, ServedArtifact):
-        artifact = one.artifact
-        told = {
+def _described(served: Servable) -> dict[str, Any]:
+    described: dict[str, Any]
+    if isinstance(served, ServedArtifact):
+        artifact = served.artifact
+        described = {
             "kind": "artifact",
             "task": artifact.shape.task,
             "inputs": list(artifact.shape.inputs),
             "output": artifact.shape.kind,
             "rungs": list(artifact.path),
-            "model": artifact.model if one.base is None else one.base.name,
-            "fingerprint": one.fingerprint,
+            "model": artifact.model if served.base is None else served.base.name,
+            "fingerprint": served.fingerprint,
         }
-        if one.trial is not None:
-            record = one.trial.record
-            told["trial"] = {
-                "id": record.token,
-                "mode": record.mode,
-                "share": record.share,
-                "artifact": record.artifact,
-            }
-    elif isinstance(one, Encoder):
-        told = {"kind": "encoder"}
+        if served.trial is not None:
+            test = served.trial.record
+            described["trial"] = {"id": test.token, "mode": test.mode, "share": test.share, "artifact": test.artifact}
+    elif isinstance(served, ServedEncoder):
+        described = {"kind": "encoder"}
     else:
-        info = one.engine.info
-        told = {"kind": "model", "engine": info.engine, "parameters": info.parameters, "context": info.context}
-    return {"id": one.name, "object": "model", "created": one.created, "owned_by": "rung", "rung": told}
+        info = served.engine.info
+        described = {"kind": "model", "engine": info.engine, "parameters": info.parameters, "context": info.context}
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "rung", "rung": described}
 
 
-# --------------------
-# POST /v1/tasks/NAME/predict: rows in, answers with confidence out.
+# ---- predictions and embeddings
 
 
-tasks_router = APIRouter(prefix="/v1/tasks", tags=["Rung"])
-
-
-@tasks_router.post("/{name}/predict", responses=FAILURES)
-async def predict(name: str, body: PredictRequest, request: Request) -> Response:
+@rung_router.post("/tasks/{name}/predict")
+async def predict(name: str, body: PredictRequest, context: Context) -> Response:
     """Answer rows as `rung predict` does."""
-    context, visit = context_of(request), visit_of(request)
-    served = context.find(name)
+    served, most = context.server.find(name), context.server.limits.choices
     if not isinstance(served, ServedArtifact):
-        raise Refused(404, "no-task", f"{name!r} is no artifact, so it has no task")
-    if len(body.rows) > context.limits.choices:
-        raise Refused(400, "too-many-rows", f"{context.limits.choices} rows are allowed at once", param="rows")
+        raise Refused(404, "no-task", f"{name!r} is not an artifact, so it has no task")
+    if len(body.rows) > most:
+        raise Refused(400, "too-many-rows", f"{most} rows are allowed at once", param="rows")
     rows = []
     for number, values in enumerate(body.rows):
         try:
             rows.append(checked_row(served.artifact, values))
         except DataError as error:
             raise Refused(400, error.code, f"rows[{number}]: {error}; {error.hint}", param="rows") from error
-    visit.admit(len(rows))
+    context.admit(len(rows))
     by = [answering(served, row) for row in rows]
-    answers = await _answered(context, visit, by, rows)
-    predictions = []
-    for one, row, (answer, finish) in zip(by, rows, answers, strict=True):
-        identity = new_id("pred")
-        record_answer(context, one, row, answer, visit, identity=identity, finish=finish)
-        predictions.append({"id": identity, "finish_reason": finish, **_prediction(one, answer, body.top)})
-    prompt = sum(answer.prompt_tokens for answer, _ in answers)
-    completion = sum(answer.completion_tokens for answer, _ in answers)
-    context.metrics.used(name, prompt, completion)
-    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-    told = {"object": "predictions", "task": served.artifact.shape.task, "artifact": served.fingerprint}
-    return JSONResponse({**told, "predictions": predictions, "usage": usage})
-
-
-async def _answered(
-    context: Context, visit: Visit, by: Sequence[ServedArtifact], rows: Sequence[Mapping[str, Any]]
-) -> list[tuple[Answer, str]]:
-    """Answer every row by its artifact, those of the same one together; return why each answer ended as well."""
-    found: dict[int, tuple[Answer, str]] = {}
-    for served in dict.fromkeys(by):
-        places = [place for place, one in enumerate(by) if one is served]
-        artifact, engine = scheduled(served)
-        if engine is not None:
-            visit.at_end(engine.leave)
-        answers = await context.answer(answers_of, artifact, [rows[place] for place in places])
-        known = engine is not None and len(engine.reasons) == len(places)
-        reasons = engine.reasons if engine is not None and known else ["stop"] * len(places)
-        found |= dict(zip(places, zip(answers, reasons, strict=True), strict=True))
-    return [found[place] for place in range(len(rows))]
+    predictions: list[dict[str, Any]] = [{}] * len(rows)
+    prompt = completion = 0
+    for artifact in dict.fromkeys(by):  # the rows of each artifact together
+        numbers = [number for number, other in enumerate(by) if other is artifact]
+        answers = await context.answer_rows(artifact, [rows[number] for number in numbers])
+        for number, (answer, finish) in zip(numbers, answers, strict=True):
+            identity = new_id("pred")
+            context.record(artifact, rows[number], answer, identity=identity, finish=finish)
+            fields = _prediction(artifact, answer, body.top)
+            predictions[number] = {"id": identity, "finish_reason": finish, **fields}
+            prompt, completion = prompt + answer.prompt_tokens, completion + answer.completion_tokens
+    context.server.metrics.used(name, prompt, completion)
+    head = {"object": "predictions", "task": served.artifact.shape.task, "artifact": served.fingerprint}
+    return JSONResponse({**head, "predictions": predictions, "usage": usage_of(prompt, completion)})
 
 
 def _prediction(served: ServedArtifact, answer: Answer, top: int) -> dict[str, Any]:
-    told = {"output": answer.text, "artifact": served.fingerprint, **told_of(served.artifact, answer)}
+    fields = {"output": answer.text, "artifact": served.fingerprint, **answer_fields(served.artifact, answer)}
     if top and answer.probabilities:
-        ranked = sorted(zip(served.artifact.shape.labels, answer.probabilities, strict=True), key=lambda one: -one[1])
-        told["top"] = [{"label": label, "probability": chance} for label, chance in ranked[:top]]
-    return told
+        fields["top"] = [
+            {"label": label, "probability": prob} for label, prob in ranked(served, answer.probabilities)[:top]
+        ]
+    return fields
 
 
-# --------------------
-# POST /v1/embeddings.
+def ranked(served: ServedArtifact, probs: Sequence[float]) -> list[tuple[str, float]]:
+    """Sort the labels of an artifact's task, the likeliest first."""
+    return sorted(zip(served.artifact.shape.labels, probs, strict=True), key=lambda pair: -pair[1])
 
 
-@router.post("/embeddings", responses=FAILURES)
-async def embed(body: EmbeddingRequest, request: Request) -> Response:
-    """Return unit vectors of texts: of a sentence encoder, or mean hidden states of a base model."""
-    context, visit = context_of(request), visit_of(request)
-    target = context.find(body.model)
+@router.post("/embeddings")
+async def embed(body: EmbeddingRequest, context: Context) -> Response:
+    """Embed texts as unit vectors: with a sentence encoder, or as mean hidden states of a base model."""
+    target, most = context.server.find(body.model), context.server.limits.choices
     texts = [body.input] if isinstance(body.input, str) else body.input
-    if len(texts) > context.limits.choices:
-        raise Refused(400, "too-many-texts", f"{context.limits.choices} texts are allowed at once", param="input")
-    visit.admit(len(texts))
-    if isinstance(target, Encoder):
-        vectors, tokens = await context.answer(target.embed, texts)
-    elif isinstance(target, Base):
-        vectors, tokens = await context.answer(_embed, target, texts)
+    if len(texts) > most:
+        raise Refused(400, "too-many-texts", f"{most} texts are allowed at once", param="input")
+    context.admit(len(texts))
+    if isinstance(target, ServedEncoder):
+        vectors, tokens = await context.server.answer(target.embed, texts)
+    elif isinstance(target, ServedModel):
+        vectors, tokens = await context.server.answer(_embed, target, texts)
     else:
         raise Refused(400, "no-embeddings", f"{body.model} is an artifact: ask its base model", param="model")
-    context.metrics.used(body.model, tokens, 0)
+    context.server.metrics.used(body.model, tokens, 0)
     data = [
-        {"object": "embedding", "index": i, "embedding": _written(vector, body.encoding_format)}
+        {"object": "embedding", "index": i, "embedding": _encoded(vector, body.encoding_format)}
         for i, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse({"object": "list", "model": body.model, "data": data, "usage": usage})
 
 
-def _embed(base: Base, texts: list[str]) -> tuple[Floats, int]:
+def _embed(base: ServedModel, texts: list[str]) -> tuple[Floats, int]:
     tokens = sum(len(base.engine.encode(text)) for text in texts)
     return base.scheduler.embed(texts).result(), tokens
 
 
-def _written(vector: Any, form: str) -> Any:
+def _encoded(vector: Any, form: str) -> Any:
     return vector.tolist() if form == "float" else base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
-# --------------------
-# GET /health, /ready and /metrics: for those who run the server.
+# ---- for those who run the server
 
 
-health_router = APIRouter(tags=["Operation"])
-
-
-@health_router.get("/health")
+@operation_router.get("/health")
 async def health() -> Response:
     """Say that the process lives."""
     return JSONResponse({"status": "ok"})
 
 
-@health_router.get("/ready", responses={503: {"description": "It ends, and takes nothing new."}})
-async def ready(request: Request) -> Response:
-    """Say whether requests are taken: everything is loaded, and the server is not ending."""
-    yes = context_of(request).ready
+@operation_router.get("/ready", responses={503: {"description": "The server is ending and takes no new requests."}})
+async def ready(context: Context) -> Response:
+    """Say whether the server takes requests: all is loaded, and it is not ending."""
+    yes = context.server.ready
     return JSONResponse({"status": "ready" if yes else "ending"}, status_code=200 if yes else 503)
 
 
-@health_router.get("/metrics")
-async def metrics(request: Request) -> Response:
-    """Tell Prometheus what happened so far."""
-    return Response(context_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-# --------------------
-# What the endpoints of `rung.feedback` need of this server: who asks, who may review, and what capture dropped.
-
-
-def key_of(request: Request) -> str | None:
-    """Return the id of the key that a request came with."""
-    key = visit_of(request).key
-    return None if key is None else key.id
-
-
-def reviewers_only(request: Request) -> None:
-    """Refuse requests whose key may not review: what is corrected is trained on.
-
-    Raises:
-        HTTPException: it may not.
-    """
-    key = visit_of(request).key
-    if key is None or not key.admin:
-        raise HTTPException(403, "this key may not review: make one with `rung keys create --admin`")
-
-
-def watch_capture(app: FastAPI, capture: Capture) -> None:
-    """Show among the metrics what became of the interactions that were offered to a capture."""
-    told = {
-        "offered": "Interactions offered to capture.",
-        "left_out": "Interactions that the mode of capture leaves out.",
-        "dropped": "Interactions lost: the queue was full, or the store could not be written.",
-        "waiting": "Interactions that wait to be written.",
-        "written": "Interactions in the store.",
-    }
-    app.state.rung.metrics.watch("rung_capture", told, lambda: capture.counts)
+@operation_router.get("/metrics")
+async def metrics(context: Context) -> Response:
+    """Give Prometheus all metrics."""
+    return Response(context.server.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -11,7 +11,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from rung.engines.base import (
@@ -33,16 +32,15 @@ from rung.engines.base import (
 from rung.errors import EngineError, RungError
 from rung.progress import QUIET, Progress
 
-# --------------------
-# Completions of an engine that answers from elsewhere (an endpoint): each in a thread of its own, in one piece.
-
-
-WORKERS = 64
-PAUSE = 0.02  # seconds that a step waits for an answer, so that new requests are not held up
+WORKERS = 64  # requests to an endpoint at once
+PAUSE = 0.02  # seconds that a step waits for an endpoint's answer, so that new requests are not held up
+AT_ONCE = 64  # rows scored together, so that completions wait no longer than for these
+LOG = logging.getLogger("rung.serving")
+Sink = Callable[[Delta], None]
 
 
 class PooledSession:
-    """A `Session` for engines that may be called by many threads at once. A text comes when it is complete."""
+    """A `Session` over an endpoint: each completion runs in its own thread and comes in one piece."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -59,34 +57,50 @@ class PooledSession:
         self._futures[self._workers.submit(self._engine.generate, [request])] = key
 
     def cancel(self, key: int) -> None:
-        """Forget a request; one that was sent already is answered there all the same."""
+        """Forget a request; the endpoint still answers one that was already sent."""
         for future, own in list(self._futures.items()):
             if own == key:
                 future.cancel()
                 del self._futures[future]
 
     def step(self) -> list[Delta]:
-        """Return what was answered meanwhile."""
+        """Collect the answers that arrived."""
         done, _ = wait(self._futures, PAUSE, FIRST_COMPLETED)
-        return [_delta(self._futures.pop(future), future) for future in done]
+        return [self._delta(self._futures.pop(future), future) for future in done]
 
-
-def _delta(key: int, future: Future[list[Generation]]) -> Delta:
-    error = future.exception()
-    if isinstance(error, RungError):
-        return Delta(key, error=error)
-    made = future.result()[0]
-    return Delta(key, made.text, (), made.logprobs, made.prompt_tokens, made.completion_tokens, made.finish_reason)
-
-
-AT_ONCE = 64  # rows that are scored together, so that completions under way wait no longer than for these
-LOG = logging.getLogger("rung.serving")
-Sink = Callable[[Delta], None]
+    @staticmethod
+    def _delta(key: int, future: Future[list[Generation]]) -> Delta:
+        error = future.exception()
+        if isinstance(error, RungError):
+            return Delta(key, error=error)
+        whole = future.result()[0]
+        counts = whole.prompt_tokens, whole.completion_tokens
+        return Delta(key, whole.text, (), whole.logprobs, *counts, whole.finish_reason)
 
 
 @dataclass(slots=True)
-class _Completion:
-    """Where the pieces of one completion go: a function, called in `loop` where there is one."""
+class Completion:
+    """One completion, in progress or finished."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish: FinishReason = "cancelled"
+
+    def add(self, delta: Delta) -> None:
+        """Append a piece."""
+        self.text += delta.text
+        self.tokens += delta.tokens
+        self.logprobs += delta.logprobs
+        self.prompt_tokens, self.completion_tokens = delta.prompt_tokens, delta.completion_tokens
+        self.finish = delta.reason or self.finish
+
+
+@dataclass(slots=True)
+class _Listener:
+    """Takes the pieces of one completion: a function, called in `loop` where there is one."""
 
     request: GenerateRequest
     sink: Sink
@@ -103,10 +117,10 @@ class _Call:
 
 
 class Scheduler:
-    """Runs an engine in a thread of its own; every method may be called from any other thread.
+    """Runs an engine in its own thread; every method may be called from any other thread.
 
     Args:
-        engine: what runs; it must not remember answers.
+        engine: the engine to run; it must not cache answers.
         name: of the base model, for the thread's name.
     """
 
@@ -114,10 +128,10 @@ class Scheduler:
         self.engine = engine
         self._keys = itertools.count()
         self._changed = threading.Condition()
-        self._new: deque[tuple[int, _Completion]] = deque()
+        self._new: deque[tuple[int, _Listener]] = deque()
         self._cancelled: set[int] = set()
         self._calls: deque[_Call] = deque()
-        self._completions: dict[int, _Completion] = {}
+        self._listeners: dict[int, _Listener] = {}
         self._session: Session = self._open()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"rung-engine-{name}", daemon=True)
@@ -130,25 +144,25 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """How many completions are under way."""
-        return len(self._completions)
+        """How many completions are running."""
+        return len(self._listeners)
 
     @property
     def waiting(self) -> int:
-        """How many completions and calls wait to be taken in."""
+        """How many completions and calls have not reached the engine."""
         return len(self._new) + len(self._calls)
 
     def complete(self, request: GenerateRequest, sink: Sink, loop: asyncio.AbstractEventLoop | None = None) -> int:
-        """Begin a completion; its pieces go to `sink`, the last one with a reason or an error. Returns its key."""
+        """Begin a completion and return its key; `sink` gets its pieces, the last one with a reason or an error."""
         with self._changed:
             self._check_open()
             key = next(self._keys)
-            self._new.append((key, _Completion(request, sink, loop)))
+            self._new.append((key, _Listener(request, sink, loop)))
             self._changed.notify()
         return key
 
     def cancel(self, keys: Sequence[int]) -> None:
-        """Drop completions; nothing more is told of them."""
+        """Drop completions; their sinks get nothing more."""
         with self._changed:
             self._cancelled.update(keys)
             self._changed.notify()
@@ -165,18 +179,17 @@ class Scheduler:
         """Score every token of texts.
 
         Raises:
-            EngineError: the engine keeps its log-probabilities to itself.
+            EngineError: the engine does not give log-probabilities of a given text.
         """
         if not isinstance(self.engine, Reads):
             raise EngineError(
-                "scoring-unsupported",
-                f"{self.engine.info.model} does not say how likely a given text is",
+                "scoring-unsupported", f"{self.engine.info.model} does not say how likely a given text is",
                 hint="serve a model on this machine, through torch or openvino",
-            )
+            )  # fmt: skip
         return self._call(("read", top, adapter), texts)
 
     def close(self) -> None:
-        """End the thread once everything that was taken in is done, and close the engine."""
+        """End the thread when all accepted work is done, and close the engine."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -201,34 +214,34 @@ class Scheduler:
     def _run(self) -> None:
         while self._wait():
             self._drop_cancelled()
-            self._take_in()
+            self._begin_new()
             self._answer_calls()
             self._step()
 
     def _wait(self) -> bool:
-        """Sleep until there is something to do; say whether there ever will be."""
+        """Sleep until there is work; false when there will be none."""
         with self._changed:
-            while not (self._new or self._calls or self._completions or self._closing):
+            while not (self._new or self._calls or self._listeners or self._closing):
                 self._changed.wait()
-            return bool(self._new or self._calls or self._completions)
+            return bool(self._new or self._calls or self._listeners)
 
     def _drop_cancelled(self) -> None:
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
             self._new = deque(pair for pair in self._new if pair[0] not in cancelled)
-        for key in cancelled & set(self._completions):
+        for key in cancelled & set(self._listeners):
             self._session.cancel(key)
-            del self._completions[key]
+            del self._listeners[key]
 
-    def _take_in(self) -> None:
+    def _begin_new(self) -> None:
         with self._changed:
             new, self._new = self._new, deque()
-        for key, completion in new:
-            self._completions[key] = completion
+        for key, listener in new:
+            self._listeners[key] = listener
             try:
-                self._session.add(key, completion.request)
-            except Exception as error:  # of one request: the others must not hear of it
-                self._deliver([Delta(key, error=_known(error))])
+                self._session.add(key, listener.request)
+            except Exception as error:  # of this request alone: the others go on
+                self._deliver([Delta(key, error=_as_rung_error(error))])
 
     def _answer_calls(self) -> None:
         """Run one batch of calls: those of the kind that waits longest."""
@@ -252,9 +265,9 @@ class Scheduler:
             results = self._compute(calls[0].kind, [row for call in calls for row in call.rows])
         except Exception as error:
             if len(calls) == 1:
-                calls[0].future.set_exception(_known(error))
+                calls[0].future.set_exception(_as_rung_error(error))
                 return
-            for call in calls:  # one of them is wrong: each has its own answer or error
+            for call in calls:  # one of them fails: each gets its own answer or error
                 self._answer([call])
             return
         first = 0
@@ -271,29 +284,29 @@ class Scheduler:
         return self.engine.read(rows, top=kind[1], adapter=kind[2])
 
     def _step(self) -> None:
-        if not self._completions:
+        if not self._listeners:
             return
         try:
             deltas = self._session.step()
-        except Exception as error:  # the session is lost, and all that was in it; later requests get a new one
-            known = _known(error)
-            deltas = [Delta(key, error=known) for key in self._completions]
+        except Exception as error:  # the session and all its completions are lost; later requests get a new one
+            known = _as_rung_error(error)
+            deltas = [Delta(key, error=known) for key in self._listeners]
             self._session = self._open()
         self._deliver(deltas)
 
     def _deliver(self, deltas: Sequence[Delta]) -> None:
-        """Hand pieces to those who wait for them; each event loop is woken once."""
+        """Hand pieces to their sinks; each event loop is woken once."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Sink, Delta]]] = defaultdict(list)
         for delta in deltas:
-            completion = self._completions.get(delta.key)
-            if completion is None:
+            listener = self._listeners.get(delta.key)
+            if listener is None:
                 continue
             if delta.reason is not None or delta.error is not None:
-                del self._completions[delta.key]
-            if completion.loop is None:
-                completion.sink(delta)
+                del self._listeners[delta.key]
+            if listener.loop is None:
+                listener.sink(delta)
             else:
-                by_loop[completion.loop].append((completion.sink, delta))
+                by_loop[listener.loop].append((listener.sink, delta))
         for loop, pairs in by_loop.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_hand_out, pairs)
@@ -304,20 +317,19 @@ def _hand_out(pairs: Sequence[tuple[Sink, Delta]]) -> None:
         sink(delta)
 
 
-def _known(error: Exception) -> RungError:
-    """Return an error as one of Rung's; what was not foreseen is logged with its traceback."""
+def _as_rung_error(error: Exception) -> RungError:
+    """Wrap an unforeseen error, and log its traceback."""
     if isinstance(error, RungError):
         return error
     LOG.error("the engine failed", exc_info=error)
     return EngineError("generation-failed", f"the engine failed: {type(error).__name__}", hint="see the server's log")
 
 
-# --------------------
-# A scheduler in the shape of an engine, so that artifacts answer through it without knowing that others do too.
+# ---- A scheduler in the shape of an engine, so that artifacts answer through it and need not know of other clients.
 
 
 class LeftError(Exception):
-    """Whoever asked is gone."""
+    """The client left."""
 
 
 class ScheduledEngine(Forwarding):
@@ -325,24 +337,22 @@ class ScheduledEngine(Forwarding):
 
     Attributes:
         reasons: why each completion ended, in the order of the calls.
-        completion_tokens: how many tokens came out of all of them.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler.engine)
         self._scheduler = scheduler
         self._left = threading.Event()
-        self._open: set[int] = set()
-        self._futures: list[Future[Generation]] = []
+        self._keys: list[int] = []
+        self._futures: list[Future[Completion]] = []
         self.reasons: list[FinishReason] = []
-        self.completion_tokens = 0
 
     def leave(self) -> None:
-        """Drop everything under way: the client is gone. The call that waits raises `LeftError`."""
+        """Drop all running work, because the client left; the waiting call raises `LeftError`."""
         self._left.set()
-        self._scheduler.cancel(list(self._open))
+        self._scheduler.cancel(self._keys)
         for future in self._futures:
-            _settle(partial(future.set_exception, LeftError()))
+            _settle(future, LeftError())
 
     def generate(
         self,
@@ -353,18 +363,26 @@ class ScheduledEngine(Forwarding):
     ) -> list[Generation]:
         """Complete every request among those of other clients."""
         del progress, cancelled  # a server shows no progress, and clients cancel by leaving
-        futures = []
+        first = len(self._futures)
         for request in requests:
             if self._left.is_set():
                 raise LeftError
-            collector = _Collector(logprobs=request.logprobs)
-            futures.append(collector.future)
+            collector = _Collector()
             self._futures.append(collector.future)
-            self._open.add(self._scheduler.complete(request, collector))
-        made = [future.result() for future in futures]
-        self.reasons += [one.finish_reason for one in made]
-        self.completion_tokens += sum(one.completion_tokens for one in made)
-        return made
+            self._keys.append(self._scheduler.complete(request, collector))
+        completions = [future.result() for future in self._futures[first:]]
+        self.reasons += [completion.finish for completion in completions]
+        return [
+            Generation(
+                text=completion.text,
+                prompt_tokens=completion.prompt_tokens,
+                completion_tokens=completion.completion_tokens,
+                finish_reason=completion.finish,
+                seconds=0.0,
+                logprobs=tuple(completion.logprobs) if request.logprobs else (),
+            )
+            for request, completion in zip(requests, completions, strict=True)
+        ]
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
         """Yield the text of one completion, in one piece."""
@@ -373,53 +391,35 @@ class ScheduledEngine(Forwarding):
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score the continuations of every request."""
         del progress
-        return self._answer(self._scheduler.score(requests))
-
-    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """Return one vector per text."""
-        del progress
-        return self._scheduler.embed(texts).result()
-
-    def _answer(self, future: Future[list[Scored]]) -> list[Scored]:
+        future = self._scheduler.score(requests)
         if self._left.is_set():
             future.cancel()
             raise LeftError
         return future.result()
 
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """Embed texts."""
+        del progress
+        return self._scheduler.embed(texts).result()
+
 
 class _Collector:
-    """Puts the pieces of one completion together; called by the engine's thread alone."""
+    """Joins the pieces of one completion; called by the engine's thread alone."""
 
-    def __init__(self, *, logprobs: bool) -> None:
-        self.future: Future[Generation] = Future()
-        self._logprobs = logprobs
-        self._pieces: list[Delta] = []
+    def __init__(self) -> None:
+        self.future: Future[Completion] = Future()
+        self._completion = Completion()
 
     def __call__(self, delta: Delta) -> None:
-        self._pieces.append(delta)
-        error = delta.error
-        if error is not None:
-            _settle(lambda: self.future.set_exception(error))
-        elif delta.reason is not None:
-            made = joined(self._pieces, logprobs=self._logprobs)
-            _settle(lambda: self.future.set_result(made))
+        self._completion.add(delta)
+        if delta.error is not None or delta.reason is not None:
+            _settle(self.future, delta.error or self._completion)
 
 
-def _settle(settle: Callable[[], None]) -> None:
+def _settle(future: Future[Completion], outcome: Completion | Exception) -> None:
     """Settle a future, unless the other side (the engine's thread, or a client that left) was first."""
     with contextlib.suppress(InvalidStateError):
-        settle()
-
-
-def joined(pieces: Sequence[Delta], *, logprobs: bool) -> Generation:
-    """Return a whole completion, the last of whose pieces ended it."""
-    last = pieces[-1]
-    assert last.reason is not None
-    return Generation(
-        text="".join(piece.text for piece in pieces),
-        prompt_tokens=last.prompt_tokens,
-        completion_tokens=last.completion_tokens,
-        finish_reason=last.reason,
-        seconds=0.0,
-        logprobs=tuple(value for piece in pieces for value in piece.logprobs) if logprobs else (),
-    )
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)

@@ -238,7 +238,7 @@ class LoadRequest(Strict):
     folder: Name
 
 
-class ErrorBody(BaseModel):
+class ErrorDetail(BaseModel):
     """What went wrong."""
 
     message: str
@@ -247,7 +247,7 @@ class ErrorBody(BaseModel):
     code: str | None = None
 
 
-class Error(BaseModel):
-    """OpenAI's error envelope."""
+class ErrorResponse(BaseModel):
+    """OpenAI's error format."""
 
-    error: ErrorBody
+    error: ErrorDetail

@@ -1,4 +1,4 @@
-"""What a server serves: base models, and artifacts on them; both come and go while it runs."""
+"""What a server serves: base models, encoders and artifacts, loaded and unloaded while it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.artifact.parts import Generate
 from rung.data.rows import Example, example_id
-from rung.engines.base import Engine, Floats, GenerateRequest, Sampling
+from rung.engines.base import Engine, FinishReason, Floats, GenerateRequest, Sampling
 from rung.engines.opening import open_encoder, open_engine, settled
 from rung.errors import ArtifactError, ConfigError
 from rung.models.reference import is_endpoint, resolve
@@ -28,29 +28,27 @@ WARM_UP = "hello"
 
 
 @dataclass(frozen=True, eq=False)
-class Base:
+class ServedModel:
     """A base model in memory, run by one thread; artifacts share it.
 
     Attributes:
         name: under which it is served.
         fingerprint: of the model.
-        listed: whether clients may ask it without an artifact.
     """
 
     name: str
     fingerprint: str
     scheduler: Scheduler
     created: int
-    listed: bool = True
 
     @property
     def engine(self) -> Engine:
-        """What runs the model."""
+        """The engine that runs the model."""
         return self.scheduler.engine
 
 
 @dataclass(frozen=True, eq=False)
-class Encoder:
+class ServedEncoder:
     """A sentence encoder, for embeddings alone."""
 
     name: str
@@ -58,7 +56,7 @@ class Encoder:
     created: int
 
     def embed(self, texts: Sequence[str]) -> tuple[Floats, int]:
-        """Return unit vectors, shape [texts, dimension], and how many tokens the texts have."""
+        """Embed texts as unit vectors, shape [texts, dimension], and count their tokens."""
         encoder = open_encoder(self.reference)
         return encoder.embed(texts), sum(len(encoder.encode(text)) for text in texts)
 
@@ -69,7 +67,7 @@ class ServedArtifact:
 
     Attributes:
         base: runs its model; None where a sentence encoder alone answers.
-        trial: the one that it takes part in.
+        trial: the A/B or shadow test that it takes part in.
     """
 
     name: str
@@ -77,154 +75,145 @@ class ServedArtifact:
     folder: Path
     fingerprint: str
     model_fingerprint: str
-    base: Base | None
+    base: ServedModel | None
     created: int
     trial: OnTrial | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class OnTrial:
-    """A trial that an artifact takes part in, and what is tried beside it; None for the challenger itself."""
+    """A trial that an artifact takes part in, and its challenger; None for the challenger itself."""
 
     record: ABTest
     challenger: ServedArtifact | None = None
 
 
-class ModelNotFoundError(Exception):
-    """No model is served under this name."""
+Servable = ServedModel | ServedEncoder | ServedArtifact
 
 
 @dataclass
 class Served:
     """Everything that is served, by name. Reading takes no lock: the mapping is replaced, never changed."""
 
-    _bases: dict[tuple[str, str, str], Base] = field(default_factory=dict)
-    _names: dict[str, Base | Encoder | ServedArtifact] = field(default_factory=dict)
+    _bases: dict[tuple[str, str, str], ServedModel] = field(default_factory=dict)
+    _names: dict[str, Servable] = field(default_factory=dict)
     _loading: threading.Lock = field(default_factory=threading.Lock)
 
-    def find(self, name: str) -> Base | Encoder | ServedArtifact:
-        """Return what is served under a name.
+    def find(self, name: str) -> Servable | None:
+        """Look up a name."""
+        return self._names.get(name)
 
-        Raises:
-            ModelNotFoundError: nothing is.
-        """
-        found = self._names.get(name)
-        if found is None:
-            raise ModelNotFoundError(name)
-        return found
-
-    def all(self) -> list[Base | Encoder | ServedArtifact]:
-        """Return everything that is served, in the order in which it came."""
+    def all(self) -> list[Servable]:
+        """List everything that is served, oldest first."""
         return list(self._names.values())
 
     def artifacts(self) -> list[ServedArtifact]:
-        """Return the artifacts."""
-        return [one for one in self.all() if isinstance(one, ServedArtifact)]
+        """List the artifacts."""
+        return [each for each in self.all() if isinstance(each, ServedArtifact)]
 
     def schedulers(self) -> list[tuple[str, Scheduler]]:
-        """Return the threads that run engines, with the names of their models."""
+        """List the threads that run engines, with the names of their models."""
         return [(base.name, base.scheduler) for base in self._bases.values()]
 
     # ---- coming and going
 
-    def add_model(self, reference: str, *, engine: str = "auto", progress: Progress = QUIET) -> Base:
-        """Serve a base model under its own name; which engine generates is settled first, so that no request waits."""
+    def add_model(self, reference: str, *, engine: str = "auto", progress: Progress = QUIET) -> ServedModel:
+        """Serve a base model under its own name; choose its engine first, so that no request waits for that."""
         settled(reference, engine, progress=progress)
         with self._loading:
             return self._base(reference, engine, "", progress)
 
-    def add_engine(self, name: str, engine: Engine) -> Base:
-        """Serve an engine that is open already; it must not remember answers."""
+    def add_engine(self, name: str, engine: Engine) -> ServedModel:
+        """Serve an open engine; it must not cache answers."""
         with self._loading:
-            base = Base(name, engine.info.fingerprint, Scheduler(engine, name), int(time.time()))
+            base = ServedModel(name, engine.info.fingerprint, Scheduler(engine, name), int(time.time()))
             self._bases = {**self._bases, (name, "", ""): base}
             self._name(name, base)
             return base
 
-    def add_encoder(self, reference: str, *, progress: Progress = QUIET) -> Encoder:
+    def add_encoder(self, reference: str, *, progress: Progress = QUIET) -> ServedEncoder:
         """Serve a sentence encoder for embeddings."""
         with self._loading:
             opened = open_encoder(reference, progress=progress)
-            encoder = Encoder(reference if is_plain(reference) else opened.files.name, reference, int(time.time()))
+            encoder = ServedEncoder(
+                reference if is_plain(reference) else opened.files.name, reference, int(time.time())
+            )
             self._name(encoder.name, encoder)
             return encoder
 
     def load(
         self, folder: Path, name: str | None = None, *, replace: bool = False, progress: Progress = QUIET
     ) -> ServedArtifact:
-        """Check an artifact, load what it needs, answer once to see that it runs, and only then serve it.
+        """Check an artifact, load what it needs, answer one row to see that it runs, and only then serve it.
 
         Args:
             folder: the artifact's folder.
             name: under which it is served; its task's name by default.
-            replace: take the place of what is served under that name, at once; requests under way end as they began.
-            progress: told of what takes long.
+            replace: replace what is served under that name; running requests end as they began.
+            progress: reports loading.
 
         Raises:
-            ArtifactError: the folder is damaged, or not what it says.
+            ArtifactError: the folder is damaged, or not what it claims to be.
             ConfigError: the name is taken.
         """
         with self._loading:
             artifact = Artifact.load(folder)
             name = name or self._free_name(artifact, folder)
             if not replace and name in self._names:
-                raise ConfigError(
-                    "duplicate-name", f"{name!r} is served already", hint=f"give it another name: NAME={folder}"
-                )
+                hint = f"give it another name: NAME={folder}"
+                raise ConfigError("duplicate-name", f"{name!r} is already served", hint=hint)
             served = self._opened(artifact, folder, name, progress)
             self._name(name, served)
             return served
 
     def challenge(self, name: str, folder: Path, record: ABTest, *, progress: Progress = QUIET) -> None:
-        """Load a challenger of the artifact that is served under a name, answer once, and only then begin the trial.
+        """Load a challenger of the artifact under a name, answer one row, and only then begin the trial.
 
-        The trial is part of what is served under the name, so whatever takes that place ends it.
+        The trial belongs to the served artifact, so replacing that artifact ends it.
 
         Raises:
-            ArtifactError: the challenger's folder is damaged, or not what it says.
-            ConfigError: `trial-mismatch`: the trial was started against something else.
+            ArtifactError: the challenger's folder is damaged, or not what it claims to be.
+            ConfigError: `trial-mismatch`: the trial was started against another artifact.
         """
         with self._loading:
-            one = self._names.get(name)
-            if not isinstance(one, ServedArtifact) or one.fingerprint != record.against:
+            current = self.find(name)
+            if not isinstance(current, ServedArtifact) or current.fingerprint != record.against:
                 raise ConfigError(
                     "trial-mismatch", f"the trial of {name} is against {record.against[:16]}, which is not served here",
                     hint="stop it, and start it against what is served",
                 )  # fmt: skip
             challenger = self._opened(Artifact.load(folder), folder, name, progress)
             challenger = replace(challenger, trial=OnTrial(record))
-            self._name(name, replace(one, trial=OnTrial(record, challenger)))
+            self._name(name, replace(current, trial=OnTrial(record, challenger)))
 
     def withdraw(self, name: str) -> None:
-        """End the trial under a name, if there is one; what the challenger answers already it answers."""
+        """End the trial under a name, if there is one; running requests end as they began."""
         with self._loading:
-            one = self._names.get(name)
-            if isinstance(one, ServedArtifact):
-                self._name(name, replace(one, trial=None))
+            current = self.find(name)
+            if isinstance(current, ServedArtifact):
+                self._name(name, replace(current, trial=None))
 
     def unload(self, name: str) -> None:
-        """Stop serving an artifact; requests under way end as they began, and its base model stays.
+        """Stop serving an artifact; running requests end as they began, and its base model stays.
 
         Raises:
-            ModelNotFoundError: nothing is served under this name.
-            ArtifactError: it is a base model or an encoder, which stay.
+            ArtifactError: the name is not that of an artifact.
         """
         with self._loading:
             if not isinstance(self.find(name), ServedArtifact):
-                raise ArtifactError(
-                    "wrong-folder", f"{name!r} is no artifact", hint="base models stay until the server ends"
-                )
-            self._names = {key: one for key, one in self._names.items() if key != name}
+                hint = "base models stay until the server ends"
+                raise ArtifactError("wrong-folder", f"{name!r} is not an artifact", hint=hint)
+            self._names = {other: served for other, served in self._names.items() if other != name}
 
     def close(self) -> None:
-        """Finish what is under way and end the threads."""
+        """Finish all work and end the threads."""
         for base in self._bases.values():
             base.scheduler.close()
 
     # ---- inside
 
     def _opened(self, artifact: Artifact, folder: Path, name: str, progress: Progress) -> ServedArtifact:
-        """Return an artifact with what it needs in memory, after it answered once."""
+        """Load what an artifact needs, and answer one row."""
         base = None
         if artifact.decoder.asks_model:
             base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
@@ -233,56 +222,57 @@ class Served:
         _warm_up(served)
         return served
 
-    def _base(self, reference: str, engine: str, quantization: str, progress: Progress) -> Base:
-        """Return the base model that answers on this engine, loading it first where it is not there."""
+    def _base(self, reference: str, engine: str, quantization: str, progress: Progress) -> ServedModel:
+        """Load a base model, unless it is loaded already."""
         key = (reference, engine, quantization)
         if key not in self._bases:
             opened = open_engine(
                 reference, engine, quantization=quantization, remember=False, apart=True, progress=progress
             )
             name = reference if is_plain(reference) else opened.info.model
-            listed = name not in self._names
             identity = "" if is_endpoint(reference) else resolve(reference).fingerprint
-            base = Base(name, identity, Scheduler(opened, name), int(time.time()), listed)
+            base = ServedModel(name, identity, Scheduler(opened, name), int(time.time()))
             self._bases = {**self._bases, key: base}
-            if listed:
+            if name not in self._names:
                 self._name(name, base)
         return self._bases[key]
 
-    def _name(self, name: str, one: Base | Encoder | ServedArtifact) -> None:
-        self._names = {**self._names, name: one}
+    def _name(self, name: str, served: Servable) -> None:
+        self._names = {**self._names, name: served}
 
     def _free_name(self, artifact: Artifact, folder: Path) -> str:
-        """Return the task's name; where it is taken, with the folder's behind it."""
         task = artifact.shape.task
         return task if task not in self._names else f"{task}-{folder.resolve().name}"
 
 
 def is_plain(reference: str) -> bool:
-    """Tell whether a reference is fit to be a name: an alias or a Hub id, no path and no address."""
+    """Tell whether a reference can serve as a name: an alias or a Hub id, not a path or an address."""
     return not (is_endpoint(reference) or Path(reference).expanduser().exists())
 
 
 def scheduled(served: ServedArtifact) -> tuple[Artifact, ScheduledEngine | None]:
-    """Return the artifact as it answers one request, and the engine that it does so through."""
+    """Bind an artifact to an engine for one request; the engine is None where the artifact uses no base model."""
     if served.base is None:
         return served.artifact, None
     engine = ScheduledEngine(served.base.scheduler)
     return served.artifact.on(engine), engine
 
 
-def ending(engine: ScheduledEngine | None) -> str:
-    """Return why the one answer that an engine gave ended."""
-    return "length" if engine is not None and "length" in engine.reasons else "stop"
+def finish_reasons(engine: ScheduledEngine | None, rows: int) -> list[FinishReason]:
+    """Say why the answers to `rows` rows ended; an answer of several completions is cut if one of them is."""
+    reasons = [] if engine is None else engine.reasons
+    if rows == 1:
+        return ["length" if "length" in reasons else "stop"]
+    return reasons if len(reasons) == rows else ["stop"] * rows
 
 
 def example(inputs: dict[str, Any]) -> Example:
-    """Return a row of a request as an example."""
+    """Make an Example of a request's row."""
     return Example(example_id(inputs), inputs, (), "request")
 
 
 def _warm_up(served: ServedArtifact) -> None:
-    """Answer one row, so that the first client does not wait for what is loaded late."""
+    """Answer one row, so that the first client does not wait for lazy loading."""
     artifact, _ = scheduled(served)
     chat = artifact.shape.kind == "chat"
     value: Any = [{"role": "user", "content": WARM_UP}] if chat else WARM_UP

@@ -1,102 +1,81 @@
-"""The completions of one HTTP request, as they come from the engine."""
+"""Completions as they come from the engine: streams of pieces, server-sent events, trimmed text, spelled tokens."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan
 from typing import Any
 
 from fastapi.responses import StreamingResponse
 
-from rung.engines.base import Delta, FinishReason, GenerateRequest, TokenScores
+from rung.engines.base import Delta, GenerateRequest, TokenScores
 from rung.errors import RungError
 from rung.models.tokenizer import Tokenizer
-from rung.serving.front import Visit
+from rung.serving.context import RequestContext
 from rung.serving.limits import refusal
-from rung.serving.scheduler import Scheduler
+from rung.serving.scheduler import Completion, Scheduler
+
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+FLOOR = -9999.0  # what OpenAI writes for minus infinity, which JSON lacks
 
 
-@dataclass(slots=True)
-class Made:
-    """One completion, so far or complete."""
+class CompletionStream:
+    """Begins completions and yields their pieces; what is unfinished when the request ends is cancelled.
 
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    finish: FinishReason = "cancelled"
+    Attributes:
+        completions: what was written so far.
+        unfinished: how many completions go on.
+    """
 
-    def add(self, delta: Delta) -> None:
-        """Add a piece."""
-        self.text += delta.text
-        self.tokens += delta.tokens
-        self.logprobs += delta.logprobs
-        self.prompt_tokens, self.completion_tokens = delta.prompt_tokens, delta.completion_tokens
-        self.finish = delta.reason or self.finish
-
-
-class Running:
-    """Begins completions and yields their pieces; what is under way when the visit ends is cancelled."""
-
-    def __init__(self, scheduler: Scheduler, requests: Sequence[GenerateRequest], visit: Visit) -> None:
-        self.made = [Made() for _ in requests]
+    def __init__(self, scheduler: Scheduler, requests: Sequence[GenerateRequest], context: RequestContext) -> None:
+        self.completions = [Completion() for _ in requests]
+        self.unfinished = len(requests)
         self._pieces: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
-        self._next: tuple[int, Delta] | None = None  # taken from the queue, and not yet looked at
-        self._open = len(requests)
+        self._next: tuple[int, Delta] | None = None  # taken from the queue, and not yet yielded
         loop = asyncio.get_running_loop()
-        keys = [scheduler.complete(one, partial(self._put, i), loop) for i, one in enumerate(requests)]
-        visit.at_end(lambda: scheduler.cancel(keys) if self._open else None)
+        keys = [scheduler.complete(request, partial(self._put, i), loop) for i, request in enumerate(requests)]
+        context.at_end(lambda: scheduler.cancel(keys) if self.unfinished else None)
 
     def _put(self, index: int, delta: Delta) -> None:
         self._pieces.put_nowait((index, delta))
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
-        """Yield pieces with the index of their completion; the first error ends it all."""
-        while self._open:
+        """Yield pieces with the index of their completion; the first error ends all of them."""
+        while self.unfinished:
             index, delta = self._next or await self._pieces.get()
             self._next = None
             delta = self._with_more(index, delta)
             if delta.error is not None:
                 raise delta.error
-            self.made[index].add(delta)
+            self.completions[index].add(delta)
             if delta.reason is not None:
-                self._open -= 1
+                self.unfinished -= 1
             yield index, delta
 
     def _with_more(self, index: int, delta: Delta) -> Delta:
-        """Return a piece with those of the same completion that are there already: a busy server sends fewer."""
+        """Join a piece with the next ones of the same completion that have arrived: a busy server sends fewer."""
         while delta.reason is None and delta.error is None and not self._pieces.empty():
             other, more = self._pieces.get_nowait()
             if other != index or more.error is not None:
                 self._next = other, more
                 break
-            delta = replace(
-                more, text=delta.text + more.text, tokens=delta.tokens + more.tokens,
-                logprobs=delta.logprobs + more.logprobs,
-            )  # fmt: skip
+            tokens, logprobs = delta.tokens + more.tokens, delta.logprobs + more.logprobs
+            delta = replace(more, text=delta.text + more.text, tokens=tokens, logprobs=logprobs)
         return delta
 
-    async def finish(self) -> list[Made]:
-        """Wait for all of it."""
+    async def finish(self) -> list[Completion]:
+        """Wait for all completions."""
         async for _ in self:
             pass
-        return self.made
-
-
-# --------------------
-# Server-sent events, and text that is trimmed while it comes.
-
-
-HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return self.completions
 
 
 async def event_stream(chunks: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
-    """Return a stream of chunks. What fails before the first one is an ordinary error with its status."""
+    """Stream chunks as server-sent events. A failure before the first one is an ordinary error with its status."""
     first = await anext(chunks, None)
     return StreamingResponse(_events(first, chunks), media_type="text/event-stream", headers=HEADERS)
 
@@ -107,7 +86,7 @@ async def _events(first: dict[str, Any] | None, chunks: AsyncIterator[dict[str, 
             yield _event(first)
         async for chunk in chunks:
             yield _event(chunk)
-    except RungError as error:  # the status is sent already; clients look for `error` in a chunk
+    except RungError as error:  # the status is already sent; clients look for `error` in a chunk
         yield _event(refusal(error).body())
     yield b"data: [DONE]\n\n"
 
@@ -116,15 +95,15 @@ def _event(chunk: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-class Trimmed:
-    """Trims a text that comes in pieces: joined they are `strip` of the whole."""
+class TrimmedText:
+    """Trims a text that comes in pieces: the joined results are `strip` of the whole."""
 
     def __init__(self) -> None:
         self._begun = False
         self._held = ""  # white space that may turn out to be the end
 
     def more(self, piece: str) -> str:
-        """Return what can be shown now."""
+        """Add a piece and return what can be shown now."""
         text = self._held + piece
         if not self._begun:
             text = text.lstrip()
@@ -134,15 +113,8 @@ class Trimmed:
         return shown
 
 
-# --------------------
-# Tokens as text, one by one, and log-probabilities in OpenAI's two shapes.
-
-
-FLOOR = -9999.0  # what OpenAI writes for minus infinity, which JSON lacks
-
-
 @dataclass(frozen=True, slots=True)
-class Token:
+class SpelledToken:
     """One token of a text.
 
     Attributes:
@@ -150,7 +122,7 @@ class Token:
             are named by their number.
         start: where that begins in the text.
         logprob: None for the first token of a text.
-        top: the likeliest tokens at this place, by text.
+        top: the likeliest tokens at this position, by text.
     """
 
     text: str
@@ -161,68 +133,57 @@ class Token:
 
 def spelled(
     tokenizer: Tokenizer, tokens: Sequence[int], logprobs: Sequence[float], scores: TokenScores | None = None
-) -> list[Token]:
-    """Return tokens with their texts.
-
-    Args:
-        tokenizer: the model's.
-        tokens: token ids.
-        logprobs: of each token; NaN where there is none.
-        scores: of these very tokens, for the likeliest others.
-    """
+) -> list[SpelledToken]:
+    """Spell tokens one by one, with their log-probabilities (NaN for none); `scores` adds the likeliest others."""
     result = []
-    begin = read = start = 0  # tokens[begin:read] is context that the next token is read behind
-    for place, token in enumerate(tokens):
+    begin = read = start = 0  # tokens[begin:read] is the context that the next token is decoded after
+    for position, token in enumerate(tokens):
         context = [*tokens[begin:read]]
-        before = tokenizer.decode(context)
-        behind = [*tokens[read : place + 1]]
-        text = tokenizer.decode([*context, *behind])[len(before) :]
-        whole = not text.endswith("\ufffd")
+        before = len(tokenizer.decode(context))
+        added = [*tokens[read : position + 1]]
+        text = tokenizer.decode([*context, *added])[before:]
         top: dict[str, float] = {}
         if scores is not None:
-            for other, value in zip(scores.top_tokens[place], scores.top_logprobs[place], strict=True):
+            for other, value in zip(scores.top_tokens[position], scores.top_logprobs[position], strict=True):
                 if other >= 0:
-                    name = tokenizer.decode([*context, *behind[:-1], int(other)])[len(before) :]
-                    top.setdefault(_name(name, int(other)), _finite(float(value)))
-        value = float(logprobs[place])
-        result.append(Token(_name(text, token), start, None if isnan(value) else _finite(value), top))
-        if whole:
+                    name = tokenizer.decode([*context, *added[:-1], int(other)])[before:]
+                    top.setdefault(_name(name, int(other)), max(float(value), FLOOR))
+        logprob = None if isnan(logprobs[position]) else max(float(logprobs[position]), FLOOR)
+        result.append(SpelledToken(_name(text, token), start, logprob, top))
+        if not text.endswith("\ufffd"):  # a whole character
             start += len(text)
-            begin, read = read, place + 1
+            begin, read = read, position + 1
     return result
+
+
+def spelled_piece(tokenizer: Tokenizer, delta: Delta) -> list[SpelledToken]:
+    """Spell the tokens of a piece, without the one that ends the answer."""
+    pairs = [pair for pair in zip(delta.tokens, delta.logprobs, strict=True) if pair[0] not in tokenizer.eos_ids]
+    return spelled(tokenizer, [token for token, _ in pairs], [logprob for _, logprob in pairs])
 
 
 def _name(text: str, token: int) -> str:
     return f"<token {token}>" if not text or text.endswith("\ufffd") else text
 
 
-def _finite(value: float) -> float:
-    return max(value, FLOOR)
-
-
-def chat_logprobs(tokens: Sequence[Token]) -> dict[str, Any]:
-    """Return log-probabilities as chat completions hold them."""
-    return {
-        "content": [
-            {
-                **_entry(token.text, token.logprob),
-                "top_logprobs": [_entry(text, value) for text, value in token.top.items()],
-            }
-            for token in tokens
-        ],
-        "refusal": None,
-    }
+def chat_logprobs(tokens: Sequence[SpelledToken]) -> dict[str, Any]:
+    """Format log-probabilities for a chat completion."""
+    content = [
+        {**_entry(token.text, token.logprob), "top_logprobs": [_entry(*pair) for pair in token.top.items()]}
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
 
 
 def _entry(text: str, logprob: float | None) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-def text_logprobs(tokens: Sequence[Token], offset: int = 0) -> dict[str, Any]:
-    """Return log-probabilities as text completions hold them; `offset` is where the first token stands."""
+def text_logprobs(tokens: Sequence[SpelledToken], *, top: bool) -> dict[str, Any]:
+    """Format log-probabilities for a text completion."""
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [token.top or None for token in tokens],
-        "text_offset": [offset + token.start for token in tokens],
+        "top_logprobs": [token.top or None for token in tokens] if top else None,
+        "text_offset": [token.start for token in tokens],
     }

@@ -9,10 +9,10 @@ from fastapi import APIRouter, FastAPI
 
 from rung.serving.access import KeyRing, Sessions
 from rung.serving.web import general, playground, promotions, review
-from rung.serving.web.site import History, Places, Site
+from rung.serving.web.site import History, PageSources, Site
 
 
-def add_pages(app: FastAPI, places: Places, keys: KeyRing | None) -> Sessions:
+def add_pages(app: FastAPI, places: PageSources, keys: KeyRing | None) -> Sessions:
     """Add the pages to an application; return the sessions that its front has to know."""
     site = Site(places, Sessions(keys), History(app.state.rung.metrics.registry))
 

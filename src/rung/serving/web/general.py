@@ -11,7 +11,7 @@ from rung.evaluation.report.words import left_out
 from rung.serving.access import COOKIE, HOURS, SIGN_IN
 from rung.serving.context import context_of
 from rung.serving.limits import Refused
-from rung.serving.served import Base, Encoder
+from rung.serving.served import ServedEncoder, ServedModel
 from rung.serving.web.promotions import has_trial
 from rung.serving.web.runs import ladder_of, progress_of, report_of, run_folder, run_folders, seconds_spent
 from rung.serving.web.site import (
@@ -38,9 +38,9 @@ FILES = {
 @router.get("/")
 def overview(request: Request) -> Response:
     """Show what is served, and the tasks."""
-    served = context_of(request).served
-    bases = [one for one in served.all() if isinstance(one, Base)]
-    encoders = [one for one in served.all() if isinstance(one, Encoder)]
+    served = context_of(request).server.served
+    bases = [one for one in served.all() if isinstance(one, ServedModel)]
+    encoders = [one for one in served.all() if isinstance(one, ServedEncoder)]
     runs = run_folders(site_of(request).runs)
     return page(
         request, "overview", "Overview", artifacts=served.artifacts(), bases=bases, encoders=encoders, runs=runs
@@ -154,7 +154,7 @@ def _chart(name: str, unit: str, values: list[float]) -> dict[str, object]:
 
 def _tables(request: Request) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
     """Return heading, columns and rows of what is counted by label."""
-    registry = context_of(request).metrics.registry
+    registry = context_of(request).server.metrics.registry
     found: dict[str, list[tuple[str, ...]]] = {"tokens": [], "requests": [], "failures": [], "capture": []}
     for family in registry.collect():
         for one in family.samples:

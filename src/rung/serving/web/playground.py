@@ -16,10 +16,8 @@ from fastapi.responses import Response
 from rung.artifact.parts import Answer
 from rung.errors import RungError
 from rung.retrieval.passage import Citation, shown_sources
-from rung.serving.access import TooManyError
 from rung.serving.artifacts import answers_of
 from rung.serving.context import context_of
-from rung.serving.front import visit_of
 from rung.serving.limits import Refused
 from rung.serving.served import ServedArtifact, scheduled
 from rung.serving.web.review import differences
@@ -67,13 +65,13 @@ async def ask(request: Request, form: Form) -> Response:
         raise Refused(400, "nothing-to-ask", "choose an artifact")
     inputs = _inputs(form)
     _count(request)
-    visit_of(request).admit(len(chosen))
+    context_of(request).admit(len(chosen))
     shown = await asyncio.gather(*(_shown(request, one, inputs) for one in chosen))
     return _page(request, a, b, inputs, list(shown))
 
 
 def _page(request: Request, a: str, b: str, inputs: Mapping[str, str], shown: list[Shown]) -> Response:
-    artifacts = context_of(request).served.artifacts()
+    artifacts = context_of(request).server.served.artifacts()
     known = {one.name: one for one in artifacts}
     first = known.get(a) or (artifacts[0] if artifacts else None)
     columns = first.artifact.shape.inputs if first else ()
@@ -91,7 +89,7 @@ def _inputs(form: Mapping[str, str]) -> dict[str, str]:
 
 
 def _artifact(request: Request, name: str) -> ServedArtifact:
-    found = context_of(request).find(name)
+    found = context_of(request).server.find(name)
     if not isinstance(found, ServedArtifact):
         raise Refused(404, "no-task", f"{name!r} is no artifact")
     return found
@@ -99,14 +97,10 @@ def _artifact(request: Request, name: str) -> ServedArtifact:
 
 def _count(request: Request) -> None:
     """Count this as a request of the key that somebody signed in with."""
-    keys, key = site_of(request).sessions.keys, visit_of(request).key
+    keys, key = site_of(request).sessions.keys, context_of(request).key
     if keys is None or key is None:
         return
-    try:
-        keys.take(key)
-    except TooManyError as often:
-        after = {"Retry-After": str(often.retry_after)}
-        raise Refused(429, "rate-limit", f"this key may ask {key.per_minute} times a minute", headers=after) from None
+    keys.take(key)
 
 
 async def _shown(request: Request, served: ServedArtifact, inputs: Mapping[str, str]) -> Shown:
@@ -119,8 +113,8 @@ async def _shown(request: Request, served: ServedArtifact, inputs: Mapping[str, 
         row = {shape.inputs[0]: [{"role": "user", "content": inputs[shape.inputs[0]]}]}
     artifact, engine = scheduled(served)
     if engine is not None:
-        visit_of(request).at_end(engine.leave)
-    context = context_of(request)
+        context_of(request).at_end(engine.leave)
+    context = context_of(request).server
     try:
         answer = (await context.answer(answers_of, artifact, [row]))[0]
         prompt = await context.render(artifact.text, answer.messages)

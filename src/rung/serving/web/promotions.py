@@ -311,7 +311,7 @@ def _tried(request: Request, store: FeedbackStore, registry: Registry) -> Tried:
 
 
 def _answers_here(request: Request, report: TrialReport) -> bool:
-    served = next((one for one in context_of(request).served.all() if one.name == report.trial.task), None)
+    served = next((one for one in context_of(request).server.served.all() if one.name == report.trial.task), None)
     on = served.trial if isinstance(served, ServedArtifact) else None
     return on is not None and on.record.token == report.trial.token
 

@@ -16,7 +16,6 @@ from rung.errors import DataError
 from rung.feedback.records import EVERYTHING, QUEUE, REASONS, CaseFilter, ReviewCase
 from rung.feedback.store import FeedbackStore
 from rung.serving.context import context_of
-from rung.serving.front import visit_of
 from rung.serving.limits import Refused
 from rung.serving.web.site import form_of, page, reviewers_only, see_other, site_of
 
@@ -177,7 +176,9 @@ def _page(
         labels=_labels(request, chosen.interaction.task) if chosen else (),
         pieces=differences(chosen.interaction.actual, _draft(chosen)) if chosen else [],
         reviewer=reviewer_of(request),
-        tasks=sorted({one.artifact.shape.task for one in context_of(request).served.artifacts()} | {look.task} - {""}),
+        tasks=sorted(
+            {one.artifact.shape.task for one in context_of(request).server.served.artifacts()} | {look.task} - {""}
+        ),
     )  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def _neighbours(ids: Sequence[str], id: str) -> tuple[str | None, str | None]:  
 
 def reviewer_of(request: Request) -> str:
     """Return the name that a reviewer gave last, or that of the key."""
-    key = visit_of(request).key
+    key = context_of(request).key
     return unquote(request.cookies.get(REVIEWER, "")) or (key.name if key else "")
 
 
@@ -204,7 +205,7 @@ def _draft(case: ReviewCase | None) -> str:
 
 def _labels(request: Request, task: str) -> tuple[str, ...]:
     """Return the labels that answers of a task may be, where it is served and has some."""
-    shapes = [one.artifact.shape for one in context_of(request).served.artifacts()]
+    shapes = [one.artifact.shape for one in context_of(request).server.served.artifacts()]
     return next((shape.labels for shape in shapes if shape.task == task and shape.kind == "category"), ())
 
 

@@ -20,7 +20,6 @@ from starlette.requests import Request
 from rung.evaluation.report.words import count_text
 from rung.serving.access import Sessions
 from rung.serving.context import context_of
-from rung.serving.front import visit_of
 from rung.serving.limits import Refused
 from rung.serving.metrics import SECONDS
 
@@ -150,7 +149,7 @@ def latencies(buckets: Sequence[float]) -> Mapping[str, float | None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class PageSources:
     """Where pages read from.
 
     Attributes:
@@ -174,7 +173,7 @@ class Site:
         history: what the metrics were lately.
     """
 
-    places: Places
+    places: PageSources
     sessions: Sessions
     history: History
 
@@ -203,8 +202,8 @@ def site_of(request: Request) -> Site:
 
 def may_review(request: Request) -> bool:
     """Tell whether whoever asks may correct and promote: anyone where no key is set, else admin keys."""
-    key = visit_of(request).key
-    return not context_of(request).keyed or (key is not None and key.admin)
+    key = context_of(request).key
+    return not (context_of(request).server.access.keys is not None) or (key is not None and key.admin)
 
 
 def reviewers_only(request: Request) -> None:
@@ -247,11 +246,11 @@ def page(request: Request, template: str, title: str, *, status: int = 200, **va
         status: of the answer.
         values: what the template shows.
     """
-    site, key = site_of(request), visit_of(request).key
+    site, key = site_of(request), context_of(request).key
     shared = {
         "title": title, "pages": PAGES, "here": "/" + request.url.path.split("/")[1], "key": key,
         "form_token": site.sessions.form_token(request.headers.get("cookie", "")),
-        "inside": key is not None or not context_of(request).keyed,
+        "inside": key is not None or not (context_of(request).server.access.keys is not None),
     }  # fmt: skip
     text = _environment().get_template(f"{template}.html").render({**shared, **values})
     return HTMLResponse(text.encode(errors="replace"), status, HEADERS)

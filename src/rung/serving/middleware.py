@@ -1,0 +1,135 @@
+"""The ASGI middleware that every request passes: who asks, how much, and whether the client is still there.
+
+It reads the whole body before anything parses it, notices a client that leaves and cancels its work, gives up on a
+client that does not read, and turns refusals into OpenAI's error format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rung.errors import RungError
+from rung.serving.context import STATE, RequestContext, ServerContext
+from rung.serving.limits import Refused, check_json, read_body, refusal
+
+LOG = logging.getLogger("rung.serving")
+WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
+CLIENT_LEFT = 499  # as nginx logs it
+
+
+class ServerMiddleware:
+    """The middleware of one server."""
+
+    def __init__(self, app: ASGIApp, server: ServerContext) -> None:
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of any kind."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        metrics = self._server.metrics
+        context = scope[STATE] = RequestContext(self._server)
+        response = _Response(send, self._server.limits.write_seconds)
+        try:
+            await self._serve(scope, receive, response, context)
+        finally:
+            context.close()
+            endpoint = getattr(scope.get("route"), "path", "other")
+            metrics.requests.labels(endpoint, str(response.status)).inc()
+            metrics.seconds.labels(endpoint).observe(context.seconds)
+
+    async def _serve(self, scope: Scope, receive: Receive, response: _Response, context: RequestContext) -> None:
+        limits = self._server.limits
+        try:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            context.key = self._server.access.check(scope["path"], headers, scope["scheme"])
+            body = b""
+            if scope["method"] in WITH_BODY:
+                body = await read_body(receive, headers.get("content-length"), limits)
+                check_json(body, limits)
+            await self._watch(scope, receive, response, body)
+        except (Refused, RungError) as error:
+            self._server.metrics.failures.labels(error.code).inc()
+            await response.refuse(refusal(error) if isinstance(error, RungError) else error)
+        except OSError:
+            response.status = CLIENT_LEFT
+        except Exception:
+            LOG.exception("a request failed")
+            self._server.metrics.failures.labels("internal-error").inc()
+            await response.refuse(Refused(500, "internal-error", "the server failed; see its log"))
+
+    async def _watch(self, scope: Scope, receive: Receive, response: _Response, body: bytes) -> None:
+        """Run the application, and cancel it when the client leaves before the end."""
+        left = asyncio.Event()
+        running = asyncio.ensure_future(self._app(scope, _replay(body, left), response))
+        watching = asyncio.ensure_future(_departure(receive))
+        try:
+            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() and not response.complete:
+                left.set()
+                self._server.metrics.cancelled.inc()
+                running.cancel()
+            await running
+        except asyncio.CancelledError:
+            if not left.is_set():
+                raise  # the server ends
+            response.status = CLIENT_LEFT
+        finally:
+            watching.cancel()
+            running.cancel()
+
+
+class _Response:
+    """The sending side: remembers the status and whether the response is complete, and times out."""
+
+    def __init__(self, send: Send, seconds: float) -> None:
+        self._send, self._seconds = send, seconds
+        self.status = 0
+        self.complete = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif message["type"] == "http.response.body":
+            self.complete = not message.get("more_body", False)
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._send(message)
+        except TimeoutError:
+            raise OSError("the client does not read") from None
+
+    async def refuse(self, refused: Refused) -> None:
+        """Send a refusal, unless a response has begun."""
+        if self.status:
+            return
+        body = json.dumps(refused.body(), ensure_ascii=False).encode()
+        headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
+        if refused.status in (408, 413):
+            headers["connection"] = "close"  # the rest of the body is not read
+        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self({"type": "http.response.start", "status": refused.status, "headers": raw})
+        await self({"type": "http.response.body", "body": body})
+
+
+def _replay(body: bytes, left: asyncio.Event) -> Receive:
+    """Give the application the body that was already read, and then nothing until the client leaves."""
+    bodies: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if bodies:
+            return bodies.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+async def _departure(receive: Receive) -> None:
+    """Wait until the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
