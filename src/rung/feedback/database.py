@@ -223,77 +223,64 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 METADATA = sa.MetaData()
 
+
+def _columns(kind: Any, *names: str, **options: Any) -> list[sa.Column[Any]]:
+    """Columns of one type, without nulls."""
+    return [sa.Column(name, kind, nullable=False, **options) for name in names]
+
+
+def _log(name: str, *columns: sa.Column[Any]) -> sa.Table:
+    """A table to which rows are only added; the token makes a repeated insert harmless."""
+    number = sa.Column("number", sa.Integer, primary_key=True, autoincrement=True)
+    common = [number, *_columns(sa.String(32), "token", unique=True), *_columns(UtcDateTime, "at")]
+    return sa.Table(name, METADATA, *common, *columns)
+
+
+def _of_interaction() -> sa.Column[Any]:
+    return sa.Column("interaction", sa.String(80), sa.ForeignKey("interactions.id"), nullable=False, index=True)
+
+
 interactions = sa.Table(
     "interactions",
     METADATA,
     sa.Column("id", sa.String(80), primary_key=True),
-    sa.Column("at", UtcDateTime, nullable=False),
-    sa.Column("task", sa.Text, nullable=False),
-    sa.Column("artifact", sa.String(64), nullable=False),
-    sa.Column("model", sa.String(64), nullable=False),
-    sa.Column("system", sa.Text, nullable=False),
-    sa.Column("template", sa.Text, nullable=False),
-    sa.Column("template_version", sa.String(64), nullable=False),
-    sa.Column("inputs", sa.Text, nullable=False),  # JSON
-    sa.Column("input_id", sa.String(16), nullable=False),
-    sa.Column("prompt_sha256", sa.String(64), nullable=False),
-    sa.Column("actual", sa.Text, nullable=False),
+    *_columns(UtcDateTime, "at"),
+    *_columns(sa.Text, "task", "system", "template", "inputs", "actual", "finish"),  # inputs: JSON
+    *_columns(sa.String(64), "artifact", "model", "template_version", "prompt_sha256"),
+    *_columns(sa.Integer, "prompt_tokens", "completion_tokens"),
+    *_columns(sa.Float, "seconds"),
+    *_columns(sa.String(16), "input_id"),
+    *_columns(sa.String(5), "split"),
     sa.Column("confidence", sa.Float),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
-    sa.Column("completion_tokens", sa.Integer, nullable=False),
-    sa.Column("seconds", sa.Float, nullable=False),
     sa.Column("key", sa.Text),
-    sa.Column("finish", sa.Text, nullable=False),
-    sa.Column("split", sa.String(5), nullable=False),
-    sa.Column("trial", sa.String(32), nullable=False, server_default=""),
-    sa.Column("shadows", sa.String(80), nullable=False, server_default=""),
-    sa.Column("missed", sa.Boolean, nullable=False, server_default=sa.false()),
+    *_columns(sa.String(32), "trial", server_default=""),
+    *_columns(sa.String(80), "shadows", server_default=""),
+    *_columns(sa.Boolean, "missed", server_default=sa.false()),
     sa.Index("interactions_by_task", "task", "at"),
     sa.Index("interactions_by_trial", "trial"),
     sa.Index("interactions_by_shadowed", "shadows"),
 )
-
-# `source` is `user`, `check` (the answer breaks the task's rules) or `artifact:FINGERPRINT` (that artifact's answer).
-feedback = sa.Table(
+feedback = _log(
     "feedback",
-    METADATA,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("token", sa.String(32), nullable=False, unique=True),
-    sa.Column("interaction", sa.String(80), sa.ForeignKey("interactions.id"), nullable=False, index=True),
-    sa.Column("at", UtcDateTime, nullable=False),
-    sa.Column("source", sa.Text, nullable=False),
+    _of_interaction(),
+    *_columns(sa.Text, "source", "comment"),  # source: see `Feedback`
     sa.Column("thumb", sa.String(4)),
     sa.Column("score", sa.Float),
-    sa.Column("comment", sa.Text, nullable=False),
     sa.Column("expected", sa.Text),
     sa.Column("key", sa.Text),
 )
-
-# Rows are only added. The correction in force is the last one that no later row undoes.
-corrections = sa.Table(
+corrections = _log(  # in force is the last correction that no later row undoes
     "corrections",
-    METADATA,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("token", sa.String(32), nullable=False, unique=True),
-    sa.Column("interaction", sa.String(80), sa.ForeignKey("interactions.id"), nullable=False, index=True),
-    sa.Column("at", UtcDateTime, nullable=False),
-    sa.Column("reviewer", sa.Text, nullable=False),
+    _of_interaction(),
+    *_columns(sa.Text, "reviewer", "comment"),
     sa.Column("expected", sa.Text),
-    sa.Column("comment", sa.Text, nullable=False),
     sa.Column("undoes", sa.Integer, sa.ForeignKey("corrections.number"), index=True),
 )
-
-promotions = sa.Table(
+promotions = _log(
     "promotions",
-    METADATA,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("token", sa.String(32), nullable=False, unique=True),
-    sa.Column("at", UtcDateTime, nullable=False),
-    sa.Column("task", sa.Text, nullable=False, index=True),
-    sa.Column("kind", sa.String(8), nullable=False),
-    sa.Column("artifact", sa.String(64), nullable=False),
-    sa.Column("folder", sa.Text, nullable=False),
+    *_columns(sa.Text, "task", index=True),
+    *_columns(sa.String(8), "kind"),
+    *_columns(sa.String(64), "artifact"),
+    *_columns(sa.Text, "folder", "reviewer", "evidence"),  # evidence: JSON
     sa.Column("below", sa.String(32)),
-    sa.Column("reviewer", sa.Text, nullable=False),
-    sa.Column("evidence", sa.Text, nullable=False),  # JSON
 )
