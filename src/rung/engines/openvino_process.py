@@ -14,14 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rung.engines.base import (
-    Constraint,
-    Delta,
-    EngineInfo,
-    GenerateRequest,
-    Sampling,
-    Session,
-)
+from rung.engines.base import Constraint, Delta, EngineInfo, GenerateRequest, Sampling, Session
 from rung.engines.local import LocalModel
 from rung.engines.openvino_export import Precision
 from rung.errors import EngineError

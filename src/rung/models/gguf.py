@@ -38,10 +38,7 @@ ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # role
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS = {
-    "llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
-    "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}",
-}
+_SPLITS = {"llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}", "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}"}
 _PRE = {  # tokenizer.ggml.pre -> family
     "gpt-2": "gpt-2",
     "smollm": "smollm",
