@@ -32,7 +32,7 @@ class ImportFailedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FunctionKind:
     """What a task names functions for.
 
     Attributes:
@@ -44,7 +44,7 @@ class Kind:
     example: str
 
 
-def load(spec: str, folders: Sequence[Path], kind: Kind) -> Any:
+def load(spec: str, folders: Sequence[Path], kind: FunctionKind) -> Any:
     """Return what `module:function` names; whether it can be called is for the caller to see.
 
     The module is looked for as a file in `folders`, one after the other, then among installed packages.

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rung.engines.api_transport import ApiOptions, Attempt, Budget, Retry, completed, most_tokens, retry_after
+from rung.engines.api_transport import ApiBudget, ApiOptions, Attempt, Retry, completed, most_tokens, retry_after
 from rung.errors import EngineError
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
@@ -76,7 +76,7 @@ def test_the_first_failure_comes_after_what_was_in_flight():
 
 
 def test_a_request_waits_for_those_in_flight_before_the_budget_counts_as_spent():
-    budget = Budget(ApiOptions(price_output=1e6, budget=100.0))
+    budget = ApiBudget(ApiOptions(price_output=1e6, budget=100.0))
     first = budget.reserve(0, 80)
     admitted = threading.Event()
 

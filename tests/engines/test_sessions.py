@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rung.engines.base import Constraint, Continuous, GenerateRequest, Reads, Sampling, Shown
+from rung.engines.base import Constraint, Continuous, GenerateRequest, Reads, Sampling, StreamBuffer
 from rung.engines.opening import open_torch
 from rung.errors import EngineError
 
@@ -108,7 +108,7 @@ def test_token_scores_are_those_of_the_plain_model(engine):
 
 
 def test_what_may_still_change_is_held_back():
-    shown = Shown()
+    shown = StreamBuffer()
     assert shown.more("Hel", ("lo!",), ended=False) == "H"
     assert shown.more("Hello \ufffd", ("lo!",), ended=False) == ""
     assert shown.more("Hello é", ("lo!",), ended=False) == "ello"

@@ -22,7 +22,7 @@ from rung.agents.toolbox import check_tools
 from rung.agents.tools import Limits, McpServer, Tool
 from rung.agents.trace import Step
 from rung.artifact.decoder import Answer, Prompted
-from rung.engines.base import Engine, GenerateRequest, Generation, Prompt, Sampling
+from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class Agent(Prompted):
         del engine
         return min(self.max_tokens, self.limits.max_tokens)
 
-    def prompt(self, model: str, messages: Sequence[Any]) -> Prompt:
+    def prompt(self, model: str, messages: Sequence[Any]) -> ModelInput:
         """Return what the engine reads: messages, or with the template's protocol their tokens, tools included."""
         if self.protocol == "json":
             return tuple(messages)

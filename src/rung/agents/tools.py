@@ -111,7 +111,7 @@ def plain_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 _EXAMPLE = 'def look_up(name: str) -> str: """Return what the table says of a name."""'
-_TOOL = user_code.Kind("tool", _EXAMPLE)
+_TOOL = user_code.FunctionKind("tool", _EXAMPLE)
 _ARGUMENT = re.compile(r"^\s+\**(\w+)(?: \([^)]*\))?:\s*(.+)$")
 
 

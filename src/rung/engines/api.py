@@ -14,7 +14,7 @@ import numpy as np
 from rung.engines.api_server import (
     ECHO,
     WRAPPER_TOKENS,
-    Server,
+    EndpointServer,
     constrained_answer,
     constraint_fields,
     echoed,
@@ -41,7 +41,7 @@ from rung.engines.base import (
     Floats,
     GenerateRequest,
     Generation,
-    Prompt,
+    ModelInput,
     Scored,
     ScoreRequest,
 )
@@ -69,7 +69,7 @@ def scores_labels(scoring: str, labels: int, most: int) -> bool:
 
 
 def score_row(
-    transport: Transport, server: Server, model: str, request: ScoreRequest, stopped: threading.Event
+    transport: Transport, server: EndpointServer, model: str, request: ScoreRequest, stopped: threading.Event
 ) -> Scored:
     """Return the log-likelihood of every continuation of one request.
 
@@ -151,7 +151,7 @@ class ApiEngine:
         self.options = options or ApiOptions.from_environment()
         self.endpoint = parse_endpoint(reference)
         self._transport = Transport(self.endpoint, self.options, pause_scale=pause_scale)
-        self._server = Server(self._transport)
+        self._server = EndpointServer(self._transport)
         self._adapters: dict[str, str] = {}
         self._loading = threading.Lock()
 
@@ -196,11 +196,11 @@ class ApiEngine:
         """Return the token ids of `text`; `scoring-unsupported` where the server does not tell tokens."""
         return self._server.encode(text)
 
-    def count(self, prompt: Prompt) -> int:
+    def count(self, prompt: ModelInput) -> int:
         """Return the number of tokens of a prompt; an estimate where `info.details["tokens"]` says so."""
         return self._server.count(prompt)
 
-    def text(self, prompt: Prompt) -> str:
+    def text(self, prompt: ModelInput) -> str:
         """Return the messages as readable text: the exact text is made by the server's own template."""
         if prompt and isinstance(prompt[0], int):
             return f"token ids: {' '.join(map(str, prompt))}"

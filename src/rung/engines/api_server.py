@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rung.engines.api_transport import ConstraintStyle, Transport
-from rung.engines.base import Constraint, FinishReason, Prompt
+from rung.engines.base import Constraint, FinishReason, ModelInput
 from rung.engines.constraints import schema_problem
 from rung.errors import ConfigError, EngineError
 
@@ -45,7 +45,7 @@ class Capabilities:
     identity: str
 
 
-class Server:
+class EndpointServer:
     """The calls beside completions. Nothing is asked before the first question."""
 
     def __init__(self, transport: Transport) -> None:
@@ -79,7 +79,7 @@ class Server:
             raise unsupported(self._transport, "does not tell tokens")
         return self._tokenize(text, special=False)
 
-    def tokens(self, prompt: Prompt) -> tuple[int, ...]:
+    def tokens(self, prompt: ModelInput) -> tuple[int, ...]:
         """Return the token ids that the server makes of a prompt, by the model's chat template.
 
         Raises:
@@ -95,7 +95,7 @@ class Server:
         body = {"model": self._model, "messages": prompt, "add_generation_prompt": True}
         return tuple(self._transport.post(f"{self._root}/tokenize", body)["tokens"])
 
-    def count(self, prompt: Prompt) -> int:
+    def count(self, prompt: ModelInput) -> int:
         """Return the number of tokens of a prompt, or an estimate where the server does not tell tokens."""
         if not self.capabilities.tokenizer:
             return estimate(prompt)
@@ -213,7 +213,7 @@ def echoed(answer: Mapping[str, Any], prompts: int) -> list[list[float | None]]:
     return [list(row) for row in rows if row] if len(rows) == prompts else []
 
 
-def estimate(prompt: Prompt) -> int:
+def estimate(prompt: ModelInput) -> int:
     """Return about how many tokens a prompt has, from its characters."""
     if prompt and isinstance(prompt[0], int):
         return len(prompt)

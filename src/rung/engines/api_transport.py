@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 
-from rung.engines.base import Prompt
+from rung.engines.base import ModelInput
 from rung.errors import ConfigError, EngineError
 
 # --------------------
@@ -326,7 +326,7 @@ class Spent:
     money: float
 
 
-class Budget:
+class ApiBudget:
     """Counts tokens and money over all threads.
 
     A request is admitted when all that was spent, all that is set aside for requests in flight, and its own worst case
@@ -391,7 +391,7 @@ class Budget:
             self._changed.notify_all()
 
 
-def most_tokens(prompt: Prompt) -> int:
+def most_tokens(prompt: ModelInput) -> int:
     """Return a number of tokens that the prompt cannot exceed: vocabularies of bytes have no token below one byte."""
     if prompt and isinstance(prompt[0], int):
         return len(prompt)
@@ -422,7 +422,7 @@ class Transport:
         import openai
 
         self.endpoint, self.options = endpoint, options
-        self.budget = Budget(options)
+        self.budget = ApiBudget(options)
         self.retry = Retry(options.attempts, scale=pause_scale)
         self._openai = openai
         self._client = openai.OpenAI(

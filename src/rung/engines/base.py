@@ -1,6 +1,6 @@
-"""The one protocol that every engine speaks: generate, score, embed.
+"""The protocol of every engine: generate, score, embed.
 
-An engine runs a base model and knows nothing of tasks. Requests carry chat messages (rendered by
+An engine runs a base model and knows nothing about tasks. Requests carry chat messages (rendered by
 `rung.models.chat`, the only renderer) or token ids; results carry text, token counts and seconds.
 """
 
@@ -17,14 +17,15 @@ from rung.errors import RungError
 from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 
-Prompt = Messages | tuple[int, ...]  # chat messages, or token ids that are already rendered
+ModelInput = Messages | tuple[int, ...]  # chat messages, or token ids that are already rendered
+Cancelled = Callable[[], bool]  # asked from time to time: true ends a call early
 FinishReason = Literal["stop", "length", "cancelled"]
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen. The default is greedy; `temperature` above 0 samples and wants a `seed`."""
+    """How tokens are chosen. The default is greedy; a `temperature` above 0 samples, repeatably with a `seed`."""
 
     max_tokens: int = 256
     temperature: float = 0.0
@@ -43,9 +44,9 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One completion to make."""
+    """A request for one completion."""
 
-    prompt: Prompt
+    prompt: ModelInput
     sampling: Sampling = Sampling()
     constraint: Constraint | None = None
     adapter: str | None = None
@@ -54,7 +55,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One completion made. `logprobs` holds one value per completion token, or nothing when not asked for."""
+    """One completion. `logprobs` has one value per completion token, where the request asked for them."""
 
     text: str
     prompt_tokens: int
@@ -64,7 +65,7 @@ class Generation:
     logprobs: tuple[float, ...] = ()
 
 
-CANCELLED = Generation("", 0, 0, "cancelled", 0.0)  # a completion that was not begun
+CANCELLED = Generation("", 0, 0, "cancelled", 0.0)  # a completion that was never started
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class ScoreRequest:
     entries may be `-inf`. `divisor` and `bias` have one entry per continuation (None: ones and zeros).
     """
 
-    prompt: Prompt
+    prompt: ModelInput
     continuations: tuple[tuple[int, ...], ...]
     adapter: str | None = None
     best: bool = False
@@ -94,7 +95,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What runs where. `fingerprint` changes when results may: model, precision and engine are part of it."""
+    """Which model runs where. `fingerprint` changes when results may: it covers model, precision and engine."""
 
     engine: str
     model: str
@@ -111,16 +112,12 @@ class Engine(Protocol):
 
     @property
     def info(self) -> EngineInfo:
-        """Say what runs where."""
+        """Which model runs on which device."""
 
     def generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
-        cancelled: Callable[[], bool] | None = None,
+        self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> list[Generation]:
-        """Complete every request. A cancelled call returns what was made, marked `cancelled`."""
+        """Complete every request. A cancelled call marks the completions that it did not finish as `cancelled`."""
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
         """Yield the text of one completion in pieces as it is made."""
@@ -129,47 +126,43 @@ class Engine(Protocol):
         """Score the continuations of every request."""
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """Return one vector per text, shape [texts, dimension], unit length."""
+        """One unit vector per text, shape [texts, dimension]."""
 
     @property
     def end_token(self) -> int | None:
-        """The token that ends an answer, where the engine knows tokens."""
+        """The token that ends an answer; None where the engine knows no tokens."""
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text`, no special tokens added."""
+        """The token ids of `text`, without special tokens."""
 
-    def count(self, prompt: Prompt) -> int:
-        """Return the number of tokens that the prompt will occupy."""
+    def count(self, prompt: ModelInput) -> int:
+        """How many tokens the prompt takes."""
 
-    def text(self, prompt: Prompt) -> str:
-        """Return the exact text that the model reads for this prompt."""
+    def text(self, prompt: ModelInput) -> str:
+        """The exact text that the model reads for this prompt."""
 
 
 @runtime_checkable
 class Incremental(Protocol):
-    """An engine whose completions come one by one, so that each can be kept before the others are made."""
+    """An engine that yields completions one by one, so that each can be saved before the next is finished."""
 
     def each(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
-        cancelled: Callable[[], bool] | None = None,
+        self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> Iterator[tuple[int, Generation]]:
         """Yield completions with the index of their request; a cancelled call leaves some out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step added to one completion of a session.
+    """What one step of a session added to one completion.
 
     Attributes:
         key: of the completion, as given to `Session.add`.
-        text: what can be shown of it now; all pieces joined are the text that `generate` returns.
-        tokens, logprobs: the new tokens, the one that ends included, and their log-probabilities.
-        completion_tokens: how many there are so far.
-        reason: why it ended, or None while it goes on.
-        error: why it failed; then it has ended as well.
+        text: the next piece of its text; all pieces joined are the text that `generate` returns.
+        tokens, logprobs: the new tokens, the end token included, and their log-probabilities.
+        completion_tokens: how many tokens it has so far.
+        reason: why it ended, or None while it runs.
+        error: why it failed, which also ends it.
     """
 
     key: int
@@ -183,77 +176,73 @@ class Delta:
 
 
 class Session(Protocol):
-    """Completions that come and go while others run. One thread at a time may use it."""
+    """Completions that start and end while others run. One thread at a time may use it."""
 
     @property
     def active(self) -> int:
-        """How many completions have not ended."""
+        """How many completions are unfinished."""
 
     def add(self, key: int, request: GenerateRequest) -> None:
-        """Take a completion in; raises what `generate` raises of a request that cannot run."""
+        """Start a completion; raises what `generate` raises for a request that cannot run."""
 
     def step(self) -> list[Delta]:
-        """Go on with all completions by about one token, and return what came of it."""
+        """Advance every completion by about one token."""
 
     def cancel(self, key: int) -> None:
-        """Drop a completion; nothing more comes of it. A key that is not there is no error."""
+        """Drop a completion. An unknown key is ignored."""
 
 
 @runtime_checkable
 class Continuous(Protocol):
-    """An engine that takes new completions while others run."""
+    """An engine that can start completions while others run."""
 
     def session(self) -> Session:
-        """Return a new, empty session."""
+        """A new, empty session."""
 
 
 @runtime_checkable
 class Closes(Protocol):
-    """An engine that holds what has to be given back."""
+    """An engine that holds resources, such as a process."""
 
     def close(self) -> None:
-        """Give it back; the engine is not used any more."""
+        """Release the resources; the engine cannot be used afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """How likely every token of a text is behind those before it; the first has nothing before it, so NaN.
+    """How likely every token of a text is after the tokens before it; NaN for the first token.
 
     Attributes:
         logprobs: shape [tokens], natural logarithm.
-        top_tokens, top_logprobs: the likeliest tokens at every place, likeliest first, shape [tokens, top].
+        top_tokens, top_logprobs: the likeliest tokens at every position, likeliest first, shape [tokens, top].
     """
 
     logprobs: Floats
     top_tokens: npt.NDArray[np.int64]
     top_logprobs: Floats
 
-    def behind(self, tokens: int) -> TokenScores:
-        """Return the scores without those of the first `tokens` tokens."""
+    def after(self, tokens: int) -> TokenScores:
+        """The scores without those of the first `tokens` tokens."""
         return TokenScores(self.logprobs[tokens:], self.top_tokens[tokens:], self.top_logprobs[tokens:])
 
 
 @runtime_checkable
 class Reads(Protocol):
-    """An engine that says how likely a given text is, token by token."""
+    """An engine that scores a given text token by token."""
 
     def read(self, texts: Sequence[tuple[int, ...]], *, top: int = 1, adapter: str | None = None) -> list[TokenScores]:
         """Score every token of every text, given as token ids."""
 
 
-# --------------------
-# What engines around another engine share: all that they do not change is that engine's.
-
-
-class Forwarding:
-    """Passes calls on to `engine`, but for `generate` and `score`, which each subclass has its own way with."""
+class EngineWrapper:
+    """Passes every call on to `engine`, except `generate` and `score`, which each subclass defines."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     @property
     def info(self) -> EngineInfo:
-        """Say what runs where."""
+        """Which model runs on which device."""
         return self.engine.info
 
     @property
@@ -262,15 +251,15 @@ class Forwarding:
         return self.engine.end_token
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text`."""
+        """The token ids of `text`."""
         return self.engine.encode(text)
 
-    def count(self, prompt: Prompt) -> int:
-        """Return the number of tokens that the prompt will occupy."""
+    def count(self, prompt: ModelInput) -> int:
+        """How many tokens the prompt takes."""
         return self.engine.count(prompt)
 
-    def text(self, prompt: Prompt) -> str:
-        """Return the exact text that the model reads for this prompt."""
+    def text(self, prompt: ModelInput) -> str:
+        """The exact text that the model reads for this prompt."""
         return self.engine.text(prompt)
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
@@ -278,30 +267,26 @@ class Forwarding:
         return self.engine.stream(request)
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """Return one vector per text."""
+        """One unit vector per text."""
         return self.engine.embed(texts, progress=progress)
 
 
-# --------------------
-# How much of a text that is being written can be given out: what may still change is held back.
-
-
 @dataclass(slots=True)
-class Shown:
-    """Counts the characters of one completion that a stream has given out."""
+class StreamBuffer:
+    """Holds back the end of a growing text that may still change; `sent` counts the characters already streamed."""
 
     sent: int = 0
 
     def more(self, text: str, stop: Sequence[str], *, ended: bool) -> str:
-        """Return what can be shown of `text` and was not.
+        """The part of `text` that can be streamed and was not.
 
-        Half of a character, and what may be the beginning of a stop text, wait until the text has `ended`.
+        Half a character, and what may be the beginning of a stop text, wait until the text has `ended`.
         """
         safe = len(text)
         if not ended:
-            safe -= max((len(one) - 1 for one in stop), default=0)
             if text.endswith("\ufffd"):
                 return ""
+            safe -= max((len(stop_text) - 1 for stop_text in stop), default=0)
         piece = text[self.sent : safe] if safe > self.sent else ""
         self.sent = max(self.sent, safe)
         return piece

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rung.engines.base import Prompt
+from rung.engines.base import ModelInput
 from rung.errors import EngineError
 from rung.models.reference import ModelFiles
 from rung.models.tokenizer import Tokenizer
@@ -26,21 +26,21 @@ class LocalModel:
         """Return the token ids of `text`, no special tokens added."""
         return self.tokenizer.encode_plain(text)
 
-    def tokens(self, prompt: Prompt) -> tuple[int, ...]:
+    def tokens(self, prompt: ModelInput) -> tuple[int, ...]:
         """Return the token ids of a prompt; chat messages are rendered by the model's own template."""
         if prompt and isinstance(prompt[0], int):
             return prompt
         return encode_messages(self.tokenizer, prompt)  # type: ignore[arg-type]
 
-    def count(self, prompt: Prompt) -> int:
+    def count(self, prompt: ModelInput) -> int:
         """Return the number of tokens that the prompt will occupy."""
         return len(self.tokens(prompt))
 
-    def text(self, prompt: Prompt) -> str:
+    def text(self, prompt: ModelInput) -> str:
         """Return the exact text that the model reads for this prompt."""
         return self.tokenizer.decode(self.tokens(prompt), skip_special=False)
 
-    def fitting(self, prompt: Prompt, room: int) -> tuple[int, ...]:
+    def fitting(self, prompt: ModelInput, room: int) -> tuple[int, ...]:
         """Return the prompt's tokens.
 
         Raises:

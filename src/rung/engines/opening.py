@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rung.engines.api import ApiEngine
     from rung.engines.encoders import SentenceEncoder
     from rung.engines.openvino import OpenVinoEngine
-    from rung.engines.openvino_export import Precision
+    from rung.engines.openvino_export import ExportPrecision
     from rung.engines.torch_engine import TorchEngine
 
 
@@ -114,7 +114,7 @@ def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progres
     """Return the engine that generates; with `auto`, the one that was measured to be better here."""
     if engine == "auto" and choose(files, progress=progress).engine == "torch":
         return open_torch(files.reference, device=device)
-    precision: Precision = "fp32" if engine == "openvino-fp32" else "int8"
+    precision: ExportPrecision = "fp32" if engine == "openvino-fp32" else "int8"
     if apart:
         from rung.engines.openvino_export import exported
         from rung.engines.openvino_process import OpenVinoApart
@@ -151,7 +151,7 @@ def _open_torch(model: str, device: str, quantization: str) -> TorchEngine:
     return TorchEngine(resolve(model), device=device, quantization=quantization)
 
 
-def open_openvino(model: str, precision: Precision = "int8", *, progress: Progress = QUIET) -> OpenVinoEngine:
+def open_openvino(model: str, precision: ExportPrecision = "int8", *, progress: Progress = QUIET) -> OpenVinoEngine:
     """Return the OpenVINO engine of `model` itself, which only generates."""
     from rung.engines.openvino_export import exported
 
@@ -160,7 +160,7 @@ def open_openvino(model: str, precision: Precision = "int8", *, progress: Progre
 
 
 @lru_cache(maxsize=2)
-def _open_openvino(model: str, precision: Precision) -> OpenVinoEngine:
+def _open_openvino(model: str, precision: ExportPrecision) -> OpenVinoEngine:
     from rung.engines.openvino import OpenVinoEngine
 
     return OpenVinoEngine(resolve(model), precision)

@@ -27,11 +27,11 @@ from rung.engines.base import (
     Scored,
     ScoreRequest,
     Session,
-    Shown,
+    StreamBuffer,
 )
 from rung.engines.changes import read_settings, settings_for
 from rung.engines.local import LocalModel
-from rung.engines.openvino_export import Precision, exported
+from rung.engines.openvino_export import ExportPrecision, exported
 from rung.engines.openvino_grammar import structured_output
 from rung.errors import EngineError, needed_by
 from rung.machine import memory_bytes
@@ -51,7 +51,7 @@ IN_FLIGHT = 64  # rows of one call that run side by side; more are not faster on
 
 
 @dataclass(slots=True)
-class Row:
+class PipelineRow:
     """One completion in the making.
 
     Attributes:
@@ -69,7 +69,7 @@ class Row:
     max_tokens: int
     stop: tuple[str, ...] = ()
     follow: bool = False
-    shown: Shown = field(default_factory=Shown)
+    shown: StreamBuffer = field(default_factory=StreamBuffer)
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     text: str = ""
@@ -87,7 +87,9 @@ class Pipeline:
         self._ids = itertools.count()
         self.broken = False
 
-    def run(self, rows: Sequence[Row], cancelled: Callable[[], bool] | None = None) -> Iterator[list[Row]]:
+    def run(
+        self, rows: Sequence[PipelineRow], cancelled: Callable[[], bool] | None = None
+    ) -> Iterator[list[PipelineRow]]:
         """Bring `rows` to their end; yield after every step those that ended in it.
 
         A cancelled run marks what has not ended as `cancelled`. Leaving the iteration early drops what still runs.
@@ -97,7 +99,7 @@ class Pipeline:
         """
         # Neighbours in this order share the longest beginnings, which the cache then holds.
         waiting = deque(sorted(rows, key=lambda row: row.prompt))
-        active: list[Row] = []
+        active: list[PipelineRow] = []
         try:
             while waiting or active:
                 self._admit(waiting, active)
@@ -113,7 +115,7 @@ class Pipeline:
         finally:
             self.drop([row for row in rows if row.handle is not None])
 
-    def _admit(self, waiting: deque[Row], active: list[Row]) -> None:
+    def _admit(self, waiting: deque[PipelineRow], active: list[PipelineRow]) -> None:
         """Add requests: one until it has its first token, then as many as may run side by side."""
         ahead = not any(row.tokens for row in active) and any(row.handle is None for row in waiting)
         room = 1 if ahead and not active else 0 if ahead else IN_FLIGHT - len(active)
@@ -122,7 +124,7 @@ class Pipeline:
             self.begin(row)
             active.append(row)
 
-    def begin(self, row: Row) -> None:
+    def begin(self, row: PipelineRow) -> None:
         """Put a row among those under way."""
         import openvino
 
@@ -130,7 +132,7 @@ class Pipeline:
         with self._lock:
             row.handle = self._pipeline.add_request(next(self._ids), ids, row.config)
 
-    def step(self, active: Sequence[Row]) -> list[tuple[Row, EngineError]]:
+    def step(self, active: Sequence[PipelineRow]) -> list[tuple[PipelineRow, EngineError]]:
         """Compute the next token of everything under way, other callers' rows included, and take our share.
 
         Returns:
@@ -154,7 +156,7 @@ class Pipeline:
                     failed.append((row, error))
         return failed
 
-    def _collect(self, row: Row) -> None:
+    def _collect(self, row: PipelineRow) -> None:
         while row.reason is None and row.handle.can_read():
             for output in row.handle.read().values():
                 for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
@@ -167,7 +169,7 @@ class Pipeline:
                 hint="show fewer demonstrations, or shorten the input",
             )
 
-    def _append(self, row: Row, token: int, logprob: float) -> None:
+    def _append(self, row: PipelineRow, token: int, logprob: float) -> None:
         """Add a token to a row and see whether it ends there; the rules are those of the torch engine."""
         row.tokens.append(token)
         row.logprobs.append(logprob)
@@ -185,7 +187,7 @@ class Pipeline:
         elif full:
             row.reason = "length"
 
-    def drop(self, rows: Sequence[Row]) -> None:
+    def drop(self, rows: Sequence[PipelineRow]) -> None:
         """Cancel what is still under way; the next step of anyone gives its memory back."""
         with self._lock:
             for row in rows:
@@ -203,8 +205,8 @@ class _Lane:
     """The completions of one adapter: one pipeline."""
 
     pipeline: Pipeline
-    waiting: deque[Row] = field(default_factory=deque)
-    running: list[Row] = field(default_factory=list)
+    waiting: deque[PipelineRow] = field(default_factory=deque)
+    running: list[PipelineRow] = field(default_factory=list)
 
     def admit(self) -> None:
         """Begin rows; where nothing has run yet, one goes ahead, so that the others find a common beginning cached."""
@@ -224,7 +226,9 @@ class OpenVinoSession:
         pipeline: returns the pipeline that runs an adapter.
     """
 
-    def __init__(self, row: Callable[[int, GenerateRequest], Row], pipeline: Callable[[str | None], Pipeline]) -> None:
+    def __init__(
+        self, row: Callable[[int, GenerateRequest], PipelineRow], pipeline: Callable[[str | None], Pipeline]
+    ) -> None:
         self._row, self._pipeline = row, pipeline
         self._lanes: dict[str | None, _Lane] = {}
 
@@ -286,7 +290,7 @@ class OpenVinoSession:
             del self._lanes[adapter]
 
 
-def _delta(row: Row, had: int) -> Delta:
+def _delta(row: PipelineRow, had: int) -> Delta:
     return Delta(
         key=row.index,
         text=row.shown.more(row.text, row.stop, ended=row.reason is not None),
@@ -425,7 +429,7 @@ class OpenVinoEngine(LocalModel):
         EngineError: openvino-genai is not installed, or the model cannot be exported.
     """
 
-    def __init__(self, files: ModelFiles, precision: Precision = "int8", *, progress: Progress = QUIET) -> None:
+    def __init__(self, files: ModelFiles, precision: ExportPrecision = "int8", *, progress: Progress = QUIET) -> None:
         library()
         super().__init__(files)
         self.precision = precision
@@ -457,7 +461,7 @@ class OpenVinoEngine(LocalModel):
         cancelled: Callable[[], bool] | None = None,
     ) -> list[Generation]:
         """Complete every request, all that use the same adapter side by side."""
-        groups: dict[str | None, list[Row]] = defaultdict(list)
+        groups: dict[str | None, list[PipelineRow]] = defaultdict(list)
         for index, request in enumerate(requests):
             groups[request.adapter].append(self.row(index, request))
         results: dict[int, Generation] = {}
@@ -497,7 +501,7 @@ class OpenVinoEngine(LocalModel):
 
     # ---- inside
 
-    def row(self, index: int, request: GenerateRequest) -> Row:
+    def row(self, index: int, request: GenerateRequest) -> PipelineRow:
         """Return a request as a row of a pipeline, checked against the context."""
         sampling = request.sampling
         genai = library()
@@ -513,7 +517,7 @@ class OpenVinoEngine(LocalModel):
         if request.constraint is not None:
             config.structured_output_config = structured_output(request.constraint)
         prompt = self.fitting(request.prompt, sampling.max_tokens)
-        return Row(index, prompt, config, sampling.max_tokens, sampling.stop)
+        return PipelineRow(index, prompt, config, sampling.max_tokens, sampling.stop)
 
     def pipeline(self, adapter: str | None) -> Pipeline:
         """Return the pipeline that runs an adapter, or the base model.
@@ -557,7 +561,7 @@ def library() -> Any:
     return openvino_genai
 
 
-def _generation(row: Row, seconds: float, *, logprobs: bool) -> Generation:
+def _generation(row: PipelineRow, seconds: float, *, logprobs: bool) -> Generation:
     assert row.reason is not None
     return Generation(
         text=row.text,

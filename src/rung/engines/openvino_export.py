@@ -18,8 +18,8 @@ from rung.models.cache import cache_dir, publish
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
-Kind = Literal["causal", "encoder"]
-Precision = Literal["int8", "fp32"]
+ExportKind = Literal["causal", "encoder"]
+ExportPrecision = Literal["int8", "fp32"]
 
 MODULE = "rung.engines.openvino_export"
 GRAPH = "openvino_model.xml"
@@ -27,7 +27,7 @@ PACKAGES = ("openvino", "optimum-intel", "nncf")
 SAID = 8  # lines of a failed export that the error repeats
 
 
-def folder_of(files: ModelFiles, kind: Kind, precision: Precision) -> Path:
+def folder_of(files: ModelFiles, kind: ExportKind, precision: ExportPrecision) -> Path:
     """Return where the export lies in the cache once it was made."""
     return cache_dir() / "openvino" / f"{files.fingerprint}-{kind}-{precision}"
 
@@ -37,7 +37,7 @@ def can_export() -> bool:
     return _missing() is None
 
 
-def exported(files: ModelFiles, kind: Kind, precision: Precision, *, progress: Progress = QUIET) -> Path:
+def exported(files: ModelFiles, kind: ExportKind, precision: ExportPrecision, *, progress: Progress = QUIET) -> Path:
     """Return the folder of a model's OpenVINO export, making it first where that was not done yet.
 
     Args:
@@ -62,7 +62,7 @@ def exported(files: ModelFiles, kind: Kind, precision: Precision, *, progress: P
 
 
 def export_folder(
-    source: Path, target: Path, name: str, kind: Kind, precision: Precision, *, progress: Progress = QUIET
+    source: Path, target: Path, name: str, kind: ExportKind, precision: ExportPrecision, *, progress: Progress = QUIET
 ) -> None:
     """Export the model `name` in one folder to another, existing one; see `exported`.
 
@@ -85,7 +85,7 @@ def _missing() -> str | None:
     return None
 
 
-def _run(source: Path, target: Path, name: str, kind: Kind, precision: Precision) -> None:
+def _run(source: Path, target: Path, name: str, kind: ExportKind, precision: ExportPrecision) -> None:
     # -P: modules in the user's working directory must not stand in for ours. Rung itself may run from a source tree.
     home = str(Path(__file__).parents[2])
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
@@ -103,7 +103,7 @@ def _run(source: Path, target: Path, name: str, kind: Kind, precision: Precision
         )
 
 
-def export(source: Path, target: Path, kind: Kind, precision: Precision) -> None:
+def export(source: Path, target: Path, kind: ExportKind, precision: ExportPrecision) -> None:
     """Export in this process; heavy imports and all."""
     from optimum.intel import OVModelForCausalLM, OVModelForFeatureExtraction, OVWeightQuantizationConfig
 
@@ -141,8 +141,10 @@ def _export_tokenizer(source: Path, target: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Run `export` with the words of the command line."""
     source, target, kind, precision = arguments
-    if kind not in get_args(Kind) or precision not in get_args(Precision):
-        raise SystemExit(f"usage: {MODULE} SOURCE TARGET {'|'.join(get_args(Kind))} {'|'.join(get_args(Precision))}")
+    if kind not in get_args(ExportKind) or precision not in get_args(ExportPrecision):
+        raise SystemExit(
+            f"usage: {MODULE} SOURCE TARGET {'|'.join(get_args(ExportKind))} {'|'.join(get_args(ExportPrecision))}"
+        )
     export(Path(source), Path(target), kind, precision)  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rung.engines.base import Constraint, Delta, EngineInfo, GenerateRequest, Sampling, Session
 from rung.engines.local import LocalModel
-from rung.engines.openvino_export import Precision
+from rung.engines.openvino_export import ExportPrecision
 from rung.errors import EngineError
 from rung.models.reference import ModelFiles
 from rung.worker import WorkerEndedError, WorkerError, WorkerProcess, error_from_dict, error_to_dict, serve
@@ -35,7 +35,7 @@ class OpenVinoApart(LocalModel):
         EngineError: openvino-genai is not installed, or its process ended.
     """
 
-    def __init__(self, files: ModelFiles, precision: Precision = "int8") -> None:
+    def __init__(self, files: ModelFiles, precision: ExportPrecision = "int8") -> None:
         super().__init__(files)
         self._precision = precision
         self._worker: WorkerProcess | None = None
@@ -159,7 +159,7 @@ def _delta(values: Sequence[Any]) -> Delta:
 class _Server:
     """The worker's side: one engine, and the session that its parent uses."""
 
-    def open(self, files: dict[str, Any], precision: Precision) -> dict[str, Any]:
+    def open(self, files: dict[str, Any], precision: ExportPrecision) -> dict[str, Any]:
         from rung.engines.openvino import OpenVinoEngine
 
         self._engine = OpenVinoEngine(ModelFiles(**{**files, "folder": Path(files["folder"])}), precision)

@@ -25,7 +25,7 @@ from rung._version import __version__
 from rung.engines.base import (
     CANCELLED,
     Engine,
-    Forwarding,
+    EngineWrapper,
     GenerateRequest,
     Generation,
     Incremental,
@@ -121,7 +121,7 @@ def open_store(path: Path) -> ResponseStore:
     return ResponseStore(path)
 
 
-class CachedEngine(Forwarding):
+class CachedEngine(EngineWrapper):
     """An engine that asks the store first; streams and vectors are not kept. Results are unchanged."""
 
     def __init__(self, engine: Engine, store: ResponseStore | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rung.engines.base import Constraint, FinishReason, Generation, Sampling, Shown
+from rung.engines.base import Constraint, FinishReason, Generation, Sampling, StreamBuffer
 from rung.engines.constraints import TokenMask, constrained_text
 from rung.engines.label_trie import common_prefix
 from rung.engines.tree_scoring import batches, layer_masks, left_padded, run_prefix
@@ -220,7 +220,7 @@ def _inner(model: Any) -> Any | None:
 
 
 @dataclass(slots=True)
-class Row:
+class DecodingRow:
     """One completion in the making."""
 
     index: int
@@ -249,7 +249,7 @@ def decode(
         for first in range(0, len(wide), most):
             batch = wide[first : first + most]
             start = time.perf_counter()
-            rows = [Row(i, len(prompts[i])) for i in batch]
+            rows = [DecodingRow(i, len(prompts[i])) for i in batch]
             live = bool(sampling.stop)  # reading the text at every step costs more than a step of a fast device
             for _ in steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled, live):
                 pass
@@ -273,7 +273,7 @@ def stream(
     model: Any, tokenizer: Tokenizer, prompt: tuple[int, ...], sampling: Sampling, constraint: Constraint | None
 ) -> Iterator[str]:
     """Yield the text of one completion piece by piece; the pieces joined are `decode`'s text."""
-    row, shown = Row(0, len(prompt)), Shown()
+    row, shown = DecodingRow(0, len(prompt)), StreamBuffer()
     for _ in steps(model, tokenizer, [prompt], [row], sampling, constraint, None, live=True):
         if piece := shown.more(row.text, sampling.stop, ended=False):
             yield piece
@@ -286,7 +286,7 @@ def steps(
     model: Any,
     tokenizer: Tokenizer,
     prompts: Sequence[tuple[int, ...]],
-    rows: Sequence[Row],
+    rows: Sequence[DecodingRow],
     sampling: Sampling,
     constraint: Constraint | None,
     cancelled: Callable[[], bool] | None,
@@ -373,13 +373,13 @@ def _masked(logits: torch.Tensor, allowed: TokenMask | None) -> torch.Tensor:
     return logits.masked_fill(~torch.from_numpy(allowed.allowed()).to(logits.device), -torch.inf)
 
 
-def _read(row: Row, tokenizer: Tokenizer, constraint: Constraint | None) -> str:
+def _read(row: DecodingRow, tokenizer: Tokenizer, constraint: Constraint | None) -> str:
     """Return the text of a row's tokens, without the token that ended it."""
     tokens = row.tokens[:-1] if row.tokens and row.tokens[-1] in tokenizer.eos_ids else row.tokens
     return tokenizer.decode(tokens) if constraint is None else constrained_text(tokenizer, tokens)
 
 
-def _stop(row: Row, sampling: Sampling) -> None:
+def _stop(row: DecodingRow, sampling: Sampling) -> None:
     """End a row where a stop text begins."""
     ends = [found for found in (row.text.find(stop) for stop in sampling.stop) if found >= 0]
     if ends:

@@ -20,17 +20,17 @@ from rung.engines.base import (
     Floats,
     GenerateRequest,
     Generation,
-    Prompt,
+    ModelInput,
     Scored,
     ScoreRequest,
     Session,
-    Shown,
+    StreamBuffer,
     TokenScores,
 )
 from rung.engines.changes import WeightsChange, attach, family_of
 from rung.engines.label_trie import build_trie
 from rung.engines.local import LocalModel
-from rung.engines.torch_decoding import Row, paged_attention, preferred_dtype, side_by_side, steps, suits
+from rung.engines.torch_decoding import DecodingRow, paged_attention, preferred_dtype, side_by_side, steps, suits
 from rung.engines.torch_decoding import generate as generate_paged
 from rung.engines.tree_scoring import batches
 from rung.errors import EngineError, RungError, needed_by
@@ -149,7 +149,7 @@ class TorchEngine(LocalModel):
         with self._changes[adapter].lean() if adapter is not None else nullcontext():
             yield model
 
-    def prompt_tokens(self, prompt: Prompt, room: int, adapter: str | None) -> tuple[int, ...]:
+    def prompt_tokens(self, prompt: ModelInput, room: int, adapter: str | None) -> tuple[int, ...]:
         """Return the prompt's tokens behind the virtual tokens of a soft prompt, checked against the context."""
         if adapter is None or not (prefix := self._change(adapter).prefix):
             return self.fitting(prompt, room)
@@ -211,7 +211,7 @@ class TorchEngine(LocalModel):
         rows = [self.prompt_tokens(text, 0, adapter) for text in texts]
         with self.running(adapter) as model:
             scored = token_scores(model, rows, top)
-        return [one.behind(len(row) - len(text)) for one, text, row in zip(scored, texts, rows, strict=True)]
+        return [scores.after(len(row) - len(text)) for scores, text, row in zip(scored, texts, rows, strict=True)]
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score continuations; requests with the same label set run together."""
@@ -321,8 +321,8 @@ class _Member:
     """One completion: its row in a batch, and how much of it was given out."""
 
     key: int
-    row: Row
-    shown: Shown = field(default_factory=Shown)
+    row: DecodingRow
+    shown: StreamBuffer = field(default_factory=StreamBuffer)
     told: int = 0  # tokens given out
 
 
@@ -395,7 +395,7 @@ class TorchSession:
 
     def _batch(self, like: GenerateRequest, keys: list[int]) -> _Batch:
         prompts = [self._waiting.pop(key)[1] for key in keys]
-        members = [_Member(key, Row(i, len(prompts[i]))) for i, key in enumerate(keys)]
+        members = [_Member(key, DecodingRow(i, len(prompts[i]))) for i, key in enumerate(keys)]
         rows = [member.row for member in members]
         engine = self._engine
         running = steps(

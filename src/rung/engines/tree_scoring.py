@@ -275,14 +275,14 @@ def score_best(
         [len(p) - shared for p in prompts], min(trie.size, MOST_EXPAND), model.config.get_text_config().vocab_size
     ):
         rows = [prompts[i][shared:] for i in batch]
-        search = _Search(model, prefix, rows, trie, divisor, bias)
+        search = _BestFirstSearch(model, prefix, rows, trie, divisor, bias)
         result[batch] = search.run()
         opened += search.opened
         done(len(batch))
     return result, opened
 
 
-class _Search:
+class _BestFirstSearch:
     """Best-first search over one batch of rows; rows leave the batch as they are decided."""
 
     def __init__(

@@ -22,7 +22,7 @@ from rung.models.reference import ModelFiles, resolve
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from rung.engines.openvino_export import Precision
+    from rung.engines.openvino_export import ExportPrecision
     from rung.export.gguf import GgufPrecision
 
 PRECISIONS: dict[Form, tuple[str, ...]] = {  # the first is the default
@@ -139,7 +139,7 @@ def _converted(
                 Path(scratch), target / name, precision=kind, name=files.name, licence=files.licence, progress=progress
             )
             return name
-        weights = cast("Precision", precision)
+        weights = cast("ExportPrecision", precision)
         openvino_export.export_folder(Path(scratch), target, files.name, "causal", weights, progress=progress)
         merge.copy_settings(Path(scratch), target)
         return openvino_export.GRAPH

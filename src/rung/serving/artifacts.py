@@ -19,7 +19,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Answer, Generate
 from rung.artifact.predict_file import sources
 from rung.data.rows import example_id
-from rung.engines.base import Constraint, GenerateRequest, Prompt, Sampling
+from rung.engines.base import Constraint, GenerateRequest, ModelInput, Sampling
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, DataError
 from rung.feedback.records import as_read
@@ -159,7 +159,7 @@ def _artifact_request(
 
 
 def _requests(
-    prompt: Prompt, body: Sampled, room: int, held: Constraint | None, *, logprobs: bool
+    prompt: ModelInput, body: Sampled, room: int, held: Constraint | None, *, logprobs: bool
 ) -> list[GenerateRequest]:
     """Make one request per choice; a seed gives each choice its own."""
     sampling = Sampling(
@@ -181,7 +181,7 @@ def _chat_constraint(body: ChatRequest) -> Constraint | None:
     return Constraint("json_schema", '{"type": "object"}')
 
 
-def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) -> Prompt:
+def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) -> ModelInput:
     """Render a conversation as tokens, or as messages for an endpoint."""
     engine = base.engine
     if not isinstance(engine, LocalModel):

@@ -228,7 +228,7 @@ class Reply(ABC):
         if top is not None:
             prompt = engine.tokens(request.requests[0].prompt)
             future = request.base.scheduler.read([(*prompt, *tokens)], top, request.requests[0].adapter)
-            scores = (await self._context.server.answer(future.result))[0].behind(0 if echo else len(prompt))
+            scores = (await self._context.server.answer(future.result))[0].after(0 if echo else len(prompt))
             tokens, logprobs = [*prompt, *tokens] if echo else tokens, scores.logprobs.tolist()
         return await self._context.server.render(spelled, engine.tokenizer, tokens, logprobs, scores)
 

@@ -18,9 +18,9 @@ from rung.engines.base import (
     Continuous,
     Delta,
     Engine,
+    EngineWrapper,
     FinishReason,
     Floats,
-    Forwarding,
     GenerateRequest,
     Generation,
     Reads,
@@ -332,7 +332,7 @@ class LeftError(Exception):
     """The client left."""
 
 
-class ScheduledEngine(Forwarding):
+class ScheduledEngine(EngineWrapper):
     """An `Engine` for one request of one client, called from a worker thread; every call waits for the scheduler.
 
     Attributes:

@@ -176,7 +176,7 @@ def _own(name: str, folder: Path | None) -> Metric:
 
 
 _EXAMPLE = "def score(prediction: str, references: list[str]) -> float: ...  # from 0 to 1"
-_METRIC = user_code.Kind("metric", _EXAMPLE)
+_METRIC = user_code.FunctionKind("metric", _EXAMPLE)
 
 
 def load(spec: str, folder: Path | None = None) -> Callable[[str, Sequence[str]], float]:
