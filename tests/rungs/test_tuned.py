@@ -7,13 +7,14 @@ import torch
 from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
+from rung.evaluation.report.words import training_data_lines
 from rung.models.cache import publish
 from rung.progress import Quiet
 from rung.rungs import LoRA
 from rung.rungs.tuned import LARGEST_BATCH, hold_out
 from rung.training import changes, loop, memory
 from rung.training.checkpoints import Checkpoints
-from rung.training.examples import report_lines, tokenize
+from rung.training.examples import tokenize
 from rung.training.loss import AnswerLoss
 
 QUICK = {"rank": 4, "epochs": 2, "learning_rate": 1e-2}
@@ -208,7 +209,7 @@ def test_what_was_learnt_is_not_lost_where_the_disk_is_full(tiny_zero, data, mon
 def test_the_training_data_are_told_before_the_first_step(tiny_zero, data):
     told = Told()
     tuned = LoRA(**QUICK).fit(tiny_zero, data, progress=told)
-    report = list(report_lines(tuned.settings["lora"]["training_data"]))
+    report = list(training_data_lines(tuned.settings["lora"]["training_data"]))
     lines = [note for label, note in told.ended if label == "training data"]
     assert lines[:-1] == report[:-1]
     assert lines[0].startswith("48 of 48 rows kept: 48 examples")

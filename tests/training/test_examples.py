@@ -10,10 +10,11 @@ from rung.artifact.parts import Generate
 from rung.data.rows import Document, Example
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
+from rung.evaluation.report.words import training_data_lines
 from rung.models.reference import ModelFiles, resolve
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.prompt import Prompt
-from rung.training.examples import TrainingReport, blocks, marked, report_lines, tokenize
+from rung.training.examples import TrainingReport, blocks, marked, tokenize
 from templates import CHATML, GEMMA, LLAMA3, QWEN
 
 SPECIAL = {
@@ -263,7 +264,7 @@ def test_dropped_rows_are_counted_with_their_place(tmp_path):
     told = report.as_dict()
     assert (told["rows"], told["kept"], told["examples"]) == (2, 1, 1)
     assert told["supervised"] == {"min": 10, "median": 10, "max": 10}
-    assert next(report_lines(told)) == f"1 of 2 rows kept: 1 examples, {len(made[0])} tokens"
+    assert next(training_data_lines(told)) == f"1 of 2 rows kept: 1 examples, {len(made[0])} tokens"
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "🙂"])

@@ -238,7 +238,7 @@ def show(
 ) -> None:
     """Show what an artifact is made of, or the exact prompt of a row."""
     from rung.artifact.artifact import Artifact
-    from rung.training.examples import report_lines
+    from rung.evaluation.report.words import training_data_lines
 
     loaded = Artifact.load(artifact)
     if prompt:
@@ -259,7 +259,7 @@ def show(
         typer.echo(f"{key:15} {value}")
     for name, told in training.items():
         typer.echo(f"\n{name} was trained on:")
-        for line in report_lines(told):
+        for line in training_data_lines(told):
             typer.echo(f"  {line}")
 
 
@@ -271,7 +271,7 @@ def _prompt_text(artifact: Artifact, row: dict[str, Any]) -> str:
 
 def describe(artifact: Artifact) -> dict[str, Any]:
     """Return what an artifact is made of, as plain values."""
-    from rung.training.examples import TRAINING_DATA
+    from rung.evaluation.report.words import TRAINING_DATA
 
     shown, looks = artifact.demonstrations, artifact.retriever
     return {

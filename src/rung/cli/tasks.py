@@ -167,7 +167,7 @@ def _print_report(task: Task, data: Data, unit: str, training: Mapping[str, Any]
     from rich.console import Console
     from rich.table import Table
 
-    from rung.training.examples import report_lines
+    from rung.evaluation.report.words import training_data_lines
 
     console = Console()
     table = Table(box=None, pad_edge=False)
@@ -184,7 +184,7 @@ def _print_report(task: Task, data: Data, unit: str, training: Mapping[str, Any]
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for name, told in training.items():
         console.print(f"\ntuning on {name}:", highlight=False, markup=False)
-        for line in report_lines(told):
+        for line in training_data_lines(told):
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     for warning in [*report.warnings, *training_warnings(training)]:
         console.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -253,9 +253,10 @@ class Tuned(ABC):
         """
         import torch
 
+        from rung.evaluation.report.words import TRAINING_DATA
         from rung.training.changes import keep
         from rung.training.checkpoints import writing
-        from rung.training.examples import TRAINING_DATA, TrainingReport, tell
+        from rung.training.examples import TrainingReport, tell
 
         engine = open_torch(artifact.model, quantization=self.quantization)
         engine.use(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
@@ -13,6 +13,7 @@ from rung.artifact.artifact import Artifact
 from rung.data.rows import SHOWN, Document, Example
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
+from rung.evaluation.report.words import CLOSE, OPEN, training_data_lines
 from rung.models.messages import Messages
 from rung.models.turns import text_end
 from rung.progress import QUIET, Progress
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 # The training data report: what a tuning rung learns from, told before its first step and kept in the artifact.
 
 
-TRAINING_DATA = "training_data"  # its key among a rung's settings
-OPEN, CLOSE = ">>>", "<<<"  # around the supervised part of the example
 TOLD = 160  # characters of the example's end that are told before the first step
 
 
@@ -96,39 +95,15 @@ def marked(example: TokenizedExample, tokenizer: Tokenizer) -> str:
     return "".join(f"{OPEN}{part}{CLOSE}" if i % 2 else part for i, part in enumerate(parts))
 
 
-def report_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a report says (as `TrainingReport.as_dict` returns it), line by line."""
-    kept = f"{values['kept']:,} of {values['rows']:,} rows kept"
-    yield f"{kept}: {values['examples']:,} examples, {values['tokens']:,} tokens"
-    for reason, count in values["dropped"].items():
-        yield f"{count:,} dropped, {reason}: {_places(values['dropped_at'][reason], count)}"
-    if count := values["truncated"]:
-        places = _places(values["truncated_at"], count)
-        yield f"{count:,} truncated, {values['truncated_tokens']:,} tokens in all: {places}"
-    if count := values["turns_apart"]:
-        yield f"{count:,} assistant turns are examples of their own: the template rewrites what is before them"
-    if spread := values["supervised"]:
-        yield (
-            f"{spread['min']:g} / {spread['median']:g} / {spread['max']:g} supervised tokens an example "
-            "(min / median / max)"
-        )
-        yield f"the first example, supervised between {OPEN} and {CLOSE}:"
-        yield values["example"]
-
-
 def tell(report: TrainingReport, progress: Progress) -> None:
     """Tell what is learnt from, before the first step; of the example no more than its end."""
-    lines = list(report_lines(report.as_dict()))
+    lines = list(training_data_lines(report.as_dict()))
     if report.examples:
         text = " ".join(lines[-1].split())
         lines[-1] = text if len(text) <= TOLD else f"...{text[-TOLD:]}"
     for line in lines:
         progress.start("training data")
         progress.finish(line)
-
-
-def _places(sources: Sequence[str], count: int) -> str:
-    return ", ".join(sources) + (", ..." if count > len(sources) else "")
 
 
 Supervise = Literal["auto", "last", "all"]

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from rung.evaluation.report import plots
 from rung.evaluation.report.words import (
+    TRAINING_DATA,
     against,
     confidence_notes,
     count_text,
@@ -30,9 +31,9 @@ from rung.evaluation.report.words import (
     per_row,
     retrieval_notes,
     score_text,
+    training_data_lines,
 )
 from rung.evaluation.result import ClimbResult, Prediction, RungResult
-from rung.training.examples import TRAINING_DATA, report_lines
 
 # --------------------
 # Text into HTML.
@@ -421,7 +422,7 @@ def _training_data(result: ClimbResult) -> str:
     told = {r.name: r.settings.get(r.path[-1], {}).get(TRAINING_DATA) for r in result.rungs if r.path}
     return "".join(
         f"<details><summary>what {safe(name)} was trained on</summary>"
-        f"<pre>{safe(chr(10).join(report_lines(values))[:TEXT_SHOWN])}</pre></details>"
+        f"<pre>{safe(chr(10).join(training_data_lines(values))[:TEXT_SHOWN])}</pre></details>"
         for name, values in told.items()
         if values
     )

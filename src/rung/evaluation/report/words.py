@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rung.evaluation.rag_metrics import MEANS, WRONG
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
+
+TRAINING_DATA = "training_data"  # its key among a rung's settings
+OPEN, CLOSE = ">>>", "<<<"  # around the supervised part of an example
 
 
 def score_text(rung: RungResult) -> str:
@@ -142,3 +145,27 @@ def method(result: ClimbResult) -> list[str]:
         f"Intervals are at 95 %. Model {result.model}, metric {result.metric}, seed {result.seed}, "
         f"Rung {result.version}, {result.created}.",
     ]
+
+
+def training_data_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a training data report, from the JSON values of `rung.training.examples.TrainingReport`."""
+    kept = f"{values['kept']:,} of {values['rows']:,} rows kept"
+    yield f"{kept}: {values['examples']:,} examples, {values['tokens']:,} tokens"
+    for reason, count in values["dropped"].items():
+        yield f"{count:,} dropped, {reason}: {_places(values['dropped_at'][reason], count)}"
+    if count := values["truncated"]:
+        places = _places(values["truncated_at"], count)
+        yield f"{count:,} truncated, {values['truncated_tokens']:,} tokens in all: {places}"
+    if count := values["turns_apart"]:
+        yield f"{count:,} assistant turns are examples of their own: the template rewrites what is before them"
+    if spread := values["supervised"]:
+        yield (
+            f"{spread['min']:g} / {spread['median']:g} / {spread['max']:g} supervised tokens an example "
+            "(min / median / max)"
+        )
+        yield f"the first example, supervised between {OPEN} and {CLOSE}:"
+        yield values["example"]
+
+
+def _places(sources: Sequence[str], count: int) -> str:
+    return ", ".join(sources) + (", ..." if count > len(sources) else "")
