@@ -29,7 +29,7 @@ from rung.models.reference import resolve
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus
 from rung.retrieval.index import terms
-from rung.retrieval.store import Store
+from rung.retrieval.store import PassageTable
 
 BASE = 1_000
 STEP = 20_000  # passages written together
@@ -94,7 +94,7 @@ def building(data: Path, characters: int) -> tuple[dict[str, float], np.ndarray,
             rates[peer] = len(texts) / seconds
             print(f"{peer}: {len(texts)} passages in {seconds:.1f} s, {len(source) / seconds:,.0f} characters/s")
         print(f"rung: {len(index)} passages in {spent:.1f} s, {len(source) / spent:,.0f} characters/s")
-        found = index._store.take(_ids(index), vectors=True)
+        found = index._store.take(_ids(index))
         rows = list(found.values())
         return rates, np.stack([row["vector"] for row in rows]), [row["text"] for row in rows]
 
@@ -129,7 +129,7 @@ def searching(seed_file: Path, size: int, queries: int) -> dict[str, float]:
     seed = np.load(seed_file)
     words = [text.split(" ") for text in json.loads(seed_file.with_suffix(".json").read_text())]
     with tempfile.TemporaryDirectory() as name:
-        store = Store(name, "passages", 0)
+        store = PassageTable(name, "passages", 0)
         store.create(seed.shape[1])
         asked, asked_terms = grown(queries, seed, words, 10**9)
         asked_terms = [" ".join(dict.fromkeys(text.split(" ")[:12])) for text in asked_terms]
@@ -154,7 +154,7 @@ def searching(seed_file: Path, size: int, queries: int) -> dict[str, float]:
             ids, scores = store.nearest(asked[row : row + 1], 100, None)[0]
             dense.append(time.perf_counter() - start)
             store.matching([asked_terms[row]], 100, None)
-            store.take(ids[:15].tolist(), vectors=True)
+            store.take(ids[:15].tolist())
             both.append(time.perf_counter() - start)
             found += int((scores[:10] >= best[row, 0] - 1e-5).sum())
         start = time.perf_counter()

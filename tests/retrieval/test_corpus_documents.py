@@ -80,7 +80,7 @@ def test_deeply_nested_html_is_read_as_far_as_the_parser_goes_and_told(docs):
     assert found["docs/deep.html"].text == "word"
     assert found["docs/deeper.html"].text == "before"
     assert set(problems) == {"docs/deeper.html"}
-    assert problems["docs/deeper.html"].what.startswith("is read to where a limit is reached: Excessive depth")
+    assert problems["docs/deeper.html"].what.startswith("is read only up to a limit: Excessive depth")
     assert not problems["docs/deeper.html"].left_out
 
 
@@ -157,7 +157,7 @@ def test_every_file_that_is_left_out_is_told(docs, tmp_path):
         "link.txt": "is a link out of the folder",
         "dead.txt": "is a link to nothing",
         "folder": "is a link to a folder",
-        "pipe.txt": "is no ordinary file",
+        "pipe.txt": "is not a regular file",
     }
 
 

@@ -119,7 +119,7 @@ def test_several_labels_are_no_relevance(cross_encoder):
     with pytest.raises(ModelError) as refused:
         by_cross_encoder(str(folder))
     assert refused.value.code == "reranker-unsupported"
-    assert str(refused.value) == f"{folder} gives 2 scores for a pair, and the relevance of a passage is one"
+    assert str(refused.value) == f"{folder} gives 2 scores for a pair instead of one"
 
 
 def test_what_is_no_cross_encoder_is_refused():

@@ -11,11 +11,11 @@ import pytest
 
 from rung.data.rows import Span
 from rung.errors import ArtifactError, ConfigError, DataError
-from rung.retrieval.build import BATCH, build, build_index, changes_since, index_folder
+from rung.retrieval.build import BATCH, build, build_index, changes_since, index_location
 from rung.retrieval.corpus import Corpus
 from rung.retrieval.fitting import LabelledQuery, learn_weight
 from rung.retrieval.index import MANIFEST, Index, SearchSettings, embed_queries
-from rung.retrieval.store import Store
+from rung.retrieval.store import PassageTable
 from rung.task import Task
 
 TOPICS = ("card payment", "wire transfer", "exchange rate", "lost passport", "交通 事故", "größe der schachtel")
@@ -99,7 +99,7 @@ def test_a_build_that_was_stopped_goes_on(base, encoder, monkeypatch):
     lines = [json.dumps({"text": f"row {number} tells of thing{number}"}) for number in range(BATCH * 2 + 10)]
     (base / "rows.jsonl").write_text("\n".join(lines))
     corpus = Corpus(files="rows.jsonl", text_column="text")
-    add, calls = Store.add, []
+    add, calls = PassageTable.add, []
 
     def stop_at_the_second(self, rows, vectors):
         calls.append(len(vectors))
@@ -107,7 +107,7 @@ def test_a_build_that_was_stopped_goes_on(base, encoder, monkeypatch):
             raise KeyboardInterrupt
         add(self, rows, vectors)
 
-    monkeypatch.setattr(Store, "add", stop_at_the_second)
+    monkeypatch.setattr(PassageTable, "add", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         build(base / "index", corpus, base)
     with pytest.raises(ArtifactError, match="holds no complete index"):
@@ -129,10 +129,10 @@ from rung.retrieval.corpus import Corpus
 one = WordEncoder()
 building.open_encoder = indexes.open_encoder = lambda *a, **k: one
 indexes.resolve = lambda reference: one
-finish = store.Store.finish
+finish = store.PassageTable.finish
 def killed(self, **settings):
     os.kill(os.getpid(), signal.SIGKILL)
-store.Store.finish = killed
+store.PassageTable.finish = killed
 building.build(Path(sys.argv[1]) / "index", Corpus(files="docs"), Path(sys.argv[1]))
 """
 
@@ -249,10 +249,10 @@ def test_the_index_of_a_task_lies_in_the_cache(base, encoder):
     )
     task = Task.load(file)
     index = build_index(task)
-    assert index.folder == index_folder(task)
+    assert index.folder == index_location(task)
     assert index.folder.is_relative_to(os.environ["RUNG_CACHE"])
     other = Task.load(file, {"corpus.chunk_tokens": "30"})
-    assert index_folder(other) != index.folder
+    assert index_location(other) != index.folder
     with pytest.raises(ConfigError, match="unknown key 'chunk_token'") as error:
         Task.load(file, {"corpus.chunk_token": "30"})
     assert error.value.hint == "did you mean 'chunk_tokens'?"

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +25,8 @@ from rung.retrieval import store as places
 from rung.retrieval.build import build
 from rung.retrieval.corpus import Corpus
 from rung.retrieval.index import Index
-from rung.retrieval.retriever import PLACE, Retriever, open_index
-from rung.retrieval.store import Store, connected, names, open_place
+from rung.retrieval.retriever import LOCATION, Retriever, open_index
+from rung.retrieval.store import PassageTable, connected, names, open_location
 
 TOPICS = ("card payment", "wire transfer", "exchange rate")
 
@@ -144,7 +143,7 @@ def test_who_has_it_open_gets_the_update_of_another_machine(built, url, corpus, 
     another_machine()
     build(url, corpus, base)
     assert places._bucket(url) is not held
-    assert held.read() == elsewhere.read() == open_place(url).read()
+    assert held.read() == elsewhere.read() == open_location(url).read()
     assert found(open_index(url), "gold bars") == "docs/new.md"
 
 
@@ -158,71 +157,43 @@ from rung.retrieval.corpus import Corpus
 one = WordEncoder()
 building.open_encoder = indexes.open_encoder = lambda *a, **k: one
 indexes.resolve = lambda reference: one
-store.Store.finish = lambda self, **settings: os.kill(os.getpid(), signal.SIGKILL)
+store.PassageTable.finish = lambda self, **settings: os.kill(os.getpid(), signal.SIGKILL)
 building.build(sys.argv[3], Corpus(files="docs", store=sys.argv[3]), Path(sys.argv[1]))
 """
 
 
-def test_a_killed_build_goes_on_here_and_elsewhere_only_when_told(url, corpus, base, encoder, another_machine):
+def test_a_killed_build_goes_on_on_any_machine(url, base, encoder, corpus, another_machine):
     root = str(Path(__file__).parents[2])
-    here = os.environ["RUNG_CACHE"]
     done = subprocess.run([sys.executable, "-c", KILLED, str(base), root, url], env={**os.environ}, check=False)
     assert done.returncode == -signal.SIGKILL
     with pytest.raises(ArtifactError, match="holds no complete index"):
         Index.open(url)
     another_machine()
-    with pytest.raises(ArtifactError, match=f"{socket.gethostname()} builds the index {url}, since 20") as locked:
-        build(url, corpus, base)
-    assert locked.value.code == "index-locked"
-    os.environ["RUNG_CACHE"] = here
-    places._bucket.cache_clear()
     index = build(url, corpus, base)
     assert ([text for text in encoder.embedded if "number" in text], len(index)) == ([], 3)
     assert found(index, "exchange rate") == "docs/2.md"
 
 
-def test_a_lock_taken_by_force_stops_who_had_it(url, corpus, base, encoder, another_machine, monkeypatch):
-    add, forced = Store.add, []
+def test_builds_of_two_machines_at_once_do_not_publish_passages_twice(
+    url, corpus, base, encoder, another_machine, monkeypatch
+):
+    add, others = PassageTable.add, []
 
-    def robbed(self, rows, vectors):
-        if not forced:
-            forced.append(True)
+    def interrupted(self, rows, vectors):
+        if not others:
+            others.append(True)
             mine = dict(os.environ)
             another_machine()
-            forced.append(build(url, corpus, base, unlock=True))
+            others.append(build(url, corpus, base))
             os.environ["RUNG_CACHE"] = mine["RUNG_CACHE"]
         add(self, rows, vectors)
 
-    monkeypatch.setattr(Store, "add", robbed)
-    with pytest.raises(ArtifactError) as lost:
+    monkeypatch.setattr(PassageTable, "add", interrupted)
+    with pytest.raises(ArtifactError) as conflict:
         build(url, corpus, base)
-    assert lost.value.code == "index-locked"
-    assert len(Index.open(url)) == len(forced[1]) == 3
-
-
-def test_of_machines_that_lock_at_once_one_does(url):
-    wins = []
-    for _ in range(5):
-        machines = [places._Bucket(url) for _ in range(4)]
-        for number, one in enumerate(machines):
-            vars(one)["_me"] = f"host{number}/{number}"
-        start = threading.Barrier(len(machines))
-        won = []
-
-        def take(one, start=start, won=won):
-            start.wait()
-            with suppress(ArtifactError):
-                one._take(unlock=False)
-                won.append(one)
-
-        threads = [threading.Thread(target=take, args=(one,)) for one in machines]
-        [thread.start() for thread in threads]
-        [thread.join() for thread in threads]
-        held = [one for one in won if one._row()["owner"] == one._me]
-        wins.append(len(held))
-        for one in held:
-            assert one._update(f"owner = '{one._me}'", owner="", since="") == 1
-    assert wins == [1] * 5
+    assert conflict.value.code == "index-conflict"
+    assert len(Index.open(url)) == len(others[1]) == 3
+    assert len(build(url, corpus, base, again=True)) == 3
 
 
 def test_two_builds_on_a_machine_wait_for_each_other(url, corpus, base, encoder):
@@ -269,7 +240,7 @@ def test_an_artifact_refers_to_it(built, url, corpus, base, monkeypatch, tmp_pat
     )
     saved = {"retriever": json.loads(json.dumps({**asdict(retriever), "folder": str(retriever.folder)}))}
     assert _retriever(tmp_path, saved) == retriever
-    monkeypatch.setenv(PLACE, url + "/")
+    monkeypatch.setenv(LOCATION, url + "/")
     assert _retriever(tmp_path, {"retriever": {**saved["retriever"], "folder": "/nowhere"}}) == retriever
     build(url, corpus.model_copy(update={"chunk_tokens": 8}), base, again=True)
     with pytest.raises(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rung.retrieval import store as stores
-from rung.retrieval.store import Store
+from rung.retrieval.store import PassageTable
 
 
 def rows(texts):
@@ -22,7 +22,7 @@ def filled(tmp_path, monkeypatch):
     chance = np.random.default_rng(0)
     vectors = chance.standard_normal((60, 32))[np.arange(3000) % 60] + 0.5 * chance.standard_normal((3000, 32))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    store = Store(str(tmp_path), "passages-1", 0)
+    store = PassageTable(str(tmp_path), "passages-1", 0)
     store.create(32)
     texts = [f"topic{number % 60} item{number} common" for number in range(3000)]
     store.add(rows(texts), vectors)
@@ -36,7 +36,7 @@ def test_the_quantized_index_finds_what_an_exact_search_finds(filled):
     exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
     found = 0
     for (ids, scores), best in zip(store.nearest(queries, 100, None), exact, strict=True):
-        taken = store.take(ids.tolist(), vectors=True)
+        taken = store.take(ids.tolist())
         for one, score in zip(ids.tolist()[:10], scores, strict=False):
             number = int(taken[one]["document"])
             assert score == pytest.approx(float(vectors[best[0]] @ vectors[number]), abs=1e-4)
@@ -48,7 +48,7 @@ def test_the_quantized_index_finds_what_an_exact_search_finds(filled):
 def test_rare_terms_count_more_than_common_ones(filled):
     store, _ = filled
     ids, scores = store.matching(["common item77"], 5, None)[0]
-    assert store.take(ids[:1].tolist(), vectors=False)[int(ids[0])]["document"] == "77"
+    assert store.take(ids[:1].tolist())[int(ids[0])]["document"] == "77"
     assert scores[0] > 2 * scores[1]
     assert [len(ids) for ids, _ in store.matching(["", "unheard"], 5, None)] == [0, 0]
 
@@ -58,12 +58,12 @@ def test_conditions_hold_before_the_best_are_chosen(filled):
     where = "document IN ('5', '65', '2999')"
     assert {len(ids) for ids, _ in store.nearest(vectors[:2], 3, where)} == {3}
     ids, _ = store.matching(["topic5 common"], 9, where)[0]
-    assert {row["document"] for row in store.take(ids.tolist(), vectors=False).values()} == {"5", "65", "2999"}
+    assert {row["document"] for row in store.take(ids.tolist()).values()} == {"5", "65", "2999"}
 
 
 def test_a_second_table_is_removed_and_documents_are_deleted(filled, tmp_path):
     store, _ = filled
-    other = Store(str(tmp_path), "passages-other", 0)
+    other = PassageTable(str(tmp_path), "passages-other", 0)
     other.create(32)
     store.drop_others()
     assert not other.exists()

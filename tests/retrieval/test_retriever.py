@@ -9,7 +9,7 @@ from grounded import Reader, looking_in, passage, rows_of
 from rung.artifact.parts import LabelScoring
 from rung.data.rows import NOT_IN_DOCUMENTS, Span
 from rung.prompts.demonstrations import Demonstrations
-from rung.retrieval.retriever import Found, is_itself
+from rung.retrieval.retriever import Retrieved, is_itself
 
 A, B, C = (passage(f"{n}.md", t) for n, t in (("a", "the red fox ran"), ("b", "a red hen"), ("c", "no match")))
 ROW = rows_of(("where did the red fox go", "home"))[0]
@@ -102,7 +102,7 @@ def test_relevance_is_that_of_the_nearest_passage_that_is_not_the_row(monkeypatc
     assert retriever.relevance(rows, queries) == [1.0, 0.0]
     assert retriever.relevance(rows, queries, lambda p, row: False) == [1.0, 1.0]
     assert retriever.relevance(rows, queries, lambda p, row: True) == [-1.0, -1.0]
-    assert retriever.refuses(Found((), -1.0)) is False  # without a threshold nothing is refused
+    assert retriever.refuses(Retrieved((), -1.0)) is False  # without a threshold nothing is refused
 
 
 def test_what_is_learnt_is_what_is_asked(monkeypatch):

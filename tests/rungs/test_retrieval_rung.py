@@ -23,7 +23,7 @@ from rung.retrieval.chunking import sentence_spans
 from rung.retrieval.fitting import LabelledQuery, learn_weight
 from rung.retrieval.index import SearchSettings
 from rung.retrieval.passage import Citation, span_recall
-from rung.retrieval.retriever import PLACE
+from rung.retrieval.retriever import LOCATION
 from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, build
 from rung.task import Task
 from rung.training.examples import tokenize
@@ -230,12 +230,12 @@ def test_eval_has_a_model_judge_faithfulness(selecting, plain, place, rows, tiny
 
 def test_an_index_that_is_gone_or_made_another_way_is_refused(fitted, tmp_path, monkeypatch):
     folder = fitted.save(tmp_path / "a")
-    monkeypatch.setenv(PLACE, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(LOCATION, str(tmp_path / "nowhere"))
     with pytest.raises(ArtifactError) as caught:
         Artifact.load(folder)
     assert caught.value.code == "index-missing"
     other = shutil.copytree(fitted.retriever.folder, tmp_path / "other")
-    monkeypatch.setenv(PLACE, str(other))
+    monkeypatch.setenv(LOCATION, str(other))
     assert Artifact.load(folder).retriever == replace(fitted.retriever, folder=other)
     manifest = json.loads((other / "index.json").read_text())
     (other / "index.json").write_text(json.dumps({**manifest, "tokens": 64}))

@@ -21,7 +21,7 @@ from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered, fitted
 from rung.prompts.prompt import Grounding
 from rung.retrieval.passage import Citation, Passage
-from rung.retrieval.retriever import Found
+from rung.retrieval.retriever import Retrieved
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
@@ -191,7 +191,7 @@ def _grounded(
     refused: list[bool] = []
     groundings: list[Grounding | None] = []
     for i, chosen in enumerate(shown):
-        one = found[i] if given is None else Found(tuple(given[i]))
+        one = found[i] if given is None else Retrieved(tuple(given[i]))
         ranks = tuple(-float(rank) for rank in range(len(one.passages)))  # best first
         best = retriever.order == "best_first" or given is not None
         of_shown = tuple(of_pool.get(e.id, ())[: retriever.demonstration_passages] for e in chosen)

@@ -38,8 +38,8 @@ from rung.models.reference import is_endpoint, resolve
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import POLICIES, Overflow
 from rung.prompts.prompt import Prompt
-from rung.retrieval.retriever import PLACE, Retriever, check_index
-from rung.retrieval.store import place_of
+from rung.retrieval.retriever import LOCATION, Retriever, check_index
+from rung.retrieval.store import location_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -330,7 +330,7 @@ def _retriever(folder: Path, values: Mapping[str, Any]) -> Retriever | None:
     """Rebuild the retriever; its index is no part of the folder, so it is checked where it lies."""
     if "retriever" not in values:
         return None
-    place = os.environ.get(PLACE) or values["retriever"]["folder"]
-    retriever = Retriever(**{**values["retriever"], "folder": place_of(place)})
+    location = os.environ.get(LOCATION) or values["retriever"]["folder"]
+    retriever = Retriever(**{**values["retriever"], "folder": location_of(location)})
     check_index(retriever, folder)
     return retriever

@@ -17,7 +17,7 @@ from rung.engines.opening import open_encoder
 from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import sentence_spans
 from rung.retrieval.passage import Citation, Passage
-from rung.retrieval.retriever import Found
+from rung.retrieval.retriever import Retrieved
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
@@ -71,7 +71,7 @@ class SentenceSelection(Promptless):
         found = (
             retriever.find(examples, queries, cost_of(self.encoder))
             if passages is None
-            else [Found(tuple(shown)) for shown in passages]
+            else [Retrieved(tuple(shown)) for shown in passages]
         )
         sentences = ranked(self.encoder, queries, [one.passages for one in found], progress=progress)
         seconds = (time.perf_counter() - start) / len(examples)

@@ -18,10 +18,7 @@ app = typer.Typer(help="The index of a task's documents: build, show, search.", 
 
 SHOWN = 20  # problems listed before the rest is only counted
 
-Again = Annotated[bool, typer.Option("--again", help="Build it anew, whatever is there.")]
-Unlock = Annotated[
-    bool, typer.Option("--unlock", help="Take the lock of an object store: the build on another machine has died.")
-]
+Again = Annotated[bool, typer.Option("--again", help="Build it from scratch.")]
 Filters = Annotated[
     list[str] | None,
     typer.Option("--filter", help="Only passages with this document, source, title or column.", metavar="KEY=VALUE"),
@@ -30,13 +27,13 @@ Filters = Annotated[
 
 @app.command()
 def build(
-    task: TaskFile, again: Again = False, unlock: Unlock = False, sets: Sets = None, json: Json = False,
+    task: TaskFile, again: Again = False, sets: Sets = None, json: Json = False,
     quiet: Quiet = False, offline: Offline = False,
 ) -> None:  # fmt: skip
     """Build the index, or go on with one that was stopped; only what changed is read."""
     from rung.retrieval.build import build_index
 
-    index = build_index(_task(task, sets), again=again, unlock=unlock, progress=progress(quiet))
+    index = build_index(_task(task, sets), again=again, progress=progress(quiet))
     _say(index, json)
 
 
@@ -73,10 +70,10 @@ def search(
     """Show the passages that a query finds, with document, page and characters."""
     from typing import get_args
 
-    from rung.retrieval.index import Mode, SearchSettings
+    from rung.retrieval.index import SearchMode, SearchSettings
 
-    if mode not in get_args(Mode):
-        raise ConfigError("bad-value", f"no search is named {mode!r}", hint=f"choose from {', '.join(get_args(Mode))}")
+    if mode not in (modes := get_args(SearchMode)):
+        raise ConfigError("bad-value", f"no search is named {mode!r}", hint=f"choose from {', '.join(modes)}")
     wanted: dict[str, list[str]] = {}
     for one in filters or ():
         key, equals, value = one.partition("=")
@@ -113,11 +110,11 @@ def _task(file: Path, sets: list[str] | None) -> Task:
 
 
 def _opened(file: Path, sets: list[str] | None) -> tuple[Task, Index]:
-    from rung.retrieval.build import index_folder
+    from rung.retrieval.build import index_location
     from rung.retrieval.index import Index
 
     task = _task(file, sets)
-    return task, Index.open(index_folder(task))
+    return task, Index.open(index_location(task))
 
 
 def _tell_changes(index: Index, task: Task) -> None:

@@ -1,4 +1,9 @@
-"""Find and read the documents of a corpus; what cannot be read is told file by file and does not lose the rest."""
+"""Find and read the documents of a corpus: text, Markdown, HTML, PDF and Word files, and the rows of tables.
+
+HTML and Word become Markdown: `#` headings, `- ` items and tables of `|`, the structure that chunking reads. Of a PDF,
+only the text and the beginning of each page are kept. A file that cannot be read is a problem in the listing; the
+others are read all the same.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
 
 from rung.data.examples import text_of
 from rung.data.rows import hash_of
@@ -21,7 +28,16 @@ from rung.models.cache import known_sha256
 from rung.retrieval.corpus import Corpus
 
 STREAMED = set(READERS) - {".json"}  # read row by row, so that their size does not matter
-BINARY_LOOK = 8192  # bytes in which a NUL tells that a file is no text
+BINARY_BYTES = 8192  # a NUL in the first bytes marks a binary file
+OLE = b"\xd0\xcf\x11\xe0"  # old Office files, and encrypted new ones
+MAX_UNPACKED = 500_000_000  # bytes of a Word file's parts together: a small file may unpack to anything
+SKIPPED = {"head", "script", "style", "noscript", "template", "svg", "iframe", "object"}
+BLOCKS = {
+    "p", "div", "section", "article", "header", "footer", "main", "nav", "aside", "ul", "ol", "li", "dl", "dt", "dd",
+    "pre", "blockquote", "figure", "figcaption", "form", "fieldset", "address", "hr", "table", "caption", "h1", "h2",
+    "h3", "h4", "h5", "h6",
+}  # fmt: skip
+CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +52,7 @@ class SourceDocument:
         markdown: whether `#` headings, `|` tables and code fences in the text are structure.
         pages: where each page begins in the text; empty for formats without pages.
         metadata: values of the columns that `corpus.metadata` names.
-        size: bytes of the source that it stands for, to foresee the time left.
+        size: bytes of its source, for the time left.
     """
 
     id: str
@@ -50,21 +66,22 @@ class SourceDocument:
 
     @property
     def hash(self) -> str:
-        """Changes when a passage of it would."""
+        """Changes when a passage of the document changes."""
         return hash_of([self.title, self.text, self.markdown, self.pages, self.metadata], 32)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something about a source that the user should know: why it was left out, or what of it was."""
+    """Why a source, or a part of it, was left out."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # the manifest of an index holds problems
     source: str
     what: str
     left_out: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CorpusSource:
     """A file of the corpus, or a Hub data set (`path` None). `sha256` is empty for a data set."""
 
     id: str
@@ -75,21 +92,21 @@ class Source:
 
 @dataclass(slots=True)
 class Listing:
-    """The sources of a corpus in order, each once, and the problems met so far."""
+    """The sources of a corpus in order, without repetition, and the problems so far."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[CorpusSource] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
 class UnreadableError(Exception):
-    """A file that cannot be read; the text says why. Caught by `read_documents`, which counts it."""
+    """A file that cannot be read, and why; `read_documents` turns it into a problem."""
 
 
 def list_sources(corpus: Corpus, base: Path) -> Listing:
     """Find the files of a corpus.
 
-    Folders are read with all folders below; names that begin with a dot are not looked at. Links that lead out of the
-    folder, and files of kinds that are not read, are problems.
+    Folders are searched with all their subfolders; names that begin with a dot are skipped. Links that lead out of the
+    folder, and files of unknown kinds, are problems.
 
     Args:
         corpus: which files.
@@ -101,7 +118,7 @@ def list_sources(corpus: Corpus, base: Path) -> Listing:
     listing, seen = Listing(), set()
     for name in corpus.sources:
         if name.startswith(HUB):
-            listing.sources.append(Source(name, None))
+            listing.sources.append(CorpusSource(name, None))
             continue
         for path, root in _expand(name, base):
             shown = Path(os.path.relpath(path, base)).as_posix()
@@ -115,15 +132,13 @@ def list_sources(corpus: Corpus, base: Path) -> Listing:
     return listing
 
 
-def read_documents(source: Source, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
-    """Yield the documents of a source: one of a file, one of every row of a table. Problems are added to the list."""
+def read_documents(source: CorpusSource, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
+    """Yield the document of a file, or one for every row of a table, and add problems to the list."""
     try:
         if source.path is None or source.path.suffix.lower() in READERS:
             yield from _rows(source, corpus, problems)
             return
-        read = reader_of(source.path)
-        assert read is not None  # list_sources left out the others
-        contents = read(source.path, corpus.encoding)
+        contents = _READERS[source.path.suffix.lower()](source.path, corpus.encoding)
         if not contents.text.strip():
             raise UnreadableError(contents.problem or "holds no text")
         if contents.problem:
@@ -132,9 +147,7 @@ def read_documents(source: Source, corpus: Corpus, problems: list[Problem]) -> I
         yield SourceDocument(
             source.id, source.id, title, contents.text, contents.markdown, contents.pages, size=source.size
         )
-    except UnreadableError as problem:
-        problems.append(Problem(source.id, str(problem)))
-    except DataError as problem:
+    except (UnreadableError, DataError) as problem:
         problems.append(Problem(source.id, str(problem)))
     except FileNotFoundError:
         problems.append(Problem(source.id, "was deleted while the index was built"))
@@ -143,7 +156,7 @@ def read_documents(source: Source, corpus: Corpus, problems: list[Problem]) -> I
 
 
 def _expand(name: str, base: Path) -> Iterator[tuple[Path, Path | None]]:
-    """Yield files with the folder that they must not lead out of; a file that was named itself may lie anywhere."""
+    """Yield files, each with the folder that its links must stay in; a file that is named itself may lie anywhere."""
     path = base / Path(name).expanduser()
     if path.is_dir():
         for file in _walk(path):
@@ -154,7 +167,7 @@ def _expand(name: str, base: Path) -> Iterator[tuple[Path, Path | None]]:
         fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
         found = sorted(file for file in fixed.glob(str(path.relative_to(fixed))) if not file.is_dir())
         if not found:
-            raise ConfigError("no-such-file", f"{path} finds no file", hint="`**/*.md` looks in all folders below")
+            raise ConfigError("no-such-file", f"{path} finds no file", hint="`**/*.md` searches all subfolders")
         yield from ((file, fixed) for file in found)
     else:
         raise ConfigError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
@@ -167,8 +180,8 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in sorted([*files, *links]) if not name.startswith("."))
 
 
-def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> Source:
-    """Return a file as a source.
+def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> CorpusSource:
+    """Make a file a source.
 
     Raises:
         UnreadableError: it should not or cannot be read.
@@ -180,9 +193,9 @@ def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> So
     if root is not None and path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
         raise UnreadableError("is a link out of the folder")
     if not path.is_file():
-        raise UnreadableError("is no ordinary file")
+        raise UnreadableError("is not a regular file")
     kind = path.suffix.lower()
-    if kind not in READERS and reader_of(path) is None:
+    if kind not in READERS and kind not in _READERS:
         raise UnreadableError(f"files of kind {kind or '(none)'} are not read")
     try:
         size = path.stat().st_size
@@ -190,28 +203,28 @@ def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> So
             raise UnreadableError("is empty")
         if size > max_megabytes * 1_000_000 and kind not in STREAMED:
             raise UnreadableError(f"has {size / 1e6:,.0f} MB, more than `corpus.max_megabytes`: {max_megabytes}")
-        return Source(shown, path, known_sha256(path), size)
+        return CorpusSource(shown, path, known_sha256(path), size)
     except OSError as problem:
         raise UnreadableError(f"cannot be read: {problem.strerror}") from problem
 
 
-def _rows(source: Source, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
+def _rows(source: CorpusSource, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
     """Yield the rows of a table as documents; rows before a broken one are kept."""
-    if source.path is not None:
+    if source.path is not None and source.path.suffix.lower() != ".parquet":
         refuse_binary(source.path)
     seen: set[str] = set()
     empty = 0
     try:
         for record in read_rows(source.path or source.id, encoding=corpus.encoding):
             number = record.source.rpartition(":")[2]
-            document = _row(source, number, record.values, corpus)
+            document = _row_document(source, number, record.values, corpus)
             if document is None:
                 empty += 1
                 continue
             if document.id in seen:
                 raise DataError(
                     "duplicate-name", f"row {number} has the {corpus.id_column} of an earlier row: {document.id}",
-                    hint="`corpus.id_column` has to name rows apart",
+                    hint="every row needs its own value in `corpus.id_column`",
                 )  # fmt: skip
             seen.add(document.id)
             yield document
@@ -223,9 +236,8 @@ def _rows(source: Source, corpus: Corpus, problems: list[Problem]) -> Iterator[S
         problems.append(Problem(source.id, f"{empty} rows without text are left out", left_out=not seen))
 
 
-def _row(source: Source, number: str, values: dict[str, Any], corpus: Corpus) -> SourceDocument | None:
-    named = [corpus.text_column, corpus.title_column, corpus.id_column, *corpus.metadata]
-    for column in named:
+def _row_document(source: CorpusSource, number: str, values: dict[str, Any], corpus: Corpus) -> SourceDocument | None:
+    for column in (corpus.text_column, corpus.title_column, corpus.id_column, *corpus.metadata):
         if column is not None and column not in values:
             raise DataError(
                 "missing-column", f"row {number} has no column {column!r}; it has {', '.join(map(repr, values))}"
@@ -250,20 +262,18 @@ def _row(source: Source, number: str, values: dict[str, Any], corpus: Corpus) ->
 
 
 def refuse_binary(path: Path) -> None:
-    """Refuse a file that is no text.
+    """Refuse a file with a NUL in its first bytes.
 
     Raises:
-        UnreadableError: a NUL stands in its beginning.
+        UnreadableError: it is binary.
     """
-    if path.suffix.lower() == ".parquet":
-        return
     with path.open("rb") as file:
-        if b"\0" in file.read(BINARY_LOOK):
+        if b"\0" in file.read(BINARY_BYTES):
             raise UnreadableError("is binary, not text")
 
 
 def plain_text(path: Path, encoding: str) -> str:
-    """Return the text of a text file.
+    """Read a text file.
 
     Raises:
         UnreadableError: it is binary.
@@ -274,52 +284,29 @@ def plain_text(path: Path, encoding: str) -> str:
 
 
 def check_read(problems: Sequence[Problem], passages: int, corpus: Corpus) -> None:
-    """Refuse a corpus of which nothing could be read.
+    """Refuse an index without passages.
 
     Raises:
-        DataError: there is no passage; the first problems are the hint.
+        DataError: nothing could be read; the first problems are the hint.
     """
     if passages:
         return
-    first = "\n".join(f"{one.source}: {one.what}" for one in problems[:5])
+    first = "\n".join(f"{problem.source}: {problem.what}" for problem in problems[:5])
     raise DataError("no-documents", f"no text was found in {', '.join(corpus.sources)}", hint=first)
 
 
-# --------------------
-# Documents of one file: plain text, Markdown, HTML, PDF and Word, as text with the structure that chunking reads.
-#
-# HTML and Word become Markdown: `#` headings, `- ` items and tables of `|`. Of a PDF only the text and where each page
-# begins are kept.
-
-
-OLE = b"\xd0\xcf\x11\xe0"  # old Office files, and encrypted new ones
-MAX_UNPACKED = 500_000_000  # bytes of a Word file's parts together: a small file may unpack to anything
-SKIPPED = {"head", "script", "style", "noscript", "template", "svg", "iframe", "object"}
-BLOCKS = {
-    "p", "div", "section", "article", "header", "footer", "main", "nav", "aside", "ul", "ol", "li", "dl", "dt", "dd",
-    "pre", "blockquote", "figure", "figcaption", "form", "fieldset", "address", "hr", "table", "caption", "h1", "h2",
-    "h3", "h4", "h5", "h6",
-}  # fmt: skip
-CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+)", re.IGNORECASE)
+# ---- formats
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a file holds. `problem` says what of it could not be read; `title` is empty where the file has none."""
+    """The text of a file. `title` is empty where the file has none; `problem` names the part that cannot be read."""
 
     text: str
     title: str = ""
     markdown: bool = False
     pages: tuple[int, ...] = ()
     problem: str = ""
-
-
-Reader = Callable[[Path, str], Contents]
-
-
-def reader_of(path: Path) -> Reader | None:
-    """Return what reads a file of this kind into one document, or None."""
-    return _READERS.get(path.suffix.lower())
 
 
 def read_plain(path: Path, encoding: str) -> Contents:
@@ -335,7 +322,7 @@ def read_markdown(path: Path, encoding: str) -> Contents:
 
 
 def read_html(path: Path, encoding: str) -> Contents:
-    """Read HTML as Markdown; scripts, styles and what else a reader does not see are left out."""
+    """Read HTML as Markdown, without scripts, styles and other hidden parts."""
     etree, html = _library("lxml.etree"), _library("lxml.html")
     declared = CHARSET.search(path.read_bytes()[:2048])
     named = declared[1].decode("ascii") if declared else encoding
@@ -348,19 +335,18 @@ def read_html(path: Path, encoding: str) -> Contents:
     try:
         root = html.document_fromstring(text.encode("utf-8", "replace"), parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError) as problem:
-        raise UnreadableError(f"is no HTML: {problem}") from None
+        raise UnreadableError(f"is not HTML: {problem}") from None
     limit = next((entry.message for entry in parser.error_log if entry.type_name == "ERR_RESOURCE_LIMIT"), "")
-    said = f"is read to where a limit is reached: {limit.partition(', use')[0]}" if limit else ""
+    cut = f"is read only up to a limit: {limit.partition(', use')[0]}" if limit else ""
     title = " ".join((root.findtext(".//title") or "").split())
-    return Contents(_markdown(etree, root), title, markdown=True, problem=said)
+    return Contents(_markdown(etree, root), title, markdown=True, problem=cut)
 
 
 def read_pdf(path: Path, encoding: str) -> Contents:
-    """Read the text of a PDF page by page. `encoding` has no meaning: PDF text says its own."""
+    """Read the text of a PDF page by page; a PDF names its own encoding."""
     del encoding
     pypdf = _library("pypdf")
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity that it gets over
-    pages = []
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity that it copes with
     try:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
@@ -370,17 +356,17 @@ def read_pdf(path: Path, encoding: str) -> Contents:
         raise
     except pypdf.errors.DependencyError as problem:
         raise UnreadableError(f"is encrypted: {problem}") from None
-    except Exception as problem:  # a broken PDF may fail anywhere in the library, with any error
+    except Exception as problem:  # the library raises any error on a broken PDF
         raise UnreadableError(f"is broken: {type(problem).__name__}: {problem}") from problem
     texts = [page.replace("\0", "").rstrip() + "\n\n" for page in pages]
     starts = tuple(accumulate((len(text) for text in texts[:-1]), initial=0)) if texts else ()
     bare = sum(not text.strip() for text in texts)
-    said = f"{bare} of {len(texts)} pages hold no text (scanned pages have to go through OCR first)" if bare else ""
-    return Contents("".join(texts), pages=starts, problem=said)
+    scanned = f"{bare} of {len(texts)} pages hold no text (run OCR on scanned pages first)" if bare else ""
+    return Contents("".join(texts), pages=starts, problem=scanned)
 
 
 def read_docx(path: Path, encoding: str) -> Contents:
-    """Read a Word file as Markdown. `encoding` has no meaning: its text is always UTF-8."""
+    """Read a Word file as Markdown; its text is always UTF-8."""
     del encoding
     docx = _library("docx")
     with path.open("rb") as file:
@@ -395,13 +381,13 @@ def read_docx(path: Path, encoding: str) -> Contents:
         blocks = [_docx_block(block) for block in document.iter_inner_content()]
     except (UnreadableError, OSError):
         raise
-    except Exception as problem:  # a broken file may fail anywhere in the library, with any error
+    except Exception as problem:  # the library raises any error on a broken file
         raise UnreadableError(f"is broken: {type(problem).__name__}: {problem}") from problem
     return Contents("\n\n".join(filter(None, blocks)), (document.core_properties.title or "").strip(), markdown=True)
 
 
 def _docx_block(block: Any) -> str:
-    """Return a paragraph or table of python-docx as Markdown."""
+    """Write a paragraph or table of python-docx as Markdown."""
     if hasattr(block, "rows"):
         return _table([[cell.text for cell in row.cells] for row in block.rows])
     text: str = block.text.strip()
@@ -419,7 +405,7 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _markdown(etree: Any, root: Any) -> str:
-    """Return an HTML tree as Markdown, without recursion: pages may nest without end."""
+    """Write an HTML tree as Markdown, without recursion: pages may nest very deeply."""
     out: list[str] = []
     skip = table = preformatted = 0
 
@@ -450,7 +436,7 @@ def _markdown(etree: Any, root: Any) -> str:
 
 
 def _opening(tag: str, in_table: bool) -> str:
-    if in_table:  # a cell is one line, whatever stands in it
+    if in_table:  # a cell is one line
         return {"tr": "\n|", "td": " ", "th": " "}.get(tag, " " if tag in BLOCKS or tag == "br" else "")
     if tag in ("h1", "h2", "h3", "h4", "h5", "h6"):
         return f"\n\n{'#' * int(tag[1])} "
@@ -477,7 +463,7 @@ def _library(name: str) -> Any:
         return import_module(name)
 
 
-_READERS: dict[str, Reader] = {
+_READERS: dict[str, Callable[[Path, str], Contents]] = {
     ".txt": read_plain,
     ".text": read_plain,
     ".md": read_markdown,

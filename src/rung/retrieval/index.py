@@ -1,4 +1,4 @@
-"""Index: the passages of a corpus, searched: what it holds, as its place says, and the table of passages."""
+"""The index of a corpus: find passages by words (BM25) and by meaning (vectors), fused and without near-duplicates."""
 
 from __future__ import annotations
 
@@ -18,17 +18,27 @@ from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ArtifactError
 from rung.models.reference import resolve
-from rung.progress import QUIET, Progress
+from rung.retrieval.chunking import Chunker
 from rung.retrieval.corpus import Corpus
+from rung.retrieval.documents import Problem
 from rung.retrieval.passage import Passage
-from rung.retrieval.store import MANIFEST, Hits, Ids, Place, Store, condition, open_place, place_of, unreachable
+from rung.retrieval.store import (
+    MANIFEST,
+    Hits,
+    Ids,
+    Location,
+    PassageTable,
+    condition,
+    location_of,
+    open_location,
+    unreachable,
+)
 
-# --------------------
-# Search: candidates by words (BM25) and by meaning (vectors), fused, without near-duplicates, perhaps reranked.
+FORMAT = 1  # of the table and of how documents are read and cut: another number means another index
+SPARE = 3  # times k: candidates looked at, as some may be duplicates
 
-
-Mode = Literal["hybrid", "bm25", "dense"]
-# Queries and the passages of each to a score for each passage: larger is more relevant.
+SearchMode = Literal["hybrid", "bm25", "dense"]
+# Gets queries and the passages of each; returns a score for each passage: larger is more relevant.
 Rerank = Callable[[Sequence[str], Sequence[Sequence[Passage]]], Sequence[Sequence[float]]]
 
 RRF = 60  # the constant of reciprocal rank fusion, as its authors set it
@@ -44,13 +54,14 @@ class SearchSettings:
         mode: `bm25` looks for words, `dense` for meaning, `hybrid` for both.
         weight: of the dense scores against those of BM25, 0 to 1; `learn_weight` finds one for other documents. None
             fuses by ranks.
-        candidates: passages that each search hands to the fusion.
-        filters: values by `document`, `source`, `title` or a column of `corpus.metadata`; several mean one of them.
+        candidates: passages that each search contributes.
+        filters: values by `document`, `source`, `title` or a column of `corpus.metadata`; of several values, one has
+            to match.
         duplicate: passages with this cosine to a better one are left out; above 1 none is.
         reranked: passages that a reranker reads.
     """
 
-    mode: Mode = "hybrid"
+    mode: SearchMode = "hybrid"
     weight: float | None = WEIGHT
     candidates: int = 100
     filters: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
@@ -58,44 +69,40 @@ class SearchSettings:
     reranked: int = 20
 
 
+DEFAULT = SearchSettings()
+
+
+# ---- fusion
+
+
 def fuse(dense: tuple[Ids, Floats] | None, words: tuple[Ids, Floats] | None, weight: float | None) -> dict[int, float]:
-    """Return the score of every candidate, best first; ties go to the smaller row id.
+    """Score every candidate, best first; ties go to the smaller row id.
 
     Args:
         dense: row ids and cosines, best first.
         words: row ids and BM25 scores, best first.
         weight: of the dense scores; None for reciprocal rank fusion.
     """
+    fused: dict[int, float] = {}
     if dense is None or words is None:
         ids, scores = dense or words or (np.zeros(0, np.int64), np.zeros(0, np.float32))
-        found = {int(one): float(score) for one, score in zip(ids, scores, strict=True)}
+        fused = {int(row): float(score) for row, score in zip(ids, scores, strict=True)}
     elif weight is None:
-        found = {}
         for ids, _ in (dense, words):
-            for rank, one in enumerate(ids, start=1):
-                found[int(one)] = found.get(int(one), 0.0) + 1 / (RRF + rank)
+            for rank, row in enumerate(ids.tolist(), start=1):
+                fused[row] = fused.get(row, 0.0) + 1 / (RRF + rank)
     else:
-        found = _combined(dense, words, weight)
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _combined(dense: tuple[Ids, Floats], words: tuple[Ids, Floats], weight: float) -> dict[int, float]:
-    """Convex combination of scaled scores; a candidate that one search did not find counts as its last one there.
-
-    Bruch, Gai & Ingber, An analysis of fusion functions for hybrid retrieval, ACM TOIS 42 (2023).
-    """
-    found: dict[int, float] = {}
-    for (ids, scores), share in ((dense, weight), (words, 1 - weight)):
-        if len(ids):
-            low, high = float(scores.min()), float(scores.max())
-            for one, score in zip(ids, scores, strict=True):
-                scaled = (float(score) - low) / (high - low) if high > low else 1.0
-                found[int(one)] = found.get(int(one), 0.0) + share * scaled
-    return found
+        # Convex combination of scaled scores; a candidate that one search did not find counts as its last one there.
+        # Bruch, Gai & Ingber, An analysis of fusion functions for hybrid retrieval, ACM TOIS 42 (2023).
+        for (ids, scores), share in ((dense, weight), (words, 1 - weight)):
+            low, high = (float(scores.min()), float(scores.max())) if len(ids) else (0.0, 0.0)
+            for row, score in zip(ids.tolist(), scores.tolist(), strict=True):
+                fused[row] = fused.get(row, 0.0) + share * ((score - low) / (high - low) if high > low else 1.0)
+    return dict(sorted(fused.items(), key=lambda item: (-item[1], item[0])))
 
 
 def without_duplicates(vectors: Floats, threshold: float) -> list[int]:
-    """Return the positions, in order, of vectors whose cosine to each one kept before is below the threshold."""
+    """Keep, in order, the positions of vectors whose cosine to each vector kept before is below the threshold."""
     kept: list[int] = []
     for position in range(len(vectors)):
         if not kept or float((vectors[kept] @ vectors[position]).max()) < threshold:
@@ -103,9 +110,7 @@ def without_duplicates(vectors: Floats, threshold: float) -> list[int]:
     return kept
 
 
-# --------------------
-# The terms of a text for BM25, in any script: words, and pairs of characters where words are not spaced.
-
+# ---- terms for BM25
 
 # Scripts written without spaces: Thai, Lao, Burmese, Khmer, Japanese and Chinese (with the extension planes).
 UNSPACED = (
@@ -120,16 +125,16 @@ MARKS = {ord(mark): None for mark in map(chr, range(0x300, 0x370))}  # combining
 
 
 def terms(text: str) -> list[str]:
-    """Return the terms of a text in order: without case, accents and compatibility forms.
+    """Split a text of any script into terms, without case, accents and compatibility forms.
 
     Words are runs of letters and digits, cut after six letters, which does for many languages what a stemmer does for
-    one (McNamee & Mayfield, Character n-gram tokenization for European language text retrieval, 2004); what holds a
+    one (McNamee & Mayfield, Character n-gram tokenization for European language text retrieval, 2004); a run with a
     digit is kept whole. A run of a script without spaces becomes its pairs of characters, as is usual for Chinese,
     Japanese and Korean (Nie & Ren, Chinese information retrieval: using characters or words?, 1999).
     """
     found = []
-    for run in RUN.findall(_folded(text)):
-        if _unspaced(run[0]):
+    for run in RUN.findall(unicodedata.normalize("NFKD", text.casefold()).translate(MARKS)):
+        if FIRST.match(run):
             found += [first + second for first, second in pairwise(run)] or [run]
         else:
             word = run.replace("’", "'").removesuffix("'s")
@@ -137,31 +142,11 @@ def terms(text: str) -> list[str]:
     return found
 
 
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKD", text.casefold()).translate(MARKS)
-
-
-def _unspaced(character: str) -> bool:
-    return FIRST.match(character) is not None
-
-
-FORMAT = 1  # of the table and of how documents are read and cut: another number means another index
-SPARE = 3  # times k: candidates looked at, as some may be duplicates
-DEFAULT = SearchSettings()
-
-
-class Told(BaseModel):
-    """What was said of a source that was not, or not wholly, read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: str
-    what: str
-    left_out: bool
+# ---- the index
 
 
 class Manifest(BaseModel):
-    """What an index holds. It is published last, so that an index that has one is complete.
+    """The content of an index. It is published last, so an index with a manifest is complete.
 
     `sources` maps the files to their sha256, which is empty for what has none; `version` is that of the table.
     """
@@ -180,34 +165,36 @@ class Manifest(BaseModel):
     passages: int
     documents: int
     sources: dict[str, str]
-    problems: list[Told]
+    problems: list[Problem]
 
 
 class Index:
     """An index that was built; see `rung.retrieval.build` for how.
 
     Attributes:
-        folder: where it is: a folder, or the URL of an object store.
-        manifest: what it holds.
+        folder: its folder, or the URL of an object store.
+        manifest: its content.
     """
 
-    def __init__(self, folder: Place, manifest: Manifest) -> None:
+    def __init__(self, folder: Location, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
-        self._store = Store(open_place(folder).tables, manifest.table, len(manifest.corpus.metadata))
+        self._table = PassageTable(open_location(folder).tables, manifest.table, len(manifest.corpus.metadata))
 
     @classmethod
-    def open(cls, folder: Place) -> Self:
-        """Open an index to search it; it stays as it is, even while it is updated.
+    def open(cls, folder: Location) -> Self:
+        """Open an index to search it; it does not change, even while it is updated.
 
         Raises:
             ArtifactError: there is no complete index, it is damaged, or was made with another encoder.
             MachineError: LanceDB is not installed.
         """
-        folder = place_of(folder)
+        folder = location_of(folder)
         manifest = read_manifest(folder)
         if manifest is None:
             raise ArtifactError(
-                "index-missing", f"{folder} holds no complete index", hint="`rung index build TASK` builds or goes on"
+                "index-missing",
+                f"{folder} holds no complete index",
+                hint="`rung index build TASK` builds it, or finishes a build that stopped",
             )
         encoder = resolve(manifest.encoder).fingerprint
         if encoder != manifest.encoder_fingerprint:
@@ -223,8 +210,8 @@ class Index:
 
     def _check_table(self) -> None:
         try:
-            self._store.checkout(self.manifest.version)
-            passages = self._store.count()
+            self._table.checkout(self.manifest.version)
+            passages = self._table.count()
         except LookupError as problem:
             raise _damaged(self.folder, str(problem)) from problem
         except (ValueError, RuntimeError, OSError) as problem:  # LanceDB's own, by what is missing
@@ -236,7 +223,7 @@ class Index:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a search may find something else: documents, settings, encoder."""
+        """Changes with the documents, the settings and the encoder: when a search may find something else."""
         return self.manifest.fingerprint
 
     @cached_property
@@ -245,7 +232,7 @@ class Index:
         return open_encoder(self.manifest.encoder)
 
     def __len__(self) -> int:
-        """Return the number of passages."""
+        """Count the passages."""
         return self.manifest.passages
 
     # ---- searching
@@ -257,58 +244,49 @@ class Index:
         settings: SearchSettings = DEFAULT,
         *,
         rerank: Rerank | None = None,
-        progress: Progress = QUIET,
     ) -> list[list[Passage]]:
-        """Return the best passages of every query, best first.
+        """Find the best passages of every query, best first.
 
         Args:
-            queries: the texts to look for; nothing but the input of a row, never its label.
-            k: passages per query; fewer are returned where there are no more.
+            queries: the texts to look for: the input of a row, never its label.
+            k: passages per query, at most.
             settings: how to search.
-            rerank: orders the first `settings.reranked` passages anew; `score` is then its score.
-            progress: told that passages are reranked.
+            rerank: reorders the first `settings.reranked` passages; `score` is then its score.
 
         Raises:
             ConfigError: a filter names a column that passages do not have.
         """
         if not queries or k < 1:
             return [[] for _ in queries]
-        dense, words = self.candidates(queries, settings)
-        fused = [
-            fuse(None if dense is None else dense[row], None if words is None else words[row], settings.weight)
-            for row in range(len(queries))
-        ]
+        fused = self._fused(queries, settings)
         wanted = max(k, settings.reranked) if rerank else k
         shortlists = [list(scores)[: wanted * SPARE] for scores in fused]
-        rows = self._store.take(sorted({one for ids in shortlists for one in ids}), vectors=True)
+        rows = self._table.take(sorted({row for ids in shortlists for row in ids}))
         found = [
-            self._choose([(rows[one], scores[one]) for one in ids], wanted, settings)
+            self._choose([(rows[row], scores[row]) for row in ids], wanted, settings.duplicate)
             for ids, scores in zip(shortlists, fused, strict=True)
         ]
-        if rerank is None:
-            return found
-        progress.start("reranking")
-        best = _reranked(queries, found, rerank, k)
-        progress.finish()
-        return best
+        return found if rerank is None else _reranked(queries, found, rerank, k)
 
-    def candidates(self, queries: Sequence[str], settings: SearchSettings) -> tuple[Hits | None, Hits | None]:
-        """Return what the dense search and BM25 find for every query, before fusion; None for a search not made."""
+    def _fused(self, queries: Sequence[str], settings: SearchSettings) -> list[dict[int, float]]:
+        """Search by words, by meaning or by both, and score the candidates of every query."""
         where = condition(settings.filters, self.manifest.corpus.metadata)
-        dense = words = None
+        dense: Hits | None = None
+        words: Hits | None = None
         if settings.mode != "bm25":
-            dense = self._store.nearest(embed_queries(self.encoder, queries), settings.candidates, where)
+            dense = self._table.nearest(embed_queries(self.encoder, queries), settings.candidates, where)
         if settings.mode != "dense":
             asked = [" ".join(dict.fromkeys(terms(query))) for query in queries]
-            words = self._store.matching(asked, settings.candidates, where)
-        return dense, words
+            words = self._table.matching(asked, settings.candidates, where)
+        return [
+            fuse(dense[i] if dense else None, words[i] if words else None, settings.weight) for i in range(len(queries))
+        ]
 
-    def _choose(self, rows: list[tuple[dict[str, Any], float]], k: int, settings: SearchSettings) -> list[Passage]:
+    def _choose(self, rows: list[tuple[dict[str, Any], float]], k: int, duplicate: float) -> list[Passage]:
         """Leave out near-duplicates of better passages, and keep the first k."""
         if not rows:
             return []
-        vectors = np.stack([row["vector"] for row, _ in rows])
-        kept = without_duplicates(vectors, settings.duplicate)
+        kept = without_duplicates(np.stack([row["vector"] for row, _ in rows]), duplicate)
         return [self._passage(*rows[position]) for position in kept[:k]]
 
     def _passage(self, row: dict[str, Any], score: float) -> Passage:
@@ -320,7 +298,7 @@ class Index:
 
 
 def embed_queries(encoder: SentenceEncoder, queries: Sequence[str]) -> Floats:
-    """Return one unit vector per query; of a query longer than the encoder reads, the mean of its windows."""
+    """Embed queries as unit vectors; a query longer than the encoder reads is the mean of its windows."""
     windows: list[str] = []
     owners: list[int] = []
     for number, query in enumerate(queries):
@@ -337,8 +315,6 @@ def embed_queries(encoder: SentenceEncoder, queries: Sequence[str]) -> Floats:
 def _windows(encoder: SentenceEncoder, query: str) -> list[str]:
     if len(encoder.encode(query)) <= encoder.limit:
         return [query]
-    from rung.retrieval.chunking import Chunker
-
     chunks = Chunker(lambda text: len(encoder.encode(text)), encoder.limit).cut(query, "", markdown=False)
     return [chunk.embedded for chunk in chunks]
 
@@ -351,14 +327,14 @@ def _reranked(queries: Sequence[str], found: list[list[Passage]], rerank: Rerank
     return best
 
 
-def read_manifest(folder: Place) -> Manifest | None:
-    """Return what the index holds, or None where none is complete, or it has another format.
+def read_manifest(folder: Location) -> Manifest | None:
+    """Read the manifest of an index; None where no index is complete, or it has another format.
 
     Raises:
         ArtifactError: it cannot be read.
     """
     try:
-        text = open_place(folder).read()
+        text = open_location(folder).read()
         if text is None:
             return None
         manifest = Manifest.model_validate_json(text)
@@ -367,7 +343,7 @@ def read_manifest(folder: Place) -> Manifest | None:
     return manifest if manifest.format == FORMAT else None
 
 
-def _damaged(folder: Place, what: str) -> ArtifactError:
+def _damaged(folder: Location, what: str) -> ArtifactError:
     return ArtifactError(
         "index-missing", f"the index {folder} is damaged: {what}", hint="`rung index build TASK --again`"
     )

@@ -1,8 +1,8 @@
-"""The Retriever part of an artifact: which passages of the user's documents stand before the question.
+"""The Retriever part of an artifact: which passages of the user's documents the prompt shows before the question.
 
-It refers to an index by folder or URL. What was measured is told by the index's fingerprint; an updated document
-changes what the next prompt holds, without training. An index made by another encoder or cut another way is refused,
-since nothing that was measured holds for it.
+It refers to an index by folder or URL. The index's fingerprint records what was measured; an updated document changes
+the next prompt, without training. An index with another encoder or another cut is refused, since no measured score
+holds for it.
 """
 
 from __future__ import annotations
@@ -13,32 +13,29 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, normal
 from rung.errors import ArtifactError, EngineError, ModelError, needed_by
 from rung.models.reference import resolve
-from rung.retrieval.index import Rerank, SearchSettings
+from rung.retrieval.index import Index, Rerank, SearchSettings, read_manifest
 from rung.retrieval.passage import Passage
-from rung.retrieval.store import Place, stamp
+from rung.retrieval.store import Location, published
 
-# --------------------
-# Rerank passages with a cross-encoder, which reads each together with the query.
+Order = Literal["best_first", "best_last"]
+DEFAULT, NEAREST_FIRST = SearchSettings(), SearchSettings(mode="dense")
+LOCATION = "RUNG_INDEX"  # the variable that names the folder or URL of an index that was moved
+NEAREST = 20  # passages among which the nearest is: a row's own, and those that calibration leaves out, are fewer
+SPARE = 4  # passages searched for beyond k: a row's own may be among them
+_TABLE_ROW = re.compile(r"^(.*):(\d+)$")
 
 
-def _shown(passage: Passage) -> str:
-    return f"{passage.title}\n{passage.text}" if passage.title else passage.text
-
-
-def _by_query(scores: Sequence[float], found: Sequence[Sequence[Passage]]) -> list[list[float]]:
-    """Return the scores of all passages, one after another, as those of each query."""
-    rest = iter(scores)
-    return [list(islice(rest, len(passages))) for passages in found]
+# ---- reranking
 
 
 @lru_cache(maxsize=2)
 def by_cross_encoder(reference: str) -> Rerank:
-    """Return a reranker that runs a sentence-transformers cross-encoder.
+    """Make a reranker of a sentence-transformers cross-encoder, which reads each passage together with the query.
 
     All pairs of all queries are sorted by length and run in batches of 32. Scores pass through the activation that
     the model's configuration names. Of a pair that is longer than the model reads, the end of the longer text is cut.
@@ -48,10 +45,10 @@ def by_cross_encoder(reference: str) -> Rerank:
 
     Raises:
         EngineError: sentence-transformers is not installed.
-        ModelError: the model cannot be found or trusted, or is no cross-encoder with a single score.
+        ModelError: the model cannot be found or trusted, or is not a cross-encoder with a single score.
     """
     files = resolve(reference)
-    # Of anything else sentence-transformers would make a cross-encoder whose scores come from random weights.
+    # sentence-transformers makes a cross-encoder with random weights of any other model.
     if not files.architecture.endswith("ForSequenceClassification"):
         raise ModelError(
             "reranker-unsupported",
@@ -64,44 +61,28 @@ def by_cross_encoder(reference: str) -> Rerank:
     if model.num_labels != 1:
         raise ModelError(
             "reranker-unsupported",
-            f"{reference} gives {model.num_labels} scores for a pair, and the relevance of a passage is one",
+            f"{reference} gives {model.num_labels} scores for a pair instead of one",
             hint="name a cross-encoder for ranking, such as cross-encoder/ms-marco-MiniLM-L6-v2",
         )
 
+    def text(passage: Passage) -> str:
+        return f"{passage.title}\n{passage.text}" if passage.title else passage.text
+
     def rerank(queries: Sequence[str], found: Sequence[Sequence[Passage]]) -> list[list[float]]:
-        pairs = [
-            (query, _shown(passage)) for query, passages in zip(queries, found, strict=True) for passage in passages
-        ]
-        return _by_query(model.predict(pairs, show_progress_bar=False).tolist(), found)
+        pairs = [(query, text(one)) for query, passages in zip(queries, found, strict=True) for one in passages]
+        scores = iter(model.predict(pairs, show_progress_bar=False).tolist())
+        return [list(islice(scores, len(passages))) for passages in found]
 
     return rerank
 
 
-Order = Literal["best_first", "best_last"]
-DEFAULT, NEAREST_FIRST = SearchSettings(), SearchSettings(mode="dense")
-PLACE = "RUNG_INDEX"  # names the folder of the index, where it is not where it was when the artifact was made
-NEAREST = 20  # passages among which the nearest is: a row's own, and those that calibration leaves out, are fewer
-SPARE = 4  # passages searched for beyond k: a row's own may be among them
-_TABLE_ROW = re.compile(r"^(.*):(\d+)$")
-
-
-class Searchable(Protocol):
-    """What a retriever needs of an index."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Sha256 over all that the index holds and how it was made."""
-
-    def search(
-        self, queries: Sequence[str], k: int, settings: SearchSettings = DEFAULT, *, rerank: Rerank | None = None
-    ) -> list[list[Passage]]:
-        """Return for every query its k best passages, best first; in mode `dense` their scores are cosines."""
+# ---- retrieving
 
 
 def is_itself(passage: Passage, row: Example) -> bool:
-    """Say whether the passage is the row, where the corpus is a table that holds the rows.
+    """Whether the passage is the row itself, where the corpus is a table that holds the rows.
 
-    It is if it comes from the very line, or from another line of the same file and repeats the whole input.
+    It is if it comes from the same line, or from another line of the same file and repeats the whole input.
     """
     line = _TABLE_ROW.match(Path(passage.document).name)
     own = _TABLE_ROW.match(row.source)
@@ -114,8 +95,8 @@ def is_itself(passage: Passage, row: Example) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What was found for one row: passages, best first, and `Retriever.relevance` (None where not asked for)."""
+class Retrieved:
+    """The passages found for one row, best first, and `Retriever.relevance` (None where no threshold needs it)."""
 
     passages: tuple[Passage, ...]
     relevance: float | None = None
@@ -130,8 +111,8 @@ class Retriever:
         fingerprint: of the index that was measured.
         instruction: what the system message says about the passages.
         k: most passages shown.
-        token_budget: most tokens they may take; the least relevant give way first.
-        order: whether the most relevant stands first, or last, next to the question.
+        token_budget: most tokens of them; the least relevant are dropped first.
+        order: whether the most relevant is first, or last, next to the question.
         threshold: relevance below which the row is refused; None never refuses.
         encoder_fingerprint: of the index's encoder.
         chunk_tokens: most tokens of a passage of the index.
@@ -139,11 +120,11 @@ class Retriever:
         weight: of meaning against words in the search, 0 to 1; None fuses by ranks.
         demonstration_passages: most passages shown with each demonstration, the most relevant.
         passage_tokens: mean tokens of a passage, for estimates.
-        reranker: a cross-encoder that orders what the search finds anew; empty for none.
+        reranker: a cross-encoder that reorders what the search finds; empty for none.
         reranker_fingerprint: of the cross-encoder that was measured.
     """
 
-    folder: Place
+    folder: Location
     fingerprint: str
     instruction: str
     k: int = 5
@@ -160,39 +141,31 @@ class Retriever:
     reranker_fingerprint: str = ""
 
     @property
-    def index(self) -> Searchable:
+    def index(self) -> Index:
         """The index as it is now."""
         return open_index(self.folder)
 
-    def find(
-        self,
-        rows: Sequence[Example],
-        queries: Sequence[str],
-        cost: Callable[[Passage], int],
-    ) -> list[Found]:
+    def find(self, rows: Sequence[Example], queries: Sequence[str], cost: Callable[[Passage], int]) -> list[Retrieved]:
         """Search for all rows at once.
 
         Args:
             rows: the rows; passages that are a row itself are left out.
-            queries: what is looked for, one text per row: its input, never its answer.
-            cost: tokens of a passage.
+            queries: the text to look for, one per row: its input, never its answer.
+            cost: counts the tokens of a passage.
         """
-        found = []
         settings = SearchSettings(weight=self.weight)
         rerank = by_cross_encoder(self.reranker) if self.reranker else None
         best = self.index.search(queries, self.k + SPARE, settings, rerank=rerank)
-        for row, passages in zip(rows, best, strict=True):
-            others = [p for p in passages if not is_itself(p, row)]
-            found.append(self.within_budget(others[: self.k], cost))
-        if self.threshold is None:
-            return [Found(passages) for passages in found]
-        relevance = self.relevance(rows, queries)
-        return [Found(passages, value) for passages, value in zip(found, relevance, strict=True)]
+        relevance = [None] * len(rows) if self.threshold is None else self.relevance(rows, queries)
+        others = [[p for p in passages if not is_itself(p, row)] for row, passages in zip(rows, best, strict=True)]
+        return [
+            Retrieved(self.within_budget(passages[: self.k], cost), value)
+            for passages, value in zip(others, relevance, strict=True)
+        ]
 
     def within_budget(self, passages: Sequence[Passage], cost: Callable[[Passage], int]) -> tuple[Passage, ...]:
-        """Return the first passages that fit the token budget, and the first in any case."""
-        spent = 0
-        kept: list[Passage] = []
+        """Keep the first passages that fit the token budget, and the first in any case."""
+        spent, kept = 0, list[Passage]()
         for passage in passages:
             spent += cost(passage)
             if kept and spent > self.token_budget:
@@ -206,15 +179,15 @@ class Retriever:
         queries: Sequence[str],
         but_not: Callable[[Passage, Example], bool] = is_itself,
     ) -> list[float]:
-        """Return for every row the cosine of its query with the nearest passage of the corpus; -1 where there is none.
+        """Compute for every row the cosine of its query with the nearest passage of the corpus; -1 without any passage.
 
-        Scores of a search that fuses ranks tell the order, not how relevant the best one is, so this is looked up
-        apart, in the same index.
+        The scores of a fused search give an order, not the relevance of the best passage, so this searches the same
+        index once more.
 
         Args:
             rows: the rows.
-            queries: what is looked for, one text per row.
-            but_not: which passages are left out of account for a row.
+            queries: the text to look for, one per row.
+            but_not: which passages to ignore for a row.
         """
         found = self.index.search(queries, NEAREST, NEAREST_FIRST)
         return [
@@ -222,46 +195,42 @@ class Retriever:
             for row, passages in zip(rows, found, strict=True)
         ]
 
-    def refuses(self, found: Found) -> bool:
-        """Say whether nothing relevant enough was found."""
+    def refuses(self, found: Retrieved) -> bool:
+        """Whether nothing relevant enough was found."""
         return self.threshold is not None and found.relevance is not None and found.relevance < self.threshold
 
     def arranged(self, passages: Sequence[Passage]) -> tuple[Passage, ...]:
-        """Return passages, best first, in the order in which they are shown."""
+        """Put passages, given best first, in the order in which they are shown."""
         return tuple(passages if self.order == "best_first" else reversed(passages))
 
 
-def open_index(folder: Place) -> Searchable:
-    """Open an index, and anew once it was updated, so that the next answer is from the documents as they are.
+def open_index(folder: Location) -> Index:
+    """Open an index, and open it again once it was updated, so that the next answer is from the current documents.
 
     Raises:
         ArtifactError: there is none, or it was made with another encoder.
     """
-    return _opened(folder, stamp(folder))
+    return _opened(folder, published(folder))
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: Place, published: str) -> Searchable:
-    del published
-    from rung.retrieval.index import Index
-
+def _opened(folder: Location, version: str) -> Index:
+    del version  # part of the cache's key only
     return Index.open(folder)
 
 
 def check_index(retriever: Retriever, artifact: Path) -> None:
-    """Check that the index of a saved artifact is there and was made as the one that was measured; the reranker too.
+    """Check that the index of a saved artifact exists and was made like the one that was measured; the reranker too.
 
     Raises:
-        ArtifactError: it is not.
+        ArtifactError: it does not, or was not.
     """
-    from rung.retrieval.index import read_manifest
-
     manifest = read_manifest(retriever.folder)
     if manifest is None:
         raise ArtifactError(
             "index-missing",
             f"{artifact} looks documents up in {retriever.folder}, which holds no complete index",
-            hint=f"`rung index build TASK` builds it; for an index elsewhere: export {PLACE}=FOLDER or URL",
+            hint=f"`rung index build TASK` builds it; for an index elsewhere: export {LOCATION}=FOLDER or URL",
         )
     made = (manifest.encoder_fingerprint, manifest.tokens)
     if made != (retriever.encoder_fingerprint, retriever.chunk_tokens):
@@ -269,12 +238,12 @@ def check_index(retriever: Retriever, artifact: Path) -> None:
             "index-mismatch",
             f"{artifact} was measured with passages of {retriever.chunk_tokens} tokens and the encoder "
             f"{retriever.encoder_fingerprint[:12]}; the index {retriever.folder} has {made[1]} and {made[0][:12]}",
-            hint="build the index with the settings of then, or climb again with those of now",
+            hint="build the index with the settings that were measured, or climb again with the current ones",
         )
     if retriever.reranker and (now := resolve(retriever.reranker).fingerprint) != retriever.reranker_fingerprint:
         raise ArtifactError(
             "artifact-mismatch",
             f"{artifact} was measured with another version of {retriever.reranker}: "
             f"{retriever.reranker_fingerprint[:12]}, this is {now[:12]}",
-            hint="put the model back that it was measured with, or climb again",
+            hint="restore the version that was measured, or climb again",
         )

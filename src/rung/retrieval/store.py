@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
-import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, lru_cache, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +23,7 @@ from filelock import FileLock
 from rung.data.rows import hash_of
 from rung.engines.base import Floats
 from rung.errors import ArtifactError, ConfigError, needed_by
-from rung.models.cache import cache_dir, lock_file, write_atomically
+from rung.models.cache import lock_file, write_atomically
 from rung.progress import Progress
 
 Ids = npt.NDArray[np.int64]
@@ -40,23 +38,24 @@ PROBES = 0.06  # share of the partitions that a search looks into
 # of more, in the root of their number, as more of them are nearly as near.
 REFINED, FEWEST_REFINED, AMONG = 3, 300, 100_000
 
-
-Given = ParamSpec("Given")
+Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
 
-def _reaching(method: Callable[Concatenate[Store, Given], Returned]) -> Callable[Concatenate[Store, Given], Returned]:
-    """Let a method tell what LanceDB says as `reached` does."""
+def _reaching(
+    method: Callable[Concatenate[PassageTable, Parameters], Returned],
+) -> Callable[Concatenate[PassageTable, Parameters], Returned]:
+    """Run a method of a table inside `reached`."""
 
     @wraps(method)
-    def told(self: Store, /, *args: Given.args, **settings: Given.kwargs) -> Returned:
+    def inside(self: PassageTable, /, *args: Parameters.args, **settings: Parameters.kwargs) -> Returned:
         with reached(self.address):
             return method(self, *args, **settings)
 
-    return told
+    return inside
 
 
-class Store:
+class PassageTable:
     """One table of passages.
 
     Args:
@@ -68,14 +67,8 @@ class Store:
     def __init__(self, address: str, name: str, metadata: int) -> None:
         self.address, self._name = address, name
         self._database: Any = connected(address)
-        self._metadata = metadata
+        self._metadata = [f"metadata_{number}" for number in range(metadata)]
         self._opened: Any = None
-
-    @property
-    def columns(self) -> list[str]:
-        """What a passage is made of, without vector and terms."""
-        extra = [f"metadata_{number}" for number in range(self._metadata)]
-        return ["id", "document", "title", "text", "page", "start", "end", *extra]
 
     @property
     def _table(self) -> Any:
@@ -85,7 +78,7 @@ class Store:
 
     @_reaching
     def exists(self) -> bool:
-        """Tell whether the table was begun."""
+        """Whether a build began it."""
         return self._name in names(self._database)
 
     @_reaching
@@ -110,16 +103,16 @@ class Store:
     def _schema(self, dimension: int) -> Any:
         import pyarrow as pa
 
-        text = [(name, pa.string()) for name in ("id", "document", "hash", "source", "title", "text", "terms")]
-        places = [("page", pa.int32()), ("start", pa.int64()), ("end", pa.int64())]
-        extra = [(f"metadata_{number}", pa.string()) for number in range(self._metadata)]
-        return pa.schema([*text, *places, *extra, ("vector", pa.list_(pa.float32(), dimension))])
+        texts = ["id", "document", "hash", "source", "title", "text", "terms"]
+        positions = [("page", pa.int32()), ("start", pa.int64()), ("end", pa.int64())]
+        columns = [*((name, pa.string()) for name in texts), *positions, *((n, pa.string()) for n in self._metadata)]
+        return pa.schema([*columns, ("vector", pa.list_(pa.float32(), dimension))])
 
     # ---- writing
 
     @_reaching
     def add(self, rows: Mapping[str, Sequence[Any]], vectors: Floats) -> None:
-        """Write passages at once: all of them are there afterwards, or none."""
+        """Write passages in one commit: all or none."""
         import pyarrow as pa
 
         schema = self._schema(vectors.shape[1])
@@ -129,29 +122,35 @@ class Store:
 
     @_reaching
     def documents(self) -> dict[tuple[str, str], str]:
-        """Return the source of every (document, hash) that is there."""
+        """Map every (document, hash) in the table to its source."""
         found = {}
-        reader = self._table.search().select(["document", "hash", "source"]).to_batches(65_536)
-        for batch in reader:
-            names = (batch.column(name).to_pylist() for name in ("document", "hash", "source"))
-            found.update({(document, digest): source for document, digest, source in zip(*names, strict=True)})
+        columns = ["document", "hash", "source"]
+        for batch in self._table.search().select(columns).to_batches(65_536):
+            rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+            found.update({(document, digest): source for document, digest, source in rows})
         return found
 
     @_reaching
     def delete(self, documents: Iterable[tuple[str, str]]) -> None:
         """Remove versions of documents, given as (document, hash)."""
-        all_of_them = list(documents)
-        for first in range(0, len(all_of_them), 500):
-            some = all_of_them[first : first + 500]
+        versions = list(documents)
+        for first in range(0, len(versions), 500):
+            some = versions[first : first + 500]
             self._table.delete(" OR ".join(f"(document = {_quoted(d)} AND hash = {_quoted(h)})" for d, h in some))
 
     @_reaching
+    def latest_count(self) -> int:
+        """Count the passages of the newest version, whoever wrote it."""
+        self._table.checkout_latest()
+        return self.count()
+
+    @_reaching
     def finish(self, *, changed: bool, previous: int | None) -> int:
-        """Index what was written, compact the table, remove old versions; return the version to read.
+        """Index new passages, compact the table and remove old versions; return the version to read.
 
         Args:
             changed: whether anything was written.
-            previous: the version that was to be read so far, which readers may have open: it and later ones are kept.
+            previous: the version published so far, which readers may have open: it and later ones are kept.
         """
         if changed or not self._indexed("terms"):
             self._index()
@@ -161,7 +160,7 @@ class Store:
         return int(self._table.version)
 
     def _age(self, version: int | None) -> timedelta:
-        """Return how long ago a version was written, and a little more; zero for one that is not there."""
+        """Measure how long ago a version was written, and add a second; zero for one that does not exist."""
         written: dict[int | None, datetime] = {one["version"]: one["timestamp"] for one in self._table.list_versions()}
         if version not in written:
             return timedelta(0)
@@ -179,8 +178,7 @@ class Store:
             )  # fmt: skip
             self._table.create_index("terms", config=words)
         if rows > EXACT and not self._indexed("vector"):
-            # RaBitQ (Gao & Long, SIGMOD 2024): found as much as product quantization, and is trained in a hundredth of
-            # the time.
+            # RaBitQ (Gao & Long, SIGMOD 2024) finds as much as product quantization and trains 100 times faster.
             config = IvfRq(distance_type="dot", num_partitions=max(1, rows // PARTITION))
             self._table.create_index("vector", config=config)
 
@@ -190,10 +188,10 @@ class Store:
     # ---- reading
 
     def checkout(self, version: int) -> None:
-        """Read this version, whatever is written meanwhile.
+        """Read this version from now on, even while others write.
 
         Raises:
-            LookupError: the table or the version is not there.
+            LookupError: the table or the version does not exist.
         """
         try:
             self._table.checkout(version)
@@ -203,12 +201,12 @@ class Store:
             raise
 
     def count(self) -> int:
-        """Return the number of passages."""
+        """Count the passages."""
         return int(self._table.count_rows())
 
     @_reaching
     def nearest(self, vectors: Floats, limit: int, where: str | None) -> Hits:
-        """Return the passages with the largest dot products to each vector."""
+        """Find the passages with the largest dot products to each vector."""
         search = self._table.search(vectors).distance_type("dot").limit(limit).select(["_distance"]).with_row_id(True)
         if (count := self.count()) > EXACT:
             partitions = max(1, count // PARTITION)
@@ -218,51 +216,46 @@ class Store:
         found = (search.where(where, prefilter=True) if where else search).to_arrow()
         which = found["query_index"].to_numpy() if "query_index" in found.schema.names else np.zeros(len(found), int)
         ids, scores = found["_rowid"].to_numpy().astype(np.int64), 1 - found["_distance"].to_numpy()
-        hits = []
-        for query in range(len(vectors)):
-            mine = np.flatnonzero(which == query)
-            mine = mine[np.lexsort((ids[mine], -scores[mine]))]
-            hits.append((ids[mine], scores[mine].astype(np.float32)))
-        return hits
+        return [_best_first(ids[which == query], scores[which == query]) for query in range(len(vectors))]
 
     @_reaching
     def matching(self, terms: Sequence[str], limit: int, where: str | None) -> Hits:
-        """Return the passages with the largest BM25 scores for each query's terms, joined by spaces."""
+        """Find the passages with the largest BM25 scores for each query's terms, joined by spaces."""
         from lancedb.query import MatchQuery
 
         ask: Any = MatchQuery  # its defaults are not in its types
 
-        def one(query: str) -> tuple[Ids, Floats]:
+        def match(query: str) -> tuple[Ids, Floats]:
             if not query:
                 return np.zeros(0, np.int64), np.zeros(0, np.float32)
             search = self._table.search(ask(query, "terms"), query_type="fts").limit(limit)
             search = search.select(["_score"]).with_row_id(True)
             found = (search.where(where, prefilter=True) if where else search).to_arrow()
-            ids, scores = found["_rowid"].to_numpy().astype(np.int64), found["_score"].to_numpy()
-            order = np.lexsort((ids, -scores))
-            return ids[order], scores[order].astype(np.float32)
+            return _best_first(found["_rowid"].to_numpy().astype(np.int64), found["_score"].to_numpy())
 
         with ThreadPoolExecutor(SEARCHES) as workers:
-            return list(workers.map(one, terms))
+            return list(workers.map(match, terms))
 
     @_reaching
-    def take(self, ids: Sequence[int], *, vectors: bool) -> dict[int, dict[str, Any]]:
-        """Return passages by row id, as mappings of their columns; `vector` is among them where asked for."""
+    def take(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Read passages by row id, as mappings of their columns with the vector."""
         if not len(ids):
             return {}
-        columns = [*self.columns, "vector"] if vectors else self.columns
-        found = self._table.take_row_ids([int(one) for one in ids]).with_row_id().select(columns).to_arrow()
-        rows = found.drop_columns(["vector"] if vectors else []).to_pylist()
-        if vectors:
-            dense = found["vector"].combine_chunks()
-            matrix = dense.flatten().to_numpy().reshape(len(rows), -1)
-            for row, vector in zip(rows, matrix, strict=True):
-                row["vector"] = vector
-        return {row.pop("_rowid"): row for row in rows}
+        columns = ["id", "document", "title", "text", "page", "start", "end", *self._metadata, "vector"]
+        found = self._table.take_row_ids([int(row) for row in ids]).with_row_id().select(columns).to_arrow()
+        rows = found.drop_columns(["vector"]).to_pylist()
+        matrix = found["vector"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+        return {row.pop("_rowid"): {**row, "vector": vector} for row, vector in zip(rows, matrix, strict=True)}
+
+
+def _best_first(ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
+    """Sort hits by score; ties go to the smaller row id."""
+    order = np.lexsort((ids, -scores))
+    return ids[order], scores[order].astype(np.float32)
 
 
 def condition(filters: Mapping[str, str | Sequence[str]], metadata: Sequence[str]) -> str | None:
-    """Return filters as SQL: every column has to hold its value, or one of its values.
+    """Write filters as SQL: every column has to hold its value, or one of its values.
 
     Args:
         filters: by `document`, `source`, `title`, or a column of `corpus.metadata`.
@@ -271,7 +264,7 @@ def condition(filters: Mapping[str, str | Sequence[str]], metadata: Sequence[str
     Raises:
         ConfigError: a filter names another column.
     """
-    known = {"document": "document", "source": "source", "title": "title"}
+    known = {name: name for name in ("document", "source", "title")}
     known |= {name: f"metadata_{number}" for number, name in enumerate(metadata)}
     parts = []
     for name, wanted in filters.items():
@@ -288,8 +281,11 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
+# ---- reaching LanceDB
+
+
 def connected(address: str) -> Any:
-    """Return LanceDB's connection to a folder or an object store; nothing is reached yet.
+    """Connect to a folder or an object store with LanceDB, which reads nothing yet.
 
     Raises:
         MachineError: LanceDB is not installed.
@@ -301,7 +297,7 @@ def connected(address: str) -> Any:
 
 
 def names(database: Any) -> list[str]:
-    """Return the names of all tables."""
+    """List all tables."""
     found: list[str] = []
     token = None
     while True:
@@ -314,7 +310,7 @@ def names(database: Any) -> list[str]:
 
 @contextmanager
 def reached(address: str) -> Iterator[None]:
-    """Tell what LanceDB says of a place that it cannot read or write.
+    """Turn LanceDB's errors into one that names the address.
 
     Raises:
         ArtifactError: `index-unreachable`.
@@ -326,97 +322,74 @@ def reached(address: str) -> Iterator[None]:
 
 
 def unreachable(address: str, problem: Exception) -> ArtifactError:
-    """Return the error that tells why the tables at an address cannot be used."""
+    """Explain why LanceDB cannot use the tables at an address, with the object store's own code and message."""
+    answer = re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", str(problem))
+    cause = ": ".join(filter(None, answer.groups())) if answer else str(problem).splitlines()[0][:300]
     return ArtifactError(
         "index-unreachable",
-        f"the index at {address} cannot be read or written: {_cause(str(problem))}",
-        hint="`rung explain index-unreachable` tells what to look at, and the variables of object stores",
+        f"the index at {address} cannot be read or written: {cause}",
+        hint="`rung explain index-unreachable` lists the usual causes, and the variables of object stores",
     )
 
 
-def _cause(text: str) -> str:
-    """Return the code and message of an object store's answer, or the beginning of what LanceDB says."""
-    answer = re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text)
-    if answer:
-        return ": ".join(part for part in answer.groups() if part)
-    return text.splitlines()[0][:300]
-
-
-# --------------------
-# Where an index lies, a folder or the URL of an object store: what it holds, and who may build it.
+# ---- locations
 #
-# In a folder `index.json` says what the index holds, and a lock of the file system, which ends with its process, keeps
-# two builds apart. An object store has neither. There the LanceDB table `index` has one row with the same text and the
-# name of who builds. An update of it is one conditional write, so that of two that take the lock at once one does.
+# An index lies in a folder or at the URL of an object store. In a folder, `index.json` says what the index holds. An
+# object store cannot replace a file that others read, so there the LanceDB table `index` has one row with that text.
 
 
 MANIFEST = "index.json"
 TABLES = "passages.lance"
-STATE = "index"  # the table of an object store that holds what index.json does, and the lock
-KEPT = timedelta(days=1)  # that older states stay, for who reads meanwhile
-TRIES = 5  # of a write that met another one
-CONFLICT = re.compile("commit conflict|incompatible with concurrent")
+STATE = "index"  # the table of an object store that holds what index.json does
+KEPT = timedelta(days=1)  # older states are removed; a reader may be reading a younger one
 URL = re.compile(r"(s3|gs|az)://[^/?#\s][^?#\s]*")
 
-Place = Path | str  # a folder, or the URL of an object store
+Location = Path | str  # a folder, or the URL of an object store
 
 
-class IndexPlace(Protocol):
-    """What a build and a reader need of the place of an index."""
-
-    @property
-    def tables(self) -> str:
-        """Where LanceDB keeps the passages."""
-
-    def read(self) -> str | None:
-        """Return what was published last; None where nothing is."""
-
-    def building(self, progress: Progress, *, unlock: bool = False) -> Any:
-        """Return a context in which no other process builds here; `unlock` takes the lock of a build that died."""
-
-    def check(self) -> None:
-        """Check that this build still has the lock; to be called in `building`, before every write."""
-
-    def publish(self, text: str) -> None:
-        """Replace what `read` returns, at once."""
-
-    def withdraw(self) -> None:
-        """Make `read` return None."""
-
-
-def place_of(text: str | Path) -> Place:
-    """Return a folder as a path, and a URL as it is, without a slash at its end."""
+def location_of(text: str | Path) -> Location:
+    """Tell a URL, without the slash at its end, from a folder."""
     return text.rstrip("/") if isinstance(text, str) and URL.fullmatch(text) else Path(text).expanduser()
 
 
-def open_place(place: Place) -> IndexPlace:
-    """Return the place at a folder or URL."""
-    return _bucket(place) if isinstance(place, str) else _Folder(place.absolute())
+def open_location(location: Location) -> _Folder | _Bucket:
+    """Open the folder or object store of an index; nothing is read yet."""
+    return _bucket(location) if isinstance(location, str) else _Folder(location.absolute())
+
+
+@contextmanager
+def building(location: Location, progress: Progress) -> Iterator[None]:
+    """Keep two builds on this machine apart: the second waits. The lock of a process that died is free."""
+    progress.start("waiting for another build of this index")
+    with FileLock(lock_file(Path(location))):
+        progress.finish()
+        yield
+
+
+def published(location: Location) -> str:
+    """Return a text that changes when a new version of the index is published."""
+    if isinstance(location, str):
+        return hash_of([open_location(location).read()], 16)
+    file = location / MANIFEST
+    return str(file.stat().st_mtime_ns) if file.exists() else ""
 
 
 class _Folder:
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._manifest = folder / MANIFEST
         self.tables = str(folder / TABLES)
 
     def read(self) -> str | None:
-        file = self._folder / MANIFEST
-        return file.read_text("utf-8") if file.exists() else None
-
-    @contextmanager
-    def building(self, progress: Progress, *, unlock: bool = False) -> Iterator[None]:
-        del unlock  # the lock of a process that died is free
-        with _alone_here(str(self._folder), progress):
-            yield
-
-    def check(self) -> None:
-        """The lock cannot be lost."""
+        """Return the text published last; None where there is none."""
+        return self._manifest.read_text("utf-8") if self._manifest.exists() else None
 
     def publish(self, text: str) -> None:
-        write_atomically(self._folder / MANIFEST, text)
+        """Replace the text at once."""
+        write_atomically(self._manifest, text)
 
     def withdraw(self) -> None:
-        (self._folder / MANIFEST).unlink(missing_ok=True)
+        """Remove the text."""
+        self._manifest.unlink(missing_ok=True)
 
 
 class _Bucket:
@@ -432,127 +405,28 @@ class _Bucket:
     def _state(self) -> Any:
         return self._database.open_table(STATE)
 
-    @cached_property
-    def _me(self) -> str:
-        """The machine and its cache, whose lock files keep its own processes apart."""
-        return f"{socket.gethostname()}/{_cache_id()}"
-
     def read(self) -> str | None:
+        """Return the text published last; None where there is none."""
         with reached(self.tables):
             if "_state" not in vars(self) and STATE not in names(self._database):
                 return None
             self._state.checkout_latest()
             if (version := self._state.version) != self._seen[0]:
-                self._seen = (version, self._row()["text"] or None)
+                (row,) = self._state.to_arrow().to_pylist()
+                self._seen = (version, row["text"] or None)
             return self._seen[1]
 
-    def _row(self) -> dict[str, str]:
-        (row,) = self._state.to_arrow().to_pylist()
-        return dict(row)
-
-    @contextmanager
-    def building(self, progress: Progress, *, unlock: bool = False) -> Iterator[None]:
-        with _alone_here(self.tables, progress):
-            self._take(unlock=unlock)
-            try:
-                yield
-            finally:
-                self._update(f"owner = '{self._me}'", owner="", since="")
-
-    def _take(self, *, unlock: bool) -> None:
-        """Take the lock. One with this machine's name was left by a process that died: `_alone_here` says so.
-
-        Raises:
-            ArtifactError: another machine has it.
-        """
-        with reached(self.tables):
-            if STATE not in names(self._database):
-                self._begin()
-        free = "true" if unlock else f"owner IN ('', '{self._me}')"
-        if not self._update(free, owner=self._me, since=datetime.now(UTC).isoformat(" ", "seconds")):
-            row = self._row()
-            raise ArtifactError(
-                "index-locked",
-                f"{row['owner'].partition('/')[0]} builds the index {self.tables}, since {row['since']}",
-                hint="wait until it is done; if that build has died, `rung index build TASK --unlock` goes on with it",
-            )
-
-    def _begin(self) -> None:
-        import pyarrow as pa
-
-        try:
-            empty = pa.table({"owner": [""], "since": [""], "text": [""]})
-            self._database.create_table(STATE, empty, exist_ok=True)
-        except RuntimeError as problem:
-            if not CONFLICT.search(str(problem)):
-                raise  # else another machine made it at the same time
-
-    def _update(self, where: str, **values: str) -> int:
-        """Change the row if the condition holds; return 1 if it did, else 0."""
-        with reached(self.tables):
-            for _ in range(TRIES - 1):
-                try:
-                    return self._update_once(where, values)
-                except RuntimeError as problem:
-                    if not CONFLICT.search(str(problem)):
-                        raise
-            return self._update_once(where, values)
-
-    def _update_once(self, where: str, values: dict[str, str]) -> int:
-        self._state.checkout_latest()
-        return int(self._state.update(where=where, values=values).rows_updated)
-
-    def check(self) -> None:
-        with reached(self.tables):
-            self._state.checkout_latest()
-            owner = self._row()["owner"]
-        if owner != self._me:
-            raise self._lost()
-
     def publish(self, text: str) -> None:
+        """Replace the text at once."""
         with reached(self.tables):
-            self._state.optimize(cleanup_older_than=KEPT)
-        if not self._update(f"owner = '{self._me}'", text=text):
-            raise self._lost()
+            state = self._database.create_table(STATE, [{"text": text}], mode="overwrite")
+            state.optimize(cleanup_older_than=KEPT)
 
     def withdraw(self) -> None:
+        """Remove the text."""
         self.publish("")
-
-    def _lost(self) -> ArtifactError:
-        return ArtifactError(
-            "index-locked",
-            f"another build took the lock of {self.tables} meanwhile",
-            hint="let that one finish, then run `rung index build TASK` again: it keeps what is there",
-        )
 
 
 @lru_cache(maxsize=8)
 def _bucket(url: str) -> _Bucket:
     return _Bucket(url)
-
-
-@contextmanager
-def _alone_here(address: str, progress: Progress) -> Iterator[None]:
-    """Wait for other builds on this machine."""
-    progress.start("waiting for another build of this index")
-    with FileLock(lock_file(Path(address))):
-        progress.finish()
-        yield
-
-
-def _cache_id() -> str:
-    """Return a random name of this cache, made at the first call."""
-    file = cache_dir() / "locks" / "id"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock_file(file)):
-        if not file.exists():
-            write_atomically(file, secrets.token_hex(16))
-        return file.read_text("utf-8")
-
-
-def stamp(place: Place) -> str:
-    """Return what changes when an index was published anew."""
-    if isinstance(place, str):
-        return hash_of([open_place(place).read()], 16)
-    file = place / MANIFEST
-    return str(file.stat().st_mtime_ns) if file.exists() else ""
