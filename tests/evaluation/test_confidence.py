@@ -168,7 +168,7 @@ def test_of_several_labels_isotonic_maps_the_probability_of_the_whole_answer():
     whole = of_decisions(probs, given)
     assert fitted.thresholds == isotonic(whole, (given == truth).all(1))
     assert fitted.scaled_each([0.2, 0.9]) == pytest.approx((0.2, 0.9), abs=0)
-    with pytest.raises(ConfigError, match="on 999 validation rows"):
+    with pytest.raises(ConfigError, match="needs 1000 validation rows, and there are 999"):
         fit_each("isotonic", probs[:999], given[:999], truth[:999])
 
 

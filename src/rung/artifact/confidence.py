@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 CalibrationMethod = Literal["temperature", "isotonic"]
-Array = npt.NDArray[np.float64]
-Values = Sequence[float] | npt.NDArray[np.floating]
+Probs = npt.NDArray[np.float64]
+ProbsLike = Sequence[float] | npt.NDArray[np.floating]
 Decisions = Sequence[bool] | npt.NDArray[np.bool_]
 
 SMALLEST = 1e-30  # replaces a probability that was rounded to zero
@@ -43,11 +43,11 @@ class Calibration:
         """Read the JSON form: the fields by name."""
         return cls(**{**values, "thresholds": tuple((float(at), float(value)) for at, value in values["thresholds"])})
 
-    def scaled(self, probabilities: Values) -> tuple[float, ...]:
+    def scaled(self, probabilities: ProbsLike) -> tuple[float, ...]:
         """Apply the temperature to the probabilities of all labels; isotonic regression leaves them as they are."""
         return tuple(tempered(np.asarray([probabilities], np.float64), self.temperature)[0].tolist())
 
-    def scaled_each(self, probabilities: Values) -> tuple[float, ...]:
+    def scaled_each(self, probabilities: ProbsLike) -> tuple[float, ...]:
         """Apply the temperature to independent probabilities, each that its own label is right."""
         return tuple(tempered(of_yes_and_no(np.asarray(probabilities, np.float64)), self.temperature)[..., 1].tolist())
 
@@ -63,23 +63,23 @@ class Calibration:
         return self.abstain_below is not None and confidence < self.abstain_below
 
 
-def tempered(probabilities: Array, temperature: float) -> Array:
+def tempered(probabilities: Probs, temperature: float) -> Probs:
     """Compute softmax(log p / temperature) along the last axis."""
     if temperature == 1.0:
         return probabilities
     logits = np.log(np.maximum(probabilities, SMALLEST)) / temperature
     weights = np.exp(logits - logits.max(-1, keepdims=True))
-    result: Array = weights / weights.sum(-1, keepdims=True)
+    result: Probs = weights / weights.sum(-1, keepdims=True)
     return result
 
 
-def of_yes_and_no(probs: Array) -> Array:
+def of_yes_and_no(probs: Probs) -> Probs:
     """Give the probabilities of both answers to "is the label right?", shape [..., 2], no first."""
     return np.stack([1 - probs, probs], -1)
 
 
-def of_decisions(probabilities: Values, given: Decisions) -> Array:
+def of_decisions(probabilities: ProbsLike, given: Decisions) -> Probs:
     """Compute the probability that all decisions on labels, taken as independent, are right, along the last axis."""
     probs = np.asarray(probabilities)
-    result: Array = np.where(given, probs, 1 - probs).prod(-1)
+    result: Probs = np.where(given, probs, 1 - probs).prod(-1)
     return result

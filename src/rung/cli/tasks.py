@@ -99,12 +99,12 @@ def check(
     json: Json = False,
 ) -> None:
     """Validate a task file and its data without a model, and print the data report."""
-    from rung.evaluation.scoring import check_expected
+    from rung.evaluation.scoring import validate_references
     from rung.task import Task
 
     loaded = Task.load(task, overrides(sets))
     data = loaded.read()
-    check_expected(loaded, data)
+    validate_references(loaded, data)
     count = token_counter(loaded)
     if count is not None:
         for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):

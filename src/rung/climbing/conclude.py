@@ -20,7 +20,8 @@ from rung.errors import ConfigError
 from rung.evaluation import calibration
 from rung.evaluation.rag_metrics import summary
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
-from rung.evaluation.scoring import notes, score_interval
+from rung.evaluation.scoring import notes
+from rung.evaluation.statistics import mean_interval
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.rungs.costs import prediction_flops
@@ -235,7 +236,7 @@ def _result(state: State, name: str, test: Sequence[Prediction] | None) -> RungR
     rows = list(test) if test is not None else validation
     scores = [row.score for row in rows]
     mean = sum(scores) / len(scores)
-    interval = score_interval(scores, seed=state.options.seed)
+    interval = mean_interval(scores, seed=state.options.seed)
     fitted = state.store.noted("fitted", name=name)
     fit_seconds = float(fitted["fit_seconds"]) if fitted else 0.0
     settings = {key: dict(value) for key, value in artifact.settings.items()}

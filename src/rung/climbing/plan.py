@@ -10,7 +10,7 @@ from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.data.rows import Data
 from rung.engines.opening import explain
-from rung.evaluation.scoring import check_expected
+from rung.evaluation.scoring import validate_references
 from rung.machine import Machine, this_machine
 from rung.models.reference import is_endpoint
 from rung.rungs import build
@@ -61,7 +61,7 @@ def plan(artifact: Artifact, rungs: Sequence[Rung], data: Data, machine: Machine
 def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], list[str]]:
     """Return one record per rung, zero-shot first, and notes on what the figures mean."""
     data, machine = task.read(), this_machine()
-    check_expected(task, data)
+    validate_references(task, data)
     zero = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
     rungs = (*other_models(task), *build(chosen_rungs(task, options), task, options.seed))
     lines = plan(zero, rungs, data, machine)

@@ -18,7 +18,7 @@ from rung.data.rows import Data
 from rung.engines.opening import settled
 from rung.errors import ConfigError
 from rung.evaluation.result import ClimbResult, Prediction
-from rung.evaluation.scoring import check_expected
+from rung.evaluation.scoring import validate_references
 from rung.machine import this_machine
 from rung.progress import QUIET, Progress
 from rung.rungs import build
@@ -85,7 +85,7 @@ def climb(
                 f"the {split} split has no rows",
                 hint=f"give `data.{split}`, or a fraction to split off",
             )
-    check_expected(task, data)
+    validate_references(task, data)
     names = chosen_rungs(task, options)
     options = replace(options, engine=_engine(task, options, progress))  # a run never mixes engines, nor when resumed
     identity: dict[str, Any] = {

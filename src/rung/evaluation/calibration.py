@@ -1,9 +1,8 @@
-"""How sure is an answer? Probabilities fitted to how often answers are right, and how far they can be trusted.
+"""Calibration: fit a decoder's probabilities to how often its answers are right, and measure how well they fit.
 
-A decoder's probability of its own answer is made comparable with the share of such answers that are right, on
-validation rows: by one temperature over all labels (Guo et al., On calibration of modern neural networks, ICML 2017),
-or by isotonic regression of the answer's probability alone (Zadrozny & Elkan, Transforming classifier scores into
-accurate multiclass probability estimates, KDD 2002). Neither changes an answer.
+A calibration is fitted on validation rows: by one temperature over all labels (Guo et al., On calibration of modern
+neural networks, ICML 2017), or by isotonic regression of the answer's probability alone (Zadrozny & Elkan, Transforming
+classifier scores into accurate multiclass probability estimates, KDD 2002). Neither changes an answer.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import numpy.typing as npt
 
 from rung.artifact.confidence import (
     SMALLEST,
-    Array,
     Calibration,
     CalibrationMethod,
     Decisions,
-    Values,
+    Probs,
+    ProbsLike,
     of_decisions,
     of_yes_and_no,
     tempered,
@@ -35,10 +34,10 @@ ISOTONIC_ROWS = 1000  # below, isotonic regression overfits (Niculescu-Mizil & C
 RESAMPLES = 2000
 
 
-# Fitting
+# ---- fitting
 
 
-def fit(method: CalibrationMethod, probabilities: Values, truth: Sequence[int]) -> Calibration:
+def fit(method: CalibrationMethod, probabilities: ProbsLike, truth: Sequence[int]) -> Calibration:
     """Fit a calibration on held-out rows.
 
     Args:
@@ -55,11 +54,11 @@ def fit(method: CalibrationMethod, probabilities: Values, truth: Sequence[int]) 
     return _fit_isotonic(values.max(1), values.argmax(1) == right)
 
 
-def fit_each(method: CalibrationMethod, probabilities: Values, given: Decisions, truth: Decisions) -> Calibration:
+def fit_each(method: CalibrationMethod, probabilities: ProbsLike, given: Decisions, truth: Decisions) -> Calibration:
     """Fit a calibration on held-out rows that may have several labels.
 
-    `temperature` makes the decisions on single labels likeliest; `isotonic` maps the probability of the whole answer,
-    that of all decisions together, to the share of answers with exactly the expected labels.
+    `temperature` maximizes the likelihood of the decisions on single labels. `isotonic` maps the probability of the
+    whole answer, that of all decisions together, to the share of answers with exactly the expected labels.
 
     Args:
         method: `temperature` or `isotonic`.
@@ -76,21 +75,21 @@ def fit_each(method: CalibrationMethod, probabilities: Values, given: Decisions,
     return _fit_isotonic(of_decisions(values, answered), (answered == right).all(1))
 
 
-def _fit_isotonic(scores: Array, right: npt.NDArray[np.bool_]) -> Calibration:
+def _fit_isotonic(scores: Probs, right: npt.NDArray[np.bool_]) -> Calibration:
     if len(scores) < ISOTONIC_ROWS:
         raise ConfigError(
             "too-few-rows",
-            f"isotonic regression would be fitted on {len(scores)} validation rows, and needs {ISOTONIC_ROWS}",
+            f"isotonic regression needs {ISOTONIC_ROWS} validation rows, and there are {len(scores)}",
             hint="use `method: temperature`, or give more validation rows",
         )
     return Calibration("isotonic", thresholds=isotonic(scores, right))
 
 
-def fit_temperature(probabilities: Array, truth: npt.NDArray[np.integer]) -> float:
-    """Return the temperature at which the true labels are likeliest, between 0.1 and 10.
+def fit_temperature(probabilities: Probs, truth: npt.NDArray[np.integer]) -> float:
+    """Find the temperature between 0.1 and 10 that maximizes the likelihood of the true labels.
 
     The log-likelihood is concave in 1/temperature: its slope, the mean over rows of z[true] - E[z] with z = log p, has
-    one zero, found by bisection. Rows that are all right say only "as cold as it goes": they give 1, no change.
+    one zero, found by bisection. If all rows are right, the optimum is at the bound, and the result is 1: no change.
     """
     if (probabilities.argmax(1) == truth).all():
         return 1.0
@@ -104,15 +103,15 @@ def fit_temperature(probabilities: Array, truth: npt.NDArray[np.integer]) -> flo
     return 2 / (low + high)
 
 
-def isotonic(scores: Values, right: Sequence[bool] | npt.NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
-    """Return the non-decreasing map from scores to shares of right answers with the least squared error.
+def isotonic(scores: ProbsLike, right: Sequence[bool] | npt.NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
+    """Fit the non-decreasing map from scores to shares of right answers with the least squared error.
 
     Pool adjacent violators (Ayer et al. 1955): neighbours out of order are replaced by their mean until none is. The
-    pairs are the ends of each level, so that straight lines between them are the map.
+    pairs are the ends of each level; the map is linear between them.
     """
-    order, place = np.unique(np.asarray(scores, np.float64), return_inverse=True)
-    weight = np.bincount(place).astype(float)
-    share = np.bincount(place, np.asarray(right, np.float64)) / weight
+    order, level = np.unique(np.asarray(scores, np.float64), return_inverse=True)
+    weight = np.bincount(level).astype(float)
+    share = np.bincount(level, np.asarray(right, np.float64)) / weight
     levels: list[list[float]] = []  # value, weight, first, last
     for i, (value, rows) in enumerate(zip(share, weight, strict=True)):
         levels.append([value, rows, i, i])
@@ -124,10 +123,10 @@ def isotonic(scores: Values, right: Sequence[bool] | npt.NDArray[np.bool_]) -> t
     return tuple(sorted(ends))
 
 
-# Measuring
+# ---- measuring
 
 
-class Bin(NamedTuple):
+class ReliabilityBin(NamedTuple):
     """Rows of similar confidence: their mean confidence, and the share that is right with its 95 % interval."""
 
     rows: int
@@ -142,7 +141,7 @@ class CalibrationError:
     """Expected calibration error with its 95 % interval, and what perfect calibration would show on as many rows.
 
     `expected` is the mean error if every answer were right with exactly its confidence: the error is never negative, so
-    chance alone puts it above zero. `p` is the share of such draws with an error as large as the one found.
+    chance alone puts it above zero. `p` is the share of such draws with an error at least as large as the measured one.
     """
 
     value: float
@@ -152,26 +151,25 @@ class CalibrationError:
     p: float
 
 
-def reliability(confidence: Values, right: Values, bins: int = BINS) -> list[Bin]:
-    """Return the bins of the reliability plot: equal widths over [0, 1], empty ones left out."""
+def reliability(confidence: ProbsLike, right: ProbsLike, bins: int = BINS) -> list[ReliabilityBin]:
+    """Sort rows into the bins of the reliability plot: equal widths over [0, 1], empty ones left out."""
     probs, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
-    place = _places(probs, bins)
-    found = []
-    for number in range(bins):
-        inside = place == number
+    numbers = _bin_numbers(probs, bins)
+    filled = []
+    for number in np.unique(numbers):
+        inside = numbers == number
         rows = int(inside.sum())
-        if rows:
-            interval = wilson(round(hits[inside].sum()), rows)
-            found.append(Bin(rows, float(probs[inside].mean()), float(hits[inside].mean()), *interval))
-    return found
+        interval = wilson(round(hits[inside].sum()), rows)
+        filled.append(ReliabilityBin(rows, float(probs[inside].mean()), float(hits[inside].mean()), *interval))
+    return filled
 
 
 def calibration_error(
-    confidence: Values, right: Values, *, bins: int = BINS, seed: int = 0, resamples: int = RESAMPLES
+    confidence: ProbsLike, right: ProbsLike, *, bins: int = BINS, seed: int = 0, resamples: int = RESAMPLES
 ) -> CalibrationError:
-    """Return the expected calibration error: |accuracy - confidence| over equal-width bins, weighted by their rows.
+    """Measure the expected calibration error: |accuracy - confidence| over equal-width bins, weighted by their rows.
 
-    The definition is that of Guo et al. The interval is the basic bootstrap's (2 e - quantile), which takes away the
+    The definition is that of Guo et al. The interval is the basic bootstrap's (2 e - quantile), which removes the
     upward bias that resampling adds, cut off at 0. `expected` and `p` come from drawing right and wrong by the
     confidences themselves (Vaicenavicius et al., Evaluating model calibration in classification, AISTATS 2019).
 
@@ -182,7 +180,7 @@ def calibration_error(
     if not len(probs) or len(probs) != len(hits):
         raise ValueError(f"need as many confidences as answers, got {len(probs)} and {len(hits)}")
     rows = len(probs)
-    members = np.eye(bins)[_places(probs, bins)]  # [rows, bins]
+    members = np.eye(bins)[_bin_numbers(probs, bins)]  # [rows, bins]
     gaps = members * (hits - probs)[:, None]
     value = float(np.abs(gaps.sum(0)).sum()) / rows
     random = np.random.default_rng(seed)
@@ -197,21 +195,21 @@ def calibration_error(
     return CalibrationError(value, max(0.0, 2 * value - late), max(0.0, 2 * value - early), float(perfect.mean()), p)
 
 
-def _places(confidence: Array, bins: int) -> npt.NDArray[np.intp]:
-    """Return each row's bin; bins are open at the left, (i/bins, (i+1)/bins], the first takes 0 as well."""
+def _bin_numbers(confidence: Probs, bins: int) -> npt.NDArray[np.intp]:
+    """Number each row's bin; bins are open at the left, (i/bins, (i+1)/bins], and the first one includes 0."""
     if ((confidence < 0) | (confidence > 1)).any():
         raise ValueError("a confidence lies outside [0, 1]")
     return np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
 
 
-# Abstaining
+# ---- abstaining
 
 
 class Selective(NamedTuple):
     """What abstaining below a threshold gives.
 
     Attributes:
-        threshold: least confidence of an answer that is given.
+        threshold: minimum confidence of an answer that is given.
         coverage: share of rows that are answered.
         accuracy: share of the answered rows that are right; None where none is answered.
         low, high: the accuracy's 95 % interval.
@@ -230,12 +228,14 @@ class Selective(NamedTuple):
     inside_held: float | None
 
 
-def selective(confidence: Values, right: Values, threshold: float, out_of_scope: Sequence[bool] = ()) -> Selective:
-    """Return coverage and accuracy where answers below `threshold` are held back.
+def selective(
+    confidence: ProbsLike, right: ProbsLike, threshold: float, out_of_scope: Sequence[bool] = ()
+) -> Selective:
+    """Measure coverage and accuracy where answers below `threshold` are held back.
 
     Args:
         confidence: of every answer.
-        right: 1 for every answer that is right, else 0.
+        right: 1 for every right answer, else 0.
         threshold: an answer with less confidence is held back.
         out_of_scope: per row, whether it is right to abstain; empty for no such row.
     """
@@ -251,11 +251,11 @@ def selective(confidence: Values, right: Values, threshold: float, out_of_scope:
     return Selective(threshold, answered / len(probs), correct / answered, low, high, handled, *held)
 
 
-def coverage_curve(confidence: Values, right: Values) -> list[tuple[float, float, float]]:
-    """Return (threshold, coverage, accuracy of what is answered) for every threshold that changes something.
+def coverage_curve(confidence: ProbsLike, right: ProbsLike) -> list[tuple[float, float, float]]:
+    """List (threshold, coverage, accuracy of what is answered) for every threshold that changes something.
 
-    From the surest rows to all of them; rows of equal confidence come together. (El-Yaniv & Wiener, On the foundations
-    of noise-free selective classification, JMLR 11, 2010.)
+    The list goes from the most confident rows to all of them; rows of equal confidence come together. (El-Yaniv &
+    Wiener, On the foundations of noise-free selective classification, JMLR 11, 2010.)
     """
     probs, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
     order = np.argsort(-probs, kind="stable")
@@ -265,13 +265,13 @@ def coverage_curve(confidence: Values, right: Values) -> list[tuple[float, float
     return [(float(probs[n - 1]), n / len(probs), float(correct[n - 1]) / n) for n in counts.tolist()]
 
 
-def threshold_for(confidence: Values, right: Values, accuracy: float) -> float | None:
-    """Return the lowest threshold at which the answers given are right with this share, or None where none is."""
-    found = [threshold for threshold, _, share in coverage_curve(confidence, right) if share >= accuracy]
-    return min(found, default=None)
+def threshold_for(confidence: ProbsLike, right: ProbsLike, accuracy: float) -> float | None:
+    """Find the lowest threshold at which this share of the answers given is right, or None."""
+    curve = coverage_curve(confidence, right)
+    return min((threshold for threshold, _, share in curve if share >= accuracy), default=None)
 
 
-# What the report shows
+# ---- reporting
 
 
 CURVE_POINTS = 200
@@ -279,19 +279,13 @@ ACCURACIES = (0.9, 0.95, 0.99)
 
 
 def describe(
-    calibration: Calibration,
-    before: Values,
-    after: Values,
-    right: Values,
-    *,
-    fitted_on: int,
-    out_of_scope: Sequence[bool] = (),
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Return what the report shows, as plain JSON values, measured on rows that the calibration was not fitted on.
+    calibration: Calibration, before: ProbsLike, after: ProbsLike, right: ProbsLike, *,
+    fitted_on: int, out_of_scope: Sequence[bool] = (), seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Collect what the report shows as plain JSON values, measured on rows that the calibration was not fitted on.
 
     Args:
-        calibration: what was fitted.
+        calibration: the fitted calibration.
         before: the decoder's own probability of its answer, per row.
         after: the confidence, per row.
         right: 1 for every right answer, else 0.
@@ -319,15 +313,15 @@ def describe(
     return values
 
 
-def _reaching(confidence: Values, right: Values, accuracy: float) -> dict[str, float] | None:
-    """Return the lowest threshold at which so many of the answers given are right, and the rows it answers."""
+def _reaching(confidence: ProbsLike, right: ProbsLike, accuracy: float) -> dict[str, float] | None:
+    """Find the lowest threshold that reaches this accuracy, and the share of rows that it answers."""
     threshold = threshold_for(confidence, right, accuracy)
     if threshold is None:
         return None
     return {"threshold": threshold, "coverage": selective(confidence, right, threshold).coverage}
 
 
-def _error_values(confidence: Values, right: Values, seed: int) -> dict[str, Any]:
+def _error_values(confidence: ProbsLike, right: ProbsLike, seed: int) -> dict[str, Any]:
     error = calibration_error(confidence, right, seed=seed)
     return {
         "error": error.value, "low": error.low, "high": error.high, "expected": error.expected, "p": error.p,

@@ -24,8 +24,8 @@ from rung.evaluation.metrics import (
 )
 from rung.evaluation.rag_metrics import measure, sources, summary
 from rung.evaluation.result import Comparison, Prediction
-from rung.evaluation.statistics import Interval, is_binary, mean_interval, wilson
 from rung.evaluation.statistics import compare as compare_scores
+from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def summarize(
             scores[name] = [metric(row.prediction, row.expected) for row in rows]
     metrics = {}
     for name, values in scores.items():
-        interval = score_interval(values)
+        interval = mean_interval(values, seed=0)
         metrics[name] = {"score": sum(values) / len(values), "low": interval.low, "high": interval.high}
     if artifact.abstains:
         metrics |= _abstaining(rows)
@@ -185,27 +185,16 @@ def _abstaining(rows: Sequence[Prediction]) -> dict[str, dict[str, float]]:
     return {
         name: {"score": sum(scores) / len(scores), "low": interval.low, "high": interval.high}
         for name, scores in values.items()
-        if scores and (interval := score_interval(scores))
+        if scores and (interval := mean_interval(scores, seed=0))
     }
 
 
-def score_interval(scores: Sequence[float], *, seed: int = 0) -> Interval:
-    """Return the 95 % interval of a mean score: Wilson's for 0/1 scores, the bootstrap's otherwise."""
-    if is_binary(scores):
-        return wilson(round(sum(scores)), len(scores))
-    return mean_interval(scores, seed=seed)
-
-
-# --------------------
-# What the metric of a task needs, looked at before a model is asked: hours later, it would have been asked in vain.
-
-
-def check_expected(task: Task, data: Data) -> None:
-    """Refuse a metric whose settings or files are wrong, and expected answers by which nothing can be scored.
+def validate_references(task: Task, data: Data) -> None:
+    """Validate the metric and the references before any inference, so that errors surface at once, not hours later.
 
     Raises:
         ConfigError: the metric is unknown, or a setting or a file of it is wrong.
-        DataError: an expected answer is wrong; the message names its place.
+        DataError: the metric cannot score by an expected answer; the message names its place.
     """
     metric = get_metric(task.metric_name, task.folder, task.metric_settings, refusal=task.output.refusal or "")
     if metric.check is not None:

@@ -1,11 +1,11 @@
-"""Which difference is real: intervals, paired tests, and the correction for many comparisons.
+"""Statistics: intervals, paired tests, and the correction for many comparisons.
 
 Every comparison is paired: `a` and `b` are scores of two artifacts on the same rows, and the difference is always
 score(b) - score(a). A row is *fixed* where b scores higher than a, and *broken* where it scores lower.
 
 Where all scores are 0 or 1, tests are exact (McNemar) and intervals are score intervals (Wilson for one proportion,
-Tango for a difference of paired ones). Otherwise intervals are bootstrapped (BCa) and the test flips signs. The
-exact test and the score interval answer slightly different questions, so at the edge p may be just above 0.05 while
+Tango for a difference of paired ones). Otherwise intervals are bootstrapped (BCa) and the test flips signs. The exact
+test and the score interval answer slightly different questions, so in a borderline case p may be just above 0.05 while
 the interval just excludes 0; decisions use p.
 
 Random numbers come from numpy's PCG64 seeded by the caller: the same scores and seed give the same bytes.
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Scores = Sequence[float] | npt.NDArray[np.floating]
-Method = Literal["mcnemar-exact", "paired-bootstrap"]
+TestMethod = Literal["mcnemar-exact", "paired-bootstrap"]
 
 _NORMAL = NormalDist()
 _CHUNK = 1 << 21  # random draws held at once: 16 MiB of int64 indices, 16 MiB of gathered scores
@@ -38,8 +38,7 @@ class Interval(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, slots=True)
-class BootstrapResult:
+class BootstrapResult(NamedTuple):
     """Mean difference b - a, its BCa interval, and the two-sided p-value of the sign-flip test."""
 
     delta: float
@@ -59,20 +58,20 @@ class PairedComparison:
     fixed: int
     broken: int
     n: int
-    method: Method
+    method: TestMethod
 
 
-# One artifact: how good is it?
+# ---- one artifact: how good is it?
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Return the score interval of a proportion.
+    """Compute the score interval of a proportion.
 
-    Never empty and never outside [0, 1], even for 0 or n successes.
+    It is never empty and never outside [0, 1], even for 0 or n successes.
     Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927).
 
     Raises:
-        ValueError: If `n` is below 1 or `successes` is outside 0..n.
+        ValueError: `n` is below 1 or `successes` is outside 0..n.
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"need 0 <= successes <= n and n >= 1, got {successes} of {n}")
@@ -85,12 +84,12 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
 
 
 def mean_interval(scores: Scores, level: float = 0.95, *, seed: int, resamples: int = 10_000) -> Interval:
-    """Return the interval of a mean score: Wilson's where all scores are 0 or 1, else the BCa bootstrap's.
+    """Compute the interval of a mean score: Wilson's where all scores are 0 or 1, else the BCa bootstrap's.
 
-    Scores that are all the same but neither 0 nor 1 give an interval of width zero: a bootstrap sees no spread.
+    If all scores are the same but neither 0 nor 1, the interval has width zero: the bootstrap sees no spread.
 
     Raises:
-        ValueError: If there are no scores or one is not finite.
+        ValueError: there are no scores, or one is not finite.
     """
     values = _vector(scores, "scores")
     if is_binary(values):
@@ -99,18 +98,18 @@ def mean_interval(scores: Scores, level: float = 0.95, *, seed: int, resamples: 
 
 
 def is_binary(scores: Scores) -> bool:
-    """Return whether every score is exactly 0 or 1."""
+    """Tell whether every score is exactly 0 or 1."""
     values = np.asarray(scores)
     return bool(np.all((values == 0) | (values == 1)))
 
 
-# Two artifacts on the same rows, scores 0 or 1
+# ---- two artifacts on the same rows, scores 0 or 1
 
 
 def mcnemar_exact(fixed: int, broken: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test.
+    """Compute the two-sided p-value of McNemar's exact test.
 
-    Given the rows on which the two disagree, each is fixed or broken with probability 1/2 if they are equally good;
+    If the two are equally good, each row on which they disagree is fixed or broken with probability 1/2;
     p is twice the smaller tail of Binomial(fixed + broken, 1/2), at most 1. Computed in integers, rounded once.
     McNemar, Psychometrika 12 (1947).
     """
@@ -119,10 +118,10 @@ def mcnemar_exact(fixed: int, broken: int) -> float:
 
 @lru_cache(maxsize=65_536)
 def sign_test(wins: int, losses: int) -> float:
-    """Return the one-sided exact p-value P(X >= wins), X ~ Binomial(wins + losses, 1/2).
+    """Compute the one-sided exact p-value P(X >= wins), X ~ Binomial(wins + losses, 1/2).
 
     Raises:
-        ValueError: If a count is negative.
+        ValueError: a count is negative.
     """
     if wins < 0 or losses < 0:
         raise ValueError(f"counts must not be negative, got {wins} and {losses}")
@@ -135,7 +134,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def delta_interval(fixed: int, broken: int, n: int, level: float = 0.95) -> Interval:
-    """Return Tango's score interval of (fixed - broken) / n, a difference of two paired proportions.
+    """Compute Tango's score interval of (fixed - broken) / n, a difference of two paired proportions.
 
     The ends are the differences at which the score statistic, with its variance under that difference, equals the
     normal quantile. Unlike the Wald interval it stays inside [-1, 1], has width even without disagreements, and
@@ -144,7 +143,7 @@ def delta_interval(fixed: int, broken: int, n: int, level: float = 0.95) -> Inte
     Statistics in Medicine 17 (1998); recommended by Fagerland, Lydersen & Laake, Statistics in Medicine 33 (2014).
 
     Raises:
-        ValueError: If the counts are negative, or more rows changed than there are.
+        ValueError: the counts are negative, or more rows changed than there are.
     """
     if n < 1 or fixed < 0 or broken < 0 or fixed + broken > n:
         raise ValueError(f"need fixed + broken <= n and n >= 1, got {fixed} + {broken} of {n}")
@@ -178,23 +177,23 @@ def _tango_variance(fixed: int, broken: int, n: int, delta: float) -> float:
     return max(0.0, n * (2 * p_broken + delta * (1 - delta)))
 
 
-# Two artifacts on the same rows, any scores
+# ---- two artifacts on the same rows, any scores
 
 
 def paired_bootstrap(
     a: Scores, b: Scores, *, level: float = 0.95, resamples: int = 10_000, seed: int
 ) -> BootstrapResult:
-    """Return the mean difference b - a with a BCa bootstrap interval and a sign-flip p-value.
+    """Compute the mean difference b - a with a BCa bootstrap interval and a sign-flip p-value.
 
     The interval is bias-corrected and accelerated: second-order accurate for skewed differences (Efron, Better
     bootstrap confidence intervals, JASA 82, 1987). The p-value is two-sided: if a and b were exchangeable, each
     row's difference could as well have had the other sign. With at most log2(resamples) rows that differ, all sign
-    patterns are counted and p is exact; otherwise `resamples` random ones are, the observed one added to both counts
-    so that p is never 0 and the test keeps its level (Phipson & Smyth 2010). Differences that are all the same give
-    an interval of width zero; p still tells how little so few rows prove.
+    patterns are counted and p is exact. Otherwise `resamples` random patterns are drawn, and the observed one is added
+    to both counts, so that p is never 0 and the test keeps its level (Phipson & Smyth 2010). If all differences are the
+    same, the interval has width zero; p still shows how little a few rows prove.
 
     Raises:
-        ValueError: If a and b differ in length, are empty, or hold a value that is not finite.
+        ValueError: a and b differ in length, are empty, or hold a value that is not finite.
     """
     difference = _difference(a, b)
     low, high = _bca(difference, level, resamples, seed)
@@ -207,14 +206,14 @@ def compare(
     """Compare b with a on the same rows, exactly where all scores are 0 or 1, else by resampling.
 
     Args:
-        a_scores: Scores of the incumbent, one per row.
-        b_scores: Scores of the challenger on the same rows in the same order.
-        seed: Of the bootstrap and the sign flips; without effect on 0/1 scores.
-        level: Of the interval.
-        resamples: Of the bootstrap and the sign flips.
+        a_scores: scores of the incumbent, one per row.
+        b_scores: scores of the challenger on the same rows in the same order.
+        seed: of the bootstrap and the sign flips; without effect on 0/1 scores.
+        level: of the interval.
+        resamples: of the bootstrap and the sign flips.
 
     Raises:
-        ValueError: If the two differ in length, are empty, or hold a value that is not finite.
+        ValueError: the two differ in length, are empty, or hold a value that is not finite.
     """
     difference = _difference(a_scores, b_scores)
     n, fixed, broken = len(difference), int((difference > 0).sum()), int((difference < 0).sum())
@@ -223,7 +222,7 @@ def compare(
         p = mcnemar_exact(fixed, broken)
         return PairedComparison((fixed - broken) / n, low, high, p, fixed, broken, n, "mcnemar-exact")
     result = paired_bootstrap(a_scores, b_scores, level=level, resamples=resamples, seed=seed)
-    return PairedComparison(result.delta, result.low, result.high, result.p, fixed, broken, n, "paired-bootstrap")
+    return PairedComparison(*result, fixed, broken, n, "paired-bootstrap")
 
 
 def _bca(values: Array, level: float, resamples: int, seed: int) -> Interval:
@@ -233,14 +232,11 @@ def _bca(values: Array, level: float, resamples: int, seed: int) -> Interval:
     if not np.any(values != values[0]):
         return Interval(float(values[0]), float(values[0]))
     generator = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            values[generator.integers(0, len(values), (rows, len(values)))].mean(axis=1)
-            for rows in _chunks(resamples, len(values))
-        ]
-    )
+    n = len(values)
+    chunks = [values[generator.integers(0, n, (rows, n))].mean(axis=1) for rows in _chunks(resamples, n)]
+    means = np.concatenate(chunks)
     below = (int((means < mean).sum()) + int((means <= mean).sum())) / (2 * resamples)
-    # With fewer resamples than it takes to fall on both sides of the mean, half a resample keeps the bias finite.
+    # If all resamples fall on one side of the mean, half a resample keeps the bias finite.
     bias = _NORMAL.inv_cdf(min(max(below, 0.5 / resamples), 1 - 0.5 / resamples))
     acceleration = float((centred**3).sum() / (6 * (centred**2).sum() ** 1.5))
     z = _z(level)
@@ -252,10 +248,9 @@ def _bca(values: Array, level: float, resamples: int, seed: int) -> Interval:
 def _sign_flip(difference: Array, resamples: int, seed: int) -> float:
     """Two-sided p-value of the sum of differences under random signs. Rows without a difference do not matter."""
     size = np.abs(difference[difference != 0])
-    # Sums that are equal on paper differ in the last bits: count them as equal.
+    # Rounding makes equal sums differ in their last bits: count them as equal.
     bar = abs(float(difference.sum())) * (1 - 1e-12) - 1e-15
-    exact = len(size) < 60 and 2 ** len(size) <= resamples
-    if exact:
+    if len(size) < 60 and 2 ** len(size) <= resamples:
         patterns = (np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1
         return float((np.abs((2 * patterns - 1) @ size) >= bar).mean())
     generator = np.random.default_rng([seed, 1])  # its own stream: independent of the bootstrap's
@@ -266,17 +261,17 @@ def _sign_flip(difference: Array, resamples: int, seed: int) -> float:
     return (beyond + 1) / (resamples + 1)
 
 
-# Many comparisons
+# ---- many comparisons
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted by Holm's step-down method, in the order given.
+    """Adjust p-values by Holm's step-down method, in the order given.
 
-    Comparing the result with alpha bounds the probability of any false positive by alpha, whatever the dependence.
+    Comparing the results with alpha bounds the probability of any false positive by alpha, whatever the dependence.
     Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
 
     Raises:
-        ValueError: If a value is outside [0, 1].
+        ValueError: a value is outside [0, 1].
     """
     if not all(0 <= p <= 1 for p in ps):
         raise ValueError(f"p-values must lie in [0, 1], got {list(ps)}")
