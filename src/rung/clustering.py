@@ -5,17 +5,25 @@ Neighbours by angle: on unit vectors the squared Euclidean distance is 2 - 2 cos
 
 from __future__ import annotations
 
+import csv
+import json
+import os
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import comb, log
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from rung.data.examples import column as value_of
+from rung.data.examples import text_of
+from rung.data.rows import Record
+from rung.data.sources import read_rows
 from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Sampling
-from rung.errors import ConfigError
+from rung.errors import ConfigError, DataError
 from rung.models.messages import Message, Messages
 from rung.progress import QUIET, Progress
 
@@ -160,9 +168,7 @@ def _finished(
     return Grouping(clusters, centrality, _silhouette(vectors, clusters, seed), tried or {})
 
 
-# --------------------
 # Names of clusters, written by a model that reads their most central texts.
-
 
 EXAMPLES = 8  # central texts that the model reads of each cluster
 CHARACTERS = 300  # of each, so that any model can read them
@@ -200,7 +206,6 @@ def names(engine: Engine, clusters: Sequence[Sequence[str]], *, progress: Progre
     return found
 
 
-# --------------------
 # How far clusters agree with labels. Noise of HDBSCAN counts as one more cluster.
 
 
@@ -230,3 +235,73 @@ def _counts(
     labels: Sequence[Hashable], clusters: Sequence[Hashable]
 ) -> tuple[Counter[tuple[Hashable, Hashable]], Counter[Hashable], Counter[Hashable]]:
     return Counter(zip(labels, clusters, strict=True)), Counter(labels), Counter(clusters)
+
+
+# Tables: the texts to group, what was found, and every row with its cluster.
+
+TABLE_KINDS = (".csv", ".jsonl")  # that `write_clusters` writes
+
+
+def read_texts(data: Path, column: str) -> tuple[list[Record], list[str]]:
+    """Read the rows of a table and their texts.
+
+    Raises:
+        DataError: `bad-row`: a row has no text, so it would belong to any group.
+    """
+    records = list(read_rows(data))
+    texts = [text_of(value_of(record, column)).strip() for record in records]
+    for record, text in zip(records, texts, strict=True):
+        if not text:
+            raise DataError("bad-row", f"{record.source}: {column!r} is empty", hint="leave out rows without a text")
+    return records, texts
+
+
+def summary(grouping: Grouping, cluster_names: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+    """The groups as plain values."""
+    sizes = [int((grouping.clusters == number).sum()) for number in range(grouping.count)]
+    return {
+        "rows": len(texts),
+        "clusters": [
+            {"name": name, "rows": size, "central": grouping.central(number, texts, 3)}
+            for number, (name, size) in enumerate(zip(cluster_names, sizes, strict=True))
+        ],
+        "noise": len(texts) - sum(sizes),
+        "silhouette": grouping.silhouette,
+        "tried": [{"k": k, "silhouette": value} for k, value in grouping.tried.items()],
+    }
+
+
+def label_agreement(records: Sequence[Record], label: str, grouping: Grouping) -> dict[str, Any]:
+    """How far the groups agree with a column of labels."""
+    labels, clusters = [text_of(value_of(record, label)) for record in records], grouping.clusters.tolist()
+    return {
+        "labels": len(set(labels)),
+        "adjusted_rand": adjusted_rand(labels, clusters),
+        "normalized_mutual_information": normalized_mutual_information(labels, clusters),
+    }
+
+
+def write_clusters(out: Path, records: Sequence[Record], grouping: Grouping, cluster_names: Sequence[str]) -> None:
+    """Write every row with `cluster`, `cluster_name` and `centrality`; the file appears when it is whole.
+
+    Raises:
+        DataError: `duplicate-name`: the table already has one of these columns.
+    """
+    for name in ("cluster", "cluster_name", "centrality"):
+        if any(name in record.values for record in records):
+            raise DataError("duplicate-name", f"the table already has a column {name!r}", hint="rename it first")
+    numbers, near = grouping.clusters.tolist(), grouping.centrality.astype(float).round(4).tolist()
+    rows = [
+        {**record.values, "cluster": k, "cluster_name": cluster_names[k] if k >= 0 else "", "centrality": centrality}
+        for record, k, centrality in zip(records, numbers, near, strict=True)
+    ]
+    scratch = out.with_name(out.name + ".tmp")
+    with scratch.open("w", encoding="utf-8", newline="") as file:
+        if out.suffix.lower() == ".csv":
+            heads = list(dict.fromkeys(name for row in rows for name in row))
+            writer = csv.DictWriter(file, heads, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(scratch, out)  # noqa: PTH105

@@ -128,7 +128,7 @@ def test_promoted_and_rolled_back(run, zero, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("start", "intents", "artifact", "--mode", "canary"), "bad-option"),
+        (("start", "intents", "artifact", "--mode", "canary"), "unknown-name"),
         (("start", "intents", "artifact", "--share", "0.5"), "bad-option"),
         (("start", "intents", "artifact", "--mode", "ab", "--share", "1.5"), "bad-option"),
         (("start", "intents", "artifact"), "nothing-served"),

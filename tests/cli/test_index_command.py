@@ -55,7 +55,7 @@ def test_build_show_search_update_path(file):
 
 
 def test_what_search_does_not_know_is_refused(file):
-    with pytest.raises(ConfigError, match="no search is named 'fuzzy'"):
+    with pytest.raises(ConfigError, match="unknown --mode 'fuzzy'"):
         run("index", "search", file, "x", "--mode", "fuzzy")
     with pytest.raises(ConfigError, match="'document' has no `=`"):
         run("index", "search", file, "x", "--filter", "document")

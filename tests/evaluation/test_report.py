@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from rung.cli.render import climb_result
 from rung.evaluation.report.html import page, write_html
 from rung.evaluation.report.jsonfile import read, summary, write
 from rung.evaluation.report.plots import ladder_svg
-from rung.evaluation.report.terminal import print_climb
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202e\0'\"" + "x" * 10_000
@@ -148,7 +148,7 @@ def test_in_a_browser_only_our_script_runs(result, predictions, tmp_path):
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_the_table_fits_every_width(result, width):
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    print_climb(result, console)
+    climb_result(result, console)
     lines = console.export_text().splitlines()
     console.file.close()
     table = lines[: next(i for i, line in enumerate(lines) if line.startswith("v: "))]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rung.agents.trace import trace
-from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, Sets, TaskOfRows, overrides, print_json, progress
+from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, Rows, Sets, TaskOfRows, load_task, progress
+from rung.cli.render import print_json
 from rung.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,15 +21,13 @@ if TYPE_CHECKING:
     from rung.prompts.overflow import Rendered
 
 
-Rows = Annotated[Path | None, typer.Option("--data", help="Rows to use: CSV, TSV, JSON, JSONL or Parquet.")]
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("run")(run)
     app.command("chat")(chat)
     app.command("predict")(predict)
     app.command("show")(show)
+    app.command("confidence")(confidence)
 
 
 def run(
@@ -320,15 +319,6 @@ def source_rows(folder: Path, data: Path | None, least: int) -> list[dict[str, A
     return rows
 
 
-# --------------------
-# `rung confidence`: fit and measure how sure an artifact's answers are.
-
-
-def register_confidence(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("confidence")(confidence)
-
-
 def confidence(
     artifact: ArtifactFolder,
     task: TaskOfRows,
@@ -345,9 +335,9 @@ def confidence(
     """Fit confidence on the validation rows, measure it on the test rows, and say what abstaining would give."""
     from rung.artifact.artifact import Artifact
     from rung.climbing.conclude import fit_confidence, measure_confidence
-    from rung.task import Confidence, Task
+    from rung.task import Confidence
 
-    loaded = Task.load(task, overrides(sets))
+    loaded = load_task(task, sets)
     wanted = loaded.confidence or Confidence()
     chosen = _method(method or wanted.method)
     below = wanted.abstain_below if abstain_below is None else abstain_below

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from rung.cli.artifacts import Rows, note_dropped, source_rows
-from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, print_json, progress
+from rung.cli.artifacts import note_dropped, source_rows
+from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, Rows, progress
+from rung.cli.render import print_json
 from rung.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -1,139 +1,100 @@
-"""`rung failures`: look at what was captured, correct it, take it out and in."""
+"""The loop from captured failures to what is served: `failures`, `improve`, `promote`, `rollback`, `trial`."""
 
 from __future__ import annotations
 
 import getpass
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer import Argument, Option
 
-from rung.cli.options import (
-    RUN_FOLDERS,
-    ArtifactFolder,
-    Budget,
-    EngineOption,
-    Json,
-    Offline,
-    Quiet,
-    Resume,
-    RunFolders,
-    RungNames,
-    Seed,
-    Sets,
-    TaskFile,
-    climb_options,
-    overrides,
-    print_json,
-    progress,
-)
+from rung.cli import options, render
+from rung.cli.climb import write_reports
 from rung.errors import ConfigError
-from rung.feedback.records import PAIRS, REGISTRY, SHARE, STORE
+from rung.feedback.records import PAIRS, REASONS, REGISTRY, SHARE, STORE, CaseFilter, TrialMode, command
 
 if TYPE_CHECKING:
-    from rung.feedback.improve import Improvement
-    from rung.feedback.records import ABTest, CaseFilter, Promotion, ReviewCase
+    from rung.feedback.records import ABTest, Promotion
     from rung.feedback.registry import Registry
-    from rung.feedback.store import FeedbackStore
-    from rung.feedback.trials import TrialReport
-
 
 app = typer.Typer(no_args_is_help=True)
-StorePlace = Annotated[
-    str,
-    typer.Option("--store", envvar="RUNG_STORE", help="The store: an SQLite file, or a URL.", metavar="PLACE"),
+trial_app = typer.Typer(no_args_is_help=True)
+
+Id = Annotated[str, Argument(help="Id of the response.", metavar="ID")]
+Reviewer = Annotated[str | None, Option("--reviewer", help="Who says so; by default the user.", metavar="NAME")]
+Comment = Annotated[str, Option("--comment", help="Why.")]
+OfTask = Annotated[str | None, Option("--task", help="Of this task only.", metavar="NAME")]
+SplitName = Annotated[str | None, Option("--split", help="train or test.")]
+RegistryFolder = Annotated[
+    Path, Option("--registry", envvar="RUNG_REGISTRY", help="Folder of promoted artifacts.", metavar="FOLDER")
 ]
-Id = Annotated[str, typer.Argument(help="Id of the response.", metavar="ID")]
-Reviewer = Annotated[str | None, typer.Option("--reviewer", help="Who says so; by default the user.", metavar="NAME")]
-Comment = Annotated[str, typer.Option("--comment", help="Why.")]
-TaskName = Annotated[str | None, typer.Option("--task", help="Of this task only.", metavar="NAME")]
-SplitName = Annotated[str | None, typer.Option("--split", help="train or test.")]
-SHOWN = 60  # characters of a cell
 
 
-def open_store(place: str, *, must_exist: bool = True) -> FeedbackStore:
-    """Open the store; one that is to be read from must be there.
-
-    Raises:
-        ConfigError: `no-such-file`.
-    """
-    from rung.feedback.store import FeedbackStore
-
-    if must_exist and "://" not in place and not Path(place).expanduser().is_file():
-        raise ConfigError(
-            "no-such-file", f"there is no store {place}",
-            hint="capture makes one, as `rung failures import` does; or name another with --store",
-        )  # fmt: skip
-    return FeedbackStore(place)
+def register(app: typer.Typer) -> None:
+    """Add the commands beside the groups."""
+    for function in (improve, promote, rollback):
+        app.command()(function)
 
 
 @app.command("list")
-def list_command(
-    store: StorePlace = STORE,
-    task: TaskName = None,
+def list_cases(
+    store: options.StorePlace = STORE,
+    task: OfTask = None,
     split: SplitName = None,
-    reason: Annotated[str | None, typer.Option(help="Suspicious for this reason.")] = None,
-    reviewed: Annotated[bool | None, typer.Option("--reviewed/--unreviewed", help="Reviewed, or not.")] = None,
-    wrong: Annotated[bool, typer.Option("--wrong", help="Reviewed and found wrong.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Also what nothing speaks against.")] = False,
-    text: Annotated[str | None, typer.Option(help="With this text in input or response.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most cases to show.")] = 50,
-    json: Json = False,
+    reason: Annotated[str | None, Option(help="Suspicious for this reason.")] = None,
+    reviewed: Annotated[bool | None, Option("--reviewed/--unreviewed", help="Reviewed, or not.")] = None,
+    wrong: Annotated[bool, Option("--wrong", help="Reviewed and found wrong.")] = False,
+    everything: Annotated[bool, Option("--all", help="Also answers that nothing speaks against.")] = False,
+    text: Annotated[str | None, Option(help="With this text in input or response.")] = None,
+    limit: Annotated[int, Option(min=1, help="Most cases to show.")] = 50,
+    json: options.Json = False,
 ) -> None:
-    """List suspicious answers, the worst first; what nobody reviewed, unless asked otherwise."""
+    """List suspicious answers, the worst first; by default those that nobody reviewed."""
     narrowed = everything or wrong or reviewed is not None
     which = _filter(
         task=task, split=split, reason=reason, text=text, failure=True if wrong else None,
         reviewed=reviewed if narrowed else False, suspicious=None if narrowed else True,
     )  # fmt: skip
-    with open_store(store) as opened:
+    with options.open_store(store) as opened:
         cases, count = opened.cases(which, limit=limit), opened.count(which)
     if json:
-        print_json({"cases": [case.as_dict() for case in cases], "count": count})
-        return
-    _table(cases)
-    typer.echo(f"{len(cases)} of {count} cases")
+        render.print_json({"cases": [case.as_dict() for case in cases], "count": count})
+    else:
+        render.cases(cases)
+        render.say(f"{len(cases)} of {count} cases")
 
 
 @app.command()
-def show(id: Id, store: StorePlace = STORE, json: Json = False) -> None:  # noqa: A002
-    """Show one case: what was asked, answered and expected, its feedback and its history."""
-    with open_store(store) as opened:
+def show(id: Id, store: options.StorePlace = STORE, json: options.Json = False) -> None:  # noqa: A002
+    """Show one case: the question, the answer, the expected answer, its feedback and its history."""
+    with options.open_store(store) as opened:
         values = opened.details(id)
     if json:
-        print_json(values)
-        return
-    for name, value in values.items():
-        if name not in ("feedback", "history", "shadowed_by") and value not in (None, "", []):
-            _say(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
-    for one in values["feedback"]:
-        said = [one["thumb"], one["score"], one["comment"], one["expected"] and f"expected {one['expected']!r}"]
-        _say(f"feedback {one['at']} by {one['source']}: {', '.join(str(s) for s in said if s not in (None, ''))}")
-    for one in values["shadowed_by"]:
-        _say(f"in a trial, the artifact {one['artifact'][:16]} answered {one['actual']!r}")
-    for one in values["history"]:
-        what = f"undid {one['undoes']}" if one["undoes"] else f"expected {one['expected']!r}"
-        _say(f"{one['number']}. {one['at']} {one['reviewer']}: {what} {one['comment']}".rstrip())
+        render.print_json(values)
+    else:
+        render.case(values)
 
 
 @app.command()
 def correct(
     id: Id,  # noqa: A002
-    expected: Annotated[str, typer.Argument(help="The expected response; the actual one says that it was right.")],
+    expected: Annotated[str, Argument(help="The expected response; repeat the actual one if it was right.")],
     reviewer: Reviewer = None,
     comment: Comment = "",
-    store: StorePlace = STORE,
-    json: Json = False,
+    store: options.StorePlace = STORE,
+    json: options.Json = False,
 ) -> None:
     """Say what was expected. Nothing is overwritten: the history keeps every correction."""
-    with open_store(store) as opened:
-        number = opened.correct(id, expected, reviewer_name(reviewer), comment)
+    with options.open_store(store) as opened:
+        number = opened.correct(id, expected, _reviewer(reviewer), comment)
         case = opened.case(id)
     if json:
-        print_json({"correction": number, "failure": case.failure, "split": case.interaction.split})
+        render.print_json({"correction": number, "failure": case.failure, "split": case.interaction.split})
     else:
-        typer.echo(f"{number}. {id}: {'expected ' + repr(case.expected) if case.failure else 'the answer was right'}")
+        render.say(f"{number}. {id}: {'expected ' + repr(case.expected) if case.failure else 'the answer was right'}")
 
 
 @app.command()
@@ -141,375 +102,262 @@ def undo(
     id: Id,  # noqa: A002
     reviewer: Reviewer = None,
     comment: Comment = "",
-    store: StorePlace = STORE,
-    json: Json = False,
+    store: options.StorePlace = STORE,
+    json: options.Json = False,
 ) -> None:
-    """Undo the correction that holds; the one before it holds again."""
-    with open_store(store) as opened:
-        number = opened.undo(id, reviewer_name(reviewer), comment)
+    """Undo the latest correction; the one before it holds again."""
+    with options.open_store(store) as opened:
+        number = opened.undo(id, _reviewer(reviewer), comment)
         case = opened.case(id)
     if json:
-        print_json({"correction": number, "expected": case.expected})
+        render.print_json({"correction": number, "expected": case.expected})
     else:
-        typer.echo(f"{number}. {id}: {'expected ' + repr(case.expected) if case.reviewed else 'not reviewed'}")
+        render.say(f"{number}. {id}: {'expected ' + repr(case.expected) if case.reviewed else 'not reviewed'}")
 
 
 @app.command("import")
-def import_command(
-    file: Annotated[Path, typer.Argument(help="A CSV with the four columns, or an exported JSONL.", metavar="FILE")],
-    task: TaskFile,
+def import_cases(
+    file: Annotated[Path, Argument(help="A CSV with the four columns, or an exported JSONL.", metavar="FILE")],
+    task: options.TaskFile,
     reviewer: Reviewer = None,
-    store: StorePlace = STORE,
-    json: Json = False,
+    store: options.StorePlace = STORE,
+    json: options.Json = False,
 ) -> None:
     """Take cases and their expected responses from a file."""
     from rung.feedback.exchange import read
-    from rung.task import Task
 
-    loaded = Task.load(task)
-    with open_store(store, must_exist=False) as opened:
-        cases, corrections = read(file, loaded, opened, reviewer_name(reviewer))
+    loaded = options.load_task(task)
+    with options.open_store(store, must_exist=False) as opened:
+        cases, corrections = read(file, loaded, opened, _reviewer(reviewer))
     if json:
-        print_json({"cases": cases, "corrections": corrections})
+        render.print_json({"cases": cases, "corrections": corrections})
     else:
-        typer.echo(f"{cases} cases read, {corrections} corrections made")
+        render.say(f"{cases} cases read, {corrections} corrections made")
 
 
 @app.command()
 def export(
-    to: Annotated[str, typer.Option("--to", help="chat, completion, preference, csv or jsonl.")] = "jsonl",
-    out: Annotated[Path | None, typer.Option("--out", help="A new file; without, stdout.", metavar="FILE")] = None,
-    store: StorePlace = STORE,
-    task: TaskName = None,
+    to: Annotated[str, Option("--to", help="chat, completion, preference, csv or jsonl.")] = "jsonl",
+    out: Annotated[Path | None, Option("--out", help="A new file; stdout by default.", metavar="FILE")] = None,
+    store: options.StorePlace = STORE,
+    task: OfTask = None,
     split: SplitName = None,
-    wrong: Annotated[bool, typer.Option("--wrong", help="Only what was reviewed and found wrong.")] = False,
+    wrong: Annotated[bool, Option("--wrong", help="Only what was reviewed and found wrong.")] = False,
 ) -> None:
     """Write reviewed cases for tuning tools, spreadsheets or another store. Train on --split train only."""
     from rung.feedback.exchange import ExportFormat, write
 
-    form = next((known for known in get_args(ExportFormat) if known == to), None)
-    if form is None:
-        raise ConfigError("unknown-name", f"--to {to!r}", hint=f"choose {', '.join(get_args(ExportFormat))}")
+    form = options.choose("--to", to, get_args(ExportFormat))
     if out is not None and out.exists():
         raise ConfigError("file-exists", f"{out} exists", hint="name another file, or remove it first")
     which = _filter(task=task, split=split, reviewed=True, failure=True if wrong else None)
-    with open_store(store) as opened:
+    with options.open_store(store) as opened:
         cases = opened.cases(which)
     if out is None:
         write(cases, form, sys.stdout)
         return
     with out.open("w", encoding="utf-8", newline="") as file:
         count = write(cases, form, file)
-    sys.stderr.write(f"{out}: {count} cases\n")
+    render.note(f"{out}: {count} cases")
 
 
 @app.command()
-def stats(store: StorePlace = STORE, task: TaskName = None, json: Json = False) -> None:
-    """Count what was captured, what is suspicious and why, what was reviewed, and on which side of the split."""
-    from rung.feedback.records import REASONS
+def stats(store: options.StorePlace = STORE, task: OfTask = None, json: options.Json = False) -> None:
+    """Count what was captured, what is suspicious and why, what was reviewed, and how it is split."""
+    with options.open_store(store) as opened:
 
-    with open_store(store) as opened:
+        def count(**values: Any) -> int:
+            return opened.count(_filter(task=task, **values))
+
         values: dict[str, Any] = {
-            "captured": opened.count(_filter(task=task)),
-            "suspicious": opened.count(_filter(task=task, suspicious=True)),
-            "queue": opened.count(_filter(task=task, suspicious=True, reviewed=False)),
-            "reviewed": opened.count(_filter(task=task, reviewed=True)),
-            "wrong": {
-                side: opened.count(_filter(task=task, failure=True, split=side)) for side in ("train", "test")
-            },
-            "reasons": {name: opened.count(_filter(task=task, reason=name)) for name in REASONS},
+            "captured": count(),
+            "suspicious": count(suspicious=True),
+            "queue": count(suspicious=True, reviewed=False),
+            "reviewed": count(reviewed=True),
+            "wrong": {side: count(failure=True, split=side) for side in ("train", "test")},
+            "reasons": {name: count(reason=name) for name in REASONS},
             "fixed": len(opened.fixed(task)),
-        }  # fmt: skip
+        }
     if json:
-        print_json(values)
-        return
-    typer.echo(f"{values['captured']} captured, {values['suspicious']} suspicious, {values['queue']} to review")
-    for name, count in values["reasons"].items():
-        typer.echo(f"  {count} {name}")
-    wrong = values["wrong"]
-    typer.echo(
-        f"{values['reviewed']} reviewed, {wrong['train']} wrong to train on, {wrong['test']} wrong and held out\n"
-        f"{values['fixed']} failures were fixed once, and are watched"
-    )
+        render.print_json(values)
+    else:
+        render.statistics(values)
 
 
 @app.command()
 def check(
-    artifact: Annotated[Path, typer.Argument(help="An artifact of the task; a stronger one.", metavar="ARTIFACT")],
-    store: StorePlace = STORE,
-    compare: Annotated[bool, typer.Option("--compare/--rules-only", help="Also have it answer.")] = True,
-    json: Json = False,
-    quiet: Quiet = False,
-    offline: Offline = False,
+    artifact: Annotated[Path, Argument(help="An artifact of the task; a stronger one.", metavar="ARTIFACT")],
+    store: options.StorePlace = STORE,
+    compare: Annotated[bool, Option("--compare/--rules-only", help="Also have it answer.")] = True,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    offline: options.Offline = False,
 ) -> None:
     """Find unreviewed answers that break the task's rules, or with which an artifact disagrees."""
-    from dataclasses import asdict
-
-    from rung.artifact.artifact import Artifact
     from rung.artifact.files import fingerprint
-    from rung.feedback.checks import check as look
+    from rung.feedback.checks import check
 
-    loaded = Artifact.load(artifact)
-    with open_store(store) as opened:
-        found = look(opened, loaded, fingerprint(artifact), compare=compare, progress=progress(quiet))
+    loaded, progress = options.load_artifact(artifact), options.progress(quiet)
+    with options.open_store(store) as opened:
+        found = check(opened, loaded, fingerprint(artifact), compare=compare, progress=progress)
     if json:
-        print_json(asdict(found))
+        render.print_json(asdict(found))
     else:
-        typer.echo(f"{found.looked_at} looked at: {found.invalid} invalid, {found.disagreed} disagreements")
+        render.say(f"{found.looked_at} looked at: {found.invalid} invalid, {found.disagreed} disagreements")
 
 
 def _filter(**values: Any) -> CaseFilter:
-    from rung.feedback.records import REASONS, CaseFilter
-
-    if values.get("split") not in (None, "train", "test"):
-        raise ConfigError("unknown-name", f"no split is named {values['split']!r}", hint="choose train or test")
-    if values.get("reason") not in (None, *REASONS):
-        raise ConfigError("unknown-name", f"no reason is {values['reason']!r}", hint=f"choose {', '.join(REASONS)}")
+    if values.get("split") is not None:
+        options.choose("--split", values["split"], ("train", "test"))
+    if values.get("reason") is not None:
+        options.choose("--reason", values["reason"], tuple(REASONS))
     return CaseFilter(**values)
 
 
-def reviewer_name(name: str | None) -> str:
-    """Return the name given, or that of the user who runs the command."""
+def _reviewer(name: str | None) -> str:
     return getpass.getuser() if name is None else name
 
 
-def _table(cases: list[ReviewCase]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from rung.data.examples import text_of
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "why", "input", "actual", "expected"):
-        table.add_column(column, overflow="fold", no_wrap=column == "id")
-    for case in cases:
-        row = case.interaction
-        given = " ".join(text_of(value) for value in row.inputs.values())
-        expected = case.expected if case.expected is not None else f"({case.suggestion}?)" if case.suggestion else ""
-        cells = (row.id, ", ".join(case.reasons), given, row.actual, expected)
-        table.add_row(*(_cell(cell) for cell in cells))
-    if cases:
-        Console().print(table, markup=False, highlight=False)
-
-
-def _say(text: str) -> None:
-    """Print what others wrote: without the characters that steer a terminal."""
-    typer.echo("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
-
-
-def _cell(text: str) -> Any:
-    from rich.text import Text
-
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return Text(line if len(line) <= SHOWN else line[: SHOWN - 1] + "…")
-
-
-# --------------------
-# `rung improve`, `rung promote`, `rung rollback`: the loop from failures to what is served.
-
-
-RegistryFolder = Annotated[
-    Path, typer.Option("--registry", envvar="RUNG_REGISTRY", help="Folder of promoted artifacts.", metavar="FOLDER")
-]
-
-
-def register_improve(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("improve")(improve_command)
-    app.command("promote")(promote_command)
-    app.command("rollback")(rollback_command)
-
-
-def improve_command(
-    task: TaskFile,
-    store: StorePlace = STORE,
+def improve(
+    task: options.TaskFile,
+    store: options.StorePlace = STORE,
     registry: RegistryFolder = REGISTRY,
-    budget: Budget = None,
-    rungs: RungNames = None,
-    resume: Resume = False,
-    out: RunFolders = RUN_FOLDERS,
-    seed: Seed = 0,
-    engine: EngineOption = "auto",
-    sets: Sets = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    offline: Offline = False,
+    budget: options.Budget = None,
+    rungs: options.RungNames = None,
+    resume: options.Resume = False,
+    out: options.RunFolders = options.RUN_FOLDERS,
+    seed: options.Seed = 0,
+    engine: options.EngineOption = "auto",
+    sets: options.Sets = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    offline: options.Offline = False,
 ) -> None:
     """Climb again with the reviewed failures, against what is served."""
-    from rung.cli.climb import write_reports
     from rung.feedback.improve import improve
     from rung.feedback.registry import Registry
-    from rung.task import Task
 
-    loaded = Task.load(task, overrides(sets))
-    options = climb_options(budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume)
-    with open_store(store) as opened:
-        found = improve(loaded, opened, Registry(registry, loaded.name), options=options, progress=progress(quiet))
-    write_reports(found.climb.result, found.climb.predictions, found.climb.folder)
+    loaded, progress = options.load_task(task, sets), options.progress(quiet)
+    how = options.climb_options(budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume)
+    with options.open_store(store) as opened:
+        found = improve(loaded, opened, Registry(registry, loaded.name), options=how, progress=progress)
+    write_reports(found.climb)
     if json:
-        print_json(found.as_dict())
+        render.print_json(found.as_dict())
     else:
-        _show_improvement(found, registry, store)
+        render.improvement(found, registry, store)
 
 
-def _show_improvement(found: Improvement, registry: Path, store: str) -> None:
-    from rich.console import Console
-
-    from rung.evaluation.report.terminal import print_climb
-    from rung.feedback.records import command
-
-    taken, outcome = found.taken, found.outcome
-    typer.echo(
-        f"{taken.failures} corrected and {taken.confirmed} confirmed answers joined the training rows "
-        f"({taken.replaced} rows replaced, {taken.held_out} held out, {taken.superseded} superseded)\n"
-        f"rungs: {', '.join(found.rungs)}: {found.reason}\n"
-    )
-    print_climb(found.climb.result, Console())
-    (fixed, train), (test_fixed, test) = outcome.of_train, outcome.of_test
-    typer.echo(
-        f"\nreviewed failures answered better: {fixed} of {train} trained on, {test_fixed} of {test} held out\n"
-        f"fixed once and wrong again: {len(outcome.regressions)} of {outcome.watched}\n"
-        f"report: {found.climb.folder / 'report.html'}"
-    )
-    if not found.better:
-        return
-    accepting = []
-    if outcome.regressions:
-        typer.echo(f"Next: {command('rung failures show', outcome.regressions[0], store=store)}")
-        accepting = ["--accept-regressions"]
-    promote = command("rung promote", found.climb.folder, *accepting, registry=registry, store=store)
-    typer.echo(f"{'And, if that may be: ' if accepting else 'Next: '}{promote}")
-
-
-def promote_command(
-    what: Annotated[Path, typer.Argument(help="A run folder of `rung improve`, or an artifact.", metavar="WHAT")],
-    store: StorePlace = STORE,
+def promote(
+    what: Annotated[Path, Argument(help="A run folder of `rung improve`, or an artifact.", metavar="WHAT")],
+    store: options.StorePlace = STORE,
     registry: RegistryFolder = REGISTRY,
     reviewer: Reviewer = None,
-    reason: Annotated[str, typer.Option("--reason", help="With an artifact: why, as there is no measurement.")] = "",
+    reason: Annotated[str, Option("--reason", help="Why; needed for an artifact, which has no evidence.")] = "",
     accept_regressions: Annotated[
-        bool, typer.Option("--accept-regressions", help="Even if what was fixed once is wrong again.")
+        bool, Option("--accept-regressions", help="Even if what was fixed once is wrong again.")
     ] = False,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Serve an artifact from now on, at once; servers that follow the registry switch by themselves."""
-    from rung.artifact.artifact import Artifact
     from rung.artifact.files import MANIFEST
     from rung.feedback.improve import promote, read_improvement
     from rung.feedback.registry import Registry
 
-    plain = (what / MANIFEST).is_file()
+    plain, who = (what / MANIFEST).is_file(), _reviewer(reviewer)
     if plain and not reason.strip():
         raise ConfigError("missing-field", f"{what} is an artifact without evidence", hint='say why: --reason "..."')
-    task = Artifact.load(what).shape.task if plain else read_improvement(what)["task"]
+    task = options.load_artifact(what).shape.task if plain else read_improvement(what)["task"]
     home = Registry(registry, task)
-    with open_store(store, must_exist=False) as opened:
+    with options.open_store(store, must_exist=False) as opened:
         if plain:
-            made = home.promote(what, opened, evidence={"reason": reason}, reviewer=reviewer_name(reviewer))
+            made = home.promote(what, opened, evidence={"reason": reason}, reviewer=who)
         else:
-            made = promote(
-                what, home, opened, reviewer=reviewer_name(reviewer), accept_regressions=accept_regressions
-            )  # fmt: skip
-    _told(made, home, json)
+            made = promote(what, home, opened, reviewer=who, accept_regressions=accept_regressions)
+    _show_promotion(made, home, json)
 
 
-def rollback_command(
-    task: Annotated[str, typer.Argument(help="Name of the task.", metavar="TASK")],
-    store: StorePlace = STORE,
+def rollback(
+    task: options.TaskName,
+    store: options.StorePlace = STORE,
     registry: RegistryFolder = REGISTRY,
     reviewer: Reviewer = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why.")] = "",
-    json: Json = False,
+    reason: Annotated[str, Option("--reason", help="Why.")] = "",
+    json: options.Json = False,
 ) -> None:
     """Serve again what was served before the last promotion, at once."""
     from rung.feedback.registry import Registry
 
     home = Registry(registry, task)
-    with open_store(store) as opened:
-        made = home.rollback(opened, reviewer=reviewer_name(reviewer), reason=reason)
-    _told(made, home, json)
+    with options.open_store(store) as opened:
+        made = home.rollback(opened, reviewer=_reviewer(reviewer), reason=reason)
+    _show_promotion(made, home, json)
 
 
-def _told(made: Promotion, home: Registry, json: bool) -> None:
+def _show_promotion(made: Promotion, home: Registry, json: bool) -> None:
     folder = home.path(made)
-    if json:
-        print_json(
-            {
-                "task": made.task, "kind": made.kind, "artifact": made.artifact, "folder": str(folder),
-                "reviewer": made.reviewer, "at": made.at.isoformat(), "evidence": dict(made.evidence),
-            }
-        )  # fmt: skip
-    else:
-        typer.echo(f"{made.task} is served from {folder}")
-
-
-# --------------------
-# `rung trial`: one artifact beside the one that is served, on live requests, until a sequential test has decided.
-
-
-trial_app = typer.Typer(no_args_is_help=True)
-TaskNamed = Annotated[str, typer.Argument(help="Name of the task.", metavar="TASK")]
+    if not json:
+        render.say(f"{made.task} is served from {folder}")
+        return
+    render.print_json({
+        "task": made.task, "kind": made.kind, "artifact": made.artifact, "folder": str(folder),
+        "reviewer": made.reviewer, "at": made.at.isoformat(), "evidence": dict(made.evidence),
+    })  # fmt: skip
 
 
 @trial_app.command("start")
-def start_command(
-    task: TaskNamed,
-    artifact: ArtifactFolder,
+def start_trial(
+    task: options.TaskName,
+    artifact: options.ArtifactFolder,
     mode: Annotated[
-        str, typer.Option("--mode", help="shadow: answers behind every response; ab: answers a share of the inputs.")
+        str, Option("--mode", help="shadow: answers after every response; ab: answers a share of the inputs.")
     ] = "shadow",
     share: Annotated[
-        float | None,
-        typer.Option("--share", help=f"With ab: the share of the inputs that it answers; {SHARE:g} by default."),
+        float | None, Option("--share", help=f"With ab: the share of the inputs that it answers; {SHARE:g} by default.")
     ] = None,
-    stop_after: Annotated[int, typer.Option("--stop-after", min=1, help="Pairs after which it ends.")] = PAIRS,
+    stop_after: Annotated[int, Option("--stop-after", min=1, help="Pairs after which it ends.")] = PAIRS,
     registry: RegistryFolder = REGISTRY,
-    json: Json = False,
-    offline: Offline = False,
+    json: options.Json = False,
+    offline: options.Offline = False,
 ) -> None:
     """Try an artifact beside what is served; servers that follow the registry begin by themselves."""
-    from rung.feedback.records import TrialMode, command
     from rung.feedback.registry import Registry
     from rung.feedback.trials import start
 
-    known = next((one for one in get_args(TrialMode) if one == mode), None)
-    if known is None:
-        raise ConfigError("bad-option", f"--mode {mode!r} is none", hint=f"choose {' or '.join(get_args(TrialMode))}")
-    if share is not None and (known == "shadow" or not 0 < share < 1):
-        raise ConfigError(
-            "bad-option", f"--share {share:g} with --mode {mode}",
-            hint="a share above 0 and below 1 needs --mode ab; a shadow answers everything",
-        )  # fmt: skip
+    kind = options.choose("--mode", mode, get_args(TrialMode))
+    if share is not None and (kind == "shadow" or not 0 < share < 1):
+        hint = "a share above 0 and below 1 needs --mode ab; a shadow answers everything"
+        raise ConfigError("bad-option", f"--share {share:g} with --mode {mode}", hint=hint)
     home = Registry(registry, task)
-    made = start(home, artifact, mode=known, share=SHARE if share is None else share, most=stop_after)
+    test = start(home, artifact, mode=kind, share=SHARE if share is None else share, most=stop_after)
     if json:
-        print_json(_values(made, home))
+        render.print_json(_values(test, home))
         return
-    what = "every response" if known == "shadow" else f"{made.share:.0%} of the inputs"
-    typer.echo(f"{made.artifact[:16]} is tried on {what} beside {made.against[:16]}, up to {made.most:,} pairs")
-    typer.echo(f"Next: {command('rung trial show', task, registry=registry)}")
+    what = "every response" if kind == "shadow" else f"{test.share:.0%} of the inputs"
+    render.say(f"{test.artifact[:16]} is tried on {what} beside {test.against[:16]}, up to {test.most:,} pairs")
+    render.say(f"Next: {command('rung trial show', task, registry=registry)}")
 
 
 @trial_app.command("show")
-def show_command(
-    task: TaskNamed,
-    store: StorePlace = STORE,
+def show_trial(
+    task: options.TaskName,
+    store: options.StorePlace = STORE,
     registry: RegistryFolder = REGISTRY,
-    json: Json = False,
-    offline: Offline = False,
+    json: options.Json = False,
+    offline: options.Offline = False,
 ) -> None:
-    """Show how a trial stands: fixed, broken, p, and whether it may be stopped."""
+    """Show a trial's results so far: fixed, broken, p, and whether it may be stopped."""
     from rung.feedback.registry import Registry
     from rung.feedback.trials import trial_report
 
     home = Registry(registry, task)
-    with open_store(store) as opened:
+    with options.open_store(store) as opened:
         report = trial_report(opened, home)
     if not json:
-        _show_trial(report)
+        render.trial(report)
         return
     found, decision = report.standing, report.standing.decision
-    print_json({
+    render.print_json({
         **_values(report.trial, home), "answered": dict(found.answered), "judged": dict(found.judged),
         "pairs": decision.n, "delta": decision.delta, "low": found.interval.low, "high": found.interval.high,
         "fixed": decision.fixed, "broken": decision.broken, "p": decision.p, "state": decision.state,
@@ -518,7 +366,7 @@ def show_command(
 
 
 @trial_app.command("stop")
-def stop_command(task: TaskNamed, registry: RegistryFolder = REGISTRY, json: Json = False) -> None:
+def stop_trial(task: options.TaskName, registry: RegistryFolder = REGISTRY, json: options.Json = False) -> None:
     """End a trial; what was collected stays, and `show` still shows it."""
     from rung.feedback.registry import Registry
     from rung.feedback.trials import stop
@@ -526,9 +374,9 @@ def stop_command(task: TaskNamed, registry: RegistryFolder = REGISTRY, json: Jso
     home = Registry(registry, task)
     ended = stop(home)
     if json:
-        print_json(_values(ended, home))
+        render.print_json(_values(ended, home))
     else:
-        typer.echo(f"the trial of {ended.artifact[:16]} is stopped")
+        render.say(f"the trial of {ended.artifact[:16]} is stopped")
 
 
 def _values(trial: ABTest, home: Registry) -> dict[str, Any]:
@@ -538,18 +386,3 @@ def _values(trial: ABTest, home: Registry) -> dict[str, Any]:
         "started": trial.at.isoformat(), "ended": None if trial.ended is None else trial.ended.isoformat(),
         "running": trial.runs(home.current()),
     }  # fmt: skip
-
-
-def _show_trial(report: TrialReport) -> None:
-    trial, decision = report.trial, report.standing.decision
-    answered, judged = report.standing.answered, report.standing.judged
-    typer.echo(
-        f"{trial.mode} of {trial.artifact[:16]} ({report.challenger}) against {trial.against[:16]} ({report.served}): "
-        f"{'runs' if report.running else 'is over'}\n"
-        f"answered: {answered['a']} by what is served, {answered['b']} by the challenger; "
-        f"judged: {judged['a']} and {judged['b']}\n"
-        f"{decision.n} of at most {trial.most} pairs: {report.delta} {report.interval}, {decision.fixed} fixed / "
-        f"{decision.broken} broken, {report.p}\n{report.verdict}"
-    )
-    if report.next:
-        typer.echo(f"Next: {report.next}")

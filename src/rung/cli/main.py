@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,22 +22,14 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: importing rich and its Markdown takes longer than the rest together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-tasks.register(app)
-climb.register_advise(app)
-climb.register(app)
-climb.register_tuning(app)
-artifacts.register(app)
-artifacts.register_confidence(app)
-export.register(app)
-feedback.register_improve(app)
-extras.register_judge(app)
-extras.register(app)
-models.register_machine(app)
-serve.register(app)
-app.add_typer(index.app, name="index", help="The index of a task's documents: build, show, search.")
-app.add_typer(models.app, name="models", help="Base models: what is there, where from, and where it lies.")
+for module in (tasks, climb, artifacts, export, feedback, extras, models, serve):  # the order in `rung --help`
+    module.register(app)
+app.add_typer(models.cache, name="cache")
+app.add_typer(serve.keys, name="keys")
+app.add_typer(index.app, name="index")
+app.add_typer(models.app, name="models")
 app.add_typer(feedback.app, name="failures", help="Captured answers: what went wrong, and what was expected.")
-app.add_typer(feedback.trial_app, name="trial", help="One artifact beside the one that is served, on live requests.")
+app.add_typer(feedback.trial_app, name="trial", help="Try an artifact beside the one that is served, on live requests.")
 
 
 @app.callback(invoke_without_command=True)
@@ -52,13 +45,11 @@ def root(
 
 
 def next_step(folder: Path) -> str:
-    """Return what is most useful to do next in `folder`, with the command to do it."""
+    """The most useful next step in `folder`, with its command."""
     reports = sorted(folder.glob("runs/*/report.json"), key=lambda file: file.stat().st_mtime)
     tasks_here = sorted(folder.glob("*.yaml"))
     data_here = sorted(file for kind in ("csv", "tsv", "jsonl", "parquet") for file in folder.glob(f"*.{kind}"))
     if reports:
-        import json
-
         report = json.loads(reports[-1].read_text())
         artifact = next((r["artifact"] for r in report["rungs"] if r["name"] == report["recommended"]), None)
         return f'{report["decision"]}\nNext: try it with\n  rung run {artifact} "your text"'
@@ -85,6 +76,6 @@ def main() -> None:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (`| head`) has left; there is nobody to tell.
+        # the reader, such as `head`, is gone
         sys.stderr.close()
         sys.exit(0)

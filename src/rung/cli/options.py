@@ -1,8 +1,7 @@
-"""Options that several commands share, each defined once."""
+"""What several commands share: options, how to read them, and progress on stderr."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -10,33 +9,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from rung.errors import ConfigError
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
+    from rung.artifact.artifact import Artifact
     from rung.climbing.options import ClimbOptions
+    from rung.feedback.store import FeedbackStore
+    from rung.task import Task
 
-
-TaskFile = Annotated[Path, typer.Argument(help="The task file.", metavar="TASK")]
-ArtifactFolder = Annotated[Path, typer.Argument(help="An artifact's folder.", metavar="ARTIFACT")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Attempt no connection.", callback=lambda on: _offline(on))]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a setting of the task file.", metavar="KEY=VALUE")
-]
-EngineOption = Annotated[
-    str, typer.Option("--engine", help="What generates: auto, torch, openvino (int8), openvino-fp32.")
-]
-TaskOfRows = Annotated[Path, typer.Argument(help="The task file whose rows are answered.", metavar="TASK")]
-Budget = Annotated[str | None, typer.Option("--budget", help="Most time to spend, such as 90s, 10m, 1h.")]
-RungNames = Annotated[str | None, typer.Option("--rungs", help="Rungs to try, comma-separated.", metavar="NAMES")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the latest such run, if any.")]
-RunFolders = Annotated[Path, typer.Option("--out", help="Folder for run folders.")]
+TaskFile = Annotated[Path, Argument(help="The task file.", metavar="TASK")]
+TaskOfRows = Annotated[Path, Argument(help="The task file whose rows are answered.", metavar="TASK")]
+TaskName = Annotated[str, Argument(help="Name of the task.", metavar="TASK")]
+ArtifactFolder = Annotated[Path, Argument(help="An artifact's folder.", metavar="ARTIFACT")]
+Rows = Annotated[Path | None, Option("--data", help="Rows to use: CSV, TSV, JSON, JSONL or Parquet.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON value on stdout.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.")]
+Offline = Annotated[bool, Option("--offline", help="Attempt no connection.", callback=lambda on: _offline(on))]
+Seed = Annotated[int, Option("--seed", help="Seed of everything random.")]
+Sets = Annotated[list[str] | None, Option("--set", help="Override a setting of the task file.", metavar="KEY=VALUE")]
+EngineOption = Annotated[str, Option("--engine", help="What generates: auto, torch, openvino (int8), openvino-fp32.")]
+Budget = Annotated[str | None, Option("--budget", help="Most time to spend, such as 90s, 10m, 1h.")]
+RungNames = Annotated[str | None, Option("--rungs", help="Rungs to try, comma-separated.", metavar="NAMES")]
+Resume = Annotated[bool, Option("--resume", help="Continue the latest such run, if any.")]
+RunFolders = Annotated[Path, Option("--out", help="Folder for run folders.")]
 RUN_FOLDERS = Path("runs")
+StorePlace = Annotated[
+    str, Option("--store", envvar="RUNG_STORE", help="The store: an SQLite file, or a URL.", metavar="PLACE")
+]
 
 
 def _offline(on: bool) -> bool:
@@ -45,71 +47,82 @@ def _offline(on: bool) -> bool:
     return on
 
 
-def overrides(sets: Sequence[str] | None) -> dict[str, str]:
-    """Return `--set key=value` options as a mapping.
+def load_task(file: Path, sets: Sequence[str] | None = None) -> Task:
+    """Load a task file with the `--set` options over it."""
+    from rung.task import Task
+
+    return Task.load(file, {key.strip(): value for key, value in pairs("--set", sets, "data.train_per_label=5")})
+
+
+def load_artifact(folder: Path) -> Artifact:
+    """Load an artifact."""
+    from rung.artifact.artifact import Artifact
+
+    return Artifact.load(folder)
+
+
+def open_store(place: str, *, must_exist: bool = True) -> FeedbackStore:
+    """Open a store; with `must_exist`, a misspelled name does not make a new one.
 
     Raises:
-        ConfigError: an option has no `=`.
+        ConfigError: `no-such-file`.
     """
-    result = {}
-    for text in sets or ():
+    from rung.feedback.store import FeedbackStore
+
+    if must_exist and "://" not in place and not Path(place).expanduser().is_file():
+        hint = "capture makes one, as `rung failures import` does; or name another with --store"
+        raise ConfigError("no-such-file", f"there is no store {place}", hint=hint)
+    return FeedbackStore(place)
+
+
+def pairs(option: str, texts: Sequence[str] | None, example: str) -> list[tuple[str, str]]:
+    """Split the values of an option that is written KEY=VALUE.
+
+    Raises:
+        ConfigError: `bad-option`: one has no key or no `=`.
+    """
+    split = []
+    for text in texts or ():
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise ConfigError("bad-option", f"--set {text!r} has no `=`", hint="write --set data.train_per_label=5")
-        result[key.strip()] = value
-    return result
+            raise ConfigError("bad-option", f"{option} {text!r} has no `=`", hint=f"write {option} {example}")
+        split.append((key, value))
+    return split
 
 
-def seconds_of(budget: str | None) -> float | None:
-    """Return the seconds of `--budget`, or None without.
+def choose(option: str, value: str, choices: Sequence[str]) -> Any:
+    """Check that an option has one of a few values.
 
     Raises:
-        ConfigError: `bad-option`: it is none.
+        ConfigError: `unknown-name`.
     """
-    from rung.climbing.options import parse_duration
-
-    return None if budget is None else parse_duration(budget)
+    if value not in choices:
+        raise ConfigError("unknown-name", f"unknown {option} {value!r}", hint=f"choose {', '.join(choices)}")
+    return value
 
 
 def climb_options(
     *, budget: str | None, rungs: str | None, seed: int, engine: str, out: Path, resume: bool
 ) -> ClimbOptions:
-    """Return how to climb, as the options of that name say.
+    """How to climb, from the options of that name.
 
     Raises:
-        ConfigError: `bad-option`: the budget is none.
+        ConfigError: `bad-option`: the budget is not a duration.
     """
-    from rung.climbing.options import ClimbOptions
+    from rung.climbing.options import ClimbOptions, parse_duration
 
-    return ClimbOptions(
-        budget_seconds=seconds_of(budget),
-        rungs=tuple(name.strip() for name in rungs.split(",")) if rungs else (),
-        seed=seed,
-        engine=engine,
-        out=out,
-        resume=resume,
-    )
+    seconds = None if budget is None else parse_duration(budget)
+    names = tuple(name.strip() for name in rungs.split(",")) if rungs else ()
+    return ClimbOptions(budget_seconds=seconds, rungs=names, seed=seed, engine=engine, out=out, resume=resume)
 
 
 def progress(quiet: bool) -> Progress:
-    """Return what long operations report to."""
-    if quiet:
-        return QUIET
-
-    return TerminalProgress()
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON value on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-
-
-# --------------------
-# Progress on stderr: a live bar on a terminal, a line every ten seconds elsewhere.
+    """What long operations report to."""
+    return QUIET if quiet else TerminalProgress()
 
 
 class TerminalProgress:
-    """Shows one step at a time with its rate, time left and note."""
+    """Shows one step with its time left and a note: live on a terminal, a line every ten seconds elsewhere."""
 
     INTERVAL_LIVE = 0.2
     INTERVAL_LOG = 10.0
@@ -121,12 +134,11 @@ class TerminalProgress:
         self._nested = 0
 
     def start(self, label: str, total: int | None = None) -> None:
-        """Begin a step; a step inside a step (embedding while scoring) stays silent."""
+        """Begin a step; a step inside a step (embedding during scoring) stays silent."""
         self._nested += 1
-        if self._nested > 1:
-            return
-        self._label, self._total, self._done, self._note = label, total or 0, 0, ""
-        self._start = self._shown = time.monotonic()
+        if self._nested == 1:
+            self._label, self._total, self._done, self._note = label, total or 0, 0, ""
+            self._start = self._shown = time.monotonic()
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count units as done."""
@@ -156,9 +168,7 @@ class TerminalProgress:
         parts = [f"{self._label}: {self._done}/{self._total}" if self._total else f"{self._label}: {self._done}"]
         if self._done and self._total > self._done:
             parts.append(f"{_duration(spent / self._done * (self._total - self._done))} left")
-        if self._note:
-            parts.append(self._note)
-        self._write(", ".join(parts), end)
+        self._write(", ".join([*parts, self._note] if self._note else parts), end)
 
     def _write(self, text: str, end: str) -> None:
         sys.stderr.write(("\r\x1b[2K" if self._live else "") + text + end)
@@ -166,6 +176,4 @@ class TerminalProgress:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"

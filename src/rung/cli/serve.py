@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
+from typer import Argument, Option
 
-from rung.cli.feedback import StorePlace
-from rung.cli.options import Json, Offline, Quiet, print_json, progress
+from rung.cli import options, render
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.feedback.records import STORE
 
@@ -20,84 +20,74 @@ if TYPE_CHECKING:
     from rung.progress import Progress
     from rung.serving.served import Served
 
-KeyFile = Annotated[Path, typer.Option("--key-file", help="The file of hashed keys.", metavar="FILE")]
-keys = typer.Typer(help="Keys that clients of `rung serve` show.", no_args_is_help=True)
+KeyFile = Annotated[Path, Option("--key-file", help="The file of hashed keys.", metavar="FILE")]
+keys = typer.Typer(help="Manage the API keys of `rung serve`.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("serve")(serve)
-    app.add_typer(keys, name="keys", help="Keys that clients of `rung serve` show.")
+    """Add the command beside the group."""
+    app.command()(serve)
 
 
 def serve(
     artifacts: Annotated[
-        list[str] | None, typer.Argument(help="Artifact folders; NAME=FOLDER to choose a name.", metavar="ARTIFACT...")
+        list[str] | None, Argument(help="Artifact folders; NAME=FOLDER to choose a name.", metavar="ARTIFACT...")
     ] = None,
-    model: Annotated[list[str] | None, typer.Option("--model", help="Serve this base model as well.")] = None,
-    encoder: Annotated[list[str] | None, typer.Option("--encoder", help="Serve this sentence encoder as well.")] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; beyond loopback keys are needed.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    key_file: Annotated[
-        Path | None, typer.Option("--key-file", help="Ask for a key of this file.", metavar="FILE")
-    ] = None,
-    allow_host: Annotated[list[str] | None, typer.Option("--allow-host", help="A Host header to answer to.")] = None,
+    model: Annotated[list[str] | None, Option("--model", help="Serve this base model as well.")] = None,
+    encoder: Annotated[list[str] | None, Option("--encoder", help="Serve this sentence encoder as well.")] = None,
+    host: Annotated[str, Option("--host", help="Address to listen on; beyond loopback keys are needed.")] = "127.0.0.1",
+    port: Annotated[int, Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    key_file: Annotated[Path | None, Option("--key-file", help="Require a key of this file.", metavar="FILE")] = None,
+    allow_host: Annotated[list[str] | None, Option("--allow-host", help="A Host header to answer to.")] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option("--allow-origin", help="Another site whose pages may ask.")
+        list[str] | None, Option("--allow-origin", help="Another site whose pages may ask.")
     ] = None,
     load_from: Annotated[
         Path | None,
-        typer.Option("--load-from", help="Let artifacts below this folder be loaded over HTTP.", metavar="FOLDER"),
+        Option("--load-from", help="Let artifacts below this folder be loaded over HTTP.", metavar="FOLDER"),
     ] = None,
-    queue: Annotated[int, typer.Option("--queue", min=1, help="Most answers waited for; beyond it: 429.")] = 512,
-    max_body: Annotated[int, typer.Option("--max-body", min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
-    drain: Annotated[float, typer.Option("--drain", min=0, help="Seconds to finish in, when told to end.")] = 30.0,
-    engine: Annotated[str, typer.Option("--engine", help="What runs the models of --model.")] = "auto",
-    capture: Annotated[str, typer.Option("--capture", help="What is recorded: off, sampled or on.")] = "off",
-    sample: Annotated[
-        float, typer.Option("--sample", min=0, max=1, help="The share that --capture sampled records.")
-    ] = 0.1,
-    store: StorePlace = STORE,
+    queue: Annotated[int, Option("--queue", min=1, help="Most answers waited for; beyond it: 429.")] = 512,
+    max_body: Annotated[int, Option("--max-body", min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
+    drain: Annotated[float, Option("--drain", min=0, help="Seconds to finish answers in at the end.")] = 30.0,
+    engine: Annotated[str, Option("--engine", help="What runs the models of --model.")] = "auto",
+    capture: Annotated[str, Option("--capture", help="What is recorded: off, sampled or on.")] = "off",
+    sample: Annotated[float, Option("--sample", min=0, max=1, help="The share that --capture sampled records.")] = 0.1,
+    store: options.StorePlace = STORE,
     redact: Annotated[
-        list[str] | None, typer.Option("--redact", help="Do not keep what this matches.", metavar="NAME=REGEX")
+        list[str] | None, Option("--redact", help="Do not keep what this matches.", metavar="NAME=REGEX")
     ] = None,
     registry: Annotated[
         Path | None,
-        typer.Option("--registry", help="Serve what is promoted in this folder, and follow it.", metavar="FOLDER"),
+        Option("--registry", help="Serve what is promoted in this folder, and follow it.", metavar="FOLDER"),
     ] = None,
-    pages: Annotated[bool, typer.Option("--pages/--no-pages", help="Serve web pages beside the API.")] = True,
-    runs: Annotated[Path, typer.Option("--runs", help="The climbs that the pages show.", metavar="FOLDER")] = Path(
-        "runs"
-    ),
-    quiet: Quiet = False,
-    offline: Offline = False,
+    pages: Annotated[bool, Option("--pages/--no-pages", help="Serve web pages beside the API.")] = True,
+    runs: Annotated[
+        Path, Option("--runs", help="The climbs that the pages show.", metavar="FOLDER")
+    ] = options.RUN_FOLDERS,
+    quiet: options.Quiet = False,
+    offline: options.Offline = False,
 ) -> None:
     """Serve artifacts and base models to OpenAI's clients, and pages to people."""
     if not (artifacts or model or encoder or registry):
-        raise ConfigError(
-            "bad-option", "there is nothing to serve", hint="rung serve FOLDER, or rung serve --model embedded"
-        )
-    _check_extra()
-    from rung.serving.access import KeyRing, access_rules
-    from rung.serving.app import HttpServer, app_with, exiting_on_sigterm, listen
-    from rung.serving.limits import RequestLimits
-    from rung.serving.metrics import CAPTURE
-    from rung.serving.served import Served
-    from rung.serving.web.site import PageSources
+        hint = "rung serve FOLDER, or rung serve --model embedded"
+        raise ConfigError("bad-option", "there is nothing to serve", hint=hint)
+    with needed_by("serving", extra="serve", error=EngineError):
+        from rung.serving.access import KeyRing, access_rules
+        from rung.serving.app import HttpServer, app_with, exiting_on_sigterm, listen
+        from rung.serving.limits import RequestLimits
+        from rung.serving.metrics import CAPTURE
+        from rung.serving.served import Served
+        from rung.serving.web.site import PageSources
 
     ring = None if key_file is None else KeyRing(key_file)
-    names, sites = frozenset(one.lower() for one in allow_host or ()), frozenset(allow_origin or ())
+    names, sites = frozenset(name.lower() for name in allow_host or ()), frozenset(allow_origin or ())
     access = access_rules(host, ring, hosts=names, origins=sites)
-    socket = listen(host, port)  # a port that is taken is said before models are loaded
+    patterns = dict(options.pairs("--redact", redact, "'customer=C[0-9]{8}': what matches is kept as its name"))
+    socket = listen(host, port)  # a port that is taken is an error before models are loaded
     with exiting_on_sigterm():
-        served = Served()
-        _load(served, artifacts or [], model or [], encoder or [], engine, progress(quiet))
-        limits = RequestLimits(body_bytes=max_body, queue=queue)
-        with _wired(
-            served, capture, sample, store, _patterns(redact or []), registry, keyed=ring is not None
-        ) as wiring:
+        served, limits = Served(), RequestLimits(body_bytes=max_body, queue=queue)
+        _load(served, artifacts or [], model or [], encoder or [], engine, options.progress(quiet))
+        with _wired(served, capture, sample, store, patterns, registry) as wiring:
             app = app_with(
                 served, access=access, limits=limits, load_from=load_from,
                 recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
@@ -105,21 +95,20 @@ def serve(
             )  # fmt: skip
             if wiring is not None:
                 app.state.rung.metrics.watch("rung_capture", CAPTURE, lambda: wiring.capture.counts)
-            shown = f"[{host}]" if ":" in host else host
-            url = f"http://{shown}:{socket.getsockname()[1]}"
-            sys.stderr.write(f"serving {', '.join(one.name for one in served.all())}\n")
+            url = f"http://{f'[{host}]' if ':' in host else host}:{socket.getsockname()[1]}"
+            render.note(f"serving {', '.join(each.name for each in served.all())}")
             if pages:
-                sys.stderr.write(f"pages: {url}/\n")
-            typer.echo(f"{url}/v1")
+                render.note(f"pages: {url}/")
+            render.say(f"{url}/v1")
             sys.stdout.flush()
             HttpServer(app, drain_seconds=drain).run(sockets=[socket])
 
 
 @contextmanager
 def _wired(
-    served: Served, mode: str, rate: float, store: str, patterns: dict[str, str], registry: Path | None, *, keyed: bool
+    served: Served, mode: str, rate: float, store: str, patterns: dict[str, str], registry: Path | None
 ) -> Iterator[FeedbackService | None]:
-    """Open what records and what is promoted; nothing where neither was asked for. Closed, all is written."""
+    """Capture answers and follow the registry, if either was asked for; at the end, everything is written."""
     if mode == "off" and registry is None:
         yield None
         return
@@ -127,12 +116,10 @@ def _wired(
     from rung.feedback.capture import CaptureMode, Redactor
     from rung.serving.context import key_of, reviewers_only
 
-    known = next((one for one in get_args(CaptureMode) if one == mode), None)
-    if known is None:
-        raise ConfigError("bad-option", f"no mode of capture is named {mode!r}", hint="choose off, sampled or on")
     wiring = build_capture(
-        store, mode=known, rate=rate if mode == "sampled" else 1.0, redact=Redactor(own=patterns), key_of=key_of,
-        allowed=reviewers_only, registry=registry,
+        store, mode=options.choose("--capture", mode, get_args(CaptureMode)), rate=rate if mode == "sampled" else 1.0,
+        redact=Redactor(own=patterns), key_of=key_of, registry=registry,
+        allowed=reviewers_only,
         load=lambda folder, name: served.load(folder, name, replace=True),
         challenge=lambda name, what: served.withdraw(name) if what is None else served.challenge(name, *what),
     )  # fmt: skip
@@ -142,75 +129,60 @@ def _wired(
         wiring.close()
 
 
-def _patterns(texts: list[str]) -> dict[str, str]:
-    patterns = dict(text.partition("=")[::2] for text in texts)
-    if unnamed := [name for name, pattern in patterns.items() if not name or not pattern]:
-        raise ConfigError(
-            "bad-option", f"--redact {unnamed[0]!r} has no name or no pattern",
-            hint="write --redact 'customer=C[0-9]{8}': what matches is kept as its name",
-        )  # fmt: skip
-    return patterns
-
-
 def _load(
-    served: Served, artifacts: list[str], models: list[str], encoders: list[str], engine: str, told: Progress
+    served: Served, artifacts: list[str], models: list[str], encoders: list[str], engine: str, progress: Progress
 ) -> None:
     for reference in models:
-        served.add_model(reference, engine=engine, progress=told)
+        served.add_model(reference, engine=engine, progress=progress)
     for reference in encoders:
-        served.add_encoder(reference, progress=told)
+        served.add_encoder(reference, progress=progress)
     for text in artifacts:
         name, equals, folder = text.partition("=")
         if equals and not Path(text).is_dir():
-            served.load(Path(folder), name, progress=told)
+            served.load(Path(folder), name, progress=progress)
         else:
-            served.load(Path(text), progress=told)
-
-
-def _check_extra() -> None:
-    with needed_by("serving", extra="serve", error=EngineError):
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
+            served.load(Path(text), progress=progress)
 
 
 @keys.command("create")
 def create(
     key_file: KeyFile,
-    name: Annotated[str, typer.Option("--name", help="Whose key it is.")] = "",
-    per_minute: Annotated[int | None, typer.Option("--per-minute", min=1, help="Most requests a minute.")] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="It may load artifacts, review failures and promote.")] = False,
-    json: Json = False,
+    name: Annotated[str, Option("--name", help="Whose key it is.")] = "",
+    per_minute: Annotated[int | None, Option("--per-minute", min=1, help="Most requests a minute.")] = None,
+    admin: Annotated[bool, Option("--admin", help="It may load artifacts, review failures and promote.")] = False,
+    json: options.Json = False,
 ) -> None:
-    """Make a key and print it, this once; the file keeps its hash."""
+    """Create a key and print it, this once; the file keeps its hash."""
     from rung.serving.access import create_key
 
     secret, key = create_key(key_file, name, per_minute=per_minute, admin=admin)
     if json:
-        print_json({"id": key.id, "key": secret})
-        return
-    typer.echo(secret)
-    sys.stderr.write(f"key {key.id}, kept as a hash in {key_file}; it is not shown again\n")
+        render.print_json({"id": key.id, "key": secret})
+    else:
+        render.say(secret)
+        render.note(f"key {key.id}, kept as a hash in {key_file}; it is not shown again")
 
 
 @keys.command("list")
-def show(key_file: KeyFile, json: Json = False) -> None:
+def show(key_file: KeyFile, json: options.Json = False) -> None:
     """List the keys of a file, without the keys."""
     from rung.serving.access import read_keys
 
     for key in read_keys(key_file):
         if json:
-            print_json({"id": key.id, "name": key.name, "created": key.created, "per_minute": key.per_minute,
-                        "admin": key.admin})  # fmt: skip
-            continue
-        rate = "" if key.per_minute is None else f"  {key.per_minute} a minute"
-        typer.echo(f"{key.id}  {key.created}  {key.name}{rate}{'  admin' if key.admin else ''}")
+            render.print_json({
+                "id": key.id, "name": key.name, "created": key.created, "per_minute": key.per_minute,
+                "admin": key.admin,
+            })  # fmt: skip
+        else:
+            rate = "" if key.per_minute is None else f"  {key.per_minute} a minute"
+            render.say(f"{key.id}  {key.created}  {key.name}{rate}{'  admin' if key.admin else ''}")
 
 
 @keys.command("revoke")
-def revoke(key_file: KeyFile, key_id: Annotated[str, typer.Argument(help="Its id.", metavar="ID")]) -> None:
+def revoke(key_file: KeyFile, key_id: Annotated[str, Argument(help="Its id.", metavar="ID")]) -> None:
     """Take a key out of the file; a running server refuses it from then on."""
     from rung.serving.access import revoke_key
 
     revoke_key(key_file, key_id)
-    sys.stderr.write(f"key {key_id} is revoked\n")
+    render.note(f"key {key_id} is revoked")

@@ -127,32 +127,6 @@ def _row(line: PlannedRung) -> dict[str, Any]:
     }
 
 
-def describe(rows: list[dict[str, Any]], notes: list[str]) -> None:
-    """Print the plan as a table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("rung")
-    for column in ("rows", "tokens to fit", "tokens a row", "seconds", "memory"):
-        table.add_column(column, justify="right")
-    left_out = []
-    for row in rows:
-        if not row["applies"]:
-            left_out.append(f"{row['name']}: {row['reason']}")
-            continue
-        table.add_row(
-            row["name"], f"{row['rows']:,}", f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}",
-            f"{row['seconds']:,.0f}", f"{row['memory_bytes'] / 2**30:.1f} GiB",
-        )  # fmt: skip
-    console = Console()
-    console.print(table)
-    for line in left_out:
-        console.print(f"not applicable: {line}", style="dim", highlight=False)
-    for note in notes:
-        console.print(note, highlight=False)
-
-
 # --------------------
 # How many artifacts a climb may ever compare: the error rate of its races is shared among so many.
 #

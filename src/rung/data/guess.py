@@ -1,4 +1,4 @@
-"""Guess a task from a table, for `rung init`: which column is the answer, and of what kind."""
+"""Guess a task from a table, for `rung init`: which column is the answer, of what kind; and write its task file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from rung.data.kinds import OutputKind
 from rung.data.sources import read_rows
 from rung.errors import DataError
-from rung.task import suggest
+from rung.task import Task, suggest
 
 SAMPLE = 2000
 ANSWER_NAMES = (
@@ -21,6 +22,7 @@ ANSWER_NAMES = (
 )  # fmt: skip
 MOST_LABELS = 500
 LONGEST_LABEL = 80  # characters
+SCHEMA_FILE = "task.schema.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +113,47 @@ def _is_text(values: Sequence[Any]) -> bool:
         return False
     words = sum(" " in v if isinstance(v, str) else True for v in texts)
     return words >= len(texts) / 2
+
+
+def task_schema() -> str:
+    """The JSON Schema of task files, for editors."""
+    return json.dumps(Task.model_json_schema(by_alias=True), indent=2)
+
+
+def task_text(guess: Guess, data: Path, folder: Path) -> str:
+    """Write a commented task file that lies in `folder`, from what was guessed of `data`."""
+    path = str(data.relative_to(folder)) if data.is_relative_to(folder) else str(data)
+    quoted = partial(json.dumps, ensure_ascii=False)  # JSON strings are YAML strings
+    instruction = {
+        "category": f"Which {(guess.output or 'label').replace('_', ' ')} does this text belong to?",
+        "multilabel": f"Which {(guess.output or 'labels').replace('_', ' ')} apply to this text?",
+        "text": f"Write the {(guess.output or 'answer').replace('_', ' ')} for this input.",
+        "json": "Extract the fields from this text as JSON.",
+        "chat": "Continue the conversation helpfully.",
+    }[guess.kind]
+    column = "" if guess.output is None else f"\n  column: {quoted(guess.output)}"
+    limit = "\n  # train_per_label: 10     # use at most this many training rows of each label"
+    return f"""# yaml-language-server: $schema={SCHEMA_FILE}
+name: {quoted(guess.name)}
+
+# What to do, as you would explain it to a person. Be precise: every technique builds on it.
+instruction: {quoted(instruction)}
+# system: a persona or rules; Rung measures whether it helps
+
+# The columns that the model reads.
+inputs: [{", ".join(quoted(name) for name in guess.inputs)}]
+
+# The answer. Guessed: {guess.reason}.
+output:
+  kind: {guess.kind}             # text, category, multilabel, json or chat{column}
+
+data:
+  train: {quoted(path)}
+  # test: test.csv          # default: a share of the rows, chosen by a hash of the input
+  # split: {{validation: 0.2, test: 0.2}}{limit if guess.kind == "category" else ""}
+  # text: corpus.txt        # plain text of the domain, or a list of files, to adapt the model to
+
+# metric: accuracy          # default: the usual one for the kind
+# overflow: drop_demonstrations  # for prompts longer than the model reads; default: such a row is an error
+model: embedded             # or a Hub id, a folder, a .gguf file; a list of models is raced
+"""

@@ -7,15 +7,17 @@ never listed as suitable by a fact that is not known. `refresh` asks the Hub for
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
 from typing import Any, Literal
 
 import yaml
 
-from rung.errors import ModelError
+from rung.errors import ConfigError, ModelError
 from rung.machine import Machine
 from rung.models.cache import cache_dir, write_atomically
 from rung.progress import QUIET, Progress
@@ -142,6 +144,47 @@ def find(reference: str) -> OpenModel | None:
     """Return the model with this Hub id, a revision left aside."""
     wanted = reference.partition("@")[0].lower()
     return next((model for model in load() if model.id.lower() == wanted), None)
+
+
+def wanted_from(
+    task: str | None, language: str | None, licence: str | None, memory: str | None, context: str | None
+) -> Wanted:
+    """Check what a person asks for, as the options of `rung models search` are written.
+
+    Raises:
+        ConfigError: `unknown-name`: no such task, language or licence; `bad-option`: a size is not one.
+    """
+    models = load()
+    if task is not None and task not in TASKS:
+        near = get_close_matches(task, TASKS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(TASKS)}"
+        raise ConfigError("unknown-name", f"no task is named {task!r}", hint=hint)
+    if language is not None:
+        language = language.strip().lower()
+        if not re.fullmatch("[a-z]{2,3}", language):
+            known = sorted({listed for model in models for listed in model.languages or ()})
+            hint = f"write German as de; makers list {', '.join(known)}"
+            raise ConfigError("unknown-name", f"{language!r} is not the code of a language", hint=hint)
+    if licence is not None:
+        licence = licence.strip().lower()
+        known = ["permissive", *sorted({model.licence for model in models if model.licence})]
+        if licence not in known:
+            message = f"no model of the catalogue has the licence {licence!r}"
+            raise ConfigError("unknown-name", message, hint=f"give {', '.join(known)}")
+    return Wanted(
+        task,
+        language,
+        licence,
+        _size("--memory", memory, bytes_of, "16GB"),
+        _size("--context", context, tokens_of, "32k"),
+    )
+
+
+def _size(option: str, text: str | None, read: Callable[[str], int | None], example: str) -> int | None:
+    size = None if text is None else read(text)
+    if text is not None and (size is None or size <= 0):
+        raise ConfigError("bad-option", f"{option} {text!r} is not a size", hint=f"write {option} {example}")
+    return size
 
 
 def search(wanted: Wanted) -> Found:

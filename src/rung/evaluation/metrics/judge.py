@@ -11,10 +11,13 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rung.data.examples import column
+from rung.data.sources import read_rows
 from rung.engines.base import Constraint, GenerateRequest, Sampling
-from rung.errors import EngineError
+from rung.errors import DataError, EngineError
 from rung.evaluation.metrics.base import Case, Metric, Score, some
 from rung.evaluation.metrics.labels import cohens_kappa
 from rung.models.messages import Messages
@@ -241,6 +244,29 @@ def question_of(row: Mapping[str, Any]) -> str:
     """Return a row's columns as the judge reads them."""
     values = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in row.values()]
     return "\n".join(values)
+
+
+def read_pairs(file: Path, inputs: Sequence[str]) -> tuple[list[Pair], list[Preference]]:
+    """Read pairs of answers that people judged: the task's inputs, `first`, `second` and `preference`.
+
+    Raises:
+        DataError: `bad-row`: a preference is not first, second or tie; `too-few-rows`.
+    """
+    pairs: list[Pair] = []
+    preferences: list[Preference] = []
+    for record in read_rows(file):
+        preference = str(column(record, "preference")).strip().lower()
+        if preference not in ("first", "second", "tie"):
+            raise DataError(
+                "bad-row", f"{record.source}: the preference {preference!r} is not first, second or tie",
+                hint="of several people take the majority, and write tie if there is none",
+            )  # fmt: skip
+        question = question_of({name: column(record, name) for name in inputs})
+        pairs.append(Pair(question, str(column(record, "first")), str(column(record, "second"))))
+        preferences.append(preference)  # type: ignore[arg-type]
+    if not pairs:
+        raise DataError("too-few-rows", f"{file} has no rows", hint="write at least one pair")
+    return pairs, preferences
 
 
 @functools.lru_cache(maxsize=4)

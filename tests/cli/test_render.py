@@ -5,7 +5,8 @@ from rich.console import Console
 
 from rung.advice import advise
 from rung.advice.rules import Step
-from rung.advice.terminal import chart, print_advice
+from rung.cli.render import advice as print_advice
+from rung.cli.render import chart
 from rung.evaluation.report.html import RungOutcome
 from rung.machine import Machine
 
@@ -46,7 +47,7 @@ def test_no_line_is_wider_than_the_terminal(task, data, width):
 def test_expected_and_measured_stand_side_by_side(task, data):
     out = io.StringIO()
     found = {"features": RungOutcome("features", "helped", "+41.0 pp")}
-    print_advice(advise(task, data, Machine(2, 2**33, 1e11)), Console(file=out, width=120), found)
+    print_advice(advise(task, data, Machine(2, 2**33, 1e11)), found, Console(file=out, width=120))
     line = next(line for line in out.getvalue().splitlines() if line.startswith("features"))
     assert "+ help" in line
     assert "helped: +41.0 pp" in line

@@ -1,0 +1,572 @@
+"""Everything that the commands print: one JSON value, or tables and lines for people; notes on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from rung.advice import Advice
+    from rung.advice.rules import Source, Step
+    from rung.artifact.parts import Answer
+    from rung.climbing.check import TaskCheck
+    from rung.climbing.tune import Tuning
+    from rung.data.rows import DataReport
+    from rung.evaluation.report.html import RungOutcome
+    from rung.evaluation.result import ClimbResult
+    from rung.feedback.improve import Improvement
+    from rung.feedback.records import ReviewCase
+    from rung.feedback.trials import TrialReport
+    from rung.machine import Machine
+    from rung.models.open_models import Found, OpenModel, Wanted
+    from rung.prompts.overflow import Rendered
+    from rung.retrieval.index import Index
+    from rung.task import Task
+
+say = typer.echo
+CELL = 60  # characters of a cell with a user's text
+PROBLEMS = 20  # listed before the rest is only counted
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def note(text: str) -> None:
+    """Print a line on stderr, which programs that read stdout do not see."""
+    typer.echo(text, err=True)
+
+
+def faint(text: str) -> None:
+    """Print a line of less importance."""
+    typer.secho(text, dim=True)
+
+
+def clean(text: str) -> str:
+    """Replace the characters in others' text that control a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def facts(values: Mapping[str, Any], width: int = 15) -> None:
+    """Print a mapping, one name and value a line."""
+    for key, value in values.items():
+        say(f"{key.replace('_', ' '):{width}} {value}")
+
+
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    console: Console | None = None,
+    styles: Sequence[str] = (),
+    wrapped: Sequence[str] = (),
+) -> None:
+    """Print a table.
+
+    Args:
+        heads: heads of the columns; a column is aligned to the right if its head begins with `>`.
+        rows: the cells; they may be rich's texts.
+        console: where to print; stdout by default.
+        styles: the style of each row, if any.
+        wrapped: heads of the columns that may be wrapped.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, pad_edge=False, padding=(0, 1))
+    for head in heads:
+        align: Literal["left", "right"] = "right" if head.startswith(">") else "left"
+        grid.add_column(Text(head.lstrip(">")), justify=align, no_wrap=head not in wrapped, overflow="fold")
+    for number, row in enumerate(rows):
+        cells = [cell if isinstance(cell, Text) else Text(str(cell)) for cell in row]
+        grid.add_row(*cells, style=styles[number] if styles else "")
+    (console or Console()).print(grid)
+
+
+# A climb: its plan, its results, and a search of settings.
+
+WIDE, WIDEST = 100, 132
+
+
+def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
+    """Print the plan of a climb's first stage."""
+    table(
+        ("rung", ">rows", ">tokens to fit", ">tokens a row", ">seconds", ">memory"),
+        [
+            (
+                row["name"], f"{row['rows']:,}", f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}",
+                f"{row['seconds']:,.0f}", f"{row['memory_bytes'] / 2**30:.1f} GiB",
+            )
+            for row in rows if row["applies"]
+        ],
+    )  # fmt: skip
+    for row in rows:
+        if not row["applies"]:
+            faint(f"not applicable: {row['name']}: {row['reason']}")
+    for line in notes:
+        say(line)
+
+
+def climb_result(result: ClimbResult, console: Console | None = None) -> None:
+    """Print the rungs, what was left out and why, and the decision; the columns depend on the width of the terminal."""
+    from rich.console import Console
+
+    from rung.evaluation.report import words
+
+    console = console or Console()
+    wide, widest = console.width >= WIDE, console.width >= WIDEST
+    heads = ["rung", f">{result.metric} [95 %]", ">rows", f">vs {result.rungs[0].name}"]
+    heads += [">fixed / broken", ">p"] if wide else []
+    heads += [">fit s", ">ms/row", *([">tokens/row", ">trainable", ">bytes"] if widest else [])]
+    rows, styles, measured = [], [], words.measured(result)
+    for rung in measured:
+        best, c = rung.name == result.recommended, words.against(result, rung.name)
+        ms, tokens = words.per_row(rung)
+        cells = [("> " if best else "  ") + rung.name, words.score_text(rung)]
+        cells += [f"{rung.n}{'' if rung.split == 'test' else ' v'}", f"{100 * c.delta:+.1f} pp" if c else ""]
+        if wide:
+            cells += [f"{c.fixed} / {c.broken}", words.p_text(c.p)] if c else ["", ""]
+        cells += [f"{rung.fit_seconds:.0f}", ms]
+        if widest:
+            cells += [tokens, words.count_text(rung.trainable_parameters), words.count_text(rung.artifact_bytes)]
+        rows.append(cells)
+        styles.append("bold" if best else "")
+    table(heads, rows, console=console, styles=styles)
+    dim = [*words.overflow_notes(result), *words.retrieval_notes(result)]
+    if any(rung.split == "validation" for rung in measured):
+        dim.insert(0, "v: stopped in the race; scored on that many validation rows")
+    _lines(console, dim, "dim")
+    _lines(console, [*result.notes, *words.confidence_notes(result)])
+    _lines(console, [f"{rung.status}: {rung.name}: {rung.reason}" for rung in words.left_out(result)], "dim")
+    _lines(console, ["", result.decision], "bold")
+
+
+def _lines(console: Console, lines: Iterable[str], style: str = "") -> None:
+    from rich.text import Text
+
+    for line in lines:
+        console.print(Text(line, style=style))
+
+
+def scores(values: Mapping[str, Any], split: str) -> None:
+    """Print what `rung eval` measured."""
+    from rung.evaluation.report.words import retrieval_text
+
+    for name, value in values["metrics"].items():
+        interval = f"[{value['low']:.4f}, {value['high']:.4f}]"
+        say(f"{name} {value['score']:.4f} {interval} on {values['n']} {split} rows")
+    for name, value in values["whole"].items():
+        say(f"{name} {value:.4f} over the whole set")
+    for text, count in values["notes"].items():
+        say(f"{count} of {values['n']} rows: {text}")
+    if "retrieval" in values:
+        say(retrieval_text(values["retrieval"]))
+
+
+def rungs(entries: Sequence[Mapping[str, Any]], *, settings: bool) -> None:
+    """Print the techniques, or one of them with its settings."""
+    for entry in entries:
+        say(f"{'*' if entry['default'] else ' '} {entry['name']:20} {entry['family']:20} {entry['does']}")
+        for key, value in entry["settings"].items() if settings else ():
+            say(f"    {key}: {'null' if value is None else value}")
+    if not settings:
+        say("\n* tried by `rung climb` by default. Settings of one: rung rungs NAME")
+
+
+def tuning(search: Tuning) -> None:
+    """Print the trials of a search, best first, and what to write into the task file."""
+    table(
+        ("trial", f">{search.metric}", ">rows", ">seconds", "settings", ""),
+        [
+            (
+                trial.number, "" if trial.score is None else f"{trial.score:.3f}", trial.rows, f"{trial.seconds:.0f}",
+                ", ".join(f"{key} {_short(value)}" for key, value in trial.settings.items()),
+                "best" if trial.number == search.best else trial.reason or trial.state,
+            )
+            for trial in sorted(search.trials, key=lambda trial: -(trial.score or 0))
+        ],
+        wrapped=("settings", ""),
+    )  # fmt: skip
+    if (c := search.comparison) is not None:
+        interval = f"{100 * c.delta:+.1f} pp [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
+        counts = f"{c.fixed} fixed / {c.broken} broken, p = {c.p:.3f}"
+        say(f"\non {c.n} test rows against the defaults: {interval}, {counts}")
+    else:
+        say("\nno trial was better than the defaults on the validation rows")
+    inside = ", ".join(f"{key}: {_short(value)}" for key, value in search.settings.items())
+    say(f"\nfor the task file:\nrungs:\n  {search.rung}: {{{inside}}}\n\nartifact: {search.artifact}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+# The decision guide: the flow chart with its path, and the table of expectations.
+
+NARROWEST, CHART_WIDEST = 60, 100
+TAKEN, OTHER, OPEN = "bold", "dim", "yellow"
+MARKS = {"help": ("+ help", "green"), "not": ("- not", "red"), "unknown": ("? open", "")}
+
+
+def advice(guide: Advice, measured: Mapping[str, RungOutcome] | None = None, console: Console | None = None) -> None:
+    """Print the chart, the open questions, and the expectations, next to what a climb measured if there was one."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    _lines(console, [f"{guide.task}: what the rules expect before anything is measured"], TAKEN)
+    cited = list(dict.fromkeys(step.source for step in guide.steps if step.source))
+    for line in chart(guide.steps, max(NARROWEST, min(CHART_WIDEST, console.width)), cited):
+        console.print(line, no_wrap=True, overflow="crop", crop=True)
+    sources = [f"[{number}] {source.citation}, {source.url}" for number, source in enumerate(cited, start=1)]
+    _lines(console, sources, OTHER)
+    if guide.open_questions:
+        _lines(console, [f"Not known yet; say it in the task file: {', '.join(guide.open_questions)}"], OPEN)
+    console.print()
+    rows = []
+    for each in guide.expectations:
+        cells: list[str | Text] = [each.rung, Text(*MARKS[each.expect]), "; ".join(each.reasons)]
+        if measured is not None:
+            outcome = measured.get(each.rung)
+            cells.append(Text("not measured", OTHER) if outcome is None else f"{outcome.word}: {outcome.text}")
+        rows.append(cells)
+    heads = ("rung", "expected", "because", *(() if measured is None else ("measured",)))
+    table(heads, rows, console=console, wrapped=("because", "measured"))
+    _lines(console, ["Rules expect, a climb measures: rung climb TASK"], OTHER)
+
+
+def chart(steps: Sequence[Step], width: int, cited: Sequence[Source] = ()) -> Iterator[Text]:
+    """Draw the flow chart in `width` columns: every question in a box, its two branches below, the one taken marked."""
+    for place, step in enumerate(steps):
+        last = place == len(steps) - 1
+        number = f" [{cited.index(step.source) + 1}]" if step.source in cited else ""
+        yield from _question(step, number, width, first=place == 0)
+        yield from _branch(step, "yes", step.yes, width, last=False)
+        yield from _branch(step, "no", step.no, width, last=last)
+
+
+def _question(step: Step, number: str, width: int, *, first: bool) -> Iterator[Text]:
+    from rich.text import Text
+
+    style, inside = OPEN if step.answer == "unknown" else TAKEN, width - 4
+    observed = step.observed or (f"not known: {step.ask}" if step.ask else "")
+    yield Text("┏" + ("━" if first else "┻") + "━" * (inside + 1) + "┓", style=style)
+    question = step.question + number
+    space = inside - len(question) - len(observed)
+    lines = [(question + " " * space + observed)] if space > 1 else [*wrap(question, inside), *wrap(observed, inside)]
+    for line in lines:
+        yield Text(f"┃ {line:<{inside}} ┃", style=style)
+    yield Text("┗" + "┳" + "━" * (inside + 1) + "┛", style=style)
+
+
+def _branch(step: Step, name: str, meaning: str, width: int, *, last: bool) -> Iterator[Text]:
+    from rich.text import Text
+
+    taken = step.answer == name
+    style = TAKEN if taken else OTHER
+    joint = ("┗" if last else "┣") if taken else ("└" if last else "├")
+    stroke = "━" if taken else "─"
+    head = f" {joint}{stroke * 2} {name} {stroke * (4 - len(name))}{'▶' if taken else '▷'} "
+    first, *others = wrap(meaning, width - len(head))
+    yield Text(head + first, style=style)
+    for line in others:
+        yield Text(f" {' ' if last else '┃'}" + " " * (len(head) - 2) + line, style=style)
+
+
+# A task's data.
+
+
+def task_check(task: Task, found: TaskCheck, file: Path) -> None:
+    """Print what `rung check` found in the data of a task, and what would mislead."""
+    from rung.evaluation.report.words import training_data_lines
+
+    report, rows = found.data.report, []
+    for name, split in report.splits.items():
+        spans = [report.lengths.get(f"{name} {part}") for part in ("input", "output")]
+        lengths = [f"{s['median']:g}, {s['p95']:g}, {s['max']:g}" if s else "" for s in spans]
+        labels = len(report.labels[name]) if name in report.labels else ""
+        rows.append((name, f"{split.read:,}", f"{split.kept:,}", labels, *lengths))
+    table(("split", ">read", ">kept", ">labels", f">input {found.unit} (median, p95, max)", ">output"), rows)
+    for line in _data_lines(report):
+        say(line)
+    for name, values in found.training.items():
+        say(f"\ntuning on {name}:")
+        for line in training_data_lines(values):
+            say(f"  {line}")
+    for warning in [*report.warnings, *found.training_warnings()]:
+        typer.secho(f"warning: {warning}", fg="yellow")
+    say(f"{task.name} is fine. Next: rung climb {file} --plan")
+
+
+def _data_lines(report: DataReport) -> Iterator[str]:
+    """What the report says besides its table: rows per label, detectable differences, dropped rows."""
+    from rung.data.rows import SHOWN
+
+    for name, counts in report.labels.items():
+        if counts:
+            rows = sorted(counts.values())
+            yield f"{name}: {rows[0]} / {median(rows):g} / {rows[-1]} rows a label (min / median / max)"
+    if rare := report.rare():
+        more = f" and {len(rare) - SHOWN} more" if rare[SHOWN:] else ""
+        yield f"rare in training: {', '.join(rare[:SHOWN])}{more}"
+    for name, effect in report.detectable.items():
+        found = "no difference is distinguishable from chance"
+        if effect is not None:
+            found = f"a difference of {100 * effect:.1f} points between two techniques is likely found"
+        yield f"{name}: with {report.splits[name].kept:,} rows, {found}"
+    for name, split in report.splits.items():
+        for reason, sources in split.dropped.items():
+            places = ", ".join(sources[:SHOWN]) + (", ..." if sources[SHOWN:] else "")
+            yield f"{name}: {len(sources):,} dropped, {reason}: {places}"
+
+
+def clusters(result: Mapping[str, Any]) -> None:
+    """Print groups of texts."""
+    for each in result["clusters"]:
+        say(f"{each['rows']:6}  {each['name']}\n        e.g. {each['central'][0][:90]}")
+    if result["noise"]:
+        say(f"{result['noise']:6}  in no cluster")
+    silhouette = "" if result["silhouette"] is None else f", silhouette {result['silhouette']:.3f}"
+    say(f"{result['rows']} rows, {len(result['clusters'])} clusters{silhouette}")
+    if "labels" in result:
+        rand, information = result["adjusted_rand"], result["normalized_mutual_information"]
+        say(
+            f"against {result['labels']} labels: adjusted Rand {rand:.3f}, "
+            f"normalized mutual information {information:.3f}"
+        )
+
+
+def index(opened: Index) -> None:
+    """Print what an index holds, and which files were left out."""
+    manifest = opened.manifest
+    left_out = sum(problem.left_out for problem in manifest.problems)
+    say(
+        f"{manifest.passages} passages of up to {manifest.tokens} tokens from {manifest.documents} documents "
+        f"in {len(manifest.sources)} files; {left_out} files left out"
+    )
+    for problem in manifest.problems[:PROBLEMS]:
+        say(f"  {'left out' if problem.left_out else 'in part '}  {problem.source}: {problem.what}")
+    if len(manifest.problems) > PROBLEMS:
+        say(f"  and {len(manifest.problems) - PROBLEMS} more: --json lists all")
+
+
+# An artifact and its answers.
+
+
+def answer(given: Answer) -> None:
+    """Print an answer, with its confidence and its sources."""
+    text = given.written or given.text if given.confidence is None else f"{given.text}\t{given.confidence:.3f}"
+    say(f"{text}\tabstained" if given.abstained else text)
+    sources(given)
+
+
+def sources(given: Answer) -> None:
+    """Print where an answer from documents comes from: what it cites or, without citations, what it read."""
+    from rung.retrieval.passage import shown_sources
+
+    heading, lines = shown_sources(given.citations, given.passages, refused=given.refused)
+    if heading:
+        say("\n".join([f"\n{heading}:", *(f"  {line}" for line in lines)]))
+
+
+def dropped(prompt: Answer | Rendered) -> None:
+    """Print on stderr what a prompt leaves out, if anything."""
+    counts = (
+        (prompt.dropped_demonstrations, "demonstrations were left out"),
+        (prompt.dropped_passages, "passages were left out"),
+        (prompt.shortened_passages, "passages were cut"),
+    )
+    if parts := [f"{count} {what}" for count, what in counts if count]:
+        note(f"the prompt was longer than the model reads: {', '.join(parts)}")
+
+
+def artifact(values: Mapping[str, Any]) -> None:
+    """Print what an artifact is made of, and what it was trained on."""
+    from rung.evaluation.report.words import training_data_lines
+
+    facts({key: value for key, value in values.items() if key != "training_data"})
+    for name, report in values["training_data"].items():
+        say(f"\n{name} was trained on:")
+        for line in training_data_lines(report):
+            say(f"  {line}")
+
+
+def confidence(values: Mapping[str, Any]) -> None:
+    """Print how far an artifact's confidence can be trusted, and what abstaining gives."""
+    from rung.evaluation.report.words import confidence_lines
+
+    for line in confidence_lines(values):
+        say(line)
+    for accuracy, found in values["reaching"].items():
+        what = "at no threshold"
+        if found is not None:
+            what = f"abstain below {found['threshold']:.3f}; {100 * found['coverage']:.1f} % of the rows are answered"
+        say(f"{100 * float(accuracy):g} % of the answers right: {what}")
+
+
+# Feedback: captured cases, improvements, trials.
+
+
+def cases(found: Sequence[ReviewCase]) -> None:
+    """Print captured answers as a table; others' text cannot control the terminal."""
+    from rung.data.examples import text_of
+
+    rows = []
+    for case in found:
+        row = case.interaction
+        given = " ".join(text_of(value) for value in row.inputs.values())
+        expected = case.expected if case.expected is not None else f"({case.suggestion}?)" if case.suggestion else ""
+        rows.append([_cell(text) for text in (row.id, ", ".join(case.reasons), given, row.actual, expected)])
+    if rows:
+        table(("id", "why", "input", "actual", "expected"), rows, wrapped=("why", "input", "actual", "expected"))
+
+
+def _cell(text: str) -> str:
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= CELL else line[: CELL - 1] + "…"
+
+
+def case(values: Mapping[str, Any]) -> None:
+    """Print one case with its feedback and history."""
+    for name, value in values.items():
+        if name not in ("feedback", "history", "shadowed_by") and value not in (None, "", []):
+            say(clean(f"{name}: {', '.join(value) if isinstance(value, list) else value}"))
+    for each in values["feedback"]:
+        parts = [each["thumb"], each["score"], each["comment"], each["expected"] and f"expected {each['expected']!r}"]
+        text = ", ".join(str(part) for part in parts if part not in (None, ""))
+        say(clean(f"feedback {each['at']} by {each['source']}: {text}"))
+    for each in values["shadowed_by"]:
+        say(clean(f"in a trial, the artifact {each['artifact'][:16]} answered {each['actual']!r}"))
+    for each in values["history"]:
+        what = f"undid {each['undoes']}" if each["undoes"] else f"expected {each['expected']!r}"
+        say(clean(f"{each['number']}. {each['at']} {each['reviewer']}: {what} {each['comment']}".rstrip()))
+
+
+def statistics(values: Mapping[str, Any]) -> None:
+    """Print how many answers were captured, suspicious, reviewed and wrong."""
+    say(f"{values['captured']} captured, {values['suspicious']} suspicious, {values['queue']} to review")
+    for name, count in values["reasons"].items():
+        say(f"  {count} {name}")
+    train, test = values["wrong"]["train"], values["wrong"]["test"]
+    say(f"{values['reviewed']} reviewed, {train} wrong to train on, {test} wrong and held out")
+    say(f"{values['fixed']} failures were fixed once, and are watched")
+
+
+def improvement(found: Improvement, registry: Path, store: str) -> None:
+    """Print what a climb with the reviewed failures gained, and how to promote it."""
+    from rung.feedback.records import command
+
+    taken, outcome = found.taken, found.outcome
+    say(
+        f"{taken.failures} corrected and {taken.confirmed} confirmed answers joined the training rows "
+        f"({taken.replaced} rows replaced, {taken.held_out} held out, {taken.superseded} superseded)\n"
+        f"rungs: {', '.join(found.rungs)}: {found.reason}\n"
+    )
+    climb_result(found.climb.result)
+    (fixed, train), (test_fixed, test) = outcome.of_train, outcome.of_test
+    say(
+        f"\nreviewed failures answered better: {fixed} of {train} trained on, {test_fixed} of {test} held out\n"
+        f"fixed once and wrong again: {len(outcome.regressions)} of {outcome.watched}\n"
+        f"report: {found.climb.folder / 'report.html'}"
+    )
+    if not found.better:
+        return
+    accepting = ["--accept-regressions"] if outcome.regressions else []
+    if accepting:
+        say(f"Next: {command('rung failures show', outcome.regressions[0], store=store)}")
+    promote = command("rung promote", found.climb.folder, *accepting, registry=registry, store=store)
+    say(f"{'And, if that is acceptable: ' if accepting else 'Next: '}{promote}")
+
+
+def trial(report: TrialReport) -> None:
+    """Print how a trial is going."""
+    test, decision = report.trial, report.standing.decision
+    answered, judged = report.standing.answered, report.standing.judged
+    say(
+        f"{test.mode} of {test.artifact[:16]} ({report.challenger}) against {test.against[:16]} ({report.served}): "
+        f"{'runs' if report.running else 'is over'}\n"
+        f"answered: {answered['a']} by what is served, {answered['b']} by the challenger; "
+        f"judged: {judged['a']} and {judged['b']}\n"
+        f"{decision.n} of at most {test.most} pairs: {report.delta} {report.interval}, {decision.fixed} fixed / "
+        f"{decision.broken} broken, {report.p}\n{report.verdict}"
+    )
+    if report.next:
+        say(f"Next: {report.next}")
+
+
+# Base models.
+
+
+def count(parameters: int) -> str:
+    """A number of parameters in short: 135M, 7.2B."""
+    return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
+
+
+def open_models(found: Found, wanted: Wanted, machine: Machine) -> None:
+    """Print the models that suit: a line per model if it fits the terminal, else two, the name on its own."""
+    from rich.console import Console
+
+    from rung.models.open_models import TASKS
+
+    limit = wanted.memory or machine.memory_bytes
+    if found.suitable:
+        benchmarks = TASKS[wanted.task] if wanted.task else ("IFEval", "MMLU")
+        names = ["model", *(model.id for model in found.suitable)]
+        heads = ["size", "context", "fits in", "bf16", "int4", "tokens/s", *benchmarks]
+        figures = _aligned([heads, *(_figures(model, benchmarks, limit, machine) for model in found.suitable)])
+        licences = ["licence", *(_licence(model) for model in found.suitable)]
+        longest = max(map(len, names))
+        fits = longest + 2 + len(figures[0]) + 2 + max(map(len, licences)) <= Console().width
+        for name, line, licence in zip(names, figures, licences, strict=True):
+            say(f"{name:{longest}}  {line}  {licence}" if fits else f"{name:{longest}}  {licence}\n  {line}")
+    else:
+        faint("no model of the catalogue is known to suit")
+    for fact in dict.fromkeys(fact for _, fact in found.unknown):
+        faint(
+            f"{fact} not known, so left out: {', '.join(model.id for model, lacks in found.unknown if lacks == fact)}"
+        )
+    faint(
+        f"fits in: the finest precision whose weights and 1 GiB of room fit into {limit / 1e9:.0f} GB "
+        "(long prompts take more); tokens/s: prompt tokens in fp32, estimated from this machine's measured rate"
+    )
+    faint(
+        "Scores are those that makers published, in their own settings (--json names source and date): "
+        "`model: [a, b]` in a task compares models on its rows."
+    )
+
+
+def _figures(model: OpenModel, benchmarks: Sequence[str], limit: int, machine: Machine) -> list[str]:
+    """The figures of one model, in the order of the table's columns."""
+    needed, speed, context = model.memory(), model.tokens_per_second(machine), model.scaled_context or model.context
+    short = str(context) if context and context < 1024 else f"{(context or 0) // 1024}k"
+    scores = [model.score(name) for name in benchmarks]
+    return [
+        count(model.parameters) if model.parameters else "unknown",
+        "unknown" if model.context is None else short,
+        model.fits(limit) or "-",
+        *(f"{needed[name] / 1e9:.1f} GB" if needed else "unknown" for name in ("bf16", "int4")),
+        "unknown" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}",
+        *(f"{score.value:.1f}" if score else "-" for score in scores),
+    ]
+
+
+def _licence(model: OpenModel) -> str:
+    return f"{model.licence or 'unknown'}{', gated' if model.access == 'gated' else ''}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Each row as one line, with its cells aligned to the right in their columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [" ".join(f"{cell:>{size}}" for cell, size in zip(row, widths, strict=True)) for row in rows]

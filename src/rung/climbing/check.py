@@ -1,0 +1,91 @@
+"""What `rung check` finds out about a task without running its model: its data, and what tuning would learn from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rung.artifact.artifact import Artifact
+from rung.data.rows import Data
+from rung.engines.local import LocalModel
+from rung.errors import MachineError
+from rung.evaluation.scoring import validate_references
+from rung.models.reference import is_endpoint, resolve
+from rung.models.tokenizer import Tokenizer
+from rung.rungs import DomainAdaptation
+from rung.task import Task
+from rung.training.examples import TOO_LONG, TrainingReport, blocks, tokenize
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCheck:
+    """What a check found.
+
+    Attributes:
+        data: the rows, with a report on them.
+        unit: of the lengths in the report, `tokens` or `characters`.
+        training: what tuning would learn from, by what it trains on (`rows`, `text`), if asked for.
+    """
+
+    data: Data
+    unit: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def training_warnings(self) -> Iterator[str]:
+        """Yield what would stop a tuning rung with default settings."""
+        for report in self.training.values():
+            if count := report["dropped"].get(TOO_LONG):
+                yield f"{count:,} training rows are {TOO_LONG}: tuning stops at them unless `overlong` allows it"
+
+
+def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
+    """Read and validate a task's data, and measure its texts.
+
+    Args:
+        task: the task.
+        tuning: also report what tuning would learn from, which needs the model's tokenizer.
+
+    Raises:
+        DataError: a row or an expected answer is wrong.
+    """
+    data = task.read()
+    validate_references(task, data)
+    count = _token_counter(task)
+    if count is not None:
+        for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+            data.report.measure(name, rows, kind=task.output.kind, count=count)
+        if data.text:
+            data.report.measure_text(data.text, count=count)
+    return TaskCheck(data, "tokens" if count else "characters", _training_reports(task, data) if tuning else {})
+
+
+def _training_reports(task: Task, data: Data) -> dict[str, Any]:
+    """What tuning learns from on top of zero-shot; rows that are too long are counted, where training would stop."""
+    model, reports = LocalModel(resolve(task.model)), {}
+    report = reports["rows"] = TrainingReport()
+    rows = tokenize(Artifact.zero_shot(task, data.labels), model, data.train, overlong="drop", report=report)
+    report.measure(rows, model.tokenizer)
+    if data.text:
+        report = reports["text"] = TrainingReport(rows=len(data.text))
+        report.measure(blocks(model, data.text, DomainAdaptation().block_tokens), model.tokenizer)
+    return {name: report.as_dict() for name, report in reports.items()}
+
+
+def _token_counter(task: Task) -> Callable[[str], int] | None:
+    """A token counter of the task's model if its files are here already; a count is not worth a download."""
+    if is_endpoint(task.model):
+        return None
+    before = os.environ.get("RUNG_OFFLINE")
+    os.environ["RUNG_OFFLINE"] = "1"
+    try:
+        tokenizer = Tokenizer.load(resolve(task.model).folder)
+    except MachineError:
+        return None  # the report then gives lengths in characters, and says so
+    finally:
+        if before is None:
+            del os.environ["RUNG_OFFLINE"]
+        else:
+            os.environ["RUNG_OFFLINE"] = before
+    return lambda text: len(tokenizer.encode_plain(text))
