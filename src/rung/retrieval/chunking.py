@@ -1,9 +1,9 @@
 """Cut a document into passages: whole sentences, paragraphs and tables under a token budget, with exact spans.
 
-A document is read as units that are not cut without need: headings, sentences, lines of code, whole tables. Units are
-packed in order until the next one does not fit. A passage rather ends where a paragraph does, and before a heading.
-What is embedded and searched is the passage below its title and headings, so that `It costs 5 EUR` is found as what
-costs 5 EUR.
+A document is a sequence of units: headings, sentences, lines of code, whole tables. Only units that are too long are
+cut. Units are packed in order until the next one does not fit. A passage preferably ends with a paragraph, and before a
+heading. The text that is embedded and searched is the passage with its title and headings above it, so a search for
+the thing that costs 5 EUR finds `It costs 5 EUR`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Count = Callable[[str], int]  # tokens of a text, no special ones
+TokenCounter = Callable[[str], int]  # without special tokens
 
 HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
 FENCE = re.compile(r"[ \t]*(```|~~~)")
@@ -24,12 +24,12 @@ TITLE_SHARE = 4  # titles and headings may fill a fourth of what is embedded
 FULL_ENOUGH = 0.5  # from this share of the budget on, a passage ends where a paragraph or a section does
 CHARACTERS_PER_TOKEN = 16  # some vocabularies read a word of any length as one unknown token; text has about 4
 
-Kind = Literal["heading", "sentence", "table", "code"]
+BlockKind = Literal["heading", "sentence", "table", "code"]
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A passage to be: its span, the title with the headings above it, and the text that is embedded and searched."""
+    """A future passage: its span, the title with the headings above it, and the text that is embedded and searched."""
 
     start: int
     end: int
@@ -41,7 +41,7 @@ class Chunk:
 class _Unit:
     start: int
     end: int
-    kind: Kind
+    kind: BlockKind
     cost: int
     headings: tuple[str, ...]
     begins_block: bool  # the first of a paragraph, table or section
@@ -52,17 +52,17 @@ class Chunker:
     """Cuts documents into chunks of at most `tokens` tokens, title included.
 
     Attributes:
-        count: tokens of a text, as the encoder counts.
+        count: counts the encoder's tokens of a text.
         tokens: the most tokens of a chunk.
-        overlap: so many tokens of a chunk, whole units, begin the next one too.
+        overlap: the last units of a chunk, up to so many tokens, begin the next one too.
     """
 
-    count: Count
+    count: TokenCounter
     tokens: int
     overlap: int = 0
 
     def cut(self, text: str, title: str, *, markdown: bool) -> list[Chunk]:
-        """Return the chunks of a document in order; white space between them belongs to none.
+        """Cut a document into chunks, in order; white space between them belongs to none.
 
         Args:
             text: the document.
@@ -94,7 +94,7 @@ class Chunker:
         return max(self.count(text), -(-len(text) // CHARACTERS_PER_TOKEN))
 
     def _small(self, unit: _Unit, text: str, budget: int) -> Iterator[_Unit]:
-        """Yield a unit, or its halves and their halves until they fit: at line ends, else spaces, else anywhere."""
+        """Halve a unit until its parts fit: at line ends, else at spaces, else anywhere."""
         if unit.cost <= budget or unit.end - unit.start < 2:
             yield unit
             return
@@ -106,14 +106,14 @@ class Chunker:
                 yield from self._small(half, text, budget)
 
     def _shortened(self, title: str, headings: tuple[str, ...]) -> str:
-        """Return title and headings, the innermost first to be kept, in a fourth of the budget."""
+        """Join title and headings, and drop the outermost until a fourth of the budget holds them."""
         parts = [part for part in (title, *headings) if part]
         while parts and self.count(" > ".join(parts)) > self.tokens // TITLE_SHARE:
             parts = parts[1:]
         return " > ".join(parts)
 
     def _last(self, units: list[_Unit], first: int, budget: int) -> int:
-        """Return the last unit of the chunk that begins with `first`."""
+        """Find the last unit of the chunk that begins with `first`."""
         used, last, boundary = units[first].cost, first, None
         while last + 1 < len(units) and used + units[last + 1].cost <= budget:
             following = units[last + 1]
@@ -132,7 +132,7 @@ class Chunker:
         return end
 
     def _overlapping(self, units: list[_Unit], last: int) -> int:
-        """Return the first unit of the next chunk: the last ones of this chunk, as many as the overlap holds."""
+        """Find the first unit of the next chunk: it repeats the last units of this chunk that the overlap holds."""
         first, room = last + 1, self.overlap
         while first > 0 and units[first - 1].cost <= room and units[first - 1].kind != "heading":
             first -= 1
@@ -141,31 +141,31 @@ class Chunker:
 
 
 def _middle(text: str, start: int, end: int) -> int:
-    """Return where to cut near the middle: after a line end, else a space, within the middle half."""
+    """Find a cut near the middle: after a line end, else a space, within the middle half."""
     low, high, middle = start + (end - start) // 4, end - (end - start) // 4, (start + end) // 2
     for mark in ("\n", " "):
         before, after = text.rfind(mark, low, middle), text.find(mark, middle, high)
-        places = [place + 1 for place in (before, after) if place >= 0]
-        if places:
-            return min(places, key=lambda place: abs(place - middle))
+        cuts = [position + 1 for position in (before, after) if position >= 0]
+        if cuts:
+            return min(cuts, key=lambda cut: abs(cut - middle))
     return max(start + 1, middle)
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return the span without the white space at its ends."""
+    """Strip the white space at the ends of a span."""
     piece = text[start:end]
     return start + len(piece) - len(piece.lstrip()), end - (len(piece) - len(piece.rstrip()))
 
 
-def _units(text: str, markdown: bool, cost: Count) -> Iterator[_Unit]:
+def _units(text: str, markdown: bool, cost: TokenCounter) -> Iterator[_Unit]:
     """Yield headings, sentences, tables and lines of code in order."""
     headings: dict[int, str] = {}
     for kind, block_start, block_end in _blocks(text, markdown):
-        if kind == "heading" and (found := HEADING.match(text[block_start:block_end])):
-            level = len(found[1])
+        if kind == "heading" and (match := HEADING.match(text[block_start:block_end])):
+            level = len(match[1])
             headings = {above: words for above, words in headings.items() if above < level}
-            path = tuple(headings.values())  # a heading itself stands in the text, so it is not above itself
-            headings[level] = found[2]
+            path = tuple(headings.values())  # without the heading itself: the chunk shows it
+            headings[level] = match[2]
         else:
             path = tuple(headings.values())
         begins = True
@@ -177,7 +177,7 @@ def _units(text: str, markdown: bool, cost: Count) -> Iterator[_Unit]:
 
 
 def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the spans of a text's sentences, tables and lines of code; headings and what has no letters are none."""
+    """Yield the spans of a text's sentences, tables and lines of code, without headings and bare marks."""
     for kind, block_start, block_end in _blocks(text, markdown=True):
         if kind == "heading":
             continue
@@ -187,25 +187,25 @@ def sentence_spans(text: str) -> Iterator[tuple[int, int]]:
                 yield start, end
 
 
-def _pieces(text: str, kind: Kind, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the spans of a block that are not cut without need."""
+def _pieces(text: str, kind: BlockKind, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the spans of the units of a block."""
     if kind in ("heading", "table"):
         yield start, end
         return
     separator = SENTENCE_END if kind == "sentence" else re.compile(r"\n")
-    for found in separator.finditer(text, start, end):
-        yield start, found.end()
-        start = found.end()
+    for match in separator.finditer(text, start, end):
+        yield start, match.end()
+        start = match.end()
     yield start, end
 
 
-def _blocks(text: str, markdown: bool) -> Iterator[tuple[Kind, int, int]]:
+def _blocks(text: str, markdown: bool) -> Iterator[tuple[BlockKind, int, int]]:
     """Yield headings, tables, code and paragraphs with their spans; blank lines divide paragraphs."""
-    open_kind: Kind | None = None
+    open_kind: BlockKind | None = None
     begin, fence = 0, ""
     for line in LINE.finditer(text):
         words = line[0].strip()
-        kind: Kind | None
+        kind: BlockKind | None
         if fence:
             kind = "code"
             fence = "" if words.startswith(fence) else fence

@@ -165,10 +165,10 @@ def _expand(name: str, base: Path) -> Iterator[tuple[Path, Path | None]]:
         yield path, None
     elif glob.has_magic(name):
         fixed = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-        found = sorted(file for file in fixed.glob(str(path.relative_to(fixed))) if not file.is_dir())
-        if not found:
+        files = sorted(file for file in fixed.glob(str(path.relative_to(fixed))) if not file.is_dir())
+        if not files:
             raise ConfigError("no-such-file", f"{path} finds no file", hint="`**/*.md` searches all subfolders")
-        yield from ((file, fixed) for file in found)
+        yield from ((file, fixed) for file in files)
     else:
         raise ConfigError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
 

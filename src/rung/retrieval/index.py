@@ -132,14 +132,14 @@ def terms(text: str) -> list[str]:
     digit is kept whole. A run of a script without spaces becomes its pairs of characters, as is usual for Chinese,
     Japanese and Korean (Nie & Ren, Chinese information retrieval: using characters or words?, 1999).
     """
-    found = []
+    result = []
     for run in RUN.findall(unicodedata.normalize("NFKD", text.casefold()).translate(MARKS)):
         if FIRST.match(run):
-            found += [first + second for first, second in pairwise(run)] or [run]
+            result += [first + second for first, second in pairwise(run)] or [run]
         else:
             word = run.replace("’", "'").removesuffix("'s")
-            found.append(word[: STEM if word.isalpha() else LONGEST])
-    return found
+            result.append(word[: STEM if word.isalpha() else LONGEST])
+    return result
 
 
 # ---- the index
@@ -262,11 +262,11 @@ class Index:
         wanted = max(k, settings.reranked) if rerank else k
         shortlists = [list(scores)[: wanted * SPARE] for scores in fused]
         rows = self._table.take(sorted({row for ids in shortlists for row in ids}))
-        found = [
+        hits = [
             self._choose([(rows[row], scores[row]) for row in ids], wanted, settings.duplicate)
             for ids, scores in zip(shortlists, fused, strict=True)
         ]
-        return found if rerank is None else _reranked(queries, found, rerank, k)
+        return hits if rerank is None else _reranked(queries, hits, rerank, k)
 
     def _fused(self, queries: Sequence[str], settings: SearchSettings) -> list[dict[int, float]]:
         """Search by words, by meaning or by both, and score the candidates of every query."""
@@ -319,9 +319,9 @@ def _windows(encoder: SentenceEncoder, query: str) -> list[str]:
     return [chunk.embedded for chunk in chunks]
 
 
-def _reranked(queries: Sequence[str], found: list[list[Passage]], rerank: Rerank, k: int) -> list[list[Passage]]:
+def _reranked(queries: Sequence[str], hits: list[list[Passage]], rerank: Rerank, k: int) -> list[list[Passage]]:
     best = []
-    for passages, scores in zip(found, rerank(queries, found), strict=True):
+    for passages, scores in zip(hits, rerank(queries, hits), strict=True):
         order = sorted(range(len(passages)), key=lambda position: -scores[position])
         best.append([replace(passages[position], score=float(scores[position])) for position in order[:k]])
     return best

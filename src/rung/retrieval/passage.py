@@ -1,4 +1,4 @@
-"""What a search returns: a piece of a document, with the place it stands in."""
+"""Passages: the pieces of documents that a search finds, which of them hold an answer, and how answers cite them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Passage:
         document: the file relative to the corpus, with the row where the file is a table: `faq.csv:12`.
         title: of the document, then the headings above the passage: `Returns > Electronics`.
         text: exactly `document_text[start:end]`.
-        page: 1-based, where the document has pages; that of the passage's first character.
+        page: of the first character, counted from 1; None where the document has no pages.
         start: first character in the document's text.
         end: one past the last.
-        score: of the search that found it; larger is better. What it measures depends on the search settings.
+        score: of the search that found it; larger is better. Its scale depends on the search settings.
         metadata: the columns named by `corpus.metadata`, as text.
     """
 
@@ -37,25 +37,24 @@ class Passage:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-# --------------------
-# Which passages hold the answer: by the row's gold spans, or by the words of its expected answers.
+# ---- relevance: which passages hold the answer
 
 
-FEWEST_LETTERS = 3  # of an answer looked for by its words: "no" stands everywhere
+MIN_LETTERS = 3  # of an answer that is searched for in the text: "no" occurs everywhere
 
 
 def overlaps(passage: Passage, span: Span) -> bool:
-    """Say whether the passage holds a part of the span."""
+    """Whether the passage holds a part of the span."""
     return passage.document == span.document and passage.start < span.end and span.start < passage.end
 
 
 def holds_answer(passage: Passage, row: Example) -> bool:
-    """Say whether the passage holds a part of the row's answer: of a gold span, or, without spans, all its words."""
+    """Whether the passage holds a part of a gold span, or, for a row without spans, a whole expected answer."""
     if row.spans is not None:
         return any(overlaps(passage, span) for span in row.spans)
     text = normal(passage.text)
     answers = [normal(output) for output in row.outputs]
-    return any(len(answer) >= FEWEST_LETTERS and answer in text for answer in answers)
+    return any(len(answer) >= MIN_LETTERS and answer in text for answer in answers)
 
 
 def span_recall(passages: Sequence[Passage], gold: Sequence[Span], k: int) -> float:
@@ -74,11 +73,10 @@ def _characters(pieces: Sequence[Span | Passage]) -> set[tuple[str, int]]:
     return {(piece.document, position) for piece in pieces for position in range(piece.start, piece.end)}
 
 
-# --------------------
-# Citations: the numbers in an answer, resolved to document, page and span.
+# ---- citations
 #
-# A mark such as `[2]` or `[1, 3]` is a citation if every number in it is that of a passage shown. Marks with any other
-# number are text: years in brackets and references of the documents' own stay what they are.
+# A mark such as `[2]` or `[1, 3]` is a citation if every number in it is the number of a passage in the prompt. Any
+# other mark is text: years in brackets and the documents' own references stay as they are.
 
 
 _MARK = re.compile(r"\s?\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
@@ -86,23 +84,23 @@ _MARK = re.compile(r"\s?\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A passage that an answer names: its number in the prompt, and where it stands."""
+    """A passage that an answer names, with its number in the prompt."""
 
     number: int
     passage: Passage
 
     def __str__(self) -> str:
-        return f"[{self.number}] {self.place}"
+        return f"[{self.number}] {self.location}"
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Document, page and span."""
         p = self.passage
         page = f", page {p.page}" if p.page is not None else ""
         return f"{p.document}{page}, characters {p.start} to {p.end}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON values."""
         p = self.passage
         return {
             "number": self.number, "document": p.document, "title": p.title, "page": p.page, "start": p.start,
@@ -111,7 +109,7 @@ class Citation:
 
 
 def resolve(text: str, passages: Sequence[Passage]) -> tuple[str, tuple[Citation, ...]]:
-    """Return the answer without its citation marks, and what they name, in order of first mention."""
+    """Split an answer into its text without citation marks, and its citations in order of first mention."""
     numbers: dict[int, None] = {}
 
     def take(mark: re.Match[str]) -> str:
@@ -128,11 +126,11 @@ def resolve(text: str, passages: Sequence[Passage]) -> tuple[str, tuple[Citation
 def shown_sources(
     citations: Sequence[Citation], passages: Sequence[Passage], *, refused: bool
 ) -> tuple[str, tuple[Citation, ...]]:
-    """Return where an answer comes from, under a heading: what it cites, or, where it cites nothing, what it read.
+    """List the sources of an answer under a heading: what it cites, or, where it cites nothing, what it read.
 
     Args:
         citations: of the answer.
-        passages: that were shown to the model, in order.
+        passages: in the prompt, in order.
         refused: whether the documents do not answer; then there are none.
     """
     if not passages or refused:
@@ -143,6 +141,6 @@ def shown_sources(
 
 
 def cited(output: str, row: Example, passages: Sequence[Passage]) -> str:
-    """Return an expected answer with the marks of the passages that hold it: what a model shall learn to write."""
+    """Add the marks of the passages that hold an expected answer to it: the text that training teaches."""
     marks = "".join(f"[{number}]" for number, p in enumerate(passages, start=1) if holds_answer(p, row))
     return f"{output} {marks}" if marks else output

@@ -68,10 +68,10 @@ def by_cross_encoder(reference: str) -> Rerank:
     def text(passage: Passage) -> str:
         return f"{passage.title}\n{passage.text}" if passage.title else passage.text
 
-    def rerank(queries: Sequence[str], found: Sequence[Sequence[Passage]]) -> list[list[float]]:
-        pairs = [(query, text(one)) for query, passages in zip(queries, found, strict=True) for one in passages]
+    def rerank(queries: Sequence[str], hits: Sequence[Sequence[Passage]]) -> list[list[float]]:
+        pairs = [(query, text(one)) for query, passages in zip(queries, hits, strict=True) for one in passages]
         scores = iter(model.predict(pairs, show_progress_bar=False).tolist())
-        return [list(islice(scores, len(passages))) for passages in found]
+        return [list(islice(scores, len(passages))) for passages in hits]
 
     return rerank
 
@@ -189,10 +189,10 @@ class Retriever:
             queries: the text to look for, one per row.
             but_not: which passages to ignore for a row.
         """
-        found = self.index.search(queries, NEAREST, NEAREST_FIRST)
+        nearest = self.index.search(queries, NEAREST, NEAREST_FIRST)
         return [
             max((p.score for p in passages if not but_not(p, row)), default=-1.0)
-            for row, passages in zip(rows, found, strict=True)
+            for row, passages in zip(rows, nearest, strict=True)
         ]
 
     def refuses(self, found: Retrieved) -> bool:

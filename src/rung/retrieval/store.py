@@ -123,12 +123,12 @@ class PassageTable:
     @_reaching
     def documents(self) -> dict[tuple[str, str], str]:
         """Map every (document, hash) in the table to its source."""
-        found = {}
+        sources = {}
         columns = ["document", "hash", "source"]
         for batch in self._table.search().select(columns).to_batches(65_536):
             rows = zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
-            found.update({(document, digest): source for document, digest, source in rows})
-        return found
+            sources.update({(document, digest): source for document, digest, source in rows})
+        return sources
 
     @_reaching
     def delete(self, documents: Iterable[tuple[str, str]]) -> None:
@@ -213,9 +213,9 @@ class PassageTable:
             fewest = FEWEST_REFINED * max(1.0, math.sqrt(count / AMONG))
             factor = max(REFINED, math.ceil(fewest / limit))
             search = search.nprobes(max(8, math.ceil(PROBES * partitions))).refine_factor(factor)
-        found = (search.where(where, prefilter=True) if where else search).to_arrow()
-        which = found["query_index"].to_numpy() if "query_index" in found.schema.names else np.zeros(len(found), int)
-        ids, scores = found["_rowid"].to_numpy().astype(np.int64), 1 - found["_distance"].to_numpy()
+        hits = (search.where(where, prefilter=True) if where else search).to_arrow()
+        which = hits["query_index"].to_numpy() if "query_index" in hits.schema.names else np.zeros(len(hits), int)
+        ids, scores = hits["_rowid"].to_numpy().astype(np.int64), 1 - hits["_distance"].to_numpy()
         return [_best_first(ids[which == query], scores[which == query]) for query in range(len(vectors))]
 
     @_reaching
@@ -230,8 +230,8 @@ class PassageTable:
                 return np.zeros(0, np.int64), np.zeros(0, np.float32)
             search = self._table.search(ask(query, "terms"), query_type="fts").limit(limit)
             search = search.select(["_score"]).with_row_id(True)
-            found = (search.where(where, prefilter=True) if where else search).to_arrow()
-            return _best_first(found["_rowid"].to_numpy().astype(np.int64), found["_score"].to_numpy())
+            hits = (search.where(where, prefilter=True) if where else search).to_arrow()
+            return _best_first(hits["_rowid"].to_numpy().astype(np.int64), hits["_score"].to_numpy())
 
         with ThreadPoolExecutor(SEARCHES) as workers:
             return list(workers.map(match, terms))
@@ -242,9 +242,9 @@ class PassageTable:
         if not len(ids):
             return {}
         columns = ["id", "document", "title", "text", "page", "start", "end", *self._metadata, "vector"]
-        found = self._table.take_row_ids([int(row) for row in ids]).with_row_id().select(columns).to_arrow()
-        rows = found.drop_columns(["vector"]).to_pylist()
-        matrix = found["vector"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+        table = self._table.take_row_ids([int(row) for row in ids]).with_row_id().select(columns).to_arrow()
+        rows = table.drop_columns(["vector"]).to_pylist()
+        matrix = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
         return {row.pop("_rowid"): {**row, "vector": vector} for row, vector in zip(rows, matrix, strict=True)}
 
 
@@ -298,14 +298,14 @@ def connected(address: str) -> Any:
 
 def names(database: Any) -> list[str]:
     """List all tables."""
-    found: list[str] = []
+    tables: list[str] = []
     token = None
     while True:
         page = database.list_tables(page_token=token)
-        found += page.tables
+        tables += page.tables
         token = page.page_token
         if not token:
-            return found
+            return tables
 
 
 @contextmanager
