@@ -113,7 +113,7 @@ def test_a_trial_is_stopped_and_stays_to_be_looked_at(server, artifacts, watched
     begin_trial(server, artifacts["intents"], artifacts["few-shot"], "-" * 12)
     page = watched.page
     page.goto(f"{server.url}/trials")
-    assert page.locator(".decision").inner_text() == "What is served is better; the trial may be stopped."
+    assert page.locator(".decision").inner_text() == "The served artifact is better; the trial may be stopped."
     assert page.locator(".trial pre").inner_text() == f"rung trial stop intents --registry {server.registry}"
     page.get_by_role("button", name="Stop").click()
     page.locator(".note").wait_for()
@@ -151,7 +151,7 @@ def test_forms_that_are_late_forged_or_empty_change_nothing(server, artifacts):
     status, text = refused("promote", good)
     assert (status, "a promotion needs the name of who decides" in text) == (400, True)
     status, text = refused("promote", {**good, "reviewer": "Bob"})
-    assert (status, "does not speak for its challenger" in text) == (400, True)
+    assert (status, "does not show that its challenger is better" in text) == (400, True)
     assert httpx.post(f"{server.url}/trials/none/stop", data=good).status_code == 404
     assert httpx.get(f"{server.url}/trials/none").status_code == 404
     assert registry.trial() == trial

@@ -11,9 +11,9 @@ from rung.errors import ConfigError
 from rung.serving import access as sessions
 from rung.serving.access import COOKIE, KeyRing, Sessions, create_key, revoke_key
 from rung.serving.metrics import SECONDS
-from rung.serving.web.review import WORDS, Look, differences
-from rung.serving.web.runs import Progressing, progress_of, report_of, run_folder, run_folders, seconds_spent
-from rung.serving.web.site import KEPT, History, Sample, polyline, quantile, rates
+from rung.serving.web.history import KEPT, History, MetricsSample, polyline, quantile, rates
+from rung.serving.web.review import MAX_WORDS, ReviewQuery, differences
+from rung.serving.web.runs import ArtifactProgress, progress_of, report_of, run_folder, run_folders, seconds_spent
 
 
 def cumulative(**counts):
@@ -35,7 +35,7 @@ def test_quantiles_are_linear_within_a_bucket():
 
 
 def test_rates_and_lines():
-    samples = [Sample(float(at), 0, 0, tokens, 0, ()) for at, tokens in ((0, 0), (2, 10), (4, 10))]
+    samples = [MetricsSample(float(at), 0, 0, tokens, 0, ()) for at, tokens in ((0, 0), (2, 10), (4, 10))]
     assert rates(samples, "tokens") == [5, 0]
     assert polyline([0, 5], KEPT - 1, 60, 5) == f"{KEPT - 2:.1f},60.0 {KEPT - 1:.1f},0.0"
     assert polyline([0], 300, 60, 0) == "300.0,60.0"
@@ -68,7 +68,7 @@ def test_differences(actual, expected, pieces):
 def test_differences_hold_both_texts_whatever_they_are():
     for actual, expected in (
         ("a  b\n\tc, d\r\n", "a b\nd,\u2028c"),
-        ("x " * WORDS, "y x " * WORDS),
+        ("x " * MAX_WORDS, "y x " * MAX_WORDS),
         ("\x00", "é e\u0301"),
     ):
         pieces = differences(actual, expected)
@@ -97,9 +97,9 @@ def test_a_climb_is_watched_without_a_change(climbing):
     run = run_folder(climbing.parent, "letters")
     assert (run.task, run.state, run.improvement) == ("mail", "climbing", False)
     assert progress_of(run) == [
-        Progressing("zero-shot", "measured", {"validation": 2, "test": 1}, 0.75, ""),
-        Progressing("dora", "skipped", {"validation": 0, "test": 0}, None, "no time"),
-        Progressing("lora", "to come", {"validation": 0, "test": 0}, None, ""),
+        ArtifactProgress("zero-shot", "measured", {"validation": 2, "test": 1}, 0.75, ""),
+        ArtifactProgress("dora", "skipped", {"validation": 0, "test": 0}, None, "no time"),
+        ArtifactProgress("lora", "to come", {"validation": 0, "test": 0}, None, ""),
     ]
     assert seconds_spent(run) == 4
     assert (climbing / "journal.jsonl").read_bytes() == before
@@ -148,6 +148,6 @@ def test_a_session_lasts_until_its_key_its_time_or_it_ends(tmp_path, monkeypatch
 
 
 def test_an_address_says_only_what_is_not_usual():
-    assert Look().query() == ""
-    assert Look(text="a&b", start=50).query(view="all") == "?view=all&text=a%26b&start=50"
-    assert Look(view="all", start=50).query(view="queue", start=0) == ""
+    assert ReviewQuery().query() == ""
+    assert ReviewQuery(text="a&b", start=50).query(view="all") == "?view=all&text=a%26b&start=50"
+    assert ReviewQuery(view="all", start=50).query(view="queue", start=0) == ""

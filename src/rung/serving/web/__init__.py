@@ -1,4 +1,4 @@
-"""Pages of the server: HTML made on the server, one script, one style sheet, and nothing from elsewhere."""
+"""Pages of the server: HTML made on the server, one script, one style sheet, and nothing from other sites."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from fastapi import APIRouter, FastAPI
 
 from rung.serving.access import KeyRing, Sessions
 from rung.serving.web import general, playground, promotions, review
-from rung.serving.web.site import History, PageSources, Site
+from rung.serving.web.history import History
+from rung.serving.web.site import PageSources, Site
 
 
-def add_pages(app: FastAPI, places: PageSources, keys: KeyRing | None) -> Sessions:
-    """Add the pages to an application; return the sessions that its front has to know."""
-    site = Site(places, Sessions(keys), History(app.state.rung.metrics.registry))
+def add_pages(app: FastAPI, sources: PageSources, keys: KeyRing | None) -> Sessions:
+    """Add the pages to an application; return the sessions, which its access rules need."""
+    site = app.state.site = Site(sources, Sessions(keys), History(app.state.rung.metrics.registry))
 
     @asynccontextmanager
     async def sampling(_app: object) -> AsyncIterator[None]:
@@ -22,7 +23,6 @@ def add_pages(app: FastAPI, places: PageSources, keys: KeyRing | None) -> Sessio
         yield
         site.history.close()
 
-    app.state.site = site
     app.include_router(APIRouter(lifespan=sampling))
     for router in (
         general.router, playground.router, promotions.router, promotions.trials_router, review.router,

@@ -1,148 +1,124 @@
-"""The overview, signing in and out, climbs, and the files that pages load."""
+"""The overview, climbs, signing in and out, the server's load, and the files that pages use."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
 from rung.evaluation.report.words import left_out
 from rung.serving.access import COOKIE, HOURS, SIGN_IN
-from rung.serving.context import context_of
+from rung.serving.context import Context
 from rung.serving.limits import Refused
 from rung.serving.served import ServedEncoder, ServedModel
+from rung.serving.web.history import EVERY, KEPT, polyline, quantile, rates
 from rung.serving.web.promotions import has_trial
 from rung.serving.web.runs import ladder_of, progress_of, report_of, run_folder, run_folders, seconds_spent
-from rung.serving.web.site import (
-    EVERY,
-    HEADERS,
-    HERE,
-    KEPT,
-    form_of,
-    latencies,
-    page,
-    polyline,
-    rates,
-    see_other,
-    site_of,
-)
+from rung.serving.web.site import HEADERS, HERE, FormValues, page, see_other, site_of, sources_of
 
 router = APIRouter(include_in_schema=False)
-Form = Annotated[dict[str, str], Depends(form_of)]
 FILES = {
     "style.css": "text/css", "app.js": "text/javascript", "htmx.min.js": "text/javascript", "icon.svg": "image/svg+xml"
 }  # fmt: skip
+WIDTH, HEIGHT = 300.0, 60.0  # of a chart
 
 
 @router.get("/")
-def overview(request: Request) -> Response:
-    """Show what is served, and the tasks."""
-    served = context_of(request).server.served
-    bases = [one for one in served.all() if isinstance(one, ServedModel)]
-    encoders = [one for one in served.all() if isinstance(one, ServedEncoder)]
-    runs = run_folders(site_of(request).runs)
-    return page(
-        request, "overview", "Overview", artifacts=served.artifacts(), bases=bases, encoders=encoders, runs=runs
-    )
+def overview(request: Request, context: Context) -> Response:
+    """Show what is served, and the climbs."""
+    served = context.server.served.all()
+    bases = [each for each in served if isinstance(each, ServedModel)]
+    encoders = [each for each in served if isinstance(each, ServedEncoder)]
+    runs, artifacts = run_folders(sources_of(request).runs), context.server.served.artifacts()
+    return page(request, "overview", "Overview", artifacts=artifacts, bases=bases, encoders=encoders, runs=runs)
 
 
 @router.get("/runs")
 def runs(request: Request) -> Response:
     """List the climbs."""
-    root = site_of(request).runs
+    root = sources_of(request).runs
     return page(request, "runs", "Climbs", runs=run_folders(root), root=root)
 
 
 @router.get("/runs/{name}")
 def run(name: str, request: Request) -> Response:
-    """Show the ladder of a climb, or how far it is."""
-    found = run_folder(site_of(request).runs, name)
-    if found is None:
+    """Show the ladder of a finished climb, or the progress of another."""
+    climb = run_folder(sources_of(request).runs, name)
+    if climb is None:
         raise Refused(404, "no-run", f"there is no climb {name!r}")
-    if found.state != "finished":
-        steps = progress_of(found)
-        return page(request, "climbing", found.task, run=found, steps=steps, spent=seconds_spent(found))
-    result = report_of(found)
+    if climb.state != "finished":
+        return page(request, "climbing", climb.task, run=climb, steps=progress_of(climb), spent=seconds_spent(climb))
+    result = report_of(climb)
     return page(
-        request, "run", found.task, run=found, result=result, ladder=ladder_of(result), left_out=left_out(result),
+        request, "run", climb.task, run=climb, result=result, ladder=ladder_of(result), left_out=left_out(result),
         trial=has_trial(request, result.task),
     )  # fmt: skip
 
 
 @router.get("/runs/{name}/report")
 def report(name: str, request: Request) -> Response:
-    """Show the report's own file. It is sandboxed: whatever stands in the folder, it cannot act for who reads it."""
-    found = run_folder(site_of(request).runs, name)
-    if found is None or not (found.folder / "report.html").is_file():
+    """Show the report's own file, in a sandbox: nothing in the folder can act for the reader."""
+    climb = run_folder(sources_of(request).runs, name)
+    if climb is None or not (climb.folder / "report.html").is_file():
         raise Refused(404, "no-run", f"there is no report of a climb {name!r}")
     policy = {"Content-Security-Policy": "sandbox allow-scripts; connect-src 'none'"}
-    return FileResponse(found.folder / "report.html", media_type="text/html", headers={**HEADERS, **policy})
+    return FileResponse(climb.folder / "report.html", media_type="text/html", headers={**HEADERS, **policy})
 
 
 @router.get(SIGN_IN)
 def sign_in_page(request: Request, to: str = "/") -> Response:
     """Ask for a key."""
-    return page(request, "sign_in", "Sign in", to=_own(to), wrong=False)
+    return page(request, "sign_in", "Sign in", to=_local_path(to), wrong=False)
 
 
 @router.post(SIGN_IN)
-def sign_in(request: Request, form: Form) -> Response:
-    """Take a key, and give a cookie for it."""
-    to = _own(form.get("to", "/"))
+def sign_in(request: Request, form: FormValues) -> Response:
+    """Exchange a key for a cookie."""
+    to = _local_path(form.get("to", "/"))
     value = site_of(request).sessions.sign_in(form.get("key", "").strip())
     if value is None:
         return page(request, "sign_in", "Sign in", status=401, to=to, wrong=True)
-    answer = see_other(to)
-    secure = request.url.scheme == "https"
-    answer.set_cookie(COOKIE, value, 3600 * HOURS, httponly=True, samesite="strict", secure=secure)
-    return answer
+    response, secure = see_other(to), request.url.scheme == "https"
+    response.set_cookie(COOKIE, value, 3600 * HOURS, httponly=True, samesite="strict", secure=secure)
+    return response
 
 
 @router.post("/sign-out")
-def sign_out(request: Request, form: Form) -> Response:  # noqa: ARG001  read, so that its token is checked
+def sign_out(request: Request, form: FormValues) -> Response:  # noqa: ARG001  reading the form checks its token
     """End the session."""
     site_of(request).sessions.sign_out(request.headers.get("cookie", ""))
-    answer = see_other(SIGN_IN)
-    answer.delete_cookie(COOKIE)
-    return answer
+    response = see_other(SIGN_IN)
+    response.delete_cookie(COOKIE)
+    return response
+
+
+def _local_path(path: str) -> str:
+    """Keep a path only if it is one of this server."""
+    local = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
+    return path if local else "/"
 
 
 @router.get("/static/{name}")
 def static(name: str) -> Response:
-    """Return a file of the pages."""
+    """Give a file that pages use."""
     if name not in FILES:
         raise Refused(404, "not-found", "there is no such file")
     headers = {"Cache-Control": "max-age=300", "X-Content-Type-Options": "nosniff"}
     return FileResponse(HERE / "static" / name, media_type=FILES[name], headers=headers)
 
 
-def _own(path: str) -> str:
-    """Return a path of this server, whatever a link said."""
-    local = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
-    return path if local else "/"
-
-
-# --------------------
-# How busy the server is: queue, tokens a second, latency, failures.
-
-
-WIDTH, HEIGHT = 300.0, 60.0
-
-
 @router.get("/load")
-def load(request: Request) -> Response:
+def load(request: Request, context: Context) -> Response:
     """Show the metrics now and over the last minutes."""
     samples = site_of(request).history.look()
-    now = samples[-1]
-    written = rates(samples, "tokens")
-    queue = [one.queue for one in samples]
-    answered = rates(samples, "answered")
-    charts = [_chart("Answers waited for", "", queue), _chart("Tokens written", "a second", written),
-              _chart("Requests", "a second", answered)]  # fmt: skip
+    charts = [
+        _chart("Pending answers", "", [each.queue for each in samples]),
+        _chart("Tokens written", "a second", rates(samples, "tokens")),
+        _chart("Requests", "a second", rates(samples, "answered")),
+    ]
+    latencies = {f"p{percent}": quantile(samples[-1].buckets, percent / 100) for percent in (50, 95, 99)}
     return page(
-        request, "load", "Load", charts=charts, now=now, latencies=latencies(now.buckets), minutes=KEPT * EVERY / 60,
-        tables=_tables(request), width=WIDTH, height=HEIGHT,
+        request, "load", "Load", charts=charts, now=samples[-1], latencies=latencies, minutes=KEPT * EVERY / 60,
+        tables=_tables(context), width=WIDTH, height=HEIGHT,
     )  # fmt: skip
 
 
@@ -152,24 +128,24 @@ def _chart(name: str, unit: str, values: list[float]) -> dict[str, object]:
     return {"name": name, "unit": unit, "now": values[-1] if values else 0.0, "most": most, "points": points}
 
 
-def _tables(request: Request) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
-    """Return heading, columns and rows of what is counted by label."""
-    registry = context_of(request).server.metrics.registry
-    found: dict[str, list[tuple[str, ...]]] = {"tokens": [], "requests": [], "failures": [], "capture": []}
-    for family in registry.collect():
-        for one in family.samples:
-            value = f"{one.value:,.0f}"
-            if one.name == "rung_tokens_total":
-                found["tokens"].append((one.labels["model"], one.labels["kind"], value))
-            elif one.name == "rung_requests_total" and one.labels["endpoint"].startswith("/v1/"):
-                found["requests"].append((one.labels["endpoint"], one.labels["status"], value))
-            elif one.name == "rung_failures_total":
-                found["failures"].append((one.labels["code"], value))
-            elif one.name.startswith("rung_capture_"):
-                found["capture"].append((one.name.removeprefix("rung_capture_").replace("_", " "), value))
-    return [
-        ("Tokens", ("model", "kind", "tokens"), found["tokens"]),
-        ("Requests", ("endpoint", "status", "requests"), found["requests"]),
-        ("Failures", ("code", "requests"), found["failures"]),
-        ("Capture", ("answers", "count"), found["capture"]),
-    ]
+def _tables(context: Context) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+    """List the heading, columns and rows of each table of counts."""
+    columns = {
+        "Tokens": ("model", "kind", "tokens"),
+        "Requests": ("endpoint", "status", "requests"),
+        "Failures": ("code", "requests"),
+        "Capture": ("answers", "count"),
+    }
+    rows: dict[str, list[tuple[str, ...]]] = {heading: [] for heading in columns}
+    for family in context.server.metrics.registry.collect():
+        for each in family.samples:
+            labels, count = each.labels, f"{each.value:,.0f}"
+            if each.name == "rung_tokens_total":
+                rows["Tokens"].append((labels["model"], labels["kind"], count))
+            elif each.name == "rung_requests_total" and labels["endpoint"].startswith("/v1/"):
+                rows["Requests"].append((labels["endpoint"], labels["status"], count))
+            elif each.name == "rung_failures_total":
+                rows["Failures"].append((labels["code"], count))
+            elif each.name.startswith("rung_capture_"):
+                rows["Capture"].append((each.name.removeprefix("rung_capture_").replace("_", " "), count))
+    return [(heading, columns[heading], rows[heading]) for heading in columns]

@@ -1,11 +1,12 @@
-"""Promotions: what is served of each task, how that came about, what could take its place, and the way back."""
+"""Promotions: what is served of each task, its history, what could replace it, and the way back. And trials."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Request
@@ -19,25 +20,27 @@ from rung.feedback.records import Promotion, command
 from rung.feedback.registry import Registry, promoted_tasks
 from rung.feedback.store import FeedbackStore
 from rung.feedback.trials import TrialReport, stop, trial_report
-from rung.serving.context import context_of
+from rung.serving.context import context_of, reviewers_only
 from rung.serving.limits import Refused, refusal
 from rung.serving.served import ServedArtifact
 from rung.serving.web.review import reviewer_of
 from rung.serving.web.runs import PAD, WIDTH, RunFolder, report_of, run_folder, run_folders
-from rung.serving.web.site import Site, form_of, may_review, page, reviewers_only, see_other, site_of
+from rung.serving.web.site import FormValues, page, see_other, sources_of
 
 router = APIRouter(prefix="/promotions", include_in_schema=False, dependencies=[Depends(reviewers_only)])
-Form = Annotated[dict[str, str], Depends(form_of)]
+trials_router = APIRouter(prefix="/trials", include_in_schema=False, dependencies=[Depends(reviewers_only)])
+SWITCHED = "/promotions?switched=yes"
+RELOAD = "reload the page"
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class PromotionCandidate:
     """What a finished climb recommends in place of what is served.
 
     Attributes:
         artifact: its fingerprint.
         regressions: failures that were fixed once, and that it answers wrong again.
-        outcome: what `rung improve` found about the reviewed failures, or None for a plain climb.
+        outcome: what `rung improve` measured on the reviewed failures, or None for a plain climb.
     """
 
     run: RunFolder
@@ -49,13 +52,13 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How a task stands: what is served, every switch (the latest first), and what could take its place."""
+class TaskPromotions:
+    """What is served of a task, every switch (the latest first), and what could replace it."""
 
     task: str
     current: Promotion | None
     past: tuple[Promotion, ...]
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[PromotionCandidate, ...]
     can_go_back: bool
 
 
@@ -66,119 +69,114 @@ def promotions(request: Request) -> Response:
 
 
 @router.post("/{run}/promote")
-def promote_run(run: str, request: Request, form: Form) -> Response:
-    """Serve what a climb recommends from now on."""
+def promote_run(run: str, request: Request, form: FormValues) -> Response:
+    """Serve what a climb recommends."""
 
-    def switch(site: Site, store: FeedbackStore, root: Path, reviewer: str) -> None:
-        found = run_folder(site.runs, run)
-        if found is None or found.state != "finished":
-            raise ConfigError("wrong-folder", f"there is no finished climb {run!r}", hint="load the page again")
-        registry = Registry(root, found.task)
-        if found.improvement:
+    def change(store: FeedbackStore, root: Path) -> None:
+        reviewer, climb = _reviewer(form), run_folder(sources_of(request).runs, run)
+        if climb is None or climb.state != "finished":
+            raise ConfigError("wrong-folder", f"there is no finished climb {run!r}", hint=RELOAD)
+        registry = Registry(root, climb.task)
+        if climb.improvement:
             accepted = form.get("accept") == "yes"
-            promote(found.folder, registry, store, reviewer=reviewer, accept_regressions=accepted)
+            promote(climb.folder, registry, store, reviewer=reviewer, accept_regressions=accepted)
             return
         reason = form.get("reason", "").strip()
         if not reason:
-            raise ConfigError(
-                "missing-field", f"{run} was not measured against what is served", hint="say why it should be"
-            )
-        result = report_of(found)
-        evidence = {"reason": reason, "run": str(found.folder), "name": result.recommended, "decision": result.decision}
-        registry.promote(_recommended(found), store, evidence=evidence, reviewer=reviewer)
+            message = f"{run} was not measured against what is served"
+            raise ConfigError("missing-field", message, hint="give a reason to promote it")
+        result = report_of(climb)
+        evidence = {"reason": reason, "run": str(climb.folder), "name": result.recommended, "decision": result.decision}
+        registry.promote(_recommended(climb), store, evidence=evidence, reviewer=reviewer)
 
-    return _switched(request, form, switch)
+    return _changed(request, change, partial(_page, request), SWITCHED)
 
 
 @router.post("/{task}/rollback")
-def rollback(task: str, request: Request, form: Form) -> Response:
+def rollback(task: str, request: Request, form: FormValues) -> Response:
     """Serve again what was served before."""
 
-    def switch(_site: Site, store: FeedbackStore, root: Path, reviewer: str) -> None:
-        known = {one.name for one in root.iterdir()} if root.is_dir() else set()
-        if task not in known:
-            raise ConfigError("nothing-to-undo", f"nothing was promoted for {task}", hint="load the page again")
+    def change(store: FeedbackStore, root: Path) -> None:
+        reviewer = _reviewer(form)
+        if not root.is_dir() or task not in {folder.name for folder in root.iterdir()}:
+            raise ConfigError("nothing-to-undo", f"nothing was promoted for {task}", hint=RELOAD)
         Registry(root, task).rollback(store, reviewer=reviewer, reason=form.get("reason", ""))
 
-    return _switched(request, form, switch)
+    return _changed(request, change, partial(_page, request), SWITCHED)
 
 
-def _switched(request: Request, form: dict[str, str], switch: Any) -> Response:
-    site, reviewer = site_of(request), form.get("reviewer", "").strip()
+def _changed(
+    request: Request, change: Callable[[FeedbackStore, Path], None], shown: Callable[..., Response], to: str
+) -> Response:
+    """Change what is served or tried and go to page `to`, or show why it failed."""
     try:
-        if site.store is None or site.registry is None:
-            raise ConfigError(
-                "server-option-missing", "this server follows no registry", hint="start it with `--registry FOLDER`"
-            )
-        if not reviewer:
-            raise ConfigError("missing-field", "a promotion needs the name of who decides", hint="write your name")
-        switch(site, site.store, site.registry, reviewer)
+        promoted = sources_of(request).promoted
+        if promoted is None:
+            hint = "start it with `--registry FOLDER`"
+            raise ConfigError("server-option-missing", "this server follows no registry", hint=hint)
+        change(*promoted)
     except RungError as error:
-        return _page(request, problem=refusal(error).message, status=400)
-    return see_other("/promotions?switched=yes")
+        return shown(problem=refusal(error).message, status=400)
+    return see_other(to)
+
+
+def _reviewer(form: dict[str, str]) -> str:
+    if reviewer := form.get("reviewer", "").strip():
+        return reviewer
+    raise ConfigError("missing-field", "a promotion needs the name of who decides", hint="write your name")
 
 
 def _page(request: Request, *, problem: str = "", status: int = 200) -> Response:
-    site = site_of(request)
-    if site.store is None or site.registry is None:
+    promoted = sources_of(request).promoted
+    if promoted is None:
         return page(request, "no_registry", "Promotions")
     return page(
-        request, "promotions", "Promotions", status=status, problem=problem, standings=_standings(site),
-        switched="switched" in request.query_params and not problem,
-        reviewer=reviewer_of(request),
+        request, "promotions", "Promotions", status=status, problem=problem, reviewer=reviewer_of(request),
+        tasks=_tasks(*promoted, sources_of(request).runs), switched="switched" in request.query_params and not problem,
     )  # fmt: skip
 
 
-def _standings(site: Site) -> list[Standing]:
-    assert site.store is not None and site.registry is not None  # noqa: PT018
-    finished = [run for run in run_folders(site.runs) if run.state == "finished"]
-    promoted = {pointer.parent.name for pointer in site.registry.glob("*/current")}
-    standings = []
-    for task in sorted(promoted | {run.task for run in finished}):
-        current = Registry(site.registry, task).current()
-        past = tuple(reversed(site.store.promotions(task)))
+def _tasks(store: FeedbackStore, root: Path, runs: Path) -> list[TaskPromotions]:
+    finished = [run for run in run_folders(runs) if run.state == "finished"]
+    tasks = []
+    for task in sorted({registry.task for registry in promoted_tasks(root)} | {run.task for run in finished}):
+        current = Registry(root, task).current()
+        past = tuple(reversed(store.promotions(task)))
         candidates = _candidates([run for run in finished if run.task == task], current)
-        back = current is not None and any(one.token == current.below for one in past)
-        standings.append(Standing(task, current, past, candidates, back))
-    return standings
+        can_go_back = current is not None and any(promotion.token == current.below for promotion in past)
+        tasks.append(TaskPromotions(task, current, past, candidates, can_go_back))
+    return tasks
 
 
-def _candidates(runs: Sequence[RunFolder], current: Promotion | None) -> tuple[Candidate, ...]:
-    """Return what could be switched to: not what is served, nor what was measured against something else."""
-    now = current.artifact if current else None
-    found = []
+def _candidates(runs: Sequence[RunFolder], current: Promotion | None) -> tuple[PromotionCandidate, ...]:
+    """List what could be served: not what is served, nor what was measured against something else."""
+    served = current.artifact if current else None
+    candidates = []
     for run in runs:
         if run.improvement:
-            told = read_improvement(run.folder)
-            if not told["better"] or told["served"] != now:
-                continue
-            failures = told["failures"]
-            wrong_again = tuple(failures["regressions"])
-            found.append(
-                Candidate(run, told["name"], told["recommended"], told["decision"], wrong_again, failures)
-            )  # fmt: skip
+            measured = read_improvement(run.folder)
+            if measured["better"] and measured["served"] == served:
+                outcome = measured["failures"]
+                what = measured["name"], measured["recommended"], measured["decision"]
+                candidates.append(PromotionCandidate(run, *what, tuple(outcome["regressions"]), outcome))
             continue
         result, folder = report_of(run), _recommended(run)
-        if (folder / MANIFEST).is_file() and (mark := fingerprint(folder)) != now:
-            found.append(Candidate(run, result.recommended, mark, result.decision, (), None))
-    return tuple(found)
+        if (folder / MANIFEST).is_file() and (mark := fingerprint(folder)) != served:
+            candidates.append(PromotionCandidate(run, result.recommended, mark, result.decision, (), None))
+    return tuple(candidates)
 
 
 def _recommended(run: RunFolder) -> Path:
-    """Return the folder of what a climb recommends; the run folder may have been moved since."""
+    """Locate what a climb recommends; the run folder may have moved since."""
     return run.folder / "rungs" / report_of(run).recommended / "artifact"
 
 
-# --------------------
-# Trials: what is tried beside what is served of each task, how it stands, and how it ends.
-
-
-trials_router = APIRouter(prefix="/trials", include_in_schema=False, dependencies=[Depends(reviewers_only)])
+# ---- trials
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """The interval, the mean and 0 as places between 0 and `WIDTH`, 0 in the middle."""
+class DrawnInterval:
+    """The interval, the mean and 0 as positions between 0 and `WIDTH`, 0 in the middle."""
 
     low: float
     mean: float
@@ -187,28 +185,28 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """A task on the page.
+class TaskTrial:
+    """A task on the page of trials.
 
     Attributes:
+        start: the command that starts a trial.
         report: of its trial; None before the first, or where there is a `problem`.
         drawn: the difference.
-        here: whether this very server answers with both artifacts.
-        start: the command that starts a trial.
+        here: whether this server answers with both artifacts.
         problem: why the trial cannot be shown.
     """
 
     task: str
-    report: TrialReport | None
-    drawn: Drawn | None
-    here: bool
     start: str
+    report: TrialReport | None = None
+    drawn: DrawnInterval | None = None
+    here: bool = False
     problem: str = ""
 
 
 @trials_router.get("")
 def trials(request: Request) -> Response:
-    """Show every task that something was promoted for."""
+    """Show every task with a promotion."""
     return _trial_page(request)
 
 
@@ -219,107 +217,95 @@ def trial(task: str, request: Request) -> Response:
 
 
 @trials_router.post("/{task}/stop")
-def stop_trial(task: str, request: Request, form: Form) -> Response:
+def stop_trial(task: str, request: Request, form: FormValues) -> Response:
     """End the trial that the form shows."""
-    try:
-        _, registry, shown = _shown(request, task, form)
-        if not shown.running:
-            raise ConfigError("no-trial", f"no trial runs for {task}", hint="load the page again")
+
+    def change(store: FeedbackStore, root: Path) -> None:
+        registry, report = _reported(store, root, task, form)
+        if not report.running:
+            raise ConfigError("no-trial", f"no trial runs for {task}", hint=RELOAD)
         stop(registry)
-    except RungError as error:
-        return _trial_page(request, task, problem=refusal(error).message, status=400)
-    return see_other(f"/trials/{quote(task, safe='')}?stopped=yes")
+
+    return _changed(request, change, partial(_trial_page, request, task), f"/trials/{quote(task, safe='')}?stopped=yes")
 
 
 @trials_router.post("/{task}/promote")
-def promote_challenger(task: str, request: Request, form: Form) -> Response:
-    """Serve the challenger that the form shows from now on, if the trial found it better."""
-    try:
-        store, registry, shown = _shown(request, task, form)
-        reviewer = form.get("reviewer", "").strip()
-        if not reviewer:
-            raise ConfigError("missing-field", "a promotion needs the name of who decides", hint="write your name")
-        if shown.step != "promote":
-            raise ConfigError(
-                "promotion-refused",
-                f"the trial of {task} does not speak for its challenger",
-                hint="load the page again",
-            )
-        decision = f"{shown.challenger} against {shown.served}: {shown.evidence}"
-        evidence = {"decision": decision, "reason": form.get("reason", "").strip(), "trial": shown.trial.token}
-        registry.promote(shown.folder, store, evidence=evidence, reviewer=reviewer)
-    except RungError as error:
-        return _trial_page(request, task, problem=refusal(error).message, status=400)
-    return see_other("/promotions?switched=yes")
+def promote_challenger(task: str, request: Request, form: FormValues) -> Response:
+    """Serve the challenger that the form shows, if the trial found it better."""
+
+    def change(store: FeedbackStore, root: Path) -> None:
+        registry, report = _reported(store, root, task, form)
+        reviewer = _reviewer(form)
+        if report.step != "promote":
+            message = f"the trial of {task} does not show that its challenger is better"
+            raise ConfigError("promotion-refused", message, hint=RELOAD)
+        decision = f"{report.challenger} against {report.served}: {report.evidence}"
+        evidence = {"decision": decision, "reason": form.get("reason", "").strip(), "trial": report.trial.token}
+        registry.promote(report.folder, store, evidence=evidence, reviewer=reviewer)
+
+    return _changed(request, change, partial(_trial_page, request, task), SWITCHED)
 
 
 def has_trial(request: Request, task: str) -> bool:
-    """Tell whether there is a trial of a task that whoever asks may look at."""
-    site = site_of(request)
-    if site.store is None or site.registry is None or not may_review(request):
+    """Tell whether a task has a trial that this request may see."""
+    promoted = sources_of(request).promoted
+    if promoted is None or not context_of(request).may_review:
         return False
-    return any(one.task == task and (one.folder / "trial").is_file() for one in promoted_tasks(site.registry))
+    return any(each.task == task and (each.folder / "trial").is_file() for each in promoted_tasks(promoted[1]))
 
 
-def _shown(request: Request, task: str, form: dict[str, str]) -> tuple[FeedbackStore, Registry, TrialReport]:
-    """Return what a form is about, as it stands now.
+def _reported(store: FeedbackStore, root: Path, task: str, form: dict[str, str]) -> tuple[Registry, TrialReport]:
+    """Report the trial that a form is about.
 
     Raises:
-        ConfigError: `server-option-missing`, or `no-trial`: the form shows another trial than there is.
+        ConfigError: `no-trial`: another trial was started since.
     """
-    store, registry = _place(request, task)
-    found = trial_report(store, registry)
-    if found.trial.token != form.get("trial"):
-        raise ConfigError("no-trial", f"another trial of {task} was started", hint="load the page again")
-    return store, registry, found
+    registry = _registry(root, task)
+    report = trial_report(store, registry)
+    if report.trial.token != form.get("trial"):
+        raise ConfigError("no-trial", f"another trial of {task} was started", hint=RELOAD)
+    return registry, report
 
 
-def _place(request: Request, task: str) -> tuple[FeedbackStore, Registry]:
-    site = site_of(request)
-    if site.store is None or site.registry is None:
-        raise ConfigError(
-            "server-option-missing", "this server follows no registry", hint="start it with `--registry FOLDER`"
-        )
-    registry = next((one for one in promoted_tasks(site.registry) if one.task == task), None)
+def _registry(root: Path, task: str) -> Registry:
+    registry = next((each for each in promoted_tasks(root) if each.task == task), None)
     if registry is None:
         raise Refused(404, "no-task", f"nothing was promoted for {task!r}")
-    return site.store, registry
+    return registry
 
 
 def _trial_page(request: Request, task: str | None = None, *, problem: str = "", status: int = 200) -> Response:
-    site = site_of(request)
-    if site.store is None or site.registry is None:
+    promoted = sources_of(request).promoted
+    if promoted is None:
         return page(request, "no_registry", "Trials", status=status)
-    chosen = promoted_tasks(site.registry) if task is None else [_place(request, task)[1]]
+    store, root = promoted
+    registries = promoted_tasks(root) if task is None else [_registry(root, task)]
     return page(
-        request, "trials", "Trials", status=status, problem=problem, task=task,
-        shown=[_tried(request, site.store, one) for one in chosen], width=WIDTH, reviewer=reviewer_of(request),
+        request, "trials", "Trials", status=status, problem=problem, task=task, width=WIDTH,
+        shown=[_task_trial(request, store, registry) for registry in registries], reviewer=reviewer_of(request),
         stopped="stopped" in request.query_params and not problem,
     )  # fmt: skip
 
 
-def _tried(request: Request, store: FeedbackStore, registry: Registry) -> Tried:
-    begin = command("rung trial start", registry.task, "ARTIFACT", "--mode", "shadow", registry=registry.root)
+def _task_trial(request: Request, store: FeedbackStore, registry: Registry) -> TaskTrial:
+    task = registry.task
+    start = command("rung trial start", task, "ARTIFACT", "--mode", "shadow", registry=registry.root)
     try:
         if registry.trial() is None:
-            return Tried(registry.task, None, None, False, begin)
-        found = trial_report(store, registry)
+            return TaskTrial(task, start)
+        report = trial_report(store, registry)
     except RungError as error:
-        return Tried(registry.task, None, None, False, begin, refusal(error).message)
-    drawn = _drawn(found.standing.decision.delta, found.standing.interval)
-    return Tried(registry.task, found, drawn, _answers_here(request, found), begin)
+        return TaskTrial(task, start, problem=refusal(error).message)
+    served = context_of(request).server.served.find(task)
+    running = served.trial if isinstance(served, ServedArtifact) else None
+    here = running is not None and running.record.token == report.trial.token
+    return TaskTrial(task, start, report, _drawn(report.standing.decision.delta, report.standing.interval), here)
 
 
-def _answers_here(request: Request, report: TrialReport) -> bool:
-    served = next((one for one in context_of(request).server.served.all() if one.name == report.trial.task), None)
-    on = served.trial if isinstance(served, ServedArtifact) else None
-    return on is not None and on.record.token == report.trial.token
-
-
-def _drawn(delta: float, interval: Interval) -> Drawn:
+def _drawn(delta: float, interval: Interval) -> DrawnInterval:
     reach = max(abs(interval.low), abs(interval.high), abs(delta)) or 1.0
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return round(WIDTH / 2 + (WIDTH / 2 - PAD) * value / reach, 1)
 
-    return Drawn(place(interval.low), place(delta), place(interval.high))
+    return DrawnInterval(position(interval.low), position(delta), position(interval.high))

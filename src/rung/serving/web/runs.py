@@ -14,11 +14,13 @@ from typing import Any
 from rung.climbing.store import watch_lines
 from rung.errors import ConfigError
 from rung.evaluation.report.jsonfile import read
-from rung.evaluation.report.words import against, count_text, delta_text, measured, per_row, score_text
+from rung.evaluation.report.words import against, delta_text, measured, per_row, score_text
 from rung.evaluation.result import ClimbResult, RungResult
 from rung.feedback.improve import IMPROVEMENT
 
-STALE = 600.0  # seconds without a write, after which a climb is taken to have stopped
+STALE = 600.0  # seconds without a write, after which a climb counts as stopped
+WIDTH = 200.0  # of a drawn interval, in units of its view box
+PAD = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,8 @@ class RunFolder:
         name: of the folder.
         task: of the task.
         state: `finished`, `climbing`, or `stopped`: nothing was written for a while, and there is no report.
-        written: when something was written last, in seconds since the epoch.
-        improvement: whether it was made by `rung improve`.
+        written: the time of the last write, in seconds since the epoch.
+        improvement: whether `rung improve` made it.
     """
 
     name: str
@@ -41,8 +43,53 @@ class RunFolder:
     improvement: bool
 
 
+def run_folders(root: Path) -> list[RunFolder]:
+    """List the climbs below a folder, the one written last first."""
+    climbs = [_described(file.parent) for file in root.glob("*/climb.json")]
+    return sorted(climbs, key=lambda run: -run.written)
+
+
+def run_folder(root: Path, name: str) -> RunFolder | None:
+    """Look up one of them by its name."""
+    return next((run for run in run_folders(root) if run.name == name), None)
+
+
+def _described(folder: Path) -> RunFolder:
+    finished = (folder / "report.json").is_file()
+    files = [folder / "climb.json", folder / "report.json", folder / "journal.jsonl", *folder.glob("rungs/*/*.jsonl")]
+    written = max(file.stat().st_mtime for file in files if file.exists())
+    state = "finished" if finished else "climbing" if time.time() - written < STALE else "stopped"
+    task = str(_identity(folder).get("task", folder.name))
+    return RunFolder(folder.name, folder, task, state, written, (folder / IMPROVEMENT).is_file())
+
+
+def _identity(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / "climb.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}  # the climb is writing it at this moment, before any other file
+    return values if isinstance(values, dict) else {}
+
+
+def report_of(run: RunFolder) -> ClimbResult:
+    """Read the report of a finished climb.
+
+    Raises:
+        ConfigError: `unreadable-file`.
+    """
+    try:
+        return read(run.folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        message = f"{run.folder / 'report.json'} cannot be read: {error}"
+        hint = "climb again with `--resume`: what was measured is kept"
+        raise ConfigError("unreadable-file", message, hint=hint) from error
+
+
+# ---- a climb that goes on
+
+
 @dataclass(frozen=True, slots=True)
-class Progressing:
+class ArtifactProgress:
     """An artifact of a climb that goes on.
 
     Attributes:
@@ -59,65 +106,17 @@ class Progressing:
     note: str
 
 
-def run_folders(root: Path) -> list[RunFolder]:
-    """Return the climbs below a folder, the one written last first."""
-    found = [_described(file.parent) for file in root.glob("*/climb.json")]
-    return sorted(found, key=lambda run: -run.written)
-
-
-def run_folder(root: Path, name: str) -> RunFolder | None:
-    """Return one of them by its name."""
-    return next((run for run in run_folders(root) if run.name == name), None)
-
-
-def report_of(run: RunFolder) -> ClimbResult:
-    """Return the report of a finished climb.
-
-    Raises:
-        ConfigError: `unreadable-file`.
-    """
-    try:
-        return read(run.folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            "unreadable-file", f"{run.folder / 'report.json'} cannot be read: {error}",
-            hint="climb again with `--resume`: what was measured is kept",
-        ) from error  # fmt: skip
-
-
-def progress_of(run: RunFolder) -> list[Progressing]:
-    """Return how far the artifacts of a climb are, in the order in which they came."""
+def progress_of(run: RunFolder) -> list[ArtifactProgress]:
+    """List the artifacts of a climb with their progress, oldest first."""
     journal = watch_lines(run.folder / "journal.jsonl")
     planned = [*_identity(run.folder).get("rungs", ())]
     events = {entry["name"]: entry for entry in journal if entry["event"] in ("fitted", "failed", "skipped")}
     begun = sorted((run.folder / "rungs").glob("*"), key=lambda folder: folder.stat().st_mtime)
     names = dict.fromkeys(["zero-shot", *events, *(folder.name for folder in begun), *planned])
-    return [_progressing(run.folder, name, events.get(name)) for name in names]
+    return [_progress(run.folder, name, events.get(name)) for name in names]
 
 
-def seconds_spent(run: RunFolder) -> float:
-    """Return how long a climb has worked."""
-    return sum(float(e["seconds"]) for e in watch_lines(run.folder / "journal.jsonl") if e["event"] == "spent")
-
-
-def _described(folder: Path) -> RunFolder:
-    finished = (folder / "report.json").is_file()
-    files = [folder / "climb.json", folder / "report.json", folder / "journal.jsonl", *folder.glob("rungs/*/*.jsonl")]
-    written = max(file.stat().st_mtime for file in files if file.exists())
-    state = "finished" if finished else "climbing" if time.time() - written < STALE else "stopped"
-    task = str(_identity(folder).get("task", folder.name))
-    return RunFolder(folder.name, folder, task, state, written, (folder / IMPROVEMENT).is_file())
-
-
-def _identity(folder: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((folder / "climb.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}  # it is being written at this moment, before anything else of the run
-    return values if isinstance(values, dict) else {}
-
-
-def _progressing(folder: Path, name: str, event: dict[str, Any] | None) -> Progressing:
+def _progress(folder: Path, name: str, event: dict[str, Any] | None) -> ArtifactProgress:
     lines = watch_lines(folder / "rungs" / name / "predictions.jsonl")
     rows = {split: sum(line["split"] == split for line in lines) for split in ("validation", "test")}
     scores = [line["score"] for line in lines if line["split"] == "validation"]
@@ -126,66 +125,54 @@ def _progressing(folder: Path, name: str, event: dict[str, Any] | None) -> Progr
     if event is not None:
         note = f"fitted in {event['fit_seconds']:.1f} s" if event["event"] == "fitted" else str(event["reason"])
     state = "measured" if lines else event["event"] if event is not None else "to come"
-    return Progressing(name, state, rows, mean, note)
+    return ArtifactProgress(name, state, rows, mean, note)
 
 
-# --------------------
-# The ladder of a finished climb as rows with drawn intervals.
+def seconds_spent(run: RunFolder) -> float:
+    """Add up how long a climb has worked."""
+    return sum(float(e["seconds"]) for e in watch_lines(run.folder / "journal.jsonl") if e["event"] == "spent")
 
 
-WIDTH = 200.0  # of a drawn interval, in units of its view box
-PAD = 6.0
+# ---- the ladder of a finished climb
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A row: the figures as text, and the interval and the mean as places between 0 and `WIDTH`."""
+class LadderStep:
+    """A row of the ladder; its interval and mean are positions between 0 and `WIDTH`."""
 
-    name: str
+    rung: RungResult
     score: str
-    rows: str
     against: str
-    milliseconds: str
-    tokens: str
-    trainable: str
-    size: str
+    per_row: tuple[str, str]
     left: float
     mean: float
     right: float
-    best: bool
-    confirmed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """The steps, and what stands at the ends of their axis."""
+    """The steps, the ends of their axis, and the position of the incumbent."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[LadderStep, ...]
     low: float
     high: float
     incumbent: float | None
 
 
 def ladder_of(result: ClimbResult) -> Ladder:
-    """Return the measured rungs of a climb on one axis."""
+    """Lay out the measured rungs of a climb on one axis."""
     rungs = measured(result)
     low = min((rung.low or 0.0 for rung in rungs), default=0.0)
     high = max((rung.high or 0.0 for rung in rungs), default=1.0)
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         return round(PAD + (WIDTH - 2 * PAD) * (value - low) / ((high - low) or 1.0), 1)
 
-    def step(rung: RungResult) -> Step:
+    def step(rung: RungResult) -> LadderStep:
         score, comparison = rung.score or 0.0, against(result, rung.name)
-        milliseconds, tokens = per_row(rung)
-        return Step(
-            rung.name, score_text(rung), f"{rung.n} {rung.split}",
-            delta_text(comparison) if comparison else rung.reason, milliseconds, tokens,
-            count_text(rung.trainable_parameters), count_text(rung.artifact_bytes),
-            place(score if rung.low is None else rung.low), place(score),
-            place(score if rung.high is None else rung.high),
-            rung.name == result.recommended, rung.status == "confirmed",
-        )  # fmt: skip
+        ends = (score if rung.low is None else rung.low, score, score if rung.high is None else rung.high)
+        difference = delta_text(comparison) if comparison else rung.reason
+        return LadderStep(rung, score_text(rung), difference, per_row(rung), *map(position, ends))
 
     zero = next((rung.score for rung in rungs if rung.name == result.rungs[0].name), None)
-    return Ladder(tuple(step(rung) for rung in rungs), low, high, None if zero is None else place(zero))
+    return Ladder(tuple(step(rung) for rung in rungs), low, high, None if zero is None else position(zero))
