@@ -1,7 +1,9 @@
+import pickle
+
 from rung.errors import ArtifactError, ConfigError, DataError, Location, RungError, ThresholdError, TrainingError
 
 
-def test_the_caret_stands_under_the_column():
+def test_the_caret_is_under_the_column():
     error = ConfigError(
         "unknown-key", "unknown key 'instuction'", where=Location("task.yaml", 12, 3, "  instuction: x"), hint="look"
     )
@@ -17,3 +19,9 @@ def test_the_caret_stands_under_the_column():
 def test_exit_codes():
     kinds = (ThresholdError, ConfigError, DataError, ArtifactError, TrainingError, RungError)
     assert [kind.exit_code for kind in kinds] == [1, 2, 2, 3, 3, 3]
+
+
+def test_an_error_survives_the_way_between_processes():
+    error = DataError("bad-json", "not JSON", hint="look", where=Location("rows.jsonl", 2))
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.render()) == (DataError, error.render())

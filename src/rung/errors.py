@@ -10,19 +10,18 @@
     ├── TrainingError       training ran and failed (NaN loss, no supervised tokens)
     └── ThresholdError      a result is below the bar the user set           exit code 1
 
-Each carries a stable code (`rung explain CODE` tells more), one sentence, where it happened, and how to go on.
+Each has a stable code (`rung explain CODE` says more), one sentence, the place where it happened, and a hint.
 """
 
 from __future__ import annotations
 
-import copyreg
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class RungError(Exception):
     exit_code: ClassVar[int] = 3
 
     def __init__(self, code: str, message: str, *, hint: str = "", where: Location | None = None) -> None:
-        super().__init__(message)
+        super().__init__(code, message)
         self.code = code
         self.message = message
         self.hint = hint
@@ -53,12 +52,8 @@ class RungError(Exception):
     def __str__(self) -> str:
         return f"{self.where}: {self.message}" if self.where else self.message
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions are pickled as a call with `args`, which leaves out the code.
-        return copyreg.__newobj__, (type(self), self.message), self.__dict__  # type: ignore[attr-defined]
-
     def render(self) -> str:
-        """Return the full text: `error[code]: message`, the line with a caret, and the hint."""
+        """The full text: `error[code]: message`, the line with a caret, and the hint."""
         lines = [f"error[{self.code}]: {self.message}"]
         if self.where is not None:
             lines.append(f"  --> {self.where}")
@@ -110,28 +105,26 @@ class ThresholdError(RungError):
     exit_code = 1
 
 
-# --------------------
-# Libraries that come with an extra: what cannot be imported is told with what to install.
-
-
 @contextmanager
 def needed_by(what: str, *, extra: str = "local", error: type[MachineError] = MachineError) -> Iterator[None]:
-    """Import in this context what `what` needs and `extra` brings.
+    """A context for imports that an extra provides.
+
+    Args:
+        what: the feature that needs them, for the message.
+        extra: the extra of the package `rung` that installs them.
+        error: the class of the error.
 
     Raises:
-        MachineError: `missing-extra`, of the class `error`: something cannot be imported.
+        MachineError: `missing-extra`: a library is not installed.
     """
     try:
         yield
     except ImportError as missing:
-        raise error(
-            "missing-extra", f"{what} needs {missing.name}", hint=f"uv pip install 'rung[{extra}]'"
-        ) from missing
+        hint = f"uv pip install 'rung[{extra}]'"
+        raise error("missing-extra", f"{what} needs {missing.name}", hint=hint) from missing
 
 
-# --------------------
-# What every error code means: `rung explain CODE` prints from `explanations.md`, which holds one entry per code.
-
+# What every error code means: `rung explain CODE` prints from `explanations.md`.
 
 _PARAGRAPH = r"(\S[^\n]*(?:\n[^\n]+)*)\n"
 _ENTRY = re.compile(
@@ -145,9 +138,9 @@ class Explanation:
 
     Attributes:
         meaning: what happened, in one line.
-        why: why Rung stops instead of going on.
+        why: why Rung stops.
         fix: what to do.
-        example: what it looks like when right (a command, or lines of a file), or nothing.
+        example: the right form (a command, or lines of a file), or nothing.
     """
 
     meaning: str
@@ -164,26 +157,26 @@ class Explanation:
 
 @cache
 def explanations() -> Mapping[str, Explanation]:
-    """Return the entry of every code, in the order of the file, which is alphabetical."""
+    """The entry of every code, in alphabetical order."""
     return parse(resources.files("rung").joinpath("explanations.md").read_text("utf-8"))
 
 
 def parse(text: str) -> dict[str, Explanation]:
     """Read entries: a heading `## CODE`, what it means, `**Why:**`, `**Fix:**` and an example in a fenced block.
 
-    Lines of a paragraph are joined; what stands before the first heading is not read.
+    The lines of a paragraph are joined; text before the first heading is skipped.
 
     Raises:
-        ValueError: an entry has another form, or a code two entries.
+        ValueError: an entry has another form, or a code has two entries.
     """
     _, *parts = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
     entries: dict[str, Explanation] = {}
     for code, body in zip(parts[::2], parts[1::2], strict=True):
         if code in entries:
             raise ValueError(f"the code {code} has two entries")
-        if (found := _ENTRY.fullmatch(body)) is None:
+        if (match := _ENTRY.fullmatch(body)) is None:
             raise ValueError(f"the entry of {code} is not: meaning, **Why:**, **Fix:**, and maybe an example")
-        meaning, why, fix, example = found.groups(default="")
+        meaning, why, fix, example = match.groups(default="")
         meaning, why, fix = (part.replace("\n", " ") for part in (meaning, why, fix))
         entries[code] = Explanation(meaning, why, fix, example.rstrip("\n"))
     return entries
