@@ -7,7 +7,7 @@ from rung.advice import advise
 from rung.advice.rules import Step
 from rung.cli.render import advice as print_advice
 from rung.cli.render import chart
-from rung.evaluation.report.html import RungOutcome
+from rung.evaluation.report.words import RungOutcome
 from rung.machine import Machine
 
 

@@ -2,8 +2,9 @@ import json
 import warnings
 from dataclasses import replace
 
-from rung.evaluation.report.html import chart_svg, guide_section, outcomes
+from rung.evaluation.report.html import chart_svg, guide_section
 from rung.evaluation.report.jsonfile import write
+from rung.evaluation.report.words import outcomes
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
 

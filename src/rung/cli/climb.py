@@ -35,8 +35,8 @@ def advise(
 ) -> None:
     """Say what rules expect of every technique and why, and what a climb measured; nothing is downloaded or run."""
     from rung import advice
-    from rung.evaluation.report.html import outcomes
     from rung.evaluation.report.jsonfile import read
+    from rung.evaluation.report.words import outcomes
 
     loaded = options.load_task(task, sets)
     guide, run = advice.advise(loaded), advice.latest_run(loaded, runs)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rung.climbing.check import TaskCheck
     from rung.climbing.tune import Tuning
     from rung.data.rows import DataReport
-    from rung.evaluation.report.html import RungOutcome
+    from rung.evaluation.report.words import RungOutcome
     from rung.evaluation.result import ClimbResult
     from rung.feedback.improve import Improvement
     from rung.feedback.records import ReviewCase

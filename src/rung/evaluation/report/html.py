@@ -1,6 +1,6 @@
 """The report as one HTML file: no network, no framework, everything escaped, a strict content policy.
 
-Styles and the few lines of script are allowed by their hashes alone, so text from the data can never run.
+The policy allows the style and the script by their hashes alone, so text from the data can never run.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, Literal
+from typing import Any
 
 from rung.evaluation.report import plots
 from rung.evaluation.report.words import (
@@ -27,224 +25,21 @@ from rung.evaluation.report.words import (
     left_out,
     measured,
     method,
+    outcomes,
     overflow_notes,
     per_row,
     retrieval_notes,
     score_text,
     training_data_lines,
 )
-from rung.evaluation.result import ClimbResult, Prediction, RungResult
+from rung.evaluation.result import ClimbResult, Prediction
+from rung.models.cache import write_atomically
 
-# --------------------
-# Text into HTML.
-
-
-def safe(text: Any) -> str:
-    """Return a value's text as HTML shows it; NUL, which HTML cannot hold, as the sign for what is unreadable."""
-    return html.escape(str(text).replace("\0", "\ufffd"), quote=True)
-
-
-# --------------------
-# Prompt searches in the HTML report: why each ended as it did, every candidate with its score, and what it asks.
-
-
-SHOWN = 70  # characters of an instruction before it is unfolded
-WRITTEN = {"own": "as before", "words": "in words", "plain": "as in the data", "sentence": "as sentences"}
-
-
-def searches_section(result: ClimbResult) -> str:
-    """Return what the searches of the climb tried, or nothing where there was none."""
-    told = {r.name: r.settings.get(r.path[-1], {}) for r in result.rungs if r.path}
-    return "".join(_search(name, found) for name, found in told.items() if "candidates" in found)
-
-
-def _search(name: str, found: Mapping[str, Any]) -> str:
-    spent = found["spent"]
-    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
-    cost = f", {spent['money']:.4g} in money" if spent["money"] else ""
-    heads = "<tr><th>candidate<th>made by<th>rows<th>score<th>racing score<th>what it asks</tr>"
-    rows = "".join(_search_row(one, best=one["name"] == found["winner"]) for one in found["candidates"])
-    return (
-        f"<p>{safe(name)}: {safe(found['reason'])}. {spent['calls']:,} calls, {tokens:,} tokens, "
-        f"{spent['seconds']:,.0f} s{cost}; {found['search_rows']} rows to search on, {found['adoption_rows']} others "
-        f"to decide by.</p><details><summary>{len(found['candidates'])} candidates, the last leader marked</summary>"
-        f'<div class="scroll"><table>{heads}{rows}</table></div></details>{_refused(found["refused"])}'
-    )
-
-
-def _search_row(one: Mapping[str, Any], *, best: bool) -> str:
-    cells = [one["name"], one["origin"], str(one["rows"]), _score(one["score"]), _score(one["racing_score"])]
-    asked = f"<details><summary>{safe(_short(one['instruction']))}</summary><pre>{safe(asks(one))}</pre></details>"
-    mark = " class=best" if best else ""
-    return f"<tr{mark}>{''.join(f'<td>{safe(cell)}' for cell in cells)}<td class=why>{asked}</tr>"
-
-
-def asks(one: Mapping[str, Any]) -> str:
-    """Return the genes of a candidate in words, one a line or more."""
-    lines = [f"system: {one['system']}"] if one["system"] else []
-    lines += [f"instruction: {one['instruction']}", f"template: {one['template']}"]
-    lines.append(f"labels: {WRITTEN[one['verbalizer']]}, {'listed' if one['listed'] else 'not listed'} in the prompt")
-    shots = one["shots"]
-    lines.append(
-        "demonstrations: none"
-        if shots is None
-        else f"demonstrations: {shots['k']} {shots['selection']}, seed {shots['seed']}, order {shots['order']}"
-    )
-    return "\n".join([*lines, *([f"failed: {one['failed']}"] if one.get("failed") else [])])
-
-
-def _refused(refused: list[Mapping[str, str]]) -> str:
-    if not refused:
-        return ""
-    items = "".join(f"<li>{safe(one['text'])} ({safe(one['reason'])})</li>" for one in refused)
-    return f"<details><summary>texts refused: {len(refused)}</summary><ul>{items}</ul></details>"
-
-
-def _score(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
-
-
-# --------------------
-# What a climb showed of every rung alone, in one word and in numbers.
-
-
-Word = Literal["helped", "hurt", "no difference", "beaten", "skipped", "failed", "incumbent"]
-LEVEL = 0.05  # as in the confirmation
-
-
-@dataclass(frozen=True, slots=True)
-class RungOutcome:
-    """What a climb showed of one rung on top of zero-shot.
-
-    `helped` and `hurt` are significant on the test rows, after the correction over all pairs; `beaten` rungs were
-    stopped in the race. `text` says it with numbers.
-    """
-
-    rung: str
-    word: Word
-    text: str
-
-
-def outcomes(result: ClimbResult) -> dict[str, RungOutcome]:
-    """Return what the climb showed of every rung that it tried on top of zero-shot, by name."""
-    return {rung.name: _outcome(result, rung) for rung in result.rungs if len(rung.path) <= 2}
-
-
-def _outcome(result: ClimbResult, rung: RungResult) -> RungOutcome:
-    if rung.status == "skipped" or rung.status == "failed":
-        return RungOutcome(rung.name, rung.status, rung.reason)
-    if rung.name == result.rungs[0].name:
-        return RungOutcome(rung.name, "incumbent", score_text(rung))
-    comparison = against(result, rung.name)
-    if comparison is None:
-        return RungOutcome(rung.name, "beaten", f"{score_text(rung)} on {rung.n} validation rows")
-    text = delta_text(comparison)
-    if comparison.p >= LEVEL or comparison.delta == 0:
-        return RungOutcome(rung.name, "no difference", text)
-    return RungOutcome(rung.name, "helped" if comparison.delta > 0 else "hurt", text)
-
-
-# --------------------
-# The decision guide in the HTML report: its flow chart as SVG, and what it expected beside what was measured.
-
-
-WIDTH, BOX, BRANCH = 860, 360, 430  # of the drawing, a question, where branches begin; in pixels
-LINE, PAD, GAP = 17, 9, 22
-CHARACTERS = {BOX: 50, BRANCH: 54}  # that fit beside each other at 13 pixels
-TAKEN, OTHER, OPEN = "#D55E00", "#8A8A8A", "#2481BF"
-WORDS = {"help": "helps", "not": "does not help", "unknown": "open"}
-
-
-def guide_section(result: ClimbResult) -> str:
-    """Return the guide's section, or nothing where the climb has none."""
-    if result.advice is None:
-        return ""
-    chart = f'<div class="scroll">{chart_svg(result.advice)}</div>'
-    path = f"<details><summary>the path of the rules</summary>{chart}{_sources(result.advice)}</details>"
-    return path + _guide_table(result)
-
-
-def chart_svg(advice: Mapping[str, Any]) -> str:
-    """Return the flow chart: questions down the left, both answers to the right of each, the path taken in orange."""
-    parts, top = [], 4
-    for place, step in enumerate(advice["steps"], start=1):
-        drawn, height = _step(step, top, last=place == len(advice["steps"]))
-        parts.append(drawn)
-        top += height + GAP
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}" '
-        f'role="img" font-family="sans-serif" font-size="13" fill="currentColor"><title>The path of the rules</title>'
-        f"{''.join(parts)}</svg>"
-    )
-
-
-def _step(step: Mapping[str, Any], top: int, *, last: bool) -> tuple[str, int]:
-    """Return the drawing of one question with its answers, and its height."""
-    question = wrap(step["question"], CHARACTERS[BOX])
-    observed = wrap(step["observed"] or (f"not known: {step['ask']}" if step["ask"] else ""), CHARACTERS[BOX])
-    answers = {name: wrap(f"{name}: {step[name]}", CHARACTERS[BRANCH]) for name in ("yes", "no")}
-    left = 2 * PAD + LINE * (len(question) + len(observed))
-    right = sum(LINE * len(lines) + PAD for lines in answers.values()) + PAD
-    height = max(left, right)
-    colour = OPEN if step["answer"] == "unknown" else TAKEN
-    parts = [
-        f'<rect x="1" y="{top}" width="{BOX}" height="{height}" rx="6" fill="none" stroke="{colour}" '
-        'stroke-width="1.5"/>',
-        _lines(question, 12, top + PAD, weight="bold"),
-        _lines(observed, 12, top + PAD + LINE * len(question), opacity="0.75"),
-        "" if last else f'<path d="M{BOX // 2} {top + height}v{GAP}" stroke="{OTHER}" stroke-width="1.5"/>',
-    ]
-    y = top + PAD
-    for name, lines in answers.items():
-        taken = step["answer"] == name
-        middle = y + LINE // 2 + 2
-        stroke = f'stroke="{TAKEN if taken else OTHER}" stroke-width="{3 if taken else 1}"'
-        dashes = "" if taken else ' stroke-dasharray="3 3"'
-        parts.append(f'<path d="M{BOX + 1} {middle}H{BRANCH - 14}" fill="none" {stroke}{dashes}/>')
-        parts.append(f'<path d="M{BRANCH - 14} {middle - 4}l8 4l-8 4z" fill="{TAKEN if taken else OTHER}"/>')
-        parts.append(_lines(lines, BRANCH, y, weight="bold" if taken else "normal", opacity="1" if taken else "0.65"))
-        y += LINE * len(lines) + PAD
-    return "".join(parts), height
-
-
-def _lines(lines: list[str], x: int, y: int, *, weight: str = "normal", opacity: str = "1") -> str:
-    return "".join(
-        f'<text x="{x}" y="{y + LINE * (row + 1) - 4}" font-weight="{weight}" opacity="{opacity}">{safe(line)}</text>'
-        for row, line in enumerate(lines)
-    )
-
-
-def _sources(advice: Mapping[str, Any]) -> str:
-    items = {
-        step["source"]["url"]: f"<li>{safe(step['question'])} {safe(step['source']['citation'])}: "
-        f"{safe(step['source']['url'])}</li>"
-        for step in advice["steps"]
-        if step["source"]
-    }
-    return f'<ul class="soft">{"".join(items.values())}</ul>'
-
-
-def _guide_table(result: ClimbResult) -> str:
-    assert result.advice is not None
-    found = outcomes(result)
-    rows = []
-    for one in result.advice["expectations"]:
-        if (outcome := found.get(one["rung"])) is None:
-            continue
-        cells = [WORDS[one["expect"]], "; ".join(one["reasons"]), f"{outcome.word}: {outcome.text}"]
-        rows.append(f"<tr><td>{safe(one['rung'])}" + "".join(f"<td class=why>{safe(cell)}" for cell in cells) + "</tr>")
-    heads = "<tr><th>rung<th>the rules expect that it<th>because<th>measured</tr>"
-    return f'<div class="scroll"><table>{heads}{"".join(rows)}</table></div>'
-
-
-ROWS_SHOWN = 100  # fixed and broken rows shown per rung
-WHY = 3  # the table's column of comparisons and reasons, which may wrap
+ROWS_SHOWN = 100  # fixed and broken rows of one rung
 TEXT_SHOWN = 20_000  # characters of one prompt
+INSTRUCTION_SHOWN = 70  # characters of an instruction before it is unfolded
+VERBALIZERS = {"own": "as before", "words": "in words", "plain": "as in the data", "sentence": "as sentences"}
+EXPECTATIONS = {"help": "helps", "not": "does not help", "unknown": "open"}
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1c1c1e;--soft:#5f6368;--line:#d9d9de;--paper:#fff;--tint:#f5f5f7;--best:#b34a00}
@@ -276,35 +71,34 @@ e=>{e.hidden=e.dataset.rung!==pick.value});pick.addEventListener('change',show);
 
 
 def write_html(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]], folder: Path) -> Path:
-    """Write `report.html` into `folder`, at once or not at all."""
+    """Write `report.html` into `folder` atomically."""
     file = folder / "report.html"
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(page(result, predictions), encoding="utf-8", errors="replace")
-    os.replace(scratch, file)  # noqa: PTH105
+    write_atomically(file, page(result, predictions).encode(errors="replace").decode())
     return file
 
 
 def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
-    """Return the whole page."""
+    """The whole page; a section without content is left out."""
     allowed = f"style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     best = [row for row in predictions.get(result.recommended, ()) if row.split == "test"]
-    category = result.metric == "accuracy"
+    confusion = plots.confusion_svg(result, best) if result.metric == "accuracy" and best else None
+    confidence = _figure(plots.reliability_svg(result)) + _figure(plots.coverage_svg(result))
     sections = [
-        ("The ladder", _figure(plots.ladder_svg(result)) + _table(result)),
+        ("The ladder", _figure(plots.ladder_svg(result)) + _ladder_table(result)),
         ("Quality against cost", _figure(plots.cost_svg(result))),
         ("Rows fixed and broken", _changes(result, predictions)),
-        ("Most confused labels", _figure(plots.confusion_svg(result, best)) if category and best else ""),
+        ("Most confused labels", _figure(confusion)),
         ("What the rules expected", guide_section(result)),
         ("Prompts searched", searches_section(result)),
-        ("Confidence", _confidence(result)),
+        ("Confidence", _paragraphs(confidence_notes(result)) + confidence),
         ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
-        ("Notes", "".join(f"<p>{safe(note)}</p>" for note in result.notes)),
-        ("Left out", "".join(f"<p>{safe(r.name)} ({r.status}): {safe(r.reason)}</p>" for r in left_out(result))),
-        ("Prompts that did not fit", "".join(f"<p>{safe(note)}</p>" for note in overflow_notes(result))),
-        ("Retrieval", "".join(f"<p>{safe(note)}</p>" for note in retrieval_notes(result))),
+        ("Notes", _paragraphs(result.notes)),
+        ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in left_out(result))),
+        ("Prompts that did not fit", _paragraphs(overflow_notes(result))),
+        ("Retrieval", _paragraphs(retrieval_notes(result))),
         ("Data", _data(result.data)),
-        ("How this was measured", "".join(f"<p>{safe(text)}</p>" for text in method(result))),
+        ("How this was measured", _paragraphs(method(result))),
     ]
     body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
     return f"""<!doctype html>
@@ -316,24 +110,60 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
 """
 
 
+# ---- building blocks
+
+
+class _Markup(str):
+    """HTML that is escaped already."""
+
+    __slots__ = ()
+
+
+def safe(text: Any) -> str:
+    """Escape a value's text, unless it is markup; NUL, which HTML cannot contain, becomes the replacement character."""
+    return text if isinstance(text, _Markup) else html.escape(str(text).replace("\0", "\ufffd"), quote=True)
+
+
+def _paragraphs(texts: Iterable[str]) -> str:
+    return "".join(f"<p>{safe(text)}</p>" for text in texts)
+
+
+def _folded(summary: str, content: str) -> _Markup:
+    """Content that unfolds at a click."""
+    return _Markup(f"<details><summary>{safe(summary)}</summary>{content}</details>")
+
+
+def _pre(text: str) -> str:
+    return f"<pre>{safe(text[:TEXT_SHOWN])}</pre>"
+
+
+def _table(
+    heads: Sequence[str], rows: Iterable[Sequence[Any]], *, best: int | None = None, why: Collection[int] = ()
+) -> str:
+    """A table; `best` is the number of the row to mark, `why` the columns whose text may wrap."""
+    lines = [f"<tr>{''.join(f'<th>{safe(head)}' for head in heads)}</tr>"]
+    for number, row in enumerate(rows):
+        cells = (f"<td{' class=why' if column in why else ''}>{safe(cell)}" for column, cell in enumerate(row))
+        lines.append(f"<tr{' class=best' if number == best else ''}>{''.join(cells)}</tr>")
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _figure(svg: str | None) -> str:
-    """Return a plot for the page, or nothing without one."""
+    """A plot for the page, or nothing without one.
+
+    matplotlib writes `style` attributes and a style element, which the policy refuses; presentation attributes replace
+    them.
+    """
     if svg is None:
         return ""
-    # matplotlib writes `style` attributes, which the policy would refuse; presentation attributes say the same.
-    return f'<div class="scroll">{_presentation(svg)}</div>'
-
-
-def _presentation(svg: str) -> str:
-    """Turn style attributes into presentation attributes, and drop the style element."""
 
     def attributes(match: re.Match[str]) -> str:
-        found = dict(part.split(":", 1) for part in match.group(1).split(";") if ":" in part)
-        pairs = {key.strip(): value.strip() for key, value in found.items()}
+        styles = dict(part.split(":", 1) for part in match.group(1).split(";") if ":" in part)
+        pairs = {key.strip(): value.strip() for key, value in styles.items()}
         if "font" in pairs:  # the shorthand has no presentation attribute
             pairs |= {"font-size": re.sub(r".*?([\d.]+px).*", r"\1", pairs.pop("font")), "font-family": "sans-serif"}
         return " ".join(f'{key}="{value}"' for key, value in pairs.items())
@@ -341,39 +171,35 @@ def _presentation(svg: str) -> str:
     svg = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = svg.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" role="img" ', 1)
-    return re.sub(r'style="([^"]*)"', attributes, svg)
+    styled = re.sub(r'style="([^"]*)"', attributes, svg)
+    return f'<div class="scroll">{styled}</div>'
 
 
-def _table(result: ClimbResult) -> str:
+# ---- sections
+
+
+def _ladder_table(result: ClimbResult) -> str:
+    rungs = measured(result)
     heads = (
-        f"<th>rung<th>{safe(result.metric)} [95 %]<th>rows<th>against {safe(result.rungs[0].name)}<th>fit s<th>ms/row"
-        "<th>tokens/row<th>trainable<th>bytes"
-    )
-    lines = []
-    for rung in measured(result):
-        c = against(result, rung.name)
-        ms, tokens = per_row(rung)
-        rows = f"{rung.n} {rung.split}"
-        cells = [
-            rung.name, score_text(rung), rows, delta_text(c) if c else rung.reason, f"{rung.fit_seconds:.0f}", ms,
-            tokens, count_text(rung.trainable_parameters), count_text(rung.artifact_bytes),
-        ]  # fmt: skip
-        mark = ' class="best"' if rung.name == result.recommended else ""
-        lines.append(
-            f"<tr{mark}>"
-            + "".join(
-                f"<td{' class=why' if place == WHY else ''}>{safe(cell)}</td>" for place, cell in enumerate(cells)
-            )
-            + "</tr>"
-        )
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        "rung", f"{result.metric} [95 %]", "rows", f"against {result.rungs[0].name}", "fit s", "ms/row", "tokens/row",
+        "trainable", "bytes",
+    )  # fmt: skip
+    rows = []
+    for rung in rungs:
+        comparison = against(result, rung.name)
+        why = delta_text(comparison) if comparison else rung.reason
+        sizes = (count_text(rung.trainable_parameters), count_text(rung.artifact_bytes))
+        score, answered, fit = score_text(rung), f"{rung.n} {rung.split}", f"{rung.fit_seconds:.0f}"
+        rows.append((rung.name, score, answered, why, fit, *per_row(rung), *sizes))
+    best = next((i for i, rung in enumerate(rungs) if rung.name == result.recommended), None)
+    return _table(heads, rows, best=best, why=(3,))
 
 
 def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
-    """Return, for every rung, the rows that it answers better or worse than the incumbent."""
-    zero = result.rungs[0].name
-    before = {(row.split, row.id): row for row in predictions.get(zero, ())}
-    names = [rung.name for rung in measured(result) if rung.name != zero]
+    """For every rung, the rows that it answers better or worse than the incumbent."""
+    incumbent = result.rungs[0].name
+    before = {(row.split, row.id): row for row in predictions.get(incumbent, ())}
+    names = [rung.name for rung in measured(result) if rung.name != incumbent]
     if not names:
         return ""
     options = "".join(
@@ -389,53 +215,169 @@ def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]
         note = f"{fixed} fixed, {len(changed) - fixed} broken of {len(rows)} rows answered by both"
         if len(changed) > ROWS_SHOWN:
             note += f"; {ROWS_SHOWN} are shown, broken ones first"
-        shown = "".join(_row(old, new) for old, new in changed[:ROWS_SHOWN])
+        shown = "".join(_changed_row(old, new) for old, new in changed[:ROWS_SHOWN])
         parts.append(f'<div data-rung="{safe(name)}"><p class="soft">{note}</p>{shown}</div>')
     return "".join(parts)
 
 
-def _row(old: Prediction, new: Prediction) -> str:
+def _changed_row(old: Prediction, new: Prediction) -> str:
     text = " | ".join(str(value) for value in new.inputs.values())
-    verdict = "fixed" if new.score > old.score else "broken"
-    return (
-        f"<details><summary>{verdict}: {safe(text[:300])}</summary>"
-        f'<p class="pair">{safe(new.source)} ({new.split}). Expected: {safe(" | ".join(new.expected))}. '
-        f"Before: {safe(old.prediction)}. Now: {safe(new.prediction)}.{_why(new)}</p>"
-        f"<pre>{safe(new.prompt[:TEXT_SHOWN])}</pre></details>"
+    cause = (new.retrieval or {}).get("failure")
+    why = {"retrieval": " Retrieval failed.", "reading": " Found, but not used."}.get(cause or "", "")
+    pair = (
+        f"{new.source} ({new.split}). Expected: {' | '.join(new.expected)}. "
+        f"Before: {old.prediction}. Now: {new.prediction}.{why}"
     )
+    verdict = "fixed" if new.score > old.score else "broken"
+    return _folded(f"{verdict}: {text[:300]}", f'<p class="pair">{safe(pair)}</p>{_pre(new.prompt)}')
 
 
-def _confidence(result: ClimbResult) -> str:
-    """Return how far the recommended artifact's confidence can be trusted, if that was measured."""
-    notes = "".join(f"<p>{safe(note)}</p>" for note in confidence_notes(result))
-    return notes + _figure(plots.reliability_svg(result)) + _figure(plots.coverage_svg(result))
-
-
-def _why(row: Prediction) -> str:
-    """Say whether retrieval or reading failed, where an answer from documents is wrong."""
-    cause = (row.retrieval or {}).get("failure")
-    return {"retrieval": " Retrieval failed.", "reading": " Found, but not used."}.get(cause or "", "")
+def _last_settings(result: ClimbResult) -> dict[str, Mapping[str, Any]]:
+    """The settings of each artifact's last rung."""
+    return {rung.name: rung.settings.get(rung.path[-1], {}) for rung in result.rungs if rung.path}
 
 
 def _training_data(result: ClimbResult) -> str:
-    """Return what each tuned artifact's last step learnt from, folded up."""
-    told = {r.name: r.settings.get(r.path[-1], {}).get(TRAINING_DATA) for r in result.rungs if r.path}
+    """The data that the last rung of each tuned artifact was trained on, folded."""
     return "".join(
-        f"<details><summary>what {safe(name)} was trained on</summary>"
-        f"<pre>{safe(chr(10).join(training_data_lines(values))[:TEXT_SHOWN])}</pre></details>"
-        for name, values in told.items()
-        if values
+        _folded(f"what {name} was trained on", _pre("\n".join(training_data_lines(settings[TRAINING_DATA]))))
+        for name, settings in _last_settings(result).items()
+        if settings.get(TRAINING_DATA)
     )
 
 
 def _data(data: Mapping[str, Any]) -> str:
-    lines = []
+    rows = []
     for name, split in data["splits"].items():
         dropped = ", ".join(f"{count} {reason}" for reason, count in split["dropped"].items()) or "none"
-        lines.append(f"<tr><td>{safe(name)}<td>{split['read']}<td>{split['kept']}<td>{safe(dropped)}</tr>")
-    table = f"<table><tr><th>split<th>read<th>kept<th>dropped</tr>{''.join(lines)}</table>"
-    warnings = "".join(f"<p>Warning: {safe(text)}</p>" for text in data["warnings"])
-    raw = safe(json.dumps(data, ensure_ascii=False, indent=1))
+        rows.append((name, split["read"], split["kept"], dropped))
+    warnings = _paragraphs(f"Warning: {text}" for text in data["warnings"])
+    everything = _folded("everything", f"<pre>{safe(json.dumps(data, ensure_ascii=False, indent=1))}</pre>")
+    return _table(("split", "read", "kept", "dropped"), rows) + warnings + everything
+
+
+def searches_section(result: ClimbResult) -> str:
+    """The prompt searches of the climb: why each ended, and every candidate with its score; empty without any."""
+    return "".join(
+        _search(name, settings) for name, settings in _last_settings(result).items() if "candidates" in settings
+    )
+
+
+def _search(name: str, search: Mapping[str, Any]) -> str:
+    spent, candidates, refused = search["spent"], search["candidates"], search["refused"]
+    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
+    cost = f", {spent['money']:.4g} in money" if spent["money"] else ""
+    summary = (
+        f"{name}: {search['reason']}. {spent['calls']:,} calls, {tokens:,} tokens, {spent['seconds']:,.0f} s{cost}; "
+        f"{search['search_rows']} rows to search on, {search['adoption_rows']} others to decide by."
+    )
+    heads = ("candidate", "made by", "rows", "score", "racing score", "what it asks")
+    rows = [
+        (c["name"], c["origin"], c["rows"], _percent(c["score"]), _percent(c["racing_score"]), _prompt_of(c))
+        for c in candidates
+    ]
+    best = next((i for i, c in enumerate(candidates) if c["name"] == search["winner"]), None)
+    table = _folded(f"{len(candidates)} candidates, the last leader marked", _table(heads, rows, best=best, why=(5,)))
+    items = "".join(f"<li>{safe(text['text'])} ({safe(text['reason'])})</li>" for text in refused)
+    rejected = _folded(f"texts refused: {len(refused)}", f"<ul>{items}</ul>") if refused else ""
+    return _paragraphs([summary]) + table + rejected
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _prompt_of(candidate: Mapping[str, Any]) -> _Markup:
+    """A candidate's prompt in words, folded under the beginning of its instruction."""
+    listed, shots = "listed" if candidate["listed"] else "not listed", candidate["shots"]
+    demonstrations = shots and f"{shots['k']} {shots['selection']}, seed {shots['seed']}, order {shots['order']}"
+    lines = [
+        f"system: {candidate['system']}" if candidate["system"] else "",
+        f"instruction: {candidate['instruction']}",
+        f"template: {candidate['template']}",
+        f"labels: {VERBALIZERS[candidate['verbalizer']]}, {listed} in the prompt",
+        f"demonstrations: {demonstrations or 'none'}",
+        f"failed: {candidate['failed']}" if candidate.get("failed") else "",
+    ]
+    text = " ".join(candidate["instruction"].split())
+    short = text if len(text) <= INSTRUCTION_SHOWN else text[: INSTRUCTION_SHOWN - 1] + "…"
+    return _folded(short, f"<pre>{safe(chr(10).join(filter(None, lines)))}</pre>")
+
+
+# ---- the decision guide: its flow chart as SVG, and its expectations next to what was measured
+
+WIDTH, BOX, BRANCH = 860, 360, 430  # of the drawing, of a question; where branches begin; in pixels
+LINE, PAD, GAP = 17, 9, 22
+CHARACTERS = {BOX: 50, BRANCH: 54}  # that fit on a line at 13 pixels
+TAKEN, OTHER, OPEN = "#D55E00", "#8A8A8A", "#2481BF"
+
+
+def guide_section(result: ClimbResult) -> str:
+    """The guide's flow chart with its sources, and its expectations next to the outcomes; empty without a guide."""
+    if result.advice is None:
+        return ""
+    sources = {
+        step["source"]["url"]: f"{step['question']} {step['source']['citation']}: {step['source']['url']}"
+        for step in result.advice["steps"]
+        if step["source"]
+    }
+    items = "".join(f"<li>{safe(source)}</li>" for source in sources.values())
+    chart = f'<div class="scroll">{chart_svg(result.advice)}</div><ul class="soft">{items}</ul>'
+    outcome_of = outcomes(result)
+    rows = []
+    for expectation in result.advice["expectations"]:
+        if (outcome := outcome_of.get(expectation["rung"])) is not None:
+            expected, reasons = EXPECTATIONS[expectation["expect"]], "; ".join(expectation["reasons"])
+            rows.append((expectation["rung"], expected, reasons, f"{outcome.word}: {outcome.text}"))
+    heads = ("rung", "the rules expect that it", "because", "measured")
+    return _folded("the path of the rules", chart) + _table(heads, rows, why=(1, 2, 3))
+
+
+def chart_svg(advice: Mapping[str, Any]) -> str:
+    """The flow chart: questions down the left, both answers to the right of each, the path taken in orange."""
+    parts, top = [], 4
+    for number, step in enumerate(advice["steps"], start=1):
+        drawn, height = _step(step, top, last=number == len(advice["steps"]))
+        parts.append(drawn)
+        top += height + GAP
     return (
-        f'<div class="scroll">{table}</div>{warnings}<details><summary>everything</summary><pre>{raw}</pre></details>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}" '
+        f'role="img" font-family="sans-serif" font-size="13" fill="currentColor"><title>The path of the rules</title>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _step(step: Mapping[str, Any], top: int, *, last: bool) -> tuple[str, int]:
+    """Draw one question with its answers; also return its height."""
+    question = wrap(step["question"], CHARACTERS[BOX])
+    observed = wrap(step["observed"] or (f"not known: {step['ask']}" if step["ask"] else ""), CHARACTERS[BOX])
+    answers = {name: wrap(f"{name}: {step[name]}", CHARACTERS[BRANCH]) for name in ("yes", "no")}
+    left = 2 * PAD + LINE * (len(question) + len(observed))
+    right = sum(LINE * len(lines) + PAD for lines in answers.values()) + PAD
+    height = max(left, right)
+    colour = OPEN if step["answer"] == "unknown" else TAKEN
+    parts = [
+        f'<rect x="1" y="{top}" width="{BOX}" height="{height}" rx="6" fill="none" stroke="{colour}" '
+        'stroke-width="1.5"/>',
+        _lines(question, 12, top + PAD, weight="bold"),
+        _lines(observed, 12, top + PAD + LINE * len(question), opacity="0.75"),
+        "" if last else f'<path d="M{BOX // 2} {top + height}v{GAP}" stroke="{OTHER}" stroke-width="1.5"/>',
+    ]
+    y = top + PAD
+    for name, lines in answers.items():
+        taken = step["answer"] == name
+        middle = y + LINE // 2 + 2
+        stroke = f'stroke="{TAKEN if taken else OTHER}" stroke-width="{3 if taken else 1}"'
+        dashes = "" if taken else ' stroke-dasharray="3 3"'
+        parts.append(f'<path d="M{BOX + 1} {middle}H{BRANCH - 14}" fill="none" {stroke}{dashes}/>')
+        parts.append(f'<path d="M{BRANCH - 14} {middle - 4}l8 4l-8 4z" fill="{TAKEN if taken else OTHER}"/>')
+        parts.append(_lines(lines, BRANCH, y, weight="bold" if taken else "normal", opacity="1" if taken else "0.65"))
+        y += LINE * len(lines) + PAD
+    return "".join(parts), height
+
+
+def _lines(lines: list[str], x: int, y: int, *, weight: str = "normal", opacity: str = "1") -> str:
+    return "".join(
+        f'<text x="{x}" y="{y + LINE * (row + 1) - 4}" font-weight="{weight}" opacity="{opacity}">{safe(line)}</text>'
+        for row, line in enumerate(lines)
     )

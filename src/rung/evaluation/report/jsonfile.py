@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
+from rung.models.cache import write_atomically
 
 RUNG_KEYS = (
     "name", "metric", "score", "low", "high", "n", "split", "status", "reason", "seconds", "fit_seconds", "tokens",
@@ -17,7 +17,7 @@ COMPARISON_KEYS = ("a", "b", "delta", "low", "high", "p", "fixed", "broken", "n"
 
 
 def summary(result: ClimbResult) -> dict[str, Any]:
-    """Return what programs read: task, recommendation, rungs and comparisons."""
+    """What programs read: task, recommendation, rungs and comparisons."""
     return {
         "task": result.task,
         "recommended": result.recommended,
@@ -29,11 +29,9 @@ def summary(result: ClimbResult) -> dict[str, Any]:
 
 
 def write(result: ClimbResult, folder: Path) -> Path:
-    """Write everything to `report.json`, at once or not at all."""
+    """Write everything to `report.json`, atomically."""
     file = folder / "report.json"
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(json.dumps(result.as_dict(), ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(scratch, file)  # noqa: PTH105
+    write_atomically(file, json.dumps(result.as_dict(), ensure_ascii=False, indent=1))
     return file
 
 

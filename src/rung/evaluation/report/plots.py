@@ -1,13 +1,14 @@
 """Plots of a climb as SVG: the ladder, quality against cost, confusions, loss curves.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; backgrounds are transparent and text is a middle
-grey with enough contrast on white and on black.
+The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Backgrounds are transparent, and
+text is a middle grey with enough contrast on white and on black.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rung.evaluation.metrics import confusion
@@ -18,7 +19,9 @@ BLUE, ORANGE, GREY, INK = "#2481BF", "#D55E00", "#8A8A8A", "#767676"
 MOST_CONFUSED = 10
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Any]:
+    """A figure, and the style while it is drawn and saved."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -30,7 +33,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     with rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.patch.set_alpha(0)
-    return figure, rc_context(style)
+        yield figure
 
 
 def _svg(figure: Any, title: str) -> str:
@@ -41,10 +44,9 @@ def _svg(figure: Any, title: str) -> str:
 
 
 def ladder_svg(result: ClimbResult) -> str:
-    """Return the ladder: one dot with its interval per rung, zero-shot at the bottom, the recommended one in orange."""
+    """The ladder: one dot with its interval per rung, zero-shot at the bottom, the recommended one in orange."""
     rungs = measured(result)
-    figure, style = _figure(7.5, 0.9 + 0.42 * len(rungs))
-    with style:
+    with _figure(7.5, 0.9 + 0.42 * len(rungs)) as figure:
         axes = figure.add_subplot()
         for height, rung in enumerate(rungs):
             if rung.score is None or rung.low is None or rung.high is None:
@@ -67,7 +69,7 @@ def ladder_svg(result: ClimbResult) -> str:
 
 
 def cost_svg(result: ClimbResult) -> str:
-    """Return quality against four costs: time and tokens per row, trainable parameters, artifact size."""
+    """Quality against four costs: time and tokens per row, trainable parameters, artifact size."""
     panels: list[tuple[str, Callable[[RungResult], float]]] = [
         ("milliseconds per row", lambda r: 1000 * r.seconds / max(1, r.n)),
         ("tokens per row", lambda r: r.tokens / max(1, r.n)),
@@ -75,21 +77,19 @@ def cost_svg(result: ClimbResult) -> str:
         ("artifact bytes", lambda r: r.artifact_bytes),
     ]
     rungs = measured(result)
-    figure, style = _figure(9, 6.4)
-    with style:
+    with _figure(9, 6.4) as figure:
         for number, (label, cost) in enumerate(panels, start=1):
             axes = figure.add_subplot(2, 2, number)
-            points = [(cost(rung), 100 * (rung.score or 0), rung) for rung in rungs]
-            for x, y, rung in points:
-                best = rung.name == result.recommended
-                axes.plot(x, y, "o", color=ORANGE if best else BLUE, markersize=6)
+            points = [(cost(rung), 100 * (rung.score or 0), rung.name) for rung in rungs]
+            for x, y, name in points:
+                axes.plot(x, y, "o", color=ORANGE if name == result.recommended else BLUE, markersize=6)
             axes.margins(x=0.35, y=0.15)
             if min(x for x, _, _ in points) > 0:
                 axes.set_xscale("log")
             else:
                 axes.set_xscale("symlog", linthresh=1000)
                 axes.set_xlim(-300, 50 * max(1000, *(x for x, _, _ in points)))
-            _label(axes, [(x, y, r.name) for x, y, r in points])
+            _label(axes, points)
             axes.set_xlabel(label)
             axes.grid(alpha=0.2)
             if number % 2:
@@ -98,7 +98,7 @@ def cost_svg(result: ClimbResult) -> str:
 
 
 def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points, pushed apart vertically so that none covers another."""
+    """Write names next to points, pushed apart vertically so that none covers another."""
     low, high = axes.get_ylim()
     step = (high - low) * 0.075
     taken: list[float] = []
@@ -112,13 +112,13 @@ def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
 
 
 def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None:
-    """Return how often the most confused labels of the recommended rung are taken for each other, if any are."""
+    """How often the recommended rung confuses its most confused labels; None if it confuses none."""
     expected = [row.expected[0] for row in rows]
-    found = confusion([row.prediction for row in rows], expected, sorted(set(expected)))
-    if not found:
+    pairs = confusion([row.prediction for row in rows], expected, sorted(set(expected)))
+    if not pairs:
         return None
     labels: list[str] = []
-    for pair in found:
+    for pair in pairs:
         labels += [label for label in (pair.expected, pair.predicted) if label not in labels]
         if len(labels) >= MOST_CONFUSED:
             break
@@ -126,8 +126,7 @@ def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None
     counts = [
         [sum(e == a and r.prediction == b for r, e in zip(rows, expected, strict=True)) for b in labels] for a in labels
     ]
-    figure, style = _figure(8, 6.2)
-    with style:
+    with _figure(8, 6.2) as figure:
         axes = figure.add_subplot()
         axes.imshow(counts, cmap="cividis", aspect="auto")
         highest = max(map(max, counts)) or 1
@@ -143,23 +142,22 @@ def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None
 
 
 def reliability_svg(result: ClimbResult) -> str | None:
-    """Return how often answers are right against how sure they are, before and after fitting, if that was measured."""
+    """How often answers are right against their confidence, before and after fitting; None if not measured."""
     if result.confidence is None:
         return None
-    figure, style = _figure(7.5, 3.9)
-    with style:
+    with _figure(7.5, 3.9) as figure:
         for number, (name, colour) in enumerate((("before", GREY), ("after", ORANGE)), start=1):
-            told = result.confidence[name]
+            figures = result.confidence[name]
             axes = figure.add_subplot(1, 2, number)
             axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
-            most = max(rows for rows, *_ in told["bins"])
-            for rows, confidence, accuracy, low, high in told["bins"]:
+            largest = max(rows for rows, *_ in figures["bins"])
+            for rows, confidence, accuracy, low, high in figures["bins"]:
                 axes.plot([confidence, confidence], [low, high], color=colour, linewidth=1.2, alpha=0.7)
-                axes.plot(confidence, accuracy, "o", color=colour, markersize=3 + 7 * (rows / most) ** 0.5)
+                axes.plot(confidence, accuracy, "o", color=colour, markersize=3 + 7 * (rows / largest) ** 0.5)
             axes.set_xlim(0, 1.03)
             axes.set_ylim(0, 1.03)
             axes.set_xlabel(f"confidence {name} fitting")
-            axes.set_title(f"error {100 * told['error']:.1f} %", fontsize=10)
+            axes.set_title(f"error {100 * figures['error']:.1f} %", fontsize=10)
             axes.grid(alpha=0.2)
             if number == 1:
                 axes.set_ylabel("share of right answers")
@@ -167,13 +165,12 @@ def reliability_svg(result: ClimbResult) -> str | None:
 
 
 def coverage_svg(result: ClimbResult) -> str | None:
-    """Return accuracy against the share of rows answered, from the surest to all, if confidence was measured."""
+    """Accuracy against the share of rows answered, the most confident first; None if confidence was not measured."""
     if result.confidence is None:
         return None
     _, coverage, accuracy = zip(*result.confidence["curve"], strict=True)
     chosen = result.confidence["abstaining"]
-    figure, style = _figure(7.5, 3.4)
-    with style:
+    with _figure(7.5, 3.4) as figure:
         axes = figure.add_subplot()
         axes.plot([100 * c for c in coverage], [100 * a for a in accuracy], color=BLUE, linewidth=1.8)
         if chosen is not None and chosen["accuracy"] is not None:
@@ -185,19 +182,18 @@ def coverage_svg(result: ClimbResult) -> str | None:
                 ha="right",
             )  # fmt: skip
         axes.set_xlim(0, 102)
-        axes.set_xlabel("rows answered, % (the surest first)")
+        axes.set_xlabel("rows answered, % (the most confident first)")
         axes.set_ylabel("right among them, %")
         axes.grid(alpha=0.2)
         return _svg(figure, "Coverage against accuracy")
 
 
 def loss_svg(result: ClimbResult) -> str | None:
-    """Return the training loss of every trained rung over its steps, raw and smoothed, if one was trained."""
+    """The training loss of every trained rung over its steps, raw and smoothed; None if none was trained."""
     curves = [rung for rung in result.rungs if rung.losses]
     if not curves:
         return None
-    figure, style = _figure(7.5, 3.4)
-    with style:
+    with _figure(7.5, 3.4) as figure:
         axes = figure.add_subplot()
         for rung, colour in zip(curves, (BLUE, ORANGE, "#009E73", "#CC79A7") * len(curves), strict=False):
             steps, losses = zip(*rung.losses, strict=True)

@@ -1,43 +1,45 @@
-"""Figures as text, the same in every report."""
+"""The figures of a climb as text, the same in every report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rung.evaluation.rag_metrics import MEANS, WRONG
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
 TRAINING_DATA = "training_data"  # its key among a rung's settings
 OPEN, CLOSE = ">>>", "<<<"  # around the supervised part of an example
+LEVEL = 0.05  # of significance, as in the confirmation
 
 
 def score_text(rung: RungResult) -> str:
-    """Return `85.2 % [82.1, 87.8]`, or nothing without a score."""
+    """`85.2 % [82.1, 87.8]`; empty without a score."""
     if rung.score is None or rung.low is None or rung.high is None:
         return ""
     return f"{100 * rung.score:.1f} % [{100 * rung.low:.1f}, {100 * rung.high:.1f}]"
 
 
 def against(result: ClimbResult, name: str) -> Comparison | None:
-    """Return the comparison of `name` with the incumbent, zero-shot or what was served, with that as `a`."""
+    """The comparison of `name` with the incumbent (`a`): zero-shot, or the served artifact."""
     incumbent = result.rungs[0].name
     return next((c for c in result.comparisons if c.a == incumbent and c.b == name), None)
 
 
 def delta_text(c: Comparison) -> str:
-    """Return `+4.0 pp [+0.6, +7.5], 23 fixed / 9 broken, p = 0.020`."""
-    interval = f"{100 * c.delta:+.1f} pp [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
-    return f"{interval}, {c.fixed} fixed / {c.broken} broken, {p_text(c.p)}"
+    """`+4.0 pp [+0.6, +7.5], 23 fixed / 9 broken, p = 0.020`."""
+    delta = f"{100 * c.delta:+.1f} pp [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
+    return f"{delta}, {c.fixed} fixed / {c.broken} broken, {p_text(c.p)}"
 
 
 def p_text(p: float) -> str:
-    """Return `p < 0.001` or `p = 0.020`."""
+    """`p < 0.001` or `p = 0.020`."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def count_text(number: float) -> str:
-    """Return `4.9M`, `12k` or `57`."""
+    """`4.9M`, `12k` or `57`."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -45,22 +47,22 @@ def count_text(number: float) -> str:
 
 
 def per_row(rung: RungResult) -> tuple[str, str]:
-    """Return milliseconds and tokens per answered row."""
+    """Milliseconds and tokens per answered row."""
     return (f"{1000 * rung.seconds / rung.n:.0f}", f"{rung.tokens / rung.n:.0f}") if rung.n else ("", "")
 
 
 def measured(result: ClimbResult) -> list[RungResult]:
-    """Return the rungs that have a score, in the order of the ladder."""
+    """The rungs with a score, in the order of the ladder."""
     return [r for r in result.rungs if r.score is not None]
 
 
 def left_out(result: ClimbResult) -> list[RungResult]:
-    """Return the rungs that were skipped or failed."""
+    """The rungs that were skipped or failed."""
     return [r for r in result.rungs if r.score is None]
 
 
 def overflow_notes(result: ClimbResult) -> list[str]:
-    """Say of every rung whose prompts did not all fit the model's context what was left out of them."""
+    """For each rung with prompts longer than the model's context: what was left out."""
     return [
         f"{r.name}: {r.overflow_rows} of {r.n} prompts were longer than the model reads; "
         f"{r.dropped_demonstrations} demonstrations were left out of them (overflow: drop_demonstrations)"
@@ -70,56 +72,55 @@ def overflow_notes(result: ClimbResult) -> list[str]:
 
 
 def retrieval_notes(result: ClimbResult) -> list[str]:
-    """Say of every rung that looks documents up what it found, and why its wrong answers are wrong."""
+    """For each rung that retrieves documents: how good retrieval was, and why wrong answers are wrong."""
     return [f"{r.name}: {retrieval_text(r.retrieval)}" for r in measured(result) if r.retrieval]
 
 
-def retrieval_text(told: Mapping[str, float]) -> str:
-    """Return one rung's retrieval in words."""
-    parts = [f"{name.replace('_', ' ')} {100 * told[name]:.1f} %" for name in MEANS if name in told]
-    if "retrieval_failures" in told:
+def retrieval_text(figures: Mapping[str, float]) -> str:
+    """The figures of `rung.evaluation.rag_metrics.summary` in words."""
+    parts = [f"{name.replace('_', ' ')} {100 * figures[name]:.1f} %" for name in MEANS if name in figures]
+    if "retrieval_failures" in figures:
         parts.append(
             f"of the answers that score below {WRONG:g}, the answer was not among the passages in "
-            f"{told['retrieval_failures']:.0f} and was there, but not used, in {told['reading_failures']:.0f}"
+            f"{figures['retrieval_failures']:.0f} and was there, but not used, in {figures['reading_failures']:.0f}"
         )
-    if told["refused"]:
-        parts.append(f"{told['refused']:.0f} of {told['rows']:.0f} rows refused: nothing relevant was found")
-    if told["overflow_rows"]:
+    if figures["refused"]:
+        parts.append(f"{figures['refused']:.0f} of {figures['rows']:.0f} rows refused: nothing relevant was found")
+    if figures["overflow_rows"]:
         parts.append(
-            f"{told['overflow_rows']:.0f} prompts were longer than the model reads: {told['dropped_passages']:.0f} "
-            f"passages were left out and {told['shortened_passages']:.0f} cut (overflow: shorten_passages)"
+            f"{figures['overflow_rows']:.0f} prompts were longer than the model reads: "
+            f"{figures['dropped_passages']:.0f} passages were left out and {figures['shortened_passages']:.0f} cut "
+            "(overflow: shorten_passages)"
         )
     return "; ".join(parts)
 
 
 def confidence_notes(result: ClimbResult) -> list[str]:
-    """Say how far the recommended artifact's confidence can be trusted, if that was measured."""
+    """How far the recommended artifact's confidence can be trusted; empty if that was not measured."""
     return [] if result.confidence is None else confidence_lines(result.confidence)
 
 
-def confidence_lines(told: Mapping[str, Any]) -> list[str]:
-    """Say what `rung.evaluation.calibration.describe` found: the calibration error, and what abstaining gives."""
-    errors = [
-        f"{100 * told[name]['error']:.1f} % [{100 * told[name]['low']:.1f}, {100 * told[name]['high']:.1f}]"
-        for name in ("before", "after")
-    ]
-    how = "isotonic regression" if told["temperature"] is None else f"temperature {told['temperature']:.2f}"
+def confidence_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The calibration error and the effect of abstaining, as `rung.evaluation.calibration.describe` measured them."""
+
+    def percent(values: Mapping[str, float], name: str) -> str:
+        return f"{100 * values[name]:.1f} % [{100 * values['low']:.1f}, {100 * values['high']:.1f}]"
+
+    how = "isotonic regression" if figures["temperature"] is None else f"temperature {figures['temperature']:.2f}"
     lines = [
-        f"confidence of {told['artifact']}: {how}, fitted on {told['fitted_on']} validation rows; expected calibration "
-        f"error on {told['rows']} test rows {errors[0]} before and {errors[1]} after, "
-        f"where chance alone gives {100 * told['after']['expected']:.1f} %"
+        f"confidence of {figures['artifact']}: {how}, fitted on {figures['fitted_on']} validation rows; expected "
+        f"calibration error on {figures['rows']} test rows {percent(figures['before'], 'error')} before and "
+        f"{percent(figures['after'], 'error')} after, where chance alone gives "
+        f"{100 * figures['after']['expected']:.1f} %"
     ]
-    if (chosen := told["abstaining"]) is not None:
+    if (chosen := figures["abstaining"]) is not None:
         text = f"abstaining below {chosen['threshold']:g}: {100 * chosen['coverage']:.1f} % of the rows are answered"
         if chosen["accuracy"] is not None:
-            text += (
-                f", {100 * chosen['accuracy']:.1f} % [{100 * chosen['low']:.1f}, {100 * chosen['high']:.1f}] "
-                "of them right"
-            )
+            text += f", {percent(chosen, 'accuracy')} of them right"
         if chosen["out_of_scope"] is not None:
             text += (
-                f"; {100 * chosen['handled']:.1f} % of all rows were handled right: answered so, or abstained on where "
-                f"the label is {chosen['out_of_scope']}"
+                f"; {100 * chosen['handled']:.1f} % of all rows were handled right: answered correctly, or held back "
+                f"where the label is {chosen['out_of_scope']}"
             )
             if chosen["outside_held"] is not None and chosen["inside_held"] is not None:
                 text += (
@@ -131,20 +132,51 @@ def confidence_lines(told: Mapping[str, Any]) -> list[str]:
 
 
 def method(result: ClimbResult) -> list[str]:
-    """Say how the figures were measured."""
+    """How the figures were measured."""
     return [
         "Every rung answered the same rows, with the same prompt renderer and the same metric.",
-        "Race: validation rows in one fixed shuffled order, in growing batches; a rung is stopped when another beats it"
-        " by a one-sided test whose level is shared among all looks and all rungs that can apply, so that the best rung"
-        " is dropped with a probability of at most 5 %. The race ends where one is left.",
+        "Race: the rungs answer validation rows in one fixed shuffled order, in growing batches. A rung is stopped when"
+        " another beats it by a one-sided test, whose level covers all looks and all rungs that can apply: the best "
+        "rung is dropped with a probability of at most 5 %. The race ends when one rung is left.",
         "Confirmation: finalists answered the untouched test rows once. Differences of 0/1 scores are tested by the "
         "exact McNemar test, others by a paired sign-flip test; p-values are corrected over all pairs (Holm).",
-        "Recommended is the cheapest rung that significantly beats "
-        f"{result.rungs[0].name} and that no other significantly beats; its"
-        " cost is operations per prediction, training shared among 10,000 predictions.",
+        f"The recommended rung is the cheapest that significantly beats {result.rungs[0].name} and that no other "
+        "significantly beats. Its cost is operations per prediction, with training spread over 10,000 predictions.",
         f"Intervals are at 95 %. Model {result.model}, metric {result.metric}, seed {result.seed}, "
         f"Rung {result.version}, {result.created}.",
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class RungOutcome:
+    """What a climb showed of one rung on top of zero-shot.
+
+    `helped` and `hurt` are significant on the test rows, after the correction over all pairs; `beaten` rungs were
+    stopped in the race. `text` gives the figures.
+    """
+
+    rung: str
+    word: Literal["helped", "hurt", "no difference", "beaten", "skipped", "failed", "incumbent"]
+    text: str
+
+
+def outcomes(result: ClimbResult) -> dict[str, RungOutcome]:
+    """What the climb showed of every rung on top of zero-shot, by name."""
+    return {rung.name: _outcome(result, rung) for rung in result.rungs if len(rung.path) <= 2}
+
+
+def _outcome(result: ClimbResult, rung: RungResult) -> RungOutcome:
+    if rung.status == "skipped" or rung.status == "failed":
+        return RungOutcome(rung.name, rung.status, rung.reason)
+    if rung.name == result.rungs[0].name:
+        return RungOutcome(rung.name, "incumbent", score_text(rung))
+    comparison = against(result, rung.name)
+    if comparison is None:
+        return RungOutcome(rung.name, "beaten", f"{score_text(rung)} on {rung.n} validation rows")
+    text = delta_text(comparison)
+    if comparison.p >= LEVEL or comparison.delta == 0:
+        return RungOutcome(rung.name, "no difference", text)
+    return RungOutcome(rung.name, "helped" if comparison.delta > 0 else "hurt", text)
 
 
 def training_data_lines(values: Mapping[str, Any]) -> Iterator[str]:
