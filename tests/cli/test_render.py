@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from rung.advice import advise
-from rung.advice.rules import Step
+from rung.advice.rules import AdviceStep
 from rung.cli.render import advice as print_advice
 from rung.cli.render import chart
 from rung.evaluation.report.words import RungOutcome
@@ -13,7 +13,7 @@ from rung.machine import Machine
 
 def a_step(answer, **more):
     values = {"key": "k", "question": "Is it so?", "observed": "seen", "yes": "do this", "no": "do that"}
-    return Step(**{**values, "effects": (), "source": None, **more}, answer=answer)
+    return AdviceStep(**{**values, "effects": (), "source": None, **more}, answer=answer)
 
 
 def test_the_path_is_drawn():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rung.advice.facts import Facts, gather
-from rung.advice.rules import GUIDES, Effect, Expect, Guide, Step, walk
+from rung.advice.rules import GUIDES, AdviceStep, Effect, Expect, Guide, walk
 from rung.data.rows import Data
 from rung.machine import Machine, this_machine
 from rung.rungs import RUNGS
@@ -35,7 +35,7 @@ class Advice:
     """The guide's path for one task, and what it expects of every rung."""
 
     task: str
-    steps: tuple[Step, ...]
+    steps: tuple[AdviceStep, ...]
     expectations: tuple[Expectation, ...]
 
     @property
@@ -44,19 +44,19 @@ class Advice:
         return tuple(dict.fromkeys(step.ask for step in self.steps if step.answer == "unknown" and step.ask))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        steps = [{**asdict(step), "source": step.source and step.source._asdict()} for step in self.steps]
-        for step in steps:
-            step["effects"] = [
-                {key: value for key, value in effect.items() if key != "when"} for effect in step["effects"]
-            ]
+        """Plain JSON values."""
+        steps = []
+        for step in self.steps:
+            effects = [{k: v for k, v in asdict(effect).items() if k != "when"} for effect in step.effects]
+            steps.append({**asdict(step), "source": step.source and step.source._asdict(), "effects": effects})
+        expectations = [asdict(each) for each in self.expectations]
         values = {
             "task": self.task,
             "steps": steps,
-            "expectations": [asdict(one) for one in self.expectations],
+            "expectations": expectations,
             "open_questions": self.open_questions,
         }
-        plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become what they are when read back
+        plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as in a file
         return plain
 
 
@@ -65,8 +65,8 @@ def advise(task: Task, data: Data | None = None, machine: Machine | None = None)
 
     Args:
         task: the task.
-        data: its rows, where they were read already.
-        machine: what runs it; this machine by default.
+        data: its rows, if they were read already.
+        machine: the machine that runs it; this one by default.
     """
     facts = gather(task, data or task.read(), machine or this_machine())
     steps = tuple(walk(facts))
@@ -78,7 +78,7 @@ def advise(task: Task, data: Data | None = None, machine: Machine | None = None)
 
 
 def _expectation(
-    name: str, family: str, guide: Guide, lacks: str, steps: tuple[Step, ...], facts: Facts
+    name: str, family: str, guide: Guide, lacks: str, steps: tuple[AdviceStep, ...], facts: Facts
 ) -> Expectation:
     """Gather what the steps say of one rung."""
     if lacks:
@@ -91,32 +91,26 @@ def _expectation(
     return Expectation(name, family, _verdict(effects), reasons or ("no rule is about it",))
 
 
-def _about(family: str, guide: Guide, step: Step) -> list[Effect]:
+def _about(family: str, guide: Guide, step: AdviceStep) -> list[Effect]:
     """What a step says of a rung: by its topics if it does, else by its family."""
     by_topic = [effect for effect in step.effects if set(guide.topics) & set(effect.rungs)]
     return by_topic or [effect for effect in step.effects if family in effect.rungs]
 
 
-def _verdict(said: list[Effect]) -> Expect:
-    """Return what all effects agree on; unknown where they do not. What excludes a rung is the last word."""
-    if any(effect.excludes for effect in said):
+def _verdict(effects: list[Effect]) -> Expect:
+    """What all effects agree on, else unknown; an effect that excludes the rung decides alone."""
+    if any(effect.excludes for effect in effects):
         return "not"
-    verdicts = {effect.expect for effect in said}
+    verdicts = {effect.expect for effect in effects}
     return verdicts.pop() if len(verdicts) == 1 else "unknown"
 
 
-# --------------------
-# Where the climbs of a task are, to show what they measured beside what the rules expected.
-
-
 def latest_run(task: Task, runs: Path) -> tuple[Path, bool] | None:
-    """Return the folder of the task's latest finished climb, and whether the task file is still the same."""
-    found = []
+    """The folder of the task's latest finished climb, and whether the task file is still the same."""
+    finished = []
     for report in runs.glob("*/report.json"):
         identity = json.loads((report.parent / "climb.json").read_text("utf-8"))
         if identity["task"] == task.name:
-            found.append((report.stat().st_mtime, report.parent, identity["task_fingerprint"] == task.fingerprint()))
-    if not found:
-        return None
-    _, folder, same = max(found)
-    return folder, same
+            same = identity["task_fingerprint"] == task.fingerprint()
+            finished.append((report.stat().st_mtime, report.parent, same))
+    return max(finished)[1:] if finished else None

@@ -103,7 +103,7 @@ class Effect:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AdviceStep:
     """One question of the guide, answered.
 
     Attributes:
@@ -130,7 +130,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row of the guide; the fields are those of `Step`, with texts and conditions that read the facts."""
+    """One row of the guide; the fields are those of `AdviceStep`, with texts and conditions that read the facts."""
 
     key: str
     question: str
@@ -142,7 +142,7 @@ class Rule:
     source: Source | Callable[[Facts], Source] | None = None
     ask: str | Callable[[Facts], str | None] | None = None
 
-    def step(self, facts: Facts) -> Step:
+    def step(self, facts: Facts) -> AdviceStep:
         """Answer the question from the facts."""
         holds = self.holds(facts)
         effects = tuple(
@@ -150,7 +150,7 @@ class Rule:
             for effect in self.effects
             if (holds if effect.when is None else effect.when(facts))
         )
-        return Step(
+        return AdviceStep(
             self.key, self.question, "unknown" if holds is None else "yes" if holds else "no",
             _resolve(self.observed, facts), self.yes, _resolve(self.no, facts), effects,
             _resolve(self.source, facts), _resolve(self.ask, facts),
@@ -161,7 +161,7 @@ def _resolve(value: Any, facts: Facts) -> Any:
     return value(facts) if callable(value) else value
 
 
-def walk(facts: Facts) -> Iterator[Step]:
+def walk(facts: Facts) -> Iterator[AdviceStep]:
     """Yield every step of the guide, in the order of the chart."""
     return (rule.step(facts) for rule in RULES)
 

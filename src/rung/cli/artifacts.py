@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rung.agents.trace import trace
-from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, Rows, Sets, TaskOfRows, load_task, progress
+from rung.cli.options import ArtifactFolder, Json, Offline, QuietFlag, Rows, Sets, TaskOfRows, load_task, progress
 from rung.cli.render import print_json
 from rung.errors import ConfigError, DataError
 
@@ -199,7 +199,7 @@ def predict(
         typer.Option("--out", help="Write here instead of stdout: a table for .csv and .parquet, else JSON lines."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the rows that --out already holds.")] = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
     offline: Offline = False,
 ) -> None:
     """Answer every row of a file, in the order of the rows; memory does not grow with the file."""
@@ -329,7 +329,7 @@ def confidence(
     ] = None,
     sets: Sets = None,
     json: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
     offline: Offline = False,
 ) -> None:
     """Fit confidence on the validation rows, measure it on the test rows, and say what abstaining would give."""

@@ -60,11 +60,11 @@ def climb(
     plan: Annotated[bool, Option("--plan", help="Only say what would run and what it would take.")] = False,
     resume: options.Resume = False,
     out: options.RunFolders = options.RUN_FOLDERS,
-    seed: options.Seed = 0,
+    seed: options.SeedOption = 0,
     engine: options.EngineOption = "auto",
     sets: options.Sets = None,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Measure every technique on the same rows and recommend the cheapest that nothing significantly beats."""
@@ -133,7 +133,7 @@ def evaluate(
     at_least: Annotated[list[str] | None, Option("--at-least", help="Fail below this.", metavar="METRIC=VALUE")] = None,
     sets: options.Sets = None,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Score an artifact on a split of a task; with --at-least, exit 1 below the bar."""
@@ -203,11 +203,11 @@ def tune(
     trials: Annotated[int, Option(min=1, help="Most trials.")] = 20,
     budget: options.Budget = None,
     out: options.RunFolders = options.RUN_FOLDERS,
-    seed: options.Seed = 0,
+    seed: options.SeedOption = 0,
     engine: options.EngineOption = "auto",
     sets: options.Sets = None,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Search the settings of one rung; the same command continues an interrupted search."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from rung.cli.artifacts import note_dropped, source_rows
-from rung.cli.options import ArtifactFolder, Json, Offline, Quiet, Rows, progress
+from rung.cli.options import ArtifactFolder, Json, Offline, QuietFlag, Rows, progress
 from rung.cli.render import print_json
 from rung.errors import ConfigError
 
@@ -32,7 +32,7 @@ def merge(
     out: Annotated[Path, typer.Option("--out", help="A new folder.", metavar="FOLDER")],
     data: Rows = None,
     json: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
     offline: Offline = False,
 ) -> None:
     """Merge tuned weights into the base model: FOLDER/model for any program, FOLDER/artifact for Rung."""
@@ -71,7 +71,7 @@ def export(
         int | None, typer.Option("--row", min=1, help="With prompts: only this row, counted from 1.")
     ] = None,
     json: Json = False,
-    quiet: Quiet = False,
+    quiet: QuietFlag = False,
     offline: Offline = False,
 ) -> None:
     """Write tuned weights for other programs, or the exact prompts of rows as JSON lines."""

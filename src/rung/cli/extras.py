@@ -65,9 +65,9 @@ def cluster(
     encoder: Annotated[str, Option("--encoder", help="The sentence encoder.")] = "embedded-encoder",
     model: Annotated[str, Option("--model", help="The model that names clusters; none for numbers.")] = "embedded",
     out: Annotated[Path | None, Option("--out", help="Write every row with its cluster: .csv or .jsonl.")] = None,
-    seed: options.Seed = 0,
+    seed: options.SeedOption = 0,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Group the texts of a table by what they mean, and name the groups."""

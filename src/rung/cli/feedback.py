@@ -24,8 +24,8 @@ app = typer.Typer(no_args_is_help=True)
 trial_app = typer.Typer(no_args_is_help=True)
 
 Id = Annotated[str, Argument(help="Id of the response.", metavar="ID")]
-Reviewer = Annotated[str | None, Option("--reviewer", help="Who says so; by default the user.", metavar="NAME")]
-Comment = Annotated[str, Option("--comment", help="Why.")]
+ReviewerOption = Annotated[str | None, Option("--reviewer", help="Who says so; by default the user.", metavar="NAME")]
+CommentOption = Annotated[str, Option("--comment", help="Why.")]
 OfTask = Annotated[str | None, Option("--task", help="Of this task only.", metavar="NAME")]
 SplitName = Annotated[str | None, Option("--split", help="train or test.")]
 RegistryFolder = Annotated[
@@ -82,8 +82,8 @@ def show(id: Id, store: options.StorePlace = STORE, json: options.Json = False) 
 def correct(
     id: Id,  # noqa: A002
     expected: Annotated[str, Argument(help="The expected response; repeat the actual one if it was right.")],
-    reviewer: Reviewer = None,
-    comment: Comment = "",
+    reviewer: ReviewerOption = None,
+    comment: CommentOption = "",
     store: options.StorePlace = STORE,
     json: options.Json = False,
 ) -> None:
@@ -100,8 +100,8 @@ def correct(
 @app.command()
 def undo(
     id: Id,  # noqa: A002
-    reviewer: Reviewer = None,
-    comment: Comment = "",
+    reviewer: ReviewerOption = None,
+    comment: CommentOption = "",
     store: options.StorePlace = STORE,
     json: options.Json = False,
 ) -> None:
@@ -119,7 +119,7 @@ def undo(
 def import_cases(
     file: Annotated[Path, Argument(help="A CSV with the four columns, or an exported JSONL.", metavar="FILE")],
     task: options.TaskFile,
-    reviewer: Reviewer = None,
+    reviewer: ReviewerOption = None,
     store: options.StorePlace = STORE,
     json: options.Json = False,
 ) -> None:
@@ -190,7 +190,7 @@ def check(
     store: options.StorePlace = STORE,
     compare: Annotated[bool, Option("--compare/--rules-only", help="Also have it answer.")] = True,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Find unreviewed answers that break the task's rules, or with which an artifact disagrees."""
@@ -226,11 +226,11 @@ def improve(
     rungs: options.RungNames = None,
     resume: options.Resume = False,
     out: options.RunFolders = options.RUN_FOLDERS,
-    seed: options.Seed = 0,
+    seed: options.SeedOption = 0,
     engine: options.EngineOption = "auto",
     sets: options.Sets = None,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Climb again with the reviewed failures, against what is served."""
@@ -252,7 +252,7 @@ def promote(
     what: Annotated[Path, Argument(help="A run folder of `rung improve`, or an artifact.", metavar="WHAT")],
     store: options.StorePlace = STORE,
     registry: RegistryFolder = REGISTRY,
-    reviewer: Reviewer = None,
+    reviewer: ReviewerOption = None,
     reason: Annotated[str, Option("--reason", help="Why; needed for an artifact, which has no evidence.")] = "",
     accept_regressions: Annotated[
         bool, Option("--accept-regressions", help="Even if what was fixed once is wrong again.")
@@ -281,7 +281,7 @@ def rollback(
     task: options.TaskName,
     store: options.StorePlace = STORE,
     registry: RegistryFolder = REGISTRY,
-    reviewer: Reviewer = None,
+    reviewer: ReviewerOption = None,
     reason: Annotated[str, Option("--reason", help="Why.")] = "",
     json: options.Json = False,
 ) -> None:

@@ -30,7 +30,7 @@ def build(
     again: Again = False,
     sets: options.Sets = None,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Build the index, or continue a build that was stopped; only what changed is read."""
@@ -45,7 +45,7 @@ def update(
     task: options.TaskFile,
     sets: options.Sets = None,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Bring a built index up to date: new and changed documents are added, removed ones taken out."""

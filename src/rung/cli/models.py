@@ -56,7 +56,7 @@ def list_models(json: options.Json = False) -> None:
 
 @app.command()
 def show(
-    reference: Reference, json: options.Json = False, quiet: options.Quiet = False, offline: options.Offline = False
+    reference: Reference, json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False
 ) -> None:
     """Describe a model; one that is not here is described from the catalogue, or fetched."""
     from rung.models.embedded import find
@@ -84,7 +84,7 @@ def pull(
         bool, Option("--openvino", help="Export it to OpenVINO now, as its first use would: for container images.")
     ] = False,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Fetch and convert a model, so that it works offline from then on."""
@@ -119,7 +119,7 @@ def search(
     context: Annotated[str | None, Option(help="Tokens to read at least, such as 32k.")] = None,
     refresh: Annotated[bool, Option("--refresh", help="Ask the Hub for newer facts first.")] = False,
     json: options.Json = False,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """List open models that suit, by their published facts, with memory and speed for this machine."""

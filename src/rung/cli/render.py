@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from rung.advice import Advice
-    from rung.advice.rules import Source, Step
+    from rung.advice.rules import AdviceStep, Source
     from rung.artifact.parts import Answer
     from rung.climbing.check import TaskCheck
     from rung.climbing.tune import Tuning
@@ -247,7 +247,7 @@ def advice(guide: Advice, measured: Mapping[str, RungOutcome] | None = None, con
     _lines(console, ["Rules expect, a climb measures: rung climb TASK"], OTHER)
 
 
-def chart(steps: Sequence[Step], width: int, cited: Sequence[Source] = ()) -> Iterator[Text]:
+def chart(steps: Sequence[AdviceStep], width: int, cited: Sequence[Source] = ()) -> Iterator[Text]:
     """Draw the flow chart in `width` columns: every question in a box, its two branches below, the one taken marked."""
     for place, step in enumerate(steps):
         last = place == len(steps) - 1
@@ -257,7 +257,7 @@ def chart(steps: Sequence[Step], width: int, cited: Sequence[Source] = ()) -> It
         yield from _branch(step, "no", step.no, width, last=last)
 
 
-def _question(step: Step, number: str, width: int, *, first: bool) -> Iterator[Text]:
+def _question(step: AdviceStep, number: str, width: int, *, first: bool) -> Iterator[Text]:
     from rich.text import Text
 
     style, inside = OPEN if step.answer == "unknown" else TAKEN, width - 4
@@ -271,7 +271,7 @@ def _question(step: Step, number: str, width: int, *, first: bool) -> Iterator[T
     yield Text("┗" + "┳" + "━" * (inside + 1) + "┛", style=style)
 
 
-def _branch(step: Step, name: str, meaning: str, width: int, *, last: bool) -> Iterator[Text]:
+def _branch(step: AdviceStep, name: str, meaning: str, width: int, *, last: bool) -> Iterator[Text]:
     from rich.text import Text
 
     taken = step.answer == name

@@ -64,7 +64,7 @@ def serve(
     runs: Annotated[
         Path, Option("--runs", help="The climbs that the pages show.", metavar="FOLDER")
     ] = options.RUN_FOLDERS,
-    quiet: options.Quiet = False,
+    quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:
     """Serve artifacts and base models to OpenAI's clients, and pages to people."""
