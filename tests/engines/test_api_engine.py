@@ -7,7 +7,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate, LabelScoring
 from rung.engines import opening
 from rung.engines.api import ApiEngine
-from rung.engines.api_transport import ApiOptions, parse_endpoint
+from rung.engines.api_options import ApiOptions, parse_endpoint
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
 from rung.engines.response_cache import CachedEngine, ResponseStore
 from rung.errors import ConfigError, EngineError

@@ -13,7 +13,7 @@ import pytest
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Generate, LabelScoring
 from rung.engines.api import ApiEngine
-from rung.engines.api_transport import ApiOptions
+from rung.engines.api_options import ApiOptions
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
 from rung.engines.opening import open_torch
 from rung.errors import EngineError, ModelError

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rung.engines.api_transport import ApiBudget, ApiOptions, Attempt, Retry, completed, most_tokens, retry_after
+from rung.engines.api_transport import ApiBudget, ApiOptions, Attempt, Retry, completed, max_prompt_tokens, retry_after
 from rung.errors import EngineError
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
@@ -97,4 +97,4 @@ def test_the_bound_on_tokens_holds_for_the_embedded_model():
     tokenizer = Tokenizer.load(resolve("embedded").folder)
     for text in ("", "a b c", "\x00\x01 ﷽ 𓂀 é", "naïve " * 50):
         prompt = ({"role": "user", "content": text},)
-        assert len(encode_messages(tokenizer, prompt)) <= most_tokens(prompt)
+        assert len(encode_messages(tokenizer, prompt)) <= max_prompt_tokens(prompt)

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 
 from rung.engines import encoders
-from rung.engines.encoders import choose_backend, open_sentence_encoder
-from rung.engines.local_encoder import Recipe, read_recipe
-from rung.engines.openvino_encoder import BATCH_TOKENS, OpenVinoEncoder, batches, pool
+from rung.engines.encoders import (
+    BATCH_TOKENS,
+    OpenVinoEncoder,
+    Recipe,
+    batches,
+    choose_backend,
+    open_sentence_encoder,
+    pool,
+    read_recipe,
+)
 from rung.errors import ConfigError
 from rung.models.reference import resolve
 

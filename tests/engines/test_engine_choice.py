@@ -14,9 +14,9 @@ def test_the_faster_one_is_chosen_if_its_text_can_be_trusted():
     assert judge(3.0, 1.0, 0.01).engine == "openvino"
     assert "3.0 times" in judge(3.0, 1.0, 0.01).reason
     assert judge(0.9, 1.0, 0.01).engine == "torch"
-    for agreement, drift in ((0.5, 0.01), (1.0, 0.9), (0.0, float("inf"))):
-        assert judge(9.0, agreement, drift).engine == "torch"
-        assert "trusted" in judge(9.0, agreement, drift).reason
+    for agreement, logprob_diff in ((0.5, 0.01), (1.0, 0.9), (0.0, float("inf"))):
+        assert judge(9.0, agreement, logprob_diff).engine == "torch"
+        assert "trusted" in judge(9.0, agreement, logprob_diff).reason
 
 
 def test_it_is_measured_once_and_remembered(monkeypatch, tmp_path):

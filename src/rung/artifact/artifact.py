@@ -17,7 +17,7 @@ from rung.artifact.confidence import Calibration
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Answer, Decoder, Generate, LabelScoring, Probable, Weights, unfitted
 from rung.data.rows import LABELLED, Example, example_id
-from rung.engines.api import scores_labels
+from rung.engines.api_server import scores_labels
 from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, DataError

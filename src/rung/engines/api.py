@@ -5,37 +5,26 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rung.engines.api_options import ApiOptions, Spent, parse_endpoint
 from rung.engines.api_server import (
-    ECHO,
     WRAPPER_TOKENS,
     EndpointServer,
     constrained_answer,
     constraint_fields,
-    echoed,
     estimate,
     estimate_text,
-    forced_logprob,
-    unsupported,
     wraps,
 )
-from rung.engines.api_transport import (
-    ApiOptions,
-    NotOfferedError,
-    Spent,
-    Transport,
-    completed,
-    most_tokens,
-    parse_endpoint,
-    usage,
-)
+from rung.engines.api_transport import NotOfferedError, Transport, completed, max_prompt_tokens, usage
 from rung.engines.base import (
     CANCELLED,
+    Cancelled,
     EngineInfo,
     FinishReason,
     Floats,
@@ -49,100 +38,19 @@ from rung.engines.changes import adapter_fingerprint
 from rung.errors import ConfigError, EngineError
 from rung.progress import QUIET, Progress
 
-# --------------------
-# Exact log-likelihoods of continuations at a server, where it offers a way; never an approximation.
-
-
-MOST_FORCED = 64  # tokens of a label set that are forced one by one, a request each
-FORCED_LABELS = 8  # label sets up to this size are scored that way; writing the label is one request instead
-
-
-def scores_labels(scoring: str, labels: int, most: int) -> bool:
-    """Tell whether labels should be scored at a server, rather than written by the model.
-
-    Args:
-        scoring: what the server offers (`info.details["scoring"]`).
-        labels: size of the label set.
-        most: size up to which scoring by echo, which reads the prompt once per label, is worth it.
-    """
-    return labels <= {"echo": most, "forced": FORCED_LABELS}.get(scoring, 0)
-
-
-def score_row(
-    transport: Transport, server: EndpointServer, model: str, request: ScoreRequest, stopped: threading.Event
-) -> Scored:
-    """Return the log-likelihood of every continuation of one request.
-
-    Raises:
-        EngineError: `scoring-unsupported`.
-    """
-    start = time.perf_counter()
-    way = server.capabilities.scoring
-    if way == "none":
-        raise unsupported(transport, "gives no log-probabilities of tokens that it is told")
-    prompt = server.tokens(request.prompt)
-    score = _by_echo if way == "echo" else _by_force
-    sums = score(transport, model, prompt, request.continuations, stopped)
-    return Scored(np.array(sums, np.float32), len(prompt), time.perf_counter() - start)
-
-
-def _by_echo(
-    transport: Transport,
-    model: str,
-    prompt: tuple[int, ...],
-    continuations: tuple[tuple[int, ...], ...],
-    stopped: threading.Event,
-) -> list[float]:
-    """One request for all: the server reads every prompt with its continuation and echoes the log-probabilities."""
-    whole = [[*prompt, *continuation] for continuation in continuations]
-    body = {"model": model, "prompt": whole, **ECHO}
-    answer = transport.complete("/completions", body, (sum(map(len, whole)), len(whole)), stopped)
-    rows = echoed(answer, len(whole))
-    sums = []
-    for row, tokens in zip(rows, whole, strict=False):
-        own = row[len(prompt) : len(tokens)]
-        if len(own) != len(tokens) - len(prompt) or None in own:
-            raise unsupported(transport, "echoed fewer log-probabilities than there are tokens")
-        sums.append(float(sum(own)))  # type: ignore[arg-type]
-    if len(sums) != len(continuations):
-        raise unsupported(transport, "echoed no log-probabilities")
-    return sums
-
-
-def _by_force(
-    transport: Transport,
-    model: str,
-    prompt: tuple[int, ...],
-    continuations: tuple[tuple[int, ...], ...],
-    stopped: threading.Event,
-) -> list[float]:
-    """One request per token of the label trie: its logit is biased so that it comes, its log-probability is not."""
-    beginnings = sorted({row[:n] for row in continuations for n in range(1, len(row) + 1)}, key=lambda b: (len(b), b))
-    if len(beginnings) > MOST_FORCED:
-        raise unsupported(
-            transport, f"tells one token a request, and the labels have {len(beginnings)} (at most {MOST_FORCED})"
-        )
-    sums: dict[tuple[int, ...], float] = {(): 0.0}
-    for beginning in beginnings:
-        *before, token = beginning
-        logprob = forced_logprob(transport, model, (*prompt, *before), token, stopped)
-        sums[beginning] = sums[tuple(before)] + logprob
-    return [sums[row] for row in continuations]
-
-
 EMBEDDED_AT_ONCE = 32  # texts a request
 
 
 class ApiEngine:
-    """One model at one endpoint. Opening it asks nothing of the server; the first question does.
+    """One model at one endpoint. Opening it sends nothing; the first question does.
 
     Args:
         reference: `http(s)://HOST/v1#MODEL`.
-        options: limits and prices; those of the environment where none are given.
+        options: limits and prices; from the environment by default.
         pause_scale: multiplies the pauses between attempts.
 
     Raises:
-        ConfigError: the reference is not one of an endpoint, or an option makes no sense.
+        ConfigError: the reference is not an endpoint, or an option is out of range.
         EngineError: there is no key for an endpoint on another machine.
     """
 
@@ -157,28 +65,23 @@ class ApiEngine:
 
     @property
     def info(self) -> EngineInfo:
-        """Say what runs where. `details` has `server`, `scoring` (echo, forced, none) and `tokens` (exact, estimated).
+        """Which model runs where. `details`: `server`, `scoring` (echo, forced, none), `tokens` (exact, estimated).
 
         Raises:
             EngineError: the server cannot be reached, or refuses the key.
         """
-        found = self._server.capabilities
-        identity = f"{self.reference}\n{found.identity}\n{self.options.constraints}"
+        capabilities = self._server.capabilities
+        identity = f"{self.reference}\n{capabilities.identity}\n{self.options.constraints}"
+        tokens = "exact" if capabilities.tokenizer else "estimated"
         return EngineInfo(
-            engine="api",
-            model=self.endpoint.model,
-            device="remote",
-            dtype="unknown",
-            parameters=found.parameters,
-            context=found.context,
+            engine="api", model=self.endpoint.model, device="remote", dtype="unknown",
+            parameters=capabilities.parameters, context=capabilities.context,
             fingerprint=f"{hashlib.sha256(identity.encode()).hexdigest()}/api",
             details={
-                "endpoint": self.endpoint.base_url,
-                "server": found.kind,
-                "scoring": found.scoring,
-                "tokens": "exact" if found.tokenizer else "estimated",
+                "endpoint": self.endpoint.base_url, "server": capabilities.kind, "scoring": capabilities.scoring,
+                "tokens": tokens,
             },
-        )
+        )  # fmt: skip
 
     @property
     def spent(self) -> Spent:
@@ -189,19 +92,19 @@ class ApiEngine:
 
     @property
     def end_token(self) -> int | None:
-        """The token that ends an answer, where the server tells it."""
+        """The token that ends an answer, where the server gives it."""
         return self._server.capabilities.end_token
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text`; `scoring-unsupported` where the server does not tell tokens."""
+        """The token ids of `text`; `scoring-unsupported` where the server does not give tokens."""
         return self._server.encode(text)
 
     def count(self, prompt: ModelInput) -> int:
-        """Return the number of tokens of a prompt; an estimate where `info.details["tokens"]` says so."""
+        """How many tokens a prompt takes; an estimate where `info.details["tokens"]` says so."""
         return self._server.count(prompt)
 
     def text(self, prompt: ModelInput) -> str:
-        """Return the messages as readable text: the exact text is made by the server's own template."""
+        """The messages as readable text: the server's own template makes the exact one."""
         if prompt and isinstance(prompt[0], int):
             return f"token ids: {' '.join(map(str, prompt))}"
         return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)  # type: ignore[index]
@@ -209,26 +112,18 @@ class ApiEngine:
     # ---- generate
 
     def generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
-        cancelled: Callable[[], bool] | None = None,
+        self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> list[Generation]:
         """Complete every request; see `each` for the errors."""
-        made = dict(self.each(requests, progress=progress, cancelled=cancelled))
-        return [made.get(i, CANCELLED) for i in range(len(requests))]
+        generations = dict(self.each(requests, progress=progress, cancelled=cancelled))
+        return [generations.get(i, CANCELLED) for i in range(len(requests))]
 
     def each(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
-        cancelled: Callable[[], bool] | None = None,
+        self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> Iterator[tuple[int, Generation]]:
-        """Yield every completion with the index of its request as soon as it is made.
+        """Yield every completion with the index of its request as soon as it ends.
 
-        When one fails, those in flight are still yielded before the error is raised: what was paid for is not lost.
+        When one fails, those in flight are still yielded before the error is raised: paid answers are not lost.
 
         Raises:
             EngineError: `budget-spent`, `constraint-unsupported`, `endpoint-...`, `context-overflow`.
@@ -237,11 +132,9 @@ class ApiEngine:
         bodies = [self._body(request) for request in requests]  # what cannot be asked is an error before any is sent
         progress.start("generating", len(requests))
         for index, generation in completed(
-            len(requests),
-            lambda i, stopped: self._complete(requests[i], bodies[i], stopped),
-            concurrency=self.options.concurrency,
-            cancelled=cancelled,
-        ):
+            len(requests), lambda i, stopped: self._complete(requests[i], bodies[i], stopped),
+            concurrency=self.options.concurrency, cancelled=cancelled,
+        ):  # fmt: skip
             progress.advance()
             yield index, generation
         spent = self.spent
@@ -268,7 +161,7 @@ class ApiEngine:
 
     def _complete(self, request: GenerateRequest, body: dict[str, Any], stopped: threading.Event) -> Generation:
         start = time.perf_counter()
-        worst = (most_tokens(request.prompt), int(body["max_tokens"]))
+        worst = (max_prompt_tokens(request.prompt), int(body["max_tokens"]))
         answer = self._transport.complete(_path(body), body, worst, stopped)
         choice = answer["choices"][0]
         text = choice["text"] if "messages" not in body else choice["message"].get("content") or ""
@@ -285,8 +178,8 @@ class ApiEngine:
         )
 
     def _logprobs(self, choice: dict[str, Any]) -> tuple[float, ...]:
-        given = choice.get("logprobs") or {}
-        values = given.get("token_logprobs") or [token.get("logprob") for token in given.get("content") or ()]
+        logprobs = choice.get("logprobs") or {}
+        values = logprobs.get("token_logprobs") or [token.get("logprob") for token in logprobs.get("content") or ()]
         if not values or None in values:
             raise EngineError(
                 "scoring-unsupported",
@@ -296,17 +189,16 @@ class ApiEngine:
         return tuple(map(float, values))
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
-        """Yield the text of one completion in pieces as it is made.
+        """Yield the text of one completion in pieces, in one piece where it comes inside an object.
 
         Raises:
-            EngineError: `endpoint-failed`: the server broke off; `constraint-unsupported`: some servers send choices
-                and regexes inside an object, which cannot be shown before it is whole.
+            EngineError: `endpoint-failed`: the server broke off.
         """
         if wraps(request.constraint, self.options.constraints):
             yield self.generate([request])[0].text
             return
         body = self._body(request)
-        worst = (most_tokens(request.prompt), int(body["max_tokens"]))
+        worst = (max_prompt_tokens(request.prompt), int(body["max_tokens"]))
         for chunk in self._transport.stream(_path(body), body, worst):
             for choice in chunk.get("choices") or ():
                 piece = choice.get("text") if "prompt" in body else (choice.get("delta") or {}).get("content")
@@ -324,18 +216,15 @@ class ApiEngine:
         progress.start("scoring", len(requests))
         models = [self.endpoint.model if r.adapter is None else self.load_adapter(r.adapter) for r in requests]
         results: dict[int, Scored] = {}
-        for index, scored in completed(
-            len(requests),
-            lambda i, stopped: score_row(self._transport, self._server, models[i], requests[i], stopped),
-            concurrency=self.options.concurrency,
-        ):
+        work = lambda i, stopped: self._server.score(models[i], requests[i], stopped)  # noqa: E731
+        for index, scored in completed(len(requests), work, concurrency=self.options.concurrency):
             results[index] = scored
             progress.advance()
         progress.finish()
         return [results[i] for i in range(len(requests))]
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """Return one vector per text by the `/embeddings` call, shape [texts, dimension], unit length.
+        """One unit vector per text by the `/embeddings` call, shape [texts, dimension].
 
         Raises:
             EngineError: `embedding-unsupported`: the server offers no embeddings for this model.
@@ -343,9 +232,8 @@ class ApiEngine:
         parts = [list(texts[i : i + EMBEDDED_AT_ONCE]) for i in range(0, len(texts), EMBEDDED_AT_ONCE)]
         progress.start("embedding", len(texts))
         rows: dict[int, list[list[float]]] = {}
-        for index, vectors in completed(
-            len(parts), lambda i, stopped: self._embed(parts[i], stopped), concurrency=self.options.concurrency
-        ):
+        work = lambda i, stopped: self._embed(parts[i], stopped)  # noqa: E731
+        for index, vectors in completed(len(parts), work, concurrency=self.options.concurrency):
             rows[index] = vectors
             progress.advance(len(vectors))
         progress.finish()
@@ -377,9 +265,9 @@ class ApiEngine:
     # ---- adapters
 
     def load_adapter(self, folder: str) -> str:
-        """Have the server load a LoRA adapter, once, and return the name that it is then asked by.
+        """Have the server load a LoRA adapter, once, and return its name there.
 
-        The folder has to be where the server can read it under the same path. vLLM offers this when it was started
+        The server has to find the folder under the same path. vLLM offers this when it was started
         with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True` and `--enable-lora`.
 
         Raises:
@@ -398,7 +286,7 @@ class ApiEngine:
 
     def _load(self, name: str, path: Path) -> None:
         try:
-            self._transport.post_text("/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+            self._transport.send("/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
         except EngineError as refused:
             if refused.code != "endpoint-refused":
                 raise

@@ -1,4 +1,4 @@
-"""What a server can do beyond completions, found out once: tokens, context length, exact scores."""
+"""What an endpoint offers beyond completions, probed once: tokens, context length, exact scores, constraints."""
 
 from __future__ import annotations
 
@@ -7,32 +7,41 @@ import json
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from rung.engines.api_transport import ConstraintStyle, Transport
-from rung.engines.base import Constraint, FinishReason, ModelInput
+import numpy as np
+
+from rung.engines.api_options import ConstraintStyle
+from rung.engines.api_transport import NEVER, Transport
+from rung.engines.base import Constraint, FinishReason, ModelInput, Scored, ScoreRequest
 from rung.engines.constraints import schema_problem
 from rung.errors import ConfigError, EngineError
 
+T = TypeVar("T")
 ServerKind = Literal["llama.cpp", "vllm", "other"]
 ScoringWay = Literal["echo", "forced", "none"]
 CHARACTERS_PER_TOKEN = 3.5  # a rule of thumb for English; what is counted with it is called an estimate
-REMEMBERED_COUNTS = 4096
+MAX_COUNTS = 4096  # token counts that are kept
+MAX_FORCED = 64  # tokens of a label set that are forced one by one, a request each
+FORCED_LABELS = 8  # label sets up to this size are scored that way; writing the label is one request instead
+FORCE = 1e4  # added to the logit of the token that has to come
+ECHO = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What was found.
+    """What the probe found.
 
     Attributes:
         kind: which server answers.
         context: tokens that the model reads, 0 where the server does not say.
         parameters: weights of the model, 0 where the server does not say.
-        tokenizer: whether the server tells tokens.
+        tokenizer: whether the server gives tokens.
         scoring: `echo`: log-probabilities of prompt tokens; `forced`: of tokens that are forced one by one; `none`.
-        end_token: the token that ends an answer, where the server tells it.
+        end_token: the token that ends an answer, where the server gives it.
         identity: changes when the server says that it serves another model.
     """
 
@@ -46,91 +55,88 @@ class Capabilities:
 
 
 class EndpointServer:
-    """The calls beside completions. Nothing is asked before the first question."""
+    """The calls beside completions. Nothing is sent before the first question."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._root, self._model = transport.endpoint.root, transport.endpoint.model
         self._lock = threading.Lock()
-        self._found: Capabilities | None = None
+        self._capabilities: Capabilities | None = None
         self._counts: dict[str, int] = {}
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the server can do, asked once.
+        """What the server can do, probed once.
 
         Raises:
             EngineError: it cannot be reached, or refuses the key.
         """
         with self._lock:
-            if self._found is None:
-                self._found = self._probe()
-            return self._found
+            if self._capabilities is None:
+                self._capabilities = self._probe()
+            return self._capabilities
 
     # ---- tokens
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of `text`, no special tokens added.
+        """The token ids of `text`, without special tokens.
 
         Raises:
-            EngineError: `scoring-unsupported`: the server does not tell tokens.
+            EngineError: `scoring-unsupported`: the server does not give tokens.
         """
         if not self.capabilities.tokenizer:
-            raise unsupported(self._transport, "does not tell tokens")
+            raise self._unsupported("does not give tokens")
         return self._tokenize(text, special=False)
 
     def tokens(self, prompt: ModelInput) -> tuple[int, ...]:
-        """Return the token ids that the server makes of a prompt, by the model's chat template.
+        """The token ids that the server makes of a prompt, by the model's chat template.
 
         Raises:
-            EngineError: `scoring-unsupported`: the server does not tell tokens.
+            EngineError: `scoring-unsupported`: the server does not give tokens.
         """
         if prompt and isinstance(prompt[0], int):
             return prompt
         if not self.capabilities.tokenizer:
-            raise unsupported(self._transport, "does not tell tokens")
+            raise self._unsupported("does not give tokens")
         if self.capabilities.kind == "llama.cpp":
-            rendered = self._transport.post(f"{self._root}/apply-template", {"messages": prompt})
+            rendered = self._transport.call(f"{self._root}/apply-template", {"messages": prompt})
             return self._tokenize(str(rendered["prompt"]), special=True)
         body = {"model": self._model, "messages": prompt, "add_generation_prompt": True}
-        return tuple(self._transport.post(f"{self._root}/tokenize", body)["tokens"])
+        return tuple(self._transport.call(f"{self._root}/tokenize", body)["tokens"])
 
     def count(self, prompt: ModelInput) -> int:
-        """Return the number of tokens of a prompt, or an estimate where the server does not tell tokens."""
+        """How many tokens a prompt takes; an estimate where the server does not give tokens."""
         if not self.capabilities.tokenizer:
             return estimate(prompt)
         key = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
         if key not in self._counts:
-            if len(self._counts) >= REMEMBERED_COUNTS:
+            if len(self._counts) >= MAX_COUNTS:
                 self._counts.clear()
             self._counts[key] = len(self.tokens(prompt))
         return self._counts[key]
 
     def _tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
-        return tuple(self._transport.post(f"{self._root}/tokenize", self._tokenize_body(text, special))["tokens"])
-
-    def _tokenize_body(self, text: str, special: bool) -> dict[str, Any]:
         # llama.cpp reads `content`, `add_special` and `parse_special`; vLLM reads `prompt` and `add_special_tokens`.
-        return {
-            "model": self._model,
-            "content": text,
-            "prompt": text,
-            "add_special": special,
-            "parse_special": special,
+        body = {
+            "model": self._model, "content": text, "prompt": text, "add_special": special, "parse_special": special,
             "add_special_tokens": special,
-        }
+        }  # fmt: skip
+        return tuple(self._transport.call(f"{self._root}/tokenize", body)["tokens"])
 
     # ---- the probe
 
     def _probe(self) -> Capabilities:
-        listed = _offered(lambda: self._transport.get("/models")) or {}
+        listed = _offered(lambda: self._transport.call("/models")) or {}
         entries = [entry for entry in listed.get("data") or () if isinstance(entry, dict)]
         entry = next((e for e in entries if e.get("id") == self._model), entries[0] if len(entries) == 1 else {})
-        kind = _kind(entry)
-        properties = (_offered(lambda: self._transport.get(f"{self._root}/props")) or {}) if kind == "llama.cpp" else {}
+        owner = entry.get("owned_by")
+        kind: ServerKind = "llama.cpp" if owner == "llamacpp" else "vllm" if owner == "vllm" else "other"
+        properties: dict[str, Any] = {}
+        if kind == "llama.cpp":
+            properties = _offered(lambda: self._transport.call(f"{self._root}/props")) or {}
         meta = entry.get("meta") or {}
         context = entry.get("max_model_len") or (properties.get("default_generation_settings") or {}).get("n_ctx") or 0
-        sample = self._sample_tokens() if kind != "other" else ()
+        sample = (_offered(lambda: self._tokenize("one two three", special=False)) or ()) if kind != "other" else ()
         identity = [kind, entry.get("root"), meta.get("n_params"), meta.get("size"), properties.get("model_path")]
         return Capabilities(
             kind=kind,
@@ -142,105 +148,128 @@ class EndpointServer:
             identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
         )
 
-    def _sample_tokens(self) -> tuple[int, ...]:
-        body = self._tokenize_body("one two three", special=False)
-        answer = _offered(lambda: self._transport.post(f"{self._root}/tokenize", body)) or {}
-        found = answer.get("tokens") or ()
-        return tuple(token for token in found if isinstance(token, int))
-
     def _end_token(self, properties: Mapping[str, Any]) -> int | None:
         text = properties.get("eos_token")
-        tokens = self._tokenize_special(text) if isinstance(text, str) and text else ()
-        return tokens[0] if len(tokens) == 1 else None
-
-    def _tokenize_special(self, text: str) -> tuple[int, ...]:
+        if not isinstance(text, str) or not text:
+            return None
         body = {"content": text, "add_special": False, "parse_special": True}
-        return tuple(self._transport.post(f"{self._root}/tokenize", body)["tokens"])
+        tokens = self._transport.call(f"{self._root}/tokenize", body)["tokens"]
+        return tokens[0] if len(tokens) == 1 else None
 
     def _scoring(self, kind: ServerKind, sample: tuple[int, ...]) -> ScoringWay:
         if len(sample) < 2:
             return "none"
-        worst = (len(sample), 1)
-        if kind == "llama.cpp":  # it refuses `echo`, but tells the log-probability of a token that is forced
-            return "forced" if self._tells_forced(sample) else "none"
+        if kind == "llama.cpp":  # it refuses `echo`, but gives the log-probability of a token that is forced
+            return "forced" if self._gives_forced(sample) else "none"
         body = {"model": self._model, "prompt": [list(sample)], **ECHO}
-        answer = _offered(lambda: self._transport.complete("/completions", body, worst)) or {}
-        given = echoed(answer, 1)
-        return "echo" if given and len(given[0]) >= len(sample) and given[0][1] is not None else "none"
+        answer = _offered(lambda: self._transport.complete("/completions", body, (len(sample), 1))) or {}
+        rows = _echoed(answer, 1)
+        return "echo" if rows and len(rows[0]) >= len(sample) and rows[0][1] is not None else "none"
 
-    def _tells_forced(self, sample: tuple[int, ...]) -> bool:
+    def _gives_forced(self, sample: tuple[int, ...]) -> bool:
         try:
-            probs = [math.exp(forced_logprob(self._transport, self._model, sample, token)) for token in sample[:2]]
+            probs = [math.exp(self._forced_logprob(self._model, sample, token)) for token in sample[:2]]
         except EngineError as refused:
             if refused.code not in ("endpoint-refused", "scoring-unsupported"):
                 raise
             return False
-        return sum(probs) <= 1.001  # had the server counted the bias in, each would have a chance near one
+        return sum(probs) <= 1.001  # if the server counted the bias in, each would have a probability near one
+
+    # ---- exact log-likelihoods of continuations, never an approximation
+
+    def score(self, model: str, request: ScoreRequest, stopped: threading.Event) -> Scored:
+        """The log-likelihood of every continuation of one request.
+
+        Raises:
+            EngineError: `scoring-unsupported`.
+        """
+        start = time.perf_counter()
+        if self.capabilities.scoring == "none":
+            raise self._unsupported("gives no log-probabilities of given tokens")
+        prompt = self.tokens(request.prompt)
+        by = self._by_echo if self.capabilities.scoring == "echo" else self._by_force
+        sums = by(model, prompt, request.continuations, stopped)
+        return Scored(np.array(sums, np.float32), len(prompt), time.perf_counter() - start)
+
+    def _by_echo(
+        self, model: str, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...], stopped: threading.Event
+    ) -> list[float]:
+        """One request for all: the server reads every prompt with its continuation and echoes the log-probabilities."""
+        whole = [[*prompt, *continuation] for continuation in continuations]
+        body = {"model": model, "prompt": whole, **ECHO}
+        answer = self._transport.complete("/completions", body, (sum(map(len, whole)), len(whole)), stopped)
+        rows = _echoed(answer, len(whole))
+        if len(rows) != len(continuations):
+            raise self._unsupported("echoed no log-probabilities")
+        sums = []
+        for row, tokens in zip(rows, whole, strict=True):
+            own = row[len(prompt) : len(tokens)]
+            if len(own) != len(tokens) - len(prompt) or None in own:
+                raise self._unsupported("echoed fewer log-probabilities than there are tokens")
+            sums.append(float(sum(own)))  # type: ignore[arg-type]
+        return sums
+
+    def _by_force(
+        self, model: str, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...], stopped: threading.Event
+    ) -> list[float]:
+        """One request per token of the label trie: its logit is biased so that it comes, its log-probability is not."""
+        prefixes = sorted({row[:n] for row in continuations for n in range(1, len(row) + 1)}, key=lambda p: (len(p), p))
+        if len(prefixes) > MAX_FORCED:
+            raise self._unsupported(
+                f"gives one token a request, and the labels have {len(prefixes)} (at most {MAX_FORCED})"
+            )
+        sums: dict[tuple[int, ...], float] = {(): 0.0}
+        for prefix in prefixes:
+            *before, token = prefix
+            sums[prefix] = sums[tuple(before)] + self._forced_logprob(model, (*prompt, *before), token, stopped)
+        return [sums[row] for row in continuations]
+
+    def _forced_logprob(
+        self, model: str, prompt: tuple[int, ...], token: int, stopped: threading.Event = NEVER
+    ) -> float:
+        """The log-probability of `token` after `prompt`, from a server that reports it before the bias.
+
+        Raises:
+            EngineError: `scoring-unsupported`: the server did not take the token, or does not give it.
+        """
+        body = {
+            "model": model, "prompt": list(prompt), "max_tokens": 1, "temperature": 0, "logprobs": 1,
+            "logit_bias": [[token, FORCE]], "cache_prompt": True,
+        }  # fmt: skip
+        answer = self._transport.complete("/completions", body, (len(prompt), 1), stopped)
+        content = (answer["choices"][0].get("logprobs") or {}).get("content") or ()
+        if not content or content[0].get("id") != token or not isinstance(content[0].get("logprob"), int | float):
+            raise self._unsupported("does not give the log-probability of a given token")
+        return float(content[0]["logprob"])
+
+    def _unsupported(self, why: str) -> EngineError:
+        return EngineError(
+            "scoring-unsupported",
+            f"labels cannot be scored at {self._transport.endpoint.base_url}: the server {why}",
+            hint="let the model write the label instead: a Generate decoder with `choices`",
+        )
 
 
-ECHO = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
-FORCE = 1e4  # added to the logit of the token that has to come
+def scores_labels(scoring: str, labels: int, max_echoed: int) -> bool:
+    """Whether labels should be scored at a server, rather than written by the model.
 
-
-def forced_logprob(
-    transport: Transport, model: str, prompt: tuple[int, ...], token: int, stopped: threading.Event | None = None
-) -> float:
-    """Return the log-probability of `token` behind `prompt`, from a server that reports it before the bias.
-
-    Raises:
-        EngineError: `scoring-unsupported`: the server did not take the token, or does not tell.
+    Args:
+        scoring: what the server offers (`info.details["scoring"]`).
+        labels: size of the label set.
+        max_echoed: size up to which scoring by echo, which reads the prompt once per label, is worth it.
     """
-    body = {
-        "model": model,
-        "prompt": list(prompt),
-        "max_tokens": 1,
-        "temperature": 0,
-        "logprobs": 1,
-        "logit_bias": [[token, FORCE]],
-        "cache_prompt": True,
-    }
-    answer = transport.complete("/completions", body, (len(prompt), 1), stopped or threading.Event())
-    content = (answer["choices"][0].get("logprobs") or {}).get("content") or ()
-    if not content or content[0].get("id") != token or not isinstance(content[0].get("logprob"), int | float):
-        raise unsupported(transport, "does not tell the log-probability of a given token")
-    return float(content[0]["logprob"])
+    return labels <= {"echo": max_echoed, "forced": FORCED_LABELS}.get(scoring, 0)
 
 
-def echoed(answer: Mapping[str, Any], prompts: int) -> list[list[float | None]]:
-    """Return the log-probabilities of the tokens of every prompt, in order; nothing where some are missing."""
+def _echoed(answer: Mapping[str, Any], prompts: int) -> list[list[float | None]]:
+    """The log-probabilities of the tokens of every prompt, in order; empty where some are missing."""
     choices = sorted(answer.get("choices") or (), key=lambda choice: choice.get("index", 0))
     rows = [(choice.get("logprobs") or {}).get("token_logprobs") for choice in choices]
     return [list(row) for row in rows if row] if len(rows) == prompts else []
 
 
-def estimate(prompt: ModelInput) -> int:
-    """Return about how many tokens a prompt has, from its characters."""
-    if prompt and isinstance(prompt[0], int):
-        return len(prompt)
-    return sum(4 + estimate_text(message["content"]) for message in prompt)  # type: ignore[index, misc]
-
-
-def estimate_text(text: str) -> int:
-    """Return about how many tokens a text has."""
-    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
-
-
-def unsupported(transport: Transport, why: str) -> EngineError:
-    """Return the error for scores that a server cannot give exactly."""
-    return EngineError(
-        "scoring-unsupported",
-        f"labels cannot be scored at {transport.endpoint.base_url}: the server {why}",
-        hint="let the model write the label instead: a Generate decoder with `choices`",
-    )
-
-
-def _kind(entry: Mapping[str, Any]) -> ServerKind:
-    owner = entry.get("owned_by")
-    return "llama.cpp" if owner == "llamacpp" else "vllm" if owner == "vllm" else "other"
-
-
-def _offered(call: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-    """Return what a call answers, or None where the server refuses it as unknown or wrong."""
+def _offered(call: Callable[[], T]) -> T | None:
+    """What a call answers, or None where the server refuses it as unknown or wrong."""
     try:
         return call()
     except EngineError as refused:
@@ -249,53 +278,66 @@ def _offered(call: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         return None
 
 
-# --------------------
-# Constraints as servers understand them, and the proof afterwards that they were kept.
-#
-# Some servers ignore what they do not know. Every finished answer is therefore checked, and one that does not fit is an
-# error, never an answer. With `response_format`, choices and regexes travel inside an object, `{"answer": ...}`: that
-# is
-# the only root that all servers accept.
+def estimate(prompt: ModelInput) -> int:
+    """About how many tokens a prompt has, from its characters."""
+    if prompt and isinstance(prompt[0], int):
+        return len(prompt)
+    return sum(4 + estimate_text(message["content"]) for message in prompt)  # type: ignore[index, misc]
 
+
+def estimate_text(text: str) -> int:
+    """About how many tokens a text has."""
+    return math.ceil(len(text) / CHARACTERS_PER_TOKEN)
+
+
+# ---- constraints as servers understand them, and the check afterwards that they were kept
+#
+# Some servers ignore what they do not know. So every finished answer is checked, and one that does not fit is an error.
+# With `response_format`, choices and regexes travel inside an object, `{"answer": ...}`: all servers accept that root.
 
 WRAPPER_TOKENS = 16  # what `{"answer": "` and `"}` take at most
 FIELD = "answer"
 
 
 def wraps(constraint: Constraint | None, style: ConstraintStyle) -> bool:
-    """Tell whether the answer comes inside an object."""
+    """Whether the answer comes inside an object."""
     return constraint is not None and style == "json_schema" and constraint.kind != "json_schema"
 
 
 def constraint_fields(constraint: Constraint | None, style: ConstraintStyle) -> dict[str, Any]:
-    """Return the fields of a request's body that ask for a constraint.
+    """The fields of a request's body that ask for a constraint.
 
     Raises:
         EngineError: `constraint-unsupported`: there is no way to ask this server for it.
-        ConfigError: the schema is not JSON, or the regex is not one.
+        ConfigError: the schema is not JSON, or the regex is not valid.
     """
     if constraint is None:
         return {}
     if style != "none" and constraint.kind == "json_schema":
-        return _response_format("answer", schema_of(constraint))
+        return _response_format("answer", _schema(constraint))
     if constraint.kind == "regex":
         _pattern(constraint)
     if style == "json_schema":
-        return _response_format(FIELD, _wrapped(constraint))
+        wanted = {"pattern": f"^({constraint.value})$"} if constraint.kind == "regex" else {"enum": [*constraint.value]}
+        properties = {FIELD: {"type": "string", **wanted}}
+        schema = {"type": "object", "properties": properties, "required": [FIELD], "additionalProperties": False}
+        return _response_format(FIELD, schema)
+    name = "choice" if constraint.kind == "choices" else "regex"
+    value = list(constraint.value) if constraint.kind == "choices" else constraint.value
     if style == "structured_outputs":
-        return {"structured_outputs": {_vllm_name(constraint): _plain(constraint)}}
+        return {"structured_outputs": {name: value}}
     if style == "guided":
-        return {f"guided_{_vllm_name(constraint)}": _plain(constraint)}
+        return {f"guided_{name}": value}
     if style == "grammar" and constraint.kind == "choices":
-        return {"grammar": "root ::= " + " | ".join(_quoted(choice) for choice in constraint.value)}
+        # JSON's escapes of quotes, backslashes and line ends are also GBNF's.
+        return {"grammar": "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in constraint.value)}
     hint = "choose another with RUNG_API_CONSTRAINTS: json_schema, structured_outputs or guided"
     raise EngineError(
         "constraint-unsupported", f"a {constraint.kind} constraint cannot be asked for as `{style}`", hint=hint
     )
 
 
-def schema_of(constraint: Constraint) -> Mapping[str, Any]:
-    """Return a JSON Schema from its text."""
+def _schema(constraint: Constraint) -> Mapping[str, Any]:
     try:
         schema = json.loads(str(constraint.value))
     except ValueError as broken:
@@ -310,42 +352,23 @@ def _response_format(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 
-def _wrapped(constraint: Constraint) -> dict[str, Any]:
-    inner: dict[str, Any] = {"type": "string", "enum": list(constraint.value)}
-    if constraint.kind == "regex":
-        inner = {"type": "string", "pattern": f"^({constraint.value})$"}
-    return {"type": "object", "properties": {FIELD: inner}, "required": [FIELD], "additionalProperties": False}
-
-
-def _vllm_name(constraint: Constraint) -> str:
-    return "choice" if constraint.kind == "choices" else "regex"
-
-
-def _plain(constraint: Constraint) -> object:
-    return list(constraint.value) if constraint.kind == "choices" else constraint.value
-
-
-def _quoted(text: str) -> str:
-    """Return a GBNF literal; JSON's escapes of quotes, backslashes and line ends are also GBNF's."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def _pattern(constraint: Constraint) -> re.Pattern[str]:
     try:
         return re.compile(str(constraint.value))
-    except re.error as wrong:
-        raise ConfigError("bad-constraint", f"the regex is not valid: {wrong}", hint="correct it") from wrong
+    except re.error as error:
+        raise ConfigError("bad-constraint", f"the regex is not valid: {error}", hint="correct it") from error
 
 
 def constrained_answer(
     text: str, constraint: Constraint | None, style: ConstraintStyle, finish: FinishReason, where: str
 ) -> str:
-    """Return the answer itself, out of its object where it came in one.
+    """The answer itself, out of its object where it came in one.
 
     An answer that was cut at `max_tokens` cannot be checked and comes as it is; its finish reason says so.
 
     Raises:
         EngineError: `constraint-unsupported`: the server did not keep to the constraint.
+        ConfigError: the JSON Schema is not valid.
     """
     if constraint is None or finish != "stop":
         return text

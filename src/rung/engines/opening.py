@@ -1,4 +1,8 @@
-"""Open engines and encoders by model reference; each is loaded once per process and shared."""
+"""Open engines and encoders by model reference; each is loaded once per process and shared.
+
+Which engine generates is measured once per model and machine. One engine can consist of two: OpenVINO generates, torch
+scores and embeds.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +24,7 @@ import numpy as np
 
 from rung.engines import openvino, openvino_grammar
 from rung.engines.base import (
+    Cancelled,
     Closes,
     Continuous,
     Delta,
@@ -54,26 +59,20 @@ EngineName = Literal["auto", "torch", "openvino", "openvino-fp32", "api"]
 
 
 def open_engine(
-    model: str,
-    engine: str = "auto",
-    *,
-    device: str = "auto",
-    quantization: str = "",
-    remember: bool = True,
-    apart: bool = False,
-    progress: Progress = QUIET,
-) -> Engine:
-    """Return the engine that runs `model`, loading it at the first call.
+    model: str, engine: str = "auto", *, device: str = "auto", quantization: str = "", remember: bool = True,
+    apart: bool = False, progress: Progress = QUIET,
+) -> Engine:  # fmt: skip
+    """Open the engine that runs `model`, loading it at the first call.
 
     Args:
         model: a model reference.
-        engine: `torch`, or `openvino` (int8 weights) or `openvino-fp32`, where torch scores and embeds, or `auto`:
-            torch or openvino, whichever is better on this machine (see `rung.engines.opening`).
+        engine: `torch`; `openvino` (int8 weights) or `openvino-fp32`, with torch to score and embed; `api`; or `auto`:
+            torch or openvino, whichever is better on this machine (see `choose`).
         device: `cpu`, `cuda` or `auto`; on `cuda`, torch does everything.
         quantization: how torch holds the model: empty for the device's precision, `nf4` for 4 bits (QLoRA).
-        remember: keep answers, and answer from those kept (see `rung.engines.response_cache`).
-        apart: run OpenVINO in a process of its own, where it has sessions alone; for servers, which do not remember.
-        progress: told of fetching, converting, exporting and measuring.
+        remember: cache answers (see `rung.engines.response_cache`).
+        apart: run OpenVINO in a separate process, where it has sessions only; for servers, which do not cache answers.
+        progress: reports fetching, converting, exporting and measuring.
 
     Raises:
         ConfigError: no engine has this name, or it does not run this kind of model.
@@ -81,37 +80,32 @@ def open_engine(
         EngineError: the engine cannot run here.
     """
     if engine not in get_args(EngineName):
-        raise ConfigError(
-            "unknown-name", f"no engine is named {engine!r}", hint=f"choose one of {', '.join(get_args(EngineName))}"
-        )
+        choices = ", ".join(get_args(EngineName))
+        raise ConfigError("unknown-name", f"no engine is named {engine!r}", hint=f"choose one of {choices}")
     remote = is_endpoint(model)
     if engine != "auto" and remote != (engine == "api"):
         raise ConfigError(
             "engine-mismatch",
             f"the engine {engine} does not run {model}",
-            hint="`api` runs endpoints (http://HOST/v1#MODEL), the others models on this machine; `auto` chooses",
+            hint="`api` runs endpoints (http://HOST/v1#MODEL), the others run models on this machine; `auto` chooses",
         )
     if remote:
-        return _remembering(open_api(model), remember)
+        return _cached(open_api(model), remember)
     files = resolve(model, progress=progress)
     if quantization and engine not in ("auto", "torch"):
-        raise ConfigError(
-            "engine-mismatch",
-            f"the engine {engine} does not run a model in {quantization}",
-            hint="use `--engine torch`",
-        )
+        problem = f"the engine {engine} does not run a model in {quantization}"
+        raise ConfigError("engine-mismatch", problem, hint="use `--engine torch`")
     if quantization or engine == "torch" or device == "cuda":
-        return _remembering(open_torch(model, device=device, quantization=quantization), remember)
-
+        return _cached(open_torch(model, device=device, quantization=quantization), remember)
     return Composite(
         files,
-        lambda: _remembering(_generator(files, engine, device, apart, progress), remember),
-        lambda: _remembering(open_torch(model, device=device), remember),
+        lambda: _cached(_generator(files, engine, device, apart, progress), remember),
+        lambda: _cached(open_torch(model, device=device), remember),
     )
 
 
 def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progress: Progress) -> Engine:
-    """Return the engine that generates; with `auto`, the one that was measured to be better here."""
+    """The engine that generates; with `auto`, the one that measured better here."""
     if engine == "auto" and choose(files, progress=progress).engine == "torch":
         return open_torch(files.reference, device=device)
     precision: ExportPrecision = "fp32" if engine == "openvino-fp32" else "int8"
@@ -124,7 +118,7 @@ def _generator(files: ModelFiles, engine: str, device: str, apart: bool, progres
     return open_openvino(files.reference, precision, progress=progress)
 
 
-def _remembering(engine: Engine, remember: bool) -> Engine:
+def _cached(engine: Engine, remember: bool) -> Engine:
     from rung.engines.response_cache import CachedEngine
 
     return CachedEngine(engine) if remember else engine
@@ -132,15 +126,15 @@ def _remembering(engine: Engine, remember: bool) -> Engine:
 
 @lru_cache(maxsize=8)
 def open_api(model: str) -> ApiEngine:
-    """Return the api engine of an endpoint; it is shared, so that a budget holds for the whole process."""
+    """The api engine of an endpoint; it is shared, so that a budget holds for the whole process."""
     from rung.engines.api import ApiEngine
 
     return ApiEngine(model)
 
 
 def open_torch(model: str, *, device: str = "auto", quantization: str = "") -> TorchEngine:
-    """Return the torch engine of `model` itself, which also trains."""
-    # Behind one signature: a cache tells `f(x)` from `f(x, device="auto")`, and would load twice.
+    """The torch engine of `model`, which also trains."""
+    # One signature for the cache: it tells `f(x)` from `f(x, device="auto")`, and would load twice.
     return _open_torch(model, device, quantization)
 
 
@@ -152,7 +146,7 @@ def _open_torch(model: str, device: str, quantization: str) -> TorchEngine:
 
 
 def open_openvino(model: str, precision: ExportPrecision = "int8", *, progress: Progress = QUIET) -> OpenVinoEngine:
-    """Return the OpenVINO engine of `model` itself, which only generates."""
+    """The OpenVINO engine of `model`, which only generates."""
     from rung.engines.openvino_export import exported
 
     exported(resolve(model), "causal", precision, progress=progress)
@@ -167,7 +161,7 @@ def _open_openvino(model: str, precision: ExportPrecision) -> OpenVinoEngine:
 
 
 def open_encoder(model: str, *, device: str = "auto", progress: Progress = QUIET) -> SentenceEncoder:
-    """Return the sentence encoder `model`, loading it (and exporting it, once per machine) at the first call."""
+    """The sentence encoder `model`, loaded (and exported, once per machine) at the first call."""
     encoder = _encoders.get((model, device))
     if encoder is None:
         from rung.engines.encoders import open_sentence_encoder
@@ -200,19 +194,17 @@ ENCODERS = 8  # kept open: tuned ones are many during a search
 _encoders: dict[tuple[str, str], SentenceEncoder] = {}  # a cache by hand, as `progress` is no part of the key
 
 
-# --------------------
-# Which engine generates on this machine: measured once per model and machine, remembered, and explained.
+# ---- which engine generates on this machine
 #
 # On CPU, torch (fp32) and OpenVINO (int8) decode the same few prompts. OpenVINO is chosen if it is faster and its text
-# can be trusted: on more prompts, the token that it writes first must be that of fp32 nearly always, with nearly the
-# same
-# probability. First tokens are compared because their context is equal; later ones follow from earlier differences.
+# can be trusted: on more prompts, its first token must nearly always be that of fp32, with nearly the same probability.
+# First tokens are compared because their context is equal; later tokens follow from earlier differences.
 
 
 DECODED = 32  # tokens per prompt when speed is measured
-AGREEMENT = 0.9  # least share of first tokens that must be those of fp32
-DRIFT = 0.15  # largest mean difference of their log-probabilities, in nats
-UNMEASURED = "not measured yet: the first text that is generated measures it, once per model and machine"
+MIN_AGREEMENT = 0.9  # share of first tokens that must be those of fp32
+MAX_LOGPROB_DIFF = 0.15  # mean difference of their log-probabilities, in nats
+UNMEASURED = "not measured yet: the first generated text measures it, once per model and machine"
 
 _HEAD = "You are an assistant at the help desk of a company. Answer in one short sentence, friendly and to the point."
 _TOPICS = ("a lost parcel", "a broken lamp", "opening hours", "a late train", "an invoice", "a password", "a refund",
@@ -227,25 +219,25 @@ class Choice:
     Attributes:
         engine: `torch` or `openvino`.
         reason: one sentence, with the figures.
-        speedup: tokens per second of OpenVINO over torch; 0 where nothing was measured, as below.
+        speedup: tokens per second of OpenVINO over torch; this and the figures below are 0 without a measurement.
         agreement: share of first tokens at which int8 and fp32 agree.
-        drift: mean absolute difference of their log-probabilities, in nats, where they agree.
+        logprob_diff: mean absolute difference of their log-probabilities, in nats, where they agree.
     """
 
     engine: Literal["torch", "openvino"]
     reason: str
     speedup: float = 0.0
     agreement: float = 0.0
-    drift: float = 0.0
+    logprob_diff: float = 0.0
 
 
 def choose(files: ModelFiles, *, progress: Progress = QUIET) -> Choice:
-    """Return the engine that generates with this model on this machine, measuring at the first call.
+    """The engine that generates with this model on this machine, measured at the first call.
 
     Processes that ask at once wait for the first. The measurement exports the model to OpenVINO and loads torch.
     """
-    if (found := known(files)) is not None:
-        return found
+    if (choice := known(files)) is not None:
+        return choice
 
     def measure(folder: Path) -> None:
         (folder / "choice.json").write_text(json.dumps(asdict(_measured(files, progress))), encoding="utf-8")
@@ -255,7 +247,7 @@ def choose(files: ModelFiles, *, progress: Progress = QUIET) -> Choice:
 
 
 def known(files: ModelFiles) -> Choice | None:
-    """Return the choice if it needs no measuring: without openvino-genai, or remembered."""
+    """The choice where it needs no measuring: already measured, or without openvino-genai or torch."""
     if importlib.util.find_spec("openvino_genai") is None:
         return Choice("torch", "openvino-genai is not installed")
     if importlib.util.find_spec("torch") is None:
@@ -264,48 +256,50 @@ def known(files: ModelFiles) -> Choice | None:
 
 
 def settled(model: str, engine: str, *, progress: Progress = QUIET) -> str:
-    """Return the name of the engine that generates: `engine` itself, or what `auto` stands for here (see `choose`)."""
+    """The name of the engine that generates: `engine`, or what `auto` means here (see `choose`)."""
     if engine != "auto" or is_endpoint(model):
         return engine
     return choose(resolve(model, progress=progress), progress=progress).engine
 
 
 def explain(model: str, engine: str) -> str:
-    """Return what generates and why, in one line, without loading or measuring anything."""
+    """Which engine generates and why, in one line, without loading or measuring anything."""
     if is_endpoint(model):
         return "the endpoint generates"
     if engine != "auto":
         return f"{engine} generates, as asked for"
-    found = known(resolve(model)) if is_cached(model) else None
-    return UNMEASURED if found is None else f"{found.engine} generates: {found.reason}"
+    choice = known(resolve(model)) if is_cached(model) else None
+    return UNMEASURED if choice is None else f"{choice.engine} generates: {choice.reason}"
 
 
-def judge(speedup: float, agreement: float, drift: float) -> Choice:
-    """Decide from what was measured (see `Choice`)."""
-    figures = f"int8 agrees with fp32 on {agreement:.0%} of first tokens, log-probabilities {drift:.3f} nats apart"
-    if agreement < AGREEMENT or drift > DRIFT:
+def judge(speedup: float, agreement: float, logprob_diff: float) -> Choice:
+    """Decide from the measured figures (see `Choice`)."""
+    figures = (
+        f"int8 agrees with fp32 on {agreement:.0%} of first tokens, log-probabilities {logprob_diff:.3f} nats apart"
+    )
+    engine: Literal["torch", "openvino"] = "torch"
+    if agreement < MIN_AGREEMENT or logprob_diff > MAX_LOGPROB_DIFF:
         reason = f"OpenVINO's {figures}, too far to be trusted (`--engine openvino-fp32` has full precision)"
-        return Choice("torch", reason, speedup, agreement, drift)
-    if speedup <= 1:
-        return Choice("torch", f"OpenVINO runs at {speedup:.1f} times its speed", speedup, agreement, drift)
-    return Choice("openvino", f"{speedup:.1f} times as fast as torch; {figures}", speedup, agreement, drift)
+    elif speedup <= 1:
+        reason = f"OpenVINO runs at {speedup:.1f} times its speed"
+    else:
+        engine, reason = "openvino", f"{speedup:.1f} times as fast as torch; {figures}"
+    return Choice(engine, reason, speedup, agreement, logprob_diff)
 
 
 def _measured(files: ModelFiles, progress: Progress) -> Choice:
-
     torch = open_torch(files.reference)
     if torch.info.device == "cuda":
-        return Choice("torch", "a CUDA device is at hand")
+        return Choice("torch", "a CUDA device is available")
     fast = open_openvino(files.reference, "int8", progress=progress)
     progress.start("measuring torch and OpenVINO")
     speedup = _tokens_per_second(fast) / _tokens_per_second(torch)
-    choice = judge(speedup, *_difference(_first_tokens(fast), _first_tokens(torch)))
+    choice = judge(speedup, *_difference(fast, torch))
     progress.finish(choice.reason)
     return choice
 
 
-def _prompts() -> list[str]:
-    return [form.format(topic) for form, topic in itertools.product(_FORMS, _TOPICS)]
+_PROMPTS = [form.format(topic) for form, topic in itertools.product(_FORMS, _TOPICS)]
 
 
 def _requests(texts: Sequence[str], tokens: int) -> list[GenerateRequest]:
@@ -317,19 +311,16 @@ def _requests(texts: Sequence[str], tokens: int) -> list[GenerateRequest]:
 def _tokens_per_second(engine: Engine) -> float:
     engine.generate(_requests(["Hello."], 2))  # first calls allocate and compile
     start = time.perf_counter()
-    made = engine.generate(_requests(_prompts()[:: len(_FORMS)], DECODED))
-    return sum(one.completion_tokens for one in made) / (time.perf_counter() - start)
+    generations = engine.generate(_requests(_PROMPTS[:: len(_FORMS)], DECODED))
+    return sum(generation.completion_tokens for generation in generations) / (time.perf_counter() - start)
 
 
-def _first_tokens(engine: Engine) -> list[Generation]:
-    return engine.generate(_requests(_prompts(), 1))
-
-
-def _difference(one: Sequence[Generation], other: Sequence[Generation]) -> tuple[float, float]:
-    """Return the share of equal first tokens, and the mean difference of their log-probabilities."""
-    same = [(a.logprobs[0], b.logprobs[0]) for a, b in zip(one, other, strict=True) if a.text == b.text]
-    drift = float(np.mean([abs(a - b) for a, b in same])) if same else float("inf")
-    return len(same) / len(one), drift
+def _difference(fast: Engine, reference: Engine) -> tuple[float, float]:
+    """The share of equal first tokens, and the mean difference of their log-probabilities."""
+    pairs = zip(*(engine.generate(_requests(_PROMPTS, 1)) for engine in (fast, reference)), strict=True)
+    diffs = [abs(a.logprobs[0] - b.logprobs[0]) if a.text == b.text else None for a, b in pairs]
+    same = [diff for diff in diffs if diff is not None]
+    return len(same) / len(diffs), float(np.mean(same)) if same else float("inf")
 
 
 def _folder(files: ModelFiles) -> Path:
@@ -341,15 +332,21 @@ def _read(folder: Path) -> Choice:
 
 
 def _machine() -> str:
-    """Return a short hash of what speeds and text depend on: processor, cores, GPUs, libraries, OpenVINO's settings."""
-    from rung.engines.openvino import PROPERTIES
-
+    """A short hash of what speeds and text depend on: processor, cores, GPUs, libraries, OpenVINO's settings."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     information = Path("/proc/cpuinfo")
     text = information.read_text("utf-8") if information.exists() else platform.processor()
     processor = next((line for line in text.splitlines() if line.startswith("model name")), text[:200])
     gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    facts = [processor, cores, gpus, _version("openvino-genai"), _version("torch"), PROPERTIES]
+    facts = [
+        processor,
+        cores,
+        gpus,
+        _version("openvino-genai"),
+        _version("torch"),
+        openvino.PROPERTIES,
+        [f.name for f in fields(Choice)],
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -360,16 +357,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-# --------------------
-# One engine out of two: OpenVINO generates, torch scores, embeds, and generates what OpenVINO cannot.
+# ---- one engine out of two
 
 
 class Composite(LocalModel):
-    """Divides the work by rules that look at the request alone, so that a request always runs on the same engine.
+    """Divides the work by rules that look at the request only, so that a request always runs on the same engine.
 
-    OpenVINO generates. Torch scores and embeds (openvino-genai keeps logits and hidden states to itself), and generates
-    where the adapter is not plain LoRA, or where a JSON Schema asks for what OpenVINO's grammars leave out. Both read
-    the same folder, tokenizer and chat template. Each engine is loaded when the first request needs it: answering
+    OpenVINO generates. Torch scores and embeds (openvino-genai gives neither logits nor hidden states), and generates
+    where the adapter is not plain LoRA, or where a JSON Schema uses what OpenVINO's grammars do not support. Both use
+    the same folder, tokenizer and chat template. Each engine is loaded when the first request needs it: generating
     through OpenVINO imports no torch.
 
     Args:
@@ -381,6 +377,11 @@ class Composite(LocalModel):
     def __init__(self, files: ModelFiles, generator: Callable[[], Engine], scorer: Callable[[], Engine]) -> None:
         super().__init__(files)
         self._load_generator, self._load_scorer = generator, scorer
+        # Of the model, without loading it; each of the two engines caches answers under its own fingerprint.
+        self.info = EngineInfo(
+            engine="openvino and torch", model=files.name, device="cpu", dtype="as each engine says",
+            parameters=files.parameters, context=files.context, fingerprint=f"{files.fingerprint}/composite",
+        )  # fmt: skip
 
     @cached_property
     def _generator(self) -> Engine:
@@ -390,22 +391,8 @@ class Composite(LocalModel):
     def _scorer(self) -> Engine:
         return self._load_scorer()
 
-    @property
-    def info(self) -> EngineInfo:
-        """Describe the model, loading nothing; each of the two engines remembers answers under its own fingerprint."""
-        files = self.files
-        return EngineInfo(
-            engine="openvino and torch",
-            model=files.name,
-            device="cpu",
-            dtype="as each engine says",
-            parameters=files.parameters,
-            context=files.context,
-            fingerprint=f"{files.fingerprint}/composite",
-        )
-
     def engine_of(self, request: GenerateRequest) -> Engine:
-        """Return the engine that a request runs on."""
+        """The engine that runs a request."""
         adapter, constraint = request.adapter, request.constraint
         if adapter is not None and openvino.unsupported(Path(adapter)) is not None:
             return self._scorer
@@ -414,19 +401,15 @@ class Composite(LocalModel):
         return self._generator
 
     def generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
-        cancelled: Callable[[], bool] | None = None,
+        self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> list[Generation]:
         """Complete every request, each on its engine."""
         engines = [self.engine_of(request) for request in requests]
         results: dict[int, Generation] = {}
         for engine in dict.fromkeys(engines):
             members = [i for i, own in enumerate(engines) if own is engine]
-            made = engine.generate([requests[i] for i in members], progress=progress, cancelled=cancelled)
-            results.update(zip(members, made, strict=True))
+            done = engine.generate([requests[i] for i in members], progress=progress, cancelled=cancelled)
+            results.update(zip(members, done, strict=True))
         return [results[i] for i in range(len(requests))]
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
@@ -434,18 +417,18 @@ class Composite(LocalModel):
         return self.engine_of(request).stream(request)
 
     def close(self) -> None:
-        """Close the engine that generates, where it was loaded and holds a process."""
+        """Close the engine that generates, if it was loaded and holds a process."""
         if isinstance(generator := self.__dict__.get("_generator"), Closes):
             generator.close()
 
     def session(self) -> Session:
-        """Return a session over both engines; they must not remember answers (`open_engine(remember=False)`)."""
-        return _Both(self)
+        """A session over both engines, which must not cache answers (`open_engine(remember=False)`)."""
+        return _CompositeSession(self)
 
     def read(self, texts: Sequence[tuple[int, ...]], *, top: int = 1, adapter: str | None = None) -> list[TokenScores]:
         """Score every token of every text on torch."""
         if not isinstance(self._scorer, Reads):
-            raise _remembers(self._scorer)
+            raise _caches(self._scorer)
         return self._scorer.read(texts, top=top, adapter=adapter)
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
@@ -457,8 +440,8 @@ class Composite(LocalModel):
         return self._scorer.embed(texts, progress=progress)
 
 
-class _Both:
-    """A session that hands every completion to its engine's own; each begins when it is first needed."""
+class _CompositeSession:
+    """Passes every completion to a session of its engine, which begins when it is first needed."""
 
     def __init__(self, composite: Composite) -> None:
         self._composite = composite
@@ -466,15 +449,15 @@ class _Both:
 
     @property
     def active(self) -> int:
-        """How many completions have not ended."""
+        """How many completions are unfinished."""
         return sum(session.active for session in self._sessions.values())
 
     def add(self, key: int, request: GenerateRequest) -> None:
-        """Take a completion in, on the engine that runs it."""
+        """Start a completion on the engine that runs it."""
         engine = self._composite.engine_of(request)
         if engine not in self._sessions:
             if not isinstance(engine, Continuous):
-                raise _remembers(engine)
+                raise _caches(engine)
             self._sessions[engine] = engine.session()
         self._sessions[engine].add(key, request)
 
@@ -484,9 +467,9 @@ class _Both:
             session.cancel(key)
 
     def step(self) -> list[Delta]:
-        """Go on with all completions."""
+        """Advance every completion."""
         return [delta for session in self._sessions.values() if session.active for delta in session.step()]
 
 
-def _remembers(engine: Engine) -> TypeError:
+def _caches(engine: Engine) -> TypeError:
     return TypeError(f"{type(engine).__name__} cannot: open the model with remember=False")

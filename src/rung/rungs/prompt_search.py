@@ -9,7 +9,7 @@ from typing import Any
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Promptless
 from rung.data.rows import Data, Example
-from rung.engines.api_transport import ApiOptions
+from rung.engines.api_options import ApiOptions
 from rung.engines.base import Engine, GenerateRequest, Sampling
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, EngineError, needed_by

@@ -19,8 +19,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from rung.engines.base import Floats
-from rung.engines.local_encoder import Recipe, read_recipe
-from rung.engines.openvino_encoder import batches
+from rung.engines.encoders import Recipe, batches, read_recipe
 from rung.errors import ModelError
 from rung.models.cache import cache_dir, file_sha256, publish
 from rung.models.reference import ModelFiles

@@ -1,0 +1,214 @@
+"""What an endpoint is asked with: its address and key, its limits and prices, and the budget that is never exceeded."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from ipaddress import ip_address
+from typing import Literal, get_args
+from urllib.parse import urlsplit
+
+from rung.errors import ConfigError, EngineError
+
+ConstraintStyle = Literal["json_schema", "grammar", "structured_outputs", "guided", "none"]
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """How an endpoint is used. The environment sets each option: `RUNG_API_` and its name in capitals.
+
+    Attributes:
+        concurrency: the largest number of requests in flight.
+        timeout: seconds after which a request without an answer is given up (and retried).
+        attempts: how often a request is sent at most.
+        constraints: how requests state a constraint. `json_schema` is the `response_format` that most servers know;
+            `grammar` is llama.cpp's, `structured_outputs` vLLM's, `guided` that of vLLM before 0.10; `none` refuses
+            constraints.
+        price_input: price of a million prompt tokens, in any currency.
+        price_output: price of a million completion tokens, in the same currency.
+        budget: the most that this process may spend at the endpoint, in that currency; None for no limit.
+    """
+
+    concurrency: int = 8
+    timeout: float = 120.0
+    attempts: int = 6
+    constraints: ConstraintStyle = "json_schema"
+    price_input: float = 0.0
+    price_output: float = 0.0
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.constraints not in get_args(ConstraintStyle):
+            raise _bad_option("constraints", self.constraints, f"choose one of {', '.join(get_args(ConstraintStyle))}")
+        for name, minimum in (("concurrency", 1), ("attempts", 1), ("timeout", 0.001)):
+            if not getattr(self, name) >= minimum:
+                raise _bad_option(name, getattr(self, name), f"it is at least {minimum}")
+        for name in ("price_input", "price_output"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise _bad_option(name, getattr(self, name), "a price is a number from 0")
+        if self.budget is not None and not self.budget > 0:
+            raise _bad_option("budget", self.budget, "a budget is a number above 0")
+        if self.budget is not None and self.price_input + self.price_output == 0:
+            raise _bad_option("budget", self.budget, "a budget needs price_input and price_output to count against")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ApiOptions:
+        """Read `RUNG_API_CONCURRENCY`, `RUNG_API_BUDGET` and so on; unset options have their defaults.
+
+        Raises:
+            ConfigError: a value is not a number, or out of range.
+        """
+        values: dict[str, object] = {}
+        for option in fields(cls):
+            name = f"RUNG_API_{option.name.upper()}"
+            if text := environment.get(name, ""):
+                kind = {"concurrency": int, "attempts": int, "constraints": str}.get(option.name, float)
+                try:
+                    values[option.name] = kind(text)
+                except ValueError as error:
+                    raise _bad_option(option.name, text, f"{name} has to be a number") from error
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def _bad_option(name: str, value: object, hint: str) -> ConfigError:
+    return ConfigError("bad-option", f"endpoint option {name} is {value!r}", hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a model is served.
+
+    Attributes:
+        base_url: the address before `/chat/completions`, without a slash at its end.
+        model: the server's name of the model.
+        key: the secret, empty where none is needed. `repr` leaves it out.
+    """
+
+    base_url: str
+    model: str
+    key: str = field(repr=False)
+
+    @property
+    def root(self) -> str:
+        """The server's own address: some calls lie beside `/v1`."""
+        return self.base_url.removesuffix("/v1")
+
+
+def parse_endpoint(reference: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
+    """The endpoint of a reference `http(s)://HOST/v1#MODEL`, with its key from the environment.
+
+    `RUNG_API_KEY` goes to any endpoint. `OPENAI_API_KEY` goes only to encrypted ones: a key that was set for a vendor
+    must not travel in clear text because a model reference says so.
+
+    Raises:
+        ConfigError: the reference names no model or host, or holds a password or a query.
+        EngineError: the endpoint is on another machine, and there is no key for it.
+    """
+    address, _, model = reference.partition("#")
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise _bad_endpoint(address, str(error)) from error
+    if parts.username or parts.password:
+        raise _bad_endpoint(f"{parts.scheme}://...@{host}", "it holds a user name or password", "set RUNG_API_KEY")
+    if not host or port == 0:
+        raise _bad_endpoint(address, "it has no host")
+    if parts.query:
+        raise _bad_endpoint(address.partition("?")[0], "it has a query, which would be lost")
+    if not model:
+        raise _bad_endpoint(reference, "it names no model", "write #MODEL at its end, the name that the server lists")
+    vendor_key = environment.get("OPENAI_API_KEY", "") if parts.scheme == "https" else ""
+    key = environment.get("RUNG_API_KEY") or vendor_key
+    if not key and not _is_loopback(host):
+        hint = "set RUNG_API_KEY (or OPENAI_API_KEY, which goes to https only); a server without keys takes any text"
+        raise EngineError("api-key-missing", f"no key is set for {address}", hint=hint)
+    return Endpoint(address.rstrip("/"), model, key)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bad_endpoint(shown: str, why: str, hint: str = "write http(s)://HOST/v1#MODEL") -> ConfigError:
+    return ConfigError("unknown-model", f"{shown} is not an endpoint: {why}", hint=hint)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What was used so far; `money` counts attempts whose outcome is unknown at their worst case."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    money: float
+
+
+class ApiBudget:
+    """Counts tokens and money over all threads, and reserves the worst case of every attempt before it is sent.
+
+    A request is admitted when the money spent, the reservations of the requests in flight, and its own worst case
+    stay within the budget. While others are in flight it waits: most cost less than their reservation.
+    """
+
+    def __init__(self, options: ApiOptions) -> None:
+        self.options = options
+        self._changed = threading.Condition()
+        self._requests = self._prompt = self._completion = self._in_flight = 0
+        self._money = self._reserved = 0.0
+
+    @property
+    def spent(self) -> Spent:
+        """What was used so far."""
+        with self._changed:
+            return Spent(self._requests, self._prompt, self._completion, self._money)
+
+    def price(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """The price of this many tokens."""
+        return (prompt_tokens * self.options.price_input + completion_tokens * self.options.price_output) / MILLION
+
+    def reserve(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Reserve the worst case of one attempt, and return it for `settle`.
+
+        Raises:
+            EngineError: `budget-spent`: nothing is in flight any more, and it does not fit.
+        """
+        worst, limit = self.price(prompt_tokens, completion_tokens), self.options.budget
+        with self._changed:
+            while limit is not None and self._money + self._reserved + worst > limit:
+                if self._in_flight == 0:
+                    raise EngineError(
+                        "budget-spent",
+                        f"{self._money:.6g} of the budget of {limit:.6g} is spent, and the next request may cost "
+                        f"{worst:.6g}",
+                        hint="raise RUNG_API_BUDGET and run again: answers so far are cached",
+                    )
+                self._changed.wait()
+            self._in_flight += 1
+            self._reserved += worst
+        return worst
+
+    def settle(self, worst: float, used: tuple[int, int] | None, *, billed: bool = True) -> None:
+        """Replace a reservation by what was used.
+
+        Args:
+            worst: what `reserve` returned.
+            used: prompt and completion tokens, or None where they are unknown.
+            billed: False if the server refused the attempt, which then costs nothing. An attempt that was billed with
+                an unknown number of tokens counts at its worst case.
+        """
+        with self._changed:
+            self._in_flight -= 1
+            self._reserved = max(0.0, self._reserved - worst) if self._in_flight else 0.0
+            if billed:
+                self._requests += 1
+                self._money += worst if used is None else self.price(*used)
+                self._prompt += used[0] if used else 0
+                self._completion += used[1] if used else 0
+            self._changed.notify_all()
