@@ -52,6 +52,7 @@ def ours(shape: str, method: str, device: str, count: int) -> float:
     """Return tokens per second of Rung's loop, as its rungs run it."""
     from rung.training import loop
     from rung.training.changes import Patch, plain_parameters
+    from rung.training.config import TrainConfig
     from rung.training.peft import PeftAdapter
 
     model, made = build(shape, device).requires_grad_(False), rows(count)
@@ -70,7 +71,7 @@ def ours(shape: str, method: str, device: str, count: int) -> float:
 
     loop._Run._step = step  # type: ignore[method-assign]
     try:
-        loop.train(model, change, made, loop.Schedule(epochs=1, batch_size=BATCH, learning_rate=1e-5))
+        loop.train(model, change, made, TrainConfig(epochs=1, batch_size=BATCH, learning_rate=1e-5))
     finally:
         loop._Run._step = real  # type: ignore[method-assign]
     return sum(tokens[WARM:]) / (ends[-1] - ends[WARM - 1])

@@ -30,7 +30,7 @@ from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.rungs import LastLayers, OutputLayer
 from rung.task import Task
-from rung.training.activation_cache import loss_above
+from rung.training.activation_cache import cached_loss
 from rung.training.changes import OUTPUT
 from rung.training.examples import epoch_batches, tokenize
 from rung.training.loop import train
@@ -75,7 +75,7 @@ def peer(model, names, rows, schedule):  # type: ignore[no-untyped-def]
         ids, mask, labels = padded([rows[i] for i in batch], model.device)
         loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, schedule.max_norm)
+        torch.nn.utils.clip_grad_norm_(trained, schedule.max_grad_norm)
         optimizer.step()
         losses.append(loss.item())
     return losses, time.perf_counter() - start
@@ -95,10 +95,10 @@ def main() -> None:
     alike = {"epochs": EPOCHS, "batch_size": BATCH, "precision": "float32"}
     for rung in (OutputLayer(**alike), LastLayers(**alike)):
         change = rung.change(engine, zero, rows)
-        schedule = rung.schedule(BATCH)
+        schedule = rung
         wanted, theirs = peer(engine.model, set(change.parameters()), rows, schedule)
         start = time.perf_counter()
-        loss = loss_above(engine.model, rung.frozen_layers(engine.model), rows, schedule)
+        loss = cached_loss(engine.model, rung.frozen_layers(engine.model), rows, schedule)
         once = time.perf_counter() - start
         course = train(engine.model, change, rows, schedule, loss=loss)
         ours = time.perf_counter() - start

@@ -52,19 +52,19 @@ def rows(instruction: str, steps: int) -> tuple[Any, list[Any]]:
     from rung.engines.opening import open_torch
     from rung.task import Task
     from rung.training.examples import tokenize
-    from rung.training.loop import _plan
+    from rung.training.loop import plan_batches
 
     task = Task.load(EXAMPLES / "banking77" / "task.yaml").model_copy(update={"instruction": instruction})
     data, engine = task.read(), open_torch("embedded")
     made = tokenize(Artifact.zero_shot(task, data.labels), engine, data.train[: steps * BATCH])
-    return engine, [made[i] for batch in _plan(made, schedule()) for i in batch]
+    return engine, [made[i] for batch in plan_batches(made, schedule()) for i in batch]
 
 
 def schedule(precision: str = "float32") -> Any:
-    from rung.training.loop import Schedule
+    from rung.training.config import TrainConfig
 
-    return Schedule(
-        epochs=1, batch_size=BATCH, learning_rate=RATE, decay="constant", warmup=0.0, precision=precision
+    return TrainConfig(
+        epochs=1, batch_size=BATCH, learning_rate=RATE, lr_scheduler="constant", warmup_ratio=0.0, precision=precision
     )  # fmt: skip
 
 
@@ -106,10 +106,10 @@ def trl(instruction: str, steps: int, precision: Any, *, packing: bool) -> dict[
     from trl import SFTConfig, SFTTrainer
 
     from rung.training.peft import peft
-    from rung.training.precision import products
+    from rung.training.precision import matmul_dtype
 
     engine, made = rows(instruction, steps)
-    bf16 = products("cpu", precision) == "bfloat16"
+    bf16 = matmul_dtype("cpu", precision) == "bfloat16"
     masks = [[int(any(a <= i < b for a, b in row.spans)) for i in range(len(row))] for row in made]
     data = Dataset.from_dict({"input_ids": [list(row.tokens) for row in made], "completion_mask": masks})
     starts: list[float] = []
@@ -184,7 +184,7 @@ def most_apart(losses: list[float], others: list[float]) -> float:
 
 
 def main() -> None:
-    from rung.training.precision import products
+    from rung.training.precision import matmul_dtype
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", choices=SIDES)
@@ -196,7 +196,7 @@ def main() -> None:
         print(json.dumps(SIDES[chosen.side](chosen.instruction, chosen.steps, chosen.precision)))
         return
     ratios, goals, exact = {}, {}, []
-    for precision in PRECISIONS if products("cpu") == "bfloat16" else PRECISIONS[:1]:
+    for precision in PRECISIONS if matmul_dtype("cpu") == "bfloat16" else PRECISIONS[:1]:
         found = measure(INSTRUCTION, STEPS, precision=precision)
         us, plain = found["rung"], precision == "float32"
         exact = exact or found["padded"]["losses"]

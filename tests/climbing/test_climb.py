@@ -19,7 +19,7 @@ from rung.evaluation.report.html import write_html
 from rung.evaluation.report.jsonfile import read, summary, write
 from rung.rungs import RUNGS as ALL
 from rung.rungs import LoRA, build
-from rung.rungs.tuned import Tuned
+from rung.rungs.tuned import FineTune
 from rung.task import Task
 
 RUNGS = ("calibrate", "few-shot-knn", "features", "lora")
@@ -187,7 +187,7 @@ def test_bad_durations(text):
 
 
 def test_every_way_to_tune_runs_through_the_climb(task, tiny_folder, tmp_path):
-    methods = [rung.name for rung in build(tuple(ALL), task, 0) if isinstance(rung, Tuned)]
+    methods = [rung.name for rung in build(tuple(ALL), task, 0) if isinstance(rung, FineTune)]
     asked = tuple(name for name in methods if name not in ("domain-adaptation", "qlora"))  # plain text; bitsandbytes
     assert len(asked) == 13
     once = {name: {"epochs": 1} for name in asked}

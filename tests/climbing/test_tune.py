@@ -11,7 +11,7 @@ from rung.climbing.tune import defaults, propose, searched, tune
 from rung.errors import ConfigError, TrainingError
 from rung.rungs import Features, build
 from rung.rungs.base import with_settings
-from rung.rungs.tuned import Tuned
+from rung.rungs.tuned import FineTune
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def test_the_rungs_own_settings_are_proposed_first(task, name):
     """Also those that are no number: all layers, or `auto`."""
     (plain,) = build((name,), task, 0)
     others = ({"batch_size": "auto", "learning_rate": "auto"}, {"learning_rate": 3e-7})
-    for rung in (plain, *(with_settings(plain, other) for other in others if isinstance(plain, Tuned))):
+    for rung in (plain, *(with_settings(plain, other) for other in others if isinstance(plain, FineTune))):
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
         study.enqueue_trial(defaults(rung))
         trials = [propose(rung, study.ask()) for _ in range(6)]

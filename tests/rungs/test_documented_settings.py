@@ -14,7 +14,7 @@ import yaml
 
 from rung.rungs import RUNGS, build
 from rung.rungs.base import settable
-from rung.rungs.tuned import Tuned
+from rung.rungs.tuned import FineTune
 from rung.task import Task
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,9 @@ def test_every_setting_is_named_and_its_default_is_right(name: str, task: Task) 
     (rung,) = build((name,), task, 0)
     defaults = {key: getattr(rung, key) for key in settable(rung)}
     tabled, named = in_tables().get(name, {}), in_code().get(name, set())
-    shared = {field.name for field in fields(Tuned)} if isinstance(rung, Tuned) else set()  # in a table of its own
+    shared = (
+        {field.name for field in fields(FineTune)} if isinstance(rung, FineTune) else set()
+    )  # in a table of its own
     assert set(defaults) <= {*tabled, *named, *shared}
     assert {*tabled, *named} <= set(defaults)
     assert tabled == {key: list(v) if isinstance(v := defaults[key], tuple) else v for key in tabled}

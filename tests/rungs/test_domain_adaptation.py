@@ -14,8 +14,9 @@ from rung.errors import ConfigError, TrainingError
 from rung.machine import this_machine
 from rung.rungs import DEFAULT, DomainAdaptation, LoRA
 from rung.task import Task
-from rung.training.examples import blocks, tokenize
-from rung.training.loop import Schedule, train
+from rung.training.config import TrainConfig
+from rung.training.examples import text_blocks, tokenize
+from rung.training.loop import train
 
 TEXT = "ab abba ba bab c c " * 40
 ROWS = "text,label\n" + "".join(f"ab {'ab ' * (i % 9)}ba{'c' * (i // 9)},{'ab' if i % 2 else 'c'}\n" for i in range(60))
@@ -61,7 +62,7 @@ def adapted(zero, data):
 
 def text_loss(artifact, data):
     engine = open_torch(artifact.model)
-    part = blocks(engine, data.text, 32)
+    part = text_blocks(engine, data.text, 32)
     loss = 0.0
     for row in part:
         ids = torch.tensor([row.tokens])
@@ -128,7 +129,7 @@ def test_lora_starts_at_the_adapted_tensors_and_moves_them(adapted, data, tmp_pa
     engine.use(None)
     change = attach(engine.model, adapted.weights.adapter, fingerprint=engine.files.fingerprint)
     rows = tokenize(adapted, engine, data.train)
-    train(engine.model, change, rows, Schedule(epochs=1, batch_size=8, learning_rate=1e-2))
+    train(engine.model, change, rows, TrainConfig(epochs=1, batch_size=8, learning_rate=1e-2))
     change.write(tmp_path, "f")
     change.remove()
     wanted = load_file(tmp_path / "adapter_model.safetensors")
@@ -151,11 +152,11 @@ def test_what_a_rung_was_told_of_overlong_rows_is_done_and_kept(zero, data):
     with pytest.raises(TrainingError) as caught:
         LoRA(**settings).fit(zero, more)
     assert caught.value.code == "context-overflow"
-    told = LoRA(**settings, overlong="drop").fit(zero, more).settings["lora"]["training_data"]
+    told = LoRA(**settings, truncation="drop").fit(zero, more).settings["lora"]["training_data"]
     assert told["dropped_at"] == {"longer than the context": ["train.csv:99"]}
     assert told["kept"] == len(data.train) == told["examples"]
-    told = LoRA(**settings, overlong="truncate_input").fit(zero, more).settings["lora"]["training_data"]
+    told = LoRA(**settings, truncation="truncate_input").fit(zero, more).settings["lora"]["training_data"]
     assert (told["truncated_at"], told["kept"]) == (["train.csv:99"], len(data.train) + 1)
     with pytest.raises(TrainingError) as caught:
-        LoRA(**settings, overlong="drop").fit(zero, replace(data, train=(long,)))
+        LoRA(**settings, truncation="drop").fit(zero, replace(data, train=(long,)))
     assert caught.value.code == "too-few-rows"

@@ -17,6 +17,7 @@ from rung.models.reference import resolve
 from rung.rungs import FineTunedEncoder
 from rung.rungs.costs import prediction_flops
 from rung.training.checkpoints import Checkpoints
+from rung.training.config import TrainConfig
 from rung.training.encoder import (
     HEAD_RATE,
     EncoderWithHead,
@@ -25,7 +26,7 @@ from rung.training.encoder import (
     contrastive_loss,
     of_similar_length,
 )
-from rung.training.loop import Schedule, train
+from rung.training.loop import train
 
 TEXTS = ("Where is my card?", "I have not received my new card, which I ordered a week ago", "How old must I be?")
 
@@ -140,7 +141,7 @@ def test_with_contrast_every_text_brings_another_of_its_label(tiny_encoder):
 
 @pytest.mark.parametrize("contrast", [0.0, 0.5, 1.0])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tiny_encoder, tmp_path, contrast):
-    schedule = Schedule(epochs=3, batch_size=4, learning_rate=1e-3, decay="linear", warmup=0.1, seed=5)
+    schedule = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-3, lr_scheduler="linear", warmup_ratio=0.1, seed=5)
 
     def run(name, *stops):
         for stop in stops:

@@ -21,7 +21,7 @@ from rung.errors import ArtifactError, TrainingError
 from rung.machine import this_machine
 from rung.rungs import RUNGS, AdaLoRA, build
 from rung.rungs.base import settable
-from rung.rungs.tuned import Tuned
+from rung.rungs.tuned import FineTune
 from rung.task import Task
 from rung.training.checkpoints import Checkpoints
 from rung.training.examples import tokenize
@@ -54,14 +54,14 @@ def with_text(data: Data) -> Data:
     return replace(data, text=(Document("The card that you ordered comes by post.", "a.txt"),))
 
 
-def method(name: str, task: Task) -> Tuned:
+def method(name: str, task: Task) -> FineTune:
     (rung,) = build((name,), task, 0)
-    assert isinstance(rung, Tuned)
+    assert isinstance(rung, FineTune)
     return rung
 
 
 def test_the_table_is_complete(task: Task) -> None:
-    tuned = [rung.name for rung in build(tuple(RUNGS), task, 0) if isinstance(rung, Tuned)]
+    tuned = [rung.name for rung in build(tuple(RUNGS), task, 0) if isinstance(rung, FineTune)]
     assert sorted(METHODS) == sorted(tuned)
 
 
@@ -78,7 +78,7 @@ def test_the_page_names_every_setting_and_its_default(task: Task) -> None:
     page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text("utf-8").partition("## Settings")[2]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
     told = {row[0].strip("`"): yaml.safe_load(row[1].strip("`")) for row in rows if row[0].startswith("`")}
-    shared = {field.name: field.default for field in fields(Tuned)}
+    shared = {field.name: field.default for field in fields(FineTune)}
     del shared["seed"]
     assert told == {**shared, "learning_rate": "of the method"}
     methods = {name: row[1] for row in rows if row[1].startswith("`learning_rate: ") for name in row[0].split(", ")}
@@ -126,7 +126,7 @@ def test_it_goes_on_merges_or_says_why_not_and_comes_back_strictly(
 
     def trained(folder: str, stop: int | None = None) -> dict[str, torch.Tensor]:
         with rung._on_model(engine, tiny_zero, rows) as change:
-            learnt = [row.behind(change.prefix) for row in rows]
+            learnt = [row.after(change.prefix) for row in rows]
             checkpoints = Checkpoints(tmp_path / folder)
             train(engine.model, change, learnt, rung.schedule(2), checkpoints=checkpoints, stop_after=stop)
             if stop is None:

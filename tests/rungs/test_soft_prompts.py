@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_with_other_virtual_ids(tiny_zero, data, monkeypatc
     real = loop._Run._step
 
     def dying(self, batch):
-        if self.course.steps == 3:
+        if self.result.steps == 3:
             raise KeyboardInterrupt
         real(self, batch)
 
@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_with_other_virtual_ids(tiny_zero, data, monkeypatc
     steps = []
 
     def counted(self, batch):
-        steps.append(self.course.steps)
+        steps.append(self.result.steps)
         real(self, batch)
 
     monkeypatch.setattr(loop._Run, "_step", counted)

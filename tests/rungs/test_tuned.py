@@ -33,7 +33,7 @@ def stop_after(monkeypatch, steps):
     """Keep a checkpoint of every step, and be killed after so many, or never."""
 
     def dying(self, batch):
-        if self.course.steps == steps:
+        if self.result.steps == steps:
             raise KeyboardInterrupt
         REAL_STEP(self, batch)
 
@@ -92,7 +92,7 @@ def _counted(save, seen):
 
 def _counted_steps(real, seen):
     def counted(self, batch):
-        seen.append(self.course.steps)
+        seen.append(self.result.steps)
         real(self, batch)
 
     return counted
@@ -127,7 +127,7 @@ def test_without_memory_it_says_what_to_lower_and_leaves_the_model(tiny_zero, da
     monkeypatch.setattr(loop._Run, "_step", full)
     with pytest.raises(TrainingError, match="lora ran out of memory: 12 GiB") as caught:
         LoRA(**QUICK).fit(tiny_zero, data)
-    assert (caught.value.code, "micro_batch" in caught.value.hint) == ("out-of-memory", True)
+    assert (caught.value.code, "micro_batch_size" in caught.value.hint) == ("out-of-memory", True)
     assert [type(m) for m in engine.use(None).modules()] == kinds
 
 
@@ -196,7 +196,7 @@ def test_what_was_learnt_is_not_lost_where_the_disk_is_full(tiny_zero, data, mon
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     monkeypatch.setattr(changes, "publish", full)
-    with pytest.raises(TrainingError, match=r"what lora has learnt could not be written to .*No space left") as caught:
+    with pytest.raises(TrainingError, match=r"what lora has learned could not be written to .*No space left") as caught:
         rung.fit(tiny_zero, data)
     assert caught.value.code == "write-failed"
     monkeypatch.setattr(changes, "publish", real)

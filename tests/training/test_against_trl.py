@@ -8,13 +8,20 @@ import pytest
 import torch
 
 from rung.engines.opening import open_torch
+from rung.training.config import TrainConfig
 from rung.training.examples import TokenizedExample, tokenize
-from rung.training.loop import Schedule, _plan, train
+from rung.training.loop import plan_batches, train
 from rung.training.peft import PeftAdapter, peft
 
 STEPS, BATCH = 50, 4
-SCHEDULE = Schedule(
-    epochs=1, batch_size=BATCH, learning_rate=2e-4, decay="constant", warmup=0.0, weight_decay=0.01, precision="float32"
+SCHEDULE = TrainConfig(
+    epochs=1,
+    batch_size=BATCH,
+    learning_rate=2e-4,
+    lr_scheduler="constant",
+    warmup_ratio=0.0,
+    weight_decay=0.01,
+    precision="float32",
 )
 
 
@@ -41,7 +48,7 @@ def theirs(model, rows, schedule, folder, tokenizer):
         def _get_train_sampler(self, dataset=None):
             return SequentialSampler(self.train_dataset)
 
-    order = [rows[i] for batch in _plan(rows, schedule) for i in batch]
+    order = [rows[i] for batch in plan_batches(rows, schedule) for i in batch]
     masks = [[int(any(a <= i < b for a, b in row.spans)) for i in range(len(row))] for row in order]
     data = Dataset.from_dict({"input_ids": [list(row.tokens) for row in order], "completion_mask": masks})
     settings = SFTConfig(

@@ -14,7 +14,7 @@ from rung.evaluation.report.words import training_data_lines
 from rung.models.reference import ModelFiles, resolve
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.prompt import Prompt
-from rung.training.examples import TrainingReport, blocks, marked, tokenize
+from rung.training.examples import TrainingReport, marked, text_blocks, tokenize
 from templates import CHATML, GEMMA, LLAMA3, QWEN
 
 SPECIAL = {
@@ -256,7 +256,7 @@ def test_an_overlong_row_is_an_error_by_default(tmp_path):
 def test_dropped_rows_are_counted_with_their_place(tmp_path):
     engine, report = model(tmp_path / "m", context=160), TrainingReport()
     made = tokenize(
-        text_artifact(), engine, [article("x" * 200), article("short", "rows.csv:3")], overlong="drop", report=report
+        text_artifact(), engine, [article("x" * 200), article("short", "rows.csv:3")], truncation="drop", report=report
     )
     assert [one.source for one in made] == ["rows.csv:3"]
     assert report.dropped == {"longer than the context": ["rows.csv:2"]}
@@ -271,7 +271,7 @@ def test_dropped_rows_are_counted_with_their_place(tmp_path):
 def test_the_longest_input_is_cut_at_its_end_until_the_row_fits(tmp_path, letter):
     engine, report = model(tmp_path / "m", context=160), TrainingReport()
     row, fitting = article(letter * 200), article(letter * 3, "rows.csv:3")
-    made, other = tokenize(text_artifact(), engine, [row, fitting], overlong="truncate_input", report=report)
+    made, other = tokenize(text_artifact(), engine, [row, fitting], truncation="truncate_input", report=report)
     width = len(letter.encode())
     assert 160 - width < len(made) <= 160
     text = engine.tokenizer.decode(made.tokens, skip_special=False)
@@ -286,17 +286,17 @@ def test_the_longest_input_is_cut_at_its_end_until_the_row_fits(tmp_path, letter
 
 def test_virtual_tokens_take_places_of_the_context(tmp_path):
     engine = model(tmp_path / "m", context=160)
-    (made,) = tokenize(text_artifact(), engine, [article("x" * 200)], overlong="truncate_input", virtual=20)
+    (made,) = tokenize(text_artifact(), engine, [article("x" * 200)], truncation="truncate_input", virtual_tokens=20)
     assert len(made) == 140
-    with pytest.raises(TrainingError, match=r"\d+ tokens behind 20 virtual ones do not fit the context of 160"):
-        tokenize(text_artifact(), engine, [article("x" * 95)], virtual=20)
+    with pytest.raises(TrainingError, match=r"\d+ tokens after 20 virtual ones do not fit the context of 160"):
+        tokenize(text_artifact(), engine, [article("x" * 95)], virtual_tokens=20)
     assert tokenize(text_artifact(), engine, [article("x" * 95)])[0].source == "rows.csv:2"
 
 
 def test_cutting_keeps_to_the_real_tokens_of_the_embedded_model():
     engine = LocalModel(replace(resolve("embedded"), context=64))
     body = " ".join(f"The {i}th cat slept on the mat." for i in range(40))
-    (made,) = tokenize(text_artifact(), engine, [article(body)], overlong="truncate_input")
+    (made,) = tokenize(text_artifact(), engine, [article(body)], truncation="truncate_input")
     assert len(made) == 64
     text = engine.tokenizer.decode(made.tokens, skip_special=False)
     assert body.startswith(text.split("Cats: ")[1].split("<|im_end|>")[0])
@@ -306,7 +306,7 @@ def test_what_cannot_fit_however_short_is_an_error(tmp_path):
     engine = model(tmp_path / "m", context=40)
     for artifact, row in ((text_artifact(), article("x" * 200)), (chat_artifact(), chat("x" * 200))):
         with pytest.raises(TrainingError) as caught:
-            tokenize(artifact, engine, [row], overlong="truncate_input")
+            tokenize(artifact, engine, [row], truncation="truncate_input")
         assert caught.value.code == "context-overflow"
 
 
@@ -315,13 +315,13 @@ def test_what_cannot_fit_however_short_is_an_error(tmp_path):
 
 def test_every_token_of_the_text_is_learnt_once(tmp_path):
     engine = model(tmp_path / "m")
-    made = blocks(engine, [Document("abcdefg", "a.txt"), Document("hij", "b.txt")], 5)
+    made = text_blocks(engine, [Document("abcdefg", "a.txt"), Document("hij", "b.txt")], 5)
     assert [marked(one, engine.tokenizer) for one in made] == [
         "<|endoftext|>>>>abcd<<<", "d>>>efg<|endoftext|><<<", "<|endoftext|>>>>hij<|endoftext|><<<",
     ]  # fmt: skip
     assert [one.source for one in made] == ["a.txt", "a.txt", "b.txt"]
     assert [len(one) for one in made] == [5, 5, 5]
-    assert len(blocks(engine, [Document("x" * 1000, "a.txt")], 512)[0]) == 400  # the context
+    assert len(text_blocks(engine, [Document("x" * 1000, "a.txt")], 512)[0]) == 400  # the context
 
 
 @pytest.mark.parametrize(("name", "begin", "end"), [
@@ -329,7 +329,7 @@ def test_every_token_of_the_text_is_learnt_once(tmp_path):
 ])  # fmt: skip
 def test_blocks_begin_and_documents_end_with_the_model_s_own_tokens(tmp_path, name, begin, end):
     engine = model(tmp_path / "m", name)
-    first, second = blocks(engine, [Document("abc<eos>", "a.txt")], 8)
+    first, second = text_blocks(engine, [Document("abc<eos>", "a.txt")], 8)
     assert marked(first, engine.tokenizer) == f"{begin or end}>>>abc<eos<<<"
     assert marked(second, engine.tokenizer) == f"{begin or 's'}>>>>{end}<<<"
     assert second.tokens[1] == engine.encode(">")[0]
@@ -342,5 +342,5 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     text = (tmp_path / "m" / "tokenizer.json").read_text().replace("</s>", "<end>")
     (tmp_path / "m" / "tokenizer.json").write_text(text)
     with pytest.raises(TrainingError) as caught:
-        blocks(LocalModel(engine.files), [Document("abc", "a.txt")], 8)
+        text_blocks(LocalModel(engine.files), [Document("abc", "a.txt")], 8)
     assert caught.value.code == "tuning-unsupported"

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from toys import SIZES, llama, rows
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rung.training.kernels import gated, lean_gates
+from rung.training.kernels import is_gated, recomputed_gates
 from rung.training.loss import AnswerLoss
 from rung.training.peft import PeftAdapter, linear_layers, peft
 
@@ -50,24 +50,24 @@ WAYS = {
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "stablelm"])
 def test_networks_of_llama_s_form_are_known(kind):
-    assert sum(map(gated, model_of(kind).modules())) == LAYERS
+    assert sum(map(is_gated, model_of(kind).modules())) == LAYERS
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "phi3"])
 def test_others_are_left_as_they_are(kind):
-    assert not any(map(gated, model_of(kind).modules()))
+    assert not any(map(is_gated, model_of(kind).modules()))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 @pytest.mark.parametrize("way", WAYS)
 def test_loss_and_gradients_are_the_same_to_the_last_bit(kind, way):
     found = []
-    for lean in (lean_gates, lambda model: nullcontext()):
+    for lean in (recomputed_gates, lambda model: nullcontext()):
         model = model_of(kind).train()
         trained = WAYS[way](model)
         torch.manual_seed(5)
         with lean(model):
-            loss = AnswerLoss(model, share=False)(rows(3, 8))
+            loss = AnswerLoss(model, share_prefix=False)(rows(3, 8))
             loss.backward()
         assert all(p.grad is not None and p.grad.any() for p in trained)
         found.append((loss, *(p.grad for p in trained)))
@@ -87,19 +87,19 @@ def kept_bytes(model, lean):
 def test_two_wide_tensors_are_kept_and_not_four(way):
     model = llama()
     WAYS[way](model)
-    saved = kept_bytes(model, lambda model: nullcontext()) - kept_bytes(model, lean_gates)
+    saved = kept_bytes(model, lambda model: nullcontext()) - kept_bytes(model, recomputed_gates)
     assert saved == 2 * 50 * WIDE * 4
 
 
 def test_layers_that_run_again_are_left_as_they_are():
     model = copy.deepcopy(llama()).train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    with lean_gates(model):
+    with recomputed_gates(model):
         assert not any("forward" in vars(m) for m in model.modules())
     model.gradient_checkpointing_disable()
-    with lean_gates(model):
+    with recomputed_gates(model):
         assert sum("forward" in vars(m) for m in model.modules()) == LAYERS
-        with lean_gates(model):  # an evaluation inside training
+        with recomputed_gates(model):  # an evaluation inside training
             pass
         assert sum("forward" in vars(m) for m in model.modules()) == LAYERS
     assert not any("forward" in vars(m) for m in model.modules())

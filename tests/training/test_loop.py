@@ -22,11 +22,12 @@ from rung.errors import ArtifactError, EngineError, TrainingError
 from rung.rungs import LoRA
 from rung.training import loss as loss_module
 from rung.training.changes import start_from
-from rung.training.checkpoints import Checkpoints, State
+from rung.training.checkpoints import Checkpoints, RunState
+from rung.training.config import TrainConfig
 from rung.training.examples import epoch_batches, tokenize
-from rung.training.loop import Schedule, train
+from rung.training.loop import train
 from rung.training.loss import AnswerLoss, packed_layers
-from rung.training.peft import PeftAdapter, linear_layers, peft
+from rung.training.peft import _WRAPPERS, PeftAdapter, linear_layers, peft
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def packed_loss(model, part):
 
 def unshared_loss(model, part):
     with packed_layers(model):
-        return AnswerLoss(model, share=False)(part)
+        return AnswerLoss(model, share_prefix=False)(part)
 
 
 def layered_loss(model, part):
@@ -55,11 +56,11 @@ def chunked_loss(model, part):
 
 
 def whole_loss(model, part):
-    model.rung_projects = False
+    loss_module._SPLIT_LOGITS[model] = False
     try:
         return AnswerLoss(model)(part)
     finally:
-        del model.rung_projects
+        del loss_module._SPLIT_LOGITS[model]
 
 
 @pytest.mark.parametrize("part", [rows(0, 1), rows(0, 5), rows(7, 1), rows(7, 5), turns()], ids=len)
@@ -83,14 +84,14 @@ def test_label_smoothing_is_that_of_torch(tiny):
     wanted = torch.nn.functional.cross_entropy(
         logits[first - 1 : last - 1], torch.tensor(row.tokens[first:last]), reduction="sum", label_smoothing=0.1
     )
-    torch.testing.assert_close(AnswerLoss(tiny, smoothing=0.1)(part), wanted)
+    torch.testing.assert_close(AnswerLoss(tiny, label_smoothing=0.1)(part), wanted)
 
 
 def test_noise_stays_within_its_bound_and_changes_the_loss(tiny):
     part, seen = rows(3, 5), []
     handle = tiny.get_input_embeddings().register_forward_hook(lambda m, i, output: seen.append(output.detach()))
-    plain = AnswerLoss(tiny, share=False)(part)
-    noisy = AnswerLoss(tiny, share=False, noise=5.0)
+    plain = AnswerLoss(tiny, share_prefix=False)(part)
+    noisy = AnswerLoss(tiny, share_prefix=False, neftune_alpha=5.0)
     inner = []
     layer = tiny.model.layers[0].register_forward_pre_hook(lambda m, inputs: inner.append(inputs[0].detach()))
     torch.manual_seed(0)
@@ -110,13 +111,13 @@ def test_noise_stays_within_its_bound_and_changes_the_loss(tiny):
 def test_how_logits_are_made_is_tried_before_noise_and_without_dropout():
     """By the first loss of a process, whose rows' noise does not fit the few tokens that it is tried on."""
     tried, fresh = llama(attention_dropout=0.5).train(), llama(attention_dropout=0.5).train()
-    AnswerLoss(tried, share=False)(rows(3, 5))
+    AnswerLoss(tried, share_prefix=False)(rows(3, 5))
     losses, states = [], []
     for model in (tried, fresh):
         torch.manual_seed(0)
-        losses.append(AnswerLoss(model, share=False, noise=5.0)(rows(3, 5)).item())
+        losses.append(AnswerLoss(model, share_prefix=False, neftune_alpha=5.0)(rows(3, 5)).item())
         states.append(torch.get_rng_state())
-        assert model.rung_projects
+        assert loss_module._SPLIT_LOGITS[model]
         assert model.training
     assert losses[0] == losses[1]
     assert torch.equal(*states)
@@ -146,9 +147,13 @@ def test_rows_of_like_length_share_a_batch():
 def test_beginnings_are_shared_only_where_nothing_is_dropped_at_random(dropout, shared, monkeypatch):
     asked = []
     real = loss_module.pack
-    monkeypatch.setattr(loss_module, "pack", lambda *a, share: (asked.append(share), real(*a, share=share))[1])
+    monkeypatch.setattr(
+        loss_module,
+        "pack",
+        lambda *a, **k: (asked.append(k["share_prefix"]), real(*a, **k))[1],
+    )
     model = llama(attention_dropout=dropout)
-    train(model, adapter(model), rows(4, 4), Schedule(epochs=1, batch_size=4, learning_rate=1e-3))
+    train(model, adapter(model), rows(4, 4), TrainConfig(epochs=1, batch_size=4, learning_rate=1e-3))
     assert asked == [shared]
 
 
@@ -171,7 +176,7 @@ def same(one, other):
 
 
 def test_the_same_seed_trains_the_same(tiny):
-    schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-3, seed=5)
+    schedule = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3, seed=5)
     (first, one), (second, other) = (trained(tiny, schedule) for _ in range(2))
     assert first.losses == second.losses
     assert same(one, other)
@@ -180,9 +185,9 @@ def test_the_same_seed_trains_the_same(tiny):
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, micro_batch):
-    schedule = Schedule(epochs=2, batch_size=8, learning_rate=1e-3, precision="float32")
+    schedule = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, precision="float32")
     whole, tensors = trained(tiny, schedule)
-    cut, others = trained(tiny, replace(schedule, micro_batch=micro_batch))
+    cut, others = trained(tiny, replace(schedule, micro_batch_size=micro_batch))
     assert [v for _, v in cut.losses] == pytest.approx([v for _, v in whole.losses], abs=1e-4)
     assert cut.norms == pytest.approx(whole.norms, abs=1e-4)
     for one, other in zip(tensors.values(), others.values(), strict=True):
@@ -191,12 +196,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tiny, micro_batch):
 
 def test_divergence_is_an_error(tiny):
     with pytest.raises(TrainingError) as caught:
-        trained(tiny, Schedule(epochs=30, batch_size=4, learning_rate=1e30))
+        trained(tiny, TrainConfig(epochs=30, batch_size=4, learning_rate=1e30))
     assert caught.value.code == "training-diverged"
     model, worse = copy.deepcopy(tiny), itertools.count()
     with pytest.raises(TrainingError) as caught:
         train(
-            model, adapter(model), rows(4, 16), Schedule(epochs=30, batch_size=4, learning_rate=1e-3),
+            model, adapter(model), rows(4, 16), TrainConfig(epochs=30, batch_size=4, learning_rate=1e-3),
             loss=lambda part: AnswerLoss(model)(part) * 0 + 0.2 * next(worse) * sum(row.supervised for row in part),
         )  # fmt: skip
     assert caught.value.code == "training-diverged"
@@ -209,19 +214,19 @@ def test_a_loss_that_rises_in_the_warm_up_may_fall_again(tiny):
         high = 6.0 if 5 <= next(count) < 40 else 1.0
         return AnswerLoss(model)(part) * 0 + high * sum(row.supervised for row in part)
 
-    schedule = Schedule(epochs=25, batch_size=4, learning_rate=1e-3, warmup=0.3)  # 30 of 100 steps
+    schedule = TrainConfig(epochs=25, batch_size=4, learning_rate=1e-3, warmup_ratio=0.3)  # 30 of 100 steps
     assert len(train(model, adapter(model), rows(4, 16), schedule, loss=loss).losses) == 100
 
 
 def test_the_rate_rises_and_falls():
-    schedule = Schedule(epochs=1, batch_size=1, learning_rate=1.0, warmup=0.1)
+    schedule = TrainConfig(epochs=1, batch_size=1, learning_rate=1.0, warmup_ratio=0.1)
     rates = [schedule.rate(step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] < 0.01
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert replace(schedule, decay="linear").rate(55, 100) == pytest.approx(0.5)
-    assert replace(schedule, decay="constant").rate(99, 100) == 1.0
+    assert replace(schedule, lr_scheduler="linear").rate(55, 100) == pytest.approx(0.5)
+    assert replace(schedule, lr_scheduler="constant").rate(99, 100) == 1.0
 
 
 class Heard:
@@ -242,7 +247,7 @@ class Heard:
 
 
 def test_progress_tells_loss_speed_and_peak_memory(tiny, tmp_path):
-    schedule, checkpoints = Schedule(epochs=2, batch_size=4, learning_rate=1e-3), Checkpoints(tmp_path)
+    schedule, checkpoints = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3), Checkpoints(tmp_path)
     trained(tiny, schedule, checkpoints=checkpoints, stop_after=5)
     heard = Heard()
     course, _ = trained(tiny, schedule, checkpoints=checkpoints, progress=heard)
@@ -263,7 +268,7 @@ def test_a_run_that_goes_on_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path,
     def run(checkpoints=None, stop_after=None):
         model = copy.deepcopy(tiny)
         change = adapter(model, lora_dropout=dropout)
-        schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-2, weight_decay=0.1, noise=1.0)
+        schedule = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, weight_decay=0.1, neftune_alpha=1.0)
         course = train(model, change, rows(4, 16), schedule, checkpoints=checkpoints, stop_after=stop_after)
         return course, {name.split(".", 2)[2]: p.detach().clone() for name, p in change.parameters().items()}
 
@@ -279,7 +284,7 @@ def test_a_run_that_goes_on_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path,
 
 
 def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path):
-    schedule, checkpoints = Schedule(epochs=2, batch_size=4, learning_rate=1e-3), Checkpoints(tmp_path / "run")
+    schedule, checkpoints = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3), Checkpoints(tmp_path / "run")
     whole, tensors = trained(tiny, schedule)
     trained(tiny, schedule, checkpoints=checkpoints, stop_after=2)
     trained(tiny, schedule, checkpoints=checkpoints, stop_after=4)
@@ -295,7 +300,7 @@ def test_a_damaged_checkpoint_is_passed_over(tiny, tmp_path):
 def test_only_the_last_checkpoints_stay(tiny, tmp_path):
     checkpoints = Checkpoints(tmp_path / "run", keep=2)
     for stop in (1, 2, 3):
-        trained(tiny, Schedule(epochs=2, batch_size=4, learning_rate=1e-3), checkpoints=checkpoints, stop_after=stop)
+        trained(tiny, TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3), checkpoints=checkpoints, stop_after=stop)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["step-00000002", "step-00000003"]
     checkpoints.clear()
     assert not (tmp_path / "run").exists()
@@ -311,7 +316,7 @@ def test_only_the_last_checkpoints_stay(tiny, tmp_path):
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, error):
     """Whether Python or safetensors meets the end of the disk."""
     checkpoints = Checkpoints(tmp_path / "run")
-    checkpoints.save(2, State({"a": torch.ones(3)}, {"losses": []}))
+    checkpoints.save(2, RunState({"a": torch.ones(3)}, {"losses": []}))
 
     def full(tensors, file):
         file.write_bytes(b"half")
@@ -319,7 +324,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(TrainingError, match="the checkpoint of step 4 could not be written") as caught:
-        checkpoints.save(4, State({"a": torch.zeros(3)}))
+        checkpoints.save(4, RunState({"a": torch.zeros(3)}))
     assert caught.value.code == "write-failed"
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["step-00000002"]
     assert checkpoints.last()[0] == 2
@@ -334,7 +339,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny, tmp_path):
         pytest.skip("no file system can be mounted here")
     try:
         checkpoints = Checkpoints(disk / "run")
-        schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-3)
+        schedule = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3)
         trained(tiny, schedule, checkpoints=checkpoints, stop_after=2)
         (disk / "filler").write_bytes(b"x" * 100_000)
         with pytest.raises(TrainingError) as caught:
@@ -356,7 +361,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny, tmp_path):
 
 def test_the_best_weights_are_kept_and_patience_ends_the_run(tiny):
     values = iter([0.2, 0.7, 0.6, 0.5, 0.9])
-    schedule = Schedule(epochs=5, batch_size=4, learning_rate=1e-2, decay="constant", patience=2)
+    schedule = TrainConfig(epochs=5, batch_size=4, learning_rate=1e-2, lr_scheduler="constant", patience=2)
     course, tensors = trained(tiny, schedule, evaluate=lambda: next(values))
     assert course.evaluations == [(4, 0.2), (8, 0.7), (12, 0.6), (16, 0.5)]
     assert course.best == 8
@@ -366,7 +371,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(tiny):
 
 
 def test_the_best_weights_outlive_a_kill(tiny, tmp_path):
-    schedule = Schedule(epochs=3, batch_size=4, learning_rate=1e-2, decay="constant")
+    schedule = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-2, lr_scheduler="constant")
     values = [0.7, 0.2, 0.4]
     whole, tensors = trained(tiny, schedule, evaluate=iter(values).__next__)
     checkpoints, rest = Checkpoints(tmp_path), iter(values)
@@ -452,7 +457,7 @@ def test_an_adapter_is_the_same_alone_and_beside_another(tiny):
         beside = [adapter(model, init_lora_weights=False) for _ in range(others)]
         change = adapter(model, init_lora_weights=False)
         assert len(change.parameters()) == 2 * 2 * 7
-        course = train(model, change, rows(4, 8), Schedule(epochs=2, batch_size=4, learning_rate=1e-2))
+        course = train(model, change, rows(4, 8), TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2))
         change.enable()
         found.append((course.losses, model(ids).logits))
         assert len(beside) == others
@@ -513,7 +518,7 @@ def test_an_adapter_with_biases_of_the_base_is_refused(tiny, tmp_path):
     with pytest.raises(EngineError, match="biases beside its updates") as caught:
         attach(model, tmp_path, fingerprint="any")
     assert caught.value.code == "adapter-unsupported"
-    assert not hasattr(model, "rung_peft")
+    assert model not in _WRAPPERS
 
 
 @pytest.mark.parametrize(
@@ -557,4 +562,4 @@ def test_an_adapter_with_whole_modules_is_refused(tiny, tmp_path):
         attach(model, tmp_path, fingerprint="any")
     assert caught.value.code == "adapter-unsupported"
     assert "norm" in str(caught.value)
-    assert not hasattr(model, "rung_peft")
+    assert model not in _WRAPPERS

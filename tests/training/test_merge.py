@@ -177,12 +177,12 @@ def test_the_card_of_an_adapter_says_how_vllm_loads_it_or_why_not(zero, tmp_path
     plain = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     refused = {
         "it does not run DoRA": {"use_dora": True},
-        "it loads no biases": {"bias": "lora_only"},
-        "it loads no whole modules beside the updates": {"modules_to_save": ["lm_head"]},
+        "it does not load biases": {"bias": "lora_only"},
+        "it does not load whole modules": {"modules_to_save": ["lm_head"]},
         "it takes one rank and one scale for all layers": {"rank_pattern": {"q_proj": 2}},
         "its ranks end at 512": {"r": 513},
-        "it loads LoRA adapters alone, and this is IA3": {"peft_type": "IA3"},
-        "it loads LoRA adapters alone, and this is PROMPT_TUNING": {"peft_type": "PROMPT_TUNING"},
+        "it loads only LoRA adapters, and this is IA3": {"peft_type": "IA3"},
+        "it loads only LoRA adapters, and this is PROMPT_TUNING": {"peft_type": "PROMPT_TUNING"},
     }
     assert [vllm_refusal({**plain, **change}) for change in refused.values()] == list(refused)
     assert vllm_refusal({**plain, "use_rslora": True, "r": 512}) is None
@@ -245,7 +245,7 @@ def first_and_last(artifact):
 
 
 def test_training_goes_on_from_an_artifact_and_from_peft_s_own_folder(zero, base, tmp_path):
-    rung = LoRA(rank=4, epochs=30, batch_size=8, learning_rate=1e-2, decay="constant")
+    rung = LoRA(rank=4, epochs=30, batch_size=8, learning_rate=1e-2, lr_scheduler="constant")
     first = rung.fit(zero, data(base))
     saved = first.save(tmp_path / "first")
     export(first, "peft", tmp_path / "plain")  # without Rung's fingerprint

@@ -7,16 +7,17 @@ import shutil
 import pytest
 import torch
 import toys
-from tests.training.test_loop import plain_loss, rows
 from torch.nn.functional import softmax
+from toys import plain_loss, rows
 
 from rung.engines.changes import attach, family_of
 from rung.errors import ArtifactError, ConfigError, EngineError, TrainingError
 from rung.rungs import IA3, AdaLoRA, BottleneckAdapter, DoRA, LlamaAdapter, LoRA, QLoRA, RsLoRA
 from rung.training.changes import Patch
 from rung.training.checkpoints import Checkpoints
+from rung.training.config import TrainConfig
 from rung.training.layers import ia3_targets
-from rung.training.loop import Schedule, train
+from rung.training.loop import train
 from rung.training.loss import AnswerLoss, packed_layers
 from rung.training.peft import AdaLora, peft, quiet_peft
 
@@ -119,7 +120,7 @@ def run(name, tiny, **options):
     change = fresh(name, model)
     before = {n: p.detach().clone() for n, p in change.parameters().items()}
     # In float32 on every processor: by which ranks AdaLoRA prunes, it may leave a whole matrix at zero.
-    schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-2, precision="float32")
+    schedule = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2, precision="float32")
     course = train(model, change, rows(4, 16), schedule, **options)
     return course, model, change, before
 
@@ -291,7 +292,7 @@ def test_lora_knows_gpt2_s_layers(tmp_path):
     base = GPT2LMHeadModel(GPT2Config(**sizes, **dropouts)).eval().requires_grad_(False)
     plain = copy.deepcopy(base)
     change = fresh("lora", model := copy.deepcopy(base))
-    train(model, change, part := rows(4, 12), Schedule(epochs=4, batch_size=6, learning_rate=1e-2))
+    train(model, change, part := rows(4, 12), TrainConfig(epochs=4, batch_size=6, learning_rate=1e-2))
     names = {name.split(".lora_")[0].rpartition("h.")[2] for name in change.parameters()}
     assert names == {f"{i}.{m}" for i in (0, 1) for m in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
     on = logits(model, change)
@@ -325,14 +326,20 @@ def test_a_patch_is_merged_as_it_is(tiny):
 def test_adalora_trains_as_peft_does(tiny):
     """The same steps with PEFT's own model: its forward pass adds the penalty, its allocator is called apart."""
     rung = AdaLoRA(rank=2, initial_rank=6, start=0.2, end=0.3, orthogonality=0.3)
-    schedule = Schedule(
-        epochs=4, batch_size=16, learning_rate=1e-2, decay="constant", warmup=0.0, max_norm=1e9, precision="float32"
+    schedule = TrainConfig(
+        epochs=4,
+        batch_size=16,
+        learning_rate=1e-2,
+        lr_scheduler="constant",
+        warmup_ratio=0.0,
+        max_grad_norm=1e9,
+        precision="float32",
     )
     part = rows(3, 16)
     model = copy.deepcopy(tiny)
     torch.manual_seed(3)
     change = rung.change(Engine(model), None, ())
-    train(model, change, part, Schedule(**{**vars_of(schedule), "epochs": 10}))
+    train(model, change, part, TrainConfig(**{**vars_of(schedule), "epochs": 10}))
 
     other = copy.deepcopy(tiny)
     torch.manual_seed(3)
@@ -374,7 +381,7 @@ def test_adalora_is_written_with_the_ranks_it_kept(tiny, tmp_path):
     model = copy.deepcopy(tiny)
     change = AdaLoRA(rank=2, initial_rank=6).change(Engine(model), None, ())
     assert isinstance(change, AdaLora)
-    train(model, change, rows(4, 16), Schedule(epochs=4, batch_size=4, learning_rate=1e-2))
+    train(model, change, rows(4, 16), TrainConfig(epochs=4, batch_size=4, learning_rate=1e-2))
     folder = written(change, tmp_path / "adapter")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["peft_type"] == "LORA"
@@ -544,7 +551,7 @@ def test_bf16_models_train_adapters_in_fp32(tiny, name):
     model = copy.deepcopy(tiny).to(torch.bfloat16)
     change = fresh(name, model)
     assert {p.dtype for p in change.parameters().values()} == {torch.float32}
-    course = train(model, change, rows(4, 16), Schedule(epochs=2, batch_size=4, learning_rate=1e-2))
+    course = train(model, change, rows(4, 16), TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2))
     assert min(loss for _, loss in course.losses[4:]) < course.losses[0][1]
     assert logits(model, change).dtype == torch.bfloat16
 
@@ -647,7 +654,7 @@ def test_qlora_trains_and_comes_back_on_the_quantized_base(tiny, tmp_path):
     plain_logits = logits(model)
     torch.manual_seed(3)
     change = QLoRA(rank=4).change(Engine(model), None, ())
-    train(model, change, rows(4, 16), Schedule(epochs=2, batch_size=4, learning_rate=1e-2))
+    train(model, change, rows(4, 16), TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2))
     assert torch.equal(logits(model), plain_logits)
     on = logits(model, change)
     assert not torch.allclose(on, plain_logits, atol=1e-3)

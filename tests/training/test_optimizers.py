@@ -13,9 +13,10 @@ from rung.rungs.costs import sizes
 from rung.training import optimizers
 from rung.training.changes import Patch, plain_parameters
 from rung.training.checkpoints import Checkpoints
-from rung.training.loop import Schedule, train
+from rung.training.config import TrainConfig
+from rung.training.loop import train
 from rung.training.memory import free_beside
-from rung.training.optimizers import lacks, optimizer
+from rung.training.optimizers import make_optimizer, missing_library
 
 NEEDED = "an optimizer in 8 bits needs bitsandbytes>=0.50: uv pip install 'bitsandbytes>=0.50'"
 
@@ -32,7 +33,7 @@ def parameters(*shapes):
 def test_matrices_decay_and_vectors_do_not():
     """A step with no gradient is decay alone: 1 - rate * decay."""
     matrix, vector = parameters((3, 4), (5,))
-    made = optimizer("adamw", (matrix, vector), learning_rate=0.1, weight_decay=0.5)
+    made = make_optimizer("adamw", (matrix, vector), learning_rate=0.1, weight_decay=0.5)
     assert [(group["params"], group["weight_decay"]) for group in made.param_groups] == [([matrix], 0.5), ([vector], 0)]
     assert all(group["fused"] for group in made.param_groups)
     for p in (matrix, vector):
@@ -43,14 +44,14 @@ def test_matrices_decay_and_vectors_do_not():
 
 
 def test_there_is_no_group_without_parameters():
-    assert len(optimizer("adamw", parameters((5,)), learning_rate=0.1, weight_decay=0.5).param_groups) == 1
+    assert len(make_optimizer("adamw", parameters((5,)), learning_rate=0.1, weight_decay=0.5).param_groups) == 1
 
 
 def test_gradients_are_clipped_to_the_norm(model):
     copied = copy.deepcopy(model)
     patch, seen = Patch(copied, plain_parameters(copied).__contains__, trained=True), []
     patch.stepped = lambda step, steps: seen.append(torch.cat([p.grad.flatten() for p in patch.parameters().values()]))
-    schedule = Schedule(epochs=1, batch_size=16, learning_rate=1e-3, max_norm=0.01)
+    schedule = TrainConfig(epochs=1, batch_size=16, learning_rate=1e-3, max_grad_norm=0.01)
     course = train(copied, patch, rows(count=16), schedule)
     assert course.norms[0] > 0.1
     assert seen[0].norm().item() == pytest.approx(0.01, rel=1e-3)
@@ -64,12 +65,12 @@ def test_8_bits_without_their_library_are_refused_with_what_to_install(monkeypat
         return found
 
     monkeypatch.setattr(optimizers, "version", version)
-    assert (lacks("adamw"), lacks("adamw-8bit")) == ("", NEEDED)
+    assert (missing_library("adamw"), missing_library("adamw-8bit")) == ("", NEEDED)
     verdict = LoRA(optimizer="adamw-8bit").applies(tiny_zero, data)
     assert (verdict.applies, verdict.reason) == (False, NEEDED)
     assert LoRA().applies(tiny_zero, data).applies
     with pytest.raises(TrainingError) as caught:
-        optimizer("adamw-8bit", parameters((3, 4)), learning_rate=0.1, weight_decay=0.0)
+        make_optimizer("adamw-8bit", parameters((3, 4)), learning_rate=0.1, weight_decay=0.0)
     assert caught.value.code == "missing-extra"
 
 
@@ -92,7 +93,7 @@ def test_its_memory_is_foreseen(model, monkeypatch, tiny_zero, data):
 def trained(model, name, **options):
     copied = copy.deepcopy(model)
     patch = Patch(copied, plain_parameters(copied).__contains__, trained=True)
-    schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.1, optimizer=name)
+    schedule = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.1, optimizer=name)
     course = train(copied, patch, rows(count=16), schedule, **options)
     return course, {key: p.detach().clone() for key, p in patch.parameters().items()}
 
@@ -126,7 +127,7 @@ def test_8_bits_go_on_bit_for_bit(model, tmp_path, stop):
 def test_moments_of_embeddings_stay_in_32_bits():
     pytest.importorskip("bitsandbytes")
     table, matrix = parameters((64, 64), (64, 64))
-    made = optimizer("adamw-8bit", (table, matrix), learning_rate=0.1, weight_decay=0.0, whole=(table,))
+    made = make_optimizer("adamw-8bit", (table, matrix), learning_rate=0.1, weight_decay=0.0, full_state=(table,))
     for parameter in (table, matrix):
         parameter.grad = torch.ones_like(parameter)
     made.step()

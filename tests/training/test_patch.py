@@ -8,10 +8,11 @@ from rung.engines.changes import attach
 from rung.errors import ArtifactError
 from rung.training.changes import OUTPUT, Patch, enabled, output_names, plain_parameters
 from rung.training.checkpoints import Checkpoints
-from rung.training.loop import Schedule, train
+from rung.training.config import TrainConfig
+from rung.training.loop import train
 from rung.training.peft import PeftAdapter, peft
 
-SCHEDULE = Schedule(epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.1, precision="float32")
+SCHEDULE = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3, weight_decay=0.1, precision="float32")
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6]])
 
 
@@ -89,7 +90,7 @@ def test_it_trains_as_the_plain_model_does(tied, way):
     """The oracle: torch's own AdamW on a copy's own parameters, the loss of transformers."""
     model, part = copy.deepcopy(tied), rows(count=3)
     change = way(model)
-    schedule = Schedule(epochs=1, batch_size=3, learning_rate=1e-2, max_norm=1e9, precision="float32")
+    schedule = TrainConfig(epochs=1, batch_size=3, learning_rate=1e-2, max_grad_norm=1e9, precision="float32")
     train(model, change, part, schedule)
     plain = copy.deepcopy(tied)
     if way is output:
@@ -210,7 +211,7 @@ def test_a_bfloat16_model_is_trained_in_float32_and_written_as_it_ran(tied, tmp_
     start = values(change)
     assert all(p.dtype == torch.float32 for p in start.values())
     seen = []
-    schedule = Schedule(epochs=40, batch_size=4, learning_rate=1e-6, decay="constant")
+    schedule = TrainConfig(epochs=40, batch_size=4, learning_rate=1e-6, lr_scheduler="constant")
     hook = model.lm_head.register_forward_pre_hook(lambda module, _: seen.append(module.weight.detach().clone()))
     train(model, change, rows(), schedule)
     hook.remove()

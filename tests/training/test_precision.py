@@ -10,10 +10,11 @@ from rung.engines.opening import open_torch
 from rung.rungs import LoRA
 from rung.training import loop
 from rung.training.changes import Patch
-from rung.training.loop import Schedule, train
-from rung.training.precision import in_float32, multiplying, no_float16, products
+from rung.training.config import TrainConfig
+from rung.training.loop import train
+from rung.training.precision import attention_in_float32, matmul_dtype, matmul_precision, no_float16
 
-SCHEDULE = Schedule(epochs=1, batch_size=4, learning_rate=1e-3)
+SCHEDULE = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-3)
 
 
 def test_float16_is_float32_inside_and_itself_behind():
@@ -57,25 +58,25 @@ def test_a_float16_model_is_trained_in_float32(tiny_zero, data):
 def test_products_run_in_what_the_hardware_is_fastest_at(monkeypatch):
     for amx, kind in ((True, "bfloat16"), (False, "float32")):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        assert products("cpu") == kind
-        assert (products("cuda"), products("mps")) == ("tf32", "float32")
-        assert {products(device, "float32") for device in ("cpu", "cuda")} == {"float32"}
+        assert matmul_dtype("cpu") == kind
+        assert (matmul_dtype("cuda"), matmul_dtype("mps")) == ("tf32", "float32")
+        assert {matmul_dtype(device, "float32") for device in ("cpu", "cuda")} == {"float32"}
 
 
 @pytest.mark.parametrize(("kind", "name"), [("bfloat16", "medium"), ("tf32", "high"), ("float32", "highest")])
 def test_the_type_holds_for_the_block(kind, name):
     assert torch.get_float32_matmul_precision() == "highest"
-    with multiplying(kind):
+    with matmul_precision(kind):
         assert torch.get_float32_matmul_precision() == name
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-@pytest.mark.skipif(products("cpu") == "float32", reason="this processor has no AMX")
+@pytest.mark.skipif(matmul_dtype("cpu") == "float32", reason="this processor has no AMX")
 def test_in_bfloat16_only_the_last_bits_differ():
     torch.manual_seed(0)
     left, right = torch.randn(256, 512), torch.randn(512, 256)
     exact = left @ right
-    with multiplying("bfloat16"):
+    with matmul_precision("bfloat16"):
         found = left @ right
     rounded = left.bfloat16().float() @ right.bfloat16().float()
     assert not torch.equal(found, exact)
@@ -102,9 +103,9 @@ class Watched(torch.autograd.Function):
 def test_small_products_stay_in_float32_forward_and_backward(kind, inside):
     Watched.seen.clear()
     one, two = (torch.arange(3.0).requires_grad_(True) for _ in range(2))
-    with multiplying(kind):
+    with matmul_precision(kind):
         outside = torch.get_float32_matmul_precision()
-        found = Watched.apply(in_float32(Watched.apply, one, two), one)
+        found = Watched.apply(attention_in_float32(Watched.apply, one, two), one)
         (3 * found).sum().backward()
         assert torch.get_float32_matmul_precision() == outside
     assert Watched.seen == [inside, outside, outside, inside]
@@ -113,16 +114,16 @@ def test_small_products_stay_in_float32_forward_and_backward(kind, inside):
 
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_every_step_of_training_multiplies_so(monkeypatch, precision):
-    asked, real = [], multiplying
-    monkeypatch.setattr(loop, "multiplying", lambda kind: (asked.append(kind), real(kind))[1])
+    asked, real = [], matmul_precision
+    monkeypatch.setattr(loop, "matmul_precision", lambda kind: (asked.append(kind), real(kind))[1])
     model = copy.deepcopy(llama())
     schedule = replace(SCHEDULE, precision=precision)
     course = train(model, Patch(model, "lm_head.weight".__eq__, trained=True), rows(), schedule)
-    assert asked == [products("cpu", precision)] * 3
-    assert course.as_settings()["products"] == products("cpu", precision)
+    assert asked == [matmul_dtype("cpu", precision)] * 3
+    assert course.as_settings()["matmul_dtype"] == matmul_dtype("cpu", precision)
 
 
 def test_a_rung_says_in_what_it_was_trained(tiny_zero, data):
     for precision in ("auto", "float32"):
         settings = LoRA(rank=2, epochs=1, precision=precision).fit(tiny_zero, data).settings["lora"]
-        assert (settings["precision"], settings["products"]) == (precision, products("cpu", precision))
+        assert (settings["precision"], settings["matmul_dtype"]) == (precision, matmul_dtype("cpu", precision))

@@ -16,8 +16,9 @@ from rung.errors import ArtifactError, EngineError
 from rung.progress import QUIET
 from rung.training.changes import enabled
 from rung.training.checkpoints import Checkpoints
+from rung.training.config import TrainConfig
 from rung.training.examples import TokenizedExample
-from rung.training.loop import Schedule, train
+from rung.training.loop import train
 from rung.training.loss import AnswerLoss, packed_layers
 from rung.training.peft import PeftAdapter, peft, quiet_peft
 from rung.training.soft_prompts import SoftPrompt, embeddings_of, keys_values_of, tiled
@@ -220,7 +221,7 @@ def test_packed_gradient_is_that_of_peft_row_by_row(base, method, checkpointing)
         change.model.train()
         change.model.gradient_checkpointing_enable({"use_reentrant": False})
     with enabled(change), packed_layers(change.model):
-        loss = AnswerLoss(change.model)([row.behind(change.prefix) for row in part])
+        loss = AnswerLoss(change.model)([row.after(change.prefix) for row in part])
         loss.backward()
     assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
     wanted = dict(other.prompt_encoder["default"].named_parameters())
@@ -291,8 +292,8 @@ def test_a_start_of_another_shape_is_an_error(base):
 def test_training_moves_the_soft_prompt_and_nothing_else(base, method):
     change, ids = soft(base, method), some_ids(2, 6)
     before = {name: p.detach().clone() for name, p in change.parameters().items()}
-    part = [row.behind(change.prefix) for row in examples(12)]
-    course = train(change.model, change, part, Schedule(epochs=4, batch_size=4, learning_rate=1e-2))
+    part = [row.after(change.prefix) for row in examples(12)]
+    course = train(change.model, change, part, TrainConfig(epochs=4, batch_size=4, learning_rate=1e-2))
     assert course.losses[-1][1] < course.losses[0][1]
     for name, parameter in change.parameters().items():
         assert not torch.equal(parameter, before[name]), name
@@ -307,8 +308,8 @@ def test_training_moves_the_soft_prompt_and_nothing_else(base, method):
 def test_a_run_that_goes_on_is_bit_for_bit_the_uninterrupted_one(base, method, tmp_path):
     def run(checkpoints=None, stop_after=None):
         change = soft(base, method)
-        schedule = Schedule(epochs=2, batch_size=4, learning_rate=1e-2)
-        part = [row.behind(change.prefix) for row in examples(12)]
+        schedule = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2)
+        part = [row.after(change.prefix) for row in examples(12)]
         train(change.model, change, part, schedule, checkpoints=checkpoints, stop_after=stop_after)
         return change.parameters()
 

@@ -10,14 +10,15 @@ from toys import plain_loss, rows, turns
 
 from rung.models.reference import last_layers, layer_list
 from rung.training import activation_cache as trunk
-from rung.training.activation_cache import loss_above
+from rung.training.activation_cache import cached_loss
 from rung.training.changes import Patch, enabled, output_names, plain_parameters
 from rung.training.checkpoints import Checkpoints
-from rung.training.loop import Schedule, train
+from rung.training.config import TrainConfig
+from rung.training.loop import train
 from rung.training.loss import AnswerLoss, packed_layers
-from rung.training.precision import products
+from rung.training.precision import matmul_dtype
 
-SCHEDULE = Schedule(epochs=3, batch_size=4, learning_rate=1e-3, weight_decay=0.1, precision="float32")
+SCHEDULE = TrainConfig(epochs=3, batch_size=4, learning_rate=1e-3, weight_decay=0.1, precision="float32")
 SIZES = toys.SIZES | {"num_hidden_layers": 4, "pad_token_id": 0}
 
 
@@ -113,7 +114,7 @@ class Notes:
 @pytest.mark.parametrize("data", [rows(), rows(0), turns()], ids=["shared", "unshared", "turns"])
 def test_loss_and_gradient_are_those_of_the_whole_model(model, frozen, data):
     progress = Notes()
-    loss = loss_above(model, frozen, data, SCHEDULE, progress=progress)
+    loss = cached_loss(model, frozen, data, SCHEDULE, progress=progress)
     assert loss is not None
     assert (progress.finished, progress.units) == ([""], len(data))
     change = patch(model, frozen, output=frozen == 1)
@@ -137,7 +138,7 @@ def test_training_is_that_of_the_whole_model(tiny, frozen):
     found = []
     for kept in (True, False):
         model = copy.deepcopy(tiny)
-        loss = loss_above(model, frozen, rows(), SCHEDULE) if kept else None
+        loss = cached_loss(model, frozen, rows(), SCHEDULE) if kept else None
         change = patch(model, frozen)
         found.append((train(model, change, rows(), SCHEDULE, loss=loss), change.parameters()))
     (ours, mine), (theirs, whole) = found
@@ -149,7 +150,7 @@ def test_training_is_that_of_the_whole_model(tiny, frozen):
 
 def test_layers_that_are_run_again_for_the_backward_pass_give_the_same_gradient(tiny):
     model, part = copy.deepcopy(tiny), rows()
-    loss, change = loss_above(model, 2, part, SCHEDULE), patch(model, 2)
+    loss, change = cached_loss(model, 2, part, SCHEDULE), patch(model, 2)
     model.train()
     wanted, plain = gradients(model, change, loss, part)
     ran = []
@@ -168,7 +169,7 @@ def test_a_mapped_file_holds_what_memory_would(tiny, frozen, tmp_path, monkeypat
     original = torch.from_file
     monkeypatch.setattr(torch, "from_file", lambda *a, **k: made.append(os.listdir(tmp_path)) or original(*a, **k))
     for free in (None, 0):
-        loss = loss_above(tiny, frozen, part, SCHEDULE, free=free)
+        loss = cached_loss(tiny, frozen, part, SCHEDULE, free=free)
         losses.append(loss)
     assert len(made) == 1
     assert len(made[0]) == 1
@@ -186,7 +187,7 @@ def test_a_full_disk_means_the_whole_model(tiny, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     progress = Notes()
-    assert loss_above(tiny, 2, rows(), SCHEDULE, free=0, progress=progress) is None
+    assert cached_loss(tiny, 2, rows(), SCHEDULE, free=0, progress=progress) is None
     assert progress.finished == [
         "the whole model runs at every step: there is no room to keep what they return "
         "([Errno 28] No space left on device)"
@@ -197,7 +198,7 @@ def test_a_full_disk_means_the_whole_model(tiny, monkeypatch):
 def test_a_run_that_goes_on_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path, frozen):
     def run(checkpoints=None, stop_after=None):
         model = copy.deepcopy(tiny)
-        loss, change = loss_above(model, frozen, rows(), SCHEDULE), patch(model, frozen)
+        loss, change = cached_loss(model, frozen, rows(), SCHEDULE), patch(model, frozen)
         course = train(model, change, rows(), SCHEDULE, loss=loss, checkpoints=checkpoints, stop_after=stop_after)
         return course, change.parameters()
 
@@ -212,10 +213,10 @@ def test_a_run_that_goes_on_is_bit_for_bit_the_uninterrupted_one(tiny, tmp_path,
 def test_what_is_random_or_not_frozen_is_not_kept(tiny):
     def why(model, frozen, schedule=SCHEDULE):
         progress = Notes()
-        assert loss_above(model, frozen, rows(), schedule, progress=progress) is None
+        assert cached_loss(model, frozen, rows(), schedule, progress=progress) is None
         return progress.finished[0]
 
-    assert "noise" in why(tiny, 2, replace(SCHEDULE, noise=5.0))
+    assert "noise" in why(tiny, 2, replace(SCHEDULE, neftune_alpha=5.0))
     assert "no layer is frozen" in why(tiny, 0)
     dropping = copy.deepcopy(tiny)
     dropping.config.attention_dropout = 0.1
@@ -228,7 +229,7 @@ def test_layers_that_read_what_lower_ones_left_behind_are_found_out(tiny):
     model.model.layers[0].register_forward_hook(lambda m, inputs, output: left.append(output))
     model.model.layers[3].register_forward_hook(lambda m, inputs, output: output + left.pop())
     progress = Notes()
-    assert loss_above(model, 2, rows(), SCHEDULE, progress=progress) is None
+    assert cached_loss(model, 2, rows(), SCHEDULE, progress=progress) is None
     assert "layers cannot run alone" in progress.finished[0]
     assert not any("forward" in vars(module) for module in model.modules())
 
@@ -245,7 +246,7 @@ def test_an_architecture_with_other_names_has_its_last_layers():
         name for name in names if name.startswith(("transformer.h.3.", "transformer.ln_f."))
     }
     change, part = patch(gpt2, 2), rows()
-    loss = loss_above(gpt2, 2, part, SCHEDULE)
+    loss = cached_loss(gpt2, 2, part, SCHEDULE)
     value, grads = gradients(gpt2, change, loss, part)
     wanted, whole = gradients(gpt2, change, lambda some: plain_loss(gpt2, some), part, layered=False)
     assert value == pytest.approx(wanted, rel=1e-5)
@@ -256,7 +257,7 @@ def test_an_architecture_with_other_names_has_its_last_layers():
 @pytest.mark.parametrize("frozen", [2, None])
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_frozen_layers_multiply_as_training_does(tiny, frozen, precision, monkeypatch):
-    asked, real = [], trunk.multiplying
-    monkeypatch.setattr(trunk, "multiplying", lambda kind: (asked.append(kind), real(kind))[1])
-    assert loss_above(tiny, frozen, rows(), replace(SCHEDULE, precision=precision)) is not None
-    assert asked == [products("cpu", precision)]
+    asked, real = [], trunk.matmul_precision
+    monkeypatch.setattr(trunk, "matmul_precision", lambda kind: (asked.append(kind), real(kind))[1])
+    assert cached_loss(tiny, frozen, rows(), replace(SCHEDULE, precision=precision)) is not None
+    assert asked == [matmul_dtype("cpu", precision)]

@@ -102,7 +102,7 @@ def test_what_is_learnt_is_what_is_read_and_written(base_model: Path, tmp_path: 
     prompt, answer = learnt.tokens[:ends], learnt.tokens[ends:]
     assert f"{engine.tokenizer.decode(prompt, skip_special=False)}>{engine.text(answer)}" == text
 
-    tuned = Full(learning_rate=0.01, epochs=60, batch_size=4, decay="constant").fit(zero, data)
+    tuned = Full(learning_rate=0.01, epochs=60, batch_size=4, lr_scheduler="constant").fit(zero, data)
     fed: list[int] = []
     hook = engine.model.get_input_embeddings().register_forward_hook(lambda _, given, __: fed.extend(given[0][0]))
     asked = next(row for row in data.train if "Ann" in json.dumps(row.inputs))

@@ -16,7 +16,7 @@ from rung.models.reference import is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
 from rung.rungs import DomainAdaptation
 from rung.task import Task
-from rung.training.examples import TOO_LONG, TrainingReport, blocks, tokenize
+from rung.training.examples import TOO_LONG, TrainingReport, text_blocks, tokenize
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class TaskCheck:
         """Yield what would stop a tuning rung with default settings."""
         for report in self.training.values():
             if count := report["dropped"].get(TOO_LONG):
-                yield f"{count:,} training rows are {TOO_LONG}: tuning stops at them unless `overlong` allows it"
+                yield f"{count:,} training rows are {TOO_LONG}: tuning stops at them unless `truncation` allows it"
 
 
 def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
@@ -65,11 +65,11 @@ def _training_reports(task: Task, data: Data) -> dict[str, Any]:
     """What tuning learns from on top of zero-shot; rows that are too long are counted, where training would stop."""
     model, reports = LocalModel(resolve(task.model)), {}
     report = reports["rows"] = TrainingReport()
-    rows = tokenize(Artifact.zero_shot(task, data.labels), model, data.train, overlong="drop", report=report)
+    rows = tokenize(Artifact.zero_shot(task, data.labels), model, data.train, truncation="drop", report=report)
     report.measure(rows, model.tokenizer)
     if data.text:
         report = reports["text"] = TrainingReport(rows=len(data.text))
-        report.measure(blocks(model, data.text, DomainAdaptation().block_tokens), model.tokenizer)
+        report.measure(text_blocks(model, data.text, DomainAdaptation().block_tokens), model.tokenizer)
     return {name: report.as_dict() for name, report in reports.items()}
 
 

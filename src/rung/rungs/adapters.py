@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data
 from rung.models.reference import resolve
-from rung.rungs.tuned import Auto, Tuned
+from rung.rungs.tuned import FineTune
+from rung.training.config import LearningRate, NonNegative
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BottleneckAdapter(Tuned):
+class BottleneckAdapter(FineTune):
     """Train small networks behind the layers' sublayers.
 
     Attributes:
@@ -35,15 +36,15 @@ class BottleneckAdapter(Tuned):
 
     size: int = 64
     placement: Literal["houlsby", "pfeiffer"] = "pfeiffer"
-    learning_rate: float | Auto = 1e-3
+    learning_rate: LearningRate = 1e-3
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if it is not known where the sublayers are in the model."""
         del data
-        from rung.training.adapters import places
+        from rung.training.adapters import sublayers
         from rung.training.layers import reason_unknown
 
-        return reason_unknown(resolve(artifact.model), lambda model: places(model, self.placement))
+        return reason_unknown(resolve(artifact.model), lambda model: sublayers(model, self.placement))
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put fresh networks behind the sublayers; they change next to nothing at first."""
@@ -62,12 +63,12 @@ class BottleneckAdapter(Tuned):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IA3(Tuned):
+class IA3(FineTune):
     """Train vectors that scale keys, values and inner activations."""
 
     name: ClassVar[str] = "ia3"
 
-    learning_rate: float | Auto = 3e-3
+    learning_rate: LearningRate = 3e-3
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if it is not known where these activations are in the model."""
@@ -99,7 +100,7 @@ LOWEST = 2  # layers that get no prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class LlamaAdapter(Tuned):
+class LlamaAdapter(FineTune):
     """Train prompts that the upper layers attend to through gates.
 
     Attributes:
@@ -111,8 +112,8 @@ class LlamaAdapter(Tuned):
 
     tokens: int = 10
     top_layers: int | None = None
-    learning_rate: float | Auto = 9e-3
-    weight_decay: float = 0.02
+    learning_rate: LearningRate = 9e-3
+    weight_decay: NonNegative = 0.02
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say if the model's attention is of an unknown kind, or has fewer layers than asked for."""

@@ -1,11 +1,11 @@
 """Fine-tuning a whole sentence encoder with a classification head.
 
-The head is trained first, on the frozen vectors, and then both together from there: a random head would pull the
-encoder's features apart before it has learnt anything itself (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
-Beside the head's cross-entropy a contrastive loss draws the texts of a label together and the labels apart (Gunel et
-al. 2021, https://arxiv.org/abs/2011.01403), which is what helps with few rows (Tunstall et al. 2022,
-https://arxiv.org/abs/2209.11055, contrast pairs alone). Where the contrast has a part, the head is trained once more on
-the vectors that come out.
+The head is trained first, on the frozen vectors, and then both together from there: a random head would distort the
+encoder's features before it has learned anything itself (Kumar et al. 2022, https://arxiv.org/abs/2202.10054). Next to
+the head's cross-entropy, a contrastive loss draws the texts of a label together and the labels apart (Gunel et al.
+2021, https://arxiv.org/abs/2011.01403), which is what helps with few rows (Tunstall et al. 2022,
+https://arxiv.org/abs/2209.11055, contrast pairs alone). With a contrastive loss, the head is trained once more on the
+final vectors.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import Head
@@ -30,12 +31,13 @@ from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
 from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
 from rung.rungs.tuned import hold_out
-from rung.training.precision import Precision, products
+from rung.training.config import Count, NonNegative, Share, TrainConfig
+from rung.training.precision import Precision, matmul_dtype
 
 if TYPE_CHECKING:
     from rung.training.checkpoints import Checkpoints
     from rung.training.encoder import EncoderWithHead, LabelledText
-    from rung.training.loop import Course
+    from rung.training.loop import TrainResult
 
 TRAINED_BYTES = 16  # a parameter, its gradient and AdamW's two moments
 
@@ -47,30 +49,30 @@ class FineTunedEncoder:
     Attributes:
         encoder: reference of the sentence encoder.
         learning_rate: peak learning rate of the encoder; the head's is ten times as high.
-        epochs: times that every row is seen.
+        epochs: how often every row is seen.
         batch_size: rows per optimizer step.
-        warmup: share of the steps in which the rate rises.
-        weight_decay: of AdamW, on matrices.
+        warmup_ratio: share of the steps in which the learning rate rises; it falls linearly after that.
+        weight_decay: AdamW's, on matrices only.
         contrast: share of the contrastive loss in the whole, from 0 (cross-entropy alone) to 1.
         temperature: of the contrastive loss.
         label_names: train on the labels' own names and descriptions too, one more row for each.
         patience: epochs without better accuracy on held-out training rows after which training stops.
         holdout: share of the training rows held out for that; without `patience` all rows are trained on.
-        precision: `auto` multiplies matrices in the type that the hardware is fastest at, `float32` in that.
+        precision: `auto` multiplies matrices in the type that is fastest on the hardware, `float32` in float32.
         seed: seed of dropout, order and the head's folds.
     """
 
     encoder: str = "embedded-encoder"
-    learning_rate: float = 1e-4
-    epochs: int = 4
-    batch_size: int = 32
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    contrast: float = 0.5
-    temperature: float = 0.1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    epochs: Count = 4
+    batch_size: Count = 32
+    warmup_ratio: Share = 0.1
+    weight_decay: NonNegative = 0.01
+    contrast: Annotated[float, Field(ge=0, le=1)] = 0.5
+    temperature: Annotated[float, Field(gt=0)] = 0.1
     label_names: bool = True
-    patience: int | None = None
-    holdout: float = 0.1
+    patience: Count | None = None
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     precision: Precision = "auto"
     seed: int = 0
     name: str = "fine-tuned-encoder"
@@ -93,10 +95,10 @@ class FineTunedEncoder:
         sample = data.train[:SAMPLE]
         tokens = 2 + sum(len(tokenizer.encode_plain(artifact.prompt.question(e.inputs))) for e in sample) / len(sample)
         row = FORWARD * files.parameters * tokens
-        times = self.epochs * (2 if self.contrast else 1)  # every text brings along another one
-        flops = (1 + times * FULL / FORWARD) * row * len(data.train)
+        passes = self.epochs * (2 if self.contrast else 1)  # every text brings another one with it
+        flops = (1 + passes * FULL / FORWARD) * row * len(data.train)
         return Cost(
-            fit_tokens=round(times * tokens * len(data.train)),
+            fit_tokens=round(passes * tokens * len(data.train)),
             fit_flops=flops,
             fit_seconds=machine.training_seconds(flops, float32=self.precision == "float32"),
             row_tokens=tokens,
@@ -106,38 +108,41 @@ class FineTunedEncoder:
         )
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with the tuned encoder and its head in place of its decoder.
-
-        A run that was killed goes on from its last checkpoint.
+        """Train the encoder and a head that replaces the decoder; a killed run resumes from its last checkpoint.
 
         Raises:
-            TrainingError: the loss is not a number, or too few rows are there to hold some out.
+            TrainingError: the loss is not a number, or there are too few rows to hold some out.
             EngineError: torch or transformers is not installed.
-            ModelError: the encoder is none that can be trained.
+            ModelError: this encoder cannot be trained.
         """
         with needed_by("training an encoder", error=EngineError):
             from rung.training.checkpoints import writing
-            from rung.training.encoder import EncoderWithHead, LabelledText, keep
+            from rung.training.encoder import EncoderWithHead, LabelledText, keep_encoder
         trained = EncoderWithHead(resolve(self.encoder, progress=progress))
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
-        rows, apart = (
-            [LabelledText(tokens, int(label)) for tokens, label in zip(trained.tokenize(texts), truth, strict=True)]
-            for texts, truth in (
+        rows, held_out_rows = (
+            [LabelledText(tokens, int(label)) for tokens, label in zip(trained.tokenize(texts), labels, strict=True)]
+            for texts, labels in (
                 labelled_texts(artifact, train, data.labels, names=self.label_names),
                 labelled_texts(artifact, held_out, data.labels, names=False),
             )
         )
-        course, checkpoints = self._train(trained, rows, apart, len(data.labels), progress)
-        if self.contrast:
-            vectors = trained.embed([row.tokens for row in rows])
-            truth = np.array([row.label for row in rows])
-            weight, intercept, _ = train_head(vectors, truth, len(data.labels), seed=self.seed, progress=progress)
-        else:
-            weight, intercept = trained.head()
+        result, checkpoints = self._train(trained, rows, held_out_rows, len(data.labels), progress)
+        weight, intercept = (
+            self._fit_head(trained, rows, len(data.labels), progress) if self.contrast else trained.head()
+        )
         with writing("the tuned encoder", cache_dir()):
-            head = Head(data.labels, self.encoder, weight, intercept, tuned=keep(trained))
+            decoder = Head(data.labels, self.encoder, weight, intercept, tuned=keep_encoder(trained))
         checkpoints.clear()
-        return artifact.step(self.name, self._settings(course, trained, rows), decoder=head)
+        counted = {"rows": len(rows), "encoder_fingerprint": trained.files.fingerprint}
+        return artifact.step(self.name, asdict(self) | counted | result.as_settings(), decoder=decoder)
+
+    def _fit_head(
+        self, trained: EncoderWithHead, rows: Sequence[LabelledText], labels: int, progress: Progress
+    ) -> tuple[Any, Any]:
+        vectors, truth = trained.embed([row.tokens for row in rows]), np.array([row.label for row in rows])
+        weight, intercept, _ = train_head(vectors, truth, labels, seed=self.seed, progress=progress)
+        return weight, intercept
 
     def _train(
         self,
@@ -146,19 +151,15 @@ class FineTunedEncoder:
         held_out: Sequence[LabelledText],
         labels: int,
         progress: Progress,
-    ) -> tuple[Course, Checkpoints]:
+    ) -> tuple[TrainResult, Checkpoints]:
         import torch
 
         from rung.training.checkpoints import Checkpoints
         from rung.training.encoder import LabelLoss
-        from rung.training.loop import Schedule, train
+        from rung.training.loop import train
 
         began = time.perf_counter()
-        truth = np.array([row.label for row in rows])
-        weight, intercept, _ = train_head(
-            trained.embed([row.tokens for row in rows]), truth, labels, seed=self.seed, progress=progress
-        )
-        trained.set_head(weight, intercept)
+        trained.set_head(*self._fit_head(trained, rows, labels, progress))
         prepared = time.perf_counter() - began
 
         def accuracy() -> float:
@@ -166,27 +167,22 @@ class FineTunedEncoder:
                 logits = trained.logits(torch.from_numpy(trained.embed([row.tokens for row in held_out])))
             return float((logits.argmax(1).cpu() == torch.tensor([row.label for row in held_out])).float().mean())
 
-        learnt, apart = (hash_of([[row.tokens, row.label] for row in part], digits=64) for part in (rows, held_out))
-        checkpoints = Checkpoints.of(
-            {
-                "rung": asdict(self), "encoder": trained.files.fingerprint, "rows": learnt, "held_out": apart,
-                "torch": torch.__version__,
-                "products": products(trained.model.device.type, self.precision),
-            }
-        )  # fmt: skip
-        schedule = Schedule(
-            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate, decay="linear",
-            warmup=self.warmup, weight_decay=self.weight_decay, patience=self.patience,
+        row_hash, held_out_hash = (
+            hash_of([[row.tokens, row.label] for row in part], digits=64) for part in (rows, held_out)
+        )
+        checkpoints = Checkpoints.of({
+            "rung": asdict(self), "encoder": trained.files.fingerprint, "rows": row_hash, "held_out": held_out_hash,
+            "torch": torch.__version__, "matmul_dtype": matmul_dtype(trained.model.device.type, self.precision),
+        })  # fmt: skip
+        config = TrainConfig(
+            epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate, lr_scheduler="linear",
+            warmup_ratio=self.warmup_ratio, weight_decay=self.weight_decay, patience=self.patience,
             precision=self.precision, seed=self.seed,
         )  # fmt: skip
-        course = train(
-            trained.model, trained, rows, schedule,
+        result = train(
+            trained.model, trained, rows, config,
             loss=LabelLoss(trained, rows, self.contrast, self.temperature), checkpoints=checkpoints, progress=progress,
             evaluate=accuracy if held_out else None,
         )  # fmt: skip
-        course.seconds += prepared
-        return course, checkpoints
-
-    def _settings(self, course: Course, trained: EncoderWithHead, rows: Sequence[LabelledText]) -> dict[str, Any]:
-        own = {"rows": len(rows), "encoder_fingerprint": trained.files.fingerprint}
-        return asdict(self) | own | course.as_settings()
+        result.seconds += prepared
+        return result, checkpoints

@@ -15,7 +15,8 @@ from rung.artifact.artifact import Artifact
 from rung.errors import ConfigError
 from rung.models.reference import last_layers, layer_list, output_size, resolve, tensor_sizes
 from rung.rungs.costs import FORWARD, FROZEN_BASE, FULL, Sizes
-from rung.rungs.tuned import Auto, Tuned
+from rung.rungs.tuned import FineTune
+from rung.training.config import LearningRate, NonNegative, Share
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Full(Tuned):
+class Full(FineTune):
     """Train every parameter; matrices that the base model shares stay shared."""
 
     name: ClassVar[str] = "full"
     family: ClassVar[str] = "full"
     training_flops: ClassVar[int] = FULL
 
-    learning_rate: float | Auto = 5e-5
-    warmup: float = 0.1
-    weight_decay: float = 0.01
+    learning_rate: LearningRate = 5e-5
+    warmup_ratio: Share = 0.1
+    weight_decay: NonNegative = 0.01
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Copy all of the model's parameters."""
@@ -60,7 +61,7 @@ class Full(Tuned):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastLayers(Tuned):
+class LastLayers(FineTune):
     """Train the last decoder layers and the final norm.
 
     Attributes:
@@ -74,9 +75,9 @@ class LastLayers(Tuned):
 
     layers: int | None = None
     output: bool = False
-    learning_rate: float | Auto = 1e-4
-    warmup: float = 0.1
-    weight_decay: float = 0.01
+    learning_rate: LearningRate = 1e-4
+    warmup_ratio: Share = 0.1
+    weight_decay: NonNegative = 0.01
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Copy the last layers and the final norm."""
@@ -135,13 +136,13 @@ class LastLayers(Tuned):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputLayer(Tuned):
+class OutputLayer(FineTune):
     """Train the output layer; where it shares its matrix with the input embeddings, it gets one of its own."""
 
     name: ClassVar[str] = "output-layer"
     family: ClassVar[str] = "partial"
 
-    learning_rate: float | Auto = 1e-3
+    learning_rate: LearningRate = 1e-3
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Copy the output layer."""

@@ -20,8 +20,8 @@ from rung.machine import Machine
 from rung.progress import Progress
 from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import inference_cost, sizes, text_tokens
-from rung.rungs.tuned import Auto, Tuned, weights_folder
-from rung.training.examples import Overlong, Supervise
+from rung.rungs.tuned import FineTune, weights_folder
+from rung.training.config import Count, LearningRate, Supervise, Truncation
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -33,7 +33,7 @@ ADAPTATION = "domain-adaptation"  # the rung that trains an adapter of this very
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Tuned):
+class LoRA(FineTune):
     """Train low-rank updates of every linear layer on the training rows.
 
     Attributes:
@@ -48,9 +48,9 @@ class LoRA(Tuned):
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
-    learning_rate: float | Auto = 1e-3
+    learning_rate: LearningRate = 1e-3
 
-    def goes_on_from(self, artifact: Artifact) -> Path | None:
+    def resumed_adapter(self, artifact: Artifact) -> Path | None:
         """Go on from the adapter of a domain adaptation, if it is one of the same shape and scale."""
         made = artifact.settings.get(artifact.weights.method, {})
         same = all(made.get(name) == getattr(self, name) for name in ("rank", "alpha"))
@@ -65,12 +65,12 @@ class LoRA(Tuned):
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put a fresh adapter on the model, its updates zero at first: on the layers of one that it goes on from."""
         del artifact, rows
-        from rung.training.peft import PeftAdapter, peft, places
+        from rung.training.peft import PeftAdapter, adapted_layers, peft
 
         start = weights_folder(Path(self.continue_from)) if self.continue_from else None
         config = peft().LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, task_type="CAUSAL_LM",
-            **places(engine.model, start), **self.variant,
+            **adapted_layers(engine.model, start), **self.variant,
         )  # fmt: skip
         engine.make_room(str(config.peft_type.value))
         return PeftAdapter(engine.model, config)
@@ -119,7 +119,7 @@ class DoRA(LoRA):
     name: ClassVar[str] = "dora"
     variant: ClassVar[Mapping[str, bool]] = {"use_dora": True}
 
-    learning_rate: float | Auto = 5e-4
+    learning_rate: LearningRate = 5e-4
 
 
 # --------------------
@@ -166,7 +166,7 @@ EXCLUSIVE = "adalora in training"  # PEFT keeps a budget for the first AdaLoRA a
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaLoRA(Tuned):
+class AdaLoRA(FineTune):
     """Train low-rank updates of every linear layer, and move rank to the layers that need it.
 
     What it makes is a LoRA adapter with a rank of its own for each layer.
@@ -192,7 +192,7 @@ class AdaLoRA(Tuned):
     interval: int = 1
     orthogonality: float = 0.1
     dropout: float = 0.0
-    learning_rate: float | Auto = 5e-3
+    learning_rate: LearningRate = 5e-3
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
         """Say what is wrong with the schedule of ranks, if anything."""
@@ -242,13 +242,13 @@ class DomainAdaptation(LoRA):
 
     name: ClassVar[str] = ADAPTATION
 
-    learning_rate: float | Auto = 2e-4
-    epochs: int = 1
+    learning_rate: LearningRate = 2e-4
+    epochs: Count = 1
     block_tokens: int = 512
 
     # All of a block is learnt, and every block fits.
     supervise: Supervise = field(default="auto", init=False, repr=False)
-    overlong: Overlong = field(default="error", init=False, repr=False)
+    truncation: Truncation = field(default="error", init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.block_tokens < 2:
@@ -273,10 +273,10 @@ class DomainAdaptation(LoRA):
     ) -> list[TokenizedExample]:
         """Return the blocks of the text; training rows are not read."""
         del artifact, rows, progress
-        from rung.training.examples import blocks
+        from rung.training.examples import text_blocks
 
         report.rows = len(data.text)
-        return blocks(engine, data.text, self.block_tokens)
+        return text_blocks(engine, data.text, self.block_tokens)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Four operations per parameter and token of the text; predicting costs what it did."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.errors import TrainingError
-from rung.rungs.tuned import Auto, Tuned
+from rung.rungs.tuned import FineTune
+from rung.training.config import Auto, Count, LearningRate
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftPrompted(Tuned, ABC):
+class SoftPromptRung(FineTune, ABC):
     """A rung that trains virtual tokens before every prompt.
 
     Attributes:
@@ -28,8 +29,8 @@ class SoftPrompted(Tuned, ABC):
     family: ClassVar[str] = "soft prompts"
 
     virtual_tokens: int = 20
-    batch_size: int | Auto = 4  # soft prompts need many steps rather than exact ones
-    epochs: int = 5
+    batch_size: Count | Auto = 4  # soft prompts need many steps rather than exact ones
+    epochs: Count = 5
 
     @property
     def prefix_tokens(self) -> int:
@@ -63,12 +64,12 @@ class SoftPrompted(Tuned, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptTuning(SoftPrompted):
+class PromptTuning(SoftPromptRung):
     """Train the embeddings of virtual tokens on the training rows."""
 
     name: ClassVar[str] = "prompt-tuning"
 
-    learning_rate: float | Auto = 0.2
+    learning_rate: LearningRate = 0.2
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a soft prompt that repeats the instruction."""
@@ -95,7 +96,7 @@ class PromptTuning(SoftPrompted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PTuning(SoftPrompted):
+class PTuning(SoftPromptRung):
     """Train a prompt encoder on the training rows.
 
     Attributes:
@@ -107,7 +108,7 @@ class PTuning(SoftPrompted):
 
     encoder: Literal["mlp", "lstm"] = "mlp"
     encoder_size: int | None = None
-    learning_rate: float | Auto = 1e-3
+    learning_rate: LearningRate = 1e-3
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a soft prompt with a fresh encoder."""
@@ -130,7 +131,7 @@ class PTuning(SoftPrompted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixTuning(SoftPrompted):
+class PrefixTuning(SoftPromptRung):
     """Train the keys and values of virtual tokens on the training rows.
 
     Attributes:
@@ -140,7 +141,7 @@ class PrefixTuning(SoftPrompted):
     name: ClassVar[str] = "prefix-tuning"
 
     projection: int | None = None
-    learning_rate: float | Auto = 1e-2
+    learning_rate: LearningRate = 1e-2
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
         """Put on a prefix that acts like the instruction, or a network's."""

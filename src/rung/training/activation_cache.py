@@ -1,11 +1,11 @@
-"""Frozen layers run once: what they make of the training rows is kept, and every step runs only what lies above.
+"""Cache the frozen layers' activations, so that each step runs only the trained layers.
 
-Layers that are not trained, and have none that is trained below them, turn a row into the same hidden states at every
-step of every epoch. So they run once, and what is kept of them stands in for them: behind the last frozen layer the
-states of every token that is read, or, where only the output layer is trained, the final states at supervised places
-alone, and training is a softmax regression on them. Loss and gradient are those of the whole model.
+Frozen layers with no trained layer below them turn a row into the same hidden states at every step of every epoch. So
+they run once per row. Above the last frozen layer, training starts from the cached states of all tokens. Where only the
+output layer is trained, it starts from the final states of the supervised tokens, and is a softmax regression on them.
+Loss and gradient are those of the whole model.
 
-The kept states lie where the model is, or, where they are too many for its memory, in a file that is mapped.
+The states are cached where the model is, or in a memory-mapped file if they do not fit there.
 """
 
 from __future__ import annotations
@@ -26,27 +26,38 @@ from rung.engines.torch_engine import states_behind
 from rung.models.reference import layer_list
 from rung.progress import QUIET, Progress
 from rung.training.changes import plain_parameters
+from rung.training.config import TrainConfig
 from rung.training.examples import TokenizedExample
-from rung.training.loop import Schedule, has_dropout
-from rung.training.loss import AnswerLoss, Loss, Packed, inputs, pack, packed_layers, project, projects
+from rung.training.loop import has_dropout
+from rung.training.loss import (
+    AnswerLoss,
+    Loss,
+    Packed,
+    inputs,
+    loss_of_states,
+    pack,
+    packed_layers,
+    splits_logits,
+    targets_of,
+)
 from rung.training.memory import free_bytes
-from rung.training.precision import multiplying, products
+from rung.training.precision import matmul_dtype, matmul_precision
 
-ROOM = 0.3  # share of the free memory that kept states may take; the rest is for training
+CACHE_SHARE = 0.3  # share of the free memory that cached states may take; the rest is for training
 TOKENS = 2048  # run at once
 
 
 @dataclass(frozen=True, slots=True)
-class Trunk:
-    """The loss of rows whose states behind `depth` frozen layers are kept.
+class LossAboveLayers:
+    """The loss of rows whose states after `depth` frozen layers are cached.
 
     Attributes:
         model: the base model.
         depth: how many layers are frozen, counted from the first.
-        states: shape [tokens, hidden size]: first those of the beginning that all rows share, then each row's own.
-        shared: length of that beginning.
+        states: shape [tokens, hidden size]: first those of the prefix that all rows share, then each row's own.
+        shared: length of that prefix.
         starts: where each row's own states begin.
-        smoothing: label smoothing.
+        label_smoothing: see `AnswerLoss`.
     """
 
     model: Any
@@ -54,132 +65,129 @@ class Trunk:
     states: torch.Tensor
     shared: int
     starts: dict[TokenizedExample, int]
-    smoothing: float
+    label_smoothing: float
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
-        """Return the summed loss of a batch, a scalar with gradients, running only the layers above."""
+        """Compute the summed loss of a batch, a scalar with gradients, running only the layers above."""
         packed = pack(part, self.model.device)
         pieces = [*self._states(part[0], 0, packed.shared)]
         for row in part:
-            pieces += self._states(row, packed.shared, _read(row))
+            pieces += self._states(row, packed.shared, _tokens_read(row))
         states = torch.cat(pieces).to(self.model.device)[None]
-        with _standing_in(_layers(self.model)[: self.depth], states):
-            return AnswerLoss(self.model, smoothing=self.smoothing).of(packed)
+        with _skipping(_layers(self.model)[: self.depth], states):
+            return AnswerLoss(self.model, label_smoothing=self.label_smoothing).of(packed)
 
     def _states(self, row: TokenizedExample, first: int, last: int) -> Iterator[torch.Tensor]:
-        """Yield the states of the row's tokens from `first` to `last`: those of the beginning, and its own."""
+        """The states of the row's tokens from `first` to `last`: those of the shared prefix, and its own."""
         yield self.states[min(first, self.shared) : min(last, self.shared)]
         own = self.starts[row] - self.shared
         yield self.states[own + max(first, self.shared) : own + max(last, self.shared)]
 
 
 @dataclass(frozen=True, slots=True)
-class Regression:
-    """The loss of rows whose final states at supervised places are kept.
+class OutputLayerLoss:
+    """The loss of rows whose final states at supervised tokens are cached.
 
     Attributes:
         model: the base model.
         states: shape [supervised tokens, hidden size].
         starts: where each row's states begin.
-        smoothing: label smoothing.
+        label_smoothing: see `AnswerLoss`.
     """
 
     model: Any
     states: torch.Tensor
     starts: dict[TokenizedExample, int]
-    smoothing: float
+    label_smoothing: float
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
-        """Return the summed loss of a batch, a scalar with gradients, running only the output layer."""
+        """Compute the summed loss of a batch, a scalar with gradients, running only the output layer."""
         states = torch.cat([self.states[self.starts[row] : self.starts[row] + row.supervised] for row in part])
-        targets = torch.tensor([t for row in part for first, last in row.spans for t in row.tokens[first:last]])
         device = self.model.device
-        return project(self.model, states.to(device), targets.to(device), self.smoothing)
+        return loss_of_states(self.model, states.to(device), targets_of(part).to(device), self.label_smoothing)
 
 
-def loss_above(
+def cached_loss(
     model: Any,
     depth: int | None,
     rows: Sequence[TokenizedExample],
-    schedule: Schedule,
+    config: TrainConfig,
     *,
     free: int | None = None,
     progress: Progress = QUIET,
 ) -> Loss | None:
-    """Run the frozen layers on all rows and return the loss that starts behind them.
+    """Run the frozen layers on all rows and build the loss that starts from their states.
 
     Args:
         model: the base model, nothing switched on.
         depth: how many layers are frozen, counted from the first; None: all of them, and the final norm.
         rows: training rows.
-        schedule: how they will be trained on.
-        free: bytes of memory that are free; by default what the device says.
-        progress: told of the rows, and why where the whole model has to run.
+        config: how they will be trained on.
+        free: free bytes of memory; by default what the device reports.
+        progress: shows the rows, and the reason where the whole model has to run.
 
     Returns:
         The loss, or None where the whole model has to run at every step.
     """
     progress.start("running the frozen layers once", len(rows))
-    reason = _reason_against(model, depth, schedule)
+    reason = _reason_against(model, depth, config)
     loss: Loss | None = None
     if not reason:
-        room = int(ROOM * (free_bytes(model) if free is None else free))
+        memory = int(CACHE_SHARE * (free_bytes(model) if free is None else free))
+        build = _output_layer_loss if depth is None else _loss_above_layers
         try:
-            with multiplying(products(model.device.type, schedule.precision)):
-                if depth is None:
-                    loss = _regression(model, rows, schedule.smoothing, room, progress)
-                else:
-                    loss = _trunk(model, depth, rows, schedule.smoothing, room, progress)
+            with matmul_precision(matmul_dtype(model.device.type, config.precision)):
+                loss = build(model, depth or 0, rows, config.label_smoothing, memory, progress)
         except OSError as full:
             reason = f"there is no room to keep what they return ({full})"
     progress.finish(f"the whole model runs at every step: {reason}" if reason else "")
     return loss
 
 
-def _reason_against(model: Any, depth: int | None, schedule: Schedule) -> str:
-    if schedule.noise > 0:
+def _reason_against(model: Any, depth: int | None, config: TrainConfig) -> str:
+    if config.neftune_alpha > 0:
         return "noise on the embeddings differs from step to step"
     if has_dropout(model):
         return "the model has dropout"
     if depth == 0:
         return "no layer is frozen"
-    if depth is None and not projects(model):
+    if depth is None and not splits_logits(model):
         return "this architecture's logits are not a product of its last states and the output layer"
-    if depth is not None and (trouble := _cannot_stand_in(model, depth)):
-        return f"this architecture's layers cannot run alone ({trouble})"
+    if depth is not None and (reason := _cannot_skip(model, depth)):
+        return f"this architecture's layers cannot run alone ({reason})"
     return ""
 
 
-def _trunk(
-    model: Any, depth: int, rows: Sequence[TokenizedExample], smoothing: float, room: int, progress: Progress
-) -> Trunk:
+def _loss_above_layers(
+    model: Any, depth: int, rows: Sequence[TokenizedExample], smoothing: float, memory: int, progress: Progress
+) -> Loss:
     shared = common_prefix([row.prompt for row in rows]) if len(rows) > 1 else 0
-    *starts, total = accumulate((_read(row) - shared for row in rows), initial=shared)
-    projects(model)  # tried once a model, now that all of it runs
-    states = _store(model, total, room)
+    *starts, total = accumulate((_tokens_read(row) - shared for row in rows), initial=shared)
+    splits_logits(model)  # now, while all of the model runs
+    cache = _allocate(model, total, memory)
     for batch, packed in _batches(model, rows, progress):
-        found = _behind(model, depth, inputs(model, packed))[0]
-        for i, own in zip(batch, found[packed.shared :].split(packed.lengths.tolist()), strict=True):
-            whole = torch.cat([found[: packed.shared], own])
-            states[starts[i] : starts[i] + len(whole) - shared] = whole[shared:]
-        states[:shared] = whole[:shared]
-    return Trunk(model, depth, states, shared, dict(zip(rows, starts, strict=True)), smoothing)
+        states = _states_after(model, depth, inputs(model, packed))[0]
+        for i, own in zip(batch, states[packed.shared :].split(packed.lengths.tolist()), strict=True):
+            whole = torch.cat([states[: packed.shared], own])
+            cache[starts[i] : starts[i] + len(whole) - shared] = whole[shared:]
+        cache[:shared] = whole[:shared]
+    return LossAboveLayers(model, depth, cache, shared, dict(zip(rows, starts, strict=True)), smoothing)
 
 
-def _regression(
-    model: Any, rows: Sequence[TokenizedExample], smoothing: float, room: int, progress: Progress
-) -> Regression:
+def _output_layer_loss(
+    model: Any, _depth: int, rows: Sequence[TokenizedExample], smoothing: float, memory: int, progress: Progress
+) -> Loss:
     *starts, total = accumulate((row.supervised for row in rows), initial=0)
-    states = _store(model, total, room)
+    cache = _allocate(model, total, memory)
     for batch, packed in _batches(model, rows, progress):
-        found = model.get_decoder()(**inputs(model, packed)).last_hidden_state[0].index_select(0, packed.supervised)
-        for i, own in zip(batch, found.split([rows[i].supervised for i in batch]), strict=True):
-            states[starts[i] : starts[i] + len(own)] = own
-    return Regression(model, states, dict(zip(rows, starts, strict=True)), smoothing)
+        states = model.get_decoder()(**inputs(model, packed)).last_hidden_state[0].index_select(0, packed.supervised)
+        for i, own in zip(batch, states.split([rows[i].supervised for i in batch]), strict=True):
+            cache[starts[i] : starts[i] + len(own)] = own
+    return OutputLayerLoss(model, cache, dict(zip(rows, starts, strict=True)), smoothing)
 
 
 def _batches(model: Any, rows: Sequence[TokenizedExample], progress: Progress) -> Iterator[tuple[list[int], Packed]]:
-    """Yield all rows packed, rows of like length together, ready to run without gradients."""
+    """All rows packed, rows of similar length together, ready to run without gradients."""
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     with torch.no_grad(), packed_layers(model):
@@ -192,26 +200,25 @@ def _batches(model: Any, rows: Sequence[TokenizedExample], progress: Progress) -
             progress.advance(len(batch))
 
 
-def _store(model: Any, count: int, room: int) -> torch.Tensor:
-    """Return where `count` states can be kept: memory if they fit in `room` bytes, else a mapped file.
+def _allocate(model: Any, count: int, memory: int) -> torch.Tensor:
+    """Allocate `count` states: in memory if they fit in `memory` bytes, else in a memory-mapped file.
 
-    The file has no name any more, so that nothing is left of it whatever ends the process.
+    The file's name is removed at once, so that nothing is left of it however the process ends.
 
     Raises:
         OSError: there is no room for the file.
     """
     size, dtype = model.config.get_text_config().hidden_size, model.dtype
-    if count * size * dtype.itemsize <= room:
+    if count * size * dtype.itemsize <= memory:
         return torch.empty(count, size, dtype=dtype, device=model.device)
     with tempfile.TemporaryDirectory(prefix="rung-") as folder:
         file = Path(folder) / "states"
         with file.open("wb") as out:
-            os.posix_fallocate(out.fileno(), 0, count * size * dtype.itemsize)  # a full disk is met here, not later
+            os.posix_fallocate(out.fileno(), 0, count * size * dtype.itemsize)  # a full disk shows here, not later
         return torch.from_file(str(file), shared=True, size=count * size, dtype=dtype).view(count, size)
 
 
-def _read(row: TokenizedExample) -> int:
-    """Return how many of the row's tokens are read."""
+def _tokens_read(row: TokenizedExample) -> int:
     return row.spans[-1][1] - 1
 
 
@@ -223,15 +230,15 @@ def _layers(model: Any) -> Any:
     return model.get_submodule(name)
 
 
-def _behind(model: Any, depth: int, values: dict[str, Any]) -> Any:
+def _states_after(model: Any, depth: int, values: dict[str, Any]) -> Any:
     return states_behind(model.get_decoder(), _layers(model)[depth - 1], values)
 
 
 @contextmanager
-def _standing_in(layers: Any, states: torch.Tensor) -> Iterator[None]:
+def _skipping(layers: Any, states: torch.Tensor) -> Iterator[None]:
     """Let these first layers do nothing, and the last of them return `states`.
 
-    What the model does around its layers (positions, masks, norms) stays its own.
+    What the model does around its layers (positions, masks, norms) stays the same.
     """
 
     def skip(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -247,21 +254,21 @@ def _standing_in(layers: Any, states: torch.Tensor) -> Iterator[None]:
             del layer.forward
 
 
-def _cannot_stand_in(model: Any, depth: int) -> str:
-    """Return why the states behind the frozen layers are not all that the others need, or nothing.
+def _cannot_skip(model: Any, depth: int) -> str:
+    """Why the states after the frozen layers are not all that the others need; empty if they are.
 
-    Tried on a few tokens: some architectures' layers return more than states, or read what lower layers left behind.
+    Tried on a few tokens: some architectures' layers return more than states, or read what lower layers stored.
     """
     values = {"input_ids": torch.arange(8, device=model.device)[None], "use_cache": False}
     layers = _layers(model)[:depth]
     with torch.no_grad():
         theirs = model.get_decoder()(**values).last_hidden_state
-        states = _behind(model, depth, values)
+        states = _states_after(model, depth, values)
         if not isinstance(states, torch.Tensor):
             return f"they return a {type(states).__name__}"
         try:
-            with _standing_in(layers, states):
+            with _skipping(layers, states):
                 ours = model.get_decoder()(**values).last_hidden_state
-        except Exception as error:  # whatever an architecture that was never seen may raise: the whole model will do
+        except Exception as error:  # an unknown architecture may raise anything: the whole model runs then
             return f"{type(error).__name__}: {error}"
     return "" if torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4) else "they read more than the states below them"

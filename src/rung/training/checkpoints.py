@@ -1,12 +1,12 @@
-"""The state of a training run on disk, so that a killed run goes on bit for bit.
+"""The state of a training run on disk, so that a killed run resumes bit for bit.
 
-One folder a run, named by the hash of all that decides its course; in it one folder a checkpoint:
+Each run has a folder, named by the hash of all that its result depends on, with a folder for each checkpoint:
 
     step-00000120/state.safetensors    weights, optimizer, random generator, best weights so far
     step-00000120/state.json           position, losses, evaluations
     step-00000120/manifest.json        sha256 of both, written last
 
-A run whose result is written removes its folder. A disk that is full leaves the earlier checkpoint as it was.
+The folder is removed once the run's result is written. A full disk leaves the earlier checkpoint as it was.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(slots=True)
-class State:
+class RunState:
     """What a run has to remember: named tensors, and JSON values."""
 
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -39,23 +39,18 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Attributes:
-        folder: the run's folder.
-        keep: how many checkpoints stay.
-    """
+    """The checkpoints of one run, in its folder; the `keep` newest ones stay."""
 
     folder: Path
     keep: int = 2
 
     @classmethod
     def of(cls, identity: Mapping[str, Any]) -> Checkpoints:
-        """Return the checkpoints, in Rung's cache, of the run with this identity (a JSON value)."""
+        """The checkpoints, in Rung's cache, of the run with this identity (a JSON value)."""
         text = json.dumps(identity, sort_keys=True)
         return cls(cache_dir() / "training" / hashlib.sha256(text.encode()).hexdigest()[:32])
 
-    def save(self, step: int, state: State) -> Path:
+    def save(self, step: int, state: RunState) -> Path:
         """Write the state after `step` steps, then remove the oldest checkpoints.
 
         Raises:
@@ -86,14 +81,15 @@ class Checkpoints:
             shutil.rmtree(old)
         return target
 
-    def last(self) -> tuple[int, State] | None:
-        """Return the newest whole checkpoint as (steps done, state); damaged ones are passed over and removed."""
+    def last(self) -> tuple[int, RunState] | None:
+        """The newest intact checkpoint as (steps done, state); damaged ones are removed."""
         from safetensors.torch import load_file
 
         for folder in reversed(self._all()):
-            if _whole(folder):
+            if _intact(folder):
                 values = json.loads((folder / "state.json").read_text("utf-8"))
-                return int(folder.name.removeprefix("step-")), State(load_file(folder / "state.safetensors"), values)
+                state = RunState(load_file(folder / "state.safetensors"), values)
+                return int(folder.name.removeprefix("step-")), state
             shutil.rmtree(folder)
         return None
 
@@ -108,7 +104,7 @@ class Checkpoints:
 
 @contextmanager
 def writing(what: str, where: Path) -> Iterator[None]:
-    """Say which part of a run could not be written where the disk is at fault.
+    """Turn a disk error into one that says what could not be written.
 
     Raises:
         TrainingError: `write-failed`: the disk is full or not writable.
@@ -121,12 +117,12 @@ def writing(what: str, where: Path) -> Iterator[None]:
         raise TrainingError(
             "write-failed",
             f"{what} could not be written to {where}: {error}",
-            hint="make room, or set RUNG_CACHE to a folder on another disk, and run the same command again: "
-            "it goes on from the checkpoint before",
+            hint="free some space, or set RUNG_CACHE to a folder on another disk, and run the same command again: "
+            "it resumes from the previous checkpoint",
         ) from error
 
 
-def _whole(folder: Path) -> bool:
+def _intact(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     hashes: dict[str, str] = json.loads((folder / MANIFEST).read_text("utf-8"))

@@ -1,8 +1,8 @@
-"""What fine-tuning a sentence encoder takes: the encoder and a linear head as one trainable, its loss, its folder.
+"""Fine-tuning a sentence encoder: the encoder and a linear head as one trainable, its loss, and its folder.
 
 A text becomes the vector that the encoder's own folder describes (its tokenizer, truncation and pooling, unit length),
-and a linear layer gives the labels' logits. The folder that comes out is a sentence-transformers model like the one
-that went in, in JSON and safetensors, so that whatever runs the one runs the other.
+and a linear layer gives the labels' logits. The trained encoder is written as a sentence-transformers model like the
+original, in JSON and safetensors, so that the same engines run it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from rung.engines.encoders import Recipe, batches, read_recipe
 from rung.errors import ModelError
 from rung.models.cache import cache_dir, file_sha256, publish
 from rung.models.reference import ModelFiles
-from rung.training.changes import Trainable
+from rung.training.changes import Trainable, write_tensors
 
-HEAD_RATE = 10.0  # the head learns so many times faster than the encoder (see `EncoderWithHead`)
-SHORTEST = 0.6  # of the longest text of a group: a lower share pads more, a higher makes more passes
+HEAD_RATE = 10.0  # how many times faster than the encoder the head learns (see `EncoderWithHead`)
+SHORTEST = 0.6  # of the longest text of a group: a lower share pads more, a higher one makes more passes
 WEIGHTS = "model.safetensors"
 
 
@@ -39,7 +39,7 @@ class LabelledText:
 
     @property
     def supervised(self) -> int:
-        """One label is learnt."""
+        """The number of targets: its label."""
         return 1
 
     def __len__(self) -> int:
@@ -54,10 +54,10 @@ class EncoderWithHead(Trainable):
 
     Args:
         files: the encoder.
-        device: of torch; without, a GPU where there is one.
+        device: of torch; by default a GPU where there is one.
 
     Raises:
-        ModelError: `tuning-unsupported`: its vectors are made in a way that is not understood well enough to train it.
+        ModelError: `tuning-unsupported`: it computes its vectors in a way that cannot be trained here.
     """
 
     def __init__(self, files: ModelFiles, device: str | None = None) -> None:
@@ -67,21 +67,18 @@ class EncoderWithHead(Trainable):
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self.files, self.recipe = files, recipe_of(files)
-        # Eager: the loop would have SDPA attend to packed rows, and these are padded; texts are short.
+        # Eager: the loop would let SDPA attend to packed rows, and these are padded; texts are short.
         self.model: Any = transformers.AutoModel.from_pretrained(
-            files.folder,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            local_files_only=True,
+            files.folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True,
             trust_remote_code=False,
-        ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        ).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))  # fmt: skip
         self._tokenizer = Backend.from_file(str(files.folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.recipe.limit)
         self._head: dict[str, torch.nn.Parameter] = {}
 
     def tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """Return the tokens of every text, special ones included, cut to the encoder's limit."""
+        """The tokens of every text, special ones included, cut to the encoder's limit."""
         return [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
     # ---- the head
@@ -93,50 +90,50 @@ class EncoderWithHead(Trainable):
             self._head[name] = torch.nn.Parameter(tensor, requires_grad=False)
 
     def head(self) -> tuple[Floats, Floats]:
-        """Return weight and intercept as they stand."""
+        """The current weight and intercept."""
         weight, intercept = (HEAD_RATE * self._head[name].detach().cpu().numpy() for name in ("weight", "intercept"))
         return weight, intercept
 
     # ---- running
 
     def vectors(self, rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Return unit vectors [rows, dimension] of tokenized texts, read in groups of similar length."""
+        """Compute the unit vectors [rows, dimension] of tokenized texts, in groups of similar length."""
         groups = list(of_similar_length([len(row) for row in rows]))
         device, pad = self.model.device, int(self.model.config.pad_token_id or 0)
         padded = [[rows[i] + (pad,) * (len(rows[group[0]]) - len(rows[i])) for i in group] for group in groups]
         ids = [torch.tensor(part, device=device) for part in padded]
         # All groups at once: the gradient of a look-up is as large as the table.
-        looked_up = self.model.get_input_embeddings()(torch.cat([part.flatten() for part in ids]))
-        parts = looked_up.split([part.numel() for part in ids])
-        found = []
-        for group, of_group, part in zip(groups, ids, parts, strict=True):
+        embedded = self.model.get_input_embeddings()(torch.cat([part.flatten() for part in ids]))
+        parts = embedded.split([part.numel() for part in ids])
+        vectors = []
+        for group, group_ids, part in zip(groups, ids, parts, strict=True):
             lengths = torch.tensor([len(rows[i]) for i in group], device=device)
-            mask = (torch.arange(of_group.shape[1], device=device) < lengths[:, None]).float()
-            whole = len(rows[group[0]]) == len(rows[group[-1]])  # attention without a mask is faster
+            mask = (torch.arange(group_ids.shape[1], device=device) < lengths[:, None]).float()
+            even = len(rows[group[0]]) == len(rows[group[-1]])  # attention without a mask is faster
             states = self.model(
-                inputs_embeds=part.view(*of_group.shape, -1), attention_mask=None if whole else mask
+                inputs_embeds=part.view(*group_ids.shape, -1), attention_mask=None if even else mask
             ).last_hidden_state
-            found.append(_pooled(states, mask, self.recipe))
-        back = torch.tensor([i for group in groups for i in group], device=device).argsort()
-        return normalize(torch.cat(found)[back], dim=1)
+            vectors.append(_pooled(states, mask, self.recipe))
+        order = torch.tensor([i for group in groups for i in group], device=device).argsort()
+        return normalize(torch.cat(vectors)[order], dim=1)
 
     def embed(self, rows: Sequence[tuple[int, ...]]) -> Floats:
-        """Return unit vectors [rows, dimension] of tokenized texts, without gradients or dropout."""
+        """Compute the unit vectors [rows, dimension] of tokenized texts, without gradients or dropout."""
         self.model.eval()
-        found = np.zeros((len(rows), self.model.config.hidden_size), np.float32)
+        vectors = np.zeros((len(rows), self.model.config.hidden_size), np.float32)
         with torch.no_grad():
             for part in batches([len(row) for row in rows]):
-                found[part] = self.vectors([rows[i] for i in part]).cpu().numpy()
-        return found
+                vectors[part] = self.vectors([rows[i] for i in part]).cpu().numpy()
+        return vectors
 
     def logits(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Return logits [rows, labels] of unit vectors."""
+        """Compute the logits [rows, labels] of unit vectors."""
         return HEAD_RATE * linear(vectors.to(self.model.device), self._head["weight"], self._head["intercept"])
 
-    # ---- what the loop asks for
+    # ---- for the loop
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return the encoder's parameters that move its vectors, then the head's."""
+        """The encoder's parameters that move its vectors, then the head's."""
         used = {f"encoder.{name}": p for name, p in self.model.named_parameters() if not name.startswith("pooler.")}
         return used | {f"head.{name}": p for name, p in self._head.items()}
 
@@ -152,8 +149,8 @@ class LabelLoss:
 
     With `contrast` c it is c times the supervised contrastive loss (Khosla et al. 2020,
     https://arxiv.org/abs/2004.11362) and 1 - c times the cross-entropy, as Gunel et al. 2021
-    (https://arxiv.org/abs/2011.01403) add them. For the contrast every text brings along another one of its label,
-    drawn by torch's random generator, so that there is something to be near to in every batch.
+    (https://arxiv.org/abs/2011.01403) add them. For the contrast, torch's random generator draws another text of the
+    same label for every text, so that each has a positive in its batch.
 
     Args:
         trained: encoder and head.
@@ -166,12 +163,12 @@ class LabelLoss:
         self, trained: EncoderWithHead, rows: Sequence[LabelledText], contrast: float, temperature: float
     ) -> None:
         self.trained, self.contrast, self.temperature = trained, contrast, temperature
-        self._alike: dict[int, list[LabelledText]] = {}
+        self._by_label: dict[int, list[LabelledText]] = {}
         for row in rows:
-            self._alike.setdefault(row.label, []).append(row)
+            self._by_label.setdefault(row.label, []).append(row)
 
     def __call__(self, part: Sequence[LabelledText]) -> torch.Tensor:
-        """Return the loss of a batch."""
+        """Compute the loss of a batch."""
         batch = [*part, *map(self._another, part)] if self.contrast else part
         vectors = self.trained.vectors([row.tokens for row in batch])
         labels = torch.tensor([row.label for row in batch], device=vectors.device)
@@ -183,14 +180,14 @@ class LabelLoss:
         return total * len(part)
 
     def _another(self, row: LabelledText) -> LabelledText:
-        """Return another row of the same label, or the row itself where there is none: dropout still differs."""
-        alike = self._alike[row.label]
-        others = [one for one in alike if one is not row] or alike
+        """Draw another row of the same label, or the row itself where there is none: dropout still differs."""
+        same_label = self._by_label[row.label]
+        others = [other for other in same_label if other is not row] or same_label
         return others[int(torch.randint(len(others), ()))]
 
 
 def of_similar_length(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield positions in groups, longest first, in which no text is shorter than `SHORTEST` of the longest.
+    """Group positions, longest text first, so that no text is shorter than `SHORTEST` of the longest of its group.
 
     Padded to the longest of 64 short messages, two tokens of three would be padding.
     """
@@ -204,7 +201,7 @@ def of_similar_length(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return the mean supervised contrastive loss, the sum over positives outside the logarithm (their equation 2).
+    """Compute the mean supervised contrastive loss, the sum over positives outside the logarithm (equation 2).
 
     Args:
         vectors: unit vectors [rows, dimension].
@@ -219,7 +216,7 @@ def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor, temperature: f
 
 
 def recipe_of(files: ModelFiles) -> Recipe:
-    """Return how the encoder makes vectors.
+    """How the encoder computes vectors.
 
     Raises:
         ModelError: `tuning-unsupported`: in a way that only sentence-transformers knows.
@@ -233,18 +230,19 @@ def recipe_of(files: ModelFiles) -> Recipe:
     return recipe
 
 
-def keep(trained: EncoderWithHead) -> Path:
-    """Write the encoder to Rung's cache under the hash of its weights and return the folder."""
+def keep_encoder(trained: EncoderWithHead) -> Path:
+    """Write the encoder to Rung's cache under the hash of its weights, and say where."""
+    source = trained.files.folder
     with tempfile.TemporaryDirectory() as scratch:
         weights = Path(scratch) / WEIGHTS
-        _write_weights(trained, weights)
+        write_tensors(trained.model.state_dict(), weights)
         folder = cache_dir() / "encoders" / file_sha256(weights)[:32]
 
         def build(target: Path) -> None:
-            for file in settings_of(trained.files.folder):
-                place = target / file.relative_to(trained.files.folder)
-                place.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, place)
+            for file in settings_of(source):
+                copy = target / file.relative_to(source)
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)
             shutil.copyfile(weights, target / WEIGHTS)
 
         publish(folder, build)
@@ -252,16 +250,9 @@ def keep(trained: EncoderWithHead) -> Path:
 
 
 def settings_of(folder: Path) -> Iterator[Path]:
-    """Yield the JSON files of an encoder's folder: configuration, tokenizer, pooling."""
+    """The JSON files of an encoder's folder: configuration, tokenizer, pooling."""
     for pattern in ("*.json", "[!.]*/config.json"):
         yield from sorted(file for file in folder.glob(pattern) if not file.name.endswith(".index.json"))
-
-
-def _write_weights(trained: EncoderWithHead, file: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.model.state_dict().items()}
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def _pooled(states: torch.Tensor, mask: torch.Tensor, recipe: Recipe) -> torch.Tensor:

@@ -1,13 +1,18 @@
-"""Gated feed-forward networks that keep half as much for the backward pass.
+"""Layers computed with less memory or fewer operations, and the same result.
 
-y = down(act(gate(x)) * up(x)) keeps four tensors as wide as the intermediate size: gate(x), up(x), act(gate(x)) and the
-product that `down` reads. The last two are made again from the first two, which costs elementwise operations alone
-(Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 3) and takes no longer than fetching them from memory did.
+Gated feed-forward networks: y = down(act(gate(x)) * up(x)) keeps four tensors as wide as the intermediate size for the
+backward pass: gate(x), up(x), act(gate(x)) and the product that `down` reads. Here the last two are computed again from
+the first two, which takes elementwise operations only (Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 3)
+and no longer than reading them from memory took.
+
+LoRA: PEFT writes the update as four operations next to the base layer, and autograd adds eight more. On a processor,
+where a step has thousands of small operations, they cost a fifth of it. Here only the matrix products are left, and
+they apply the scale too. Used only where the result is PEFT's own: plain LoRA, one adapter, no dropout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from types import FunctionType
@@ -17,37 +22,48 @@ import torch
 
 
 @contextmanager
-def lean_gates(model: Any) -> Iterator[None]:
-    """Let the model's gated networks keep gate(x) and up(x) alone for the time of the block.
-
-    Not where layers run again for the backward pass: there nothing is kept of them anyway.
-    """
-    changed = [] if model.is_gradient_checkpointing else [m for m in model.modules() if _free(m) and gated(m)]
-    for module in changed:
-        module.forward = partial(_forward, module)
+def _forward_replaced(modules: Sequence[Any], forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    for module in modules:
+        module.forward = partial(forward, module)
     try:
         yield
     finally:
-        for module in changed:
+        for module in modules:
             vars(module).pop("forward")
 
 
-def gated(module: Any) -> bool:
-    """Say whether the module's forward pass is the very code of Llama's: Mistral's, Qwen's and Gemma's are."""
-    forward = type(module).forward
-    return isinstance(forward, FunctionType) and _code(forward) == _code(_llama())
-
-
-def _free(module: Any) -> bool:
+def _own_forward(module: Any) -> bool:
+    # Blocks may nest (an evaluation during training): only the outermost one changes a module, and changes it back.
     return "forward" not in vars(module)
 
 
+# ---- gated feed-forward networks
+
+
+@contextmanager
+def recomputed_gates(model: Any) -> Iterator[None]:
+    """Let the model's gated networks keep only gate(x) and up(x) for the backward pass while the block runs.
+
+    Not with gradient checkpointing, which keeps nothing of them anyway.
+    """
+    skip = model.is_gradient_checkpointing
+    with _forward_replaced(
+        [] if skip else [m for m in model.modules() if _own_forward(m) and is_gated(m)], _gated_forward
+    ):
+        yield
+
+
+def is_gated(module: Any) -> bool:
+    """Whether the module's forward pass is the very code of Llama's: Mistral's, Qwen's and Gemma's are."""
+    forward = type(module).forward
+    return isinstance(forward, FunctionType) and _code(forward) == _llama_code()
+
+
 @cache
-def _llama() -> FunctionType:
+def _llama_code() -> tuple[bytes, tuple[str, ...], tuple[Any, ...]]:
     from transformers.models.llama.modeling_llama import LlamaMLP
 
-    forward: FunctionType = LlamaMLP.forward
-    return forward
+    return _code(LlamaMLP.forward)
 
 
 def _code(function: FunctionType) -> tuple[bytes, tuple[str, ...], tuple[Any, ...]]:
@@ -55,44 +71,44 @@ def _code(function: FunctionType) -> tuple[bytes, tuple[str, ...], tuple[Any, ..
     return code.co_code, code.co_names, code.co_consts
 
 
-def _forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+def _gated_forward(module: Any, x: torch.Tensor) -> torch.Tensor:
     gate, up = module.gate_proj(x), module.up_proj(x)
     if not gate.requires_grad or not up.requires_grad:  # neither would be kept: the product alone, at most
         product = module.act_fn(gate) * up
         down: torch.Tensor = module.down_proj(product)
         return down
-    kept = _Kept(module.act_fn, gate.detach(), up.detach())
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
-        kept.activated = kept.share(activated := module.act_fn(gate))
+    recompute = _Recompute(module.act_fn, gate.detach(), up.detach())
+    with torch.autograd.graph.saved_tensors_hooks(recompute.pack, recompute.unpack):
+        recompute.activated = recompute.storage(activated := module.act_fn(gate))
         product = activated * up
-        kept.product = kept.share(product)
+        recompute.product = recompute.storage(product)
         out: torch.Tensor = module.down_proj(product)
     return out
 
 
-class _Kept:
-    """What one forward pass of a gated network keeps, and how the rest is made from it."""
+class _Recompute:
+    """What one forward pass of a gated network keeps, and how the rest is computed from it."""
 
     def __init__(self, act: Any, gate: torch.Tensor, up: torch.Tensor) -> None:
         self.act, self.gate, self.up = act, gate, up
         self.activated = self.product = -1  # where the tensors' contents are
-        self.again: torch.Tensor | None = None  # act(gate): the backward pass needs it for the product and then alone
+        self.again: torch.Tensor | None = None  # act(gate): the backward pass needs it for the product, then alone
 
     @staticmethod
-    def share(tensor: torch.Tensor) -> int:
+    def storage(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage().data_ptr())
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | tuple[str, torch.Size]:
-        """Return the name of what can be made again, in its shape; all else as it is."""
+        """Keep the name and shape of a tensor that can be computed again; keep any other tensor."""
         if tensor.numel() == self.gate.numel() and tensor.is_contiguous():
-            if self.share(tensor) == self.activated:
+            if self.storage(tensor) == self.activated:
                 return "activated", tensor.shape
-            if self.share(tensor) == self.product:
+            if self.storage(tensor) == self.product:
                 return "product", tensor.shape
         return tensor
 
     def unpack(self, kept: torch.Tensor | tuple[str, torch.Size]) -> torch.Tensor:
-        """Return the tensor that was packed."""
+        """Give back the tensor that was packed."""
         if isinstance(kept, torch.Tensor):
             return kept
         name, shape = kept
@@ -102,12 +118,7 @@ class _Kept:
         return activated.view(shape)
 
 
-# --------------------
-# LoRA's linear layers with as few operations as the mathematics needs, forward and backward.
-#
-# PEFT writes the update as four operations beside the base layer, and autograd adds eight more. On a processor, where a
-# step has thousands of small operations, they cost a fifth of it. Here it is the products alone, and the scale rides
-# along in them. Used only where the result is PEFT's own: plain LoRA, one adapter, no dropout.
+# ---- LoRA's linear layers
 
 
 class LowRankLinear(torch.autograd.Function):  # type: ignore[misc]
@@ -123,7 +134,7 @@ class LowRankLinear(torch.autograd.Function):  # type: ignore[misc]
         up: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        """Return y, shape [..., out], for x of shape [..., in]."""
+        """Compute y, shape [..., out], for x of shape [..., in]."""
         rows = x.flatten(0, -2)
         hidden = rows @ down.T
         y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
@@ -134,7 +145,7 @@ class LowRankLinear(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients of x, A and B."""
+        """Compute the gradients of x, A and B."""
         rows, hidden, weight, down, up = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1])
         g_hidden = (g @ up).mul_(ctx.scale)
@@ -147,23 +158,17 @@ class LowRankLinear(torch.autograd.Function):  # type: ignore[misc]
 
 
 @contextmanager
-def lean(model: Any, name: str) -> Iterator[None]:
-    """Run the plain LoRA layers of adapter `name` through `LowRankLinear` for the time of the block."""
+def lean_lora(model: Any, name: str) -> Iterator[None]:
+    """Run the plain LoRA layers of adapter `name` through `LowRankLinear` while the block runs."""
     from peft.tuners.lora.layer import Linear
 
-    # Blocks may nest (an evaluation inside training): only the outermost one changes a layer, and changes it back.
-    changed = [m for m in model.modules() if isinstance(m, Linear) and "forward" not in vars(m) and _plain(m, name)]
-    for module in changed:
-        module.forward = partial(_low_rank_forward, module, name)
-    try:
+    layers = [m for m in model.modules() if isinstance(m, Linear) and _own_forward(m) and _plain(m, name)]
+    with _forward_replaced(layers, partial(_lora_forward, name)):
         yield
-    finally:
-        for module in changed:
-            vars(module).pop("forward")
 
 
 def _plain(module: Any, name: str) -> bool:
-    """Say whether the layer computes nothing but the base product and one plain update."""
+    """Whether the layer computes nothing but the base product and one plain update."""
     base = module.get_base_layer()
     return (
         type(base) is torch.nn.Linear
@@ -179,7 +184,7 @@ def _plain(module: Any, name: str) -> bool:
     )
 
 
-def _low_rank_forward(module: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+def _lora_forward(name: str, module: Any, x: torch.Tensor) -> torch.Tensor:
     if module.disable_adapters or list(module.active_adapters) != [name]:
         # A stream that its reader left half read keeps its block open while others use the model.
         other: torch.Tensor = type(module).forward(module, x)

@@ -1,4 +1,4 @@
-"""Where a decoder's layers are and what is in them, whatever its architecture calls them."""
+"""Where a decoder's layers are and what is in them, by the names that architectures use."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEEDFORWARD = ("mlp", "feed_forward", "ffn")
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
-    """Return the model's layers, from the input to the output.
+    """The model's layers, from the input to the output.
 
     Raises:
         EngineError: they are not in a list of the length that the configuration names.
@@ -29,27 +29,27 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
 
 
 def attention(model: Any, layer: torch.nn.Module) -> torch.nn.Module:
-    """Return a layer's attention.
+    """A layer's attention.
 
     Raises:
-        EngineError: it has none of the names that attention goes by.
+        EngineError: the layer has none of the names of attention.
     """
     return _sublayer(model, layer, ATTENTION, "attention")
 
 
 def feedforward(model: Any, layer: torch.nn.Module) -> torch.nn.Module:
-    """Return a layer's feed-forward network.
+    """A layer's feed-forward network.
 
     Raises:
-        EngineError: it has none of the names that it goes by.
+        EngineError: the layer has none of the names of feed-forward networks.
     """
     return _sublayer(model, layer, FEEDFORWARD, "feed-forward network")
 
 
 def _sublayer(model: Any, layer: torch.nn.Module, names: tuple[str, ...], what: str) -> torch.nn.Module:
     for name in names:
-        if isinstance(found := getattr(layer, name, None), torch.nn.Module):
-            return found
+        if isinstance(module := getattr(layer, name, None), torch.nn.Module):
+            return module
     raise _unknown(model, f"its {type(layer).__name__} has no {what} named {', '.join(names[:-1])} or {names[-1]}")
 
 
@@ -58,15 +58,15 @@ def _unknown(model: Any, why: str) -> EngineError:
 
 
 def unknown_layers(why: str) -> EngineError:
-    """Return the error that a method does not know where to go in a model."""
+    """The error that a method does not know where to go in a model."""
     return EngineError(
-        "tuning-unsupported", why, hint="use lora, which takes all linear layers whatever they are called"
+        "tuning-unsupported", why, hint="use `lora`, which adapts every linear layer regardless of its name"
     )
 
 
 @lru_cache(maxsize=4)
 def skeleton(files: ModelFiles) -> Any:
-    """Return the model without its weights: the modules by their names, on torch's `meta` device."""
+    """The model without its weights: the modules by their names, on torch's `meta` device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
@@ -74,17 +74,17 @@ def skeleton(files: ModelFiles) -> Any:
         return AutoModelForCausalLM.from_config(config)
 
 
-def reason_unknown(files: ModelFiles, look: Callable[[Any], object]) -> str:
-    """Return why `look` does not find its way in the model, or nothing; only the configuration is read."""
+def reason_unknown(files: ModelFiles, find: Callable[[Any], object]) -> str:
+    """Why `find` does not know where to go in the model, empty if it does; reads only the configuration."""
     try:
-        look(skeleton(files))
+        find(skeleton(files))
     except EngineError as unknown:
         return unknown.message
     return ""
 
 
 def ia3_targets(model: Any) -> tuple[list[str], list[str]]:
-    """Return the modules that IA3 scales (keys, values, the last of the feed-forward network), and the last alone.
+    """The modules that IA3 scales (keys, values, the last of the feed-forward network), and the last of them alone.
 
     Raises:
         EngineError: neither their names nor PEFT's table say which they are.

@@ -1,4 +1,4 @@
-"""The loss of a batch: packed rows, and the vocabulary projected at supervised places alone, some at a time."""
+"""The loss of a batch: rows packed into one sequence, and logits for supervised tokens only, some at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
@@ -16,30 +17,28 @@ from transformers import AttentionInterface
 from rung.engines.label_trie import common_prefix
 from rung.engines.tree_scoring import attending, layer_masks
 from rung.training.examples import TokenizedExample
-from rung.training.precision import in_float32
+from rung.training.precision import attention_in_float32
 
-# --------------------
-# Rows packed into one sequence: no padding anywhere, and the beginning that all prompts share runs once.
+# ---- packed rows: no padding anywhere, and the prefix that all prompts share runs once
 #
-# The packed sequence is the shared beginning and, behind it, each row's own tokens. Every layer but attention treats
-# tokens one by one, so it sees exactly the tokens there are; attention lets each row see the beginning and itself.
-
+# The packed sequence is the shared prefix, followed by each row's own tokens. Every layer but attention treats tokens
+# one by one, so it sees exactly the tokens there are. Attention lets each row see the prefix and itself.
 
 ATTENTION = "rung_packed"
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One batch as one sequence of T tokens, `shared` of them common, the others of R rows of at most L tokens.
+    """One batch as one sequence of T tokens: `shared` common ones, then those of R rows of at most L tokens.
 
     Attributes:
         ids, positions: shape [1, T].
-        supervised: places whose output predicts an answer token, shape [S].
+        supervised: positions in the sequence whose output predicts an answer token, shape [S].
         targets: the answer tokens, shape [S].
-        shared: length of the common beginning.
-        lengths: tokens of each row behind the beginning, shape [R].
-        gather: place of each row's tokens behind the beginning, padded with 0, shape [R * L].
-        scatter: where each packed token behind the beginning lies in the padded rows, shape [T - shared].
+        shared: length of the common prefix.
+        lengths: tokens of each row after the prefix, shape [R].
+        gather: position of each row's own tokens after the prefix, padded with 0, shape [R * L].
+        scatter: where each packed token after the prefix is in the padded rows, shape [T - shared].
         rows: R.
         mask: what each padded token attends to, shape [R, 1, L, shared + L].
     """
@@ -56,23 +55,23 @@ class Packed:
     mask: torch.Tensor
 
     def dense_mask(self) -> torch.Tensor:
-        """Return what each token of the sequence attends to, shape [1, T, T]."""
+        """What each token of the sequence attends to, shape [1, T, T]."""
         total, width = self.ids.shape[1], len(self.gather) // self.rows
         row = torch.cat([torch.full((self.shared,), -1, device=self.ids.device), self.scatter // width])
         causal = torch.ones(total, total, dtype=torch.bool, device=self.ids.device).tril()
         return (causal & ((row[:, None] == row[None, :]) | (row[None, :] == -1)))[None]
 
 
-def pack(part: Sequence[TokenizedExample], device: Any, *, share: bool = True) -> Packed:
-    """Pack a batch. What stands behind a row's last supervised token, and that token itself, is never read.
+def pack(part: Sequence[TokenizedExample], device: Any, *, share_prefix: bool = True) -> Packed:
+    """Pack a batch. A row's last supervised token, and whatever follows it, is never read.
 
     Args:
         part: the rows.
         device: where the tensors go.
-        share: run the prompts' common beginning once; not exact where the computation is random (dropout).
+        share_prefix: run the prompts' common prefix once; not exact where the computation is random (dropout).
     """
     prompts = [row.prompt for row in part]
-    shared = common_prefix(prompts) if share and len(prompts) > 1 else 0
+    shared = common_prefix(prompts) if share_prefix and len(prompts) > 1 else 0
     own = [row.tokens[shared : row.spans[-1][1] - 1] for row in part]
     lengths = torch.tensor([len(tokens) for tokens in own])
     starts = lengths.cumsum(0) - lengths
@@ -81,22 +80,19 @@ def pack(part: Sequence[TokenizedExample], device: Any, *, share: bool = True) -
     real = column < lengths[:, None]
     gather = torch.where(real, starts[:, None] + column, 0)
     mask = torch.ones(len(part), 1, width, shared + width, dtype=torch.bool)
-    mask[:, :, :, shared:] = torch.ones(width, width, dtype=torch.bool).tril()  # padding is read by padding alone
-    # A row's token t lies at place start + t of the sequence; the place before it predicts it.
-    places = [
+    mask[:, :, :, shared:] = torch.ones(width, width, dtype=torch.bool).tril()  # only padding reads padding
+    # A row's token t is at position start + t of the sequence; the token before it predicts it.
+    supervised = [
         torch.arange(first, last) + start - 1
         for row, start in zip(part, starts.tolist(), strict=True)
         for first, last in row.spans
     ]
+    positions = torch.cat([torch.arange(shared), *(shared + torch.arange(len(tokens)) for tokens in own)])
     return Packed(
         ids=torch.tensor([[*prompts[0][:shared], *(token for tokens in own for token in tokens)]]).to(device),
-        positions=torch.cat([torch.arange(shared), *(shared + torch.arange(len(tokens)) for tokens in own)])[None].to(
-            device
-        ),
-        supervised=torch.cat(places).to(device),
-        targets=torch.tensor([t for row in part for first, last in row.spans for t in row.tokens[first:last]]).to(
-            device
-        ),
+        positions=positions[None].to(device),
+        supervised=torch.cat(supervised).to(device),
+        targets=targets_of(part).to(device),
         shared=shared,
         lengths=lengths.to(device),
         gather=gather.flatten().to(device),
@@ -104,6 +100,11 @@ def pack(part: Sequence[TokenizedExample], device: Any, *, share: bool = True) -
         rows=len(part),
         mask=mask.to(device),
     )
+
+
+def targets_of(part: Sequence[TokenizedExample]) -> torch.Tensor:
+    """The supervised tokens of a batch, shape [S]."""
+    return torch.tensor([t for row in part for first, last in row.spans for t in row.tokens[first:last]])
 
 
 def packed_attention(
@@ -119,18 +120,18 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend within rows and to the beginning, in the form that transformers asks of attention functions.
+    """Attend within rows and to the shared prefix, with the signature that transformers asks of attention functions.
 
     Args:
-        module: the attention layer, unused.
+        module: unused.
         query: shape [1, heads, T, size].
         key: like `query`, maybe with fewer heads.
         value: like `key`.
-        attention_mask: unused: `packing` says who sees whom.
+        attention_mask: unused: `packing` says which tokens see which.
         packing: how the sequence is packed.
         scaling: of the scores.
         dropout: on the weights.
-        sliding_window: how many tokens a token sees, itself included, where not all.
+        sliding_window: how many tokens a token sees, itself included, if not all.
 
     Returns:
         The output, shape [1, T, heads, size], and no weights.
@@ -139,7 +140,7 @@ def packed_attention(
     attend = partial(
         scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
     )
-    return in_float32(partial(_attended, attend, packing, sliding_window), query, key, value), None
+    return attention_in_float32(partial(_attended, attend, packing, sliding_window), query, key, value), None
 
 
 def _attended(
@@ -150,30 +151,29 @@ def _attended(
     key: torch.Tensor,
     value: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the output of `packed_attention`, shape [1, T, heads, size]."""
     shared, rows = packing.shared, packing.rows
     own_query, own_key, own_value = (_rows(states[:, :, shared:], packing) for states in (query, key, value))
     if shared:
-        lent_query, lent_key, lent_value = (states[:, :, :shared] for states in (query, key, value))
+        head_query, head_key, head_value = (states[:, :, :shared] for states in (query, key, value))
         if window is not None and shared > window:
-            head = attend(lent_query, lent_key, lent_value, attn_mask=_near(shared, shared, window, query.device))
+            head = attend(head_query, head_key, head_value, attn_mask=_within(shared, shared, window, query.device))
         else:
-            head = attend(lent_query, lent_key, lent_value, is_causal=True)
-        own_key = torch.cat([lent_key.expand(rows, -1, -1, -1), own_key], 2)
-        own_value = torch.cat([lent_value.expand(rows, -1, -1, -1), own_value], 2)
+            head = attend(head_query, head_key, head_value, is_causal=True)
+        own_key = torch.cat([head_key.expand(rows, -1, -1, -1), own_key], 2)
+        own_value = torch.cat([head_value.expand(rows, -1, -1, -1), own_value], 2)
     width, total = own_query.shape[2], own_key.shape[2]
     mask = packing.mask
     if window is not None and total > window:
-        mask = mask & _near(width, total, window, query.device)
+        mask = mask & _within(width, total, window, query.device)
     out = attend(own_query, own_key, own_value, attn_mask=mask)
     flat = out.transpose(1, 2).flatten(0, 1).index_select(0, packing.scatter)[None]
     return torch.cat([head.transpose(1, 2), flat], 1) if shared else flat
 
 
-def _near(queries: int, keys: int, window: int, device: Any) -> torch.Tensor:
-    """Return which of the first `keys` places the last `queries` of them see, shape [queries, keys]."""
-    place = torch.arange(keys, device=device)
-    back = place[keys - queries :, None] - place
+def _within(queries: int, keys: int, window: int, device: Any) -> torch.Tensor:
+    """Which of the first `keys` positions the last `queries` of them see, shape [queries, keys]."""
+    position = torch.arange(keys, device=device)
+    back = position[keys - queries :, None] - position
     return (back >= 0) & (back < window)
 
 
@@ -187,8 +187,22 @@ def _rows(states: torch.Tensor, packing: Packed) -> torch.Tensor:
 AttentionInterface.register(ATTENTION, packed_attention)
 
 
-Loss = Callable[[Sequence[Any]], torch.Tensor]  # of some rows, summed over their supervised places, with gradients
-CHUNK = 512  # places whose logits exist at once
+def packed_layers(model: Any) -> AbstractContextManager[None]:
+    """Attend row by row instead of through a mask over the whole sequence, where the model can."""
+    if not model._supports_attention_backend or _attention(model) != "sdpa":
+        return nullcontext()
+    return attending(model, ATTENTION)
+
+
+def _attention(model: Any) -> str:
+    return str(model.config._attn_implementation)
+
+
+# ---- the loss
+
+Loss = Callable[[Sequence[Any]], torch.Tensor]  # of some rows, summed over their supervised tokens, with gradients
+CHUNK = 512  # tokens whose logits exist at once
+_SPLIT_LOGITS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether `_logits` is right, by model
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,68 +211,72 @@ class AnswerLoss:
 
     Attributes:
         model: the base model, with the change that is trained switched on.
-        share: run the beginning that all prompts share once. Loss and gradient are those of the plain computation, so
-            long as nothing is random: with dropout or noise it has to be off.
-        smoothing: share of the target's probability that goes to all tokens alike (Szegedy et al. 2016,
+        share_prefix: run the prefix that all prompts share once. Loss and gradient are those of the plain computation
+            as long as nothing is random: with dropout or noise it has to be off.
+        label_smoothing: share of the target's probability that is spread evenly over all tokens (Szegedy et al. 2016,
             https://arxiv.org/abs/1512.00567, section 7).
-        noise: NEFTune's alpha: uniform noise on the input embeddings, of size alpha / sqrt(tokens * hidden size)
-            (Jain et al. 2024, https://arxiv.org/abs/2310.05914).
+        neftune_alpha: uniform noise on the input embeddings, of size alpha / sqrt(tokens * hidden size) (Jain et al.
+            2024, https://arxiv.org/abs/2310.05914).
     """
 
     model: Any
-    share: bool = True
-    smoothing: float = 0.0
-    noise: float = 0.0
+    share_prefix: bool = True
+    label_smoothing: float = 0.0
+    neftune_alpha: float = 0.0
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
-        """Return the loss of a batch."""
-        return self.of(pack(part, self.model.device, share=self.share))
+        """Compute the loss of a batch."""
+        return self.of(pack(part, self.model.device, share_prefix=self.share_prefix))
 
     def of(self, packed: Packed) -> torch.Tensor:
-        """Return the loss of a packed batch."""
-        values, projecting = inputs(self.model, packed), projects(self.model)  # which may try a few tokens: noise later
-        with _noise(self.model, packed, self.noise):
-            if not projecting:
+        """Compute the loss of a packed batch."""
+        # `splits_logits` may run a few tokens: before the noise is on.
+        values, split = inputs(self.model, packed), splits_logits(self.model)
+        with _noise(self.model, packed, self.neftune_alpha):
+            if not split:
                 logits = self.model(**values, logits_to_keep=packed.supervised).logits[0]
-                return _cross_entropy(logits, packed.targets, self.smoothing)
+                return _cross_entropy(logits, packed.targets, self.label_smoothing)
             states = self.model.get_decoder()(**values).last_hidden_state
-        return project(self.model, states[0].index_select(0, packed.supervised), packed.targets, self.smoothing)
+        return loss_of_states(
+            self.model, states[0].index_select(0, packed.supervised), packed.targets, self.label_smoothing
+        )
 
 
 def inputs(model: Any, packed: Packed) -> dict[str, Any]:
-    """Return what the model's forward pass takes to run a packed batch."""
-    places = packed.positions
+    """The arguments with which the model runs a packed batch."""
+    positions = packed.positions
     attend: dict[str, Any] = {"packing": packed}
     if _attention(model) != ATTENTION:
-        attend = {"attention_mask": layer_masks(model, packed.dense_mask(), places, places)}
-    return {"input_ids": packed.ids, "position_ids": places, "use_cache": False, **attend}
+        attend = {"attention_mask": layer_masks(model, packed.dense_mask(), positions, positions)}
+    return {"input_ids": packed.ids, "position_ids": positions, "use_cache": False, **attend}
 
 
-def project(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Return the summed cross-entropy of `targets` [S] behind the last hidden states [S, hidden size].
+def loss_of_states(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Sum the cross-entropy of `targets` [S] given the last hidden states [S, hidden size].
 
-    Logits are made for some places at a time and made again for the gradient, so that their memory is bounded.
+    Logits are computed for some tokens at a time, and again for the gradient, so that their memory is bounded.
     """
     if len(targets) <= CHUNK:
         return _chunk(model, states, targets, smoothing)
     losses = [
-        checkpoint(_chunk, model, some, wanted, smoothing, use_reentrant=False)
-        for some, wanted in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
+        checkpoint(_chunk, model, *chunk, smoothing, use_reentrant=False)
+        for chunk in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
     ]
     return torch.stack(losses).sum()
 
 
-def projects(model: Any) -> bool:
-    """Say whether `_logits` is how this model makes logits; tried once per model, on a few tokens, nothing random."""
-    if not hasattr(model, "rung_projects"):
+def splits_logits(model: Any) -> bool:
+    """Whether `_logits` is how this model computes logits: tried once per model on a few tokens, without randomness."""
+    if model not in _SPLIT_LOGITS:
         ids, training = torch.arange(4, device=model.device)[None], model.training
-        model.eval()  # dropout would make both differ, and draw numbers that a run that goes on has drawn already
-        with torch.no_grad(), _plain_layers(model):
+        model.eval()  # dropout would make both differ, and draw random numbers that a resumed run has drawn already
+        plain = attending(model, "sdpa") if _attention(model) == ATTENTION else nullcontext()
+        with torch.no_grad(), plain:
             ours = _logits(model, model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
             theirs = model(input_ids=ids, use_cache=False).logits
         model.train(training)
-        model.rung_projects = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
-    return bool(model.rung_projects)
+        _SPLIT_LOGITS[model] = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    return _SPLIT_LOGITS[model]
 
 
 def _chunk(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
@@ -298,18 +316,3 @@ def _noise(model: Any, packed: Packed, alpha: float) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def packed_layers(model: Any) -> AbstractContextManager[None]:
-    """Attend row by row instead of through a mask over the whole sequence, where the model can."""
-    if not model._supports_attention_backend or _attention(model) != "sdpa":
-        return nullcontext()
-    return attending(model, ATTENTION)
-
-
-def _plain_layers(model: Any) -> AbstractContextManager[None]:
-    return attending(model, "sdpa") if _attention(model) == ATTENTION else nullcontext()
-
-
-def _attention(model: Any) -> str:
-    return str(model.config._attn_implementation)

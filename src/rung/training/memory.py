@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,83 +12,82 @@ import torch
 from rung.engines.label_trie import common_prefix
 from rung.machine import free_memory_bytes
 from rung.training.examples import TokenizedExample
-from rung.training.kernels import gated
+from rung.training.kernels import is_gated
 from rung.training.optimizers import OptimizerName, embeddings, moment_bytes
 
-# Floats kept per layer and token for the backward pass, as multiples of the hidden and the intermediate size; upper
-# bounds of what Llama, Qwen and Gemma keep (norms, queries, keys, values, attention, residuals; gate, up, and, in
-# networks that `lean_gates` does not know, what becomes of them).
+# Floats kept per layer and token for the backward pass, as multiples of the hidden and the intermediate size: upper
+# bounds of what Llama, Qwen and Gemma keep (norms, queries, keys, values, attention, residuals; gate and up projection,
+# and, in networks that `recomputed_gates` does not know, their activations).
 KEPT_HIDDEN, KEPT_INTERMEDIATE, KEPT_GATED = 8, 4, 2
 KEPT_CHECKPOINTED = 1  # with gradient checkpointing: one hidden state per layer
-SHARE = 0.6  # of the memory that is free
-# Tokens of the rows' own per forward pass: a processor gains nothing from more, as its caches hold less. A beginning
-# that rows share is read anew in each pass, which is not to be its larger part.
+SHARE = 0.6  # of the free memory
+# Tokens per forward pass, without the shared prefix. A processor gains nothing from more, as they exceed its caches.
+# Each pass reads the shared prefix again, so a pass also has at least four times as many tokens as the prefix.
 CPU_TOKENS, OF_SHARED = 2_048, 4
 GRADIENT_BYTES = 4  # of a trained parameter
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What fits.
+    """What fits in memory.
 
     Attributes:
         rows: rows that fit in one forward pass.
-        micro_batch: rows per forward pass: those, or fewer where more at once are no faster.
-        checkpointing: whether layers have to be run again for the backward pass.
+        micro_batch_size: rows per forward pass: those, or fewer where more at once are no faster.
+        checkpointing: whether gradient checkpointing is needed.
+        free: bytes of memory that were free.
     """
 
     rows: int
-    micro_batch: int
+    micro_batch_size: int
     checkpointing: bool
+    free: int = field(default=0, compare=False)
 
 
-def fitting(model: Any, rows: Sequence[TokenizedExample], batch_size: int, *, free: int | None = None) -> Fit:
-    """Return the largest forward pass that fits in memory, checkpointing only if not even one row does without.
+def fit_memory(model: Any, rows: Sequence[TokenizedExample], batch_size: int, *, free: int | None = None) -> Fit:
+    """Find the largest forward pass that fits in memory, with gradient checkpointing only if one row needs it.
 
     Args:
         model: the base model, in memory.
         rows: training rows.
         batch_size: rows per optimizer step, at most which run at once.
-        free: bytes that are free; by default what the device says.
+        free: free bytes; by default what the device reports.
     """
     longest = max(map(len, rows))
-    room = SHARE * (free_bytes(model) if free is None else free)
+    free = free_bytes(model) if free is None else free
     for checkpointing in (False, True):
-        most = int(room // (bytes_per_token(model, checkpointing=checkpointing) * longest))
-        if most >= 1:
-            fit = min(batch_size, most)
-            passes = 1 if model.device.type == "cuda" else math.ceil(fit / _gaining(rows))
-            return Fit(fit, math.ceil(fit / passes), checkpointing)
-    return Fit(1, 1, checkpointing=True)
+        largest = int(SHARE * free // (bytes_per_token(model, checkpointing=checkpointing) * longest))
+        if largest >= 1:
+            fit = min(batch_size, largest)
+            passes = 1 if model.device.type == "cuda" else math.ceil(fit / _cpu_rows(rows))
+            return Fit(fit, math.ceil(fit / passes), checkpointing, free)
+    return Fit(1, 1, checkpointing=True, free=free)
 
 
-def _gaining(rows: Sequence[TokenizedExample]) -> int:
-    """Return how many rows at once a processor reads faster than fewer."""
+def _cpu_rows(rows: Sequence[TokenizedExample]) -> int:
+    """How many rows a processor reads faster at once than in several passes."""
     shared = common_prefix([row.prompt for row in rows])
     own = max(map(len, rows)) - shared
     return max(1, max(CPU_TOKENS, OF_SHARED * shared) // own)
 
 
 def bytes_per_token(model: Any, *, checkpointing: bool = False) -> int:
-    """Return the bytes that one token's activations keep for the backward pass."""
+    """The bytes that one token's activations take until the backward pass."""
     config = model.config.get_text_config()
-    size = torch.tensor([], dtype=model.dtype).element_size()
-    if checkpointing:
-        return int(config.num_hidden_layers * KEPT_CHECKPOINTED * config.hidden_size * size)
-    wide = KEPT_GATED if any(map(gated, model.modules())) else KEPT_INTERMEDIATE
-    layer = KEPT_HIDDEN * config.hidden_size + wide * config.intermediate_size
-    return int(config.num_hidden_layers * layer * size)
+    layer = KEPT_CHECKPOINTED * config.hidden_size
+    if not checkpointing:
+        wide = KEPT_GATED if any(map(is_gated, model.modules())) else KEPT_INTERMEDIATE
+        layer = KEPT_HIDDEN * config.hidden_size + wide * config.intermediate_size
+    return int(config.num_hidden_layers * layer * model.dtype.itemsize)
 
 
 def free_bytes(model: Any) -> int:
-    """Return the bytes that are free where the model is."""
-    if model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(model.device)[0])
-    return free_memory_bytes()
+    """The bytes that are free where the model is."""
+    return int(torch.cuda.mem_get_info(model.device)[0]) if model.device.type == "cuda" else free_memory_bytes()
 
 
 def free_beside(model: Any, trained: Iterable[torch.Tensor], optimizer: OptimizerName = "adamw") -> int:
-    """Return the bytes that are free once the trained parameters have their gradients and the optimizer's moments."""
+    """The bytes that stay free once the trained parameters have gradients and the optimizer's moments."""
     trained = tuple(trained)
     gradients: int = GRADIENT_BYTES * sum(p.numel() for p in trained)
     return max(0, free_bytes(model) - gradients - moment_bytes(optimizer, trained, embeddings(model)))

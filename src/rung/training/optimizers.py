@@ -13,54 +13,54 @@ if TYPE_CHECKING:
 
 OptimizerName = Literal["adamw", "adamw-8bit"]
 STATE_BYTES: Mapping[str, int] = {"adamw": 8, "adamw-8bit": 2}  # of a trained parameter's two moments
-EIGHT_BITS = "bitsandbytes"
+BITSANDBYTES = "bitsandbytes"
 SINCE = (0, 50)  # its 8-bit AdamW runs on processors too
-TABLES = ("qmap1", "qmap2")  # what 8 bits stand for: constants that all parameters share
+TABLES = ("qmap1", "qmap2")  # what each of the 8-bit values means: constants that all parameters share
 
 
-def lacks(name: OptimizerName) -> str:
-    """Return what is not installed that an optimizer needs, as a clause, or nothing."""
+def missing_library(name: OptimizerName) -> str:
+    """Say, as a clause, which library an optimizer needs that is not installed; empty if none."""
     if name == "adamw":
         return ""
     try:
-        found = tuple(int(part) for part in version(EIGHT_BITS).split(".")[:2])
+        installed = tuple(int(part) for part in version(BITSANDBYTES).split(".")[:2])
     except PackageNotFoundError:
-        found = (0, 0)
-    needed = f"{EIGHT_BITS}>={'.'.join(map(str, SINCE))}"
-    return "" if found >= SINCE else f"an optimizer in 8 bits needs {needed}: uv pip install '{needed}'"
+        installed = (0, 0)
+    needed = f"{BITSANDBYTES}>={'.'.join(map(str, SINCE))}"
+    return "" if installed >= SINCE else f"an optimizer in 8 bits needs {needed}: uv pip install '{needed}'"
 
 
 def embeddings(model: Any) -> tuple[torch.nn.Parameter, ...]:
-    """Return the input embeddings, whose moments stay in float32: each row has a gradient in few steps alone."""
+    """The input embeddings, whose moments stay in float32: each row has a gradient in only a few steps."""
     return tuple(model.get_input_embeddings().parameters())
 
 
-def moment_bytes(name: OptimizerName, trained: Iterable[torch.Tensor], whole: Iterable[torch.Tensor]) -> int:
-    """Return the bytes that the moments of the trained parameters take; those of `whole` are float32."""
-    kept = {id(parameter) for parameter in whole}
-    return sum(STATE_BYTES["adamw" if id(p) in kept else name] * p.numel() for p in trained)
+def moment_bytes(name: OptimizerName, trained: Iterable[torch.Tensor], full_state: Iterable[torch.Tensor]) -> int:
+    """The bytes of the trained parameters' moments; those of `full_state` are float32."""
+    full = {id(parameter) for parameter in full_state}
+    return sum(STATE_BYTES["adamw" if id(p) in full else name] * p.numel() for p in trained)
 
 
-def optimizer(
+def make_optimizer(
     name: OptimizerName,
     parameters: Sequence[torch.nn.Parameter],
     *,
     learning_rate: float,
     weight_decay: float,
-    whole: Iterable[torch.nn.Parameter] = (),
+    full_state: Iterable[torch.nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
-    """Return AdamW over the parameters; biases and norms, which are vectors, do not decay.
+    """Make AdamW over the parameters; biases and norms, which are vectors, do not decay.
 
     `adamw` is torch's, fused. `adamw-8bit` keeps both moments in 8 bits, in blocks of 256 with a scale each (Dettmers
-    et al. 2022, https://arxiv.org/abs/2110.02861); those of tensors below 4,096 elements, and of the parameters in
-    `whole`, stay in float32: in 8 bits embeddings train badly (section 2.3 there).
+    et al. 2022, https://arxiv.org/abs/2110.02861). The moments of tensors below 4,096 elements, and of the parameters
+    in `full_state`, stay in float32: in 8 bits embeddings train badly (section 2.3 there).
 
     Raises:
         TrainingError: `missing-extra`: its library is not installed.
     """
     import torch
 
-    if reason := lacks(name):
+    if reason := missing_library(name):
         raise TrainingError("missing-extra", reason, hint="install it, or leave `optimizer` at adamw")
     parts = [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]]
     groups = [
@@ -70,33 +70,33 @@ def optimizer(
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     from bitsandbytes.optim import AdamW8bit
 
-    kept = {id(parameter) for parameter in whole}
+    full = {id(parameter) for parameter in full_state}
 
     class Optimizer(AdamW8bit):  # type: ignore[misc]
         # The library's own way is a register of ids for the whole process, which outlives the parameters.
         def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
             config: dict[str, Any] = super().get_config(gindex, pindex, group)
-            return config | {"optim_bits": 32} if id(group["params"][pindex]) in kept else config
+            return config | {"optim_bits": 32} if id(group["params"][pindex]) in full else config
 
-    made: torch.optim.Optimizer = Optimizer(groups, lr=learning_rate)
-    return made
+    optimizer: torch.optim.Optimizer = Optimizer(groups, lr=learning_rate)
+    return optimizer
 
 
-def kept_state(made: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    """Return what is to be kept of one parameter's state; nothing before its first step."""
+def optimizer_state(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """What a checkpoint keeps of one parameter's state; empty before its first step."""
     import torch
 
-    return {key: torch.as_tensor(value) for key, value in made.state[parameter].items() if key not in TABLES}
+    return {key: torch.as_tensor(value) for key, value in optimizer.state[parameter].items() if key not in TABLES}
 
 
-def set_state(made: Any, parameter: torch.nn.Parameter, kept: Mapping[str, torch.Tensor]) -> None:
-    """Set one parameter's state to what was kept of it."""
+def restore_optimizer_state(optimizer: Any, parameter: torch.nn.Parameter, saved: Mapping[str, torch.Tensor]) -> None:
+    """Set one parameter's state to what a checkpoint kept of it."""
     import torch
 
-    state: dict[str, Any] = {key: value.to(parameter.device) for key, value in kept.items()}
+    state: dict[str, Any] = {key: value.to(parameter.device) for key, value in saved.items()}
     if "state1" in state:  # that of bitsandbytes
         state["step"] = int(state["step"])
         if state["state1"].dtype == torch.uint8:
             for table, name in zip(TABLES, ("dynamic", "udynamic"), strict=True):
-                made.name2qmap[name] = state[table] = made.name2qmap[name].to(parameter.device)
-    made.state[parameter] = state
+                optimizer.name2qmap[name] = state[table] = optimizer.name2qmap[name].to(parameter.device)
+    optimizer.state[parameter] = state

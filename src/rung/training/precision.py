@@ -12,36 +12,35 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "float32"]
-Products = Literal["bfloat16", "tf32", "float32"]
-_turn = threading.RLock()
-TORCH_NAMES: dict[Products, str] = {"bfloat16": "medium", "tf32": "high", "float32": "highest"}
+MatmulDtype = Literal["bfloat16", "tf32", "float32"]
+TORCH_NAMES: dict[MatmulDtype, str] = {"bfloat16": "medium", "tf32": "high", "float32": "highest"}
+_lock = threading.RLock()
 
 
 @contextmanager
 def no_float16(model: Any) -> Iterator[None]:
-    """Hold the model's float16 parameters in float32 for the time of the block, and change them back after it.
+    """Hold the model's float16 parameters in float32 while the block runs, and convert them back after it.
 
     GPUs before Ampere run models in float16, whose small gradients vanish (Micikevicius et al. 2018,
-    https://arxiv.org/abs/1710.03740, section 3.2). Float32 holds every float16 number, so nothing is lost on the way
-    there and back.
+    https://arxiv.org/abs/1710.03740, section 3.2). Float32 holds every float16 number, so nothing is lost.
     """
     import torch
 
-    held = [p for p in model.parameters() if p.dtype == torch.float16]
-    for parameter in held:
+    converted = [p for p in model.parameters() if p.dtype == torch.float16]
+    for parameter in converted:
         parameter.data = parameter.data.float()
     try:
         yield
     finally:
-        for parameter in held:
+        for parameter in converted:
             parameter.data = parameter.data.half()
 
 
-def products(device: str, precision: Precision = "auto") -> Products:
-    """Return the type in which training multiplies float32 matrices on a kind of device.
+def matmul_dtype(device: str, precision: Precision = "auto") -> MatmulDtype:
+    """The type in which training multiplies float32 matrices on a kind of device.
 
     `auto` is TF32 on CUDA and bfloat16 on processors with AMX, where it is three to four times faster than float32.
-    Sums and all that lies between products stay float32. Instructions for bfloat16 without AMX gain nothing.
+    Sums and everything between the products stay float32. Instructions for bfloat16 without AMX gain nothing.
     """
     import torch
 
@@ -53,25 +52,25 @@ def products(device: str, precision: Precision = "auto") -> Products:
 
 
 @contextmanager
-def multiplying(kind: Products) -> Iterator[None]:
-    """Let products of float32 matrices run in a type of fewer bits for the time of the block.
+def matmul_precision(dtype: MatmulDtype) -> Iterator[None]:
+    """Multiply float32 matrices in this type while the block runs.
 
-    On CUDA adapters are trained in float32 beside a base model in bfloat16, which has fewer bits than TF32. The type is
-    one for the whole process: trainings in several threads take turns, and predictions made meanwhile run in it too.
+    On CUDA adapters are trained in float32 next to a base model in bfloat16, which has fewer bits than TF32. The whole
+    process has one such type: trainings in several threads take turns, and predictions meanwhile use it too.
     """
     import torch
 
-    with _turn:
+    with _lock:
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(TORCH_NAMES[kind])
+        torch.set_float32_matmul_precision(TORCH_NAMES[dtype])
         try:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
 
 
-def in_float32(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-    """Return `function(*tensors)`, whose products, those of the backward pass too, run in float32 where bfloat16 is on.
+def attention_in_float32(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """Call `function(*tensors)` with float32 products, in its backward pass too, where bfloat16 is on.
 
     For many small products: torch's attention on CPUs is four times slower in bfloat16.
     """
@@ -80,41 +79,37 @@ def in_float32(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) ->
     if torch.get_float32_matmul_precision() != TORCH_NAMES["bfloat16"]:
         return function(*tensors)
     begin, end = _switches()
-    found: torch.Tensor = end(function(*begin(*tensors)))
-    return found
+    result: torch.Tensor = end(function(*begin(*tensors)))
+    return result
 
 
 @cache
 def _switches() -> tuple[Any, Any]:
-    """Return two identities around a computation: they switch to float32 and back, and in the backward pass too."""
+    """Two identities to put around a computation: they switch to float32 and back, in the backward pass too."""
     import torch
 
-    def switch(kind: Products) -> None:
-        torch.set_float32_matmul_precision(TORCH_NAMES[kind])
+    def switch(dtype: MatmulDtype) -> None:
+        torch.set_float32_matmul_precision(TORCH_NAMES[dtype])
 
     class Begin(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
-        def forward(ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            del ctx
+        def forward(_ctx: Any, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
             switch("float32")
             return tuple(tensor.view_as(tensor) for tensor in tensors)
 
         @staticmethod
-        def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            del ctx
+        def backward(_ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
             switch("bfloat16")
             return gradients
 
     class End(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
-        def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
-            del ctx
+        def forward(_ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
             switch("bfloat16")
             return tensor.view_as(tensor)
 
         @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            del ctx
+        def backward(_ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
             switch("float32")
             return gradient
 

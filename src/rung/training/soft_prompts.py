@@ -1,43 +1,43 @@
-"""Soft prompts: learned virtual tokens before every prompt, the base model's weights untouched.
+"""Soft prompts: learned virtual tokens before every prompt; the base model's weights are untouched.
 
 Three methods, in PEFT's configurations and file format:
 
     PROMPT_TUNING   one learned input embedding per virtual token (Lester et al. 2021, https://arxiv.org/abs/2104.08691)
-    P_TUNING        the same, made by a small network while training (Liu et al. 2021, https://arxiv.org/abs/2103.10385)
+    P_TUNING        the same, computed by a small network in training (Liu et al. 2021, https://arxiv.org/abs/2103.10385)
     PREFIX_TUNING   learned keys and values in every layer (Li and Liang 2021, https://arxiv.org/abs/2101.00190)
 
-A virtual token is an id behind the vocabulary, so whatever runs token ids (packing, tree scoring, decoding) runs soft
-prompts: hooks find the places by their ids and put in there what was learned.
+A virtual token is an id after the end of the vocabulary. So whatever runs token ids (packing, tree scoring, decoding)
+runs soft prompts: hooks find these ids and insert what was learned for them.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from rung.engines.tree_scoring import run_prefix
 from rung.errors import ArtifactError, EngineError
-from rung.training.changes import Change, read_tensors
-from rung.training.peft import peft, quiet_peft, write_folder
+from rung.training.changes import Hooked, mismatch, read_tensors
+from rung.training.peft import peft, quiet_peft, write_peft_folder
 
-# --------------------
-# Where an attention layer makes its keys and values, and how others are put in their place.
+# ---- where an attention layer makes its keys and values, and how others are inserted
 #
 # Keys are rotated by their position after they are made (rotary embeddings, Su et al. 2021,
-# https://arxiv.org/abs/2104.09864). What is put in is turned back by as much first, so that keys are, in the end and in
-# the cache, exactly those that were wanted.
+# https://arxiv.org/abs/2104.09864). Inserted keys are first rotated back by as much, so that in the end, and in the
+# cache, they are exactly the learned ones.
 
-
-# Rows and columns [P] of the places, and keys and values [P, heads, size] that belong there; None for no places.
-Wanted = Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None]
+# Rows and columns [P] of the virtual tokens, and their keys and values [P, heads, size]; None without virtual tokens.
+KeysValues = Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None]
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, [1 or batch, tokens, size]
 
 
@@ -61,81 +61,59 @@ class Attention:
     heads: int
     size: int
 
-    def hook(self, wanted: Wanted) -> list[Any]:
-        """Have every forward pass put `wanted()` in; return the hooks' handles."""
-        rotation: list[Rotation] = []  # of the pass that is running
+    def hooks(self, learned: KeysValues) -> Iterator[RemovableHandle]:
+        """Let every forward pass insert `learned()`."""
+        current: list[Rotation] = []  # of the pass that is running
 
         def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            told = _rotation(args, kwargs) if self.rotates else None
-            rotation[:] = [] if told is None else [told]
+            rotation = _rotation(args, kwargs) if self.rotates else None
+            current[:] = [] if rotation is None else [rotation]
 
         def keys(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            if (found := wanted()) is None:
+            if (inserted := learned()) is None:
                 return output
-            rows, columns, states, _ = found
-            if rotation:
-                cosine, sine = (part[rows if len(part) > 1 else 0, columns].float() for part in rotation[0])
-                states = _turned_back(self.module, states.float(), cosine, sine)
+            rows, columns, states, _ = inserted
+            if current:
+                cosine, sine = (part[rows if len(part) > 1 else 0, columns].float() for part in current[0])
+                states = _rotated_back(self.module, states.float(), cosine, sine)
             own = output.transpose(1, 2) if self.heads_first else output
             put = own.unflatten(-1, (self.heads, self.size)) if own.ndim == 3 else own
             put = put.index_put((rows, columns), states.to(output.dtype)).reshape(own.shape)
             return put.transpose(1, 2) if self.heads_first else put
 
         def values(_module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-            if (found := wanted()) is None:
+            if (inserted := learned()) is None:
                 return output
-            rows, columns, _, states = found
+            rows, columns, _, states = inserted
             return output.index_put((rows, columns), states.flatten(1).to(output.dtype))
 
-        return [
-            self.module.register_forward_pre_hook(begin, with_kwargs=True),
-            getattr(self.module, self.key).register_forward_hook(keys),
-            self.module.v_proj.register_forward_hook(values),
-        ]
-
-
-@dataclass(slots=True)
-class _Probe:
-    """What one attention layer makes of a few tokens: keys before rotation, values, and the rotation."""
-
-    module: Any
-    key: str
-    keys: Any = None
-    values: Any = None
-    rotation: Rotation | None = None
-
-    def hook(self) -> list[Any]:
-        """Listen; return the hooks' handles."""
-        return [
-            self.module.register_forward_pre_hook(self._begin, with_kwargs=True),
-            getattr(self.module, self.key).register_forward_hook(self._keys),
-            self.module.v_proj.register_forward_hook(self._values),
-        ]
-
-    def _begin(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.rotation = _rotation(args, kwargs)
-
-    def _keys(self, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        self.keys = output
-
-    def _values(self, _module: Any, _inputs: Any, output: torch.Tensor) -> None:
-        self.values = output
+        yield self.module.register_forward_pre_hook(begin, with_kwargs=True)
+        yield getattr(self.module, self.key).register_forward_hook(keys)
+        yield self.module.v_proj.register_forward_hook(values)
 
 
 def attentions(model: Any) -> list[Attention]:
-    """Return a model's attention layers, found out by running a few tokens and looking at the cache.
+    """A model's attention layers, found by running a few tokens and looking at the cache.
 
     Raises:
         EngineError: keys or values are not made in a way that is known (`tuning-unsupported`).
     """
     layers: list[Any] = [getattr(layer, "self_attn", None) for layer in getattr(model.get_decoder(), "layers", ())]
-    if not layers or not all(hasattr(one, "k_proj") and hasattr(one, "v_proj") for one in layers):
+    if not layers or not all(hasattr(layer, "k_proj") and hasattr(layer, "v_proj") for layer in layers):
         raise _unsupported(model, "its layers have no projection of keys and one of values (self_attn.k_proj, v_proj)")
-    probes = [_Probe(one, "k_norm" if hasattr(one, "k_norm") else "k_proj") for one in layers]
     config, cache = model.config.get_text_config(), DynamicCache()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     tokens = 2 if heads != 2 else 3  # so that the order of dimensions shows
-    hooks = [hook for probe in probes for hook in probe.hook()]
+    seen: list[dict[str, Any]] = [{} for _ in layers]  # what each layer makes: keys before rotation, values, rotation
+    hooks: list[RemovableHandle] = []
+    for layer, made in zip(layers, seen, strict=True):
+        hooks += (
+            layer.register_forward_pre_hook(
+                lambda _m, args, kwargs, made=made: made.update(rotation=_rotation(args, kwargs)), with_kwargs=True
+            ),
+            getattr(layer, _key(layer)).register_forward_hook(lambda _m, _i, keys, made=made: made.update(keys=keys)),
+            layer.v_proj.register_forward_hook(lambda _m, _i, values, made=made: made.update(values=values)),
+        )
     try:
         with torch.no_grad():
             model.get_decoder()(input_ids=torch.arange(tokens, device=model.device)[None], past_key_values=cache)
@@ -144,36 +122,39 @@ def attentions(model: Any) -> list[Attention]:
             hook.remove()
     if len(cache.layers) != len(layers):
         raise _unsupported(model, "some of its layers share keys and values")
-    found = [
-        _attention(model, probe, cached.keys, cached.values) for probe, cached in zip(probes, cache.layers, strict=True)
-    ]
-    if len({(one.heads, one.size) for one in found}) > 1:
+    described = [_described(model, *parts) for parts in zip(layers, seen, cache.layers, strict=True)]
+    if len({(layer.heads, layer.size) for layer in described}) > 1:
         raise _unsupported(model, "its layers have keys of different shapes")
-    return found
+    return described
 
 
-def _attention(model: Any, probe: _Probe, keys: torch.Tensor, values: torch.Tensor) -> Attention:
+def _key(layer: Any) -> str:
+    return "k_norm" if hasattr(layer, "k_norm") else "k_proj"
+
+
+def _described(model: Any, module: Any, made: dict[str, Any], cached: Any) -> Attention:
     """Compare what a layer made with what is in its cache, [1, heads, tokens, size]."""
-    heads, tokens, size = keys.shape[1:]
-    module, heads_first = probe.module, probe.keys.shape == keys.shape
-    made = probe.keys if heads_first else probe.keys.reshape(1, tokens, heads, size).transpose(1, 2)
-    if not torch.equal(probe.values.view(1, tokens, heads, size).transpose(1, 2), values):
+    heads, tokens, size = cached.keys.shape[1:]
+    heads_first = made["keys"].shape == cached.keys.shape
+    keys = made["keys"] if heads_first else made["keys"].reshape(1, tokens, heads, size).transpose(1, 2)
+    if not torch.equal(made["values"].view(1, tokens, heads, size).transpose(1, 2), cached.values):
         raise _unsupported(model, f"layer {module.layer_idx} changes its values after v_proj")
-    if torch.equal(made, keys):
-        return Attention(module, probe.key, heads_first, rotates=False, heads=heads, size=size)
-    if probe.rotation is None or not _rotates(module):
-        raise _unsupported(model, f"layer {module.layer_idx} changes its keys in a way that is not known")
-    cosine, sine = (part[0].float() for part in probe.rotation)
-    turned = _turned_back(module, keys[0].transpose(0, 1).float(), cosine, sine)
-    if not torch.allclose(turned.to(made.dtype), made[0].transpose(0, 1), atol=1e-2, rtol=1e-2):
-        raise _unsupported(model, f"layer {module.layer_idx} changes its keys in a way that is not known")
-    return Attention(module, probe.key, heads_first, rotates=True, heads=heads, size=size)
+    rotates = not torch.equal(keys, cached.keys)
+    if rotates:
+        known = made["rotation"] is not None and _rotates(module)
+        if known:
+            cosine, sine = (part[0].float() for part in made["rotation"])
+            back = _rotated_back(module, cached.keys[0].transpose(0, 1).float(), cosine, sine)
+            known = torch.allclose(back.to(keys.dtype), keys[0].transpose(0, 1), atol=1e-2, rtol=1e-2)
+        if not known:
+            raise _unsupported(model, f"layer {module.layer_idx} changes its keys in a way that is not known")
+    return Attention(module, _key(module), heads_first, rotates, heads, size)
 
 
 def _rotation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rotation | None:
-    """Return what an attention layer is told to rotate by; models hand it over by name, some in second place."""
-    found = kwargs.get("position_embeddings", args[1] if len(args) > 1 else None)
-    return found if isinstance(found, tuple) and len(found) == 2 else None
+    """What an attention layer has to rotate by; models pass it by name, some as the second argument."""
+    rotation = kwargs.get("position_embeddings", args[1] if len(args) > 1 else None)
+    return rotation if isinstance(rotation, tuple) and len(rotation) == 2 else None
 
 
 def _rotates(module: Any) -> bool:
@@ -182,16 +163,16 @@ def _rotates(module: Any) -> bool:
     return function is not None and list(inspect.signature(function).parameters)[:4] == ["q", "k", "cos", "sin"]
 
 
-def _turned_back(module: Any, keys: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Return keys [P, heads, size] that rotation by `cosine` and `sine` [P, rotated size] turns into those given.
+def _rotated_back(module: Any, keys: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """The keys [P, heads, size] that rotation by `cosine` and `sine` [P, rotated size] turns into the given ones.
 
-    Some models also scale by the rotation (YaRN): by the length of (cosine, sine), forth and back.
+    Some models also scale by the rotation (YaRN), by the length of (cosine, sine): that is undone too.
     """
     rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb
     width = cosine.shape[-1]
     scale = (cosine[:, :1] ** 2 + sine[:, :1] ** 2)[:, None]
-    turned = rotate(keys[..., :width], keys[..., :width], cosine, -sine, unsqueeze_dim=1)[1] / scale
-    return torch.cat([turned, keys[..., width:]], -1)
+    back = rotate(keys[..., :width], keys[..., :width], cosine, -sine, unsqueeze_dim=1)[1] / scale
+    return torch.cat([back, keys[..., width:]], -1)
 
 
 def _unsupported(model: Any, why: str) -> EngineError:
@@ -202,15 +183,18 @@ def _unsupported(model: Any, why: str) -> EngineError:
     )
 
 
+# ---- the soft prompt
+
 TENSOR = "prompt_embeddings"
+_NEXT_ID: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # the first id for the next soft prompt of a model
 
 
 @dataclass(slots=True)
-class _Found:
-    """The virtual tokens of one forward pass: P places, and what stands there.
+class _Virtual:
+    """The P virtual tokens of one forward pass.
 
     Attributes:
-        rows, columns: the places, shape [P].
+        rows, columns: where they are, shape [P].
         learned: what was learned for each: [P, hidden size], or [P, 2 * layers, heads, size] of prefix tuning.
     """
 
@@ -219,11 +203,11 @@ class _Found:
     learned: torch.Tensor
 
 
-class SoftPrompt(Change):
-    """One soft prompt on a model, beside any number of others.
+class SoftPrompt(Hooked):
+    """One soft prompt on a model, next to any number of others.
 
-    Prefix tuning with gradient checkpointing: layers that are run again find the places of the last forward pass, so
-    each backward pass has to come before the next forward pass.
+    Prefix tuning with gradient checkpointing: layers that are run again see the virtual tokens of the last forward
+    pass, so each backward pass has to come before the next forward pass.
 
     Args:
         model: the base model.
@@ -250,16 +234,14 @@ class SoftPrompt(Change):
         self._encoder.requires_grad_(False)
         if start is not None:
             self._set(start)
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        first = getattr(model, "rung_next_id", vocabulary)
-        self.prefix = tuple(range(first, first + config.num_virtual_tokens))
-        model.rung_next_id = first + config.num_virtual_tokens
-        self._found: _Found | None = None
-        self._hooks: list[Any] = []
+        first = _NEXT_ID.get(model, model.get_input_embeddings().weight.shape[0])
+        _NEXT_ID[model] = first + config.num_virtual_tokens
+        self.prefix = tuple(range(first, _NEXT_ID[model]))
+        self._virtual: _Virtual | None = None
 
     @classmethod
     def from_dict(cls, model: Any, values: dict[str, Any]) -> Self:
-        """Put on a soft prompt with the configuration of an adapter_config.json; what made it is not needed."""
+        """Put on a soft prompt with the configuration of an adapter_config.json; its prompt encoder is not needed."""
         config = peft().PeftConfig.from_peft_type(**values)
         config.inference_mode = True
         return cls(model, config)
@@ -267,43 +249,36 @@ class SoftPrompt(Change):
     def _complete(self) -> None:
         """Fill in the sizes that PEFT takes from the model."""
         config, base = self.config, self.model.config.get_text_config()
+        heads, width, layers = base.num_attention_heads, base.hidden_size, base.num_hidden_layers
         if self._per_layer:
-            heads, size, layers = self._attentions[0].heads, self._attentions[0].size, len(self._attentions)
-            width = heads * size
-        else:
-            heads, width, layers = base.num_attention_heads, base.hidden_size, base.num_hidden_layers
-        for name, value in (
-            ("num_attention_heads", heads), ("token_dim", width), ("num_layers", layers),
-            ("num_transformer_submodules", 1),
-        ):  # fmt: skip
+            heads, layers = self._attentions[0].heads, len(self._attentions)
+            width = heads * self._attentions[0].size
+        sizes = {"num_attention_heads": heads, "token_dim": width, "num_layers": layers,
+                 "num_transformer_submodules": 1}  # fmt: skip
+        for name, value in sizes.items():
             if getattr(config, name) not in (None, value):
-                raise ArtifactError(
-                    "adapter-mismatch",
-                    f"the soft prompt has {name} {getattr(config, name)}, the model {value}",
-                    hint="open it on the model that it was trained on",
-                )
+                raise mismatch(f"the soft prompt has {name} {getattr(config, name)}, the model {value}")
             setattr(config, name, value)
         if hasattr(config, "encoder_hidden_size") and config.encoder_hidden_size is None:
             config.encoder_hidden_size = width
 
     def _build(self) -> Any:
-        library, config = peft(), self.config
         with quiet_peft():
             if self._per_layer:
-                return library.PrefixEncoder(config)
-            if config.peft_type.value == "P_TUNING":
-                return library.PromptEncoder(config)
-            return library.PromptEmbedding(config, self.model.get_input_embeddings())
+                return peft().PrefixEncoder(self.config)
+            if self.config.peft_type.value == "P_TUNING":
+                return peft().PromptEncoder(self.config)
+            return peft().PromptEmbedding(self.config, self.model.get_input_embeddings())
 
     # ---- what is learned
 
     @property
     def _direct(self) -> bool:
-        """Whether the vectors themselves are the parameters, and no network makes them."""
+        """Whether the vectors themselves are the parameters, and no network computes them."""
         return [name for name, _ in self._encoder.named_parameters()] == ["embedding.weight"]
 
     def vectors(self) -> torch.Tensor:
-        """Return what PEFT calls prompt_embeddings, with gradients where they are asked for.
+        """What PEFT calls prompt_embeddings, with gradients while it is trained.
 
         Shape [virtual tokens, hidden size], or [virtual tokens, 2 * layers * heads * size] for prefix tuning.
         """
@@ -311,8 +286,8 @@ class SoftPrompt(Change):
             weight: torch.Tensor = self._encoder.embedding.weight
             return weight
         self._encoder.train(self.model.training)
-        made: torch.Tensor = self._encoder(torch.arange(len(self.prefix), device=self.model.device)[None])
-        return made[0]
+        vectors: torch.Tensor = self._encoder(torch.arange(len(self.prefix), device=self.model.device)[None])
+        return vectors[0]
 
     def _set(self, vectors: torch.Tensor) -> None:
         if not self._direct or vectors.shape != self._encoder.embedding.weight.shape:
@@ -321,32 +296,24 @@ class SoftPrompt(Change):
             self._encoder.embedding.weight.copy_(vectors)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return the vectors, or the parameters of the network that makes them."""
+        """The vectors, or the parameters of the network that computes them."""
         return dict(self._encoder.named_parameters())
 
-    # ---- on and off
+    # ---- hooks
 
-    def enable(self) -> None:
+    def hooks(self) -> Iterator[RemovableHandle]:
         """Hook into the input embeddings and, for prefix tuning, the layers' keys and values."""
-        if self._hooks:
-            return
         embeddings = self.model.get_input_embeddings()
-        self._hooks.append(embeddings.register_forward_pre_hook(self._find))
+        yield embeddings.register_forward_pre_hook(self._find)
         if not self._per_layer:
-            self._hooks.append(embeddings.register_forward_hook(self._embed))
-        for index, attention in enumerate(self._attentions):
-            self._hooks += attention.hook(partial(self._keys_values, index))
+            yield embeddings.register_forward_hook(self._embed)
+        for index, layer in enumerate(self._attentions):
+            yield from layer.hooks(partial(self._keys_values, index))
 
     def disable(self) -> None:
         """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        self._found = None
-
-    def remove(self) -> None:
-        """Switch it off; nothing else was changed."""
-        self.disable()
+        super().disable()
+        self._virtual = None
 
     def _find(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         """Note where virtual tokens are; the embeddings see token 0 there."""
@@ -354,41 +321,38 @@ class SoftPrompt(Change):
         token = ids - self.prefix[0]
         virtual = (token >= 0) & (token < len(self.prefix))
         rows, columns = virtual.nonzero(as_tuple=True)
-        self._found = None
+        self._virtual = None
         if not len(rows):  # most steps of decoding
             return None
         learned = self.vectors()
         if self._per_layer:
             learned = learned.view(len(self.prefix), 2 * len(self._attentions), -1, self._attentions[0].size)
-        self._found = _Found(rows, columns, learned.index_select(0, token[rows, columns]))
+        self._virtual = _Virtual(rows, columns, learned.index_select(0, token[rows, columns]))
         return (ids.masked_fill(virtual, 0), *inputs[1:])
 
     def _embed(self, _module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        found = self._found
-        if found is None:
+        if (virtual := self._virtual) is None:
             return output
-        return output.index_put((found.rows, found.columns), found.learned.to(output.dtype))
+        return output.index_put((virtual.rows, virtual.columns), virtual.learned.to(output.dtype))
 
     def _keys_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """Return places [P] and [P], keys and values [P, heads, size] of a layer, if there are any."""
-        found = self._found
-        if found is None:
+        if (virtual := self._virtual) is None:
             return None
-        return found.rows, found.columns, found.learned[:, 2 * layer], found.learned[:, 2 * layer + 1]
+        return virtual.rows, virtual.columns, virtual.learned[:, 2 * layer], virtual.learned[:, 2 * layer + 1]
 
     # ---- on disk
 
     def write(self, folder: Path, fingerprint: str) -> None:
         """Write PEFT's two files; the configuration also names the base model's fingerprint."""
         with torch.no_grad():
-            write_folder(folder, self.config, {TENSOR: self.vectors()}, fingerprint)
+            write_peft_folder(folder, self.config, {TENSOR: self.vectors()}, fingerprint)
 
     def read(self, folder: Path) -> None:
         """Set the vectors to those of a PEFT folder.
 
         Raises:
-            ArtifactError: they do not fit (`adapter-mismatch`), or the network that makes them is asked for, which is
-                not in such a folder (`tuning-unsupported`).
+            ArtifactError: they do not fit (`adapter-mismatch`), or this soft prompt has a network that computes them,
+                which is not in such a folder (`tuning-unsupported`).
         """
         if not self._direct:
             raise ArtifactError(
@@ -396,24 +360,24 @@ class SoftPrompt(Change):
                 f"{folder} holds the vectors that a prompt encoder made, and not the encoder",
                 hint="go on with `prompt-tuning` (or prefix tuning without a projection), which trains the vectors",
             )
-        wanted = {TENSOR: self._encoder.embedding.weight}
-        self._set(read_tensors(folder / "adapter_model.safetensors", wanted)[TENSOR])
+        expected = {TENSOR: self._encoder.embedding.weight}
+        self._set(read_tensors(folder / "adapter_model.safetensors", expected)[TENSOR])
 
 
 def tiled(tokens: Sequence[int], count: int) -> list[int]:
-    """Return `count` tokens: the first ones, repeated where there are fewer."""
+    """The first `count` tokens, repeated where there are fewer."""
     return [tokens[i % len(tokens)] for i in range(count)]
 
 
 def embeddings_of(model: Any, tokens: Sequence[int]) -> torch.Tensor:
-    """Return the input embeddings of a text, shape [tokens, hidden size]: a start for prompt tuning."""
+    """The input embeddings of a text, shape [tokens, hidden size]: a start for prompt tuning."""
     with torch.no_grad():
-        found: torch.Tensor = model.get_input_embeddings()(torch.tensor(list(tokens), device=model.device))
-    return found.float()
+        embeddings: torch.Tensor = model.get_input_embeddings()(torch.tensor(list(tokens), device=model.device))
+    return embeddings.float()
 
 
 def keys_values_of(model: Any, tokens: Sequence[int]) -> torch.Tensor:
-    """Return the keys and values of a text at the beginning, shape [tokens, 2 * layers * heads * size].
+    """The keys and values of a text at the beginning, shape [tokens, 2 * layers * heads * size].
 
     A start for prefix tuning: the prefix then acts like the text itself.
     """
