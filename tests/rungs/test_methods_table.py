@@ -122,13 +122,13 @@ def test_it_goes_on_merges_or_says_why_not_and_comes_back_strictly(
 ) -> None:
     rung = replace(method(name, task), epochs=4, batch_size=2, seed=1)
     engine = open_torch(tiny_zero.model)
-    rows = tokenize(tiny_zero, engine, data.train[:2], virtual=rung.prefix_tokens)
+    rows = tokenize(tiny_zero, engine, data.train[:2], virtual_tokens=rung.prefix_tokens)
 
     def trained(folder: str, stop: int | None = None) -> dict[str, torch.Tensor]:
         with rung._on_model(engine, tiny_zero, rows) as change:
             learnt = [row.after(change.prefix) for row in rows]
             checkpoints = Checkpoints(tmp_path / folder)
-            train(engine.model, change, learnt, rung.schedule(2), checkpoints=checkpoints, stop_after=stop)
+            train(engine.model, change, learnt, rung, checkpoints=checkpoints, stop_after=stop)
             if stop is None:
                 change.write(written(tmp_path / f"{folder} written"), engine.base_fingerprint)
                 _merges(change.merged, METHODS[name][2])
