@@ -68,6 +68,7 @@ def test_everything_is_escaped(result, predictions):
     text = page(result, predictions)
     assert text.count("<script>") == 1
     assert "<img" not in text
+    assert "<image" not in text  # the policy allows no images, not even inside a plot
     assert "\0" not in text
     assert "&lt;script&gt;" in text
     assert 'style="' not in text  # the policy allows the style element by its hash, and nothing else

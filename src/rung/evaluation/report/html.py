@@ -47,19 +47,20 @@ STYLE = """
 :root{--ink:#ececf0;--soft:#a5a8ad;--line:#3a3a40;--paper:#17171a;--tint:#222226;--best:#ff9d5c}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:60rem;padding:1.5rem 1rem 4rem;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
+font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
+h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 .soft{color:var(--soft)}
 .decision{font-size:1.15rem;border-left:4px solid var(--best);padding:.4rem 1rem;background:var(--tint)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.35rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}
-td.why{white-space:normal;min-width:14rem;text-align:left}
+th.why,td.why{white-space:normal;min-width:14rem;text-align:left}
 tr.best td{font-weight:600;color:var(--best)}
 svg{max-width:100%;min-width:32rem;height:auto}
 details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--tint);padding:.7rem;font-size:.85rem;
+pre{white-space:pre-wrap;background:var(--tint);padding:.7rem;font-size:.85rem;
 max-height:24rem;overflow:auto}
-.pair{color:var(--soft);font-size:.92rem;overflow-wrap:anywhere}select{font:inherit;padding:.2rem .4rem;max-width:100%}
+.pair{color:var(--soft);font-size:.92rem}select{font:inherit;padding:.2rem .4rem;max-width:100%}
 [hidden]{display:none}
 """
 
@@ -141,10 +142,13 @@ def _table(
     heads: Sequence[str], rows: Iterable[Sequence[Any]], *, best: int | None = None, why: Collection[int] = ()
 ) -> str:
     """A table; `best` is the number of the row to mark, `why` the columns whose text may wrap."""
-    lines = [f"<tr>{''.join(f'<th>{safe(head)}' for head in heads)}</tr>"]
-    for number, row in enumerate(rows):
-        cells = (f"<td{' class=why' if column in why else ''}>{safe(cell)}" for column, cell in enumerate(row))
-        lines.append(f"<tr{' class=best' if number == best else ''}>{''.join(cells)}</tr>")
+
+    def line(tag: str, row: Sequence[Any], mark: str = "") -> str:
+        cells = (f"<{tag}{' class=why' if column in why else ''}>{safe(cell)}" for column, cell in enumerate(row))
+        return f"<tr{mark}>{''.join(cells)}</tr>"
+
+    lines = [line("th", heads)]
+    lines += [line("td", row, " class=best" if number == best else "") for number, row in enumerate(rows)]
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 

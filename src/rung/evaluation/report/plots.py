@@ -128,7 +128,9 @@ def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None
     ]
     with _figure(8, 6.2) as figure:
         axes = figure.add_subplot()
-        axes.imshow(counts, cmap="cividis", aspect="auto")
+        # Vector cells, not an image: the report's content policy allows no images.
+        axes.pcolormesh(range(len(labels)), range(len(labels)), counts, cmap="cividis", shading="nearest")
+        axes.invert_yaxis()
         highest = max(map(max, counts)) or 1
         for i, line in enumerate(counts):
             for j, count in enumerate(line):
