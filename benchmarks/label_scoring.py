@@ -61,7 +61,7 @@ def main() -> None:
     ratios = {}
     print(f"{'artifact':10} {'method':14} {'rows/s':>8} {'ratio':>7}")
     for artifact in (zero, few, tuned):
-        prompts = artifact.render(data.validation[:ROWS])
+        prompts = [row.messages for row in artifact.render(data.validation[:ROWS])]
         labels = artifact.decoder.continuations(engine)  # type: ignore[union-attr]
         adapter = artifact.weights.reference
         model = engine.use(adapter)

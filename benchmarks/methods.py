@@ -73,7 +73,7 @@ def one(task_file: str, name: str, seed: int, sets: dict[str, str], labels: int 
         size = sum(file.stat().st_size for file in saved.rglob("*") if file.is_file())
     return {
         "score": sum(scores) / len(scores), "n": len(scores), "seconds": seconds, "peak": peak, "bytes": size,
-        "parameters": artifact.weights.trainable_parameters, "metric": artifact.shape.metric,
+        "parameters": artifact.weights.trainable_parameters, "metric": artifact.signature.metric,
     }  # fmt: skip
 
 

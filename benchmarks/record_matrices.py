@@ -53,7 +53,7 @@ def recorded(name: str, source: Path, arms: int, rows: int, tokens: int) -> None
     if name == "gsm8k":
         artifact = ChainOfThought(when="always", extract="number", max_tokens=tokens).fit(artifact, data)
     space = make_space(name, artifact, data.train)
-    judge = Judge(space, race_order(data.test), get_metric(artifact.shape.metric), Meter(Limits()))
+    judge = Judge(space, race_order(data.test), get_metric(artifact.signature.metric), Meter(Limits()))
     out = FOLDER / f"{name}.jsonl"
     done = out.read_text("utf-8").splitlines() if out.exists() else []
     for i, candidate in enumerate(candidates(space, arms)):
@@ -79,18 +79,18 @@ def make_space(name: str, artifact: Artifact, pool: tuple[Example, ...]) -> Spac
     """Return what prompt search would vary, with two instructions written by hand."""
     texts = [artifact.prompt.question(row.inputs) for row in pool]
     vectors = open_encoder("embedded-encoder").embed(texts)
-    plain = "balanced" if artifact.shape.labels else "fixed"
+    plain = "balanced" if artifact.signature.labels else "fixed"
     pools = {
         plain: Demonstrations(plain, 4, pool),
         "knn": Demonstrations("knn", 4, pool, vectors, "embedded-encoder"),
     }
     suffix = artifact.prompt.instruction.partition("\n\n")[2]
     written = [f"{text}\n\n{suffix}".strip() for text in INSTRUCTIONS[name]]
-    output = "Label" if artifact.shape.labels else "Answer"
+    output = "Label" if artifact.signature.labels else "Answer"
     return Space(
         artifact,
         (artifact.prompt.instruction, *written),
-        templates(artifact.prompt.template, artifact.shape.inputs, output),
+        templates(artifact.prompt.template, artifact.signature.inputs, output),
         pools,
     )
 

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rung.artifact.artifact import Artifact, Shape
-from rung.artifact.parts import Generate
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Signature
+from rung.artifact.text import Generate
 from rung.data.rows import Example, example_id
 from rung.engines.base import EngineInfo, Generation
 from rung.prompts.prompt import Prompt, instruction
@@ -85,8 +86,8 @@ def looking_in(index, monkeypatch, *, answer=lambda text: "yes [1]", context=10_
     """Return an artifact that answers questions from the index."""
     monkeypatch.setattr(retriever_module, "open_index", lambda folder: index)
     artifact = Artifact(
-        Shape("docs", ("question",), "text", "exact_match"), "none", Prompt("Answer.", "{question}"), Generate(8),
+        Signature("docs", ("question",), "text", "exact_match"), "none", Prompt("Answer.", "{question}"), Generate(8),
         retriever=Retriever(Path("index"), "f", instruction(cite=True), **settings), overflow=overflow,
         path=("zero-shot",),
     )  # fmt: skip
-    return artifact.on(Reader(answer, context))
+    return artifact.with_engine(Reader(answer, context))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rung.agents import agent as agent_module
 from rung.agents import toolbox
 from rung.agents.calls import Call, json_constraint, template_turns
 from rung.agents.trace import Step
+from rung.artifact import agent as agent_module
 from rung.artifact.artifact import Artifact
 from rung.engines.base import EngineInfo, Generation
 from rung.errors import ArtifactError, ConfigError, MachineError
@@ -98,7 +98,7 @@ def _json(monkeypatch):
 
 def ask(made, scripts, **more):
     engine = Scripted(scripts, **more)
-    return made.on(engine).predict([{"question": question} for question in scripts]), engine
+    return made.with_engine(engine).predict([{"question": question} for question in scripts]), engine
 
 
 def test_rows_call_tools_until_they_answer(folder):
@@ -188,7 +188,7 @@ def test_steps_are_saved_with_predictions(folder):
     zero = Artifact.zero_shot(task(folder))
     rows = task(folder).read().test[:1]
     engine = Scripted({rows[0].inputs["question"]: [call("double", number=1), said(rows[0].outputs[0])]})
-    (found,) = evaluate(zero.on(engine), rows, "test", folder=folder)
+    (found,) = evaluate(zero.with_engine(engine), rows, "test", folder=folder)
     assert found.score == 1.0
     assert [step["outcome"] for step in found.steps] == ["result", "answer"]
     assert "You can call these tools" in found.prompt
@@ -196,7 +196,8 @@ def test_steps_are_saved_with_predictions(folder):
 
 def test_an_artifact_loads_with_the_same_tools_only(folder, tmp_path_factory, monkeypatch):
     shutil.move(folder / "mytools.py", folder / "own.py")  # the other name can be imported from anywhere here
-    monkeypatch.setattr("rung.artifact.files.resolve", lambda model: type("Files", (), {"fingerprint": "f"}))
+    for user in ("artifact", "decoder"):
+        monkeypatch.setattr(f"rung.artifact.{user}.resolve", lambda model: type("Files", (), {"fingerprint": "f"}))
     zero = replace(Artifact.zero_shot(task(folder, "['own:double']")), engine="torch")
     saved = zero.save(tmp_path_factory.mktemp("saved") / "artifact")
     assert Artifact.load(saved) == zero
@@ -298,7 +299,7 @@ def test_the_template_s_format_is_rendered_and_read(folder, knowing, monkeypatch
     zero = Artifact.zero_shot(task(folder, "['mytools:double']"))
     written = '<tool_call>{"name": "double", "arguments": {"number": 4}}</tool_call>'
     engine = Scripted({"*": [written, " 8 "]})
-    (one,) = zero.on(engine).predict([{"question": "q"}])
+    (one,) = zero.with_engine(engine).predict([{"question": "q"}])
     assert (one.text, one.steps[0].text, one.steps[1].outcome) == ("8", "8", "answer")
     tools = [tool.as_template() for tool in zero.decoder.tools]
     plain = [{"role": "system", "content": "Answer with a number."}, {"role": "user", "content": "q"}]
@@ -306,4 +307,4 @@ def test_the_template_s_format_is_rendered_and_read(folder, knowing, monkeypatch
     prompts = [batch[0].prompt for batch in engine.requests]
     assert prompts == [knowing.encode_chat(plain, tools=tools), knowing.encode_chat([*plain, *turns], tools=tools)]
     assert all(batch[0].constraint is None for batch in engine.requests)
-    assert zero.on(engine).text(one.messages) == knowing.render(plain, tools=tools)
+    assert zero.with_engine(engine).text(one.messages) == knowing.render(plain, tools=tools)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Head
+from rung.artifact.heads import Head
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, DataError
 from rung.rungs import Calibrate, Features, FewShot

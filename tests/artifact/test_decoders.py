@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from rung.artifact.decoder import Answer
-from rung.artifact.heads import label_probabilities
+from rung.artifact.heads import EnsembleDecoder, Head, label_probabilities
+from rung.artifact.labels import LabelScoring, ListScoring
 from rung.artifact.lookup import Nearest
-from rung.artifact.parts import Generate, Head, LabelScoring, ListScoring, Mixture, Reasoning
+from rung.artifact.text import Generate, Reasoning
 from rung.data.rows import Example
 from rung.errors import EngineError
 from rung.progress import QUIET
@@ -35,7 +36,7 @@ PROMPTLESS = [Head(LABELS, "e", EMPTY, EMPTY[:, 0]), Nearest(1, "e", ({"text": "
     ],
 )
 def test_an_expected_output_is_spoken_as_the_model_should_write_it(decoder, written):
-    assert decoder.spoken("refund", LABELS) == written
+    assert decoder.target_text("refund", LABELS) == written
 
 
 @pytest.mark.parametrize(
@@ -51,20 +52,21 @@ def test_an_expected_output_is_spoken_as_the_model_should_write_it(decoder, writ
     ],
 )
 def test_only_what_is_held_to_nothing_is_free(decoder, free):
-    assert decoder.free is free
+    assert decoder.unconstrained is free
 
 
 @pytest.mark.parametrize("decoder", PROMPTLESS)
 def test_without_a_prompt_the_text_of_the_row_is_what_is_sent(decoder):
-    sent = decoder.fit_to_context(ARTIFACT, ROWS, passages=None, progress=QUIET)
+    sent = decoder.render(ARTIFACT, ROWS, passages=None, progress=QUIET)
     assert sent == [Rendered(({"role": "user", "content": text},)) for text in ("Text: a", "Text: b")]
     assert decoder.text(ARTIFACT, (*sent[0].messages, *sent[1].messages)) == "Text: a\nText: b"
 
 
 def test_a_mixture_shows_what_its_first_member_does():
-    member = SimpleNamespace(fit_to_context=lambda rows, *, progress: [rows], text=lambda messages: [messages])
-    mixture = Mixture((member, None), (0.5, 0.5), (1.0, 1.0))
-    assert mixture.fit_to_context(None, ROWS, passages=None, progress=QUIET) == [ROWS]
+    first = SimpleNamespace(render=lambda member, rows, *, progress: [rows], text=lambda member, messages: [messages])
+    member = SimpleNamespace(decoder=first)
+    mixture = EnsembleDecoder((member, None), (0.5, 0.5), (1.0, 1.0))
+    assert mixture.render(None, ROWS, passages=None, progress=QUIET) == [ROWS]
     assert mixture.text(None, ()) == [()]
 
 

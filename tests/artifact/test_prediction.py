@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rung.artifact.artifact import Artifact, Shape
+from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
-from rung.artifact.parts import LabelScoring
+from rung.artifact.labels import LabelScoring
+from rung.artifact.parts import Signature
 from rung.artifact.predict_file import BATCH, Predicted, origin_file, predict_file
 from rung.cli.main import app
 from rung.data.sources import read_rows
@@ -32,7 +33,7 @@ def folder(tiny_tokenizer, tiny_model, tmp_path_factory):
     for file in tiny_tokenizer.folder.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
     artifact = Artifact(
-        shape=Shape("letters", ("text",), "category", "accuracy", ("x", "y", "z")),
+        signature=Signature("letters", ("text",), "category", "accuracy", ("x", "y", "z")),
         model=str(model),
         prompt=Prompt(instruction="", template="{text}"),
         decoder=LabelScoring(("x", "y", "z"), ("ab", "ba", "c")),

@@ -27,8 +27,8 @@ def test_confidence_is_fitted_measured_and_saved(rung, saved, small_task_file, t
     told = json.loads(rung("confidence", saved, str(small_task_file), *options).stdout)
     assert (told["artifact"], told["method"], told["fitted_on"], told["rows"]) == ("zero-shot", "temperature", 22, 36)
     loaded = Artifact.load(tmp_path / "sure")
-    assert loaded.confidence.temperature == told["temperature"]
-    assert loaded.confidence.abstain_below == 0.5
+    assert loaded.decoder.confidence.temperature == told["temperature"]
+    assert loaded.decoder.confidence.abstain_below == 0.5
     scores = json.loads(rung("eval", str(tmp_path / "sure"), str(small_task_file), "--json", "--quiet").stdout)
     assert scores["metrics"]["coverage"]["score"] == pytest.approx(told["abstaining"]["coverage"])
     line = json.loads(rung("run", str(tmp_path / "sure"), "I lost my card", "--json").stdout)

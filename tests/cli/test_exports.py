@@ -27,8 +27,9 @@ def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
     """A saved artifact with a random LoRA adapter on a random model."""
     import shutil
 
-    from rung.artifact.artifact import Artifact, Shape
-    from rung.artifact.parts import Generate, Weights
+    from rung.artifact.artifact import Artifact
+    from rung.artifact.parts import Signature, Weights
+    from rung.artifact.text import Generate
     from rung.engines.opening import open_torch
     from rung.prompts.prompt import Prompt
     from rung.training.changes import keep
@@ -43,9 +44,9 @@ def folder(tmp_path_factory, tiny_model, tiny_tokenizer):
     change = PeftAdapter(engine.model, config)
     weights = Weights("lora", keep(change, engine.files.fingerprint), 4)
     change.remove()
-    shape = Shape("letters", ("text",), "text", "exact_match")
+    signature = Signature("letters", ("text",), "text", "exact_match")
     prompt = Prompt(instruction="a", template="{text}")
-    artifact = Artifact(shape, str(place / "base"), prompt, Generate(4), engine="torch", path=("zero-shot",))
+    artifact = Artifact(signature, str(place / "base"), prompt, Generate(4), engine="torch", path=("zero-shot",))
     return artifact.step("lora", {}, weights=weights).save(place / "artifact")
 
 

@@ -72,7 +72,7 @@ def test_the_artifact_keeps_it_and_show_and_the_report_tell_it(tiny_zero, data, 
     folder = tuned.save(tmp_path / "a")
     shown = run("show", folder).stdout
     assert "\nlora was trained on:\n  8 of 8 rows kept: 8 examples, " in shown
-    answer = tuned.spoken(data.train[0].outputs[0])
+    answer = tuned.decoder.target_text(data.train[0].outputs[0], tuned.signature.labels)
     assert f">>>{answer}<|im_end|><<<\n" in shown
     told = json.loads(run("show", folder, "--json").stdout)["training_data"]
     assert told == {"lora": tuned.settings["lora"]["training_data"]}

@@ -176,7 +176,7 @@ def test_500_labels_are_scored_and_not_listed_in_the_prompt(tmp_path: Path) -> N
     data = task.read()
     assert len(data.labels) == 500
     zero = Artifact.zero_shot(task, data.labels)
-    answer = zero.on(Speaker(lambda r: "")).predict([{"text": "hello"}])[0]  # type: ignore[arg-type]
+    answer = zero.with_engine(Speaker(lambda r: "")).predict([{"text": "hello"}])[0]  # type: ignore[arg-type]
     assert answer.text == "label 499"
     assert answer.probabilities is not None
     assert len(answer.probabilities) == 500
@@ -191,7 +191,7 @@ def test_500_labels_of_which_several_are_right(tmp_path: Path) -> None:
     data = task.read()
     zero = Artifact.zero_shot(task, data.labels)
     engine = Speaker(lambda r: data.test[0].outputs[0])
-    found = summarize(zero.on(engine), data.test[:1], "test")  # type: ignore[arg-type]
+    found = summarize(zero.with_engine(engine), data.test[:1], "test")  # type: ignore[arg-type]
     assert found["metrics"]["labels_exact"]["score"] == 1.0
     assert found["whole"]["micro_f1"] == 1.0
 
@@ -201,7 +201,7 @@ def test_sql_that_never_ends_scores_nothing_and_is_counted(tmp_path: Path) -> No
     (tmp_path / "empty.sql").write_text("CREATE TABLE t (x);")
     metric = "metric: {name: sql_execution, database: empty.sql, seconds: 0.1}\n"
     task = Task.load(task_file(tmp_path, rows, "output: {column: label, kind: text}", "rows.jsonl", metric))
-    zero = Artifact.zero_shot(task).on(Speaker(lambda r: ENDLESS))  # type: ignore[arg-type]
+    zero = Artifact.zero_shot(task).with_engine(Speaker(lambda r: ENDLESS))  # type: ignore[arg-type]
     rows_of = task.read().train[:2]
     found = evaluate(zero, rows_of, "test", folder=task.folder)
     assert [(row.score, row.note) for row in found] == [(0.0, "the query fails: stopped after 0.1 s")] * 2
@@ -218,7 +218,7 @@ def test_a_judge_that_answers_nonsense_is_an_error_with_its_words(
     open_judge.cache_clear()
     monkeypatch.setattr(opening, "open_engine", lambda model: engine)
     with pytest.raises(EngineError, match="As a language model") as caught:
-        evaluate(Artifact.zero_shot(task).on(engine), task.read().train, "test")  # type: ignore[arg-type]
+        evaluate(Artifact.zero_shot(task).with_engine(engine), task.read().train, "test")  # type: ignore[arg-type]
     open_judge.cache_clear()
     assert caught.value.code == "reply-unreadable"
 
@@ -229,7 +229,7 @@ def test_a_predicted_record_that_misses_a_nested_field_loses_that_field_only(tmp
     rows = "".join(json.dumps({"text": f"{i}", "label": gold}) + "\n" for i in range(9))
     task = Task.load(task_file(tmp_path, rows, output, "rows.jsonl"))
     said = json.dumps({"lines": [{"n": "y"}, {"n": "x", "p": 1}]})
-    found = summarize(Artifact.zero_shot(task).on(Speaker(lambda r: said)), task.read().train, "test")  # type: ignore
+    found = summarize(Artifact.zero_shot(task).with_engine(Speaker(lambda r: said)), task.read().train, "test")  # type: ignore
     scores = {name: value["score"] for name, value in found["metrics"].items()}
     assert scores == {
         "json_field_f1": pytest.approx(6 / 7), "json_exact": 0.0, "json_field_precision": 1.0,

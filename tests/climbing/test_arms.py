@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Answer, Promptless
+from rung.artifact.decoder import Answer, Promptless
 from rung.climbing.options import ClimbOptions
 from rung.climbing.plan import most_arms, plan_rows
 from rung.climbing.run import climb

@@ -7,8 +7,10 @@ import pytest
 from rung.artifact import heads as head_module
 from rung.artifact.artifact import Artifact
 from rung.artifact.confidence import Calibration, tempered
-from rung.artifact.parts import Generate, Head, Weights
+from rung.artifact.heads import Head
+from rung.artifact.parts import Weights
 from rung.artifact.predict_file import predict_file
+from rung.artifact.text import Generate
 from rung.climbing.conclude import fit_confidence, measure_confidence
 from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
@@ -37,7 +39,7 @@ def fitted(head, data):
 def test_answers_stay_and_confidences_are_those_of_the_fitted_temperature(which, data, request):
     plain = request.getfixturevalue(which)
     before = plain.answer(data.validation)
-    truth = [plain.shape.labels.index(row.outputs[0]) for row in data.validation]
+    truth = [plain.signature.labels.index(row.outputs[0]) for row in data.validation]
     expected = fit("temperature", np.array([a.probabilities for a in before]), truth)
     calibrated = fit_confidence(plain, data.validation)
     assert calibrated.confidence == expected
@@ -52,7 +54,7 @@ def test_answers_stay_and_confidences_are_those_of_the_fitted_temperature(which,
 
 def test_it_is_saved_and_loaded_with_the_artifact(fitted, tiny_zero, data, tmp_path):
     loaded = Artifact.load(fitted.save(tmp_path / "head"))
-    assert loaded.confidence == fitted.confidence
+    assert loaded.decoder.confidence == fitted.confidence
     confidences = [[a.confidence for a in one.answer(data.test[:3])] for one in (loaded, fitted)]
     assert confidences[0] == confidences[1]
     isotonic = Calibration("isotonic", thresholds=((0.1, 0.0), (0.5, 0.75)), abstain_below=0.3)
@@ -177,7 +179,7 @@ def test_a_climb_fits_what_it_recommends(task, tiny_folder, tmp_path):
     assert found.result.recommended == "features"
     told = found.result.confidence
     assert (told["artifact"], told["fitted_on"], told["rows"]) == ("features", 22, 36)
-    assert found.recommended.confidence.abstain_below == 0.5
+    assert found.recommended.decoder.confidence.abstain_below == 0.5
     write(found.result, found.folder)
     assert read(found.folder).confidence == json.loads(json.dumps(told))
     html = page(found.result, found.predictions)

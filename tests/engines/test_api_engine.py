@@ -4,7 +4,8 @@ import pytest
 from fault_server import FaultServer, Reply, completion, delta, events
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Generate, LabelScoring
+from rung.artifact.labels import LabelScoring
+from rung.artifact.text import Generate
 from rung.engines import opening
 from rung.engines.api import ApiEngine
 from rung.engines.api_options import ApiOptions, parse_endpoint
@@ -487,7 +488,7 @@ def test_categories_are_written_where_they_cannot_be_scored(server, task, tmp_pa
     server.answer = lambda path, body: Reply(completion('{"answer": "blue car"}'))
     column = task.inputs[0]
     assert artifact.predict([{column: "what?"}])[0].text == "blue_car"
-    assert artifact.spoken("red_car") == "red car"
+    assert artifact.decoder.target_text("red_car", artifact.signature.labels) == "red car"
     server.answer = lambda path, body: Reply(completion('{"answer": "bl', finish_reason="length"))
     assert artifact.predict([{column: "and now?"}])[0].text == '{"answer": "bl'  # no label in disguise
 

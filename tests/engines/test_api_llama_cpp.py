@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Generate, LabelScoring
+from rung.artifact.labels import LabelScoring
+from rung.artifact.text import Generate
 from rung.engines.api import ApiEngine
 from rung.engines.api_options import ApiOptions
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
@@ -158,4 +159,4 @@ def test_artifacts_answer_with_labels(reference, task, data):
     assert sum(answer.probabilities) == pytest.approx(1, abs=1e-5)
     many = Artifact.zero_shot(remote, (*data.labels, "atm_support", "card_linking", "direct_debit"))
     assert isinstance(many.decoder, Generate)
-    assert {answer.text for answer in many.predict(rows)} <= set(many.shape.labels)
+    assert {answer.text for answer in many.predict(rows)} <= set(many.signature.labels)

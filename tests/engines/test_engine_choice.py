@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Generate
+from rung.artifact.text import Generate
 from rung.engines import opening as engine_choice
 from rung.engines.opening import UNMEASURED, Choice, choose, explain, judge, known, settled
 from rung.models.reference import resolve

@@ -3,7 +3,7 @@
 import pytest
 
 from grounded import passage, rows_of
-from rung.artifact.parts import Answer
+from rung.artifact.decoder import Answer
 from rung.data.rows import Span
 from rung.evaluation.rag_metrics import citation_precision, citation_recall, failure, lexical_support, measure, summary
 from rung.retrieval.passage import Citation, holds_answer

@@ -156,8 +156,8 @@ def test_two_rows_are_answered_and_scored(folder: Path, monkeypatch: pytest.Monk
     open_judge.cache_clear()
     monkeypatch.setattr(opening, "open_engine", lambda model: right)
     zero = Artifact.zero_shot(task, data.labels)
-    found = evaluate(zero.on(right), rows, "test", folder=task.folder)  # type: ignore[arg-type]
-    lost = evaluate(zero.on(wrong), rows, "test", folder=task.folder)  # type: ignore[arg-type]
+    found = evaluate(zero.with_engine(right), rows, "test", folder=task.folder)  # type: ignore[arg-type]
+    lost = evaluate(zero.with_engine(wrong), rows, "test", folder=task.folder)  # type: ignore[arg-type]
     open_judge.cache_clear()
     if task.output.kind == "category":  # scores of labels know nothing of what is right
         assert {row.prediction for row in found} <= set(data.labels)
@@ -178,7 +178,7 @@ def test_the_whole_set_is_summarized(name: str) -> None:
     task = Task.load(EXAMPLES / name / "task.yaml")
     data = task.read()
     engine = Parrot(answers_of(data.test))
-    found = summarize(Artifact.zero_shot(task, data.labels).on(engine), data.test, "test", folder=task.folder)  # type: ignore[arg-type]
+    found = summarize(Artifact.zero_shot(task, data.labels).with_engine(engine), data.test, "test", folder=task.folder)  # type: ignore[arg-type]
     assert found["metrics"][task.metric_name]["score"] == 1.0
     if name == "wnut17":
         assert found["whole"] == {"micro_f1": 1.0, "macro_f1": 1.0}

@@ -62,9 +62,9 @@ def test_started_once_against_what_is_served_and_stopped(registry, file_store, f
 def test_a_challenger_has_to_fit_what_is_served(registry, file_store, folders, zero, tmp_path):
     registry.promote(folders[0], file_store, evidence={}, reviewer="Ann")
     prompt = replace(zero.prompt, template="{subject}")
-    other = replace(zero, shape=replace(zero.shape, inputs=("subject",)), prompt=prompt)
+    other = replace(zero, signature=replace(zero.signature, inputs=("subject",)), prompt=prompt)
     assert code_of(start, registry, other.save(tmp_path / "columns"), mode="ab") == "trial-mismatch"
-    other = replace(zero, shape=replace(zero.shape, task="other"))
+    other = replace(zero, signature=replace(zero.signature, task="other"))
     assert code_of(start, registry, other.save(tmp_path / "task"), mode="ab") == "promotion-refused"
     assert registry.trial() is None
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.decoder import Answer
 from rung.artifact.files import fingerprint
-from rung.artifact.parts import Answer, Head
+from rung.artifact.heads import Head
 from rung.climbing.options import ClimbOptions
 from rung.errors import ConfigError, DataError, ThresholdError
 from rung.feedback.checks import check, invalidity
@@ -201,10 +202,10 @@ def test_checks_find_invalid_answers_and_disagreement_once(store, make, zero, da
 
 
 def test_what_breaks_the_rules_of_a_json_task(zero):
-    from rung.artifact.parts import Generate
+    from rung.artifact.text import Generate
 
     schema = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
-    artifact = replace(zero, shape=replace(zero.shape, kind="json"), decoder=Generate(64, schema))
+    artifact = replace(zero, signature=replace(zero.signature, kind="json"), decoder=Generate(64, schema))
     assert invalidity(artifact, '{"n": 1}') == ""
     assert "not valid JSON" in invalidity(artifact, '{"n": 1')
     assert "does not fit the schema" in invalidity(artifact, '{"n": "1"}')

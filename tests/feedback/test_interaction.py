@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from grounded import passage
-from rung.artifact.parts import Answer
+from rung.artifact.decoder import Answer
 from rung.data.rows import example_id
 from rung.feedback.records import Interaction, SplitRule, interaction_of
 from rung.retrieval.retriever import Retriever

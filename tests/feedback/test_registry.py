@@ -125,7 +125,7 @@ def test_a_task_promoted_for_the_first_time_is_followed_too(registry, store, fol
     first = registry.promote(folders[0], store, evidence={}, reviewer="Ann")
     _until(lambda: loaded == [(registry.path(first), "intents")])
     plain = Artifact.load(folders[1])
-    other = replace(plain, shape=replace(plain.shape, task="other")).save(tmp_path / "other")
+    other = replace(plain, signature=replace(plain.signature, task="other")).save(tmp_path / "other")
     second = Registry(root, "other").promote(other, store, evidence={}, reviewer="Ann")
     _until(lambda: loaded[1:] == [(Registry(root, "other").path(second), "other")])
     follower.close()

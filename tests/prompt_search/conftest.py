@@ -1,8 +1,10 @@
 import pytest
 
 from fake_engine import FakeEngine
-from rung.artifact.artifact import Artifact, Shape
-from rung.artifact.parts import Generate, LabelScoring
+from rung.artifact.artifact import Artifact
+from rung.artifact.labels import LabelScoring
+from rung.artifact.parts import Signature
+from rung.artifact.text import Generate
 from rung.data.rows import Data, Example, example_id
 from rung.prompts.prompt import Prompt
 
@@ -28,8 +30,10 @@ def scoring():
     def make(likes, write=lambda messages, sampling: "Decide."):
         engine = FakeEngine(write=write, likes=likes)
         prompt = Prompt("Classify.", "{text}", labels=LABELS)
-        shape = Shape("task", ("text",), "category", "accuracy", LABELS)
-        return Artifact(shape, "fake", prompt, LabelScoring(LABELS, LABELS), path=("zero-shot",)).on(engine)
+        signature = Signature("task", ("text",), "category", "accuracy", LABELS)
+        return Artifact(signature, "fake", prompt, LabelScoring(LABELS, LABELS), path=("zero-shot",)).with_engine(
+            engine
+        )
 
     return make
 
@@ -39,8 +43,8 @@ def writing():
     """Return a function that makes an artifact whose engine writes what it is told."""
 
     def make(write):
-        shape = Shape("task", ("text",), "text", "exact_match")
-        return Artifact(shape, "fake", Prompt("Answer.", "{text}"), Generate(8), path=("zero-shot",)).on(
+        signature = Signature("task", ("text",), "text", "exact_match")
+        return Artifact(signature, "fake", Prompt("Answer.", "{text}"), Generate(8), path=("zero-shot",)).with_engine(
             FakeEngine(write=write)
         )
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact.parts import LabelScoring
+from rung.artifact.labels import LabelScoring
 from rung.prompt_search.candidates import (
     GENES,
     Shots,
@@ -45,13 +45,15 @@ def test_every_gene_reaches_the_prompt(space):
 
 def test_descriptions_follow_their_labels(space):
     prompt = replace(space.artifact.prompt, descriptions=(("pos", "it says yes"),))
-    described = replace(space, artifact=replace(space.artifact, prompt=prompt).on(space.artifact.open()))
+    described = replace(space, artifact=replace(space.artifact, prompt=prompt).with_engine(space.artifact.open()))
     applied = described.apply(replace(described.start, verbalizer="sentence"))
     assert applied.prompt.head() == "Classify.\n\nAnswer with one of:\n- Neg\n- Pos: it says yes"
 
 
 def test_a_bias_of_another_prompt_is_left_out(space):
-    biased = replace(space.artifact, decoder=replace(space.artifact.decoder, bias=(1.0, 0.0))).on(space.artifact.open())
+    biased = replace(space.artifact, decoder=replace(space.artifact.decoder, bias=(1.0, 0.0))).with_engine(
+        space.artifact.open()
+    )
     assert replace(space, artifact=biased).apply(space.start).decoder.bias == ()
 
 

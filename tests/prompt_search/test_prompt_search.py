@@ -6,7 +6,8 @@ import pytest
 
 from fake_engine import noise
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Head, LabelScoring, Mixture
+from rung.artifact.heads import EnsembleDecoder, Head
+from rung.artifact.labels import LabelScoring
 from rung.errors import ConfigError, EngineError
 from rung.evaluation.metrics import get_metric
 from rung.prompt_search.budget import Limits, Meter
@@ -52,7 +53,7 @@ def test_a_better_prompt_is_found_and_adopted_on_rows_apart(scoring, rows):
     assert record["comparison"]["p"] < 0.05
     assert record["comparison"]["n"] == record["adoption_rows"] > 100
     assert record["spent"]["calls"] <= 1500
-    answers = found.on(artifact.open()).answer(rows.test)
+    answers = found.with_engine(artifact.open()).answer(rows.test)
     assert sum(a.text == e.outputs[0] for a, e in zip(answers, rows.test, strict=True)) >= 45
 
 
@@ -146,7 +147,7 @@ def test_a_copied_row_never_becomes_an_instruction(scoring, rows):
 def test_every_candidate_is_in_the_saved_artifact(scoring, rows, tmp_path):
     artifact = replace(scoring(likes_templates), model="http://127.0.0.1:9/v1#m")
     engine = scoring(likes_templates).open()
-    found, record = searched(artifact.on(engine), rows)
+    found, record = searched(artifact.with_engine(engine), rows)
     kept = Artifact.load(found.save(tmp_path / "artifact"))
     assert json.dumps(kept.settings["prompt-search"]) == json.dumps(record)
     assert kept.prompt == found.prompt
@@ -218,7 +219,7 @@ def test_a_prompt_that_does_not_fit_scores_nothing_and_ends_nothing(scoring, row
 
 def test_what_reads_no_prompt_is_a_reason(scoring, rows):
     artifact = scoring(likes_nothing)
-    for decoder in (Mixture((artifact,), (1.0,), (1.0,)), Head(("neg", "pos"), "none", np.eye(2), np.zeros(2))):
+    for decoder in (EnsembleDecoder((artifact,), (1.0,), (1.0,)), Head(("neg", "pos"), "none", np.eye(2), np.zeros(2))):
         verdict = PromptSearch().applies(replace(artifact, decoder=decoder), rows)
         assert verdict.reason == "what answers does not read the prompt"
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact.parts import Generate
+from rung.artifact.text import Generate
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.writer import CopyGuard, Writer, cleaned
 
@@ -46,7 +46,9 @@ def test_descriptions_show_rows_with_the_label_apart_from_others(scoring, rows):
 
 def test_a_row_with_several_labels_describes_each_of_them(scoring, rows):
     scored = scoring(lambda messages, text: 0.0, write=lambda messages, sampling: "It agrees.")
-    several = replace(scored, shape=replace(scored.shape, kind="multilabel"), decoder=Generate(8)).on(scored.open())
+    several = replace(scored, signature=replace(scored.signature, kind="multilabel"), decoder=Generate(8)).with_engine(
+        scored.open()
+    )
     tags = ('["neg"]', '["neg", "pos"]')
     tagged = [replace(row, outputs=(tags[i % 2],)) for i, row in enumerate(rows.train)]
     writer(several, rows).descriptions(several, tagged, ("neg", "pos"))

@@ -38,7 +38,7 @@ def test_nothing_inside_a_passage_reads_as_a_tag(attack):
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_stays_in_the_users_turn_between_its_tags(attack, monkeypatch):
     artifact = looking_in(FakeIndex([passage("evil.md", attack)]), monkeypatch)
-    (one,) = artifact.fit_to_context(rows_of(("What say you?", "x")))
+    (one,) = artifact.render(rows_of(("What say you?", "x")))
     system, user = one.messages
     assert [m["role"] for m in one.messages] == ["system", "user"]
     assert "HACKED" not in system["content"]

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from tests.rendered import messages_of
 
 from grounded import passage
 from rung.artifact.artifact import Artifact
@@ -85,7 +86,7 @@ def narrow(zero, data, monkeypatch):
     """A few-shot artifact on the embedded model, which is made to read no more than half of a long prompt."""
     few = FewShot("fixed", k=4).fit(zero, data)
     cached = few.open()
-    longest = max(cached.count(messages) for messages in few.render(data.test[:4]))
+    longest = max(cached.count(messages) for messages in messages_of(few, data.test[:4]))
     room = few.decoder.room(cached)
 
     def read(tokens):
@@ -105,9 +106,9 @@ def test_rows_that_do_not_fit_lose_demonstrations_and_are_counted(narrow, data):
         few.answer(rows)
     assert caught.value.code == "context-overflow"
     dropping = replace(few, overflow="drop_demonstrations")
-    made = dropping.fit_to_context(rows)
+    made = dropping.render(rows)
     assert 1 <= sum(one.dropped_demonstrations for one in made) < 4 * 4
-    for one, whole in zip(made, few.render(rows), strict=True):
+    for one, whole in zip(made, messages_of(few, rows), strict=True):
         assert dropping.open().count(one.messages) + room <= longest + room - 1
         if not one.dropped_demonstrations:
             assert one.messages == whole

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from rung.artifact.files import _retriever
+from rung.artifact.artifact import load_retriever
 from rung.data.rows import Example, example_id
 from rung.errors import ArtifactError, ModelError
 from rung.models.reference import resolve
@@ -165,10 +165,10 @@ def test_saved_and_loaded_it_orders_the_same_and_another_version_is_an_error(
     retriever, cross_encoder, tmp_path, monkeypatch
 ):
     values = {"retriever": json.loads(json.dumps({**asdict(retriever), "folder": str(retriever.folder)}))}
-    loaded = _retriever(tmp_path, values)
+    loaded = load_retriever(tmp_path, values)
     assert loaded == retriever
     assert order(loaded, "gold card", "wire") == order(retriever, "gold card", "wire")
     values["retriever"]["reranker"] = str(cross_encoder(seed=1))
     with pytest.raises(ArtifactError, match="was measured with another version of") as other:
-        _retriever(tmp_path, values)
+        load_retriever(tmp_path, values)
     assert other.value.code == "artifact-mismatch"

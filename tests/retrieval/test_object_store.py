@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 from typer.testing import CliRunner
 
-from rung.artifact.files import _retriever
+from rung.artifact.artifact import load_retriever
 from rung.cli.main import app
 from rung.errors import ArtifactError, ConfigError
 from rung.retrieval import store as places
@@ -239,14 +239,14 @@ def test_an_artifact_refers_to_it(built, url, corpus, base, monkeypatch, tmp_pat
         url, built.fingerprint, "Read.", encoder_fingerprint=built.manifest.encoder_fingerprint, chunk_tokens=64
     )
     saved = {"retriever": json.loads(json.dumps({**asdict(retriever), "folder": str(retriever.folder)}))}
-    assert _retriever(tmp_path, saved) == retriever
+    assert load_retriever(tmp_path, saved) == retriever
     monkeypatch.setenv(LOCATION, url + "/")
-    assert _retriever(tmp_path, {"retriever": {**saved["retriever"], "folder": "/nowhere"}}) == retriever
+    assert load_retriever(tmp_path, {"retriever": {**saved["retriever"], "folder": "/nowhere"}}) == retriever
     build(url, corpus.model_copy(update={"chunk_tokens": 8}), base, again=True)
     with pytest.raises(
         ArtifactError, match=f"was measured with passages of 64 tokens .*; the index {url} has 8"
     ) as made:
-        _retriever(tmp_path, saved)
+        load_retriever(tmp_path, saved)
     assert made.value.code == "index-mismatch"
 
 

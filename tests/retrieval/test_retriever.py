@@ -6,7 +6,9 @@ import pytest
 
 from grounded import Index as FakeIndex
 from grounded import Reader, looking_in, passage, rows_of
-from rung.artifact.parts import LabelScoring
+from rung.artifact.decoder import cites, completion
+from rung.artifact.labels import LabelScoring
+from rung.artifact.rendering import passage_cost
 from rung.data.rows import NOT_IN_DOCUMENTS, Span
 from rung.prompts.demonstrations import Demonstrations
 from rung.retrieval.retriever import Retrieved, is_itself
@@ -22,7 +24,7 @@ def shown(rendered):
 @pytest.mark.parametrize(("order", "expected"), [("best_first", ["a.md", "b.md"]), ("best_last", ["b.md", "a.md"])])
 def test_the_k_best_are_shown_in_the_order_set(order, expected, monkeypatch):
     artifact = looking_in(FakeIndex([C, B, A]), monkeypatch, k=2, order=order)
-    (one,) = artifact.fit_to_context([ROW])
+    (one,) = artifact.render([ROW])
     assert shown(one) == expected
     text = one.messages[-1]["content"]
     assert (text.index("fox ran") < text.index("red hen")) == (order == "best_first")
@@ -31,9 +33,9 @@ def test_the_k_best_are_shown_in_the_order_set(order, expected, monkeypatch):
 @pytest.mark.parametrize(("budget", "expected"), [(1, "a"), (18, "a"), (19, "ab"), (26, "ab"), (27, "abc")])
 def test_the_least_relevant_give_way_to_the_budget_and_the_best_never_does(budget, expected, monkeypatch):
     artifact = looking_in(FakeIndex([A, B, C]), monkeypatch, order="best_first", token_budget=budget)
-    cost = artifact.passage_cost()
+    cost = passage_cost(artifact)
     assert [cost(p) for p in (A, B, C)] == [10, 9, 8]  # words: the role, four of tags, the title, the text
-    (one,) = artifact.fit_to_context([ROW])
+    (one,) = artifact.render([ROW])
     assert shown(one) == [f"{name}.md" for name in expected]
 
 
@@ -48,7 +50,7 @@ def test_a_row_never_finds_itself_where_the_corpus_holds_the_rows(monkeypatch):
     table = [passage(f"data/rows.csv:{i + 2}", f"question: {r.inputs['question']}\nanswer: {r.outputs[0]}")
              for i, r in enumerate(rows)]  # fmt: skip
     artifact = looking_in(FakeIndex([*table, passage("faq.csv:2", "red fox: den")]), monkeypatch, k=5)
-    found = artifact.fit_to_context(rows)
+    found = artifact.render(rows)
     assert shown(found[0]) == ["data/rows.csv:4", "faq.csv:2"]  # nor the row that repeats its question
     assert "data/rows.csv:4" not in shown(found[2])
     assert not is_itself(passage("rows.csv:9", "other"), rows[0])
@@ -59,8 +61,8 @@ def test_a_row_never_finds_itself_where_the_corpus_holds_the_rows(monkeypatch):
 def test_demonstrations_come_with_passages_of_their_own_and_cite_them(monkeypatch):
     pool = tuple(rows_of(("no match here", "no match"), ("a hen", "red hen")))
     artifact = looking_in(FakeIndex([A, B, C]), monkeypatch, k=1)
-    artifact = artifact.step("few", {}, demonstrations=Demonstrations("fixed", 2, pool)).on(artifact.open())
-    (one,) = artifact.fit_to_context([ROW])
+    artifact = artifact.step("few", {}, demonstrations=Demonstrations("fixed", 2, pool)).with_engine(artifact.open())
+    (one,) = artifact.render([ROW])
     turns = {m["content"].rsplit("\n\n")[-1]: m["content"] for m in one.messages if m["role"] == "user"}
     assert "no match" in turns["no match here"]
     assert "red hen" in turns["a hen"]
@@ -78,9 +80,9 @@ def test_answers_are_scored_without_marks_and_keep_what_was_written(monkeypatch)
 
 def test_labels_are_never_cited_or_told_to(monkeypatch):
     artifact = looking_in(FakeIndex([A]), monkeypatch)
-    labels = artifact.step("x", {}, decoder=LabelScoring(("a [1]", "b"), ("a [1]", "b"))).on(artifact.open())
-    assert not labels.cites
-    assert labels.target(ROW, "a [1]", [A]) == "a [1]"
+    labels = artifact.step("x", {}, decoder=LabelScoring(("a [1]", "b"), ("a [1]", "b"))).with_engine(artifact.open())
+    assert not cites(labels)
+    assert completion(labels, ROW, "a [1]", [A]) == "a [1]"
 
 
 def test_a_question_that_nothing_answers_is_refused_without_asking_the_model(monkeypatch):
@@ -110,8 +112,8 @@ def test_what_is_learnt_is_what_is_asked(monkeypatch):
     span = (Span("b.md", 2, 9),)
     (row,) = rows_of(("red hen", "hen"), spans=span)
     artifact = looking_in(FakeIndex([A, B]), monkeypatch, k=2, order="best_last")
-    (one,) = artifact.fit_to_context([row])
-    assert artifact.target(row, "hen", one.passages) == "hen [2]"
+    (one,) = artifact.render([row])
+    assert completion(artifact, row, "hen", one.passages) == "hen [2]"
     assert one.messages == artifact.rendered({"question": "red hen"}).messages
 
 
@@ -125,6 +127,8 @@ def test_an_updated_document_changes_the_next_answer(monkeypatch):
 
 
 def test_artifacts_without_documents_are_as_they_were(monkeypatch):
-    artifact = replace(looking_in(FakeIndex([A]), monkeypatch), retriever=None).on(Reader(lambda text: "see [1]"))
+    artifact = replace(looking_in(FakeIndex([A]), monkeypatch), retriever=None).with_engine(
+        Reader(lambda text: "see [1]")
+    )
     (answer,) = artifact.predict([{"question": "?"}])
     assert (answer.text, answer.citations, answer.passages) == ("see [1]", (), ())

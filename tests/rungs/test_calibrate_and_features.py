@@ -6,7 +6,6 @@ from sklearn.linear_model import LogisticRegression
 
 from rung.artifact.artifact import Artifact
 from rung.rungs import RUNGS, Calibrate, Features, SystemPrompt, build
-from rung.rungs.costs import prediction_flops
 from rung.rungs.features import labelled_texts, train_head
 
 
@@ -68,7 +67,9 @@ def test_a_system_prompt_applies_once_and_stands_first(zero, data):
 
 
 def test_heads_are_cheaper_than_prompts(zero, data):
-    assert prediction_flops(Features().fit(zero, data), data) < prediction_flops(zero, data)
+    assert Features().fit(zero, data).decoder.row_flops(
+        Features().fit(zero, data), data.train
+    ) < zero.decoder.row_flops(zero, data.train)
 
 
 def test_every_rung_says_why_it_does_not_apply_on_a_head(zero, data, task):

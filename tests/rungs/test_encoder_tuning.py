@@ -15,7 +15,6 @@ from rung.errors import ArtifactError, ModelError, TrainingError
 from rung.machine import this_machine
 from rung.models.reference import resolve
 from rung.rungs import FineTunedEncoder
-from rung.rungs.costs import prediction_flops
 from rung.training.checkpoints import Checkpoints
 from rung.training.config import TrainConfig
 from rung.training.encoder import (
@@ -219,11 +218,11 @@ def test_when_it_applies_and_what_it_costs(tiny_encoder, zero, data, tuned):
     assert wanted.applies(zero, data).applies
     assert wanted.applies(tuned, data).reason == "a head is trained already"
     assert wanted.applies(zero, replace(data, labels=())).reason == "a head answers categories only"
-    several = replace(zero, shape=replace(zero.shape, kind="multilabel"))
+    several = replace(zero, signature=replace(zero.signature, kind="multilabel"))
     assert wanted.applies(several, data).reason == "it learns one label a row"
     one, two = (FineTunedEncoder(epochs=epochs).estimate(zero, data, this_machine()) for epochs in (1, 2))
     assert two.fit_flops - one.fit_flops == pytest.approx(2 * 3 * one.row_flops * len(data.train))
-    assert prediction_flops(tuned, data) < prediction_flops(zero, data)
+    assert tuned.decoder.row_flops(tuned, data.train) < zero.decoder.row_flops(zero, data.train)
 
 
 def test_the_real_encoder_learns(zero, data):

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.heads import tempered
-from rung.artifact.parts import Head
+from rung.artifact.heads import Head, tempered
 from rung.engines import encoders
 from rung.errors import ConfigError, EngineError
 from rung.machine import this_machine
 from rung.rungs import Ensemble, build
 from rung.rungs import ensemble as module
 from rung.rungs.base import YES, Cost, no
-from rung.rungs.costs import prediction_flops
 from rung.rungs.ensemble import best_temperature, held_apart, log_loss, mixture_weights
 
 
@@ -125,7 +123,9 @@ def test_answers_are_the_weighted_average_of_the_members(mixed, data):
     assert [a.prompt_tokens for a in answers] == [2 * a.prompt_tokens for a in one]
     assert mixed.messages({"text": "hi"}) == mixture.members[0].messages({"text": "hi"})
     assert mixed.text(mixed.messages({"text": "hi"})) == "hi"
-    assert prediction_flops(mixed, data) == 2 * prediction_flops(mixture.members[0], data)
+    assert mixed.decoder.row_flops(mixed, data.train) == 2 * mixture.members[0].decoder.row_flops(
+        mixture.members[0], data.train
+    )
 
 
 def test_answers_survive_saving(mixed, data, tmp_path):

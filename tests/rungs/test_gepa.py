@@ -2,8 +2,9 @@ import pytest
 
 from engines.fault_server import FaultServer, Reply, completion
 from fake_engine import FakeEngine
-from rung.artifact.artifact import Artifact, Shape
-from rung.artifact.parts import Generate
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Signature
+from rung.artifact.text import Generate
 from rung.data.rows import Data, Example, example_id
 from rung.prompts.prompt import Prompt
 from rung.rungs import Gepa
@@ -34,8 +35,8 @@ def artifact():
         told = "number" in messages[0]["content"]
         return messages[-1]["content"].split()[-1] if told else "?"
 
-    shape = Shape("task", ("text",), "text", "exact_match")
-    return Artifact(shape, "fake", Prompt("Answer.", "{text}"), Generate(8), path=("zero-shot",)).on(
+    signature = Signature("task", ("text",), "text", "exact_match")
+    return Artifact(signature, "fake", Prompt("Answer.", "{text}"), Generate(8), path=("zero-shot",)).with_engine(
         FakeEngine(write=write)
     )
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Generate, ListScoring
+from rung.artifact.labels import ListScoring
+from rung.artifact.text import Generate
 from rung.data.rows import Data
 from rung.engines.base import EngineInfo, Scored
 from rung.evaluation.scoring import summarize
@@ -69,7 +70,7 @@ def data(task: Task) -> Data:
 
 @pytest.fixture
 def zero(task: Task, data: Data) -> Artifact:
-    return Artifact.zero_shot(task, data.labels).on(Knowing())  # type: ignore[arg-type]
+    return Artifact.zero_shot(task, data.labels).with_engine(Knowing())  # type: ignore[arg-type]
 
 
 def test_zero_shot_writes_a_list_held_to_the_labels(zero: Artifact) -> None:
@@ -80,7 +81,7 @@ def test_zero_shot_writes_a_list_held_to_the_labels(zero: Artifact) -> None:
 
 
 def test_every_label_gets_the_threshold_that_its_level_needs(zero: Artifact, data: Data) -> None:
-    fitted = LabelThresholds().fit(zero, data).on(Knowing())  # type: ignore[arg-type]
+    fitted = LabelThresholds().fit(zero, data).with_engine(Knowing())  # type: ignore[arg-type]
     assert isinstance(fitted.decoder, ListScoring)
     for k, label in enumerate(LABELS):
         low, high = np.exp(LEVEL[k]), np.exp(LEVEL[k] + 0.5)
@@ -95,7 +96,7 @@ def test_every_label_gets_the_threshold_that_its_level_needs(zero: Artifact, dat
 
 
 def test_it_is_summarized_and_read_back(zero: Artifact, data: Data, tmp_path: Path) -> None:
-    fitted = LabelThresholds().fit(zero, data).on(Knowing())  # type: ignore[arg-type]
+    fitted = LabelThresholds().fit(zero, data).with_engine(Knowing())  # type: ignore[arg-type]
     assert set(summarize(fitted, data.test, "test")["metrics"]) == {"labels_f1", "labels_exact"}
     assert Artifact.load(fitted.save(tmp_path / "artifact")).decoder == fitted.decoder
 
@@ -104,7 +105,7 @@ def test_where_it_does_not_apply(zero: Artifact, data: Data) -> None:
     rung = LabelThresholds()
     assert rung.applies(zero, data).applies
     assert (
-        rung.applies(replace(zero, shape=replace(zero.shape, kind="text")), data).reason
+        rung.applies(replace(zero, signature=replace(zero.signature, kind="text")), data).reason
         == "only where a row may have several labels"
     )
     assert rung.applies(rung.fit(zero, data), data).reason == "the labels have thresholds already"

@@ -4,10 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tests.rendered import messages_of
 
 from fake_engine import FakeEngine, noise
-from rung.artifact.artifact import Artifact, Shape
-from rung.artifact.parts import Generate, Head, LabelScoring, Reasoning
+from rung.artifact.artifact import Artifact
+from rung.artifact.heads import Head
+from rung.artifact.labels import LabelScoring
+from rung.artifact.parts import Signature
+from rung.artifact.text import Generate, Reasoning
 from rung.data.rows import Data, Example, example_id
 from rung.errors import ConfigError, TrainingError
 from rung.prompts.extraction import REQUEST
@@ -44,13 +48,15 @@ def labelled(n):
 
 def scoring(engine):
     prompt = Prompt("Which intent?", "{text}", labels=TEXTS)
-    shape = Shape("t", ("text",), "category", "accuracy", LABELS)
-    return Artifact(shape, ENDPOINT, prompt, LabelScoring(LABELS, TEXTS), path=("zero-shot",)).on(engine)
+    signature = Signature("t", ("text",), "category", "accuracy", LABELS)
+    return Artifact(signature, ENDPOINT, prompt, LabelScoring(LABELS, TEXTS), path=("zero-shot",)).with_engine(engine)
 
 
 def texts(engine):
-    shape = Shape("t", ("text",), "text", "exact_match")
-    return Artifact(shape, ENDPOINT, Prompt("Solve.", "{text}"), Generate(8), path=("zero-shot",)).on(engine)
+    signature = Signature("t", ("text",), "text", "exact_match")
+    return Artifact(signature, ENDPOINT, Prompt("Solve.", "{text}"), Generate(8), path=("zero-shot",)).with_engine(
+        engine
+    )
 
 
 # ---- chain-of-thought
@@ -59,7 +65,7 @@ def texts(engine):
 def test_steps_come_first_and_the_answer_is_extracted():
     engine = FakeEngine(write=lambda messages, sampling: "2 and 2 make 4.\nAnswer: 1,004 apples")
     data = numbers(5)
-    artifact = ChainOfThought(max_tokens=99).fit(texts(engine), data).on(engine)
+    artifact = ChainOfThought(max_tokens=99).fit(texts(engine), data).with_engine(engine)
     assert artifact.decoder == Reasoning("number", 99)
     assert artifact.prompt.instruction == f"Solve.\n\n{REQUEST}"
     (answer,) = artifact.answer(data.train[:1])
@@ -72,16 +78,16 @@ def test_labels_are_named_and_answers_become_labels():
     engine = FakeEngine(write=lambda messages, sampling: "It is late.\nAnswer: Top Up.")
     data = labelled(4)
     plain = scoring(engine)
-    unnamed = replace(plain, prompt=replace(plain.prompt, labels=())).on(engine)
-    artifact = ChainOfThought(when="always").fit(unnamed, data).on(engine)
+    unnamed = replace(plain, prompt=replace(plain.prompt, labels=())).with_engine(engine)
+    artifact = ChainOfThought(when="always").fit(unnamed, data).with_engine(engine)
     assert "Answer with one of: card arrival, top up" in artifact.messages({"text": "x"})[0]["content"]
     assert artifact.answer(data.train[:1])[0].text == "top_up"
 
 
 def test_demonstrations_answer_behind_the_marker():
     engine = FakeEngine()
-    artifact = ChainOfThought(when="always").fit(scoring(engine), labelled(9)).on(engine)
-    shown = FewShot("fixed", k=1).fit(artifact, labelled(9)).on(engine)
+    artifact = ChainOfThought(when="always").fit(scoring(engine), labelled(9)).with_engine(engine)
+    shown = FewShot("fixed", k=1).fit(artifact, labelled(9)).with_engine(engine)
     turn = next(m for m in shown.messages({"text": "x"}) if m["role"] == "assistant")
     assert turn["content"] in ("Answer: card arrival", "Answer: top up")
 
@@ -121,7 +127,7 @@ def test_most_chains_win_and_their_share_is_the_confidence():
     artifact = ChainOfThought().fit(texts(engine), data)
     rung = SelfConsistency(samples=5, temperature=0.5)
     assert not rung.applies(texts(engine), data).applies
-    voted = rung.fit(artifact, data).on(engine)
+    voted = rung.fit(artifact, data).with_engine(engine)
     assert not rung.applies(voted, data).applies
     first, second = voted.answer(data.train[:2])
     # "no idea" holds no number, so 4 has two of five votes.
@@ -179,7 +185,7 @@ def test_a_single_system_prompt_is_put_without_a_race():
 
 def test_a_written_label_is_held_to_the_label_set():
     engine = FakeEngine(write=lambda messages, sampling: "top up")
-    artifact = WrittenLabel().fit(scoring(engine), labelled(4)).on(engine)
+    artifact = WrittenLabel().fit(scoring(engine), labelled(4)).with_engine(engine)
     assert artifact.answer(labelled(4).train[:1])[0].text == "top_up"
     assert engine.generated[0].constraint.value == TEXTS
     assert not WrittenLabel().applies(artifact, labelled(4)).applies
@@ -197,7 +203,7 @@ def test_a_regular_expression_of_the_task_file_reaches_the_engine(small_task_fil
     assert artifact.decoder.constraint.kind == "regex"
     assert artifact.decoder.constraint.value == "[0-9]{4}"
     engine = FakeEngine()
-    kept = Artifact.load(replace(artifact, model=ENDPOINT, engine="api").on(engine).save(tmp_path / "a"))
+    kept = Artifact.load(replace(artifact, model=ENDPOINT, engine="api").with_engine(engine).save(tmp_path / "a"))
     assert kept.decoder == artifact.decoder
 
 
@@ -224,7 +230,7 @@ def test_descriptions_are_written_from_rows_and_stand_beside_the_labels():
 def test_descriptions_of_the_task_file_need_no_writer():
     engine = FakeEngine()
     plain = scoring(engine)
-    own = replace(plain, prompt=replace(plain.prompt, descriptions=(("top up", "money comes"),))).on(engine)
+    own = replace(plain, prompt=replace(plain.prompt, descriptions=(("top up", "money comes"),))).with_engine(engine)
     artifact = LabelDescriptions().fit(own, labelled(20))
     assert artifact.prompt.descriptions == (("top up", "money comes"),)
     assert not engine.generated
@@ -255,11 +261,11 @@ def likes(messages, text):
 def test_an_ensemble_is_the_mean_of_its_members_calibrated():
     engine, data = FakeEngine(likes=likes), labelled(40)
     rung = DemonstrationEnsemble(sets=3, k=2, rows="balanced", unlabelled=16)
-    artifact = rung.fit(scoring(engine), data).on(engine)
-    members = artifact.members()
+    artifact = rung.fit(scoring(engine), data).with_engine(engine)
+    members = artifact.prompt_variants()
     assert len(members) == 3
     examples = rows(60, lambda k: LABELS[k % 2])[40:]
-    prompts = [member.render(examples) for member in members]
+    prompts = [messages_of(member, examples) for member in members]
     assert len({str(member[0]) for member in prompts}) == 3
     raw = [[[likes(prompt, text) for text in TEXTS] for prompt in member] for member in prompts]
     expected = np.mean(raw, 0) - np.array(artifact.decoder.bias)
@@ -269,28 +275,30 @@ def test_an_ensemble_is_the_mean_of_its_members_calibrated():
     np.testing.assert_allclose([a.probabilities for a in answers], probs, rtol=1e-4)
     assert answers[0].prompt_tokens == sum(engine.count(member[0]) for member in prompts)
     calibration = sorted(data.train, key=lambda e: e.id)[:16]
-    seen = np.mean([[[likes(p, t) for t in TEXTS] for p in member.render(calibration)] for member in members], (0, 1))
+    seen = np.mean(
+        [[[likes(p, t) for t in TEXTS] for p in messages_of(member, calibration)] for member in members], (0, 1)
+    )
     np.testing.assert_allclose(artifact.decoder.bias, seen, rtol=1e-4)
 
 
 def test_an_ensemble_is_kept_with_the_artifact(tmp_path):
     engine, data = FakeEngine(likes=likes), labelled(40)
     artifact = DemonstrationEnsemble(sets=2, k=2, rows="balanced").fit(scoring(engine), data)
-    loaded = Artifact.load(artifact.save(tmp_path / "a")).on(engine)
+    loaded = Artifact.load(artifact.save(tmp_path / "a")).with_engine(engine)
     assert loaded.demonstrations == artifact.demonstrations
-    assert len(loaded.members()) == 2
+    assert len(loaded.prompt_variants()) == 2
     answers = [a.probabilities for a in loaded.answer(data.train[:4])]
-    assert answers == [a.probabilities for a in artifact.on(engine).answer(data.train[:4])]
+    assert answers == [a.probabilities for a in artifact.with_engine(engine).answer(data.train[:4])]
 
 
 def test_what_is_averaged_is_neither_trained_nor_written():
     artifact = DemonstrationEnsemble(sets=2, k=2, rows="balanced").fit(
         scoring(FakeEngine(likes=likes)), labelled(40)
     )  # fmt: skip
-    artifact = artifact.on(FakeEngine(likes=likes))
+    artifact = artifact.with_engine(FakeEngine(likes=likes))
     assert (
         "several prompts"
-        in LoRA().applies(replace(artifact, model="embedded").on(artifact.open()), labelled(40)).reason
+        in LoRA().applies(replace(artifact, model="embedded").with_engine(artifact.open()), labelled(40)).reason
     )
     assert "several prompts" in WrittenLabel().applies(artifact, labelled(40)).reason
     assert "several prompts" in ChainOfThought(when="always").applies(artifact, labelled(40)).reason

@@ -58,12 +58,12 @@ def rows(documents):
 
 @pytest.fixture(scope="module")
 def plain(documents):
-    return Artifact.zero_shot(documents, engine="torch").on(Reader(lambda text: "one [1]", 100_000))
+    return Artifact.zero_shot(documents, engine="torch").with_engine(Reader(lambda text: "one [1]", 100_000))
 
 
 @pytest.fixture(scope="module")
 def fitted(documents, rows, plain):
-    return Retrieval(documents, order="best_first").fit(plain, rows).on(plain.open())
+    return Retrieval(documents, order="best_first").fit(plain, rows).with_engine(plain.open())
 
 
 def test_gold_spans_are_where_the_rows_say():
@@ -74,7 +74,7 @@ def test_gold_spans_are_where_the_rows_say():
 
 
 def test_most_answers_are_found(fitted, rows):
-    found = [one.passages for one in fitted.fit_to_context(rows.test)]
+    found = [one.passages for one in fitted.render(rows.test)]
     recall = [span_recall(passages, row.spans, 5) for passages, row in zip(found, rows.test, strict=True)]
     assert sum(recall) / len(recall) > 0.8
 
@@ -96,7 +96,7 @@ def test_the_weight_of_meaning_is_learnt_from_enough_training_rows_with_spans(fi
     learnt = learn_weight(fitted.retriever.index, queries, SearchSettings(), k=5).weight
     assert more.retriever.weight == more.settings["retrieval"]["weight"] == learnt
     assert more.retriever.threshold is None
-    found = more.on(plain.open()).fit_to_context(rows.test[:1])[0].passages
+    found = more.with_engine(plain.open()).render(rows.test[:1])[0].passages
     query = rows.test[0].inputs["question"]
     (best,) = fitted.retriever.index.search([query], 1, SearchSettings(weight=learnt))[0]
     assert found[0].id == best.id
@@ -115,7 +115,7 @@ def test_a_question_about_something_else_is_refused(fitted):
 def test_saved_and_loaded_it_reads_the_same(fitted, rows, tmp_path):
     loaded = Artifact.load(fitted.save(tmp_path / "a"))
     assert loaded.retriever == fitted.retriever
-    assert loaded.on(fitted.open()).answer(rows.test[:8]) == fitted.answer(rows.test[:8])
+    assert loaded.with_engine(fitted.open()).answer(rows.test[:8]) == fitted.answer(rows.test[:8])
 
 
 class Written(io.StringIO):
@@ -147,7 +147,7 @@ def said(monkeypatch):
 
 def test_run_and_chat_stream_answers_with_their_sources(fitted, tmp_path, monkeypatch, said):
     folder, load = fitted.save(tmp_path / "a"), Artifact.load
-    monkeypatch.setattr(Artifact, "load", lambda folder: load(folder).on(fitted.open()))
+    monkeypatch.setattr(Artifact, "load", lambda folder: load(folder).with_engine(fitted.open()))
     about, museum = "What is the CarbFix project in Reykjavik about?", "What days is the Viktor Wynd Museum closed?"
     cited = {question: fitted.predict([{"question": question}])[0].citations[0] for question in (about, museum)}
     shown = {question: f"one [1]\n\nSources:\n  {source}\n" for question, source in cited.items()}
@@ -261,7 +261,7 @@ def test_an_updated_document_is_in_the_next_prompt(documents, fitted, place):
 
 
 def test_demonstrations_and_tuning_read_passages_too(fitted, rows, documents, tiny_folder):
-    few = FewShot("fixed", k=2).fit(fitted, rows).on(fitted.open())
+    few = FewShot("fixed", k=2).fit(fitted, rows).with_engine(fitted.open())
     shown = [m["content"] for m in few.messages({"question": "What is CarbFix?"}) if m["role"] == "user"]
     assert [text.count("<document ") for text in shown] == [
         1,
@@ -269,8 +269,8 @@ def test_demonstrations_and_tuning_read_passages_too(fitted, rows, documents, ti
         len(fitted.rendered({"question": "What is CarbFix?"}).passages),
     ]
     assert LoRA().applies(fitted, rows).applies
-    local = fitted.on(Artifact.zero_shot(documents, engine="torch").open())
-    wide = replace(local, overflow="error").on(local.open())
+    local = fitted.with_engine(Artifact.zero_shot(documents, engine="torch").open())
+    wide = replace(local, overflow="error").with_engine(local.open())
     from rung.engines.local import LocalModel
     from rung.models.reference import resolve
 
@@ -283,9 +283,7 @@ def test_demonstrations_and_tuning_read_passages_too(fitted, rows, documents, ti
     assert "<document 1>" in prompt
     assert answer.startswith(rows.train[0].outputs[0])
     cited = answer.removeprefix(rows.train[0].outputs[0])
-    assert (
-        span_recall([fitted.fit_to_context(rows.train[:1])[0].passages[int(cited[2]) - 1]], rows.train[0].spans, 1) > 0
-    )
+    assert span_recall([fitted.render(rows.train[:1])[0].passages[int(cited[2]) - 1]], rows.train[0].spans, 1) > 0
 
 
 def test_it_applies_where_there_are_documents_only(fitted, plain, rows, documents, task):

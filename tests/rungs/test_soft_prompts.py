@@ -2,15 +2,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.rendered import messages_of
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.decoder import prompt_limit
+from rung.artifact.rendering import prompt_limit
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import this_machine
 from rung.rungs import RUNGS, LoRA, PrefixTuning, PromptTuning, PTuning, build
-from rung.rungs.costs import prediction_tokens, sizes
+from rung.rungs.costs import sizes
 from rung.training import loop
 from rung.training.peft import peft, quiet_peft
 
@@ -73,7 +74,7 @@ def test_trainable_parameters_are_what_was_trained(tuned):
 
 def test_answers_are_those_of_peft_and_survive_saving(tuned, data, tmp_path):
     engine, model, rows = open_torch(tuned.model), in_peft(tuned), data.test[:4]
-    prompts = tuned.render(rows)
+    prompts = messages_of(tuned, rows)
     requests = [GenerateRequest(p, Sampling(max_tokens=5), adapter=tuned.weights.reference) for p in prompts]
     made = engine.generate(requests)
     for request, one in zip(requests, made, strict=True):
@@ -144,7 +145,7 @@ def test_one_soft_prompt_goes_on_from_another(tiny_zero, data):
 
 def test_virtual_tokens_count_in_context_and_costs(tiny_zero, data, tuned):
     s, machine = sizes(tiny_zero, data), this_machine()
-    assert prediction_tokens(tuned, s) == prediction_tokens(tiny_zero, s) + 6
+    assert tuned.decoder.row_tokens(tuned, s) == tiny_zero.decoder.row_tokens(tiny_zero, s) + 6
     rung, other = PromptTuning(virtual_tokens=16, epochs=2, batch_size=4), LoRA(epochs=2, batch_size=4)
     ours, theirs = rung.estimate(tiny_zero, data, machine), other.estimate(tiny_zero, data, machine)
     assert ours.row_tokens == theirs.row_tokens + 16

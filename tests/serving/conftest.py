@@ -5,7 +5,7 @@ import pytest
 from browser import Watched, chromium
 from running_server import running, text_artifact
 
-from rung.artifact.parts import Head
+from rung.artifact.heads import Head
 from rung.rungs import FewShot
 from rung.serving.served import Served
 
@@ -15,12 +15,12 @@ def artifacts(tiny_zero, tiny_folder, data, tmp_path_factory):
     """Artifacts by name, saved: label scores, few-shot scores, a head, free text, text of two columns, JSON, a chat."""
     folder = tmp_path_factory.mktemp("artifacts")
     scoring = replace(tiny_zero, engine="torch")
-    weight = np.random.default_rng(0).normal(size=(len(scoring.shape.labels), 32)).astype(np.float32)
-    head = Head(scoring.shape.labels, "", weight, np.zeros(len(weight), np.float32))
+    weight = np.random.default_rng(0).normal(size=(len(scoring.signature.labels), 32)).astype(np.float32)
+    head = Head(scoring.signature.labels, "", weight, np.zeros(len(weight), np.float32))
     text = text_artifact(tiny_folder)
     talk = replace(
         text,
-        shape=replace(text.shape, inputs=("messages",), kind="chat"),
+        signature=replace(text.signature, inputs=("messages",), kind="chat"),
         prompt=replace(text.prompt, chat_column="messages"),
     )
     schema = '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}'

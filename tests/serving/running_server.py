@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import httpx
 from openai import OpenAI
 
-from rung.artifact.artifact import Artifact, Shape
-from rung.artifact.parts import Generate
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Signature
+from rung.artifact.text import Generate
 from rung.prompts.prompt import Prompt
 from rung.serving.app import HttpServer, app_with, listen
 
@@ -79,7 +80,7 @@ def running(served, **options):
 
 def text_artifact(model, inputs=("text",), max_tokens=12, schema=None):
     """An artifact that writes text on a tiny model."""
-    shape = Shape("notes", inputs, "text", "exact_match")
+    signature = Signature("notes", inputs, "text", "exact_match")
     prompt = Prompt("Say something about this.", "\n".join(f"{{{name}}}" for name in inputs))
     decoder = Generate(max_tokens, schema)
-    return Artifact(shape, str(model), prompt, decoder, engine="torch", path=("zero-shot",))
+    return Artifact(signature, str(model), prompt, decoder, engine="torch", path=("zero-shot",))

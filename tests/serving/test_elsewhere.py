@@ -5,7 +5,7 @@ from running_server import text_artifact
 
 from changed_weights import tuned
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Generate
+from rung.artifact.text import Generate
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.export.servers import export_for, server_name

@@ -276,7 +276,7 @@ NAMES = ("intents", "few-shot", "head", "notes", "letters", "records", "talk")
 @pytest.mark.parametrize("name", NAMES)
 def test_served_text_is_predicted_text_whole_streamed_and_typed(server, chat, client, artifacts, name):
     artifact = Artifact.load(artifacts[name])
-    row = {column: ROW[column] for column in artifact.shape.inputs}
+    row = {column: ROW[column] for column in artifact.signature.inputs}
     content = row["text"] if "text" in row else json.dumps(row)
     messages = HELLO if name == "talk" else [{"role": "user", "content": content}]
     wanted = artifact.predict([row])[0]
@@ -289,7 +289,7 @@ def test_served_text_is_predicted_text_whole_streamed_and_typed(server, chat, cl
     assert joined(list(chat(model=name, messages=messages, stream=True))) == wanted.text
     typed = server.post(f"/v1/tasks/{name}/predict", {"rows": [row] * 3, "top": 2}).json()
     assert [one["output"] for one in typed["predictions"]] == [wanted.text] * 3
-    if artifact.shape.labels:
+    if artifact.signature.labels:
         assert len(typed["predictions"][0]["top"]) == 2
     if "text" in row:
         text = client.completions.create(model=name, prompt=content, max_tokens=100)

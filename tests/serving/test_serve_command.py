@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Head
+from rung.artifact.heads import Head
 from rung.cli.main import app
 from rung.errors import ConfigError
 from rung.serving.access import KeyRing
@@ -54,8 +54,8 @@ def test_a_server_that_must_not_start_does_not(arguments, code):
 
 def test_the_command_serves_records_and_ends(zero, tmp_path):
     """A head on the sentence encoder: the one artifact that needs no torch, here as in production."""
-    weight = np.random.default_rng(0).normal(size=(len(zero.shape.labels), 384)).astype(np.float32)
-    head = Head(zero.shape.labels, "embedded-encoder", weight, np.zeros(len(weight), np.float32))
+    weight = np.random.default_rng(0).normal(size=(len(zero.signature.labels), 384)).astype(np.float32)
+    head = Head(zero.signature.labels, "embedded-encoder", weight, np.zeros(len(weight), np.float32))
     artifact = replace(zero, decoder=head)
     folder = artifact.save(tmp_path / "head")
     store = tmp_path / "failures.db"

@@ -16,7 +16,7 @@ from running_server import HELLO, running, text_artifact
 from typer.testing import CliRunner
 
 from rung.artifact.files import fingerprint
-from rung.artifact.parts import Head
+from rung.artifact.heads import Head
 from rung.cli.main import app
 from rung.data.rows import example_id
 from rung.errors import EngineError
@@ -38,7 +38,7 @@ RIGHT, WRONG = "card_arrival", "age_limit"
 @pytest.fixture(scope="module")
 def folders(zero, tmp_path_factory):
     """Two artifacts of one task on the sentence encoder: the first is always wrong, the second always right."""
-    labels, folder = zero.shape.labels, tmp_path_factory.mktemp("heads")
+    labels, folder = zero.signature.labels, tmp_path_factory.mktemp("heads")
     made = []
     for name, label in (("first", WRONG), ("second", RIGHT)):
         bias = np.array([20.0 * (one == label) for one in labels], np.float32)

@@ -117,11 +117,11 @@ def test_the_playground_shows_what_predict_says_and_the_exact_prompt(site, serve
     row = {"text": "Where is my <b>card</b>?"}
     for place, name in enumerate(("intents", "few-shot")):
         one = served.find(name)
-        artifact = one.artifact.on(one.base.engine)
+        artifact = one.artifact.with_engine(one.base.engine)
         answer = artifact.predict([row])[0]
         shown = watched.page.locator("article.answer").nth(place)
         assert shown.locator(".said").inner_text() == answer.text
-        assert shown.locator("pre").text_content() == artifact.text(answer.messages)
+        assert shown.locator("pre").text_content() == artifact.decoder.text(artifact, answer.messages)
     watched.page.get_by_label("Artifact", exact=True).select_option("notes")
     watched.page.locator("#b option", has_text="records").wait_for(state="attached")
     assert watched.page.get_by_label("text", exact=True).input_value() == row["text"]  # what was written stays

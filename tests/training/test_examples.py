@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from rung.artifact.artifact import Artifact, Shape
-from rung.artifact.parts import Generate
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Signature
+from rung.artifact.text import Generate
 from rung.data.rows import Document, Example
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
@@ -62,7 +63,7 @@ def model(folder, name="chatml", *, template=None, context=400, bos=True):
 
 def chat_artifact(instruction="Be kind."):
     return Artifact(
-        Shape("t", ("messages",), "chat", "exact_match"), "none", Prompt(instruction, "", chat_column="messages"),
+        Signature("t", ("messages",), "chat", "exact_match"), "none", Prompt(instruction, "", chat_column="messages"),
         Generate(8), path=("zero-shot",),
     )  # fmt: skip
 
@@ -186,7 +187,7 @@ def test_demonstrations_are_read_and_not_learnt(tmp_path):
     engine = model(tmp_path / "m")
     shown = replace(chat("Ping", "Pong", "Ping", answer="Pong"), id="other")
     artifact = replace(chat_artifact(), demonstrations=Demonstrations("fixed", 1, (shown,)))
-    artifact = artifact.on(engine)
+    artifact = artifact.with_engine(engine)
     (row,) = tokenize(artifact, engine, [CONVERSATION])
     plain = GOLDEN["chatml"]
     head, rest = plain[: plain.index("<|im_start|>user")], plain[plain.index("<|im_start|>user") :]
@@ -229,7 +230,11 @@ def test_a_conversation_without_a_template_is_learnt_turn_by_turn(tmp_path):
 
 def text_artifact(template="{title}: {body}", inputs=("title", "body")):
     return Artifact(
-        Shape("t", inputs, "text", "exact_match"), "none", Prompt("Say it.", template), Generate(8), path=("zero-shot",)
+        Signature("t", inputs, "text", "exact_match"),
+        "none",
+        Prompt("Say it.", template),
+        Generate(8),
+        path=("zero-shot",),
     )
 
 

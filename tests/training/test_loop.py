@@ -430,7 +430,7 @@ def test_answers_end_with_the_token_that_ends_a_turn(zero, data):
     engine = open_torch("embedded")
     row = tokenize(zero, engine, data.train[:1])[0]
     answer = engine.tokenizer.decode(row.tokens[len(row.prompt) :], skip_special=False)
-    assert answer == zero.spoken(data.train[0].outputs[0]) + "<|im_end|>"
+    assert answer == zero.decoder.target_text(data.train[0].outputs[0], zero.signature.labels) + "<|im_end|>"
     assert engine.tokenizer.decode(row.prompt, skip_special=False).endswith("<|im_start|>assistant\n")
 
 

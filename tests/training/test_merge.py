@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from changed_weights import tuned
-from rung.artifact.artifact import Artifact, Shape
-from rung.artifact.parts import Generate
+from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Signature
+from rung.artifact.text import Generate
 from rung.data.rows import Data, Example, example_id
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
@@ -42,8 +43,8 @@ def base(tmp_path_factory, tiny_model, tiny_tokenizer):
 @pytest.fixture(scope="module")
 def zero(base):
     prompt = Prompt(instruction="a", template="{text}")
-    shape = Shape("letters", ("text",), "text", "exact_match")
-    return Artifact(shape, str(base), prompt, Generate(max_tokens=6), engine="torch", path=("zero-shot",))
+    signature = Signature("letters", ("text",), "text", "exact_match")
+    return Artifact(signature, str(base), prompt, Generate(max_tokens=6), engine="torch", path=("zero-shot",))
 
 
 def lora(model):

@@ -106,7 +106,7 @@ def test_what_is_learnt_is_what_is_read_and_written(base_model: Path, tmp_path: 
     fed: list[int] = []
     hook = engine.model.get_input_embeddings().register_forward_hook(lambda _, given, __: fed.extend(given[0][0]))
     asked = next(row for row in data.train if "Ann" in json.dumps(row.inputs))
-    found = tuned.on(engine).predict([asked.inputs])[0]
+    found = tuned.with_engine(engine).predict([asked.inputs])[0]
     hook.remove()
     assert found.text == "ill"
     assert tuple(map(int, fed[:ends])) == prompt

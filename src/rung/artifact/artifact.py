@@ -3,62 +3,75 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from tempfile import TemporaryDirectory
+from typing import Any, Self, cast
 
-from rung.agents.agent import Agent, protocol_for
+import numpy as np
+
 from rung.agents.calls import json_head
 from rung.agents.toolbox import find_tools
 from rung.agents.tools import McpServer
-from rung.artifact.confidence import Calibration
+from rung.artifact import heads, sentences  # noqa: F401  # every kind of decoder is registered before one is loaded
+from rung.artifact.agent import Agent, protocol_for
+from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Composition, Decoder, decoder_of_kind
+from rung.artifact.files import FORMAT, beside, check_manifest, check_new, fingerprint, read_arrays, write_manifest
+from rung.artifact.labels import LabelScoring
 from rung.artifact.lookup import Nearest
-from rung.artifact.parts import BASE, Answer, Decoder, Generate, LabelScoring, Probable, Weights, unfitted
+from rung.artifact.parts import BASE, Signature, Weights
+from rung.artifact.rendering import Given
+from rung.artifact.text import Generate
 from rung.data.rows import LABELLED, Example, example_id
 from rung.engines.api_server import scores_labels
 from rung.engines.base import Engine
-from rung.engines.opening import open_encoder, open_engine
-from rung.errors import ConfigError, DataError
+from rung.engines.opening import open_encoder, open_engine, settled
+from rung.errors import ArtifactError, ConfigError, DataError
+from rung.models.cache import publish
 from rung.models.messages import Messages
-from rung.models.reference import is_endpoint
+from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
-from rung.prompts.demonstrations import Demonstrations
-from rung.prompts.overflow import Overflow, Rendered
-from rung.prompts.prompt import Prompt, block, default_template, placeholders, verbalize
-from rung.retrieval.passage import Passage, cited, resolve
-from rung.retrieval.retriever import Retriever
-
-if TYPE_CHECKING:
-    from rung.task import Task
+from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
+from rung.prompts.overflow import POLICIES, Overflow, Rendered
+from rung.prompts.prompt import Prompt, default_template, verbalize
+from rung.retrieval.retriever import LOCATION, Retriever, check_index
+from rung.retrieval.store import location_of
+from rung.task import Task
 
 LISTED_LABELS = 20  # label sets up to this size are named in the prompt; longer lists mislead small models
 DEFAULT_MAX_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What an artifact has to know of its task: names, columns and labels."""
-
-    task: str
-    inputs: tuple[str, ...]
-    kind: str
-    metric: str
-    labels: tuple[str, ...] = ()
-    metric_settings: Mapping[str, Any] = field(default_factory=dict)
-    refusal: str = ""
 
 
 @dataclass(frozen=True)
 class Artifact:
     """Prompt + Demonstrations + Retriever + Weights + Decoder on a base model, frozen.
 
-    Rungs return a changed copy (`replace`); nothing ever changes one in place. `path` names the rungs that made it,
-    `settings` what they were set to. `overflow` is the policy for prompts longer than the model reads.
+    Rungs return a changed copy (`step`); nothing ever changes an artifact in place.
+
+    Attributes:
+        signature: the task's names, columns and labels.
+        model: reference of the base model.
+        prompt: turns a row into chat messages.
+        decoder: turns rows into answers.
+        demonstrations: solved rows that the prompt shows.
+        retriever: finds passages of the user's documents.
+        weights: the base model's, or a trained change of them.
+        overflow: the policy for prompts that are longer than the model reads.
+        engine: which engine runs the model: `auto`, `torch`, `openvino`, `openvino-fp32`, `api`.
+        path: the rungs that made it.
+        settings: the settings of those rungs.
+
+    Example:
+        >>> zero = rung.Artifact.zero_shot(rung.Task.load("task.yaml"))  # doctest: +SKIP
+        >>> zero.predict([{"text": "My card has not arrived."}])[0].text  # doctest: +SKIP
+        'card_arrival'
     """
 
-    shape: Shape
+    signature: Signature
     model: str
     prompt: Prompt
     decoder: Decoder
@@ -114,39 +127,24 @@ class Artifact:
         elif task.tools:
             decoder = _agent(task)
             prompt = replace(prompt, protocol=json_head(decoder.tools) if decoder.protocol == "json" else "")
-        shape = Shape(
+        signature = Signature(
             task.name, tuple(task.inputs), output.kind, task.metric_name, known, task.metric_settings,
             output.refusal or "",
         )  # fmt: skip
         return cls(
-            shape=shape, model=task.model, prompt=prompt, decoder=decoder, overflow=task.overflow, engine=engine,
-            path=("zero-shot",),
+            signature=signature, model=task.model, prompt=prompt, decoder=decoder, overflow=task.overflow,
+            engine=engine, path=("zero-shot",),
         )  # fmt: skip
 
     def step(self, rung: str, settings: Mapping[str, Any], **parts: Any) -> Self:
-        """Return a copy with `parts` replaced, one rung higher; confidence has to be fitted anew."""
-        parts["decoder"] = unfitted(parts.get("decoder", self.decoder))
+        """Return a copy with `parts` replaced, one rung higher; confidence has to be fitted again."""
+        parts["decoder"] = parts.get("decoder", self.decoder).without_confidence()
         return replace(self, path=(*self.path, rung), settings={**self.settings, rung: dict(settings)}, **parts)
 
     @property
     def name(self) -> str:
         """The rungs above zero-shot, joined: `few-shot-knn+lora`; `zero-shot` itself where there is none."""
         return "+".join(self.path[1:]) or self.path[0]
-
-    @property
-    def confidence(self) -> Calibration | None:
-        """How probabilities become confidences, where that was fitted."""
-        return self.decoder.confidence if isinstance(self.decoder, Probable) else None
-
-    @property
-    def abstains(self) -> bool:
-        """Whether answers may be marked as abstained."""
-        return self.confidence is not None and self.confidence.abstain_below is not None
-
-    @property
-    def out_of_scope(self) -> str | None:
-        """The label whose rows are right to abstain on."""
-        return None if self.confidence is None else self.confidence.out_of_scope
 
     # ---- running
 
@@ -155,14 +153,21 @@ class Artifact:
         return open_engine(self.model, self.engine, quantization=self.weights.base)
 
     def open(self) -> Engine:
-        """Return the engine that runs this artifact, loading it at the first call."""
+        """Load the engine that runs this artifact, at the first call, and return it."""
         return self._engine
 
-    def on(self, engine: Engine) -> Self:
+    def with_engine(self, engine: Engine) -> Self:
         """Return a copy that runs on this very engine."""
         copy = replace(self)
         vars(copy)["_engine"] = engine  # where the cached property keeps it
         return copy
+
+    def prompt_variants(self) -> tuple[Self, ...]:
+        """Return one artifact per prompt that every row is asked with: several if demonstrations come in sets."""
+        if self.demonstrations is None or self.demonstrations.sets == 1:
+            return (self,)
+        variants = (replace(self, demonstrations=shown) for shown in self.demonstrations.members())
+        return tuple(variant.with_engine(self.open()) for variant in variants)
 
     def predict(
         self, rows: Sequence[Mapping[str, Any]], *, full: bool = True, progress: Progress = QUIET
@@ -170,9 +175,9 @@ class Artifact:
         """Answer every row. What an answer cites of the documents is in its `citations`, and its marks in `written`.
 
         Args:
-            rows: one mapping per row with the task's input columns; other columns are not looked at.
+            rows: one mapping per row with the task's input columns; other columns are not read.
             full: compute the probability of every label; without, only the answer is certain and much is saved.
-            progress: told of every batch.
+            progress: reports every batch.
 
         Raises:
             DataError: a row lacks an input column.
@@ -180,127 +185,107 @@ class Artifact:
         return self.answer([self._example(row, i) for i, row in enumerate(rows)], full=full, progress=progress)
 
     def answer(
-        self,
-        examples: Sequence[Example],
-        *,
-        full: bool = True,
-        passages: Sequence[Sequence[Passage]] | None = None,
-        progress: Progress = QUIET,
+        self, examples: Sequence[Example], *, full: bool = True, passages: Given = None, progress: Progress = QUIET
     ) -> list[Answer]:
-        """Answer examples of the task's data, as `predict` does; `passages` stand for what would be retrieved."""
+        """Answer examples of the task's data, as `predict` does; `passages` replace what a search would find."""
         if not examples:
             return []
         return self.decoder.answer(self, examples, full=full, passages=passages, progress=progress)
 
-    def finished(self, answer: Answer, rendered: Rendered) -> Answer:
-        """Return an answer with what was left out of its prompt, the passages it read, and its citations resolved."""
-        text, citations = resolve(answer.text, rendered.passages) if self.cites else (answer.text, ())
-        return replace(
-            answer,
-            text=text,
-            written=answer.text,
-            citations=citations,
-            passages=rendered.passages,
-            refused=rendered.refused,
-            dropped_demonstrations=rendered.dropped_demonstrations,
-            dropped_passages=rendered.dropped_passages,
-            shortened_passages=rendered.shortened_passages,
-        )
-
-    @property
-    def cites(self) -> bool:
-        """Whether answers name the passages they are from: those that are free text do."""
-        return self.retriever is not None and self.decoder.free and self.shape.kind in ("text", "chat")
-
-    def refusal(self, rendered: Rendered) -> Answer:
-        """Return the answer to a row for which nothing relevant was found."""
-        assert self.retriever is not None
-        return Answer(self.retriever.refusal, None, None, 0, 0, 0.0, rendered.messages)
-
-    def members(self) -> tuple[Self, ...]:
-        """Return an artifact per prompt that every row is asked with: one, or as many as demonstrations have sets."""
-        if self.demonstrations is None or self.demonstrations.sets == 1:
-            return (self,)
-        members = (replace(self, demonstrations=shown) for shown in self.demonstrations.members())
-        return tuple(member.on(self.open()) for member in members)
-
-    def render(self, examples: Sequence[Example], *, progress: Progress = QUIET) -> list[Messages]:
-        """Return the exact messages of every example, demonstrations included."""
-        return [one.messages for one in self.fit_to_context(examples, progress=progress)]
-
-    def fit_to_context(
-        self,
-        examples: Sequence[Example],
-        *,
-        passages: Sequence[Sequence[Passage]] | None = None,
-        progress: Progress = QUIET,
+    def render(
+        self, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
-        """Return the exact messages of every example, and what the overflow policy left out of them.
+        """Render the exact messages of every example, demonstrations and passages included."""
+        return self.decoder.render(self, examples, passages=passages, progress=progress)
 
-        Args:
-            examples: the rows.
-            passages: what to show of the documents for each row, in this order, instead of what a search finds.
-            progress: told of encoding.
-        """
-        return self.decoder.fit_to_context(self, examples, passages=passages, progress=progress)
-
-    def passage_cost(self) -> Callable[[Passage], int]:
-        """Return what counts the tokens of a passage, each once."""
-        engine, costs = self.open(), dict[str, int]()
-
-        def cost(passage: Passage) -> int:
-            if passage.id not in costs:
-                text: Messages = ({"role": "user", "content": block([passage])},)
-                costs[passage.id] = engine.count(text)
-            return costs[passage.id]
-
-        return cost
-
-    def spoken(self, output: str) -> str:
-        """Return an expected output as the model should write it: the label's text, or the output itself."""
-        return self.decoder.spoken(output, self.shape.labels)
-
-    def target(self, row: Example, output: str, passages: Sequence[Passage]) -> str:
-        """Return what the model should write behind a row's prompt: the answer, and the passages it is from."""
-        return cited(self.spoken(output), row, passages) if self.cites else self.spoken(output)
+    def rendered(self, row: Mapping[str, Any]) -> Rendered:
+        """Render the exact messages sent for one row, and report what the overflow policy left out of them."""
+        return self.render([self._example(row, 0)])[0]
 
     def messages(self, row: Mapping[str, Any]) -> Messages:
         """Return the exact messages sent for one row."""
         return self.rendered(row).messages
-
-    def rendered(self, row: Mapping[str, Any]) -> Rendered:
-        """Return the exact messages sent for one row, and what the overflow policy left out of them."""
-        return self.fit_to_context([self._example(row, 0)])[0]
 
     def text(self, messages: Messages) -> str:
         """Return the exact final text that messages become; for a head, the text that is encoded."""
         return self.decoder.text(self, messages)
 
     def _example(self, row: Mapping[str, Any], index: int) -> Example:
-        missing = [column for column in self.shape.inputs if column not in row]
+        missing = [column for column in self.signature.inputs if column not in row]
         if missing:
             raise DataError(
                 "missing-column",
                 f"row {index + 1} has no column {missing[0]!r}; it has {', '.join(map(repr, row)) or 'none'}",
-                hint=f"this artifact reads {', '.join(self.shape.inputs)}",
+                hint=f"this artifact reads {', '.join(self.signature.inputs)}",
             )
-        inputs = {column: row[column] for column in self.shape.inputs}
+        inputs = {column: row[column] for column in self.signature.inputs}
         return Example(example_id(inputs), inputs, (), f"row {index + 1}")
 
-    # ---- keeping
+    # ---- saving and loading; `rung.artifact.files` describes the folder
 
     def save(self, folder: str | Path) -> Path:
-        """Write the artifact into a new folder; see `rung.artifact.files`."""
-        from rung.artifact.files import save
+        """Write the artifact into a new folder, at once or not at all.
 
-        return save(self, Path(folder))
+        Raises:
+            ArtifactError: the folder exists and holds something.
+        """
+        folder = Path(folder)
+        check_new(folder)
+        final = folder.resolve()
+        publish(folder, lambda target: _write(self, target, final, final.parent))
+        return folder
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint that the artifact would have as a folder."""
+        with TemporaryDirectory() as folder:
+            return fingerprint(self.save(Path(folder) / "artifact"))
 
     @classmethod
-    def load(cls, folder: str | Path) -> Artifact:
-        """Read an artifact back, checking every file, the base model and the prompt's fingerprint."""
-        from rung.artifact.files import load
+    def load(cls, folder: str | Path) -> Self:
+        """Read an artifact back, checking every file, the base model and the prompt's fingerprint.
 
-        return load(Path(folder))
+        Raises:
+            ArtifactError: the folder is not an artifact, a file is missing, changed or not listed, the prompt does not
+                match its fingerprint, or the base model is not the one that it was made with.
+        """
+        folder = Path(folder).resolve()
+        check_manifest(folder)
+        values = json.loads((folder / "artifact.json").read_text())
+        reader = ArtifactReader(
+            folder, read_arrays(folder / "arrays.safetensors"), lambda name: cls.load(folder / name)
+        )
+        prompt = Prompt.from_dict(values["prompt"])
+        if prompt.fingerprint != values["prompt_fingerprint"]:
+            raise ArtifactError(
+                "artifact-mismatch",
+                f"{folder}: this version of Rung renders the prompt of the artifact differently",
+                hint="run the climb again, or use the version of Rung that made the artifact",
+            )
+        moved = values.get("model_beside")
+        model = values["model"] if moved is None else str((folder / moved).resolve())
+        if values["model_fingerprint"] is not None:
+            reader.check_model(model, values["model_fingerprint"])
+        signature: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["shape"].items()}
+        decoder = dict(values["decoder"])
+        weights = values["weights"]
+        return cls(
+            signature=Signature(**signature),
+            model=model,
+            engine=values["engine"],
+            overflow=_overflow(folder, values),
+            path=tuple(values["path"]),
+            settings=values["settings"],
+            prompt=prompt,
+            decoder=decoder_of_kind(decoder.pop("kind")).from_dict(decoder, reader),
+            demonstrations=_demonstrations(folder, values, reader.arrays),
+            retriever=load_retriever(folder, values),
+            weights=Weights(
+                weights["method"],
+                folder / "adapter" if weights["adapter"] else None,
+                weights["trainable_parameters"],
+                weights.get("base", ""),
+            ),
+        )
 
 
 def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: tuple[str, ...]) -> Decoder:
@@ -340,6 +325,75 @@ def labels_schema(labels: Sequence[str]) -> str:
     return json.dumps({"type": "array", "items": items, "maxItems": len(labels)}, ensure_ascii=False)
 
 
-def check_template(template: str, columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the placeholders of `template` that are not among `columns`."""
-    return tuple(name for name in placeholders(template) if name not in columns)
+def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
+    """Write the files into `folder`, which will become `final` in `home`, a folder that may be moved as a whole."""
+    from safetensors.numpy import save_file
+
+    def save_member(member: Composition, name: str) -> None:
+        assert isinstance(member, Artifact)
+        (folder / name).mkdir(parents=True)
+        _write(member, folder / name, final / name, home)
+
+    writer = ArtifactWriter(folder, save_member)
+    # Scores are always torch's; what `auto` means for generated text is recorded.
+    settle = artifact.decoder.generates and not artifact.weights.base
+    values: dict[str, Any] = {
+        "format": FORMAT,
+        "shape": asdict(artifact.signature),
+        "model": artifact.model,
+        "model_beside": beside(artifact.model, final, home),
+        "model_fingerprint": None if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint,
+        "engine": settled(artifact.model, artifact.engine) if settle else artifact.engine,
+        "overflow": artifact.overflow,
+        "path": artifact.path,
+        "settings": dict(artifact.settings),
+        "prompt": artifact.prompt.as_dict(),
+        "prompt_fingerprint": artifact.prompt.fingerprint,
+        "decoder": {"kind": artifact.decoder.kind, **artifact.decoder.as_dict(writer)},
+        "weights": {**asdict(artifact.weights), "adapter": artifact.weights.adapter is not None},
+    }
+    if artifact.weights.base:
+        values["engine"] = "torch"
+    if artifact.retriever is not None:
+        values["retriever"] = {**asdict(artifact.retriever), "folder": str(artifact.retriever.folder)}
+    if (shown := artifact.demonstrations) is not None:
+        names = ("selection", "k", "encoder", "token_budget", "diversity", "seed", "order", "sets")
+        values["demonstrations"] = {name: getattr(shown, name) for name in names}
+        (folder / "demonstrations.json").write_text(json.dumps(pool_as_json(shown.pool), ensure_ascii=False, indent=1))
+        if shown.embeddings is not None:
+            writer.arrays["demonstrations"] = shown.embeddings
+    if writer.arrays:
+        arrays = {name: np.ascontiguousarray(array) for name, array in writer.arrays.items()}
+        save_file(arrays, folder / "arrays.safetensors")
+    if artifact.weights.adapter is not None:
+        shutil.copytree(artifact.weights.adapter, folder / "adapter")
+    (folder / "artifact.json").write_text(json.dumps(values, ensure_ascii=False, indent=2))
+    write_manifest(folder)
+
+
+def _overflow(folder: Path, values: Mapping[str, Any]) -> Overflow:
+    policy = values.get("overflow")
+    if policy not in POLICIES:
+        raise ArtifactError(
+            "artifact-damaged",
+            f"{folder}: artifact.json: `overflow` is {policy!r}, not one of {', '.join(POLICIES)}",
+            hint="run the climb again, or use the version of Rung that made the artifact",
+        )
+    return cast("Overflow", policy)
+
+
+def _demonstrations(folder: Path, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Demonstrations | None:
+    if "demonstrations" not in values:
+        return None
+    pool = pool_from_json(json.loads((folder / "demonstrations.json").read_text()))
+    return Demonstrations(pool=pool, embeddings=arrays.get("demonstrations"), **values["demonstrations"])
+
+
+def load_retriever(folder: Path, values: Mapping[str, Any]) -> Retriever | None:
+    """Rebuild the retriever of a saved artifact; its index is not in the folder, and is checked where it is."""
+    if "retriever" not in values:
+        return None
+    location = os.environ.get(LOCATION) or values["retriever"]["folder"]
+    retriever = Retriever(**{**values["retriever"], "folder": location_of(location)})
+    check_index(retriever, folder)
+    return retriever

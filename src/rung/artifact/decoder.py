@@ -1,51 +1,60 @@
-"""What every decoder does: answer examples, and say what an artifact with it sends for them."""
+"""What a decoder is: the part of an artifact that turns rows into answers.
+
+A decoder says itself what it needs, what it costs and how it is saved. A new kind of decoder is one subclass: of
+`Prompted` if the language model reads the artifact's prompt, else of `Promptless`. Its `kind` registers it.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from rung.agents.trace import Step
 from rung.artifact.confidence import Calibration, of_decisions
+from rung.artifact.costs import FORWARD, Sizes, measure_sizes, prompt_tokens
+from rung.artifact.parts import Signature
+from rung.artifact.rendering import Given, PromptParts, render_prompts
 from rung.data.rows import Example
-from rung.engines.base import Engine, Floats
-from rung.engines.opening import open_encoder
-from rung.errors import EngineError
+from rung.engines.base import Engine, Floats, GenerateRequest
+from rung.errors import ArtifactError
 from rung.models.messages import Messages
+from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
-from rung.prompts.overflow import Rendered, fitted
-from rung.prompts.prompt import Grounding
+from rung.prompts.overflow import Rendered
+from rung.retrieval import passage
 from rung.retrieval.passage import Citation, Passage
-from rung.retrieval.retriever import Retrieved
 
-if TYPE_CHECKING:
-    from rung.artifact.artifact import Artifact
-
-
-# --------------------
-# Answer: what an artifact says to one row.
+# What may be done with an artifact, for a decoder to refuse: change its prompt, add demonstrations or steps of
+# reasoning, train its language model, answer through another server, or through one that gives no label scores.
+Change = Literal["prompt", "demonstrations", "reasoning", "training", "servers", "servers-without-scores"]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an artifact says to one row.
+    """What an artifact answers to one row.
 
-    `confidence` is the probability of the answer among the labels (None for generated text, or where only the best
-    label was looked for); `probabilities` has one entry per label of the task, in its order. `messages` is what was
-    sent; for a head it is the text that was encoded. `dropped_demonstrations` and `dropped_passages` were left out,
-    and `shortened_passages` cut, so that the prompt fits.
-    `abstained` says that the confidence is below the artifact's threshold: `text` is what it would have answered.
-
-    Where documents are looked up: `written` is the answer as the model wrote it, `text` is it without its citation
-    marks (what is scored), `citations` are what the marks name, `passages` what was shown, [1] first. `refused`
-    answers say that nothing relevant was found; the model was not asked.
-
-    Of an agent, `steps` are what it did, and `stopped` is the limit that it ran into: `steps`, `tokens` or `context`.
+    Attributes:
+        text: the answer; with citations, without their marks.
+        confidence: probability of the answer among the labels; None for generated text, or where only the best label
+            was looked for.
+        probabilities: one per label of the task, in its order, where they were asked for.
+        prompt_tokens, completion_tokens, seconds: what it took.
+        messages: what was sent; for a head, the text that was encoded.
+        dropped_demonstrations, dropped_passages: left out so that the prompt fits.
+        shortened_passages: cut so that the prompt fits.
+        abstained: the confidence is below the artifact's threshold; `text` is what it would have answered.
+        written: the answer as the model wrote it, citation marks included.
+        citations: the passages that the marks name.
+        passages: the passages shown, [1] first.
+        refused: nothing relevant was found, and the model was not asked.
+        steps: what an agent did.
+        stopped: the limit that an agent ran into: `steps`, `tokens` or `context`.
     """
 
     text: str
@@ -67,8 +76,8 @@ class Answer:
     stopped: str = ""
 
 
-def sure(answer: Answer, probs: Floats, best: int, fitted: Calibration | None) -> Answer:
-    """Return the answer with its confidence: the probability of label `best`, calibrated where that was fitted."""
+def with_confidence(answer: Answer, probs: Floats, best: int, fitted: Calibration | None) -> Answer:
+    """Add the probability of label `best` to an answer, calibrated if `fitted` is given."""
     values = tuple(probs.tolist())
     if fitted is None:
         return replace(answer, confidence=values[best], probabilities=values)
@@ -77,8 +86,8 @@ def sure(answer: Answer, probs: Floats, best: int, fitted: Calibration | None) -
     return replace(answer, confidence=confidence, probabilities=values, abstained=fitted.abstains(confidence))
 
 
-def sure_of_list(answer: Answer, probs: Floats, given: npt.NDArray[np.bool_], fitted: Calibration) -> Answer:
-    """Return the answer to a row of several labels with its calibrated confidence, that of all decisions together.
+def with_list_confidence(answer: Answer, probs: Floats, given: npt.NDArray[np.bool_], fitted: Calibration) -> Answer:
+    """Add the calibrated confidence of all label decisions together to an answer with several labels.
 
     Args:
         answer: the list of the labels given.
@@ -91,218 +100,404 @@ def sure_of_list(answer: Answer, probs: Floats, given: npt.NDArray[np.bool_], fi
     return replace(answer, confidence=confidence, probabilities=values, abstained=fitted.abstains(confidence))
 
 
-# --------------------
-# What a model reads of a row: the prompt with the demonstrations and passages that there is room for.
+class Composition(PromptParts, Protocol):
+    """What a decoder sees of its artifact: the parts beside it."""
+
+    @property
+    def signature(self) -> Signature:
+        """The task's names, columns and labels."""
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder itself."""
+
+    @property
+    def name(self) -> str:
+        """The rungs that made it."""
+
+    def prompt_variants(self) -> Sequence[Composition]:
+        """One artifact per prompt that every row is asked with."""
 
 
-Given = Sequence[Sequence[Passage]] | None  # passages to show of each row, in place of what a search finds
-Room = Callable[[Engine], int]  # how many tokens of an engine's context the answer may take
+# ---- saving and loading
 
 
-def fit(
-    artifact: Artifact,
-    room: Room,
-    examples: Sequence[Example],
-    passages: Given,
-    progress: Progress,
-) -> list[Rendered]:
-    """Return the exact messages of every example, and what the overflow policy left out of them.
+@dataclass(frozen=True, slots=True)
+class ArtifactWriter:
+    """Where a decoder saves what is not JSON.
 
-    Args:
-        artifact: whose prompt, demonstrations and retriever these are.
-        room: says how many tokens the answer may take.
-        examples: the rows.
-        passages: what to show of the documents for each row, in this order, instead of what a search finds.
-        progress: told of encoding.
+    Attributes:
+        folder: for files of its own: JSON and safetensors only.
+        arrays: for arrays, by a name that no other part uses.
+        save_member: saves an artifact that the decoder combines into a subfolder of this name.
     """
-    if artifact.demonstrations is None and artifact.retriever is None:
-        return [Rendered(artifact.prompt.messages(example.inputs)) for example in examples]
-    engine = artifact.open()
-    limit = prompt_limit(artifact, engine, room)
-    shown = _shown(artifact, examples, engine, progress)
-    refused, groundings = _grounded(artifact, examples, shown, passages)
-    rendered = []
-    for example, chosen, grounding, refuse in zip(examples, shown, groundings, refused, strict=True):
-        of_shown = grounding.demonstrations if grounding else ((),) * len(chosen)
-        turns = [(c.inputs, artifact.target(c, c.outputs[0], p)) for c, p in zip(chosen, of_shown, strict=True)]
-        one = fitted(artifact.overflow, artifact.prompt, example.inputs, turns, engine.count, limit, grounding)
-        rendered.append(replace(one, refused=refuse))
-    return rendered
+
+    folder: Path
+    save_member: Callable[[Composition, str], None]
+    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
 
-def prompt_limit(artifact: Artifact, engine: Engine, room: Room) -> int:
-    """Return how many tokens a prompt may have; only an overflow policy has to know.
+@dataclass(frozen=True, slots=True)
+class ArtifactReader:
+    """Where a decoder finds what `ArtifactWriter` took."""
+
+    folder: Path
+    arrays: Mapping[str, npt.NDArray[Any]]
+    load_member: Callable[[str], Composition]
+
+    def check_model(self, reference: str, fingerprint: str) -> None:
+        """Check that a model is the one that the artifact was made with.
+
+        Raises:
+            ArtifactError: `model-mismatch`.
+        """
+        found = resolve(reference).fingerprint
+        if found != fingerprint:
+            raise ArtifactError(
+                "model-mismatch",
+                f"{self.folder} was made with {reference} of fingerprint {fingerprint[:12]}, but here it is "
+                f"{found[:12]}",
+                hint="restore that version of the base model, or climb again on this one",
+            )
+
+
+_KINDS: dict[str, type[Decoder]] = {}
+
+
+def decoder_of_kind(kind: str) -> type[Decoder]:
+    """Return the decoder class of a saved artifact.
 
     Raises:
-        EngineError: `context-unknown`: the engine does not say how many tokens it reads.
+        ArtifactError: `artifact-damaged`: no decoder has this kind.
     """
-    if artifact.overflow == "error":
-        return 0
-    if engine.info.context <= 0:
-        raise EngineError(
-            "context-unknown",
-            f"overflow: {artifact.overflow} has to know how many tokens {artifact.model} reads, and it does not say",
-            hint="use `overflow: error`, and show fewer demonstrations or passages",
-        )
-    return engine.info.context - room(engine) - artifact.weights.virtual_tokens
+    if kind not in _KINDS:
+        raise ArtifactError(
+            "artifact-damaged", f"no decoder is named {kind!r}; there are {', '.join(sorted(_KINDS))}",
+            hint="install the package that the decoder comes from, or the version of Rung that made the artifact",
+        )  # fmt: skip
+    return _KINDS[kind]
 
 
-def _shown(
-    artifact: Artifact, examples: Sequence[Example], engine: Engine, progress: Progress
-) -> Sequence[tuple[Example, ...]]:
-    """Return the demonstrations of every row, in the order in which they are shown."""
-    shown, prompt = artifact.demonstrations, artifact.prompt
-    if shown is None:
-        return [()] * len(examples)
-    costs: dict[str, int] = {}
-
-    def cost(example: Example) -> int:
-        if example.id not in costs:
-            question, answer = prompt.question(example.inputs), artifact.spoken(example.outputs[0])
-            turns: Messages = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
-            costs[example.id] = engine.count(turns)
-        return costs[example.id]
-
-    vectors: Floats | None = None
-    if shown.needs_vectors:
-        texts = [prompt.question(example.inputs) for example in examples]
-        vectors = open_encoder(shown.encoder, progress=progress).embed(texts, progress=progress)
-    return [
-        shown.choose(example.id, None if vectors is None else vectors[row], cost)
-        for row, example in enumerate(examples)
-    ]
-
-
-def _grounded(
-    artifact: Artifact,
-    examples: Sequence[Example],
-    shown: Sequence[tuple[Example, ...]],
-    given: Given,
-) -> tuple[list[bool], list[Grounding | None]]:
-    """Return for every row whether it is refused, and the passages shown with it and its demonstrations."""
-    retriever = artifact.retriever
-    if retriever is None:
-        return [False] * len(examples), [None] * len(examples)
-    pool = {e.id: e for chosen in shown for e in chosen} if retriever.demonstration_passages else {}
-    rows = [*(examples if given is None else ()), *pool.values()]
-    queries = [artifact.prompt.query(row.inputs) for row in rows]
-    found = retriever.find(rows, queries, artifact.passage_cost())
-    of_pool = {row.id: one.passages for row, one in zip(pool.values(), found[len(rows) - len(pool) :], strict=True)}
-    refused: list[bool] = []
-    groundings: list[Grounding | None] = []
-    for i, chosen in enumerate(shown):
-        one = found[i] if given is None else Retrieved(tuple(given[i]))
-        ranks = tuple(-float(rank) for rank in range(len(one.passages)))  # best first
-        best = retriever.order == "best_first" or given is not None
-        of_shown = tuple(of_pool.get(e.id, ())[: retriever.demonstration_passages] for e in chosen)
-        own = one.passages if given is not None else retriever.arranged(one.passages)
-        grounding = Grounding(retriever.instruction, own, ranks if best else ranks[::-1], of_shown)
-        groundings.append(grounding)
-        refused.append(retriever.refuses(one))
-    return refused, groundings
+# ---- decoders
 
 
 class Decoder(ABC):
-    """One way to come to an answer."""
+    """One way to come to an answer. Subclasses are frozen dataclasses whose fields are their settings.
+
+    Class attributes:
+        kind: names the decoder in saved artifacts and reports.
+        refusals: why a change makes no sense under this decoder, for each such change.
+        fixed: the task itself asks for this decoder, so that no rung replaces it.
+        reads_prompt: whether the artifact's prompt reaches a language model.
+        generates: whether a language model writes text, rather than scoring it.
+    """
 
     __slots__ = ()
     kind: ClassVar[str]
+    refusals: ClassVar[Mapping[Change, str]] = {}
+    fixed: ClassVar[bool] = False
+    reads_prompt: ClassVar[bool] = True
+    generates: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "kind" in vars(cls):
+            _KINDS[cls.kind] = cls
+
+    # ---- answering
 
     @abstractmethod
     def answer(
-        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
+        self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
-        """Answer one or more examples; see `Artifact.answer`."""
+        """Answer one or more examples.
+
+        Args:
+            artifact: the artifact that this decoder belongs to.
+            examples: the rows.
+            full: compute the probability of every label; without, only the answer is certain.
+            passages: the passages to show with each row, instead of what a search finds.
+            progress: reports every batch.
+        """
 
     @abstractmethod
-    def fit_to_context(
-        self, artifact: Artifact, examples: Sequence[Example], *, passages: Given, progress: Progress
+    def render(
+        self, artifact: Composition, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
-        """Return what is sent for every example; see `Artifact.fit_to_context`."""
+        """Return what is sent for every example, and what was left out so that it fits."""
 
     @abstractmethod
-    def text(self, artifact: Artifact, messages: Messages) -> str:
+    def text(self, artifact: Composition, messages: Messages) -> str:
         """Return the exact final text that messages become."""
 
-    def spoken(self, output: str, labels: Sequence[str]) -> str:
+    def target_text(self, output: str, labels: Sequence[str]) -> str:
         """Return an expected output as the model should write it, in a task with these labels."""
         del labels
         return output
 
+    def request(self, artifact: Composition, prompt: Messages) -> GenerateRequest:
+        """Return the one completion that the answer is; only decoders that stream have it."""
+        raise NotImplementedError(f"the decoder {self.kind} does not stream")
+
+    def warm_up(self, artifact: Composition, example: Example) -> None:
+        """Load everything that answering needs, before the first client waits for it."""
+        self.answer(artifact, [example], full=True, passages=None, progress=QUIET)
+
+    # ---- what it is
+
     @property
-    def asks_model(self) -> bool:
+    def uses_llm(self) -> bool:
         """Whether answering takes the artifact's language model, or those of its members."""
         return True
 
     @property
-    def free(self) -> bool:
-        """Whether answers are whatever the model writes, held to nothing."""
+    def unconstrained(self) -> bool:
+        """Whether the model may write anything."""
         return False
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is one completion, with nothing done to it but `strip`, so that it can be streamed."""
+        return False
+
+    @property
+    def gives_probs(self) -> bool:
+        """Whether `answer(full=True)` gives the probability of every label."""
+        return False
+
+    @property
+    def confidence(self) -> Calibration | None:
+        """How probabilities become confidences, where that was fitted."""
+        return None
+
+    @property
+    def abstains(self) -> bool:
+        """Whether answers may be marked as abstained."""
+        return self.confidence is not None and self.confidence.abstain_below is not None
+
+    @property
+    def out_of_scope(self) -> str | None:
+        """The label of rows that are right to abstain on."""
+        return None if self.confidence is None else self.confidence.out_of_scope
+
+    @property
+    def members(self) -> tuple[Composition, ...]:
+        """The artifacts that this decoder combines."""
+        return ()
+
+    @property
+    def scored_texts(self) -> tuple[str, ...]:
+        """The texts that the language model scores after the prompt, one per label."""
+        return ()
+
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        """The texts that the language model reads or writes for the task's labels, in their order."""
+        return ()
+
+    @property
+    def answer_schema(self) -> str | None:
+        """The JSON Schema (JSON text) that answers keep to."""
+        return None
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """The most tokens that the model writes for one answer; None if it writes none."""
+        return None
+
+    def refuses(self, change: Change) -> str:
+        """Return why a change makes no sense under this decoder, or an empty text."""
+        return self.refusals.get(change, "")
+
+    def without_confidence(self) -> Self:
+        """Return the decoder without fitted confidence, which holds only for the artifact that it was fitted with."""
+        return self if self.confidence is None else self.with_confidence(None)
+
+    def with_confidence(self, confidence: Calibration | None) -> Self:
+        """Return the decoder with a fitted confidence; only decoders that give probabilities have one."""
+        assert self.gives_probs
+        return cast("Self", replace(cast("Any", self), confidence=confidence))
+
+    # ---- cost
+
+    def sizes(self, artifact: Composition, rows: Sequence[Example]) -> Sizes:
+        """Measure the tokens of a sample of rows."""
+
+        def target(output: str) -> str:
+            return self.target_text(output, artifact.signature.labels)
+
+        return measure_sizes(artifact, rows, target, self.scored_texts)
+
+    def row_tokens(self, artifact: Composition, sizes: Sizes) -> float:
+        """Return the tokens run for one prediction, without the text that all prompts begin with."""
+        prompts = 1 if artifact.demonstrations is None else artifact.demonstrations.sets
+        return prompts * (prompt_tokens(artifact, sizes) + self.decoding_tokens(sizes))
+
+    def decoding_tokens(self, sizes: Sizes) -> float:
+        """Return the tokens run after one prompt."""
+        return sizes.decoding
+
+    @abstractmethod
+    def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
+        """Estimate the operations of one prediction, from a sample of rows."""
+
+    def trainable_parameters(self, artifact: Composition) -> int:
+        """Return the number of parameters that training set."""
+        return artifact.weights.trainable_parameters
+
+    # ---- saving
+
+    def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
+        """Return the settings as JSON values; arrays and files go to `writer`."""
+        del writer
+        assert is_dataclass(self)
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
+        """Rebuild the decoder from `as_dict`.
+
+        Raises:
+            ArtifactError: a setting is missing or unknown.
+        """
+        known = {setting.name for setting in fields(cast("Any", cls))}
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        if isinstance(fitted := settings.get("confidence"), Mapping):
+            settings["confidence"] = Calibration.from_dict(fitted)
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            unknown = ", ".join(sorted(settings.keys() - known)) or str(error)
+            raise ArtifactError(
+                "artifact-damaged", f"{reader.folder}: the settings of the decoder {cls.kind} do not fit: {unknown}",
+                hint="use the version of Rung that made the artifact",
+            ) from error  # fmt: skip
 
 
 class Prompted(Decoder):
-    """A decoder that asks the artifact's model with the artifact's prompt."""
+    """A decoder that asks the artifact's language model with the artifact's prompt."""
 
     __slots__ = ()
 
     @abstractmethod
     def room(self, engine: Engine) -> int:
-        """Return how many tokens the answer may take behind the prompt."""
+        """Return how many tokens the answer may take after the prompt."""
 
     @abstractmethod
     def answer_prompts(
-        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
-    ) -> list[Answer]:
-        """Answer prompts, each by itself; with `full` the probability of every label is told, where there are any."""
+        self, artifact: Composition, engine: Engine, prompts: Sequence[Messages], *, full: bool,
+        progress: Progress = QUIET,
+    ) -> list[Answer]:  # fmt: skip
+        """Answer prompts, each by itself; with `full`, compute the probability of every label, where there are any."""
 
     def answer(
-        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
+        self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Render the prompts, and ask all but those for which nothing relevant was found."""
-        rendered = self.fit_to_context(artifact, examples, passages=passages, progress=progress)
-        asked = [one.messages for one in rendered if not one.refused]
-        full = full or artifact.abstains  # whether to abstain hangs on all labels' probabilities
-        written = iter(self._asked(artifact, examples, asked, full=full, progress=progress) if asked else ())
-        return [artifact.finished(artifact.refusal(one) if one.refused else next(written), one) for one in rendered]
+        rendered = self.render(artifact, examples, passages=passages, progress=progress)
+        asked = [row.messages for row in rendered if not row.refused]
+        full = full or self.abstains  # abstaining needs the probabilities of all labels
+        answers = iter(self._ask(artifact, examples, asked, full=full, progress=progress) if asked else ())
+        return [finish(artifact, refusal(artifact, row) if row.refused else next(answers), row) for row in rendered]
 
-    def _asked(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        prompts: Sequence[Messages],
-        *,
-        full: bool,
+    def _ask(
+        self, artifact: Composition, examples: Sequence[Example], prompts: Sequence[Messages], *, full: bool,
         progress: Progress,
-    ) -> list[Answer]:
-        """Return the answers to the prompts of examples."""
+    ) -> list[Answer]:  # fmt: skip
+        """Answer the prompts of examples."""
         del examples
-        assert len(artifact.members()) == 1  # scores alone can be averaged; see DemonstrationEnsemble
+        assert len(artifact.prompt_variants()) == 1  # only scores can be averaged over several prompts
         return self.answer_prompts(artifact, artifact.open(), prompts, full=full, progress=progress)
 
-    def fit_to_context(
-        self, artifact: Artifact, examples: Sequence[Example], *, passages: Given, progress: Progress
+    def render(
+        self, artifact: Composition, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
-        """Return every example's prompt, with the demonstrations and passages that there is room for."""
-        return fit(artifact, self.room, examples, passages, progress)
+        """Render every example's prompt, with the demonstrations and passages that there is room for."""
 
-    def text(self, artifact: Artifact, messages: Messages) -> str:
+        def target(row: Example, beside: Sequence[Passage]) -> str:
+            return completion(artifact, row, row.outputs[0], beside)
+
+        return render_prompts(artifact, self.room, target, examples, passages, progress)
+
+    def text(self, artifact: Composition, messages: Messages) -> str:
         """Return what the model reads."""
         return artifact.open().text(messages)
 
+    def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
+        """Two operations per parameter and token."""
+        sizes = self.sizes(artifact, rows)
+        return FORWARD * sizes.parameters * self.row_tokens(artifact, sizes)
+
 
 class Promptless(Decoder):
-    """A decoder that looks at the text of an example alone; no prompt is shown to a model."""
+    """A decoder that reads only the text of an example; no language model reads a prompt."""
 
     __slots__ = ()
+    reads_prompt = False
+    refusals: ClassVar[Mapping[Change, str]] = {
+        "prompt": "what answers does not read the prompt",
+        "demonstrations": "what answers does not read the prompt",
+        "reasoning": "what answers does not write",
+        "training": "what answers reads frozen features, which training would change",
+        "servers": "no language model answers, and such servers run language models",
+    }
 
-    def fit_to_context(
-        self, artifact: Artifact, examples: Sequence[Example], *, passages: Given, progress: Progress
+    @property
+    def uses_llm(self) -> bool:
+        """Whether answering takes the artifact's language model: not unless a subclass says so."""
+        return False
+
+    def render(
+        self, artifact: Composition, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
         """Return the text of every example, as a message."""
         del passages, progress
         return [Rendered(({"role": "user", "content": artifact.prompt.question(e.inputs)},)) for e in examples]
 
-    def text(self, artifact: Artifact, messages: Messages) -> str:
+    def text(self, artifact: Composition, messages: Messages) -> str:
         """Return the text that is encoded."""
         del artifact
         return "\n".join(message["content"] for message in messages)
+
+    def encoder_flops(self, artifact: Composition, rows: Sequence[Example], encoder: str, passages: float = 0) -> float:
+        """Return the operations of encoding one row and so many tokens of passages; `encoder` empty: the base model."""
+        sizes = self.sizes(artifact, rows)
+        parameters = resolve(encoder).parameters if encoder else sizes.parameters
+        return FORWARD * parameters * (sizes.question + passages)
+
+
+# ---- what decoders share
+
+
+def cites(artifact: Composition) -> bool:
+    """Say whether answers name the passages that they are from: free text over documents does."""
+    free = artifact.decoder.unconstrained and artifact.signature.kind in ("text", "chat")
+    return artifact.retriever is not None and free
+
+
+def completion(artifact: Composition, row: Example, output: str, passages: Sequence[Passage]) -> str:
+    """Return what the model should write after a row's prompt: the answer, and the passages that it is from."""
+    text = artifact.decoder.target_text(output, artifact.signature.labels)
+    return passage.cited(text, row, passages) if cites(artifact) else text
+
+
+def refusal(artifact: Composition, rendered: Rendered) -> Answer:
+    """Return the answer to a row for which nothing relevant was found."""
+    assert artifact.retriever is not None
+    return Answer(artifact.retriever.refusal, None, None, 0, 0, 0.0, rendered.messages)
+
+
+def finish(artifact: Composition, answer: Answer, rendered: Rendered) -> Answer:
+    """Add to an answer what was left out of its prompt, the passages shown, and its citations, resolved."""
+    text, citations = passage.resolve(answer.text, rendered.passages) if cites(artifact) else (answer.text, ())
+    return replace(
+        answer,
+        text=text,
+        written=answer.text,
+        citations=citations,
+        passages=rendered.passages,
+        refused=rendered.refused,
+        dropped_demonstrations=rendered.dropped_demonstrations,
+        dropped_passages=rendered.dropped_passages,
+        shortened_passages=rendered.shortened_passages,
+    )

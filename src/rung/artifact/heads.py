@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from rung.artifact.confidence import Calibration, of_decisions
-from rung.artifact.decoder import Answer, Given, Promptless, sure, sure_of_list
+from rung.artifact.decoder import (
+    Answer,
+    ArtifactReader,
+    ArtifactWriter,
+    Change,
+    Composition,
+    Promptless,
+    with_confidence,
+    with_list_confidence,
+)
 from rung.artifact.labels import listed
+from rung.artifact.rendering import Given
 from rung.data.rows import Example
 from rung.engines.base import Floats
 from rung.engines.opening import open_encoder
 from rung.errors import EngineError
 from rung.models.messages import Messages
+from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
 
-if TYPE_CHECKING:
-    from rung.artifact.artifact import Artifact
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Head(Promptless):
     """A trained linear layer on features.
 
@@ -39,6 +48,14 @@ class Head(Promptless):
     """
 
     kind: ClassVar[str] = "head"
+    refusals: ClassVar[Mapping[Change, str]] = {
+        **Promptless.refusals,
+        "prompt": "a head on frozen features does not read the prompt",
+        "demonstrations": "a head on frozen features does not read the prompt",
+        "reasoning": "a head on frozen features does not write",
+        "training": "the head reads frozen features, which training would change",
+        "servers": "a trained head answers, and such servers run language models",
+    }
     labels: tuple[str, ...]
     encoder: str
     weight: Floats
@@ -53,12 +70,48 @@ class Head(Promptless):
         return self.encoder if self.tuned is None else str(self.tuned)
 
     @property
-    def asks_model(self) -> bool:
+    def uses_llm(self) -> bool:
         """Whether answering takes the artifact's language model: where its hidden states are the features."""
         return not self.encoder
 
+    @property
+    def gives_probs(self) -> bool:
+        """Whether the probability of every label is known."""
+        return True
+
+    def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
+        """The encoder, or the base model, reads the row once."""
+        return self.encoder_flops(artifact, rows, self.reference if self.encoder else "")
+
+    def trainable_parameters(self, artifact: Composition) -> int:
+        """Return the number of the head's parameters and its tuned encoder's."""
+        del artifact
+        encoder = 0 if self.tuned is None else resolve(self.reference).parameters
+        return int(self.weight.size + self.intercept.size) + encoder
+
+    def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
+        """Save the weights as arrays, and the tuned encoder as a folder."""
+        writer.arrays["head.weight"], writer.arrays["head.intercept"] = self.weight, self.intercept
+        if self.tuned is not None:
+            shutil.copytree(self.tuned, writer.folder / "encoder")
+        return {
+            "labels": self.labels,
+            "encoder": self.encoder,
+            "tuned": self.tuned is not None,
+            "thresholds": self.thresholds,
+            "confidence": None if self.confidence is None else asdict(self.confidence),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
+        """Read the weights back."""
+        tuned = reader.folder / "encoder" if values["tuned"] else None
+        weight, intercept = reader.arrays["head.weight"], reader.arrays["head.intercept"]
+        settings = {**values, "weight": weight, "intercept": intercept, "tuned": tuned}
+        return super(Head, cls).from_dict(settings, reader)
+
     def answer(
-        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
+        self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Classify every example's text by its features."""
         del full, passages  # all labels' probabilities come at once, and no documents are shown
@@ -78,10 +131,10 @@ class Head(Promptless):
     def _sure(self, answer: Answer, probs: Floats) -> Answer:
         """Return the answer with its confidence, calibrated where that was fitted."""
         if not self.thresholds:
-            return sure(answer, probs, int(probs.argmax()), self.confidence)
+            return with_confidence(answer, probs, int(probs.argmax()), self.confidence)
         if self.confidence is None:
             return answer
-        return sure_of_list(answer, probs, probs >= np.array(self.thresholds), self.confidence)
+        return with_list_confidence(answer, probs, probs >= np.array(self.thresholds), self.confidence)
 
     def classify(self, features: Floats) -> Floats:
         """Return probabilities, shape [rows, labels], of unit feature vectors [rows, features].
@@ -108,7 +161,7 @@ class Head(Promptless):
         return listed(self.labels, given), float(of_decisions(probs, given))
 
 
-def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+def features(artifact: Composition, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
     """Return unit feature vectors: of the sentence encoder, or of the base model where `encoder` is empty."""
     if encoder:
         return open_encoder(encoder, progress=progress).embed(texts, progress=progress)
@@ -116,32 +169,77 @@ def features(artifact: Artifact, encoder: str, texts: Sequence[str], *, progress
 
 
 # --------------------
-# Mixture: the decoder that averages what other artifacts find.
+# EnsembleDecoder: the decoder that averages what other artifacts find.
 
 
-@dataclass(frozen=True)
-class Mixture(Promptless):
+@dataclass(frozen=True, slots=True)
+class EnsembleDecoder(Promptless):
     """A weighted average of the label probabilities of other artifacts of the same task.
 
     Attributes:
-        members: artifacts that give label probabilities.
+        artifacts: the members, which give label probabilities.
         weights: of each member, adding up to 1.
         temperatures: of each member; its probabilities are sharpened (below 1) or softened (above 1) first.
         confidence: how probabilities become confidences, where that was fitted.
     """
 
     kind: ClassVar[str] = "mixture"
-    members: tuple[Artifact, ...]
+    refusals: ClassVar[Mapping[Change, str]] = {
+        **Promptless.refusals,
+        "servers": "several artifacts answer, and such servers run one language model",
+    }
+    artifacts: tuple[Composition, ...]
     weights: tuple[float, ...]
     temperatures: tuple[float, ...]
     confidence: Calibration | None = None
 
+    @property
+    def members(self) -> tuple[Composition, ...]:
+        """The artifacts."""
+        return self.artifacts
+
+    @property
+    def uses_llm(self) -> bool:
+        """Whether answering takes a language model: those of the members may."""
+        return True
+
+    @property
+    def gives_probs(self) -> bool:
+        """Whether the probability of every label is known."""
+        return True
+
+    def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
+        """The members' operations add up."""
+        del artifact
+        return sum(member.decoder.row_flops(member, rows) for member in self.artifacts)
+
+    def trainable_parameters(self, artifact: Composition) -> int:
+        """Return the sum over the members."""
+        del artifact
+        return sum(member.decoder.trainable_parameters(member) for member in self.artifacts)
+
+    def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
+        """Save every member as a folder."""
+        for number, member in enumerate(self.artifacts):
+            writer.save_member(member, f"members/{number}")
+        confidence = None if self.confidence is None else asdict(self.confidence)
+        return {"weights": self.weights, "temperatures": self.temperatures, "confidence": confidence}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
+        """Load every member."""
+        members = tuple(reader.load_member(f"members/{number}") for number in range(len(values["weights"])))
+        return super(EnsembleDecoder, cls).from_dict({**values, "artifacts": members}, reader)
+
     def answer(
-        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
+        self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Ask every member; costs add up, and what is shown as sent is what the first one was sent."""
         del full, passages  # members are mixed by all their labels' probabilities, and find documents themselves
-        given = [member.answer(examples, full=True, progress=progress) for member in self.members]
+        given = [
+            member.decoder.answer(member, examples, full=True, passages=None, progress=progress)
+            for member in self.artifacts
+        ]
         probs = self.mixed([label_probabilities(answers) for answers in given])
         rows = list(zip(*given, strict=True))
         answers = []
@@ -149,25 +247,25 @@ class Mixture(Promptless):
             best = int(p.argmax())
             answer = replace(
                 row[0],
-                text=artifact.shape.labels[best],
+                text=artifact.signature.labels[best],
                 prompt_tokens=sum(answer.prompt_tokens for answer in row),
                 completion_tokens=sum(answer.completion_tokens for answer in row),
                 seconds=sum(answer.seconds for answer in row),
             )
-            answers.append(sure(answer, p, best, self.confidence))
+            answers.append(with_confidence(answer, p, best, self.confidence))
         return answers
 
-    def fit_to_context(
-        self, artifact: Artifact, examples: Sequence[Example], *, passages: Given, progress: Progress
+    def render(
+        self, artifact: Composition, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
         """Return what the first member is sent."""
         del artifact, passages
-        return self.members[0].fit_to_context(examples, progress=progress)
+        return self.artifacts[0].decoder.render(self.artifacts[0], examples, progress=progress)
 
-    def text(self, artifact: Artifact, messages: Messages) -> str:
+    def text(self, artifact: Composition, messages: Messages) -> str:
         """Return what the first member reads."""
         del artifact
-        return self.members[0].text(messages)
+        return self.artifacts[0].decoder.text(self.artifacts[0], messages)
 
     def mixed(self, probs: Sequence[Floats]) -> Floats:
         """Return the probabilities [rows, labels] of the members' own, one array of that shape each."""

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rung.artifact.confidence import Calibration
-from rung.artifact.decoder import Answer, Prompted, sure
+from rung.artifact.decoder import Answer, Change, Composition, Decoder, Prompted, with_confidence
 from rung.data.rows import Example
 from rung.engines.base import Engine, Floats, ScoreRequest
 from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
 from rung.prompts.prompt import continuations
-
-if TYPE_CHECKING:
-    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +33,35 @@ class LabelScoring(Prompted):
     """
 
     kind: ClassVar[str] = "label-scoring"
+    refusals: ClassVar[Mapping[Change, str]] = {
+        "servers-without-scores": "it scores labels, and such a server does not say how likely a text is"
+    }
     labels: tuple[str, ...]
     texts: tuple[str, ...]
     normalization: Normalization = "sum"
     bias: tuple[float, ...] = ()
     confidence: Calibration | None = None
 
+    @property
+    def gives_probs(self) -> bool:
+        """Whether the probability of every label is known."""
+        return True
+
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        """The scored texts."""
+        return self.texts
+
+    @property
+    def scored_texts(self) -> tuple[str, ...]:
+        """The texts of the labels."""
+        return self.texts
+
     def continuations(self, engine: Engine) -> tuple[tuple[int, ...], ...]:
         """Return the token ids scored for each label."""
         return continuations(self.texts, engine.encode, engine.end_token)
 
-    def spoken(self, output: str, labels: Sequence[str]) -> str:
+    def target_text(self, output: str, labels: Sequence[str]) -> str:
         """Return the text that stands for a label."""
         del labels
         return self.texts[self.labels.index(output)]
@@ -56,7 +71,7 @@ class LabelScoring(Prompted):
         return max(map(len, self.continuations(engine)))
 
     def logprobs(
-        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, progress: Progress = QUIET
+        self, artifact: Composition, engine: Engine, prompts: Sequence[Messages], *, progress: Progress = QUIET
     ) -> Floats:
         """Return the plain log-likelihood of every label, shape [prompts, labels]."""
         tokens = self.continuations(engine)
@@ -64,7 +79,13 @@ class LabelScoring(Prompted):
         return np.stack([s.logprobs for s in engine.score(requests, progress=progress)])
 
     def answer_prompts(
-        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+        self,
+        artifact: Composition,
+        engine: Engine,
+        prompts: Sequence[Messages],
+        *,
+        full: bool,
+        progress: Progress = QUIET,
     ) -> list[Answer]:
         """Score the labels; with `full` all of them, so that there are probabilities, else only to the best."""
         tokens = self.continuations(engine)
@@ -81,24 +102,25 @@ class LabelScoring(Prompted):
             for prompt, one in zip(prompts, scored, strict=True)
         ]
 
-    def _asked(
-        self,
-        artifact: Artifact,
-        examples: Sequence[Example],
-        prompts: Sequence[Messages],
-        *,
-        full: bool,
+    def _ask(
+        self, artifact: Composition, examples: Sequence[Example], prompts: Sequence[Messages], *, full: bool,
         progress: Progress,
-    ) -> list[Answer]:
+    ) -> list[Answer]:  # fmt: skip
         """Score the labels behind the prompts, and behind the examples' other ones where several are averaged."""
-        members = artifact.members()
-        if len(members) == 1:
+        variants = artifact.prompt_variants()
+        if len(variants) == 1:
             return self.answer_prompts(artifact, artifact.open(), prompts, full=full, progress=progress)
-        others = [member.render(examples, progress=progress) for member in members[1:]]
-        return self.answer_together(artifact, artifact.open(), [prompts, *others], progress=progress)
+        others = [self.render(variant, examples, progress=progress) for variant in variants[1:]]
+        messages = [[row.messages for row in rows] for rows in others]
+        return self.answer_together(artifact, artifact.open(), [prompts, *messages], progress=progress)
 
     def answer_together(
-        self, artifact: Artifact, engine: Engine, prompts: Sequence[Sequence[Messages]], *, progress: Progress = QUIET
+        self,
+        artifact: Composition,
+        engine: Engine,
+        prompts: Sequence[Sequence[Messages]],
+        *,
+        progress: Progress = QUIET,
     ) -> list[Answer]:
         """Answer rows that are asked with several prompts each: by the mean log-likelihood of every label.
 
@@ -135,7 +157,12 @@ class LabelScoring(Prompted):
         answer = Answer(self.labels[best], None, None, prompt_tokens, 0, seconds, prompt)
         if not np.isfinite(logprobs).all():
             return answer
-        return sure(answer, probabilities(logprobs[None], divisor, bias)[0], best, self.confidence)
+        return with_confidence(answer, probabilities(logprobs[None], divisor, bias)[0], best, self.confidence)
+
+
+def label_scoring(decoder: Decoder) -> LabelScoring | None:
+    """Return the decoder if it scores one label of several, for techniques that change how; else None."""
+    return decoder if isinstance(decoder, LabelScoring) else None
 
 
 def mean_logprobs(logprobs: Sequence[Floats]) -> Floats:
@@ -161,6 +188,10 @@ class ListScoring(Prompted):
     """
 
     kind: ClassVar[str] = "list-scoring"
+    refusals: ClassVar[Mapping[Change, str]] = {
+        "demonstrations": "the labels' thresholds hold for the prompt without demonstrations",
+        "training": "the labels' thresholds hold for the untuned model",
+    }
     labels: tuple[str, ...]
     thresholds: tuple[float, ...]
 
@@ -170,12 +201,17 @@ class ListScoring(Prompted):
         texts = tuple(json.dumps([label], ensure_ascii=False)[:-1] for label in self.labels)
         return LabelScoring(self.labels, texts, "mean")
 
+    @property
+    def scored_texts(self) -> tuple[str, ...]:
+        """The beginnings of lists."""
+        return self.scoring.texts
+
     def room(self, engine: Engine) -> int:
-        """Return how many tokens the answer may take behind the prompt."""
+        """Return how many tokens the answer may take after the prompt."""
         return self.scoring.room(engine)
 
     def values(
-        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, progress: Progress = QUIET
+        self, artifact: Composition, engine: Engine, prompts: Sequence[Messages], *, progress: Progress = QUIET
     ) -> Floats:
         """Return every label's value, shape [prompts, labels]."""
         logprobs = self.scoring.logprobs(artifact, engine, prompts, progress=progress)
@@ -183,7 +219,13 @@ class ListScoring(Prompted):
         return result
 
     def answer_prompts(
-        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+        self,
+        artifact: Composition,
+        engine: Engine,
+        prompts: Sequence[Messages],
+        *,
+        full: bool,
+        progress: Progress = QUIET,
     ) -> list[Answer]:
         """List the labels above their thresholds; values are no probabilities of being right, so none is told."""
         del full  # every label is decided on its own

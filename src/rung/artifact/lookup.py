@@ -6,23 +6,22 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from rung.artifact.decoder import Answer, Given, Promptless
+from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Promptless
+from rung.artifact.rendering import Given
 from rung.data.rows import Example
 from rung.engines.base import Floats
 from rung.engines.opening import open_encoder
+from rung.models.reference import resolve
 from rung.progress import Progress
-
-if TYPE_CHECKING:
-    from rung.artifact.artifact import Artifact
 
 BLOCK = 256  # queries compared with the table together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Nearest(Promptless):
     """The k most similar rows of a table.
 
@@ -35,19 +34,42 @@ class Nearest(Promptless):
     """
 
     kind: ClassVar[str] = "nearest"
+    fixed: ClassVar[bool] = True
+    refusals: ClassVar[Mapping[Change, str]] = {
+        **Promptless.refusals,
+        "prompt": "the rows are ranked without a prompt",
+        "demonstrations": "the table is searched as it is, without a prompt",
+        "reasoning": "a search does not write",
+        "training": "the rows are ranked by the sentence encoder, not by the model",
+        "servers": "a search answers, and such servers run language models",
+    }
     k: int
     encoder: str
     rows: tuple[Mapping[str, Any], ...]
     outputs: tuple[str, ...]
     vectors: Floats
 
-    @property
-    def asks_model(self) -> bool:
-        """Whether answering takes the artifact's language model: the encoder alone looks rows up."""
-        return False
+    def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
+        """The encoder reads the row once; comparing costs next to nothing."""
+        return self.encoder_flops(artifact, rows, self.encoder)
+
+    def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
+        """Save the vectors as an array."""
+        writer.arrays["nearest"] = self.vectors
+        return {
+            "k": self.k, "encoder": self.encoder, "encoder_fingerprint": resolve(self.encoder).fingerprint,
+            "rows": [dict(row) for row in self.rows], "outputs": self.outputs,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
+        """Read the table back; the encoder must be the one that made the vectors."""
+        settings = {**values, "vectors": reader.arrays["nearest"]}
+        reader.check_model(settings["encoder"], settings.pop("encoder_fingerprint"))
+        return super(Nearest, cls).from_dict(settings, reader)
 
     def answer(
-        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
+        self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Look every example's text up in the table."""
         del full, passages  # there are no labels, and no documents

@@ -1,38 +1,32 @@
-"""The parts of an artifact that answer: Weights and the Decoders."""
+"""The parts of an artifact that are plain values: what it knows of its task, and its weights."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from rung.artifact.decoder import Answer, Decoder, Promptless
-from rung.artifact.heads import Head, Mixture
-from rung.artifact.labels import LabelScoring, ListScoring
-from rung.artifact.text import Generate, Reasoning
 
-__all__ = [
-    "BASE",
-    "Answer",
-    "Decoder",
-    "Generate",
-    "Head",
-    "LabelScoring",
-    "ListScoring",
-    "Mixture",
-    "Probable",
-    "Promptless",
-    "Reasoning",
-    "Weights",
-    "unfitted",
-]
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What an artifact has to know of its task: names, columns and labels."""
+
+    task: str
+    inputs: tuple[str, ...]
+    kind: str
+    metric: str
+    labels: tuple[str, ...] = ()
+    metric_settings: Mapping[str, Any] = field(default_factory=dict)
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The base model's weights (`adapter` None), or those with a trained change on top.
+    """The base model's weights (`adapter` None), or a trained change of them.
 
-    `base` says how the base model is held: empty for its own precision, `nf4` for 4-bit NormalFloat (QLoRA).
+    `base` is the precision of the base model: empty for its own, `nf4` for 4-bit NormalFloat (QLoRA).
     """
 
     method: str = "base"
@@ -42,7 +36,7 @@ class Weights:
 
     @property
     def reference(self) -> str | None:
-        """How engines are told of the adapter."""
+        """The adapter as engines name it."""
         return None if self.adapter is None else str(self.adapter)
 
     @property
@@ -55,11 +49,3 @@ class Weights:
 
 
 BASE = Weights()
-
-
-Probable = LabelScoring | Head | Mixture  # decoders that give labels probabilities
-
-
-def unfitted(decoder: Decoder) -> Decoder:
-    """Return the decoder without fitted confidence: it holds only for the artifact that it was fitted with."""
-    return replace(decoder, confidence=None) if isinstance(decoder, Probable) else decoder

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from rung.agents.trace import trace
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Answer
+from rung.artifact.decoder import Answer
 from rung.data.rows import Record
 from rung.data.sources import read_rows
 from rung.errors import ConfigError, DataError
@@ -107,12 +107,12 @@ def _check_rows(artifact: Artifact, data: Path) -> int:
     """Read every row once; return their number."""
     count = 0
     for count, record in enumerate(read_rows(data), start=1):  # noqa: B007
-        for column in artifact.shape.inputs:
+        for column in artifact.signature.inputs:
             if column not in record.values:
                 raise DataError(
                     "missing-column",
                     f"{record.source} has no column {column!r}; it has {', '.join(map(repr, record.values))}",
-                    hint=f"this artifact reads {', '.join(artifact.shape.inputs)}",
+                    hint=f"this artifact reads {', '.join(artifact.signature.inputs)}",
                 )
     return count
 
@@ -163,7 +163,7 @@ def sources(answer: Answer) -> dict[str, Any]:
 def _line(artifact: Artifact, row: Record, answer: Answer) -> dict[str, Any]:
     line = {"row": row.source, "output": answer.text, "confidence": answer.confidence}
     line |= trace(answer.steps, answer.stopped)
-    if artifact.abstains:
+    if artifact.decoder.abstains:
         line["abstained"] = answer.abstained
     return {**line, **sources(answer)} if artifact.retriever is not None else line
 

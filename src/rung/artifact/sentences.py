@@ -7,20 +7,20 @@ quoted stands in the documents, so every citation holds and nothing is invented.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar, Self
 
-from rung.artifact.decoder import Answer, Given, Promptless
+from rung.artifact.costs import passage_tokens
+from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Promptless
+from rung.artifact.rendering import Given
 from rung.data.rows import Example
 from rung.engines.opening import open_encoder
+from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import sentence_spans
 from rung.retrieval.passage import Citation, Passage
 from rung.retrieval.retriever import Retrieved
-
-if TYPE_CHECKING:
-    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Sentence:
     similarity: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SentenceSelection(Promptless):
     """The sentences most similar to the question.
 
@@ -49,17 +49,33 @@ class SentenceSelection(Promptless):
     """
 
     kind: ClassVar[str] = "sentence-selection"
+    refusals: ClassVar[Mapping[Change, str]] = {
+        **Promptless.refusals,
+        "servers": "a search answers, and such servers run language models",
+    }
     encoder: str
     share: float
     most: int
 
-    @property
-    def asks_model(self) -> bool:
-        """Whether answering takes the artifact's language model: the encoder alone compares sentences."""
-        return False
+    def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
+        """The encoder reads the question and the passages."""
+        assert artifact.retriever is not None
+        return self.encoder_flops(artifact, rows, self.encoder, passage_tokens(artifact.retriever))
+
+    def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
+        """Save the settings, and the fingerprint of the encoder."""
+        settings = super(SentenceSelection, self).as_dict(writer)
+        return {**settings, "encoder_fingerprint": resolve(self.encoder).fingerprint}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
+        """Rebuild the decoder; the encoder must be the one that was measured."""
+        settings = dict(values)
+        reader.check_model(settings["encoder"], settings.pop("encoder_fingerprint"))
+        return super(SentenceSelection, cls).from_dict(settings, reader)
 
     def answer(
-        self, artifact: Artifact, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
+        self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Quote the documents in answer to every example; where nothing relevant is found, refuse."""
         del full  # there are no labels

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from rung.artifact.decoder import Answer, Prompted
+from rung.artifact.costs import REASONING_TOKENS, Sizes
+from rung.artifact.decoder import Answer, Change, Composition, Decoder, Prompted
+from rung.data.rows import Example
 from rung.engines.base import Constraint, Engine, GenerateRequest, Sampling
 from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import MARKER, Extract, extracted, majority
-
-if TYPE_CHECKING:
-    from rung.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,7 @@ class Generate(Prompted):
     """
 
     kind: ClassVar[str] = "generate"
+    generates: ClassVar[bool] = True
     max_tokens: int = 256
     json_schema: str | None = None
     choices: tuple[str, ...] = ()
@@ -44,11 +44,11 @@ class Generate(Prompted):
         return Constraint("json_schema", self.json_schema) if self.json_schema else None
 
     @property
-    def free(self) -> bool:
+    def unconstrained(self) -> bool:
         """Whether the answer is held to nothing."""
         return self.constraint is None
 
-    def spoken(self, output: str, labels: Sequence[str]) -> str:
+    def target_text(self, output: str, labels: Sequence[str]) -> str:
         """Return how the model should write an expected output: the choice that stands for a label, or as it is."""
         return self.choices[labels.index(output)] if self.choices else output
 
@@ -57,16 +57,56 @@ class Generate(Prompted):
         del engine
         return self.max_tokens
 
-    def request(self, artifact: Artifact, prompt: Messages) -> GenerateRequest:
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is the completion itself; choices and patterns are checked when it is complete."""
+        return not self.choices and not self.regex
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of an answer."""
+        return self.max_tokens
+
+    @property
+    def answer_schema(self) -> str | None:
+        """The JSON Schema that the answer keeps to."""
+        return self.json_schema
+
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        """The choices."""
+        return self.choices
+
+    def refuses(self, change: Change) -> str:
+        """A pattern for the whole answer leaves no room for reasoning."""
+        if change == "reasoning" and self.regex:
+            return "the whole answer has to match a regular expression"
+        return super(Generate, self).refuses(change)
+
+    def warm_up(self, artifact: Composition, example: Example) -> None:
+        """Write one token."""
+        rendered = self.render(artifact, [example])[0]
+        request = GenerateRequest(
+            rendered.messages, Sampling(max_tokens=1), self.constraint, artifact.weights.reference
+        )
+        artifact.open().generate([request])
+
+    def request(self, artifact: Composition, prompt: Messages) -> GenerateRequest:
         """Return what the engine is asked for one prompt."""
         return GenerateRequest(prompt, Sampling(self.max_tokens), self.constraint, artifact.weights.reference)
 
     def answer_prompts(
-        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+        self,
+        artifact: Composition,
+        engine: Engine,
+        prompts: Sequence[Messages],
+        *,
+        full: bool,
+        progress: Progress = QUIET,
     ) -> list[Answer]:
         """Complete every prompt."""
         del full  # generated text has no label probabilities to leave out
-        labels = dict(zip(self.choices, artifact.shape.labels, strict=True)) if self.choices else {}
+        labels = dict(zip(self.choices, artifact.signature.labels, strict=True)) if self.choices else {}
         requests = [self.request(artifact, prompt) for prompt in prompts]
         return [
             Answer(
@@ -80,6 +120,11 @@ class Generate(Prompted):
             )
             for prompt, g in zip(prompts, engine.generate(requests, progress=progress), strict=True)
         ]
+
+
+def generation(decoder: Decoder) -> Generate | None:
+    """Return the decoder if the model writes the answer right away, for techniques that change how; else None."""
+    return decoder if isinstance(decoder, Generate) else None
 
 
 # --------------------
@@ -103,6 +148,11 @@ class Reasoning(Prompted):
     """
 
     kind: ClassVar[str] = "reasoning"
+    generates: ClassVar[bool] = True
+    refusals: ClassVar[Mapping[Change, str]] = {
+        "reasoning": "it reasons already",
+        "training": "training rows give answers without the steps that it writes",
+    }
     extract: Extract
     max_tokens: int = 512
     samples: int = 1
@@ -111,21 +161,41 @@ class Reasoning(Prompted):
     texts: tuple[str, ...] = ()
 
     @property
-    def free(self) -> bool:
+    def unconstrained(self) -> bool:
         """Chains are held to nothing."""
         return True
 
     def room(self, engine: Engine) -> int:
-        """Return how many tokens a chain may take behind the prompt."""
+        """Return how many tokens a chain may take after the prompt."""
         del engine
         return self.max_tokens
 
-    def spoken(self, output: str, labels: Sequence[str]) -> str:
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of one chain."""
+        return self.max_tokens
+
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        """The texts that chains end with."""
+        return self.texts
+
+    def decoding_tokens(self, sizes: Sizes) -> float:
+        """Every chain writes its steps and the answer."""
+        return self.samples * (sizes.answer + min(REASONING_TOKENS, self.max_tokens))
+
+    def target_text(self, output: str, labels: Sequence[str]) -> str:
         """Return how a demonstration gives an expected output: behind the marker, without steps."""
         return f"{MARKER} {self.texts[labels.index(output)] if self.texts else output}"
 
     def answer_prompts(
-        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+        self,
+        artifact: Composition,
+        engine: Engine,
+        prompts: Sequence[Messages],
+        *,
+        full: bool,
+        progress: Progress = QUIET,
     ) -> list[Answer]:
         """Complete every prompt `samples` times and count the answers; a prompt is counted once, chains all."""
         del full
@@ -135,7 +205,7 @@ class Reasoning(Prompted):
             for chain in range(self.samples)
         ]
         made = engine.generate(requests, progress=progress)
-        labels = dict(zip(self.texts, artifact.shape.labels, strict=True)) if self.texts else {}
+        labels = dict(zip(self.texts, artifact.signature.labels, strict=True)) if self.texts else {}
         answers = []
         for row, prompt in enumerate(prompts):
             chains = made[row * self.samples : (row + 1) * self.samples]
@@ -157,3 +227,8 @@ class Reasoning(Prompted):
         if self.samples == 1:
             return Sampling(self.max_tokens)
         return Sampling(self.max_tokens, self.temperature, seed=self.seed + chain)
+
+
+def reasoning(decoder: Decoder) -> Reasoning | None:
+    """Return the decoder if the model writes steps before the answer; else None."""
+    return decoder if isinstance(decoder, Reasoning) else None

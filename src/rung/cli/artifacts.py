@@ -17,7 +17,7 @@ from rung.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
-    from rung.artifact.parts import Answer
+    from rung.artifact.decoder import Answer
     from rung.prompts.overflow import Rendered
 
 
@@ -82,9 +82,7 @@ def _on_engine(artifact: Artifact, engine: str) -> Artifact:
     """Return the artifact on another engine; its answers may differ from what was measured."""
     from dataclasses import replace
 
-    from rung.artifact.parts import Mixture
-
-    if isinstance(artifact.decoder, Mixture) or not artifact.decoder.asks_model:
+    if artifact.decoder.members or not artifact.decoder.uses_llm:
         raise ConfigError(
             "bad-option",
             f"--engine {engine} has no effect: this artifact does not answer with a language model of its own",
@@ -95,8 +93,8 @@ def _on_engine(artifact: Artifact, engine: str) -> Artifact:
 
 def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
     """Return the row that command arguments stand for."""
-    columns = artifact.shape.inputs
-    if artifact.shape.kind == "chat":
+    columns = artifact.signature.inputs
+    if artifact.signature.kind == "chat":
         return {columns[0]: [{"role": "user", "content": " ".join(texts)}]}
     if len(columns) == 1:
         return {columns[0]: " ".join(texts)}
@@ -120,7 +118,7 @@ def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
     from rung.artifact.predict_file import sources
 
     values: dict[str, Any] = {"output": answer.text, "confidence": answer.confidence}
-    if artifact.abstains:
+    if artifact.decoder.abstains:
         values["abstained"] = answer.abstained
     if answer.dropped_demonstrations:
         values["dropped_demonstrations"] = answer.dropped_demonstrations
@@ -128,7 +126,7 @@ def _answer(artifact: Artifact, answer: Answer) -> dict[str, Any]:
         values |= sources(answer)
     values |= trace(answer.steps, answer.stopped)
     if answer.probabilities:
-        ranked = sorted(zip(artifact.shape.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
+        ranked = sorted(zip(artifact.signature.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
         values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]
     return values
 
@@ -142,11 +140,11 @@ def chat(artifact: ArtifactFolder, offline: Offline = False) -> None:
     sys.stderr.write("An empty line or Ctrl-D ends the conversation.\n")
     turns: list[dict[str, str]] = []
     while text := _ask():
-        if loaded.shape.kind == "chat":
+        if loaded.signature.kind == "chat":
             turns.append({"role": "user", "content": text})
-            row: dict[str, Any] = {loaded.shape.inputs[0]: list(turns)}
+            row: dict[str, Any] = {loaded.signature.inputs[0]: list(turns)}
         else:
-            row = _row(loaded, [text] if len(loaded.shape.inputs) == 1 else text.split("|"))
+            row = _row(loaded, [text] if len(loaded.signature.inputs) == 1 else text.split("|"))
         reply = _say(loaded, row)
         turns.append({"role": "assistant", "content": reply})
 
@@ -162,11 +160,10 @@ def _ask() -> str:
 
 def _say(artifact: Artifact, row: dict[str, Any]) -> str:
     """Print the answer, as it is written where it is generated."""
-    from rung.artifact.parts import Answer, Generate
-    from rung.engines.base import GenerateRequest, Sampling
+    from rung.artifact.decoder import Answer, finish, refusal
 
     decoder = artifact.decoder
-    if not isinstance(decoder, Generate) or decoder.constraint:
+    if not (decoder.streams and decoder.unconstrained):
         answer = artifact.predict([row])[0]
         typer.echo(_line(answer))
         print_sources(answer)
@@ -174,12 +171,10 @@ def _say(artifact: Artifact, row: dict[str, Any]) -> str:
     rendered = artifact.rendered(row)
     note_dropped(rendered)
     if rendered.refused:
-        refusal = artifact.refusal(rendered)
-        typer.echo(refusal.text)
-        return refusal.text
-    request = GenerateRequest(
-        rendered.messages, Sampling(max_tokens=decoder.max_tokens), adapter=artifact.weights.reference
-    )
+        refused = refusal(artifact, rendered)
+        typer.echo(refused.text)
+        return refused.text
+    request = decoder.request(artifact, rendered.messages)
     pieces = []
     for piece in artifact.open().stream(request):
         pieces.append(piece)
@@ -187,7 +182,7 @@ def _say(artifact: Artifact, row: dict[str, Any]) -> str:
         sys.stdout.flush()
     sys.stdout.write("\n")
     text = "".join(pieces)
-    print_sources(artifact.finished(Answer(text.strip(), None, None, 0, len(pieces), 0.0, rendered.messages), rendered))
+    print_sources(finish(artifact, Answer(text.strip(), None, None, 0, len(pieces), 0.0, rendered.messages), rendered))
     return text
 
 
@@ -220,7 +215,7 @@ def predict(
     )  # fmt: skip
     if out is not None and lines is not None and table:
         schema = getattr(loaded.decoder, "json_schema", None)
-        write_table(lines, out, records=loaded.shape.kind == "json", schema=schema)
+        write_table(lines, out, records=loaded.signature.kind == "json", schema=schema)
         lines.unlink()
         origin_file(lines).unlink()
     if out is not None or made.overflow_rows:
@@ -242,7 +237,7 @@ def show(
     loaded = Artifact.load(artifact)
     if prompt:
         values = source_rows(artifact, data, row)[row - 1]
-        texts = [_prompt_text(member, values) for member in loaded.members()]
+        texts = [_prompt_text(member, values) for member in loaded.prompt_variants()]
         if json:
             more = {"more_prompts": texts[1:]} if texts[1:] else {}
             print_json({"row": values, "prompt": texts[0], **more})
@@ -265,7 +260,7 @@ def show(
 def _prompt_text(artifact: Artifact, row: dict[str, Any]) -> str:
     rendered = artifact.rendered(row)
     note_dropped(rendered)
-    return artifact.text(rendered.messages)
+    return artifact.decoder.text(artifact, rendered.messages)
 
 
 def describe(artifact: Artifact) -> dict[str, Any]:
@@ -275,10 +270,10 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     shown, looks = artifact.demonstrations, artifact.retriever
     return {
         "name": artifact.name,
-        "task": artifact.shape.task,
-        "kind": artifact.shape.kind,
-        "inputs": list(artifact.shape.inputs),
-        "labels": len(artifact.shape.labels),
+        "task": artifact.signature.task,
+        "kind": artifact.signature.kind,
+        "inputs": list(artifact.signature.inputs),
+        "labels": len(artifact.signature.labels),
         "model": artifact.model,
         "path": list(artifact.path),
         "instruction": artifact.prompt.head(),
@@ -291,7 +286,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
         "weights": artifact.weights.method,
         "trainable": artifact.weights.trainable_parameters,
         "decoder": artifact.decoder.kind,
-        "confidence": None if artifact.confidence is None else artifact.confidence.method,
+        "confidence": None if artifact.decoder.confidence is None else artifact.decoder.confidence.method,
         "fingerprint": artifact.prompt.fingerprint,
         "training_data": {
             name: settings[TRAINING_DATA] for name, settings in artifact.settings.items() if TRAINING_DATA in settings

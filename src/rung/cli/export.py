@@ -151,21 +151,20 @@ def _prompts(artifact: Path, form: str, data: Path | None, row: int | None) -> N
     loaded = Artifact.load(artifact)
     rows = source_rows(artifact, data, row or 1)
     for values in [rows[row - 1]] if row else rows:
-        for member in loaded.members():
+        for member in loaded.prompt_variants():
             print_json(_exported(member, values, form))
 
 
 def _exported(artifact: Artifact, row: dict[str, Any], form: str) -> dict[str, Any]:
-    from rung.artifact.parts import Generate, Reasoning
 
     rendered = artifact.rendered(row)
     note_dropped(rendered)
     messages = rendered.messages
     if form == "text":
-        return {"prompt": artifact.text(messages)}
+        return {"prompt": artifact.decoder.text(artifact, messages)}
     if form == "messages":
         return {"messages": list(messages)}
     request: dict[str, Any] = {"model": artifact.model, "messages": list(messages), "temperature": 0}
-    if isinstance(artifact.decoder, Generate | Reasoning):
-        request["max_completion_tokens"] = artifact.decoder.max_tokens
+    if artifact.decoder.max_new_tokens is not None:
+        request["max_completion_tokens"] = artifact.decoder.max_new_tokens
     return request

@@ -267,7 +267,7 @@ def promote(
     plain, who = (what / MANIFEST).is_file(), _reviewer(reviewer)
     if plain and not reason.strip():
         raise ConfigError("missing-field", f"{what} is an artifact without evidence", hint='say why: --reason "..."')
-    task = options.load_artifact(what).shape.task if plain else read_improvement(what)["task"]
+    task = options.load_artifact(what).signature.task if plain else read_improvement(what)["task"]
     home = Registry(registry, task)
     with options.open_store(store, must_exist=False) as opened:
         if plain:

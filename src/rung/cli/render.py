@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rung.advice import Advice
     from rung.advice.rules import AdviceStep, Source
-    from rung.artifact.parts import Answer
+    from rung.artifact.decoder import Answer
     from rung.climbing.check import TaskCheck
     from rung.climbing.tune import Tuning
     from rung.data.rows import DataReport

@@ -13,18 +13,17 @@ from rung._version import __version__
 from rung.advice import advise
 from rung.artifact.artifact import Artifact
 from rung.artifact.confidence import Calibration, CalibrationMethod, of_decisions
-from rung.artifact.parts import Answer, Head, Mixture, Probable
+from rung.artifact.decoder import Answer
 from rung.climbing.race import State, answer_rows, compare_all, recommend
-from rung.data.rows import Example, labels_of
+from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
 from rung.evaluation.rag_metrics import summary
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes
 from rung.evaluation.statistics import mean_interval
-from rung.models.reference import is_endpoint, resolve
+from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
-from rung.rungs.costs import prediction_flops
 
 # --------------------
 # After the confirmation: fit the recommended artifact's confidence on validation rows, and measure it on test rows.
@@ -32,9 +31,7 @@ from rung.rungs.costs import prediction_flops
 
 def can_be_fitted(artifact: Artifact) -> bool:
     """Say whether the artifact gives every label a probability; of several labels a row, only heads do."""
-    if artifact.shape.kind == "multilabel":
-        return isinstance(artifact.decoder, Head)
-    return artifact.shape.kind == "category" and isinstance(artifact.decoder, Probable)
+    return artifact.signature.kind in LABELLED and artifact.decoder.gives_probs
 
 
 def fit_confidence(
@@ -67,26 +64,25 @@ def fit_confidence(
             "llm-features)",
         )
     decoder = artifact.decoder
-    assert isinstance(decoder, Probable)
-    if out_of_scope is not None and out_of_scope not in artifact.shape.labels:
+    if out_of_scope is not None and out_of_scope not in artifact.signature.labels:
         raise ConfigError(
             "unknown-label",
             f"`out_of_scope` is {out_of_scope!r}, which is not among the labels",
-            hint=f"the labels are {', '.join(artifact.shape.labels)}",
+            hint=f"the labels are {', '.join(artifact.signature.labels)}",
         )
     if not rows:
         raise ConfigError("too-few-rows", "the validation split has no rows", hint="give `data.validation`")
-    plain = replace(artifact, decoder=replace(decoder, confidence=None))
+    plain = replace(artifact, decoder=decoder.with_confidence(None))
     answers = plain.answer(rows, full=True, progress=progress)
     found = replace(_fitted(artifact, answers, rows, method), abstain_below=abstain_below, out_of_scope=out_of_scope)
-    return replace(artifact, decoder=replace(decoder, confidence=found))
+    return replace(artifact, decoder=decoder.with_confidence(found))
 
 
 def _fitted(
     artifact: Artifact, answers: Sequence[Answer], rows: Sequence[Example], method: CalibrationMethod
 ) -> Calibration:
     """Fit one label a row by its probability, several by those of all decisions."""
-    labels, kind = artifact.shape.labels, artifact.shape.kind
+    labels, kind = artifact.signature.labels, artifact.signature.kind
     probs = np.array([answer.probabilities for answer in answers])
     if kind == "category":
         return calibration.fit(method, probs, [labels.index(row.outputs[0]) for row in rows])
@@ -113,13 +109,12 @@ def measure_confidence(
         progress: told of every batch.
     """
     decoder = artifact.decoder
-    assert isinstance(decoder, Probable)
     fitted = decoder.confidence
     assert fitted is not None
-    plain = replace(artifact, decoder=replace(decoder, confidence=None))
+    plain = replace(artifact, decoder=decoder.with_confidence(None))
     answers = plain.answer(rows, full=True, progress=progress)
-    said = [set(labels_of(answer.text, artifact.shape.kind)) for answer in answers]
-    expected = [set(labels_of(row.outputs[0], artifact.shape.kind)) for row in rows]
+    said = [set(labels_of(answer.text, artifact.signature.kind)) for answer in answers]
+    expected = [set(labels_of(row.outputs[0], artifact.signature.kind)) for row in rows]
     values = calibration.describe(
         fitted,
         [answer.confidence or 0.0 for answer in answers],
@@ -135,9 +130,9 @@ def measure_confidence(
 def _confidence(artifact: Artifact, fitted: Calibration, answer: Answer) -> float:
     """Return what the fitted artifact says of the same answer; fitting never changes which labels are given."""
     assert answer.probabilities is not None
-    if artifact.shape.kind == "category":
+    if artifact.signature.kind == "category":
         return fitted.of(fitted.scaled(answer.probabilities)[int(np.argmax(answer.probabilities))])
-    given = _among(artifact.shape.labels, answer.text)
+    given = _among(artifact.signature.labels, answer.text)
     return fitted.of(float(of_decisions(fitted.scaled_each(answer.probabilities), given)))
 
 
@@ -261,23 +256,13 @@ def _result(state: State, name: str, test: Sequence[Prediction] | None) -> RungR
         overflow_rows=sum(row.dropped_demonstrations > 0 for row in rows),
         dropped_demonstrations=sum(row.dropped_demonstrations for row in rows),
         retrieval=summary(found) if (found := [row.retrieval for row in rows if row.retrieval is not None]) else None,
-        trainable_parameters=trainable_parameters(artifact),
+        trainable_parameters=artifact.decoder.trainable_parameters(artifact),
         artifact_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         cost=_cost(state, artifact),
         artifact=str(folder),
         settings=settings,
         losses=losses,
     )
-
-
-def trainable_parameters(artifact: Artifact) -> int:
-    """Return the number of parameters that training set: the adapter's, or the head's and its tuned encoder's."""
-    if isinstance(artifact.decoder, Mixture):
-        return sum(map(trainable_parameters, artifact.decoder.members))
-    if isinstance(artifact.decoder, Head):
-        encoder = 0 if artifact.decoder.tuned is None else resolve(artifact.decoder.reference).parameters
-        return int(artifact.decoder.weight.size + artifact.decoder.intercept.size) + encoder
-    return artifact.weights.trainable_parameters
 
 
 def _cost(state: State, artifact: Artifact) -> float:
@@ -290,7 +275,7 @@ def _cost(state: State, artifact: Artifact) -> float:
     for rung_ in state.rungs:
         if rung_.name in artifact.path:
             fit += rung_.estimate(base, state.data, state.machine).fit_flops
-    return prediction_flops(artifact, state.data) + fit / AMORTIZED
+    return artifact.decoder.row_flops(artifact, state.data.train or state.data.validation) + fit / AMORTIZED
 
 
 def _left_out(state: State, name: str, status: Status, reason: str) -> RungResult:

@@ -116,7 +116,7 @@ class State:
     @property
     def task_metric(self) -> str:
         """Name of the metric."""
-        return self.artifacts[self.trail[0]].shape.metric
+        return self.artifacts[self.trail[0]].signature.metric
 
 
 # --------------------

@@ -9,7 +9,6 @@ from typing import Any
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
-from rung.artifact.files import fingerprint_unsaved
 from rung.climbing.conclude import conclude
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, parse_duration
 from rung.climbing.race import State, run_stages
@@ -95,7 +94,7 @@ def climb(
     if incumbent is not None:
         # Its path becomes one name, so that a rung that made it may be put on top again, with new rows.
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
-        identity["incumbent"] = fingerprint_unsaved(incumbent)
+        identity["incumbent"] = incumbent.fingerprint()
     if task.corpus is not None and {"retrieval", "sentence-selection"} & set(names):
         from rung.retrieval.build import build_index
 

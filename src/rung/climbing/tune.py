@@ -291,7 +291,7 @@ class _Search:
             plain = Artifact.load(self.folder / f"trial-{self._defaults()}")
             comparison = compare(plain, Artifact.load(folder), self.data.test, progress=self.progress)
         found = Tuning(
-            self.rung.name, self.zero.shape.metric, tuple(_trial(t) for t in self._finished()), best.number, folder,
+            self.rung.name, self.zero.signature.metric, tuple(_trial(t) for t in self._finished()), best.number, folder,
             best.user_attrs["settings"], comparison, self.folder,
         )  # fmt: skip
         write_atomically(self.folder / "tuning.json", json.dumps(found.as_dict(), indent=1))

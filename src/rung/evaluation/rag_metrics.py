@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rung.artifact.parts import Answer
+from rung.artifact.decoder import Answer
 from rung.data.rows import Example, Span
 from rung.evaluation.metrics.judge import check_readable, choose
 from rung.evaluation.metrics.text import squad_words

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rung.artifact.artifact import Artifact, Shape
-from rung.artifact.parts import Answer
+from rung.artifact.artifact import Artifact
+from rung.artifact.decoder import Answer
+from rung.artifact.parts import Signature
 from rung.data.rows import Data, Example, labels_of
 from rung.evaluation.metrics import (
     METRICS,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 def metric_of(artifact: Artifact, folder: Path | None = None) -> Metric:
     """Open the metric of the artifact's task; `folder` is where a metric of the user's own is looked for first."""
-    shape = artifact.shape
+    shape = artifact.signature
     return get_metric(shape.metric, folder, shape.metric_settings, refusal=shape.refusal)
 
 
@@ -68,14 +69,17 @@ def evaluate(
         asked = {row: answer for row, answer in enumerate(answers) if not answer.refused}
         shares = judge.judge([one.text for one in asked.values()], [sources(one) for one in asked.values()])
         faithful = dict(zip(asked, shares, strict=True))
-    outside, kind = artifact.out_of_scope, artifact.shape.kind  # to abstain is right where the row is out of scope
+    outside, kind = (
+        artifact.decoder.out_of_scope,
+        artifact.signature.kind,
+    )  # to abstain is right where the row is out of scope
     return [
         Prediction(
             id=example.id,
             source=example.source,
             split=split,
             inputs=dict(example.inputs),
-            prompt=artifact.text(answer.messages),
+            prompt=artifact.decoder.text(artifact, answer.messages),
             expected=example.outputs,
             prediction=answer.text,
             score=1.0 if answer.abstained and outside in labels_of(example.outputs[0], kind) else score.value,
@@ -108,7 +112,7 @@ def compare(
     scores = [[row.score for row in evaluate(artifact, examples, "test", progress=progress)] for artifact in (a, b)]
     r = compare_scores(*scores, seed=seed)
     return Comparison(
-        a.name, b.name, a.shape.metric, r.n, r.delta, r.low, r.high, r.p, r.p, r.fixed, r.broken, r.method
+        a.name, b.name, a.signature.metric, r.n, r.delta, r.low, r.high, r.p, r.p, r.fixed, r.broken, r.method
     )
 
 
@@ -131,7 +135,7 @@ def summarize(
         `rung.evaluation.rag_metrics.summary` tells.
     """
     rows = evaluate(artifact, examples, split, folder=folder, judge=judge, progress=progress)
-    shape = artifact.shape
+    shape = artifact.signature
     scores = {shape.metric: [row.score for row in rows]}
     for name, metric in METRICS.items():
         if shape.kind in metric.kinds and name not in scores:
@@ -141,7 +145,7 @@ def summarize(
     for name, values in scores.items():
         interval = mean_interval(values, seed=0)
         metrics[name] = {"score": sum(values) / len(values), "low": interval.low, "high": interval.high}
-    if artifact.abstains:
+    if artifact.decoder.abstains:
         metrics |= _abstaining(rows)
     told = {
         "artifact": artifact.name, "split": split, "n": len(rows), "metrics": metrics,
@@ -151,7 +155,7 @@ def summarize(
     return {**told, "retrieval": summary(found)} if found else told
 
 
-def _whole(shape: Shape, rows: Sequence[Prediction]) -> dict[str, float]:
+def _whole(shape: Signature, rows: Sequence[Prediction]) -> dict[str, float]:
     """Return what can only be said of the whole set: F1 over labels, BLEU and chrF over the corpus, refusals."""
     answers = [row.prediction for row in rows]
     if shape.kind == "category":

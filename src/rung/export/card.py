@@ -62,11 +62,11 @@ def card(
         merged: what merging changed, in words.
         known: what its climb measured.
     """
-    title = f"{artifact.shape.task}: {artifact.weights.method}"
+    title = f"{artifact.signature.task}: {artifact.weights.method}"
     return f"""{_front(artifact, files, form)}
 # {title}
 
-{files.name} customized for the task `{artifact.shape.task}` by {artifact.name} with Rung {__version__}.
+{files.name} customized for the task `{artifact.signature.task}` by {artifact.name} with Rung {__version__}.
 
 ## Loading
 
@@ -79,7 +79,7 @@ The weights are one part of what was measured; the prompt is another. `rung expo
 - template: {json.dumps(artifact.prompt.template, ensure_ascii=False)}
 - demonstrations: {_demonstrations(artifact)}
 - documents: {_documents(artifact)}
-- answer: {artifact.decoder.kind}{f", {len(artifact.shape.labels)} labels" if artifact.shape.labels else ""}
+- answer: {artifact.decoder.kind}{f", {len(artifact.signature.labels)} labels" if artifact.signature.labels else ""}
 - fingerprint: `{artifact.prompt.fingerprint}`
 
 ## Results
@@ -197,7 +197,7 @@ def _demonstrations(artifact: Artifact) -> str:
 
 def _results(artifact: Artifact, known: Evidence | None) -> str:
     if known is None or known.result["score"] is None:
-        return f"Not measured here. The task's metric is {artifact.shape.metric}.\n"
+        return f"Not measured here. The task's metric is {artifact.signature.metric}.\n"
     r = known.result
     lines = [
         "| artifact | metric | score | 95 % interval | rows |",

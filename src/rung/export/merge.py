@@ -238,6 +238,6 @@ def measure(
 def _own_rows(artifact: Artifact) -> tuple[list[Mapping[str, Any]], str]:
     if artifact.demonstrations is not None and artifact.demonstrations.pool:
         return [example.inputs for example in artifact.demonstrations.pool[:PROMPTS]], "its demonstrations"
-    chat = artifact.shape.kind == "chat"
+    chat = artifact.signature.kind == "chat"
     values = [[{"role": "user", "content": text}] if chat else text for text in TEXTS]
-    return [dict.fromkeys(artifact.shape.inputs, value) for value in values], "fixed texts"
+    return [dict.fromkeys(artifact.signature.inputs, value) for value in values], "fixed texts"

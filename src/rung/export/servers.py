@@ -15,11 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from rung.agents.agent import Agent
 from rung.artifact.artifact import Artifact
-from rung.artifact.lookup import Nearest
-from rung.artifact.parts import BASE, Head, LabelScoring
-from rung.artifact.sentences import SentenceSelection
+from rung.artifact.parts import BASE
 from rung.errors import ArtifactError
 from rung.export import merge
 from rung.export.gguf import write_gguf
@@ -204,7 +201,7 @@ def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress
     _check(server, artifact)
     merge.check_new(folder)
     files = resolve(artifact.model)
-    name = server_name(artifact.shape.task)
+    name = server_name(artifact.signature.task)
     write, endpoint, command = _WRITERS[server]
     place = _Place(name, endpoint.format(name=name), files)
 
@@ -226,17 +223,11 @@ def server_name(task: str) -> str:
 
 
 def _check(server: ServerName, artifact: Artifact) -> None:
-    why = ""
-    if isinstance(artifact.decoder, Head):
-        why = "a trained head answers, and such servers run language models"
-    elif isinstance(artifact.decoder, Nearest | SentenceSelection):
-        why = "a search answers, and such servers run language models"
-    elif isinstance(artifact.decoder, Agent) and artifact.decoder.protocol == "template":
-        why = "its tools are in the prompt as the model's chat template writes them, which only runs beside the model"
-    elif is_endpoint(artifact.model):
+    why = artifact.decoder.refuses("servers")
+    if not why and is_endpoint(artifact.model):
         why = f"its model is at {artifact.model} already"
-    elif server == "ollama" and isinstance(artifact.decoder, LabelScoring):
-        why = "it scores labels, and Ollama does not say how likely a text is"
+    if not why and server == "ollama":  # Ollama does not say how likely a text is
+        why = artifact.decoder.refuses("servers-without-scores")
     if why:
         raise ArtifactError("export-unsupported", f"{artifact.name}: {why}", hint="serve it with `rung serve`")
 

@@ -6,7 +6,6 @@ import json
 from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Generate
 from rung.data.examples import mismatch
 from rung.data.rows import Example
 from rung.feedback.records import CaseFilter, Feedback
@@ -39,7 +38,7 @@ def check(
         compare: also let the artifact answer; a stronger artifact's disagreement is worth a review.
         progress: reports every batch.
     """
-    cases = store.cases(CaseFilter(task=artifact.shape.task, reviewed=False))
+    cases = store.cases(CaseFilter(task=artifact.signature.task, reviewed=False))
     known, source = store.sources(), f"artifact:{fingerprint}"
     invalid = disagreed = 0
     for case in cases:
@@ -65,17 +64,17 @@ def check(
 
 def invalidity(artifact: Artifact, actual: str) -> str:
     """Why an answer breaks the rules of the artifact's task; empty if it does not."""
-    kind = artifact.shape.kind
+    kind = artifact.signature.kind
     if not actual.strip():
         return "the answer is empty"
-    if kind == "category" and actual.strip() not in artifact.shape.labels:
+    if kind == "category" and actual.strip() not in artifact.signature.labels:
         return "the answer is none of the labels"
     if kind == "json":
         try:
             value = json.loads(actual)
         except (ValueError, RecursionError):
             return "the answer is not valid JSON"
-        schema = artifact.decoder.json_schema if isinstance(artifact.decoder, Generate) else None
+        schema = artifact.decoder.answer_schema
         if schema and (problem := mismatch(value, json.loads(schema))):
             return f"the answer does not fit the schema: {problem}"
     return ""

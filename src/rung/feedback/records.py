@@ -14,7 +14,7 @@ from rung.data.rows import example_id, hash_of, place_of
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
-    from rung.artifact.parts import Answer
+    from rung.artifact.decoder import Answer
     from rung.task import Task
 
 STORE = "failures.db"
@@ -154,13 +154,13 @@ def interaction_of(
     return Interaction(
         id=id,
         at=datetime.now(UTC),
-        task=artifact.shape.task,
+        task=artifact.signature.task,
         artifact=artifact_fingerprint,
         model=model_fingerprint,
         system=artifact.prompt.head(),
         template=artifact.prompt.template if artifact.prompt.chat_column is None else "",
         template_version=artifact.prompt.fingerprint,
-        inputs={column: inputs[column] for column in artifact.shape.inputs},
+        inputs={column: inputs[column] for column in artifact.signature.inputs},
         prompt_sha256=hash_of(list(answer.messages) if prompt is None else prompt, digits=64),
         actual=answer.text,
         confidence=answer.confidence,
@@ -180,8 +180,8 @@ def interaction_of(
 
 def as_read(artifact: Artifact, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """A row's inputs as `rung.data.examples` reads them, so that a request gets the same id as the row of a file."""
-    row = {column: inputs[column] for column in artifact.shape.inputs}
-    return row if artifact.shape.kind == "chat" else {column: text_of(value) for column, value in row.items()}
+    row = {column: inputs[column] for column in artifact.signature.inputs}
+    return row if artifact.signature.kind == "chat" else {column: text_of(value) for column, value in row.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,9 +113,9 @@ class Registry:
             ConfigError: `promotion-refused`.
         """
         loaded = Artifact.load(artifact)
-        if loaded.shape.task != self.task:
+        if loaded.signature.task != self.task:
             raise ConfigError(
-                "promotion-refused", f"{artifact} is of the task {loaded.shape.task!r}, not of {self.task!r}",
+                "promotion-refused", f"{artifact} is of the task {loaded.signature.task!r}, not of {self.task!r}",
                 hint="promote it for its own task",
             )  # fmt: skip
         mark = fingerprint(artifact)

@@ -201,7 +201,7 @@ def start(registry: Registry, artifact: Path, *, mode: TrialMode, share: float =
             )  # fmt: skip
         if mark == now.artifact:
             raise ConfigError("already-served", f"{mark[:16]} is served already", hint="try another artifact")
-        served, challenger = Artifact.load(registry.path(now)).shape, Artifact.load(artifact).shape
+        served, challenger = Artifact.load(registry.path(now)).signature, Artifact.load(artifact).signature
         for what, one, other in (
             ("reads", served.inputs, challenger.inputs), ("answers with a", served.kind, challenger.kind),
         ):  # fmt: skip

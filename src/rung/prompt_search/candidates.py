@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import LabelScoring
+from rung.artifact.labels import LabelScoring
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.prompt import verbalize
 
@@ -102,7 +102,7 @@ class Space:
         if (shots := candidate.shots) is not None:
             shown = replace(self.pools[shots.selection], k=shots.k, seed=shots.seed, order=shots.order)
         changed = replace(artifact, prompt=prompt, decoder=decoder, demonstrations=shown)
-        return changed.on(artifact.open())
+        return changed.with_engine(artifact.open())
 
     def _labels(self, candidate: Candidate, texts: tuple[str, ...]) -> dict[str, Any]:
         prompt = self.artifact.prompt

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.labels import mean_logprobs
-from rung.artifact.parts import LabelScoring
+from rung.artifact.labels import LabelScoring, mean_logprobs
 from rung.data.rows import Example
 from rung.engines.base import Floats, ScoreRequest
 from rung.errors import EngineError
@@ -96,7 +95,7 @@ class Judge:
         return one.scores[:until]
 
     def _answer(self, one: Tried, rows: Sequence[Example]) -> tuple[list[float], list[float]]:
-        if isinstance(one.artifact.decoder, LabelScoring) and one.artifact.shape.kind == "category":
+        if isinstance(one.artifact.decoder, LabelScoring) and one.artifact.signature.kind == "category":
             return self._score_labels(one, rows)
         answers = one.artifact.answer(rows, full=False)
         self.meter.add(len(rows), sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers))
@@ -113,7 +112,7 @@ class Judge:
             one.calibrated = False
         if one.calibrated and not decoder.bias:
             decoder = replace(decoder, bias=tuple(batch_bias(logprobs, divisor).tolist()))
-            one.artifact = replace(one.artifact, decoder=decoder).on(one.artifact.open())
+            one.artifact = replace(one.artifact, decoder=decoder).with_engine(one.artifact.open())
         bias = np.array(decoder.bias or [0.0] * len(tokens), np.float32)
         probs = probabilities(logprobs, divisor, bias)
         best = (logprobs / divisor - bias).argmax(1)
@@ -125,11 +124,11 @@ class Judge:
 
     def _logprobs(self, artifact: Artifact, tokens: tuple[tuple[int, ...], ...], rows: Sequence[Example]) -> Floats:
         """Return the log-likelihood of every label, shape [rows, labels], and count what was read."""
-        members = artifact.members()
+        members = artifact.prompt_variants()
         requests = [
-            ScoreRequest(prompt, tokens, artifact.weights.reference)
+            ScoreRequest(row.messages, tokens, artifact.weights.reference)
             for member in members
-            for prompt in member.render(rows)
+            for row in member.render(rows)
         ]
         scored = artifact.open().score(requests)
         self.meter.add(len(requests), sum(one.prompt_tokens for one in scored))

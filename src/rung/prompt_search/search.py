@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import LabelScoring
+from rung.artifact.labels import LabelScoring
 from rung.data.rows import Example, place_of
 from rung.evaluation.metrics import Metric
 from rung.evaluation.racing import halve, race_order
@@ -174,7 +174,7 @@ class Trial:
     @property
     def kept_back(self) -> int:
         """Calls that the decision takes."""
-        return 2 * len(self.adoption) * len(self.space.artifact.members())
+        return 2 * len(self.adoption) * len(self.space.artifact.prompt_variants())
 
     def stay(self, reason: str, winner: str = "incumbent", comparison: PairedComparison | None = None) -> Found:
         """Return the incumbent."""
@@ -201,7 +201,7 @@ class Trial:
     def _scores(self, artifact: Artifact) -> list[float]:
         answers = artifact.answer(self.adoption, full=False)
         written = sum(answer.completion_tokens for answer in answers)
-        calls = len(self.adoption) * len(artifact.members())
+        calls = len(self.adoption) * len(artifact.prompt_variants())
         self.meter.add(calls, sum(answer.prompt_tokens for answer in answers), written)
         return [score.value for score in self.metric.scores(cases(self.adoption, answers))]
 

@@ -130,10 +130,12 @@ class Writer:
         rng = random.Random(self.seed)
         prompts = []
         for label in labels:
-            own = [row for row in rows if label in labels_of(row.outputs[0], artifact.shape.kind)]
-            others = [row for row in rows if label not in labels_of(row.outputs[0], artifact.shape.kind)]
+            own = [row for row in rows if label in labels_of(row.outputs[0], artifact.signature.kind)]
+            others = [row for row in rows if label not in labels_of(row.outputs[0], artifact.signature.kind)]
             chosen = rng.sample(own, min(SHOWN, len(own))), rng.sample(others, min(SHOWN, len(others)))
-            prompts.append(_description_request(artifact, artifact.spoken(label), *chosen))
+            prompts.append(
+                _description_request(artifact, artifact.decoder.target_text(label, artifact.signature.labels), *chosen)
+            )
         return [self._checked(text, set()) for text in self._write(prompts, progress)]
 
     def _write(self, prompts: Sequence[Messages], progress: Progress) -> list[str]:
@@ -204,9 +206,9 @@ def _description_request(artifact: Artifact, label: str, own: Sequence[Example],
 
 
 def _solved(artifact: Artifact, rows: Sequence[Example]) -> str:
-    return "\n\n".join(
-        f"Input: {artifact.prompt.question(row.inputs)}\nAnswer: {artifact.spoken(row.outputs[0])}" for row in rows
-    )
+    answers = [artifact.decoder.target_text(row.outputs[0], artifact.signature.labels) for row in rows]
+    questions = [artifact.prompt.question(row.inputs) for row in rows]
+    return "\n\n".join(f"Input: {q}\nAnswer: {a}" for q, a in zip(questions, answers, strict=True))
 
 
 def _inputs(artifact: Artifact, rows: Sequence[Example]) -> str:

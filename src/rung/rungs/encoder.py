@@ -19,7 +19,8 @@ import numpy as np
 from pydantic import Field
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Head
+from rung.artifact.costs import FORWARD, SAMPLE
+from rung.artifact.heads import Head
 from rung.data.rows import Data, hash_of
 from rung.errors import EngineError, needed_by
 from rung.machine import Machine
@@ -28,7 +29,7 @@ from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 from rung.rungs.base import Cost, Verdict, never
-from rung.rungs.costs import ACTIVATION_BYTES, FORWARD, FULL, SAMPLE
+from rung.rungs.costs import ACTIVATION_BYTES, FULL
 from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
 from rung.rungs.tuned import hold_out
 from rung.training.config import Count, NonNegative, Share, TrainConfig
@@ -80,7 +81,7 @@ class FineTunedEncoder:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to categories, once; where a row may have several labels, `features` does."""
-        if artifact.shape.kind == "multilabel":
+        if artifact.signature.kind == "multilabel":
             return never("it learns one label a row")
         return verdict_on_head(artifact, data)
 

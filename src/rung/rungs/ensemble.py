@@ -20,8 +20,7 @@ from pydantic import Field
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
-from rung.artifact.heads import label_probabilities, tempered
-from rung.artifact.parts import Mixture
+from rung.artifact.heads import EnsembleDecoder, label_probabilities, tempered
 from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.base import Floats
 from rung.errors import ConfigError
@@ -81,7 +80,7 @@ class Ensemble:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies where all members do and there are training rows to weigh them."""
-        if artifact.shape.kind != "category":
+        if artifact.signature.kind != "category":
             return never("only the probabilities of one label a row can be averaged")
         if not held_apart(data.train, self.holdout, self.seed)[1]:
             return never(f"its weights are chosen on {self.holdout:.0%} of the training rows, which here is none")
@@ -127,7 +126,9 @@ class Ensemble:
         calm = [tempered(one, temperature) for one, temperature in zip(probs, temperatures, strict=True)]
         kept = np.flatnonzero(mixture_weights(calm, truth) >= SMALLEST)
         weights = mixture_weights([calm[i] for i in kept], truth)
-        mixture = Mixture(tuple(made[i] for i in kept), tuple(weights.tolist()), tuple(temperatures[i] for i in kept))
+        mixture = EnsembleDecoder(
+            tuple(made[i] for i in kept), tuple(weights.tolist()), tuple(temperatures[i] for i in kept)
+        )
         settings = {
             "members": list(self.members),
             "kept": [int(i) for i in kept],
@@ -140,7 +141,7 @@ class Ensemble:
         }
         if self.refit:
             again = tuple(waiting.fitted(rungs[i], data, progress) for i in kept)
-            mixture = replace(mixture, members=again)
+            mixture = replace(mixture, artifacts=again)
         waiting.clear()
         return artifact.step(self.name, settings, decoder=mixture)
 
@@ -149,9 +150,8 @@ class _Waiting:
     """Members fitted from one artifact, kept in the cache under the hash of all that decides what they become."""
 
     def __init__(self, artifact: Artifact) -> None:
-        from rung.artifact.files import fingerprint_unsaved
 
-        self.artifact, self.base = artifact, fingerprint_unsaved(artifact)
+        self.artifact, self.base = artifact, artifact.fingerprint()
         self.made: list[Path] = []
 
     def fitted(self, rung: Rung, data: Data, progress: Progress) -> Artifact:

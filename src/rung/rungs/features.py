@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.heads import features
-from rung.artifact.parts import Head, Promptless
+from rung.artifact.decoder import Promptless
+from rung.artifact.heads import Head, features
 from rung.data.rows import Data, Example, labels_of
 from rung.engines.base import Floats
 from rung.errors import EngineError, needed_by
@@ -187,7 +187,7 @@ class Features:
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact with a head in place of its decoder."""
-        if artifact.shape.kind == "multilabel":
+        if artifact.signature.kind == "multilabel":
             given = [set(labels_of(example.outputs[0], "multilabel")) for example in data.train]
             truths = np.array([[label in row for label in data.labels] for row in given])
             vectors = features(artifact, self.encoder, texts_of(artifact, data.train), progress=progress)
@@ -223,7 +223,7 @@ def verdict_on_head(artifact: Artifact, data: Data) -> Verdict:
 def shown_to_head(artifact: Artifact, *, names: bool) -> tuple[object, ...]:
     """Return all of an artifact that `labelled_texts` and a head's predictions read, to be compared."""
     prompt = artifact.prompt
-    return (artifact.shape, prompt.template, prompt.chat_column, prompt.descriptions if names else ())
+    return (artifact.signature, prompt.template, prompt.chat_column, prompt.descriptions if names else ())
 
 
 def texts_of(artifact: Artifact, rows: Sequence[Example]) -> list[str]:

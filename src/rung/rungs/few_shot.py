@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.labels import mean_logprobs
-from rung.artifact.parts import LabelScoring, Promptless
+from rung.artifact.costs import FORWARD
+from rung.artifact.decoder import Promptless
+from rung.artifact.labels import LabelScoring, mean_logprobs
 from rung.data.rows import Data, Example
 from rung.engines.opening import open_encoder
 from rung.errors import ConfigError
@@ -19,7 +20,7 @@ from rung.progress import QUIET, Progress
 from rung.prompts.calibration import batch_bias, divisors
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import YES, Cost, Verdict, never, no
-from rung.rungs.costs import FORWARD, inference_cost, sizes
+from rung.rungs.costs import inference_cost, sizes
 
 ENCODER = "embedded-encoder"
 
@@ -138,7 +139,7 @@ class DemonstrationEnsemble:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to scored labels without demonstrations."""
         if not isinstance(artifact.decoder, LabelScoring):
-            refused = no if artifact.shape.kind == "category" else never
+            refused = no if artifact.signature.kind == "category" else never
             return refused("only scored labels can be averaged")
         if artifact.demonstrations is not None:
             return no("demonstrations are set already")
@@ -173,7 +174,7 @@ class DemonstrationEnsemble:
         shown = Demonstrations(
             self.rows, self.k, data.train, vectors, encoder, seed=self.seed, sets=self.sets
         )  # fmt: skip
-        plain = replace(artifact, demonstrations=shown).on(artifact.open())
+        plain = replace(artifact, demonstrations=shown).with_engine(artifact.open())
         inputs = race_order(data.train)[: self.unlabelled]
         decoder = self._calibrated(plain, inputs, progress)
         settings = {"sets": self.sets, "k": self.k, "rows": self.rows, "unlabelled": len(inputs)}
@@ -183,8 +184,8 @@ class DemonstrationEnsemble:
         decoder, engine = artifact.decoder, artifact.open()
         assert isinstance(decoder, LabelScoring)
         members = [
-            decoder.logprobs(artifact, engine, member.render(inputs), progress=progress)
-            for member in artifact.members()
+            decoder.logprobs(artifact, engine, [row.messages for row in member.render(inputs)], progress=progress)
+            for member in artifact.prompt_variants()
         ]
         divisor = divisors(decoder.continuations(engine), decoder.normalization)
         bias = batch_bias(mean_logprobs(members), divisor).astype(np.float32)

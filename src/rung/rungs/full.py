@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.costs import FORWARD, Sizes
 from rung.errors import ConfigError
 from rung.models.reference import last_layers, layer_list, output_size, resolve, tensor_sizes
-from rung.rungs.costs import FORWARD, FROZEN_BASE, FULL, Sizes
+from rung.rungs.costs import FROZEN_BASE, FULL
 from rung.rungs.tuned import FineTune
 from rung.training.config import LearningRate, NonNegative, Share
 

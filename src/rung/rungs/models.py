@@ -42,7 +42,7 @@ class OtherModel:
             return no("another model was chosen already")
         if artifact.weights.adapter is not None:
             return no("the trained weights belong to their model")
-        plain = Artifact.zero_shot(self.task.only(artifact.model), artifact.shape.labels, engine=artifact.engine)
+        plain = Artifact.zero_shot(self.task.only(artifact.model), artifact.signature.labels, engine=artifact.engine)
         if artifact.decoder != plain.decoder:
             return no("how the answer is read was fitted to the model at hand")
         if not is_endpoint(self.task.model):
@@ -61,7 +61,7 @@ class OtherModel:
         del data
         if not is_endpoint(self.task.model):
             resolve(self.task.model, progress=progress)
-        plain = Artifact.zero_shot(self.task, artifact.shape.labels, engine=artifact.engine)
+        plain = Artifact.zero_shot(self.task, artifact.signature.labels, engine=artifact.engine)
         return artifact.step(self.name, {"model": self.task.model}, model=self.task.model, decoder=plain.decoder)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Promptless
+from rung.artifact.decoder import Promptless
 from rung.data.rows import Data, Example
 from rung.engines.api_options import ApiOptions
 from rung.engines.base import Engine, GenerateRequest, Sampling
@@ -95,14 +95,14 @@ class PromptSearch:
         """Search and decide; `fit` returns what this adopts."""
         meter = self._meter()
         all_rows, deciding = split(data.train, self.adoption, self.seed)
-        guard = CopyGuard(data.train, (artifact.prompt.head(), *artifact.shape.labels))
+        guard = CopyGuard(data.train, (artifact.prompt.head(), *artifact.signature.labels))
         written: list[Written] = []
         if self.instructions:
             engine = open_engine(self.writer, progress=progress) if self.writer else artifact.open()
             writer = Writer(engine, guard, meter, seed=self.seed)
             written = writer.instructions(artifact, all_rows, self.instructions, progress=progress)
         usable = tuple(one.text for one in written if not one.refused)
-        inputs, output = artifact.shape.inputs, "Label" if artifact.shape.kind == "category" else "Answer"
+        inputs, output = artifact.signature.inputs, "Label" if artifact.signature.kind == "category" else "Answer"
         space = Space(
             artifact,
             (artifact.prompt.instruction, *usable),
@@ -132,7 +132,7 @@ class PromptSearch:
 
     def _pools(self, artifact: Artifact, rows: tuple[Example, ...], progress: Progress) -> dict[str, Demonstrations]:
         """Return what demonstrations may be drawn from: the artifact's own, and rows that do not decide."""
-        plain: Selection = "balanced" if artifact.shape.labels else "fixed"
+        plain: Selection = "balanced" if artifact.signature.labels else "fixed"
         pools: dict[str, Demonstrations] = {plain: Demonstrations(plain, 4, rows)}
         if self.encoder:
             texts = [artifact.prompt.question(row.inputs) for row in rows]
@@ -250,7 +250,7 @@ class Gepa:
         judge.ask("incumbent", min(HEADROOM_ROWS, len(selection)))
         if reason := no_headroom(judge.tried["incumbent"].metric, len(trial.adoption)):
             return trial.stay(reason)
-        guard = CopyGuard(data.train, (artifact.prompt.head(), *artifact.shape.labels))
+        guard = CopyGuard(data.train, (artifact.prompt.head(), *artifact.signature.labels))
         adapter = _Adapter(space, metric, meter, guard, progress)
         progress.start("reflecting", self.calls - trial.kept_back - meter.calls)
         result = gepa.optimize(
@@ -286,7 +286,7 @@ def _take_over(judge: Judge, result: Any) -> str:
         name = f"candidate-{number}"
         artifact = judge.space.artifact
         changed = replace(artifact, prompt=replace(artifact.prompt, instruction=texts[COMPONENT]))
-        judge.tried[name] = Tried(name, candidate, changed.on(artifact.open()), number, False, scores, scores)
+        judge.tried[name] = Tried(name, candidate, changed.with_engine(artifact.open()), number, False, scores, scores)
         names.append(name)
     return names[int(result.best_idx)]
 
@@ -318,9 +318,9 @@ class _Adapter:
 
     def _answered(self, batch: Sequence[Example], text: str) -> tuple[list[str], list[float]]:
         artifact = self.space.artifact
-        changed = replace(artifact, prompt=replace(artifact.prompt, instruction=text)).on(artifact.open())
+        changed = replace(artifact, prompt=replace(artifact.prompt, instruction=text)).with_engine(artifact.open())
         answers = changed.answer(batch, full=False)
-        calls = len(batch) * len(artifact.members())
+        calls = len(batch) * len(artifact.prompt_variants())
         self.meter.add(calls, sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers))
         self.progress.advance(calls)
         scores = [score.value for score in self.metric.scores(cases(batch, answers))]

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Generate, LabelScoring, ListScoring, Promptless
+from rung.artifact.decoder import Promptless
+from rung.artifact.labels import LabelScoring, ListScoring
+from rung.artifact.text import Generate
 from rung.data.rows import Data, labels_of
 from rung.engines.opening import open_engine
 from rung.errors import TrainingError
@@ -110,7 +112,7 @@ class LabelDescriptions:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to untuned prompts that choose among few labels."""
-        labels = artifact.shape.labels
+        labels = artifact.signature.labels
         if not labels:
             return never("there are no labels")
         if artifact.decoder.kind in ("head", "reasoning"):
@@ -123,7 +125,9 @@ class LabelDescriptions:
             return never(
                 f"describing {len(labels)} labels makes the prompt too long; `most_labels` is {self.most_labels}"
             )
-        without = set(labels) - {one for row in data.train for one in labels_of(row.outputs[0], artifact.shape.kind)}
+        without = set(labels) - {
+            one for row in data.train for one in labels_of(row.outputs[0], artifact.signature.kind)
+        }
         if without and not artifact.prompt.descriptions:
             return never(f"there is no training row of the label {min(without)!r} to describe it by")
         return YES
@@ -133,7 +137,7 @@ class LabelDescriptions:
         if artifact.prompt.descriptions:
             return inference_cost(artifact, data, machine)
         per_row = max(1.0, sizes(artifact, data).question)
-        rows = round(len(artifact.shape.labels) * (2 * SHOWN + MAX_TOKENS / per_row))
+        rows = round(len(artifact.signature.labels) * (2 * SHOWN + MAX_TOKENS / per_row))
         return inference_cost(artifact, data, machine, fit_rows=rows)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
@@ -142,7 +146,7 @@ class LabelDescriptions:
         Raises:
             TrainingError: `reply-unreadable`: no description is fit to be used.
         """
-        texts, labels = label_texts(artifact), artifact.shape.labels
+        texts, labels = label_texts(artifact), artifact.signature.labels
         described, refused = artifact.prompt.descriptions, {}
         meter = Meter(Limits())
         if not described:
@@ -184,11 +188,11 @@ class WrittenLabel:
         """It applies where labels are scored, with one prompt a row."""
         del data
         if not isinstance(artifact.decoder, LabelScoring):
-            refused = no if artifact.shape.kind == "category" else never
+            refused = no if artifact.signature.kind == "category" else never
             return refused("no label set is scored")
         if artifact.weights.adapter is not None:
             return no("the adapter was trained for scored labels")
-        if len(artifact.members()) > 1:
+        if len(artifact.prompt_variants()) > 1:
             return no("label scores are averaged over several prompts")
         return YES
 
@@ -228,7 +232,7 @@ class Calibrate:
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to scored labels that are not calibrated yet."""
         if not isinstance(artifact.decoder, LabelScoring):
-            refused = no if artifact.shape.kind == "category" else never
+            refused = no if artifact.signature.kind == "category" else never
             return refused("only the likelihoods of a label set can be calibrated")
         if artifact.decoder.bias:
             return no("the labels are calibrated already")
@@ -249,8 +253,10 @@ class Calibrate:
         # Ids are hashes, so their order is a shuffle that every run and every rung shares.
         inputs = sorted(data.train, key=lambda e: e.id)[: self.unlabelled]
         chosen_on = sorted(data.validation, key=lambda e: e.id)[: self.selection_rows]
-        prior = decoder.logprobs(artifact, engine, artifact.render(inputs), progress=progress)
-        scores = decoder.logprobs(artifact, engine, artifact.render(chosen_on), progress=progress)
+        prior = decoder.logprobs(artifact, engine, [row.messages for row in artifact.render(inputs)], progress=progress)
+        scores = decoder.logprobs(
+            artifact, engine, [row.messages for row in artifact.render(chosen_on)], progress=progress
+        )
         truth = np.array([decoder.labels.index(e.outputs[0]) for e in chosen_on])
         tokens = decoder.continuations(engine)
         best, settings, accuracy = decoder, {}, -1.0
@@ -286,7 +292,7 @@ class LabelThresholds:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to lists of labels that are written by a model that was not tuned on the rows."""
-        if artifact.shape.kind != "multilabel":
+        if artifact.signature.kind != "multilabel":
             return never("only where a row may have several labels")
         if not isinstance(artifact.decoder, Generate):
             return no("the labels have thresholds already")
@@ -304,12 +310,13 @@ class LabelThresholds:
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact that scores labels. One that too few rows have is given as the others are on average."""
-        labels = artifact.shape.labels
+        labels = artifact.signature.labels
         chosen = sorted(data.train, key=lambda e: e.id)[: self.rows]  # ids are hashes: their order is a shuffle
         given = [set(labels_of(e.outputs[0], "multilabel")) for e in chosen]
         truth = np.array([[label in row for label in labels] for row in given])
         scoring = ListScoring(labels, (0.0,) * len(labels))
-        values = scoring.values(artifact, artifact.open(), artifact.render(chosen), progress=progress)
+        prompts = [row.messages for row in artifact.render(chosen)]
+        values = scoring.values(artifact, artifact.open(), prompts, progress=progress)
         common = [k for k in range(len(labels)) if truth[:, k].sum() >= FEWEST]
         every = best_threshold(values.ravel(), truth.ravel())
         thresholds = tuple(

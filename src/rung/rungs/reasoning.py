@@ -6,7 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Generate, Head, LabelScoring, Reasoning
+from rung.artifact.costs import REASONING_TOKENS
+from rung.artifact.heads import Head
+from rung.artifact.labels import LabelScoring
+from rung.artifact.text import Generate, Reasoning
 from rung.data.rows import Data
 from rung.errors import ConfigError
 from rung.machine import Machine
@@ -14,7 +17,7 @@ from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.extraction import REQUEST, Extract, is_number
 from rung.rungs.base import YES, Cost, Verdict, never, no
-from rung.rungs.costs import STEPS, inference_cost
+from rung.rungs.costs import inference_cost
 
 ENOUGH_PARAMETERS = 1.5e9  # below, reasoning hurts more often than it helps
 UNREASONED = ("json", "chat")  # kinds of output that are the whole text
@@ -40,14 +43,14 @@ class ChainOfThought:
 
     def applies(self, artifact: Artifact, data: Data) -> Verdict:
         """It applies to untuned prompts whose answers are short, and with `auto` to models that can reason."""
-        if artifact.shape.kind in UNREASONED:
-            return never(f"the answer of kind {artifact.shape.kind} is the whole text")
+        if artifact.signature.kind in UNREASONED:
+            return never(f"the answer of kind {artifact.signature.kind} is the whole text")
         if reason := reason_against(artifact):
             return no(reason)
         if self.when == "always":
             return YES
         ask = "ask for it with `rungs: {chain-of-thought: {when: always}}`"
-        if artifact.shape.kind == "category":
+        if artifact.signature.kind == "category":
             return never(f"steps rarely help to choose a label; {ask}")
         if not is_endpoint(artifact.model) and (size := resolve(artifact.model).parameters) < ENOUGH_PARAMETERS:
             return no(f"a model of {size / 1e6:.0f} million parameters rarely gains by steps; {ask}")
@@ -58,7 +61,7 @@ class ChainOfThought:
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Every answer grows by its steps."""
-        return inference_cost(artifact, data, machine, extra_tokens=STEPS)
+        return inference_cost(artifact, data, machine, extra_tokens=REASONING_TOKENS)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact that reasons; nothing is trained."""
@@ -86,14 +89,14 @@ def reason_against(artifact: Artifact) -> str:
         return "the adapter was trained to answer without steps"
     if isinstance(artifact.decoder, Generate) and artifact.decoder.regex:
         return "the whole answer has to match a regular expression"
-    if len(artifact.members()) > 1:
+    if len(artifact.prompt_variants()) > 1:
         return "label scores are averaged over several prompts"
     return ""
 
 
 def looks_like(artifact: Artifact, data: Data) -> Extract:
     """Return what the task's answers look like."""
-    if artifact.shape.kind == "category":
+    if artifact.signature.kind == "category":
         return "label"
     rows = data.train or data.validation
     return "number" if rows and all(is_number(row.outputs[0]) for row in rows) else "text"
@@ -105,7 +108,7 @@ def label_texts(artifact: Artifact) -> tuple[str, ...]:
     if isinstance(decoder, LabelScoring):
         return decoder.texts
     assert isinstance(decoder, Generate)
-    return decoder.choices or artifact.shape.labels
+    return decoder.choices or artifact.signature.labels
 
 
 # --------------------
@@ -142,7 +145,7 @@ class SelfConsistency:
         """It applies where a single chain of thought answers."""
         del data
         if not isinstance(artifact.decoder, Reasoning):
-            refused = never if artifact.shape.kind in UNREASONED else no
+            refused = never if artifact.signature.kind in UNREASONED else no
             return refused("there is no chain of thought to sample")
         if artifact.decoder.samples > 1:
             return no("several chains are sampled already")
@@ -150,7 +153,7 @@ class SelfConsistency:
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Every further chain costs its tokens; the prompt is read once."""
-        return inference_cost(artifact, data, machine, extra_tokens=(self.samples - 1) * STEPS)
+        return inference_cost(artifact, data, machine, extra_tokens=(self.samples - 1) * REASONING_TOKENS)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact that votes."""

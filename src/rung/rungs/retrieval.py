@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Answer, Promptless
+from rung.artifact.decoder import Answer, Promptless, cites
+from rung.artifact.rendering import passage_cost
 from rung.artifact.sentences import SentenceSelection as Selecting
 from rung.artifact.sentences import cost_of, ranked
 from rung.data.rows import NOT_IN_DOCUMENTS, Data, Example
@@ -102,9 +103,9 @@ class Retrieval:
             demonstration_passages=self.demonstration_passages, reranker=self.reranker,
             reranker_fingerprint=resolve(self.reranker).fingerprint if self.reranker else "",
         )  # fmt: skip
-        cites = replace(artifact, retriever=retriever).cites
-        retriever = replace(retriever, instruction=instruction(cite=cites))
-        plain = replace(artifact, retriever=retriever).on(artifact.open())
+        answers_cite = cites(replace(artifact, retriever=retriever))
+        retriever = replace(retriever, instruction=instruction(cite=answers_cite))
+        plain = replace(artifact, retriever=retriever).with_engine(artifact.open())
         # Ids are hashes, so their order is a shuffle that every run and every rung shares.
         rows = sorted(data.validation, key=lambda e: e.id)
         retriever = replace(retriever, passage_tokens=_passage_tokens(plain, data))
@@ -123,8 +124,8 @@ class Retrieval:
             settings["score_by_position"] = {str(position): score for position, score in effect.items()}
         else:
             retriever = replace(retriever, order=self.order)
-        if cites and self.refuse_at_most > 0:
-            refusal = refusal_of(plain, data, plain.passage_cost(), self.refuse_at_most)
+        if answers_cite and self.refuse_at_most > 0:
+            refusal = refusal_of(plain, data, passage_cost(plain), self.refuse_at_most)
             retriever = replace(retriever, threshold=refusal.threshold)
             settings["refusal"] = asdict(refusal)
         settings["order"] = retriever.order
@@ -135,7 +136,7 @@ def retriever_on(index: Index, artifact: Artifact, data: Data, k: int, token_bud
     """Return what searches the index for an artifact, with the weight of meaning that training rows tell."""
     return Retriever(
         index.folder, index.fingerprint, "", k, token_budget, DEFAULT_ORDER,
-        refusal=artifact.shape.refusal or NOT_IN_DOCUMENTS,
+        refusal=artifact.signature.refusal or NOT_IN_DOCUMENTS,
         encoder_fingerprint=index.manifest.encoder_fingerprint, chunk_tokens=index.manifest.tokens,
         weight=_meaning_weight(index, artifact, data, k),
     )  # fmt: skip
@@ -161,7 +162,7 @@ def _meaning_weight(index: Index, artifact: Artifact, data: Data, k: int) -> flo
 def _passage_tokens(artifact: Artifact, data: Data) -> float:
     """Return the mean tokens of the passages that some rows get."""
     assert artifact.retriever is not None
-    rows, cost = (data.validation or data.train)[:SAMPLE], artifact.passage_cost()
+    rows, cost = (data.validation or data.train)[:SAMPLE], passage_cost(artifact)
     found = artifact.retriever.find(rows, [artifact.prompt.query(row.inputs) for row in rows], cost)
     lengths = [cost(passage) for one in found for passage in one.passages]
     return sum(lengths) / max(1, len(lengths))
@@ -228,7 +229,7 @@ def _with_answer(artifact: Artifact, rows: Sequence[Example]) -> list[tuple[Exam
     retriever = artifact.retriever
     assert retriever is not None
     wide = replace(retriever, k=WIDER * retriever.k, token_budget=WIDER * retriever.token_budget, threshold=None)
-    cost = artifact.passage_cost()
+    cost = passage_cost(artifact)
     found = wide.find(rows, [artifact.prompt.query(row.inputs) for row in rows], cost)
     usable = []
     for row, one in zip(rows, found, strict=True):
@@ -282,11 +283,11 @@ class SentenceSelection:
         del data
         if self.task is None or self.task.corpus is None:
             return never("the task file has no `corpus`")
-        if artifact.shape.kind != "text":
-            return never(f"sentences of documents are no answers of kind {artifact.shape.kind}")
+        if artifact.signature.kind != "text":
+            return never(f"sentences of documents are no answers of kind {artifact.signature.kind}")
         if isinstance(artifact.decoder, Promptless):
             return no("no language model answers already")
-        if not artifact.decoder.free:
+        if not artifact.decoder.unconstrained:
             return no("answers are held to a form")
         if artifact.retriever is not None:
             return no("documents are looked up already")

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, cast
 from pydantic import Field
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Promptless, Weights
+from rung.artifact.costs import Sizes
+from rung.artifact.decoder import Promptless
+from rung.artifact.parts import Weights
 from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
@@ -23,7 +25,7 @@ from rung.models.cache import cache_dir
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.rungs.base import YES, Cost, Verdict, never, no
-from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, Sizes, base_bytes, inference_cost, sizes
+from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, base_bytes, inference_cost, sizes
 from rung.training.config import Supervise, TrainConfig, Truncation
 from rung.training.optimizers import STATE_BYTES, missing_library
 from rung.training.precision import matmul_dtype
@@ -159,7 +161,7 @@ class FineTune(TrainConfig, ABC):
             return no("the labels' thresholds hold for the untuned model")
         if artifact.decoder.kind == "reasoning":
             return no("training rows give answers without the steps that it writes")
-        if len(artifact.members()) > 1:
+        if len(artifact.prompt_variants()) > 1:
             return no("every row is asked with several prompts, and training learns from one")
         if is_endpoint(artifact.model):
             return never("an endpoint's weights cannot be trained from here")
@@ -264,7 +266,7 @@ class FineTune(TrainConfig, ABC):
             "rows": hash_of([[row.tokens, row.spans] for row in rows], digits=64),
             "held_out": hash_of([row.id for row in held_out], digits=64),
             "start": "" if start is None else adapter_digest(start), "torch": torch.__version__,
-            "matmul_dtype": matmul_dtype(engine.model.device.type, self.precision), "metric": artifact.shape.metric,
+            "matmul_dtype": matmul_dtype(engine.model.device.type, self.precision), "metric": artifact.signature.metric,
         })  # fmt: skip
         with self._on_model(engine, artifact, rows) as change:
             rows = [row.after(change.prefix) for row in rows]
@@ -290,7 +292,7 @@ class FineTune(TrainConfig, ABC):
         from rung.evaluation.scoring import cases, metric_of
 
         metric = metric_of(artifact, data.folder)
-        live = replace(artifact, weights=Weights(self.name, Path(LIVE), base=self.quantization)).on(engine)
+        live = replace(artifact, weights=Weights(self.name, Path(LIVE), base=self.quantization)).with_engine(engine)
 
         def value() -> float:
             scores = metric.scores(cases(held_out, live.answer(held_out, full=False)))

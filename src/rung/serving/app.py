@@ -189,7 +189,7 @@ def _describe_tasks(app: FastAPI, served: Served) -> None:
 
 
 def _operation(served: ServedArtifact, responses: dict[str, Any]) -> dict[str, Any]:
-    shape = served.artifact.shape
+    shape = served.artifact.signature
     column: dict[str, Any] = {}  # any value: what is not text is shown to the model as JSON
     if shape.kind == "chat":
         turn = {"role": {"enum": ["system", "user", "assistant", "tool"]}, "content": {"type": "string"}}

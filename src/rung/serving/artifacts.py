@@ -16,7 +16,7 @@ from typing import Any
 from rung.agents.calls import call_constraint, template_support
 from rung.agents.tools import Tool
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import Answer, Generate
+from rung.artifact.decoder import Answer
 from rung.artifact.predict_file import sources
 from rung.data.rows import example_id
 from rung.engines.base import Constraint, GenerateRequest, ModelInput, Sampling
@@ -136,7 +136,7 @@ def _artifact_request(
     options = {name: value for name, value in options.items() if value is not None}
     served = replace(served, trial=None) if options else answering(served, row, limit)
     artifact = served.artifact
-    if served.base is None or not writes_plain_text(artifact):
+    if served.base is None or not artifact.decoder.streams:
         if options:
             raise ConfigError(
                 "bad-request",
@@ -144,11 +144,10 @@ def _artifact_request(
                 hint="leave it out",
             )
         return RowRequest(served, row)
-    if held is not None and isinstance(artifact.decoder, Generate) and artifact.decoder.constraint is not None:
+    if held is not None and artifact.decoder.answer_schema is not None:
         raise _unsupported("response_format", "the artifact has its own schema")
     artifact, _ = scheduled(served)
-    assert isinstance(artifact.decoder, Generate)
-    rendered = artifact.fit_to_context([example(dict(row))])[0]
+    rendered = artifact.render([example(dict(row))])[0]
     if rendered.refused:  # nothing is written, so nothing is sampled either
         return RowRequest(served, row, body.n)
     like = artifact.decoder.request(artifact, rendered.messages)
@@ -225,12 +224,6 @@ def _unsupported(option: str, why: str) -> ConfigError:
 # ---- rows and answers of artifacts
 
 
-def writes_plain_text(artifact: Artifact) -> bool:
-    """Tell whether the answer is one completion with nothing more done to it than `strip`."""
-    decoder = artifact.decoder
-    return isinstance(decoder, Generate) and decoder == Generate(decoder.max_tokens, decoder.json_schema)
-
-
 def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Find the input columns that a conversation stands for.
 
@@ -240,8 +233,8 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
     Raises:
         DataError: the conversation has more than the artifact reads, or lacks a column.
     """
-    columns = artifact.shape.inputs
-    if artifact.shape.kind == "chat":
+    columns = artifact.signature.inputs
+    if artifact.signature.kind == "chat":
         return {columns[0]: [{"role": turn["role"], "content": turn["content"]} for turn in messages]}
     if len(messages) != 1 or messages[0]["role"] != "user":
         raise DataError(
@@ -269,7 +262,7 @@ def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         DataError: a column is missing or unknown, or the conversation is malformed.
     """
-    columns = artifact.shape.inputs
+    columns = artifact.signature.inputs
     reads = f"it reads {', '.join(columns)}"
     for column in columns:
         if column not in values:
@@ -277,7 +270,7 @@ def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]
     for column in values:
         if column not in columns:
             raise DataError("unknown-name", f"there is no column {column!r}", hint=reads)
-    if artifact.shape.kind == "chat" and not _is_conversation(values[columns[0]]):
+    if artifact.signature.kind == "chat" and not _is_conversation(values[columns[0]]):
         hint = 'write [{"role": "user", "content": "..."}]'
         raise DataError("bad-row", f"the column {columns[0]!r} is not a conversation", hint=hint)
     return {column: values[column] for column in columns}
@@ -302,7 +295,7 @@ def answers_of(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> list[An
 def answer_fields(artifact: Artifact, answer: Answer) -> dict[str, Any]:
     """List what an answer has beside its text, for every endpoint alike."""
     fields: dict[str, Any] = {"confidence": answer.confidence}
-    if artifact.abstains:
+    if artifact.decoder.abstains:
         fields["abstained"] = answer.abstained
     if answer.dropped_demonstrations:
         fields["dropped_demonstrations"] = answer.dropped_demonstrations
@@ -334,4 +327,4 @@ def answering(served: ServedArtifact, row: Mapping[str, Any], limit: int | None 
 
 def _cuts(limit: int | None, served: ServedArtifact) -> bool:
     decoder = served.artifact.decoder
-    return limit is not None and isinstance(decoder, Generate) and limit < decoder.max_tokens
+    return limit is not None and decoder.streams and limit < (decoder.max_new_tokens or 0)

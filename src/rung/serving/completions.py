@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from rung.artifact.parts import Answer
+from rung.artifact.decoder import Answer, finish
 from rung.engines.base import Delta
 from rung.engines.local import LocalModel
 from rung.serving.artifacts import RowRequest, TextRequest, answer_fields, chat_request, completion_requests
@@ -189,7 +189,7 @@ class Reply(ABC):
             return {}
         counts = recorded.prompt_tokens, recorded.completion_tokens, self._context.seconds
         answer = Answer(recorded.text.strip(), None, None, *counts, request.rendered.messages)
-        answer = served.artifact.finished(answer, request.rendered)
+        answer = finish(served.artifact, answer, request.rendered)
         self._context.record(served, request.inputs, answer, identity=self._name(number), finish=recorded.finish)
         return self._answer_fields(served, answer)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends
 from starlette.requests import Request
 
-from rung.artifact.parts import Answer
+from rung.artifact.decoder import Answer
 from rung.data.rows import hash_of
 from rung.engines.base import FinishReason
 from rung.feedback.records import DEFAULT_RULE, Interaction, interaction_of

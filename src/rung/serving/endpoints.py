@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from rung.artifact.parts import Answer
+from rung.artifact.decoder import Answer
 from rung.engines.base import Floats
 from rung.errors import DataError, RungError
 from rung.serving.artifacts import answer_fields, answering, checked_row
@@ -93,9 +93,9 @@ def _described(served: Servable) -> dict[str, Any]:
         artifact = served.artifact
         described = {
             "kind": "artifact",
-            "task": artifact.shape.task,
-            "inputs": list(artifact.shape.inputs),
-            "output": artifact.shape.kind,
+            "task": artifact.signature.task,
+            "inputs": list(artifact.signature.inputs),
+            "output": artifact.signature.kind,
             "rungs": list(artifact.path),
             "model": artifact.model if served.base is None else served.base.name,
             "fingerprint": served.fingerprint,
@@ -142,7 +142,7 @@ async def predict(name: str, body: PredictRequest, context: Context) -> Response
             predictions[number] = {"id": identity, "finish_reason": finish, **fields}
             prompt, completion = prompt + answer.prompt_tokens, completion + answer.completion_tokens
     context.server.metrics.used(name, prompt, completion)
-    head = {"object": "predictions", "task": served.artifact.shape.task, "artifact": served.fingerprint}
+    head = {"object": "predictions", "task": served.artifact.signature.task, "artifact": served.fingerprint}
     return JSONResponse({**head, "predictions": predictions, "usage": usage_of(prompt, completion)})
 
 
@@ -157,7 +157,7 @@ def _prediction(served: ServedArtifact, answer: Answer, top: int) -> dict[str, A
 
 def ranked(served: ServedArtifact, probs: Sequence[float]) -> list[tuple[str, float]]:
     """Sort the labels of an artifact's task, the likeliest first."""
-    return sorted(zip(served.artifact.shape.labels, probs, strict=True), key=lambda pair: -pair[1])
+    return sorted(zip(served.artifact.signature.labels, probs, strict=True), key=lambda pair: -pair[1])
 
 
 @router.post("/embeddings")

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.agents.agent import Agent
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
-from rung.artifact.parts import Generate
 from rung.data.rows import Example, example_id
-from rung.engines.base import Engine, FinishReason, Floats, GenerateRequest, Sampling
+from rung.engines.base import Engine, FinishReason, Floats
 from rung.engines.opening import open_encoder, open_engine, settled
 from rung.errors import ArtifactError, ConfigError
 from rung.models.reference import is_endpoint, resolve
@@ -215,7 +213,7 @@ class Served:
     def _opened(self, artifact: Artifact, folder: Path, name: str, progress: Progress) -> ServedArtifact:
         """Load what an artifact needs, and answer one row."""
         base = None
-        if artifact.decoder.asks_model:
+        if artifact.decoder.uses_llm:
             base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
         identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
         served = ServedArtifact(name, artifact, folder.resolve(), fingerprint(folder), identity, base, int(time.time()))
@@ -241,7 +239,7 @@ class Served:
         self._names = {**self._names, name: served}
 
     def _free_name(self, artifact: Artifact, folder: Path) -> str:
-        task = artifact.shape.task
+        task = artifact.signature.task
         return task if task not in self._names else f"{task}-{folder.resolve().name}"
 
 
@@ -255,7 +253,7 @@ def scheduled(served: ServedArtifact) -> tuple[Artifact, ScheduledEngine | None]
     if served.base is None:
         return served.artifact, None
     engine = ScheduledEngine(served.base.scheduler)
-    return served.artifact.on(engine), engine
+    return served.artifact.with_engine(engine), engine
 
 
 def finish_reasons(engine: ScheduledEngine | None, rows: int) -> list[FinishReason]:
@@ -274,17 +272,7 @@ def example(inputs: dict[str, Any]) -> Example:
 def _warm_up(served: ServedArtifact) -> None:
     """Answer one row, so that the first client does not wait for lazy loading."""
     artifact, _ = scheduled(served)
-    chat = artifact.shape.kind == "chat"
+    chat = artifact.signature.kind == "chat"
     value: Any = [{"role": "user", "content": WARM_UP}] if chat else WARM_UP
-    row = example(dict.fromkeys(artifact.shape.inputs, value))
-    if isinstance(artifact.decoder, Generate):
-        rendered = artifact.fit_to_context([row])[0]
-        request = GenerateRequest(
-            rendered.messages, Sampling(max_tokens=1), artifact.decoder.constraint, artifact.weights.reference
-        )
-        artifact.open().generate([request])
-    elif isinstance(artifact.decoder, Agent):  # no tool is called for a row that nobody asked
-        prompt = artifact.decoder.prompt(artifact.model, artifact.fit_to_context([row])[0].messages)
-        artifact.open().generate([GenerateRequest(prompt, Sampling(max_tokens=1), None, artifact.weights.reference)])
-    else:
-        artifact.answer([row])
+    row = example(dict.fromkeys(artifact.signature.inputs, value))
+    artifact.decoder.warm_up(artifact, row)

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rung.artifact.parts import Answer
+from rung.artifact.decoder import Answer
 from rung.errors import RungError
 from rung.feedback.records import Interaction, interaction_of
 from rung.serving.artifacts import answers_of

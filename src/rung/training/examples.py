@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.decoder import completion
 from rung.data.rows import SHOWN, Document, Example
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
@@ -195,7 +196,7 @@ def tokenize(
     """
     limit = engine.files.context - virtual_tokens
     reader = _Reader(artifact, engine, supervise, truncation, limit, TrainingReport() if report is None else report)
-    rendered = artifact.fit_to_context(rows, progress=progress)
+    rendered = artifact.render(rows, progress=progress)
     return [example for row, text in zip(rows, rendered, strict=True) for example in reader.examples(row, text)]
 
 
@@ -243,7 +244,7 @@ class _Reader:
         keep, text = lengths[longest], row.inputs[longest]
         while (excess := self._excess(examples)) > 0 and (keep := keep - excess) > 0:
             cut = replace(row, inputs={**row.inputs, longest: self.engine.tokenizer.beginning(text, keep)})
-            examples = self._read(cut, self.artifact.fit_to_context([cut])[0])
+            examples = self._read(cut, self.artifact.render([cut])[0])
         if excess <= 0:
             self.report.truncated[row.source] = lengths[longest] - keep
         return examples
@@ -252,7 +253,7 @@ class _Reader:
         prompt = self.engine.tokens(rendered.messages)
         examples = []
         for output in row.outputs:
-            answer = self._answer(self.artifact.target(row, output, rendered.passages))
+            answer = self._answer(completion(self.artifact, row, output, rendered.passages))
             if len(answer) == (self.engine.end_token is not None):
                 raise TrainingError("bad-row", f"{row.source}: the answer is empty: nothing to learn")
             examples.append(TokenizedExample.answered(prompt, answer, row.source, rendered.dropped_demonstrations))

@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from rung.artifact.parts import Answer
+from rung.artifact.decoder import Answer
 from rung.errors import RungError
 from rung.retrieval.passage import Citation, shown_sources
 from rung.serving.context import Context
@@ -78,8 +78,8 @@ def _page(request: Request, context: Context, form: Mapping[str, str], answers: 
     artifacts, b = context.server.served.artifacts(), form.get("b", "")
     known = {served.name: served for served in artifacts}
     first = known.get(form.get("a", "")) or (artifacts[0] if artifacts else None)
-    columns = first.artifact.shape.inputs if first else ()
-    others = [served for served in artifacts if served is not first and served.artifact.shape.inputs == columns]
+    columns = first.artifact.signature.inputs if first else ()
+    others = [served for served in artifacts if served is not first and served.artifact.signature.inputs == columns]
     texts = [each.answer.text for each in answers if each.answer is not None]
     changed = differences(*texts) if len(texts) == 2 else []
     return page(
@@ -93,7 +93,7 @@ def _inputs(form: Mapping[str, str]) -> dict[str, str]:
 
 
 async def _answered(context: Context, served: ServedArtifact, inputs: Mapping[str, str]) -> PlaygroundAnswer:
-    shape = served.artifact.shape
+    shape = served.artifact.signature
     missing = [column for column in shape.inputs if not inputs.get(column, "").strip()]
     if missing:
         return PlaygroundAnswer(served, problem=f"{missing[0]} is empty")

@@ -170,7 +170,7 @@ def _page(
         return page(request, "no_store", "Failures")
     cases = _cases(store, look)
     chosen = _case(store, identity) if identity is not None else next(iter(cases), None)
-    tasks = {served.artifact.shape.task for served in context_of(request).server.served.artifacts()}
+    tasks = {served.artifact.signature.task for served in context_of(request).server.served.artifacts()}
     values = {
         "look": look, "views": VIEWS, "reasons": REASONS, "tasks": sorted(tasks | {look.task} - {""}), "cases": cases,
         "total": store.count(look.filter), "shown": SHOWN, "case": chosen, "opened": identity is not None,
@@ -208,7 +208,7 @@ def reviewer_of(request: Request) -> str:
 
 def _labels(request: Request, task: str) -> tuple[str, ...]:
     """List the labels of a task, where it is served and has some."""
-    shapes = [served.artifact.shape for served in context_of(request).server.served.artifacts()]
+    shapes = [served.artifact.signature for served in context_of(request).server.served.artifacts()]
     return next((shape.labels for shape in shapes if shape.task == task and shape.kind == "category"), ())
 
 

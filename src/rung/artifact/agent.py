@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 from rung.agents import calls as tool_calls
 from rung.agents.calls import Call, CallFormat, MalformedError
@@ -21,7 +21,8 @@ from rung.agents.toolbox import call as call_tool
 from rung.agents.toolbox import check_tools
 from rung.agents.tools import Limits, McpServer, Tool
 from rung.agents.trace import Step
-from rung.artifact.decoder import Answer, Prompted
+from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Prompted
+from rung.data.rows import Example
 from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
@@ -29,8 +30,7 @@ from rung.models.tokenizer import Tokenizer
 from rung.models.turns import accepts_system, fold_system
 from rung.progress import QUIET, Progress
 
-if TYPE_CHECKING:
-    from rung.artifact.artifact import Artifact
+TOOLS_FOLDER = "RUNG_TOOLS"  # environment variable: where tools are that were moved since the artifact was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,63 @@ class Agent(Prompted):
     """
 
     kind: ClassVar[str] = "agent"
+    fixed: ClassVar[bool] = True
+    generates: ClassVar[bool] = True
+    refusals: ClassVar[Mapping[Change, str]] = {
+        "demonstrations": "rows show no calls of tools to learn from",
+        "reasoning": "an agent takes its steps with tools",
+        "training": "rows show no calls of tools to learn from",
+    }
     tools: tuple[Tool, ...]
     servers: tuple[McpServer, ...]
     folder: Path
     protocol: CallFormat
     max_tokens: int
     limits: Limits
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of one turn."""
+        return self.max_tokens
+
+    def refuses(self, change: Change) -> str:
+        """Where the chat template shows the tools, only this machine can render the prompt."""
+        if change == "servers" and self.protocol == "template":
+            return "its tools are in the prompt as the model's chat template writes them, beside the model only"
+        return super(Agent, self).refuses(change)
+
+    def warm_up(self, artifact: Composition, example: Example) -> None:
+        """Write one token; no tool is called for a row that nobody asked."""
+        prompt = self.prompt(artifact.model, self.render(artifact, [example])[0].messages)
+        artifact.open().generate([GenerateRequest(prompt, Sampling(max_tokens=1), None, artifact.weights.reference)])
+
+    def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
+        """Save everything but the code of the tools, which stays where it is and is checked."""
+        del writer
+        return {
+            "tools": [asdict(tool) for tool in self.tools],
+            "servers": [server.model_dump() for server in self.servers],
+            "folder": str(self.folder),
+            "protocol": self.protocol,
+            "max_tokens": self.max_tokens,
+            "limits": self.limits.model_dump(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
+        """Rebuild an agent; the user's functions must be those that it was made with.
+
+        Raises:
+            ArtifactError: `artifact-mismatch`.
+            ConfigError: a function is not there any more.
+        """
+        folder = Path(os.environ.get(TOOLS_FOLDER) or values["folder"]).expanduser()
+        tools = tuple(Tool(**tool) for tool in values["tools"])
+        check_tools(tools, folder, reader.folder)
+        servers = tuple(McpServer(**server) for server in values["servers"])
+        limits = Limits(**values["limits"])
+        settings = {**values, "folder": folder, "tools": tools, "servers": servers, "limits": limits}
+        return super(Agent, cls).from_dict(settings, reader)
 
     def room(self, engine: Engine) -> int:
         """Return how many tokens the answer may take behind the prompt: those of the first turn."""
@@ -66,7 +117,7 @@ class Agent(Prompted):
         tokenizer, turns, tools = _tokenizer(model), self._turns(model, messages), self._offered
         return tokenizer.encode_chat(cast("Messages", turns), tools=tools)
 
-    def text(self, artifact: Artifact, messages: Messages) -> str:
+    def text(self, artifact: Composition, messages: Messages) -> str:
         """Return the exact text of the first prompt."""
         if self.protocol == "json":
             return artifact.open().text(messages)
@@ -82,7 +133,13 @@ class Agent(Prompted):
         return messages if accepts_system(_tokenizer(model)) else fold_system(tuple(messages))
 
     def answer_prompts(
-        self, artifact: Artifact, engine: Engine, prompts: Sequence[Messages], *, full: bool, progress: Progress = QUIET
+        self,
+        artifact: Composition,
+        engine: Engine,
+        prompts: Sequence[Messages],
+        *,
+        full: bool,
+        progress: Progress = QUIET,
     ) -> list[Answer]:
         """Run every row to its answer, or to a limit: then the answer is empty and `stopped` names the limit."""
         del full  # generated text has no label probabilities to leave out
@@ -100,13 +157,13 @@ class Agent(Prompted):
         progress.finish()
         return [run.answer() for run in runs]
 
-    def _request(self, artifact: Artifact, run: _Run, *, last: bool) -> GenerateRequest:
+    def _request(self, artifact: Composition, run: _Run, *, last: bool) -> GenerateRequest:
         constraint = tool_calls.json_constraint(self.tools, last=last) if self.protocol == "json" else None
         tokens = min(self.max_tokens, self.limits.max_tokens - run.written)
         prompt = self.prompt(artifact.model, run.messages)
         return GenerateRequest(prompt, Sampling(max_tokens=tokens), constraint, artifact.weights.reference)
 
-    def _fits(self, artifact: Artifact, engine: Engine, run: _Run) -> bool:
+    def _fits(self, artifact: Composition, engine: Engine, run: _Run) -> bool:
         """Say whether the model can read the conversation and write a turn; the first prompt is the engine's affair."""
         if run.steps and 0 < engine.info.context < engine.count(self.prompt(artifact.model, run.messages)) + 1:
             run.stopped = "context"
@@ -197,37 +254,3 @@ def protocol_for(model: str) -> CallFormat:
 @lru_cache(maxsize=4)
 def _tokenizer(model: str) -> Tokenizer:
     return Tokenizer.load(resolve(model).folder)
-
-
-# --------------------
-# An agent in an artifact's folder: everything but the code of its tools, which stays where it is and is checked.
-
-
-PLACE = "RUNG_TOOLS"  # where tools lie that were moved since the artifact was made
-
-
-def agent_values(agent: Agent) -> dict[str, Any]:
-    """Return plain JSON values."""
-    return {
-        "kind": agent.kind,
-        "tools": [asdict(tool) for tool in agent.tools],
-        "servers": [server.model_dump() for server in agent.servers],
-        "folder": str(agent.folder),
-        "protocol": agent.protocol,
-        "max_tokens": agent.max_tokens,
-        "limits": agent.limits.model_dump(),
-    }
-
-
-def agent_from_values(values: Mapping[str, Any], artifact: Path) -> Agent:
-    """Rebuild an agent; the user's functions must be those that it was made with.
-
-    Raises:
-        ArtifactError: `artifact-mismatch`.
-        ConfigError: a function is not there any more.
-    """
-    folder = Path(os.environ.get(PLACE) or values["folder"]).expanduser()
-    tools = tuple(Tool(**tool) for tool in values["tools"])
-    servers = tuple(McpServer(**server) for server in values["servers"])
-    check_tools(tools, folder, artifact)
-    return Agent(tools, servers, folder, values["protocol"], values["max_tokens"], Limits(**values["limits"]))

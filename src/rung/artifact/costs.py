@@ -1,0 +1,95 @@
+"""Token counts of a sample of rows, and the operations of a prediction.
+
+A forward pass takes 2 operations per parameter and token (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361,
+section 2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rung.artifact.rendering import PromptParts
+from rung.data.rows import Example
+from rung.engines.label_trie import build_trie
+from rung.models.reference import ModelFiles, is_endpoint, resolve
+from rung.models.tokenizer import Tokenizer
+from rung.models.turns import encode_messages, end_token
+from rung.prompts.prompt import continuations
+from rung.retrieval.retriever import Retriever
+
+FORWARD = 2  # operations per parameter and token
+SAMPLE = 32  # rows whose tokens are counted
+REASONING_TOKENS = 128  # that a chain of thought is expected to take
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Mean token counts of the task's rows under an artifact's prompt, and the base model's parameters.
+
+    Attributes:
+        head: tokens of the part that all prompts share, computed once.
+        question: tokens of one row's own part.
+        answer: tokens of one expected answer.
+        tree: inner nodes of the label trie (0 for generated text).
+        parameters: of the base model; 0 for an endpoint.
+    """
+
+    head: float
+    question: float
+    answer: float
+    tree: int
+    parameters: int
+
+    @property
+    def decoding(self) -> float:
+        """Tokens run after the prompt for one prediction."""
+        return self.tree or self.answer
+
+
+def measure_sizes(
+    parts: PromptParts, rows: Sequence[Example], target_text: Callable[[str], str], scored: Sequence[str] = ()
+) -> Sizes:
+    """Measure a sample of rows with the tokenizer alone.
+
+    Args:
+        parts: whose prompt is measured.
+        rows: the rows; the first `SAMPLE` count.
+        target_text: turns an expected output into the text that the model writes.
+        scored: the texts of labels that are scored instead of written.
+    """
+    rows = rows[:SAMPLE]
+    if is_endpoint(parts.model):  # four characters a token
+        n = 4 * len(rows)
+        question = sum(len(parts.prompt.question(e.inputs)) for e in rows) / n
+        return Sizes(len(parts.prompt.head()) / 4, question, sum(len(e.outputs[0]) for e in rows) / n, 0, 0)
+    files, n = resolve(parts.model), len(rows)
+    tokenizer = tokenizer_of(files)
+    whole = sum(len(encode_messages(tokenizer, parts.prompt.messages(e.inputs))) for e in rows)
+    question = sum(len(tokenizer.encode_plain(parts.prompt.question(e.inputs))) for e in rows)
+    answer = sum(len(tokenizer.encode_plain(target_text(e.outputs[0]))) for e in rows)
+    tree = build_trie(continuations(scored, tokenizer.encode_plain, end_token(tokenizer))).size if scored else 0
+    return Sizes((whole - question) / n, question / n, answer / n, tree, files.parameters)
+
+
+@lru_cache(maxsize=4)
+def tokenizer_of(files: ModelFiles) -> Tokenizer:
+    """Return the tokenizer of a model, loaded once."""
+    return Tokenizer.load(files.folder)
+
+
+def prompt_tokens(parts: PromptParts, sizes: Sizes) -> float:
+    """Return the tokens read for one prediction and one prompt, without the text that all prompts begin with."""
+    shown, context = parts.demonstrations, 0.0
+    if shown is not None:
+        context = min(shown.k * (sizes.question + sizes.answer + 8), shown.token_budget)
+    if (retriever := parts.retriever) is not None:
+        context += passage_tokens(retriever)
+        context += retriever.demonstration_passages * retriever.passage_tokens * (shown.k if shown is not None else 0)
+    return parts.weights.virtual_tokens + context + sizes.question
+
+
+def passage_tokens(retriever: Retriever) -> float:
+    """Return the tokens of the passages that a row is shown."""
+    return min(retriever.k * retriever.passage_tokens, retriever.token_budget)
