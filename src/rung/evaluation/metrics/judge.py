@@ -219,8 +219,8 @@ def judge_metric(settings: Mapping[str, Any]) -> Metric:
         verdicts = judge.compare(pairs)
         bad = [verdict.texts[verdict.straight != "unreadable"] for verdict in verdicts if not verdict.readable]
         check_readable(
-            bad, len(verdicts), settings["most_unreadable"], judge=f"the judge {settings['model']}", what="pairs",
-            choices=CHOICES, hint="use a stronger judge, or allow more with `metric.most_unreadable`",
+            bad, len(verdicts), settings["max_unreadable"], judge=f"the judge {settings['model']}", what="pairs",
+            choices=CHOICES, hint="use a stronger judge, or allow more with `metric.max_unreadable`",
         )  # fmt: skip
         return [_score(verdict) for verdict in verdicts]
 

@@ -1,4 +1,4 @@
-"""The metrics by name, those that take settings among them, and the user's own."""
+"""The registry of metrics: those without settings, those with settings, and functions of the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rung import user_code
 from rung.data.kinds import OutputKind
 from rung.errors import ConfigError
-from rung.evaluation.metrics.base import Metric
+from rung.evaluation.metrics.base import Metric, MetricFunction
 from rung.evaluation.metrics.execution import code_metric, sql_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
 from rung.evaluation.metrics.labels import accuracy, labels_exact, labels_f1, recall_at_1, recall_at_k, reciprocal_rank
@@ -71,33 +71,33 @@ class _Settings(BaseModel):
 class SariSettings(_Settings):
     """Settings of `sari`."""
 
-    source: str = Field(description="The column with the text that is rewritten.")
+    source: str = Field(description="The column with the text to rewrite.")
 
 
 class SqlSettings(_Settings):
     """Settings of `sql_execution`."""
 
     database: str = Field(description="A SQLite file, or an .sql script, relative to the task file.")
-    seconds: float = Field(5.0, gt=0, description="Most time of one query.")
-    rows: int = Field(10_000, ge=1, description="Most rows of one result.")
+    seconds: float = Field(5.0, gt=0, description="Time limit of one query.")
+    rows: int = Field(10_000, ge=1, description="Row limit of one result.")
 
 
 class CodeSettings(_Settings):
     """Settings of `code`."""
 
-    allow_execution: bool = Field(False, description="Run programs that a model has written on this machine.")
-    tests: str | None = Field(None, description="Column with Python to run behind the program; else output counts.")
-    seconds: float = Field(10.0, gt=0, description="Most time of one program.")
-    memory_mb: int = Field(512, ge=64, description="Most memory of one program.")
-    network: bool = Field(False, description="Let programs reach the network.")
+    allow_execution: bool = Field(False, description="Run programs that a model wrote on this machine.")
+    tests: str | None = Field(None, description="Column with Python to run after the program; without it, compare the output.")
+    seconds: float = Field(10.0, gt=0, description="Time limit of one program.")
+    memory_mb: int = Field(512, ge=64, description="Memory limit of one program.")
+    network: bool = Field(False, description="Let programs use the network.")
 
 
 class JudgeSettings(_Settings):
     """Settings of `judge`."""
 
-    model: str = Field(description="The model that judges: any reference that `model:` takes.")
+    model: str = Field(description="The model that judges: any reference that `model:` accepts.")
     rubric: str = Field(RUBRIC, min_length=1, description="What makes an answer better.")
-    most_unreadable: float = Field(0.1, ge=0, le=1, description="Share of unreadable verdicts that is put up with.")
+    max_unreadable: float = Field(0.1, ge=0, le=1, description="Tolerated share of unreadable verdicts.")
 
 
 _Make = Callable[[Mapping[str, Any], Path | None], Metric]
@@ -113,18 +113,17 @@ WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
 def get_metric(
     name: str, folder: Path | None = None, settings: Mapping[str, Any] | None = None, *, refusal: str = ""
 ) -> Metric:
-    """Return a metric by name, or the user's own, written `module:function`.
+    """Look up a metric by name, or load a function of the user, written `module:function`.
 
     Args:
-        name: One of `METRICS` or `WITH_SETTINGS`, or a module (beside the task file, in the current folder, or
+        name: one of `METRICS` or `WITH_SETTINGS`, or a module (beside the task file, in the current folder, or
             installed) and the function in it that takes (prediction, references).
-        folder: The folder of the task file.
-        settings: Those of a metric in `WITH_SETTINGS`.
-        refusal: The answer to give where there is none; see `rung.evaluation.metrics.text.refusing`.
+        folder: the folder of the task file.
+        settings: of a metric in `WITH_SETTINGS`.
+        refusal: the answer to give where there is none; see `rung.evaluation.metrics.text.refusing`.
 
     Raises:
-        ConfigError: `unknown-name`, `bad-setting` if a setting is missing, unknown or wrong, or one of the codes
-            of `rung.evaluation.metrics.registry.load`.
+        ConfigError: `unknown-name`, `bad-setting` if a setting is missing, unknown or wrong, or `function-not-found`.
     """
     if name in WITH_SETTINGS:
         return _with_settings(name, settings or {}, folder)
@@ -157,56 +156,34 @@ def _with_settings(name: str, settings: Mapping[str, Any], folder: Path | None) 
 
 def _own(name: str, folder: Path | None) -> Metric:
     if ":" in name:
-        return Metric(name, load(name, folder), "the task's own metric", _EVERY)
+        return Metric(name, _load(name, folder), "the task's own metric", _EVERY)
     names = [*METRICS, *WITH_SETTINGS]
     by_lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
     guess = f"did you mean {by_lower[close[0]]!r}? " if close else ""
     raise ConfigError(
-        "unknown-name",
-        f"there is no metric {name!r}",
+        "unknown-name", f"there is no metric {name!r}",
         hint=f"{guess}metrics: {', '.join(names)}; or your own function as module:function",
-    )
+    )  # fmt: skip
 
 
-# --------------------
-# The user's own metric: `metric: mymodule:score` names a function in a Python file beside the task.
-#
-# Only code that the task names and that lies on this machine runs; nothing is fetched.
-
+# ---- a metric of the user: `metric: mymodule:score`
 
 _EXAMPLE = "def score(prediction: str, references: list[str]) -> float: ...  # from 0 to 1"
 _METRIC = user_code.FunctionKind("metric", _EXAMPLE)
 
 
-def load(spec: str, folder: Path | None = None) -> Callable[[str, Sequence[str]], float]:
-    """Return the function that `module:function` names, wrapped so that a bad score is an error.
-
-    The module is looked for as a file in `folder`, then in the current folder, then among installed packages.
-
-    Raises:
-        ConfigError: `function-not-found` if there is no such module or function, if importing it fails, or if it
-            cannot be called with (prediction, references). The function returned raises `metric-failed` if the
-            user's code raises, or if it returns anything
-            but a number in [0, 1].
-    """
+def _load(spec: str, folder: Path | None) -> MetricFunction:
+    """Load a function, wrapped so that a bad score is an error: `metric-failed`."""
     function = user_code.load(spec, [folder or Path.cwd(), Path.cwd()], _METRIC)
-    _check_signature(spec, function)
-    return _checked(spec, function)
-
-
-def _check_signature(spec: str, function: Any) -> None:
     try:
         inspect.signature(function).bind("prediction", ["reference"])
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            "function-not-found",
-            f"the metric {spec!r} cannot be called with (prediction, references): {error}",
+            "function-not-found", f"the metric {spec!r} cannot be called with (prediction, references): {error}",
             hint=f"its signature must be: {_EXAMPLE}",
-        ) from error
+        ) from error  # fmt: skip
 
-
-def _checked(spec: str, function: Callable[[str, Sequence[str]], Any]) -> Callable[[str, Sequence[str]], float]:
     def score(prediction: str, references: Sequence[str]) -> float:
         try:
             value = function(prediction, references)
@@ -214,22 +191,17 @@ def _checked(spec: str, function: Callable[[str, Sequence[str]], Any]) -> Callab
             raise ConfigError(
                 "metric-failed",
                 f"the metric {spec!r} raised {type(error).__name__}: {error} for the prediction {prediction[:80]!r}",
-                hint="a metric must score any text, however wrong; return 0.0 for what it cannot read",
+                hint="a metric must score any text; return 0.0 for text that it cannot read",
             ) from error
-        return _number(spec, value)
+        try:
+            number = math.nan if isinstance(value, str) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 <= number <= 1:
+            raise ConfigError(
+                "metric-failed", f"the metric {spec!r} returned {value!r}, not a number from 0 to 1",
+                hint="scale the score to lie between 0 (wrong) and 1 (right)",
+            )  # fmt: skip
+        return number
 
     return score
-
-
-def _number(spec: str, value: Any) -> float:
-    try:
-        number = float(value) if not isinstance(value, str) else math.nan
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise ConfigError(
-            "metric-failed",
-            f"the metric {spec!r} returned {value!r}, not a number from 0 to 1",
-            hint="scale the score to lie between 0 (wrong) and 1 (right)",
-        )
-    return number
