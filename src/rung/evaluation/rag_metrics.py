@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rung.artifact.decoder import Answer
 from rung.data.rows import Example, Span
-from rung.evaluation.metrics.judge import check_readable, choose
+from rung.evaluation.metrics.judge import check_readable, constrained_choices
 from rung.evaluation.metrics.text import squad_words
 from rung.models.messages import Messages
 from rung.retrieval.chunking import sentence_spans
@@ -59,7 +59,7 @@ class FaithfulnessJudge:
         """
         stated = [[answer[first:last] for first, last in sentence_spans(answer)] for answer in answers]
         asked = [self.prompt(one, some) for sentences, some in zip(stated, texts, strict=True) for one in sentences]
-        said = choose(self.engine, asked, CHOICES)
+        said = constrained_choices(self.engine, asked, CHOICES)
         bad = [one.text for one in said if one.choice is None]
         check_readable(
             bad, len(said), MOST_UNREADABLE, judge="the judge", what="questions", choices=CHOICES,

@@ -1,11 +1,11 @@
-"""How good is one answer? Metrics per row by family, views of whole sets, and the registry that names them.
+"""Metrics: how good is one answer? By family, with scores of whole sets, and the registry that names them.
 
 A metric is a plain function `(prediction, references) -> score in [0, 1]`; with several references the best match
 counts. Task files name one (`metric: rougeL`), give settings where it takes any (`metric: {name: judge, model: ...}`),
 or point at the user's own (`metric: mymodule:score`).
 """
 
-from rung.evaluation.metrics.base import Case, Metric, MetricFunction, Score
+from rung.evaluation.metrics.base import Case, Metric, MetricFunction, RowScore
 from rung.evaluation.metrics.labels import (
     OTHER,
     Confusion,
@@ -45,7 +45,7 @@ __all__ = [
     "LabelF1",
     "Metric",
     "MetricFunction",
-    "Score",
+    "RowScore",
     "accuracy",
     "bleu",
     "chrf",

@@ -1,4 +1,4 @@
-"""What a metric is: a named function from an answer and what was expected to a score in [0, 1]."""
+"""Metric: a named function from an answer and the expected answers to a score in [0, 1]."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rung.data.rows import Example
 MetricFunction = Callable[[str, Sequence[str]], float]
 
 
-class Score(NamedTuple):
-    """A score in [0, 1], and where there is more to say of it, why: `no such column: nme`."""
+class RowScore(NamedTuple):
+    """A score in [0, 1] and, where there is more to say, the reason: `no such column: nme`."""
 
     value: float
     note: str = ""
@@ -29,7 +29,7 @@ class Case:
     row: Mapping[str, Any] = field(default_factory=dict)
 
 
-RowsFunction = Callable[[Sequence[Case]], list[Score]]
+RowsFunction = Callable[[Sequence[Case]], list[RowScore]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class Metric:
     """A metric by name.
 
     Attributes:
-        name: how task files and reports call it.
-        function: scores one answer by its references; or None, where `rows` scores many at once.
+        name: its name in task files and reports.
+        function: scores one answer by its references; None where `rows` scores many at once.
         description: one line.
         kinds: the output kinds it suits.
-        binary: every score is 0 or 1.
-        rows: scores many answers, where the row's other columns matter or a model is asked.
-        check: refuses expected answers by which nothing can be scored, and files of its own that are wrong.
+        binary: whether every score is 0 or 1.
+        rows: scores many answers, for metrics that read other columns of the row or ask a model.
+        check: validates expected answers and the metric's own files.
     """
 
     name: str
@@ -58,19 +58,19 @@ class Metric:
         """Score one answer, in [0, 1]."""
         return self.scores([Case(prediction, references, row or {})])[0].value
 
-    def scores(self, cases: Sequence[Case]) -> list[Score]:
+    def scores(self, cases: Sequence[Case]) -> list[RowScore]:
         """Score answers, in their order."""
         if self.rows is not None:
             return self.rows(cases)
         assert self.function is not None
-        return [Score(float(self.function(case.prediction, case.references))) for case in cases]
+        return [RowScore(float(self.function(case.prediction, case.references))) for case in cases]
 
 
 def some(references: Sequence[str]) -> Sequence[str]:
-    """Return the references, of which there must be one.
+    """Check that there is at least one reference.
 
     Raises:
-        ValueError: there are none, or a bare text was given in place of a list.
+        ValueError: there is none, or a bare text was given in place of a list.
     """
     if isinstance(references, str) or not references:
         raise ValueError(f"references must be a list of at least one text, got {references!r}")
@@ -78,10 +78,10 @@ def some(references: Sequence[str]) -> Sequence[str]:
 
 
 def f1(shared: float, found: float, wanted: float) -> float:
-    """Return 2 shared / (found + wanted), the harmonic mean of precision and recall; 1 where nothing was to find."""
+    """Compute 2 shared / (found + wanted), the harmonic mean of precision and recall; 1 where both are empty."""
     return 2 * shared / (found + wanted) if found + wanted else 1.0
 
 
 def multiset_f1(found: Counter[Any], wanted: Counter[Any]) -> float:
-    """Return the F1 of two multisets: repetitions count, and two empty sets agree."""
+    """Compute the F1 of two multisets: repetitions count, and two empty sets agree."""
     return f1((found & wanted).total(), found.total(), wanted.total())

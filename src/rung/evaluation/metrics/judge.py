@@ -1,8 +1,8 @@
-"""A model as the judge: does it prefer the answer, or the expected answer? Asked twice, with the places swapped.
+"""A model as judge: does it prefer the answer or the expected answer? It is asked twice, with the places swapped.
 
 Judges favour places (Zheng et al., Judging LLM-as-a-judge with MT-bench and chatbot arena, NeurIPS 2023), so a
-preference counts only if it holds in both orders. A judge is no ground truth: `rung judge` says how far it agrees
-with people before its scores are believed.
+preference counts only if it holds in both orders. A judge is not a ground truth: measure with `rung judge` how far it
+agrees with people before you believe its scores.
 """
 
 from __future__ import annotations
@@ -12,87 +12,78 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rung.data.examples import column
 from rung.data.sources import read_rows
-from rung.engines.base import Constraint, GenerateRequest, Sampling
+from rung.engines.base import Constraint, Engine, GenerateRequest, Sampling
 from rung.errors import DataError, EngineError
-from rung.evaluation.metrics.base import Case, Metric, Score, some
+from rung.evaluation.metrics.base import Case, Metric, RowScore, some
 from rung.evaluation.metrics.labels import cohens_kappa
 from rung.models.messages import Messages
 
-if TYPE_CHECKING:
-    from rung.engines.base import Engine
-
-
-# --------------------
-# Questions to a model that may only answer with one of a few words, as judges do.
-
-
-_LONGEST = 4  # tokens of an answer
+MAX_CHOICE_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """An answer: its text, and the choice that it is; None where it cannot be read, never guessed at."""
+class ConstrainedChoice:
+    """An answer: its text, and the choice that it is; None where it cannot be read. A choice is never guessed."""
 
     text: str
     choice: str | None
 
 
-def choose(engine: Engine, prompts: Sequence[Messages], choices: tuple[str, ...]) -> list[Chosen]:
-    """Return the model's answer to every prompt, all asked in one call of the engine.
+def constrained_choices(
+    engine: Engine, prompts: Sequence[Messages], choices: tuple[str, ...]
+) -> list[ConstrainedChoice]:
+    """Ask the model for one of a few words per prompt, all in one call of the engine.
 
-    Engines hold an answer to the choices where they can; those that cannot may say anything, and are read whatever
-    their case and with a full stop behind.
+    Engines constrain an answer to the choices where they can. The others may answer anything: case and a full stop at
+    the end do not matter.
     """
     if not prompts:
         return []
-    constraint, sampling = Constraint("choices", choices), Sampling(max_tokens=_LONGEST)
+    constraint, sampling = Constraint("choices", choices), Sampling(max_tokens=MAX_CHOICE_TOKENS)
     known = {choice.lower(): choice for choice in choices}
-    texts = [made.text for made in engine.generate([GenerateRequest(one, sampling, constraint) for one in prompts])]
-    return [Chosen(text, known.get(text.strip().strip(".").lower())) for text in texts]
+    generations = engine.generate([GenerateRequest(prompt, sampling, constraint) for prompt in prompts])
+    texts = [generation.text for generation in generations]
+    return [ConstrainedChoice(text, known.get(text.strip().strip(".").lower())) for text in texts]
 
 
 def check_readable(
-    bad: Sequence[str], asked: int, most: float, *, judge: str, what: str, choices: tuple[str, ...], hint: str
+    unreadable: Sequence[str], asked: int, limit: float, *, judge: str, what: str, choices: tuple[str, ...], hint: str
 ) -> None:
-    """Check that no more than the share `most` of what was asked came back unreadable; one alone is no share.
+    """Check that at most the share `limit` of the answers is unreadable; a single one is always tolerated.
 
     Args:
-        bad: an unreadable answer of each that has one.
-        asked: how many were asked.
-        most: share of them that may be unreadable.
+        unreadable: the unreadable answers, one for each question that has any.
+        asked: number of questions.
+        limit: tolerated share of them.
         judge: who was asked, for the message.
-        what: what was asked, in the plural.
-        choices: what would have been readable.
-        hint: how to go on.
+        what: the questions, in the plural, for the message.
+        choices: the readable answers.
+        hint: of the error.
 
     Raises:
         EngineError: `reply-unreadable`.
     """
-    if len(bad) > max(1, most * asked):
+    if len(unreadable) > max(1, limit * asked):
         raise EngineError(
             "reply-unreadable",
-            f"{judge} answered {len(bad)} of {asked} {what} with something other than {_either(choices)}, such as "
-            f"{bad[0]!r}",
+            f"{judge} answered {len(unreadable)} of {asked} {what} with something other than "
+            f"{', '.join(choices[:-1])} or {choices[-1]}, such as {unreadable[0]!r}",
             hint=hint,
         )
-
-
-def _either(choices: tuple[str, ...]) -> str:
-    return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 Preference = Literal["first", "second", "tie", "unreadable"]
 RUBRIC = "The better answer does what was asked, is correct, complete and to the point."
 CHOICES = ("A", "B", "tie")
-UNDECIDED = 0.5  # neither is preferred
+UNDECIDED = 0.5  # the score where neither answer is preferred
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class AnswerPair:
     """Two answers to one input."""
 
     question: str
@@ -101,10 +92,10 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the judge said of a pair: with the first answer shown as A, then with the second.
+class PairVerdict:
+    """The judge's preference in a pair, with the first answer shown as A (`straight`), then as B (`swapped`).
 
-    `swapped` is already turned back: both say which of the pair is preferred. `texts` are the judge's own words.
+    `swapped` is already mapped back: both name the preferred answer of the pair. `texts` are the judge's own words.
     """
 
     straight: Preference
@@ -113,19 +104,19 @@ class Verdict:
 
     @property
     def readable(self) -> bool:
-        """Whether both of the judge's answers are one of those it was given to choose from."""
+        """Whether both of the judge's answers are among the choices."""
         return "unreadable" not in (self.straight, self.swapped)
 
     @property
     def preference(self) -> Preference:
-        """What holds in both orders; a tie where they differ, and `unreadable` where either cannot be read."""
+        """The preference in both orders; a tie where they differ, `unreadable` where either cannot be read."""
         if not self.readable:
             return "unreadable"
         return self.straight if self.straight == self.swapped else "tie"
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class PairwiseJudge:
     """A model that compares answers by a rubric.
 
     Attributes:
@@ -136,19 +127,20 @@ class Judge:
     engine: Engine
     rubric: str = RUBRIC
 
-    def compare(self, pairs: Sequence[Pair]) -> list[Verdict]:
-        """Return a verdict of every pair; each is asked in both orders, all in one call of the engine."""
-        asked = [prompt for pair in pairs for prompt in (self.prompt(pair), self.prompt(_swap(pair)))]
-        said = choose(self.engine, asked, CHOICES)
+    def compare(self, pairs: Sequence[AnswerPair]) -> list[PairVerdict]:
+        """Ask about every pair in both orders, all in one call of the engine."""
+        swapped = [AnswerPair(pair.question, pair.second, pair.first) for pair in pairs]
+        asked = [self.prompt(pair) for both in zip(pairs, swapped, strict=True) for pair in both]
+        answers = constrained_choices(self.engine, asked, CHOICES)
         return [
-            Verdict(
-                _read(straight, "first", "second"), _read(swapped, "second", "first"), (straight.text, swapped.text)
+            PairVerdict(
+                _read(straight, "first", "second"), _read(other, "second", "first"), (straight.text, other.text)
             )
-            for straight, swapped in zip(said[::2], said[1::2], strict=True)
+            for straight, other in zip(answers[::2], answers[1::2], strict=True)
         ]
 
-    def prompt(self, pair: Pair) -> Messages:
-        """Return what the judge reads. The answers are quoted as JSON, so that none can pass for the frame."""
+    def prompt(self, pair: AnswerPair) -> Messages:
+        """Write the judge's prompt. Answers are quoted as JSON, so that none can pass for an instruction."""
         quoted = [json.dumps(text, ensure_ascii=False) for text in (pair.question, pair.first, pair.second)]
         return (
             {
@@ -160,26 +152,21 @@ class Judge:
         )
 
 
-def _swap(pair: Pair) -> Pair:
-    return Pair(pair.question, pair.second, pair.first)
-
-
-def _read(said: Chosen, a: Preference, b: Preference) -> Preference:
-    """Return what A, B or tie stands for; anything else is unreadable."""
-    meant: dict[str | None, Preference] = {"A": a, "B": b, "tie": "tie"}
-    return meant.get(said.choice, "unreadable")
+def _read(answer: ConstrainedChoice, a: Preference, b: Preference) -> Preference:
+    preferences: dict[str | None, Preference] = {"A": a, "B": b, "tie": "tie"}
+    return preferences.get(answer.choice, "unreadable")
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How a judge compares with people.
+    """How far a judge agrees with people.
 
     Attributes:
         pairs: how many were judged.
         unreadable: pairs of which a verdict could not be read; they count as disagreement.
-        consistent: of the readable ones, those with the same preference in both orders.
+        consistent: readable pairs with the same preference in both orders.
         agreed: pairs with the same preference as people.
-        kappa: Cohen's kappa over all pairs, an unreadable verdict being an answer that no person gives.
+        kappa: Cohen's kappa over all pairs; an unreadable verdict counts as an answer that no person gives.
     """
 
     pairs: int
@@ -189,37 +176,37 @@ class Agreement:
     kappa: float
 
 
-def agreement(verdicts: Sequence[Verdict], human: Sequence[Preference]) -> Agreement:
-    """Compare verdicts with what people prefer.
+def agreement(verdicts: Sequence[PairVerdict], human: Sequence[Preference]) -> Agreement:
+    """Compare verdicts with the preferences of people.
 
     Raises:
-        ValueError: If the two differ in length or are empty.
+        ValueError: the two differ in length or are empty.
     """
-    said = [verdict.preference for verdict in verdicts]
-    kappa = cohens_kappa(said, human)
+    preferences = [verdict.preference for verdict in verdicts]
     return Agreement(
-        pairs=len(said),
-        unreadable=said.count("unreadable"),
+        pairs=len(preferences),
+        unreadable=preferences.count("unreadable"),
         consistent=sum(v.readable and v.straight == v.swapped for v in verdicts),
-        agreed=sum(a == b for a, b in zip(said, human, strict=True)),
-        kappa=kappa,
+        agreed=sum(a == b for a, b in zip(preferences, human, strict=True)),
+        kappa=cohens_kappa(preferences, human),
     )
 
 
 def judge_metric(settings: Mapping[str, Any]) -> Metric:
-    """Return the judge's preference over the expected answer as a metric; see `JudgeSettings`.
+    """Make the metric from `JudgeSettings`.
 
-    1 where the answer is preferred in both orders, 0 where the expected one is, 0.5 otherwise. A verdict that cannot
-    be read says nothing: the row stays at 0.5 with a note, and too many of them are an error.
+    The score is 1 where the answer is preferred in both orders, 0 where the expected answer is, and 0.5 otherwise. A
+    row with an unreadable verdict scores 0.5 with a note, and too many of them are an error.
     """
 
-    def scores(cases: Sequence[Case]) -> list[Score]:
+    def scores(cases: Sequence[Case]) -> list[RowScore]:
         judge = open_judge(settings["model"], settings["rubric"])
-        pairs = [Pair(question_of(case.row), case.prediction, _closest(case)) for case in cases]
+        # Of several expected answers the first counts: that is the order of the data.
+        pairs = [AnswerPair(question_of(case.row), case.prediction, some(case.references)[0]) for case in cases]
         verdicts = judge.compare(pairs)
-        bad = [verdict.texts[verdict.straight != "unreadable"] for verdict in verdicts if not verdict.readable]
+        unreadable = [verdict.texts[verdict.straight != "unreadable"] for verdict in verdicts if not verdict.readable]
         check_readable(
-            bad, len(verdicts), settings["max_unreadable"], judge=f"the judge {settings['model']}", what="pairs",
+            unreadable, len(verdicts), settings["max_unreadable"], judge=f"the judge {settings['model']}", what="pairs",
             choices=CHOICES, hint="use a stronger judge, or allow more with `metric.max_unreadable`",
         )  # fmt: skip
         return [_score(verdict) for verdict in verdicts]
@@ -227,42 +214,36 @@ def judge_metric(settings: Mapping[str, Any]) -> Metric:
     return Metric("judge", None, "a model prefers the answer to the expected one", ("text", "chat"), rows=scores)
 
 
-def _score(verdict: Verdict) -> Score:
+def _score(verdict: PairVerdict) -> RowScore:
     values: dict[Preference, float] = {"first": 1.0, "second": 0.0, "tie": UNDECIDED, "unreadable": UNDECIDED}
     note = "" if verdict.readable else f"the judge's verdict cannot be read: {verdict.texts!r}"
     if verdict.readable and verdict.straight != verdict.swapped:
         note = "the judge prefers another answer when their places are swapped"
-    return Score(values[verdict.preference], note)
-
-
-def _closest(case: Case) -> str:
-    """Return the expected answer; of several the first, which is the data's own order."""
-    return some(case.references)[0]
+    return RowScore(values[verdict.preference], note)
 
 
 def question_of(row: Mapping[str, Any]) -> str:
-    """Return a row's columns as the judge reads them."""
-    values = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in row.values()]
-    return "\n".join(values)
+    """Write a row's columns for the judge, one below the other."""
+    return "\n".join(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in row.values())
 
 
-def read_pairs(file: Path, inputs: Sequence[str]) -> tuple[list[Pair], list[Preference]]:
+def read_pairs(file: Path, inputs: Sequence[str]) -> tuple[list[AnswerPair], list[Preference]]:
     """Read pairs of answers that people judged: the task's inputs, `first`, `second` and `preference`.
 
     Raises:
         DataError: `bad-row`: a preference is not first, second or tie; `too-few-rows`.
     """
-    pairs: list[Pair] = []
+    pairs: list[AnswerPair] = []
     preferences: list[Preference] = []
     for record in read_rows(file):
         preference = str(column(record, "preference")).strip().lower()
         if preference not in ("first", "second", "tie"):
             raise DataError(
                 "bad-row", f"{record.source}: the preference {preference!r} is not first, second or tie",
-                hint="of several people take the majority, and write tie if there is none",
+                hint="with several people, write the preference of the majority, or tie if there is none",
             )  # fmt: skip
         question = question_of({name: column(record, name) for name in inputs})
-        pairs.append(Pair(question, str(column(record, "first")), str(column(record, "second"))))
+        pairs.append(AnswerPair(question, str(column(record, "first")), str(column(record, "second"))))
         preferences.append(preference)  # type: ignore[arg-type]
     if not pairs:
         raise DataError("too-few-rows", f"{file} has no rows", hint="write at least one pair")
@@ -270,8 +251,8 @@ def read_pairs(file: Path, inputs: Sequence[str]) -> tuple[list[Pair], list[Pref
 
 
 @functools.lru_cache(maxsize=4)
-def open_judge(model: str, rubric: str) -> Judge:
-    """Return the judge that runs `model`."""
+def open_judge(model: str, rubric: str) -> PairwiseJudge:
+    """Open the judge that runs `model`."""
     from rung.engines.opening import open_engine
 
-    return Judge(open_engine(model), rubric)
+    return PairwiseJudge(open_engine(model), rubric)

@@ -1,4 +1,4 @@
-"""One label a row: accuracy, and views of the whole set."""
+"""Metrics of labels: one label a row, several labels a row, and ranked rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rung.artifact.lookup import outputs_of
 from rung.errors import DataError
 from rung.evaluation.metrics.base import f1, some
 
-OTHER = "(other)"  # stands for every prediction that is not one of the labels
+OTHER = "(other)"  # every prediction that is not one of the labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +25,17 @@ class Confusion:
 
 
 def accuracy(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 if the prediction is one of the references, outer whitespace aside, else 0."""
+    """Score 1 if the prediction is one of the references, ignoring outer whitespace, else 0."""
     return float(any(prediction.strip() == reference.strip() for reference in some(references)))
 
 
 def macro_f1(predictions: Sequence[str], expected: Sequence[str]) -> float:
-    """Return the mean over the labels that occur in `expected` of each label's F1.
+    """Average the F1 of each label that occurs in `expected`.
 
-    Predictions of any other text count against the label they missed, and add no label of their own.
+    Any other prediction counts against the label that it missed, and adds no label.
 
     Raises:
-        ValueError: If the two differ in length or are empty.
+        ValueError: the two differ in length or are empty.
     """
     pairs = _pairs(predictions, expected)
     hits = Counter(truth for guess, truth in pairs if guess == truth)
@@ -45,12 +45,12 @@ def macro_f1(predictions: Sequence[str], expected: Sequence[str]) -> float:
 
 
 def confusion(predictions: Sequence[str], expected: Sequence[str], labels: Sequence[str]) -> list[Confusion]:
-    """Return the pairs of labels that were confused, most frequent first, ties in the order of `labels`.
+    """List the pairs of labels that were confused, most frequent first, ties in the order of `labels`.
 
-    Predictions that are none of the labels are gathered under `OTHER`.
+    Predictions that are none of the labels are counted under `OTHER`.
 
     Raises:
-        ValueError: If lengths differ, there are no rows, or an expected label is none of `labels`.
+        ValueError: lengths differ, there are no rows, or an expected label is none of `labels`.
     """
     order = {label.strip(): rank for rank, label in enumerate(labels)}
     rows: dict[tuple[str, str], list[int]] = {}
@@ -59,17 +59,17 @@ def confusion(predictions: Sequence[str], expected: Sequence[str], labels: Seque
             raise ValueError(f"row {row}: expected label {truth!r} is not one of the labels")
         if guess != truth:
             rows.setdefault((truth, guess if guess in order else OTHER), []).append(row)
-    found = [Confusion(truth, guess, len(indices), tuple(indices)) for (truth, guess), indices in rows.items()]
-    return sorted(found, key=lambda c: (-c.count, order[c.expected], order.get(c.predicted, len(order))))
+    pairs = [Confusion(truth, guess, len(indices), tuple(indices)) for (truth, guess), indices in rows.items()]
+    return sorted(pairs, key=lambda c: (-c.count, order[c.expected], order.get(c.predicted, len(order))))
 
 
 def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float:
-    """Return the agreement of two raters beyond chance (Cohen 1960): 1 is full, 0 what chance gives.
+    """Measure the agreement of two raters beyond chance (Cohen 1960): 1 is full, 0 is chance.
 
-    Two raters who both gave one and the same label to everything agree fully: 1.
+    If both raters gave the same label to everything, they agree fully: 1.
 
     Raises:
-        ValueError: If the two differ in length or are empty.
+        ValueError: the two differ in length or are empty.
     """
     pairs = _pairs(first, second)
     n = len(pairs)
@@ -81,12 +81,11 @@ def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float:
 
 def _pairs(predictions: Sequence[str], expected: Sequence[str]) -> list[tuple[str, str]]:
     if len(predictions) != len(expected) or not expected:
-        raise ValueError(f"need as many predictions as expected labels, got {len(predictions)} and {len(expected)}")
+        raise ValueError(f"need as many predictions as expected answers, got {len(predictions)} and {len(expected)}")
     return [(guess.strip(), truth.strip()) for guess, truth in zip(predictions, expected, strict=True)]
 
 
-# --------------------
-# Several labels a row, or none: answers and references are JSON lists of labels, in any order.
+# ---- several labels a row, or none: answers and references are JSON lists of labels, in any order
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +98,15 @@ class LabelF1:
 
 
 def labels_exact(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 if exactly the expected labels were given (subset accuracy), else 0."""
+    """Score 1 if exactly the expected labels were given (subset accuracy), else 0."""
     found = _given(prediction)
     return float(found is not None and any(found == _wanted(reference) for reference in some(references)))
 
 
 def labels_f1(prediction: str, references: Sequence[str]) -> float:
-    """Return the F1 over the row's labels, the best over all references; 1 if no label is expected and none given.
+    """Compute the F1 over the row's labels, the best over all references; 1 if no label is expected and none given.
 
-    The mean over rows is what scikit-learn calls `average="samples"`. What is no JSON list of texts scores 0.
+    The mean over rows is scikit-learn's `average="samples"`. An answer that is not a JSON list of texts scores 0.
     """
     wanted = [_wanted(reference) for reference in some(references)]
     found = _given(prediction)
@@ -115,19 +114,17 @@ def labels_f1(prediction: str, references: Sequence[str]) -> float:
 
 
 def label_f1(predictions: Sequence[str], expected: Sequence[str], labels: Sequence[str]) -> LabelF1:
-    """Return micro and macro F1 over `labels`, and the share of rows that are all right.
+    """Compute micro and macro F1 over `labels`, and the share of rows that are all right.
 
     A label that is neither expected nor given anywhere has an F1 of 0, as in scikit-learn with `zero_division=0`. An
-    answer that cannot be read gives no labels.
+    unreadable answer gives no labels.
 
     Raises:
-        ValueError: If the two differ in length or are empty.
-        DataError: `bad-reference` if an expected answer is no JSON list of texts.
+        ValueError: the two differ in length or are empty.
+        DataError: `bad-reference`: an expected answer is not a JSON list of texts.
     """
-    if len(predictions) != len(expected) or not expected:
-        raise ValueError(f"need as many predictions as expected answers, got {len(predictions)} and {len(expected)}")
-    found = [_given(text) for text in predictions]
-    wanted = [_wanted(text) for text in expected]
+    pairs = _pairs(predictions, expected)
+    found, wanted = [_given(answer) for answer, _ in pairs], [_wanted(truth) for _, truth in pairs]
     shared, given, true = Counter[str](), Counter[str](), Counter[str]()
     for answer, truth in zip(found, wanted, strict=True):
         shared.update((answer or frozenset()) & truth)
@@ -144,7 +141,7 @@ def label_f1(predictions: Sequence[str], expected: Sequence[str], labels: Sequen
 
 
 def _given(text: str) -> frozenset[str] | None:
-    """Return the labels of an answer, or None if it is no JSON list of texts."""
+    """Read the labels of an answer; None if it is not a JSON list of texts."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -159,27 +156,26 @@ def _wanted(text: str) -> frozenset[str]:
     if labels is None:
         raise DataError(
             "bad-reference",
-            f"an expected answer is no JSON list of labels: {text[:80]!r}",
-            hint='with `kind: multilabel`, an expected answer reads ["one label", "another"]',
+            f"an expected answer is not a JSON list of labels: {text[:80]!r}",
+            hint='with `kind: multilabel`, write an expected answer as ["one label", "another"]',
         )
     return labels
 
 
-# --------------------
-# Metrics of ranked rows: is the expected output among them, and how early?
+# ---- ranked rows: is the expected output among them, and how early?
 
 
 def recall_at_k(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 if one of the rows found has an expected output, else 0."""
+    """Score 1 if one of the ranked rows has an expected output, else 0."""
     return float(reciprocal_rank(prediction, references) > 0)
 
 
 def recall_at_1(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 if the first row found has an expected output, else 0."""
+    """Score 1 if the first row has an expected output, else 0."""
     return float(reciprocal_rank(prediction, references) == 1)
 
 
 def reciprocal_rank(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 / the rank of the first row with an expected output; 0 where none has. Its mean is the MRR."""
+    """Score 1 / rank of the first row with an expected output, 0 if there is none. Its mean is the MRR."""
     wanted = set(some(references))
     return next((1 / rank for rank, output in enumerate(outputs_of(prediction), start=1) if output in wanted), 0.0)

@@ -1,10 +1,10 @@
-"""Extracted records: precision, recall and F1 over fields, and whole records, of JSON values.
+"""Metrics of extracted records: precision, recall and F1 over fields, and whole records, of JSON values.
 
-A field is a leaf of the JSON value at its place. Objects are compared key by key. Items of lists are first paired, each
-with at most one, so that the most fields agree; a field then counts only inside its pair, so a price at another
-article's name is wrong. Order does not matter, and a missing item costs only its own fields. A key whose value is null
-has no field: a schema that requires every key is met with null where there is nothing to extract. Runs of whitespace
-in texts count as one space, 1 equals 1.0, and invalid JSON scores 0.
+A field is a leaf of the JSON value at its path. Objects are compared key by key. Items of lists are first paired, each
+with at most one, so that the most fields agree. A field counts only inside its pair, so a price under the name of
+another article is wrong. The order of lists does not matter, and a missing item costs only its own fields. A key whose
+value is null has no field: a schema that requires every key is met with null where there is nothing to extract. Runs of
+whitespace in texts count as one space, 1 equals 1.0, and invalid JSON scores 0.
 """
 
 from __future__ import annotations
@@ -18,59 +18,11 @@ from typing import Any, NamedTuple
 from rung.errors import DataError
 from rung.evaluation.metrics.base import f1, some
 
-# --------------------
-# The best one-to-one assignment of rows to columns: which item of one list is which of another.
-
-
-def best_assignment(gains: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """Return pairs (row, column), each used at most once, whose gains sum to the most.
-
-    The Hungarian method with potentials (Kuhn 1955; Jonker and Volgenant 1987), O(rows² columns) after turning the
-    matrix so that it has no more rows than columns. scipy, which has it too, is no dependency of the core.
-
-    Args:
-        gains: a full matrix, rows by columns.
-    """
-    if not gains or not gains[0]:
-        return []
-    if len(gains) > len(gains[0]):
-        turned = [list(column) for column in zip(*gains, strict=True)]
-        return sorted((row, column) for column, row in best_assignment(turned))
-    rows, columns = len(gains), len(gains[0])
-    row_price, column_price = [0.0] * (rows + 1), [0.0] * (columns + 1)
-    owner = [0] * (columns + 1)  # 1-based row that holds each column; column 0 stands for the row being placed
-    for row in range(1, rows + 1):
-        owner[0] = row
-        column, came_from = 0, [0] * (columns + 1)
-        slack, done = [math.inf] * (columns + 1), [False] * (columns + 1)
-        while owner[column]:
-            done[column] = True
-            held, nearest, step = owner[column], 0, math.inf
-            for j in range(1, columns + 1):
-                if not done[j]:
-                    reduced = -gains[held - 1][j - 1] - row_price[held] - column_price[j]
-                    if reduced < slack[j]:
-                        slack[j], came_from[j] = reduced, column
-                    if slack[j] < step:
-                        step, nearest = slack[j], j
-            for j in range(columns + 1):
-                if done[j]:
-                    row_price[owner[j]] += step
-                    column_price[j] -= step
-                else:
-                    slack[j] -= step
-            column = nearest
-        while column:  # hand the columns of the alternating path on
-            owner[column] = owner[came_from[column]]
-            column = came_from[column]
-    return sorted((owner[j] - 1, j - 1) for j in range(1, columns + 1) if owner[j])
-
-
-_DEEPEST = 100  # a model can write "[[[[" for ever; no real record is nested this deeply
+_MAX_DEPTH = 100  # a model can write "[[[[" endlessly; no real record is nested this deeply
 
 
 class Fields(NamedTuple):
-    """How many fields were found, how many expected, and how many are both."""
+    """The number of fields that were found, that were expected, and that are both."""
 
     shared: int
     found: int
@@ -78,7 +30,7 @@ class Fields(NamedTuple):
 
 
 def json_exact(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 if the prediction is valid JSON and equal to a reference, else 0.
+    """Score 1 if the prediction is valid JSON and equal to a reference, else 0.
 
     The order of keys, and runs of whitespace inside strings, do not matter; the order of lists does.
 
@@ -91,7 +43,7 @@ def json_exact(prediction: str, references: Sequence[str]) -> float:
 
 
 def json_field_f1(prediction: str, references: Sequence[str]) -> float:
-    """Return the F1 over the fields of the record, the best over all references.
+    """Compute the F1 over the fields of the record, the best over all references.
 
     Raises:
         DataError: `bad-reference` if a reference is not valid JSON.
@@ -100,7 +52,7 @@ def json_field_f1(prediction: str, references: Sequence[str]) -> float:
 
 
 def json_field_precision(prediction: str, references: Sequence[str]) -> float:
-    """Return the share of the fields found that are right, by the best reference; 1 where none was found.
+    """Compute the share of the fields found that are right, by the best reference; 1 where none was found.
 
     Raises:
         DataError: `bad-reference` if a reference is not valid JSON.
@@ -110,7 +62,7 @@ def json_field_precision(prediction: str, references: Sequence[str]) -> float:
 
 
 def json_field_recall(prediction: str, references: Sequence[str]) -> float:
-    """Return the share of the expected fields that were found, by the best reference; 1 where none is expected.
+    """Compute the share of the expected fields that were found, by the best reference; 1 where none is expected.
 
     Raises:
         DataError: `bad-reference` if a reference is not valid JSON.
@@ -120,7 +72,7 @@ def json_field_recall(prediction: str, references: Sequence[str]) -> float:
 
 
 def _compared(prediction: str, references: Sequence[str]) -> list[Fields]:
-    """Count fields against each reference; no counts at all if the prediction is not JSON."""
+    """Count fields against each reference; no counts if the prediction is not JSON."""
     wanted = [_reference_json(reference) for reference in some(references)]
     found = _parse_json(prediction)
     return [] if found is None else [compare_fields(found.value, value) for value in wanted]
@@ -143,7 +95,7 @@ def _shared(found: Any, wanted: Any) -> int:
 
 
 def _shared_items(found: list[Any], wanted: list[Any]) -> int:
-    """Pair items so that the most fields agree. Equal items may be paired at once: no other pairing gains more."""
+    """Pair items so that the most fields agree. Equal items are paired first: no other pairing gains more."""
     left, right = Counter(map(_canonical, found)), Counter(map(_canonical, wanted))
     same = left & right
     rest_found, rest_wanted = _without(found, same.copy()), _without(wanted, same.copy())
@@ -173,7 +125,7 @@ def _count(value: Any) -> int:
 
 
 class _Json(NamedTuple):
-    """A parsed value, so that the value `null` differs from no value."""
+    """A parsed value: tells the value `null` from no value."""
 
     value: Any
 
@@ -183,7 +135,7 @@ def _parse_json(text: str) -> _Json | None:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
-    return _Json(value) if _depth_within(value, _DEEPEST) else None
+    return _Json(value) if _depth_within(value, _MAX_DEPTH) else None
 
 
 def _refuse(constant: str) -> float:
@@ -209,7 +161,7 @@ def _reference_json(text: str) -> Any:
 
 
 def _canonical(value: Any) -> Any:
-    """A value that compares as JSON does: Python would take True for 1, and 1.0 for 1 is wanted."""
+    """Convert a value so that Python compares it as JSON does: true differs from 1, and 1.0 equals 1."""
     if isinstance(value, dict):
         return ("object", frozenset((key, _canonical(child)) for key, child in value.items()))
     if isinstance(value, list):
@@ -217,3 +169,47 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, str):
         return ("string", " ".join(value.split()))
     return ("literal", value) if value is None or isinstance(value, bool) else ("number", value)
+
+
+def best_assignment(gains: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
+    """Pair rows and columns, each used at most once, so that the gains sum to the most.
+
+    The Hungarian method with potentials (Kuhn 1955; Jonker and Volgenant 1987), O(rows² columns) after turning the
+    matrix so that it has no more rows than columns. scipy has it too, but is not a dependency of the core.
+
+    Args:
+        gains: a full matrix, rows by columns.
+    """
+    if not gains or not gains[0]:
+        return []
+    if len(gains) > len(gains[0]):
+        turned = [list(column) for column in zip(*gains, strict=True)]
+        return sorted((row, column) for column, row in best_assignment(turned))
+    rows, columns = len(gains), len(gains[0])
+    row_price, column_price = [0.0] * (rows + 1), [0.0] * (columns + 1)
+    owner = [0] * (columns + 1)  # 1-based row that holds each column; column 0 represents the row to assign
+    for row in range(1, rows + 1):
+        owner[0] = row
+        column, came_from = 0, [0] * (columns + 1)
+        slack, done = [math.inf] * (columns + 1), [False] * (columns + 1)
+        while owner[column]:
+            done[column] = True
+            held, nearest, step = owner[column], 0, math.inf
+            for j in range(1, columns + 1):
+                if not done[j]:
+                    reduced = -gains[held - 1][j - 1] - row_price[held] - column_price[j]
+                    if reduced < slack[j]:
+                        slack[j], came_from[j] = reduced, column
+                    if slack[j] < step:
+                        step, nearest = slack[j], j
+            for j in range(columns + 1):
+                if done[j]:
+                    row_price[owner[j]] += step
+                    column_price[j] -= step
+                else:
+                    slack[j] -= step
+            column = nearest
+        while column:  # shift the columns along the alternating path
+            owner[column] = owner[came_from[column]]
+            column = came_from[column]
+    return sorted((owner[j] - 1, j - 1) for j in range(1, columns + 1) if owner[j])

@@ -86,7 +86,9 @@ class CodeSettings(_Settings):
     """Settings of `code`."""
 
     allow_execution: bool = Field(False, description="Run programs that a model wrote on this machine.")
-    tests: str | None = Field(None, description="Column with Python to run after the program; without it, compare the output.")
+    tests: str | None = Field(
+        None, description="Column with Python to run after the program; by default, outputs count."
+    )
     seconds: float = Field(10.0, gt=0, description="Time limit of one program.")
     memory_mb: int = Field(512, ge=64, description="Memory limit of one program.")
     network: bool = Field(False, description="Let programs use the network.")

@@ -1,4 +1,7 @@
-"""Short answers, as SQuAD scores them (Rajpurkar et al., EMNLP 2016; for questions without an answer, ACL 2018)."""
+"""Metrics of texts: short answers, summaries, translations, completions and rewritten texts.
+
+Short answers are scored as in SQuAD (Rajpurkar et al., EMNLP 2016; for questions without an answer, ACL 2018).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rung.errors import ConfigError, needed_by
-from rung.evaluation.metrics.base import Case, Metric, MetricFunction, RowsFunction, Score, multiset_f1, some
+from rung.evaluation.metrics.base import Case, Metric, MetricFunction, RowScore, multiset_f1, some
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -18,36 +21,36 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 if prediction and a reference are equal after SQuAD's normalization, else 0."""
+    """Score 1 if prediction and a reference are equal after SQuAD's normalization, else 0."""
     words = squad_words(prediction)
     return float(any(words == squad_words(reference) for reference in some(references)))
 
 
 def token_f1(prediction: str, references: Sequence[str]) -> float:
-    """Return SQuAD's F1 over the words that prediction and reference share, the best over all references.
+    """Compute SQuAD's F1 over the words that prediction and reference share, the best over all references.
 
-    Where either has no words left after normalization, they must both have none (SQuAD 2.0).
+    If either has no words left after normalization, both must have none (SQuAD 2.0).
     """
     words = squad_words(prediction)
     return max(multiset_f1(Counter(words), Counter(squad_words(reference))) for reference in some(references))
 
 
 def final_number(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 if the last number of the prediction is that of a reference, else 0.
+    """Score 1 if the last number of the prediction is the last number of a reference, else 0.
 
-    The rule by which answers to grade-school mathematics are usually read (Cobbe et al. 2021,
-    https://arxiv.org/abs/2110.14168), whose references end in `#### 72`. Commas between digits do not matter, nor do
-    zeros behind the decimal point. A reference without a number is never met.
+    This is the usual rule for grade-school mathematics (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168), whose
+    references end in `#### 72`. Commas between digits and zeros after the decimal point do not matter. A reference
+    without a number never matches.
     """
-    found = _last_number(prediction)
-    return float(found is not None and any(found == _last_number(reference) for reference in some(references)))
+    number = _last_number(prediction)
+    return float(number is not None and any(number == _last_number(reference) for reference in some(references)))
 
 
 def refusing(function: MetricFunction, refusal: str) -> MetricFunction:
-    """Return the metric with `refusal` as the one right answer where it is expected, and a wrong one elsewhere.
+    """Make a metric for which `refusal` is right only where it is expected, and is then the only right answer.
 
-    Words shared with a refusal are no partly right answer: scores are then 0 or 1, as for SQuAD 2.0's questions
-    without an answer. Case, punctuation and articles do not matter.
+    Sharing words with a refusal earns nothing: the score is then 0 or 1, as for SQuAD 2.0's questions without an
+    answer. Case, punctuation and articles do not matter.
     """
     words = squad_words(refusal)
 
@@ -67,26 +70,25 @@ def squad_words(text: str) -> list[str]:
 
 
 def _last_number(text: str) -> float | None:
-    found = _NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
 
 
-# --------------------
-# Summaries: ROUGE (Lin 2004) with Porter stemming, against the best of several references.
+# ---- summaries: ROUGE (Lin 2004) with Porter stemming, the best over all references
 
 
 def rouge1(prediction: str, references: Sequence[str]) -> float:
-    """Return ROUGE-1 F: shared words, the best over all references."""
+    """Compute ROUGE-1 F: shared words."""
     return _rouge("rouge1", prediction, references)
 
 
 def rouge2(prediction: str, references: Sequence[str]) -> float:
-    """Return ROUGE-2 F: shared word pairs, the best over all references."""
+    """Compute ROUGE-2 F: shared word pairs."""
     return _rouge("rouge2", prediction, references)
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """Return ROUGE-L F: longest common subsequence of words, the best over all references."""
+    """Compute ROUGE-L F: longest common subsequence of words."""
     return _rouge("rougeL", prediction, references)
 
 
@@ -97,49 +99,48 @@ def _rouge(kind: str, prediction: str, references: Sequence[str]) -> float:
 
 @functools.cache
 def _rouge_scorer(kind: str) -> Any:
-    # The package brings NLTK and takes seconds to import, hence only here and only once.
+    # The package imports NLTK, which takes seconds: import it only here.
     with needed_by(f"the metric {kind}"):
         from rouge_score.rouge_scorer import RougeScorer
     return RougeScorer([kind], use_stemmer=True)
 
 
-# --------------------
-# Translations: chrF and BLEU as sacrebleu computes them, with all references at once.
+# ---- translations: chrF and BLEU as sacrebleu computes them, with all references at once
 
 
 def chrf(prediction: str, references: Sequence[str]) -> float:
-    """Return chrF2 of one text: F2 over character 6-grams (Popović 2015), over 100."""
+    """Compute chrF2 of one text: F2 over character 6-grams (Popović 2015), from 0 to 1."""
     return _sentence("chrf", prediction, references)
 
 
 def bleu(prediction: str, references: Sequence[str]) -> float:
-    """Return the BLEU of one text with effective order and exponential smoothing (Papineni et al. 2002), over 100.
+    """Compute BLEU of one text with effective order and exponential smoothing (Papineni et al. 2002), from 0 to 1.
 
-    BLEU is made for whole sets: the mean over rows is fit to compare two systems on the same rows, and is not the
-    figure that papers print. `corpus_bleu` gives that.
+    BLEU is defined for whole sets. Its mean over rows can compare two systems on the same rows, but papers print
+    `corpus_bleu`.
     """
     return _sentence("bleu", prediction, references)
 
 
 def corpus_bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return BLEU over the whole set, over 100; rows may have different numbers of references."""
+    """Compute BLEU of the whole set, from 0 to 1; rows may have different numbers of references."""
     return _corpus("bleu", predictions, references)
 
 
 def corpus_chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Return chrF2 over the whole set, over 100; rows may have different numbers of references."""
+    """Compute chrF2 of the whole set, from 0 to 1; rows may have different numbers of references."""
     return _corpus("chrf", predictions, references)
 
 
 def _sentence(kind: Literal["bleu", "chrf"], prediction: str, references: Sequence[str]) -> float:
     score = float(_translation_scorer(kind, one=True).sentence_score(prediction, list(some(references))).score)
-    return min(1.0, score / 100)  # rounding takes a perfect text a hair above 100
+    return min(1.0, score / 100)  # rounding lifts a perfect text slightly above 100
 
 
 def _corpus(kind: Literal["bleu", "chrf"], predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    most = max(len(some(row)) for row in references)
-    # sacrebleu wants one list per reference stream; None stands where a row has fewer than the others.
-    streams = [[row[k] if k < len(row) else None for row in references] for k in range(most)]
+    longest = max(len(some(row)) for row in references)
+    # sacrebleu expects one list per reference stream, with None where a row has fewer references.
+    streams = [[row[k] if k < len(row) else None for row in references] for k in range(longest)]
     return min(1.0, float(_translation_scorer(kind, one=False).corpus_score(list(predictions), streams).score) / 100)
 
 
@@ -150,16 +151,14 @@ def _translation_scorer(kind: Literal["bleu", "chrf"], *, one: bool) -> Any:
     return CHRF() if kind == "chrf" else BLEU(effective_order=one)
 
 
-# --------------------
-# Completions and rewritten texts: how little has to be edited, and whether the right words were edited.
-
+# ---- completions and rewritten texts: the size of the edit, and whether the right words were edited
 
 _ORDERS = (1, 2, 3, 4)
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def edit_similarity(prediction: str, references: Sequence[str]) -> float:
-    """Return 1 - Levenshtein distance / length of the longer text, in characters; the best over all references."""
+    """Compute 1 - Levenshtein distance / length of the longer text, in characters; the best over all references."""
     return max(_similarity(prediction.strip(), reference.strip()) for reference in some(references))
 
 
@@ -169,7 +168,7 @@ def _similarity(a: str, b: str) -> float:
 
 
 def _distance(a: str, b: str) -> int:
-    """Return how many characters have to be inserted, deleted or replaced."""
+    """Count the characters to insert, delete or replace (Levenshtein distance)."""
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, start=1):
         diagonal, row[0] = row[0], i
@@ -179,12 +178,10 @@ def _distance(a: str, b: str) -> int:
 
 
 def sari(source: str, prediction: str, references: Sequence[str]) -> float:
-    """Return SARI: the mean of how well words were kept, deleted and added, over 1- to 4-grams of lower-case words.
+    """Compute SARI: the mean of how well words were kept, deleted and added, over 1- to 4-grams of lower-case words.
 
-    Punctuation marks are words of their own.
-
-    Xu et al., Optimizing statistical machine translation for text simplification, TACL 2016, with the later correction
-    of the recall of kept words, and 1 for parts in which there is nothing to do.
+    Punctuation marks count as words. Xu et al., Optimizing statistical machine translation for text simplification,
+    TACL 2016, with the later correction of the recall of kept words, and 1 for parts in which there is nothing to do.
     """
     parts = [_sari_parts(_ngrams(source, n), _ngrams(prediction, n), [_ngrams(r, n) for r in some(references)])
              for n in _ORDERS]  # fmt: skip
@@ -194,7 +191,7 @@ def sari(source: str, prediction: str, references: Sequence[str]) -> float:
 def _sari_parts(
     source: Counter[str], answer: Counter[str], references: Sequence[Counter[str]]
 ) -> tuple[float, float, float]:
-    """Return F1 of kept, precision of deleted and F1 of added n-grams; counts are weighted by the references."""
+    """Compute F1 of kept, precision of deleted and F1 of added n-grams; the references weight the counts."""
     wanted = Counter[str]()
     for reference in references:
         wanted.update(reference)
@@ -226,20 +223,16 @@ def _ngrams(text: str, n: int) -> Counter[str]:
 
 
 def sari_metric(settings: Mapping[str, Any]) -> Metric:
-    """Return SARI as a metric of rows; `source` names the column that was rewritten."""
-    return Metric(
-        "sari", None, "words kept, deleted and added as in the references", ("text",), rows=_rows(settings["source"])
-    )
+    """Make the metric from `SariSettings`; `source` names the column that was rewritten."""
+    column = settings["source"]
 
-
-def _rows(column: str) -> RowsFunction:
-    def scores(cases: Sequence[Case]) -> list[Score]:
+    def scores(cases: Sequence[Case]) -> list[RowScore]:
         for case in cases:
             if column not in case.row:
                 raise ConfigError(
                     "missing-column", f"the metric sari reads the column {column!r}, which the row lacks",
                     hint=f"`metric.source` must be one of the task's inputs: {', '.join(case.row)}",
                 )  # fmt: skip
-        return [Score(sari(str(case.row[column]), case.prediction, case.references)) for case in cases]
+        return [RowScore(sari(str(case.row[column]), case.prediction, case.references)) for case in cases]
 
-    return scores
+    return Metric("sari", None, "words kept, deleted and added as in the references", ("text",), rows=scores)
