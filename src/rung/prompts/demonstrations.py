@@ -1,8 +1,8 @@
-"""The Demonstrations part of an artifact: which solved rows are shown before the question.
+"""The Demonstrations part of an artifact: which solved rows the prompt shows before the question.
 
 Sources: nearest neighbours as demonstrations: Liu et al. 2022, "What makes good in-context examples for GPT-3?"
 (https://arxiv.org/abs/2101.06804); maximal marginal relevance: Carbonell and Goldstein 1998
-(https://doi.org/10.1145/290941.291025). The most similar row stands last, next to the question.
+(https://doi.org/10.1145/290941.291025). The most similar row is last, next to the question.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from rung.data.rows import Example, Span
 from rung.engines.base import Floats
 
 Selection = Literal["fixed", "random", "balanced", "knn", "mmr"]
-SELECTIONS: tuple[str, ...] = get_args(Selection)
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,19 @@ class Demonstrations:
     """A pool of solved rows and the rule that picks from it.
 
     Attributes:
-        selection: `fixed`: the same k rows for every question, chosen once by seed; `random`: k rows drawn anew for
-            each question, seeded by its id; `balanced`: the same rows for all, labels as even as can be; `knn`: the k
-            most similar; `mmr`: similar to the question but not to each other.
-        k: how many rows are shown, at most.
-        pool: the rows to pick from.
+        selection: `fixed`: the same k rows for every question, chosen by seed; `random`: other k rows for each
+            question, seeded by its id; `balanced`: the same rows for all, with labels as even as possible; `knn`: the
+            k most similar; `mmr`: similar to the question but not to each other.
+        k: most rows shown.
+        pool: the rows to choose from.
         embeddings: one unit vector per pool row, shape [pool, size]; only `knn` and `mmr` have them.
         encoder: reference of the model that made them.
-        token_budget: most tokens that the demonstrations may take; the least similar give way first.
+        token_budget: most tokens of the demonstrations; the least similar are dropped first.
         diversity: weight of dissimilarity in `mmr`, 0 to 1.
         seed: of the random choices.
         order: 0 shows the rows least to most similar; another number shuffles them, the same way for every question.
-        sets: how many disjoint sets of k rows are shown, one prompt each, whose label scores are averaged.
+        sets: how many disjoint sets of k rows are shown, one prompt each; their label scores are averaged.
+        member: the set that this one shows.
     """
 
     selection: Selection
@@ -51,7 +51,7 @@ class Demonstrations:
     seed: int = 0
     order: int = 0
     sets: int = 1
-    member: int = 0  # which of the sets this one shows
+    member: int = 0
 
     @property
     def needs_vectors(self) -> bool:
@@ -59,7 +59,7 @@ class Demonstrations:
         return self.selection in ("knn", "mmr")
 
     def choose(self, question_id: str, vector: Floats | None, cost: Callable[[Example], int]) -> tuple[Example, ...]:
-        """Pick the rows to show for one question, in the order in which they are shown; never the question itself."""
+        """Choose the rows to show for one question, in the order shown; never the question itself."""
         chosen = [self.pool[i] for i in self._ranked(question_id, vector) if self.pool[i].id != question_id]
         kept, spent = [], 0
         for example in chosen[self.member : self.k * self.sets : self.sets]:
@@ -72,11 +72,11 @@ class Demonstrations:
         return tuple(reversed(kept))
 
     def members(self) -> tuple[Demonstrations, ...]:
-        """Return the sets one by one, as demonstrations of their own: rows are dealt to them in turn, best first."""
+        """Split into the sets, one by one; they get rows in turn, best first."""
         return tuple(replace(self, member=i) for i in range(self.sets))
 
     def _ranked(self, question_id: str, vector: Floats | None) -> Sequence[int]:
-        """Return pool positions, best first, one more than k so that the question itself can be left out."""
+        """Rank pool positions, best first, one more than k in case the question itself is among them."""
         want = min(self.k * self.sets + 1, len(self.pool))
         if self.selection == "random":
             return random.Random(f"{self.seed}/{question_id}").sample(range(len(self.pool)), want)
@@ -93,7 +93,7 @@ class Demonstrations:
 
 
 def balanced(pool: Sequence[Example], k: int, seed: int) -> list[int]:
-    """Return k pool positions that go round the labels, in an order shuffled by seed."""
+    """Choose k pool positions label by label in turn, in an order shuffled by seed."""
     rng = random.Random(seed)
     by_label: dict[str, list[int]] = defaultdict(list)
     for i in rng.sample(range(len(pool)), len(pool)):
@@ -111,12 +111,11 @@ def _marginal(similarity: Floats, embeddings: Floats, k: int, diversity: float) 
         near = (embeddings[candidates] @ embeddings[chosen].T).max(1) if chosen else np.zeros(len(candidates))
         value = (1 - diversity) * similarity[candidates] - diversity * near
         chosen.append(candidates.pop(int(np.argmax(value))))
-    # The first picks are the most similar; `choose` shows them last.
     return chosen
 
 
 def pool_as_json(pool: Sequence[Example]) -> list[dict[str, Any]]:
-    """Return the pool as plain values for `demonstrations.json`."""
+    """Convert the pool to JSON values for `demonstrations.json`."""
     return [
         {"id": e.id, "inputs": dict(e.inputs), "outputs": list(e.outputs), "source": e.source}
         | ({} if e.spans is None else {"spans": [asdict(span) for span in e.spans]})
@@ -128,11 +127,11 @@ def pool_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Example, ...]:
     """Rebuild the pool from `pool_as_json`."""
     return tuple(
         Example(
-            r["id"], r["inputs"], tuple(r["outputs"]), r["source"], spans=_spans(r["spans"]) if "spans" in r else None
+            r["id"],
+            r["inputs"],
+            tuple(r["outputs"]),
+            r["source"],
+            spans=tuple(Span(**span) for span in r["spans"]) if "spans" in r else None,
         )
         for r in rows
     )
-
-
-def _spans(values: Sequence[Mapping[str, Any]]) -> tuple[Span, ...]:
-    return tuple(Span(**value) for value in values)

@@ -1,20 +1,18 @@
-"""The answer out of a text that reasons first: by a fixed marker, and by what an answer looks like.
+"""Extract the answer from a text that reasons first: by a fixed marker, and by the form of an answer.
 
 Chain-of-thought (Wei et al. 2022, https://arxiv.org/abs/2201.11903; without examples: Kojima et al. 2022,
-https://arxiv.org/abs/2205.11916) makes the model write its steps before the answer. `REQUEST` asks for a marker in
-front of the answer; what stands behind the last one counts. Where the model leaves the marker out, a number is still
-taken from the end of the text (the last one, as is usual on GSM8K) and a label is the one named last. Text without a
-marker has no answer.
+https://arxiv.org/abs/2205.11916) makes the model write its steps before the answer. `REQUEST` asks for a marker
+before the answer; the text after the last marker counts. Without a marker, the answer is the last number in the text
+(as is usual on GSM8K) or the label named last; free text without a marker has no answer.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 Extract = Literal["label", "number", "text"]
-EXTRACTS: tuple[str, ...] = get_args(Extract)
 MARKER = "Answer:"
 REQUEST = f'Think step by step. Then write the answer alone on the last line, after "{MARKER}".'
 
@@ -23,13 +21,13 @@ _NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
 
 
 def extracted(text: str, how: Extract, labels: Sequence[str] = ()) -> str:
-    """Return the answer in `text`, or an empty text where there is none.
+    """Extract the answer in `text`; empty if there is none.
 
     Args:
-        text: what the model wrote.
-        how: `label`: one of `labels`, whatever its case; `number`: digits alone, without separators of thousands;
+        text: the model's text.
+        how: `label`: one of `labels` in upper or lower case; `number`: digits without separators of thousands;
             `text`: the rest of the marked line.
-        labels: the texts that stand for the labels.
+        labels: the labels as text.
     """
     marked = _MARKED.findall(text)
     last = marked[-1].strip(" \t*\"'`") if marked else ""
@@ -41,12 +39,12 @@ def extracted(text: str, how: Extract, labels: Sequence[str] = ()) -> str:
 
 
 def _number(text: str, which: int) -> str:
-    found = _NUMBER.findall(text)
-    return found[which].replace(",", "").replace("−", "-") if found else ""
+    numbers = _NUMBER.findall(text)
+    return numbers[which].replace(",", "").replace("−", "-") if numbers else ""
 
 
 def _label(text: str, labels: Sequence[str]) -> str:
-    """Return the label named last in `text` as a whole word; of several that end there, the longest."""
+    """Find the label named last in `text` as a whole word; of several that end there, the longest."""
     best, key = "", (-1, 0)
     for label in labels:
         for match in re.finditer(rf"(?<!\w){re.escape(label)}(?!\w)", text, re.IGNORECASE):
@@ -56,12 +54,12 @@ def _label(text: str, labels: Sequence[str]) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Return whether an expected answer is a number alone."""
+    """Whether an expected answer is a number alone."""
     return _NUMBER.fullmatch(text.strip()) is not None
 
 
 def majority(answers: Sequence[str]) -> tuple[str, float]:
-    """Return the commonest answer and its share of all; of equals the one given first. Empty answers never win.
+    """Find the most common answer and its share of all; of equals the first. Empty answers never win.
 
     Self-consistency: Wang et al. 2023, https://arxiv.org/abs/2203.11171.
     """

@@ -1,13 +1,13 @@
-"""What happens to a prompt that is longer than the model can read: an explicit policy, and never a silent cut.
+"""Fit a prompt that is too long to the model's context by an explicit policy; nothing is cut silently.
 
     error                  the engine refuses the row (`context-overflow`)
-    drop_demonstrations    demonstrations give way, the first shown (the least similar) first, until prompt and answer
-                           fit; a row that does not fit without any is refused
-    shorten_passages       retrieved passages give way: first those of demonstrations, then the row's own, the least
+    drop_demonstrations    demonstrations are dropped, the first shown (the least similar) first, until prompt and
+                           answer fit; a row that does not fit without any is refused
+    shorten_passages       retrieved passages are dropped: first those of demonstrations, then the row's own, the least
                            relevant first; the last one is cut at a word; a row that does not fit then is refused
 
-The policy is the task's and is frozen in the artifact, so that training, measuring and serving cut alike. What was
-dropped or shortened is counted with every answer.
+The task sets the policy and the artifact keeps it, so training, measuring and serving cut alike. Every answer counts
+what was dropped or shortened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rung.retrieval.passage import Passage
 
 if TYPE_CHECKING:
     from rung.models.messages import Messages
-    from rung.prompts.prompt import Prompt, Turn
+    from rung.prompts.prompt import Prompt, SolvedRow
 
 Overflow = Literal["error", "drop_demonstrations", "shorten_passages"]
 POLICIES: tuple[str, ...] = get_args(Overflow)
@@ -29,15 +29,15 @@ POLICIES: tuple[str, ...] = get_args(Overflow)
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The messages of one row, and what was left out so that it fits.
+    """The messages of one row, and what was left out to make them fit.
 
     Attributes:
-        messages: what is sent.
+        messages: the prompt.
         dropped_demonstrations: demonstrations left out.
         dropped_passages: passages left out, those of demonstrations included.
         shortened_passages: passages cut.
         passages: the passages shown, [1] first.
-        refused: nothing relevant was found: the row is answered by a refusal, and nothing is sent.
+        refused: nothing relevant was found, so the answer is a refusal without a call of the model.
     """
 
     messages: Messages
@@ -52,7 +52,7 @@ def fitted(
     policy: Overflow,
     prompt: Prompt,
     inputs: Mapping[str, Any],
-    demonstrations: Sequence[Turn],
+    demonstrations: Sequence[SolvedRow],
     count: Callable[[Messages], int],
     limit: int,
     grounding: Grounding | None = None,
@@ -60,12 +60,12 @@ def fitted(
     """Render one row under a policy.
 
     Args:
-        policy: what may give way.
+        policy: what may be dropped.
         prompt: the renderer.
         inputs: the row.
-        demonstrations: solved rows in the order in which they are shown.
-        count: returns the number of tokens of messages.
-        limit: most tokens that the prompt may have: the model's context less the room for the answer.
+        demonstrations: solved rows in the order shown.
+        count: counts the tokens of messages.
+        limit: most tokens of the prompt: the model's context minus the answer.
         grounding: retrieved passages, where there are any.
     """
     messages = prompt.messages(inputs, demonstrations, grounding)
@@ -76,7 +76,7 @@ def fitted(
         dropped = 0
         while dropped < len(demonstrations) and count(messages) > limit:
             dropped += 1
-            fewer = grounding.behind(dropped) if grounding else None
+            fewer = grounding.without_first(dropped) if grounding else None
             messages = prompt.messages(inputs, demonstrations[dropped:], fewer)
         return Rendered(messages, dropped, passages=shown)
     if grounding is None or count(messages) <= limit:
@@ -114,7 +114,7 @@ def _with_less(
 
 
 def _shortened(grounding: Grounding, fits: Callable[[Grounding], bool]) -> Grounding:
-    """Cut the one passage left at the last word with which the prompt fits; at least its first word stays."""
+    """Cut the one passage left after the last word with which the prompt fits; its first word always remains."""
     (passage,) = grounding.passages
     ends = [i for i, letter in enumerate(passage.text) if letter.isspace() and i] or [len(passage.text)]
 
@@ -122,7 +122,7 @@ def _shortened(grounding: Grounding, fits: Callable[[Grounding], bool]) -> Groun
         text = passage.text[: ends[words - 1]]
         return replace(grounding, passages=(replace(passage, text=text, end=passage.start + len(text)),))
 
-    low, high = 1, len(ends)  # words kept: `low` is taken as it is, where even that does not fit
+    low, high = 1, len(ends)  # words kept; one word remains even if it does not fit
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(cut(middle)) else (low, middle - 1)

@@ -1,4 +1,4 @@
-"""The Prompt part of an artifact: everything that turns a row and its demonstrations into chat messages."""
+"""The Prompt part of an artifact: it turns a row, its demonstrations and its passages into chat messages."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from rung.errors import ConfigError
 from rung.models.messages import Message, Messages
 from rung.retrieval.passage import Passage
 
-# --------------------
-# `{column}` substitution and nothing else: no expressions, no attribute access, user text is never rendered.
+# ---- templates: `{column}` substitution only, without expressions; user text is never a template
 
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 def placeholders(template: str) -> tuple[str, ...]:
-    """Return the column names that `template` asks for, in order of first use.
+    """List the columns that `template` asks for, in order of first use.
 
     Raises:
         ConfigError: a brace is not closed (write `{{` and `}}` for literal braces).
@@ -40,7 +39,7 @@ def placeholders(template: str) -> tuple[str, ...]:
 
 
 def substitute(template: str, values: Mapping[str, Any]) -> str:
-    """Replace every `{column}` by its value; `{{` and `}}` stand for braces. Values are inserted as they are."""
+    """Replace every `{column}` by its value as it is, and `{{` and `}}` by braces."""
 
     def value(match: re.Match[str]) -> str:
         if match.group(1) is None:
@@ -51,24 +50,23 @@ def substitute(template: str, values: Mapping[str, Any]) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return the text that stands for a value in a prompt: a string as it is, anything else as JSON."""
+    """Write a value into a prompt: a string as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def default_template(columns: Iterable[str]) -> str:
-    """Return the template for input columns: the bare text of one, `Name: value` lines for several."""
+    """Make the template for input columns: the bare text of one, `Name: value` lines for several."""
     names = list(columns)
     if len(names) == 1:
         return "{" + names[0] + "}"
     return "\n".join(f"{name.replace('_', ' ').capitalize()}: {{{name}}}" for name in names)
 
 
-# --------------------
-# What a prompt shows of the user's documents, and how it is kept apart from what the prompt asks for.
+# ---- passages of the user's documents
 #
-# Every passage stands between tags of its own, with its number and title. Text that would open or close such a tag
-# loses its angle bracket, so a passage cannot end its own wrapper, forge another passage, or reach the question. That
-# is a fence, not a proof: a model may still obey what it reads. The instruction says that passages are data.
+# Numbered tags enclose every passage with its title. Text that would open or close such a tag loses its angle bracket,
+# so a passage cannot end its own tags, forge another passage, or reach the question. This is a fence, not a proof: a
+# model may still obey what it reads. The instruction says that passages are data.
 
 
 _TAG = re.compile(r"<(?=\s*/?\s*document)", re.IGNORECASE)
@@ -86,8 +84,8 @@ class Grounding:
     Attributes:
         instruction: what the system message says about them.
         passages: the row's own, in the order shown; the first is number 1.
-        relevance: of each of them, larger is more relevant; says which gives way first.
-        demonstrations: of each demonstration shown, its passages.
+        relevance: of each of them; the least relevant is dropped first.
+        demonstrations: the passages of each demonstration.
     """
 
     instruction: str
@@ -95,47 +93,46 @@ class Grounding:
     relevance: tuple[float, ...] = ()
     demonstrations: tuple[tuple[Passage, ...], ...] = ()
 
-    def behind(self, dropped: int) -> Grounding:
-        """Return it without the first `dropped` demonstrations."""
-        return Grounding(self.instruction, self.passages, self.relevance, self.demonstrations[dropped:])
+    def without_first(self, dropped: int) -> Grounding:
+        """Leave out the passages of the first `dropped` demonstrations."""
+        return replace(self, demonstrations=self.demonstrations[dropped:])
 
 
 def instruction(*, cite: bool) -> str:
-    """Return what the system message says about documents; with `cite`, that they are to be named."""
+    """Say in the system message that passages are data; with `cite`, ask for citations."""
     return f"{_INSTRUCTION} {_CITE}" if cite else _INSTRUCTION
 
 
 def block(passages: Sequence[Passage]) -> str:
-    """Return passages as text, numbered from 1, each between tags that nothing inside can close."""
+    """Write passages as text, numbered from 1, each between tags that nothing inside can close."""
     return "\n".join(
-        f"<document {number}>\n{_inert(passage.title)}\n{_inert(passage.text)}\n</document {number}>"
+        f"<document {number}>\n{_TAG.sub('‹', passage.title)}\n{_TAG.sub('‹', passage.text)}\n</document {number}>"
         for number, passage in enumerate(passages, start=1)
     )
 
 
-def _inert(text: str) -> str:
-    """Return text in which nothing reads as a document's tag: `‹document` instead of `<document`."""
-    return _TAG.sub("‹", text)
+# ---- messages
 
 
-Turn = tuple[Mapping[str, Any], str]  # a demonstration: its inputs and its output
+SolvedRow = tuple[Mapping[str, Any], str]  # a demonstration: its inputs and its output
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """How a row is asked.
+    """The text around a row.
 
-    The system message holds `system`, the instruction and, when there are few of them, the labels; so it is the same
-    for all rows and its computation is shared. Demonstrations follow as turns of user and assistant, then the row.
+    The system message holds `system`, the instruction and, if there are few, the labels: it is the same for all rows,
+    so engines compute it once. Demonstrations follow as turns of user and assistant, then the row.
 
     Attributes:
         instruction: what to do.
         system: a persona or rules, before the instruction; empty for none.
         template: the user turn, `{column}` substitution only.
-        labels: label texts to list in the prompt, with `descriptions` beside them where given.
+        labels: label texts to list in the prompt, with their `descriptions`.
         several: any number of the labels may be right; the answer is a JSON list of them.
-        chat_column: the column that holds a conversation, for chat tasks; then `template` is not used.
-        protocol: how to call tools, at the end of the system message; empty where the chat template says it, or none.
+        chat_column: the column that holds the conversation of a chat task, which needs no template.
+        protocol: how to call tools, at the end of the system message; empty without tools, or if the chat template
+            explains them.
     """
 
     instruction: str
@@ -148,32 +145,32 @@ class Prompt:
     protocol: str = ""
 
     def messages(
-        self, inputs: Mapping[str, Any], demonstrations: Sequence[Turn] = (), grounding: Grounding | None = None
+        self, inputs: Mapping[str, Any], demonstrations: Sequence[SolvedRow] = (), grounding: Grounding | None = None
     ) -> Messages:
-        """Return the chat messages for one row. The one place where a row becomes a prompt.
+        """Render one row as chat messages; no other code turns a row into a prompt.
 
-        Passages stand before the last turn's text of the row, and of each demonstration that has any.
+        Passages come before the text of the last turn, of the row and of every demonstration that has any.
         """
         turns: list[Message] = []
-        told = grounding.instruction if grounding else ""
-        if head := "\n\n".join(part for part in (self.head(), told) if part):
+        grounding = grounding or Grounding("")
+        if head := "\n\n".join(filter(None, (self.head(), grounding.instruction))):
             turns.append({"role": "system", "content": head})
-        of_shown = grounding.demonstrations if grounding else ()
         for i, (shown, output) in enumerate(demonstrations):
-            turns.extend(_behind(of_shown[i] if of_shown else (), self._question(shown)))
+            passages = grounding.demonstrations[i] if grounding.demonstrations else ()
+            turns.extend(_with_passages(passages, self._question(shown)))
             turns.append({"role": "assistant", "content": output})
-        turns.extend(_behind(grounding.passages if grounding else (), self._question(inputs)))
+        turns.extend(_with_passages(grounding.passages, self._question(inputs)))
         return tuple(turns)
 
     def head(self) -> str:
-        """Return the text of the system message."""
+        """Write the system message."""
         parts = [part for part in (self.system.strip(), self.instruction.strip()) if part]
         if self.labels:
             described = dict(self.descriptions)
             ask = "Answer with a JSON list of all that apply of" if self.several else "Answer with one of"
             if described:
                 lines = [
-                    f"- {label}: {described[label]}" if label in described else f"- {label}" for label in self.labels
+                    f"- {label}" + (f": {described[label]}" if label in described else "") for label in self.labels
                 ]
                 parts.append(f"{ask}:\n" + "\n".join(lines))
             else:
@@ -183,7 +180,7 @@ class Prompt:
         return "\n\n".join(parts)
 
     def question(self, inputs: Mapping[str, Any]) -> str:
-        """Return the text of the row alone: what is embedded to find similar rows."""
+        """Write the row alone: the text that is embedded to find similar rows."""
         return "\n".join(turn["content"] for turn in self._question(inputs))
 
     def _question(self, inputs: Mapping[str, Any]) -> list[Message]:
@@ -192,7 +189,7 @@ class Prompt:
         return [{"role": "user", "content": substitute(self.template, inputs)}]
 
     def query(self, inputs: Mapping[str, Any]) -> str:
-        """Return what is looked up in the documents: the row's text; of a conversation, its last two questions."""
+        """Write what to look up in the documents: the row's text; of a conversation, its last two questions."""
         if self.chat_column is None:
             return self.question(inputs)
         asked = [turn["content"] for turn in inputs[self.chat_column] if turn["role"] == "user"]
@@ -204,22 +201,17 @@ class Prompt:
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Convert to JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Rebuild from `as_dict`, read back from JSON."""
-        return cls(
-            **{
-                **values,
-                "labels": tuple(values["labels"]),
-                "descriptions": tuple((label, text) for label, text in values["descriptions"]),
-            }
-        )
+        labels, descriptions = tuple(values["labels"]), tuple((label, text) for label, text in values["descriptions"])
+        return cls(**{**values, "labels": labels, "descriptions": descriptions})
 
 
-def _behind(passages: Sequence[Passage], turns: list[Message]) -> list[Message]:
+def _with_passages(passages: Sequence[Passage], turns: list[Message]) -> list[Message]:
     """Put passages before the text of the last turn."""
     if not passages:
         return turns
@@ -227,15 +219,14 @@ def _behind(passages: Sequence[Passage], turns: list[Message]) -> list[Message]:
     return [*turns[:-1], {"role": last["role"], "content": f"{block(passages)}\n\n{last['content']}"}]
 
 
-# --------------------
-# Labels as the text that a model reads and writes.
+# ---- labels
 
 
 def verbalize(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return a readable text per label: `card_arrival` becomes `card arrival`.
+    """Make labels readable: `card_arrival` becomes `card arrival`.
 
-    Words cost fewer tokens than identifiers and lie closer to what the model was trained on. Labels stay as they are
-    where two would become the same text.
+    Words cost fewer tokens than identifiers and are closer to the text that the model was trained on. If two labels
+    would become the same text, all stay as they are.
     """
     words = tuple(" ".join(label.replace("_", " ").split()) for label in labels)
     return words if len(set(words)) == len(words) and all(words) else tuple(labels)
@@ -244,10 +235,10 @@ def verbalize(labels: Sequence[str]) -> tuple[str, ...]:
 def continuations(
     texts: Sequence[str], encode: Callable[[str], tuple[int, ...]], end: int | None
 ) -> tuple[tuple[int, ...], ...]:
-    """Return token ids per label text, ended by `end` only where it is needed.
+    """Encode label texts, with the token `end` after them only if it is needed.
 
-    A label that is the beginning of another (`transfer`, `transfer fee`) can only be told apart by where it ends; then
-    all are ended, so that all are scored alike. Otherwise the end is left away: it would cost a node a label.
+    If a label is the beginning of another (`transfer`, `transfer fee`), only its end distinguishes it; then all labels
+    get one, so that all are scored alike. Otherwise there is none: it would cost a node per label.
     """
     tokens = [encode(text) for text in texts]
     known = set(tokens)
