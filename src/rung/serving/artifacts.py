@@ -28,7 +28,7 @@ from rung.models.messages import Messages
 from rung.models.tokenizer import Tokenizer
 from rung.models.turns import accepts_system, fold_system
 from rung.prompts.overflow import Rendered
-from rung.serving.schemas import ChatRequest, CompletionRequest, Sampled
+from rung.serving.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from rung.serving.served import ServedArtifact, ServedModel, example, scheduled
 from rung.serving.tools import NO_SUPPORT, offered, turns
 
@@ -118,7 +118,7 @@ def completion_requests(
 
 def _artifact_request(
     served: ServedArtifact,
-    body: Sampled,
+    body: SamplingRequest,
     row: dict[str, Any],
     limit: int | None,
     held: Constraint | None,
@@ -158,7 +158,7 @@ def _artifact_request(
 
 
 def _requests(
-    prompt: ModelInput, body: Sampled, room: int, held: Constraint | None, *, logprobs: bool
+    prompt: ModelInput, body: SamplingRequest, room: int, held: Constraint | None, *, logprobs: bool
 ) -> list[GenerateRequest]:
     """Make one request per choice; a seed gives each choice its own."""
     sampling = Sampling(

@@ -11,6 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rung.engines.base import (
@@ -109,9 +110,10 @@ class _Listener:
 
 @dataclass(slots=True)
 class _Call:
-    """One call of the engine for a caller that waits for it; `rows` of the same `kind` run together."""
+    """One call of the engine for a caller that waits for it; calls of the same `kind` run together."""
 
     kind: tuple[Any, ...]
+    work: Callable[[list[Any]], Any]
     rows: Sequence[Any]
     future: Future[Any] = field(default_factory=Future)
 
@@ -169,11 +171,11 @@ class Scheduler:
 
     def score(self, requests: Sequence[ScoreRequest]) -> Future[list[Scored]]:
         """Score the continuations of every request, together with those of other callers."""
-        return self._call(("score",), requests)
+        return self._call(("score",), self.engine.score, requests)
 
     def embed(self, texts: Sequence[str]) -> Future[Floats]:
         """Embed texts, together with those of other callers."""
-        return self._call(("embed",), texts)
+        return self._call(("embed",), self.engine.embed, texts)
 
     def read(self, texts: Sequence[tuple[int, ...]], top: int, adapter: str | None) -> Future[list[TokenScores]]:
         """Score every token of texts.
@@ -186,7 +188,7 @@ class Scheduler:
                 "scoring-unsupported", f"{self.engine.info.model} does not say how likely a given text is",
                 hint="serve a model on this machine, through torch or openvino",
             )  # fmt: skip
-        return self._call(("read", top, adapter), texts)
+        return self._call(("read", top, adapter), partial(self.engine.read, top=top, adapter=adapter), texts)
 
     def close(self) -> None:
         """End the thread when all accepted work is done, and close the engine."""
@@ -197,8 +199,8 @@ class Scheduler:
         if isinstance(self.engine, Closes):
             self.engine.close()
 
-    def _call(self, kind: tuple[Any, ...], rows: Sequence[Any]) -> Future[Any]:
-        call = _Call(kind, rows)
+    def _call(self, kind: tuple[Any, ...], work: Callable[[list[Any]], Any], rows: Sequence[Any]) -> Future[Any]:
+        call = _Call(kind, work, rows)
         with self._changed:
             self._check_open()
             self._calls.append(call)
@@ -212,57 +214,51 @@ class Scheduler:
     # ---- in the engine's thread
 
     def _run(self) -> None:
-        while self._wait():
-            self._drop_cancelled()
-            self._begin_new()
-            self._answer_calls()
-            self._step()
+        while True:
+            with self._changed:
+                while not (self._new or self._calls or self._listeners or self._closing):
+                    self._changed.wait()
+                if not (self._new or self._calls or self._listeners):
+                    return
+                cancelled, self._cancelled = self._cancelled, set()
+                new, self._new = self._new, deque()
+                calls = self._next_calls()
+            for key in cancelled & set(self._listeners):
+                self._session.cancel(key)
+                del self._listeners[key]
+            for key, listener in new:
+                if key not in cancelled:
+                    self._begin(key, listener)
+            if calls:
+                self._answer(calls)
+            if self._listeners:
+                self._step()
 
-    def _wait(self) -> bool:
-        """Sleep until there is work; false when there will be none."""
-        with self._changed:
-            while not (self._new or self._calls or self._listeners or self._closing):
-                self._changed.wait()
-            return bool(self._new or self._calls or self._listeners)
+    def _begin(self, key: int, listener: _Listener) -> None:
+        self._listeners[key] = listener
+        try:
+            self._session.add(key, listener.request)
+        except Exception as error:  # of this request alone: the others go on
+            self._deliver([Delta(key, error=_as_rung_error(error))])
 
-    def _drop_cancelled(self) -> None:
-        with self._changed:
-            cancelled, self._cancelled = self._cancelled, set()
-            self._new = deque(pair for pair in self._new if pair[0] not in cancelled)
-        for key in cancelled & set(self._listeners):
-            self._session.cancel(key)
-            del self._listeners[key]
-
-    def _begin_new(self) -> None:
-        with self._changed:
-            new, self._new = self._new, deque()
-        for key, listener in new:
-            self._listeners[key] = listener
-            try:
-                self._session.add(key, listener.request)
-            except Exception as error:  # of this request alone: the others go on
-                self._deliver([Delta(key, error=_as_rung_error(error))])
-
-    def _answer_calls(self) -> None:
-        """Run one batch of calls: those of the kind that waits longest."""
-        with self._changed:
-            chosen: list[_Call] = []
-            rest: deque[_Call] = deque()
-            rows = 0
-            for call in self._calls:
-                fits = not chosen or (call.kind == chosen[0].kind and rows + len(call.rows) <= AT_ONCE)
-                if fits and call.future.set_running_or_notify_cancel():
-                    chosen.append(call)
-                    rows += len(call.rows)
-                elif not call.future.cancelled():
-                    rest.append(call)
-            self._calls = rest
-        if chosen:
-            self._answer(chosen)
+    def _next_calls(self) -> list[_Call]:
+        """Take the next batch of calls: those of the kind that waits longest."""
+        chosen: list[_Call] = []
+        rest: deque[_Call] = deque()
+        rows = 0
+        for call in self._calls:
+            fits = not chosen or (call.kind == chosen[0].kind and rows + len(call.rows) <= AT_ONCE)
+            if fits and call.future.set_running_or_notify_cancel():
+                chosen.append(call)
+                rows += len(call.rows)
+            elif not call.future.cancelled():
+                rest.append(call)
+        self._calls = rest
+        return chosen
 
     def _answer(self, calls: Sequence[_Call]) -> None:
         try:
-            results = self._compute(calls[0].kind, [row for call in calls for row in call.rows])
+            results = calls[0].work([row for call in calls for row in call.rows])
         except Exception as error:
             if len(calls) == 1:
                 calls[0].future.set_exception(_as_rung_error(error))
@@ -275,17 +271,7 @@ class Scheduler:
             call.future.set_result(results[first : first + len(call.rows)])
             first += len(call.rows)
 
-    def _compute(self, kind: tuple[Any, ...], rows: list[Any]) -> Any:
-        if kind[0] == "score":
-            return self.engine.score(rows)
-        if kind[0] == "embed":
-            return self.engine.embed(rows)
-        assert isinstance(self.engine, Reads)
-        return self.engine.read(rows, top=kind[1], adapter=kind[2])
-
     def _step(self) -> None:
-        if not self._listeners:
-            return
         try:
             deltas = self._session.step()
         except Exception as error:  # the session and all its completions are lost; later requests get a new one

@@ -17,35 +17,35 @@ Stop = StopText | Annotated[list[StopText], Field(max_length=16)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 
 
-class Strict(BaseModel):
-    """Refuses unknown keys."""
+class StrictModel(BaseModel):
+    """A model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class TextPart(Strict):
+class TextPart(StrictModel):
     """A piece of text in a message."""
 
     type: Literal["text"]
     text: str
 
 
-class FunctionCall(Strict):
-    """The function that a call names, and its arguments as JSON text."""
+class FunctionCall(StrictModel):
+    """A function's name, and its arguments as JSON text."""
 
     name: Name
     arguments: str
 
 
-class ToolCall(Strict):
-    """A call that the model made."""
+class ToolCall(StrictModel):
+    """A function call of the model."""
 
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
 
 
-class ChatMessage(Strict):
+class ChatMessage(StrictModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -56,72 +56,72 @@ class ChatMessage(Strict):
 
     @property
     def text(self) -> str:
-        """The text of the turn."""
+        """The content as one text."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
 
 
-class Function(Strict):
+class FunctionSpec(StrictModel):
     """A function that the model may call."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(None, description="Arguments of a call that is forced always keep to the schema.")
+    strict: bool | None = Field(None, description="Arguments of a forced call always match the schema.")
 
 
-class Tool(Strict):
-    """A tool: a function, there are no others."""
+class ToolSpec(StrictModel):
+    """A tool; only functions are supported."""
 
     type: Literal["function"]
-    function: Function
+    function: FunctionSpec
 
 
-class ChosenFunction(Strict):
+class ChosenFunction(StrictModel):
     """A function by name."""
 
     name: Name
 
 
-class ToolChoice(Strict):
-    """The one tool that has to be called."""
+class ToolChoice(StrictModel):
+    """The tool that must be called."""
 
     type: Literal["function"]
     function: ChosenFunction
 
 
-class JsonSchema(Strict):
-    """A JSON Schema that the answer keeps to."""
+class AnswerSchema(StrictModel):
+    """A JSON Schema for the answer."""
 
     name: Name
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = Field(None, description="Answers always keep to the schema.")
+    strict: bool | None = Field(None, description="Answers always match the schema.")
 
 
-class ResponseFormat(Strict):
-    """What the answer has to be."""
+class ResponseFormat(StrictModel):
+    """The format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    json_schema: AnswerSchema | None = None
 
     @model_validator(mode="after")
     def _has_its_schema(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("`json_schema` belongs to the type json_schema, and has to be there")
+            raise ValueError("the type json_schema needs `json_schema`, and other types do not take it")
         return self
 
 
-class StreamOptions(Strict):
-    """What a stream holds beside the answer."""
+class StreamOptions(StrictModel):
+    """What a stream has in addition to the answer."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class Sampled(Strict):
-    """Options of every completion. Without `temperature`, the likeliest token is taken, as in measuring."""
+class SamplingRequest(StrictModel):
+    """Options of every completion. Without `temperature` decoding is greedy, as in evaluation."""
 
     model: Name
     n: Choices = 1
@@ -134,35 +134,35 @@ class Sampled(Strict):
     frequency_penalty: Zero | None = Field(None, description="Not served: 0.")
     presence_penalty: Zero | None = Field(None, description="Not served: 0.")
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = Field(None, description="Not served.")
-    user: str | None = Field(None, description="Accepted from clients, and not kept.")
+    user: str | None = Field(None, description="Accepted and ignored: Rung does not store it.")
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The texts that end a completion."""
+        """The stop texts as a tuple."""
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @model_validator(mode="after")
-    def _streams(self) -> Sampled:
+    def _streams(self) -> SamplingRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("`stream_options` belongs to `stream: true`")
+            raise ValueError("`stream_options` needs `stream: true`")
         return self
 
 
-class ChatRequest(Sampled):
+class ChatRequest(SamplingRequest):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
     max_completion_tokens: Tokens | None = None
-    max_tokens: Tokens | None = Field(None, description="The older name of max_completion_tokens.")
+    max_tokens: Tokens | None = Field(None, description="The deprecated name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[list[ToolSpec], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
-    parallel_tool_calls: bool | None = Field(None, description="A forced call is one call.")
-    metadata: dict[str, str] | None = Field(None, description="Accepted from clients, and not kept.")
+    parallel_tool_calls: bool | None = Field(None, description="A forced call is always one call.")
+    metadata: dict[str, str] | None = Field(None, description="Accepted and ignored: Rung does not store it.")
     store: Literal[False] | None = None
 
     @model_validator(mode="after")
@@ -172,58 +172,58 @@ class ChatRequest(Sampled):
         if self.tool_choice not in (None, "none") and not self.tools:
             raise ValueError("`tool_choice` needs `tools`")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("give `max_completion_tokens` alone")
+            raise ValueError("`max_tokens` and `max_completion_tokens` exclude each other")
         if self.stream and self.top_logprobs:
-            raise ValueError("`top_logprobs` are computed when the answer is complete: leave `stream` or them out")
+            raise ValueError("`top_logprobs` are computed when the answer is complete, so they cannot be streamed")
         return self
 
     @property
     def limit(self) -> int | None:
-        """The most tokens that the answer may have."""
+        """The token limit of the answer."""
         return self.max_completion_tokens or self.max_tokens
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(SamplingRequest):
     """POST /v1/completions."""
 
     prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(None, description="Not served beyond 1.")
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(None, description="Only 1 is served.")
     suffix: Annotated[str, Field(max_length=0)] | None = Field(None, description="Not served.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("`max_tokens: 0` needs `echo: true`: there would be nothing to answer")
+            raise ValueError("`max_tokens: 0` needs `echo: true`")
         if self.stream and (self.echo or self.logprobs):
-            raise ValueError("`echo` and `logprobs` above 0 are computed at once: leave `stream` or them out")
+            raise ValueError(
+                "`echo` and `logprobs` above 0 are computed when the text is complete, so they cannot be streamed"
+            )
         return self
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """The prompts, always several."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if isinstance(self.prompt[0], int):
-            return [self.prompt]
+        """The prompts as a list."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[return-value]
         return self.prompt
 
 
-class EmbeddingRequest(Strict):
+class EmbeddingRequest(StrictModel):
     """POST /v1/embeddings."""
 
     model: Name
     input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
-    user: str | None = Field(None, description="Accepted from clients, and not kept.")
+    user: str | None = Field(None, description="Accepted and ignored: Rung does not store it.")
 
 
-class PredictRequest(Strict):
+class PredictRequest(StrictModel):
     """POST /v1/tasks/NAME/predict."""
 
     rows: Annotated[list[dict[str, Any]], Field(min_length=1)]
@@ -232,7 +232,7 @@ class PredictRequest(Strict):
     )
 
 
-class LoadRequest(Strict):
+class LoadRequest(StrictModel):
     """PUT /v1/artifacts/NAME."""
 
     folder: Name
