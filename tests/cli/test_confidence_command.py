@@ -44,7 +44,7 @@ def test_it_is_told_in_words(rung, saved, small_task_file):
 @pytest.mark.parametrize(
     ("option", "value", "code"),
     [
-        ("--method", "platt", "bad-option"),
+        ("--method", "platt", "unknown-name"),
         ("--abstain-below", "2", "bad-option"),
         ("--method", "isotonic", "too-few-rows"),
     ],

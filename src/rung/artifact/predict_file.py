@@ -228,3 +228,29 @@ def _whole_lines(target: IO[str]) -> int:
     target.truncate(end)
     target.seek(end)
     return count
+
+
+def rows_of(folder: Path, data: Path | None, least: int = 1) -> list[dict[str, Any]]:
+    """Rows to show prompts of: those of a file, or those that the climb answered with the artifact in `folder`.
+
+    Args:
+        folder: the artifact's folder.
+        data: the file, if any.
+        least: how many rows there must be.
+
+    Raises:
+        ConfigError: `too-few-rows`: there are none.
+        DataError: `too-few-rows`: there are fewer than `least`.
+    """
+    answered = folder.resolve().parent / "predictions.jsonl"
+    if data is not None:
+        rows = [record.values for record in read_rows(data)]
+    elif answered.is_file():
+        rows = [json.loads(line)["inputs"] for line in answered.read_text(encoding="utf-8").splitlines()]
+    else:
+        hint = "name a file with rows: --data rows.csv"
+        raise ConfigError("too-few-rows", "there are no rows to show a prompt of", hint=hint)
+    if len(rows) < least:
+        message = f"row {least} was asked for, and there are {len(rows)}"
+        raise DataError("too-few-rows", message, hint="give a lower --row")
+    return rows

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rung.advice import Advice
     from rung.advice.rules import AdviceStep, Source
+    from rung.artifact.artifact import Artifact
     from rung.artifact.decoder import Answer
     from rung.climbing.check import TaskCheck
     from rung.climbing.tune import Tuning
@@ -392,15 +393,47 @@ def dropped(prompt: Answer | Rendered) -> None:
         note(f"the prompt was longer than the model reads: {', '.join(parts)}")
 
 
-def artifact(values: Mapping[str, Any]) -> None:
+def artifact(loaded: Artifact) -> None:
     """Print what an artifact is made of, and what it was trained on."""
     from rung.evaluation.report.words import training_data_lines
 
-    facts({key: value for key, value in values.items() if key != "training_data"})
-    for name, report in values["training_data"].items():
+    values = artifact_facts(loaded)
+    training = values.pop("training_data")
+    facts(values)
+    for name, report in training.items():
         say(f"\n{name} was trained on:")
         for line in training_data_lines(report):
             say(f"  {line}")
+
+
+def artifact_facts(loaded: Artifact) -> dict[str, Any]:
+    """What an artifact is made of, as plain values."""
+    from rung.evaluation.report.words import TRAINING_DATA
+
+    shown, retriever, signature = loaded.demonstrations, loaded.retriever, loaded.signature
+    demonstrations = None if shown is None else f"{shown.selection}, {shown.k} of {len(shown.pool)}"
+    if shown is not None and shown.sets > 1:
+        demonstrations = f"{demonstrations}, {shown.sets} prompts"
+    found = None if retriever is None else f"{retriever.k} of {retriever.folder}, {retriever.order.replace('_', ' ')}"
+    return {
+        "name": loaded.name,
+        "task": signature.task,
+        "kind": signature.kind,
+        "inputs": list(signature.inputs),
+        "labels": len(signature.labels),
+        "model": loaded.model,
+        "path": list(loaded.path),
+        "instruction": loaded.prompt.head(),
+        "template": loaded.prompt.template,
+        "retriever": found,
+        "demonstrations": demonstrations,
+        "weights": loaded.weights.method,
+        "trainable": loaded.weights.trainable_parameters,
+        "decoder": loaded.decoder.kind,
+        "confidence": None if loaded.decoder.confidence is None else loaded.decoder.confidence.method,
+        "fingerprint": loaded.prompt.fingerprint,
+        "training_data": {name: each[TRAINING_DATA] for name, each in loaded.settings.items() if TRAINING_DATA in each},
+    }
 
 
 def confidence(values: Mapping[str, Any]) -> None:
