@@ -6,7 +6,7 @@ import pytest
 import rung
 from rung.errors import Explanation, explanations, parse
 
-RAISED = re.compile(r'(?:Error|\braise error)\(\s*"([a-z][a-z0-9-]+)"')
+RAISED = re.compile(r'[Ee]rror\(\s*"([a-z][a-z0-9-]+)"')
 
 
 def test_every_code_that_is_raised_is_explained_and_none_else():
