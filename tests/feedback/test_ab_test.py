@@ -40,7 +40,7 @@ def test_started_once_against_what_is_served_and_stopped(registry, file_store, f
     now = registry.promote(folders[0], file_store, evidence={}, reviewer="Ann")
     assert code_of(start, registry, folders[0], mode="shadow") == "already-served"
     assert code_of(stop, registry) == "no-trial"
-    made = start(registry, folders[1], mode="ab", share=0.25, most=50)
+    made = start(registry, folders[1], mode="ab", share=0.25, max_pairs=50)
     assert made == registry.trial()
     assert (made.mode, made.share, made.most, made.ended) == ("ab", 0.25, 50, None)
     assert (made.artifact, made.against) == (fingerprint(folders[1]), fingerprint(folders[0]))
@@ -132,7 +132,7 @@ def test_both_answers_of_a_shadow_are_held_against_what_was_expected(store, make
     store.add_feedback(Feedback("r2", expected="y"))
     store.add_feedback(Feedback("r5", expected="y", source="artifact:c"))  # no user, no reviewer
     store.correct("r91", "y", "Ann")
-    by_hand = SequentialTest(most=100, binary=True)
+    by_hand = SequentialTest(max_pairs=100, binary=True)
     for ours, theirs in ((1, 0), (0, 1), (0, 1), (0, 0), (1, 1)):
         by_hand.add_pair(ours, theirs)
     found = standing(store, trial, ACCURACY)
@@ -169,7 +169,7 @@ def test_answers_of_an_ab_trial_are_paired_by_what_users_and_reviewers_said(stor
     store.add_feedback(Feedback("r3", thumb="down", source="check"))
     store.add_feedback(Feedback("r5", expected="x"))
     store.add_feedback(Feedback("r8", thumb="up"))  # outside
-    by_hand = SequentialTest(most=100)
+    by_hand = SequentialTest(max_pairs=100)
     for arm, score in (("a", 0.0), ("b", 0.75), ("a", 1.0), ("b", 0.0)):
         by_hand.add(arm, score)
     found = standing(store, trial, ACCURACY)

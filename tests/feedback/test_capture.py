@@ -47,7 +47,7 @@ def test_everything_offered_by_many_threads_is_there_once(tmp_path, make):
 
 def test_a_full_queue_drops_and_counts_and_never_waits(make):
     store = Held()
-    capture = Capture(store, most=10)
+    capture = Capture(store, max_waiting=10)
     for i in range(300):
         capture.offer(make(i))
     assert capture.counts.offered == 300
@@ -62,7 +62,7 @@ def test_a_full_queue_drops_and_counts_and_never_waits(make):
 
 def test_the_text_that_waits_is_bounded(make):
     store = Held()
-    capture = Capture(store, most_characters=1000)
+    capture = Capture(store, max_characters=1000)
     for i in range(20):
         capture.offer(make(i, actual="x" * 300, inputs={"text": "y" * 100}))
     assert capture.counts.dropped >= 20 - 4  # two wait, and two may have been taken

@@ -8,7 +8,7 @@ from rung.feedback.trials import SequentialDecision, SequentialTest, arm_of
 
 
 def run(p_a, p_b, seed, most=400, binary=False):
-    draw, trial = random.Random(seed), SequentialTest(most=most, binary=binary)
+    draw, trial = random.Random(seed), SequentialTest(max_pairs=most, binary=binary)
     while True:
         trial.add_pair(float(draw.random() < p_a), float(draw.random() < p_b))
         found = trial.decision()
@@ -44,7 +44,7 @@ def test_a_decided_trial_stays_decided():
 
 
 def test_single_answers_are_paired_in_order_and_the_rows_run_out():
-    trial = SequentialTest(most=2)
+    trial = SequentialTest(max_pairs=2)
     assert trial.decision() == SequentialDecision("open", 0, 0.0, 0, 0, 1.0)
     for arm, score in (("a", 1.0), ("a", 0.0), ("a", 0.5)):
         trial.add(arm, score)
@@ -67,7 +67,7 @@ def test_single_answers_are_paired_in_order_and_the_rows_run_out():
 def test_a_trial_looked_at_once_stands_as_if_looked_at_after_every_pair():
     for seed in range(4):
         for binary in (False, True):
-            draw, trial = random.Random(seed), SequentialTest(most=150, binary=binary)
+            draw, trial = random.Random(seed), SequentialTest(max_pairs=150, binary=binary)
             first = None
             for _ in range(300):
                 trial.add_pair(float(draw.random() < 0.5), float(draw.random() < 0.5 + 0.1 * seed))
@@ -96,7 +96,7 @@ def test_an_interval_ends_where_its_bets_just_do_not_reject():
 def test_the_interval_holds_the_difference_and_leaves_out_0_just_where_the_trial_is_decided(binary):
     missed = 0
     for seed in range(40):
-        draw, trial, wrong = random.Random(seed), SequentialTest(most=300, binary=binary), False
+        draw, trial, wrong = random.Random(seed), SequentialTest(max_pairs=300, binary=binary), False
         for _ in range(300):
             trial.add_pair(float(draw.random() < 0.6), float(draw.random() < 0.75))
             if len(trial._differences) % 20 == 0:

@@ -329,7 +329,7 @@ def start_trial(
         hint = "a share above 0 and below 1 needs --mode ab; a shadow answers everything"
         raise ConfigError("bad-option", f"--share {share:g} with --mode {mode}", hint=hint)
     home = Registry(registry, task)
-    test = start(home, artifact, mode=kind, share=SHARE if share is None else share, most=stop_after)
+    test = start(home, artifact, mode=kind, share=SHARE if share is None else share, max_pairs=stop_after)
     if json:
         render.print_json(_values(test, home))
         return

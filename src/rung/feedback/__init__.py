@@ -1,1 +1,1 @@
-"""What goes wrong in production, kept and made the next climb: capture, feedback, corrections, promotion."""
+"""Learning from production: capture, feedback, corrections, improvement, promotion, trials."""

@@ -152,8 +152,8 @@ class Capture:
         rate: float = 1.0,
         redact: Redactor | None = None,
         *,
-        most: int = 10_000,
-        most_characters: int = 64_000_000,
+        max_waiting: int = 10_000,
+        max_characters: int = 64_000_000,
     ) -> None:
         """Start the writer.
 
@@ -162,8 +162,8 @@ class Capture:
             mode: `off`, `sampled` or `on`.
             rate: the share of interactions in a sample, in (0, 1].
             redact: removes secrets from the text; None for the built-in patterns.
-            most: longest queue.
-            most_characters: of text in the queue.
+            max_waiting: interactions in the queue.
+            max_characters: of text in the queue.
 
         Raises:
             ConfigError: `bad-option`.
@@ -176,7 +176,7 @@ class Capture:
             )
         self.store, self.mode, self.rate = store, mode, rate
         self.redact = redact or Redactor()
-        self._most, self._most_characters = most, most_characters
+        self._max_waiting, self._max_characters = max_waiting, max_characters
         self._queue: deque[Interaction] = deque()
         self._characters = self._offered = self._left_out = self._refused = 0
         self._accepted = self._written = self._lost = 0
@@ -194,7 +194,7 @@ class Capture:
                 self._left_out += 1
                 return
             size = _size(interaction)
-            full = len(self._queue) >= self._most or self._characters + size > self._most_characters
+            full = len(self._queue) >= self._max_waiting or self._characters + size > self._max_characters
             if full or self._closing:
                 self._refused += 1
                 return

@@ -133,22 +133,10 @@ def interaction_of(
     trial: str = "",
     shadows: str = "",
 ) -> Interaction:
-    """Build the interaction of an answer that an artifact just gave.
+    """Build the interaction of an answer that an artifact just gave; the keywords are fields of `Interaction`.
 
-    Args:
-        artifact: what answered.
-        inputs: the row; other columns than the task's inputs are left out.
-        answer: of the artifact.
-        id: of the response.
-        artifact_fingerprint: `rung.artifact.files.fingerprint` of its folder.
-        model_fingerprint: of the base model.
-        prompt: the exact text that the model read; None hashes the messages instead.
-        finish: why the answer ended.
-        seconds: since the request's arrival; None takes the answer's own time.
-        key: id of the API key.
-        rule: assigns the input to the training or test side.
-        trial: token of the trial that it belongs to.
-        shadows: id of the interaction that it shadows.
+    Columns other than the task's inputs are left out. `prompt` is the exact text that the model read; without it, the
+    messages are hashed. `seconds` defaults to the answer's own time. `rule` assigns the input to a side.
     """
     read = as_read(artifact, inputs)
     return Interaction(

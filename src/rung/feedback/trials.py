@@ -77,29 +77,29 @@ class SequentialTest:
 
     Attributes:
         alpha: bound on the probability of calling one of two equally good artifacts better, over the whole trial.
-        most: pairs after which it ends undecided.
+        max_pairs: after which it ends undecided.
         binary: whether all scores are 0 or 1, for which there is a stronger test.
     """
 
     alpha: float = 0.05
-    most: int = PAIRS
+    max_pairs: int = PAIRS
     binary: bool = False
     _differences: list[float] = field(default_factory=list)
     _waiting: dict[Arm, list[float]] = field(default_factory=lambda: {"a": [], "b": []})
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1 or self.most < 1:
-            raise ValueError(f"need 0 < alpha < 1 and most >= 1, got {self.alpha} and {self.most}")
+        if not 0 < self.alpha < 1 or self.max_pairs < 1:
+            raise ValueError(f"need 0 < alpha < 1 and max_pairs >= 1, got {self.alpha} and {self.max_pairs}")
         self._enough = math.log(2 / self.alpha)  # the log of the capital that decides in one direction
 
     def add_pair(self, a: float, b: float) -> None:
-        """Add the scores of both artifacts on one row (shadow); pairs beyond `most` are ignored."""
+        """Add the scores of both artifacts on one row (shadow); pairs beyond `max_pairs` are ignored."""
         for score in (a, b):
             if not 0 <= score <= 1:
                 raise ValueError(f"scores must lie in [0, 1], got {score}")
             if self.binary and score not in (0, 1):
                 raise ValueError(f"binary scores must be 0 or 1, got {score}")
-        if len(self._differences) < self.most:
+        if len(self._differences) < self.max_pairs:
             self._differences.append(b - a)
 
     def add(self, arm: Arm, score: float) -> None:
@@ -117,7 +117,7 @@ class SequentialTest:
             return SequentialDecision("open", 0, 0.0, 0, 0, 1.0)
         p = min(1.0, 2 * math.exp(-max(better, worse)))
         winner: Arm = "b" if better > worse else "a"
-        state = winner if max(better, worse) >= self._enough else "none" if n >= self.most else "open"
+        state = winner if max(better, worse) >= self._enough else "none" if n >= self.max_pairs else "open"
         fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
         return SequentialDecision(state, n, float(difference.mean()), fixed, broken, p)
 
@@ -169,7 +169,9 @@ def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
 # ---- starting and stopping
 
 
-def start(registry: Registry, artifact: Path, *, mode: TrialMode, share: float = SHARE, most: int = PAIRS) -> ABTest:
+def start(
+    registry: Registry, artifact: Path, *, mode: TrialMode, share: float = SHARE, max_pairs: int = PAIRS
+) -> ABTest:
     """Copy an artifact into the registry and start its trial against what is served.
 
     Args:
@@ -177,7 +179,7 @@ def start(registry: Registry, artifact: Path, *, mode: TrialMode, share: float =
         artifact: the challenger's folder.
         mode: `shadow` or `ab`.
         share: of the inputs that the challenger answers in mode `ab`.
-        most: pairs after which the trial ends undecided.
+        max_pairs: after which the trial ends undecided.
 
     Raises:
         ArtifactError: the folder holds no artifact, or a damaged one.
@@ -212,7 +214,7 @@ def start(registry: Registry, artifact: Path, *, mode: TrialMode, share: float =
                 )  # fmt: skip
         share = share if mode == "ab" else 1.0
         trial = ABTest(
-            uuid.uuid4().hex, datetime.now(UTC), registry.task, mode, share, most, mark, folder, now.artifact
+            uuid.uuid4().hex, datetime.now(UTC), registry.task, mode, share, max_pairs, mark, folder, now.artifact
         )  # fmt: skip
         registry.keep_trial(trial)
     return trial
@@ -276,7 +278,7 @@ def standing(store: FeedbackStore, trial: ABTest, metric: Metric) -> TrialStandi
     sent = {row.id: row for row in rows if not row.shadows}
     shadows = {row.shadows: row for row in rows if row.shadows}
     answers = [answer for answer in store.judged(trial.token) if answer.interaction in sent]
-    test = SequentialTest(most=trial.most, binary=metric.binary and trial.mode == "shadow")
+    test = SequentialTest(max_pairs=trial.most, binary=metric.binary and trial.mode == "shadow")
     judged: dict[Arm, int] = {"a": 0, "b": 0}
 
     def scores(pairs: list[tuple[Interaction, str]]) -> list[float]:
@@ -317,7 +319,7 @@ class TrialReport:
 
     Attributes:
         running: whether it was neither stopped nor ended by a promotion.
-        beside: whether the artifact it was started against is still served.
+        current: whether the artifact it was started against is still served.
         served, challenger: names of the two artifacts: their rungs.
         standing: the figures.
         registry: of the task.
@@ -326,7 +328,7 @@ class TrialReport:
 
     trial: ABTest
     running: bool
-    beside: bool
+    current: bool
     served: str
     challenger: str
     standing: TrialStanding
@@ -370,7 +372,7 @@ class TrialReport:
         """What comes next; None where there is nothing to do."""
         decision = self.standing.decision
         if decision.state == "b":
-            return "promote" if self.beside else None
+            return "promote" if self.current else None
         if not self.running:
             return None
         return "stop" if decision.stop else "review"
@@ -402,9 +404,9 @@ def trial_report(store: FeedbackStore, registry: Registry) -> TrialReport:
         raise _no_trial(registry, "no trial was started")
     challenger, metric = _name_and_metric(registry.path(trial).absolute())
     served, _ = _name_and_metric(registry.path_of(trial.against).absolute())
-    beside = now is not None and now.artifact == trial.against
+    current = now is not None and now.artifact == trial.against
     figures = standing(store, trial, metric)
-    return TrialReport(trial, trial.runs(now), beside, served, challenger, figures, registry, store.name)
+    return TrialReport(trial, trial.runs(now), current, served, challenger, figures, registry, store.name)
 
 
 @lru_cache(64)
