@@ -75,11 +75,8 @@ def feedback_router(
 ) -> APIRouter:
     """POST /v1/feedback.
 
-    Args:
-        store: where feedback is kept.
-        capture: records the responses; feedback waits until a queued response is written.
-        redact: removes secrets from comments and expected responses; None for the built-in patterns.
-        key_of: the id of a request's API key.
+    Feedback waits until `capture` has written a queued response. `redact` removes secrets from comments and expected
+    responses (None: the built-in patterns). `key_of` returns the id of a request's API key.
     """
     router = APIRouter(prefix="/v1", tags=["feedback"])
     redact = redact or Redactor()
@@ -100,9 +97,7 @@ def feedback_router(
 def failures_router(store: FeedbackStore, *, allowed: Callable[[Request], None] = lambda request: None) -> APIRouter:
     """The endpoints of review: list, show, correct, undo.
 
-    Args:
-        store: where cases are kept.
-        allowed: raises an HTTPException if a request may not review; corrections become training data.
+    `allowed` raises an HTTPException if a request may not review; corrections become training data.
     """
 
     def guard(request: Request) -> None:
@@ -188,16 +183,8 @@ def build_capture(
 ) -> FeedbackService:
     """Open a store and build what a server needs: capture, routers, and a follower of the registry.
 
-    Args:
-        location: of the store.
-        mode: of capture: off, sampled or on.
-        rate: of the sample.
-        redact: removes secrets from stored text; None for the built-in patterns.
-        key_of: the id of a request's API key.
-        allowed: raises an HTTPException if a request may not review.
-        registry: folder of promoted artifacts to follow; they are loaded before this returns.
-        load: serves the artifact of a folder under a name, in place of the one served under that name.
-        challenge: starts the trial of a folder's artifact for a name, or ends the trial that runs.
+    The promoted artifacts in `registry` are loaded before this returns. For the other arguments see `Capture`,
+    `feedback_router`, `failures_router` and `Follower`.
     """
     redact = redact or Redactor()
     store = FeedbackStore(location)

@@ -76,11 +76,7 @@ class Redactor:
     """Applies patterns, in order, to the inputs and the response of an interaction."""
 
     def __init__(self, names: Sequence[str] = tuple(BUILT_IN), own: Mapping[str, str] | None = None) -> None:
-        """Choose what is redacted.
-
-        Args:
-            names: of the built-in patterns: api-key, email, iban, card.
-            own: the user's regular expressions, by the name that replaces their matches.
+        """Choose built-in patterns by name, and add `own` regular expressions by the name that replaces matches.
 
         Raises:
             ConfigError: `unknown-name` or `bad-option`.
@@ -157,13 +153,8 @@ class Capture:
     ) -> None:
         """Start the writer.
 
-        Args:
-            store: where interactions are written.
-            mode: `off`, `sampled` or `on`.
-            rate: the share of interactions in a sample, in (0, 1].
-            redact: removes secrets from the text; None for the built-in patterns.
-            max_waiting: interactions in the queue.
-            max_characters: of text in the queue.
+        `rate` is the share of interactions in a sample, in (0, 1]. The queue holds at most `max_waiting` interactions
+        with `max_characters` of text.
 
         Raises:
             ConfigError: `bad-option`.

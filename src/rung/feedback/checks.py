@@ -29,14 +29,8 @@ def check(
 ) -> CheckCounts:
     """Check the unreviewed interactions of an artifact's task, and store the findings as feedback.
 
-    A finding is stored once, and an artifact answers an interaction at most once.
-
-    Args:
-        store: holds the interactions and the findings.
-        artifact: of the task; it defines valid answers, and gives the answers to compare with.
-        fingerprint: of the artifact.
-        compare: also let the artifact answer; a stronger artifact's disagreement is worth a review.
-        progress: reports every batch.
+    The artifact defines which answers are valid. With `compare` it also answers itself: the disagreement of a stronger
+    artifact is worth a review. A finding is stored once, and an artifact answers an interaction at most once.
     """
     cases = store.cases(CaseFilter(task=artifact.signature.task, reviewed=False))
     known, source = store.sources(), f"artifact:{fingerprint}"

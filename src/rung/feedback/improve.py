@@ -120,14 +120,9 @@ def improve(
     options: ClimbOptions | None = None,
     progress: Progress = QUIET,
 ) -> Improvement:
-    """Climb with the reviewed failures, against what is served.
+    """Climb with the reviewed failures, against what is served; if nothing is, zero-shot is the incumbent.
 
-    Args:
-        task: the task.
-        store: holds the interactions and corrections.
-        registry: says what is served; if nothing is, zero-shot is the incumbent.
-        options: of the climb; without rungs, and without `constraints.rungs` in the task, `rungs_for` chooses them.
-        progress: reports every step.
+    `rungs_for` chooses the rungs, unless `options` or the task's `constraints.rungs` name them.
 
     Raises:
         ConfigError: `too-few-rows`: no answer was reviewed and found wrong on the training side.
@@ -260,14 +255,10 @@ def judge(
 def promote(
     run: Path, registry: Registry, store: FeedbackStore, *, reviewer: str, accept_regressions: bool = False
 ) -> Promotion:
-    """Serve what an improvement recommends, and record its figures as evidence.
+    """Serve what `improve` recommends in its run folder, and record its figures as evidence.
 
-    Args:
-        run: the run folder of `improve`.
-        registry: of the improvement's task.
-        store: keeps the promotion; later improvements are checked on the failures that it fixes.
-        reviewer: who decides.
-        accept_regressions: promote even if failures that were fixed before are wrong again.
+    Later improvements are checked on the failures that this one fixes. `accept_regressions` promotes even if failures
+    that were fixed before are wrong again.
 
     Raises:
         ConfigError: `wrong-folder`, `already-served` or `promotion-refused`.

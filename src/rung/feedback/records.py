@@ -75,7 +75,7 @@ class Interaction:
         template: the user turn with {column} for the inputs; empty where the only input holds the messages.
         template_version: fingerprint of the whole prompt.
         inputs: the task's input columns.
-        prompt_sha256: of the exact text that the model read.
+        prompt_sha256: of the exact messages that the model read.
         actual: the answer.
         confidence: probability of the answer, where there is one.
         prompt_tokens, completion_tokens: read and written.
@@ -125,18 +125,15 @@ def interaction_of(
     id: str,  # noqa: A002
     artifact_fingerprint: str,
     model_fingerprint: str,
-    prompt: str | None = None,
     finish: str = "stop",
     seconds: float | None = None,
     key: str | None = None,
-    rule: SplitRule = DEFAULT_RULE,
     trial: str = "",
     shadows: str = "",
 ) -> Interaction:
     """Build the interaction of an answer that an artifact just gave; the keywords are fields of `Interaction`.
 
-    Columns other than the task's inputs are left out. `prompt` is the exact text that the model read; without it, the
-    messages are hashed. `seconds` defaults to the answer's own time. `rule` assigns the input to a side.
+    Columns other than the task's inputs are left out. `seconds` defaults to the answer's own time.
     """
     read = as_read(artifact, inputs)
     return Interaction(
@@ -149,7 +146,7 @@ def interaction_of(
         template=artifact.prompt.template if artifact.prompt.chat_column is None else "",
         template_version=artifact.prompt.fingerprint,
         inputs={column: inputs[column] for column in artifact.signature.inputs},
-        prompt_sha256=hash_of(list(answer.messages) if prompt is None else prompt, digits=64),
+        prompt_sha256=hash_of(list(answer.messages), digits=64),
         actual=answer.text,
         confidence=answer.confidence,
         prompt_tokens=answer.prompt_tokens,
@@ -157,7 +154,7 @@ def interaction_of(
         seconds=answer.seconds if seconds is None else seconds,
         key=key,
         finish=finish,
-        split=rule.side(read),
+        split=DEFAULT_RULE.side(read),
         input_id=example_id(read),
         trial=trial,
         shadows=shadows,

@@ -156,13 +156,7 @@ class SequentialTest:
 
 
 def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
-    """Which artifact answers: `b` for a share of the ids; an id always gets the same artifact.
-
-    Args:
-        id: of the request, or of anything that should always see the same artifact.
-        share: of the ids that `b` answers.
-        salt: another salt draws again; each trial has its own.
-    """
+    """Which artifact answers: `b` for a share of the ids. An id keeps its artifact; another salt draws again."""
     return "b" if place_of([salt, id]) < share else "a"
 
 
@@ -172,14 +166,7 @@ def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
 def start(
     registry: Registry, artifact: Path, *, mode: TrialMode, share: float = SHARE, max_pairs: int = PAIRS
 ) -> ABTest:
-    """Copy an artifact into the registry and start its trial against what is served.
-
-    Args:
-        registry: of the task.
-        artifact: the challenger's folder.
-        mode: `shadow` or `ab`.
-        share: of the inputs that the challenger answers in mode `ab`.
-        max_pairs: after which the trial ends undecided.
+    """Copy an artifact into the registry and start its trial against what is served; for the options see `ABTest`.
 
     Raises:
         ArtifactError: the folder holds no artifact, or a damaged one.
@@ -265,11 +252,6 @@ def standing(store: FeedbackStore, trial: ABTest, metric: Metric) -> TrialStandi
 
     In a shadow trial an answer with an expected response gives a pair once the challenger has answered too. In an A/B
     trial an answer is scored by its expected response, else by the user's thumb or score.
-
-    Args:
-        store: holds the answers of both.
-        trial: which one.
-        metric: of the task.
 
     Raises:
         DataError: an expected response is not valid for the task.
