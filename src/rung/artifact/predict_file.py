@@ -146,7 +146,10 @@ def _write(artifact: Artifact, batch: Sequence[Record], target: IO[str], there: 
     """Answer a batch, make permanent what follows its first `there` answers, and return that."""
     answers = artifact.predict([record.values for record in batch])[there:]
     new = zip(batch[there:], answers, strict=True)
-    lines = [json.dumps(_line(artifact, row, answer), ensure_ascii=False) + "\n" for row, answer in new]
+    lines = [
+        json.dumps({"row": row.source, **answer_values(artifact, answer)}, ensure_ascii=False) + "\n"
+        for row, answer in new
+    ]
     target.write("".join(lines))
     target.flush()
     if target is not sys.stdout:
@@ -160,12 +163,12 @@ def sources(answer: Answer) -> dict[str, Any]:
     return {"written": answer.written, "citations": cited, "refused": answer.refused}
 
 
-def _line(artifact: Artifact, row: Record, answer: Answer) -> dict[str, Any]:
-    line = {"row": row.source, "output": answer.text, "confidence": answer.confidence}
-    line |= trace(answer.steps, answer.stopped)
+def answer_values(artifact: Artifact, answer: Answer) -> dict[str, Any]:
+    """An answer as plain values, with what only some artifacts have: tool calls, abstention, sources."""
+    values = {"output": answer.text, "confidence": answer.confidence, **trace(answer.steps, answer.stopped)}
     if artifact.decoder.abstains:
-        line["abstained"] = answer.abstained
-    return {**line, **sources(answer)} if artifact.retriever is not None else line
+        values["abstained"] = answer.abstained
+    return {**values, **sources(answer)} if artifact.retriever is not None else values
 
 
 # ---- resuming

@@ -41,10 +41,7 @@ def run(
         loaded = replace(loaded, engine=engine)
     answer = loaded.predict([_row(loaded, text)])[0]
     render.dropped(answer)
-    if json:
-        render.print_json(_values(loaded, answer))
-    else:
-        render.answer(answer)
+    render.result(json, _values(loaded, answer), lambda: render.answer(answer))
 
 
 def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
@@ -63,17 +60,11 @@ def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _values(artifact: Artifact, answer: Answer) -> dict[str, Any]:
-    from rung.agents.trace import trace
-    from rung.artifact.predict_file import sources
+    from rung.artifact.predict_file import answer_values
 
-    values: dict[str, Any] = {"output": answer.text, "confidence": answer.confidence}
-    if artifact.decoder.abstains:
-        values["abstained"] = answer.abstained
+    values = answer_values(artifact, answer)
     if answer.dropped_demonstrations:
         values["dropped_demonstrations"] = answer.dropped_demonstrations
-    if artifact.retriever is not None:
-        values |= sources(answer)
-    values |= trace(answer.steps, answer.stopped)
     if answer.probabilities:
         ranked = sorted(zip(artifact.signature.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
         values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]
@@ -173,24 +164,20 @@ def show(
 ) -> None:
     """Show what an artifact is made of, or the exact prompt of a row."""
     from rung.artifact.predict_file import rows_of
+    from rung.evaluation.report.words import artifact_facts
 
     loaded = options.load_artifact(artifact)
     if not prompt:
-        if json:
-            render.print_json(render.artifact_facts(loaded))
-        else:
-            render.artifact(loaded)
+        facts = artifact_facts(loaded)
+        render.result(json, facts, lambda: render.artifact(facts))
         return
     values, texts = rows_of(artifact, data, row)[row - 1], []
     for variant in loaded.prompt_variants():
         rendered = variant.rendered(values)
         render.dropped(rendered)
         texts.append(variant.decoder.text(variant, rendered.messages))
-    if json:
-        more = {"more_prompts": texts[1:]} if texts[1:] else {}
-        render.print_json({"row": values, "prompt": texts[0], **more})
-    else:
-        render.say("\n\n---- and, averaged with it:\n\n".join(texts))
+    prompts = {"row": values, "prompt": texts[0], **({"more_prompts": texts[1:]} if texts[1:] else {})}
+    render.result(json, prompts, "\n\n---- and, averaged with it:\n\n".join(texts))
 
 
 def confidence(
@@ -226,9 +213,5 @@ def confidence(
     measured = measure_confidence(fitted, data.test, fitted_on=len(data.validation), progress=progress)
     if out is not None:
         fitted.save(out)
-    if json:
-        render.print_json({**measured, "saved": None if out is None else str(out)})
-        return
-    render.confidence(measured)
-    if out is not None:
-        render.say(f"saved: {out}")
+    values = {**measured, "saved": None if out is None else str(out)}
+    render.result(json, values, lambda: render.confidence(values))

@@ -41,15 +41,12 @@ def advise(
     loaded = options.load_task(task, sets)
     guide, run = advice.advise(loaded), advice.latest_run(loaded, runs)
     measured = None if run is None else outcomes(read(run[0]))
-    if json:
-        climbed = None
-        if run is not None and measured is not None:
-            rungs = [asdict(outcome) for outcome in measured.values()]
-            climbed = {"run": str(run[0]), "same_task": run[1], "rungs": rungs}
-        render.print_json({**guide.as_dict(), "measured": climbed})
-        return
-    render.advice(guide, measured)
-    if run is not None:
+    climbed = None
+    if run is not None and measured is not None:
+        rungs = [asdict(outcome) for outcome in measured.values()]
+        climbed = {"run": str(run[0]), "same_task": run[1], "rungs": rungs}
+    render.result(json, {**guide.as_dict(), "measured": climbed}, lambda: render.advice(guide, measured))
+    if run is not None and not json:
         render.say(f"measured: {run[0]}{'' if run[1] else '; the task file has changed since'}")
 
 
@@ -75,10 +72,7 @@ def climb(
     how = options.climb_options(budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume)
     if plan:
         rows, notes = plan_rows(loaded, how)
-        if json:
-            render.print_json({"plan": rows, "notes": notes})
-        else:
-            render.climb_plan(rows, notes)
+        render.result(json, {"plan": rows, "notes": notes}, lambda: render.climb_plan(rows, notes))
         return
     try:
         done = climb(loaded, progress=options.progress(quiet), options=how)
@@ -102,11 +96,7 @@ def write_reports(climbed: Climb) -> None:
 def _show(result: ClimbResult, folder: Path, json: bool) -> None:
     from rung.evaluation.report.jsonfile import summary
 
-    if json:
-        render.print_json(summary(result))
-    else:
-        render.climb_result(result)
-        render.say(f"\nreport: {folder / 'report.html'}")
+    render.result(json, summary(result), lambda: render.climb_report(result, folder))
 
 
 def report(
@@ -150,10 +140,7 @@ def evaluate(
         raise ConfigError("bad-option", message, hint="leave --judge out")
     by = None if judge is None else FaithfulnessJudge(open_engine(judge))
     values = summarize(measured, rows, part, folder=loaded.folder, progress=options.progress(quiet), judge=by)
-    if json:
-        render.print_json(values)
-    else:
-        render.scores(values, split)
+    render.result(json, values, lambda: render.scores(values, split))
     for name, bar in bars:
         if name not in values["metrics"]:
             hint = f"measured: {', '.join(values['metrics'])}"
@@ -191,10 +178,7 @@ def rungs(
         }
         for rung in build((name,) if name else tuple(RUNGS), plain, 0)
     ]  # fmt: skip
-    if json:
-        render.print_json(entries)
-    else:
-        render.rungs(entries, settings=name is not None)
+    render.result(json, entries, lambda: render.rungs(entries, settings=name is not None))
 
 
 def tune(
@@ -223,7 +207,4 @@ def tune(
     except KeyboardInterrupt:
         render.note("\ninterrupted; finished trials are kept. Run the same command to continue.")
         raise typer.Exit(130) from None
-    if json:
-        render.print_json(search.as_dict())
-    else:
-        render.tuning(search)
+    render.result(json, search.as_dict(), lambda: render.tuning(search))

@@ -40,11 +40,9 @@ def merge(
     loaded, (rows, source) = options.load_artifact(artifact), _rows(artifact, data)
     known, progress = evidence(artifact, loaded.name), options.progress(quiet)
     done = merge(loaded, out, rows=rows, source=source, known=known, progress=progress)
-    if json:
-        folders = {"artifact": str(out / "artifact"), "model": str(out / "model")}
-        render.print_json({**folders, **asdict(done.difference)})
-    else:
-        render.say(f'{out / "model"}: {done.difference}\nNext: rung run {out / "artifact"} "your text"')
+    values = {"artifact": str(out / "artifact"), "model": str(out / "model"), **asdict(done.difference)}
+    text = f'{values["model"]}: {done.difference}\nNext: rung run {values["artifact"]} "your text"'
+    render.result(json, values, text)
 
 
 def export(
@@ -94,10 +92,8 @@ def _write_for_server(artifact: Path, to: Any, out: Path, json: bool, quiet: boo
     from rung.export.servers import export_for
 
     command = export_for(to, options.load_artifact(artifact), out, progress=options.progress(quiet))
-    if json:
-        render.print_json({"folder": str(out), "server": to, "start": command})
-    else:
-        render.say(f"{out}: {to}\nNext: cd {out} && {command}")
+    text = f"{out}: {to}\nNext: cd {out} && {command}"
+    render.result(json, {"folder": str(out), "server": to, "start": command}, text)
 
 
 def _write_weights(
@@ -110,12 +106,9 @@ def _write_weights(
     known, progress = evidence(artifact, loaded.name), options.progress(quiet)
     done = export(loaded, to, out, precision=precision, rows=rows, source=source, known=known, progress=progress)
     difference = None if done.difference is None else asdict(done.difference)
-    if json:
-        render.print_json({"folder": str(out), "format": to, "precision": done.precision, "difference": difference})
-        return
-    render.say(f"{out}: {to}{f', {done.precision}' if done.precision else ''}")
-    if done.difference is not None:
-        render.say(f"merged: {done.difference}")
+    values = {"folder": str(out), "format": to, "precision": done.precision, "difference": difference}
+    text = f"{out}: {to}{f', {done.precision}' if done.precision else ''}"
+    render.result(json, values, text if difference is None else f"{text}\nmerged: {done.difference}")
 
 
 def _rows(artifact: Path, data: Path | None) -> tuple[list[dict[str, Any]], str]:

@@ -44,15 +44,13 @@ def judge(
     settings = loaded.metric_settings
     verdicts = open_judge(settings["model"], settings.get("rubric", RUBRIC)).compare(pairs)
     found = agreement(verdicts, preferences)
-    if json:
-        render.print_json({"judge": settings["model"], **asdict(found)})
-        return
-    render.say(
+    text = (
         f"{settings['model']} agrees with people on {found.agreed} of {found.pairs} pairs: Cohen's kappa "
         f"{found.kappa:.2f} (1: fully, 0: as by chance)\n"
         f"{found.consistent} verdicts hold when the answers swap places\n"
         f"{found.unreadable} verdicts could not be read"
     )
+    render.result(json, {"judge": settings["model"], **asdict(found)}, text)
 
 
 def cluster(
@@ -99,7 +97,4 @@ def cluster(
     if out is not None:
         clustering.write_clusters(out, records, groups, names)
         render.note(f"{len(records)} rows: {out}")
-    if json:
-        render.print_json(result)
-    else:
-        render.clusters(result)
+    render.result(json, result, lambda: render.clusters(result))

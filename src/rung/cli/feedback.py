@@ -60,11 +60,8 @@ def list_cases(
     )  # fmt: skip
     with options.open_store(store) as opened:
         cases, count = opened.cases(which, limit=limit), opened.count(which)
-    if json:
-        render.print_json({"cases": [case.as_dict() for case in cases], "count": count})
-    else:
-        render.cases(cases)
-        render.say(f"{len(cases)} of {count} cases")
+    values = {"cases": [case.as_dict() for case in cases], "count": count}
+    render.result(json, values, lambda: render.cases(cases, count))
 
 
 @app.command()
@@ -72,10 +69,7 @@ def show(id: Id, store: options.StorePlace = STORE, json: options.Json = False) 
     """Show one case: the question, the answer, the expected answer, its feedback and its history."""
     with options.open_store(store) as opened:
         values = opened.details(id)
-    if json:
-        render.print_json(values)
-    else:
-        render.case(values)
+    render.result(json, values, lambda: render.case(values))
 
 
 @app.command()
@@ -91,10 +85,8 @@ def correct(
     with options.open_store(store) as opened:
         number = opened.correct(id, expected, _reviewer(reviewer), comment)
         case = opened.case(id)
-    if json:
-        render.print_json({"correction": number, "failure": case.failure, "split": case.interaction.split})
-    else:
-        render.say(f"{number}. {id}: {'expected ' + repr(case.expected) if case.failure else 'the answer was right'}")
+    text = f"{number}. {id}: {'expected ' + repr(case.expected) if case.failure else 'the answer was right'}"
+    render.result(json, {"correction": number, "failure": case.failure, "split": case.interaction.split}, text)
 
 
 @app.command()
@@ -109,10 +101,8 @@ def undo(
     with options.open_store(store) as opened:
         number = opened.undo(id, _reviewer(reviewer), comment)
         case = opened.case(id)
-    if json:
-        render.print_json({"correction": number, "expected": case.expected})
-    else:
-        render.say(f"{number}. {id}: {'expected ' + repr(case.expected) if case.reviewed else 'not reviewed'}")
+    text = f"{number}. {id}: {'expected ' + repr(case.expected) if case.reviewed else 'not reviewed'}"
+    render.result(json, {"correction": number, "expected": case.expected}, text)
 
 
 @app.command("import")
@@ -129,10 +119,8 @@ def import_cases(
     loaded = options.load_task(task)
     with options.open_store(store, must_exist=False) as opened:
         cases, corrections = read(file, loaded, opened, _reviewer(reviewer))
-    if json:
-        render.print_json({"cases": cases, "corrections": corrections})
-    else:
-        render.say(f"{cases} cases read, {corrections} corrections made")
+    text = f"{cases} cases read, {corrections} corrections made"
+    render.result(json, {"cases": cases, "corrections": corrections}, text)
 
 
 @app.command()
@@ -178,10 +166,7 @@ def stats(store: options.StorePlace = STORE, task: OfTask = None, json: options.
             "reasons": {name: count(reason=name) for name in REASONS},
             "fixed": len(opened.fixed(task)),
         }
-    if json:
-        render.print_json(values)
-    else:
-        render.statistics(values)
+    render.result(json, values, lambda: render.statistics(values))
 
 
 @app.command()
@@ -200,10 +185,8 @@ def check(
     loaded, progress = options.load_artifact(artifact), options.progress(quiet)
     with options.open_store(store) as opened:
         found = check(opened, loaded, fingerprint(artifact), compare=compare, progress=progress)
-    if json:
-        render.print_json(asdict(found))
-    else:
-        render.say(f"{found.looked_at} looked at: {found.invalid} invalid, {found.disagreed} disagreements")
+    text = f"{found.looked_at} looked at: {found.invalid} invalid, {found.disagreed} disagreements"
+    render.result(json, asdict(found), text)
 
 
 def _filter(**values: Any) -> CaseFilter:
@@ -242,10 +225,7 @@ def improve(
     with options.open_store(store) as opened:
         found = improve(loaded, opened, Registry(registry, loaded.name), options=how, progress=progress)
     write_reports(found.climb)
-    if json:
-        render.print_json(found.as_dict())
-    else:
-        render.improvement(found, registry, store)
+    render.result(json, found.as_dict(), lambda: render.improvement(found, registry, store))
 
 
 def promote(
@@ -296,13 +276,11 @@ def rollback(
 
 def _show_promotion(made: Promotion, home: Registry, json: bool) -> None:
     folder = home.path(made)
-    if not json:
-        render.say(f"{made.task} is served from {folder}")
-        return
-    render.print_json({
+    values = {
         "task": made.task, "kind": made.kind, "artifact": made.artifact, "folder": str(folder),
         "reviewer": made.reviewer, "at": made.at.isoformat(), "evidence": dict(made.evidence),
-    })  # fmt: skip
+    }  # fmt: skip
+    render.result(json, values, f"{made.task} is served from {folder}")
 
 
 @trial_app.command("start")
@@ -330,12 +308,9 @@ def start_trial(
         raise ConfigError("bad-option", f"--share {share:g} with --mode {mode}", hint=hint)
     home = Registry(registry, task)
     test = start(home, artifact, mode=kind, share=SHARE if share is None else share, max_pairs=stop_after)
-    if json:
-        render.print_json(_values(test, home))
-        return
     what = "every response" if kind == "shadow" else f"{test.share:.0%} of the inputs"
-    render.say(f"{test.artifact[:16]} is tried on {what} beside {test.against[:16]}, up to {test.most:,} pairs")
-    render.say(f"Next: {command('rung trial show', task, registry=registry)}")
+    text = f"{test.artifact[:16]} is tried on {what} beside {test.against[:16]}, up to {test.most:,} pairs"
+    render.result(json, _values(test, home), f"{text}\nNext: {command('rung trial show', task, registry=registry)}")
 
 
 @trial_app.command("show")
@@ -353,16 +328,14 @@ def show_trial(
     home = Registry(registry, task)
     with options.open_store(store) as opened:
         report = trial_report(opened, home)
-    if not json:
-        render.trial(report)
-        return
     found, decision = report.standing, report.standing.decision
-    render.print_json({
+    values = {
         **_values(report.trial, home), "answered": dict(found.answered), "judged": dict(found.judged),
         "pairs": decision.n, "delta": decision.delta, "low": found.interval.low, "high": found.interval.high,
         "fixed": decision.fixed, "broken": decision.broken, "p": decision.p, "state": decision.state,
         "stop": decision.stop, "next": report.next,
-    })  # fmt: skip
+    }  # fmt: skip
+    render.result(json, values, lambda: render.trial(report))
 
 
 @trial_app.command("stop")
@@ -373,10 +346,7 @@ def stop_trial(task: options.TaskName, registry: RegistryFolder = REGISTRY, json
 
     home = Registry(registry, task)
     ended = stop(home)
-    if json:
-        render.print_json(_values(ended, home))
-    else:
-        render.say(f"the trial of {ended.artifact[:16]} is stopped")
+    render.result(json, _values(ended, home), f"the trial of {ended.artifact[:16]} is stopped")
 
 
 def _values(trial: ABTest, home: Registry) -> dict[str, Any]:

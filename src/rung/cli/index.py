@@ -84,15 +84,7 @@ def search(
     loaded, index = _opened(task, sets)
     _note_changes(index, loaded)
     passages = index.search([query], k, settings)[0]
-    if json:
-        render.print_json([asdict(passage) for passage in passages])
-        return
-    for rank, passage in enumerate(passages, start=1):
-        page = f", page {passage.page}" if passage.page is not None else ""
-        place = f"{passage.document}{page}, characters {passage.start}-{passage.end}"
-        render.say(f"[{rank}] {place}: {passage.title}\n{passage.text}\n")
-    if not passages:
-        render.say("nothing was found")
+    render.result(json, [asdict(passage) for passage in passages], lambda: render.passages(passages))
 
 
 @app.command()
@@ -118,10 +110,7 @@ def _note_changes(index: Index, task: Task) -> None:
 
 
 def _show(index: Index, json: bool) -> None:
-    if not json:
-        render.index(index)
-        return
-    manifest = index.manifest
-    left_out = sum(problem.left_out for problem in manifest.problems)
-    contents = manifest.model_dump(exclude={"format", "table", "version"})
-    render.print_json({"folder": str(index.folder), "left_out": left_out, **contents})
+    left_out = sum(problem.left_out for problem in index.manifest.problems)
+    contents = index.manifest.model_dump(exclude={"format", "table", "version"})
+    values = {"folder": str(index.folder), "left_out": left_out, **contents}
+    render.result(json, values, lambda: render.index(index))

@@ -37,21 +37,15 @@ def list_models(json: options.Json = False) -> None:
     from rung.models.embedded import EMBEDDED
     from rung.models.reference import is_cached
 
-    if json:
-        render.print_json([
-            {
-                "reference": model.alias, "name": model.name, "kind": model.kind, "parameters": model.parameters,
-                "context": model.context, "licence": model.licence, "cached": is_cached(model.alias),
-                "about": model.about,
-            }
-            for model in EMBEDDED
-        ])  # fmt: skip
-        return
-    for model in EMBEDDED:
-        size, state = render.count(model.parameters), "cached" if is_cached(model.alias) else "not pulled"
-        render.say(f"{model.alias:17} {model.name:22} {size:>6}  {state:10}  {model.about}")
-    render.say("Any Hub id, local folder or .gguf file is a model too: rung models show org/name")
-    render.say("Open models by task, language, licence and memory: rung models search --task summarization")
+    models = [
+        {
+            "reference": model.alias, "name": model.name, "kind": model.kind, "parameters": model.parameters,
+            "context": model.context, "licence": model.licence, "cached": is_cached(model.alias),
+            "about": model.about,
+        }
+        for model in EMBEDDED
+    ]  # fmt: skip
+    render.result(json, models, lambda: render.built_in_models(models))
 
 
 @app.command()
@@ -71,10 +65,7 @@ def show(
     else:
         files = resolve(reference, progress=options.progress(quiet))
         facts = {**asdict(files), "folder": str(files.folder), **about, "cached": True}
-    if json:
-        render.print_json(facts)
-    else:
-        render.facts(facts, width=18)
+    render.result(json, facts, lambda: render.facts(facts, width=18))
 
 
 @app.command()
@@ -94,10 +85,8 @@ def pull(
     files = resolve(reference, progress=options.progress(quiet))
     if openvino:
         export_ahead(files, progress=options.progress(quiet))
-    if json:
-        render.print_json({**asdict(files), "folder": str(files.folder)})
-    else:
-        render.say(f"{files.name}: {render.count(files.parameters)} parameters in {files.folder}")
+    text = f"{files.name}: {render.count(files.parameters)} parameters in {files.folder}"
+    render.result(json, {**asdict(files), "folder": str(files.folder)}, text)
 
 
 @app.command()
@@ -132,12 +121,10 @@ def search(
         count, failures = open_models.refresh(today, progress=options.progress(quiet))
         render.note("\n".join([f"{count} models refreshed from the Hub", *(f"not refreshed: {f}" for f in failures)]))
     found, machine = open_models.search(wanted), this_machine()
-    if json:
-        suitable = [open_models.as_dict(model, machine) for model in found.suitable]
-        unknown = [{"id": model.id, "fact": fact} for model, fact in found.unknown]
-        render.print_json({"wanted": asdict(wanted), "models": suitable, "unknown": unknown})
-    else:
-        render.open_models(found, wanted, machine)
+    suitable = [open_models.as_dict(model, machine) for model in found.suitable]
+    unknown = [{"id": model.id, "fact": fact} for model, fact in found.unknown]
+    values = {"wanted": asdict(wanted), "models": suitable, "unknown": unknown}
+    render.result(json, values, lambda: render.open_models(found, wanted, machine))
 
 
 def doctor(json: options.Json = False) -> None:
@@ -159,17 +146,7 @@ def doctor(json: options.Json = False) -> None:
         "missing": missing,
         "gpu": None if "torch" in missing else _gpu(),
     }
-    if json:
-        render.print_json(facts)
-        return
-    render.say(f"machine   {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['gflops_fp32']} GFLOP/s fp32")
-    render.say(f"gpu       {facts['gpu'] or 'none'}")
-    render.say(f"cache     {facts['cache']}{' (offline)' if facts['offline'] else ''}")
-    render.say(f"engine    {facts['engine']}")
-    for name, installed in packages.items():
-        render.say(f"{'ok' if installed else 'missing':9} {name} {installed or ''}")
-    if missing:
-        render.say("hint: uv pip install 'rung[local]'")
+    render.result(json, facts, lambda: render.doctor(facts))
 
 
 def _version(package: str) -> str | None:
@@ -199,10 +176,7 @@ def cache_size(json: options.Json = False) -> None:
     from rung.engines.response_cache import open_store, store_path
 
     entries, size = open_store(store_path()).size()
-    if json:
-        render.print_json({"entries": entries, "bytes": size})
-    else:
-        render.say(f"{entries} answers, {size / 2**20:.1f} MiB")
+    render.result(json, {"entries": entries, "bytes": size}, f"{entries} answers, {size / 2**20:.1f} MiB")
 
 
 @cache.command("clear")

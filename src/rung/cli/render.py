@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,11 +17,9 @@ if TYPE_CHECKING:
 
     from rung.advice import Advice
     from rung.advice.rules import AdviceStep, Source
-    from rung.artifact.artifact import Artifact
     from rung.artifact.decoder import Answer
     from rung.climbing.check import TaskCheck
     from rung.climbing.tune import Tuning
-    from rung.data.rows import DataReport
     from rung.evaluation.report.words import RungOutcome
     from rung.evaluation.result import ClimbResult
     from rung.feedback.improve import Improvement
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
     from rung.models.open_models import Found, OpenModel, Wanted
     from rung.prompts.overflow import Rendered
     from rung.retrieval.index import Index
+    from rung.retrieval.passage import Passage
     from rung.task import Task
 
 say = typer.echo
@@ -42,6 +40,16 @@ PROBLEMS = 20  # listed before the rest is only counted
 def print_json(value: Any) -> None:
     """Print one JSON value on stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def result(as_json: bool, values: Any, text: str | Callable[[], None]) -> None:
+    """Print what a command found: its values as JSON, or a text for people."""
+    if as_json:
+        print_json(values)
+    elif isinstance(text, str):
+        say(text)
+    else:
+        text()
 
 
 def note(text: str) -> None:
@@ -159,6 +167,12 @@ def _lines(console: Console, lines: Iterable[str], style: str = "") -> None:
 
     for line in lines:
         console.print(Text(line, style=style))
+
+
+def climb_report(result: ClimbResult, folder: Path) -> None:
+    """Print the results of a climb, and where its report is."""
+    climb_result(result)
+    say(f"\nreport: {folder / 'report.html'}")
 
 
 def scores(values: Mapping[str, Any], split: str) -> None:
@@ -291,7 +305,7 @@ def _branch(step: AdviceStep, name: str, meaning: str, width: int, *, last: bool
 
 def task_check(task: Task, found: TaskCheck, file: Path) -> None:
     """Print what `rung check` found in the data of a task, and what would mislead."""
-    from rung.evaluation.report.words import training_data_lines
+    from rung.evaluation.report.words import data_lines, training_data_lines
 
     report, rows = found.data.report, []
     for name, split in report.splits.items():
@@ -300,7 +314,7 @@ def task_check(task: Task, found: TaskCheck, file: Path) -> None:
         labels = len(report.labels[name]) if name in report.labels else ""
         rows.append((name, f"{split.read:,}", f"{split.kept:,}", labels, *lengths))
     table(("split", ">read", ">kept", ">labels", f">input {found.unit} (median, p95, max)", ">output"), rows)
-    for line in _data_lines(report):
+    for line in data_lines(report):
         say(line)
     for name, values in found.training.items():
         say(f"\ntuning on {name}:")
@@ -309,28 +323,6 @@ def task_check(task: Task, found: TaskCheck, file: Path) -> None:
     for warning in [*report.warnings, *found.training_warnings()]:
         typer.secho(f"warning: {warning}", fg="yellow")
     say(f"{task.name} is fine. Next: rung climb {file} --plan")
-
-
-def _data_lines(report: DataReport) -> Iterator[str]:
-    """What the report says besides its table: rows per label, detectable differences, dropped rows."""
-    from rung.data.rows import SHOWN
-
-    for name, counts in report.labels.items():
-        if counts:
-            rows = sorted(counts.values())
-            yield f"{name}: {rows[0]} / {median(rows):g} / {rows[-1]} rows a label (min / median / max)"
-    if rare := report.rare():
-        more = f" and {len(rare) - SHOWN} more" if rare[SHOWN:] else ""
-        yield f"rare in training: {', '.join(rare[:SHOWN])}{more}"
-    for name, effect in report.detectable.items():
-        found = "no difference is distinguishable from chance"
-        if effect is not None:
-            found = f"a difference of {100 * effect:.1f} points between two techniques is likely found"
-        yield f"{name}: with {report.splits[name].kept:,} rows, {found}"
-    for name, split in report.splits.items():
-        for reason, sources in split.dropped.items():
-            places = ", ".join(sources[:SHOWN]) + (", ..." if sources[SHOWN:] else "")
-            yield f"{name}: {len(sources):,} dropped, {reason}: {places}"
 
 
 def clusters(result: Mapping[str, Any]) -> None:
@@ -363,6 +355,16 @@ def index(opened: Index) -> None:
         say(f"  and {len(manifest.problems) - PROBLEMS} more: --json lists all")
 
 
+def passages(found: Sequence[Passage]) -> None:
+    """Print passages with their places."""
+    for rank, passage in enumerate(found, start=1):
+        page = f", page {passage.page}" if passage.page is not None else ""
+        place = f"{passage.document}{page}, characters {passage.start}-{passage.end}"
+        say(f"[{rank}] {place}: {passage.title}\n{passage.text}\n")
+    if not found:
+        say("nothing was found")
+
+
 # An artifact and its answers.
 
 
@@ -393,47 +395,15 @@ def dropped(prompt: Answer | Rendered) -> None:
         note(f"the prompt was longer than the model reads: {', '.join(parts)}")
 
 
-def artifact(loaded: Artifact) -> None:
+def artifact(values: dict[str, Any]) -> None:
     """Print what an artifact is made of, and what it was trained on."""
     from rung.evaluation.report.words import training_data_lines
 
-    values = artifact_facts(loaded)
-    training = values.pop("training_data")
-    facts(values)
-    for name, report in training.items():
+    facts({name: value for name, value in values.items() if name != "training_data"})
+    for name, report in values["training_data"].items():
         say(f"\n{name} was trained on:")
         for line in training_data_lines(report):
             say(f"  {line}")
-
-
-def artifact_facts(loaded: Artifact) -> dict[str, Any]:
-    """What an artifact is made of, as plain values."""
-    from rung.evaluation.report.words import TRAINING_DATA
-
-    shown, retriever, signature = loaded.demonstrations, loaded.retriever, loaded.signature
-    demonstrations = None if shown is None else f"{shown.selection}, {shown.k} of {len(shown.pool)}"
-    if shown is not None and shown.sets > 1:
-        demonstrations = f"{demonstrations}, {shown.sets} prompts"
-    found = None if retriever is None else f"{retriever.k} of {retriever.folder}, {retriever.order.replace('_', ' ')}"
-    return {
-        "name": loaded.name,
-        "task": signature.task,
-        "kind": signature.kind,
-        "inputs": list(signature.inputs),
-        "labels": len(signature.labels),
-        "model": loaded.model,
-        "path": list(loaded.path),
-        "instruction": loaded.prompt.head(),
-        "template": loaded.prompt.template,
-        "retriever": found,
-        "demonstrations": demonstrations,
-        "weights": loaded.weights.method,
-        "trainable": loaded.weights.trainable_parameters,
-        "decoder": loaded.decoder.kind,
-        "confidence": None if loaded.decoder.confidence is None else loaded.decoder.confidence.method,
-        "fingerprint": loaded.prompt.fingerprint,
-        "training_data": {name: each[TRAINING_DATA] for name, each in loaded.settings.items() if TRAINING_DATA in each},
-    }
 
 
 def confidence(values: Mapping[str, Any]) -> None:
@@ -447,12 +417,14 @@ def confidence(values: Mapping[str, Any]) -> None:
         if found is not None:
             what = f"abstain below {found['threshold']:.3f}; {100 * found['coverage']:.1f} % of the rows are answered"
         say(f"{100 * float(accuracy):g} % of the answers right: {what}")
+    if values["saved"] is not None:
+        say(f"saved: {values['saved']}")
 
 
 # Feedback: captured cases, improvements, trials.
 
 
-def cases(found: Sequence[ReviewCase]) -> None:
+def cases(found: Sequence[ReviewCase], total: int) -> None:
     """Print captured answers as a table; others' text cannot control the terminal."""
     from rung.data.examples import text_of
 
@@ -464,6 +436,7 @@ def cases(found: Sequence[ReviewCase]) -> None:
         rows.append([_cell(text) for text in (row.id, ", ".join(case.reasons), given, row.actual, expected)])
     if rows:
         table(("id", "why", "input", "actual", "expected"), rows, wrapped=("why", "input", "actual", "expected"))
+    say(f"{len(found)} of {total} cases")
 
 
 def _cell(text: str) -> str:
@@ -539,7 +512,28 @@ def trial(report: TrialReport) -> None:
         say(f"Next: {report.next}")
 
 
-# Base models.
+# Base models and the machine.
+
+
+def doctor(values: Mapping[str, Any]) -> None:
+    """Print what the machine has, and what is missing."""
+    say(f"machine   {values['cores']} cores, {values['memory_gib']} GiB, {values['gflops_fp32']} GFLOP/s fp32")
+    say(f"gpu       {values['gpu'] or 'none'}")
+    say(f"cache     {values['cache']}{' (offline)' if values['offline'] else ''}")
+    say(f"engine    {values['engine']}")
+    for name, installed in values["packages"].items():
+        say(f"{'ok' if installed else 'missing':9} {name} {installed or ''}")
+    if values["missing"]:
+        say("hint: uv pip install 'rung[local]'")
+
+
+def built_in_models(models: Sequence[Mapping[str, Any]]) -> None:
+    """Print the models that come with Rung."""
+    for model in models:
+        size, state = count(model["parameters"]), "cached" if model["cached"] else "not pulled"
+        say(f"{model['reference']:17} {model['name']:22} {size:>6}  {state:10}  {model['about']}")
+    say("Any Hub id, local folder or .gguf file is a model too: rung models show org/name")
+    say("Open models by task, language, licence and memory: rung models search --task summarization")
 
 
 def count(parameters: int) -> str:

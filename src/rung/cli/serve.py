@@ -156,10 +156,8 @@ def create(
     from rung.serving.access import create_key
 
     secret, key = create_key(key_file, name, per_minute=per_minute, admin=admin)
-    if json:
-        render.print_json({"id": key.id, "key": secret})
-    else:
-        render.say(secret)
+    render.result(json, {"id": key.id, "key": secret}, secret)
+    if not json:
         render.note(f"key {key.id}, kept as a hash in {key_file}; it is not shown again")
 
 
@@ -169,14 +167,9 @@ def show(key_file: KeyFile, json: options.Json = False) -> None:
     from rung.serving.access import read_keys
 
     for key in read_keys(key_file):
-        if json:
-            render.print_json({
-                "id": key.id, "name": key.name, "created": key.created, "per_minute": key.per_minute,
-                "admin": key.admin,
-            })  # fmt: skip
-        else:
-            rate = "" if key.per_minute is None else f"  {key.per_minute} a minute"
-            render.say(f"{key.id}  {key.created}  {key.name}{rate}{'  admin' if key.admin else ''}")
+        values = {name: getattr(key, name) for name in ("id", "name", "created", "per_minute", "admin")}
+        rate = "" if key.per_minute is None else f"  {key.per_minute} a minute"
+        render.result(json, values, f"{key.id}  {key.created}  {key.name}{rate}{'  admin' if key.admin else ''}")
 
 
 @keys.command("revoke")

@@ -51,11 +51,9 @@ def check(
 
     loaded = options.load_task(task, sets)
     found = check_task(loaded, tuning=tuning)
-    if json:
-        training = {"training": found.training} if tuning else {}
-        render.print_json({"task": loaded.name, "unit": found.unit, **found.data.report.as_dict(), **training})
-    else:
-        render.task_check(loaded, found, task)
+    values = {"task": loaded.name, "unit": found.unit, **found.data.report.as_dict()}
+    values |= {"training": found.training} if tuning else {}
+    render.result(json, values, lambda: render.task_check(loaded, found, task))
 
 
 def schema() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
+from rung.artifact.artifact import Artifact
+from rung.data.rows import SHOWN, DataReport
 from rung.evaluation.rag_metrics import MEANS, WRONG
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
@@ -201,3 +204,52 @@ def training_data_lines(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _places(sources: Sequence[str], count: int) -> str:
     return ", ".join(sources) + (", ..." if count > len(sources) else "")
+
+
+def data_lines(report: DataReport) -> Iterator[str]:
+    """What the report says besides its table: rows per label, detectable differences, dropped rows."""
+    for name, counts in report.labels.items():
+        if counts:
+            rows = sorted(counts.values())
+            yield f"{name}: {rows[0]} / {median(rows):g} / {rows[-1]} rows a label (min / median / max)"
+    if rare := report.rare():
+        more = f" and {len(rare) - SHOWN} more" if rare[SHOWN:] else ""
+        yield f"rare in training: {', '.join(rare[:SHOWN])}{more}"
+    for name, effect in report.detectable.items():
+        found = "no difference is distinguishable from chance"
+        if effect is not None:
+            found = f"a difference of {100 * effect:.1f} points between two techniques is likely found"
+        yield f"{name}: with {report.splits[name].kept:,} rows, {found}"
+    for name, split in report.splits.items():
+        for reason, sources in split.dropped.items():
+            places = ", ".join(sources[:SHOWN]) + (", ..." if sources[SHOWN:] else "")
+            yield f"{name}: {len(sources):,} dropped, {reason}: {places}"
+
+
+def artifact_facts(artifact: Artifact) -> dict[str, Any]:
+    """What an artifact is made of, as plain values."""
+    shown, retriever, signature = artifact.demonstrations, artifact.retriever, artifact.signature
+    demonstrations = None if shown is None else f"{shown.selection}, {shown.k} of {len(shown.pool)}"
+    if shown is not None and shown.sets > 1:
+        demonstrations = f"{demonstrations}, {shown.sets} prompts"
+    training = {name: each[TRAINING_DATA] for name, each in artifact.settings.items() if TRAINING_DATA in each}
+    found = None if retriever is None else f"{retriever.k} of {retriever.folder}, {retriever.order.replace('_', ' ')}"
+    return {
+        "name": artifact.name,
+        "task": signature.task,
+        "kind": signature.kind,
+        "inputs": list(signature.inputs),
+        "labels": len(signature.labels),
+        "model": artifact.model,
+        "path": list(artifact.path),
+        "instruction": artifact.prompt.head(),
+        "template": artifact.prompt.template,
+        "retriever": found,
+        "demonstrations": demonstrations,
+        "weights": artifact.weights.method,
+        "trainable": artifact.weights.trainable_parameters,
+        "decoder": artifact.decoder.kind,
+        "confidence": None if artifact.decoder.confidence is None else artifact.decoder.confidence.method,
+        "fingerprint": artifact.prompt.fingerprint,
+        "training_data": training,
+    }
