@@ -14,9 +14,7 @@ def rung(name, **more):
 
 
 def against_zero(name, delta, p):
-    return Comparison(
-        "zero-shot", name, "accuracy", 100, delta, delta - 0.1, delta + 0.1, p, p, 20, 10, "mcnemar-exact"
-    )
+    return Comparison("zero-shot", name, "accuracy", 100, delta, delta - 0.1, delta + 0.1, p, 20, 10, "mcnemar-exact")
 
 
 RESULT = ClimbResult(

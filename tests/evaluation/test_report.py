@@ -42,8 +42,8 @@ def result():
         RungResult("system-prompt", "prompting", "accuracy", "skipped", reason=EVIL),
     )
     comparisons = (
-        Comparison("zero-shot", "features", "accuracy", 600, 0.41, 0.37, 0.45, 1e-9, 1e-9, 250, 4, "mcnemar-exact"),
-        Comparison("zero-shot", "lora", "accuracy", 600, 0.355, 0.31, 0.4, 0.02, 0.01, 230, 17, "mcnemar-exact"),
+        Comparison("zero-shot", "features", "accuracy", 600, 0.41, 0.37, 0.45, 1e-9, 250, 4, "mcnemar-exact"),
+        Comparison("zero-shot", "lora", "accuracy", 600, 0.355, 0.31, 0.4, 0.02, 230, 17, "mcnemar-exact"),
     )
     data = {"splits": {"train": {"read": 2, "kept": 2, "dropped": {EVIL: 1}}}, "warnings": [EVIL], "labels": {}}
     return ClimbResult(

@@ -141,10 +141,7 @@ def compare_all(scores: Mapping[str, Sequence[float]], metric: str, *, seed: int
     pairs = list(combinations(scores, 2))
     raw = [compare(scores[a], scores[b], seed=seed) for a, b in pairs]
     adjusted = holm([result.p for result in raw])
-    return [
-        Comparison(a, b, metric, r.n, r.delta, r.low, r.high, p, r.p, r.fixed, r.broken, r.method)
-        for (a, b), r, p in zip(pairs, raw, adjusted, strict=True)
-    ]
+    return [Comparison.of(a, b, metric, tested, p) for (a, b), tested, p in zip(pairs, raw, adjusted, strict=True)]
 
 
 def beats(comparisons: Sequence[Comparison], winner: str, loser: str) -> bool:

@@ -1,14 +1,15 @@
-"""Was the answer found, cited and supported? Measures of answers from documents, apart from the task's metric.
+"""Metrics of answers from documents, apart from the task's metric: was the answer found, cited and supported?
 
     span recall          share of the gold spans' characters among the passages shown
-    citation precision   share of the passages cited that hold a part of a gold span
-    citation recall      share of the gold spans of which a part is in a passage cited
-    lexical support      share of the answer's words that the passages cited hold (all shown, where none is cited)
+    citation precision   share of the cited passages that contain a part of a gold span
+    citation recall      share of the gold spans of which a part is in a cited passage
+    lexical support      share of the answer's words that the cited passages contain (all passages, where none is cited)
+    faithfulness         share of the answer's sentences that these passages support, where a model is given as judge
 
 Citation precision and recall are named after Gao et al. 2023 (https://arxiv.org/abs/2305.14627), who let a model judge
-whether a passage entails a sentence; with gold spans no judge is needed. Lexical support is a cheap stand-in for
-faithfulness: it sees words that come from nowhere, not words put together wrongly. Faithfulness itself is measured
-where a model is given to judge it (`rung.evaluation.rag_metrics`).
+whether a passage entails a sentence; with gold spans no judge is needed. Lexical support is a cheap proxy for
+faithfulness: it notices words that the passages lack, but not words that are combined wrongly. Faithfulness is that of
+RAGAS (Es et al. 2023, https://arxiv.org/abs/2309.15217, section 3), with sentences as statements.
 """
 
 from __future__ import annotations
@@ -16,63 +17,50 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rung.artifact.decoder import Answer
 from rung.data.rows import Example, Span
+from rung.engines.base import Engine
 from rung.evaluation.metrics.judge import check_readable, constrained_choices
 from rung.evaluation.metrics.text import squad_words
 from rung.models.messages import Messages
 from rung.retrieval.chunking import sentence_spans
 from rung.retrieval.passage import Citation, Passage, overlaps, span_recall
 
-if TYPE_CHECKING:
-    from rung.engines.base import Engine
-
-
-# --------------------
-# Does an answer follow from the passages that it is from? A model judges it, sentence by sentence.
-#
-# Faithfulness is the share of an answer's statements that the passages support (Es et al. 2023, RAGAS,
-# https://arxiv.org/abs/2309.15217, section 3); here its sentences are the statements.
-
-
 CHOICES = ("yes", "no")
-MOST_UNREADABLE = 0.1  # of all verdicts
+MAX_UNREADABLE = 0.1  # tolerated share of unreadable verdicts
 
 
 @dataclass(frozen=True, slots=True)
 class FaithfulnessJudge:
-    """A model that says whether texts support a statement."""
+    """A model that judges whether texts support a statement."""
 
     engine: Engine
 
     def judge(self, answers: Sequence[str], texts: Sequence[Sequence[str]]) -> list[float]:
-        """Return for every answer the share of its sentences that its texts support; 1 where it has none.
+        """Measure the share of each answer's sentences that its texts support; 1 where it has no sentence.
 
         Args:
             answers: the answers.
-            texts: the passages that each is from.
+            texts: the passages that each answer is based on.
 
         Raises:
             EngineError: `reply-unreadable`: too many verdicts are neither yes nor no.
         """
-        stated = [[answer[first:last] for first, last in sentence_spans(answer)] for answer in answers]
-        asked = [self.prompt(one, some) for sentences, some in zip(stated, texts, strict=True) for one in sentences]
-        said = constrained_choices(self.engine, asked, CHOICES)
-        bad = [one.text for one in said if one.choice is None]
+        sentences = [[answer[first:last] for first, last in sentence_spans(answer)] for answer in answers]
+        asked = [self.prompt(each, some) for parts, some in zip(sentences, texts, strict=True) for each in parts]
+        verdicts = constrained_choices(self.engine, asked, CHOICES)
+        unreadable = [verdict.text for verdict in verdicts if verdict.choice is None]
         check_readable(
-            bad, len(said), MOST_UNREADABLE, judge="the judge", what="questions", choices=CHOICES,
+            unreadable, len(verdicts), MAX_UNREADABLE, judge="the judge", what="questions", choices=CHOICES,
             hint="use a stronger judge",
         )  # fmt: skip
-        verdicts = iter(said)
-        return [
-            sum([next(verdicts).choice == "yes" for _ in sentences]) / len(sentences) if sentences else 1.0
-            for sentences in stated
-        ]
+        supported = iter([verdict.choice == "yes" for verdict in verdicts])
+        return [sum(next(supported) for _ in parts) / len(parts) if parts else 1.0 for parts in sentences]
 
     def prompt(self, statement: str, texts: Sequence[str]) -> Messages:
-        """Return what the judge reads. All is quoted as JSON, so that none can pass for the frame."""
+        """Write the judge's prompt. Texts are quoted as JSON, so that none can pass for an instruction."""
         shown = "\n\n".join(f"Text {number}: {_quoted(text)}" for number, text in enumerate(texts, start=1))
         return (
             {
@@ -95,28 +83,27 @@ COUNTS = ("refused", "dropped_passages", "shortened_passages")
 
 
 def citation_precision(citations: Sequence[Citation], spans: Sequence[Span]) -> float:
-    """Return the share of citations that hold a part of a gold span; 0 where nothing is cited."""
+    """Compute the share of citations that contain a part of a gold span; 0 where nothing is cited."""
     right = sum(any(overlaps(c.passage, span) for span in spans) for c in citations)
     return right / len(citations) if citations else 0.0
 
 
 def citation_recall(citations: Sequence[Citation], spans: Sequence[Span]) -> float:
-    """Return the share of gold spans of which a citation holds a part."""
+    """Compute the share of gold spans of which a citation contains a part."""
     return sum(any(overlaps(c.passage, span) for c in citations) for span in spans) / len(spans)
 
 
 def lexical_support(answer: str, texts: Sequence[str]) -> float:
-    """Return the share of the answer's words, normalized as in SQuAD, that occur in the texts; 1 for no words."""
+    """Compute the share of the answer's words, normalized as in SQuAD, that occur in the texts; 1 for no words."""
     words = squad_words(answer)
     held = {word for text in texts for word in squad_words(text)}
     return sum(word in held for word in words) / len(words) if words else 1.0
 
 
 def failure(score: float, row: Example, passages: Sequence[Passage]) -> str:
-    """Say why an answer is wrong: `retrieval` did not find most of the gold spans, or `reading` did not use them.
+    """Name the cause of a wrong answer: `retrieval` missed most of the gold spans, or `reading` did not use them.
 
-    Returns:
-        Nothing where the answer is right, or where the row has no gold spans.
+    The cause is empty where the answer is right, or where the row has no gold spans.
     """
     if score >= WRONG or not row.spans:
         return ""
@@ -124,16 +111,16 @@ def failure(score: float, row: Example, passages: Sequence[Passage]) -> str:
 
 
 def sources(answer: Answer) -> list[str]:
-    """Return the texts that an answer is from: what it cites, or, where it cites nothing, all it read."""
+    """List the texts that an answer is based on: its citations, or, without any, all its passages."""
     return [c.passage.text for c in answer.citations] or [p.text for p in answer.passages]
 
 
 def measure(answer: Answer, row: Example, score: float, faithfulness: float | None = None) -> dict[str, Any]:
-    """Return what is known of one answer from documents, as plain values.
+    """Measure one answer from documents, as plain values.
 
     Args:
         answer: of an artifact with a retriever.
-        row: what was asked, with gold spans or without.
+        row: the question, with or without gold spans.
         score: of the answer, by the task's metric.
         faithfulness: of the answer, where it was judged.
     """
@@ -158,7 +145,7 @@ def measure(answer: Answer, row: Example, score: float, faithfulness: float | No
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the means and counts of many `measure`s: each mean over the rows that have the value."""
+    """Summarize many `measure`s by means and counts; each mean is over the rows that have the value."""
     result: dict[str, float] = {"rows": len(rows)}
     for name in MEANS:
         known = [row[name] for row in rows if name in row]

@@ -1,9 +1,11 @@
-"""What a climb found, as plain records: the only thing the reports read and `report.json` holds."""
+"""The results of a climb as plain records: `report.json` stores them, and the reports read nothing else."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from rung.evaluation.statistics import PairedComparison
 
 Status = Literal["confirmed", "beaten", "failed", "skipped"]
 
@@ -14,12 +16,12 @@ class RungResult:
 
     `status` is `confirmed` (scored on the whole test split), `beaten` (stopped early in the race; the score is over
     the `n` validation rows seen), `failed` or `skipped` (no score; `reason` says why).
-    `validation_score` is over the validation rows that its race came to, which end where one is left; None for none.
-    `seconds` is prediction time over the `n` rows, `fit_seconds` training time, `tokens` all tokens that the model
-    read or wrote for them, `cost` the floating-point operations of one prediction plus the training's share over
-    10,000 predictions (the order of "cheaper"), `losses` the training curve as (step, loss). Of the `n` rows,
-    `overflow_rows` fit the context only after `dropped_demonstrations` (all rows together) were left out.
-    `retrieval` sums up what was found, cited and supported over the rows (`rung.evaluation.rag_metrics.summary`).
+    `validation_score` is over the validation rows that its race reached; None for none. `seconds` is prediction time
+    over the `n` rows, `fit_seconds` training time, `tokens` all tokens that the model read or wrote for them. `cost`,
+    the order of "cheaper", is the floating-point operations of one prediction plus the training's share over 10,000
+    predictions. `losses` is the training curve as (step, loss). Of the `n` rows, `overflow_rows` fit the context only
+    after `dropped_demonstrations` (all rows together) were left out. `retrieval` summarizes what was found, cited and
+    supported over the rows (`rung.evaluation.rag_metrics.summary`).
     """
 
     name: str
@@ -60,19 +62,25 @@ class Comparison:
     low: float
     high: float
     p: float
-    p_raw: float
     fixed: int
     broken: int
     method: str
+
+    @classmethod
+    def of(cls, a: str, b: str, metric: str, tested: PairedComparison, p: float | None = None) -> Comparison:
+        """Name a comparison of scores; `p` is the corrected p-value, if there is one."""
+        t = tested
+        p = t.p if p is None else p
+        return cls(a, b, metric, t.n, t.delta, t.low, t.high, p, t.fixed, t.broken, t.method)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One row answered by one artifact: a line of `predictions.jsonl`.
 
-    `note` is what the metric says of the score, `retrieval` what `rung.evaluation.rag_metrics.measure` tells of an
-    answer
-    from documents. Of an agent, `steps` are those of `rung.agents.trace`, and `stopped` is the limit that it ran into.
+    `note` is the metric's reason for the score, `retrieval` the values of `rung.evaluation.rag_metrics.measure` for an
+    answer from documents. For an agent, `steps` are those of `rung.agents.trace`, and `stopped` is the limit that ended
+    it.
     """
 
     id: str
@@ -98,10 +106,9 @@ class Prediction:
 class ClimbResult:
     """The whole climb.
 
-    `decision` is the recommendation in one sentence, with its numbers; `confidence` is what
-    `rung.evaluation.calibration.describe` says of the recommended artifact, where the task asks for it; `advice` is
-    what
-    the decision guide expected before the climb; `notes` are what else its reader has to know.
+    `decision` is the recommendation in one sentence, with its numbers. `confidence` is
+    `rung.evaluation.calibration.describe` of the recommended artifact, where the task asks for it. `advice` is what the
+    decision guide expected before the climb. `notes` are further facts that the reader needs.
     """
 
     task: str
@@ -123,5 +130,5 @@ class ClimbResult:
     advice: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """The result as plain JSON values."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Score an artifact on examples: the one place where answers meet what was expected."""
+"""Score an artifact on rows: the one place that compares answers with expected answers."""
 
 from __future__ import annotations
 
@@ -23,43 +23,36 @@ from rung.evaluation.metrics import (
     label_f1,
     macro_f1,
 )
-from rung.evaluation.rag_metrics import measure, sources, summary
+from rung.evaluation.rag_metrics import FaithfulnessJudge, measure, sources, summary
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.statistics import compare as compare_scores
 from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
-    from rung.evaluation.rag_metrics import FaithfulnessJudge
     from rung.task import Task
 
 
 def metric_of(artifact: Artifact, folder: Path | None = None) -> Metric:
-    """Open the metric of the artifact's task; `folder` is where a metric of the user's own is looked for first."""
-    shape = artifact.signature
-    return get_metric(shape.metric, folder, shape.metric_settings, refusal=shape.refusal)
+    """Load the metric of the artifact's task; `folder` is searched first for a function of the user."""
+    task = artifact.signature
+    return get_metric(task.metric, folder, task.metric_settings, refusal=task.refusal)
 
 
 def evaluate(
-    artifact: Artifact,
-    examples: Sequence[Example],
-    split: Literal["test", "validation"],
-    *,
-    full: bool = False,
-    folder: Path | None = None,
-    judge: FaithfulnessJudge | None = None,
-    progress: Progress = QUIET,
-) -> list[Prediction]:
+    artifact: Artifact, examples: Sequence[Example], split: Literal["test", "validation"], *,
+    full: bool = False, folder: Path | None = None, judge: FaithfulnessJudge | None = None, progress: Progress = QUIET,
+) -> list[Prediction]:  # fmt: skip
     """Answer `examples` and score each by the task's metric.
 
     Args:
-        artifact: what answers.
+        artifact: answers the rows.
         examples: rows with expected outputs.
-        split: which split they are.
+        split: the split of these rows.
         full: also compute every label's probability.
-        folder: where a metric of the user's own is looked for first: the task file's folder.
-        judge: judges how faithful answers from documents are to them; without, that is not measured.
-        progress: told of every batch.
+        folder: the task file's folder, searched first for a metric of the user.
+        judge: measures the faithfulness of answers from documents; None to skip that.
+        progress: updated with every batch.
     """
     metric = metric_of(artifact, folder)
     answers = artifact.answer(examples, full=full, progress=progress)
@@ -67,12 +60,10 @@ def evaluate(
     faithful: dict[int, float] = {}
     if judge is not None and artifact.retriever is not None:
         asked = {row: answer for row, answer in enumerate(answers) if not answer.refused}
-        shares = judge.judge([one.text for one in asked.values()], [sources(one) for one in asked.values()])
+        shares = judge.judge([answer.text for answer in asked.values()], [sources(a) for a in asked.values()])
         faithful = dict(zip(asked, shares, strict=True))
-    outside, kind = (
-        artifact.decoder.out_of_scope,
-        artifact.signature.kind,
-    )  # to abstain is right where the row is out of scope
+    # Abstaining is right where the row is out of scope.
+    outside, kind = artifact.decoder.out_of_scope, artifact.signature.kind
     return [
         Prediction(
             id=example.id,
@@ -98,7 +89,7 @@ def evaluate(
 
 
 def cases(examples: Sequence[Example], answers: Sequence[Answer]) -> list[Case]:
-    """Return what a metric scores: every answer beside what was expected and the row's columns."""
+    """Pair every answer with the expected answers and the row's columns, for a metric to score."""
     return [
         Case(answer.text, example.outputs, {**example.inputs, **example.extra})
         for example, answer in zip(examples, answers, strict=True)
@@ -110,66 +101,61 @@ def compare(
 ) -> Comparison:
     """Compare two artifacts on the same rows: the difference b - a with its interval, rows fixed and broken, and p."""
     scores = [[row.score for row in evaluate(artifact, examples, "test", progress=progress)] for artifact in (a, b)]
-    r = compare_scores(*scores, seed=seed)
-    return Comparison(
-        a.name, b.name, a.signature.metric, r.n, r.delta, r.low, r.high, r.p, r.p, r.fixed, r.broken, r.method
-    )
+    return Comparison.of(a.name, b.name, a.signature.metric, compare_scores(*scores, seed=seed))
 
 
 def summarize(
-    artifact: Artifact,
-    examples: Sequence[Example],
-    split: Literal["test", "validation"],
-    *,
-    folder: Path | None = None,
-    judge: FaithfulnessJudge | None = None,
-    progress: Progress = QUIET,
-) -> dict[str, Any]:
-    """Score an artifact by its metric and by every other of its kind that rows can be scored by.
+    artifact: Artifact, examples: Sequence[Example], split: Literal["test", "validation"], *,
+    folder: Path | None = None, judge: FaithfulnessJudge | None = None, progress: Progress = QUIET,
+) -> dict[str, Any]:  # fmt: skip
+    """Score an artifact by the task's metric and by every other metric without settings that suits its kind.
 
-    Returns:
-        {"artifact", "split", "n", "metrics": {name: {"score", "low", "high"}}, "whole": {name: score}, "notes":
-        {note: rows}}: intervals at 95 %, views of the whole set, and what the task's metric said of rows. Where the
-        artifact abstains, the metrics hold `coverage` too, the share of rows that are answered, and `answered`, the
-        task's metric on those; where documents are looked up, `retrieval` too, what
-        `rung.evaluation.rag_metrics.summary` tells.
+    Returns: {"artifact", "split", "n", "metrics": {name: {"score", "low", "high"}}, "whole": {name: score}, "notes":
+    {note: rows}}: intervals at 95 %, scores of the whole set, and the notes of the task's metric. Where the artifact
+    abstains, the metrics include `coverage`, the share of rows that are answered, and `answered`, the task's metric on
+    those. Where it searches documents, `retrieval` has `rung.evaluation.rag_metrics.summary`.
     """
     rows = evaluate(artifact, examples, split, folder=folder, judge=judge, progress=progress)
-    shape = artifact.signature
-    scores = {shape.metric: [row.score for row in rows]}
+    task = artifact.signature
+    scores = {task.metric: [row.score for row in rows]}
     for name, metric in METRICS.items():
-        if shape.kind in metric.kinds and name not in scores:
-            metric = get_metric(name, refusal=shape.refusal)
+        if task.kind in metric.kinds and name not in scores:
+            metric = get_metric(name, refusal=task.refusal)
             scores[name] = [metric(row.prediction, row.expected) for row in rows]
-    metrics = {}
-    for name, values in scores.items():
-        interval = mean_interval(values, seed=0)
-        metrics[name] = {"score": sum(values) / len(values), "low": interval.low, "high": interval.high}
     if artifact.decoder.abstains:
-        metrics |= _abstaining(rows)
-    told = {
-        "artifact": artifact.name, "split": split, "n": len(rows), "metrics": metrics,
-        "whole": _whole(shape, rows), "notes": notes(rows),
+        scores["coverage"] = [float(not row.abstained) for row in rows]
+        if answered := [row.score for row in rows if not row.abstained]:
+            scores["answered"] = answered
+    values: dict[str, Any] = {
+        "artifact": artifact.name, "split": split, "n": len(rows),
+        "metrics": {name: _mean(each) for name, each in scores.items()}, "whole": _whole(task, rows),
+        "notes": notes(rows),
     }  # fmt: skip
-    found = [row.retrieval for row in rows if row.retrieval is not None]
-    return {**told, "retrieval": summary(found)} if found else told
+    if retrieval := [row.retrieval for row in rows if row.retrieval is not None]:
+        values["retrieval"] = summary(retrieval)
+    return values
 
 
-def _whole(shape: Signature, rows: Sequence[Prediction]) -> dict[str, float]:
-    """Return what can only be said of the whole set: F1 over labels, BLEU and chrF over the corpus, refusals."""
+def _mean(scores: Sequence[float]) -> dict[str, float]:
+    low, high = mean_interval(scores, seed=0)
+    return {"score": sum(scores) / len(scores), "low": low, "high": high}
+
+
+def _whole(task: Signature, rows: Sequence[Prediction]) -> dict[str, float]:
+    """Compute what is only defined for the whole set: F1 over labels, BLEU and chrF of the corpus, refusals."""
     answers = [row.prediction for row in rows]
-    if shape.kind == "category":
+    if task.kind == "category":
         return {"macro_f1": macro_f1(answers, [row.expected[0] for row in rows])}
-    if shape.kind == "multilabel":
-        found = label_f1(answers, [row.expected[0] for row in rows], shape.labels)
-        return {"micro_f1": found.micro, "macro_f1": found.macro}
+    if task.kind == "multilabel":
+        micro, macro = label_f1(answers, [row.expected[0] for row in rows], task.labels)
+        return {"micro_f1": micro, "macro_f1": macro}
     whole: dict[str, float] = {}
-    if shape.metric in ("bleu", "chrf"):
+    if task.metric in ("bleu", "chrf"):
         references = [row.expected for row in rows]
         whole |= {"corpus_bleu": corpus_bleu(answers, references), "corpus_chrf": corpus_chrf(answers, references)}
-    if shape.refusal:
-        refused = [exact_match(answer, [shape.refusal]) for answer in answers]
-        due = [max(exact_match(text, [shape.refusal]) for text in row.expected) for row in rows]
+    if task.refusal:
+        refused = [exact_match(answer, [task.refusal]) for answer in answers]
+        due = [max(exact_match(text, [task.refusal]) for text in row.expected) for row in rows]
         right = sum(a * b for a, b in zip(refused, due, strict=True))
         whole |= {"refusals_due": sum(due) / len(due), "refusals_given": sum(refused) / len(refused)}
         whole |= {"refusal_precision": right / sum(refused)} if any(refused) else {}
@@ -178,19 +164,8 @@ def _whole(shape: Signature, rows: Sequence[Prediction]) -> dict[str, float]:
 
 
 def notes(rows: Sequence[Prediction]) -> dict[str, int]:
-    """Count what the metric said of rows, by the part before the first colon, most frequent first."""
+    """Count the metric's notes on rows, by the part before the first colon, most frequent first."""
     return dict(Counter(row.note.split(":")[0] for row in rows if row.note).most_common())
-
-
-def _abstaining(rows: Sequence[Prediction]) -> dict[str, dict[str, float]]:
-    """Return the share of rows that are answered, and the mean score of those."""
-    answered = [row.score for row in rows if not row.abstained]
-    values = {"coverage": [float(not row.abstained) for row in rows], "answered": answered}
-    return {
-        name: {"score": sum(scores) / len(scores), "low": interval.low, "high": interval.high}
-        for name, scores in values.items()
-        if scores and (interval := mean_interval(scores, seed=0))
-    }
 
 
 def validate_references(task: Task, data: Data) -> None:

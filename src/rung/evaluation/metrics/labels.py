@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rung.artifact.lookup import outputs_of
 from rung.errors import DataError
@@ -88,13 +89,11 @@ def _pairs(predictions: Sequence[str], expected: Sequence[str]) -> list[tuple[st
 # ---- several labels a row, or none: answers and references are JSON lists of labels, in any order
 
 
-@dataclass(frozen=True, slots=True)
-class LabelF1:
-    """The whole set: F1 over all decisions (`micro`), its mean over the labels (`macro`), rows all right (`exact`)."""
+class LabelF1(NamedTuple):
+    """The whole set: F1 over all decisions (`micro`), and the mean F1 of the labels (`macro`)."""
 
     micro: float
     macro: float
-    exact: float
 
 
 def labels_exact(prediction: str, references: Sequence[str]) -> float:
@@ -114,7 +113,7 @@ def labels_f1(prediction: str, references: Sequence[str]) -> float:
 
 
 def label_f1(predictions: Sequence[str], expected: Sequence[str], labels: Sequence[str]) -> LabelF1:
-    """Compute micro and macro F1 over `labels`, and the share of rows that are all right.
+    """Compute micro and macro F1 over `labels`.
 
     A label that is neither expected nor given anywhere has an F1 of 0, as in scikit-learn with `zero_division=0`. An
     unreadable answer gives no labels.
@@ -133,11 +132,7 @@ def label_f1(predictions: Sequence[str], expected: Sequence[str], labels: Sequen
     totals = [given[label] + true[label] for label in labels]
     each = [2 * shared[label] / total if total else 0.0 for label, total in zip(labels, totals, strict=True)]
     every = given.total() + true.total()
-    return LabelF1(
-        micro=2 * shared.total() / every if every else 0.0,
-        macro=sum(each) / len(each),
-        exact=sum(answer == truth for answer, truth in zip(found, wanted, strict=True)) / len(wanted),
-    )
+    return LabelF1(2 * shared.total() / every if every else 0.0, sum(each) / len(each))
 
 
 def _given(text: str) -> frozenset[str] | None:
