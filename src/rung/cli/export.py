@@ -66,7 +66,7 @@ def export(
     offline: options.Offline = False,
 ) -> None:
     """Write tuned weights for other programs, or the exact prompts of rows as JSON lines."""
-    from rung.export.card import Form
+    from rung.export.card import ExportFormat
     from rung.export.servers import ServerName
 
     if to is None:
@@ -75,7 +75,7 @@ def export(
             raise ConfigError("bad-option", message, hint="say what to write: --to peft")
         _write_prompts(artifact, options.choose("--prompt", prompt or PROMPTS[0], PROMPTS), data, row)
         return
-    options.choose("--to", to, (*get_args(Form), *get_args(ServerName)))
+    options.choose("--to", to, (*get_args(ExportFormat), *get_args(ServerName)))
     server = to in get_args(ServerName)
     unused = {"--prompt": prompt, "--row": row, **({"--precision": precision, "--data": data} if server else {})}
     if given := [name for name, value in unused.items() if value is not None]:

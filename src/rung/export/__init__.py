@@ -1,1 +1,1 @@
-"""What a tuned model becomes outside Rung: merged weights, files for other tools, a model card."""
+"""Using a tuned model outside Rung: merged weights, files for other tools, a model card."""

@@ -1,9 +1,9 @@
-"""The model card of an export: what was trained on what, how well it did, how to load it. Never a row's contents."""
+"""The model card of an export: the training, the data, the results, and how to load it; never the contents of a row."""
 
 from __future__ import annotations
 
 import json
-import textwrap
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,17 @@ from rung.artifact.artifact import Artifact
 from rung.models import embedded
 from rung.models.reference import ModelFiles, hub_name
 
-Form = Literal["peft", "huggingface", "openvino", "gguf"]
+ExportFormat = Literal["peft", "huggingface", "openvino", "gguf"]
 
 LIBRARIES = {"peft": "peft", "huggingface": "transformers", "openvino": "openvino", "gguf": "gguf"}
 RELATIONS = {"peft": "adapter", "huggingface": "finetune", "openvino": "finetune", "gguf": "finetune"}
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` takes; 16 where nothing is said
-LEFT_OUT = {"losses", "evaluations", "continue_from"}  # curves are no settings, and a path means nothing elsewhere
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` takes
+LEFT_OUT = {"losses", "evaluations", "continue_from"}  # curves are not settings, and a path means nothing elsewhere
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a finished climb knows of one of its artifacts: the folder's report.json and climb.json."""
+    """What a finished climb recorded of one of its artifacts: the run folder's report.json and climb.json."""
 
     report: dict[str, Any]
     result: dict[str, Any]
@@ -32,7 +32,7 @@ class Evidence:
 
 
 def evidence(folder: Path, name: str) -> Evidence | None:
-    """Return what the run folder around an artifact's folder (RUN/rungs/NAME/artifact) says, if there is one."""
+    """Read the run folder around an artifact's folder (RUN/rungs/NAME/artifact), if there is one."""
     folder = folder.resolve()
     run = folder.parents[2] if len(folder.parents) > 2 else folder
     if folder != run / "rungs" / name / "artifact" or not (run / "report.json").is_file():
@@ -43,28 +43,27 @@ def evidence(folder: Path, name: str) -> Evidence | None:
     return None if result is None else Evidence(report, result, identity)
 
 
-def card(
+def model_card(
     artifact: Artifact,
     files: ModelFiles,
-    form: Form,
+    form: ExportFormat,
     *,
     file: str = "",
     merged: str = "",
     known: Evidence | None = None,
 ) -> str:
-    """Return the text of a README.md.
+    """Write the text of a README.md.
 
     Args:
         artifact: what is exported.
         files: its base model.
-        form: of the export.
+        form: the format of the export.
         file: the name of the file to load, where there is one.
         merged: what merging changed, in words.
-        known: what its climb measured.
+        known: what the artifact's climb measured.
     """
-    title = f"{artifact.signature.task}: {artifact.weights.method}"
     return f"""{_front(artifact, files, form)}
-# {title}
+# {artifact.signature.task}: {artifact.weights.method}
 
 {files.name} customized for the task `{artifact.signature.task}` by {artifact.name} with Rung {__version__}.
 
@@ -73,7 +72,7 @@ def card(
 {_loading(files, form, file)}{_with_vllm(artifact, files) if form == "peft" else ""}
 ## Prompt
 
-The weights are one part of what was measured; the prompt is another. `rung export ARTIFACT --prompt text` writes it.
+The weights were measured together with this prompt. `rung export ARTIFACT --prompt text` writes it.
 
 - instruction: {json.dumps(artifact.prompt.head(), ensure_ascii=False)}
 - template: {json.dumps(artifact.prompt.template, ensure_ascii=False)}
@@ -102,13 +101,13 @@ The weights are one part of what was measured; the prompt is another. `rung expo
 
 
 def hub_id(files: ModelFiles) -> str | None:
-    """Return the base model's id on the Hugging Face Hub, where it is known."""
+    """The base model's id on the Hugging Face Hub, where it is known."""
     if (model := embedded.find(files.reference)) is not None:
         return model.source.removeprefix("https://huggingface.co/")
     return hub_name(files.reference)
 
 
-def _front(artifact: Artifact, files: ModelFiles, form: Form) -> str:
+def _front(artifact: Artifact, files: ModelFiles, form: ExportFormat) -> str:
     lines = ["---"]
     if files.licence:
         lines.append(f"license: {files.licence}")
@@ -124,45 +123,40 @@ def _origin(files: ModelFiles) -> str:
     return hub_name(files.reference) or "a local model"
 
 
-def _loading(files: ModelFiles, form: Form, file: str) -> str:
+def _loading(files: ModelFiles, form: ExportFormat, file: str) -> str:
     base = hub_id(files) or "PATH_OF_THE_BASE_MODEL"
     code = {
-        "peft": f"""
+        "peft": f"""python
             from peft import PeftModel
             from transformers import AutoModelForCausalLM
 
             base = AutoModelForCausalLM.from_pretrained("{base}")
-            model = PeftModel.from_pretrained(base, "THIS_FOLDER")
-            """,
-        "huggingface": """
+            model = PeftModel.from_pretrained(base, "THIS_FOLDER")""",
+        "huggingface": """python
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
             model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
-            tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
-            """,
-        "openvino": """
+            tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")""",
+        "openvino": """python
             import openvino_genai
 
-            pipeline = openvino_genai.LLMPipeline("THIS_FOLDER", "CPU")
-            """,
-        "gguf": f"""
-            llama-server --model {file} --jinja
-            """,
+            pipeline = openvino_genai.LLMPipeline("THIS_FOLDER", "CPU")""",
+        "gguf": f"""sh
+            llama-server --model {file} --jinja""",
     }
-    language = "sh" if form == "gguf" else "python"
-    return f"```{language}\n{textwrap.dedent(code[form]).strip()}\n```\n"
+    return "```" + re.sub("^ {12}", "", code[form], flags=re.MULTILINE) + "\n```\n"
 
 
 def vllm_refusal(settings: Mapping[str, Any]) -> str | None:
-    """Return why vLLM does not load an adapter, from its adapter_config.json; None where it does."""
+    """Why vLLM does not load an adapter with this adapter_config.json; None where it does."""
     if settings["peft_type"] != "LORA":
-        return f"it loads LoRA adapters alone, and this is {settings['peft_type']}"
+        return f"it loads only LoRA adapters, and this is {settings['peft_type']}"
     if settings.get("use_dora"):
         return "it does not run DoRA"
     if settings.get("bias", "none") != "none":
-        return "it loads no biases"
+        return "it does not load biases"
     if settings.get("modules_to_save"):
-        return "it loads no whole modules beside the updates"
+        return "it does not load whole modules"
     if settings.get("rank_pattern") or settings.get("alpha_pattern"):
         return "it takes one rank and one scale for all layers"
     return None if settings["r"] <= VLLM_RANKS[-1] else f"its ranks end at {VLLM_RANKS[-1]}"
@@ -182,10 +176,9 @@ def _with_vllm(artifact: Artifact, files: ModelFiles) -> str:
 
 
 def _documents(artifact: Artifact) -> str:
-    looks = artifact.retriever
-    if looks is None:
+    if artifact.retriever is None:
         return "none"
-    return f"up to {looks.k} passages before the question, from an index that is no part of these weights"
+    return f"up to {artifact.retriever.k} passages before the question, from an index that is not part of this folder"
 
 
 def _demonstrations(artifact: Artifact) -> str:
@@ -198,18 +191,17 @@ def _demonstrations(artifact: Artifact) -> str:
 def _results(artifact: Artifact, known: Evidence | None) -> str:
     if known is None or known.result["score"] is None:
         return f"Not measured here. The task's metric is {artifact.signature.metric}.\n"
-    r = known.result
-    lines = [
-        "| artifact | metric | score | 95 % interval | rows |",
-        "|---|---|---|---|---|",
-        f"| {r['name']} | {r['metric']} | {r['score']:.4f} | {_interval(r)} | {r['n']} {r['split']} |",
-    ]
-    zero = next((e for e in known.report["rungs"] if e["name"] == "zero-shot" and e["score"] is not None), None)
-    if zero is not None and zero["split"] == r["split"] and zero["n"] == r["n"]:
-        lines.append(
-            f"| zero-shot | {r['metric']} | {zero['score']:.4f} | {_interval(zero)} | {zero['n']} {r['split']} |"
-        )
-    if r["split"] != "test":
+    own = known.result
+    zero_shot = [
+        entry for entry in known.report["rungs"]
+        if entry["name"] == "zero-shot" and entry["score"] is not None
+        and (entry["split"], entry["n"]) == (own["split"], own["n"])
+    ]  # fmt: skip
+    lines = ["| artifact | metric | score | 95 % interval | rows |", "|---|---|---|---|---|"]
+    for entry in (own, *zero_shot[:1]):
+        score = f"{entry['score']:.4f} | {_interval(entry)} | {entry['n']} {entry['split']}"
+        lines.append(f"| {entry['name']} | {own['metric']} | {score} |")
+    if own["split"] != "test":
         lines += ["", "These rows also chose among the artifacts: the score is optimistic."]
     return "\n".join(lines) + f"\n\nMeasured with {known.report['engine']}, seed {known.report['seed']}.\n"
 

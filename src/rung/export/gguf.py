@@ -1,8 +1,9 @@
 """A model folder as one GGUF file: the architecture, its tensors and its tokenizer as llama.cpp reads them.
 
-Llama, Qwen2, Qwen3, Gemma, Gemma2 and Gemma3 are written. Tensors go through one at a time: memory holds one.
-llama.cpp knows some facts of a family by heart (patterns of sliding windows, the scale of attention); a model that
-deviates from them is refused, as it would run and be wrong.
+It writes Llama, Qwen2, Qwen3, Gemma, Gemma2 and Gemma3, one tensor at a time, so that memory holds only one. llama.cpp
+has some facts of a family built in (patterns of sliding windows, the scale of attention). A model that deviates from
+them is refused: it would run and be wrong. llama.cpp also knows pre-tokenizers by name and not by their rules, so a
+tokenizer is only written when one of the names in `rung.models.gguf` splits text as it does.
 """
 
 from __future__ import annotations
@@ -25,21 +26,21 @@ from rung.progress import QUIET, Progress
 GgufPrecision = Literal["f32", "f16", "q8_0"]
 
 FILE_TYPES: dict[GgufPrecision, int] = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's `llama_ftype`
-BLOCK = 32  # weights that share a scale in Q8_0; rows of another length stay F16
+BLOCK = 32  # weights that share a scale in Q8_0; rows of other lengths stay F16
 ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
 class Family:
-    """What llama.cpp takes for granted of an architecture.
+    """What llama.cpp assumes of an architecture.
 
     Attributes:
         arch: its name in GGUF.
         activation: beginning of the activation function's name.
-        norm_shift: what is added to the weights of norms: Gemma's are stored minus one.
-        pairs: whether rotary embeddings turn neighbouring values, not halves, so that queries and keys are reordered.
-        window_period: every so many layers one attends to everything, the last of each group; 0 where all do.
-        odd_scale_layers: with this many layers attention is scaled by hidden size over heads, not by the heads' size.
+        norm_shift: added to the weights of norms: Gemma's are stored minus one.
+        pairs: whether rotary embeddings rotate neighbouring values, not halves, so that queries and keys are reordered.
+        window_period: the last of every `window_period` layers attends to everything; 0 where all do.
+        odd_scale_layers: with this many layers attention is scaled by hidden size over heads, not by the head size.
     """
 
     arch: str
@@ -73,11 +74,11 @@ def write_gguf(
 
     Args:
         folder: a Hugging Face folder: config.json, safetensors weights, tokenizer.json.
-        file: where to; its folder exists.
+        file: the GGUF file; its folder exists.
         precision: of matrices; vectors (norms, biases) are always f32.
-        name: of the model, as the file says it.
+        name: the model's name, for the file.
         licence: its licence, as model cards name it.
-        progress: told of every tensor.
+        progress: shows every tensor.
 
     Raises:
         EngineError: `export-unsupported`: llama.cpp would run this architecture or tokenizer differently;
@@ -119,8 +120,8 @@ def _library() -> Any:
     return gguf
 
 
-def _unsupported(what: str, hint: str = "export it with `--to huggingface`, and convert it elsewhere") -> EngineError:
-    return EngineError("export-unsupported", what, hint=hint)
+def _unsupported(what: str) -> EngineError:
+    return EngineError("export-unsupported", what, hint="export with `--to huggingface`, and convert it elsewhere")
 
 
 # ---- the architecture
@@ -129,7 +130,7 @@ def _unsupported(what: str, hint: str = "export it with `--to huggingface`, and 
 def _family(config: Any) -> Family:
     name = (config.architectures or ["unknown"])[0]
     if name not in FAMILIES:
-        raise _unsupported(f"{name} is not one of the architectures that are written: {', '.join(FAMILIES)}")
+        raise _unsupported(f"{name} is not one of the supported architectures: {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if not activation.startswith(family.activation):
@@ -188,7 +189,7 @@ def _add_shape(writer: Any, config: Any, family: Family) -> None:
 
 
 def _add_rope(writer: Any, config: Any, gguf: Any) -> Floats | None:
-    """Write the rotary embeddings' parameters; return a factor per frequency, where the kind needs a tensor of them."""
+    """Write the rotary embeddings' parameters; returns a factor per frequency, where their type needs a tensor."""
     rope = dict(config.rope_parameters)
     if "full_attention" in rope:
         near = rope["sliding_attention"]
@@ -215,7 +216,7 @@ def _add_rope(writer: Any, config: Any, gguf: Any) -> Floats | None:
 
 
 def _llama3_factors(config: Any, theta: float) -> Floats:
-    """Return by what llama.cpp divides each frequency, from the frequencies that transformers computes."""
+    """What llama.cpp divides each frequency by, from the frequencies that transformers computes."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     scaled = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].double().numpy()
@@ -250,7 +251,7 @@ class _Tensors:
         targets = {name: known.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
         for name, target in targets.items():
             if target is None:
-                raise _unsupported(f"the tensor {name}, which {self._family.arch} has not in llama.cpp")
+                raise _unsupported(f"the tensor {name}, which {self._family.arch} does not have in llama.cpp")
         return targets
 
     def _kind(self, shape: tuple[int, ...]) -> Any:
@@ -260,7 +261,7 @@ class _Tensors:
         return kinds.Q8_0 if self._precision == "q8_0" and shape[-1] % BLOCK == 0 else kinds.F16
 
     def plan(self) -> Iterator[tuple[str, tuple[int, ...], Any]]:
-        """Yield name, shape and kind of every tensor, in the order of `values`."""
+        """Name, shape and type of every tensor, in the order of `values`."""
         if self._factors is not None:
             yield ROPE_FACTORS, self._factors.shape, self._kind(self._factors.shape)
         for name, target in self.names.items():
@@ -268,12 +269,12 @@ class _Tensors:
             yield target, shape, self._kind(shape)
 
     def bytes_of(self, shape: tuple[int, ...], kind: Any) -> int:
-        """Return how many bytes a tensor takes in the file."""
+        """The size of a tensor in the file."""
         block, size = _library().GGML_QUANT_SIZES[kind]
         return int(np.prod(shape)) // int(block) * int(size)
 
     def values(self) -> Iterator[Any]:
-        """Yield every tensor as it stands in the file."""
+        """Every tensor as it is in the file."""
         if self._factors is not None:
             yield self._factors
         for name in self.names:
@@ -299,19 +300,14 @@ class _Tensors:
 
 
 def _as_pairs(values: Floats, heads: int) -> Floats:
-    """Reorder the rows of each head: the halves that transformers turns together become neighbours."""
+    """Reorder the rows of each head: values that transformers rotates together, in its halves, become neighbours."""
     halves = values.reshape(heads, 2, -1, *values.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
 
 
-# --------------------
-# The tokenizer of a model folder as GGUF metadata: tokens, their types, merges or scores, special tokens, template.
-#
-# llama.cpp knows pre-tokenizers by name and not by their rules, so a tokenizer is only written when one of the names in
-# `rung.models.gguf` splits text as it does.
+# ---- the tokenizer: tokens, their types, merges or scores, special tokens, chat template
 
-
-NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # tokenizer.ggml.token_type; its others are shared with the reader
+NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # tokenizer.ggml.token_type; the reader shares its others
 BPE_FAMILIES = ("gpt-2", "smollm", "llama-bpe", "qwen2")  # as llama.cpp spells them
 SPACE = "▁"  # what SentencePiece writes for a space
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
@@ -323,11 +319,11 @@ PROBE = (  # what pre-tokenizers disagree about: digits, contractions, spaces, l
 
 
 def add_vocabulary(writer: Any, folder: Path, size: int) -> None:
-    """Write the tokenizer in `folder`.
+    """Write the tokenizer in `folder` as metadata.
 
     Args:
         writer: a gguf.GGUFWriter.
-        folder: with tokenizer.json and the files beside it.
+        folder: a model folder.
         size: rows of the embedding; ids without a token get an unused one.
 
     Raises:
@@ -374,7 +370,7 @@ def _tokens(definition: dict[str, Any], size: int) -> tuple[list[str], list[int]
 
 
 def _bpe_family(definition: dict[str, Any]) -> str:
-    """Return the name of the pre-tokenizer that splits the probe as this one does."""
+    """The name of the pre-tokenizer that splits the probe as this one does."""
     from tokenizers import Tokenizer as Backend
 
     normalizer = definition["normalizer"]
@@ -383,7 +379,7 @@ def _bpe_family(definition: dict[str, Any]) -> str:
     own = Backend.from_str(json.dumps(definition)).pre_tokenizer
     whole = bool(definition["model"].get("ignore_merges"))
     for name in BPE_FAMILIES:
-        # With the `llama-bpe` name, llama.cpp also takes a word that is a token as it is, whatever the merges say.
+        # With the name `llama-bpe`, llama.cpp also ignores the merges for a word that is a token.
         if own is not None and _splits(own) == _splits(pre_tokenizer(name)) and whole == (name == "llama-bpe"):
             return name
     raise _unsupported_vocabulary(f"a byte-level tokenizer that splits text like none of {', '.join(BPE_FAMILIES)}")
@@ -397,7 +393,7 @@ def _splits(splitter: Any) -> list[str]:
 
 
 def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
-    """Return minus the rank of the first merge that makes each token: llama.cpp merges what scores highest."""
+    """Score tokens by minus the rank of the first merge that makes each: llama.cpp merges what scores highest."""
     rank: dict[str, int] = {}
     for i, pair in enumerate(merges):
         rank.setdefault("".join(pair), i)
@@ -406,7 +402,7 @@ def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
 
 
 def _prepends_space(definition: dict[str, Any]) -> bool:
-    """Tell whether a space is put before the text; spaces must become SentencePiece's sign, and nothing else change."""
+    """Whether a space is put before the text; spaces must become SentencePiece's sign, and nothing else change."""
     normalizer = definition["normalizer"] or {"type": "Sequence", "normalizers": []}
     steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
     splitter = definition["pre_tokenizer"]
@@ -422,7 +418,7 @@ def _prepends_space(definition: dict[str, Any]) -> bool:
 
 
 def _harmless(splitter: dict[str, Any] | None) -> bool:
-    """Gemma's splits at spaces, of which its normalizer leaves none."""
+    """Whether the splitter does nothing: Gemma's splits at spaces, of which its normalizer leaves none."""
     return splitter is None or (splitter["type"] == "Split" and splitter["pattern"] == {"String": " "})
 
 
@@ -446,8 +442,4 @@ def _add_special(writer: Any, tokenizer: Tokenizer) -> None:
 
 
 def _unsupported_vocabulary(what: str) -> EngineError:
-    return EngineError(
-        "export-unsupported",
-        f"llama.cpp has no tokenizer that does the same as {what}",
-        hint="export with `--to huggingface`, and convert it elsewhere",
-    )
+    return _unsupported(f"llama.cpp has no tokenizer that does the same as {what}")

@@ -18,7 +18,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.parts import BASE
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError
-from rung.export.card import Evidence, card
+from rung.export.card import Evidence, model_card
 from rung.models.cache import publish
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 SHARD = "5GB"
-COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")  # all that stands beside the weights
-WRITTEN = ("config.json", "*.safetensors.index.json")  # of these, what is written anew
+COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*")  # everything next to the weights,
+NOT_COPIED = ("config.json", "*.safetensors.index.json")  # except what the new weights change
 PROMPTS = 16  # rows on which the difference is measured
 TEXTS = (
     "How do I open an account?",
@@ -66,7 +66,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """An artifact that stands on the merged model, and the difference to the one it was made from."""
+    """An artifact that uses the merged model, and the difference to the one it was made from."""
 
     artifact: Artifact
     difference: Difference
@@ -81,40 +81,41 @@ def merge(
     known: Evidence | None = None,
     progress: Progress = QUIET,
 ) -> Merged:
-    """Write FOLDER/model, a Hugging Face folder, and FOLDER/artifact, which stands on it and needs no adapter.
+    """Write FOLDER/model, a Hugging Face folder, and FOLDER/artifact, which uses it and needs no adapter.
 
     Args:
         artifact: with tuned weights.
         folder: a new folder.
-        rows: whose prompts the difference is measured on; without, the artifact's demonstrations, else fixed texts.
+        rows: rows whose prompts the difference is measured on; by default the artifact's demonstrations, else fixed
+            texts.
         source: where the rows came from, for people.
-        known: what its climb measured, for the model card.
-        progress: told of every row.
+        known: what the artifact's climb measured, for the model card.
+        progress: shows every row.
 
     Raises:
         ArtifactError: `file-exists`, or `export-unsupported`: there is nothing to merge.
         TrainingError: `export-unsupported`: no weights of the base model have the same effect.
     """
-    tuned(artifact)
+    tuned_weights(artifact)
     check_new(folder)
     folder = folder.absolute()
-    found: list[Difference] = []
+    differences: list[Difference] = []
 
     def build(target: Path) -> None:
         write_model(artifact, target)
-        found.append(measure(artifact, target, rows, source, progress=progress))
-        text = card(artifact, resolve(artifact.model), "huggingface", merged=str(found[0]), known=known)
+        differences.append(measure(artifact, target, rows, source, progress=progress))
+        text = model_card(artifact, resolve(artifact.model), "huggingface", merged=str(differences[0]), known=known)
         (target / "README.md").write_text(text, "utf-8")
 
     publish(folder / "model", build)
-    settings = {"base": artifact.model, **asdict(found[0])}
+    settings = {"base": artifact.model, **asdict(differences[0])}
     merged = artifact.step("merge", settings, model=str(folder / "model"), weights=BASE)
     merged.save(folder / "artifact")
-    return Merged(merged, found[0])
+    return Merged(merged, differences[0])
 
 
-def tuned(artifact: Artifact) -> str:
-    """Return how engines are told of the artifact's tuned weights.
+def tuned_weights(artifact: Artifact) -> str:
+    """The reference of the artifact's tuned weights, as engines take it.
 
     Raises:
         ArtifactError: `export-unsupported`: its weights are those of the base model.
@@ -129,7 +130,7 @@ def tuned(artifact: Artifact) -> str:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder that holds something; an empty one is removed.
+    """Refuse a folder that is not empty, and remove an empty one.
 
     Raises:
         ArtifactError: `file-exists`.
@@ -152,11 +153,10 @@ def write_model(artifact: Artifact, folder: Path) -> None:
     (where the base model shares it with the input embeddings) is written as such: `tie_word_embeddings` is false.
 
     Raises:
-        ArtifactError: `export-unsupported`.
-        TrainingError: `export-unsupported`.
+        ArtifactError, TrainingError: `export-unsupported`.
     """
     engine = open_torch(artifact.model)
-    merged = engine.merged(tuned(artifact))
+    merged = engine.merged(tuned_weights(artifact))
     state = {name: merged.get(name, p).detach() for name, p in plain_parameters(engine.model).items()}
     config = copy.deepcopy(engine.model.config)
     if OUTPUT in merged and OUTPUT not in state:
@@ -167,21 +167,21 @@ def write_model(artifact: Artifact, folder: Path) -> None:
 
 
 def _save(config: Any, state: dict[str, torch.Tensor], dtype: Any, folder: Path) -> None:
-    """Let a model without weights of the same class write them: PEFT may be inside the one that runs."""
+    """Let a model of the same class without weights write them: PEFT may be inside the one that runs."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    kept = {name for name, _ in empty.named_parameters()}
-    assert kept == state.keys(), kept ^ state.keys()
+    names = {name for name, _ in empty.named_parameters()}
+    assert names == state.keys(), names ^ state.keys()
     empty.save_pretrained(folder, state_dict=state, max_shard_size=SHARD)
 
 
 def copy_settings(source: Path, folder: Path) -> None:
-    """Copy tokenizer, chat template, generation settings and licence texts; what is written anew stays as it is."""
+    """Copy tokenizer, chat template, generation settings and licence texts of a model folder."""
     for file in {file for pattern in COPIED for file in source.glob(pattern)}:
-        if not any(file.match(pattern) for pattern in WRITTEN):
+        if not any(file.match(pattern) for pattern in NOT_COPIED):
             shutil.copyfile(file, folder / file.name)
 
 
@@ -189,11 +189,11 @@ def copy_settings(source: Path, folder: Path) -> None:
 
 
 def known_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    """Return rows that the climb answered with the artifact in `folder`, and where they are from; else none."""
-    beside = folder.resolve().parent / "predictions.jsonl"
-    if not beside.is_file():
+    """Rows that the climb answered with the artifact in `folder`, and where they are from; else none."""
+    predictions = folder.resolve().parent / "predictions.jsonl"
+    if not predictions.is_file():
         return [], ""
-    lines = beside.read_text("utf-8").splitlines()[:PROMPTS]
+    lines = predictions.read_text("utf-8").splitlines()[:PROMPTS]
     return [json.loads(line)["inputs"] for line in lines], "rows of its climb"
 
 
@@ -214,18 +214,15 @@ def measure(
     engine = open_torch(artifact.model)
     prompts = [engine.fitting(artifact.messages(row), 0) for row in rows[:PROMPTS]]
     other = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=engine.model.dtype,
-        attn_implementation=engine.model.config._attn_implementation,
-        local_files_only=True,
-        trust_remote_code=False,
-    ).to(engine.model.device)
+        folder, dtype=engine.model.dtype, attn_implementation=engine.model.config._attn_implementation,
+        local_files_only=True, trust_remote_code=False,
+    ).to(engine.model.device)  # fmt: skip
     largest, total, count, same, positions = 0.0, 0.0, 0, 0, 0
     progress.start("comparing with the unmerged model", len(prompts))
     with engine.running(artifact.weights.reference) as model, torch.inference_mode():
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
-            ours, theirs = (one(input_ids=ids, use_cache=False).logits[0].float() for one in (model, other))
+            ours, theirs = (m(input_ids=ids, use_cache=False).logits[0].float() for m in (model, other))
             apart = (ours - theirs).abs()
             largest, total = max(largest, apart.max().item()), total + apart.double().sum().item()
             count, positions = count + apart.numel(), positions + len(prompt)

@@ -1,8 +1,8 @@
-"""An artifact for other people's servers: vLLM, Ollama, KServe.
+"""An artifact for other servers: vLLM, Ollama, KServe.
 
-Those run the model; the prompt, the demonstrations and the decoder stay Rung's. So two things are written: the model as
-the server reads it, with what starts it, and `artifact/`, the same artifact on that server's endpoint. `rung run`,
-`predict`, `eval` and `serve` work on it as on any other.
+They run the model; Rung keeps the prompt, the demonstrations and the decoder. So an export has two parts: the model as
+the server reads it, with the command that starts it, and `artifact/`, the same artifact on that server's endpoint.
+`rung run`, `predict`, `eval` and `serve` work with it as with any other.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Literal, cast, get_args
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import BASE
 from rung.errors import ArtifactError
-from rung.export import merge
 from rung.export.gguf import write_gguf
+from rung.export.merge import check_new, write_model
 from rung.models.cache import publish
 from rung.models.messages import Message, Messages
 from rung.models.reference import ModelFiles, is_endpoint, resolve
@@ -27,14 +27,12 @@ from rung.models.tokenizer import Tokenizer
 from rung.models.turns import accepts_system, end_token, fold_system
 from rung.progress import QUIET, Progress
 
-# --------------------
-# Chat templates with which other servers render what Rung renders.
+# ---- chat templates with which other servers render what Rung renders
 #
-# vLLM and KServe run the model's own, in Jinja; two gaps are filled. Ollama runs Go's template language: without a
-# TEMPLATE it compares the model's with a dozen that it knows, and a model with none of them reads the bare text of the
-# last message. So the text around each message is read off rendered conversations, and kept only if conversations of
-# every form come out equal.
-
+# vLLM and KServe run the model's own template, in Jinja; two gaps are filled. Ollama runs Go's template language.
+# Without a TEMPLATE, it compares the model's template with a dozen that it knows, and a model with none of them reads
+# the bare text of the last message. So the text around each message is read off rendered conversations, and kept only
+# if conversations of every form come out equal.
 
 # A system message goes before the first user's text (see `rung.models.turns`).
 FOLDED = (
@@ -54,11 +52,11 @@ PLAIN = (
 CHATS = (("user",), ("system", "user"), ("user", "assistant", "user"), ("system", "user", "assistant", "user"),
          ("user", "assistant", "user", "assistant", "user"))  # fmt: skip
 WORDS = ("Mind this.", "Is it {{ .Content }} or\n\n{% x %}?", 'No: "it" \\ is 2 < 3 & é.', "And {}?", "a")
-LOOSE = " x \n"  # white space around a message, which many templates strip
+LOOSE = " x \n"  # a message with white space around it, which many templates strip
 
 
 def server_template(tokenizer: Tokenizer) -> str | None:
-    """Return a chat template with which a server renders what Rung does; None where the model's own does so.
+    """A chat template with which a server renders what Rung does; None where the model's own does so.
 
     Servers refuse chats with a model that has no template, and system messages where the template knows none.
     """
@@ -70,7 +68,7 @@ def server_template(tokenizer: Tokenizer) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class OllamaTemplate:
-    """What stands around the messages of a conversation: a system message or none, then user and assistant by turns.
+    """The text around the messages of a conversation: a system message or none, then user and assistant in turns.
 
     Attributes:
         before_system: begins a conversation that has a system message.
@@ -78,7 +76,7 @@ class OllamaTemplate:
         before_user: begins a conversation without one.
         before_answer: between a user message and its answer.
         after_answer: between an answer and the next user message.
-        end: behind the last user message.
+        end: after the last user message.
         strips: whether the model's own template strips white space around messages, which Ollama's cannot.
     """
 
@@ -91,7 +89,7 @@ class OllamaTemplate:
     strips: bool = False
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of a conversation as Ollama renders `go()`."""
+        """Render a conversation as Ollama renders `go()`."""
         text = ""
         for number, message in enumerate(messages):
             if message["role"] == "system":
@@ -103,7 +101,7 @@ class OllamaTemplate:
         return text + self.end
 
     def go(self) -> str:
-        """Return the template in Go's language, all of its text in strings: nothing is trimmed or read as code."""
+        """The template in Go's language, all of its text in strings: nothing is trimmed or read as code."""
         system = f"{_quoted(self.before_system)}{{{{ .Content }}}}{_quoted(self.after_system)}"
         user = f"{{{{ if eq $i 0 }}}}{_quoted(self.before_user)}{{{{ end }}}}{{{{ .Content }}}}"
         answer = f"{_quoted(self.before_answer)}{{{{ .Content }}}}{_quoted(self.after_answer)}"
@@ -113,36 +111,35 @@ class OllamaTemplate:
 
 
 def ollama_template(tokenizer: Tokenizer) -> OllamaTemplate:
-    """Return what stands around messages in a model's chats; without the beginning token where llama.cpp puts one.
+    """The text around messages in a model's chats, without the beginning token where llama.cpp adds it.
 
     Raises:
-        ArtifactError: `export-unsupported`: the chat template does more than to put text around messages.
-        ModelError: it is broken, or takes no conversation of user and assistant by turns.
+        ArtifactError: `export-unsupported`: the chat template does more than put text around messages.
+        ModelError: it is broken, or does not take a conversation of user and assistant in turns.
     """
-    talk = _around(tokenizer, ("user", "assistant", "user"))
-    told = _around(tokenizer, ("system", "user"))
-    found = OllamaTemplate(told[0], told[1], talk[0], talk[1], talk[2], talk[3])
-    chats = [_chat(roles, WORDS) for roles in CHATS]
-    if any(_rendered(tokenizer, chat) != found.render(chat) for chat in chats):
-        raise _refused("does more than to put text around messages")
+    turns = _around(tokenizer, ("user", "assistant", "user"))
+    system = _around(tokenizer, ("system", "user"))
+    template = OllamaTemplate(system[0], system[1], turns[0], turns[1], turns[2], turns[3])
+    if any(_rendered(tokenizer, chat) != template.render(chat) for chat in (_chat(roles, WORDS) for roles in CHATS)):
+        raise _refused("does more than put text around messages")
     loose = _chat(("user",), (LOOSE,))
-    return replace(found, strips=_rendered(tokenizer, loose) != found.render(loose))
+    return replace(template, strips=_rendered(tokenizer, loose) != template.render(loose))
 
 
 def _around(tokenizer: Tokenizer, roles: Sequence[str]) -> list[str]:
-    """Return the text before, between and behind the messages of a conversation."""
+    """The text before, between and after the messages of a conversation."""
     marks = [f"RUNG{number}MARK" for number in range(len(roles))]
     text, pieces = _rendered(tokenizer, _chat(roles, marks)), []
     for mark in marks:
-        before, found, text = text.partition(mark)
-        if not found:
+        before, mark_found, text = text.partition(mark)
+        if not mark_found:
             raise _refused("leaves messages out, or moves them")
         pieces.append(before)
     return [*pieces, text]
 
 
 def _rendered(tokenizer: Tokenizer, messages: Messages) -> str:
-    """Return the text that llama.cpp has to be given, for the tokens that `encode_messages` gives."""
+    """The text from which llama.cpp gets the tokens that `encode_messages` gives."""
     text = tokenizer.render(messages if accepts_system(tokenizer) else fold_system(messages))
     if tokenizer.chat_template is None or not tokenizer.adds_bos:
         return text
@@ -157,17 +154,19 @@ def _chat(roles: Sequence[str], words: Sequence[str]) -> Messages:
 
 
 def _quoted(text: str) -> str:
-    """Return text as a string of Go in an action, or nothing for nothing."""
+    """Text as a Go string in an action, empty for empty text."""
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
 
 
 def _refused(why: str) -> ArtifactError:
     return ArtifactError(
         "export-unsupported",
-        f"the model's chat template {why}, and Ollama's template language cannot say that",
+        f"the model's chat template {why}, and Ollama's template language cannot express that",
         hint="serve it with `rung serve`, or with a server that runs the model's own template: `--to vllm`",
     )
 
+
+# ---- exports
 
 ServerName = Literal["vllm", "ollama", "kserve"]
 SERVERS: tuple[str, ...] = get_args(ServerName)
@@ -175,8 +174,8 @@ GGUF = "model.gguf"
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a server will be found, and what it calls the model."""
+class _Server:
+    """What the server calls the model, its endpoint, and the base model."""
 
     name: str
     endpoint: str
@@ -184,39 +183,39 @@ class _Place:
 
 
 def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress: Progress = QUIET) -> str:
-    """Write an artifact for a server into a new folder, at once or not at all; return the command that starts it.
+    """Write an artifact for a server into a new folder, completely or not at all; returns the command that starts it.
 
     Args:
         server: `vllm`: the model in Hugging Face's format; `kserve`: the same, and an InferenceService; `ollama`: one
             GGUF file and a Modelfile.
         artifact: with tuned weights, which are merged, or without.
         folder: a new folder.
-        progress: told of every step.
+        progress: shows every step.
 
     Raises:
-        ArtifactError: `file-exists`; `export-unsupported`: what answers is no language model that such a server runs.
+        ArtifactError: `file-exists`; `export-unsupported`: the decoder needs more than such a server runs.
         TrainingError: `export-unsupported`: no weights of the base model have the same effect.
         EngineError: `export-unsupported`.
     """
     _check(server, artifact)
-    merge.check_new(folder)
+    check_new(folder)
     files = resolve(artifact.model)
     name = server_name(artifact.signature.task)
     write, endpoint, command = _WRITERS[server]
-    place = _Place(name, endpoint.format(name=name), files)
+    target_server = _Server(name, endpoint.format(name=name), files)
 
     def build(target: Path) -> None:
-        write(artifact, place, target, progress)
-        on_server = replace(artifact, model=f"{place.endpoint}#{name}", engine="api", weights=BASE)
+        write(artifact, target_server, target, progress)
+        on_server = replace(artifact, model=f"{target_server.endpoint}#{name}", engine="api", weights=BASE)
         on_server.save(target / "artifact")
-        (target / "README.md").write_text(_readme(server, place, command.format(name=name)), "utf-8")
+        (target / "README.md").write_text(_readme(server, target_server, command.format(name=name)), "utf-8")
 
     publish(folder, build)
     return command.format(name=name)
 
 
 def server_name(task: str) -> str:
-    """Return what servers call a task's model: a name that Kubernetes takes for a service, which a letter begins."""
+    """The name of a task's model on servers: one that Kubernetes takes for a service, beginning with a letter."""
     name = re.sub(r"[^a-z0-9]+", "-", task.lower()).strip("-")
     name = name if name[:1].isalpha() else f"task-{name}"
     return name[:50].strip("-")
@@ -232,33 +231,33 @@ def _check(server: ServerName, artifact: Artifact) -> None:
         raise ArtifactError("export-unsupported", f"{artifact.name}: {why}", hint="serve it with `rung serve`")
 
 
-def _write_folder(artifact: Artifact, place: _Place, target: Path, progress: Progress) -> None:
+def _write_folder(artifact: Artifact, server: _Server, target: Path, progress: Progress) -> None:
     """Write the model in Hugging Face's format."""
     del progress
     model = target / "model"
     if artifact.weights.reference is None:
-        shutil.copytree(place.files.folder, model)
+        shutil.copytree(server.files.folder, model)
     else:
         model.mkdir()
-        merge.write_model(artifact, model)
+        write_model(artifact, model)
     if (template := server_template(Tokenizer.load(model))) is not None:
         (model / "chat_template.jinja").write_text(template, "utf-8")
 
 
-def _write_ollama(artifact: Artifact, place: _Place, target: Path, progress: Progress) -> None:
-    files = place.files
+def _write_ollama(artifact: Artifact, server: _Server, target: Path, progress: Progress) -> None:
+    files = server.files
     instructions = modelfile(Tokenizer.load(files.folder), files.context)  # first: it may refuse, and is quick
-    _write_folder(artifact, place, target, progress)
+    _write_folder(artifact, server, target, progress)
     write_gguf(target / "model", target / GGUF, name=files.name, licence=files.licence, progress=progress)
     shutil.rmtree(target / "model")
     (target / "Modelfile").write_text(instructions, "utf-8")
 
 
 def modelfile(tokenizer: Tokenizer, context: int) -> str:
-    """Return a Modelfile with which Ollama shows a model what Rung shows it, and takes the likeliest token.
+    """A Modelfile with which Ollama shows a model what Rung shows it, and takes the likeliest token.
 
     Raises:
-        ArtifactError: `export-unsupported`: Ollama's template language cannot say the model's chat template.
+        ArtifactError: `export-unsupported`: Ollama's template language cannot express the model's chat template.
     """
     template = ollama_template(tokenizer)
     ends = sorted(tokenizer.eos_ids - {tokenizer.eos_id, end_token(tokenizer)})  # those two are in the file
@@ -269,7 +268,7 @@ def modelfile(tokenizer: Tokenizer, context: int) -> str:
             f"FROM ./{GGUF}",
             f'TEMPLATE """{template.go()}"""',
             "PARAMETER temperature 0",
-            "PARAMETER repeat_penalty 1",  # Ollama's own, 1.1, makes other text than the likeliest
+            "PARAMETER repeat_penalty 1",  # Ollama's default, 1.1, does not give the likeliest text
             f"PARAMETER num_ctx {context}",
             *(f"PARAMETER stop {stop}" for stop in stops),
             "",
@@ -277,31 +276,19 @@ def modelfile(tokenizer: Tokenizer, context: int) -> str:
     )
 
 
-def _write_kserve(artifact: Artifact, place: _Place, target: Path, progress: Progress) -> None:
-    _write_folder(artifact, place, target, progress)
+def _write_kserve(artifact: Artifact, server: _Server, target: Path, progress: Progress) -> None:
+    _write_folder(artifact, server, target, progress)
+    arguments = [f"--model_name={server.name}", f"--max_model_len={server.files.context}", "--generation-config=vllm"]
+    model = {"modelFormat": {"name": "huggingface"}, "args": arguments, "storageUri": f"pvc://models/{server.name}"}
     service = {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {"name": place.name},
-        "spec": {
-            "predictor": {
-                "model": {
-                    "modelFormat": {"name": "huggingface"},
-                    "args": [
-                        f"--model_name={place.name}",
-                        f"--max_model_len={place.files.context}",
-                        "--generation-config=vllm",
-                    ],
-                    "storageUri": f"pvc://models/{place.name}",
-                }
-            }
-        },
-    }
+        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": {"name": server.name},
+        "spec": {"predictor": {"model": model}},
+    }  # fmt: skip
     (target / "inferenceservice.json").write_text(json.dumps(service, indent=2) + "\n", "utf-8")
 
 
-Writer = Callable[[Artifact, _Place, Path, Progress], None]
-_WRITERS: dict[ServerName, tuple[Writer, str, str]] = {  # what writes it, where it will be, what starts it
+WriteModel = Callable[[Artifact, _Server, Path, Progress], None]
+_WRITERS: dict[ServerName, tuple[WriteModel, str, str]] = {  # what writes it, its endpoint, the command that starts it
     "vllm": (_write_folder, "http://localhost:8000/v1",
              "vllm serve ./model --served-model-name {name} --generation-config vllm"),
     "ollama": (_write_ollama, "http://localhost:11434/v1", "ollama create {name} -f Modelfile"),
@@ -310,22 +297,22 @@ _WRITERS: dict[ServerName, tuple[Writer, str, str]] = {  # what writes it, where
 }  # fmt: skip
 _BEFORE = {
     "vllm": "Start it in this folder:",
-    "ollama": "Make it known, in this folder; Ollama then loads it when it is asked:",
+    "ollama": "Register it, in this folder; Ollama then loads it on the first request:",
     "kserve": "Copy `model/` to the volume claim `models`, as the folder `{name}`, then:",
 }
 
 
-def _readme(server: ServerName, place: _Place, command: str) -> str:
-    return f"""# {place.name} for {server}
+def _readme(kind: ServerName, server: _Server, command: str) -> str:
+    return f"""# {server.name} for {kind}
 
-{_BEFORE[server].format(name=place.name)}
+{_BEFORE[kind].format(name=server.name)}
 
     {command}
 
-Ask it through the artifact, which brings instruction, demonstrations and decoder:
+Use it through the artifact, which adds instruction, demonstrations and decoder:
 
     RUNG_API_KEY=none rung run artifact "your text"
 
-`artifact/` expects the server at {place.endpoint}. Other precision or another engine may answer otherwise than was
-measured: `rung eval artifact DATA` measures it there.
+`artifact/` expects the server at {server.endpoint}. Another precision or engine may give other
+answers than those that were measured: `rung eval artifact DATA` measures it there.
 """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 
 from rung.errors import TrainingError
-from rung.models.cache import cache_dir, file_sha256, flush
+from rung.models.cache import cache_dir, file_sha256, publish
 
 MANIFEST = "manifest.json"
 
@@ -58,25 +57,18 @@ class Checkpoints:
         """
         from safetensors.torch import save_file
 
+        def build(folder: Path) -> None:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+            save_file(tensors, folder / "state.safetensors")
+            (folder / "state.json").write_text(json.dumps(state.values), "utf-8")
+            hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
+            (folder / MANIFEST).write_text(json.dumps(hashes), "utf-8")
+
         target = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".{target.name}.{os.getpid()}.part"
-        try:
-            with writing(f"the checkpoint of step {step}", self.folder):
-                if partial.exists():
-                    shutil.rmtree(partial)
-                partial.mkdir(parents=True)
-                tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-                save_file(tensors, partial / "state.safetensors")
-                (partial / "state.json").write_text(json.dumps(state.values), "utf-8")
-                hashes = {file.name: file_sha256(file) for file in sorted(partial.iterdir())}
-                (partial / MANIFEST).write_text(json.dumps(hashes), "utf-8")
-                flush(partial)
-                if target.exists():
-                    shutil.rmtree(target)
-                partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+        with writing(f"the checkpoint of step {step}", self.folder):
+            if target.exists():
+                shutil.rmtree(target)
+            publish(target, build)
         for old in self._all()[: -self.keep]:
             shutil.rmtree(old)
         return target
