@@ -70,10 +70,10 @@ def test_the_template_in_go_and_the_modelfile(tokenizer):
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "more than to put text around"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "more than put text around"),
         ("{{ messages[-1].content }}", "leaves messages out"),
-        ("{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}", "more than to put text around"),
-        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "more than to put text around"),
+        ("{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}", "more than put text around"),
+        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "more than put text around"),
     ],
 )
 def test_what_go_templates_cannot_say_is_refused(tokenizer, template, said):
