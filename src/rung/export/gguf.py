@@ -9,8 +9,9 @@ tokenizer is only written when one of the names in `rung.models.gguf` splits tex
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from rung.models.turns import end_token
 from rung.progress import QUIET, Progress
 
 GgufPrecision = Literal["f32", "f16", "q8_0"]
+Load = Callable[[], Floats]
 
 FILE_TYPES: dict[GgufPrecision, int] = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's `llama_ftype`
 BLOCK = 32  # weights that share a scale in Q8_0; rows of other lengths stay F16
@@ -84,7 +86,8 @@ def write_gguf(
         EngineError: `export-unsupported`: llama.cpp would run this architecture or tokenizer differently;
             `missing-extra`: the gguf package is not installed.
     """
-    gguf = _library()
+    with needed_by("writing a GGUF file", error=EngineError):
+        import gguf
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -100,24 +103,28 @@ def write_gguf(
     _add_shape(writer, config, family)
     factors = _add_rope(writer, config, gguf)
     add_vocabulary(writer, folder, config.vocab_size)
-    tensors = _Tensors(folder, config, family, precision, factors)
-    for target, shape, kind in tensors.plan():
-        writer.add_tensor_info(target, shape, np.dtype(np.float32), tensors.bytes_of(shape, kind), raw_dtype=kind)
+    tensors = list(_tensors(folder, config, family, gguf))
+    if factors is not None:
+        tensors.insert(0, (ROPE_FACTORS, factors.shape, lambda: factors))
+    for name, shape, _ in tensors:
+        kind = _tensor_type(gguf, precision, shape)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        size = int(np.prod(shape)) // int(block) * int(block_bytes)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    progress.start(f"writing {file.name}", len(tensors.names))
-    for values in tensors.values():
-        writer.write_tensor_data(values)
+    progress.start(f"writing {file.name}", len(tensors))
+    for name, shape, load in tensors:
+        packed = gguf.quants.quantize(load(), _tensor_type(gguf, precision, shape))
+        if packed.dtype == np.float16 and not np.isfinite(packed).all():
+            raise ModelError(
+                "export-unsupported", f"{name} has values that f16 cannot hold", hint="export with `--precision f32`"
+            )
+        writer.write_tensor_data(packed)
         progress.advance()
     writer.close()
     progress.finish()
-
-
-def _library() -> Any:
-    with needed_by("writing a GGUF file", error=EngineError):
-        import gguf
-    return gguf
 
 
 def _unsupported(what: str) -> EngineError:
@@ -229,74 +236,40 @@ def _llama3_factors(config: Any, theta: float) -> Floats:
 # ---- the tensors
 
 
-class _Tensors:
-    """The folder's tensors under GGUF's names, read one at a time."""
+def _tensor_type(gguf: Any, precision: GgufPrecision, shape: tuple[int, ...]) -> Any:
+    types = gguf.GGMLQuantizationType
+    if len(shape) == 1 or precision == "f32":
+        return types.F32
+    return types.Q8_0 if precision == "q8_0" and shape[-1] % BLOCK == 0 else types.F16
 
-    def __init__(
-        self, folder: Path, config: Any, family: Family, precision: GgufPrecision, factors: Floats | None
-    ) -> None:
-        from safetensors import safe_open
 
-        self._config, self._family, self._precision, self._factors = config, family, precision, factors
-        self._files: list[Any] = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
-        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
-        if config.tie_word_embeddings:
-            self._where.pop("lm_head.weight", None)
-        self.names = self._targets(sorted(self._where))
+def _tensors(folder: Path, config: Any, family: Family, gguf: Any) -> Iterator[tuple[str, tuple[int, ...], Load]]:
+    """GGUF's name, the shape, and a function that reads it, of every tensor in the folder."""
+    from safetensors import safe_open
 
-    def _targets(self, names: list[str]) -> dict[str, str]:
-        gguf = _library()
-        arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == self._family.arch)
-        known = gguf.get_tensor_name_map(arch, self._config.num_hidden_layers)
-        targets = {name: known.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
-        for name, target in targets.items():
-            if target is None:
-                raise _unsupported(f"the tensor {name}, which {self._family.arch} does not have in llama.cpp")
-        return targets
+    files: list[Any] = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+    file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+    if config.tie_word_embeddings:
+        file_of.pop("lm_head.weight", None)
+    arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == family.arch)
+    known = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    for name in sorted(file_of):
+        target = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        if target is None:
+            raise _unsupported(f"the tensor {name}, which {family.arch} does not have in llama.cpp")
+        shape = tuple(file_of[name].get_slice(name).get_shape())
+        yield target, shape, partial(_read, file_of[name], name, config, family)
 
-    def _kind(self, shape: tuple[int, ...]) -> Any:
-        kinds = _library().GGMLQuantizationType
-        if len(shape) == 1 or self._precision == "f32":
-            return kinds.F32
-        return kinds.Q8_0 if self._precision == "q8_0" and shape[-1] % BLOCK == 0 else kinds.F16
 
-    def plan(self) -> Iterator[tuple[str, tuple[int, ...], Any]]:
-        """Name, shape and type of every tensor, in the order of `values`."""
-        if self._factors is not None:
-            yield ROPE_FACTORS, self._factors.shape, self._kind(self._factors.shape)
-        for name, target in self.names.items():
-            shape = tuple(self._where[name].get_slice(name).get_shape())
-            yield target, shape, self._kind(shape)
-
-    def bytes_of(self, shape: tuple[int, ...], kind: Any) -> int:
-        """The size of a tensor in the file."""
-        block, size = _library().GGML_QUANT_SIZES[kind]
-        return int(np.prod(shape)) // int(block) * int(size)
-
-    def values(self) -> Iterator[Any]:
-        """Every tensor as it is in the file."""
-        if self._factors is not None:
-            yield self._factors
-        for name in self.names:
-            values: Floats = self._where[name].get_tensor(name).float().numpy()
-            kind = self._kind(values.shape)
-            packed = _library().quants.quantize(self._arranged(name, values), kind)
-            if packed.dtype == np.float16 and not np.isfinite(packed).all():
-                raise ModelError(
-                    "export-unsupported",
-                    f"{name} has values that f16 cannot hold",
-                    hint="export with `--precision f32`",
-                )
-            yield packed
-
-    def _arranged(self, name: str, values: Floats) -> Floats:
-        if self._family.pairs and ".q_proj." in name:
-            return _as_pairs(values, self._config.num_attention_heads)
-        if self._family.pairs and ".k_proj." in name:
-            return _as_pairs(values, self._config.num_key_value_heads)
-        if name.endswith("norm.weight") and self._family.norm_shift:
-            return values + np.float32(self._family.norm_shift)
-        return values
+def _read(file: Any, name: str, config: Any, family: Family) -> Floats:
+    values: Floats = file.get_tensor(name).float().numpy()
+    if family.pairs and ".q_proj." in name:
+        return _as_pairs(values, config.num_attention_heads)
+    if family.pairs and ".k_proj." in name:
+        return _as_pairs(values, config.num_key_value_heads)
+    if name.endswith("norm.weight") and family.norm_shift:
+        return values + np.float32(family.norm_shift)
+    return values
 
 
 def _as_pairs(values: Floats, heads: int) -> Floats:

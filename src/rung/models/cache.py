@@ -28,7 +28,7 @@ def offline() -> bool:
     return any(os.environ.get(name, "").strip().lower() in TRUE for name in ("RUNG_OFFLINE", "HF_HUB_OFFLINE"))
 
 
-def publish(folder: Path, build: Callable[[Path], None]) -> bool:
+def publish(folder: Path, build: Callable[[Path], object]) -> bool:
     """Make `folder` appear complete or not at all.
 
     `build` fills an empty sibling folder, which is flushed to disk and then renamed. Processes that publish the same

@@ -124,10 +124,7 @@ def cached_loss(
         rows: training rows.
         config: how they will be trained on.
         free: free bytes of memory; by default what the device reports.
-        progress: shows the rows, and the reason where the whole model has to run.
-
-    Returns:
-        The loss, or None where the whole model has to run at every step.
+        progress: shows the rows, or why the whole model has to run at every step, in which case there is no loss.
     """
     progress.start("running the frozen layers once", len(rows))
     reason = _reason_against(model, depth, config)

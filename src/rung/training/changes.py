@@ -134,10 +134,7 @@ def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
 
 
 def check_leaves_base_unchanged(values: dict[str, Any]) -> None:
-    """Refuse an adapter that changes the base model itself, which others share and which must come back unchanged.
-
-    Args:
-        values: the contents of its adapter_config.json.
+    """Refuse an adapter with this adapter_config.json if it changes the base model itself, which others share.
 
     Raises:
         EngineError: it holds whole modules or biases, adds layers, or initializes itself (PiSSA, OLoRA, CorDA, LoftQ)
@@ -165,12 +162,7 @@ def keep(change: Change, fingerprint: str) -> Path:
         source = Path(scratch)
         change.write(source, fingerprint)
         folder = cache_dir() / "adapters" / adapter_digest(source)[:32]
-
-        def build(target: Path) -> None:
-            for file in source.iterdir():
-                shutil.copyfile(file, target / file.name)
-
-        publish(folder, build)
+        publish(folder, lambda target: shutil.copytree(source, target, dirs_exist_ok=True))
     return folder
 
 

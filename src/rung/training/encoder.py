@@ -150,13 +150,8 @@ class LabelLoss:
     With `contrast` c it is c times the supervised contrastive loss (Khosla et al. 2020,
     https://arxiv.org/abs/2004.11362) and 1 - c times the cross-entropy, as Gunel et al. 2021
     (https://arxiv.org/abs/2011.01403) add them. For the contrast, torch's random generator draws another text of the
-    same label for every text, so that each has a positive in its batch.
-
-    Args:
-        trained: encoder and head.
-        rows: all training rows, from which those others are drawn.
-        contrast: share of the contrastive loss, from 0 to 1.
-        temperature: what cosines are divided by.
+    same label from all training `rows` for every text, so that each has a positive in its batch. Cosines are divided by
+    `temperature`.
     """
 
     def __init__(
@@ -203,10 +198,7 @@ def of_similar_length(lengths: Sequence[int]) -> Iterator[list[int]]:
 def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
     """Compute the mean supervised contrastive loss, the sum over positives outside the logarithm (equation 2).
 
-    Args:
-        vectors: unit vectors [rows, dimension].
-        labels: label numbers [rows]; every label occurs twice or more.
-        temperature: what cosines are divided by.
+    Every label in `labels` [rows] occurs twice or more; `vectors` [rows, dimension] have unit length.
     """
     itself = torch.eye(len(labels), dtype=torch.bool, device=vectors.device)
     similarity = (vectors @ vectors.T / temperature).masked_fill(itself, -torch.inf)
@@ -237,15 +229,11 @@ def keep_encoder(trained: EncoderWithHead) -> Path:
         weights = Path(scratch) / WEIGHTS
         write_tensors(trained.model.state_dict(), weights)
         folder = cache_dir() / "encoders" / file_sha256(weights)[:32]
-
-        def build(target: Path) -> None:
-            for file in settings_of(source):
-                copy = target / file.relative_to(source)
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, copy)
-            shutil.copyfile(weights, target / WEIGHTS)
-
-        publish(folder, build)
+        for file in settings_of(source):
+            copy = Path(scratch) / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+        publish(folder, lambda target: shutil.copytree(scratch, target, dirs_exist_ok=True))
     return folder
 
 

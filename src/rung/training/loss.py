@@ -63,12 +63,9 @@ class Packed:
 
 
 def pack(part: Sequence[TokenizedExample], device: Any, *, share_prefix: bool = True) -> Packed:
-    """Pack a batch. A row's last supervised token, and whatever follows it, is never read.
+    """Pack a batch. A row's last supervised token, and what follows it, is never read.
 
-    Args:
-        part: the rows.
-        device: where the tensors go.
-        share_prefix: run the prompts' common prefix once; not exact where the computation is random (dropout).
+    With `share_prefix`, the prompts' common prefix runs once: not exact where the computation is random (dropout).
     """
     prompts = [row.prompt for row in part]
     shared = common_prefix(prompts) if share_prefix and len(prompts) > 1 else 0
@@ -122,19 +119,9 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend within rows and to the shared prefix, with the signature that transformers asks of attention functions.
 
-    Args:
-        module: unused.
-        query: shape [1, heads, T, size].
-        key: like `query`, maybe with fewer heads.
-        value: like `key`.
-        attention_mask: unused: `packing` says which tokens see which.
-        packing: how the sequence is packed.
-        scaling: of the scores.
-        dropout: on the weights.
-        sliding_window: how many tokens a token sees, itself included, if not all.
-
-    Returns:
-        The output, shape [1, T, heads, size], and no weights.
+    Query, key and value have the shape [1, heads, T, size], key and value maybe fewer heads. `packing` says which
+    tokens see which, and `sliding_window` how many tokens a token sees, itself included. The output has the shape
+    [1, T, heads, size]; weights are not returned.
     """
     del module, attention_mask
     attend = partial(

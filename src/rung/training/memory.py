@@ -47,11 +47,7 @@ class Fit:
 def fit_memory(model: Any, rows: Sequence[TokenizedExample], batch_size: int, *, free: int | None = None) -> Fit:
     """Find the largest forward pass that fits in memory, with gradient checkpointing only if one row needs it.
 
-    Args:
-        model: the base model, in memory.
-        rows: training rows.
-        batch_size: rows per optimizer step, at most which run at once.
-        free: free bytes; by default what the device reports.
+    At most the `batch_size` rows of an optimizer step run at once. By default the device says how many bytes are free.
     """
     longest = max(map(len, rows))
     free = free_bytes(model) if free is None else free
