@@ -32,8 +32,8 @@ from rung.rungs.base import Cost, Verdict, never
 from rung.rungs.costs import ACTIVATION_BYTES, FULL
 from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
 from rung.rungs.tuned import hold_out
-from rung.training.config import Count, NonNegative, Share, TrainConfig
-from rung.training.precision import Precision, matmul_dtype
+from rung.training.config import Count, NonNegative, Precision, Share, TrainConfig
+from rung.training.precision import matmul_dtype
 
 if TYPE_CHECKING:
     from rung.training.checkpoints import Checkpoints

@@ -1,4 +1,8 @@
-"""The settings of a training run; nothing here needs torch."""
+"""The settings of a training run; nothing here needs torch.
+
+The rungs that train weights inherit `TrainConfig`. So a setting has one name in the task file, in Python, in the loop
+and in the artifact that records it, and the bounds of its type are checked wherever it is set.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rung.training.optimizers import OptimizerName
-from rung.training.precision import Precision
-
 Auto = Literal["auto"]
+OptimizerName = Literal["adamw", "adamw-8bit"]
+Precision = Literal["auto", "float32"]
 Supervise = Literal["auto", "last", "all"]
 Truncation = Literal["error", "truncate_input", "drop"]
 Count = Annotated[int, Field(ge=1)]

@@ -11,9 +11,10 @@ import torch
 
 from rung.engines.label_trie import common_prefix
 from rung.machine import free_memory_bytes
+from rung.training.config import OptimizerName
 from rung.training.examples import TokenizedExample
 from rung.training.kernels import is_gated
-from rung.training.optimizers import OptimizerName, embeddings, moment_bytes
+from rung.training.optimizers import embeddings, moment_bytes
 
 # Floats kept per layer and token for the backward pass, as multiples of the hidden and the intermediate size: upper
 # bounds of what Llama, Qwen and Gemma keep (norms, queries, keys, values, attention, residuals; gate and up projection,

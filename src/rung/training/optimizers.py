@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rung.errors import TrainingError
+from rung.training.config import OptimizerName
 
 if TYPE_CHECKING:
     import torch
 
-OptimizerName = Literal["adamw", "adamw-8bit"]
 STATE_BYTES: Mapping[str, int] = {"adamw": 8, "adamw-8bit": 2}  # of a trained parameter's two moments
 BITSANDBYTES = "bitsandbytes"
 SINCE = (0, 50)  # its 8-bit AdamW runs on processors too

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from rung.training.config import Precision
+
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["auto", "float32"]
 MatmulDtype = Literal["bfloat16", "tf32", "float32"]
 TORCH_NAMES: dict[MatmulDtype, str] = {"bfloat16": "medium", "tf32": "high", "float32": "highest"}
 _lock = threading.RLock()

@@ -106,13 +106,15 @@ def attentions(model: Any) -> list[Attention]:
     tokens = 2 if heads != 2 else 3  # so that the order of dimensions shows
     seen: list[dict[str, Any]] = [{} for _ in layers]  # what each layer makes: keys before rotation, values, rotation
     hooks: list[RemovableHandle] = []
-    for layer, made in zip(layers, seen, strict=True):
+    for layer, parts in zip(layers, seen, strict=True):
         hooks += (
             layer.register_forward_pre_hook(
-                lambda _m, args, kwargs, made=made: made.update(rotation=_rotation(args, kwargs)), with_kwargs=True
+                lambda _m, args, kwargs, parts=parts: parts.update(rotation=_rotation(args, kwargs)), with_kwargs=True
             ),
-            getattr(layer, _key(layer)).register_forward_hook(lambda _m, _i, keys, made=made: made.update(keys=keys)),
-            layer.v_proj.register_forward_hook(lambda _m, _i, values, made=made: made.update(values=values)),
+            getattr(layer, _key(layer)).register_forward_hook(
+                lambda _m, _i, keys, parts=parts: parts.update(keys=keys)
+            ),
+            layer.v_proj.register_forward_hook(lambda _m, _i, values, parts=parts: parts.update(values=values)),
         )
     try:
         with torch.no_grad():
@@ -122,7 +124,7 @@ def attentions(model: Any) -> list[Attention]:
             hook.remove()
     if len(cache.layers) != len(layers):
         raise _unsupported(model, "some of its layers share keys and values")
-    described = [_described(model, *parts) for parts in zip(layers, seen, cache.layers, strict=True)]
+    described = [_described(model, *layer) for layer in zip(layers, seen, cache.layers, strict=True)]
     if len({(layer.heads, layer.size) for layer in described}) > 1:
         raise _unsupported(model, "its layers have keys of different shapes")
     return described
@@ -132,18 +134,18 @@ def _key(layer: Any) -> str:
     return "k_norm" if hasattr(layer, "k_norm") else "k_proj"
 
 
-def _described(model: Any, module: Any, made: dict[str, Any], cached: Any) -> Attention:
+def _described(model: Any, module: Any, parts: dict[str, Any], cached: Any) -> Attention:
     """Compare what a layer made with what is in its cache, [1, heads, tokens, size]."""
     heads, tokens, size = cached.keys.shape[1:]
-    heads_first = made["keys"].shape == cached.keys.shape
-    keys = made["keys"] if heads_first else made["keys"].reshape(1, tokens, heads, size).transpose(1, 2)
-    if not torch.equal(made["values"].view(1, tokens, heads, size).transpose(1, 2), cached.values):
+    heads_first = parts["keys"].shape == cached.keys.shape
+    keys = parts["keys"] if heads_first else parts["keys"].reshape(1, tokens, heads, size).transpose(1, 2)
+    if not torch.equal(parts["values"].view(1, tokens, heads, size).transpose(1, 2), cached.values):
         raise _unsupported(model, f"layer {module.layer_idx} changes its values after v_proj")
     rotates = not torch.equal(keys, cached.keys)
     if rotates:
-        known = made["rotation"] is not None and _rotates(module)
+        known = parts["rotation"] is not None and _rotates(module)
         if known:
-            cosine, sine = (part[0].float() for part in made["rotation"])
+            cosine, sine = (part[0].float() for part in parts["rotation"])
             back = _rotated_back(module, cached.keys[0].transpose(0, 1).float(), cosine, sine)
             known = torch.allclose(back.to(keys.dtype), keys[0].transpose(0, 1), atol=1e-2, rtol=1e-2)
         if not known:
@@ -357,7 +359,7 @@ class SoftPrompt(Hooked):
         if not self._direct:
             raise ArtifactError(
                 "tuning-unsupported",
-                f"{folder} holds the vectors that a prompt encoder made, and not the encoder",
+                f"{folder} holds the vectors that a prompt encoder computed, and not the encoder",
                 hint="go on with `prompt-tuning` (or prefix tuning without a projection), which trains the vectors",
             )
         expected = {TENSOR: self._encoder.embedding.weight}
