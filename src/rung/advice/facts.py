@@ -24,7 +24,7 @@ class ModelFacts:
 
     Attributes:
         reference: as the task file writes it.
-        endpoint: whether it is behind an API.
+        endpoint: whether it runs behind an API.
         remote: whether that API is on another machine.
         parameters, context: None if only a download could tell them.
     """

@@ -26,7 +26,7 @@ OFTEN = 10_000  # answers a day from which a shorter prompt pays for training
 
 
 class Guide(NamedTuple):
-    """What the guide must know of one rung beside its family.
+    """What the guide must know of one rung besides its family.
 
     Attributes:
         topics: what the rules call the rung where they do not mean its whole family.
@@ -181,7 +181,7 @@ def _need(name: str) -> dict[str, Any]:
 
 
 def _kind(*kinds: str, endpoint: bool | None = None) -> Condition:
-    """Whether the output is of one of these kinds, and the model behind an endpoint or not, if that matters."""
+    """Whether the output is of one of these kinds, and the model an endpoint or not, if that matters."""
     return lambda f: f.kind in kinds and endpoint in (None, f.model.endpoint)
 
 
@@ -419,7 +419,7 @@ RULES = (
     ),
     # the model and the machine
     Rule(
-        "endpoint", "Is the model behind an endpoint?", lambda f: f.model.endpoint, lambda f: f.model.reference,
+        "endpoint", "Is the model an endpoint?", lambda f: f.model.endpoint, lambda f: f.model.reference,
         "prompts, demonstrations and retrieval only", "its weights can be trained",
         (
             Effect((*TUNING, "soft prompts", "hidden states"), "not", "the weights of an endpoint cannot be trained",

@@ -1,4 +1,4 @@
-"""Commands beside the climb: `judge` compares a judge with people, `cluster` groups similar texts."""
+"""Other commands: `judge` compares a judge with people, `cluster` groups similar texts."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def judge(
     pairs, preferences = read_pairs(human, loaded.inputs)
     settings = loaded.metric_settings
     verdicts = open_judge(settings["model"], settings.get("rubric", RUBRIC)).compare(pairs)
-    found = agreement(verdicts, preferences)
+    measured = agreement(verdicts, preferences)
     text = (
-        f"{settings['model']} agrees with people on {found.agreed} of {found.pairs} pairs: Cohen's kappa "
-        f"{found.kappa:.2f} (1: fully, 0: as by chance)\n"
-        f"{found.consistent} verdicts hold when the answers swap places\n"
-        f"{found.unreadable} verdicts could not be read"
+        f"{settings['model']} agrees with people on {measured.agreed} of {measured.pairs} pairs: Cohen's kappa "
+        f"{measured.kappa:.2f} (1: fully, 0: as by chance)\n"
+        f"{measured.consistent} verdicts hold when the answers swap places\n"
+        f"{measured.unreadable} verdicts could not be read"
     )
-    render.result(json, {"judge": settings["model"], **asdict(found)}, text)
+    render.result(json, {"judge": settings["model"], **asdict(measured)}, text)
 
 
 def cluster(

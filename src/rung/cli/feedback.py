@@ -34,7 +34,7 @@ RegistryFolder = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands beside the groups."""
+    """Add the commands; the groups are added by name."""
     for function in (improve, promote, rollback):
         app.command()(function)
 
@@ -184,9 +184,9 @@ def check(
 
     loaded, progress = options.load_artifact(artifact), options.progress(quiet)
     with options.open_store(store) as opened:
-        found = check(opened, loaded, fingerprint(artifact), compare=compare, progress=progress)
-    text = f"{found.looked_at} looked at: {found.invalid} invalid, {found.disagreed} disagreements"
-    render.result(json, asdict(found), text)
+        counts = check(opened, loaded, fingerprint(artifact), compare=compare, progress=progress)
+    text = f"{counts.looked_at} looked at: {counts.invalid} invalid, {counts.disagreed} disagreements"
+    render.result(json, asdict(counts), text)
 
 
 def _filter(**values: Any) -> CaseFilter:
@@ -223,9 +223,9 @@ def improve(
     loaded, progress = options.load_task(task, sets), options.progress(quiet)
     how = options.climb_options(budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume)
     with options.open_store(store) as opened:
-        found = improve(loaded, opened, Registry(registry, loaded.name), options=how, progress=progress)
-    write_reports(found.climb)
-    render.result(json, found.as_dict(), lambda: render.improvement(found, registry, store))
+        improvement = improve(loaded, opened, Registry(registry, loaded.name), options=how, progress=progress)
+    write_reports(improvement.climb)
+    render.result(json, improvement.as_dict(), lambda: render.improvement(improvement, registry, store))
 
 
 def promote(
@@ -251,10 +251,10 @@ def promote(
     home = Registry(registry, task)
     with options.open_store(store, must_exist=False) as opened:
         if plain:
-            made = home.promote(what, opened, evidence={"reason": reason}, reviewer=who)
+            promotion = home.promote(what, opened, evidence={"reason": reason}, reviewer=who)
         else:
-            made = promote(what, home, opened, reviewer=who, accept_regressions=accept_regressions)
-    _show_promotion(made, home, json)
+            promotion = promote(what, home, opened, reviewer=who, accept_regressions=accept_regressions)
+    _show_promotion(promotion, home, json)
 
 
 def rollback(
@@ -270,17 +270,17 @@ def rollback(
 
     home = Registry(registry, task)
     with options.open_store(store) as opened:
-        made = home.rollback(opened, reviewer=_reviewer(reviewer), reason=reason)
-    _show_promotion(made, home, json)
+        promotion = home.rollback(opened, reviewer=_reviewer(reviewer), reason=reason)
+    _show_promotion(promotion, home, json)
 
 
-def _show_promotion(made: Promotion, home: Registry, json: bool) -> None:
-    folder = home.path(made)
+def _show_promotion(promotion: Promotion, home: Registry, json: bool) -> None:
+    folder = home.path(promotion)
     values = {
-        "task": made.task, "kind": made.kind, "artifact": made.artifact, "folder": str(folder),
-        "reviewer": made.reviewer, "at": made.at.isoformat(), "evidence": dict(made.evidence),
+        "task": promotion.task, "kind": promotion.kind, "artifact": promotion.artifact, "folder": str(folder),
+        "reviewer": promotion.reviewer, "at": promotion.at.isoformat(), "evidence": dict(promotion.evidence),
     }  # fmt: skip
-    render.result(json, values, f"{made.task} is served from {folder}")
+    render.result(json, values, f"{promotion.task} is served from {folder}")
 
 
 @trial_app.command("start")
@@ -298,7 +298,7 @@ def start_trial(
     json: options.Json = False,
     offline: options.Offline = False,
 ) -> None:
-    """Try an artifact beside what is served; servers that follow the registry begin by themselves."""
+    """Try an artifact next to the served one; servers that follow the registry begin by themselves."""
     from rung.feedback.registry import Registry
     from rung.feedback.trials import start
 
@@ -309,7 +309,7 @@ def start_trial(
     home = Registry(registry, task)
     test = start(home, artifact, mode=kind, share=SHARE if share is None else share, max_pairs=stop_after)
     what = "every response" if kind == "shadow" else f"{test.share:.0%} of the inputs"
-    text = f"{test.artifact[:16]} is tried on {what} beside {test.against[:16]}, up to {test.most:,} pairs"
+    text = f"{test.artifact[:16]} is tried on {what} next to {test.against[:16]}, up to {test.most:,} pairs"
     render.result(json, _values(test, home), f"{text}\nNext: {command('rung trial show', task, registry=registry)}")
 
 
@@ -328,10 +328,10 @@ def show_trial(
     home = Registry(registry, task)
     with options.open_store(store) as opened:
         report = trial_report(opened, home)
-    found, decision = report.standing, report.standing.decision
+    standing, decision = report.standing, report.standing.decision
     values = {
-        **_values(report.trial, home), "answered": dict(found.answered), "judged": dict(found.judged),
-        "pairs": decision.n, "delta": decision.delta, "low": found.interval.low, "high": found.interval.high,
+        **_values(report.trial, home), "answered": dict(standing.answered), "judged": dict(standing.judged),
+        "pairs": decision.n, "delta": decision.delta, "low": standing.interval.low, "high": standing.interval.high,
         "fixed": decision.fixed, "broken": decision.broken, "p": decision.p, "state": decision.state,
         "stop": decision.stop, "next": report.next,
     }  # fmt: skip

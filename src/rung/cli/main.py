@@ -29,7 +29,7 @@ app.add_typer(serve.keys, name="keys")
 app.add_typer(index.app, name="index")
 app.add_typer(models.app, name="models")
 app.add_typer(feedback.app, name="failures", help="Captured answers: what went wrong, and what was expected.")
-app.add_typer(feedback.trial_app, name="trial", help="Try an artifact beside the one that is served, on live requests.")
+app.add_typer(feedback.trial_app, name="trial", help="Try an artifact next to the served one, on live requests.")
 
 
 @app.callback(invoke_without_command=True)

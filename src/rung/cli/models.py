@@ -27,7 +27,7 @@ Reference = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command beside the groups."""
+    """Add the command; the groups are added by name."""
     app.command()(doctor)
 
 
@@ -120,11 +120,11 @@ def search(
         today = datetime.now(UTC).date().isoformat()
         count, failures = open_models.refresh(today, progress=options.progress(quiet))
         render.note("\n".join([f"{count} models refreshed from the Hub", *(f"not refreshed: {f}" for f in failures)]))
-    found, machine = open_models.search(wanted), this_machine()
-    suitable = [open_models.as_dict(model, machine) for model in found.suitable]
-    unknown = [{"id": model.id, "fact": fact} for model, fact in found.unknown]
+    matches, machine = open_models.search(wanted), this_machine()
+    suitable = [open_models.as_dict(model, machine) for model in matches.suitable]
+    unknown = [{"id": model.id, "fact": fact} for model, fact in matches.unknown]
     values = {"wanted": asdict(wanted), "models": suitable, "unknown": unknown}
-    render.result(json, values, lambda: render.open_models(found, wanted, machine))
+    render.result(json, values, lambda: render.open_models(matches, wanted, machine))
 
 
 def doctor(json: options.Json = False) -> None:

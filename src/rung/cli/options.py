@@ -61,7 +61,7 @@ def load_artifact(folder: Path) -> Artifact:
     return Artifact.load(folder)
 
 
-def open_store(place: str, *, must_exist: bool = True) -> FeedbackStore:
+def open_store(location: str, *, must_exist: bool = True) -> FeedbackStore:
     """Open a store; with `must_exist`, a misspelled name does not make a new one.
 
     Raises:
@@ -69,10 +69,10 @@ def open_store(place: str, *, must_exist: bool = True) -> FeedbackStore:
     """
     from rung.feedback.store import FeedbackStore
 
-    if must_exist and "://" not in place and not Path(place).expanduser().is_file():
+    if must_exist and "://" not in location and not Path(location).expanduser().is_file():
         hint = "capture makes one, as `rung failures import` does; or name another with --store"
-        raise ConfigError("no-such-file", f"there is no store {place}", hint=hint)
-    return FeedbackStore(place)
+        raise ConfigError("no-such-file", f"there is no store {location}", hint=hint)
+    return FeedbackStore(location)
 
 
 def pairs(option: str, texts: Sequence[str] | None, example: str) -> list[tuple[str, str]]:

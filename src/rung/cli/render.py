@@ -264,10 +264,10 @@ def advice(guide: Advice, measured: Mapping[str, RungOutcome] | None = None, con
 
 def chart(steps: Sequence[AdviceStep], width: int, cited: Sequence[Source] = ()) -> Iterator[Text]:
     """Draw the flow chart in `width` columns: every question in a box, its two branches below, the one taken marked."""
-    for place, step in enumerate(steps):
-        last = place == len(steps) - 1
-        number = f" [{cited.index(step.source) + 1}]" if step.source in cited else ""
-        yield from _question(step, number, width, first=place == 0)
+    for number, step in enumerate(steps):
+        last = number == len(steps) - 1
+        source = f" [{cited.index(step.source) + 1}]" if step.source in cited else ""
+        yield from _question(step, source, width, first=number == 0)
         yield from _branch(step, "yes", step.yes, width, last=False)
         yield from _branch(step, "no", step.no, width, last=last)
 
@@ -303,24 +303,24 @@ def _branch(step: AdviceStep, name: str, meaning: str, width: int, *, last: bool
 # A task's data.
 
 
-def task_check(task: Task, found: TaskCheck, file: Path) -> None:
+def task_check(task: Task, checked: TaskCheck, file: Path) -> None:
     """Print what `rung check` found in the data of a task, and what would mislead."""
     from rung.evaluation.report.words import data_lines, training_data_lines
 
-    report, rows = found.data.report, []
+    report, rows = checked.data.report, []
     for name, split in report.splits.items():
         spans = [report.lengths.get(f"{name} {part}") for part in ("input", "output")]
         lengths = [f"{s['median']:g}, {s['p95']:g}, {s['max']:g}" if s else "" for s in spans]
         labels = len(report.labels[name]) if name in report.labels else ""
         rows.append((name, f"{split.read:,}", f"{split.kept:,}", labels, *lengths))
-    table(("split", ">read", ">kept", ">labels", f">input {found.unit} (median, p95, max)", ">output"), rows)
+    table(("split", ">read", ">kept", ">labels", f">input {checked.unit} (median, p95, max)", ">output"), rows)
     for line in data_lines(report):
         say(line)
-    for name, values in found.training.items():
+    for name, values in checked.training.items():
         say(f"\ntuning on {name}:")
         for line in training_data_lines(values):
             say(f"  {line}")
-    for warning in [*report.warnings, *found.training_warnings()]:
+    for warning in [*report.warnings, *checked.training_warnings()]:
         typer.secho(f"warning: {warning}", fg="yellow")
     say(f"{task.name} is fine. Next: rung climb {file} --plan")
 
@@ -355,13 +355,13 @@ def index(opened: Index) -> None:
         say(f"  and {len(manifest.problems) - PROBLEMS} more: --json lists all")
 
 
-def passages(found: Sequence[Passage]) -> None:
+def passages(ranked: Sequence[Passage]) -> None:
     """Print passages with their places."""
-    for rank, passage in enumerate(found, start=1):
+    for rank, passage in enumerate(ranked, start=1):
         page = f", page {passage.page}" if passage.page is not None else ""
-        place = f"{passage.document}{page}, characters {passage.start}-{passage.end}"
-        say(f"[{rank}] {place}: {passage.title}\n{passage.text}\n")
-    if not found:
+        position = f"{passage.document}{page}, characters {passage.start}-{passage.end}"
+        say(f"[{rank}] {position}: {passage.title}\n{passage.text}\n")
+    if not ranked:
         say("nothing was found")
 
 
@@ -412,10 +412,10 @@ def confidence(values: Mapping[str, Any]) -> None:
 
     for line in confidence_lines(values):
         say(line)
-    for accuracy, found in values["reaching"].items():
+    for accuracy, point in values["reaching"].items():
         what = "at no threshold"
-        if found is not None:
-            what = f"abstain below {found['threshold']:.3f}; {100 * found['coverage']:.1f} % of the rows are answered"
+        if point is not None:
+            what = f"abstain below {point['threshold']:.3f}; {100 * point['coverage']:.1f} % of the rows are answered"
         say(f"{100 * float(accuracy):g} % of the answers right: {what}")
     if values["saved"] is not None:
         say(f"saved: {values['saved']}")
@@ -424,19 +424,19 @@ def confidence(values: Mapping[str, Any]) -> None:
 # Feedback: captured cases, improvements, trials.
 
 
-def cases(found: Sequence[ReviewCase], total: int) -> None:
+def cases(shown: Sequence[ReviewCase], total: int) -> None:
     """Print captured answers as a table; others' text cannot control the terminal."""
     from rung.data.examples import text_of
 
     rows = []
-    for case in found:
+    for case in shown:
         row = case.interaction
         given = " ".join(text_of(value) for value in row.inputs.values())
         expected = case.expected if case.expected is not None else f"({case.suggestion}?)" if case.suggestion else ""
         rows.append([_cell(text) for text in (row.id, ", ".join(case.reasons), given, row.actual, expected)])
     if rows:
         table(("id", "why", "input", "actual", "expected"), rows, wrapped=("why", "input", "actual", "expected"))
-    say(f"{len(found)} of {total} cases")
+    say(f"{len(shown)} of {total} cases")
 
 
 def _cell(text: str) -> str:
@@ -470,29 +470,29 @@ def statistics(values: Mapping[str, Any]) -> None:
     say(f"{values['fixed']} failures were fixed once, and are watched")
 
 
-def improvement(found: Improvement, registry: Path, store: str) -> None:
+def improvement(improved: Improvement, registry: Path, store: str) -> None:
     """Print what a climb with the reviewed failures gained, and how to promote it."""
     from rung.feedback.records import command
 
-    taken, outcome = found.taken, found.outcome
+    taken, outcome = improved.taken, improved.outcome
     say(
         f"{taken.failures} corrected and {taken.confirmed} confirmed answers joined the training rows "
         f"({taken.replaced} rows replaced, {taken.held_out} held out, {taken.superseded} superseded)\n"
-        f"rungs: {', '.join(found.rungs)}: {found.reason}\n"
+        f"rungs: {', '.join(improved.rungs)}: {improved.reason}\n"
     )
-    climb_result(found.climb.result)
+    climb_result(improved.climb.result)
     (fixed, train), (test_fixed, test) = outcome.of_train, outcome.of_test
     say(
         f"\nreviewed failures answered better: {fixed} of {train} trained on, {test_fixed} of {test} held out\n"
         f"fixed once and wrong again: {len(outcome.regressions)} of {outcome.watched}\n"
-        f"report: {found.climb.folder / 'report.html'}"
+        f"report: {improved.climb.folder / 'report.html'}"
     )
-    if not found.better:
+    if not improved.better:
         return
     accepting = ["--accept-regressions"] if outcome.regressions else []
     if accepting:
         say(f"Next: {command('rung failures show', outcome.regressions[0], store=store)}")
-    promote = command("rung promote", found.climb.folder, *accepting, registry=registry, store=store)
+    promote = command("rung promote", improved.climb.folder, *accepting, registry=registry, store=store)
     say(f"{'And, if that is acceptable: ' if accepting else 'Next: '}{promote}")
 
 
@@ -541,28 +541,28 @@ def count(parameters: int) -> str:
     return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
 
 
-def open_models(found: Found, wanted: Wanted, machine: Machine) -> None:
+def open_models(matches: Found, wanted: Wanted, machine: Machine) -> None:
     """Print the models that suit: a line per model if it fits the terminal, else two, the name on its own."""
     from rich.console import Console
 
     from rung.models.open_models import TASKS
 
     limit = wanted.memory or machine.memory_bytes
-    if found.suitable:
+    if matches.suitable:
         benchmarks = TASKS[wanted.task] if wanted.task else ("IFEval", "MMLU")
-        names = ["model", *(model.id for model in found.suitable)]
+        names = ["model", *(model.id for model in matches.suitable)]
         heads = ["size", "context", "fits in", "bf16", "int4", "tokens/s", *benchmarks]
-        figures = _aligned([heads, *(_figures(model, benchmarks, limit, machine) for model in found.suitable)])
-        licences = ["licence", *(_licence(model) for model in found.suitable)]
+        figures = _aligned([heads, *(_figures(model, benchmarks, limit, machine) for model in matches.suitable)])
+        licences = ["licence", *(_licence(model) for model in matches.suitable)]
         longest = max(map(len, names))
         fits = longest + 2 + len(figures[0]) + 2 + max(map(len, licences)) <= Console().width
         for name, line, licence in zip(names, figures, licences, strict=True):
             say(f"{name:{longest}}  {line}  {licence}" if fits else f"{name:{longest}}  {licence}\n  {line}")
     else:
         faint("no model of the catalogue is known to suit")
-    for fact in dict.fromkeys(fact for _, fact in found.unknown):
+    for fact in dict.fromkeys(fact for _, fact in matches.unknown):
         faint(
-            f"{fact} not known, so left out: {', '.join(model.id for model, lacks in found.unknown if lacks == fact)}"
+            f"{fact} not known, so left out: {', '.join(model.id for model, lacks in matches.unknown if lacks == fact)}"
         )
     faint(
         f"fits in: the finest precision whose weights and 1 GiB of room fit into {limit / 1e9:.0f} GB "

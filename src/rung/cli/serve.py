@@ -1,4 +1,4 @@
-"""`rung serve`: artifacts and base models behind an OpenAI-compatible server; `rung keys`: who may ask it."""
+"""`rung serve`: an OpenAI-compatible server of artifacts and base models; `rung keys`: its API keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ keys = typer.Typer(help="Manage the API keys of `rung serve`.", no_args_is_help=
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command beside the group."""
+    """Add the command; the group is added by name."""
     app.command()(serve)
 
 
@@ -60,7 +60,7 @@ def serve(
         Path | None,
         Option("--registry", help="Serve what is promoted in this folder, and follow it.", metavar="FOLDER"),
     ] = None,
-    pages: Annotated[bool, Option("--pages/--no-pages", help="Serve web pages beside the API.")] = True,
+    pages: Annotated[bool, Option("--pages/--no-pages", help="Serve web pages as well as the API.")] = True,
     runs: Annotated[
         Path, Option("--runs", help="The climbs that the pages show.", metavar="FOLDER")
     ] = options.RUN_FOLDERS,
@@ -87,7 +87,7 @@ def serve(
     with exiting_on_sigterm():
         served, limits = Served(), RequestLimits(body_bytes=max_body, queue=queue)
         _load(served, artifacts or [], model or [], encoder or [], engine, options.progress(quiet))
-        with _wired(served, capture, sample, store, patterns, registry) as wiring:
+        with _capturing(served, capture, sample, store, patterns, registry) as wiring:
             app = app_with(
                 served, access=access, limits=limits, load_from=load_from,
                 recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
@@ -105,7 +105,7 @@ def serve(
 
 
 @contextmanager
-def _wired(
+def _capturing(
     served: Served, mode: str, rate: float, store: str, patterns: dict[str, str], registry: Path | None
 ) -> Iterator[FeedbackService | None]:
     """Capture answers and follow the registry, if either was asked for; at the end, everything is written."""

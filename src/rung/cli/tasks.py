@@ -50,10 +50,10 @@ def check(
     from rung.climbing.check import check_task
 
     loaded = options.load_task(task, sets)
-    found = check_task(loaded, tuning=tuning)
-    values = {"task": loaded.name, "unit": found.unit, **found.data.report.as_dict()}
-    values |= {"training": found.training} if tuning else {}
-    render.result(json, values, lambda: render.task_check(loaded, found, task))
+    checked = check_task(loaded, tuning=tuning)
+    values = {"task": loaded.name, "unit": checked.unit, **checked.data.report.as_dict()}
+    values |= {"training": checked.training} if tuning else {}
+    render.result(json, values, lambda: render.task_check(loaded, checked, task))
 
 
 def schema() -> None:
