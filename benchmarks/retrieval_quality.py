@@ -29,10 +29,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from _common import finish
 from rung.data.rows import Span
+from rung.data.spec import Corpus
 from rung.engines.opening import open_encoder
 from rung.evaluation.statistics import compare
 from rung.retrieval.build import build
-from rung.retrieval.corpus import Corpus
 from rung.retrieval.index import SearchSettings
 from rung.retrieval.passage import Passage, span_recall
 

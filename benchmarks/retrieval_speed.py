@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from _common import finish, run_python
+from rung.data.spec import Corpus
 from rung.engines.opening import open_encoder
 from rung.models.reference import resolve
 from rung.retrieval.build import build
-from rung.retrieval.corpus import Corpus
 from rung.retrieval.index import terms
 from rung.retrieval.store import PassageTable
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rung.climbing.check import validate_task
 from rung.errors import ConfigError
 from rung.task import Task
 
@@ -22,7 +23,9 @@ data:
 
 def load(folder: Path, text: str, **overrides: str) -> Task:
     (folder / "task.yaml").write_text(text, encoding="utf-8")
-    return Task.load(folder / "task.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+    task = Task.load(folder / "task.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+    validate_task(task)
+    return task
 
 
 def refused(folder: Path, text: str, **overrides: str) -> ConfigError:
@@ -196,3 +199,15 @@ def test_every_field_has_a_description_in_the_schema() -> None:
         assert model["additionalProperties"] is False
         assert all("description" in field for field in model["properties"].values())
     assert "schema" in schema["$defs"]["Output"]["properties"]
+
+
+def test_a_task_made_in_python_is_checked_as_well() -> None:
+    parts = {"name": "a", "instruction": "b", "inputs": ["text"], "output": {"kind": "category", "column": "label"}}
+    data = {"train": "train.csv"}
+    with pytest.raises(ConfigError) as caught:
+        Task(**parts, data=data, template="{nope}")
+    assert caught.value.code == "bad-template"
+    for wrong in ({"metric": "nonsense"}, {"rungs": {"loora": {}}}):
+        with pytest.raises(ConfigError) as caught:
+            validate_task(Task(**parts, data=data, **wrong))
+        assert caught.value.code == "unknown-name"

@@ -15,8 +15,9 @@ Each has a stable code (`rung explain CODE` says more), one sentence, the place 
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -103,6 +104,12 @@ class ThresholdError(RungError):
     """A measured result is below the bar that the user set."""
 
     exit_code = 1
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """Return a hint for a name that is not known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known)) or 'none'}"
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import pytest
 from rung.advice import Advice, advise, latest_run
 from rung.advice.facts import Facts, ModelFacts, gather, model_facts
 from rung.advice.rules import GUIDES, RULES, walk
+from rung.data.spec import Needs
 from rung.machine import Machine
 from rung.rungs import RUNGS
-from rung.task import Needs, Task
+from rung.task import Task
 
 MACHINE = Machine(2, 8 * 2**30, 100e9)
 EMBEDDED = ModelFacts("embedded", False, False, 134_515_008, 8192)

@@ -15,13 +15,13 @@ from rung.climbing.conclude import fit_confidence, measure_confidence
 from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.climbing.store import RunStore
+from rung.data.spec import Confidence as Wanted
 from rung.errors import ConfigError
 from rung.evaluation.calibration import fit
 from rung.evaluation.report.html import page
 from rung.evaluation.report.jsonfile import read, write
 from rung.evaluation.scoring import evaluate, summarize
 from rung.rungs import Features, FewShot
-from rung.task import Confidence as Wanted
 from rung.task import Task
 
 

@@ -1,7 +1,8 @@
 import pytest
 
+from rung.data.spec import placeholders
 from rung.errors import ConfigError
-from rung.prompts.prompt import default_template, placeholders, substitute
+from rung.prompts.prompt import default_template, substitute
 
 
 def test_values_are_inserted_as_they_are():

@@ -6,9 +6,9 @@ import pytest
 from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
+from rung.data.spec import Corpus
 from rung.errors import ConfigError, DataError
 from rung.retrieval import documents as formats
-from rung.retrieval.corpus import Corpus
 from rung.retrieval.documents import list_sources, read_documents
 
 

@@ -9,10 +9,10 @@ import pytest
 
 from rung.artifact.artifact import load_retriever
 from rung.data.rows import Example, example_id
+from rung.data.spec import Corpus
 from rung.errors import ArtifactError, ModelError
 from rung.models.reference import resolve
 from rung.retrieval.build import build
-from rung.retrieval.corpus import Corpus
 from rung.retrieval.index import SearchSettings
 from rung.retrieval.passage import Passage
 from rung.retrieval.retriever import Retriever, by_cross_encoder

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from rung.data.rows import Span
+from rung.data.spec import Corpus
 from rung.errors import ArtifactError, ConfigError, DataError
 from rung.retrieval.build import BATCH, build, build_index, changes_since, index_location
-from rung.retrieval.corpus import Corpus
 from rung.retrieval.fitting import LabelledQuery, learn_weight
 from rung.retrieval.index import MANIFEST, Index, SearchSettings, embed_queries
 from rung.retrieval.store import PassageTable
@@ -125,7 +125,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.retrieval.conftest import WordEncoder
 from rung.retrieval import build as building, index as indexes, store
-from rung.retrieval.corpus import Corpus
+from rung.data.spec import Corpus
 one = WordEncoder()
 building.open_encoder = indexes.open_encoder = lambda *a, **k: one
 indexes.resolve = lambda reference: one

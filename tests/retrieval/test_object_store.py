@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from rung.artifact.artifact import load_retriever
 from rung.cli.main import app
+from rung.data.spec import Corpus
 from rung.errors import ArtifactError, ConfigError
 from rung.retrieval import store as places
 from rung.retrieval.build import build
-from rung.retrieval.corpus import Corpus
 from rung.retrieval.index import Index
 from rung.retrieval.retriever import LOCATION, Retriever, open_index
 from rung.retrieval.store import PassageTable, connected, names, open_location
@@ -153,7 +153,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.retrieval.conftest import WordEncoder
 from rung.retrieval import build as building, index as indexes, store
-from rung.retrieval.corpus import Corpus
+from rung.data.spec import Corpus
 one = WordEncoder()
 building.open_encoder = indexes.open_encoder = lambda *a, **k: one
 indexes.resolve = lambda reference: one

@@ -9,9 +9,10 @@ from statistics import median
 from urllib.parse import urlsplit
 
 from rung.data.rows import Data, labels_of
+from rung.data.spec import Needs
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
-from rung.task import Needs, Task
+from rung.task import Task
 
 CHARACTERS_PER_TOKEN = 4  # of English text under usual vocabularies
 DEMONSTRATIONS = 5  # shown at once, as the few-shot rungs do

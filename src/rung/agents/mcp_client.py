@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rung.agents.process import ToolResult
-from rung.agents.tools import McpServer, Tool, plain_schema
+from rung.agents.tools import Tool, plain_schema
+from rung.data.spec import McpServer
 from rung.errors import ConfigError, MachineError
 
 if TYPE_CHECKING:

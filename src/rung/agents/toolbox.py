@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.agents.process import FunctionWorker, ToolResult
-from rung.agents.tools import McpServer, Tool, function_tool
+from rung.agents.tools import Tool, function_tool
+from rung.data.spec import McpServer
 from rung.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:

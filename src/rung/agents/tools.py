@@ -10,35 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from rung import user_code
 from rung.errors import ConfigError
 from rung.models.cache import file_sha256
-
-
-class McpServer(BaseModel):
-    """A server of tools on this machine that speaks the Model Context Protocol over stdin and stdout."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    mcp: list[str] = Field(
-        min_length=1,
-        description="The command that starts it; no shell reads it.",
-        examples=[["python", "server.py"]],
-    )
-    only: list[str] | None = Field(None, description="The tools of it to use; without, all.", examples=[["search"]])
-
-
-class Limits(BaseModel):
-    """How far an agent may go."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    max_steps: int = Field(8, ge=1, description="Most turns of the model for one row, the answer included.")
-    max_tokens: int = Field(1024, ge=1, description="Most tokens that it may write for one row, all turns together.")
-    seconds: float = Field(10.0, gt=0, description="Most time of one call of a tool.")
-    result_characters: int = Field(4000, ge=16, description="Longest result shown to the model; the rest is cut.")
 
 
 @dataclass(frozen=True, slots=True)

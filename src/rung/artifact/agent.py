@@ -19,10 +19,11 @@ from rung.agents import calls as tool_calls
 from rung.agents.calls import Call, CallFormat, MalformedError
 from rung.agents.toolbox import call as call_tool
 from rung.agents.toolbox import check_tools
-from rung.agents.tools import Limits, McpServer, Tool
+from rung.agents.tools import Tool
 from rung.agents.trace import Step
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Prompted
 from rung.data.rows import Example
+from rung.data.spec import AgentLimits, McpServer
 from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
@@ -59,7 +60,7 @@ class Agent(Prompted):
     folder: Path
     protocol: CallFormat
     max_tokens: int
-    limits: Limits
+    limits: AgentLimits
 
     @property
     def max_new_tokens(self) -> int:
@@ -101,7 +102,7 @@ class Agent(Prompted):
         tools = tuple(Tool(**tool) for tool in values["tools"])
         check_tools(tools, folder, reader.folder)
         servers = tuple(McpServer(**server) for server in values["servers"])
-        limits = Limits(**values["limits"])
+        limits = AgentLimits(**values["limits"])
         settings = {**values, "folder": folder, "tools": tools, "servers": servers, "limits": limits}
         return super(Agent, cls).from_dict(settings, reader)
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from rung.agents.calls import json_head
 from rung.agents.toolbox import find_tools
-from rung.agents.tools import McpServer
 from rung.artifact import heads, sentences  # noqa: F401  # every kind of decoder is registered before one is loaded
 from rung.artifact.agent import Agent, protocol_for
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Composition, Decoder, decoder_of_kind
@@ -27,6 +26,7 @@ from rung.artifact.parts import BASE, Signature, Weights
 from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
 from rung.data.rows import LABELLED, Example, example_id
+from rung.data.spec import POLICIES, McpServer, Overflow
 from rung.engines.api_server import scores_labels
 from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine, settled
@@ -36,7 +36,7 @@ from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
-from rung.prompts.overflow import POLICIES, Overflow, Rendered
+from rung.prompts.overflow import Rendered
 from rung.prompts.prompt import Prompt, default_template, verbalize
 from rung.retrieval.retriever import LOCATION, Retriever, check_index
 from rung.retrieval.store import location_of

@@ -11,13 +11,14 @@ from typing import Protocol
 
 from rung.artifact.parts import Weights
 from rung.data.rows import Example
+from rung.data.spec import Overflow
 from rung.engines.base import Engine, Floats
 from rung.engines.opening import open_encoder
 from rung.errors import EngineError
 from rung.models.messages import Messages
 from rung.progress import Progress
 from rung.prompts.demonstrations import Demonstrations
-from rung.prompts.overflow import Overflow, Rendered, fitted
+from rung.prompts.overflow import Rendered, fitted
 from rung.prompts.prompt import Grounding, Prompt, block
 from rung.retrieval.passage import Passage
 from rung.retrieval.retriever import Retrieved, Retriever

@@ -195,7 +195,7 @@ def confidence(
 ) -> None:
     """Fit confidence on the validation rows, measure it on the test rows, and say what abstaining would give."""
     from rung.climbing.conclude import fit_confidence, measure_confidence
-    from rung.task import Confidence
+    from rung.data.spec import Confidence
 
     loaded, progress = options.load_task(task, sets), options.progress(quiet)
     wanted = loaded.confidence or Confidence()

@@ -162,9 +162,10 @@ def rungs(
     json: options.Json = False,
 ) -> None:
     """List the techniques, and the settings that a task file may give each."""
+    from rung.data.spec import DataSource, Output
     from rung.rungs import DEFAULT, RUNGS, build
     from rung.rungs.base import settable
-    from rung.task import DataSource, Output, Task
+    from rung.task import Task
 
     plain = Task(
         name="none", instruction="none", inputs=["text"], system="none",

@@ -49,9 +49,12 @@ def _offline(on: bool) -> bool:
 
 def load_task(file: Path, sets: Sequence[str] | None = None) -> Task:
     """Load a task file with the `--set` options over it."""
+    from rung.climbing.check import validate_task
     from rung.task import Task
 
-    return Task.load(file, {key.strip(): value for key, value in pairs("--set", sets, "data.train_per_label=5")})
+    task = Task.load(file, {key.strip(): value for key, value in pairs("--set", sets, "data.train_per_label=5")})
+    validate_task(task)
+    return task
 
 
 def load_artifact(folder: Path) -> Artifact:

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rung.agents.tools import function_tool
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data
 from rung.engines.local import LocalModel
-from rung.errors import MachineError
+from rung.errors import ConfigError, MachineError
+from rung.evaluation.metrics import get_metric
 from rung.evaluation.scoring import validate_references
 from rung.models.reference import is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
-from rung.rungs import DomainAdaptation
+from rung.rungs import DomainAdaptation, build
 from rung.task import Task
 from rung.training.examples import TOO_LONG, TrainingReport, text_blocks, tokenize
 
@@ -38,6 +40,29 @@ class TaskCheck:
         for report in self.training.values():
             if count := report["dropped"].get(TOO_LONG):
                 yield f"{count:,} training rows are {TOO_LONG}: tuning stops at them unless `truncation` allows it"
+
+
+def validate_task(task: Task) -> None:
+    """Check what the task file names: its metric, tools, rungs and their settings.
+
+    Raises:
+        ConfigError: with the place in the task file, if it was loaded from one.
+    """
+    if task.metric is not None:
+        with task.located("metric"):
+            metric = get_metric(task.metric_name, task.folder, task.metric_settings)
+            if task.output.kind not in metric.kinds:
+                raise ConfigError(
+                    "bad-value", f"the metric {metric.name} does not suit `kind: {task.output.kind}`",
+                    hint=f"it scores answers of kind {' or '.join(metric.kinds)}",
+                )  # fmt: skip
+    for number, tool in enumerate(task.tools):
+        if isinstance(tool, str):
+            with task.located("tools", number):
+                function_tool(tool, task.folder)
+    for name in task.rungs:
+        with task.located("rungs", name):
+            build((name,), task, 0)
 
 
 def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rung.artifact.artifact import Artifact
+from rung.climbing.check import validate_task
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.data.rows import Data
 from rung.engines.opening import explain
@@ -60,6 +61,7 @@ def plan(artifact: Artifact, rungs: Sequence[Rung], data: Data, machine: Machine
 
 def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], list[str]]:
     """Return one record per rung, zero-shot first, and notes on what the figures mean."""
+    validate_task(task)
     data, machine = task.read(), this_machine()
     validate_references(task, data)
     zero = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
+from rung.climbing.check import validate_task
 from rung.climbing.conclude import conclude
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, parse_duration
 from rung.climbing.race import State, run_stages
@@ -76,6 +77,7 @@ def climb(
     """
     if budget is not None:
         options = replace(options, budget_seconds=parse_duration(budget))
+    validate_task(task)
     data = task.read() if data is None else data
     for split in ("validation", "test"):
         if not getattr(data, split):

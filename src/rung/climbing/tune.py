@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
+from rung.climbing.check import validate_task
 from rung.data.rows import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError, needed_by
 from rung.evaluation.racing import race, race_order
@@ -108,6 +109,7 @@ def tune(
     Raises:
         ConfigError: the rung is unknown, does not apply or has nothing to search, or a split has no rows.
     """
+    validate_task(task)
     data = task.read()
     (first,) = build((name,), task, seed)
     zero = Artifact.zero_shot(task, data.labels, engine=engine)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, SplitReport, example_id
+from rung.data.spec import TaskSpec
 from rung.errors import DataError
-
-if TYPE_CHECKING:
-    from rung.task import Task
-
 
 # --------------------
 # Check expected answers of kind json against the task's JSON Schema, as far as rows of a table need it.
@@ -103,7 +100,7 @@ def _name(value: Any) -> str:
 ROLES = ("system", "user", "assistant")
 
 
-def examples(records: Iterable[Record], task: Task, report: SplitReport) -> tuple[list[Example], list[str]]:
+def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> tuple[list[Example], list[str]]:
     """Turn records into examples, and return the value of the split's group column beside each.
 
     Rows with an empty input or output are dropped and counted in `report`.
@@ -144,7 +141,7 @@ def column(record: Record, name: str) -> Any:
 
 def _missing(record: Record, name: str, above: list[str], part: str, found: Any) -> DataError:
     """Return the error of a column that is not there, which says how far down the record goes."""
-    from rung.task import suggest
+    from rung.errors import suggest
 
     if not above:
         return DataError(
@@ -157,7 +154,7 @@ def _missing(record: Record, name: str, above: list[str], part: str, found: Any)
     return DataError("missing-column", f"{record.source} has no column {name!r}: {lacks}", hint=hint)
 
 
-def _row(record: Record, task: Task) -> Example | str:
+def _row(record: Record, task: TaskSpec) -> Example | str:
     inputs = {name: text_of(column(record, name)) for name in task.inputs}
     if not any(value.strip() for value in inputs.values()):
         return "empty input"
@@ -171,7 +168,7 @@ def _row(record: Record, task: Task) -> Example | str:
     return Example(example_id(inputs), inputs, outputs, record.source, _extra(record, task), spans)
 
 
-def _extra(record: Record, task: Task) -> dict[str, Any]:
+def _extra(record: Record, task: TaskSpec) -> dict[str, Any]:
     """Return the columns that only the metric reads."""
     name = metric_column(task.metric_name, task.metric_settings)
     return {} if name is None or name in task.inputs else {name: column(record, name)}
@@ -206,7 +203,7 @@ def text_of(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _outputs(value: Any, task: Task, record: Record) -> tuple[str, ...]:
+def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
     kind = task.output.kind
     if kind == "json":
         schema = task.output.json_schema
@@ -228,12 +225,12 @@ def _outputs(value: Any, task: Task, record: Record) -> tuple[str, ...]:
     return (text,) if kind == "category" else (text.strip(),)
 
 
-def _refused(task: Task) -> tuple[str, ...]:
+def _refused(task: TaskSpec) -> tuple[str, ...]:
     """Return what a row without an answer expects: the refusal where the task has one, else nothing."""
     return (task.output.refusal,) if task.output.refusal else ()
 
 
-def _label_list(value: Any, task: Task, record: Record) -> str:
+def _label_list(value: Any, task: TaskSpec, record: Record) -> str:
     """Return labels as a canonical JSON list: each once, sorted. An empty cell is a row without labels."""
     if isinstance(value, str):
         value = _split_labels(value, task.output.separator, record)
@@ -287,7 +284,7 @@ def _json_output(value: Any, schema: Mapping[str, Any], record: Record) -> tuple
         ) from None
 
 
-def _chat(record: Record, task: Task) -> Example | str:
+def _chat(record: Record, task: TaskSpec) -> Example | str:
     """Take the last assistant turn as the answer to those before it."""
     name = task.inputs[0]
     turns = column(record, name)

@@ -13,8 +13,8 @@ from typing import Any
 
 from rung.data.kinds import OutputKind
 from rung.data.sources import read_rows
-from rung.errors import DataError
-from rung.task import Task, suggest
+from rung.errors import DataError, suggest
+from rung.task import Task
 
 SAMPLE = 2000
 ANSWER_NAMES = (

@@ -9,7 +9,7 @@ from itertools import pairwise
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rung.data.examples import column, examples, text_of
 from rung.data.rows import (
@@ -27,12 +27,8 @@ from rung.data.rows import (
     place_of,
 )
 from rung.data.sources import HUB, read_rows, read_text
-from rung.errors import DataError
-from rung.task import suggest
-
-if TYPE_CHECKING:
-    from rung.task import Task
-
+from rung.data.spec import TaskSpec
+from rung.errors import DataError, suggest
 
 # --------------------
 # Plain text to adapt a model to a domain: the documents of `data.text`, and what of it the rows to measure on hold.
@@ -43,7 +39,7 @@ WINDOW = 13  # words in a row that tell a copy (Brown et al. 2020, https://arxiv
 FEWEST = 5  # words of a shorter row that tell one; fewer are said by chance
 
 
-def read_documents(task: Task, report: SplitReport) -> tuple[Document, ...]:
+def read_documents(task: TaskSpec, report: SplitReport) -> tuple[Document, ...]:
     """Read the files of `data.text`: a .txt or .md file is one document, of a table each row is one.
 
     Empty and repeated documents are dropped and counted in `report`.
@@ -68,7 +64,7 @@ def read_documents(task: Task, report: SplitReport) -> tuple[Document, ...]:
     return tuple(kept.values())
 
 
-def _documents(name: str, task: Task) -> Iterator[Document]:
+def _documents(name: str, task: TaskSpec) -> Iterator[Document]:
     path: str | Path = name if name.startswith(HUB) else task.folder / Path(name).expanduser()
     if isinstance(path, Path) and path.suffix.lower() in PLAIN:
         if not path.is_file():
@@ -118,7 +114,7 @@ SPLITS = ("train", "validation", "test")
 FEW_ROWS = 30
 
 
-def load_data(task: Task) -> Data:
+def load_data(task: TaskSpec) -> Data:
     """Read, check, split and limit the rows of a task.
 
     Splits that have no file are cut from the training file by a hash of the input (or of the group column), so a row's
@@ -150,7 +146,7 @@ def _content(row: Example) -> list[Any]:
     return [row.id, *row.outputs, *([] if row.spans is None else [[asdict(span) for span in row.spans]])]
 
 
-def _read(task: Task, report: DataReport) -> dict[str, list[Example]]:
+def _read(task: TaskSpec, report: DataReport) -> dict[str, list[Example]]:
     """Read the given files; cut what is not given from the training rows."""
     source = task.data
     files = {"train": [source.train] if isinstance(source.train, str) else source.train}
@@ -187,7 +183,9 @@ def _read(task: Task, report: DataReport) -> dict[str, list[Example]]:
     return splits
 
 
-def _without_duplicates(task: Task, splits: dict[str, list[Example]], report: DataReport) -> dict[str, list[Example]]:
+def _without_duplicates(
+    task: TaskSpec, splits: dict[str, list[Example]], report: DataReport
+) -> dict[str, list[Example]]:
     """Drop repeated rows within a split; inputs that stand in two splits are an error, or leave the earlier one."""
     result: dict[str, list[Example]] = {}
     owner: dict[str, tuple[str, Example]] = {}
@@ -224,7 +222,7 @@ def _without_duplicates(task: Task, splits: dict[str, list[Example]], report: Da
     return {name: result[name] for name in SPLITS}
 
 
-def _labels(task: Task, splits: dict[str, list[Example]]) -> tuple[str, ...]:
+def _labels(task: TaskSpec, splits: dict[str, list[Example]]) -> tuple[str, ...]:
     """Return the sorted label set and check every row's label, and the task file's descriptions, against it."""
     if task.output.kind not in LABELLED:
         return ()
@@ -264,7 +262,7 @@ def _label_sources(splits: dict[str, list[Example]], kind: str) -> dict[str, str
     return first
 
 
-def _limited(task: Task, name: str, rows: list[Example], report: DataReport) -> list[Example]:
+def _limited(task: TaskSpec, name: str, rows: list[Example], report: DataReport) -> list[Example]:
     """Keep as many rows as the task allows: chosen by hash, kept in file order."""
     kept = {id(row) for row in rows}
     ordered = sorted(rows, key=lambda row: row.id)
@@ -284,7 +282,7 @@ def _limited(task: Task, name: str, rows: list[Example], report: DataReport) -> 
     return [row for row in rows if id(row) in kept]
 
 
-def _text(task: Task, splits: dict[str, list[Example]], report: DataReport) -> tuple[Document, ...]:
+def _text(task: TaskSpec, splits: dict[str, list[Example]], report: DataReport) -> tuple[Document, ...]:
     """Read the plain text, and warn of rows to measure on that stand in it."""
     if task.data.text is None:
         return ()
@@ -318,7 +316,7 @@ def _warn(labels: Sequence[str], splits: dict[str, list[Example]], report: DataR
             report.warnings.append(f"{name} has only {rows} rows: differences will be hard to tell from chance")
 
 
-def _note_detectable(task: Task, splits: dict[str, list[Example]], report: DataReport) -> None:
+def _note_detectable(task: TaskSpec, splits: dict[str, list[Example]], report: DataReport) -> None:
     """Say how large a difference the splits can show, for kinds whose usual scores are 0 or 1."""
     if task.output.kind not in (*LABELLED, "json"):
         return

@@ -20,10 +20,11 @@ from typing import IO, Any, Literal
 from rung.data.examples import text_of
 from rung.data.rows import Record, example_id, hash_of
 from rung.data.sources import read_rows
+from rung.data.spec import placeholders
 from rung.errors import DataError
 from rung.feedback.records import Interaction, ReviewCase, Side, SplitRule
 from rung.feedback.store import FeedbackStore
-from rung.prompts.prompt import placeholders, substitute
+from rung.prompts.prompt import substitute
 from rung.task import Task
 
 ExportFormat = Literal["chat", "completion", "preference", "csv", "jsonl"]

@@ -20,7 +20,7 @@ from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.run import Climb, climb
 from rung.data.examples import examples
 from rung.data.rows import Data, Example, Record, SplitReport, hash_of
-from rung.errors import ConfigError, DataError, ThresholdError
+from rung.errors import ConfigError, DataError, ThresholdError, suggest
 from rung.evaluation.report.words import against
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import cases, metric_of
@@ -30,7 +30,7 @@ from rung.feedback.store import FeedbackStore
 from rung.models.cache import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
-from rung.task import Task, suggest
+from rung.task import Task
 
 IMPROVEMENT = "improvement.json"
 TUNING_FROM = 1000  # failures: below, a handful of new rows moves weights less than it moves prompts

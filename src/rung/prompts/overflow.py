@@ -14,17 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
+from rung.data.spec import Overflow
 from rung.prompts.prompt import Grounding
 from rung.retrieval.passage import Passage
 
 if TYPE_CHECKING:
     from rung.models.messages import Messages
     from rung.prompts.prompt import Prompt, SolvedRow
-
-Overflow = Literal["error", "drop_demonstrations", "shorten_passages"]
-POLICIES: tuple[str, ...] = get_args(Overflow)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,33 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
-from rung.errors import ConfigError
+from rung.data.spec import TEMPLATE_PIECE
 from rung.models.messages import Message, Messages
 from rung.retrieval.passage import Passage
 
 # ---- templates: `{column}` substitution only, without expressions; user text is never a template
-
-
-_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-
-
-def placeholders(template: str) -> tuple[str, ...]:
-    """List the columns that `template` asks for, in order of first use.
-
-    Raises:
-        ConfigError: a brace is not closed (write `{{` and `}}` for literal braces).
-    """
-    names: dict[str, None] = {}
-    for match in _PIECE.finditer(template):
-        if match.group() in "{}":
-            raise ConfigError(
-                "bad-template",
-                f"a single `{match.group()}` at character {match.start()} of the template {template!r}",
-                hint="write a column as {column}, and a literal brace twice: {{ or }}",
-            )
-        if match.group(1) is not None:
-            names[match.group(1)] = None
-    return tuple(names)
 
 
 def substitute(template: str, values: Mapping[str, Any]) -> str:
@@ -46,7 +24,7 @@ def substitute(template: str, values: Mapping[str, Any]) -> str:
             return match.group()[0]
         return as_text(values[match.group(1)])
 
-    return _PIECE.sub(value, template)
+    return TEMPLATE_PIECE.sub(value, template)
 
 
 def as_text(value: Any) -> str:

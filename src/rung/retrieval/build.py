@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.data.rows import hash_of
+from rung.data.spec import Corpus
 from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ArtifactError, ConfigError
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import Chunk, Chunker
-from rung.retrieval.corpus import Corpus
 from rung.retrieval.documents import (
     CorpusSource,
     Listing,

@@ -23,9 +23,9 @@ from pydantic import ConfigDict
 from rung.data.examples import text_of
 from rung.data.rows import hash_of
 from rung.data.sources import HUB, READERS, read_rows, read_text
+from rung.data.spec import Corpus
 from rung.errors import ConfigError, DataError, MachineError, needed_by
 from rung.models.cache import known_sha256
-from rung.retrieval.corpus import Corpus
 
 STREAMED = set(READERS) - {".json"}  # read row by row, so that their size does not matter
 BINARY_BYTES = 8192  # a NUL in the first bytes marks a binary file

@@ -13,13 +13,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rung.data.spec import Corpus
 from rung.engines.base import Floats
 from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ArtifactError
 from rung.models.reference import resolve
 from rung.retrieval.chunking import Chunker
-from rung.retrieval.corpus import Corpus
 from rung.retrieval.documents import Problem
 from rung.retrieval.passage import Passage
 from rung.retrieval.store import (

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from filelock import FileLock
 
 from rung.data.rows import hash_of
+from rung.data.spec import OBJECT_STORE_URL
 from rung.engines.base import Floats
 from rung.errors import ArtifactError, ConfigError, needed_by
 from rung.models.cache import lock_file, write_atomically
@@ -342,14 +343,13 @@ MANIFEST = "index.json"
 TABLES = "passages.lance"
 STATE = "index"  # the table of an object store that holds what index.json does
 KEPT = timedelta(days=1)  # older states are removed; a reader may be reading a younger one
-URL = re.compile(r"(s3|gs|az)://[^/?#\s][^?#\s]*")
 
 Location = Path | str  # a folder, or the URL of an object store
 
 
 def location_of(text: str | Path) -> Location:
     """Tell a URL, without the slash at its end, from a folder."""
-    return text.rstrip("/") if isinstance(text, str) and URL.fullmatch(text) else Path(text).expanduser()
+    return text.rstrip("/") if isinstance(text, str) and OBJECT_STORE_URL.fullmatch(text) else Path(text).expanduser()
 
 
 def open_location(location: Location) -> _Folder | _Bucket:

@@ -138,7 +138,7 @@ def _model(kind: type[Any], names: tuple[str, ...]) -> type[BaseModel]:
 
 
 def _refused(rung: Rung, error: ValidationError) -> ConfigError:
-    from rung.task import suggest
+    from rung.errors import suggest
 
     first = error.errors()[0]
     key = str(first["loc"][0])

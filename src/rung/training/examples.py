@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import completion
 from rung.data.rows import SHOWN, Document, Example
+from rung.data.spec import placeholders
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
 from rung.evaluation.report.words import CLOSE, OPEN, training_data_lines
@@ -19,7 +20,6 @@ from rung.models.messages import Messages
 from rung.models.turns import text_end
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
-from rung.prompts.prompt import placeholders
 from rung.training.config import Supervise, Truncation
 
 if TYPE_CHECKING:
