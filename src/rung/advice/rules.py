@@ -296,7 +296,7 @@ RULES = (
         **_need("reasoning"),
     ),
     Rule(
-        "style", "Must answers follow their own tone or format?",
+        "style", "Must answers follow a special tone or format?",
         yes="show it in demonstrations, and tune on it once there are a few hundred rows",
         no="the instruction is enough",
         effects=(
