@@ -1,6 +1,7 @@
-"""Unit vectors to clusters: k-means with a number of clusters given or chosen by silhouette, or HDBSCAN.
+"""Cluster texts by their embeddings, name the clusters, and compare them with labels.
 
-Neighbours by angle: on unit vectors the squared Euclidean distance is 2 - 2 cosine, so both agree.
+Clusters come from k-means, with a given number of clusters or the number with the best silhouette, or from HDBSCAN. On
+unit vectors the squared Euclidean distance is 2 - 2 cosine, so distance and angle give the same neighbours.
 """
 
 from __future__ import annotations
@@ -8,10 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import comb, log
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +26,10 @@ from rung.errors import ConfigError, DataError
 from rung.models.messages import Message, Messages
 from rung.progress import QUIET, Progress
 
-Method = Literal["kmeans", "hdbscan"]
-SILHOUETTE_ROWS = 2000  # a sample is enough to compare numbers of clusters, and all pairs of it are compared
-MOST_CLUSTERS = 100  # that `auto` tries
-STARTS = 3  # of k-means, of which the best is kept
+ClusteringMethod = Literal["kmeans", "hdbscan"]
+SILHOUETTE_ROWS = 2000  # a sample is enough to compare numbers of clusters; its cost is quadratic
+MAX_CLUSTERS = 100  # largest number that `auto` tries
+STARTS = 3  # of k-means; the best is kept
 NOISE = -1
 
 
@@ -42,8 +41,7 @@ class Grouping:
         clusters: the cluster of each row, shape [rows]; -1 for rows that HDBSCAN leaves out as noise. Clusters are
             numbered from 0 by size, the largest first.
         centrality: cosine of each row with its cluster's mean, shape [rows]; 0 for noise.
-        silhouette: mean silhouette of the rows in clusters, in [-1, 1] (Rousseeuw 1987), or None where there is only
-            one cluster.
+        silhouette: mean silhouette of the rows in clusters, in [-1, 1] (Rousseeuw 1987); None for one cluster.
         tried: the silhouette of every number of clusters that was tried.
     """
 
@@ -57,26 +55,26 @@ class Grouping:
         """Number of clusters."""
         return int(self.clusters.max(initial=NOISE)) + 1
 
-    def central(self, cluster: int, texts: Sequence[str], most: int) -> list[str]:
-        """Return the most central different texts of a cluster, the most central first."""
+    def central(self, cluster: int, texts: Sequence[str], count: int) -> list[str]:
+        """List up to `count` different texts of a cluster, the most central first."""
         rows = np.flatnonzero(self.clusters == cluster)
         ranked = rows[np.argsort(-self.centrality[rows], kind="stable")]
-        return list(dict.fromkeys(texts[row] for row in ranked))[:most]
+        return list(dict.fromkeys(texts[row] for row in ranked))[:count]
 
 
 def group(
-    vectors: Floats, *, k: int | None = None, method: Method = "kmeans", least: int = 5, seed: int = 0,
-    progress: Progress = QUIET,
+    vectors: Floats, *, k: int | None = None, method: ClusteringMethod = "kmeans", min_cluster_size: int = 5,
+    seed: int = 0, progress: Progress = QUIET,
 ) -> Grouping:  # fmt: skip
     """Group unit vectors, shape [rows, dimension].
 
     Args:
         vectors: one per row.
-        k: number of clusters for k-means; None chooses the one with the best silhouette.
+        k: number of clusters for k-means; None chooses the number with the best silhouette.
         method: `kmeans`, or `hdbscan` (Campello et al. 2013), which finds the number itself and leaves rows out.
-        least: fewest rows of a cluster for HDBSCAN.
+        min_cluster_size: for HDBSCAN, in rows.
         seed: of k-means' starts and of the silhouette's sample.
-        progress: told of every number of clusters tried.
+        progress: updated with every number of clusters.
 
     Raises:
         ConfigError: `bad-option`: there are fewer different rows than clusters, or `k` is given to HDBSCAN.
@@ -85,12 +83,15 @@ def group(
     if method == "hdbscan":
         if k is not None:
             raise ConfigError("bad-option", "hdbscan finds the number of clusters itself", hint="leave --k out")
-        if len(vectors) < max(2, least):
+        if len(vectors) < max(2, min_cluster_size):
             raise ConfigError(
-                "bad-option", f"{len(vectors)} rows are fewer than the least of a cluster, {least}",
-                hint="lower --least, or give more rows",
+                "bad-option", f"{len(vectors)} rows are fewer than the minimum of a cluster, {min_cluster_size}",
+                hint="lower --min-cluster-size, or give more rows",
             )  # fmt: skip
-        return _finished(vectors, _hdbscan(vectors, least), seed)
+        from sklearn.cluster import HDBSCAN
+
+        labels = HDBSCAN(min_cluster_size, copy=True).fit(vectors).labels_.astype(np.int64)
+        return _finished(vectors, labels, seed)
     if k is not None:
         if not 1 <= k <= different:
             raise ConfigError(
@@ -106,24 +107,24 @@ def group(
 
 
 def candidates(different: int) -> list[int]:
-    """Return the numbers of clusters that `auto` tries: all to 10, then a tenth more each time."""
-    found, most = [2], min(MOST_CLUSTERS, different - 1)
-    while (following := max(found[-1] + 1, round(found[-1] * 1.1))) <= most:
-        found.append(following)
-    return found
+    """List the numbers of clusters that `auto` tries: all up to 10, then a tenth more each time."""
+    numbers, limit = [2], min(MAX_CLUSTERS, different - 1)
+    while (following := max(numbers[-1] + 1, round(numbers[-1] * 1.1))) <= limit:
+        numbers.append(following)
+    return numbers
 
 
 def _best(vectors: Floats, numbers: Sequence[int], seed: int, progress: Progress) -> Grouping:
     progress.start("numbers of clusters", len(numbers))
-    made, tried = {}, {}
+    labels, tried = {}, {}
     for k in numbers:
-        made[k] = _kmeans(vectors, k, seed)
-        value = _silhouette(vectors, made[k], seed)
+        labels[k] = _kmeans(vectors, k, seed)
+        value = _silhouette(vectors, labels[k], seed)
         tried[k] = -1.0 if value is None else value
         progress.advance(1)
     progress.finish()
     best = max(numbers, key=lambda k: tried[k])
-    return _finished(vectors, made[best], seed, tried)
+    return _finished(vectors, labels[best], seed, tried)
 
 
 def _kmeans(vectors: Floats, k: int, seed: int) -> npt.NDArray[np.int64]:
@@ -133,15 +134,8 @@ def _kmeans(vectors: Floats, k: int, seed: int) -> npt.NDArray[np.int64]:
     return labels
 
 
-def _hdbscan(vectors: Floats, least: int) -> npt.NDArray[np.int64]:
-    from sklearn.cluster import HDBSCAN
-
-    labels: npt.NDArray[np.int64] = HDBSCAN(least, copy=True).fit(vectors).labels_.astype(np.int64)
-    return labels
-
-
 def _silhouette(vectors: Floats, clusters: npt.NDArray[np.int64], seed: int) -> float | None:
-    """Return the mean silhouette over a sample of the rows in clusters."""
+    """Compute the mean silhouette over a sample of the rows in clusters."""
     from sklearn.metrics import silhouette_score
 
     rows = np.flatnonzero(clusters != NOISE)
@@ -156,97 +150,66 @@ def _silhouette(vectors: Floats, clusters: npt.NDArray[np.int64], seed: int) -> 
 def _finished(
     vectors: Floats, labels: npt.NDArray[np.int64], seed: int, tried: Mapping[int, float] | None = None
 ) -> Grouping:
-    """Number clusters by size, and say how central each row is."""
-    found, sizes = np.unique(labels[labels != NOISE], return_counts=True)
-    place = {int(old): new for new, old in enumerate(found[np.argsort(-sizes, kind="stable")])}
-    clusters = np.array([place.get(int(label), NOISE) for label in labels], np.int64)
+    """Number clusters by size, and compute how central each row is."""
+    old_numbers, sizes = np.unique(labels[labels != NOISE], return_counts=True)
+    numbers = {int(old): new for new, old in enumerate(old_numbers[np.argsort(-sizes, kind="stable")])}
+    clusters = np.array([numbers.get(int(label), NOISE) for label in labels], np.int64)
     centrality = np.zeros(len(vectors), np.float32)
-    for cluster in range(len(place)):
+    for cluster in range(len(numbers)):
         rows = clusters == cluster
         mean = vectors[rows].mean(0)
         centrality[rows] = vectors[rows] @ (mean / max(float(np.linalg.norm(mean)), 1e-12))
     return Grouping(clusters, centrality, _silhouette(vectors, clusters, seed), tried or {})
 
 
-# Names of clusters, written by a model that reads their most central texts.
+# ---- names, written by a model that reads the most central texts of a cluster
 
-EXAMPLES = 8  # central texts that the model reads of each cluster
-CHARACTERS = 300  # of each, so that any model can read them
-_LETTER = "0-9A-Za-zÀ-ɏͰ-῿぀-퟿"  # ranges, as engines differ on negated classes beyond ASCII
+EXAMPLES = 8  # central texts of each cluster that the model reads
+CHARACTERS = 300  # of each text, so that they fit any model
+_LETTER = "0-9A-Za-zÀ-ɏͰ-῿぀-퟿"  # ranges, because engines differ on negated classes beyond ASCII
 _WORD = f"[{_LETTER}][{_LETTER}'&-]{{0,19}}"
 WORDS = f"{_WORD}( {_WORD}){{0,4}}"  # one to five words
 _ASK = "What do all these texts have in common? Name their shared topic in one to five words, and write nothing else."
 
 
 def question(texts: Sequence[str]) -> Messages:
-    """Return the messages that ask for a name."""
+    """Write the prompt for a name."""
     lines = [f"- {' '.join(text.split())[:CHARACTERS]}" for text in texts]
     system: Message = {"role": "system", "content": _ASK}
     return (system, {"role": "user", "content": "\n".join(lines)})
 
 
 def names(engine: Engine, clusters: Sequence[Sequence[str]], *, progress: Progress = QUIET) -> list[str]:
-    """Return a name of one to five words for each cluster; a number behind one tells it from an earlier namesake.
+    """Name each cluster in one to five words; equal names are told apart by a number.
 
     Args:
-        engine: what writes.
+        engine: runs the model that names.
         clusters: the central texts of each cluster.
-        progress: told of every name.
+        progress: updated with every name.
     """
     constraint = Constraint("regex", WORDS)
     requests = [GenerateRequest(question(texts), Sampling(max_tokens=64), constraint) for texts in clusters]
-    found: list[str] = []
-    for made in engine.generate(requests, progress=progress):
-        name = plain = made.text.strip().rstrip(".,:;")
+    unique: list[str] = []
+    for generation in engine.generate(requests, progress=progress):
+        name = plain = generation.text.strip().rstrip(".,:;")
         number = 1
-        while name in found:
+        while name in unique:
             number += 1
             name = f"{plain} ({number})"
-        found.append(name)
-    return found
+        unique.append(name)
+    return unique
 
 
-# How far clusters agree with labels. Noise of HDBSCAN counts as one more cluster.
+# ---- tables: the texts to group, a summary, and every row with its cluster
 
-
-def adjusted_rand(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> float:
-    """Return the adjusted Rand index (Hubert and Arabie 1985): 1 for the same groups, 0 as by chance, in [-0.5, 1]."""
-    together, of_labels, of_clusters = _counts(labels, clusters)
-    both = sum(comb(n, 2) for n in together.values())
-    one, other = (sum(comb(n, 2) for n in counts.values()) for counts in (of_labels, of_clusters))
-    pairs = comb(len(labels), 2)
-    expected = one * other / pairs if pairs else 0.0
-    most = (one + other) / 2
-    return (both - expected) / (most - expected) if most != expected else 1.0
-
-
-def normalized_mutual_information(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> float:
-    """Return mutual information over the mean of both entropies, in [0, 1]; 1 where there is one group of each."""
-    together, of_labels, of_clusters = _counts(labels, clusters)
-    n = len(labels)
-    shared = sum(c / n * log(n * c / (of_labels[a] * of_clusters[b])) for (a, b), c in together.items())
-    entropies = [-sum(c / n * log(c / n) for c in counts.values()) for counts in (of_labels, of_clusters)]
-    if not any(entropies):
-        return 1.0
-    return max(0.0, shared) / (sum(entropies) / 2)
-
-
-def _counts(
-    labels: Sequence[Hashable], clusters: Sequence[Hashable]
-) -> tuple[Counter[tuple[Hashable, Hashable]], Counter[Hashable], Counter[Hashable]]:
-    return Counter(zip(labels, clusters, strict=True)), Counter(labels), Counter(clusters)
-
-
-# Tables: the texts to group, what was found, and every row with its cluster.
-
-TABLE_KINDS = (".csv", ".jsonl")  # that `write_clusters` writes
+TABLE_KINDS = (".csv", ".jsonl")  # of `write_clusters`
 
 
 def read_texts(data: Path, column: str) -> tuple[list[Record], list[str]]:
     """Read the rows of a table and their texts.
 
     Raises:
-        DataError: `bad-row`: a row has no text, so it would belong to any group.
+        DataError: `bad-row`: a row has no text, so it cannot be grouped.
     """
     records = list(read_rows(data))
     texts = [text_of(value_of(record, column)).strip() for record in records]
@@ -272,17 +235,23 @@ def summary(grouping: Grouping, cluster_names: Sequence[str], texts: Sequence[st
 
 
 def label_agreement(records: Sequence[Record], label: str, grouping: Grouping) -> dict[str, Any]:
-    """How far the groups agree with a column of labels."""
+    """Compare the groups with a column of labels. Noise of HDBSCAN counts as one more cluster.
+
+    The adjusted Rand index (Hubert and Arabie 1985) is 1 for the same groups and 0 for chance, in [-0.5, 1]. Normalized
+    mutual information is relative to the mean of both entropies, in [0, 1].
+    """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     labels, clusters = [text_of(value_of(record, label)) for record in records], grouping.clusters.tolist()
     return {
         "labels": len(set(labels)),
-        "adjusted_rand": adjusted_rand(labels, clusters),
-        "normalized_mutual_information": normalized_mutual_information(labels, clusters),
+        "adjusted_rand": float(adjusted_rand_score(labels, clusters)),
+        "normalized_mutual_information": float(normalized_mutual_info_score(labels, clusters)),
     }
 
 
 def write_clusters(out: Path, records: Sequence[Record], grouping: Grouping, cluster_names: Sequence[str]) -> None:
-    """Write every row with `cluster`, `cluster_name` and `centrality`; the file appears when it is whole.
+    """Write every row with `cluster`, `cluster_name` and `centrality`; the file appears when it is complete.
 
     Raises:
         DataError: `duplicate-name`: the table already has one of these columns.

@@ -84,7 +84,7 @@ def test_a_namesake_gets_a_number():
         (["--column", "text", "--k", "many"], ConfigError, "bad-option"),
         (["--column", "text", "--k", "0"], ConfigError, "bad-option"),
         (["--column", "text", "--method", "dbscan"], ConfigError, "unknown-name"),
-        (["--column", "text", "--least", "3"], ConfigError, "bad-option"),
+        (["--column", "text", "--min-cluster-size", "3"], ConfigError, "bad-option"),
         (["--column", "text", "--out", "x.xlsx"], ConfigError, "bad-option"),
         (["--column", "text"], DataError, "bad-row"),
     ],

@@ -58,7 +58,7 @@ def cluster(
     column: Annotated[str, Option("--column", help="The column of texts.")],
     k: Annotated[str, Option("--k", help="Number of clusters, or auto: the best silhouette.")] = "auto",
     method: Annotated[str, Option("--method", help="kmeans, or hdbscan, which leaves rows out.")] = "kmeans",
-    least: Annotated[int, Option("--least", min=2, help="Fewest rows of a cluster for hdbscan.")] = 5,
+    min_size: Annotated[int, Option("--min-cluster-size", min=2, help="Minimum size of a cluster for hdbscan.")] = 5,
     label: Annotated[str | None, Option("--label", help="A column to compare the clusters with.")] = None,
     encoder: Annotated[str, Option("--encoder", help="The sentence encoder.")] = "embedded-encoder",
     model: Annotated[str, Option("--model", help="The model that names clusters; none for numbers.")] = "embedded",
@@ -73,8 +73,8 @@ def cluster(
     from rung.engines.opening import open_encoder, open_engine
 
     kind = options.choose("--method", method, ("kmeans", "hdbscan"))
-    if method == "kmeans" and least != 5:
-        raise ConfigError("bad-option", "--least has no effect on kmeans", hint="add --method hdbscan")
+    if method == "kmeans" and min_size != 5:
+        raise ConfigError("bad-option", "--min-cluster-size has no effect on kmeans", hint="add --method hdbscan")
     if out is not None and out.exists():
         raise ConfigError("file-exists", f"{out} exists", hint="name another file")
     if out is not None and out.suffix.lower() not in clustering.TABLE_KINDS:
@@ -86,7 +86,7 @@ def cluster(
     progress = options.progress(quiet)
     vectors = open_encoder(encoder, progress=progress).embed(texts, progress=progress)
     number = None if k == "auto" else int(k)
-    groups = clustering.group(vectors, k=number, method=kind, least=least, seed=seed, progress=progress)
+    groups = clustering.group(vectors, k=number, method=kind, min_cluster_size=min_size, seed=seed, progress=progress)
     names = [f"cluster {number + 1}" for number in range(groups.count)]
     if model != "none":
         central = [groups.central(number, texts, clustering.EXAMPLES) for number in range(groups.count)]
