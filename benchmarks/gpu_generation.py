@@ -49,12 +49,12 @@ def peer(model, rows):  # type: ignore[no-untyped-def]
 def ours(model, tokenizer, rows):  # type: ignore[no-untyped-def]
     """Generate as the torch engine does; return the number of new tokens."""
     from rung.engines.base import Sampling
-    from rung.engines.torch_decoding import decode, generate, paged_attention
+    from rung.engines.torch_decoding import decode, generate_paged, paged_attention
     from rung.progress import QUIET
 
     sampling, attention = Sampling(max_tokens=ANSWER), paged_attention("cuda")
     if attention:
-        made = generate(model, tokenizer, rows, sampling, attention=attention, progress=QUIET, cancelled=None)
+        made = generate_paged(model, tokenizer, rows, sampling, attention=attention, progress=QUIET, cancelled=None)
     else:
         made = decode(model, tokenizer, rows, sampling, None, logprobs=False, progress=QUIET, cancelled=None)
     return sum(one.completion_tokens for one in made)

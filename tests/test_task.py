@@ -92,7 +92,7 @@ def test_labels_as_keys_stay_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "column", "part"),
     [
-        (FILE + "name: again\n", 7, 1, "stands twice"),
+        (FILE + "name: again\n", 7, 1, "duplicate key"),
         (FILE + "x: &a [1]\ny: *a\n", 8, 4, "aliases"),
         (FILE + "x: " + "[" * 3000 + "\n", 7, 35, "nested deeper than 32"),
         (FILE + "x: {" + "\n", 8, 1, "not valid YAML"),

@@ -1,4 +1,4 @@
-"""What this machine can do, measured once per process in a fifth of a second."""
+"""The speed and memory of this machine, measured once per process in a fifth of a second."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-# Share of the matrix-product rate that whole models reach on CPU, measured with the embedded model.
+# The share of the matrix-product rate that whole models reach on CPU, measured with the embedded model.
 INFERENCE_SHARE = 0.6
 TRAINING_SHARE = 0.45
-AMX_GAIN = 1.35  # of training whose products run in bfloat16, where the processor has AMX: 1.27 to 1.47 by method
+AMX_GAIN = 1.35  # speedup of training in bfloat16 on processors with AMX: 1.27 to 1.47 by method
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class Machine:
     amx: bool = False
 
     def inference_seconds(self, flops: float) -> float:
-        """Foresee the time of a forward pass of so many operations."""
+        """Estimated time of a forward pass of this many operations."""
         return flops / (self.flops * INFERENCE_SHARE)
 
     def training_seconds(self, flops: float, *, float32: bool = False) -> float:
-        """Foresee the time of training steps of so many operations, in float32 alone or in what is fastest."""
+        """Estimated time of training steps of this many operations, in float32 or in the fastest precision."""
         return flops / (self.flops * TRAINING_SHARE * (AMX_GAIN if self.amx and not float32 else 1.0))
 
 
@@ -46,7 +46,7 @@ def this_machine() -> Machine:
 
 
 def memory_bytes() -> int:
-    """Return the memory this process may use: the machine's, or the container's limit where that is smaller."""
+    """The memory this process may use: the machine's, or the container's limit where that is smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
@@ -55,9 +55,9 @@ def memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that this process may still take: what is left of its limit, and by other processes."""
+    """The memory that this process may still take: the rest of its limit, and of what other processes leave."""
     status, machine = Path("/proc/self/statm"), Path("/proc/meminfo")
-    if not status.exists() or not machine.exists():  # not Linux: what others take is not known
+    if not status.exists() or not machine.exists():  # not Linux: what other processes take is unknown
         return memory_bytes()
     left = memory_bytes() - int(status.read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     fields = dict(line.split(":", 1) for line in machine.read_text("utf-8").splitlines())
@@ -65,7 +65,7 @@ def free_memory_bytes() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """Return the most resident memory that this process has taken so far."""
+    """The most resident memory that this process has taken so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,4 +1,4 @@
-"""How long operations tell what they are doing: one small protocol, and the silent one."""
+"""How long operations report what they do: one protocol, and a silent implementation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives what a long operation reports. Implementations print to stderr; none may raise."""
+    """Receives the reports of a long operation. Implementations print to stderr; none may raise."""
 
     def start(self, label: str, total: int | None = None) -> None:
         """Begin a step named `label` of `total` units (rows, steps, bytes), or of unknown length."""
@@ -19,16 +19,16 @@ class Progress(Protocol):
 
 
 class Quiet:
-    """A Progress that says nothing."""
+    """A Progress that prints nothing."""
 
     def start(self, label: str, total: int | None = None) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def finish(self, note: str = "") -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 QUIET: Progress = Quiet()

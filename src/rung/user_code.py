@@ -1,6 +1,6 @@
-"""Python of the user's own that a task names as `module:function`: metrics and tools.
+"""The user's Python functions that a task names as `module:function`: metrics and tools.
 
-Only code that the task names and that lies on this machine runs; nothing is fetched.
+Rung runs only code on this machine that the task names; it downloads none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rung.errors import ConfigError, Location
 
 
 class NotNamedError(Exception):
-    """What was named is not there; the text says what is missing."""
+    """The named module or function does not exist; the text says which."""
 
 
 class ImportFailedError(Exception):
@@ -33,11 +33,11 @@ class ImportFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FunctionKind:
-    """What a task names functions for.
+    """A purpose for which a task names functions.
 
     Attributes:
-        name: of the kind, as errors call it.
-        example: one such function, as hints show it.
+        name: how errors call such a function.
+        example: one such function, for hints.
     """
 
     name: str
@@ -45,12 +45,12 @@ class FunctionKind:
 
 
 def load(spec: str, folders: Sequence[Path], kind: FunctionKind) -> Any:
-    """Return what `module:function` names; whether it can be called is for the caller to see.
+    """The object that `module:function` names, which the caller has to check.
 
-    The module is looked for as a file in `folders`, one after the other, then among installed packages.
+    The module is a file in one of `folders`, in this order, or an installed package.
 
     Raises:
-        ConfigError: `function-not-found`: there is no such module or function, or the import fails.
+        ConfigError: `function-not-found`: the module or function does not exist, or the import fails.
     """
     try:
         module_name, name = split(spec)
@@ -67,7 +67,7 @@ def load(spec: str, folders: Sequence[Path], kind: FunctionKind) -> Any:
 
 
 def split(spec: str) -> tuple[str, str]:
-    """Return module and function of `module:function`.
+    """Module and function of `module:function`.
 
     Raises:
         NotNamedError: it is not of this form.
@@ -79,7 +79,7 @@ def split(spec: str) -> tuple[str, str]:
 
 
 def file_of(name: str, folders: Sequence[Path]) -> tuple[Path, Path] | None:
-    """Return a module's file in the first of `folders` that has it, and that folder; None where it is in none."""
+    """A module's file in the first of `folders` that has it, and that folder; None where it is in none."""
     for folder in folders:
         file = folder.resolve().joinpath(*name.split(".")).with_suffix(".py")
         if file.is_file():
@@ -91,24 +91,24 @@ def import_module(name: str, folders: Sequence[Path]) -> ModuleType:
     """Import a module from a file in `folders`, or an installed one.
 
     Raises:
-        NotNamedError: there is no such module.
+        NotNamedError: the module does not exist.
         ImportFailedError: it raises.
     """
-    if (found := file_of(name, folders)) is not None:
-        return _from_file(name, *found)
+    if (source := file_of(name, folders)) is not None:
+        return _from_file(name, *source)
     try:
         installed = importlib.util.find_spec(name)
     except ModuleNotFoundError:  # a parent package is missing
         installed = None
     if installed is None:
         places = " or ".join(dict.fromkeys(str(folder) for folder in folders))
-        raise NotNamedError(f"there is no module {name!r} in {places}, nor is one installed")
+        raise NotNamedError(f"no module {name!r} is in {places} or installed")
     with _import_errors(name, None):
         return importlib.import_module(name)
 
 
 def _from_file(name: str, file: Path, folder: Path) -> ModuleType:
-    """Import one file under a name of its own: two tasks may each have a `metrics.py`."""
+    """Import one file under a unique name: two tasks may each have a `metrics.py`."""
     unique = f"_rung_user_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}_{file.stem}"
     if unique in sys.modules:
         return sys.modules[unique]
@@ -123,7 +123,7 @@ def _from_file(name: str, file: Path, folder: Path) -> ModuleType:
 
 @contextmanager
 def _importable(folder: Path, name: str, module: ModuleType) -> Iterator[None]:
-    """While a module is executed, let it import its neighbours, and be found (dataclasses look themselves up)."""
+    """While a module runs, let it import its neighbours and itself (dataclasses look their module up)."""
     sys.modules[name] = module
     sys.path.insert(0, str(folder))
     try:
@@ -139,7 +139,7 @@ def _importable(folder: Path, name: str, module: ModuleType) -> Iterator[None]:
 def _import_errors(name: str, file: Path | None) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except Exception as error:  # the user's module may raise anything
         line = error.lineno if isinstance(error, SyntaxError) else _last_line(error, file)
         raise ImportFailedError(name, error, Location(str(file), line) if file else None) from error
 

@@ -1,4 +1,4 @@
-"""YAML with positions: plain values, and where each of them stands, so that errors can point at it."""
+"""YAML with positions: plain values, and the line and column of each, so that errors can point at it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class YamlFile:
         values: the mapping that it holds.
         positions: 1-based line and column of every key and item, by path.
         lines: the text.
-        outside: paths whose values were set elsewhere, and where (`--set data.train_rows=5`).
+        outside: paths whose values come from elsewhere, and from where (`--set data.train_rows=5`).
     """
 
     name: str
@@ -35,14 +35,14 @@ class YamlFile:
     outside: dict[Path_, str] = field(default_factory=dict)
 
     def where(self, path: Path_) -> Location:
-        """Return the position of `path`, or of its closest parent."""
+        """The position of `path`, or of its closest parent."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.outside:
                 return Location(self.outside[path[:length]])
         if path and path not in self.positions:
-            for inside, place in self.outside.items():
-                if inside[: len(path)] == path:
-                    return Location(place)
+            for inner, origin in self.outside.items():
+                if inner[: len(path)] == path:
+                    return Location(origin)
         while path and path not in self.positions:
             path = path[:-1]
         if path not in self.positions:
@@ -55,8 +55,8 @@ def read_yaml(file: Path) -> YamlFile:
     """Read a YAML mapping.
 
     Raises:
-        ConfigError: the file is missing, no UTF-8, no YAML, no mapping, too large or too deep, or has a key twice or
-            an alias.
+        ConfigError: the file is missing, not UTF-8, not YAML, not a mapping, too large or too deep, or has a duplicate
+            key or an alias.
     """
     try:
         if file.stat().st_size > MAX_BYTES:
@@ -73,7 +73,7 @@ def read_yaml(file: Path) -> YamlFile:
 
 def parse_yaml(text: str, name: str) -> YamlFile:
     """Parse the text of a file called `name`; see `read_yaml`."""
-    text = text.removeprefix("\ufeff")  # the mark that some editors write first; it would shift the first column
+    text = text.removeprefix("\ufeff")  # some editors write a byte-order mark, which would shift the first column
     lines = tuple(text.splitlines())
     positions: dict[Path_, tuple[int, int]] = {}
     try:
@@ -89,15 +89,15 @@ def parse_yaml(text: str, name: str) -> YamlFile:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(
             "bad-yaml",
-            f"the character U+{error.character:04X} has no place in YAML",
+            f"the character U+{error.character:04X} is not allowed in YAML",
             where=Location(name, line),
-            hint="a control character slipped in, perhaps by copying; delete it",
+            hint="delete this control character; copying may have added it",
         ) from error
     return YamlFile(name, values, positions, lines)
 
 
 class _Composer(yaml.SafeLoader):
-    """A composer that refuses aliases, which nested expand to gigabytes, and depth, which exhausts the stack."""
+    """A composer that refuses aliases, which can expand to gigabytes, and deep nesting, which exhausts the stack."""
 
     depth = 0
 
@@ -133,7 +133,7 @@ def _value(
         key = _key(key_node)
         where = _location(name, lines, key_node.start_mark)
         if key in result:
-            raise ConfigError("bad-yaml", f"the key {key!r} stands twice", where=where, hint="keep one of them")
+            raise ConfigError("bad-yaml", f"duplicate key {key!r}", where=where, hint="keep one of them")
         positions[*path, key] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
         result[key] = _value(value_node, (*path, key), positions, loader, name, lines)
     return result
@@ -142,8 +142,8 @@ def _value(
 def _scalar(node: Any, loader: Any) -> Any:
     try:
         return loader.construct_object(node)
-    except ValueError:  # `2024-13-45` looks like a date and is none; `!!int x` says it is a number
-        problem = f"{node.value!r} is no {node.tag.rpartition(':')[2]}; write text in quotes"
+    except ValueError:  # `2024-13-45` looks like a date, and `!!int x` claims to be a number
+        problem = f"{node.value!r} is not a valid {node.tag.rpartition(':')[2]}; write text in quotes"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 

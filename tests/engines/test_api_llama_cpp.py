@@ -21,9 +21,9 @@ from rung.errors import EngineError, ModelError
 from rung.models import embedded
 from rung.models import embedded as catalogue
 from rung.models.cache import cache_dir, publish
+from rung.models.messages import encode_messages, end_token
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import encode_messages, end_token
 
 pytest.importorskip("xllamacpp")
 SERVE = """

@@ -5,9 +5,9 @@ import pytest
 
 from rung.engines.api_transport import ApiBudget, ApiOptions, Attempt, Retry, completed, max_prompt_tokens, retry_after
 from rung.errors import EngineError
+from rung.models.messages import encode_messages
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import encode_messages
 
 NOON = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 

@@ -11,7 +11,7 @@ from rung.engines.torch_decoding import (
     CPU_TOKENS,
     cache_bytes,
     decode,
-    generate,
+    generate_paged,
     paged_attention,
     preferred_dtype,
     side_by_side,
@@ -40,7 +40,7 @@ def prompts(tiny_tokenizer):
 
 def run(model, tiny_tokenizer, prompts, sampling, **more):
     options = {"attention": "sdpa", "progress": QUIET, "cancelled": None, "memory": MEMORY, **more}
-    return generate(model, tiny_tokenizer, prompts, sampling, **options)
+    return generate_paged(model, tiny_tokenizer, prompts, sampling, **options)
 
 
 def test_greedy_texts_are_those_of_the_loop(model, tiny_tokenizer, prompts):

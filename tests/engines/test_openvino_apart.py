@@ -13,7 +13,7 @@ from rung.engines.opening import open_engine, open_openvino
 from rung.engines.openvino_process import OpenVinoApart
 from rung.errors import DataError, EngineError, Location
 from rung.models.reference import resolve
-from rung.worker import error_from_dict, error_to_dict
+from rung.worker_pipes import error_from_dict, error_to_dict
 
 TEXTS = ("Where is my card?", "Name three fruits.", "What is money?")
 
@@ -123,9 +123,9 @@ def test_signals_for_the_whole_server_leave_the_end_to_the_parent(apart):
 
 def test_it_has_sessions_alone(apart):
     for name in ("generate", "score", "embed"):
-        with pytest.raises(TypeError, match="sessions alone"):
+        with pytest.raises(TypeError, match="sessions only"):
             getattr(apart, name)([])
-    with pytest.raises(TypeError, match="sessions alone"):
+    with pytest.raises(TypeError, match="sessions only"):
         apart.stream(request("x"))
 
 

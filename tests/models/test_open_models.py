@@ -13,7 +13,7 @@ from rung.errors import ConfigError, ModelError
 from rung.machine import Machine
 from rung.models import open_models
 from rung.models.embedded import EMBEDDED
-from rung.models.open_models import TASKS, Wanted, bytes_of, find, load, search, tokens_of
+from rung.models.open_models import TASKS, ModelQuery, bytes_of, find, load, search, tokens_of
 
 GB = 10**9
 
@@ -57,7 +57,7 @@ def test_the_embedded_models_are_listed_with_the_same_facts():
 
 
 def test_everything_that_is_wanted_holds():
-    found = search(Wanted("summarization", "de", "permissive", 16 * GB, 32 * 1024))
+    found = search(ModelQuery("summarization", "de", "permissive", 16 * GB, 32 * 1024))
     assert "Qwen/Qwen2.5-7B-Instruct" in ids(found)
     for model in found.suitable:
         assert "de" in model.languages
@@ -68,14 +68,14 @@ def test_everything_that_is_wanted_holds():
 
 
 def test_a_missing_fact_is_told_and_never_taken_for_a_yes():
-    found = search(Wanted(language="de"))
+    found = search(ModelQuery(language="de"))
     assert ("Qwen/Qwen3-8B", "languages") in [(model.id, fact) for model, fact in found.unknown]
     assert "Qwen/Qwen3-8B" not in ids(found)
     assert "google/gemma-2-9b-it" not in [*ids(found), *(model.id for model, _ in found.unknown)]  # lists English only
 
 
 def test_scores_order_models_of_a_task():
-    ordered = [model.score("GSM8K") for model in search(Wanted("reasoning")).suitable]
+    ordered = [model.score("GSM8K") for model in search(ModelQuery("reasoning")).suitable]
     scored = [score.value for score in ordered if score]
     assert scored == sorted(scored, reverse=True)
     assert all(score is None for score in ordered[len(scored) :])
@@ -83,8 +83,8 @@ def test_scores_order_models_of_a_task():
 
 
 def test_similarity_lists_sentence_encoders_alone():
-    assert {model.kind for model in search(Wanted("similarity")).suitable} == {"sentence encoder"}
-    assert "sentence encoder" not in {model.kind for model in search(Wanted()).suitable}
+    assert {model.kind for model in search(ModelQuery("similarity")).suitable} == {"sentence encoder"}
+    assert "sentence encoder" not in {model.kind for model in search(ModelQuery()).suitable}
 
 
 def test_memory_and_speed_by_hand():
@@ -152,7 +152,7 @@ def test_nothing_is_cut_whatever_the_width(rung_in, columns):
     table = shown.partition("languages not known")[0]
     assert "…" not in table
     assert all(len(line) <= columns for line in table.splitlines())
-    found = search(Wanted("summarization", "de", "permissive", 16 * GB, 32 * 1024))
+    found = search(ModelQuery("summarization", "de", "permissive", 16 * GB, 32 * 1024))
     lines = table.splitlines()
     assert len(lines) == (1 if columns == 200 else 2) * (1 + len(found.suitable))
     heads, row = (lines[0], lines[1]) if columns == 200 else (lines[1], lines[3])
@@ -226,4 +226,4 @@ def test_refreshing_from_a_hub(tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", model["checked"])
     assert "1 models refreshed" in done.stderr
     assert "not refreshed: Qwen/Qwen2.5-7B-Instruct" in done.stderr
-    assert [m.id for m in search(Wanted(language="sw")).suitable] == ["ibm-granite/granite-3.3-2b-instruct"]  # kept
+    assert [m.id for m in search(ModelQuery(language="sw")).suitable] == ["ibm-granite/granite-3.3-2b-instruct"]  # kept

@@ -1,6 +1,6 @@
+from rung.models.messages import accepts_system, encode_messages, fold_system
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import accepts_system, encode_messages, fold_system
 
 TURNS = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"})
 

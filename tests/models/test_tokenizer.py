@@ -7,8 +7,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from rung.errors import ModelError
+from rung.models.messages import end_token
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import end_token
 from templates import CHATS
 
 TEXTS = [

@@ -7,9 +7,9 @@ import pytest
 
 from rung.errors import ArtifactError
 from rung.export.servers import modelfile, ollama_template, server_template
+from rung.models.messages import encode_messages
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import encode_messages
 from templates import CHATML, GEMMA, GENERATION, LLAMA3, QWEN
 
 SYSTEM, USER = {"role": "system", "content": "Be\nbrief."}, {"role": "user", "content": 'Where is "{{ .Content }}"?'}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from rung.agents.trace import Outcome
 from rung.errors import RungError
-from rung.worker import WorkerEndedError, WorkerError, WorkerProcess, WorkerTimeoutError, serve
+from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess, WorkerTimeoutError, serve
 
 START_SECONDS = 120.0  # importing the tools' modules
 

@@ -25,10 +25,9 @@ from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change
 from rung.data.rows import Example
 from rung.data.spec import AgentLimits, McpServer
 from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
-from rung.models.messages import Messages
+from rung.models.messages import Messages, accepts_system, fold_system
 from rung.models.reference import is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import accepts_system, fold_system
 from rung.progress import QUIET, Progress
 
 TOOLS_FOLDER = "RUNG_TOOLS"  # environment variable: where tools are that were moved since the artifact was made

@@ -13,9 +13,9 @@ from functools import lru_cache
 from rung.artifact.rendering import PromptParts
 from rung.data.rows import Example
 from rung.engines.label_trie import build_trie
+from rung.models.messages import encode_messages, end_token
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import encode_messages, end_token
 from rung.prompts.prompt import continuations
 from rung.retrieval.retriever import Retriever
 

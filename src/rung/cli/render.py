@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rung.feedback.records import ReviewCase
     from rung.feedback.trials import TrialReport
     from rung.machine import Machine
-    from rung.models.open_models import Found, OpenModel, Wanted
+    from rung.models.open_models import ModelMatches, ModelQuery, OpenModel
     from rung.prompts.overflow import Rendered
     from rung.retrieval.index import Index
     from rung.retrieval.passage import Passage
@@ -541,7 +541,7 @@ def count(parameters: int) -> str:
     return f"{parameters / 1e9:.1f}B" if parameters >= 1e9 else f"{parameters / 1e6:.0f}M"
 
 
-def open_models(matches: Found, wanted: Wanted, machine: Machine) -> None:
+def open_models(matches: ModelMatches, wanted: ModelQuery, machine: Machine) -> None:
     """Print the models that suit: a line per model if it fits the terminal, else two, the name on its own."""
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""The api engine: a model behind any OpenAI-compatible endpoint (llama.cpp, vLLM, a vendor)."""
+"""The api engine: a model at any OpenAI-compatible endpoint (llama.cpp, vLLM, a vendor)."""
 
 from __future__ import annotations
 
@@ -181,11 +181,9 @@ class ApiEngine:
         logprobs = choice.get("logprobs") or {}
         values = logprobs.get("token_logprobs") or [token.get("logprob") for token in logprobs.get("content") or ()]
         if not values or None in values:
-            raise EngineError(
-                "scoring-unsupported",
-                f"{self.endpoint.base_url} was asked for log-probabilities and gave none",
-                hint="ask for text alone, or choose a server that gives them (llama.cpp, vLLM)",
-            )
+            problem = f"{self.endpoint.base_url} was asked for log-probabilities and gave none"
+            hint = "ask for text alone, or choose a server that gives them (llama.cpp, vLLM)"
+            raise EngineError("scoring-unsupported", problem, hint=hint)
         return tuple(map(float, values))
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
@@ -256,11 +254,9 @@ class ApiEngine:
         return [row["embedding"] for row in rows]
 
     def _no_embeddings(self, why: str) -> EngineError:
-        return EngineError(
-            "embedding-unsupported",
-            f"{self.endpoint.base_url} gives no embeddings of {self.endpoint.model}: {why}",
-            hint="use a sentence encoder on this machine, such as `embedded-encoder`",
-        )
+        problem = f"{self.endpoint.base_url} gives no embeddings of {self.endpoint.model}: {why}"
+        hint = "use a sentence encoder on this machine, such as `embedded-encoder`"
+        return EngineError("embedding-unsupported", problem, hint=hint)
 
     # ---- adapters
 
@@ -293,11 +289,9 @@ class ApiEngine:
             if "already" in refused.message:
                 return  # the name holds the adapter's hash: what is loaded under it is this adapter
             what = "does not load adapters" if isinstance(refused, NotOfferedError) else "refuses the adapter"
-            raise EngineError(
-                "adapter-unsupported",
-                f"{self.endpoint.base_url} {what}: {refused.message}",
-                hint="serve it with vLLM (--enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True), or run it on torch",
-            ) from refused
+            problem = f"{self.endpoint.base_url} {what}: {refused.message}"
+            hint = "serve it with vLLM (--enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True), or run it on torch"
+            raise EngineError("adapter-unsupported", problem, hint=hint) from refused
 
 
 def _path(body: dict[str, Any]) -> str:

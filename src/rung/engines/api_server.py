@@ -243,11 +243,9 @@ class EndpointServer:
         return float(content[0]["logprob"])
 
     def _unsupported(self, why: str) -> EngineError:
-        return EngineError(
-            "scoring-unsupported",
-            f"labels cannot be scored at {self._transport.endpoint.base_url}: the server {why}",
-            hint="let the model write the label instead: a Generate decoder with `choices`",
-        )
+        problem = f"labels cannot be scored at {self._transport.endpoint.base_url}: the server {why}"
+        hint = "let the model write the label instead: a Generate decoder with `choices`"
+        return EngineError("scoring-unsupported", problem, hint=hint)
 
 
 def scores_labels(scoring: str, labels: int, max_echoed: int) -> bool:
@@ -308,7 +306,7 @@ def constraint_fields(constraint: Constraint | None, style: ConstraintStyle) -> 
     """The fields of a request's body that ask for a constraint.
 
     Raises:
-        EngineError: `constraint-unsupported`: there is no way to ask this server for it.
+        EngineError: `constraint-unsupported`: this server cannot be asked for it.
         ConfigError: the schema is not JSON, or the regex is not valid.
     """
     if constraint is None:

@@ -355,11 +355,9 @@ class Transport:
             hint = "show fewer demonstrations, shorten the input, or choose a model with a longer context"
             return self._error("context-overflow", f"refuses the request: {message}", hint)
         if status in UNKNOWN_CALL:
-            return NotOfferedError(
-                "endpoint-refused",
-                f"{self.endpoint.base_url} does not offer this (status {status}): {message}",
-                hint="check the name of the model; the address has to end with the API's prefix, mostly /v1",
-            )
+            problem = f"{self.endpoint.base_url} does not offer this (status {status}): {message}"
+            hint = "check the name of the model; the address has to end with the API's prefix, mostly /v1"
+            return NotOfferedError("endpoint-refused", problem, hint=hint)
         hint = "check the name of the model and what the server supports"
         return self._error("endpoint-refused", f"refuses the request (status {status}): {message}", hint)
 

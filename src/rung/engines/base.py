@@ -290,3 +290,33 @@ class StreamBuffer:
         piece = text[self.sent : safe] if safe > self.sent else ""
         self.sent = max(self.sent, safe)
         return piece
+
+
+@dataclass(slots=True)
+class RunningRow:
+    """One unfinished completion of an engine on this machine.
+
+    Attributes:
+        index: of its request, or its key in a session.
+        text: of its tokens, without those that end it; not always up to date before the end.
+        reason: why it ended, or None while it runs.
+        reported: how many of its tokens were in a delta.
+    """
+
+    index: int
+    prompt_tokens: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    reason: FinishReason | None = None
+    buffer: StreamBuffer = field(default_factory=StreamBuffer)
+    reported: int = 0
+
+    def delta(self, stop: Sequence[str]) -> Delta:
+        """What was added since the last delta."""
+        first, self.reported = self.reported, len(self.tokens)
+        return Delta(
+            key=self.index, text=self.buffer.more(self.text, stop, ended=self.reason is not None),
+            tokens=tuple(self.tokens[first:]), logprobs=tuple(self.logprobs[first:]), prompt_tokens=self.prompt_tokens,
+            completion_tokens=len(self.tokens), reason=self.reason,
+        )  # fmt: skip

@@ -114,11 +114,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if (folder / name).is_file() and (folder / f"{weights}.safetensors").is_file():
             settings: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
             return settings
-    raise ArtifactError(
-        "wrong-folder",
-        f"{folder} holds no adapter_model.safetensors and adapter_config.json",
-        hint="pickled adapters (.bin) are not read; save the adapter as safetensors",
-    )
+    problem = f"{folder} holds no adapter_model.safetensors and adapter_config.json"
+    hint = "pickled adapters (.bin) are not read; save the adapter as safetensors"
+    raise ArtifactError("wrong-folder", problem, hint=hint)
 
 
 def _kind(folder: Path, settings: dict[str, Any]) -> str:

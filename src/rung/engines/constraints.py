@@ -1,17 +1,17 @@
-"""Text held to a constraint on torch: which tokens each row of a batch may take next.
+"""Constrained text on torch: which tokens each row of a batch may take next. And the check of a value by JSON Schema.
 
-The grammars are llguidance's (MIT licence, one wheel of 2 MB without dependencies), chosen over xgrammar (Apache-2.0,
+The grammars are llguidance's (MIT licence, one wheel of 2 MB without dependencies) rather than xgrammar's (Apache-2.0,
 needs torch, transformers and a compiler runtime): it refuses what it cannot guarantee, such as a schema keyword that it
-does not implement, where others drop it silently; and it reads tokenizer.json itself, so that it sees the very
-vocabulary that decodes the answer. Guarantees of a finished answer:
+does not implement, where others silently drop it; and it reads tokenizer.json itself, so it sees exactly the vocabulary
+that decodes the answer. Guarantees of a finished answer:
 
     choices      it is exactly one of them
     regex        all of it matches (Rust's syntax: Unicode classes, no look-around, no back-references)
     json_schema  it parses and is valid; separators are ", " and ": " and nothing else is spaced, which is how Rung
                  writes the JSON that models are trained on
 
-Within them the model's own choice stands: greedy text takes the likeliest allowed token. Where the constraint leaves
-only one text, the tokens are those that the tokenizer would make of it, as the model saw them in training.
+Within the constraint the model chooses: greedy text takes the likeliest allowed token. Where only one text is possible,
+its tokens are those of the tokenizer, as the model saw them in training.
 
 An answer that reaches `max_tokens` first is cut there, and its finish reason says so.
 """
@@ -60,7 +60,7 @@ class TokenMask:
         self._vocabulary = vocabulary(tokenizer)
 
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """Return what each row may take next, shape [rows, width]; end tokens are allowed where the text may end.
+        """The tokens that each row may take next, shape [rows, width]; end tokens are allowed where the text may end.
 
         Raises:
             EngineError: the grammar grew beyond llguidance's limits, or the model lacks every token it needs.
@@ -79,7 +79,7 @@ class TokenMask:
         return result
 
     def advance(self, tokens: Sequence[int]) -> list[bool]:
-        """Take one token per row; return which rows are finished: nothing but an end token could follow."""
+        """Take one token per row; return which rows are finished: only an end token could follow."""
         for state, token in zip(self._rows, tokens, strict=True):
             state.consume_token(token)
         self._check()
@@ -95,17 +95,15 @@ class TokenMask:
                 raise self._failed(state.get_error().splitlines()[0])
 
     def _failed(self, why: str) -> EngineError:
-        return EngineError(
-            "constraint-failed",
-            f"the {self._constraint.kind} constraint cannot be followed further: {why}",
-            hint="simplify it: fewer alternatives, shorter repetitions, shallower nesting",
-        )
+        problem = f"the {self._constraint.kind} constraint cannot be followed further: {why}"
+        hint = "simplify it: fewer alternatives, shorter repetitions, shallower nesting"
+        return EngineError("constraint-failed", problem, hint=hint)
 
 
 def constrained_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """Return the text that a grammar read in `tokens`, end tokens left out; half a character is U+FFFD.
+    """The text that a grammar read in `tokens`, without end tokens; half a character is U+FFFD.
 
-    Unlike a tokenizer's own decoding, it keeps the space that some vocabularies put before the first word.
+    Unlike the tokenizer's decoding, it keeps the space that some vocabularies put before the first word.
     """
     known = vocabulary(tokenizer)
     return str(known.decode_str([token for token in tokens if token not in known.eos_tokens]))
@@ -113,7 +111,7 @@ def constrained_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 
 @lru_cache(maxsize=COMPILED)
 def compiled(tokenizer: Tokenizer, constraint: Constraint) -> Any:
-    """Return the grammar of a constraint in its first state; copy it before use.
+    """The grammar of a constraint in its first state; copy it before use.
 
     Raises:
         EngineError: llguidance is not installed, or it cannot read this kind of tokenizer.
@@ -129,21 +127,18 @@ def compiled(tokenizer: Tokenizer, constraint: Constraint) -> Any:
 
 @lru_cache(maxsize=4)
 def vocabulary(tokenizer: Tokenizer) -> Any:
-    """Return llguidance's view of the tokenizer, which takes a third of a second to make."""
-    library = _library()
+    """The tokenizer in llguidance's form, which takes a third of a second to build."""
     try:
-        return library.LLTokenizer(tokenizer.definition, eos_token=sorted(tokenizer.eos_ids) or None)
+        return _library().LLTokenizer(tokenizer.definition, eos_token=sorted(tokenizer.eos_ids) or None)
     except ValueError as error:
-        raise EngineError(
-            "constraint-unsupported",
-            f"text cannot be constrained with the tokenizer of {tokenizer.folder}: {error}",
-            hint="use `--engine openvino`, an endpoint, or another model",
-        ) from error
+        problem = f"text cannot be constrained with the tokenizer of {tokenizer.folder}: {error}"
+        hint = "use `--engine openvino`, an endpoint, or another model"
+        raise EngineError("constraint-unsupported", problem, hint=hint) from error
 
 
 @lru_cache(maxsize=1)
 def _executor() -> Any:
-    """Return the threads that fill the masks of many rows, started once."""
+    """The threads that fill the masks of many rows, started once."""
     return _library().LLExecutor()
 
 
@@ -152,7 +147,7 @@ def _grammar(constraint: Constraint) -> str:
     if constraint.kind == "choices":
         choices = [value] if isinstance(value, str) else list(value)
         if not choices or not all(choices):
-            raise _refused(constraint, "there is no choice, or an empty one")
+            raise _refused(constraint, "it has no choice, or an empty one")
         alternatives = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
         return str(library.LLMatcher.grammar_from_lark(f"start: {alternatives}"))
     if not isinstance(value, str):
@@ -166,11 +161,9 @@ def _grammar(constraint: Constraint) -> str:
 
 
 def _refused(constraint: Constraint, why: str) -> ConfigError:
-    return ConfigError(
-        "bad-constraint",
-        f"the {constraint.kind} constraint is not valid here: {why.strip()}",
-        hint="correct it, or leave out the part that is named: an answer cannot be held to it",
-    )
+    problem = f"the {constraint.kind} constraint is not valid here: {why.strip()}"
+    hint = "correct it, or remove the named part, which cannot be guaranteed"
+    return ConfigError("bad-constraint", problem, hint=hint)
 
 
 # ---- JSON Schema

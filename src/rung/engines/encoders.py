@@ -81,11 +81,8 @@ def open_sentence_encoder(
         return TorchEncoder(files, device=device)
     recipe = read_recipe(files.folder)
     if recipe is None or device not in ("auto", "cpu"):
-        raise ConfigError(
-            "engine-mismatch",
-            f"OpenVINO cannot run {files.name} exactly as sentence-transformers does on {device}",
-            hint="leave the backend to Rung, or choose torch",
-        )
+        problem = f"OpenVINO cannot run {files.name} exactly as sentence-transformers does on {device}"
+        raise ConfigError("engine-mismatch", problem, hint="leave the backend to Rung, or choose torch")
     return OpenVinoEncoder(files, recipe, progress=progress)
 
 

@@ -1,10 +1,10 @@
-"""A set of continuations as a token trie, so that shared beginnings are computed once.
+"""A set of continuations as a token trie, so that common prefixes are computed once.
 
-Scoring L labels behind one prompt naively runs every label's every token. But the probability of a label's last
-token is read off the node before it, so last tokens need no forward pass, and labels that begin alike share nodes.
+Naive scoring of L labels after one prompt runs every token of every label. But the node before a label's last token
+gives that token's probability, so last tokens need no forward pass, and labels with a common prefix share nodes.
 BANKING77's labels have 693 padded tokens, but 139 inner nodes.
 
-The tree runs in one forward pass behind the prompt: every node attends to the prompt and to its own ancestors
+The tree runs in one forward pass after the prompt: every node attends to the prompt and to its own ancestors
 (tree attention, as in SpecInfer, Miao et al. 2024, https://arxiv.org/abs/2305.09781).
 """
 
@@ -17,9 +17,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from rung.engines.base import Floats
+
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,7 @@ def build_trie(continuations: tuple[tuple[int, ...], ...]) -> LabelTrie:
         raise ValueError("a trie needs at least one continuation, and none may be empty")
     inner = sorted({c[:n] for c in continuations for n in range(1, len(c))}, key=lambda prefix: (len(prefix), prefix))
     number: dict[tuple[int, ...], int] = {(): 0} | {prefix: i for i, prefix in enumerate(inner, start=1)}
-    edges = sorted(
-        {c[:n] for c in continuations for n in range(1, len(c) + 1)}, key=lambda prefix: (len(prefix), prefix)
-    )
+    edges = sorted({*inner, *continuations}, key=lambda prefix: (len(prefix), prefix))
     edge_number = {prefix: i for i, prefix in enumerate(edges)}
     longest = max(map(len, continuations))
     paths = np.full((len(continuations), longest), len(edges), np.int64)
@@ -95,7 +94,7 @@ def build_trie(continuations: tuple[tuple[int, ...], ...]) -> LabelTrie:
 
 
 def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
-    """Return how many leading tokens all `sequences` share, leaving each at least one token of its own."""
+    """How many leading tokens all `sequences` share, with at least one token left in each."""
     first, last = min(sequences), max(sequences)
     limit = min(map(len, sequences)) - 1
     for i in range(limit):

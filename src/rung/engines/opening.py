@@ -41,7 +41,7 @@ from rung.engines.base import (
     TokenScores,
 )
 from rung.engines.local import LocalModel
-from rung.errors import ConfigError
+from rung.errors import ConfigError, EngineError, needed_by
 from rung.models.cache import cache_dir, publish
 from rung.models.messages import Message, Messages
 from rung.models.reference import ModelFiles, is_cached, is_endpoint, resolve
@@ -84,11 +84,8 @@ def open_engine(
         raise ConfigError("unknown-name", f"no engine is named {engine!r}", hint=f"choose one of {choices}")
     remote = is_endpoint(model)
     if engine != "auto" and remote != (engine == "api"):
-        raise ConfigError(
-            "engine-mismatch",
-            f"the engine {engine} does not run {model}",
-            hint="`api` runs endpoints (http://HOST/v1#MODEL), the others run models on this machine; `auto` chooses",
-        )
+        hint = "`api` runs endpoints (http://HOST/v1#MODEL), the others run models on this machine; `auto` chooses"
+        raise ConfigError("engine-mismatch", f"the engine {engine} does not run {model}", hint=hint)
     if remote:
         return _cached(open_api(model), remember)
     files = resolve(model, progress=progress)
@@ -140,8 +137,8 @@ def open_torch(model: str, *, device: str = "auto", quantization: str = "") -> T
 
 @lru_cache(maxsize=2)
 def _open_torch(model: str, device: str, quantization: str) -> TorchEngine:
-    from rung.engines.torch_engine import TorchEngine
-
+    with needed_by("the torch engine", error=EngineError):
+        from rung.engines.torch_engine import TorchEngine
     return TorchEngine(resolve(model), device=device, quantization=quantization)
 
 
@@ -191,7 +188,7 @@ def export_ahead(files: ModelFiles, *, progress: Progress = QUIET) -> None:
 
 
 ENCODERS = 8  # kept open: tuned ones are many during a search
-_encoders: dict[tuple[str, str], SentenceEncoder] = {}  # a cache by hand, as `progress` is no part of the key
+_encoders: dict[tuple[str, str], SentenceEncoder] = {}  # not `lru_cache`: `progress` is not part of the key
 
 
 # ---- which engine generates on this machine
@@ -449,11 +446,9 @@ class _CompositeSession:
 
     @property
     def active(self) -> int:
-        """How many completions are unfinished."""
         return sum(session.active for session in self._sessions.values())
 
     def add(self, key: int, request: GenerateRequest) -> None:
-        """Start a completion on the engine that runs it."""
         engine = self._composite.engine_of(request)
         if engine not in self._sessions:
             if not isinstance(engine, Continuous):
@@ -462,12 +457,10 @@ class _CompositeSession:
         self._sessions[engine].add(key, request)
 
     def cancel(self, key: int) -> None:
-        """Drop a completion."""
         for session in self._sessions.values():
             session.cancel(key)
 
     def step(self) -> list[Delta]:
-        """Advance every completion."""
         return [delta for session in self._sessions.values() if session.active for delta in session.step()]
 
 

@@ -1,4 +1,7 @@
-"""The openvino engine: fast generation on CPU, without torch or transformers in the process."""
+"""The openvino engine: fast generation on CPU, without torch or transformers in the process.
+
+Continuous batching, prefix caching, LoRA adapters, constrained text.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.engines.base import (
+    Cancelled,
     Delta,
     EngineInfo,
-    FinishReason,
     Floats,
     GenerateRequest,
     Generation,
+    RunningRow,
     Scored,
     ScoreRequest,
     Session,
-    StreamBuffer,
 )
 from rung.engines.changes import read_settings, settings_for
 from rung.engines.local import LocalModel
@@ -39,41 +42,32 @@ from rung.models.reference import ModelFiles
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
-# --------------------
-# One openvino-genai pipeline, stepped by whoever waits for it: continuous batching across calls and threads.
+# ---- one openvino-genai pipeline, stepped by whoever waits for it: continuous batching across calls and threads
 #
 # `ContinuousBatchingPipeline.generate` refuses a second call while one runs, cannot be cancelled, and looks for cached
-# prompt beginnings when a request is added: of a batch that shares one, all compute it. Here requests are added while
-# others run, and the first of a batch goes ahead, so that its followers find their common beginning computed.
-
+# prefixes only when a request is added: in a batch with a common prefix, every row computes it. Rung adds requests
+# while others run, and the first of a batch goes ahead, so that the others find their common prefix in the cache.
 
 IN_FLIGHT = 64  # rows of one call that run side by side; more are not faster on CPU, and hold memory
 
 
-@dataclass(slots=True)
-class PipelineRow:
-    """One completion in the making.
+@dataclass(slots=True, kw_only=True)
+class PipelineRow(RunningRow):
+    """One unfinished completion.
 
     Attributes:
         prompt: token ids.
         config: an openvino-genai GenerationConfig.
         max_tokens: number of tokens after which it is cut.
-        stop: texts that end it; they are left out of `text`.
-        follow: keep `text` up to date after every token; otherwise it is set at the end.
-        shown: what a stream has given out of `text`.
+        stop: texts that end it; `text` leaves them out.
+        follow: update `text` after every token; otherwise only at the end.
     """
 
-    index: int
     prompt: tuple[int, ...]
     config: Any
     max_tokens: int
     stop: tuple[str, ...] = ()
     follow: bool = False
-    shown: StreamBuffer = field(default_factory=StreamBuffer)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    text: str = ""
-    reason: FinishReason | None = None
     handle: Any = None
 
 
@@ -87,45 +81,33 @@ class Pipeline:
         self._ids = itertools.count()
         self.broken = False
 
-    def run(
-        self, rows: Sequence[PipelineRow], cancelled: Callable[[], bool] | None = None
-    ) -> Iterator[list[PipelineRow]]:
-        """Bring `rows` to their end; yield after every step those that ended in it.
+    def run(self, rows: Sequence[PipelineRow], cancelled: Cancelled | None = None) -> Iterator[list[PipelineRow]]:
+        """Complete `rows`; yield after every step those that ended in it.
 
-        A cancelled run marks what has not ended as `cancelled`. Leaving the iteration early drops what still runs.
+        A cancelled run marks unfinished rows as `cancelled`. Leaving the iteration early drops what still runs.
 
         Raises:
             EngineError: the cache cannot hold even one of the rows, or OpenVINO failed.
         """
-        # Neighbours in this order share the longest beginnings, which the cache then holds.
-        waiting = deque(sorted(rows, key=lambda row: row.prompt))
-        active: list[PipelineRow] = []
+        # Neighbours in this order share the longest prefixes, which the cache then holds.
+        lane = _Lane(self, deque(sorted(rows, key=lambda row: row.prompt)))
         try:
-            while waiting or active:
-                self._admit(waiting, active)
-                for _, error in self.step(active):
+            while lane.waiting or lane.running:
+                lane.admit()
+                for _, error in self.step(lane.running):
                     raise error
                 if cancelled is not None and cancelled():
-                    for row in (*active, *waiting):
+                    for row in (*lane.running, *lane.waiting):
                         row.reason = row.reason or "cancelled"
-                    waiting.clear()
-                done = [row for row in active if row.reason is not None]
-                active[:] = [row for row in active if row.reason is None]
-                yield done
+                    lane.waiting.clear()
+                ended = [row for row in lane.running if row.reason is not None]
+                lane.running = [row for row in lane.running if row.reason is None]
+                yield ended
         finally:
             self.drop([row for row in rows if row.handle is not None])
 
-    def _admit(self, waiting: deque[PipelineRow], active: list[PipelineRow]) -> None:
-        """Add requests: one until it has its first token, then as many as may run side by side."""
-        ahead = not any(row.tokens for row in active) and any(row.handle is None for row in waiting)
-        room = 1 if ahead and not active else 0 if ahead else IN_FLIGHT - len(active)
-        for _ in range(min(room, len(waiting))):
-            row = waiting.popleft()
-            self.begin(row)
-            active.append(row)
-
     def begin(self, row: PipelineRow) -> None:
-        """Put a row among those under way."""
+        """Start a row."""
         import openvino
 
         ids = openvino.Tensor(np.array([row.prompt], np.int64))
@@ -133,7 +115,7 @@ class Pipeline:
             row.handle = self._pipeline.add_request(next(self._ids), ids, row.config)
 
     def step(self, active: Sequence[PipelineRow]) -> list[tuple[PipelineRow, EngineError]]:
-        """Compute the next token of everything under way, other callers' rows included, and take our share.
+        """Compute the next token of every started row, other callers' rows included, and collect those of `active`.
 
         Returns:
             The rows of `active` that cannot go on, and why.
@@ -147,7 +129,7 @@ class Pipeline:
                 if self._pipeline.has_non_finished_requests():
                     self._pipeline.step()
             except RuntimeError as error:
-                self.broken = True  # what failed stays inside, and fails every step from here on
+                self.broken = True  # the failed request stays inside, and fails every later step
                 raise EngineError("generation-failed", f"OpenVINO: {error}", hint="use `--engine torch`") from error
             for row in active:
                 try:
@@ -170,7 +152,7 @@ class Pipeline:
             )
 
     def _append(self, row: PipelineRow, token: int, logprob: float) -> None:
-        """Add a token to a row and see whether it ends there; the rules are those of the torch engine."""
+        """Add a token to a row and see whether that ends it; the rules are those of the torch engine."""
         row.tokens.append(token)
         row.logprobs.append(logprob)
         ended = token in self._tokenizer.eos_ids
@@ -179,7 +161,7 @@ class Pipeline:
             row.text = self._tokenizer.decode(row.tokens)
         elif ended:
             row.text = self._tokenizer.decode(row.tokens[:-1])
-        ends = [] if ended else [found for found in (row.text.find(stop) for stop in row.stop) if found >= 0]
+        ends = [] if ended else [start for start in (row.text.find(stop) for stop in row.stop) if start >= 0]
         if ends:
             row.text = row.text[: min(ends)]
         if ended or ends:
@@ -188,7 +170,7 @@ class Pipeline:
             row.reason = "length"
 
     def drop(self, rows: Sequence[PipelineRow]) -> None:
-        """Cancel what is still under way; the next step of anyone gives its memory back."""
+        """Cancel rows that still run; the next step by any caller frees their memory."""
         with self._lock:
             for row in rows:
                 if row.handle.get_status().name == "RUNNING":
@@ -196,20 +178,16 @@ class Pipeline:
                 row.handle = None
 
 
-# --------------------
-# Completions on OpenVINO that come and go: the pipelines are stepped here, by the one thread that serves.
-
-
 @dataclass(slots=True)
 class _Lane:
-    """The completions of one adapter: one pipeline."""
+    """Rows that wait for a pipeline, and those that run on it."""
 
     pipeline: Pipeline
     waiting: deque[PipelineRow] = field(default_factory=deque)
     running: list[PipelineRow] = field(default_factory=list)
 
     def admit(self) -> None:
-        """Begin rows; where nothing has run yet, one goes ahead, so that the others find a common beginning cached."""
+        """Start rows: one alone until it has its first token (see above), then as many as may run side by side."""
         ahead = not any(row.tokens for row in self.running)
         room = (0 if self.running else 1) if ahead else IN_FLIGHT - len(self.running)
         for _ in range(min(room, len(self.waiting))):
@@ -218,12 +196,12 @@ class _Lane:
             self.running.append(row)
 
 
-class OpenVinoSession:
+class _OpenVinoSession:
     """A `Session` over one pipeline per adapter, each stepped in turn.
 
     Args:
-        row: makes a pipeline's row of a request, with an index.
-        pipeline: returns the pipeline that runs an adapter.
+        row: makes a pipeline's row from an index and a request.
+        pipeline: gives the pipeline that runs an adapter.
     """
 
     def __init__(
@@ -234,11 +212,9 @@ class OpenVinoSession:
 
     @property
     def active(self) -> int:
-        """How many completions have not ended."""
         return sum(len(lane.waiting) + len(lane.running) for lane in self._lanes.values())
 
     def add(self, key: int, request: GenerateRequest) -> None:
-        """Take a completion in; it begins with the next step, or when there is room."""
         row = self._row(key, request)
         row.follow = True
         if request.adapter not in self._lanes:
@@ -246,7 +222,6 @@ class OpenVinoSession:
         self._lanes[request.adapter].waiting.append(row)
 
     def cancel(self, key: int) -> None:
-        """Drop a completion."""
         for adapter, lane in list(self._lanes.items()):
             lane.waiting = deque(row for row in lane.waiting if row.index != key)
             dropped = [row for row in lane.running if row.index == key]
@@ -255,7 +230,6 @@ class OpenVinoSession:
             self._leave(adapter)
 
     def step(self) -> list[Delta]:
-        """Compute the next token of every completion."""
         deltas = []
         for adapter, lane in list(self._lanes.items()):
             deltas += self._advance(lane)
@@ -264,59 +238,43 @@ class OpenVinoSession:
 
     def _advance(self, lane: _Lane) -> list[Delta]:
         lane.admit()
-        before = [len(row.tokens) for row in lane.running]
         try:
             failed = {row.index: error for row, error in lane.pipeline.step(lane.running)}
-        except EngineError as error:  # the pipeline is lost, and all that runs on it; the next request gets a new one
+        except EngineError as error:  # the pipeline is lost with its rows; the next request gets a new one
             lost = [Delta(row.index, error=error) for row in (*lane.running, *lane.waiting)]
             lane.running.clear()
             lane.waiting.clear()
             return lost
         deltas = []
-        for row, had in zip(lane.running, before, strict=True):
+        for row in lane.running:
             if row.index in failed:
                 deltas.append(Delta(row.index, error=failed[row.index]))
-            elif len(row.tokens) > had:
-                deltas.append(_delta(row, had))
+            elif len(row.tokens) > row.reported:
+                deltas.append(row.delta(row.stop))
         ended = [row for row in lane.running if row.reason is not None or row.index in failed]
         lane.pipeline.drop(ended)
         lane.running = [row for row in lane.running if row.handle is not None]
         return deltas
 
     def _leave(self, adapter: str | None) -> None:
-        """Let go of a pipeline that has nothing to do: the engine may need its memory for another adapter."""
+        """Release an idle pipeline: the engine may need its memory for another adapter."""
         lane = self._lanes[adapter]
         if not lane.running and not lane.waiting:
             del self._lanes[adapter]
 
 
-def _delta(row: PipelineRow, had: int) -> Delta:
-    return Delta(
-        key=row.index,
-        text=row.shown.more(row.text, row.stop, ended=row.reason is not None),
-        tokens=tuple(row.tokens[had:]),
-        logprobs=tuple(row.logprobs[had:]),
-        prompt_tokens=len(row.prompt),
-        completion_tokens=len(row.tokens),
-        reason=row.reason,
-    )
-
-
-# --------------------
-# PEFT LoRA adapters for OpenVINO: read, checked, and handed over with their scale folded in.
+# ---- PEFT LoRA adapters: read, checked, and passed on with their scale folded in
 #
 # openvino-genai adds `B @ A` of every layer whose name it finds in the graph, and only warns of the others on stderr;
-# it
-# does not read adapter_config.json. What it would get wrong is refused here, and the scale (lora_alpha / r, with
-# rsLoRA / sqrt(r), both also by pattern) goes into B, so that nothing is left for it to decide.
-
+# it does not read adapter_config.json. So Rung refuses what openvino-genai would get wrong, and folds the scale
+# (lora_alpha / r, with rsLoRA / sqrt(r), both also by pattern) into B.
 
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 PLAIN = ("use_dora", "modules_to_save", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
 
 
 def unsupported(folder: Path) -> str | None:
-    """Return why OpenVINO cannot run the adapter in `folder`, or nothing where it can."""
+    """Why OpenVINO cannot run the adapter in `folder`, or None where it can."""
     if not (folder / "adapter_config.json").is_file() and any(folder.glob("*.safetensors")):
         return "it is not a LoRA adapter"
     config = read_settings(folder)
@@ -329,7 +287,7 @@ def unsupported(folder: Path) -> str | None:
 
 
 def adapter_bytes(folder: Path, files: ModelFiles, graph: Path) -> bytes:
-    """Return the adapter as a safetensors file in memory, scaled, in fp32.
+    """The adapter as a safetensors file in memory, scaled, in fp32.
 
     Args:
         folder: adapter_model.safetensors and adapter_config.json.
@@ -348,31 +306,28 @@ def adapter_bytes(folder: Path, files: ModelFiles, graph: Path) -> bytes:
     nodes = graph.read_text("utf-8")
     scaled = {}
     for name, tensor in _tensors(folder).items():
-        found = TENSOR.fullmatch(name)
-        if found is None:
+        parts = TENSOR.fullmatch(name)
+        if parts is None:
             raise _refused(folder, f"it holds the tensor {name}")
-        if f"__module.{found['module']}/" not in nodes:
-            raise _refused(folder, f"the graph has no layer {found['module']}")
-        scale = _scale(config, found["module"], tensor.shape[1]) if found["part"] == "B" else 1.0
+        if f"__module.{parts['module']}/" not in nodes:
+            raise _refused(folder, f"the graph has no layer {parts['module']}")
+        scale = _scale(config, parts["module"], tensor.shape[1]) if parts["part"] == "B" else 1.0
         scaled[name] = np.ascontiguousarray(tensor * np.float32(scale))
     return bytes(save(scaled))
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """Return what PEFT multiplies the product of one layer's matrices with."""
-    alpha = next(
-        (value for pattern, value in (config.get("alpha_pattern") or {}).items() if _matches(pattern, module)),
-        config["lora_alpha"],
-    )
+    """What PEFT multiplies the product of one layer's matrices with."""
+    alpha = config["lora_alpha"]
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _matches(pattern: str, module: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
-
-
 def _tensors(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """Read the tensors as fp32; numpy knows no bfloat16, which is the upper half of an fp32."""
+    """Read the tensors as fp32; numpy has no bfloat16, which is the upper half of an fp32."""
     from safetensors import SafetensorError, deserialize
 
     tensors = {}
@@ -390,20 +345,19 @@ def _tensors(folder: Path) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def _refused(folder: Path, why: str) -> EngineError:
-    return EngineError(
-        "adapter-unsupported",
-        f"the openvino engine cannot run the adapter in {folder}: {why}",
-        hint="use `--engine torch`",
-    )
+    problem = f"the openvino engine cannot run the adapter in {folder}: {why}"
+    return EngineError("adapter-unsupported", problem, hint="use `--engine torch`")
 
+
+# ---- the engine
 
 LOADED = 4  # weights in memory at once: the base model, and the model with each of the adapters used last
 CACHE_SHARE = 0.1  # of the machine's memory, at most, for the keys and values of each of them
 CLOSED = "openvino-genai gives neither logits nor hidden states"
-OPEN_BOTH = "open the model with `rung.engines.opening.open_engine`, which has torch beside it"
+OPEN_BOTH = "open the model with `rung.engines.opening.open_engine`, which adds torch"
 # OpenVINO's own default keeps keys and values in 8 bits once they are cached, but not while a prompt is read: the same
-# request then gets another text when its beginning is cached. 16 bits are as fast and give the same text. Where the
-# processor has AMX it would compute in bfloat16, in which a text depends on the rows that are written beside it.
+# request then gets another text when its prefix is cached. 16 bits are as fast and give the same text. On processors
+# with AMX it would compute in bfloat16, in which a text depends on the other rows of its batch.
 PROPERTIES = {
     "int8": {"KV_CACHE_PRECISION": "f16", "INFERENCE_PRECISION_HINT": "f32"},
     "fp32": {"KV_CACHE_PRECISION": "f32", "INFERENCE_PRECISION_HINT": "f32"},
@@ -411,19 +365,17 @@ PROPERTIES = {
 
 
 class OpenVinoEngine(LocalModel):
-    """Generates through openvino-genai: continuous batching, prefix caching, LoRA adapters, constrained text.
+    """Generates through openvino-genai.
 
-    It does not score or embed: openvino-genai keeps its logits to itself. `rung.engines.opening` adds an engine that
-    does.
+    It does not score or embed, since openvino-genai gives no logits; `rung.engines.opening` adds an engine that does.
 
-    With `int8` the weights have 8 bits; `rung.engines.opening` compares its text with fp32 before it is chosen by
-    itself. With `fp32`, weights, activations and cache have 32 bits, and greedy text is that of the torch engine but
-    for near ties.
+    With `int8` the weights have 8 bits; `auto` chooses this engine only after comparing its text with fp32. With
+    `fp32`, weights, activations and cache have 32 bits, and greedy text is that of the torch engine except near ties.
 
     Args:
         files: the resolved model.
         precision: of the weights.
-        progress: told of the export, which is made once per model and precision.
+        progress: reports the export, which happens once per model and precision.
 
     Raises:
         EngineError: openvino-genai is not installed, or the model cannot be exported.
@@ -436,31 +388,15 @@ class OpenVinoEngine(LocalModel):
         self.folder = exported(files, "causal", precision, progress=progress)
         self._pipelines: OrderedDict[str | None, Pipeline] = OrderedDict()
         self._loading = threading.Lock()
-        self._info = EngineInfo(
-            engine="openvino",
-            model=files.name,
-            device="cpu",
-            dtype=precision,
-            parameters=files.parameters,
-            context=files.context,
-            fingerprint=f"{files.fingerprint}/openvino/{precision}",
-        )
-
-    @property
-    def info(self) -> EngineInfo:
-        """Say what runs where."""
-        return self._info
-
-    # ---- the three calls
+        self.info = EngineInfo(
+            engine="openvino", model=files.name, device="cpu", dtype=precision, parameters=files.parameters,
+            context=files.context, fingerprint=f"{files.fingerprint}/openvino/{precision}",
+        )  # fmt: skip
 
     def generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
-        cancelled: Callable[[], bool] | None = None,
+        self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> list[Generation]:
-        """Complete every request, all that use the same adapter side by side."""
+        """Complete every request; those with the same adapter run side by side."""
         groups: dict[str | None, list[PipelineRow]] = defaultdict(list)
         for index, request in enumerate(requests):
             groups[request.adapter].append(self.row(index, request))
@@ -468,12 +404,16 @@ class OpenVinoEngine(LocalModel):
         progress.start("generating", len(requests))
         for adapter, rows in groups.items():
             pipeline = self.pipeline(adapter)
-            start = time.perf_counter()  # loading a model is no part of answering a row
+            start = time.perf_counter()  # after loading: that is not part of answering a row
             for done in pipeline.run(rows, cancelled):
                 progress.advance(len(done))
             seconds = (time.perf_counter() - start) / len(rows)
             for row in rows:
-                results[row.index] = _generation(row, seconds, logprobs=requests[row.index].logprobs)
+                assert row.reason is not None
+                logprobs = tuple(row.logprobs) if requests[row.index].logprobs else ()
+                results[row.index] = Generation(
+                    row.text, len(row.prompt), len(row.tokens), row.reason, seconds, logprobs
+                )
         progress.finish()
         return [results[i] for i in range(len(requests))]
 
@@ -482,12 +422,12 @@ class OpenVinoEngine(LocalModel):
         row = self.row(0, request)
         row.follow = True
         for _ in self.pipeline(request.adapter).run([row]):
-            if piece := row.shown.more(row.text, row.stop, ended=row.reason is not None):
+            if piece := row.buffer.more(row.text, row.stop, ended=row.reason is not None):
                 yield piece
 
     def session(self) -> Session:
-        """Return a session: completions join at every step, also those of different adapters."""
-        return OpenVinoSession(self.row, self.pipeline)
+        """A session: completions join at every step, also those of different adapters."""
+        return _OpenVinoSession(self.row, self.pipeline)
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Refuse: openvino-genai does not give logits."""
@@ -499,10 +439,8 @@ class OpenVinoEngine(LocalModel):
         del texts, progress
         raise EngineError("embedding-unsupported", f"the openvino engine cannot embed: {CLOSED}", hint=OPEN_BOTH)
 
-    # ---- inside
-
     def row(self, index: int, request: GenerateRequest) -> PipelineRow:
-        """Return a request as a row of a pipeline, checked against the context."""
+        """A request as a row of a pipeline, checked against the context."""
         sampling = request.sampling
         genai = library()
         config = genai.GenerationConfig()
@@ -517,13 +455,15 @@ class OpenVinoEngine(LocalModel):
         if request.constraint is not None:
             config.structured_output_config = structured_output(request.constraint)
         prompt = self.fitting(request.prompt, sampling.max_tokens)
-        return PipelineRow(index, prompt, config, sampling.max_tokens, sampling.stop)
+        return PipelineRow(
+            index, len(prompt), prompt=prompt, config=config, max_tokens=sampling.max_tokens, stop=sampling.stop
+        )
 
     def pipeline(self, adapter: str | None) -> Pipeline:
-        """Return the pipeline that runs an adapter, or the base model.
+        """The pipeline that runs an adapter, or the base model.
 
-        One pipeline per adapter: openvino-genai switches adapters only between calls, and its cache of prompt
-        beginnings does not know which adapter computed them.
+        One pipeline per adapter: openvino-genai switches adapters only between calls, and its prefix cache does not
+        know which adapter computed an entry.
         """
         with self._loading:
             if adapter not in self._pipelines or self._pipelines[adapter].broken:
@@ -545,7 +485,6 @@ class OpenVinoEngine(LocalModel):
         return genai.ContinuousBatchingPipeline(self.folder, scheduler, "CPU", properties)
 
     def _adapters(self, adapter: str) -> Any:
-        import numpy as np
         import openvino
 
         genai = library()
@@ -559,15 +498,3 @@ def library() -> Any:
     with needed_by("the openvino engine", error=EngineError):
         import openvino_genai
     return openvino_genai
-
-
-def _generation(row: PipelineRow, seconds: float, *, logprobs: bool) -> Generation:
-    assert row.reason is not None
-    return Generation(
-        text=row.text,
-        prompt_tokens=len(row.prompt),
-        completion_tokens=len(row.tokens),
-        finish_reason=row.reason,
-        seconds=seconds,
-        logprobs=tuple(row.logprobs) if logprobs else (),
-    )

@@ -1,7 +1,7 @@
-"""Export a model folder to OpenVINO once: kept in Rung's cache, made in a process of its own.
+"""Export a model folder to OpenVINO once, in a separate process, into Rung's cache.
 
-The process imports torch, transformers, optimum-intel and nncf, which takes seconds and prints much; the caller needs
-none of them. `python -m rung.engines.openvino_export SOURCE TARGET KIND PRECISION` is that process.
+The process imports torch, transformers, optimum-intel and nncf, which takes seconds and prints a lot; the caller needs
+none of them. It is `python -m rung.engines.openvino_export SOURCE TARGET KIND PRECISION`.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ ExportPrecision = Literal["int8", "fp32"]
 MODULE = "rung.engines.openvino_export"
 GRAPH = "openvino_model.xml"
 PACKAGES = ("openvino", "optimum-intel", "nncf")
-SAID = 8  # lines of a failed export that the error repeats
+LOG_LINES = 8  # of a failed export, that the error repeats
 
 
 def folder_of(files: ModelFiles, kind: ExportKind, precision: ExportPrecision) -> Path:
-    """Return where the export lies in the cache once it was made."""
+    """The folder of the export in the cache."""
     return cache_dir() / "openvino" / f"{files.fingerprint}-{kind}-{precision}"
 
 
 def can_export() -> bool:
-    """Tell whether what an export needs is installed; nothing is imported."""
+    """Whether the packages for an export are installed; nothing is imported."""
     return _missing() is None
 
 
 def exported(files: ModelFiles, kind: ExportKind, precision: ExportPrecision, *, progress: Progress = QUIET) -> Path:
-    """Return the folder of a model's OpenVINO export, making it first where that was not done yet.
+    """The folder of a model's OpenVINO export, made at the first call.
 
     Args:
         files: the model to export.
         kind: `causal` for a language model with its cache as a state of the graph, `encoder` for hidden states.
         precision: of the weights; `int8` is symmetric per channel, without calibration data.
-        progress: told when an export runs.
+        progress: reports a running export.
 
     Returns:
         A folder with `openvino_model.xml`, `openvino_model.bin` and `config.json`, for a `causal` model also with its
-        tokenizer and detokenizer as OpenVINO models, which constrained text needs. Processes that ask for the same
-        export wait for each other; a killed one leaves nothing that looks complete.
+        tokenizer and detokenizer as OpenVINO models, which constrained text needs. Processes that need the same export
+        wait for each other; a killed one leaves nothing that looks complete.
 
     Raises:
         EngineError: `missing-extra` where a package is not installed, `export-failed` where the export fails.
@@ -86,38 +86,28 @@ def _missing() -> str | None:
 
 
 def _run(source: Path, target: Path, name: str, kind: ExportKind, precision: ExportPrecision) -> None:
-    # -P: modules in the user's working directory must not stand in for ours. Rung itself may run from a source tree.
+    # -P: modules in the user's working directory must not replace ours. Rung itself may run from a source tree.
     home = str(Path(__file__).parents[2])
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
     environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [sys.executable, "-P", "-m", MODULE, str(source), str(target), kind, precision]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
-    )
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
     if done.returncode != 0 or not (target / GRAPH).exists():
-        said = [line for line in done.stderr.splitlines() if line.strip()][-SAID:]
-        raise EngineError(
-            "export-failed",
-            f"{name} cannot be exported to OpenVINO: {' | '.join(said) or f'exit code {done.returncode}'}",
-            hint="run the model with torch instead: --engine torch",
-        )
+        log = [line for line in done.stderr.splitlines() if line.strip()][-LOG_LINES:]
+        problem = f"{name} cannot be exported to OpenVINO: {' | '.join(log) or f'exit code {done.returncode}'}"
+        raise EngineError("export-failed", problem, hint="run the model with torch instead: --engine torch")
 
 
 def export(source: Path, target: Path, kind: ExportKind, precision: ExportPrecision) -> None:
-    """Export in this process; heavy imports and all."""
+    """Export in this process."""
     from optimum.intel import OVModelForCausalLM, OVModelForFeatureExtraction, OVWeightQuantizationConfig
 
     model_class = OVModelForCausalLM if kind == "causal" else OVModelForFeatureExtraction
     weights = {"quantization_config": OVWeightQuantizationConfig(bits=8)} if precision == "int8" else {}
     model = model_class.from_pretrained(
-        source,
-        export=True,
-        compile=False,
-        load_in_8bit=None if weights else False,
-        local_files_only=True,
-        trust_remote_code=False,
-        **weights,
-    )
+        source, export=True, compile=False, load_in_8bit=None if weights else False, local_files_only=True,
+        trust_remote_code=False, **weights,
+    )  # fmt: skip
     model.save_pretrained(target)
     if kind == "causal":
         _export_tokenizer(source, target)
@@ -130,11 +120,8 @@ def _export_tokenizer(source: Path, target: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    for name, model in zip(
-        ("openvino_tokenizer.xml", "openvino_detokenizer.xml"),
-        convert_tokenizer(tokenizer, with_detokenizer=True),
-        strict=True,
-    ):
+    models = convert_tokenizer(tokenizer, with_detokenizer=True)
+    for name, model in zip(("openvino_tokenizer.xml", "openvino_detokenizer.xml"), models, strict=True):
         openvino.save_model(model, target / name)
 
 

@@ -1,10 +1,9 @@
 """Constraints as grammars for OpenVINO's structured output, in the style that Rung writes JSON everywhere.
 
-openvino-genai hands a JSON Schema to xgrammar, which lets the model put any amount of white space between the parts;
-small models fill their answer with it and never finish. xgrammar also drops keywords that it does not know without a
-word. So schemas are translated here: separators are ", " and ": ", keys come in the schema's order, and a keyword that
-is not translated is refused. What a grammar allows is valid under its schema; not everything valid is allowed (no keys
-beyond `properties`).
+openvino-genai passes a JSON Schema to xgrammar, which allows any amount of white space between the parts; small models
+fill their answer with it and never finish. xgrammar also silently drops unknown keywords. So this module translates
+schemas: separators are ", " and ": ", keys come in the schema's order, and unknown keywords are refused. Every text
+that a grammar allows is valid under its schema; not every valid text is allowed (no keys beyond `properties`).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ array ::= "[" (value (", " value)*)? "]"
 
 
 def structured_output(constraint: Constraint) -> Any:
-    """Return openvino-genai's StructuredOutputConfig for a constraint.
+    """The constraint as openvino-genai's StructuredOutputConfig.
 
     Raises:
         EngineError: the JSON Schema uses a keyword that is not translated (`constraint-unsupported`).
@@ -51,7 +50,7 @@ def structured_output(constraint: Constraint) -> Any:
 
 
 def unsupported(constraint: Constraint) -> str | None:
-    """Return why a constraint cannot be followed here, or nothing where it can."""
+    """Why OpenVINO cannot follow a constraint, or None where it can."""
     try:
         if constraint.kind != "regex":
             grammar(constraint)
@@ -61,7 +60,7 @@ def unsupported(constraint: Constraint) -> str | None:
 
 
 def grammar(constraint: Constraint) -> str:
-    """Return the EBNF grammar, with the rule `root`, of choices or of a JSON Schema."""
+    """The EBNF grammar, with the rule `root`, of choices or of a JSON Schema."""
     value = constraint.value
     if constraint.kind == "choices":
         choices = [value] if isinstance(value, str) else value
@@ -70,7 +69,7 @@ def grammar(constraint: Constraint) -> str:
 
 
 class _Translation:
-    """A JSON Schema on its way to a grammar; `rules` are those of its objects and references."""
+    """Translates a JSON Schema; `_rules` are those of its objects and references."""
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
@@ -84,7 +83,7 @@ class _Translation:
         return f"root ::= {root}\n{rules}{BASE}"
 
     def _any(self, schema: Any) -> str:
-        """Return an expression for a schema of any kind."""
+        """An expression for a schema of any kind."""
         if schema is True:
             return "value"
         if not isinstance(schema, Mapping):
@@ -94,9 +93,8 @@ class _Translation:
             return self._reference(schema["$ref"])
         if "const" in schema or "enum" in schema:
             _check(schema, {"const", "enum", "type"})
-            return _either(
-                [_literal(_json(item)) for item in ([schema["const"]] if "const" in schema else schema["enum"])]
-            )
+            values = [schema["const"]] if "const" in schema else schema["enum"]
+            return _either([_literal(_json(value)) for value in values])
         if "anyOf" in schema:
             _check(schema, {"anyOf"})
             return _either([self._any(part) for part in schema["anyOf"]])
@@ -121,9 +119,9 @@ class _Translation:
         return kind
 
     def _object(self, properties: Mapping[str, Any], required: Sequence[str]) -> str:
-        """Return an expression for an object: its keys in order, the optional ones there or not.
+        """An expression for an object: its keys in order, optional ones present or not.
 
-        Two chains of rules, from each key on: `first` while nothing is written yet, `more` after something.
+        Two chains of rules, from each key on: `first` before anything is written, `more` after something.
         """
         if unknown := set(required) - set(properties):
             raise _refused(f"`required` names {sorted(unknown)[0]!r}, which is not in `properties`")
@@ -145,7 +143,7 @@ class _Translation:
         return name
 
     def _reference(self, reference: str) -> str:
-        """Return the rule of a reference within the schema, making it at its first use; it may use itself."""
+        """The rule of a reference within the schema, made at its first use; it may be recursive."""
         if reference not in self._references:
             if not reference.startswith("#"):
                 raise _refused(f"the reference {reference!r}")
@@ -164,7 +162,7 @@ def _check(schema: Mapping[str, Any], known: set[str]) -> None:
 
 
 def _repeated(item: str, low: int, high: int | None) -> str:
-    """Return an expression for `low` to `high` items with commas between them."""
+    """An expression for `low` to `high` items with commas between them."""
     if high == 0:
         return '""'
     rest = f'(", " {item}){{{max(low - 1, 0)},{"" if high is None else high - 1}}}'
@@ -176,7 +174,7 @@ def _either(alternatives: Sequence[str]) -> str:
 
 
 def _literal(text: str) -> str:
-    """Return text as a terminal; grammars escape quotes, backslashes and control characters as JSON does."""
+    """Text as a terminal; grammars escape quotes, backslashes and control characters as JSON does."""
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -185,8 +183,5 @@ def _json(value: Any) -> str:
 
 
 def _refused(what: str) -> EngineError:
-    return EngineError(
-        "constraint-unsupported",
-        f"the openvino engine cannot hold text to {what}",
-        hint="leave it out of the schema, or use `--engine torch`",
-    )
+    hint = "leave it out of the schema, or use `--engine torch`"
+    return EngineError("constraint-unsupported", f"the openvino engine cannot constrain text to {what}", hint=hint)

@@ -19,7 +19,7 @@ from rung.engines.local import LocalModel
 from rung.engines.openvino_export import ExportPrecision
 from rung.errors import EngineError
 from rung.models.reference import ModelFiles
-from rung.worker import WorkerEndedError, WorkerError, WorkerProcess, error_from_dict, error_to_dict, serve
+from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess, error_from_dict, error_to_dict, serve
 
 CLOSE_SECONDS = 10.0  # for the process to end by itself
 
@@ -58,7 +58,7 @@ class OpenVinoApart(LocalModel):
     def _refuse(self, *arguments: Any, **options: Any) -> Any:
         """Refuse every call outside of a session: it would end the session that serves."""
         del arguments, options
-        raise TypeError("an engine in a process of its own has sessions alone: open the model without `apart`")
+        raise TypeError("an engine in a separate process has sessions only: open the model without `apart`")
 
     generate = stream = score = embed = _refuse
 
@@ -110,21 +110,17 @@ class _RemoteSession:
 
     @property
     def active(self) -> int:
-        """How many completions have not ended."""
         return len(self._open)
 
     def add(self, key: int, request: GenerateRequest) -> None:
-        """Take a completion in."""
         self._engine.call("add", key, asdict(request))
         self._open.add(key)
 
     def cancel(self, key: int) -> None:
-        """Drop a completion."""
         self._engine.call("cancel", key)
         self._open.discard(key)
 
     def step(self) -> list[Delta]:
-        """Advance every completion by about one token."""
         deltas = [_delta(values) for values in self._engine.call("step")]
         self._open -= {delta.key for delta in deltas if delta.reason is not None or delta.error is not None}
         return deltas

@@ -1,8 +1,8 @@
-"""Answers remembered: the same tokens to the same weights give the same result, so they run once.
+"""A cache of answers: the same tokens and weights give the same result, so they run once.
 
 One SQLite file in Rung's cache, in write-ahead mode, safe for many processes. A key covers everything that may change a
 result: engine fingerprint (weights, precision), adapter contents, exact tokens, continuations, sampling. Random
-sampling without a seed is never remembered.
+sampling without a seed is never cached.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 from rung._version import __version__
 from rung.engines.base import (
     CANCELLED,
+    Cancelled,
     Engine,
     EngineWrapper,
     GenerateRequest,
@@ -37,12 +38,12 @@ from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 
 MAX_BYTES = 512 * 2**20
-KEPT_AT_ONCE = 32  # completions of a remote engine that are written together; a kill loses at most so many
+SAVED_TOGETHER = 32  # completions of a remote engine that are saved at once; a kill loses at most this many
 PRUNE_TO = 0.8  # a full store is cut to this share, so that it is not cut again at every write
 
 
 class ResponseStore:
-    """Key to bytes, least recently used first out."""
+    """Key to bytes; the least recently used entries are dropped first."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         self.path, self.max_bytes = path, max_bytes
@@ -66,18 +67,18 @@ class ResponseStore:
             db.close()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return what is known of `keys`, and mark it as used."""
-        found: dict[bytes, bytes] = {}
+        """The cached values of `keys`, which are marked as used."""
+        values: dict[bytes, bytes] = {}
         with self._lock, self._open() as db:
             for first in range(0, len(keys), 500):
                 part = keys[first : first + 500]
                 marks = ",".join("?" * len(part))
-                found.update(db.execute(f"SELECT key, value FROM response WHERE key IN ({marks})", part))  # noqa: S608
-            db.executemany("UPDATE response SET used = ? WHERE key = ?", [(time.time(), key) for key in found])
-        return found
+                values.update(db.execute(f"SELECT key, value FROM response WHERE key IN ({marks})", part))  # noqa: S608
+            db.executemany("UPDATE response SET used = ? WHERE key = ?", [(time.time(), key) for key in values])
+        return values
 
     def put(self, items: Iterable[tuple[bytes, bytes]]) -> None:
-        """Remember `items`; drop the least recently used beyond the size limit."""
+        """Save `items`; drop the least recently used entries beyond the size limit."""
         with self._lock, self._open() as db:
             now = time.time()
             db.executemany("INSERT OR REPLACE INTO response VALUES (?, ?, ?)", [(k, v, now) for k, v in items])
@@ -94,48 +95,43 @@ class ResponseStore:
             surplus -= size
 
     def size(self) -> tuple[int, int]:
-        """Return (entries, bytes on disk)."""
+        """Entries, and bytes on disk."""
         with self._open() as db:
             count = db.execute("SELECT COUNT(*) FROM response").fetchone()[0]
         files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return count, sum(file.stat().st_size for file in files if file.exists())
 
     def clear(self) -> None:
-        """Forget everything and give the space back."""
-        with self._lock, self._open() as db:
-            db.execute("DELETE FROM response")
+        """Delete every entry and free the disk space."""
         with self._lock:
-            db = sqlite3.connect(self.path, timeout=60)
-            db.execute("VACUUM")
-            db.close()
+            with self._open() as db:
+                db.execute("DELETE FROM response")
+            with closing(sqlite3.connect(self.path, timeout=60)) as db:
+                db.execute("VACUUM")
 
 
 def store_path() -> Path:
-    """Return where answers are remembered."""
+    """The file of the cache."""
     return cache_dir() / "responses.sqlite"
 
 
 @lru_cache(maxsize=4)
 def open_store(path: Path) -> ResponseStore:
-    """Return the store at `path`, opened once per process."""
+    """The store at `path`, opened once per process."""
     return ResponseStore(path)
 
 
 class CachedEngine(EngineWrapper):
-    """An engine that asks the store first; streams and vectors are not kept. Results are unchanged."""
+    """An engine that looks into the store first; it does not cache streams and vectors."""
 
     def __init__(self, engine: Engine, store: ResponseStore | None = None) -> None:
         super().__init__(engine)
         self.store = store or open_store(store_path())
 
     def generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
-        cancelled: Callable[[], bool] | None = None,
+        self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> list[Generation]:
-        """Complete every request that is not remembered."""
+        """Complete every request that is not cached."""
         keys = [None if _random(r) else self._key("generate", r) for r in requests]
         known = self.store.get([key for key in keys if key is not None])
         missing = [i for i, key in enumerate(keys) if key is None or key not in known]
@@ -148,32 +144,29 @@ class CachedEngine(EngineWrapper):
                 key = keys[missing[position]]
                 if key is not None and generation.finish_reason != "cancelled":
                     unsaved.append((key, json.dumps(asdict(generation)).encode()))
-                if len(unsaved) >= KEPT_AT_ONCE and isinstance(self.engine, Incremental):
+                if len(unsaved) >= SAVED_TOGETHER and isinstance(self.engine, Incremental):
                     self.store.put(unsaved)
                     unsaved = []
         finally:
-            self.store.put(unsaved)  # also when a later request failed: what was made is not made again
+            self.store.put(unsaved)  # also when a later request failed
         return [fresh[i] if i in fresh else _generation(known[key]) for i, key in enumerate(keys)]  # type: ignore[index]
 
     def _make(
-        self, requests: Sequence[GenerateRequest], progress: Progress, cancelled: Callable[[], bool] | None
+        self, requests: Sequence[GenerateRequest], progress: Progress, cancelled: Cancelled | None
     ) -> Iterable[tuple[int, Generation]]:
         if isinstance(self.engine, Incremental):
             return self.engine.each(requests, progress=progress, cancelled=cancelled) if requests else ()
         return enumerate(self.engine.generate(requests, progress=progress, cancelled=cancelled))
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
-        """Score every request that is not remembered; a full row of scores answers a search for the best as well."""
+        """Score every request that is not cached; a full row of scores also answers a search for the best."""
         own = [self._key("score", r) for r in requests]
         full = [self._key("score", _all_labels(r)) for r in requests]
         known = self.store.get(list({*own, *full}))
-        results = {
-            i: _scored(known[key])
-            for i in range(len(requests))
-            if (key := full[i] if full[i] in known else own[i]) in known
-        }
+        hits = {i: full[i] if full[i] in known else own[i] for i in range(len(requests))}
+        results = {i: _scored(known[key]) for i, key in hits.items() if key in known}
         missing = [i for i in range(len(requests)) if i not in results]
-        size = KEPT_AT_ONCE if isinstance(self.engine, Incremental) else max(1, len(missing))
+        size = SAVED_TOGETHER if isinstance(self.engine, Incremental) else max(1, len(missing))
         for first in range(0, len(missing), size):
             part = missing[first : first + size]
             results.update(zip(part, self.engine.score([requests[i] for i in part], progress=progress), strict=True))

@@ -1,255 +1,70 @@
-"""Batched autoregressive decoding on torch: greedy or sampled, with a shared prompt beginning and early leavers.
+"""Batched autoregressive decoding on torch: greedy or sampled, with a shared prompt prefix.
 
-Kept apart from transformers' `generate` for three reasons: the beginning that all prompts share runs once, finished
-rows leave the batch, and one loop serves batches and streams, so both give the same text.
+It differs from transformers' `generate` in three ways: the common prefix of all prompts runs once, finished rows leave
+the batch, and one loop serves batches and streams, so both give the same text.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from rung.engines.base import Constraint, FinishReason, Generation, Sampling, StreamBuffer
+from rung.engines.base import Cancelled, Constraint, FinishReason, Generation, RunningRow, Sampling
 from rung.engines.constraints import TokenMask, constrained_text
 from rung.engines.label_trie import common_prefix
-from rung.engines.tree_scoring import batches, layer_masks, left_padded, run_prefix
+from rung.engines.tree_scoring import attending, batches, layer_masks, left_padded, run_prefix
 from rung.errors import EngineError
 from rung.models.tokenizer import Tokenizer
 from rung.progress import Progress
 
-# --------------------
-# What a CUDA device does best: its precision, its batch sizes, and generation through continuous batching.
-#
-# UNVERIFIED ON HARDWARE: written and tested without a GPU. What a CPU can run is tested (continuous batching itself,
-# with
-# the same texts as Rung's own loop); precision, memory and flash attention follow the documentation, and
-# `benchmarks/gpu_generation.py` is there to measure them.
-#
-# Continuous batching is transformers' own (`ContinuousBatchingManager`: a paged cache, requests that join and leave at
-# every step, prompt beginnings shared). It pays only with a paged attention kernel, so it is used where flash-attn is
-# installed: its plain fallback lets every token look at the cache of all requests and masks the rest. Without one, and
-# for what it cannot do (constraints, log-probabilities, stop texts, streams), `rung.engines.torch_decoding` generates.
-
-
 CPU_TOKENS, CPU_ROWS = 2048, 32  # decoded side by side
 CUDA_ROWS = 512
-MEMORY_SHARE = 0.4  # of the free memory for keys and values; activations and the growth of the cache need the rest
+MEMORY_SHARE = 0.4  # of the free memory, for keys and values; activations and the growing cache need the rest
 POLL_SECONDS = 0.1
 
 
 def preferred_dtype(device: str) -> Any:
-    """Return the torch dtype for a device: on CUDA bf16 from compute capability 8.0 (Ampere) and fp16 before.
+    """The torch dtype for a device: on CUDA bf16 from compute capability 8.0 (Ampere) and fp16 before; on CPUs fp32.
 
-    On CPUs fp32, also where there are bf16 units: torch is the reference that other engines are compared with, and in
-    bf16 a row's scores change with the rows beside it, enough to answer otherwise after a resume. The fast CPU engine
-    is OpenVINO.
+    CPUs with bf16 units use fp32 too: torch is the reference for other engines, and in bf16 a row's scores depend on
+    its batch, enough to change answers after a resume. The fast CPU engine is OpenVINO.
     """
-    import torch
-
     if device != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
 
 
-def paged_attention(device: str) -> str | None:
-    """Return the installed attention kernel that reads a paged cache, or None: nothing is fetched from a hub."""
-    if device != "cuda":
-        return None
-    import torch
-    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
-
-    capability = torch.cuda.get_device_capability()
-    if capability >= (9, 0) and is_flash_attn_3_available():
-        return "flash_attention_3"
-    return "flash_attention_2" if capability >= (8, 0) and is_flash_attn_2_available() else None
-
-
 def side_by_side(model: Any) -> tuple[int, int]:
-    """Return how many tokens (prompts and answers together) and how many rows may be decoded at once."""
+    """How many tokens (prompts and answers together) and how many rows may be decoded at once."""
     if model.device.type != "cuda":
         return CPU_TOKENS, CPU_ROWS
-    import torch
-
     free, _ = torch.cuda.mem_get_info(model.device)
     return max(CPU_TOKENS, int(free * MEMORY_SHARE / cache_bytes(model))), CUDA_ROWS
 
 
 def cache_bytes(model: Any) -> int:
-    """Return the bytes that keys and values of one token take in all layers."""
+    """The bytes that keys and values of one token take in all layers."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
 
 
-def suits(model: Any, sampling: Sampling, constraint: Constraint | None, *, logprobs: bool) -> bool:
-    """Say whether continuous batching can do what is asked for.
-
-    Adapters that live inside the layers (LoRA and its kin) are run as they are; those that change the prompt are not
-    seen by it.
-    """
-    return constraint is None and not logprobs and not sampling.stop and _inner(model) is not None
-
-
-def generate(
-    model: Any,
-    tokenizer: Tokenizer,
-    prompts: Sequence[tuple[int, ...]],
-    sampling: Sampling,
-    *,
-    attention: str,
-    progress: Progress,
-    cancelled: Callable[[], bool] | None,
-    memory: dict[str, int] | None = None,
-) -> list[Generation]:
-    """Complete every prompt by continuous batching; results come in the order of the prompts.
-
-    Args:
-        model: a transformers model, or a PEFT model around it, on its device.
-        tokenizer: its tokenizer.
-        prompts: token ids.
-        sampling: the same for all; a seed makes a call repeatable as a whole.
-        attention: the kernel's name, as `paged_attention` gives it.
-        progress: told of every finished prompt.
-        cancelled: asked every tenth of a second.
-        memory: `block_size`, `num_blocks` and `max_batch_tokens` of the cache; by the free memory where not given.
-
-    Raises:
-        EngineError: a request failed, or generation broke down.
-    """
-    import torch
-    from transformers import GenerationConfig
-    from transformers.generation.configuration_utils import ContinuousBatchingConfig
-
-    from rung.engines.tree_scoring import attending  # it needs torch, which may be missing
-
-    inner = _inner(model)
-    if inner is None:
-        raise ValueError("this adapter does not live in the model's layers: ask `suits` first")
-    how: dict[str, Any] = {"do_sample": False}
-    if sampling.temperature > 0:
-        how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    config = GenerationConfig(
-        max_new_tokens=sampling.max_tokens,
-        eos_token_id=sorted(tokenizer.eos_ids) or -1,
-        pad_token_id=tokenizer.pad_id,
-        **how,
-    )
-    start = time.perf_counter()
-    if sampling.seed is not None:
-        torch.manual_seed(sampling.seed)
-    with attending(inner, f"paged|{attention}"):
-        manager = inner.init_continuous_batching(
-            generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**(memory or {}))
-        )
-        # All requests wait before the loop begins: then batches, and so what is drawn by a seed, are always the same.
-        # Sorted, prompts with a common beginning stand together and share it.
-        for index in sorted(range(len(prompts)), key=lambda i: prompts[i]):
-            manager.add_request(
-                list(prompts[index]), request_id=str(index), max_new_tokens=sampling.max_tokens,
-                streaming=cancelled is not None,
-            )  # fmt: skip
-        made = _collect(manager, len(prompts), progress, cancelled)
-    seconds = (time.perf_counter() - start) / len(prompts)
-    return [_generation(made.get(i), len(prompts[i]), tokenizer, seconds) for i in range(len(prompts))]
-
-
-def _collect(
-    manager: Any, requests: int, progress: Progress, cancelled: Callable[[], bool] | None
-) -> dict[int, tuple[list[int], bool]]:
-    """Run the manager's loop to its end; return tokens by request, and whether it is complete."""
-    made: dict[int, tuple[list[int], bool]] = {}
-    complete = 0
-    manager.start()
-    try:
-        while complete < requests:
-            output = manager.get_result(timeout=POLL_SECONDS)
-            if output is None:
-                if not manager.is_running():
-                    raise _broken("its loop ended early, most likely for want of memory")
-            elif output.error:
-                raise _broken(output.error)
-            else:
-                made[int(output.request_id)] = (output.generated_tokens, output.is_finished())
-                if output.is_finished():
-                    complete += 1
-                    progress.advance(1)
-            if cancelled is not None and cancelled():
-                break
-    finally:
-        while manager.batch_processor is None and manager.is_running():
-            time.sleep(POLL_SECONDS / 10)  # it is still being set up, and would not hear of a cancellation
-        for request in range(requests):  # the loop would otherwise finish all that still waits
-            if not made.get(request, ([], False))[1]:
-                manager.cancel_request(str(request))
-        manager.stop(block=True)
-    return made
-
-
-def _generation(made: tuple[list[int], bool] | None, prompt: int, tokenizer: Tokenizer, seconds: float) -> Generation:
-    tokens, complete = made or ([], False)
-    ended = bool(tokens) and tokens[-1] in tokenizer.eos_ids
-    return Generation(
-        text=tokenizer.decode(tokens[:-1] if ended else tokens),
-        prompt_tokens=prompt,
-        completion_tokens=len(tokens),
-        finish_reason="stop" if ended else "length" if complete else "cancelled",
-        seconds=seconds,
-    )
-
-
-def _broken(why: str) -> EngineError:
-    return EngineError(
-        "generation-failed", f"continuous batching failed: {why}",
-        hint="free memory on the device, lower `max_tokens`, or use `--device cpu`",
-    )  # fmt: skip
-
-
-def _inner(model: Any) -> Any | None:
-    """Return the transformers model itself, or None where an adapter works outside its layers."""
-    if not hasattr(model, "peft_config"):
-        return model
-    active = [model.peft_config[name] for name in model.active_adapters]
-    if any(one.is_prompt_learning or one.is_adaption_prompt for one in active):
-        return None
-    return model.get_base_model()
-
-
-@dataclass(slots=True)
-class DecodingRow:
-    """One completion in the making."""
-
-    index: int
-    prompt_tokens: int
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    text: str = ""  # kept up to date where a stop text or a stream needs it, made at the end elsewhere
-    reason: FinishReason = "length"
-
-
 def decode(
-    model: Any,
-    tokenizer: Tokenizer,
-    prompts: Sequence[tuple[int, ...]],
-    sampling: Sampling,
-    constraint: Constraint | None,
-    *,
-    logprobs: bool,
-    progress: Progress,
-    cancelled: Callable[[], bool] | None,
-) -> list[Generation]:
+    model: Any, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]], sampling: Sampling,
+    constraint: Constraint | None, *, logprobs: bool, progress: Progress, cancelled: Cancelled | None,
+) -> list[Generation]:  # fmt: skip
     """Complete every prompt; results come in the order of the prompts."""
     results: dict[int, Generation] = {}
-    tokens, most = side_by_side(model)
-    for wide in batches([len(p) for p in prompts], sampling.max_tokens, 1, tokens=tokens):
-        for first in range(0, len(wide), most):
-            batch = wide[first : first + most]
+    max_batch_tokens, max_rows = side_by_side(model)
+    for wide in batches([len(p) for p in prompts], sampling.max_tokens, 1, tokens=max_batch_tokens):
+        for first in range(0, len(wide), max_rows):
+            batch = wide[first : first + max_rows]
             start = time.perf_counter()
-            rows = [DecodingRow(i, len(prompts[i])) for i in batch]
+            rows = [RunningRow(i, len(prompts[i])) for i in batch]
             live = bool(sampling.stop)  # reading the text at every step costs more than a step of a fast device
             for _ in steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled, live):
                 pass
@@ -257,13 +72,9 @@ def decode(
                 row.text = _read(row, tokenizer, constraint)
             seconds = (time.perf_counter() - start) / len(batch)
             for row in rows:
+                own = tuple(row.logprobs) if logprobs else ()
                 results[row.index] = Generation(
-                    text=row.text,
-                    prompt_tokens=row.prompt_tokens,
-                    completion_tokens=len(row.tokens),
-                    finish_reason=row.reason,
-                    seconds=seconds,
-                    logprobs=tuple(row.logprobs) if logprobs else (),
+                    row.text, row.prompt_tokens, len(row.tokens), row.reason or "length", seconds, own
                 )
             progress.advance(len(batch))
     return [results[i] for i in range(len(prompts))]
@@ -273,26 +84,20 @@ def stream(
     model: Any, tokenizer: Tokenizer, prompt: tuple[int, ...], sampling: Sampling, constraint: Constraint | None
 ) -> Iterator[str]:
     """Yield the text of one completion piece by piece; the pieces joined are `decode`'s text."""
-    row, shown = DecodingRow(0, len(prompt)), StreamBuffer()
+    row = RunningRow(0, len(prompt))
     for _ in steps(model, tokenizer, [prompt], [row], sampling, constraint, None, live=True):
-        if piece := shown.more(row.text, sampling.stop, ended=False):
+        if piece := row.buffer.more(row.text, sampling.stop, ended=False):
             yield piece
-    if piece := shown.more(row.text, sampling.stop, ended=True):
+    if piece := row.buffer.more(row.text, sampling.stop, ended=True):
         yield piece
 
 
 @torch.inference_mode()
 def steps(
-    model: Any,
-    tokenizer: Tokenizer,
-    prompts: Sequence[tuple[int, ...]],
-    rows: Sequence[DecodingRow],
-    sampling: Sampling,
-    constraint: Constraint | None,
-    cancelled: Callable[[], bool] | None,
-    live: bool,
-) -> Iterator[None]:
-    """Run the batch to its end, one token a step, filling in `rows`; `live`: their texts too."""
+    model: Any, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]], rows: Sequence[RunningRow],
+    sampling: Sampling, constraint: Constraint | None, cancelled: Cancelled | None, live: bool,
+) -> Iterator[None]:  # fmt: skip
+    """Run the batch to its end, one token a step, and fill in `rows`; with `live`, their texts too."""
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix = run_prefix(model, prompts[0][:shared])
     ids, mask, positions = left_padded(prefix, [p[shared:] for p in prompts])
@@ -305,18 +110,11 @@ def steps(
         allowed = TokenMask(tokenizer, constraint, len(prompts), width)
     active = list(rows)
     for step in range(sampling.max_tokens):
-        logits = (
-            model(
-                input_ids=ids.to(device),
-                attention_mask=layer_masks(model, mask, positions, places),
-                position_ids=positions.to(device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .float()
-        )
+        output = model(
+            input_ids=ids.to(device), attention_mask=layer_masks(model, mask, positions, places),
+            position_ids=positions.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        logits = output.logits[:, -1].float()
         chosen = _choose(_masked(logits, allowed), sampling, generator)
         likelihood = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
         finished = allowed.advance(chosen.tolist()) if allowed is not None else [False] * len(active)
@@ -330,10 +128,10 @@ def steps(
                 _stop(row, sampling)
         if cancelled is not None and cancelled():
             for row in active:
-                row.reason = "cancelled" if row.reason == "length" else row.reason
+                row.reason = row.reason or "cancelled"
             return
         yield
-        going = [i for i, row in enumerate(active) if row.reason == "length"]
+        going = [i for i, row in enumerate(active) if row.reason is None]
         if not going or step + 1 == sampling.max_tokens:
             return
         if len(going) < len(active):
@@ -341,13 +139,8 @@ def steps(
             cache.batch_select_indices(index.to(device))
             if allowed is not None:
                 allowed.keep(going)
-            active, visible, position, places, chosen = (
-                [active[i] for i in going],
-                visible[index],
-                position[index],
-                places[index],
-                chosen[index],
-            )
+            active = [active[i] for i in going]
+            visible, position, places, chosen = visible[index], position[index], places[index], chosen[index]
         visible = torch.cat([visible, torch.ones(len(active), 1, dtype=torch.bool)], 1)
         position = position + 1
         places = torch.cat([places, position[:, None]], 1)
@@ -367,20 +160,157 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
 
 
 def _masked(logits: torch.Tensor, allowed: TokenMask | None) -> torch.Tensor:
-    """Return logits [rows, vocabulary] with minus infinity for what the constraint forbids."""
+    """Logits [rows, vocabulary] with minus infinity for what the constraint forbids."""
     if allowed is None:
         return logits
     return logits.masked_fill(~torch.from_numpy(allowed.allowed()).to(logits.device), -torch.inf)
 
 
-def _read(row: DecodingRow, tokenizer: Tokenizer, constraint: Constraint | None) -> str:
-    """Return the text of a row's tokens, without the token that ended it."""
+def _read(row: RunningRow, tokenizer: Tokenizer, constraint: Constraint | None) -> str:
+    """The text of a row's tokens, without the token that ended it."""
     tokens = row.tokens[:-1] if row.tokens and row.tokens[-1] in tokenizer.eos_ids else row.tokens
     return tokenizer.decode(tokens) if constraint is None else constrained_text(tokenizer, tokens)
 
 
-def _stop(row: DecodingRow, sampling: Sampling) -> None:
+def _stop(row: RunningRow, sampling: Sampling) -> None:
     """End a row where a stop text begins."""
-    ends = [found for found in (row.text.find(stop) for stop in sampling.stop) if found >= 0]
+    ends = [start for start in (row.text.find(stop) for stop in sampling.stop) if start >= 0]
     if ends:
         row.text, row.reason = row.text[: min(ends)], "stop"
+
+
+# ---- continuous batching on CUDA (transformers' `ContinuousBatchingManager`), not run on hardware
+#
+# Written and tested without a GPU: a CPU runs continuous batching itself, with the same texts as the loop above, but
+# precision, memory and flash attention follow the documentation; `benchmarks/gpu_generation.py` measures them.
+#
+# A paged cache, requests that join and leave at every step, common prefixes shared. It pays only with a paged attention
+# kernel, so it needs flash-attn: the plain fallback lets every token see the cache of all requests and masks the rest.
+# What it cannot do (constraints, log-probabilities, stop texts, streams) runs in the loop above.
+
+
+def paged_attention(device: str) -> str | None:
+    """The installed attention kernel that reads a paged cache, or None; nothing is downloaded."""
+    if device != "cuda":
+        return None
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    capability = torch.cuda.get_device_capability()
+    if capability >= (9, 0) and is_flash_attn_3_available():
+        return "flash_attention_3"
+    return "flash_attention_2" if capability >= (8, 0) and is_flash_attn_2_available() else None
+
+
+def suits(model: Any, sampling: Sampling, constraint: Constraint | None, *, logprobs: bool) -> bool:
+    """Whether continuous batching can run the request.
+
+    It runs adapters inside the layers (such as LoRA), and would ignore those that change the prompt.
+    """
+    return constraint is None and not logprobs and not sampling.stop and _inner(model) is not None
+
+
+def generate_paged(
+    model: Any, tokenizer: Tokenizer, prompts: Sequence[tuple[int, ...]], sampling: Sampling, *, attention: str,
+    progress: Progress, cancelled: Cancelled | None, memory: dict[str, int] | None = None,
+) -> list[Generation]:  # fmt: skip
+    """Complete every prompt by continuous batching; results come in the order of the prompts.
+
+    Args:
+        model: a transformers model, or a PEFT model around it, on its device.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        sampling: the same for all; a seed makes the whole call repeatable.
+        attention: the kernel's name, from `paged_attention`.
+        progress: advances with every finished prompt.
+        cancelled: asked every tenth of a second.
+        memory: `block_size`, `num_blocks` and `max_batch_tokens` of the cache; by default from the free memory.
+
+    Raises:
+        EngineError: a request failed, or generation broke down.
+    """
+    from transformers import GenerationConfig
+    from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+    inner = _inner(model)
+    if inner is None:
+        raise ValueError("this adapter is not inside the model's layers: ask `suits` first")
+    how: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_tokens, eos_token_id=sorted(tokenizer.eos_ids) or -1,
+        pad_token_id=tokenizer.pad_id, **how,
+    )  # fmt: skip
+    start = time.perf_counter()
+    if sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
+    with attending(inner, f"paged|{attention}"):
+        manager = inner.init_continuous_batching(
+            generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**(memory or {}))
+        )
+        # All requests are queued before the loop begins, so that batches, and with them seeded samples, are repeatable.
+        # Sorted, prompts with a common prefix are neighbours and share it.
+        for index in sorted(range(len(prompts)), key=lambda i: prompts[i]):
+            manager.add_request(
+                list(prompts[index]), request_id=str(index), max_new_tokens=sampling.max_tokens,
+                streaming=cancelled is not None,
+            )  # fmt: skip
+        results = _collect(manager, len(prompts), progress, cancelled)
+    seconds = (time.perf_counter() - start) / len(prompts)
+    generations = []
+    for index, prompt in enumerate(prompts):
+        tokens, complete = results.get(index, ([], False))
+        ended = bool(tokens) and tokens[-1] in tokenizer.eos_ids
+        reason: FinishReason = "stop" if ended else "length" if complete else "cancelled"
+        text = tokenizer.decode(tokens[:-1] if ended else tokens)
+        generations.append(Generation(text, len(prompt), len(tokens), reason, seconds))
+    return generations
+
+
+def _collect(
+    manager: Any, requests: int, progress: Progress, cancelled: Cancelled | None
+) -> dict[int, tuple[list[int], bool]]:
+    """Run the manager's loop to its end; gives tokens by request, and whether each is complete."""
+    results: dict[int, tuple[list[int], bool]] = {}
+    complete = 0
+    manager.start()
+    try:
+        while complete < requests:
+            output = manager.get_result(timeout=POLL_SECONDS)
+            if output is None:
+                if not manager.is_running():
+                    raise _broken("its loop ended early, most likely out of memory")
+            elif output.error:
+                raise _broken(output.error)
+            else:
+                results[int(output.request_id)] = (output.generated_tokens, output.is_finished())
+                if output.is_finished():
+                    complete += 1
+                    progress.advance(1)
+            if cancelled is not None and cancelled():
+                break
+    finally:
+        while manager.batch_processor is None and manager.is_running():
+            time.sleep(POLL_SECONDS / 10)  # until it is set up, it ignores a cancellation
+        for request in range(requests):  # the loop would otherwise finish those that still wait
+            if not results.get(request, ([], False))[1]:
+                manager.cancel_request(str(request))
+        manager.stop(block=True)
+    return results
+
+
+def _broken(why: str) -> EngineError:
+    return EngineError(
+        "generation-failed", f"continuous batching failed: {why}",
+        hint="free memory on the device, lower `max_tokens`, or use `--device cpu`",
+    )  # fmt: skip
+
+
+def _inner(model: Any) -> Any | None:
+    """The transformers model itself, or None where an adapter works outside its layers."""
+    if not hasattr(model, "peft_config"):
+        return model
+    active = [model.peft_config[name] for name in model.active_adapters]
+    if any(config.is_prompt_learning or config.is_adaption_prompt for config in active):
+        return None
+    return model.get_base_model()

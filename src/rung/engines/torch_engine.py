@@ -1,4 +1,4 @@
-"""The torch engine: transformers models on CPU or CUDA. It also trains, so tuned parts run where they were made."""
+"""The torch engine: transformers models on CPU or CUDA. It also trains, so adapters run where they were made."""
 
 from __future__ import annotations
 
@@ -6,64 +6,73 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from rung.engines.base import (
+    Cancelled,
     Delta,
     EngineInfo,
     Floats,
     GenerateRequest,
     Generation,
     ModelInput,
+    RunningRow,
     Scored,
     ScoreRequest,
     Session,
-    StreamBuffer,
     TokenScores,
 )
 from rung.engines.changes import WeightsChange, attach, family_of
 from rung.engines.label_trie import build_trie
 from rung.engines.local import LocalModel
-from rung.engines.torch_decoding import DecodingRow, paged_attention, preferred_dtype, side_by_side, steps, suits
-from rung.engines.torch_decoding import generate as generate_paged
-from rung.engines.tree_scoring import batches
-from rung.errors import EngineError, RungError, needed_by
+from rung.engines.torch_decoding import (
+    decode,
+    generate_paged,
+    paged_attention,
+    preferred_dtype,
+    side_by_side,
+    steps,
+    stream,
+    suits,
+)
+from rung.engines.tree_scoring import batches, best_attention, score_all, score_best
+from rung.errors import EngineError, RungError
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
 SEARCH_PAYS = 0.7  # best-first search is worth its rounds while it runs less than this share of the trie
-PROBE = 16  # rows that tell
+PROBE = 16  # rows that decide whether it does
 
 
 class TorchEngine(LocalModel):
-    """One base model in memory, with any number of changes of its weights (adapters, soft prompts, patches) beside it.
+    """One base model in memory, with any number of changes of its weights (adapters, soft prompts, patches).
 
     Args:
         files: the resolved model.
         device: `cpu`, `cuda` or `auto`.
-        quantization: how the base model is held: empty for the device's precision, `nf4` for 4-bit NormalFloat.
+        quantization: of the base model: empty for the device's precision, `nf4` for 4-bit NormalFloat.
 
     Attributes:
-        base_fingerprint: tells the base model that changes are trained on, quantization included.
+        base_fingerprint: identifies the base model that changes are trained on, quantization included.
 
     Raises:
-        EngineError: torch is not installed, the device is not there, or the architecture is not supported.
+        EngineError: the device is not there, or bitsandbytes is missing.
     """
 
     def __init__(self, files: ModelFiles, *, device: str = "auto", quantization: str = "") -> None:
-        torch, transformers = _libraries()
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device == "cuda" and not torch.cuda.is_available():
             raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
-        from rung.engines.tree_scoring import best_attention  # it needs torch, which may be missing
-
         precision = preferred_dtype(device)
         super().__init__(files)
         self.base_fingerprint = f"{files.fingerprint}/{quantization}" if quantization else files.fingerprint
@@ -83,26 +92,17 @@ class TorchEngine(LocalModel):
         self._active: str | None = None
         self._search_pays: dict[Any, bool] = {}
         self._paged = paged_attention(device)
-        self._info = EngineInfo(
-            engine="torch",
-            model=files.name,
-            device=device,
-            dtype=quantization or str(precision).removeprefix("torch."),
-            parameters=files.parameters,
-            context=files.context,
-            fingerprint=f"{self.base_fingerprint}/torch/{precision}",
+        self.info = EngineInfo(
+            engine="torch", model=files.name, device=device,
+            dtype=quantization or str(precision).removeprefix("torch."), parameters=files.parameters,
+            context=files.context, fingerprint=f"{self.base_fingerprint}/torch/{precision}",
             details={"generation": f"continuous batching, {self._paged}" if self._paged else "padded batches"},
-        )
-
-    @property
-    def info(self) -> EngineInfo:
-        """Say what runs where."""
-        return self._info
+        )  # fmt: skip
 
     # ---- changes of the weights
 
     def use(self, adapter: str | None) -> Any:
-        """Return the model with exactly this change of its weights (a folder, or a name given to `lend`), or plain."""
+        """The model with exactly this change of its weights (a folder, or a name given to `lend`), or with none."""
         if adapter != self._active:
             if self._active is not None:
                 self._changes[self._active].disable()
@@ -114,19 +114,19 @@ class TorchEngine(LocalModel):
         return self.model
 
     def _change(self, adapter: str) -> WeightsChange:
-        """Return a change that is on the model, putting it there first; those it cannot stand beside make room."""
+        """A change that is on the model, put there if need be; changes that conflict with it are removed."""
         if adapter not in self._changes:
             self.make_room(family_of(Path(adapter)))
             self._changes[adapter] = attach(self.model, Path(adapter), fingerprint=self.base_fingerprint)
         return self._changes[adapter]
 
     def merged(self, adapter: str) -> dict[str, Any]:
-        """Return the base model's parameters that this change moves, with it in them (see `WeightsChange.merged`)."""
+        """The base model's parameters that this change modifies, with the change in them."""
         return self._change(adapter).merged()
 
     @contextmanager
     def lend(self, change: WeightsChange, name: str) -> Iterator[None]:
-        """Answer requests for adapter `name` with `change`, which is on the model already, while the block runs."""
+        """Inside the block, answer requests for adapter `name` with `change`, which is already on the model."""
         self._changes[name] = change
         try:
             yield
@@ -136,7 +136,7 @@ class TorchEngine(LocalModel):
             del self._changes[name]
 
     def make_room(self, family: str | None) -> None:
-        """Take all changes off that a new one of this family cannot stand beside; they come back when asked for."""
+        """Remove all changes that conflict with a new one of this family; they come back when requested."""
         self.use(None)
         for name, other in list(self._changes.items()):
             if family is not None and other.family not in (None, family):
@@ -144,13 +144,13 @@ class TorchEngine(LocalModel):
 
     @contextmanager
     def running(self, adapter: str | None) -> Iterator[Any]:
-        """Lend the model with exactly this change of its weights, run the lean way where it has one."""
+        """Lend the model with exactly this change of its weights, in its lean form where it has one."""
         model = self.use(adapter)
         with self._changes[adapter].lean() if adapter is not None else nullcontext():
             yield model
 
     def prompt_tokens(self, prompt: ModelInput, room: int, adapter: str | None) -> tuple[int, ...]:
-        """Return the prompt's tokens behind the virtual tokens of a soft prompt, checked against the context."""
+        """The prompt's tokens after the virtual tokens of a soft prompt, checked against the context."""
         if adapter is None or not (prefix := self._change(adapter).prefix):
             return self.fitting(prompt, room)
         return (*prefix, *self.fitting(prompt, room + len(prefix)))
@@ -158,15 +158,9 @@ class TorchEngine(LocalModel):
     # ---- the three calls
 
     def generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
-        cancelled: Callable[[], bool] | None = None,
+        self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> list[Generation]:
         """Complete every request, in batches of similar length and equal sampling."""
-        from rung.engines.torch_decoding import decode
-
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             groups[(request.adapter, request.sampling, request.constraint, request.logprobs)].append(i)
@@ -174,7 +168,7 @@ class TorchEngine(LocalModel):
         progress.start("generating", len(requests))
         for (adapter, sampling, constraint, logprobs), members in groups.items():
             prompts = [self.prompt_tokens(requests[i].prompt, sampling.max_tokens, adapter) for i in members]
-            # Virtual tokens are put in by hooks, which the CUDA graphs of continuous batching would leave out.
+            # Hooks insert virtual tokens; the CUDA graphs of continuous batching would leave them out.
             virtual = adapter is not None and bool(self._change(adapter).prefix)
             with self.running(adapter) as model:
                 if self._paged and not virtual and suits(model, sampling, constraint, logprobs=logprobs):
@@ -193,21 +187,19 @@ class TorchEngine(LocalModel):
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
         """Yield the text of one completion in pieces as it is made."""
-        from rung.engines.torch_decoding import stream
-
         prompt = self.prompt_tokens(request.prompt, request.sampling.max_tokens, request.adapter)
         with self.running(request.adapter) as model:
             pieces = stream(model, self.tokenizer, prompt, request.sampling, request.constraint)
             while (piece := next(pieces, None)) is not None:
                 yield piece
-                self.use(request.adapter)  # whoever reads the stream may have used the model meanwhile
+                self.use(request.adapter)  # the reader of the stream may have used the model meanwhile
 
     def session(self) -> Session:
-        """Return a session: completions that wait begin as a batch of their own, and batches take turns."""
-        return TorchSession(self)
+        """A session: waiting completions begin as a new batch, and batches take turns."""
+        return _TorchSession(self)
 
     def read(self, texts: Sequence[tuple[int, ...]], *, top: int = 1, adapter: str | None = None) -> list[TokenScores]:
-        """Score every token of every text, given as token ids; virtual tokens of a soft prompt are left out again."""
+        """Score every token of every text, given as token ids, without the virtual tokens of a soft prompt."""
         rows = [self.prompt_tokens(text, 0, adapter) for text in texts]
         with self.running(adapter) as model:
             scored = token_scores(model, rows, top)
@@ -235,17 +227,15 @@ class TorchEngine(LocalModel):
     def _score_group(
         self, model: Any, like: ScoreRequest, prompts: Sequence[tuple[int, ...]], progress: Progress
     ) -> Floats:
-        from rung.engines.tree_scoring import score_all, score_best
-
         trie = build_trie(like.continuations)
         if not like.best:
             return score_all(model, prompts, trie, done=progress.advance)
         labels = len(like.continuations)
         divisor = np.array(like.divisor, np.float32) if like.divisor else np.ones(labels, np.float32)
         bias = np.array(like.bias, np.float32) if like.bias else np.zeros(labels, np.float32)
-        # Where the model has no opinion (zero-shot, many labels) the search opens most of the trie, and one pass over
-        # all of it is cheaper. The first rows tell, for all that follow with the same labels and weights and prompts
-        # of the same size (demonstrations make prompts longer, and opinions firmer).
+        # Where the model is unsure (zero-shot, many labels) the search opens most of the trie, and one pass over all of
+        # it is cheaper. The first rows decide for all that follow with the same labels, weights and size of prompts
+        # (demonstrations make prompts longer, and the model surer).
         key = (like.adapter, like.continuations, like.divisor, like.bias, len(prompts[0]).bit_length())
         first = np.zeros((0, labels), np.float32)
         if key not in self._search_pays:
@@ -262,9 +252,9 @@ class TorchEngine(LocalModel):
         return np.concatenate([first, rest])
 
     def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """Return the mean hidden state of each text, shape [texts, hidden size], unit length.
+        """The mean hidden state of each text, shape [texts, hidden size], unit length.
 
-        States are taken at two thirds of the depth: the last layers turn toward predicting the next token.
+        States are those at two thirds of the depth: the last layers specialize in predicting the next token.
         """
         prompts = [self.fitting(self.tokenizer.encode_plain(text) or (0,), 0) for text in texts]
         progress.start("embedding", len(texts))
@@ -274,68 +264,43 @@ class TorchEngine(LocalModel):
 
 
 def _quantized(name: str, device: str, precision: Any) -> dict[str, Any]:
-    """Return the options that load a model in 4 bits (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
+    """The options that load a model in 4 bits (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
     if name != "nf4":
         raise EngineError("engine-mismatch", f"no quantization is named {name!r}", hint="`nf4` is the only one")
     for library in ("bitsandbytes", "accelerate"):
         if find_spec(library) is None:
-            raise EngineError(
-                "missing-extra", f"a base model in 4 bits needs {library}", hint=f"uv pip install {library}"
-            )
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
+            hint = f"uv pip install {library}"
+            raise EngineError("missing-extra", f"a base model in 4 bits needs {library}", hint=hint)
+    config = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=precision
     )
     return {"quantization_config": config, "device_map": device}
 
 
 def keep_gradients(model: Any) -> None:
-    """Keep the weights of a model in 4 bits in the layout that gradients pass through.
+    """Keep the weights of a model in 4 bits in a layout that gradients can pass.
 
     On processors with AVX-512 for bfloat16, bitsandbytes (0.50.2) packs a layer's weights for inference at its first
-    evaluation, and never unpacks them: training after it runs through a product that has no gradient.
+    evaluation, and never unpacks them: training afterwards would use a product without a gradient.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
-def _libraries() -> tuple[Any, Any]:
-    with needed_by("the torch engine", error=EngineError):
-        import torch
-        import transformers
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return torch, transformers
-
-
-# --------------------
-# Completions on torch that come and go: what waits begins as a batch of its own, and all batches take turns.
-#
-# A batch of padded rows cannot take a row in once it runs, so new rows do not wait for its end but run beside it.
-
-
-@dataclass(slots=True)
-class _Member:
-    """One completion: its row in a batch, and how much of it was given out."""
-
-    key: int
-    row: DecodingRow
-    shown: StreamBuffer = field(default_factory=StreamBuffer)
-    told: int = 0  # tokens given out
+# ---- sessions: a running batch of padded rows cannot take a new row, so new rows run beside it as another batch
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Completions of one adapter and one way of sampling that began together."""
+    """Completions with the same adapter and sampling that began together."""
 
     request: GenerateRequest
-    members: list[_Member]
+    rows: list[RunningRow]
     steps: Iterator[None]
 
 
-class TorchSession:
+class _TorchSession:
     """A `Session` on the torch engine; texts are those of `TorchEngine.generate`."""
 
     def __init__(self, engine: TorchEngine) -> None:
@@ -345,100 +310,74 @@ class TorchSession:
 
     @property
     def active(self) -> int:
-        """How many completions have not ended."""
-        return len(self._waiting) + sum(len(batch.members) for batch in self._batches)
+        return len(self._waiting) + sum(len(batch.rows) for batch in self._batches)
 
     def add(self, key: int, request: GenerateRequest) -> None:
-        """Take a completion in; it begins with the next step, or when there is room."""
         prompt = self._engine.prompt_tokens(request.prompt, request.sampling.max_tokens, request.adapter)
         self._waiting[key] = request, prompt
 
     def cancel(self, key: int) -> None:
-        """Drop a completion."""
         self._waiting.pop(key, None)
         for batch in self._batches:
-            for member in batch.members:
-                if member.key == key:
-                    member.row.reason = "cancelled"  # then the row leaves its batch at the next step
-            batch.members = [member for member in batch.members if member.key != key]
-        self._batches = [batch for batch in self._batches if batch.members]
+            for row in batch.rows:
+                if row.index == key:
+                    row.reason = "cancelled"  # then the row leaves its batch at the next step
+            batch.rows = [row for row in batch.rows if row.index != key]
+        self._batches = [batch for batch in self._batches if batch.rows]
 
     def step(self) -> list[Delta]:
-        """Go on by one token in every batch."""
         self._begin()
         deltas: list[Delta] = []
         for batch in self._batches:
             deltas += self._advance(batch)
-        self._batches = [batch for batch in self._batches if batch.members]
+        self._batches = [batch for batch in self._batches if batch.rows]
         return deltas
 
     def _begin(self) -> None:
-        """Make batches of what waits, as far as there is room."""
+        """Make batches of the waiting completions, as far as there is room."""
         if not self._waiting:
             return
         model = self._engine.model
-        tokens, most = side_by_side(model)
-        room = most - sum(len(batch.members) for batch in self._batches)
+        max_batch_tokens, max_rows = side_by_side(model)
+        room = max_rows - sum(len(batch.rows) for batch in self._batches)
         groups: dict[Any, list[int]] = defaultdict(list)
         for key in list(self._waiting)[: max(0, room)]:
             request = self._waiting[key][0]
             alike = (request.adapter, request.sampling, request.constraint)
             # A seed makes a row repeatable only where no other row draws from it; and a constraint that cannot be
-            # followed further ends the batch that it stands in.
+            # followed further ends its whole batch.
             alone = request.constraint is not None or (request.sampling.temperature > 0)
             groups[(alike, key) if alone else alike].append(key)
         for keys in groups.values():
             first = self._waiting[keys[0]][0]
             lengths = [len(self._waiting[key][1]) for key in keys]
-            for wide in batches(lengths, first.sampling.max_tokens, 1, tokens=tokens):
+            for wide in batches(lengths, first.sampling.max_tokens, 1, tokens=max_batch_tokens):
                 self._batches.append(self._batch(first, [keys[i] for i in wide]))
 
     def _batch(self, like: GenerateRequest, keys: list[int]) -> _Batch:
         prompts = [self._waiting.pop(key)[1] for key in keys]
-        members = [_Member(key, DecodingRow(i, len(prompts[i]))) for i, key in enumerate(keys)]
-        rows = [member.row for member in members]
-        engine = self._engine
-        running = steps(
-            engine.model, engine.tokenizer, prompts, rows, like.sampling, like.constraint, None, live=True
-        )  # fmt: skip
-        return _Batch(like, members, running)
+        rows = [RunningRow(key, len(prompt)) for key, prompt in zip(keys, prompts, strict=True)]
+        model, tokenizer = self._engine.model, self._engine.tokenizer
+        running = steps(model, tokenizer, prompts, rows, like.sampling, like.constraint, None, live=True)
+        return _Batch(like, list(rows), running)
 
     def _advance(self, batch: _Batch) -> list[Delta]:
         try:
             with self._engine.running(batch.request.adapter):
                 ended = next(batch.steps, "ended") == "ended"
         except RungError as error:
-            failed = [Delta(member.key, error=error) for member in batch.members]
-            batch.members = []
+            failed = [Delta(row.index, error=error) for row in batch.rows]
+            batch.rows = []
             return failed
-        deltas, going = [], []
-        for member in batch.members:
-            full = len(member.row.tokens) == batch.request.sampling.max_tokens
-            over = ended or full or member.row.reason != "length"
-            deltas.append(_delta(member, batch.request, ended=over))
-            if not over:
-                going.append(member)
-        batch.members = going
+        for row in batch.rows:
+            if row.reason is None and (ended or len(row.tokens) == batch.request.sampling.max_tokens):
+                row.reason = "length"
+        deltas = [row.delta(batch.request.sampling.stop) for row in batch.rows]
+        batch.rows = [row for row in batch.rows if row.reason is None]
         return deltas
 
 
-def _delta(member: _Member, request: GenerateRequest, *, ended: bool) -> Delta:
-    row, told = member.row, member.told
-    member.told = len(row.tokens)
-    return Delta(
-        key=member.key,
-        text=member.shown.more(row.text, request.sampling.stop, ended=ended),
-        tokens=tuple(row.tokens[told:]),
-        logprobs=tuple(row.logprobs[told:]),
-        prompt_tokens=row.prompt_tokens,
-        completion_tokens=len(row.tokens),
-        reason=row.reason if ended else None,
-    )
-
-
-# --------------------
-# Texts as the mean of a language model's hidden states.
-
+# ---- embeddings: the mean of a language model's hidden states
 
 DEPTH = 2 / 3
 
@@ -447,9 +386,9 @@ DEPTH = 2 / 3
 def mean_states(
     model: Any, prompts: Sequence[Sequence[int]], *, done: Callable[[int], None] = lambda rows: None
 ) -> Floats:
-    """Return unit vectors, shape [prompts, hidden size]: hidden states averaged over tokens at two thirds of the depth.
+    """Unit vectors, shape [prompts, hidden size]: hidden states averaged over tokens at two thirds of the depth.
 
-    The layers above are not run. Rows are padded on the right; causal attention keeps padding out of real tokens.
+    The layers above do not run. Rows are padded on the right; causal attention keeps padding out of real tokens.
     """
     core = model.get_decoder()
     layers = core.layers
@@ -459,7 +398,7 @@ def mean_states(
         rows = [prompts[i] for i in batch]
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)
-        output = states_behind(core, layers[depth - 1], {"input_ids": ids, "use_cache": False})
+        output = run_to_layer(core, layers[depth - 1], {"input_ids": ids, "use_cache": False})
         states = (output[0] if isinstance(output, tuple) else output).float()
         real = torch.tensor([[i < len(row) for i in range(width)] for row in rows], device=model.device)
         mean = (states * real[..., None]).sum(1) / real.sum(1, keepdim=True)
@@ -468,19 +407,19 @@ def mean_states(
     return result
 
 
-def states_behind(core: Any, layer: Any, values: dict[str, Any]) -> Any:
-    """Run a decoder on `values` up to this layer and return the layer's output; those above are not run."""
-    found = []
+def run_to_layer(core: Any, layer: Any, values: dict[str, Any]) -> Any:
+    """Run a decoder on `values` up to this layer and return the layer's output; the layers above do not run."""
+    outputs = []
 
     def stop(_module: Any, _inputs: Any, output: Any) -> None:
-        found.append(output)
+        outputs.append(output)
         raise _EnoughError
 
     handle = layer.register_forward_hook(stop)
     try:
         core(**values)
     except _EnoughError:
-        return found[0]
+        return outputs[0]
     finally:
         handle.remove()
     raise AssertionError("the layer did not run")
@@ -490,16 +429,14 @@ class _EnoughError(Exception):
     """Leaves the forward pass once the wanted layer has run."""
 
 
-# --------------------
-# How likely a text is, token by token: the log-likelihoods that evaluation harnesses ask completion servers for.
-
+# ---- how likely a text is, token by token: evaluation harnesses ask completion servers for these log-likelihoods
 
 PLACES = 64  # rows of logits that are normalized at once
 
 
 @torch.inference_mode()
 def token_scores(model: Any, texts: Sequence[tuple[int, ...]], top: int) -> list[TokenScores]:
-    """Score every token of every text, with the `top` likeliest at each place.
+    """Score every token of every text, with the `top` likeliest at each position.
 
     Rows are padded on the right; causal attention keeps padding out of real tokens.
     """
@@ -518,7 +455,7 @@ def token_scores(model: Any, texts: Sequence[tuple[int, ...]], top: int) -> list
 
 
 def _scores(logits: torch.Tensor, tokens: tuple[int, ...], top: int) -> TokenScores:
-    """Read the scores of one text off its logits, shape [tokens, vocabulary]."""
+    """The scores of one text from its logits, shape [tokens, vocabulary]."""
     own = np.full(len(tokens), np.nan, np.float32)
     best = np.full((len(tokens), top), -1, np.int64)
     values = np.full((len(tokens), top), np.nan, np.float32)

@@ -1,8 +1,8 @@
 """Label log-likelihoods by tree attention: one forward pass a row for all labels, or a search for the best one.
 
-The rows of a call share the prompt's common beginning (instruction, fixed demonstrations): it runs once, and its keys
-and values are lent to every row. Behind it stands each row's own text, padded on the left so that the prompt's last
-token is in the same column for all rows, and behind that the nodes of the label trie.
+The rows of a call share the prompt's common prefix (instruction, fixed demonstrations): it runs once, and every row
+uses its keys and values. Each row's own text follows, padded on the left so that the prompt's last token is in the same
+column for all rows, and then the nodes of the label trie.
 
 Everything goes through the model's own `forward` with a four-dimensional mask and explicit positions, so the logits are
 the model's own (scaling and soft-capping included), with or without an adapter.
@@ -19,29 +19,26 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from rung.engines.label_trie import Floats, LabelTrie, common_prefix
+from rung.engines.base import Floats
+from rung.engines.label_trie import LabelTrie, common_prefix
 
-# --------------------
-# What each layer's tokens attend to, and attention whose scores are capped.
+# ---- attention: masks, and capped scores
 #
-# Rung runs several rows behind one shared beginning, so it makes its own masks; models whose layers see only the last
-# tokens (Gemma 2 and 3, Mistral, Cohere 2) get a narrower one for those layers. Capped scores (Gemma 2) are what
-# torch's
-# fast attention does not know, and transformers leaves out without a word when it is chosen.
-
+# Rung runs several rows after one shared prefix, so it makes its own masks; layers that see only the last tokens
+# (Gemma 2 and 3, Mistral, Cohere 2) get a narrower one. Torch's fast attention cannot cap scores
+# (Gemma 2), and transformers silently skips the cap when that attention is chosen.
 
 CAPPED = "rung_capped"
 
 
 def layer_masks(model: Any, mask: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> Any:
-    """Return the attention mask as the model takes it: one, or one for each kind of its layers.
+    """The attention mask in the form that the model takes: one, or one for each kind of layer.
 
     Args:
         model: the model that will run.
-        mask: whom each token may attend to, shape [rows, queries, keys].
+        mask: which tokens each token may attend to, shape [rows, queries, keys].
         queries: positions of the tokens that run, shape [rows, queries].
-        keys: positions of all tokens they may attend to, shape [rows, keys]; what stands in columns that `mask` hides
-            does not matter.
+        keys: positions of all tokens they may attend to, shape [rows, keys]; columns that `mask` hides do not matter.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -56,7 +53,7 @@ def layer_masks(model: Any, mask: torch.Tensor, queries: torch.Tensor, keys: tor
 
 @contextmanager
 def attending(model: Any, name: str) -> Iterator[None]:
-    """Switch the model to the attention implementation of this name for a while."""
+    """Switch the model to another attention implementation inside the block."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
@@ -66,7 +63,7 @@ def attending(model: Any, name: str) -> Iterator[None]:
 
 
 def best_attention(config: Any) -> str:
-    """Return the name of the fastest attention that computes what the model's configuration asks for."""
+    """The name of the fastest attention that computes what the model's configuration asks for."""
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None:
         return "sdpa"
     _register()
@@ -74,18 +71,10 @@ def best_attention(config: Any) -> str:
 
 
 def capped_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attend with scores capped to `softcap * tanh(scores / softcap)`, in the form that transformers asks for.
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, *,
+    dropout: float = 0.0, scaling: float | None = None, softcap: float | None = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attend with scores capped to `softcap * tanh(scores / softcap)`, with the signature that transformers expects.
 
     Args:
         module: the attention layer.
@@ -125,31 +114,32 @@ def _register() -> None:
 LOGIT_BYTES = 384 * 2**20  # logits materialized at once
 TOKENS_PER_BATCH = 2048  # tokens run at once, where the logits allow
 PLACES = 32  # rows of logits normalized at once
-EXPAND = 6  # nodes expanded per row in the first round of the best-first search; each round doubles it, to at most
-MOST_EXPAND = 48  # this: a peaked distribution is decided in one small round, a flat one in few large rounds
+# Nodes per row in the first round of the best-first search, and the limit to which each round doubles it: a peaked
+# distribution is decided in one small round, a flat one in few large rounds.
+EXPAND, MAX_EXPAND = 6, 48
 
 
 @dataclass(slots=True)
 class Prefix:
-    """Keys and values of a prompt beginning, one pair per layer, each [1, heads, length, size]."""
+    """Keys and values of a prompt prefix, one pair per layer, each [1, heads, length, size]."""
 
     length: int
     layers: list[tuple[torch.Tensor, torch.Tensor]]
 
     def cache(self, rows: int) -> DynamicCache:
-        """Return a fresh cache that lends this prefix to `rows` rows."""
+        """A fresh cache that shares this prefix with `rows` rows."""
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self.layers):
             cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
         return cache
 
     def before(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return the positions of this prefix and of what stands behind it, shape [rows, length + columns]."""
+        """The positions of this prefix and of what follows it, shape [rows, length + columns]."""
         return torch.cat([torch.arange(self.length).expand(len(positions), -1), positions], 1)
 
 
 def run_prefix(model: Any, tokens: Sequence[int]) -> Prefix:
-    """Run the tokens that all rows share, once."""
+    """Run the tokens that all rows share once."""
     if not tokens:
         return Prefix(0, [])
     cache = DynamicCache()
@@ -162,7 +152,7 @@ def run_prefix(model: Any, tokens: Sequence[int]) -> Prefix:
 def score_all(
     model: Any, prompts: Sequence[tuple[int, ...]], trie: LabelTrie, *, done: Callable[[int], None] = lambda rows: None
 ) -> Floats:
-    """Return the log-likelihood of every continuation behind every prompt, shape [prompts, continuations]."""
+    """The log-likelihood of every continuation after every prompt, shape [prompts, continuations]."""
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix = run_prefix(model, prompts[0][:shared])
     result = np.empty((len(prompts), len(trie.paths)), np.float32)
@@ -178,11 +168,11 @@ def batches(
     lengths: Sequence[int], tree: int, vocabulary: int, *, tokens: int = TOKENS_PER_BATCH
 ) -> Iterator[list[int]]:
     """Group rows of similar length, longest first, so that padding and memory (`tokens` a batch) stay small."""
-    most = max(1, LOGIT_BYTES // (4 * vocabulary * (tree + 1)))
+    max_rows = max(1, LOGIT_BYTES // (4 * vocabulary * (tree + 1)))
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         width = (lengths[batch[0]] if batch else lengths[index]) + tree
-        if batch and (len(batch) >= most or (len(batch) + 1) * width > tokens):
+        if batch and (len(batch) >= max_rows or (len(batch) + 1) * width > tokens):
             yield batch
             batch = []
         batch.append(index)
@@ -203,19 +193,16 @@ def _forward_tree(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], tri
     places = torch.cat([positions, depths], 1)
     logits: torch.Tensor = model(
         input_ids=torch.cat([ids, tree], 1).to(device),
-        attention_mask=layer_masks(model, total, places, prefix.before(places)),
-        position_ids=places.to(device),
-        past_key_values=prefix.cache(len(rows)),
-        use_cache=True,
-        logits_to_keep=nodes + 1,
-    ).logits
+        attention_mask=layer_masks(model, total, places, prefix.before(places)), position_ids=places.to(device),
+        past_key_values=prefix.cache(len(rows)), use_cache=True, logits_to_keep=nodes + 1,
+    ).logits  # fmt: skip
     return logits
 
 
 def left_padded(prefix: Prefix, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Pad rows on the left; return ids [R, W], causal mask [R, W, prefix + W] and positions [R, W].
 
-    Padding attends to itself alone: a query that attends to nothing would turn into NaN.
+    Padding attends only to itself: a query that attends to nothing would become NaN.
     """
     width = max(map(len, rows))
     pads = torch.tensor([width - len(row) for row in rows])
@@ -231,16 +218,16 @@ def left_padded(prefix: Prefix, rows: Sequence[Sequence[int]]) -> tuple[torch.Te
 
 
 def _log_normalizer(logits: torch.Tensor) -> torch.Tensor:
-    """Return the log of the summed exponentials over the vocabulary, in float32.
+    """The log of the summed exponentials over the vocabulary, in float32.
 
-    A few places at a time: the passes over them then run in the processor's cache instead of main memory.
+    A few rows of logits at a time, so that they stay in the processor's cache instead of main memory.
     """
     places = logits.flatten(0, -2).split(PLACES)
     return torch.cat([part.float().logsumexp(-1) for part in places]).view(logits.shape[:-1])
 
 
 def _edge_logprobs(logits: torch.Tensor, nodes: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> Floats:
-    """Read the log-probability of each edge (`nodes` index the second dimension) off `logits` [R, nodes, V]."""
+    """The log-probability of each edge (`nodes` index the second dimension) from `logits` [R, nodes, V]."""
     normalizer = _log_normalizer(logits)
     where = torch.from_numpy(nodes).to(logits.device)
     picked = logits[:, where, torch.from_numpy(tokens).to(logits.device)].float() - normalizer[:, where]
@@ -250,17 +237,12 @@ def _edge_logprobs(logits: torch.Tensor, nodes: np.ndarray[Any, Any], tokens: np
 
 @torch.inference_mode()
 def score_best(
-    model: Any,
-    prompts: Sequence[tuple[int, ...]],
-    trie: LabelTrie,
-    divisor: Floats,
-    bias: Floats,
-    *,
+    model: Any, prompts: Sequence[tuple[int, ...]], trie: LabelTrie, divisor: Floats, bias: Floats, *,
     done: Callable[[int], None] = lambda rows: None,
-) -> tuple[Floats, int]:
+) -> tuple[Floats, int]:  # fmt: skip
     """Find the exact argmax of `logprob / divisor - bias` per row, running only the nodes that can decide it.
 
-    A log-probability never rises along a path, so what is known of a label bounds its value from above (A* with a zero
+    A log-probability never rises along a path, so the known part of a label bounds its value from above (A* with a zero
     heuristic). Labels are opened in the order of their bounds until the best finished one is above all open ones.
 
     Returns:
@@ -270,10 +252,8 @@ def score_best(
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix = run_prefix(model, prompts[0][:shared])
     result = np.empty((len(prompts), len(trie.paths)), np.float32)
-    opened = 0
-    for batch in batches(
-        [len(p) - shared for p in prompts], min(trie.size, MOST_EXPAND), model.config.get_text_config().vocab_size
-    ):
+    opened, vocabulary = 0, model.config.get_text_config().vocab_size
+    for batch in batches([len(p) - shared for p in prompts], min(trie.size, MAX_EXPAND), vocabulary):
         rows = [prompts[i][shared:] for i in batch]
         search = _BestFirstSearch(model, prefix, rows, trie, divisor, bias)
         result[batch] = search.run()
@@ -283,7 +263,7 @@ def score_best(
 
 
 class _BestFirstSearch:
-    """Best-first search over one batch of rows; rows leave the batch as they are decided."""
+    """Best-first search over one batch of rows; decided rows leave the batch."""
 
     def __init__(
         self, model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], trie: LabelTrie, divisor: Floats, bias: Floats
@@ -294,18 +274,14 @@ class _BestFirstSearch:
         device = model.device
         self.places = prefix.before(positions)  # positions of all columns, [R, columns]
         logits = model(
-            input_ids=ids.to(device),
-            attention_mask=layer_masks(model, mask, positions, self.places),
-            position_ids=positions.to(device),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+            input_ids=ids.to(device), attention_mask=layer_masks(model, mask, positions, self.places),
+            position_ids=positions.to(device), past_key_values=self.cache, use_cache=True, logits_to_keep=1,
+        ).logits  # fmt: skip
         self.prompt_mask = mask[:, -1]  # what the prompt's last token attends to, [R, columns]
         self.last = positions[:, -1]
-        self.rows = np.arange(len(rows))  # rows still open, by their place in the batch
-        self.edges = np.zeros((len(rows), len(trie.edge_nodes)), np.float32)  # 0 bounds what is not known
-        self.column = np.full((len(rows), trie.size + 1), -1)  # tree column of each node, -1 while not run
+        self.rows = np.arange(len(rows))  # undecided rows, by their position in the batch
+        self.edges = np.zeros((len(rows), len(trie.edge_nodes)), np.float32)  # 0 bounds an unknown edge
+        self.column = np.full((len(rows), trie.size + 1), -1)  # tree column of each node, -1 before it runs
         self.column[:, 0] = 0
         self.columns = 0
         self.opened = 0
@@ -368,19 +344,16 @@ class _BestFirstSearch:
         positions = self.last[:, None] + depths
         self.places = torch.cat([self.places, positions], 1)
         logits = self.model(
-            input_ids=ids.to(device),
-            attention_mask=layer_masks(self.model, mask, positions, self.places),
-            position_ids=positions.to(device),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).logits
+            input_ids=ids.to(device), attention_mask=layer_masks(self.model, mask, positions, self.places),
+            position_ids=positions.to(device), past_key_values=self.cache, use_cache=True,
+        ).logits  # fmt: skip
         self.columns += width
         self.opened += sum(map(len, chosen))
-        self.expand = min(2 * self.expand, MOST_EXPAND)
+        self.expand = min(2 * self.expand, MAX_EXPAND)
         self._read(logits, chosen)
 
     def _read(self, logits: torch.Tensor, chosen: list[list[int]]) -> None:
-        """Store the log-probabilities of the edges that leave the nodes just run."""
+        """Store the log-probabilities of the edges out of the nodes that just ran."""
         normalizer = _log_normalizer(logits)
         where_row: list[int] = []
         where_place: list[int] = []

@@ -20,8 +20,8 @@ import numpy as np
 from rung.engines.base import Floats
 from rung.errors import EngineError, ModelError, needed_by
 from rung.models.gguf import CONTROL, USER_DEFINED, pre_tokenizer
+from rung.models.messages import end_token
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import end_token
 from rung.progress import QUIET, Progress
 
 GgufPrecision = Literal["f32", "f16", "q8_0"]

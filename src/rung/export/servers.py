@@ -21,10 +21,9 @@ from rung.errors import ArtifactError
 from rung.export.gguf import write_gguf
 from rung.export.merge import check_new, write_model
 from rung.models.cache import publish
-from rung.models.messages import Message, Messages
+from rung.models.messages import Message, Messages, accepts_system, end_token, fold_system
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import accepts_system, end_token, fold_system
 from rung.progress import QUIET, Progress
 
 # ---- chat templates with which other servers render what Rung renders
@@ -34,7 +33,7 @@ from rung.progress import QUIET, Progress
 # the bare text of the last message. So the text around each message is read off rendered conversations, and kept only
 # if conversations of every form come out equal.
 
-# A system message goes before the first user's text (see `rung.models.turns`).
+# A system message goes before the first user's text (see `rung.models.messages`).
 FOLDED = (
     "{%- if messages | length > 1 and messages[0]['role'] == 'system' and messages[1]['role'] == 'user' -%}"
     "{%- set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}]"

@@ -1,4 +1,4 @@
-"""The cache folder, the offline switch, and how a folder is published at once or not at all."""
+"""The cache folder, the offline switch, and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRUE = {"1", "true", "yes", "on"}
 
 
 def cache_dir() -> Path:
-    """Return Rung's cache folder: `$RUNG_CACHE`, else `$XDG_CACHE_HOME/rung`, else `~/.cache/rung`."""
+    """Rung's cache folder: `$RUNG_CACHE`, else `$XDG_CACHE_HOME/rung`, else `~/.cache/rung`."""
     if own := os.environ.get("RUNG_CACHE"):
         return Path(own).expanduser().absolute()
     if base := os.environ.get("XDG_CACHE_HOME"):
@@ -24,7 +24,7 @@ def cache_dir() -> Path:
 
 
 def offline() -> bool:
-    """Tell whether the network must not be used: `RUNG_OFFLINE` or `HF_HUB_OFFLINE` is 1, true, yes or on."""
+    """Whether the network must not be used: `RUNG_OFFLINE` or `HF_HUB_OFFLINE` is 1, true, yes or on."""
     return any(os.environ.get(name, "").strip().lower() in TRUE for name in ("RUNG_OFFLINE", "HF_HUB_OFFLINE"))
 
 
@@ -32,10 +32,10 @@ def publish(folder: Path, build: Callable[[Path], object]) -> bool:
     """Make `folder` appear complete or not at all.
 
     `build` fills an empty sibling folder, which is flushed to disk and then renamed. Processes that publish the same
-    folder wait for each other, and the later ones find it done. What a killed process left behind is removed.
+    folder wait for each other, and only the first one builds it. Remains of a killed process are removed.
 
     Returns:
-        True if this call built the folder, False if it was there already.
+        True if this call built the folder, False if it existed.
     """
     from filelock import FileLock
 
@@ -71,7 +71,7 @@ def flush(folder: Path) -> None:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Replace `file` by `text` at once: a reader sees the old text or the new one, as readable as any file."""
+    """Replace `file` by `text` atomically: a reader sees the old text or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.parent / f".{file.name}.{secrets.token_hex(8)}"
     try:
@@ -86,7 +86,7 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def _open_up(folder: Path) -> None:
-    """Make a folder as readable as any other: mkdtemp and safetensors write private ones."""
+    """Give a folder the usual permissions: mkdtemp and safetensors write private ones."""
     mask = os.umask(0)
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
@@ -94,7 +94,7 @@ def _open_up(folder: Path) -> None:
 
 
 def lock_file(folder: Path) -> Path:
-    """Return the lock of a folder. It lives in the cache, so that none is left beside a user's folder."""
+    """The lock of a folder, in the cache, so that none remains beside a user's folder."""
     locks = cache_dir() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return locks / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.lock"
@@ -108,18 +108,17 @@ def _flush_one(path: Path) -> None:
         os.close(handle)
 
 
-# --------------------
-# Fingerprints of model files, remembered so that a file that did not change is hashed once.
+# ---- fingerprints of model files, cached so that an unchanged file is hashed once
 
 
 def file_sha256(file: Path) -> str:
-    """Return the sha256 of one file, in hexadecimal."""
+    """The sha256 of one file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def known_sha256(file: Path) -> str:
-    """Return the sha256 of one file; a remembered one as long as its path, size and modification time stay."""
+    """The sha256 of one file, cached while its path, size and modification time are unchanged."""
     file = file.resolve()
     status = file.stat()
     state = [str(file), status.st_size, status.st_mtime_ns]
@@ -134,6 +133,6 @@ def known_sha256(file: Path) -> str:
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """Return one sha256 over the names and contents of `files`, whatever their order."""
+    """One sha256 over the names and contents of `files`, in any order."""
     lines = sorted(f"{file.name} {known_sha256(file)}" for file in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,8 +1,7 @@
-"""The only chat renderer: messages become the text that a model reads, by the model's own template.
+"""The only chat renderer: the model's own template turns messages into the text that the model reads.
 
-The template is a program of the model's authors in Jinja. It runs in an immutable sandbox, over messages that are
-values and never template text. The environment is that of transformers' `apply_chat_template`, so both give the
-same text.
+The template is a Jinja program by the model's authors. It runs in an immutable sandbox, over messages that are values
+and never template text. The environment is that of transformers' `apply_chat_template`, so both give the same text.
 """
 
 from __future__ import annotations
@@ -18,25 +17,18 @@ from rung.errors import ModelError
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
-    from rung.models.messages import Message
-
 BETWEEN = "\n\n"  # between the messages of a model that has no template
 
 
 def render(
-    messages: Iterable[Message],
-    template: str | None,
-    *,
-    bos: str | None,
-    eos: str | None,
-    add_generation_prompt: bool = True,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-) -> str:
-    """Return the text of a chat.
+    messages: Iterable[Mapping[str, Any]], template: str | None, *, bos: str | None, eos: str | None,
+    add_generation_prompt: bool = True, tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:  # fmt: skip
+    """The text of a chat.
 
     A model without a template completes plain text: the contents of the messages with blank lines between them, and
-    with `add_generation_prompt` another before the answer. A content before an assistant's turn that ends in white
-    space, such as a template's cue `Answer: `, brings that along itself. `tools` are refused.
+    with `add_generation_prompt` another blank line before the answer, unless the content before an assistant's turn
+    ends in white space already, such as the cue `Answer: `. `tools` are refused.
 
     Args:
         messages: the chat turns, in order.
@@ -52,11 +44,8 @@ def render(
     turns = [dict(message) for message in messages]
     if template is None:
         if tools:
-            raise ModelError(
-                "no-chat-template",
-                "the model has no chat template, so it cannot be told of tools",
-                hint="use an instruction-tuned model whose template knows tools",
-            )
+            hint = "use an instruction-tuned model whose template supports tools"
+            raise ModelError("no-chat-template", "the model has no chat template, so it cannot use tools", hint=hint)
         return _plain(turns, add_generation_prompt)
     from jinja2.exceptions import TemplateError
 
@@ -71,15 +60,13 @@ def render(
         )
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as refused:
         roles = ", ".join(str(turn.get("role")) for turn in turns)
-        raise ModelError(
-            "chat-template-refused",
-            f"the model's chat template refuses messages of the roles {roles}: {refused}",
-            hint="some models take no system message, or want user and assistant to take turns",
-        ) from refused
+        problem = f"the model's chat template refuses messages of the roles {roles}: {refused}"
+        hint = "some models accept no system message, or require user and assistant to alternate"
+        raise ModelError("chat-template-refused", problem, hint=hint) from refused
 
 
 def _plain(turns: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-    """Return the text for a model without a template; an answer never stands right behind the word before it."""
+    """The text for a model without a template; white space always separates an answer from the word before it."""
     text = ""
     for turn in (*turns, *([{"role": "assistant", "content": ""}] if add_generation_prompt else ())):
         cued = turn["role"] == "assistant" and text[-1:].isspace()
@@ -89,7 +76,7 @@ def _plain(turns: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> s
 
 @lru_cache(maxsize=16)
 def compiled(template: str) -> Template:
-    """Return the compiled template.
+    """The compiled template.
 
     Raises:
         ModelError: it is not valid Jinja.
@@ -99,11 +86,9 @@ def compiled(template: str) -> Template:
     try:
         return _environment().from_string(template)
     except TemplateSyntaxError as broken:
-        raise ModelError(
-            "model-damaged",
-            f"line {broken.lineno} of the model's chat template: {broken.message}",
-            hint="download the model again, or correct its chat_template.jinja",
-        ) from broken
+        problem = f"line {broken.lineno} of the model's chat template: {broken.message}"
+        hint = "download the model again, or correct its chat_template.jinja"
+        raise ModelError("model-damaged", problem, hint=hint) from broken
 
 
 @lru_cache(maxsize=1)
@@ -132,13 +117,10 @@ def _environment() -> Environment:
 
 
 def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes HTML characters, which prompts must not have."""
+) -> str:  # fmt: skip
+    """Jinja's own filter escapes HTML characters, which would be wrong in prompts."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

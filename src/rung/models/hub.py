@@ -1,4 +1,4 @@
-"""Models of the Hugging Face Hub: from its local cache where they are there, else downloaded; data files only."""
+"""Models of the Hugging Face Hub, cached or downloaded; and the check that a model folder holds only data."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ IGNORED = ["onnx/*", "openvino/*", "original/*", "runs/*", "checkpoint-*/*"]
 
 
 def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET) -> Path:
-    """Return the snapshot folder of a Hub model, downloading it where the local cache lacks it.
+    """The snapshot folder of a Hub model, downloaded where the local cache lacks it.
 
-    A model that is in the cache is used as it is, and no connection is attempted.
+    A cached model is used without a connection.
 
     Raises:
         ModelError: huggingface-hub is missing, the model is not found, or it is not in the cache and we are offline.
@@ -28,43 +28,42 @@ def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET
         from httpx import HTTPError
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    if (found := cached(name, revision)) is not None:
-        return found
+    if (snapshot := cached(name, revision)) is not None:
+        return snapshot
     if offline():
-        raise ModelError(
-            "model-not-cached",
-            f"{name} is not in the local Hub cache, and the network is switched off",
-            hint=f"unset RUNG_OFFLINE and HF_HUB_OFFLINE, and run `rung models pull {name}` once",
-        )
+        problem = f"{name} is not in the local Hub cache, and the network is switched off"
+        hint = f"unset RUNG_OFFLINE and HF_HUB_OFFLINE, and run `rung models pull {name}` once"
+        raise ModelError("model-not-cached", problem, hint=hint)
     progress.start(f"downloading {name} from the Hub")
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=ALLOWED, ignore_patterns=IGNORED))
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as failed:
-        why = (str(failed).strip() or type(failed).__name__).splitlines()[0]
-        raise ModelError(
-            "download-failed",
-            f"{name} could not be fetched from the Hub: {why}",
-            hint="check the name and the network; gated models need a token in HF_TOKEN",
-        ) from failed
+        hint = "check the name and the network; gated models need a token in HF_TOKEN"
+        problem = f"{name} could not be downloaded from the Hub: {_first_line(failed)}"
+        raise ModelError("download-failed", problem, hint=hint) from failed
     progress.finish()
     return folder
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def check_online(what: str) -> None:
-    """Make sure that the Hub may be asked.
+    """Check that the network is on.
 
     Raises:
         ModelError: the network is switched off.
     """
     if offline():
         raise ModelError(
-            "network-off", f"{what} cannot be fetched: the network is switched off",
+            "network-off", f"{what} cannot be downloaded: the network is switched off",
             hint="unset RUNG_OFFLINE and HF_HUB_OFFLINE",
         )  # fmt: skip
 
 
 def facts(name: str) -> dict[str, Any]:
-    """Return what the Hub says of a model: parameters, licence, languages, access; None for what it does not say.
+    """The Hub's facts on a model: parameters, licence, languages, access; None for unknown ones.
 
     Raises:
         ModelError: huggingface-hub is missing, or the Hub does not know the model or does not answer.
@@ -74,30 +73,27 @@ def facts(name: str) -> dict[str, Any]:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     try:
-        found = HfApi().model_info(name, expand=["safetensors", "cardData", "gated"], timeout=20)
+        info = HfApi().model_info(name, expand=["safetensors", "cardData", "gated"], timeout=20)
     except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError, OSError) as failed:
-        why = (str(failed).strip() or type(failed).__name__).splitlines()[0]
-        raise ModelError(
-            "download-failed", f"{name}: the Hub does not tell: {why}", hint="check the name and the network"
-        ) from failed
-    card = found.card_data
-    languages = None if card is None else card.get("language")
-    licence = None if card is None else card.get("license")
+        problem = f"{name}: the Hub gives no facts: {_first_line(failed)}"
+        raise ModelError("download-failed", problem, hint="check the name and the network") from failed
+    card = info.card_data or {}
+    languages, licence = card.get("language"), card.get("license")
     if licence == "other":
-        licence = card.get("license_name") if card is not None else None
+        licence = card.get("license_name")
     return {
-        "parameters": None if found.safetensors is None else found.safetensors.total,
+        "parameters": None if info.safetensors is None else info.safetensors.total,
         "licence": licence,
         "languages": [languages] if isinstance(languages, str) else languages,
-        "access": None if found.gated is None else "gated" if found.gated else "open",
+        "access": None if info.gated is None else "gated" if info.gated else "open",
     }
 
 
 def cached(name: str, revision: str | None = None) -> Path | None:
-    """Return the snapshot folder of a Hub model if the local cache has all of it.
+    """The snapshot folder of a Hub model if the local cache has all of it.
 
     Raises:
-        ModelError: huggingface-hub is missing, or the name cannot be one of the Hub.
+        ModelError: huggingface-hub is missing, or the name is not a valid Hub id.
     """
     with needed_by("a Hub model", error=ModelError):
         from huggingface_hub import snapshot_download
@@ -112,7 +108,7 @@ def cached(name: str, revision: str | None = None) -> Path | None:
 
 
 def _complete(folder: Path) -> bool:
-    """Tell whether a cached snapshot has its configuration and all weights; other tools fetch single files."""
+    """Whether a cached snapshot has its configuration and all weights; other tools download single files."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
@@ -120,20 +116,18 @@ def _complete(folder: Path) -> bool:
     return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
 
 
-# --------------------
-# What a model folder may hold: data only. Nothing that runs code when it is loaded, nothing outside the folder.
-
+# ---- the check that a model folder holds only data: nothing that runs code when loaded, nothing outside the folder
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz"}
 CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib"}
-# Vocabularies map arbitrary text to numbers, so the words looked for below mean nothing in them.
+# Vocabularies map arbitrary text to numbers, so the keywords below mean nothing in them.
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
 
 
 def check_folder(folder: Path) -> None:
     """Refuse a model folder that holds more than data, or lacks readable weights.
 
-    Hidden folders (`.git`, `.cache`) are left out: no loader looks there.
+    Hidden folders (`.git`, `.cache`) are skipped: no loader looks there.
 
     Raises:
         ModelError: code, `auto_map`, a foreign module class, pickled weights, a path out of the folder, no
@@ -151,20 +145,17 @@ def check_folder(folder: Path) -> None:
         if suffix == ".json" and entry.name not in VOCABULARIES:
             _check_json(folder, entry)
     if not weights(folder):
-        raise ModelError(
-            "model-damaged",
-            f"{folder} holds no weights in safetensors format",
-            hint="convert them with `save_pretrained(folder, safe_serialization=True)`, or choose another repository",
-        )
+        hint = "convert them with `save_pretrained(folder, safe_serialization=True)`, or choose another repository"
+        raise ModelError("model-damaged", f"{folder} holds no weights in safetensors format", hint=hint)
 
 
 def weights(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model folder, sorted by path."""
+    """The safetensors files of a model folder, sorted by path."""
     return sorted(entry for entry in _entries(folder) if entry.suffix == ".safetensors")
 
 
 def read_json(file: Path) -> Any:
-    """Return what a JSON file of a model says.
+    """The content of a JSON file of a model.
 
     Raises:
         ModelError: it is not JSON.
@@ -200,7 +191,7 @@ def _is_openvino(file: Path) -> bool:
 def _check_json(folder: Path, file: Path) -> None:
     content = read_json(file)
     if _mentions(content, "auto_map"):
-        raise _refused(file, "asks for code of its own (`auto_map`), which Rung never runs")
+        raise _refused(file, "asks for custom code (`auto_map`), which Rung never runs")
     if file.name == "modules.json":
         _check_modules(file, content)
     if file.name.endswith(".index.json") and isinstance(content, dict):
@@ -222,11 +213,8 @@ def _check_shard(folder: Path, index: Path, name: str) -> None:
     if not name.endswith(".safetensors"):
         raise _refused(index, f"names {name!r}, which is not in safetensors format")
     if not (index.parent / name).exists():
-        raise ModelError(
-            "model-damaged",
-            f"{index} names {name}, which is not in {folder}",
-            hint="the download or copy was interrupted: fetch the model again",
-        )
+        hint = "the download or copy was interrupted: download the model again"
+        raise ModelError("model-damaged", f"{index} names {name}, which is not in {folder}", hint=hint)
 
 
 def _mentions(content: Any, key: str) -> bool:

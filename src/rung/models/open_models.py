@@ -1,7 +1,7 @@
-"""Open models by their published facts: which of them suit a task, a language, a licence, a memory, a context.
+"""A catalogue of open models by published facts, to search by task, language, licence, memory and context.
 
-The facts are those of `open_models.yaml`, as their sources state them; what no source states is None, and a model is
-never listed as suitable by a fact that is not known. `refresh` asks the Hub for newer ones.
+The facts come from `open_models.yaml`, as their sources state them; a fact that no source states is None, and never
+makes a model suitable. `refresh` asks the Hub for newer facts.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rung.machine import Machine
 from rung.models.cache import cache_dir, write_atomically
 from rung.progress import QUIET, Progress
 
-Kind = Literal["language model", "sentence encoder"]
+ModelKind = Literal["language model", "sentence encoder"]
 
 PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause", "isc", "cc0-1.0", "unlicense"})
 PRECISIONS: Mapping[str, float] = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5}  # bytes a parameter
-ROOM = 2**30  # bytes beside the weights: activations and the cache of a few thousand tokens
+ROOM = 2**30  # bytes for activations and the cache of a few thousand tokens
 
-# What a task's order goes by, first benchmark first; the others are shown beside it.
+# The benchmarks of each task: models are sorted by the first one, and the others are shown.
 TASKS: Mapping[str, tuple[str, ...]] = {
     "chat": ("IFEval", "MMLU"),
     "classification": ("IFEval", "MMLU", "MMLU-Pro"),
@@ -46,8 +46,8 @@ TASKS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """A published score in percent, how it was measured, who says so, and when."""
+class PublishedScore:
+    """A published score in percent, with its setting, source and date."""
 
     benchmark: str
     value: float
@@ -66,18 +66,18 @@ class OpenModel:
         parameters: number of weights, where known.
         context: tokens that it reads as published.
         scaled_context: tokens that it reads with rope scaling, where its maker supports that.
-        languages: codes of the languages that its maker lists, or None where there is no list.
-        languages_stated: how many languages its maker speaks of, beyond the list.
+        languages: codes of the languages that its maker lists, or None without a list.
+        languages_stated: how many languages its maker mentions, beyond the list.
         licence: the Hub's identifier.
-        access: `open`, or `gated` where the Hub asks for an agreement first.
+        access: `open`, or `gated` where the Hub requires an agreement.
         released: year and month.
-        source: where the facts are from.
+        source: of the facts.
         scores: as published.
-        checked: the day on which the Hub was asked, for refreshed facts.
+        checked: the day of a refresh from the Hub.
     """
 
     id: str
-    kind: Kind
+    kind: ModelKind
     parameters: int | None
     context: int | None
     scaled_context: int | None
@@ -87,37 +87,37 @@ class OpenModel:
     access: str | None
     released: str
     source: str
-    scores: tuple[Score, ...] = ()
+    scores: tuple[PublishedScore, ...] = ()
     checked: str = ""
 
     @property
     def permissive(self) -> bool | None:
-        """Whether the licence allows any use; None where it is not known."""
+        """Whether the licence allows any use; None where it is unknown."""
         return None if self.licence is None else self.licence in PERMISSIVE
 
     def memory(self) -> dict[str, int] | None:
-        """Return bytes needed by precision: the weights, and room for activations."""
+        """The bytes needed at each precision, for weights and activations."""
         if self.parameters is None:
             return None
         return {name: round(self.parameters * size) + ROOM for name, size in PRECISIONS.items()}
 
     def fits(self, limit: int) -> str | None:
-        """Return the finest precision that fits into `limit` bytes, or None."""
+        """The finest precision that fits into `limit` bytes, or None."""
         needed = self.memory() or {}
         return next((name for name, size in needed.items() if size <= limit), None)
 
     def tokens_per_second(self, machine: Machine) -> float | None:
-        """Return prompt tokens that `machine` is expected to read in a second, in fp32 on its processor."""
+        """Estimated prompt tokens per second in fp32 on the processor of `machine`."""
         return None if self.parameters is None else 1 / machine.inference_seconds(2 * self.parameters)
 
-    def score(self, benchmark: str) -> Score | None:
-        """Return the published score on a benchmark, if there is one."""
+    def score(self, benchmark: str) -> PublishedScore | None:
+        """The published score on a benchmark, if there is one."""
         return next((score for score in self.scores if score.benchmark == benchmark), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a model must have; None where it does not matter."""
+class ModelQuery:
+    """The requirements on a model; None for no requirement."""
 
     task: str | None = None
     language: str | None = None
@@ -127,32 +127,32 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Models that suit, best published score first; and models that lack a fact to tell by, with the fact."""
+class ModelMatches:
+    """Suitable models, best published score first; and models that lack a fact to decide, with that fact."""
 
     suitable: tuple[OpenModel, ...]
     unknown: tuple[tuple[OpenModel, str], ...]
 
 
 def load() -> tuple[OpenModel, ...]:
-    """Return all models, with refreshed facts where the Hub was asked."""
+    """All models, with refreshed facts where there are any."""
     refreshed = _refreshed()
     return tuple(replace(model, **refreshed[model.id]) if model.id in refreshed else model for model in _shipped())
 
 
 def find(reference: str) -> OpenModel | None:
-    """Return the model with this Hub id, a revision left aside."""
+    """The model with this Hub id; a revision is ignored."""
     wanted = reference.partition("@")[0].lower()
     return next((model for model in load() if model.id.lower() == wanted), None)
 
 
 def wanted_from(
     task: str | None, language: str | None, licence: str | None, memory: str | None, context: str | None
-) -> Wanted:
-    """Check what a person asks for, as the options of `rung models search` are written.
+) -> ModelQuery:
+    """Check and parse the options of `rung models search`.
 
     Raises:
-        ConfigError: `unknown-name`: no such task, language or licence; `bad-option`: a size is not one.
+        ConfigError: `unknown-name`: an unknown task, language or licence; `bad-option`: an invalid size.
     """
     models = load()
     if task is not None and task not in TASKS:
@@ -171,13 +171,10 @@ def wanted_from(
         if licence not in known:
             message = f"no model of the catalogue has the licence {licence!r}"
             raise ConfigError("unknown-name", message, hint=f"give {', '.join(known)}")
-    return Wanted(
-        task,
-        language,
-        licence,
-        _size("--memory", memory, bytes_of, "16GB"),
+    return ModelQuery(
+        task, language, licence, _size("--memory", memory, bytes_of, "16GB"),
         _size("--context", context, tokens_of, "32k"),
-    )
+    )  # fmt: skip
 
 
 def _size(option: str, text: str | None, read: Callable[[str], int | None], example: str) -> int | None:
@@ -187,8 +184,8 @@ def _size(option: str, text: str | None, read: Callable[[str], int | None], exam
     return size
 
 
-def search(wanted: Wanted) -> Found:
-    """Return the models that have what is wanted.
+def search(wanted: ModelQuery) -> ModelMatches:
+    """The models that meet the requirements.
 
     A task sorts by the first benchmark of `TASKS`; without one, or without a score, larger models come first.
     """
@@ -202,11 +199,11 @@ def search(wanted: Wanted) -> Found:
             suitable.append(model)
         elif missing and all(verdict is not False for verdict in verdicts.values()):
             unknown.append((model, missing[0]))
-    return Found(tuple(sorted(suitable, key=lambda model: _order(model, wanted.task))), tuple(unknown))
+    return ModelMatches(tuple(sorted(suitable, key=lambda model: _order(model, wanted.task))), tuple(unknown))
 
 
-def _verdicts(model: OpenModel, wanted: Wanted) -> dict[str, bool | None]:
-    """Return for everything that is wanted whether the model has it; None where that is not known."""
+def _verdicts(model: OpenModel, wanted: ModelQuery) -> dict[str, bool | None]:
+    """Whether the model meets each requirement; None where that is unknown."""
     verdicts: dict[str, bool | None] = {}
     if wanted.language is not None:
         verdicts["languages"] = None if model.languages is None else wanted.language in model.languages
@@ -242,27 +239,23 @@ def _shipped() -> tuple[OpenModel, ...]:
 def _model(entry: Mapping[str, Any]) -> OpenModel:
     published = entry.get("scores", {"values": ()})
     languages = entry.get("languages")
-    return OpenModel(
-        id=entry["id"],
-        kind=entry["kind"],
-        parameters=entry.get("parameters"),
-        context=entry.get("context"),
-        scaled_context=entry.get("scaled_context"),
-        languages=None if languages is None else tuple(languages),
-        languages_stated=entry.get("languages_stated", ""),
-        licence=entry.get("licence"),
-        access=entry.get("access"),
-        released=entry["released"],
-        source=entry["source"],
-        scores=tuple(
-            Score(one["benchmark"], one["value"], one.get("setting", ""), published["source"], published["date"])
-            for one in published["values"]
-        ),
+    source, date = published.get("source"), published.get("date")
+    scores = tuple(
+        PublishedScore(score["benchmark"], score["value"], score.get("setting", ""), source, date)
+        for score in published["values"]
     )
+    optional: dict[str, Any] = {
+        name: entry.get(name) for name in ("parameters", "context", "scaled_context", "licence", "access")
+    }
+    return OpenModel(
+        id=entry["id"], kind=entry["kind"], languages=None if languages is None else tuple(languages),
+        languages_stated=entry.get("languages_stated", ""), released=entry["released"], source=entry["source"],
+        scores=scores, **optional,
+    )  # fmt: skip
 
 
 def as_dict(model: OpenModel, machine: Machine) -> dict[str, Any]:
-    """Return plain JSON values, with memory and speed."""
+    """The model as JSON values, with memory and speed."""
     return {
         **asdict(model),
         "permissive": model.permissive,
@@ -290,10 +283,10 @@ def refresh(today: str, *, progress: Progress = QUIET) -> tuple[int, list[str]]:
 
     Args:
         today: the day to note.
-        progress: told of every model.
+        progress: advances with every model.
 
     Returns:
-        How many were refreshed, and for every other one why not.
+        How many were refreshed, and why the others were not.
 
     Raises:
         ModelError: huggingface-hub is missing, or the network is switched off.
@@ -306,23 +299,23 @@ def refresh(today: str, *, progress: Progress = QUIET) -> tuple[int, list[str]]:
     for model in _shipped():
         progress.advance()
         try:
-            found = hub.facts(model.id)
+            answer = hub.facts(model.id)
         except ModelError as error:
             failures.append(str(error))
             continue
-        facts[model.id] = {name: value for name, value in found.items() if value is not None} | {"checked": today}
+        facts[model.id] = {name: value for name, value in answer.items() if value is not None} | {"checked": today}
     progress.finish()
     write_atomically(cache_dir() / "open_models.json", json.dumps(facts, indent=1, sort_keys=True))
     return len(_shipped()) - len(failures), failures
 
 
 def bytes_of(text: str) -> int | None:
-    """Return the bytes of `16GB`, `16GiB`, `512MB` or a plain number; None where it is neither."""
+    """The bytes of `16GB`, `16GiB`, `512MB` or a plain number; None for anything else."""
     return _with_unit(text, {"gib": 2**30, "gb": 10**9, "g": 10**9, "mib": 2**20, "mb": 10**6, "m": 10**6, "": 1})
 
 
 def tokens_of(text: str) -> int | None:
-    """Return the tokens of `32k`, `128K` or a plain number: thousands are of 1,024, as context sizes are counted."""
+    """The tokens of `32k`, `128K` or a plain number; a thousand is 1,024, as usual for context sizes."""
     return _with_unit(text, {"k": 1024, "": 1})
 
 

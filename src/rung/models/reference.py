@@ -1,12 +1,10 @@
-"""Model references: what a user may write for a model, and the checked folder that it stands for."""
+"""Model references: what a user may write for a model, and the checked folder that it names."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import math
 import re
-import struct
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,14 +32,14 @@ class ModelFiles:
     Attributes:
         reference: what the user wrote.
         folder: holds config.json, safetensors weights and tokenizer.json.
-        fingerprint: changes when the model does: a sha256 over its weights and all settings beside them; for models
-            converted by Rung over their source files, so that it is the same on every machine.
-        name: short, for people.
+        fingerprint: changes with the model: a sha256 over its weights and all settings beside them; for models that
+            Rung converts, over their source files, so that it is the same on every machine.
+        name: a short one for display.
         parameters: number of weights, tied ones once.
         context: number of tokens that the model can attend to.
         architecture: as config.json names it, such as `LlamaForCausalLM`.
         licence: as the model card names it, such as `apache-2.0`.
-        has_chat_template: whether messages are rendered by a template of the model's own.
+        has_chat_template: whether the model brings a chat template.
     """
 
     reference: str
@@ -56,23 +54,21 @@ class ModelFiles:
 
 
 def is_endpoint(reference: str) -> bool:
-    """Tell whether a reference means a model behind an API: `http(s)://HOST/v1#MODEL`."""
+    """Whether a reference means a model at an API: `http(s)://HOST/v1#MODEL`."""
     return reference.startswith(("http://", "https://"))
 
 
 def resolve(reference: str, *, progress: Progress = QUIET) -> ModelFiles:
-    """Return the checked files of a model, fetching and converting them first where that was not done yet.
+    """The checked files of a model, downloaded and converted at the first call.
 
     Raises:
         ConfigError: the reference is an endpoint (`engine-mismatch`), which has no files.
         ModelError: no such model, it is unsafe or damaged, or it is not in the cache and the network is off.
     """
     if is_endpoint(reference):
-        raise ConfigError(
-            "engine-mismatch",
-            f"{reference} is an endpoint: its model has no files here",
-            hint="engines run endpoints; rungs that train need a model on this machine, such as `embedded`",
-        )
+        problem = f"{reference} is an endpoint: its model has no files on this machine"
+        hint = "engines run endpoints; rungs that train need a model on this machine, such as `embedded`"
+        raise ConfigError("engine-mismatch", problem, hint=hint)
     path = Path(reference).expanduser()
     if (model := embedded.find(reference)) is not None:
         folder = embedded.ensure(model, progress=progress)
@@ -89,7 +85,7 @@ def resolve(reference: str, *, progress: Progress = QUIET) -> ModelFiles:
 
 
 def is_cached(reference: str) -> bool:
-    """Tell whether `resolve(reference)` needs no download."""
+    """Whether `resolve(reference)` needs no download."""
     if (model := embedded.find(reference)) is not None:
         return embedded.folder_of(model).exists()
     if Path(reference).expanduser().exists() or not _is_hub_id(reference):
@@ -99,7 +95,7 @@ def is_cached(reference: str) -> bool:
 
 
 def hub_name(reference: str) -> str | None:
-    """Return the Hub id that a reference means, without its revision, or None where it means something else."""
+    """The Hub id that a reference means, without its revision, or None where it means something else."""
     if is_endpoint(reference) or embedded.find(reference) is not None or Path(reference).expanduser().exists():
         return None
     return reference.partition("@")[0] if _is_hub_id(reference) else None
@@ -116,7 +112,7 @@ def _unknown(reference: str, path: Path) -> ModelError:
         names += [str(path.parent / entry.name) for entry in path.parent.iterdir()]
     close = difflib.get_close_matches(reference, names, 1, 0.6)
     guess = f"did you mean {close[0]!r}? Otherwise " if close else ""
-    return ModelError("unknown-model", f"no model is known or found as {reference!r}", hint=guess + FORMS)
+    return ModelError("unknown-model", f"no model is named {reference!r}", hint=guess + FORMS)
 
 
 def _describe(
@@ -151,22 +147,15 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _parameters(file: Path) -> int:
-    """Count the weights of a safetensors file from its header: a length of 8 bytes, then JSON."""
+    """Count the weights of a safetensors file from its header."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > file.stat().st_size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(stream.read(length))
-        tensors = [value for name, value in header.items() if name != "__metadata__"]
-        end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-        if 8 + length + end != file.stat().st_size:
-            raise ValueError("it is cut short or too long")
-        return sum(
-            math.prod(tensor["shape"]) for tensor in tensors if not tensor["dtype"].startswith(("I", "U", "BOOL"))
-        )
-    except (struct.error, ValueError, KeyError, TypeError) as broken:
-        raise ModelError("model-damaged", f"{file}: {broken}", hint="fetch the model again") from broken
+        with safe_open(file, framework="np") as tensors:
+            slices = [tensors.get_slice(name) for name in tensors.keys()]  # noqa: SIM118
+            return sum(prod(s.get_shape()) for s in slices if not s.get_dtype().startswith(("I", "U", "BOOL")))
+    except SafetensorError as broken:
+        raise ModelError("model-damaged", f"{file}: {broken}", hint="download the model again") from broken
 
 
 def _context(folder: Path, config: dict[str, Any]) -> int:
@@ -178,11 +167,8 @@ def _context(folder: Path, config: dict[str, Any]) -> int:
         for key in CONTEXT_KEYS:
             if isinstance(values.get(key), int):
                 return int(values[key])
-    raise ModelError(
-        "context-unknown",
-        f"{folder / 'config.json'} does not say how many tokens the model can read",
-        hint='add "max_position_embeddings" to it',
-    )
+    problem = f"{folder / 'config.json'} does not say how many tokens the model can read"
+    raise ModelError("context-unknown", problem, hint='add "max_position_embeddings" to it')
 
 
 def _licence(folder: Path) -> str | None:
@@ -191,22 +177,20 @@ def _licence(folder: Path) -> str | None:
     if not card.exists():
         return None
     parts = card.read_text("utf-8", errors="replace").split("---", 2)
-    found = (
-        re.search(r"^license:\s*(\S+)", parts[1], re.MULTILINE) if len(parts) == 3 and not parts[0].strip() else None
-    )
-    return found[1].strip("'\"") if found else None
+    if len(parts) < 3 or parts[0].strip():
+        return None
+    line = re.search(r"^license:\s*(\S+)", parts[1], re.MULTILINE)
+    return line[1].strip("'\"") if line else None
 
 
-# --------------------
-# Where a language model's layers are, told from the names of its tensors: no weights are loaded for it.
-
+# ---- a language model's layers, from the names of its tensors, without loading weights
 
 LAYER = re.compile(r"(.+?)\.(\d+)\.")  # `model.layers.3.mlp.down_proj.weight`: the first number counts the layers
 NORM = re.compile(r"(\w*norm\w*|ln_f)\.(weight|bias)")
 
 
 def tensor_sizes(folder: Path) -> dict[str, int]:
-    """Return how many numbers each tensor of a model's safetensors files holds, from their headers."""
+    """How many numbers each tensor of a model's safetensors files holds, from their headers."""
     from safetensors import safe_open
 
     sizes: dict[str, int] = {}
@@ -217,45 +201,41 @@ def tensor_sizes(folder: Path) -> dict[str, int]:
 
 
 def output_size(folder: Path) -> int:
-    """Return how many weights the output layer has, its own or shared with the input embeddings."""
+    """How many weights the output layer has, also where it shares them with the input embeddings."""
     values = json.loads((folder / "config.json").read_text("utf-8"))
     values = values.get("text_config") or values
     return int(values["vocab_size"] * values.get("hidden_size", values.get("n_embd", 0)))
 
 
 def layer_list(sizes: Mapping[str, int]) -> tuple[str, int]:
-    """Return the name of the list of decoder layers, such as `model.layers`, and its length.
+    """The name of the list of decoder layers, such as `model.layers`, and its length.
 
-    Where a model has several (one of a vision tower), it is the largest.
+    It is the largest list where a model has several (one of a vision tower).
 
     Args:
         sizes: numbers in each of the model's tensors, by name.
 
     Raises:
-        ModelError: nothing is named like a layer.
+        ModelError: no tensor is named like a layer.
     """
     total: defaultdict[str, int] = defaultdict(int)
     depth: defaultdict[str, int] = defaultdict(int)
     for name, size in sizes.items():
-        if found := LAYER.match(name):
-            total[found[1]] += size
-            depth[found[1]] = max(depth[found[1]], int(found[2]) + 1)
+        if layer := LAYER.match(name):
+            total[layer[1]] += size
+            depth[layer[1]] = max(depth[layer[1]], int(layer[2]) + 1)
     if not total:
-        raise ModelError(
-            "tuning-unsupported",
-            "none of the model's tensors is named like a layer",
-            hint="train all of it: `--rungs full`",
-        )
+        problem = "none of the model's tensors is named like a layer"
+        raise ModelError("tuning-unsupported", problem, hint="train all of it: `--rungs full`")
     name = max(total, key=total.__getitem__)
     return name, depth[name]
 
 
 def last_layers(sizes: Mapping[str, int], count: int) -> frozenset[str]:
-    """Return the names of the tensors of the last `count` layers and of the final norm."""
+    """The names of the tensors of the last `count` layers and of the final norm."""
     layers, depth = layer_list(sizes)
-    beside = layers.rpartition(".")[0]
-    chosen = {
-        name for name in sizes if (found := LAYER.match(name)) and found[1] == layers and int(found[2]) >= depth - count
-    }
-    norms = {name for name in sizes if name.startswith(beside) and NORM.fullmatch(name[len(beside) :].lstrip("."))}
-    return frozenset(chosen | {name for name in norms if "embed" not in name})
+    parent = layers.rpartition(".")[0]
+    matches = {name: LAYER.match(name) for name in sizes}
+    last = {name for name, m in matches.items() if m and m[1] == layers and int(m[2]) >= depth - count}
+    norms = {name for name in sizes if name.startswith(parent) and NORM.fullmatch(name[len(parent) :].lstrip("."))}
+    return frozenset(last | {name for name in norms if "embed" not in name})

@@ -1,7 +1,7 @@
 """A light tokenizer: tokenizer.json and its settings through the `tokenizers` library, without transformers.
 
-Two ways to encode: `encode` reads the text of special tokens (`<|im_end|>`) as those tokens, for text that a chat
-template rendered; `encode_plain` reads it as ordinary text, for everything that comes from users.
+Two ways to encode: `encode` reads the text of special tokens (`<|im_end|>`) as those tokens, for text from a chat
+template; `encode_plain` reads it as ordinary text, for everything that comes from users.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from rung.models.hub import read_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-    from rung.models.messages import Message
-
-ANCHOR = "\U0010fffd"  # a private-use character that stands before a piece of text, so that it is not a beginning
+ANCHOR = "\U0010fffd"  # a private-use character before a piece of text, so that it is not the beginning
 MARKS = range(0xE000, 0xF8FF)  # private-use characters that may mark special-token text inside contents
 
 
@@ -44,39 +42,36 @@ class Tokenizer:
 
         file = folder / "tokenizer.json"
         if not file.exists():
-            raise ModelError(
-                "model-damaged",
-                f"{folder} has no tokenizer.json",
-                hint="save it once with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`",
-            )
+            hint = "save it once with `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`"
+            raise ModelError("model-damaged", f"{folder} has no tokenizer.json", hint=hint)
         try:
             backend = Backend.from_file(str(file))
         except Exception as broken:  # the library raises bare Exception
             raise ModelError("model-damaged", f"{file}: {broken}", hint="download the model again") from broken
         backend.no_padding()
-        backend.no_truncation()  # some encoders' files ask for it; nothing is cut silently here
+        backend.no_truncation()  # some encoders' files ask for it, which would cut text silently
         return cls(folder, backend, _settings(folder))
 
     # ---- encoding and decoding
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of rendered text; special tokens in it are recognized, none is added."""
+        """The token ids of rendered text; special tokens in it are recognized, and none are added."""
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_plain(self, text: str) -> tuple[int, ...]:
-        """Return the token ids of ordinary text; the text of a special token stays text.
+        """The token ids of ordinary text; the text of a special token remains text.
 
         Raises:
-            ModelError: the vocabulary offers no other reading of some special token's text.
+            ModelError: the vocabulary has no other reading of some special token's text.
         """
         return self._encode_blind(text) if self._holds_special(text) else self.encode(text)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Return the text of token ids."""
+        """The text of token ids."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
     def beginning(self, text: str, tokens: int) -> str:
-        """Return the beginning of ordinary text that its first `tokens` tokens make, no character cut in two."""
+        """The beginning of ordinary text that its first `tokens` tokens cover, in whole characters."""
         backend = self._plain if self._holds_special(text) else self._backend
         offsets = backend.encode(text, add_special_tokens=False).offsets
         return text if tokens >= len(offsets) else text[: offsets[tokens][0]]
@@ -84,30 +79,22 @@ class Tokenizer:
     # ---- chat
 
     def render(
-        self,
-        messages: Iterable[Message],
-        add_generation_prompt: bool = True,
+        self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> str:
-        """Return the text of a chat, by the model's template (see `rung.models.chat.render`)."""
+    ) -> str:  # fmt: skip
+        """The text of a chat, by the model's template (see `rung.models.chat.render`)."""
         return chat.render(
-            messages,
-            self.chat_template,
-            bos=self.bos_token,
-            eos=self.eos_token,
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-        )
+            messages, self.chat_template, bos=self.bos_token, eos=self.eos_token,
+            add_generation_prompt=add_generation_prompt, tools=tools,
+        )  # fmt: skip
 
     def encode_chat(
-        self,
-        messages: Iterable[Message],
-        add_generation_prompt: bool = True,
+        self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> tuple[int, ...]:
-        """Return the token ids of a chat; contents cannot inject special tokens.
+    ) -> tuple[int, ...]:  # fmt: skip
+        """The token ids of a chat; contents cannot inject special tokens.
 
-        Equal to `encode(render(messages))` unless a content holds the text of a special token. That text is then
+        Equal to `encode(render(messages))` unless a content contains the text of a special token. That text is then
         encoded as plain text, together with its surroundings up to the template's next special tokens.
 
         A model without a template reads plain text, after its beginning token where its tokenizer adds one.
@@ -124,13 +111,13 @@ class Tokenizer:
         return self._encode_marked(self.render(marked, add_generation_prompt, tools), mark)
 
     def _marked(self, text: str, mark: str) -> str:
-        """Put `mark` before special tokens' text; where only the normalizer makes such, before the first word."""
+        """Put `mark` before special tokens' text, or before the first word where only the normalizer creates one."""
         if self._special.search(text):
             return self._special.sub(rf"{mark}\g<0>", text)
         return re.sub(r"\S", rf"{mark}\g<0>", text, count=1) if self._holds_special(text) else text
 
     def _encode_marked(self, text: str, mark: str) -> tuple[int, ...]:
-        """Encode rendered text in which `mark` stands before every special-token text that is not the template's."""
+        """Encode rendered text in which `mark` precedes every special-token text that is not the template's."""
         ids: list[int] = []
         trusted = ""  # text not yet encoded, without marks, ending in a special token
         end = 0
@@ -148,7 +135,7 @@ class Tokenizer:
         return (*ids, *self.encode(trusted))
 
     def _encode_run(self, run: str, before: str, after: str) -> tuple[int, ...]:
-        """Encode plain text that stands between two special tokens, as the tokenizer does with what is between."""
+        """Encode plain text between two special tokens, as the tokenizer does."""
         previous = next((token for token in self._added if before and before.endswith(token)), None)
         if previous and self._added[previous].rstrip:
             run = run.lstrip()
@@ -159,22 +146,19 @@ class Tokenizer:
     def _encode_blind(self, text: str, *, inside: bool = False) -> tuple[int, ...]:
         """Encode text without matching special tokens.
 
-        Some tokenizers treat the beginning of a text in a special way; for text from the `inside` of a longer one the
-        anchor stands in for what is before. Vocabularies that hold a special token as an ordinary piece too
-        (SentencePiece unigram) would still choose it, so its text is cut in two there.
+        Some tokenizers treat the beginning of a text differently; for text from the `inside` of a longer one the anchor
+        replaces the text before. Vocabularies that contain a special token as an ordinary piece too (SentencePiece
+        unigram) would still choose it, so its text is cut in two.
         """
         encoding = self._plain.encode((ANCHOR if inside else "") + text, add_special_tokens=False)
         ids: list[int] = encoding.ids[inside:]
-        wrong = next((k for k, token in enumerate(ids) if token in self._control), None)
-        if wrong is None:
+        control = next((k for k, token in enumerate(ids) if token in self._control), None)
+        if control is None:
             return tuple(ids)
-        start, end = (place - inside for place in encoding.offsets[inside:][wrong])
+        start, end = (offset - inside for offset in encoding.offsets[inside:][control])
         if end - start < 2:
-            raise ModelError(
-                "control-token",
-                f"the tokenizer of {self.folder} turns the text {text[start:end]!r} into a control token",
-                hint="remove these characters from the data",
-            )
+            problem = f"the tokenizer of {self.folder} turns the text {text[start:end]!r} into a control token"
+            raise ModelError("control-token", problem, hint="remove these characters from the data")
         cut = (start + end) // 2
         return (*self._encode_blind(text[:cut], inside=inside), *self._encode_blind(text[cut:], inside=True))
 
@@ -217,12 +201,12 @@ class Tokenizer:
 
     @property
     def unk_id(self) -> int | None:
-        """Id of the token for what the vocabulary cannot say."""
+        """Id of the token for text outside the vocabulary."""
         return self._id(_token_text(self._settings.get("unk_token")))
 
     @property
     def pad_id(self) -> int | None:
-        """Id of the padding token; where there is none, an end token, as attention masks hide it."""
+        """Id of the padding token, else an end token, since attention masks hide padding."""
         own = self._id(_token_text(self._settings.get("pad_token")))
         return own if own is not None else min(self.eos_ids, default=None)
 
@@ -238,15 +222,13 @@ class Tokenizer:
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
-        """Every token at which generation ends: of generation_config.json, config.json and the tokenizer."""
-        found = {self._id(self.eos_token)}
+        """Every token at which generation ends, from generation_config.json, config.json and the tokenizer."""
+        ids = {self._id(self.eos_token)}
         for name in ("generation_config.json", "config.json"):
             if (self.folder / name).exists():
                 value = read_json(self.folder / name).get("eos_token_id")
-                found.update(value if isinstance(value, list) else [value])
-        return frozenset(i for i in found if i is not None)
-
-    # ---- inside
+                ids.update(value if isinstance(value, list) else [value])
+        return frozenset(i for i in ids if i is not None)
 
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self._backend.token_to_id(token)
@@ -259,7 +241,7 @@ class Tokenizer:
 
     @cached_property
     def _control(self) -> set[int]:
-        """Ids that plain text must not give; the unknown token may stand for any character."""
+        """Ids that plain text must not give; the unknown token may represent any character."""
         unknown = _token_text(self._settings.get("unk_token"))
         return {i for token in self._added if token != unknown and (i := self._id(token)) is not None}
 
@@ -269,7 +251,7 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> Backend:
-        """The same tokenizer, blind to special tokens."""
+        """The same tokenizer, without matching of special tokens."""
         from tokenizers import AddedToken
         from tokenizers import Tokenizer as Backend
 
@@ -279,7 +261,7 @@ class Tokenizer:
         return plain
 
     def _holds_special(self, text: str) -> bool:
-        """Whether the text, or what the tokenizer's normalizer makes of it, holds a special token's text."""
+        """Whether the text, as it is or normalized, contains a special token's text."""
         if self._special.search(text):
             return True
         normalizer = self._backend.normalizer
@@ -287,20 +269,20 @@ class Tokenizer:
 
 
 def chat_template_of(folder: Path) -> str | None:
-    """Return the chat template of a model folder: chat_template.jinja, or what the JSON files say."""
+    """The chat template of a model folder: chat_template.jinja, or what the JSON files say."""
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text("utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
-        found = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
-        if isinstance(found, list):  # several, by name
-            found = {entry["name"]: entry["template"] for entry in found}.get("default")
-        if isinstance(found, str):
-            return found
+        template = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
+        if isinstance(template, list):  # several, by name
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if isinstance(template, str):
+            return template
     return None
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Read what the tokenizer's files say beside tokenizer.json; tokenizer_config.json has the last word."""
+    """The settings beside tokenizer.json; those of tokenizer_config.json override the others."""
     values: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).exists():
@@ -309,14 +291,14 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _token_text(value: Any) -> str | None:
-    """Return a token's text, which files write as text or as an object."""
+    """A token's text, which files write as text or as an object."""
     if isinstance(value, Mapping):
         value = value.get("content")
     return value if isinstance(value, str) else None
 
 
 def _strings(value: Any) -> list[str]:
-    """Return every text inside messages, roles left out: they choose a branch of the template."""
+    """Every text inside messages, without roles, which choose a branch of the template."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
@@ -325,7 +307,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a copy of a message with `change` applied to the texts that `_strings` finds."""
+    """A copy of a message with `change` applied to the texts that `_strings` finds."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

@@ -24,9 +24,8 @@ from rung.engines.local import LocalModel
 from rung.errors import ConfigError, DataError
 from rung.feedback.records import as_read
 from rung.feedback.trials import arm_of
-from rung.models.messages import Messages
+from rung.models.messages import Messages, accepts_system, fold_system
 from rung.models.tokenizer import Tokenizer
-from rung.models.turns import accepts_system, fold_system
 from rung.prompts.overflow import Rendered
 from rung.serving.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from rung.serving.served import ServedArtifact, ServedModel, example, scheduled

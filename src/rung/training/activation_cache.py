@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from rung.engines.label_trie import common_prefix
-from rung.engines.torch_engine import states_behind
+from rung.engines.torch_engine import run_to_layer
 from rung.models.reference import layer_list
 from rung.progress import QUIET, Progress
 from rung.training.changes import plain_parameters
@@ -228,7 +228,7 @@ def _layers(model: Any) -> Any:
 
 
 def _states_after(model: Any, depth: int, values: dict[str, Any]) -> Any:
-    return states_behind(model.get_decoder(), _layers(model)[depth - 1], values)
+    return run_to_layer(model.get_decoder(), _layers(model)[depth - 1], values)
 
 
 @contextmanager

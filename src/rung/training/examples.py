@@ -16,8 +16,7 @@ from rung.data.spec import placeholders
 from rung.engines.local import LocalModel
 from rung.errors import TrainingError
 from rung.evaluation.report.words import CLOSE, OPEN, training_data_lines
-from rung.models.messages import Messages
-from rung.models.turns import text_end
+from rung.models.messages import Messages, text_end
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
 from rung.training.config import Supervise, Truncation
