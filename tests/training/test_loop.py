@@ -318,7 +318,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     checkpoints = Checkpoints(tmp_path / "run")
     checkpoints.save(2, RunState({"a": torch.ones(3)}, {"losses": []}))
 
-    def full(tensors, file):
+    def full(tensors, file, **_):
         file.write_bytes(b"half")
         raise error
 

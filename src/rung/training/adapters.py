@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rung.errors import ArtifactError
 from rung.training.changes import Hooked, mismatch, read_into, write_settings, write_tensors
-from rung.training.layers import attention, decoder_layers, feedforward, unknown_layers
+from rung.training.layers import decoder_layers, sublayer, unknown_layers
 from rung.training.peft import peft, write_peft_folder
 
 # `_queries` is known to compute the queries of these as they do themselves; a test compares the two for each.
@@ -95,7 +95,7 @@ class AdaptionPrompt(AddedParts):
     def __init__(self, model: Any, length: int, layers: int) -> None:
         check(model)
         self.length, self.layers = length, layers
-        modules = [attention(model, layer) for layer in decoder_layers(model)][-layers:]
+        modules = [sublayer(model, layer, "attention") for layer in decoder_layers(model)][-layers:]
         names = {module: name for name, module in model.named_modules()}
         width = model.config.get_text_config().hidden_size
         super().__init__(
@@ -230,6 +230,6 @@ def sublayers(model: Any, placement: Placement) -> dict[str, torch.nn.Module]:
     modules = {}
     for i, layer in enumerate(decoder_layers(model)):
         if placement == "houlsby":
-            modules[f"layers.{i}.attention"] = attention(model, layer)
-        modules[f"layers.{i}.feedforward"] = feedforward(model, layer)
+            modules[f"layers.{i}.attention"] = sublayer(model, layer, "attention")
+        modules[f"layers.{i}.feedforward"] = sublayer(model, layer, "feed-forward network")
     return modules

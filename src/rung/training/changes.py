@@ -79,9 +79,9 @@ class Change(Trainable):
     prefix: tuple[int, ...] = ()
     family: str | None = None
 
-    @abstractmethod
     def remove(self) -> None:
-        """Take it off the model for good; the modules are those of the base model again."""
+        """Take it off the model for good: where nothing but switching was done, switch it off."""
+        self.disable()
 
     @abstractmethod
     def write(self, folder: Path, fingerprint: str) -> None:
@@ -262,10 +262,6 @@ class Hooked(Change):
             handle.remove()
         self._handles = ()
 
-    def remove(self) -> None:
-        """Switch it off; nothing else was changed."""
-        self.disable()
-
 
 # ---- whole tensors: what partial and full fine-tuning make
 
@@ -337,10 +333,6 @@ class Patch(Change):
     def _put(self, tensors: dict[str, Any]) -> None:
         for module, key, name in self._entries:
             module._parameters[key] = tensors[name]
-
-    def remove(self) -> None:
-        """Switch it off; nothing else was changed."""
-        self.disable()
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """The new tensors."""

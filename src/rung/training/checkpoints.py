@@ -24,6 +24,7 @@ import torch
 
 from rung.errors import TrainingError
 from rung.models.cache import cache_dir, file_sha256, publish
+from rung.training.changes import write_tensors
 
 MANIFEST = "manifest.json"
 
@@ -55,11 +56,9 @@ class Checkpoints:
         Raises:
             TrainingError: the disk is full or not writable; earlier checkpoints are untouched.
         """
-        from safetensors.torch import save_file
 
         def build(folder: Path) -> None:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-            save_file(tensors, folder / "state.safetensors")
+            write_tensors(state.tensors, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps(state.values), "utf-8")
             hashes = {file.name: file_sha256(file) for file in sorted(folder.iterdir())}
             (folder / MANIFEST).write_text(json.dumps(hashes), "utf-8")

@@ -11,8 +11,10 @@ import torch
 from rung.errors import EngineError
 from rung.models.reference import ModelFiles
 
-ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-FEEDFORWARD = ("mlp", "feed_forward", "ffn")
+SUBLAYERS = {
+    "attention": ("self_attn", "attn", "attention", "self_attention"),
+    "feed-forward network": ("mlp", "feed_forward", "ffn"),
+}
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
@@ -28,29 +30,17 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
     raise _unknown(model, f"no list of {depth} layers was found in it")
 
 
-def attention(model: Any, layer: torch.nn.Module) -> torch.nn.Module:
-    """A layer's attention.
+def sublayer(model: Any, layer: torch.nn.Module, kind: str) -> torch.nn.Module:
+    """A layer's `attention` or `feed-forward network`.
 
     Raises:
-        EngineError: the layer has none of the names of attention.
+        EngineError: the layer has none of the names that these have.
     """
-    return _sublayer(model, layer, ATTENTION, "attention")
-
-
-def feedforward(model: Any, layer: torch.nn.Module) -> torch.nn.Module:
-    """A layer's feed-forward network.
-
-    Raises:
-        EngineError: the layer has none of the names of feed-forward networks.
-    """
-    return _sublayer(model, layer, FEEDFORWARD, "feed-forward network")
-
-
-def _sublayer(model: Any, layer: torch.nn.Module, names: tuple[str, ...], what: str) -> torch.nn.Module:
+    names = SUBLAYERS[kind]
     for name in names:
         if isinstance(module := getattr(layer, name, None), torch.nn.Module):
             return module
-    raise _unknown(model, f"its {type(layer).__name__} has no {what} named {', '.join(names[:-1])} or {names[-1]}")
+    raise _unknown(model, f"its {type(layer).__name__} has no {kind} named {', '.join(names[:-1])} or {names[-1]}")
 
 
 def _unknown(model: Any, why: str) -> EngineError:
