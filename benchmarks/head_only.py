@@ -95,12 +95,11 @@ def main() -> None:
     alike = {"epochs": EPOCHS, "batch_size": BATCH, "precision": "float32"}
     for rung in (OutputLayer(**alike), LastLayers(**alike)):
         change = rung.change(engine, zero, rows)
-        schedule = rung
-        wanted, theirs = peer(engine.model, set(change.parameters()), rows, schedule)
+        wanted, theirs = peer(engine.model, set(change.parameters()), rows, rung)
         start = time.perf_counter()
-        loss = cached_loss(engine.model, rung.frozen_layers(engine.model), rows, schedule)
+        loss = cached_loss(engine.model, rung.frozen_layers(engine.model), rows, rung)
         once = time.perf_counter() - start
-        course = train(engine.model, change, rows, schedule, loss=loss)
+        course = train(engine.model, change, rows, rung, loss=loss)
         ours = time.perf_counter() - start
         change.remove()
         assert max(abs(a - b) for (_, a), b in zip(course.losses, wanted, strict=True)) < 1e-3, "another loss"
