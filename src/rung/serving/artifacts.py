@@ -65,7 +65,11 @@ class RowRequest:
     choices: int = 1
 
 
-def chat_request(target: ServedModel | ServedArtifact, body: ChatRequest) -> TextRequest | RowRequest:
+PlannedRequest = TextRequest | RowRequest
+CompletionTarget = ServedModel | ServedArtifact  # what answers completions
+
+
+def chat_request(target: CompletionTarget, body: ChatRequest) -> PlannedRequest:
     """Convert a chat completion.
 
     Raises:
@@ -75,7 +79,8 @@ def chat_request(target: ServedModel | ServedArtifact, body: ChatRequest) -> Tex
     if isinstance(target, ServedArtifact):
         if body.tools:
             raise _unsupported("tools", "an artifact answers its task and calls no functions")
-        messages = [{"role": _role(message.role), "content": message.text} for message in body.messages]
+        roles = {"developer": "system"}
+        messages = [{"role": roles.get(turn.role, turn.role), "content": turn.text} for turn in body.messages]
         row = row_of(target.artifact, messages)
         return _artifact_request(target, body, row, body.limit, held, logprobs=bool(body.logprobs))
     tools, must = offered(body)
@@ -89,9 +94,7 @@ def chat_request(target: ServedModel | ServedArtifact, body: ChatRequest) -> Tex
     return TextRequest(target, requests, inputs, tools=tools, must=must)
 
 
-def completion_requests(
-    target: ServedModel | ServedArtifact, body: CompletionRequest
-) -> list[TextRequest | RowRequest]:
+def completion_requests(target: CompletionTarget, body: CompletionRequest) -> list[PlannedRequest]:
     """Convert a text completion, one request per prompt."""
     logprobs = body.logprobs is not None
     if isinstance(target, ServedArtifact):
@@ -105,7 +108,7 @@ def completion_requests(
     if not isinstance(target.engine, LocalModel):
         raise _unsupported("prompt", "the model is behind an endpoint, and answers chat completions only")
     tokenizer = target.engine.tokenizer
-    converted: list[TextRequest | RowRequest] = []
+    converted: list[PlannedRequest] = []
     for prompt in body.prompts:
         tokens = _prompt_tokens(tokenizer, prompt)
         room = 16 if body.max_tokens is None else body.max_tokens  # 16 is OpenAI's default
@@ -123,25 +126,16 @@ def _artifact_request(
     held: Constraint | None,
     *,
     logprobs: bool,
-) -> TextRequest | RowRequest:
-    options = {
-        "n": body.n if body.n > 1 else None,
-        "temperature": body.temperature or None,
-        "stop": body.stops or None,
-        "response_format": held,
-        "logprobs": logprobs or None,
-    }
+) -> PlannedRequest:
+    values = {"n": body.n > 1, "temperature": body.temperature, "stop": body.stops, "response_format": held}
+    options = [name for name, value in {**values, "logprobs": logprobs}.items() if value]
     # A request with options asks for another answer than was measured, so it takes no part in a trial.
-    options = {name: value for name, value in options.items() if value is not None}
     served = replace(served, trial=None) if options else answering(served, row, limit)
     artifact = served.artifact
     if served.base is None or not artifact.decoder.streams:
         if options:
-            raise ConfigError(
-                "bad-request",
-                f"`{next(iter(options))}` has no effect: the artifact answers by {artifact.decoder.kind}",
-                hint="leave it out",
-            )
+            message = f"`{options[0]}` has no effect: the artifact answers by {artifact.decoder.kind}"
+            raise ConfigError("bad-request", message, hint="leave it out")
         return RowRequest(served, row)
     if held is not None and artifact.decoder.answer_schema is not None:
         raise _unsupported("response_format", "the artifact has its own schema")
@@ -212,10 +206,6 @@ def _prompt_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[i
     return tokens
 
 
-def _role(role: str) -> str:
-    return "system" if role == "developer" else role
-
-
 def _unsupported(option: str, why: str) -> ConfigError:
     return ConfigError("bad-request", f"`{option}`: {why}", hint="leave it out, or name the base model")
 
@@ -276,14 +266,9 @@ def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _is_conversation(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
-            for turn in value
-        )
-    )
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        return False
+    return bool(value) and all(turn.get("role") in ROLES and isinstance(turn.get("content"), str) for turn in value)
 
 
 def answers_of(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:

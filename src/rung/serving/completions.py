@@ -17,7 +17,14 @@ from fastapi.responses import JSONResponse, Response
 from rung.artifact.decoder import Answer, finish
 from rung.engines.base import Delta
 from rung.engines.local import LocalModel
-from rung.serving.artifacts import RowRequest, TextRequest, answer_fields, chat_request, completion_requests
+from rung.serving.artifacts import (
+    PlannedRequest,
+    RowRequest,
+    TextRequest,
+    answer_fields,
+    chat_request,
+    completion_requests,
+)
 from rung.serving.context import Context, RequestContext
 from rung.serving.limits import Refused
 from rung.serving.scheduler import Completion
@@ -85,10 +92,7 @@ class Reply(ABC):
     rung_in_choice: ClassVar[bool]  # whether a choice holds what only Rung says of an answer, or the response
 
     def __init__(
-        self,
-        context: RequestContext,
-        body: ChatRequest | CompletionRequest,
-        requests: Sequence[TextRequest | RowRequest],
+        self, context: RequestContext, body: ChatRequest | CompletionRequest, requests: Sequence[PlannedRequest]
     ) -> None:
         self._context, self._body = context, body
         self._id, self._created = new_id(self.prefix), int(time.time())
@@ -97,7 +101,7 @@ class Reply(ABC):
         # All prompts begin at once: the engine runs them side by side.
         self._begun = [(request, self._begin(request)) for request in requests]
 
-    def _begin(self, request: TextRequest | RowRequest) -> CompletionStream | None:
+    def _begin(self, request: PlannedRequest) -> CompletionStream | None:
         if isinstance(request, RowRequest):
             return None
         return CompletionStream(request.base.scheduler, request.requests, self._context)
@@ -155,7 +159,7 @@ class Reply(ABC):
             first += len(stream.completions)
 
     async def _choices(
-        self, request: TextRequest | RowRequest, stream: CompletionStream | None, number: int, first: int
+        self, request: PlannedRequest, stream: CompletionStream | None, number: int, first: int
     ) -> list[dict[str, Any]]:
         """Answer prompt `number` to the end; its choices count from `first`."""
         if isinstance(request, RowRequest):
@@ -233,7 +237,7 @@ class Reply(ABC):
         return await self._context.server.render(spelled, engine.tokenizer, tokens, logprobs, scores)
 
     @abstractmethod
-    async def _formatted(self, request: TextRequest | RowRequest, completion: Completion) -> dict[str, Any]:
+    async def _formatted(self, request: PlannedRequest, completion: Completion) -> dict[str, Any]:
         """Format a finished completion as fields of a choice."""
 
     @abstractmethod
@@ -251,7 +255,7 @@ class ChatReply(Reply):
     object, chunk_object, prefix, rung_in_choice = "chat.completion", "chat.completion.chunk", "chatcmpl", False
     _body: ChatRequest
 
-    async def _formatted(self, request: TextRequest | RowRequest, completion: Completion) -> dict[str, Any]:
+    async def _formatted(self, request: PlannedRequest, completion: Completion) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
         choice: dict[str, Any] = {"message": message}
         if isinstance(request, RowRequest):
@@ -291,10 +295,10 @@ class TextReply(Reply):
     object, chunk_object, prefix, rung_in_choice = "text_completion", "text_completion", "cmpl", True
     _body: CompletionRequest
 
-    def _begin(self, request: TextRequest | RowRequest) -> CompletionStream | None:
+    def _begin(self, request: PlannedRequest) -> CompletionStream | None:
         return None if self._body.max_tokens == 0 else super()._begin(request)
 
-    async def _formatted(self, request: TextRequest | RowRequest, completion: Completion) -> dict[str, Any]:
+    async def _formatted(self, request: PlannedRequest, completion: Completion) -> dict[str, Any]:
         body, choice = self._body, {"text": completion.text}
         if isinstance(request, RowRequest):
             return choice

@@ -17,16 +17,9 @@ from rung.errors import ConfigError, EngineError, ModelError, RungError
 
 # Engine and model errors that the request causes; so does every ConfigError.
 OF_THE_REQUEST = {
-    "bad-constraint": "invalid_request_error",
-    "chat-template-refused": "invalid_request_error",
-    "constraint-failed": "invalid_request_error",
-    "constraint-unsupported": "invalid_request_error",
-    "context-overflow": "context_length_exceeded",
-    "control-token": "invalid_request_error",
-    "embedding-unsupported": "invalid_request_error",
-    "no-chat-template": "invalid_request_error",
-    "scoring-unsupported": "invalid_request_error",
-}
+    "bad-constraint", "chat-template-refused", "constraint-failed", "constraint-unsupported", "context-overflow",
+    "control-token", "embedding-unsupported", "no-chat-template", "scoring-unsupported",
+}  # fmt: skip
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 MAX_WAIT = 60  # seconds, the longest `Retry-After`
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
@@ -62,8 +55,8 @@ def refusal(error: RungError) -> Refused:
     if isinstance(error, ConfigError):
         return Refused(400, error.code, message)
     if isinstance(error, (EngineError, ModelError)) and error.code in OF_THE_REQUEST:
-        code = OF_THE_REQUEST[error.code]
-        return Refused(400, code if code != "invalid_request_error" else error.code, message)
+        code = "context_length_exceeded" if error.code == "context-overflow" else error.code  # OpenAI's own name
+        return Refused(400, code, message)
     if error.code == "model-unloaded":
         return Refused(503, error.code, message, headers={"Retry-After": "1"})
     return Refused(500, error.code, message)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
@@ -20,6 +22,10 @@ FILES = {
     "style.css": "text/css", "app.js": "text/javascript", "htmx.min.js": "text/javascript", "icon.svg": "image/svg+xml"
 }  # fmt: skip
 WIDTH, HEIGHT = 300.0, 60.0  # of a chart
+CAPTURED = "rung_capture_"  # the metrics of capture
+COUNTS = (("Tokens", "rung_tokens_total", ("model", "kind"), "tokens"),
+          ("Requests", "rung_requests_total", ("endpoint", "status"), "requests"),
+          ("Failures", "rung_failures_total", ("code",), "requests"))  # fmt: skip
 
 
 @router.get("/")
@@ -128,24 +134,14 @@ def _chart(name: str, unit: str, values: list[float]) -> dict[str, object]:
     return {"name": name, "unit": unit, "now": values[-1] if values else 0.0, "most": most, "points": points}
 
 
-def _tables(context: Context) -> list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]:
+def _tables(context: Context) -> list[tuple[str, tuple[str, ...], Sequence[tuple[str, ...]]]]:
     """List the heading, columns and rows of each table of counts."""
-    columns = {
-        "Tokens": ("model", "kind", "tokens"),
-        "Requests": ("endpoint", "status", "requests"),
-        "Failures": ("code", "requests"),
-        "Capture": ("answers", "count"),
-    }
-    rows: dict[str, list[tuple[str, ...]]] = {heading: [] for heading in columns}
-    for family in context.server.metrics.registry.collect():
-        for each in family.samples:
-            labels, count = each.labels, f"{each.value:,.0f}"
-            if each.name == "rung_tokens_total":
-                rows["Tokens"].append((labels["model"], labels["kind"], count))
-            elif each.name == "rung_requests_total" and labels["endpoint"].startswith("/v1/"):
-                rows["Requests"].append((labels["endpoint"], labels["status"], count))
-            elif each.name == "rung_failures_total":
-                rows["Failures"].append((labels["code"], count))
-            elif each.name.startswith("rung_capture_"):
-                rows["Capture"].append((each.name.removeprefix("rung_capture_").replace("_", " "), count))
-    return [(heading, columns[heading], rows[heading]) for heading in columns]
+    samples = [each for family in context.server.metrics.registry.collect() for each in family.samples]
+    tables = []
+    for heading, name, labels, unit in COUNTS:
+        own = [each for each in samples if each.name == name and each.labels.get("endpoint", "/v1/").startswith("/v1/")]
+        rows = [(*(each.labels[label] for label in labels), f"{each.value:,.0f}") for each in own]
+        tables.append((heading, (*labels, unit), rows))
+    captured = [each for each in samples if each.name.startswith(CAPTURED)]
+    counts = [(each.name.removeprefix(CAPTURED).replace("_", " "), f"{each.value:,.0f}") for each in captured]
+    return [*tables, ("Capture", ("answers", "count"), counts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,21 +41,19 @@ class MetricsSample:
 
 def sample(registry: CollectorRegistry) -> MetricsSample:
     """Read the metrics now."""
-    queue = running = tokens = answered = 0.0
+    totals: defaultdict[str, float] = defaultdict(float)
     buckets = dict.fromkeys((*map(float, SECONDS), float("inf")), 0.0)
     for family in registry.collect():
-        for value in family.samples:
-            if value.name == "rung_queue":
-                queue = value.value
-            elif value.name == "rung_running":
-                running += value.value
-            elif value.name == "rung_tokens_total" and value.labels["kind"] == "completion":
-                tokens += value.value
-            elif value.name == "rung_request_seconds_bucket" and value.labels["endpoint"] in OWN:
-                buckets[float(value.labels["le"])] += value.value
-            elif value.name == "rung_request_seconds_count" and value.labels["endpoint"] in OWN:
-                answered += value.value
-    return MetricsSample(time.monotonic(), queue, running, tokens, answered, tuple(buckets.values()))
+        for each in family.samples:
+            labels = each.labels
+            if labels.get("kind", "completion") != "completion" or labels.get("endpoint", OWN[0]) not in OWN:
+                continue
+            totals[each.name] += each.value
+            if each.name == "rung_request_seconds_bucket":
+                buckets[float(labels["le"])] += each.value
+    load = totals["rung_queue"], totals["rung_running"]
+    counts = totals["rung_tokens_total"], totals["rung_request_seconds_count"]
+    return MetricsSample(time.monotonic(), *load, *counts, tuple(buckets.values()))
 
 
 class History:
