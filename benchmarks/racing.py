@@ -29,7 +29,7 @@ from rung.evaluation.statistics import compare
 FOLDER = Path(__file__).parent / "matrices"
 SHARE = 0.3
 LEVEL = 0.05
-LEAST = 12  # rows that every candidate answers, as in prompt search, where they are not half of what may be spent
+MIN_ROWS = 12  # rows that every candidate answers, as in prompt search, where they are not half of what may be spent
 GOALS = {"evaluations_saved": 1 / SHARE, "winner_within_noise": 0.95}
 Matrix = npt.NDArray[np.float64]
 
@@ -67,10 +67,12 @@ def raced(task: Recorded, seed: int) -> tuple[int, float]:
     generator = np.random.default_rng(seed)
     arms, rows = generator.permutation(len(task.racing)), generator.permutation(task.racing.shape[1])
     matrix = task.racing[:, rows]
-    names, least = [str(arm) for arm in arms], min(LEAST, int(SHARE * len(rows) / 2))
-    found = halve(
-        names, lambda name, until: matrix[int(name), :until].tolist(), len(rows), int(SHARE * matrix.size), least=least
-    )  # fmt: skip
+    names, min_rows = [str(arm) for arm in arms], min(MIN_ROWS, int(SHARE * len(rows) / 2))
+
+    def ask(name: str, until: int) -> list[float]:
+        return matrix[int(name), :until].tolist()
+
+    found = halve(names, ask, len(rows), int(SHARE * matrix.size), min_rows=min_rows)
     return int(found.winner), found.evaluations / matrix.size
 
 

@@ -26,7 +26,7 @@ def test_a_plan_keeps_its_price_and_uses_most_of_it(arms, rows, share):
 
 def test_plans_by_hand():
     assert halving_plan(4, 100, 120) == (Round(4, 15), Round(2, 45))
-    assert halving_plan(4, 100, 120, least=20) == (Round(4, 20), Round(2, 40))
+    assert halving_plan(4, 100, 120, min_rows=20) == (Round(4, 20), Round(2, 40))
     assert halving_plan(4, 20, 80) == (Round(4, 20), Round(2, 20))
     assert halving_plan(1, 10, 5) == (Round(1, 5),)
     assert halving_plan(4, 10, 1) == (Round(4, 1), Round(2, 1))  # every arm answers a row, whatever the price
@@ -77,10 +77,10 @@ def test_a_clear_winner_is_found_for_a_third_of_the_price():
     assert found >= 95
 
 
-@pytest.mark.parametrize(("arms", "rows", "least"), [(0, 5, 1), (5, 0, 1), (5, 5, 0)])
-def test_refused(arms, rows, least):
+@pytest.mark.parametrize(("arms", "rows", "min_rows"), [(0, 5, 1), (5, 0, 1), (5, 5, 0)])
+def test_refused(arms, rows, min_rows):
     with pytest.raises(ValueError, match="need arms"):
-        halving_plan(arms, rows, 10, least)
+        halving_plan(arms, rows, 10, min_rows)
 
 
 def test_names_differ():

@@ -249,7 +249,7 @@ class Halving:
         return sum(map(len, self.scores.values()))
 
 
-def halving_plan(arms: int, rows: int, evaluations: int, least: int = 1) -> tuple[Round, ...]:
+def halving_plan(arms: int, rows: int, evaluations: int, min_rows: int = 1) -> tuple[Round, ...]:
     """Plan the rounds of a race, as even in price as whole rows allow.
 
     A round that runs out of rows leaves what it does not need to the others. The last round always has two arms.
@@ -257,28 +257,28 @@ def halving_plan(arms: int, rows: int, evaluations: int, least: int = 1) -> tupl
     Args:
         arms: how many start.
         rows: how many rows there are.
-        evaluations: maximum for all rounds together; but every arm answers at least `least` rows.
-        least: minimum number of rows of the first round.
+        evaluations: maximum for all rounds together; but every arm answers at least `min_rows` rows.
+        min_rows: minimum number of rows of the first round.
 
     Raises:
-        ValueError: there are no arms or no rows, or `least` is below 1.
+        ValueError: there are no arms or no rows, or `min_rows` is below 1.
     """
-    if arms < 1 or rows < 1 or least < 1:
-        raise ValueError(f"need arms >= 1, rows >= 1 and least >= 1, got {arms}, {rows} and {least}")
+    if arms < 1 or rows < 1 or min_rows < 1:
+        raise ValueError(f"need arms >= 1, rows >= 1 and min_rows >= 1, got {arms}, {rows} and {min_rows}")
     sizes = [arms]
     while sizes[-1] > 2:
         sizes.append((sizes[-1] + 1) // 2)
     low, high = 0.0, float(arms * rows)  # the price of one round
     for _ in range(60):
         price = (low + high) / 2
-        low, high = (price, high) if _spent(_rounds(sizes, rows, price, least)) <= evaluations else (low, price)
-    return _rounds(sizes, rows, low, least)
+        low, high = (price, high) if _spent(_rounds(sizes, rows, price, min_rows)) <= evaluations else (low, price)
+    return _rounds(sizes, rows, low, min_rows)
 
 
-def _rounds(sizes: Sequence[int], rows: int, price: float, least: int) -> tuple[Round, ...]:
+def _rounds(sizes: Sequence[int], rows: int, price: float, min_rows: int) -> tuple[Round, ...]:
     rounds, until = [], 0
     for size in sizes:
-        until = min(rows, max(least, until + int(price / size)))
+        until = min(rows, max(min_rows, until + int(price / size)))
         rounds.append(Round(size, until))
     return tuple(rounds)
 
@@ -288,7 +288,7 @@ def _spent(rounds: Sequence[Round]) -> int:
     return sum(round_.arms * (round_.until - start) for round_, start in zip(rounds, before, strict=False))
 
 
-def halve(names: Sequence[str], ask: Ask, rows: int, evaluations: int, *, least: int = 1) -> Halving:
+def halve(names: Sequence[str], ask: Ask, rows: int, evaluations: int, *, min_rows: int = 1) -> Halving:
     """Race `names` over `rows` rows at the price of `evaluations`; of equals, the arm named first stays.
 
     Args:
@@ -296,7 +296,7 @@ def halve(names: Sequence[str], ask: Ask, rows: int, evaluations: int, *, least:
         ask: gives an arm's scores on the first rows.
         rows: how many rows there are.
         evaluations: maximum number of scores to ask for.
-        least: minimum number of rows of the first round.
+        min_rows: minimum number of rows of the first round.
 
     Raises:
         ValueError: there are no arms, two have the same name, or there are no rows.
@@ -310,7 +310,7 @@ def halve(names: Sequence[str], ask: Ask, rows: int, evaluations: int, *, least:
     def ranked() -> list[str]:
         return sorted(alive, key=lambda name: -sum(scores[name]))  # equals keep their order
 
-    for round_ in halving_plan(len(names), rows, evaluations, least):
+    for round_ in halving_plan(len(names), rows, evaluations, min_rows):
         worse = ranked()[round_.arms :] if scores else []
         dropped = [*worse, *dropped]
         alive = [name for name in alive if name not in worse]

@@ -248,7 +248,7 @@ def _rounds(judge: Judge, plan: Plan, kept_back: int) -> str:
         # The leader answered rows before, which cost nothing now; the race does not know and is a little cheaper.
         full = (len(names) + 1) * len(judge.rows)
         price = full if price is None else min(price, full)
-        result = halve([leader, *names], judge.ask, len(judge.rows), price, least=min(FEWEST_ROWS, len(judge.rows)))
+        result = halve([leader, *names], judge.ask, len(judge.rows), price, min_rows=min(FEWEST_ROWS, len(judge.rows)))
         leader = result.winner
         seen = [judge.tried[name] for name in result.order]
         ranked = _best_first(judge.space, [one.candidate for one in seen], ranked)

@@ -81,7 +81,7 @@ class SystemPrompt:
         judge = Judge(space, rows, metric, Meter(Limits()), calibrate=calibrate, progress=progress)
         names = {judge.add(replace(space.start, system=text, origin="system"), 1): text for text in self.texts}
         price = int(SHARE * len(names) * len(rows))
-        found = halve(list(names), judge.ask, len(rows), price, least=max(1, len(rows) // 4))
+        found = halve(list(names), judge.ask, len(rows), price, min_rows=max(1, len(rows) // 4))
         scores = {text: sum(s := judge.tried[name].metric) / len(s) for name, text in names.items()}
         return names[found.winner], scores
 
