@@ -1,4 +1,4 @@
-"""What benchmarks share: the texts of the examples, clean subprocesses, and the one JSON line at the end."""
+"""Shared code of the benchmarks: texts of the examples, clean subprocesses, and the JSON line at the end."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One run of a DSPy optimizer, in an environment of its own; prints one JSON line. See benchmarks/prompt_search.py.
+"""One run of a DSPy optimizer in its own environment; it prints one JSON line. See benchmarks/prompt_search.py.
 
 {"calls": calls of the optimizer, "answers": one record of output fields per test row, "prompt": the last one,
-"failed": why the optimizer ended with an error; then the answers are those of the program as it began}
+"failed": why the optimizer failed; then the answers are those of the initial program}
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Calls(BaseCallback):  # type: ignore[misc]
 
 
 def same(expected: dspy.Example, found: Any, trace: Any = None) -> float:
-    """Score the share of output fields that are right, words and case apart: as lenient as can be."""
+    """Score the share of output fields that are right, ignoring whitespace and case: as lenient as possible."""
     del trace
     names = expected.labels().keys()
     right = [_plain(getattr(found, name, "")) == _plain(expected[name]) for name in names]

@@ -1,4 +1,4 @@
-"""The tasks on which prompts are raced and searched, as task folders made from the original data files.
+"""The tasks of the prompt benchmarks, as task folders made from the original data files.
 
 `--data` names a folder with `banking77/{train,test}.csv`, `sroie/data/{box,key}` and `gsm8k/{train,test}.jsonl` as
 their authors publish them.
@@ -18,7 +18,7 @@ LABELS = 20  # of BANKING77
 
 
 def banking77(source: Path, seed: int, train: int, test: int) -> tuple[str, dict[str, Rows]]:
-    """Twenty intents, drawn by the seed, with rows as even over them as can be."""
+    """Twenty intents, drawn by the seed, with rows spread evenly."""
     rng = random.Random(seed)
     files = {name: _csv(source / "banking77" / f"{name}.csv") for name in ("train", "test")}
     labels = sorted(rng.sample(sorted({row["category"] for row in files["test"]}), LABELS))
@@ -87,7 +87,7 @@ TASKS: dict[str, Callable[[Path, int, int, int], tuple[str, dict[str, Rows]]]] =
 
 
 def task_folder(name: str, source: Path, folder: Path, *, seed: int, train: int, test: int, model: str) -> Path:
-    """Write a task folder and return its task file; its validation rows are as good as none."""
+    """Write a task folder and return its task file; it has hardly any validation rows."""
     head, splits = TASKS[name](source, seed, train, test)
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():

@@ -1,4 +1,4 @@
-"""Models of well-known shapes with random weights: they cost what trained ones cost and need no download."""
+"""Models of well-known shapes with random weights: they cost as much as trained ones and need no download."""
 
 from __future__ import annotations
 

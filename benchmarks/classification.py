@@ -2,13 +2,13 @@
 
     python benchmarks/classification.py --data ../shared/data/banking77 --per 5 10 all --seeds 3
 
-BANKING77 (77 intents, 10,003 training and 3,080 test rows), with so many training rows per label or all of them. Every
-method sees the same rows and nothing else: what it chooses by (the penalty of a head, the weights of an ensemble) is
-a part of them. Subsets are drawn by seed; with all rows there is one seed. Every result is appended to a .jsonl beside
-the table at once, so that the same command goes on where it was stopped, and a killed training too.
+BANKING77 (77 intents, 10,003 training and 3,080 test rows), with a number of training rows per label, or all. Every
+method sees the same rows and nothing else: it selects its settings (the penalty of a head, the weights of an ensemble)
+on a part of them. Subsets are drawn by seed; with all rows there is one seed. Every result is appended to a .jsonl file
+next to the table at once, so that the same command resumes a stopped benchmark, and a killed training too.
 
-SetFit runs with the same encoder in an environment of its own. It draws 20 like and 20 unlike pairs for every row, as
-in the paper, and one of each where all rows are used, which would take days otherwise. BERT's figures are those of
+SetFit runs with the same encoder in its own environment. It draws 20 positive and 20 negative pairs per row, as in the
+paper, and one of each where all rows are used, which would otherwise take days. BERT's figures are those of
 Casanueva et al. 2020 (https://arxiv.org/abs/2003.04807, table 3: BERT tuned), not run here.
 """
 

@@ -1,7 +1,7 @@
 """Sentence vectors: Rung's encoder on OpenVINO against sentence-transformers on torch, batch 64, in the same run.
 
 Short texts (BANKING77 messages, about 15 tokens) and long ones (SciTLDR abstracts, about 200). Both sort by length
-and truncate alike. Each is run three times in turn and its fastest run counts. The ratio `cosine_*` is the smallest
+and truncate alike. Both take turns, three runs each, and the fastest run counts. The ratio `cosine_*` is the smallest
 cosine between the two vectors of a text.
 
 Measured on two AVX2 cores on 2026-11-21: short 1.7x, long 1.5x (long texts are matrix products on both sides).

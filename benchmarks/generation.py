@@ -2,18 +2,19 @@
 
 batch         transformers `generate`, 32 rows a batch, left-padded
 raw           openvino-genai itself: one `ContinuousBatchingPipeline.generate` over all prompts
-ludwig-loop   one transformers `generate` call per row, as row-by-row prediction loops do
+ludwig-loop   one transformers `generate` call per row, as in row-by-row prediction loops
 
 The prompts share a few-shot beginning and end in one customer message of BANKING77 each; the answer is free text of at
 most 64 tokens, greedy, ended by the model's own end token; the tokens counted are those before padding. Batches of a
-peer are alike, so peers run some of the rows and their rate is compared: `--raw-rows`, `--peer-rows`, `--loop-rows`.
-Transformers runs in fp32, OpenVINO with the int8 weights that are Rung's default; `--precision fp32` compares equals.
+peer are alike, so peers run only some of the rows and their rate is compared: `--raw-rows`, `--peer-rows`, `--loop-
+rows`. Transformers runs in fp32, OpenVINO with the int8 weights that are Rung's default; `--precision fp32` compares
+equals.
 
 Measured on two AVX2 cores on 2026-11-21, in three runs: 3.6x, 3.2x and 2.9x raw, 6.4x, 5.1x and 4.5x batch, 14.9x,
 13.7x and 13.7x ludwig-loop. Raw is slower because all rows of its one call compute the beginning that they share; Rung
-lets one row go ahead and the others find it cached. What is left of Rung's time is OpenVINO's: of 35.4 s that 128
-answers took, its steps took 35.3, and with 32 or more rows a step's time grows with its rows, for the processor has no
-more products to give. So the loop's goal of 15x is not met here.
+lets one row go ahead and the others find it cached. The rest of Rung's time is OpenVINO's: of 35.4 s for 128
+answers, its steps took 35.3, and from 32 rows on a step's time grows with its rows, because the processor is at its
+limit. So the loop's goal of 15x is not met here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Generation on CUDA: Rung's torch engine against transformers `generate`, random-weight Llama shapes of 1B and 8B.
 
 256 prompts share a beginning of 512 tokens (few-shot demonstrations), 16 to 256 tokens are their own, 128 are generated
-greedily in bf16. The peer gets batches of 32, left-padded, sorted by length. Random weights cost what trained ones cost
-and need no download; they hardly ever end an answer, so both write the same number of tokens, and tokens are counted.
+greedily in bf16. The peer gets batches of 32, left-padded, sorted by length. Random weights cost as much as trained
+ones and need no download. They hardly ever end an answer, so both write the same number of tokens; tokens are counted.
 
 Where flash-attn is installed the engine uses continuous batching; elsewhere its own loop (shared beginning, rows that
 leave, as many rows as the memory allows). The table says which. Needs about 24 GB of device memory for 8B;
@@ -61,7 +61,7 @@ def ours(model, tokenizer, rows):  # type: ignore[no-untyped-def]
 
 
 def timed(call, *arguments):  # type: ignore[no-untyped-def]
-    """Return tokens per second of a call, after the device has caught up."""
+    """Return tokens per second of a call, after the device has finished."""
     import torch
 
     torch.cuda.synchronize()

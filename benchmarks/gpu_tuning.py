@@ -6,8 +6,8 @@ of 1,024. Tokens are those of the rows, padding left out; the first two steps ar
 
 Model FLOP utilization is what the method needs at least (4 operations per parameter and token with frozen weights, 6
 where all are trained; parameters without the input embeddings) over what the device reaches in a large bf16 product,
-measured in the same run. Without CUDA the script ends with exit code 3; `--shapes tiny --device cpu --rows 64` tries
-its mechanics.
+measured in the same run. Without CUDA the script ends with exit code 3; `--shapes tiny --device cpu --rows 64` tests
+the script.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPERATIONS = {"lora": 4, "full": 6}  # per parameter and token
 
 
 def rows(count: int) -> list[Any]:
-    """Return the training rows; what stands before the answer is not supervised."""
+    """Return the training rows; the text before the answer is not supervised."""
     from rung.training.examples import TokenizedExample
 
     rng = random.Random(0)
@@ -145,7 +145,7 @@ def parameters(shape: str) -> int:
 
 
 def fresh() -> None:
-    """Free what the side before has left on the device."""
+    """Free the device memory of the previous side."""
     import torch
 
     gc.collect()

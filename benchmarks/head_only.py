@@ -1,11 +1,11 @@
 """Training the output layer, or the last layers: frozen layers run once, against running all at every step.
 
-The peer is what careful code does with transformers alone: the frozen parameters do not require gradients (so nothing
+The peer is careful code with transformers alone: the frozen parameters do not require gradients (so nothing
 is kept of their layers, and nothing flows back through them), batches of rows of like length are padded and masked,
 and `model(..., labels=...)` gives the mean loss of the answer tokens. Both train the same parameters from the same
 values with the same optimizer, clipping, rates and batches, in one process; every step's loss is compared.
 
-Learnt: counted in operations, the peer needs 6.4 times ours for the output layer and 3.2 times for the last eight
+Findings: counted in operations, the peer needs 6.4 times ours for the output layer and 3.2 times for the last eight
 layers of thirty. For the output layer three quarters of ours are the one pass over the frozen layers, so more epochs
 cost little and the ratio grows with them; for the last layers four fifths are their own training, so that however many
 epochs follow, it stays below 4.0. In both, six tenths of what the peer does in an epoch are waste of another kind: it

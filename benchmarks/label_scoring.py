@@ -1,17 +1,17 @@
-"""All label scores of a row: Rung's trie against transformers, 77 labels padded behind one cached prompt, per row.
+"""All label scores of a row: Rung's trie against transformers, 77 labels padded after one cached prompt, per row.
 
-The peer is what careful code does with transformers alone: run the prompt once, repeat its cache for the 77 labels, run
+The peer is careful code with transformers alone: run the prompt once, repeat its cache for the 77 labels, run
 the padded labels in one batch. Rung runs the prompt and the inner nodes of the label trie in one pass with tree
 attention, rows batched together, the shared beginning once.
 
-Learnt while profiling: on two AVX2 cores three quarters of a full scoring are matrix products at the machine's peak
+Found by profiling: on two AVX2 cores three quarters of a full scoring are matrix products at the machine's peak
 rate, so what is left is the number of tokens: 169 a row (18 of its own, 151 inner nodes) against the peer's 731, which
 bounds the ratio near 4.5 where the prompt is short. The best-first search pays where the model has an opinion (tuned
 weights), where labels are scored most: in production. Without one (zero-shot over 77 labels) its bounds are loose, it
 opens nine tenths of the trie, and the engine falls back to the full pass. The goal for the best label is taken on
 tuned weights; the other artifacts are printed beside it.
 
-Measured on two AVX2 cores on 2026-11-21, in two runs: all labels 4.0x and 4.7x zero-shot, 8.4x and 7.0x behind eight
+Measured on two AVX2 cores on 2026-11-21, in two runs: all labels 4.0x and 4.7x zero-shot, 8.4x and 7.0x after eight
 fixed demonstrations, 4.6x and 5.6x tuned; best label 3.4x and 4.1x, 11.6x and 11.9x, 14.5x and 18.5x.
 """
 

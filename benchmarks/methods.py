@@ -2,11 +2,11 @@
 
     python benchmarks/methods.py --task examples/banking77/task.yaml --seeds 3 --out docs/methods.md
 
-Each method and seed runs in a process of its own (its peak memory is its own), is scored on the test rows, and is
-written to a .jsonl beside the table as soon as it is done: the same command goes on where it was, and writes the table
-again. Scores are the mean over seeds with their standard deviation; nothing is chosen by them. Zero-shot is the first
-row. On two CPU cores the whole of BANKING77's example takes some hours: `--labels 20` keeps the rows of so many labels
-(drawn once, the same for all), and `--set data.test_rows=200` and fewer `--rungs` make it shorter too.
+Each method and seed runs in its own process, so that its peak memory is its own. It is scored on the test rows and
+written to a .jsonl file next to the table as soon as it is done: the same command resumes and writes the table again.
+Scores are the mean over seeds with their standard deviation; nothing is chosen by them. Zero-shot is the first row. On
+two CPU cores the whole of BANKING77's example takes some hours: `--labels 20` keeps the rows of so many labels (drawn
+once, the same for all), and `--set data.test_rows=200` and fewer `--rungs` make it shorter too.
 """
 
 from __future__ import annotations

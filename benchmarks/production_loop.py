@@ -1,10 +1,10 @@
-"""The five steps of a task in production, done for real on BANKING77: prompt, collect, improve, tune, repeat.
+"""The five steps of a task in production, run on BANKING77: prompt, collect, improve, tune, repeat.
 
     python benchmarks/production_loop.py --traffic ../shared/data/banking77/train.csv --folder /tmp/loop
 
-Users' messages are BANKING77's own training rows that the example does not hold; a message's label stands for the
-reviewer, who goes through every answer and says what was expected. All goes through the commands and the running
-server: nothing here calls a Python function of Rung. The task starts with two rows per label; scores are those of the
+Users' messages are BANKING77's own training rows that the example does not hold; a message's label plays the
+reviewer, who reviews every answer and gives the expected one. Everything goes through the commands and the running
+server: the script calls no Python function of Rung. The task starts with two rows per label; scores are those of the
 example's test rows, which no message of the traffic equals. The folder keeps the runs, the store and the registry.
 """
 

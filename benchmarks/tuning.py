@@ -148,7 +148,7 @@ def trl(instruction: str, steps: int, precision: Any, *, packing: bool) -> dict[
 
 
 def _result(ends: list[float], tokens: list[int], losses: list[Any]) -> dict[str, Any]:
-    """Return tokens per second behind the first step, and the peak memory of this process."""
+    """Return tokens per second after the first step, and the peak memory of this process."""
     assert len(ends) == len(tokens)
     speed = sum(tokens[1:]) / (ends[-1] - ends[0])
     return {"speed": speed, "peak": peak_memory_bytes(), "losses": [loss for _, loss in losses], "tokens": sum(tokens)}
