@@ -10,7 +10,7 @@ import pytest
 
 from rung.agents import toolbox
 from rung.agents.calls import Call, json_constraint, template_turns
-from rung.agents.trace import Step
+from rung.agents.tools import AgentStep
 from rung.artifact import agent as agent_module
 from rung.artifact.artifact import Artifact
 from rung.engines.base import EngineInfo, Generation
@@ -108,8 +108,8 @@ def test_rows_call_tools_until_they_answer(folder):
     assert (one.prompt_tokens, one.completion_tokens) == (200, 11)
     assert [len(batch) for batch in engine.requests] == [2, 1]  # rows in one batch, finished ones left out
     assert [replace(step, seconds=0.0) for step in one.steps] == [
-        Step("result", "2", call("double", number=1), "double", '{"number": 1}', 6),
-        Step("answer", "2", said(" 2 "), tokens=5),
+        AgentStep("result", "2", call("double", number=1), "double", '{"number": 1}', 6),
+        AgentStep("answer", "2", said(" 2 "), tokens=5),
     ]
     assert one.steps[0].seconds > 0 == one.steps[1].seconds
     assert one.seconds == pytest.approx(1 + one.steps[0].seconds)

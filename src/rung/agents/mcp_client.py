@@ -1,4 +1,4 @@
-"""Tools of a server of the Model Context Protocol on this machine, over stdin and stdout (https://modelcontextprotocol.io).
+"""Use the tools of a local server of the Model Context Protocol over stdin and stdout (https://modelcontextprotocol.io).
 
 The official client is asynchronous: one thread runs its event loop, and calls wait for it.
 """
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rung.agents.process import ToolResult
 from rung.agents.tools import Tool, plain_schema
 from rung.data.spec import McpServer
-from rung.errors import ConfigError, MachineError
+from rung.errors import ConfigError, MachineError, needed_by
 
 if TYPE_CHECKING:
     from mcp import ClientSession
@@ -32,27 +32,22 @@ class McpConnection:
     """A running server.
 
     Args:
-        server: how the task names it.
-        folder: where it is started: the task file's folder.
+        server: its command.
+        folder: the folder to start it in: that of the task file.
 
     Raises:
         MachineError: `mcp-failed`: it cannot be started or does not speak the protocol; `missing-extra`.
     """
 
     def __init__(self, server: McpServer, folder: Path) -> None:
-        try:
+        with needed_by("an MCP server's tools", extra="tools"):
             import mcp  # noqa: F401
-        except ImportError as missing:
-            raise MachineError(
-                "missing-extra", "tools of MCP servers need the package mcp, which is not installed",
-                hint="install it: uv pip install 'rung[tools]'",
-            ) from missing  # fmt: skip
         self._server, self._folder = server, folder
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rung-mcp", daemon=True)
         self._thread.start()
         self._ready: Future[ClientSession] = Future()
-        self._end = self._submit(self._event()).result()
+        self._end = self._submit(_new_event()).result()
         self._serving = self._submit(self._serve())
         try:
             self._session = self._ready.result(START_SECONDS)
@@ -61,30 +56,25 @@ class McpConnection:
             raise self._failed(_cause(error)) from error
 
     def tools(self, number: int) -> tuple[Tool, ...]:
-        """Return its tools, or those that the task names; `number` is the server's place in the task file.
+        """List its tools, or those that the task names; `number` is the server's position in the task file.
 
         Raises:
             ConfigError: `function-not-found`: it lacks a tool that the task names.
             MachineError: `mcp-failed`.
         """
-        found = {tool.name: tool for tool in self._listed()}
-        names = list(found) if self._server.only is None else self._server.only
-        if missing := [name for name in names if name not in found]:
+        offered = {tool.name: tool for tool in self._listed()}
+        names = list(offered) if self._server.only is None else self._server.only
+        if missing := [name for name in names if name not in offered]:
             raise ConfigError(
                 "function-not-found", f"the MCP server {self.command} has no tool {missing[0]!r}",
-                hint=f"it has {', '.join(found) or 'none'}",
+                hint=f"it has {', '.join(offered) or 'none'}",
             )  # fmt: skip
-        return tuple(
-            Tool(
-                name, found[name].description or "",
-                json.dumps(plain_schema(found[name].input_schema), ensure_ascii=False), server=number,
-            )
-            for name in names
-        )  # fmt: skip
+        schemas = {name: json.dumps(plain_schema(offered[name].input_schema), ensure_ascii=False) for name in names}
+        return tuple(Tool(name, offered[name].description or "", schemas[name], server=number) for name in names)
 
     @property
     def command(self) -> str:
-        """The command that starts it, as a shell would write it."""
+        """The command that starts it, quoted for a shell."""
         return shlex.join(self._server.mcp)
 
     def call(self, name: str, arguments: dict[str, Any], seconds: float) -> ToolResult:
@@ -93,14 +83,14 @@ class McpConnection:
 
         call = self._submit(self._session.call_tool(name, arguments))
         try:
-            made = call.result(seconds)
+            result = call.result(seconds)
         except TimeoutError:
             call.cancel()
             return ToolResult("timeout", f"it took longer than {seconds:g} seconds and was ended")
         except (MCPError, RuntimeError, OSError) as error:  # refused, or the server has ended
             return ToolResult("failed", f"{type(error).__name__}: {error}")
-        text = "\n".join(_text(block) for block in made.content)
-        return ToolResult("failed" if made.is_error else "result", text)
+        text = "\n".join(_text(block) for block in result.content)
+        return ToolResult("failed" if result.is_error else "result", text)
 
     def close(self) -> None:
         """End the server and the thread."""
@@ -113,11 +103,8 @@ class McpConnection:
     def _submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _event(self) -> asyncio.Event:
-        return asyncio.Event()
-
     async def _serve(self) -> None:
-        """Hold the connection open, in one task as the client's task groups want it, until the end is asked for."""
+        """Hold the connection open until `_end` is set, in one task, as the client's task groups require."""
         from mcp import ClientSession, StdioServerParameters, stdio_client
 
         command, *arguments = self._server.mcp
@@ -129,7 +116,7 @@ class McpConnection:
                 await asyncio.wait_for(session.initialize(), START_SECONDS)
                 self._ready.set_result(session)
                 await self._end.wait()
-        except Exception as error:  # handed to whoever waits for the session
+        except Exception as error:  # the constructor waits for the session and raises it
             if not self._ready.done():
                 self._ready.set_exception(error)
             else:
@@ -159,12 +146,16 @@ class McpConnection:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first error in a group of them: the client's task groups hide what happened."""
+    """Find the first error in the groups that the client's task groups raise."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"
 
 
+async def _new_event() -> asyncio.Event:
+    return asyncio.Event()  # belongs to the loop that runs this
+
+
 def _text(block: Any) -> str:
-    """Return a block of a result as text; what is no text is named."""
+    """Show a block of a result as text; other content is only named."""
     return str(block.text) if block.type == "text" else f"[{block.type}, which cannot be shown here]"

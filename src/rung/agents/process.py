@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rung.agents.trace import Outcome
+from rung.agents.tools import StepOutcome
 from rung.errors import RungError
 from rung.worker_pipes import WorkerEndedError, WorkerError, WorkerProcess, WorkerTimeoutError, serve
 
@@ -20,7 +20,7 @@ START_SECONDS = 120.0  # importing the tools' modules
 class ToolResult(NamedTuple):
     """What came of a call: `result`, `failed` or `timeout`, and its text."""
 
-    outcome: Outcome
+    outcome: StepOutcome
     text: str
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     serve({"load": load, "run": lambda spec, arguments: run(functions[spec], arguments)})
 
 
-def run(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Outcome, str]:
+def run(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[StepOutcome, str]:
     """Call a function with arguments that are checked against its types."""
     from pydantic import ValidationError, validate_call
     from pydantic_core import to_json

@@ -1,4 +1,4 @@
-"""A task's tools, found and called; workers and servers are started once per process and shared."""
+"""Find and call a task's tools; workers and servers are started once per process and shared."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from rung.errors import ArtifactError, ConfigError
 if TYPE_CHECKING:
     from rung.agents.mcp_client import McpConnection
 
-_open: dict[tuple[Any, ...], FunctionWorker | McpConnection] = {}
+_workers: dict[tuple[Any, ...], FunctionWorker] = {}
+_connections: dict[tuple[Any, ...], McpConnection] = {}
 _opening = threading.Lock()
 
 
 def find_tools(named: Sequence[str | McpServer], folder: Path) -> tuple[Tool, ...]:
-    """Return the tools that a task names; its servers are started.
+    """Find the tools that a task names; this starts its servers.
 
     Raises:
         ConfigError: a function or a server's tool is not there, cannot be described, or two have the same name.
@@ -69,37 +70,30 @@ def call(
     if tool.function:
         functions = tuple(one.function for one in tools if one.function)
         with _opening:
-            worker = _open.setdefault(("functions", folder, functions), FunctionWorker(folder, functions))
-        return _called(worker, tool.function, arguments, seconds)
+            worker = _workers.setdefault((folder, functions), FunctionWorker(folder, functions))
+        return worker.call(tool.function, dict(arguments), seconds)
     connection = _connection(servers[tool.server], folder)
     if tool not in connection.tools(tool.server):
         raise ArtifactError(
             "artifact-mismatch", f"the MCP server {connection.command} offers another {tool.name!r} than it did",
             hint="use the server's earlier version, or make the artifact again",
         )  # fmt: skip
-    return _called(connection, tool.name, arguments, seconds)
-
-
-def _called(
-    where: FunctionWorker | McpConnection, name: str, arguments: Mapping[str, Any], seconds: float
-) -> ToolResult:
-    return where.call(name, dict(arguments), seconds)
+    return connection.call(tool.name, dict(arguments), seconds)
 
 
 def _connection(server: McpServer, folder: Path) -> McpConnection:
     from rung.agents.mcp_client import McpConnection
 
-    key = ("mcp", folder, tuple(server.mcp), tuple(server.only or ()))
+    key = (folder, tuple(server.mcp), tuple(server.only or ()))
     with _opening:
-        if key not in _open:
-            _open[key] = McpConnection(server, folder)
-        found = _open[key]
-    assert isinstance(found, McpConnection)
-    return found
+        if key not in _connections:
+            _connections[key] = McpConnection(server, folder)
+        return _connections[key]
 
 
 @atexit.register
 def close_all() -> None:
     """End every worker and server that was started."""
-    while _open:
-        _open.popitem()[1].close()
+    for opened in (_workers, _connections):
+        while opened:
+            opened.popitem()[1].close()

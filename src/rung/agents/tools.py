@@ -1,4 +1,4 @@
-"""What a tool is to the model, where it comes from, and the two lines of a task file that name it."""
+"""Tools and steps of an agent, and how the user's Python functions become tools."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from rung import user_code
 from rung.errors import ConfigError
@@ -37,23 +37,55 @@ class Tool:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The parameters as values."""
+        """The JSON Schema of the arguments."""
         values: dict[str, Any] = json.loads(self.parameters)
         return values
 
     def as_template(self) -> dict[str, Any]:
-        """Return it as chat templates and chat APIs take it."""
+        """Write it as chat templates and chat APIs read it."""
         return {
             "type": "function",
             "function": {"name": self.name, "description": self.description, "parameters": self.schema},
         }
 
 
+StepOutcome = Literal["result", "failed", "timeout", "malformed", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStep:
+    """One turn of the model, or one call in it.
+
+    Attributes:
+        outcome: the tool gave a `result`, `failed` (it raised, or refused the arguments) or ran into its `timeout`;
+            the model's text was `malformed`; or it is the `answer`.
+        text: what the model reads next: the tool's result, or the error; of an answer, the answer.
+        written: what the model wrote.
+        tool: the tool called, or empty.
+        arguments: its arguments, JSON text.
+        tokens: tokens that the model wrote; 0 for further calls of the same turn.
+        seconds: time of the tool's call.
+    """
+
+    outcome: StepOutcome
+    text: str
+    written: str
+    tool: str = ""
+    arguments: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def trace(steps: Sequence[AgentStep], stopped: str) -> dict[str, Any]:
+    """Convert an agent's steps, and the limit that stopped it, to JSON values; nothing if no agent answered."""
+    return {"steps": [asdict(step) for step in steps], "stopped": stopped or None} if steps or stopped else {}
+
+
 def plain_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON Schema with references written out and titles left out.
+    """Write out the references of a JSON Schema, and leave its titles out.
 
     Raises:
-        ValueError: it refers to itself, so that it has no end when written out.
+        ValueError: it refers to itself, so writing it out would not end.
     """
     definitions = {f"#/$defs/{name}": value for name, value in schema.get("$defs", {}).items()}
 
@@ -64,7 +96,7 @@ def plain_schema(schema: dict[str, Any]) -> dict[str, Any]:
             return value
         if (reference := value.get("$ref")) is not None:
             if reference in inside:
-                raise ValueError(f"{reference.rpartition('/')[2]} holds itself")
+                raise ValueError(f"{reference.rpartition('/')[2]} contains itself")
             return plain(definitions[reference], (*inside, reference)) | {
                 key: item for key, item in value.items() if key != "$ref"
             }
@@ -80,29 +112,28 @@ def plain_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-# --------------------
-# The user's Python functions as tools: what the model reads of them comes from type hints and docstring.
+# ---- the user's functions: type hints and docstring tell the model how to call them
 
 
-_EXAMPLE = 'def look_up(name: str) -> str: """Return what the table says of a name."""'
+_EXAMPLE = 'def look_up(name: str) -> str: """Look a name up in the table."""'
 _TOOL = user_code.FunctionKind("tool", _EXAMPLE)
 _ARGUMENT = re.compile(r"^\s+\**(\w+)(?: \([^)]*\))?:\s*(.+)$")
 
 
 def load_function(spec: str, folders: Sequence[Path]) -> Callable[..., Any]:
-    """Return the function that `module:function` names.
+    """Load the function that `module:function` names.
 
     Raises:
         ConfigError: `function-not-found`.
     """
     function = user_code.load(spec, folders, _TOOL)
     if not callable(function):
-        raise ConfigError("function-not-found", f"{spec} is no function", hint=f"define there: {_EXAMPLE}")
+        raise ConfigError("function-not-found", f"{spec} is not a function", hint=f"define there: {_EXAMPLE}")
     return cast("Callable[..., Any]", function)
 
 
 def function_tool(spec: str, folder: Path) -> Tool:
-    """Return the tool that a function is; the file is looked for in `folder`, then in the current folder.
+    """Make a tool of a function; its file is searched in `folder`, then in the current folder.
 
     Raises:
         ConfigError: it is not there, cannot be imported, or `tool-untyped`: it has no docstring, or
@@ -113,16 +144,16 @@ def function_tool(spec: str, folder: Path) -> Tool:
     description, arguments = _documented(function)
     if not description:
         raise ConfigError(
-            "tool-untyped", f"the tool {spec} has no docstring: the model could not know when to call it", hint=_EXAMPLE
+            "tool-untyped", f"the tool {spec} has no docstring to tell the model when to call it", hint=_EXAMPLE
         )
     schema = _schema(spec, function)
     for name, text in arguments.items():
         if name in schema.get("properties", {}):
             schema["properties"][name].setdefault("description", text)
-    found = user_code.file_of(user_code.split(spec)[0], folders)
+    file = user_code.file_of(user_code.split(spec)[0], folders)
     return Tool(
         spec.partition(":")[2], description, json.dumps(schema, ensure_ascii=False), spec,
-        sha256=file_sha256(found[0]) if found else "",
+        sha256=file_sha256(file[0]) if file else "",
     )  # fmt: skip
 
 
@@ -141,19 +172,19 @@ def _schema(spec: str, function: Callable[..., Any]) -> dict[str, Any]:
         return plain_schema(TypeAdapter(cast("Any", function)).json_schema())
     except (PydanticUserError, NameError, ValueError) as error:
         raise ConfigError(
-            "tool-untyped", f"the types of the tool {spec} cannot be told to a model: {str(error).splitlines()[0]}",
+            "tool-untyped", f"the tool {spec} has types without a JSON Schema: {str(error).splitlines()[0]}",
             hint="use str, int, float, bool, Literal, list, dict, dataclasses or pydantic models",
         ) from error  # fmt: skip
 
 
 def _documented(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """Return the docstring's text before its sections, and what `Args:` says of each argument."""
+    """Split a docstring into its text before the sections, and the description of each argument."""
     text = inspect.getdoc(function) or ""
     described, _, rest = text.partition("\nArgs:\n")
     arguments = {}
     for line in rest.splitlines():
         if line and not line.startswith(" "):
             break
-        if found := _ARGUMENT.match(line):
-            arguments[found[1]] = found[2].strip()
+        if match := _ARGUMENT.match(line):
+            arguments[match[1]] = match[2].strip()
     return re.split(r"\n(?:Returns|Raises|Yields|Examples?):\n", described)[0].strip(), arguments

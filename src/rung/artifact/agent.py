@@ -19,8 +19,7 @@ from rung.agents import calls as tool_calls
 from rung.agents.calls import Call, CallFormat, MalformedError
 from rung.agents.toolbox import call as call_tool
 from rung.agents.toolbox import check_tools
-from rung.agents.tools import Tool
-from rung.agents.trace import Step
+from rung.agents.tools import AgentStep, Tool
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Prompted
 from rung.data.rows import Example
 from rung.data.spec import AgentLimits, McpServer
@@ -179,11 +178,11 @@ class Agent(Prompted):
             turn = read(made.text)
         except MalformedError as wrong:
             why = f"{wrong}" + (" (it was cut: write less)" if made.finish_reason == "length" else "")
-            run.steps.append(Step("malformed", why, made.text, tokens=made.completion_tokens))
+            run.steps.append(AgentStep("malformed", why, made.text, tokens=made.completion_tokens))
             run.messages += tool_calls.json_turns(made.text, [("", why)])
         else:
             if isinstance(turn, str):
-                run.steps.append(Step("answer", turn.strip(), made.text, tokens=made.completion_tokens))
+                run.steps.append(AgentStep("answer", turn.strip(), made.text, tokens=made.completion_tokens))
                 return
             self._call(run, turn, made)
         if run.written >= self.limits.max_tokens:
@@ -204,17 +203,17 @@ class Agent(Prompted):
         else:
             run.messages += tool_calls.template_turns(made.text, calls, told)
 
-    def _called(self, call: Call, made: Generation, *, first: bool) -> Step:
+    def _called(self, call: Call, made: Generation, *, first: bool) -> AgentStep:
         arguments = json.dumps(call.arguments, ensure_ascii=False)
         tokens = made.completion_tokens if first else 0
         tool = next((tool for tool in self.tools if tool.name == call.tool), None)
         if tool is None:
             text = f"there is no tool {call.tool!r}; there are {', '.join(one.name for one in self.tools)}"
-            return Step("malformed", text, made.text, call.tool, arguments, tokens)
+            return AgentStep("malformed", text, made.text, call.tool, arguments, tokens)
         start = time.perf_counter()
         outcome, text = call_tool(tool, call.arguments, self.tools, self.servers, self.folder, self.limits.seconds)
         seconds = time.perf_counter() - start
-        return Step(outcome, self._shortened(text), made.text, call.tool, arguments, tokens, seconds)
+        return AgentStep(outcome, self._shortened(text), made.text, call.tool, arguments, tokens, seconds)
 
     def _shortened(self, text: str) -> str:
         """Return a result of bearable length that says how much is missing."""
@@ -228,7 +227,7 @@ class _Run:
 
     prompt: Messages
     messages: list[Any]
-    steps: list[Step] = field(default_factory=list)
+    steps: list[AgentStep] = field(default_factory=list)
     prompt_tokens: int = 0
     written: int = 0
     seconds: float = 0.0

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from rung.agents.trace import Step
+from rung.agents.tools import AgentStep
 from rung.artifact.confidence import Calibration, of_decisions
 from rung.artifact.costs import FORWARD, Sizes, measure_sizes, prompt_tokens
 from rung.artifact.parts import Signature
@@ -72,7 +72,7 @@ class Answer:
     citations: tuple[Citation, ...] = ()
     passages: tuple[Passage, ...] = ()
     refused: bool = False
-    steps: tuple[Step, ...] = ()
+    steps: tuple[AgentStep, ...] = ()
     stopped: str = ""
 
 

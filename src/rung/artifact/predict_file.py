@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from rung.agents.trace import trace
+from rung.agents.tools import trace
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.data.rows import Record

@@ -79,7 +79,7 @@ class Prediction:
     """One row answered by one artifact: a line of `predictions.jsonl`.
 
     `note` is the metric's reason for the score, `retrieval` the values of `rung.evaluation.rag_metrics.measure` for an
-    answer from documents. For an agent, `steps` are those of `rung.agents.trace`, and `stopped` is the limit that ended
+    answer from documents. For an agent, `steps` are those of `rung.agents.tools`, and `stopped` is the limit that ended
     it.
     """
 

@@ -31,7 +31,7 @@ from rung.retrieval.documents import (
     read_documents,
 )
 from rung.retrieval.index import FORMAT, Index, Manifest, read_manifest, terms
-from rung.retrieval.store import PREFIX, Location, PassageTable, building, location_of, open_location
+from rung.retrieval.store import PREFIX, IndexLocation, PassageTable, building, location_of, open_location
 
 if TYPE_CHECKING:
     from rung.task import Task
@@ -67,7 +67,7 @@ def corpus_of(task: Task) -> Corpus:
     return task.corpus
 
 
-def index_location(task: Task) -> Location:
+def index_location(task: Task) -> IndexLocation:
     """Return the object store of a task's index, or a folder for its settings in the cache."""
     corpus = corpus_of(task)
     if corpus.store is not None:
@@ -76,7 +76,9 @@ def index_location(task: Task) -> Location:
     return cache_dir() / "indexes" / f"{task.name}-{digest}"
 
 
-def build(location: Location, corpus: Corpus, base: Path, *, again: bool = False, progress: Progress = QUIET) -> Index:
+def build(
+    location: IndexLocation, corpus: Corpus, base: Path, *, again: bool = False, progress: Progress = QUIET
+) -> Index:
     """Build or update an index, and open it. Two builds on one machine wait for each other.
 
     Args:
@@ -132,7 +134,7 @@ class _Build:
     """One run over a corpus."""
 
     def __init__(
-        self, location: Location, corpus: Corpus, base: Path, encoder: SentenceEncoder, progress: Progress
+        self, location: IndexLocation, corpus: Corpus, base: Path, encoder: SentenceEncoder, progress: Progress
     ) -> None:
         self.location, self.corpus, self.base, self.encoder = location, corpus, base, encoder
         self.progress = progress

@@ -26,7 +26,7 @@ from rung.retrieval.store import (
     MANIFEST,
     Hits,
     Ids,
-    Location,
+    IndexLocation,
     PassageTable,
     condition,
     location_of,
@@ -176,12 +176,12 @@ class Index:
         manifest: its content.
     """
 
-    def __init__(self, folder: Location, manifest: Manifest) -> None:
+    def __init__(self, folder: IndexLocation, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self._table = PassageTable(open_location(folder).tables, manifest.table, len(manifest.corpus.metadata))
 
     @classmethod
-    def open(cls, folder: Location) -> Self:
+    def open(cls, folder: IndexLocation) -> Self:
         """Open an index to search it; it does not change, even while it is updated.
 
         Raises:
@@ -327,7 +327,7 @@ def _reranked(queries: Sequence[str], hits: list[list[Passage]], rerank: Rerank,
     return best
 
 
-def read_manifest(folder: Location) -> Manifest | None:
+def read_manifest(folder: IndexLocation) -> Manifest | None:
     """Read the manifest of an index; None where no index is complete, or it has another format.
 
     Raises:
@@ -343,7 +343,7 @@ def read_manifest(folder: Location) -> Manifest | None:
     return manifest if manifest.format == FORMAT else None
 
 
-def _damaged(folder: Location, what: str) -> ArtifactError:
+def _damaged(folder: IndexLocation, what: str) -> ArtifactError:
     return ArtifactError(
         "index-missing", f"the index {folder} is damaged: {what}", hint="`rung index build TASK --again`"
     )

@@ -20,7 +20,7 @@ from rung.errors import ArtifactError, EngineError, ModelError, needed_by
 from rung.models.reference import resolve
 from rung.retrieval.index import Index, Rerank, SearchSettings, read_manifest
 from rung.retrieval.passage import Passage
-from rung.retrieval.store import Location, published
+from rung.retrieval.store import IndexLocation, published
 
 Order = Literal["best_first", "best_last"]
 DEFAULT, NEAREST_FIRST = SearchSettings(), SearchSettings(mode="dense")
@@ -124,7 +124,7 @@ class Retriever:
         reranker_fingerprint: of the cross-encoder that was measured.
     """
 
-    folder: Location
+    folder: IndexLocation
     fingerprint: str
     instruction: str
     k: int = 5
@@ -204,7 +204,7 @@ class Retriever:
         return tuple(passages if self.order == "best_first" else reversed(passages))
 
 
-def open_index(folder: Location) -> Index:
+def open_index(folder: IndexLocation) -> Index:
     """Open an index, and open it again once it was updated, so that the next answer is from the current documents.
 
     Raises:
@@ -214,7 +214,7 @@ def open_index(folder: Location) -> Index:
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: Location, version: str) -> Index:
+def _opened(folder: IndexLocation, version: str) -> Index:
     del version  # part of the cache's key only
     return Index.open(folder)
 

@@ -344,21 +344,21 @@ TABLES = "passages.lance"
 STATE = "index"  # the table of an object store that holds what index.json does
 KEPT = timedelta(days=1)  # older states are removed; a reader may be reading a younger one
 
-Location = Path | str  # a folder, or the URL of an object store
+IndexLocation = Path | str  # a folder, or the URL of an object store
 
 
-def location_of(text: str | Path) -> Location:
+def location_of(text: str | Path) -> IndexLocation:
     """Tell a URL, without the slash at its end, from a folder."""
     return text.rstrip("/") if isinstance(text, str) and OBJECT_STORE_URL.fullmatch(text) else Path(text).expanduser()
 
 
-def open_location(location: Location) -> _Folder | _Bucket:
+def open_location(location: IndexLocation) -> _Folder | _Bucket:
     """Open the folder or object store of an index; nothing is read yet."""
     return _bucket(location) if isinstance(location, str) else _Folder(location.absolute())
 
 
 @contextmanager
-def building(location: Location, progress: Progress) -> Iterator[None]:
+def building(location: IndexLocation, progress: Progress) -> Iterator[None]:
     """Keep two builds on this machine apart: the second waits. The lock of a process that died is free."""
     progress.start("waiting for another build of this index")
     with FileLock(lock_file(Path(location))):
@@ -366,7 +366,7 @@ def building(location: Location, progress: Progress) -> Iterator[None]:
         yield
 
 
-def published(location: Location) -> str:
+def published(location: IndexLocation) -> str:
     """Return a text that changes when a new version of the index is published."""
     if isinstance(location, str):
         return hash_of([open_location(location).read()], 16)
