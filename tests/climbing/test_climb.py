@@ -16,7 +16,7 @@ from rung.climbing.run import climb
 from rung.climbing.store import RunStore
 from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
-from rung.evaluation.report.jsonfile import read, summary, write
+from rung.evaluation.result import ClimbResult
 from rung.rungs import RUNGS as ALL
 from rung.rungs import LoRA, build
 from rung.rungs.tuned import FineTune
@@ -72,10 +72,10 @@ def test_the_recommended_artifact_predicts(climbed):
 
 
 def test_reports(climbed):
-    write(climbed.result, climbed.folder)
-    assert read(climbed.folder) == climbed.result
+    climbed.result.write(climbed.folder)
+    assert ClimbResult.read(climbed.folder) == climbed.result
     keys = {"name", "metric", "score", "low", "high", "n", "seconds", "tokens", "trainable_parameters", "artifact"}
-    assert all(keys <= set(r) for r in summary(climbed.result)["rungs"])
+    assert all(keys <= set(r) for r in climbed.result.summary()["rungs"])
     html = write_html(climbed.result, climbed.predictions, climbed.folder).read_text()
     assert climbed.result.recommended in html
 

@@ -19,7 +19,7 @@ from rung.data.spec import Confidence as Wanted
 from rung.errors import ConfigError
 from rung.evaluation.calibration import fit
 from rung.evaluation.report.html import page
-from rung.evaluation.report.jsonfile import read, write
+from rung.evaluation.result import ClimbResult
 from rung.evaluation.scoring import evaluate, summarize
 from rung.rungs import Features, FewShot
 from rung.task import Task
@@ -180,8 +180,8 @@ def test_a_climb_fits_what_it_recommends(task, tiny_folder, tmp_path):
     told = found.result.confidence
     assert (told["artifact"], told["fitted_on"], told["rows"]) == ("features", 22, 36)
     assert found.recommended.decoder.confidence.abstain_below == 0.5
-    write(found.result, found.folder)
-    assert read(found.folder).confidence == json.loads(json.dumps(told))
+    found.result.write(found.folder)
+    assert ClimbResult.read(found.folder).confidence == json.loads(json.dumps(told))
     html = page(found.result, found.predictions)
     assert "expected calibration error on 36 test rows" in html
     assert "Coverage against accuracy" in html

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rung.climbing import ClimbOptions, climb
-from rung.evaluation.report import html, jsonfile
+from rung.evaluation.report import html
 from rung.evaluation.report.words import retrieval_notes
 from rung.evaluation.scoring import summarize
 from rung.retrieval import build as build_module
@@ -67,7 +67,7 @@ def test_the_report_tells_finding_from_reading(climbed, documents):
     told_again = summarize(climbed.artifact("retrieval"), documents.read().test, "test")
     assert told_again["retrieval"] == told["retrieval"]
     assert "span recall" in html.page(climbed.result, climbed.predictions)
-    assert jsonfile.summary(climbed.result)["rungs"][0]["retrieval"] is None
+    assert climbed.result.summary()["rungs"][0]["retrieval"] is None
 
 
 def test_a_finished_climb_resumes_and_other_documents_make_another_one(documents, climbed, place):

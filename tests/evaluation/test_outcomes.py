@@ -3,7 +3,6 @@ import warnings
 from dataclasses import replace
 
 from rung.evaluation.report.html import chart_svg, guide_section
-from rung.evaluation.report.jsonfile import write
 from rung.evaluation.report.words import outcomes
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
@@ -80,7 +79,7 @@ def test_advice_shows_the_latest_climb_beside_the_rules(small_task_file, tmp_pat
     run = tmp_path / "runs" / "intents"
     run.mkdir(parents=True)
     (run / "climb.json").write_text(json.dumps({"task": "intents", "task_fingerprint": "an older one"}))
-    write(replace(RESULT, task="intents"), run)
+    replace(RESULT, task="intents").write(run)
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # typer's own use of click
         from typer.testing import CliRunner
 

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from rung.cli.render import climb_result
 from rung.evaluation.report.html import page, write_html
-from rung.evaluation.report.jsonfile import read, summary, write
 from rung.evaluation.report.plots import ladder_svg
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
 
@@ -159,9 +158,9 @@ def test_the_table_fits_every_width(result, width):
 
 
 def test_written_and_read_it_is_the_same(result, tmp_path):
-    write(result, tmp_path)
-    assert read(tmp_path) == result
-    assert summary(result)["recommended"] == "features"
+    result.write(tmp_path)
+    assert ClimbResult.read(tmp_path) == result
+    assert result.summary()["recommended"] == "features"
 
 
 def test_the_ladder_names_every_measured_rung(result):

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from running_server import running
 
 from rung.artifact.files import fingerprint
-from rung.evaluation.report import jsonfile
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 from rung.feedback.api import build_capture
 from rung.feedback.records import Feedback, Interaction
@@ -63,7 +62,7 @@ def finished_run(folder, artifact):
         "few-shot-knn", decision, rungs, (comparison,), {"splits": {}, "warnings": []},
     )  # fmt: skip
     (folder / "climb.json").write_text(json.dumps({"task": "intents"}))
-    jsonfile.write(result, folder)
+    result.write(folder)
     (folder / "report.html").write_text("<!doctype html><title>the report</title><p>all of it</p>")
 
 

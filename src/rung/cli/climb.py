@@ -35,12 +35,12 @@ def advise(
 ) -> None:
     """Say what rules expect of every technique and why, and what a climb measured; nothing is downloaded or run."""
     from rung import advice
-    from rung.evaluation.report.jsonfile import read
     from rung.evaluation.report.words import outcomes
+    from rung.evaluation.result import ClimbResult
 
     loaded = options.load_task(task, sets)
     guide, run = advice.advise(loaded), advice.latest_run(loaded, runs)
-    measured = None if run is None else outcomes(read(run[0]))
+    measured = None if run is None else outcomes(ClimbResult.read(run[0]))
     climbed = None
     if run is not None and measured is not None:
         rungs = [asdict(outcome) for outcome in measured.values()]
@@ -87,16 +87,13 @@ def climb(
 def write_reports(climbed: Climb) -> None:
     """Write a climb's reports into its run folder."""
     from rung.evaluation.report.html import write_html
-    from rung.evaluation.report.jsonfile import write
 
-    write(climbed.result, climbed.folder)
+    climbed.result.write(climbed.folder)
     write_html(climbed.result, climbed.predictions, climbed.folder)
 
 
 def _show(result: ClimbResult, folder: Path, json: bool) -> None:
-    from rung.evaluation.report.jsonfile import summary
-
-    render.result(json, summary(result), lambda: render.climb_report(result, folder))
+    render.result(json, result.summary(), lambda: render.climb_report(result, folder))
 
 
 def report(
@@ -104,12 +101,12 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Show the report of a finished climb again."""
-    from rung.evaluation.report.jsonfile import read
+    from rung.evaluation.result import ClimbResult
 
     if not (run / "report.json").is_file():
         hint = "give a run folder of a finished climb, or resume it first"
         raise ConfigError("wrong-folder", f"{run} has no report.json", hint=hint)
-    _show(read(run), run, json)
+    _show(ClimbResult.read(run), run, json)
 
 
 def evaluate(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from rung.evaluation.statistics import PairedComparison
+from rung.models.cache import write_atomically
 
 Status = Literal["confirmed", "beaten", "failed", "skipped"]
+# What `rung climb --json` prints of a rung and of a comparison.
+RUNG_KEYS = (
+    "name", "metric", "score", "low", "high", "n", "split", "status", "reason", "seconds", "fit_seconds", "tokens",
+    "trainable_parameters", "artifact_bytes", "artifact", "overflow_rows", "dropped_demonstrations", "retrieval",
+)  # fmt: skip
+COMPARISON_KEYS = ("a", "b", "delta", "low", "high", "p", "fixed", "broken", "n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,28 @@ class ClimbResult:
     confidence: dict[str, Any] | None = None
     advice: dict[str, Any] | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The result as plain JSON values."""
-        return asdict(self)
+    def summary(self) -> dict[str, Any]:
+        """What programs read: task, recommendation, rungs and comparisons."""
+        return {
+            "task": self.task,
+            "recommended": self.recommended,
+            "decision": self.decision,
+            "seconds": self.seconds,
+            "rungs": [{key: getattr(rung, key) for key in RUNG_KEYS} for rung in self.rungs],
+            "comparisons": [{key: getattr(c, key) for key in COMPARISON_KEYS} for c in self.comparisons],
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json`, atomically."""
+        write_atomically(folder / "report.json", json.dumps(asdict(self), ensure_ascii=False, indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read `report.json`."""
+        values = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        rungs = tuple(
+            RungResult(**{**r, "path": tuple(r["path"]), "losses": tuple(map(tuple, r["losses"]))})
+            for r in values["rungs"]
+        )
+        comparisons = tuple(Comparison(**c) for c in values["comparisons"])
+        return cls(**{**values, "rungs": rungs, "comparisons": comparisons, "notes": tuple(values["notes"])})

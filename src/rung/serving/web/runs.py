@@ -13,7 +13,6 @@ from typing import Any
 
 from rung.climbing.store import watch_lines
 from rung.errors import ConfigError
-from rung.evaluation.report.jsonfile import read
 from rung.evaluation.report.words import against, delta_text, measured, per_row, score_text
 from rung.evaluation.result import ClimbResult, RungResult
 from rung.feedback.improve import IMPROVEMENT
@@ -78,7 +77,7 @@ def report_of(run: RunFolder) -> ClimbResult:
         ConfigError: `unreadable-file`.
     """
     try:
-        return read(run.folder)
+        return ClimbResult.read(run.folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         message = f"{run.folder / 'report.json'} cannot be read: {error}"
         hint = "climb again with `--resume`: what was measured is kept"
