@@ -10,7 +10,7 @@ from rung.advice.facts import Facts, ModelFacts, gather, model_facts
 from rung.advice.rules import GUIDES, RULES, walk
 from rung.data.spec import Needs
 from rung.machine import Machine
-from rung.rungs import RUNGS
+from rung.rungs import names, registered
 from rung.task import Task
 
 MACHINE = Machine(2, 8 * 2**30, 100e9)
@@ -69,7 +69,7 @@ def test_every_rule_answers_and_asks_for_what_it_cannot_know(facts):
 
 
 def test_rules_speak_of_families_and_topics_that_exist(facts, task):
-    families = {make(task, 0).family for make in RUNGS.values()}
+    families = {one.rung_type.family for one in registered()}
     topics = {topic for guide in GUIDES.values() for topic in guide.topics}
     endpoint = ModelFacts("http://h/v1#m", True, True, None, None)
     needs = Needs(facts_change="daily", knowledge=True, style=True, reasoning=True, latency_ms=1, rows_per_day=10**6,
@@ -180,7 +180,7 @@ def expected(advice: Advice, name):
 def test_expectations_gather_every_reason(task, data):
     asked = task.model_copy(update={"needs": Needs(style=True, rows_per_day=50_000)})
     advice = advise(asked, data, MACHINE)
-    assert [one.rung for one in advice.expectations] == ["zero-shot", *RUNGS]
+    assert [one.rung for one in advice.expectations] == ["zero-shot", *names()]
     lora = expected(advice, "lora")  # tone and volume speak for it, 48 rows against it
     assert lora.expect == "unknown"
     assert len(lora.reasons) == 3

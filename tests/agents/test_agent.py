@@ -17,7 +17,7 @@ from rung.engines.base import EngineInfo, Generation
 from rung.errors import ArtifactError, ConfigError, MachineError
 from rung.evaluation.scoring import evaluate
 from rung.models.tokenizer import Tokenizer
-from rung.rungs import RUNGS, FewShot, LoRA
+from rung.rungs import FewShot, LoRA, registered
 from rung.task import Task
 
 HERE = Path(__file__).parent
@@ -221,7 +221,7 @@ def test_rungs_that_would_teach_answers_without_calls_do_not_apply(folder):
     assert FewShot("fixed").applies(zero, data).reason == reason
     assert LoRA().applies(zero, data).reason == reason
     with_system = made.model_copy(update={"system": "Be brief."})
-    applying = {name for name, make in RUNGS.items() if make(with_system, 0).applies(zero, data).applies}
+    applying = {one.name for one in registered() if one.make(with_system).applies(zero, data).applies}
     assert applying <= {"system-prompt", "prompt-search", "domain-adaptation"}
     assert "system-prompt" in applying
 

@@ -10,7 +10,7 @@ from rung.data.kinds import DEFAULT_METRICS
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.metrics import get_metric
 from rung.evaluation.scoring import summarize
-from rung.rungs import RUNGS
+from rung.rungs import registered
 from rung.task import Task
 
 ROWS = (
@@ -103,7 +103,7 @@ def test_a_ranking_task_is_answered_measured_saved_and_loaded(task, zero, tmp_pa
 def test_no_rung_pretends_to_change_it(task, zero):
     data = task.read()
     with_system = task.model_copy(update={"system": "Be brief."})
-    reasons = {name: make(with_system, 0).applies(zero, data) for name, make in RUNGS.items()}
+    reasons = {one.name: one.make(with_system).applies(zero, data) for one in registered()}
     assert not any(verdict.applies for verdict in reasons.values()), reasons
     assert all(verdict.reason for verdict in reasons.values())
 

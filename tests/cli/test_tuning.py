@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from rung.cli.main import app
 from rung.errors import ConfigError
-from rung.rungs import DEFAULT, RUNGS
+from rung.rungs import default_names, names
 
 
 def run(*arguments):
@@ -17,8 +17,8 @@ def run(*arguments):
 
 def test_rungs_lists_all_and_their_settings():
     found = json.loads(run("rungs", "--json").stdout)
-    assert [entry["name"] for entry in found] == list(RUNGS)
-    assert {entry["name"] for entry in found if entry["default"]} == set(DEFAULT)
+    assert [entry["name"] for entry in found] == list(names())
+    assert {entry["name"] for entry in found if entry["default"]} == set(default_names())
     lora = next(entry for entry in found if entry["name"] == "lora")
     assert (lora["settings"]["rank"], lora["settings"]["alpha"]) == (16, 32)
     assert "seed" not in lora["settings"]

@@ -15,8 +15,8 @@ from rung.climbing.options import ClimbOptions
 from rung.climbing.plan import most_arms, plan_rows
 from rung.climbing.run import climb
 from rung.evaluation.racing import eliminate, looks
-from rung.rungs import RUNGS, Features, FewShot, build
-from rung.rungs.base import YES, Verdict, never, no, taken_from
+from rung.rungs import Features, FewShot, build, names
+from rung.rungs.base import OK, Applicability, Rung, skip
 
 
 @pytest.fixture
@@ -60,14 +60,14 @@ def test_rungs_say_what_they_take_of_the_artifact_they_start_from(task, tiny_zer
     shown = FewShot("random", k=2).fit(tiny_zero, data)
     other = replace(tiny_zero, prompt=replace(tiny_zero.prompt, template="Customer: {text}"))
     elsewhere = replace(tiny_zero, model="elsewhere")
-    same = {name: build((name,), task, 0)[0] for name in RUNGS}
-    little = {name for name, rung in same.items() if taken_from(rung, tiny_zero) is not None}
+    same = {name: build((name,), task, 0)[0] for name in names()}
+    little = {name for name, rung in same.items() if rung.cache_key(tiny_zero) is not None}
     assert little == {"features", "llm-features", "fine-tuned-encoder", "ensemble", "sentence-selection"}
     for name in little:
         rung = same[name]
-        assert taken_from(rung, shown) == taken_from(rung, tiny_zero)
-        assert taken_from(rung, other) != taken_from(rung, tiny_zero)
-        assert (taken_from(rung, elsewhere) == taken_from(rung, tiny_zero)) == (name != "llm-features")
+        assert rung.cache_key(shown) == rung.cache_key(tiny_zero)
+        assert rung.cache_key(other) != rung.cache_key(tiny_zero)
+        assert (rung.cache_key(elsewhere) == rung.cache_key(tiny_zero)) == (name != "llm-features")
 
 
 def test_where_the_same_is_taken_the_same_is_made(tiny_zero, data):
@@ -103,32 +103,47 @@ def test_what_reads_another_text_is_fitted_again(tiny_task, tiny_zero, data, ask
 
 
 @dataclass(frozen=True)
-class Said:
+class Said(Rung):
     """A rung with a verdict of its own."""
 
-    name: str
-    verdict: Verdict = YES
-    family: str = "prompting"
+    label: str
+    verdict: Applicability = OK
 
-    def applies(self, artifact: Artifact, data: Any) -> Verdict:
+    family = "prompting"
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def applies(self, artifact: Artifact, data: Any) -> Applicability:
         return self.verdict
+
+    def estimate(self, artifact: Any, data: Any, machine: Any) -> Any:
+        raise NotImplementedError
+
+    def fit(self, artifact: Any, data: Any, *, progress: Any = None) -> Any:
+        raise NotImplementedError
 
 
 class Head(Said):
-    def taken(self, artifact: Artifact) -> tuple[object, ...]:
+    def cache_key(self, artifact: Artifact) -> tuple[object, ...]:
         return ("the text",)
+
+
+class Documents(Said):
+    opens_ramp = True
 
 
 @pytest.mark.parametrize(
     ("rungs", "bases", "expected"),
     [
         ([Said("a"), Said("b"), Said("c")], 1, 1 + 3 + 2 + 1),
-        ([Said("a"), Said("b"), Said("c", never("there are no rows"))], 1, 1 + 2 + 1 + 0),
-        ([Said("a"), Said("b"), Said("c", no("no chain to sample"))], 1, 1 + 2 + 2 + 1),  # after b it may
-        ([Said("a", never("x")), Said("b", never("y"))], 1, 1),
+        ([Said("a"), Said("b"), Said("c", skip("there are no rows", final=True))], 1, 1 + 2 + 1 + 0),
+        ([Said("a"), Said("b"), Said("c", skip("no chain to sample"))], 1, 1 + 2 + 2 + 1),  # after b it may
+        ([Said("a", skip("x", final=True)), Said("b", skip("y", final=True))], 1, 1),
         ([Said("a"), Said("b")], 2, 2 + 4 + 1 + 0),
         ([Said("a"), Head("b")], 2, 2 + 3 + 1 + 0),  # both bases make the same head
-        ([Said("retrieval"), Said("b"), Said("c")], 1, 1 + 3 + 2 + 2 + 1),  # b and c on top of retrieval from the start
+        ([Documents("retrieval"), Said("b"), Said("c")], 1, 1 + 3 + 2 + 2 + 1),  # b and c are fitted on top of it
     ],
 )  # fmt: skip
 def test_arms_are_those_that_apply_or_may_apply_higher_up(tiny_zero, data, rungs, bases, expected):
@@ -142,7 +157,7 @@ def test_models_are_raced_before_the_other_rungs_are_counted(tiny_zero, data):
 
 
 def test_rungs_that_never_apply_to_the_task_do_not_slow_the_default_climb(task, tiny_zero, data):
-    rungs = build(tuple(RUNGS), task, 0)
+    rungs = build(names(), task, 0)
     verdicts = {rung.name: rung.applies(tiny_zero, data) for rung in rungs}
     final = {name for name, verdict in verdicts.items() if verdict.final}
     assert {"system-prompt", "chain-of-thought", "label-thresholds", "retrieval", "domain-adaptation"} <= final

@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 import optuna
 import pytest
 
-from rung import rungs
 from rung.climbing import tune as tuning
 from rung.climbing.tune import defaults, propose, searched, tune
 from rung.errors import ConfigError, TrainingError
-from rung.rungs import Features, build
-from rung.rungs.base import with_settings
+from rung.rungs import Features, Registration, build, names
+from rung.rungs.base import REGISTERED, with_settings
 from rung.rungs.tuned import FineTune
 
 
@@ -19,6 +18,8 @@ class Taught(Features):
     """A features head taught by the first k rows of each label; the more, the better."""
 
     k: int = 1
+
+    name = "taught"
 
     def fit(self, artifact, data, *, progress=None):
         seen, kept = {}, []
@@ -31,7 +32,7 @@ class Taught(Features):
 
 @pytest.fixture(autouse=True)
 def _few_rungs(monkeypatch):
-    monkeypatch.setattr(rungs, "RUNGS", {**rungs.RUNGS, "taught": lambda task, seed: Taught(seed=seed)})
+    monkeypatch.setitem(REGISTERED, "taught", Registration("taught", Taught, 505))
     monkeypatch.setitem(tuning.COUNTS, "k", (1, 8))
 
 
@@ -103,7 +104,7 @@ def test_a_trial_that_the_best_one_beats_answers_no_more_rows(task, tmp_path, mo
         assert re.fullmatch(r"beaten after 20 rows: \d+ fixed / \d broken, p = .*", trial.reason)
 
 
-@pytest.mark.parametrize("name", rungs.RUNGS)
+@pytest.mark.parametrize("name", names())
 def test_the_rungs_own_settings_are_proposed_first(task, name):
     """Also those that are no number: all layers, or `auto`."""
     (plain,) = build((name,), task, 0)

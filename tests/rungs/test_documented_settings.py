@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rung.rungs import RUNGS, build
+from rung.rungs import build
+from rung.rungs import names as rung_names
 from rung.rungs.base import settable
 from rung.rungs.tuned import FineTune
 from rung.task import Task
@@ -31,7 +32,7 @@ def in_tables() -> dict[str, dict[str, Any]]:
         for line in page.splitlines():
             cells = [cell.strip() for cell in line.split("|")[1:-1]]
             names = names if cells and not cells[0] else set("".join(cells[:1]).split(", "))
-            if names <= set(RUNGS) and re.fullmatch(r"`\w+: [^`]*`", "".join(cells[1:2])):
+            if names <= set(rung_names()) and re.fullmatch(r"`\w+: [^`]*`", "".join(cells[1:2])):
                 for name in names:
                     told[name] |= yaml.safe_load(f"{{{cells[1].strip('`')}}}")
     return dict(told)
@@ -48,7 +49,7 @@ def in_code() -> dict[str, set[str]]:
     return dict(told)
 
 
-@pytest.mark.parametrize("name", RUNGS)
+@pytest.mark.parametrize("name", rung_names())
 def test_every_setting_is_named_and_its_default_is_right(name: str, task: Task) -> None:
     (rung,) = build((name,), task, 0)
     defaults = {key: getattr(rung, key) for key in settable(rung)}

@@ -12,7 +12,7 @@ from rung.engines.changes import attach
 from rung.engines.opening import open_torch
 from rung.errors import ConfigError, TrainingError
 from rung.machine import this_machine
-from rung.rungs import DEFAULT, DomainAdaptation, LoRA
+from rung.rungs import DomainAdaptation, LoRA, default_names
 from rung.task import Task
 from rung.training.config import TrainConfig
 from rung.training.examples import text_blocks, tokenize
@@ -85,7 +85,7 @@ def test_the_text_is_learnt_and_reported(zero, adapted, data):
 
 def test_it_applies_where_there_is_text(zero, adapted, data):
     rung = DomainAdaptation()
-    assert rung.name in DEFAULT
+    assert rung.name in default_names()
     assert rung.applies(zero, data).applies
     assert rung.applies(zero, replace(data, text=())).reason == "the task names no plain text: set `data.text`"
     assert not rung.applies(adapted, data).applies

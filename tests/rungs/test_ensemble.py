@@ -12,7 +12,7 @@ from rung.errors import ConfigError, EngineError
 from rung.machine import this_machine
 from rung.rungs import Ensemble, build
 from rung.rungs import ensemble as module
-from rung.rungs.base import YES, Cost, no
+from rung.rungs.base import OK, Cost, Rung, skip
 from rung.rungs.ensemble import best_temperature, held_apart, log_loss, mixture_weights
 
 
@@ -22,17 +22,28 @@ def _with_torch(monkeypatch):
     monkeypatch.setattr(encoders, "choose_backend", lambda files, *, device="auto": "torch")
 
 
+@pytest.fixture(autouse=True)
+def _with_given(monkeypatch, tiny_encoder):
+    """Every member is a rung that is given."""
+    monkeypatch.setattr(module, "get", lambda name, seed: Given(str(tiny_encoder), seed, name))
+
+
 @dataclass(frozen=True)
-class Given:
+class Given(Rung):
     """A rung that puts a random head on the tiny encoder."""
 
     encoder: str
     seed: int
-    name: str = "given"
-    family: str = "features"
+    label: str = "given"
 
-    def applies(self, artifact, data):
-        return no("it was asked not to") if self.name == "never" else YES
+    family = "features"
+
+    @property
+    def name(self):
+        return self.label
+
+    def suits(self, artifact, data):
+        return skip("it was asked not to") if self.name == "never" else OK
 
     def estimate(self, artifact, data, machine):
         return Cost(10, 20.0, 30.0, 40.0, 50.0, 60.0, 70 + self.seed)
@@ -49,15 +60,14 @@ class Given:
 
 
 def ensemble(tiny_encoder, *members, seed=0, **settings):
-    return Ensemble(
-        members=members, seed=seed, make=lambda name, seed: Given(str(tiny_encoder), seed, name), **settings
-    )
+    return Ensemble(members=members, seed=seed, **settings)
 
 
 @pytest.fixture(scope="module")
 def mixed(tiny_encoder, zero, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoders, "choose_backend", lambda files, *, device="auto": "torch")
+        patch.setattr(module, "get", lambda name, seed: Given(str(tiny_encoder), seed, name))
         return ensemble(tiny_encoder, "given", "given", holdout=0.5).fit(zero, data)
 
 

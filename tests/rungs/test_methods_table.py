@@ -19,7 +19,7 @@ from rung.engines.changes import attach
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.machine import this_machine
-from rung.rungs import RUNGS, AdaLoRA, build
+from rung.rungs import AdaLoRA, build, names
 from rung.rungs.base import settable
 from rung.rungs.tuned import FineTune
 from rung.task import Task
@@ -61,7 +61,7 @@ def method(name: str, task: Task) -> FineTune:
 
 
 def test_the_table_is_complete(task: Task) -> None:
-    tuned = [rung.name for rung in build(tuple(RUNGS), task, 0) if isinstance(rung, FineTune)]
+    tuned = [rung.name for rung in build(names(), task, 0) if isinstance(rung, FineTune)]
     assert sorted(METHODS) == sorted(tuned)
 
 
@@ -209,7 +209,6 @@ def test_adalora_s_schedule_is_a_share_of_the_steps(tiny_zero: Artifact, steps: 
     ("settings", "reason"),
     [
         ({"rank": 8, "initial_rank": 8}, "its ranks cannot fall from 8 to 8"),
-        ({"rank": 0}, "its ranks cannot fall from 0 to 0"),
         ({"start": 0.5, "end": 0.5}, "its ranks have no time to fall: 50% of the steps come before, 50% after"),
     ],
 )

@@ -10,7 +10,7 @@ from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import this_machine
-from rung.rungs import RUNGS, LoRA, PrefixTuning, PromptTuning, PTuning, build
+from rung.rungs import LoRA, PrefixTuning, PromptTuning, PTuning, build, get
 from rung.rungs.costs import sizes
 from rung.training import loop
 from rung.training.peft import peft, quiet_peft
@@ -161,7 +161,7 @@ def test_virtual_tokens_count_in_context_and_costs(tiny_zero, data, tuned):
 
 def test_the_registry_builds_them_with_settings_of_the_task(task):
     names = ("prompt-tuning", "p-tuning", "prefix-tuning")
-    assert [RUNGS[name](task, 3).name for name in names] == list(names)
+    assert [get(name, task, 3).name for name in names] == list(names)
     settings = {"prefix-tuning": {"virtual_tokens": 9, "projection": 64}, "p-tuning": {"encoder": "lstm"}}
     built = build(names, task.model_copy(update={"rungs": settings}), 3)
     assert [rung.family for rung in built] == ["soft prompts"] * 3

@@ -14,7 +14,7 @@ from rung.advice.facts import Facts, gather
 from rung.advice.rules import GUIDES, AdviceStep, Effect, Expect, Guide, walk
 from rung.data.rows import Data
 from rung.machine import Machine, this_machine
-from rung.rungs import RUNGS
+from rung.rungs import registered
 from rung.task import Task
 
 __all__ = ["Advice", "Expectation", "advise"]
@@ -71,9 +71,9 @@ def advise(task: Task, data: Data | None = None, machine: Machine | None = None)
     facts = gather(task, data or task.read(), machine or this_machine())
     steps = tuple(walk(facts))
     expectations = [Expectation("zero-shot", "prompting", "unknown", ("every rung is measured against it",))]
-    for name, make in RUNGS.items():
-        guide = GUIDES.get(name, Guide())
-        expectations.append(_expectation(name, make(task, 0).family, guide, guide.lacks(task), steps, facts))
+    for entry in registered():
+        name, family, guide = entry.name, entry.rung_type.family, GUIDES.get(entry.name, Guide())
+        expectations.append(_expectation(name, family, guide, guide.lacks(task), steps, facts))
     return Advice(task.name, steps, tuple(expectations))
 
 

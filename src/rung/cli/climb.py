@@ -160,7 +160,7 @@ def rungs(
 ) -> None:
     """List the techniques, and the settings that a task file may give each."""
     from rung.data.spec import DataSource, Output
-    from rung.rungs import DEFAULT, RUNGS, build
+    from rung.rungs import build, default_names, names
     from rung.rungs.base import settable
     from rung.task import Task
 
@@ -170,11 +170,11 @@ def rungs(
     )  # fmt: skip
     entries = [
         {
-            "name": rung.name, "family": rung.family, "default": rung.name in DEFAULT,
+            "name": rung.name, "family": rung.family, "default": rung.name in default_names(),
             "does": (type(rung).__doc__ or "").strip().splitlines()[0],
             "settings": {key: getattr(rung, key) for key in settable(rung)},
         }
-        for rung in build((name,) if name else tuple(RUNGS), plain, 0)
+        for rung in build((name,) if name else names(), plain, 0)
     ]  # fmt: skip
     render.result(json, entries, lambda: render.rungs(entries, settings=name is not None))
 

@@ -16,8 +16,9 @@ from rung.evaluation.metrics import get_metric
 from rung.evaluation.scoring import validate_references
 from rung.models.reference import is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
-from rung.rungs import DomainAdaptation, build
+from rung.rungs import build
 from rung.task import Task
+from rung.training.config import BLOCK_TOKENS
 from rung.training.examples import TOO_LONG, TrainingReport, text_blocks, tokenize
 
 
@@ -94,7 +95,7 @@ def _training_reports(task: Task, data: Data) -> dict[str, Any]:
     report.measure(rows, model.tokenizer)
     if data.text:
         report = reports["text"] = TrainingReport(rows=len(data.text))
-        report.measure(text_blocks(model, data.text, DomainAdaptation().block_tokens), model.tokenizer)
+        report.measure(text_blocks(model, data.text, BLOCK_TOKENS), model.tokenizer)
     return {name: report.as_dict() for name, report in reports.items()}
 
 

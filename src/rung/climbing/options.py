@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rung.errors import ConfigError
-from rung.rungs import DEFAULT
+from rung.rungs import default_names
 from rung.task import Task
 
 
@@ -57,5 +57,5 @@ def parse_duration(text: str | float) -> float:
 
 def chosen_rungs(task: Task, options: ClimbOptions) -> tuple[str, ...]:
     """Return the rungs to try: the command's choice, else the task's, else the default; less the excluded ones."""
-    names = options.rungs or tuple(task.constraints.rungs or ()) or DEFAULT
+    names = options.rungs or tuple(task.constraints.rungs or ()) or default_names()
     return tuple(name for name in names if name not in (task.constraints.exclude or ()) and name != "zero-shot")

@@ -15,7 +15,7 @@ from rung.evaluation.scoring import validate_references
 from rung.machine import Machine, this_machine
 from rung.models.reference import is_endpoint
 from rung.rungs import build
-from rung.rungs.base import Cost, Rung, Verdict, taken_from
+from rung.rungs.base import Applicability, Cost, Rung
 from rung.rungs.costs import inference_cost
 from rung.rungs.models import other_models
 from rung.task import Task
@@ -80,7 +80,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         *(_row(line) for line in lines),
     ]  # fmt: skip
     several = bool(task.other_models)
-    on_documents = any(line.applies and line.rung.name == "retrieval" for line in lines)
+    reopening = [line.rung.name for line in lines if line.applies and line.rung.opens_ramp]
     total = sum(row["seconds"] or 0 for row in rows)
     notes = [
         f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows",
@@ -89,7 +89,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         _engine_note(task, options.engine),
         *(["the models are raced with the plain prompt first, and the rungs start from the winner"] if several else []),
         "on top of the winner, what still applies is planned and raced again",
-        *(["on top of retrieval, the other rungs are fitted and raced from the start"] if on_documents else []),
+        *[f"on top of {name}, the other rungs are fitted and raced from the start" for name in reopening],
     ]
     if options.budget_seconds is not None:
         notes.append(f"rungs that do not fit the budget of {options.budget_seconds:.0f} s are skipped")
@@ -150,20 +150,20 @@ def most_arms(bases: Sequence[Artifact], models: Sequence[Rung], rungs: Sequence
         data: the task's rows.
     """
     verdicts = {rung.name: [_verdict(rung, base, data) for base in bases] for rung in rungs}
-    possible = sum(not all(verdict.final for verdict in verdicts[rung.name]) for rung in rungs)
+    possible = sum(not any(verdict.final for verdict in verdicts[rung.name]) for rung in rungs)
     first = models or rungs
     arms = len(bases) + sum(_made(rung, bases, verdicts[rung.name]) for rung in first)
     starts = 1 if models else len(bases)
     higher = sum(max(0, possible - step) for step in range(0 if models else 1, STAGES))
-    documents = any(not verdict.final for verdict in verdicts.get("retrieval", ()))
-    return arms + higher + (starts * max(0, possible - 1) if documents else 0)
+    reopening = sum(rung.opens_ramp and not any(v.final for v in verdicts[rung.name]) for rung in rungs)
+    return arms + higher + reopening * starts * max(0, possible - 1)
 
 
-def _verdict(rung: Rung, base: Artifact, data: Data) -> Verdict:
-    return Verdict(False) if rung.name in base.path else rung.applies(base, data)
+def _verdict(rung: Rung, base: Artifact, data: Data) -> Applicability:
+    return Applicability(False) if rung.name in base.path else rung.applies(base, data)
 
 
-def _made(rung: Rung, bases: Sequence[Artifact], verdicts: Sequence[Verdict]) -> int:
+def _made(rung: Rung, bases: Sequence[Artifact], verdicts: Sequence[Applicability]) -> int:
     """Return how many artifacts the rung makes of the bases; of those from which it takes the same, one."""
-    taken = [taken_from(rung, base) for base, verdict in zip(bases, verdicts, strict=True) if verdict.applies]
+    taken = [rung.cache_key(base) for base, verdict in zip(bases, verdicts, strict=True) if verdict.applies]
     return taken.count(None) + sum(one not in taken[:i] for i, one in enumerate(taken) if one is not None)

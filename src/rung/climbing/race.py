@@ -23,7 +23,7 @@ from rung.evaluation.scoring import evaluate, metric_of
 from rung.evaluation.statistics import compare, holm
 from rung.machine import Machine
 from rung.progress import QUIET, Progress
-from rung.rungs.base import Rung, taken_from
+from rung.rungs.base import Rung
 from rung.task import Task
 
 BATCH = 32  # rows answered between two writes: what a kill may cost
@@ -184,7 +184,8 @@ def run_stages(state: State, bases: Sequence[Artifact]) -> tuple[str, ...]:
     for stage, rungs in enumerate(stages):
         new = _fit_stage(state, bases if stage == 0 else (incumbent,), rungs)
         if stage == bool(state.models):
-            new += _fit_stage(state, [base for base in new if base.path[-1] == "retrieval"], rungs)
+            opening = {rung_.name for rung_ in rungs if rung_.opens_ramp}
+            new += _fit_stage(state, [base for base in new if base.path[-1] in opening], rungs)
         if not new and stage > bool(state.models):
             break
         contenders = [*contenders, *new]
@@ -226,7 +227,7 @@ def _fit_stage(state: State, bases: Sequence[Artifact], rungs: Sequence[Rung]) -
 
 def _twin(state: State, base: Artifact, rung_: Rung, name: str) -> str | None:
     """Return the name under which the rung was tried with the same result to expect; else note that it is tried."""
-    taken = taken_from(rung_, base)
+    taken = rung_.cache_key(base)
     if taken is None:
         return None
     for other, before, twin in state.tried:

@@ -97,14 +97,14 @@ def climb(
         # Its path becomes one name, so that a rung that made it may be put on top again, with new rows.
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
         identity["incumbent"] = incumbent.fingerprint()
-    if task.corpus is not None and {"retrieval", "sentence-selection"} & set(names):
+    models = other_models(task)
+    rungs = (*models, *build(names, task, options.seed))
+    if task.corpus is not None and any(one.reads_corpus for one in rungs):
         from rung.retrieval.build import build_index
 
         # Documents that change make another climb: all its rows are answered from the same ones.
         identity["corpus_fingerprint"] = build_index(task, progress=progress).fingerprint
     store = open_run(options.out, identity, resume=options.resume)
-    models = other_models(task)
-    rungs = (*models, *build(names, task, options.seed))
     state = State(task, data, options, rungs, models, this_machine(), store, progress)
     start = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
     bases = [store.kept(one.name) or store.keep(one) for one in (incumbent, start) if one is not None]

@@ -34,7 +34,6 @@ from rung.task import Task
 
 IMPROVEMENT = "improvement.json"
 TUNING_FROM = 1000  # failures: below, a handful of new rows moves weights less than it moves prompts
-TRAINS_WEIGHTS = ("soft prompts", "parameter-efficient", "partial", "full", "preference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +162,7 @@ def rungs_for(task: Task, failures: int, options: ClimbOptions) -> tuple[tuple[s
     names = chosen_rungs(task, options)
     if failures >= TUNING_FROM:
         return names, f"{failures:,} failures are enough to tune weights on"
-    cheap = tuple(rung.name for rung in build(names, task, options.seed) if rung.family not in TRAINS_WEIGHTS)
+    cheap = tuple(rung.name for rung in build(names, task, options.seed) if not rung.trains_weights)
     return cheap, f"{failures:,} failures change prompts and demonstrations; tuning weights waits for {TUNING_FROM:,}"
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data
 from rung.models.reference import resolve
+from rung.rungs.base import rung
 from rung.rungs.tuned import FineTune
-from rung.training.config import LearningRate, NonNegative
+from rung.training.config import Count, LearningRate, NonNegative
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rung.training.examples import TokenizedExample
 
 
+@rung("bottleneck", family="parameter-efficient", order=720)
 @dataclass(frozen=True, kw_only=True)
 class BottleneckAdapter(FineTune):
     """Train small networks behind the layers' sublayers.
@@ -32,9 +34,7 @@ class BottleneckAdapter(FineTune):
         placement: `houlsby`: behind attention and feed-forward networks; `pfeiffer`: behind the latter.
     """
 
-    name: ClassVar[str] = "bottleneck"
-
-    size: int = 64
+    size: Count = 64
     placement: Literal["houlsby", "pfeiffer"] = "pfeiffer"
     learning_rate: LearningRate = 1e-3
 
@@ -62,11 +62,10 @@ class BottleneckAdapter(FineTune):
 # hundredths of a percent of the parameters. The rate is that of the paper's recipe (T-Few), 3e-3.
 
 
+@rung("ia3", family="parameter-efficient", order=700)
 @dataclass(frozen=True, kw_only=True)
 class IA3(FineTune):
     """Train vectors that scale keys, values and inner activations."""
-
-    name: ClassVar[str] = "ia3"
 
     learning_rate: LearningRate = 3e-3
 
@@ -99,6 +98,7 @@ class IA3(FineTune):
 LOWEST = 2  # layers that get no prompt
 
 
+@rung("llama-adapter", family="parameter-efficient", order=710)
 @dataclass(frozen=True, kw_only=True)
 class LlamaAdapter(FineTune):
     """Train prompts that the upper layers attend to through gates.
@@ -108,10 +108,8 @@ class LlamaAdapter(FineTune):
         top_layers: how many layers get one, counted from the output; without, all but the first two.
     """
 
-    name: ClassVar[str] = "llama-adapter"
-
-    tokens: int = 10
-    top_layers: int | None = None
+    tokens: Count = 10
+    top_layers: Count | None = None
     learning_rate: LearningRate = 9e-3
     weight_decay: NonNegative = 0.02
 

@@ -1,41 +1,81 @@
-"""What a rung is: one customization technique, an Artifact in, a new Artifact out."""
+"""What a rung is: one customization technique, from an Artifact to a new Artifact; how it is registered and set.
+
+A rung is a frozen dataclass whose fields are its settings. A decorator registers it:
+
+    @rung("mine", family="prompting", order=150)
+    @dataclass(frozen=True)
+    class Mine(Rung):
+        k: Annotated[int, Field(ge=1)] = 5
+
+Other packages add rungs through the entry-point group `rung.rungs`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from typing import Any, Protocol, get_type_hints, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.decoder import Change
+from rung.artifact.labels import LabelScoring
 from rung.data.rows import Data
-from rung.errors import ConfigError
+from rung.errors import ConfigError, suggest
 from rung.machine import Machine
+from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
+from rung.task import Task
+
+# Types of settings, with their bounds; more are in `rung.training.config`.
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PartialShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+# --------------------
+# Whether a rung applies to an artifact.
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a rung applies, and if not, why; `final` if no other rung changes that, for the task itself is why."""
+class Applicability:
+    """Whether a rung applies, and if not, why; `final` if the task is the reason, so that no other rung changes it."""
 
     applies: bool
     reason: str = ""
     final: bool = False
 
 
-YES = Verdict(True)
+OK = Applicability(True)
 
 
-def no(reason: str) -> Verdict:
-    """Return the verdict that a rung does not apply to this artifact, with the reason as a clause."""
-    return Verdict(False, reason)
+def skip(reason: str, *, final: bool = False) -> Applicability:
+    """Say that a rung does not apply, with the reason as a clause."""
+    return Applicability(False, reason, final)
 
 
-def never(reason: str) -> Verdict:
-    """Return the verdict that a rung applies to no artifact of this task, whatever rungs made it."""
-    return Verdict(False, reason, final=True)
+def check_needs(needs: Sequence[str], artifact: Artifact, data: Data) -> Applicability:
+    """Say whether an artifact and the rows have what a rung needs; a reason that is final comes first."""
+    decoder, shown = artifact.decoder, artifact.demonstrations
+    unscored = not isinstance(decoder, LabelScoring)
+    conditions = {  # by need: whether it lacks, why, whether that is final
+        "scored labels": (unscored, "no label set is scored", artifact.signature.kind != "category"),
+        "untuned": (artifact.weights.adapter is not None, "the weights were tuned with this very prompt", False),
+        "open weights": (is_endpoint(artifact.model), "an endpoint's weights cannot be trained from here", True),
+        "training rows": (not data.train, "there are no training rows", True),
+        "no demonstrations": (shown is not None, "demonstrations are set already", False),
+        "no documents": (artifact.retriever is not None, "documents are looked up already", False),
+        "one prompt": (shown is not None and shown.sets > 1, "every row is asked with several prompts", False),
+    }
+    for change in get_args(Change):
+        reason = decoder.refuses(change)
+        conditions[change] = (bool(reason), reason, decoder.fixed)
+    unmet = [skip(reason, final=final) for lacks, reason, final in map(conditions.__getitem__, needs) if lacks]
+    return min(unmet, key=lambda one: not one.final, default=OK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,94 +101,177 @@ class Cost:
     memory_bytes: int
 
 
-class Rung(Protocol):
-    """One customization technique. Implementations are frozen dataclasses whose fields are its settings."""
+class Rung(ABC):
+    """One customization technique."""
+
+    family: ClassVar[str]  # the step of the ramp: prompting, retrieval, in-context, ..., set by the registration
+    needs: ClassVar[tuple[str, ...]] = ()  # what `check_needs` checks
+    trains_weights: ClassVar[bool] = False  # whether it trains parameters of a model
+    reads_corpus: ClassVar[bool] = False  # whether its artifacts look answers up in the task's documents
+    opens_ramp: ClassVar[bool] = False  # whether all rungs are also tried on top of it from the first stage on
 
     @property
     def name(self) -> str:
-        """How the climb and the reports call it, settings that make it another technique included."""
+        """What the task file, the climb and the reports call it; set by the registration."""
+        raise TypeError(f"{type(self).__name__} has no name: register it with @rung, or give it one")
 
-    @property
-    def family(self) -> str:
-        """The step of the ramp it belongs to.
+    @classmethod
+    def for_task(cls, task: Task | None, seed: int, **settings: Any) -> Self:
+        """Make the rung for a task, which fills the fields `seed`, `task` and `system_prompts` where it has them."""
+        given = {"seed": seed, "task": task, "system_prompts": task.system_prompts if task else ()}
+        own = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: value for name, value in given.items() if name in own}, **settings)
 
-        One of prompting, in-context, features, soft prompts, parameter-efficient, partial, full, combination.
+    def applies(self, artifact: Artifact, data: Data) -> Applicability:
+        """Say whether the rung can be put on top of `artifact`, or why not."""
+        unmet = check_needs(self.needs, artifact, data)
+        return self.suits(artifact, data) if unmet.applies else unmet
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """Check what the rung asks for besides its `needs`, which are met."""
+        del artifact, data
+        return OK
+
+    def cache_key(self, artifact: Artifact) -> tuple[object, ...] | None:
+        """Return the parts of the base artifact that decide the rung's result; None for all of it.
+
+        From two artifacts with equal keys the rung makes artifacts that answer every row alike.
         """
+        del artifact
+        return None
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """Say whether it can be put on top of `artifact`, or why not."""
-
+    @abstractmethod
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
-        """Foresee what it takes, without loading model weights."""
+        """Estimate what fitting and predicting take, without loading model weights."""
 
+    @abstractmethod
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return a new artifact; the given one is not changed."""
+        """Make a new artifact from `artifact`, which does not change."""
 
+    def __post_init__(self) -> None:
+        """Check the settings' types and bounds.
 
-@runtime_checkable
-class TakesLittle(Protocol):
-    """A rung whose result hangs on little of the artifact it starts from, such as a head on frozen features."""
-
-    def taken(self, artifact: Artifact) -> tuple[object, ...] | None:
-        """Return what its result hangs on, comparable with `==`; None for the whole artifact."""
-
-
-def taken_from(rung: Rung, artifact: Artifact) -> tuple[object, ...] | None:
-    """Return what the rung's result hangs on of the artifact; None for all of it.
-
-    From two artifacts of which the same is taken, the rung makes artifacts that answer every row alike.
-    """
-    return rung.taken(artifact) if isinstance(rung, TakesLittle) else None
+        Raises:
+            ConfigError: `bad-setting`.
+        """
+        model = _settings_model(type(self))
+        try:
+            checked = model.model_validate({name: getattr(self, name) for name in model.model_fields})
+        except ValidationError as error:
+            raise _bad_setting(self, error) from None
+        for name in model.model_fields:
+            object.__setattr__(self, name, getattr(checked, name))  # a list from YAML became a tuple
 
 
 # --------------------
-# Settings of rungs from a task file: `rungs: {lora: {rank: 8}}`, checked against the fields of each rung.
+# The registry.
 
 
-# What makes a rung another technique, or comes from elsewhere (`--seed`, the task's `system`).
-FIXED = {"name", "family", "selection", "seed", "task", "texts", "systems", "make"}
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A rung's entry in the registry.
+
+    Attributes:
+        name: the rung's name.
+        rung_type: its class.
+        order: its place on the ramp; rungs of a family have neighbouring places.
+        default: whether a climb tries it unless told otherwise.
+        preset: settings that make it this rung, where a class has several names.
+    """
+
+    name: str
+    rung_type: type[Rung]
+    order: int
+    default: bool = False
+    preset: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, task: Task | None = None, seed: int = 0) -> Rung:
+        """Make the rung with its default settings."""
+        return self.rung_type.for_task(task, seed, **self.preset)
+
+
+REGISTERED: dict[str, Registration] = {}
+R = TypeVar("R", bound=Rung)
+
+
+def rung(name: str, *, family: str, order: int, default: bool = False, **preset: Any) -> Callable[[type[R]], type[R]]:
+    """Register a rung class under a name; a class that has several names is decorated once for each.
+
+    Args:
+        name: the rung's name in task files, on the command line and in reports.
+        family: the step of the ramp that it belongs to.
+        order: its place on the ramp; see `rung rungs` for the order of all.
+        default: whether a climb tries it unless told otherwise.
+        preset: settings that make the class this rung; then the class says its `name` itself.
+
+    Raises:
+        ValueError: another class has this name.
+    """
+
+    def register(rung_type: type[R]) -> type[R]:
+        home, other = _home(rung_type), _home(REGISTERED[name].rung_type) if name in REGISTERED else ""
+        if other not in ("", home):
+            raise ValueError(f"two rungs are named {name!r}: {other} and {home}")
+        REGISTERED[name] = Registration(name, rung_type, order, default, preset)
+        rung_type.family = family
+        if not isinstance(vars(rung_type).get("name"), property):
+            rung_type.name = name  # type: ignore[method-assign, assignment]
+        return rung_type
+
+    return register
+
+
+def _home(rung_type: type[Rung]) -> str:
+    return f"{rung_type.__module__}.{rung_type.__qualname__}"
+
+
+# --------------------
+# Settings.
+
+
+FROM_TASK = {"seed", "task", "system_prompts"}  # fields that `--seed` and the rest of the task file give
 
 
 def with_settings(rung: Rung, values: Mapping[str, Any]) -> Rung:
-    """Return the rung with these settings over its defaults.
+    """Return the rung with other settings, such as those in `rungs: {lora: {rank: 8}}`.
 
     Raises:
-        ConfigError: a setting is unknown or of the wrong type.
+        ConfigError: `unknown-key` or `bad-setting`.
     """
-    if not values:
-        return rung
-    try:
-        checked = _model(type(rung), settable(rung)).model_validate(dict(values))
-    except ValidationError as error:
-        raise _refused(rung, error) from None
-    return replace(rung, **checked.model_dump(exclude_unset=True))  # type: ignore[type-var]
+    known = settable(rung)
+    for name in values:
+        if name not in known:
+            raise ConfigError(
+                "unknown-key",
+                f"the rung {rung.name} has no {f'setting {name!r}' if known else 'settings'}",
+                hint=suggest(name, known) if known else f"remove {name!r}",
+            )
+    return replace(rung, **values) if values else rung  # type: ignore[type-var]
 
 
 def settable(rung: Rung) -> tuple[str, ...]:
-    """Return the names of a rung's settings."""
-    kept = FIXED | ({"encoder"} if getattr(rung, "encoder", None) == "" else set())
-    return tuple(field.name for field in fields(rung) if field.init and field.name not in kept)  # type: ignore[arg-type]
+    """Name the settings that a task file may give the rung."""
+    registered = REGISTERED.get(rung.name)
+    fixed = FROM_TASK | set(registered.preset if registered else ())
+    return tuple(each.name for each in fields(rung) if each.init and each.name not in fixed)  # type: ignore[arg-type]
 
 
-@lru_cache(maxsize=64)
-def _model(kind: type[Any], names: tuple[str, ...]) -> type[BaseModel]:
+@cache
+def _settings_model(kind: type[Rung]) -> type[BaseModel]:
     hints = get_type_hints(kind, include_extras=True)
-    wanted: dict[str, Any] = {name: (hints[name], None) for name in names}  # values not given are not read
-    return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True), **wanted)
+    names = [each.name for each in fields(kind) if each.name != "task"]  # type: ignore[arg-type]
+    checked: dict[str, Any] = {name: (hints[name], ...) for name in names}
+    return create_model(kind.__name__, __config__=ConfigDict(strict=True, protected_namespaces=()), **checked)
 
 
-def _refused(rung: Rung, error: ValidationError) -> ConfigError:
-    from rung.errors import suggest
-
-    first = error.errors()[0]
-    key = str(first["loc"][0])
-    if first["type"] == "extra_forbidden":
-        known = list(settable(rung))
-        if not known:
-            return ConfigError("unknown-key", f"the rung {rung.name} has no settings", hint=f"remove {key!r}")
-        return ConfigError("unknown-key", f"the rung {rung.name} has no setting {key!r}", hint=suggest(key, known))
+def _bad_setting(rung: Rung, error: ValidationError) -> ConfigError:
+    first, *others = error.errors()
+    key, value = first["loc"][0], first["input"]
+    reasons = [one["msg"] for one in (first, *others) if one["loc"][0] == key]  # one for each type that it may have
+    wanted = " or ".join(dict.fromkeys(reason.removeprefix("Input should be ") for reason in reasons))
+    wanted = wanted.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    name = next((name for name, entry in REGISTERED.items() if entry.rung_type is type(rung)), type(rung).__name__)
+    name = rung.name if rung.name in REGISTERED else name
     return ConfigError(
-        "bad-setting",
-        f"{rung.name}.{key}: {first['msg']}, not {first['input']!r}",
-        hint="see `rung rungs` for defaults",
+        "bad-setting", f"{name}.{key}: {value!r} should be {wanted}", hint=f"`rung rungs {name}` shows the defaults"
     )

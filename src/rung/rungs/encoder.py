@@ -13,10 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import FORWARD, SAMPLE
@@ -28,7 +27,7 @@ from rung.models.cache import cache_dir
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
-from rung.rungs.base import Cost, Verdict, never
+from rung.rungs.base import Applicability, Cost, CountOrZero, Fraction, PartialShare, Positive, Rung, rung, skip
 from rung.rungs.costs import ACTIVATION_BYTES, FULL
 from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
 from rung.rungs.tuned import hold_out
@@ -43,8 +42,9 @@ if TYPE_CHECKING:
 TRAINED_BYTES = 16  # a parameter, its gradient and AdamW's two moments
 
 
+@rung("fine-tuned-encoder", family="full", order=520)
 @dataclass(frozen=True, kw_only=True)
-class FineTunedEncoder:
+class FineTunedEncoder(Rung):
     """Train every weight of a sentence encoder, and a linear head on its vectors.
 
     Attributes:
@@ -63,29 +63,29 @@ class FineTunedEncoder:
         seed: seed of dropout, order and the head's folds.
     """
 
+    trains_weights = True
+
     encoder: str = "embedded-encoder"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Positive = 1e-4
     epochs: Count = 4
     batch_size: Count = 32
     warmup_ratio: Share = 0.1
     weight_decay: NonNegative = 0.01
-    contrast: Annotated[float, Field(ge=0, le=1)] = 0.5
-    temperature: Annotated[float, Field(gt=0)] = 0.1
+    contrast: Fraction = 0.5
+    temperature: Positive = 0.1
     label_names: bool = True
     patience: Count | None = None
-    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    holdout: PartialShare = 0.1
     precision: Precision = "auto"
-    seed: int = 0
-    name: str = "fine-tuned-encoder"
-    family: str = "full"
+    seed: CountOrZero = 0
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies to categories, once; where a row may have several labels, `features` does."""
         if artifact.signature.kind == "multilabel":
-            return never("it learns one label a row")
+            return skip("it learns one label a row", final=True)
         return verdict_on_head(artifact, data)
 
-    def taken(self, artifact: Artifact) -> tuple[object, ...]:
+    def cache_key(self, artifact: Artifact) -> tuple[object, ...]:
         """The rows' text as the prompt shows it."""
         return shown_to_head(artifact, names=self.label_names)
 

@@ -9,7 +9,7 @@ validation rows stay out of it: the race compares rungs on them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,9 @@ from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Rung, Verdict, never, settable, taken_from
+from rung.rungs import build, get
+from rung.rungs.base import OK, Applicability, Cost, CountOrZero, PartialShare, Rung, rung, settable, skip
+from rung.task import Task
 
 Labels = npt.NDArray[np.int64]
 TEMPERATURES = tuple(float(t) for t in np.geomspace(0.25, 8.0, 41))
@@ -38,8 +40,9 @@ SMALLEST = 0.02  # members with less weight are left out: they cost as much as t
 ROWS_BEFORE, TEMPERATURE_SPREAD = 1.0, float(np.log(2))
 
 
+@rung("ensemble", family="combination", order=1000)
 @dataclass(frozen=True, kw_only=True)
-class Ensemble:
+class Ensemble(Rung):
     """Fit several rungs from the same artifact and average what they say.
 
     Members that are fitted wait in the cache for the others, so that a run that was killed does not fit them again.
@@ -50,16 +53,14 @@ class Ensemble:
         refit: fit the members that have a weight again, on all training rows: twice the cost, and nothing to learn
             from is lost.
         seed: seed of the members and of the rows held out.
-        make: makes the rung with a name and a seed.
+        task: the task, whose settings the members have.
     """
 
     members: Annotated[tuple[str, ...], Field(strict=False)] = ("features", "fine-tuned-encoder")
-    holdout: float = 0.1
+    holdout: PartialShare = 0.1
     refit: bool = True
-    seed: int = 0
-    make: Callable[[str, int], Rung]
-    name: str = "ensemble"
-    family: str = "combination"
+    seed: CountOrZero = 0
+    task: Task | None = None
 
     def rungs(self) -> list[Rung]:
         """Return the rungs that make the members.
@@ -73,26 +74,28 @@ class Ensemble:
                 f"an ensemble needs two other rungs or more, not {', '.join(self.members) or 'none'}",
                 hint="rungs: {ensemble: {members: [features, fine-tuned-encoder]}}",
             )
-        return [
-            self.make(name, self.seed + self.members[:position].count(name))
-            for position, name in enumerate(self.members)
-        ]
+        seeds = [self.seed + self.members[:i].count(name) for i, name in enumerate(self.members)]
+        return [self._member(name, seed) for name, seed in zip(self.members, seeds, strict=True)]
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+    def _member(self, name: str, seed: int) -> Rung:
+        return get(name, seed=seed) if self.task is None else build((name,), self.task, seed)[0]
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies where all members do and there are training rows to weigh them."""
         if artifact.signature.kind != "category":
-            return never("only the probabilities of one label a row can be averaged")
+            return skip("only the probabilities of one label a row can be averaged", final=True)
         if not held_apart(data.train, self.holdout, self.seed)[1]:
-            return never(f"its weights are chosen on {self.holdout:.0%} of the training rows, which here is none")
-        for rung in self.rungs():
-            verdict = rung.applies(artifact, data)
+            reason = f"its weights are chosen on {self.holdout:.0%} of the training rows, which here is none"
+            return skip(reason, final=True)
+        for member in self.rungs():
+            verdict = member.applies(artifact, data)
             if not verdict.applies:
-                return replace(verdict, reason=f"{rung.name}: {verdict.reason}")
-        return YES
+                return replace(verdict, reason=f"{member.name}: {verdict.reason}")
+        return OK
 
-    def taken(self, artifact: Artifact) -> tuple[object, ...] | None:
-        """What all members take together."""
-        parts = [taken_from(rung, artifact) for rung in self.rungs()]
+    def cache_key(self, artifact: Artifact) -> tuple[object, ...] | None:
+        """The keys of all members."""
+        parts = [rung.cache_key(artifact) for rung in self.rungs()]
         return None if None in parts else tuple(parts)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

@@ -23,7 +23,7 @@ from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.prompt import verbalize
-from rung.rungs.base import YES, Cost, Verdict, never, no
+from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
 from rung.rungs.costs import forward_cost, sizes
 
 # --------------------
@@ -147,8 +147,10 @@ def logistic(penalty: float) -> Any:
 ROWS_FOR_SEARCH = 3000  # the penalty is chosen on this many rows at most
 
 
+@rung("llm-features", family="features", order=510, default=True, encoder="")
+@rung("features", family="features", order=500, default=True)
 @dataclass(frozen=True)
-class Features:
+class Features(Rung):
     """A linear head on frozen features.
 
     Attributes:
@@ -160,21 +162,20 @@ class Features:
 
     encoder: str = "embedded-encoder"
     label_names: bool = False
-    seed: int = 0
-    family: str = "features"
+    seed: CountOrZero = 0
 
     @property
     def name(self) -> str:
         """`features`, or `llm-features` for the base model's hidden states."""
         return "features" if self.encoder else "llm-features"
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies to categories, once."""
         if not self.encoder and is_endpoint(artifact.model):
-            return never("an endpoint does not show its hidden states")
+            return skip("an endpoint does not show its hidden states", final=True)
         return verdict_on_head(artifact, data)
 
-    def taken(self, artifact: Artifact) -> tuple[object, ...]:
+    def cache_key(self, artifact: Artifact) -> tuple[object, ...]:
         """The rows' text as the prompt shows it, and the base model where its hidden states are the features."""
         model = () if self.encoder else (artifact.model, artifact.engine, artifact.weights.base)
         return (*shown_to_head(artifact, names=self.label_names), *model)
@@ -207,17 +208,17 @@ class Features:
         return artifact.step(self.name, settings, decoder=head)
 
 
-def verdict_on_head(artifact: Artifact, data: Data) -> Verdict:
+def verdict_on_head(artifact: Artifact, data: Data) -> Applicability:
     """Say whether a head on an encoder can take the place of an artifact's decoder, or why not."""
     if not data.labels:
-        return never("a head answers categories only")
+        return skip("a head answers categories only", final=True)
     if len({e.outputs[0] for e in data.train}) < 2:
-        return never("the training rows all have the same answer")
+        return skip("the training rows all have the same answer", final=True)
     if isinstance(artifact.decoder, Promptless):
-        return no("a head is trained already")
+        return skip("a head is trained already")
     if artifact.weights.adapter is not None:
-        return no("a head would not see the tuned language model")
-    return YES
+        return skip("a head would not see the tuned language model")
+    return OK
 
 
 def shown_to_head(artifact: Artifact, *, names: bool) -> tuple[object, ...]:

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import FORWARD
-from rung.artifact.decoder import Promptless
 from rung.artifact.labels import LabelScoring, mean_logprobs
 from rung.data.rows import Data, Example
 from rung.engines.opening import open_encoder
-from rung.errors import ConfigError
 from rung.evaluation.racing import race_order
 from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import batch_bias, divisors
 from rung.prompts.demonstrations import Demonstrations, Selection
-from rung.rungs.base import YES, Cost, Verdict, never, no
+from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
 from rung.rungs.costs import inference_cost, sizes
+from rung.training.config import Count
 
 ENCODER = "embedded-encoder"
 
 
+# Fixed and random demonstrations differ from balanced ones only by chance: a climb tries them when asked to.
+@rung("few-shot-mmr", family="in-context", order=340, selection="mmr")
+@rung("few-shot-knn", family="in-context", order=330, default=True, selection="knn")
+@rung("few-shot-balanced", family="in-context", order=320, default=True, selection="balanced")
+@rung("few-shot-random", family="in-context", order=310, selection="random")
+@rung("few-shot-fixed", family="in-context", order=300, selection="fixed")
 @dataclass(frozen=True)
-class FewShot:
+class FewShot(Rung):
     """Show k training rows, chosen by `selection`, in the order least to most similar.
 
     Attributes:
@@ -37,38 +44,28 @@ class FewShot:
         seed: seed of the random choices.
     """
 
+    needs = ("demonstrations", "no demonstrations", "untuned")
+
     selection: Selection = "knn"
-    k: int = 5
-    token_budget: int = 1024
+    k: Count = 5
+    token_budget: Count = 1024
     encoder: str = ENCODER
-    diversity: float = 0.3
-    seed: int = 0
-    family: str = "in-context"
+    diversity: Fraction = 0.3
+    seed: CountOrZero = 0
 
     @property
     def name(self) -> str:
         """`few-shot-` and the selection."""
         return f"few-shot-{self.selection}"
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies where a prompt answers and no demonstrations are set."""
-        if artifact.decoder.kind == "nearest":
-            return never("the table is searched as it is, without a prompt")
-        if isinstance(artifact.decoder, Promptless):
-            return no("a head on frozen features does not read the prompt")
-        if artifact.decoder.kind == "agent":
-            return never("rows show no calls of tools to learn from")
-        if artifact.decoder.kind == "list-scoring":
-            return no("the labels' thresholds hold for the prompt without demonstrations")
-        if artifact.demonstrations is not None:
-            return no("demonstrations are set already")
-        if artifact.weights.adapter is not None:
-            return no("the adapter was trained without demonstrations")
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies where there are more rows than are shown."""
+        del artifact
         if len(data.train) <= self.k:
-            return never(f"{len(data.train)} training rows are too few to show {self.k}")
+            return skip(f"{len(data.train)} training rows are too few to show {self.k}", final=True)
         if self.selection == "balanced" and not data.labels:
-            return never("only labels can be balanced")
-        return YES
+            return skip("only labels can be balanced", final=True)
+        return OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Prompts grow by k rows; a pool to search has to be embedded."""
@@ -107,8 +104,9 @@ class FewShot:
 # https://arxiv.org/abs/2309.17249.
 
 
+@rung("demonstration-ensemble", family="in-context", order=350)
 @dataclass(frozen=True)
-class DemonstrationEnsemble:
+class DemonstrationEnsemble(Rung):
     """Ask every row with several sets of demonstrations, and average.
 
     Attributes:
@@ -120,34 +118,21 @@ class DemonstrationEnsemble:
         encoder: sentence encoder, for `knn`.
     """
 
-    sets: int = 3
-    k: int = 4
+    needs = ("scored labels", "no demonstrations", "untuned")
+
+    sets: Annotated[int, Field(ge=2)] = 3
+    k: Count = 4
     rows: Selection = "knn"
-    unlabelled: int = 32
+    unlabelled: Count = 32
     encoder: str = ENCODER
-    seed: int = 0
-    name: str = "demonstration-ensemble"
-    family: str = "in-context"
+    seed: CountOrZero = 0
 
-    def __post_init__(self) -> None:
-        if self.sets < 2 or self.k < 1:
-            raise ConfigError(
-                "bad-setting", f"demonstration-ensemble: {self.sets} sets of {self.k} rows are no ensemble",
-                hint="take 2 sets or more of 1 row or more",
-            )  # fmt: skip
-
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies to scored labels without demonstrations."""
-        if not isinstance(artifact.decoder, LabelScoring):
-            refused = no if artifact.signature.kind == "category" else never
-            return refused("only scored labels can be averaged")
-        if artifact.demonstrations is not None:
-            return no("demonstrations are set already")
-        if artifact.weights.adapter is not None:
-            return no("the adapter was trained without demonstrations")
-        if len(data.train) <= self.sets * self.k:
-            return never(f"{len(data.train)} training rows are too few for {self.sets} sets of {self.k}")
-        return YES
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies where there are more rows than the sets show."""
+        del artifact
+        enough = len(data.train) > self.sets * self.k
+        reason = f"{len(data.train)} training rows are too few for {self.sets} sets of {self.k}"
+        return OK if enough else skip(reason, final=True)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """`sets` prompts a row, each longer by `k` rows."""

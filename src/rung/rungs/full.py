@@ -15,9 +15,10 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.costs import FORWARD, Sizes
 from rung.errors import ConfigError
 from rung.models.reference import last_layers, layer_list, output_size, resolve, tensor_sizes
+from rung.rungs.base import rung
 from rung.rungs.costs import FROZEN_BASE, FULL
 from rung.rungs.tuned import FineTune
-from rung.training.config import LearningRate, NonNegative, Share
+from rung.training.config import Count, LearningRate, NonNegative, Share
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
     from rung.training.examples import TokenizedExample
 
 
+@rung("full", family="full", order=900)
 @dataclass(frozen=True, kw_only=True)
 class Full(FineTune):
     """Train every parameter; matrices that the base model shares stay shared."""
 
-    name: ClassVar[str] = "full"
-    family: ClassVar[str] = "full"
     training_flops: ClassVar[int] = FULL
 
     learning_rate: LearningRate = 5e-5
@@ -61,6 +61,7 @@ class Full(FineTune):
 # Lin 2019, https://arxiv.org/abs/1911.03090). The frozen ones run once for all epochs.
 
 
+@rung("last-layers", family="partial", order=810)
 @dataclass(frozen=True, kw_only=True)
 class LastLayers(FineTune):
     """Train the last decoder layers and the final norm.
@@ -71,10 +72,7 @@ class LastLayers(FineTune):
             own.
     """
 
-    name: ClassVar[str] = "last-layers"
-    family: ClassVar[str] = "partial"
-
-    layers: int | None = None
+    layers: Count | None = None
     output: bool = False
     learning_rate: LearningRate = 1e-4
     warmup_ratio: Share = 0.1
@@ -136,12 +134,10 @@ class LastLayers(FineTune):
 # al. 2022, https://arxiv.org/abs/2202.10054, train the head alone first because it leaves the features as they are).
 
 
+@rung("output-layer", family="partial", order=800)
 @dataclass(frozen=True, kw_only=True)
 class OutputLayer(FineTune):
     """Train the output layer; where it shares its matrix with the input embeddings, it gets one of its own."""
-
-    name: ClassVar[str] = "output-layer"
-    family: ClassVar[str] = "partial"
 
     learning_rate: LearningRate = 1e-3
 

@@ -11,17 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data, Example
-from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.progress import Progress
-from rung.rungs.base import Cost, Verdict, never
+from rung.rungs.base import Applicability, Cost, rung, skip
 from rung.rungs.costs import inference_cost, sizes, text_tokens
 from rung.rungs.tuned import FineTune, weights_folder
-from rung.training.config import Count, LearningRate, Supervise, Truncation
+from rung.training.config import BLOCK_TOKENS, Count, LearningRate, NonNegative, Share, Supervise, Truncation
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 ADAPTATION = "domain-adaptation"  # the rung that trains an adapter of this very kind on plain text
 
 
+@rung("lora", family="parameter-efficient", order=740, default=True)
 @dataclass(frozen=True, kw_only=True)
 class LoRA(FineTune):
     """Train low-rank updates of every linear layer on the training rows.
@@ -42,19 +44,18 @@ class LoRA(FineTune):
         dropout: on the updates' input; above 0 the gradient is noisy by design.
     """
 
-    name: ClassVar[str] = "lora"
     variant: ClassVar[Mapping[str, bool]] = {}  # PEFT's switches for the methods built on LoRA
 
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
+    rank: Count = 16
+    alpha: Count = 32
+    dropout: Share = 0.0
     learning_rate: LearningRate = 1e-3
 
     def resumed_adapter(self, artifact: Artifact) -> Path | None:
         """Go on from the adapter of a domain adaptation, if it is one of the same shape and scale."""
         made = artifact.settings.get(artifact.weights.method, {})
         same = all(made.get(name) == getattr(self, name) for name in ("rank", "alpha"))
-        if self.name != LoRA.name or self.continue_from or artifact.weights.method != ADAPTATION or not same:
+        if type(self) is not LoRA or self.continue_from or artifact.weights.method != ADAPTATION or not same:
             return None
         return artifact.weights.adapter
 
@@ -83,6 +84,7 @@ class LoRA(FineTune):
 # are worth their memory. Alpha 16 is the paper's; rank 64 is where PEFT's own comparison finds it ahead of LoRA.
 
 
+@rung("rslora", family="parameter-efficient", order=750)
 @dataclass(frozen=True, kw_only=True)
 class RsLoRA(LoRA):
     """Train low-rank updates of every linear layer, scaled so that the rank may be high.
@@ -92,11 +94,10 @@ class RsLoRA(LoRA):
         alpha: their scale, over the root of the rank.
     """
 
-    name: ClassVar[str] = "rslora"
     variant: ClassVar[Mapping[str, bool]] = {"use_rslora": True}
 
-    rank: int = 64
-    alpha: int = 16
+    rank: Count = 64
+    alpha: Count = 16
 
     def alpha_at(self, rank: int) -> int:
         """Return alpha itself: the root of the rank is the stabilized scale, whatever the rank."""
@@ -112,11 +113,11 @@ class RsLoRA(LoRA):
 # to 2e-4 against 3e-4); so does this, relative to `lora`.
 
 
+@rung("dora", family="parameter-efficient", order=760)
 @dataclass(frozen=True, kw_only=True)
 class DoRA(LoRA):
     """Train low-rank updates of the direction of every linear layer's weights, and their length apart."""
 
-    name: ClassVar[str] = "dora"
     variant: ClassVar[Mapping[str, bool]] = {"use_dora": True}
 
     learning_rate: LearningRate = 5e-4
@@ -134,11 +135,11 @@ class DoRA(LoRA):
 NEEDED = ("bitsandbytes", "accelerate")
 
 
+@rung("qlora", family="parameter-efficient", order=770)
 @dataclass(frozen=True, kw_only=True)
 class QLoRA(LoRA):
     """Train low-rank updates of every linear layer on a base model in 4 bits."""
 
-    name: ClassVar[str] = "qlora"
     quantization: ClassVar[str] = "nf4"
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
@@ -165,6 +166,7 @@ class QLoRA(LoRA):
 EXCLUSIVE = "adalora in training"  # PEFT keeps a budget for the first AdaLoRA adapter of a model alone
 
 
+@rung("adalora", family="parameter-efficient", order=780)
 @dataclass(frozen=True, kw_only=True)
 class AdaLoRA(FineTune):
     """Train low-rank updates of every linear layer, and move rank to the layers that need it.
@@ -182,16 +184,14 @@ class AdaLoRA(FineTune):
         dropout: on the updates' input.
     """
 
-    name: ClassVar[str] = "adalora"
-
-    rank: int = 8
-    initial_rank: int | None = None
-    alpha: int = 24
-    start: float = 0.15
-    end: float = 0.5
-    interval: int = 1
-    orthogonality: float = 0.1
-    dropout: float = 0.0
+    rank: Count = 8
+    initial_rank: Count | None = None
+    alpha: Count = 24
+    start: Share = 0.15
+    end: Share = 0.5
+    interval: Count = 1
+    orthogonality: NonNegative = 0.1
+    dropout: Share = 0.0
     learning_rate: LearningRate = 5e-3
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
@@ -229,6 +229,7 @@ class AdaLoRA(FineTune):
 # The adapter is that of the rung `lora`, which goes on from it when it is put on top.
 
 
+@rung(ADAPTATION, family="parameter-efficient", order=730, default=True)
 @dataclass(frozen=True, kw_only=True)
 class DomainAdaptation(LoRA):
     """Train low-rank updates of every linear layer to continue the text of `data.text`.
@@ -240,27 +241,19 @@ class DomainAdaptation(LoRA):
         block_tokens: the text is cut into blocks of so many tokens, at most the context.
     """
 
-    name: ClassVar[str] = ADAPTATION
-
     learning_rate: LearningRate = 2e-4
     epochs: Count = 1
-    block_tokens: int = 512
+    block_tokens: Annotated[int, Field(ge=2)] = BLOCK_TOKENS  # the first token of a block is not learned
 
     # All of a block is learnt, and every block fits.
     supervise: Supervise = field(default="auto", init=False, repr=False)
     truncation: Truncation = field(default="error", init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.block_tokens < 2:
-            raise ConfigError(
-                "bad-setting",
-                f"{self.name}.block_tokens is {self.block_tokens}",
-                hint="give 2 or more: the first token of a block is not learnt",
-            )
-
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It needs text."""
-        return super().applies(artifact, data) if data.text else never("the task names no plain text: set `data.text`")
+        if not data.text:
+            return skip("the task names no plain text: set `data.text`", final=True)
+        return super().suits(artifact, data)
 
     def training_rows(
         self,

@@ -11,46 +11,46 @@ from rung.errors import ConfigError, ModelError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Verdict, never, no
+from rung.rungs.base import OK, Applicability, Cost, Rung, skip
 from rung.rungs.costs import inference_cost
 from rung.task import Task
 
-FAMILY = "model"
 PREFIX = "model-"
 
 
 @dataclass(frozen=True)
-class OtherModel:
+class OtherModel(Rung):
     """Put the same prompt, demonstrations and documents before another model.
 
     Attributes:
         task: the task with this model alone.
     """
 
+    family = "model"
+
     task: Task
-    family: str = FAMILY
 
     @property
     def name(self) -> str:
         """`model-` and the model's short name, safe for folders: `model-qwen2.5-0.5b-instruct`."""
         return PREFIX + short_name(self.task.model)
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies where nothing depends on the model at hand: no trained weights, head or calibration."""
         del data
         if any(step.startswith(PREFIX) for step in artifact.path):
-            return no("another model was chosen already")
+            return skip("another model was chosen already")
         if artifact.weights.adapter is not None:
-            return no("the trained weights belong to their model")
+            return skip("the trained weights belong to their model")
         plain = Artifact.zero_shot(self.task.only(artifact.model), artifact.signature.labels, engine=artifact.engine)
         if artifact.decoder != plain.decoder:
-            return no("how the answer is read was fitted to the model at hand")
+            return skip("how the answer is read was fitted to the model at hand")
         if not is_endpoint(self.task.model):
             try:
                 resolve(self.task.model)
             except ModelError as missing:
-                return never(str(missing))
-        return YES
+                return skip(str(missing), final=True)
+        return OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """There is nothing to fit; predictions cost what the model's size says."""

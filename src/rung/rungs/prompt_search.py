@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.decoder import Promptless
 from rung.data.rows import Data, Example
 from rung.engines.api_options import ApiOptions
 from rung.engines.base import Engine, GenerateRequest, Sampling
@@ -24,15 +23,17 @@ from rung.prompt_search.judge import Judge, Tried
 from rung.prompt_search.search import FEWEST_FIXES, HEADROOM_ROWS, Found, Plan, Trial, no_headroom, search, split
 from rung.prompt_search.writer import CopyGuard, Writer, Written
 from rung.prompts.demonstrations import Demonstrations, Selection
-from rung.rungs.base import YES, Cost, Verdict, never, no
+from rung.rungs.base import OK, Applicability, Cost, CountOrZero, PartialShare, Rung, rung, skip
 from rung.rungs.costs import inference_cost
 from rung.rungs.few_shot import ENCODER
+from rung.training.config import Count, NonNegative
 
 FEWEST_SEARCHED = 16
 
 
+@rung("prompt-search", family="prompt-learning", order=400)
 @dataclass(frozen=True)
-class PromptSearch:
+class PromptSearch(Rung):
     """Search instruction, template, label wording and demonstrations within a budget.
 
     Attributes:
@@ -48,34 +49,32 @@ class PromptSearch:
         search_rows: most rows to search on.
         adoption_rows: most rows to decide by.
         calibrate: calibrate label scores of candidates.
-        systems: the task's system prompts, which are searched as well.
+        system_prompts: the task's system prompts, which are searched as well.
     """
 
-    calls: int = 1500
-    tokens: int = 0
-    seconds: float = 0.0
-    money: float = 0.0
-    population: int = 16
-    rounds: int = 3
-    instructions: int = 6
+    needs = ("prompt", "untuned")
+
+    calls: CountOrZero = 1500
+    tokens: CountOrZero = 0
+    seconds: NonNegative = 0.0
+    money: NonNegative = 0.0
+    population: Count = 16
+    rounds: Count = 3
+    instructions: CountOrZero = 6
     writer: str = ""
     demonstrations: bool = True
     encoder: str = ENCODER
-    adoption: float = 0.5
-    search_rows: int = 200
-    adoption_rows: int = 300
+    adoption: PartialShare = 0.5
+    search_rows: Count = 200
+    adoption_rows: Count = 300
     calibrate: bool = True
-    seed: int = 0
-    systems: tuple[str, ...] = ()
-    name: str = "prompt-search"
-    family: str = "prompt-learning"
+    seed: CountOrZero = 0
+    system_prompts: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        check_adoption(self.name, self.adoption)
-
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies where an untuned prompt answers and there are rows to search on and to decide by."""
-        return verdict_on_search(artifact, data, self.adoption, self.seed, FEWEST_SEARCHED)
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies where there are rows to search on and rows to decide by."""
+        del artifact
+        return enough_rows(data, self.adoption, self.seed, FEWEST_SEARCHED)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """All calls of the budget, with the demonstrations that most candidates show."""
@@ -111,7 +110,7 @@ class PromptSearch:
             else (artifact.prompt.template,),
             self._pools(artifact, all_rows, progress),
             vary_shots=self.demonstrations and artifact.prompt.chat_column is None,
-            systems=self.systems,
+            systems=self.system_prompts,
         )
         return search(
             space, all_rows[: self.search_rows], deciding[: self.adoption_rows],
@@ -143,37 +142,13 @@ class PromptSearch:
         return pools
 
 
-def check_adoption(rung: str, adoption: float) -> None:
-    """Check a rung's setting of that name.
-
-    Raises:
-        ConfigError: it leaves no rows to search on, or none to decide by.
-    """
-    if not 0 < adoption < 1:
-        raise ConfigError(
-            "bad-setting", f"{rung}.adoption: a share between 0 and 1, not {adoption!r}",
-            hint="0.5 leaves half of the training rows to the search",
-        )  # fmt: skip
-
-
-def verdict_on_search(artifact: Artifact, data: Data, adoption: float, seed: int, fewest: int) -> Verdict:
-    """Say whether another prompt can be searched for an artifact, or why not.
-
-    Args:
-        artifact: whose prompt it would be.
-        data: with the training rows.
-        adoption: share of them that decides.
-        seed: of that cut.
-        fewest: rows that the search takes.
-    """
-    if isinstance(artifact.decoder, Promptless):
-        return no("what answers does not read the prompt")
-    if artifact.weights.adapter is not None:
-        return no("the adapter was trained with this very prompt")
+def enough_rows(data: Data, adoption: float, seed: int, fewest: int) -> Applicability:
+    """Say whether there are enough training rows for a search: `fewest` to search on, and others to decide by."""
     rows, deciding = split(data.train, adoption, seed)
     if len(rows) < fewest or len(deciding) < FEWEST_FIXES:
-        return never(f"{len(data.train)} training rows are too few to search on some and to decide by others")
-    return YES
+        reason = f"{len(data.train)} training rows are too few to search on some and to decide by others"
+        return skip(reason, final=True)
+    return OK
 
 
 # --------------------
@@ -188,8 +163,9 @@ COMPONENT = "instruction"
 MAX_TOKENS = 2048  # of a reflection
 
 
+@rung("gepa", family="prompt-learning", order=410)
 @dataclass(frozen=True)
-class Gepa:
+class Gepa(Rung):
     """Evolve the instruction by reflection.
 
     Attributes:
@@ -202,25 +178,23 @@ class Gepa:
         temperature: of the reflections.
     """
 
+    needs = ("prompt", "untuned")
+
     reflection: str = ""
-    calls: int = 1500
-    minibatch: int = 3
-    selection_rows: int = 50
-    adoption: float = 0.5
-    adoption_rows: int = 300
-    temperature: float = 1.0
-    seed: int = 0
-    name: str = "gepa"
-    family: str = "prompt-learning"
+    calls: Count = 1500
+    minibatch: Count = 3
+    selection_rows: Count = 50
+    adoption: PartialShare = 0.5
+    adoption_rows: Count = 300
+    temperature: NonNegative = 1.0
+    seed: CountOrZero = 0
 
-    def __post_init__(self) -> None:
-        check_adoption(self.name, self.adoption)
-
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies where a model reflects, an untuned prompt answers and there are rows enough."""
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies where a model reflects and there are enough rows."""
+        del artifact
         if not self.reflection:
-            return never("no model reflects; name one with `rungs: {gepa: {reflection: MODEL}}`")
-        return verdict_on_search(artifact, data, self.adoption, self.seed, 2 * FEWEST_SEARCHED)
+            return skip("no model reflects; name one with `rungs: {gepa: {reflection: MODEL}}`", final=True)
+        return enough_rows(data, self.adoption, self.seed, 2 * FEWEST_SEARCHED)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """All calls of the budget; reflections are counted as if they were rows."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.decoder import Promptless
 from rung.artifact.labels import LabelScoring, ListScoring
 from rung.artifact.text import Generate
 from rung.data.rows import Data, labels_of
@@ -24,51 +23,53 @@ from rung.prompt_search.candidates import Space
 from rung.prompt_search.judge import Judge
 from rung.prompt_search.writer import MAX_TOKENS, SHOWN, CopyGuard, Writer
 from rung.prompts.calibration import Normalization, batch_bias, divisors
-from rung.rungs.base import YES, Cost, Verdict, never, no
+from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
 from rung.rungs.costs import inference_cost, sizes
 from rung.rungs.features import FEWEST, best_threshold
 from rung.rungs.reasoning import label_texts
+from rung.training.config import Count
 
 SHARE = 0.5  # of all texts on all rows: what the race among the texts may take
 
 
+@rung("system-prompt", family="prompting", order=100, default=True)
 @dataclass(frozen=True)
-class SystemPrompt:
+class SystemPrompt(Rung):
     """Put a system prompt before the instruction.
 
     Attributes:
-        texts: the system prompts to choose from.
+        system_prompts: those to choose from.
         rows: training rows that the race among several looks at.
     """
 
-    texts: tuple[str, ...]
-    rows: int = 64
-    name: str = "system-prompt"
-    family: str = "prompting"
+    needs = ("prompt",)
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies where the task has a system prompt and a prompt is what answers."""
-        if not any(self.texts):
-            return never("the task file has no `system:` prompt")
-        if artifact.decoder.kind == "nearest":
-            return never("the rows are ranked without a prompt")
-        if isinstance(artifact.decoder, Promptless):
-            return no("a head on frozen features does not read the prompt")
+    system_prompts: tuple[str, ...] = ()
+    rows: Count = 64
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies where the task has a system prompt."""
+        if not any(self.system_prompts):
+            return skip("the task file has no `system:` prompt", final=True)
         if artifact.prompt.system:
-            return no("a system prompt is set already")
-        if len(self.texts) > 1 and not data.train:
-            return never("there are no training rows to choose among the system prompts by")
-        return YES
+            return skip("a system prompt is set already")
+        if len(self.system_prompts) > 1 and not data.train:
+            return skip("there are no training rows to choose among the system prompts by", final=True)
+        return OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """The shared beginning is computed once, so a longer one costs next to nothing; choosing costs answers."""
-        rows = int(SHARE * len(self.texts) * min(self.rows, len(data.train))) if len(self.texts) > 1 else 0
+        rows = (
+            int(SHARE * len(self.system_prompts) * min(self.rows, len(data.train)))
+            if len(self.system_prompts) > 1
+            else 0
+        )
         return inference_cost(artifact, data, machine, fit_rows=rows)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact with the best of the system prompts."""
-        settings: dict[str, Any] = {"text": self.texts[0]}
-        if len(self.texts) > 1:
+        settings: dict[str, Any] = {"text": self.system_prompts[0]}
+        if len(self.system_prompts) > 1:
             settings["text"], settings["raced"] = self._raced(artifact, data, progress)
         return artifact.step(self.name, settings, prompt=replace(artifact.prompt, system=settings["text"]))
 
@@ -79,7 +80,7 @@ class SystemPrompt:
         rows = race_order(data.train)[: self.rows]
         metric = metric_of(artifact, data.folder)
         judge = Judge(space, rows, metric, Meter(Limits()), calibrate=calibrate, progress=progress)
-        names = {judge.add(replace(space.start, system=text, origin="system"), 1): text for text in self.texts}
+        names = {judge.add(replace(space.start, system=text, origin="system"), 1): text for text in self.system_prompts}
         price = int(SHARE * len(names) * len(rows))
         found = halve(list(names), judge.ask, len(rows), price, min_rows=max(1, len(rows) // 4))
         scores = {text: sum(s := judge.tried[name].metric) / len(s) for name, text in names.items()}
@@ -94,8 +95,9 @@ STEPS = "Compare the input with what each label means, rule out those that do no
 EXPECTED = 24  # tokens of a description
 
 
+@rung("label-descriptions", family="prompting", order=110)
 @dataclass(frozen=True)
-class LabelDescriptions:
+class LabelDescriptions(Rung):
     """Show what each label means, and ask to compare: by the task file's `output.descriptions`, or as a model writes
     it from training rows with the label and without.
 
@@ -104,33 +106,29 @@ class LabelDescriptions:
         most_labels: with more labels the prompt would be too long to be read well.
     """  # noqa: D205
 
-    writer: str = ""
-    most_labels: int = 40
-    seed: int = 0
-    name: str = "label-descriptions"
-    family: str = "prompting"
+    needs = ("prompt", "untuned")
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies to untuned prompts that choose among few labels."""
+    writer: str = ""
+    most_labels: Count = 40
+    seed: CountOrZero = 0
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies to prompts that choose among few labels."""
         labels = artifact.signature.labels
         if not labels:
-            return never("there are no labels")
-        if artifact.decoder.kind in ("head", "reasoning"):
-            return no("no label is chosen by a prompt")
-        if artifact.weights.adapter is not None:
-            return no("the adapter was trained with this very prompt")
+            return skip("there are no labels", final=True)
+        if artifact.decoder.unconstrained:
+            return skip("the model writes freely instead of choosing a label")
         if isinstance(artifact.decoder, LabelScoring) and artifact.decoder.bias:
-            return no("the labels are calibrated for the prompt as it is")
+            return skip("the labels are calibrated for the prompt as it is")
         if len(labels) > self.most_labels:
-            return never(
-                f"describing {len(labels)} labels makes the prompt too long; `most_labels` is {self.most_labels}"
-            )
-        without = set(labels) - {
-            one for row in data.train for one in labels_of(row.outputs[0], artifact.signature.kind)
-        }
+            reason = f"describing {len(labels)} labels makes the prompt too long; `most_labels` is {self.most_labels}"
+            return skip(reason, final=True)
+        kind = artifact.signature.kind
+        without = set(labels) - {label for row in data.train for label in labels_of(row.outputs[0], kind)}
         if without and not artifact.prompt.descriptions:
-            return never(f"there is no training row of the label {min(without)!r} to describe it by")
-        return YES
+            return skip(f"there is no training row of the label {min(without)!r} to describe it by", final=True)
+        return OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Descriptions are read once for all rows; a model writes one per label."""
@@ -175,26 +173,14 @@ class LabelDescriptions:
 # Written labels: the model writes the label, held to the label set, where its likelihood would be scored.
 
 
+@rung("written-label", family="prompting", order=120)
 @dataclass(frozen=True)
-class WrittenLabel:
+class WrittenLabel(Rung):
     """Decode one of the labels token by token. Greedy, so it may miss the likeliest label; its cost does not grow
     with the number of labels.
     """  # noqa: D205
 
-    name: str = "written-label"
-    family: str = "prompting"
-
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies where labels are scored, with one prompt a row."""
-        del data
-        if not isinstance(artifact.decoder, LabelScoring):
-            refused = no if artifact.signature.kind == "category" else never
-            return refused("no label set is scored")
-        if artifact.weights.adapter is not None:
-            return no("the adapter was trained for scored labels")
-        if len(artifact.prompt_variants()) > 1:
-            return no("label scores are averaged over several prompts")
-        return YES
+    needs = ("scored labels", "untuned", "one prompt")
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """A label's few tokens in place of the label tree."""
@@ -215,8 +201,9 @@ class WrittenLabel:
 # Calibrated label scoring: normalization and batch calibration, chosen on validation rows.
 
 
+@rung("calibrate", family="prompting", order=150, default=True)
 @dataclass(frozen=True)
-class Calibrate:
+class Calibrate(Rung):
     """Take the labels' own bias away (Zhou et al. 2024, https://arxiv.org/abs/2309.17249).
 
     Attributes:
@@ -224,21 +211,19 @@ class Calibrate:
         selection_rows: validation rows on which sum or mean, calibrated or not, is chosen.
     """
 
-    unlabelled: int = 64
-    selection_rows: int = 64
-    name: str = "calibrate"
-    family: str = "prompting"
+    needs = ("scored labels",)
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies to scored labels that are not calibrated yet."""
-        if not isinstance(artifact.decoder, LabelScoring):
-            refused = no if artifact.signature.kind == "category" else never
-            return refused("only the likelihoods of a label set can be calibrated")
+    unlabelled: Count = 64
+    selection_rows: Count = 64
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies to labels that are not calibrated yet."""
+        assert isinstance(artifact.decoder, LabelScoring)
         if artifact.decoder.bias:
-            return no("the labels are calibrated already")
+            return skip("the labels are calibrated already")
         if not data.train or not data.validation:
-            return never("it needs training inputs and validation rows")
-        return YES
+            return skip("it needs training inputs and validation rows", final=True)
+        return OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Score all labels of the rows looked at."""
@@ -276,8 +261,9 @@ class Calibrate:
 # Several labels a row by their likelihoods: a threshold for each label, set on training rows.
 
 
+@rung("label-thresholds", family="prompting", order=160, default=True)
 @dataclass(frozen=True)
-class LabelThresholds:
+class LabelThresholds(Rung):
     """Score every label at the beginning of a list, and give it above its threshold.
 
     Small models write one and the same list for every row; what they find likely still tells rows apart.
@@ -286,23 +272,21 @@ class LabelThresholds:
         rows: training rows that thresholds are set on, at most.
     """
 
-    rows: int = 200
-    name: str = "label-thresholds"
-    family: str = "prompting"
+    needs = ("untuned",)
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies to lists of labels that are written by a model that was not tuned on the rows."""
+    rows: Count = 200
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies to lists of labels that a model writes."""
         if artifact.signature.kind != "multilabel":
-            return never("only where a row may have several labels")
+            return skip("only where a row may have several labels", final=True)
         if not isinstance(artifact.decoder, Generate):
-            return no("the labels have thresholds already")
+            return skip("the labels have thresholds already")
         if is_endpoint(artifact.model):
-            return never("an endpoint writes lists in one request, and scores labels in many")
-        if artifact.weights.adapter is not None:
-            return no("thresholds would be set on rows that the weights were tuned on")
+            return skip("an endpoint writes lists in one request, and scores labels in many", final=True)
         if len(data.train) < FEWEST:
-            return never(f"{len(data.train)} training rows are too few to set thresholds on")
-        return YES
+            return skip(f"{len(data.train)} training rows are too few to set thresholds on", final=True)
+        return OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Score all labels of the rows looked at."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.decoder import Answer, Promptless, cites
+from rung.artifact.decoder import Answer, cites
 from rung.artifact.rendering import passage_cost
 from rung.artifact.sentences import SentenceSelection as Selecting
 from rung.artifact.sentences import cost_of, ranked
@@ -27,9 +27,10 @@ from rung.retrieval.fitting import Refusal, calibrate
 from rung.retrieval.index import FEWEST_LABELLED, SearchSettings
 from rung.retrieval.passage import Passage, holds_answer
 from rung.retrieval.retriever import Order, Retriever
-from rung.rungs.base import YES, Cost, Verdict, never, no
+from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
 from rung.rungs.costs import forward_cost, inference_cost, sizes
 from rung.task import Task
+from rung.training.config import Count
 
 if TYPE_CHECKING:
     from rung.retrieval.index import Index
@@ -39,8 +40,9 @@ TYPICAL_TOKENS = 220  # of a passage with its number and title, before any was s
 SAMPLE = 32  # validation rows whose passages tell their length
 
 
+@rung("retrieval", family="retrieval", order=210, default=True)
 @dataclass(frozen=True)
-class Retrieval:
+class Retrieval(Rung):
     """Show the passages of the task's corpus that are most relevant to the row.
 
     Where 30 training rows or more have gold spans, the search's weight of meaning against words is learned from them.
@@ -57,29 +59,23 @@ class Retrieval:
         reranker: a cross-encoder, by Hub id or folder, that orders what the search finds anew; empty for none.
     """
 
-    task: Task | None = None
-    k: int = 5
-    token_budget: int = 1024
-    order: Order | Literal["auto"] = "auto"
-    order_rows: int = 16
-    refuse_at_most: float = 0.05
-    demonstration_passages: int = 1
-    reranker: str = ""
-    name: str = "retrieval"
-    family: str = "retrieval"
+    needs = ("prompt", "no documents", "untuned")
+    reads_corpus = True
+    opens_ramp = True  # what reads documents has to be tuned reading them, and cannot be put below a rung later
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies where there are documents and a prompt that was not trained without them."""
-        del data
-        if self.task is None or self.task.corpus is None:
-            return never("the task file has no `corpus`")
-        if isinstance(artifact.decoder, Promptless):
-            return no("what answers does not read the prompt")
-        if artifact.retriever is not None:
-            return no("documents are looked up already")
-        if artifact.weights.adapter is not None:
-            return no("the adapter was trained without passages")
-        return YES
+    task: Task | None = None
+    k: Count = 5
+    token_budget: Count = 1024
+    order: Order | Literal["auto"] = "auto"
+    order_rows: Count = 16
+    refuse_at_most: Fraction = 0.05
+    demonstration_passages: CountOrZero = 1
+    reranker: str = ""
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies where there are documents."""
+        del artifact, data
+        return _has_corpus(self.task)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Prompts grow by k passages; the rows that tell the order are answered twice. The index is built before."""
@@ -130,6 +126,11 @@ class Retrieval:
             settings["refusal"] = asdict(refusal)
         settings["order"] = retriever.order
         return artifact.step(self.name, settings, retriever=retriever)
+
+
+def _has_corpus(task: Task | None) -> Applicability:
+    documents = task is not None and task.corpus is not None
+    return OK if documents else skip("the task file has no `corpus`", final=True)
 
 
 def retriever_on(index: Index, artifact: Artifact, data: Data, k: int, token_budget: int) -> Retriever:
@@ -254,8 +255,9 @@ DEFAULT_SHARE = 0.9  # where there are none
 MOST_ROWS = 128  # that the choice looks at
 
 
+@rung("sentence-selection", family="retrieval", order=200, default=True)
 @dataclass(frozen=True)
-class SentenceSelection:
+class SentenceSelection(Rung):
     """Answer with sentences of the task's corpus, word for word; no language model is asked.
 
     How similar a sentence has to be, next to the best, is chosen on training rows by the task's metric; below which
@@ -270,33 +272,26 @@ class SentenceSelection:
             passages; 0 never refuses.
     """
 
-    task: Task | None = None
-    k: int = 5
-    token_budget: int = 1280
-    most: int = 5
-    refuse_at_most: float = 0.05
-    name: str = "sentence-selection"
-    family: str = "retrieval"
+    needs = ("prompt", "no documents", "no demonstrations", "untuned")
+    reads_corpus = True
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
+    task: Task | None = None
+    k: Count = 5
+    token_budget: Count = 1280
+    most: Count = 5
+    refuse_at_most: Fraction = 0.05
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies where there are documents and answers are free text."""
         del data
-        if self.task is None or self.task.corpus is None:
-            return never("the task file has no `corpus`")
         if artifact.signature.kind != "text":
-            return never(f"sentences of documents are no answers of kind {artifact.signature.kind}")
-        if isinstance(artifact.decoder, Promptless):
-            return no("no language model answers already")
-        if not artifact.decoder.unconstrained:
-            return no("answers are held to a form")
-        if artifact.retriever is not None:
-            return no("documents are looked up already")
-        if artifact.weights.adapter is not None or artifact.demonstrations is not None:
-            return no("it would not ask the model that was made so far")
-        return YES
+            return skip(f"sentences of documents are no answers of kind {artifact.signature.kind}", final=True)
+        if not (corpus := _has_corpus(self.task)).applies:
+            return corpus
+        return OK if artifact.decoder.unconstrained else skip("answers are held to a form")
 
-    def taken(self, artifact: Artifact) -> tuple[object, ...]:
-        """Return what the question is made of: the template."""
+    def cache_key(self, artifact: Artifact) -> tuple[object, ...]:
+        """The template, which makes the question."""
         return (artifact.prompt.template,)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:

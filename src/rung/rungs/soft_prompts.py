@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.errors import TrainingError
+from rung.rungs.base import rung
 from rung.rungs.tuned import FineTune
 from rung.training.config import Auto, Count, LearningRate
 
@@ -19,16 +19,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftPromptRung(FineTune, ABC):
+class SoftPromptRung(FineTune):
     """A rung that trains virtual tokens before every prompt.
 
     Attributes:
         virtual_tokens: how many; each takes a place of the context.
     """
 
-    family: ClassVar[str] = "soft prompts"
-
-    virtual_tokens: int = 20
+    virtual_tokens: Count = 20
     batch_size: Count | Auto = 4  # soft prompts need many steps rather than exact ones
     epochs: Count = 5
 
@@ -63,11 +61,10 @@ class SoftPromptRung(FineTune, ABC):
 # The rate is far above that of weights (0.3 in the paper): an embedding has to move by about its own size.
 
 
+@rung("prompt-tuning", family="soft prompts", order=600)
 @dataclass(frozen=True, kw_only=True)
 class PromptTuning(SoftPromptRung):
     """Train the embeddings of virtual tokens on the training rows."""
-
-    name: ClassVar[str] = "prompt-tuning"
 
     learning_rate: LearningRate = 0.2
 
@@ -95,6 +92,7 @@ class PromptTuning(SoftPromptRung):
 # it.
 
 
+@rung("p-tuning", family="soft prompts", order=610)
 @dataclass(frozen=True, kw_only=True)
 class PTuning(SoftPromptRung):
     """Train a prompt encoder on the training rows.
@@ -104,10 +102,8 @@ class PTuning(SoftPromptRung):
         encoder_size: its hidden size; by default that of the model.
     """
 
-    name: ClassVar[str] = "p-tuning"
-
     encoder: Literal["mlp", "lstm"] = "mlp"
-    encoder_size: int | None = None
+    encoder_size: Count | None = None
     learning_rate: LearningRate = 1e-3
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
@@ -130,6 +126,7 @@ class PTuning(SoftPromptRung):
 # are trained directly; the paper's network that makes them from smaller vectors steadies a start from noise.
 
 
+@rung("prefix-tuning", family="soft prompts", order=620)
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuning(SoftPromptRung):
     """Train the keys and values of virtual tokens on the training rows.
@@ -138,9 +135,7 @@ class PrefixTuning(SoftPromptRung):
         projection: hidden size of a network that makes them, started at random; None trains them directly.
     """
 
-    name: ClassVar[str] = "prefix-tuning"
-
-    projection: int | None = None
+    projection: Count | None = None
     learning_rate: LearningRate = 1e-2
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -15,16 +15,15 @@ from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import Sizes
-from rung.artifact.decoder import Promptless
 from rung.artifact.parts import Weights
 from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
 from rung.machine import Machine
 from rung.models.cache import cache_dir
-from rung.models.reference import is_endpoint, resolve
+from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
-from rung.rungs.base import YES, Cost, Verdict, never, no
+from rung.rungs.base import OK, Applicability, Cost, Rung, skip
 from rung.rungs.costs import ACTIVATION_BYTES, FROZEN_BASE, base_bytes, inference_cost, sizes
 from rung.training.config import Supervise, TrainConfig, Truncation
 from rung.training.optimizers import STATE_BYTES, missing_library
@@ -69,7 +68,7 @@ def hold_out(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(TrainConfig, ABC):
+class FineTune(TrainConfig, Rung):
     """A rung that trains weights; a subclass says which, and brings the defaults that its method needs.
 
     Attributes:
@@ -80,8 +79,9 @@ class FineTune(TrainConfig, ABC):
         continue_from: folder of an artifact or adapter of the same method to start from.
     """
 
-    name: ClassVar[str]
-    family: ClassVar[str] = "parameter-efficient"
+    needs = ("training", "one prompt", "open weights", "training rows")
+    trains_weights = True
+
     training_flops: ClassVar[int] = FROZEN_BASE  # per parameter and token
     quantization: ClassVar[str] = ""  # of the base model, in training and from then on
 
@@ -149,29 +149,12 @@ class FineTune(TrainConfig, ABC):
 
     # ---- a rung
 
-    def applies(self, artifact: Artifact, data: Data) -> Verdict:
-        """It applies to open weights that answer and are not tuned yet, or that the method can continue from."""
-        if artifact.decoder.kind == "nearest":
-            return never("the rows are ranked by the sentence encoder, not by the model")
-        if isinstance(artifact.decoder, Promptless):
-            return no("the head reads frozen features, which training would change")
-        if artifact.decoder.kind == "agent":
-            return never("rows show no calls of tools to learn from")
-        if artifact.decoder.kind == "list-scoring":
-            return no("the labels' thresholds hold for the untuned model")
-        if artifact.decoder.kind == "reasoning":
-            return no("training rows give answers without the steps that it writes")
-        if len(artifact.prompt_variants()) > 1:
-            return no("every row is asked with several prompts, and training learns from one")
-        if is_endpoint(artifact.model):
-            return never("an endpoint's weights cannot be trained from here")
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies to weights that are not tuned yet, or that the method can continue from."""
         if artifact.weights.adapter is not None and self.resumed_adapter(artifact) is None:
-            return no("its weights are tuned already")
-        if not data.train:
-            return never("there are no training rows")
-        if reason := missing_library(self.optimizer) or self.reason_against(artifact, data):
-            return no(reason)
-        return YES
+            return skip("its weights are tuned already")
+        reason = missing_library(self.optimizer) or self.reason_against(artifact, data)
+        return skip(reason) if reason else OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Four operations per parameter and token while training (six where all is trained), two when predicting."""

@@ -20,6 +20,7 @@ Truncation = Literal["error", "truncate_input", "drop"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+BLOCK_TOKENS = 512  # of the blocks that plain text is cut into, at most the context
 LearningRate = Annotated[float, Field(ge=0)] | Auto
 
 
@@ -64,7 +65,7 @@ class TrainConfig:
     label_smoothing: Share = 0.0
     neftune_alpha: NonNegative = 0.0
     patience: Count | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
 
     def warmup_steps(self, steps: int) -> int:
         """The number of steps, of `steps`, in which the learning rate rises."""
