@@ -515,7 +515,7 @@ def test_an_adapter_with_biases_of_the_base_is_refused(tiny, tmp_path):
     config = peft().LoraConfig(r=2, target_modules=["q_proj"], bias="lora_only", task_type="CAUSAL_LM")
     peft().get_peft_model(llama(attention_bias=True), config).save_pretrained(tmp_path)
     model = llama(attention_bias=True)
-    with pytest.raises(EngineError, match="biases beside its updates") as caught:
+    with pytest.raises(EngineError, match="biases besides its updates") as caught:
         attach(model, tmp_path, fingerprint="any")
     assert caught.value.code == "adapter-unsupported"
     assert model not in _WRAPPERS

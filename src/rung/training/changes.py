@@ -73,7 +73,7 @@ class Change(Trainable):
 
     Attributes:
         prefix: ids of virtual tokens that precede every prompt (soft prompts), else empty.
-        family: changes of different families cannot be on the model at once; None if it gets on with all.
+        family: changes of different families cannot be on the model at once; None if it fits with all.
     """
 
     prefix: tuple[int, ...] = ()
@@ -142,9 +142,9 @@ def check_leaves_base_unchanged(values: dict[str, Any]) -> None:
     """
     does = ""
     if modules := values.get("modules_to_save"):
-        does = f"holds whole modules beside its updates: {', '.join(modules)}"
+        does = f"holds whole modules besides its updates: {', '.join(modules)}"
     elif (biases := values.get("bias", "none")) != "none":
-        does = f"holds the base model's biases beside its updates (bias: {biases})"
+        does = f"holds the base model's biases besides its updates (bias: {biases})"
     elif values.get("layer_replication"):
         does = "repeats layers of the base model (layer_replication)"
     elif (start := values.get("init_lora_weights", True)) not in UNCHANGING_STARTS:

@@ -264,7 +264,7 @@ class _Run:
 
     def _restore(self, steps: int, state: RunState) -> None:
         tensors, values = state.tensors, dict(state.values)
-        # The micro-batches of before, whatever memory is free now: sums in another order would end in other bits.
+        # The same micro-batches as before, even if more or less memory is free: another order of sums gives other bits.
         self.config = replace(self.config, micro_batch_size=values.pop("micro_batch_size"))
         self.result = TrainResult(**values)
         self.result.losses = [(step, loss) for step, loss in values["losses"]]

@@ -1,4 +1,4 @@
-"""How many rows fit in memory at once while training, foreseen from the model's shapes."""
+"""How many rows fit in memory at once while training, calculated from the model's shapes."""
 
 from __future__ import annotations
 

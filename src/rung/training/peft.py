@@ -173,7 +173,7 @@ class PeftAdapter(Change):
 
         config = self.wrapper.peft_config[self.name]
         if getattr(config, "modules_to_save", None) or getattr(config, "trainable_token_indices", None):
-            raise cannot_merge("beside updates of layers it holds whole modules or tokens")
+            raise cannot_merge("besides updates of layers it holds whole modules or tokens")
         if getattr(self.base, "is_quantized", False):
             raise cannot_merge("the base model is quantized, and the update would be lost in its rounding")
         names = {id(p): name for name, p in plain_parameters(self.base).items()}

@@ -6,8 +6,8 @@ Three methods, in PEFT's configurations and file format:
     P_TUNING        the same, computed by a small network in training (Liu et al. 2021, https://arxiv.org/abs/2103.10385)
     PREFIX_TUNING   learned keys and values in every layer (Li and Liang 2021, https://arxiv.org/abs/2101.00190)
 
-A virtual token is an id after the end of the vocabulary. So whatever runs token ids (packing, tree scoring, decoding)
-runs soft prompts: hooks find these ids and insert what was learned for them.
+A virtual token is an id after the end of the vocabulary. So everything that runs token
+ids (packing, tree scoring, decoding) runs soft prompts: hooks find these ids and insert what was learned for them.
 """
 
 from __future__ import annotations
