@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.parts import BASE
@@ -168,7 +168,6 @@ def _refused(why: str) -> ArtifactError:
 # ---- exports
 
 ServerName = Literal["vllm", "ollama", "kserve"]
-SERVERS: tuple[str, ...] = get_args(ServerName)
 GGUF = "model.gguf"
 
 
