@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rung.evaluation.racing import Round, halve, halving_plan
+from rung.evaluation.racing import race as elimination_race
 
 
 def spent(rounds):
@@ -86,3 +87,31 @@ def test_refused(arms, rows, min_rows):
 def test_names_differ():
     with pytest.raises(ValueError, match="same name"):
         halve(["a", "a"], lambda name, until: [0.0], 1, 1)
+
+
+def eliminated(matrix):
+    asked = dict.fromkeys("abc"[: len(matrix)], 0)
+
+    def ask(name, until):
+        asked[name] = until
+        return matrix["abc".index(name), :until].tolist()
+
+    return elimination_race(tuple(asked), ask, matrix.shape[1], arms=3, binary=True), asked
+
+
+def test_a_beaten_arm_answers_no_more_rows_and_the_race_ends_with_one_left():
+    matrix = np.ones((3, 400))
+    matrix[1] = 0
+    matrix[2, ::4] = 0
+    found, asked = eliminated(matrix)
+    assert found.survivors == ("a",)
+    assert found.beaten["b"].by == "a"
+    assert found.beaten["b"].n == asked["b"] == 20
+    assert asked["b"] < asked["c"] == asked["a"] == found.beaten["c"].n < 400
+
+
+def test_equals_race_to_the_end_and_a_lone_arm_answers_nothing():
+    found, asked = eliminated(np.ones((2, 100)))
+    assert (found.survivors, found.beaten, asked) == (("a", "b"), {}, {"a": 100, "b": 100})
+    found, asked = eliminated(np.ones((1, 100)))
+    assert (found.survivors, found.beaten, asked) == (("a",), {}, {"a": 0})

@@ -267,7 +267,7 @@ def _sign_flip(difference: Array, resamples: int, seed: int) -> float:
 def holm(ps: Sequence[float]) -> list[float]:
     """Adjust p-values by Holm's step-down method, in the order given.
 
-    Comparing the results with alpha bounds the probability of any false positive by alpha, whatever the dependence.
+    Comparing the results with alpha bounds the probability of any false positive by alpha, for any dependence.
     Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6 (1979).
 
     Raises:

@@ -4,7 +4,7 @@ A field is a leaf of the JSON value at its path. Objects are compared key by key
 with at most one, so that the most fields agree. A field counts only inside its pair, so a price under the name of
 another article is wrong. The order of lists does not matter, and a missing item costs only its own fields. A key whose
 value is null has no field: a schema that requires every key is met with null where there is nothing to extract. Runs of
-whitespace in texts count as one space, 1 equals 1.0, and invalid JSON scores 0.
+whitespace in texts count as one space, 1 equals 1.0, and an invalid prediction scores 0; references must be valid.
 """
 
 from __future__ import annotations
@@ -43,30 +43,18 @@ def json_exact(prediction: str, references: Sequence[str]) -> float:
 
 
 def json_field_f1(prediction: str, references: Sequence[str]) -> float:
-    """Compute the F1 over the fields of the record, the best over all references.
-
-    Raises:
-        DataError: `bad-reference` if a reference is not valid JSON.
-    """
+    """Compute the F1 over the fields of the record, the best over all references."""
     return max((f1(*fields) for fields in _compared(prediction, references)), default=0.0)
 
 
 def json_field_precision(prediction: str, references: Sequence[str]) -> float:
-    """Compute the share of the fields found that are right, by the best reference; 1 where none was found.
-
-    Raises:
-        DataError: `bad-reference` if a reference is not valid JSON.
-    """
+    """Compute the share of the fields found that are right, by the best reference; 1 where none was found."""
     compared = _compared(prediction, references)
     return max((n.shared / n.found if n.found else 1.0 for n in compared), default=0.0)
 
 
 def json_field_recall(prediction: str, references: Sequence[str]) -> float:
-    """Compute the share of the expected fields that were found, by the best reference; 1 where none is expected.
-
-    Raises:
-        DataError: `bad-reference` if a reference is not valid JSON.
-    """
+    """Compute the share of the expected fields that were found, by the best reference; 1 where none is expected."""
     compared = _compared(prediction, references)
     return max((n.shared / n.wanted if n.wanted else 1.0 for n in compared), default=0.0)
 
