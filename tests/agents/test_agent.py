@@ -13,6 +13,7 @@ from rung.agents.calls import Call, json_constraint, template_turns
 from rung.agents.tools import AgentStep
 from rung.artifact import agent as agent_module
 from rung.artifact.artifact import Artifact
+from rung.climbing.check import validate_task
 from rung.engines.base import EngineInfo, Generation
 from rung.errors import ArtifactError, ConfigError, MachineError
 from rung.evaluation.scoring import evaluate
@@ -239,7 +240,7 @@ def test_rungs_that_would_teach_answers_without_calls_do_not_apply(folder):
 )
 def test_wrong_task_files_are_refused_with_their_line(folder, tools, more, code, line):
     with pytest.raises(ConfigError) as caught:
-        task(folder, tools, more)
+        validate_task(task(folder, tools, more))
     assert caught.value.code == code
     if line:
         assert caught.value.where.line == line

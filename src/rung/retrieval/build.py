@@ -17,19 +17,11 @@ from rung.data.rows import hash_of
 from rung.data.spec import Corpus
 from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
-from rung.errors import ArtifactError, ConfigError
+from rung.errors import ArtifactError, ConfigError, DataError
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 from rung.retrieval.chunking import Chunk, Chunker
-from rung.retrieval.documents import (
-    CorpusSource,
-    Listing,
-    Problem,
-    SourceDocument,
-    check_read,
-    list_sources,
-    read_documents,
-)
+from rung.retrieval.documents import CorpusSource, Listing, Problem, SourceDocument, list_sources, read_documents
 from rung.retrieval.index import FORMAT, Index, Manifest, read_manifest, terms
 from rung.retrieval.store import PREFIX, IndexLocation, PassageTable, building, location_of, open_location
 
@@ -42,16 +34,10 @@ BATCH = 1024  # passages embedded and written together: what a killed build lose
 
 
 def build_index(task: Task, *, again: bool = False, progress: Progress = QUIET) -> Index:
-    """Build or update the index of a task's corpus in the cache or its object store, and open it.
-
-    Args:
-        task: a task with a `corpus`.
-        again: build it from scratch.
-        progress: reports every batch of passages.
+    """Build or update the index of a task's corpus in the cache or its object store (see `build`), and open it.
 
     Raises:
         ConfigError: the task has no corpus.
-        DataError: nothing of it could be read.
     """
     return build(index_location(task), corpus_of(task), task.folder, again=again, progress=progress)
 
@@ -115,12 +101,7 @@ class Changes:
 
 
 def changes_since(index: Index, base: Path) -> Changes:
-    """Compare the files of an index with those that exist now; data sets of the Hub are not looked at.
-
-    Args:
-        index: the index.
-        base: the folder from which the corpus' relative paths resolve.
-    """
+    """Compare the files of an index with those that exist now below `base`; data sets of the Hub are not compared."""
     before = index.manifest.sources
     now = {source.id: source.sha256 for source in list_sources(index.manifest.corpus, base).sources}
     return Changes(
@@ -164,18 +145,16 @@ class _Build:
         stale = known.keys() - self.wanted
         self._check_alone(count + added)
         self.table.delete(stale)
-        check_read(listing.problems, self.table.count(), self.corpus)
+        if not self.table.count():
+            first = "\n".join(f"{problem.source}: {problem.what}" for problem in listing.problems[:5])
+            raise DataError("no-documents", f"no text was found in {', '.join(self.corpus.sources)}", hint=first)
         changed = bool(added or stale or before is None)
         version = self.table.finish(changed=changed, previous=before.version if before else None)
         self.table.drop_others()
         self._publish(listing, version)
 
     def _withdraw(self, *, again: bool) -> None:
-        """Withdraw the published index of other settings, or the one to build from scratch.
-
-        Raises:
-            ConfigError: it lies at a URL, where others may read it, and nobody asked for that.
-        """
+        """Withdraw the published index of other settings, at a URL only if asked for: others may read it."""
         if isinstance(self.location, str) and not again:
             raise ConfigError(
                 "file-exists",
@@ -234,11 +213,7 @@ class _Build:
             self.progress.advance(document.size)
 
     def _check_alone(self, expected: int) -> None:
-        """Refuse to publish passages that another machine wrote at the same time: they would be there twice.
-
-        Raises:
-            ArtifactError: the table does not have the passages that this build left in it.
-        """
+        """Refuse to publish what another machine wrote at the same time: passages would be in the table twice."""
         if (count := self.table.latest_count()) != expected:
             raise ArtifactError(
                 "index-conflict",

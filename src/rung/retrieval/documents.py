@@ -12,8 +12,9 @@ import logging
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
@@ -181,11 +182,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> CorpusSource:
-    """Make a file a source.
-
-    Raises:
-        UnreadableError: it should not or cannot be read.
-    """
+    """Make a file a source, or refuse it as unreadable."""
     if not path.exists():
         raise UnreadableError("is a link to nothing")
     if path.is_dir():
@@ -262,37 +259,16 @@ def _row_document(source: CorpusSource, number: str, values: dict[str, Any], cor
 
 
 def refuse_binary(path: Path) -> None:
-    """Refuse a file with a NUL in its first bytes.
-
-    Raises:
-        UnreadableError: it is binary.
-    """
+    """Refuse a file with a NUL in its first bytes."""
     with path.open("rb") as file:
         if b"\0" in file.read(BINARY_BYTES):
             raise UnreadableError("is binary, not text")
 
 
 def plain_text(path: Path, encoding: str) -> str:
-    """Read a text file.
-
-    Raises:
-        UnreadableError: it is binary.
-        DataError: it is not in the encoding, or empty.
-    """
+    """Read a text file; a binary one is unreadable."""
     refuse_binary(path)
     return read_text(path, encoding)
-
-
-def check_read(problems: Sequence[Problem], passages: int, corpus: Corpus) -> None:
-    """Refuse an index without passages.
-
-    Raises:
-        DataError: nothing could be read; the first problems are the hint.
-    """
-    if passages:
-        return
-    first = "\n".join(f"{problem.source}: {problem.what}" for problem in problems[:5])
-    raise DataError("no-documents", f"no text was found in {', '.join(corpus.sources)}", hint=first)
 
 
 # ---- formats
@@ -307,11 +283,6 @@ class Contents:
     markdown: bool = False
     pages: tuple[int, ...] = ()
     problem: str = ""
-
-
-def read_plain(path: Path, encoding: str) -> Contents:
-    """Read plain text as it is."""
-    return Contents(plain_text(path, encoding))
 
 
 def read_markdown(path: Path, encoding: str) -> Contents:
@@ -452,20 +423,14 @@ def _closing(tag: str, in_table: bool) -> str:
 
 
 def _library(name: str) -> Any:
-    """Import a library of the extra `rag`.
-
-    Raises:
-        MachineError: it is not installed.
-    """
-    from importlib import import_module
-
+    """Import a library of the extra `rag`."""
     with needed_by("a document of this kind", extra="rag"):
         return import_module(name)
 
 
 _READERS: dict[str, Callable[[Path, str], Contents]] = {
-    ".txt": read_plain,
-    ".text": read_plain,
+    ".txt": lambda path, encoding: Contents(plain_text(path, encoding)),
+    ".text": lambda path, encoding: Contents(plain_text(path, encoding)),
     ".md": read_markdown,
     ".markdown": read_markdown,
     ".html": read_html,

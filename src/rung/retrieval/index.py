@@ -238,12 +238,7 @@ class Index:
     # ---- searching
 
     def search(
-        self,
-        queries: Sequence[str],
-        k: int = 5,
-        settings: SearchSettings = DEFAULT,
-        *,
-        rerank: Rerank | None = None,
+        self, queries: Sequence[str], k: int = 5, settings: SearchSettings = DEFAULT, *, rerank: Rerank | None = None
     ) -> list[list[Passage]]:
         """Find the best passages of every query, best first.
 

@@ -174,10 +174,7 @@ class Retriever:
         return tuple(kept)
 
     def relevance(
-        self,
-        rows: Sequence[Example],
-        queries: Sequence[str],
-        but_not: Callable[[Passage, Example], bool] = is_itself,
+        self, rows: Sequence[Example], queries: Sequence[str], but_not: Callable[[Passage, Example], bool] = is_itself
     ) -> list[float]:
         """Compute for every row the cosine of its query with the nearest passage of the corpus; -1 without any passage.
 
