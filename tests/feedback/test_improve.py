@@ -11,8 +11,8 @@ from rung.artifact.files import fingerprint
 from rung.artifact.heads import Head
 from rung.climbing.options import ClimbOptions
 from rung.errors import ConfigError, DataError, ThresholdError
-from rung.feedback.checks import check, invalidity
-from rung.feedback.improve import improve, promote, rungs_for, with_corrections
+from rung.feedback.corrections import check, invalidity, with_corrections
+from rung.feedback.improve import improve, promote, rungs_for
 from rung.feedback.records import CaseFilter, SplitRule
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore

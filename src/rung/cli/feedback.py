@@ -180,7 +180,7 @@ def check(
 ) -> None:
     """Find unreviewed answers that break the task's rules, or with which an artifact disagrees."""
     from rung.artifact.files import fingerprint
-    from rung.feedback.checks import check
+    from rung.feedback.corrections import check
 
     loaded, progress = options.load_artifact(artifact), options.progress(quiet)
     with options.open_store(store) as opened:

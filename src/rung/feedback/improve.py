@@ -18,13 +18,13 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.run import Climb, climb
-from rung.data.examples import examples
-from rung.data.rows import Data, Example, Record, SplitReport, hash_of
-from rung.errors import ConfigError, DataError, ThresholdError, suggest
+from rung.data.rows import Data
+from rung.errors import ConfigError, ThresholdError
 from rung.evaluation.report.words import against
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import cases, metric_of
-from rung.feedback.records import CaseFilter, Promotion, ReviewCase, Side, SplitRule
+from rung.feedback.corrections import CorrectionCounts, as_example, with_corrections
+from rung.feedback.records import CaseFilter, Promotion, ReviewCase, Side
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
 from rung.models.cache import write_atomically
@@ -34,25 +34,6 @@ from rung.task import Task
 
 IMPROVEMENT = "improvement.json"
 TUNING_FROM = 1000  # failures: below, a handful of new rows moves weights less than it moves prompts
-
-
-@dataclass(frozen=True, slots=True)
-class CorrectionCounts:
-    """How the reviewed interactions were used.
-
-    Attributes:
-        failures: training rows from wrong answers.
-        confirmed: training rows from answers that a reviewer found right.
-        replaced: rows of the training file that a correction of the same input replaced.
-        held_out: left out because their input is on the test side, or among the validation rows.
-        superseded: left out because a later interaction has the same input.
-    """
-
-    failures: int = 0
-    confirmed: int = 0
-    replaced: int = 0
-    held_out: int = 0
-    superseded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,69 +145,6 @@ def rungs_for(task: Task, failures: int, options: ClimbOptions) -> tuple[tuple[s
         return names, f"{failures:,} failures are enough to tune weights on"
     cheap = tuple(rung.name for rung in build(names, task, options.seed) if not rung.trains_weights)
     return cheap, f"{failures:,} failures change prompts and demonstrations; tuning weights waits for {TUNING_FROM:,}"
-
-
-def with_corrections(task: Task, data: Data, cases: Sequence[ReviewCase]) -> tuple[Data, CorrectionCounts]:
-    """Add the reviewed interactions of the training side to the task's training rows.
-
-    An interaction is held out if it was captured on the test side, if the task's own rule puts its input there, or if
-    its input equals a test or validation row. One of these is enough.
-
-    Raises:
-        DataError: an expected response does not fit the task, such as a label that it does not have.
-    """
-    rule = SplitRule.of(task) if task.data.test is None else None
-    aside = {row.id for row in (*data.validation, *data.test)}
-    chosen: dict[str, tuple[ReviewCase, Example]] = {}
-    held_out = superseded = 0
-    for case in sorted(cases, key=lambda case: case.interaction.at):
-        example, row = as_example(task, data, case), case.interaction
-        # Redaction may have changed the inputs; `input_id` is that of the original ones.
-        in_aside = row.split == "test" or row.input_id in aside or example.id in aside
-        if in_aside or (rule is not None and rule.side(example.inputs) == "test"):
-            held_out += 1
-            continue
-        superseded += row.input_id in chosen
-        chosen[row.input_id] = (case, example)
-    ids = {example.id for _, example in chosen.values()} | set(chosen)
-    kept = [row for row in data.train if row.id not in ids]
-    added = [example for _, example in chosen.values()]
-    failures = sum(case.failure for case, _ in chosen.values())
-    counts = CorrectionCounts(failures, len(chosen) - failures, len(data.train) - len(kept), held_out, superseded)
-    fingerprint = hash_of([data.fingerprint, [[row.id, *row.outputs] for row in added]], digits=64)
-    return replace(data, train=(*kept, *added), fingerprint=fingerprint), counts
-
-
-def as_example(task: Task, data: Data, case: ReviewCase) -> Example:
-    """A reviewed interaction as a row of the task, with the expected response as the answer.
-
-    Raises:
-        DataError: the expected response does not fit the task; the message names the interaction.
-    """
-    assert case.expected is not None
-    expected, source = case.expected, f"interaction {case.interaction.id}"
-    values: dict[str, Any] = dict(case.interaction.inputs)
-    if task.output.kind == "category":
-        expected, labels = expected.strip(), data.labels or tuple(task.output.labels or ())
-        if expected not in labels:
-            raise DataError(
-                "unknown-label", f"{source}: the label {expected!r} is not among those of the task",
-                hint=f"{suggest(expected, labels)}; correct it with `rung failures correct`, or add rows of that label",
-            )  # fmt: skip
-    if task.output.kind == "chat":
-        column = task.inputs[0]
-        values[column] = [*values[column], {"role": "assistant", "content": expected}]
-    else:
-        assert task.output.column is not None
-        values[task.output.column] = expected
-    report = SplitReport()
-    rows, _ = examples([Record(values, source)], task, report)
-    if not rows:
-        raise DataError(
-            "bad-row", f"{source} is not a valid row of the task {task.name}: {next(iter(report.dropped))}",
-            hint="undo the correction with `rung failures undo`",
-        )  # fmt: skip
-    return rows[0]
 
 
 def judge(

@@ -1,0 +1,164 @@
+"""Find suspicious answers, and turn reviewed interactions into training rows.
+
+An answer is suspicious if it breaks the task's rules, or if another artifact contradicts it. A reviewed interaction is
+checked like a row of a file, and never becomes a training row if it is held out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rung.artifact.artifact import Artifact
+from rung.data.examples import examples, mismatch
+from rung.data.rows import Data, Example, Record, SplitReport, hash_of
+from rung.errors import DataError, suggest
+from rung.feedback.records import CaseFilter, Feedback, ReviewCase, SplitRule
+from rung.feedback.store import FeedbackStore
+from rung.progress import QUIET, Progress
+from rung.task import Task
+
+BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class CheckCounts:
+    """How many unreviewed interactions were checked, and how many of them are newly invalid or contradicted."""
+
+    looked_at: int
+    invalid: int
+    disagreed: int
+
+
+def check(
+    store: FeedbackStore, artifact: Artifact, fingerprint: str, *, compare: bool = True, progress: Progress = QUIET
+) -> CheckCounts:
+    """Check the unreviewed interactions of an artifact's task, and store the findings as feedback.
+
+    The artifact defines which answers are valid. With `compare` it also answers itself: the disagreement of a stronger
+    artifact is worth a review. A finding is stored once, and an artifact answers an interaction at most once.
+    """
+    cases = store.cases(CaseFilter(task=artifact.signature.task, reviewed=False))
+    known, source = store.sources(), f"artifact:{fingerprint}"
+    invalid = disagreed = 0
+    for case in cases:
+        id, problem = case.interaction.id, invalidity(artifact, case.interaction.actual)  # noqa: A001
+        if problem and "check" not in known.get(id, ()):
+            store.add_feedback(Feedback(id, comment=problem, source="check"))
+            invalid += 1
+    rows = [case.interaction for case in cases if case.interaction.artifact != fingerprint]
+    rows = [row for row in rows if source not in known.get(row.id, ())]
+    if compare and rows:
+        progress.start("answering again", len(rows))
+        for first in range(0, len(rows), BATCH):
+            batch = rows[first : first + BATCH]
+            examples = [Example(row.input_id, row.inputs, (), row.id) for row in batch]
+            for row, answer in zip(batch, artifact.answer(examples, full=False), strict=True):
+                # Agreement is stored too: it says that this artifact has answered the interaction.
+                store.add_feedback(Feedback(row.id, expected=answer.text, source=source))
+                disagreed += answer.text.strip() != row.actual.strip()
+            progress.advance(len(batch))
+        progress.finish(f"{disagreed} disagreements")
+    return CheckCounts(len(cases), invalid, disagreed)
+
+
+def invalidity(artifact: Artifact, actual: str) -> str:
+    """Why an answer breaks the rules of the artifact's task; empty if it does not."""
+    kind = artifact.signature.kind
+    if not actual.strip():
+        return "the answer is empty"
+    if kind == "category" and actual.strip() not in artifact.signature.labels:
+        return "the answer is none of the labels"
+    if kind == "json":
+        try:
+            value = json.loads(actual)
+        except (ValueError, RecursionError):
+            return "the answer is not valid JSON"
+        schema = artifact.decoder.answer_schema
+        if schema and (problem := mismatch(value, json.loads(schema))):
+            return f"the answer does not fit the schema: {problem}"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectionCounts:
+    """How the reviewed interactions were used.
+
+    Attributes:
+        failures: training rows from wrong answers.
+        confirmed: training rows from answers that a reviewer found right.
+        replaced: rows of the training file that a correction of the same input replaced.
+        held_out: left out because their input is on the test side, or among the validation rows.
+        superseded: left out because a later interaction has the same input.
+    """
+
+    failures: int = 0
+    confirmed: int = 0
+    replaced: int = 0
+    held_out: int = 0
+    superseded: int = 0
+
+
+def with_corrections(task: Task, data: Data, cases: Sequence[ReviewCase]) -> tuple[Data, CorrectionCounts]:
+    """Add the reviewed interactions of the training side to the task's training rows.
+
+    An interaction is held out if it was captured on the test side, if the task's own rule puts its input there, or if
+    its input equals a test or validation row. One of these is enough.
+
+    Raises:
+        DataError: an expected response does not fit the task, such as a label that it does not have.
+    """
+    rule = SplitRule.of(task) if task.data.test is None else None
+    aside = {row.id for row in (*data.validation, *data.test)}
+    chosen: dict[str, tuple[ReviewCase, Example]] = {}
+    held_out = superseded = 0
+    for case in sorted(cases, key=lambda case: case.interaction.at):
+        example, row = as_example(task, data, case), case.interaction
+        # Redaction may have changed the inputs; `input_id` is that of the original ones.
+        in_aside = row.split == "test" or row.input_id in aside or example.id in aside
+        if in_aside or (rule is not None and rule.side(example.inputs) == "test"):
+            held_out += 1
+            continue
+        superseded += row.input_id in chosen
+        chosen[row.input_id] = (case, example)
+    ids = {example.id for _, example in chosen.values()} | set(chosen)
+    kept = [row for row in data.train if row.id not in ids]
+    added = [example for _, example in chosen.values()]
+    failures = sum(case.failure for case, _ in chosen.values())
+    counts = CorrectionCounts(failures, len(chosen) - failures, len(data.train) - len(kept), held_out, superseded)
+    fingerprint = hash_of([data.fingerprint, [[row.id, *row.outputs] for row in added]], digits=64)
+    return replace(data, train=(*kept, *added), fingerprint=fingerprint), counts
+
+
+def as_example(task: Task, data: Data, case: ReviewCase) -> Example:
+    """A reviewed interaction as a row of the task, with the expected response as the answer.
+
+    Raises:
+        DataError: the expected response does not fit the task; the message names the interaction.
+    """
+    assert case.expected is not None
+    expected, source = case.expected, f"interaction {case.interaction.id}"
+    values: dict[str, Any] = dict(case.interaction.inputs)
+    if task.output.kind == "category":
+        expected, labels = expected.strip(), data.labels or tuple(task.output.labels or ())
+        if expected not in labels:
+            raise DataError(
+                "unknown-label", f"{source}: the label {expected!r} is not among those of the task",
+                hint=f"{suggest(expected, labels)}; correct it with `rung failures correct`, or add rows of that label",
+            )  # fmt: skip
+    if task.output.kind == "chat":
+        column = task.inputs[0]
+        values[column] = [*values[column], {"role": "assistant", "content": expected}]
+    else:
+        assert task.output.column is not None
+        values[task.output.column] = expected
+    report = SplitReport()
+    rows, _ = examples([Record(values, source)], task, report)
+    if not rows:
+        raise DataError(
+            "bad-row", f"{source} is not a valid row of the task {task.name}: {next(iter(report.dropped))}",
+            hint="undo the correction with `rung failures undo`",
+        )  # fmt: skip
+    return rows[0]
