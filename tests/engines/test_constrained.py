@@ -10,10 +10,10 @@ from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers
 
-from rung.engines.base import Constraint, GenerateRequest, Sampling
+from rung.engines.base import Constraint, GenerateRequest, RunningRow, Sampling
 from rung.engines.constraints import TokenMask, compiled, constrained_text
 from rung.engines.opening import open_torch
-from rung.engines.torch_decoding import decode, stream
+from rung.engines.torch_decoding import decode, steps
 from rung.errors import ConfigError, EngineError
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET
@@ -172,7 +172,11 @@ def test_greedy_is_the_argmax_over_what_is_allowed(tiny_tokenizer, tiny_model, p
         assert result.text == tiny_tokenizer.decode(tokens)
         assert result.text in WORDS
         np.testing.assert_allclose(result.logprobs, expected, atol=1e-5)
-        assert "".join(stream(model, tiny_tokenizer, prompt, Sampling(max_tokens=12), constraint)) == result.text
+        row = RunningRow(0, len(prompt))
+        running = steps(model, tiny_tokenizer, [prompt], [row], Sampling(max_tokens=12), constraint, None, live=True)
+        pieces = [row.delta(()).text for _ in running]
+        row.reason = row.reason or "length"
+        assert "".join([*pieces, row.delta(()).text]) == result.text
 
 
 def test_masks_are_those_of_brute_force_at_every_step(tiny_tokenizer):

@@ -203,10 +203,10 @@ class EndpointServer:
             raise self._unsupported("echoed no log-probabilities")
         sums = []
         for row, tokens in zip(rows, whole, strict=True):
-            own = row[len(prompt) : len(tokens)]
-            if len(own) != len(tokens) - len(prompt) or None in own:
+            logprobs = row[len(prompt) : len(tokens)]
+            if len(logprobs) != len(tokens) - len(prompt) or None in logprobs:
                 raise self._unsupported("echoed fewer log-probabilities than there are tokens")
-            sums.append(float(sum(own)))  # type: ignore[arg-type]
+            sums.append(float(sum(logprobs)))  # type: ignore[arg-type]
         return sums
 
     def _by_force(

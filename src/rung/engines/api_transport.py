@@ -75,8 +75,8 @@ class Retry:
                 if failed.after is not None:
                     with self._lock:
                         self._not_before = max(self._not_before, time.monotonic() + failed.after)
-                own = random.uniform(0, min(MAX_PAUSE, FIRST_PAUSE * 2**number)) * self.scale
-                self._pause(max(own, self._not_before - time.monotonic()), stopped)
+                pause = random.uniform(0, min(MAX_PAUSE, FIRST_PAUSE * 2**number)) * self.scale
+                self._pause(max(pause, self._not_before - time.monotonic()), stopped)
                 if stopped.is_set():
                     raise failed.error from failed.__cause__
         raise AssertionError("attempts is at least 1")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rung.engines.base import ModelInput
+from collections.abc import Iterator
+
+from rung.engines.base import GenerateRequest, ModelInput, Session
 from rung.errors import EngineError
 from rung.models.messages import encode_messages, end_token
 from rung.models.reference import ModelFiles
@@ -47,3 +49,21 @@ class LocalModel:
             hint = "show fewer demonstrations, shorten the input, or choose a model with a longer context"
             raise EngineError("context-overflow", problem, hint=hint)
         return tokens
+
+    def session(self) -> Session:
+        """A new, empty session."""
+        raise NotImplementedError
+
+    def stream(self, request: GenerateRequest) -> Iterator[str]:
+        """Yield the text of one completion in pieces; joined they are the text that `generate` returns."""
+        session = self.session()
+        session.add(0, request)
+        try:
+            while session.active:
+                for delta in session.step():
+                    if delta.error is not None:
+                        raise delta.error
+                    if delta.text:
+                        yield delta.text
+        finally:
+            session.cancel(0)

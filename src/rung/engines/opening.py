@@ -404,7 +404,7 @@ class Composite(LocalModel):
         engines = [self.engine_of(request) for request in requests]
         results: dict[int, Generation] = {}
         for engine in dict.fromkeys(engines):
-            members = [i for i, own in enumerate(engines) if own is engine]
+            members = [i for i, other in enumerate(engines) if other is engine]
             done = engine.generate([requests[i] for i in members], progress=progress, cancelled=cancelled)
             results.update(zip(members, done, strict=True))
         return [results[i] for i in range(len(requests))]

@@ -417,14 +417,6 @@ class OpenVinoEngine(LocalModel):
         progress.finish()
         return [results[i] for i in range(len(requests))]
 
-    def stream(self, request: GenerateRequest) -> Iterator[str]:
-        """Yield the text of one completion in pieces; joined they are the text that `generate` returns."""
-        row = self.row(0, request)
-        row.follow = True
-        for _ in self.pipeline(request.adapter).run([row]):
-            if piece := row.buffer.more(row.text, row.stop, ended=row.reason is not None):
-                yield piece
-
     def session(self) -> Session:
         """A session: completions join at every step, also those of different adapters."""
         return _OpenVinoSession(self.row, self.pipeline)

@@ -129,13 +129,13 @@ class _Translation:
         number = self._objects
         pairs = [f"{_literal(_json(key) + ': ')} {self._any(part)}" for key, part in properties.items()]
         first, more = '""', '""'
-        for place, (key, pair) in reversed(list(enumerate(zip(properties, pairs, strict=True)))):
+        for position, (key, pair) in reversed(list(enumerate(zip(properties, pairs, strict=True)))):
             follow = f'", " {pair} {more}'
             begin = f"{pair} {more}"
             if key not in required:
                 follow, begin = _either([follow, more]), _either([begin, first])
-            more = self._rule(f"more{number}x{place}", follow)
-            first = self._rule(f"first{number}x{place}", begin)
+            more = self._rule(f"more{number}x{position}", follow)
+            first = self._rule(f"first{number}x{position}", begin)
         return f'"{{" {first} "}}"'
 
     def _rule(self, name: str, body: str) -> str:

@@ -136,11 +136,11 @@ class CachedEngine(EngineWrapper):
         known = self.store.get([key for key in keys if key is not None])
         missing = [i for i, key in enumerate(keys) if key is None or key not in known]
         wanted = [requests[i] for i in missing]
-        fresh = dict.fromkeys(missing, CANCELLED)
+        generations = dict.fromkeys(missing, CANCELLED)
         unsaved: list[tuple[bytes, bytes]] = []
         try:
             for position, generation in self._make(wanted, progress, cancelled):
-                fresh[missing[position]] = generation
+                generations[missing[position]] = generation
                 key = keys[missing[position]]
                 if key is not None and generation.finish_reason != "cancelled":
                     unsaved.append((key, json.dumps(asdict(generation)).encode()))
@@ -149,7 +149,7 @@ class CachedEngine(EngineWrapper):
                     unsaved = []
         finally:
             self.store.put(unsaved)  # also when a later request failed
-        return [fresh[i] if i in fresh else _generation(known[key]) for i, key in enumerate(keys)]  # type: ignore[index]
+        return [generations[i] if i in generations else _generation(known[key]) for i, key in enumerate(keys)]  # type: ignore[index]
 
     def _make(
         self, requests: Sequence[GenerateRequest], progress: Progress, cancelled: Cancelled | None
@@ -160,10 +160,10 @@ class CachedEngine(EngineWrapper):
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score every request that is not cached; a full row of scores also answers a search for the best."""
-        own = [self._key("score", r) for r in requests]
+        exact = [self._key("score", r) for r in requests]
         full = [self._key("score", _all_labels(r)) for r in requests]
-        known = self.store.get(list({*own, *full}))
-        hits = {i: full[i] if full[i] in known else own[i] for i in range(len(requests))}
+        known = self.store.get(list({*exact, *full}))
+        hits = {i: full[i] if full[i] in known else exact[i] for i in range(len(requests))}
         results = {i: _scored(known[key]) for i, key in hits.items() if key in known}
         missing = [i for i in range(len(requests)) if i not in results]
         size = SAVED_TOGETHER if isinstance(self.engine, Incremental) else max(1, len(missing))
@@ -171,7 +171,7 @@ class CachedEngine(EngineWrapper):
             part = missing[first : first + size]
             results.update(zip(part, self.engine.score([requests[i] for i in part], progress=progress), strict=True))
             self.store.put(
-                (full[i] if np.isfinite(results[i].logprobs).all() else own[i], _pack(results[i])) for i in part
+                (full[i] if np.isfinite(results[i].logprobs).all() else exact[i], _pack(results[i])) for i in part
             )
         return [results[i] for i in range(len(requests))]
 

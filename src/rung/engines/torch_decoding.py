@@ -72,24 +72,12 @@ def decode(
                 row.text = _read(row, tokenizer, constraint)
             seconds = (time.perf_counter() - start) / len(batch)
             for row in rows:
-                own = tuple(row.logprobs) if logprobs else ()
+                chosen_logprobs = tuple(row.logprobs) if logprobs else ()
                 results[row.index] = Generation(
-                    row.text, row.prompt_tokens, len(row.tokens), row.reason or "length", seconds, own
+                    row.text, row.prompt_tokens, len(row.tokens), row.reason or "length", seconds, chosen_logprobs
                 )
             progress.advance(len(batch))
     return [results[i] for i in range(len(prompts))]
-
-
-def stream(
-    model: Any, tokenizer: Tokenizer, prompt: tuple[int, ...], sampling: Sampling, constraint: Constraint | None
-) -> Iterator[str]:
-    """Yield the text of one completion piece by piece; the pieces joined are `decode`'s text."""
-    row = RunningRow(0, len(prompt))
-    for _ in steps(model, tokenizer, [prompt], [row], sampling, constraint, None, live=True):
-        if piece := row.buffer.more(row.text, sampling.stop, ended=False):
-            yield piece
-    if piece := row.buffer.more(row.text, sampling.stop, ended=True):
-        yield piece
 
 
 @torch.inference_mode()
@@ -102,7 +90,7 @@ def steps(
     prefix = run_prefix(model, prompts[0][:shared])
     ids, mask, positions = left_padded(prefix, [p[shared:] for p in prompts])
     cache, device = prefix.cache(len(prompts)), model.device
-    visible, position, places = mask[:, -1], positions[:, -1], prefix.before(positions)
+    visible, position, keys = mask[:, -1], positions[:, -1], prefix.before(positions)
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.seed is not None else None
     allowed = None
     if constraint is not None:
@@ -111,7 +99,7 @@ def steps(
     active = list(rows)
     for step in range(sampling.max_tokens):
         output = model(
-            input_ids=ids.to(device), attention_mask=layer_masks(model, mask, positions, places),
+            input_ids=ids.to(device), attention_mask=layer_masks(model, mask, positions, keys),
             position_ids=positions.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
         logits = output.logits[:, -1].float()
@@ -131,19 +119,19 @@ def steps(
                 row.reason = row.reason or "cancelled"
             return
         yield
-        going = [i for i, row in enumerate(active) if row.reason is None]
-        if not going or step + 1 == sampling.max_tokens:
+        unfinished = [i for i, row in enumerate(active) if row.reason is None]
+        if not unfinished or step + 1 == sampling.max_tokens:
             return
-        if len(going) < len(active):
-            index = torch.tensor(going)
+        if len(unfinished) < len(active):
+            index = torch.tensor(unfinished)
             cache.batch_select_indices(index.to(device))
             if allowed is not None:
-                allowed.keep(going)
-            active = [active[i] for i in going]
-            visible, position, places, chosen = visible[index], position[index], places[index], chosen[index]
+                allowed.keep(unfinished)
+            active = [active[i] for i in unfinished]
+            visible, position, keys, chosen = visible[index], position[index], keys[index], chosen[index]
         visible = torch.cat([visible, torch.ones(len(active), 1, dtype=torch.bool)], 1)
         position = position + 1
-        places = torch.cat([places, position[:, None]], 1)
+        keys = torch.cat([keys, position[:, None]], 1)
         ids, mask, positions = chosen[:, None].cpu(), visible[:, None], position[:, None]
 
 

@@ -39,7 +39,6 @@ from rung.engines.torch_decoding import (
     preferred_dtype,
     side_by_side,
     steps,
-    stream,
     suits,
 )
 from rung.engines.tree_scoring import batches, best_attention, score_all, score_best
@@ -184,15 +183,6 @@ class TorchEngine(LocalModel):
             results.update(zip(members, done, strict=True))
         progress.finish()
         return [results[i] for i in range(len(requests))]
-
-    def stream(self, request: GenerateRequest) -> Iterator[str]:
-        """Yield the text of one completion in pieces as it is made."""
-        prompt = self.prompt_tokens(request.prompt, request.sampling.max_tokens, request.adapter)
-        with self.running(request.adapter) as model:
-            pieces = stream(model, self.tokenizer, prompt, request.sampling, request.constraint)
-            while (piece := next(pieces, None)) is not None:
-                yield piece
-                self.use(request.adapter)  # the reader of the stream may have used the model meanwhile
 
     def session(self) -> Session:
         """A session: waiting completions begin as a new batch, and batches take turns."""
@@ -431,7 +421,7 @@ class _EnoughError(Exception):
 
 # ---- how likely a text is, token by token: evaluation harnesses ask completion servers for these log-likelihoods
 
-PLACES = 64  # rows of logits that are normalized at once
+LOGIT_ROWS = 64  # rows of logits that are normalized at once
 
 
 @torch.inference_mode()
@@ -449,22 +439,22 @@ def token_scores(model: Any, texts: Sequence[tuple[int, ...]], top: int) -> list
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits
-        for index, row, own in zip(batch, rows, logits, strict=True):
-            results[index] = _scores(own[: len(row)], row, top)
+        for index, row, row_logits in zip(batch, rows, logits, strict=True):
+            results[index] = _scores(row_logits[: len(row)], row, top)
     return [results[i] for i in range(len(texts))]
 
 
 def _scores(logits: torch.Tensor, tokens: tuple[int, ...], top: int) -> TokenScores:
     """The scores of one text from its logits, shape [tokens, vocabulary]."""
-    own = np.full(len(tokens), np.nan, np.float32)
+    logprobs = np.full(len(tokens), np.nan, np.float32)
     best = np.full((len(tokens), top), -1, np.int64)
     values = np.full((len(tokens), top), np.nan, np.float32)
     following = torch.tensor(tokens[1:], device=logits.device)
-    for first in range(0, len(tokens) - 1, PLACES):
-        part = torch.log_softmax(logits[first : min(first + PLACES, len(tokens) - 1)].float(), -1)
-        places = slice(first + 1, first + 1 + len(part))
-        own[places] = part.gather(1, following[first : first + len(part), None])[:, 0].cpu().numpy()
+    for first in range(0, len(tokens) - 1, LOGIT_ROWS):
+        part = torch.log_softmax(logits[first : min(first + LOGIT_ROWS, len(tokens) - 1)].float(), -1)
+        positions = slice(first + 1, first + 1 + len(part))
+        logprobs[positions] = part.gather(1, following[first : first + len(part), None])[:, 0].cpu().numpy()
         if top:
             likeliest = part.topk(top, -1)
-            best[places], values[places] = likeliest.indices.cpu().numpy(), likeliest.values.cpu().numpy()
-    return TokenScores(own, best, values)
+            best[positions], values[positions] = likeliest.indices.cpu().numpy(), likeliest.values.cpu().numpy()
+    return TokenScores(logprobs, best, values)

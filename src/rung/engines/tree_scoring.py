@@ -113,7 +113,7 @@ def _register() -> None:
 
 LOGIT_BYTES = 384 * 2**20  # logits materialized at once
 TOKENS_PER_BATCH = 2048  # tokens run at once, where the logits allow
-PLACES = 32  # rows of logits normalized at once
+LOGIT_ROWS = 32  # rows of logits normalized at once
 # Nodes per row in the first round of the best-first search, and the limit to which each round doubles it: a peaked
 # distribution is decided in one small round, a flat one in few large rounds.
 EXPAND, MAX_EXPAND = 6, 48
@@ -190,10 +190,10 @@ def _forward_tree(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], tri
     total[:, width:, prefix.length + width :] = torch.from_numpy(trie.visible)
     tree = torch.from_numpy(trie.tokens).expand(len(rows), -1)
     depths = positions[:, -1:] + torch.from_numpy(trie.depths)
-    places = torch.cat([positions, depths], 1)
+    queries = torch.cat([positions, depths], 1)
     logits: torch.Tensor = model(
         input_ids=torch.cat([ids, tree], 1).to(device),
-        attention_mask=layer_masks(model, total, places, prefix.before(places)), position_ids=places.to(device),
+        attention_mask=layer_masks(model, total, queries, prefix.before(queries)), position_ids=queries.to(device),
         past_key_values=prefix.cache(len(rows)), use_cache=True, logits_to_keep=nodes + 1,
     ).logits  # fmt: skip
     return logits
@@ -222,8 +222,8 @@ def _log_normalizer(logits: torch.Tensor) -> torch.Tensor:
 
     A few rows of logits at a time, so that they stay in the processor's cache instead of main memory.
     """
-    places = logits.flatten(0, -2).split(PLACES)
-    return torch.cat([part.float().logsumexp(-1) for part in places]).view(logits.shape[:-1])
+    parts = logits.flatten(0, -2).split(LOGIT_ROWS)
+    return torch.cat([part.float().logsumexp(-1) for part in parts]).view(logits.shape[:-1])
 
 
 def _edge_logprobs(logits: torch.Tensor, nodes: np.ndarray[Any, Any], tokens: np.ndarray[Any, Any]) -> Floats:
@@ -272,9 +272,9 @@ class _BestFirstSearch:
         ids, mask, positions = left_padded(prefix, rows)
         self.cache = prefix.cache(len(rows))
         device = model.device
-        self.places = prefix.before(positions)  # positions of all columns, [R, columns]
+        self.keys = prefix.before(positions)  # positions of all keys, [R, columns]
         logits = model(
-            input_ids=ids.to(device), attention_mask=layer_masks(model, mask, positions, self.places),
+            input_ids=ids.to(device), attention_mask=layer_masks(model, mask, positions, self.keys),
             position_ids=positions.to(device), past_key_values=self.cache, use_cache=True, logits_to_keep=1,
         ).logits  # fmt: skip
         self.prompt_mask = mask[:, -1]  # what the prompt's last token attends to, [R, columns]
@@ -311,7 +311,7 @@ class _BestFirstSearch:
         index = torch.from_numpy(kept)
         self.cache.batch_select_indices(index.to(self.model.device))
         self.rows, self.edges, self.column = self.rows[kept], self.edges[kept], self.column[kept]
-        self.prompt_mask, self.last, self.places = self.prompt_mask[index], self.last[index], self.places[index]
+        self.prompt_mask, self.last, self.keys = self.prompt_mask[index], self.last[index], self.keys[index]
 
     def _choose(self, bound: Floats) -> list[list[int]]:
         """Per row, the nodes to run next: whole paths of the most promising labels, parents first."""
@@ -331,20 +331,20 @@ class _BestFirstSearch:
         rows, width, trie = len(chosen), max(map(len, chosen)), self.trie
         ids = torch.zeros(rows, width, dtype=torch.long)
         depths = torch.ones(rows, width, dtype=torch.long)
-        own = torch.zeros(rows, width, self.columns + width, dtype=torch.bool)
-        own[:, torch.arange(width), self.columns + torch.arange(width)] = True
+        visible = torch.zeros(rows, width, self.columns + width, dtype=torch.bool)
+        visible[:, torch.arange(width), self.columns + torch.arange(width)] = True
         for row, nodes in enumerate(chosen):
             ids[row, : len(nodes)] = torch.from_numpy(trie.tokens[np.array(nodes) - 1])
             depths[row, : len(nodes)] = torch.from_numpy(trie.depths[np.array(nodes) - 1])
-            for place, node in enumerate(nodes):
-                self.column[row, node] = self.columns + place
-                own[row, place, self.column[row, 1:][trie.visible[node - 1, :]]] = True
+            for offset, node in enumerate(nodes):
+                self.column[row, node] = self.columns + offset
+                visible[row, offset, self.column[row, 1:][trie.visible[node - 1, :]]] = True
         device = self.model.device
-        mask = torch.cat([self.prompt_mask[:, None].expand(-1, width, -1), own], 2)
+        mask = torch.cat([self.prompt_mask[:, None].expand(-1, width, -1), visible], 2)
         positions = self.last[:, None] + depths
-        self.places = torch.cat([self.places, positions], 1)
+        self.keys = torch.cat([self.keys, positions], 1)
         logits = self.model(
-            input_ids=ids.to(device), attention_mask=layer_masks(self.model, mask, positions, self.places),
+            input_ids=ids.to(device), attention_mask=layer_masks(self.model, mask, positions, self.keys),
             position_ids=positions.to(device), past_key_values=self.cache, use_cache=True,
         ).logits  # fmt: skip
         self.columns += width
@@ -356,14 +356,14 @@ class _BestFirstSearch:
         """Store the log-probabilities of the edges out of the nodes that just ran."""
         normalizer = _log_normalizer(logits)
         where_row: list[int] = []
-        where_place: list[int] = []
+        where_node: list[int] = []
         where_edge: list[int] = []
         for row, nodes in enumerate(chosen):
-            for place, node in enumerate(nodes):
+            for offset, node in enumerate(nodes):
                 low, high = np.searchsorted(self.trie.edge_nodes, [node, node + 1])
                 where_row += [row] * (high - low)
-                where_place += [place] * (high - low)
+                where_node += [offset] * (high - low)
                 where_edge += range(low, high)
         tokens = torch.from_numpy(self.trie.edge_tokens[where_edge]).to(logits.device)
-        values = logits[where_row, where_place, tokens].float() - normalizer[where_row, where_place]
+        values = logits[where_row, where_node, tokens].float() - normalizer[where_row, where_node]
         self.edges[where_row, where_edge] = values.cpu().numpy()
