@@ -10,7 +10,6 @@ def test_nodes_are_the_beginnings_of_labels():
     trie = build_trie(LABELS)
     assert trie.size == 2  # (1,) and (1, 2): last tokens need no node
     assert trie.tokens.tolist() == [1, 2]
-    assert trie.parents.tolist() == [0, 1]
     assert trie.depths.tolist() == [1, 2]
     assert trie.visible.tolist() == [[True, False], [True, True]]
 

@@ -11,7 +11,7 @@ from rung.errors import ModelError
 from rung.models import gguf as gguf_tokenizer
 from rung.models.gguf import read_metadata
 from rung.models.reference import resolve
-from rung.models.tokenizer import Tokenizer
+from rung.models.tokenizer import Tokenizer, chat_template_of
 
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
@@ -89,7 +89,7 @@ def converted(file, tmp_path_factory):
 
 def test_the_facts(converted, weights):
     assert (converted.name, converted.architecture, converted.context) == ("small", "LlamaForCausalLM", CONTEXT)
-    assert (converted.licence, converted.has_chat_template) == ("mit", True)
+    assert (converted.licence, chat_template_of(converted.folder) is not None) == ("mit", True)
     assert converted.parameters == sum(values.size for values in weights.values())
 
 

@@ -9,6 +9,7 @@ import pytest
 from rung.errors import ConfigError, ModelError
 from rung.models import cache as fingerprints
 from rung.models.reference import is_cached, is_endpoint, resolve
+from rung.models.tokenizer import chat_template_of
 
 
 @pytest.fixture
@@ -20,19 +21,19 @@ def own_cache(tmp_path, monkeypatch):
 def test_the_embedded_language_model(embedded):
     assert (embedded.name, embedded.architecture) == ("smollm2-135m-instruct", "LlamaForCausalLM")
     assert (embedded.parameters, embedded.context) == (134_515_008, 8192)
-    assert (embedded.licence, embedded.has_chat_template) == ("apache-2.0", True)
+    assert (embedded.licence, chat_template_of(embedded.folder) is not None) == ("apache-2.0", True)
     assert resolve("smollm2-135m-instruct") == replace(embedded, reference="smollm2-135m-instruct")
 
 
 def test_the_embedded_encoder(encoder):
     assert (encoder.name, encoder.parameters, encoder.context) == ("all-minilm-l6-v2", 22_713_216, 256)
-    assert encoder.has_chat_template is False
+    assert chat_template_of(encoder.folder) is None
 
 
 def test_a_local_folder(small_model, own_cache):
     files = resolve(str(small_model))
     assert (files.folder, files.name, files.parameters, files.context) == (small_model, "small", 6, 32)
-    assert (files.licence, files.has_chat_template) == ("mit", True)
+    assert (files.licence, chat_template_of(files.folder) is not None) == ("mit", True)
 
 
 def test_the_fingerprint_follows_the_content(small_model, own_cache, monkeypatch, tmp_path):

@@ -58,7 +58,7 @@ def model(folder, name="chatml", *, template=None, context=400, bos=True):
     if name == "gemma":
         ids = [backend.token_to_id(token) for token in ("<eos>", "<end_of_turn>")]
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
-    return LocalModel(ModelFiles(str(folder), folder, "f", name, 1, context, "LlamaForCausalLM", None, True))
+    return LocalModel(ModelFiles(str(folder), folder, "f", name, 1, context, "LlamaForCausalLM", None))
 
 
 def chat_artifact(instruction="Be kind."):

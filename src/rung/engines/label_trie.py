@@ -29,7 +29,6 @@ class LabelTrie:
 
     Attributes:
         tokens: token on the edge into each inner node, shape [N].
-        parents: parent of each inner node (0 is the root), shape [N].
         depths: distance from the root, 1 for its children, shape [N].
         visible: visible[i, j] says that inner node i+1 attends to inner node j+1 (itself and ancestors), shape [N, N].
         edge_nodes: for every edge of the trie, the node whose output predicts it, shape [E].
@@ -39,7 +38,6 @@ class LabelTrie:
     """
 
     tokens: Ints
-    parents: Ints
     depths: Ints
     visible: Bools
     edge_nodes: Ints
@@ -83,7 +81,6 @@ def build_trie(continuations: tuple[tuple[int, ...], ...]) -> LabelTrie:
         visible[i, [number[prefix[:n]] - 1 for n in range(1, len(prefix) + 1)]] = True
     return LabelTrie(
         tokens=np.array([prefix[-1] for prefix in inner], np.int64),
-        parents=np.array([number[prefix[:-1]] for prefix in inner], np.int64),
         depths=np.array([len(prefix) for prefix in inner], np.int64),
         visible=visible,
         edge_nodes=np.array([number[prefix[:-1]] for prefix in edges], np.int64),

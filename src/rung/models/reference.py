@@ -16,7 +16,6 @@ from rung.errors import ConfigError, ModelError
 from rung.models import embedded, gguf, hub
 from rung.models.cache import fingerprint
 from rung.models.hub import check_folder
-from rung.models.tokenizer import chat_template_of
 from rung.progress import QUIET, Progress
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -39,7 +38,6 @@ class ModelFiles:
         context: number of tokens that the model can attend to.
         architecture: as config.json names it, such as `LlamaForCausalLM`.
         licence: as the model card names it, such as `apache-2.0`.
-        has_chat_template: whether the model brings a chat template.
     """
 
     reference: str
@@ -50,7 +48,6 @@ class ModelFiles:
     context: int
     architecture: str
     licence: str | None
-    has_chat_template: bool
 
 
 def is_endpoint(reference: str) -> bool:
@@ -133,7 +130,6 @@ def _describe(
         context=_context(folder, config),
         architecture=str((config.get("architectures") or [config.get("model_type", "unknown")])[0]),
         licence=licence or _licence(folder),
-        has_chat_template=chat_template_of(folder) is not None,
     )
 
 
