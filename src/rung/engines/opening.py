@@ -335,15 +335,9 @@ def _machine() -> str:
     text = information.read_text("utf-8") if information.exists() else platform.processor()
     processor = next((line for line in text.splitlines() if line.startswith("model name")), text[:200])
     gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    facts = [
-        processor,
-        cores,
-        gpus,
-        _version("openvino-genai"),
-        _version("torch"),
-        openvino.PROPERTIES,
-        [f.name for f in fields(Choice)],
-    ]
+    versions = [_version("openvino-genai"), _version("torch")]
+    figures = [field.name for field in fields(Choice)]
+    facts = [figures, processor, cores, gpus, *versions, openvino.PROPERTIES]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

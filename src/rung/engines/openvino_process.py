@@ -152,7 +152,7 @@ def _delta(values: Sequence[Any]) -> Delta:
     return Delta(key, text, tuple(tokens), tuple(logprobs), prompt_tokens, completion_tokens, reason, failure)
 
 
-class _Server:
+class _SessionServer:
     """The worker's side: one engine, and the session that its parent uses."""
 
     def open(self, files: dict[str, Any], precision: ExportPrecision) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def main() -> None:
     # A terminal and systemd signal every process of the server; the parent decides when this one ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    server = _Server()
+    server = _SessionServer()
     serve({name: getattr(server, name) for name in ("open", "session", "add", "cancel", "step")})
 
 
