@@ -1,6 +1,6 @@
 import pytest
 
-from rung.artifact.sentences import Sentence, SentenceSelection, ranked
+from rung.artifact.sentences import Sentence, ranked
 from rung.retrieval.passage import Passage
 
 ENCODER = "embedded-encoder"
@@ -26,14 +26,14 @@ def sentence(number, start, similarity):
 )
 def test_those_near_the_best_are_quoted_as_they_stand(share, most, expected):
     sentences = [sentence(3, 0, 0.2), sentence(2, 4, 0.75), sentence(1, 9, 0.8), sentence(1, 2, 0.6)]
-    found = SentenceSelection(ENCODER, share, most).chosen(sentences)
+    found = SentenceDecoder(ENCODER, share, most).chosen(sentences)
     assert [(one.number, one.passage.start) for one in found] == expected
 
 
 def test_where_nothing_is_similar_the_best_is_quoted_alone():
-    found = SentenceSelection(ENCODER, 0.9, 5).chosen([sentence(1, 0, -0.2), sentence(1, 5, -0.1)])
+    found = SentenceDecoder(ENCODER, 0.9, 5).chosen([sentence(1, 0, -0.2), sentence(1, 5, -0.1)])
     assert [one.passage.start for one in found] == [5]
-    assert SentenceSelection(ENCODER, 0.9, 5).chosen([]) == ()
+    assert SentenceDecoder(ENCODER, 0.9, 5).chosen([]) == ()
 
 
 def test_sentences_have_their_places_and_count_once():

@@ -42,7 +42,7 @@ def test_answers_stay_and_confidences_are_those_of_the_fitted_temperature(which,
     truth = [plain.signature.labels.index(row.outputs[0]) for row in data.validation]
     expected = fit("temperature", np.array([a.probabilities for a in before]), truth)
     calibrated = fit_confidence(plain, data.validation)
-    assert calibrated.confidence == expected
+    assert calibrated.decoder.confidence == expected
     after = calibrated.answer(data.test)
     assert [a.text for a in after] == [a.text for a in plain.answer(data.test)]
     for new, old in zip(after, plain.answer(data.test), strict=True):
@@ -54,12 +54,12 @@ def test_answers_stay_and_confidences_are_those_of_the_fitted_temperature(which,
 
 def test_it_is_saved_and_loaded_with_the_artifact(fitted, tiny_zero, data, tmp_path):
     loaded = Artifact.load(fitted.save(tmp_path / "head"))
-    assert loaded.decoder.confidence == fitted.confidence
+    assert loaded.decoder.confidence == fitted.decoder.confidence
     confidences = [[a.confidence for a in one.answer(data.test[:3])] for one in (loaded, fitted)]
     assert confidences[0] == confidences[1]
     isotonic = Calibration("isotonic", thresholds=((0.1, 0.0), (0.5, 0.75)), abstain_below=0.3)
     scoring = replace(tiny_zero, decoder=replace(tiny_zero.decoder, confidence=isotonic))
-    assert Artifact.load(scoring.save(tmp_path / "scoring")).confidence == isotonic
+    assert Artifact.load(scoring.save(tmp_path / "scoring")).decoder.confidence == isotonic
 
 
 def test_abstained_answers_keep_their_text_and_are_right_where_out_of_scope(fitted, data):
@@ -83,7 +83,7 @@ def test_a_scored_label_abstains_without_being_asked_for_all_probabilities(tiny_
 
 def test_a_rung_on_top_forgets_it(tiny_zero, data):
     scored = replace(tiny_zero, decoder=replace(tiny_zero.decoder, confidence=Calibration(temperature=2.0)))
-    assert FewShot("random", k=2).fit(scored, data).confidence is None
+    assert FewShot("random", k=2).fit(scored, data).decoder.confidence is None
 
 
 def test_what_is_measured_is_what_the_fitted_artifact_says(fitted, data):
@@ -93,7 +93,7 @@ def test_what_is_measured_is_what_the_fitted_artifact_says(fitted, data):
     assert told["abstaining"]["coverage"] == pytest.approx(len(answered) / len(answers))
     sure = max(a.confidence for a in answers)
     assert told["curve"][0][0] == pytest.approx(sure, rel=1e-5)
-    assert told["temperature"] == fitted.confidence.temperature
+    assert told["temperature"] == fitted.decoder.confidence.temperature
 
 
 @pytest.fixture
@@ -131,12 +131,12 @@ class Words:
 def test_several_labels_are_sure_together_and_held_back_together(tagged):
     plain, data = tagged
     fitted = fit_confidence(plain, data.validation, abstain_below=0.4, out_of_scope="oos")
-    assert fitted.confidence.temperature == pytest.approx(3.0, rel=0.25)
+    assert fitted.decoder.confidence.temperature == pytest.approx(3.0, rel=0.25)
     before, after = plain.answer(data.test), fitted.answer(data.test)
     assert [a.text for a in after] == [a.text for a in before]
     for old, new in zip(before, after, strict=True):
         each = np.array([(1 - p, p) for p in old.probabilities])
-        probs = tempered(each, fitted.confidence.temperature)[:, 1]
+        probs = tempered(each, fitted.decoder.confidence.temperature)[:, 1]
         given = [label in json.loads(new.text) for label in ("a", "b", "oos")]
         assert new.probabilities == pytest.approx(probs, rel=1e-6)
         assert new.confidence == pytest.approx(np.where(given, probs, 1 - probs).prod(), rel=1e-6)
@@ -198,11 +198,11 @@ def test_an_artifact_is_replaced_whose_weights_lie_in_the_old_one(tiny_zero, tmp
     kept = store.keep(tuned)
     fitted = replace(kept, decoder=replace(kept.decoder, confidence=Calibration(temperature=2.0)))
     again = store.keep(fitted)
-    assert again.confidence == Calibration(temperature=2.0)
+    assert again.decoder.confidence == Calibration(temperature=2.0)
     assert (again.weights.adapter / "adapter_config.json").read_text() == "{}"
     folder = store.artifact_folder("lora")
     folder.rename(folder.with_name("artifact.new"))  # as a kill between removing and renaming leaves it
-    assert store.kept("lora").confidence == Calibration(temperature=2.0)
+    assert store.kept("lora").decoder.confidence == Calibration(temperature=2.0)
     assert [entry.name for entry in folder.parent.iterdir()] == ["artifact"]
 
 

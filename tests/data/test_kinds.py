@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rung.climbing.check import validate_task
 from rung.data.guess import guess_task
 from rung.errors import ConfigError, DataError
 from rung.task import Task
@@ -99,7 +100,7 @@ def test_columns_of_the_metric_are_read_and_no_input(tmp_path: Path) -> None:
 )
 def test_a_metric_that_cannot_be_is_an_error_in_the_task_file(tmp_path: Path, metric: Any, code: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        task_on(tmp_path, [], {"kind": "text"}, metric=metric)
+        validate_task(task_on(tmp_path, [], {"kind": "text"}, metric=metric))
     assert caught.value.code == code
     assert caught.value.where is not None
     assert caught.value.where.file.endswith("task.yaml")

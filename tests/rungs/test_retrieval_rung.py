@@ -209,7 +209,7 @@ def test_sentences_are_no_answer_of_another_kind(selecting, fitted, plain, rows,
     assert rung.applies(selecting, rows).reason == "what answers does not read the prompt"
     held = replace(plain, decoder=replace(plain.decoder, regex="[0-9]+"))
     assert rung.applies(held, rows).reason == "answers are held to a form"
-    labels = replace(plain, shape=replace(plain.shape, kind="category"))
+    labels = replace(plain, signature=replace(plain.signature, kind="category"))
     assert rung.applies(labels, rows).final
     assert SentenceSelection().applies(plain, rows).reason == "the task file has no `corpus`"
     with pytest.raises(ConfigError, match="made without a task"):
@@ -224,7 +224,7 @@ def test_eval_has_a_model_judge_faithfulness(selecting, plain, place, rows, tiny
     answers = [answer for answer in selecting.answer(rows.test[: told["rows"]]) if not answer.refused]
     expected = judge.judge([answer.text for answer in answers], [sources(answer) for answer in answers])
     assert told["faithfulness"] == pytest.approx(sum(expected) / len(expected))
-    with pytest.raises(ConfigError, match="looks no documents up"):
+    with pytest.raises(ConfigError, match="retrieves no documents"):
         said("eval", plain.save(tmp_path / "b"), *asked[2:])
 
 

@@ -142,7 +142,7 @@ class Agent(Prompted):
     ) -> list[Answer]:
         """Run every row to its answer, or to a limit: then the answer is empty and `stopped` names the limit."""
         del full  # generated text has no label probabilities to leave out
-        runs = [_Run(prompt, list(prompt)) for prompt in prompts]
+        runs = [_AgentRun(prompt, list(prompt)) for prompt in prompts]
         progress.start("turns of rows", self.limits.max_steps * len(runs))
         for step in range(self.limits.max_steps):
             last = step + 1 == self.limits.max_steps
@@ -156,19 +156,19 @@ class Agent(Prompted):
         progress.finish()
         return [run.answer() for run in runs]
 
-    def _request(self, artifact: Composition, run: _Run, *, last: bool) -> GenerateRequest:
+    def _request(self, artifact: Composition, run: _AgentRun, *, last: bool) -> GenerateRequest:
         constraint = tool_calls.json_constraint(self.tools, last=last) if self.protocol == "json" else None
         tokens = min(self.max_tokens, self.limits.max_tokens - run.written)
         prompt = self.prompt(artifact.model, run.messages)
         return GenerateRequest(prompt, Sampling(max_tokens=tokens), constraint, artifact.weights.reference)
 
-    def _fits(self, artifact: Composition, engine: Engine, run: _Run) -> bool:
+    def _fits(self, artifact: Composition, engine: Engine, run: _AgentRun) -> bool:
         """Say whether the model can read the conversation and write a turn; the first prompt is the engine's affair."""
         if run.steps and 0 < engine.info.context < engine.count(self.prompt(artifact.model, run.messages)) + 1:
             run.stopped = "context"
         return run.going
 
-    def _take(self, run: _Run, made: Generation, *, last: bool) -> None:
+    def _take(self, run: _AgentRun, made: Generation, *, last: bool) -> None:
         """Take one turn of the model: an answer, calls, or neither."""
         run.prompt_tokens += made.prompt_tokens
         run.written += made.completion_tokens
@@ -190,7 +190,7 @@ class Agent(Prompted):
         elif last:
             run.stopped = "steps"
 
-    def _call(self, run: _Run, calls: Sequence[Call], made: Generation) -> None:
+    def _call(self, run: _AgentRun, calls: Sequence[Call], made: Generation) -> None:
         """Call what a turn asks for, and put the results behind it."""
         told = []
         for number, call in enumerate(calls):
@@ -222,7 +222,7 @@ class Agent(Prompted):
 
 
 @dataclass(slots=True)
-class _Run:
+class _AgentRun:
     """One row on its way."""
 
     prompt: Messages

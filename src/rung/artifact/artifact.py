@@ -25,12 +25,13 @@ from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Signature, Weights
 from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
-from rung.data.rows import LABELLED, Example, example_id
+from rung.data.examples import read_row
+from rung.data.rows import LABELLED, Example
 from rung.data.spec import POLICIES, McpServer, Overflow
 from rung.engines.api_server import scores_labels
 from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine, settled
-from rung.errors import ArtifactError, ConfigError, DataError
+from rung.errors import ArtifactError, ConfigError
 from rung.models.cache import publish
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
@@ -211,15 +212,7 @@ class Artifact:
         return self.decoder.text(self, messages)
 
     def _example(self, row: Mapping[str, Any], index: int) -> Example:
-        missing = [column for column in self.signature.inputs if column not in row]
-        if missing:
-            raise DataError(
-                "missing-column",
-                f"row {index + 1} has no column {missing[0]!r}; it has {', '.join(map(repr, row)) or 'none'}",
-                hint=f"this artifact reads {', '.join(self.signature.inputs)}",
-            )
-        inputs = {column: row[column] for column in self.signature.inputs}
-        return Example(example_id(inputs), inputs, (), f"row {index + 1}")
+        return read_row(row, self.signature.inputs, self.signature.kind, f"row {index + 1}")
 
     # ---- saving and loading; `rung.artifact.files` describes the folder
 

@@ -21,6 +21,7 @@ from typing import IO, Any
 from rung.agents.tools import trace
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
+from rung.data.examples import read_inputs
 from rung.data.rows import Record
 from rung.data.sources import read_rows
 from rung.errors import ConfigError, DataError
@@ -107,13 +108,7 @@ def _check_rows(artifact: Artifact, data: Path) -> int:
     """Read every row once; return their number."""
     count = 0
     for count, record in enumerate(read_rows(data), start=1):  # noqa: B007
-        for column in artifact.signature.inputs:
-            if column not in record.values:
-                raise DataError(
-                    "missing-column",
-                    f"{record.source} has no column {column!r}; it has {', '.join(map(repr, record.values))}",
-                    hint=f"this artifact reads {', '.join(artifact.signature.inputs)}",
-                )
+        read_inputs(record.values, artifact.signature.inputs, artifact.signature.kind, record.source)
     return count
 
 

@@ -39,7 +39,7 @@ class Sentence:
 
 
 @dataclass(frozen=True, slots=True)
-class SentenceSelection(Promptless):
+class SentenceDecoder(Promptless):
     """The sentences most similar to the question.
 
     Attributes:
@@ -64,7 +64,7 @@ class SentenceSelection(Promptless):
 
     def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
         """Save the settings, and the fingerprint of the encoder."""
-        settings = super(SentenceSelection, self).as_dict(writer)
+        settings = super(SentenceDecoder, self).as_dict(writer)
         return {**settings, "encoder_fingerprint": resolve(self.encoder).fingerprint}
 
     @classmethod
@@ -72,7 +72,7 @@ class SentenceSelection(Promptless):
         """Rebuild the decoder; the encoder must be the one that was measured."""
         settings = dict(values)
         reader.check_model(settings["encoder"], settings.pop("encoder_fingerprint"))
-        return super(SentenceSelection, cls).from_dict(settings, reader)
+        return super(SentenceDecoder, cls).from_dict(settings, reader)
 
     def answer(
         self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress

@@ -51,12 +51,7 @@ def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
         return {columns[0]: [{"role": "user", "content": " ".join(texts)}]}
     if len(columns) == 1:
         return {columns[0]: " ".join(texts)}
-    row = dict(text.partition("=")[::2] for text in texts)
-    for column in columns:
-        if column not in row:
-            hint = "write " + " ".join(f'"{column}=..."' for column in columns)
-            raise ConfigError("missing-column", f"no value for the column {column!r}", hint=hint)
-    return row
+    return dict(text.partition("=")[::2] for text in texts)
 
 
 def _values(artifact: Artifact, answer: Answer) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rung.data.kinds import metric_column
@@ -97,7 +97,7 @@ def _name(value: Any) -> str:
     )
 
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> tuple[list[Example], list[str]]:
@@ -119,6 +119,53 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
         made.append(example)
         groups.append(str(column(record, group)) if group else "")
     return made, groups
+
+
+def read_inputs(values: Mapping[str, Any], columns: Sequence[str], kind: str, source: str) -> dict[str, Any]:
+    """Read the input columns of a raw row: training, evaluation, prediction and serving all call this.
+
+    Text stays as it is, lists of sentences are joined, other values become JSON. The one column of a chat holds the
+    messages up to the answer.
+
+    Args:
+        values: the row; other columns are ignored.
+        columns: the task's input columns; dots reach into nested JSON.
+        kind: of the task's output.
+        source: where the row is from, for errors.
+
+    Raises:
+        DataError: `missing-column`, or `bad-row` for a malformed conversation.
+    """
+    record = Record(dict(values), source)
+    if kind == "chat":
+        turns = conversation(column(record, columns[0]), columns[0], source)
+        if not turns:
+            raise DataError("bad-row", f"{source}: {columns[0]!r} has no messages", hint="write at least a user's turn")
+        return {columns[0]: turns}
+    return {name: text_of(column(record, name)) for name in columns}
+
+
+def read_row(values: Mapping[str, Any], columns: Sequence[str], kind: str, source: str) -> Example:
+    """Turn a raw row without an expected answer into an Example; see `read_inputs`."""
+    inputs = read_inputs(values, columns, kind, source)
+    return Example(example_id(inputs), inputs, (), source)
+
+
+def conversation(turns: Any, name: str, source: str) -> list[dict[str, str]]:
+    """Check a list of messages, and keep the role and content of each.
+
+    Raises:
+        DataError: `bad-row`.
+    """
+    if not isinstance(turns, list) or not all(
+        isinstance(t, dict) and t.get("role") in ROLES and isinstance(t.get("content"), str) for t in turns
+    ):
+        raise DataError(
+            "bad-row",
+            f"{source}: {name!r} is not a list of messages",
+            hint='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
+        )
+    return [{"role": t["role"], "content": t["content"]} for t in turns]
 
 
 def column(record: Record, name: str) -> Any:
@@ -155,7 +202,7 @@ def _missing(record: Record, name: str, above: list[str], part: str, found: Any)
 
 
 def _row(record: Record, task: TaskSpec) -> Example | str:
-    inputs = {name: text_of(column(record, name)) for name in task.inputs}
+    inputs = read_inputs(record.values, task.inputs, task.output.kind, record.source)
     if not any(value.strip() for value in inputs.values()):
         return "empty input"
     assert task.output.column is not None
@@ -287,16 +334,8 @@ def _json_output(value: Any, schema: Mapping[str, Any], record: Record) -> tuple
 def _chat(record: Record, task: TaskSpec) -> Example | str:
     """Take the last assistant turn as the answer to those before it."""
     name = task.inputs[0]
-    turns = column(record, name)
-    if not isinstance(turns, list) or not all(
-        isinstance(t, dict) and t.get("role") in ROLES and isinstance(t.get("content"), str) for t in turns
-    ):
-        raise DataError(
-            "bad-row",
-            f"{record.source}: {name!r} is not a list of messages",
-            hint='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-        )
+    turns = conversation(column(record, name), name, record.source)
     if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
         return "no assistant turn at the end"
-    inputs = {name: [{"role": t["role"], "content": t["content"]} for t in turns[:-1]]}
+    inputs = {name: turns[:-1]}
     return Example(example_id(inputs), inputs, (turns[-1]["content"].strip(),), record.source)

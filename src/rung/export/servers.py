@@ -172,7 +172,7 @@ GGUF = "model.gguf"
 
 
 @dataclass(frozen=True, slots=True)
-class _Server:
+class _ServerConfig:
     """What the server calls the model, its endpoint, and the base model."""
 
     name: str
@@ -200,7 +200,7 @@ def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress
     files = resolve(artifact.model)
     name = server_name(artifact.signature.task)
     write, endpoint, command = _WRITERS[server]
-    target_server = _Server(name, endpoint.format(name=name), files)
+    target_server = _ServerConfig(name, endpoint.format(name=name), files)
 
     def build(target: Path) -> None:
         write(artifact, target_server, target, progress)
@@ -229,7 +229,7 @@ def _check(server: ServerName, artifact: Artifact) -> None:
         raise ArtifactError("export-unsupported", f"{artifact.name}: {why}", hint="serve it with `rung serve`")
 
 
-def _write_folder(artifact: Artifact, server: _Server, target: Path, progress: Progress) -> None:
+def _write_folder(artifact: Artifact, server: _ServerConfig, target: Path, progress: Progress) -> None:
     """Write the model in Hugging Face's format."""
     del progress
     model = target / "model"
@@ -242,7 +242,7 @@ def _write_folder(artifact: Artifact, server: _Server, target: Path, progress: P
         (model / "chat_template.jinja").write_text(template, "utf-8")
 
 
-def _write_ollama(artifact: Artifact, server: _Server, target: Path, progress: Progress) -> None:
+def _write_ollama(artifact: Artifact, server: _ServerConfig, target: Path, progress: Progress) -> None:
     files = server.files
     instructions = modelfile(Tokenizer.load(files.folder), files.context)  # first: it may refuse, and is quick
     _write_folder(artifact, server, target, progress)
@@ -274,7 +274,7 @@ def modelfile(tokenizer: Tokenizer, context: int) -> str:
     )
 
 
-def _write_kserve(artifact: Artifact, server: _Server, target: Path, progress: Progress) -> None:
+def _write_kserve(artifact: Artifact, server: _ServerConfig, target: Path, progress: Progress) -> None:
     _write_folder(artifact, server, target, progress)
     arguments = [f"--model_name={server.name}", f"--max_model_len={server.files.context}", "--generation-config=vllm"]
     model = {"modelFormat": {"name": "huggingface"}, "args": arguments, "storageUri": f"pvc://models/{server.name}"}
@@ -285,7 +285,7 @@ def _write_kserve(artifact: Artifact, server: _Server, target: Path, progress: P
     (target / "inferenceservice.json").write_text(json.dumps(service, indent=2) + "\n", "utf-8")
 
 
-WriteModel = Callable[[Artifact, _Server, Path, Progress], None]
+WriteModel = Callable[[Artifact, _ServerConfig, Path, Progress], None]
 _WRITERS: dict[ServerName, tuple[WriteModel, str, str]] = {  # what writes it, its endpoint, the command that starts it
     "vllm": (_write_folder, "http://localhost:8000/v1",
              "vllm serve ./model --served-model-name {name} --generation-config vllm"),
@@ -300,7 +300,7 @@ _BEFORE = {
 }
 
 
-def _readme(kind: ServerName, server: _Server, command: str) -> str:
+def _readme(kind: ServerName, server: _ServerConfig, command: str) -> str:
     return f"""# {server.name} for {kind}
 
 {_BEFORE[kind].format(name=server.name)}

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from rung.data.examples import text_of
+from rung.data.examples import read_inputs, text_of
 from rung.data.rows import Record, example_id, hash_of
 from rung.data.sources import read_rows
 from rung.data.spec import placeholders
@@ -133,12 +133,8 @@ def _from_record(record: Record, task: Task) -> tuple[Interaction, str | None]:
             "missing-column", f"{record.source} has no column {missing[0]!r}",
             hint=f"a CSV needs {', '.join(map(repr, COLUMNS))}; JSONL is what `rung failures export --to jsonl` writes",
         )  # fmt: skip
-    for name in task.inputs:
-        if not isinstance(values["inputs"], Mapping) or name not in values["inputs"]:
-            raise DataError(
-                "missing-column", f"{record.source}: the input has no {name!r}",
-                hint=f"the task {task.name} reads {', '.join(map(repr, task.inputs))}",
-            )  # fmt: skip
+    given = values["inputs"] if isinstance(values["inputs"], Mapping) else {}
+    as_read = read_inputs(given, task.inputs, task.output.kind, record.source)
     unknown = [name for name in placeholders(str(values.get("template") or "")) if name not in task.inputs]
     if unknown:
         raise DataError(
@@ -147,7 +143,7 @@ def _from_record(record: Record, task: Task) -> tuple[Interaction, str | None]:
             hint="write literal braces twice: {{ and }}",
         )
     expected = str(values.get("expected") or "")
-    return _interaction(values, task), expected if expected.strip() else None
+    return _interaction(values, as_read, task), expected if expected.strip() else None
 
 
 def _inputs(cell: str, task: Task, record: Record) -> Any:
@@ -163,9 +159,8 @@ def _inputs(cell: str, task: Task, record: Record) -> Any:
         ) from None  # fmt: skip
 
 
-def _interaction(values: Mapping[str, Any], task: Task) -> Interaction:
+def _interaction(values: Mapping[str, Any], as_read: Mapping[str, Any], task: Task) -> Interaction:
     inputs, actual = {name: values["inputs"][name] for name in task.inputs}, str(values["actual"])
-    as_read = inputs if task.output.kind == "chat" else {name: text_of(value) for name, value in inputs.items()}
     # What was held out where it was captured stays held out here.
     split: Side = "test" if values.get("split") == "test" else SplitRule.of(task).side(as_read)
     defaults: dict[str, Any] = {

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from rung.data.examples import text_of
+from rung.data.examples import read_inputs
 from rung.data.rows import example_id, hash_of, place_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def interaction_of(
 
     Columns other than the task's inputs are left out. `seconds` defaults to the answer's own time.
     """
-    read = as_read(artifact, inputs)
+    read = read_inputs(inputs, artifact.signature.inputs, artifact.signature.kind, "request")
     return Interaction(
         id=id,
         at=datetime.now(UTC),
@@ -161,12 +161,6 @@ def interaction_of(
         missed=artifact.retriever is not None
         and (answer.refused or not answer.passages or answer.text.strip() == artifact.retriever.refusal),
     )
-
-
-def as_read(artifact: Artifact, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's inputs as `rung.data.examples` reads them, so that a request gets the same id as the row of a file."""
-    row = {column: inputs[column] for column in artifact.signature.inputs}
-    return row if artifact.signature.kind == "chat" else {column: text_of(value) for column, value in row.items()}
 
 
 @dataclass(frozen=True, slots=True)

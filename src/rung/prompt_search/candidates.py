@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.labels import LabelScoring
+from rung.artifact.labels import LabelScoring, label_scoring
 from rung.prompts.demonstrations import Demonstrations
 from rung.prompts.prompt import verbalize
 
@@ -90,9 +90,9 @@ class Space:
         """Return the artifact with the candidate's prompt; a label bias, measured on another prompt, is left out."""
         artifact, decoder = self.artifact, self.artifact.decoder
         texts: tuple[str, ...] = ()
-        if isinstance(decoder, LabelScoring):
-            texts = verbalized(decoder, candidate.verbalizer)
-            decoder = replace(decoder, texts=texts, bias=())
+        if (scoring := label_scoring(decoder)) is not None:
+            texts = verbalized(scoring, candidate.verbalizer)
+            decoder = replace(scoring, texts=texts, bias=())
         prompt = replace(
             artifact.prompt, instruction=candidate.instruction, template=candidate.template,
             system=candidate.system,
@@ -120,7 +120,7 @@ class Space:
             return list(self.templates)
         if gene == "system":
             return [self.start.system, *self.systems] if self.systems else []
-        if not isinstance(self.artifact.decoder, LabelScoring) and gene in ("verbalizer", "listed"):
+        if label_scoring(self.artifact.decoder) is None and gene in ("verbalizer", "listed"):
             return []
         if gene == "verbalizer":
             return ["words", "plain", "sentence"]
@@ -141,8 +141,8 @@ class Space:
         return a != b and self._key(a) != self._key(b)
 
     def _key(self, candidate: Candidate) -> Candidate:
-        decoder = self.artifact.decoder
-        if not isinstance(decoder, LabelScoring):
+        decoder = label_scoring(self.artifact.decoder)
+        if decoder is None:
             return candidate
         names: tuple[Verbalizer, ...] = ("own", "words", "plain", "sentence")
         texts = verbalized(decoder, candidate.verbalizer)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.labels import LabelScoring, mean_logprobs
+from rung.artifact.labels import LabelScoring, label_scoring, mean_logprobs
 from rung.data.rows import Example
 from rung.engines.base import Floats, ScoreRequest
 from rung.errors import EngineError
@@ -68,7 +68,7 @@ class Judge:
         """Take a candidate up and return its name."""
         name = f"candidate-{len(self.tried)}"
         artifact = self.space.apply(candidate)
-        calibrated = self.calibrate and isinstance(artifact.decoder, LabelScoring)
+        calibrated = self.calibrate and label_scoring(artifact.decoder) is not None
         self.tried[name] = Tried(name, candidate, artifact, round_, calibrated)
         return name
 
@@ -95,16 +95,17 @@ class Judge:
         return one.scores[:until]
 
     def _answer(self, one: Tried, rows: Sequence[Example]) -> tuple[list[float], list[float]]:
-        if isinstance(one.artifact.decoder, LabelScoring) and one.artifact.signature.kind == "category":
-            return self._score_labels(one, rows)
+        scoring = label_scoring(one.artifact.decoder)
+        if scoring is not None and one.artifact.signature.kind == "category":
+            return self._score_labels(one, scoring, rows)
         answers = one.artifact.answer(rows, full=False)
         self.meter.add(len(rows), sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers))
         metric = [score.value for score in self.metric.scores(cases(rows, answers))]
         return metric, metric
 
-    def _score_labels(self, one: Tried, rows: Sequence[Example]) -> tuple[list[float], list[float]]:
-        decoder = one.artifact.decoder
-        assert isinstance(decoder, LabelScoring)
+    def _score_labels(
+        self, one: Tried, decoder: LabelScoring, rows: Sequence[Example]
+    ) -> tuple[list[float], list[float]]:
         tokens = decoder.continuations(one.artifact.open())
         divisor = divisors(tokens, decoder.normalization)
         logprobs = self._logprobs(one.artifact, tokens, rows)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.labels import LabelScoring
+from rung.artifact.labels import label_scoring
 from rung.data.rows import Example, place_of
 from rung.evaluation.metrics import Metric
 from rung.evaluation.racing import halve, race_order
@@ -135,7 +135,7 @@ def search(
         progress: told of every batch.
     """
     judge = Judge(space, rows, metric, meter, calibrate=calibrate, progress=progress)
-    trial = Trial(space, judge.tried, metric, meter, len(rows), tuple(adoption), plan.seed, written)
+    trial = AdoptionTest(space, judge.tried, metric, meter, len(rows), tuple(adoption), plan.seed, written)
     left, first = meter.left(), min(HEADROOM_ROWS, len(rows))
     if left is not None and left < trial.kept_back + 2 * first:
         return trial.stay(
@@ -148,7 +148,7 @@ def search(
 
 
 @dataclass(frozen=True)
-class Trial:
+class AdoptionTest:
     """What every search ends with: the last leader meets the incumbent on rows that the search did not see.
 
     Attributes:
@@ -261,8 +261,8 @@ def _proposals(
     if round_ > 1:
         return crossed(judge.space, ranked, count, rng)
     made = neighbours(judge.space, judge.space.start, count, rng)
-    decoder = judge.space.artifact.decoder
-    if judge.calibrate and isinstance(decoder, LabelScoring) and not decoder.bias:
+    scoring = label_scoring(judge.space.artifact.decoder)
+    if judge.calibrate and scoring is not None and not scoring.bias:
         made = [replace(judge.space.start, origin="calibrated"), *made][:count]
     return made
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Change
-from rung.artifact.labels import LabelScoring
+from rung.artifact.labels import label_scoring
 from rung.data.rows import Data
 from rung.errors import ConfigError, suggest
 from rung.machine import Machine
@@ -61,7 +61,7 @@ def skip(reason: str, *, final: bool = False) -> Applicability:
 def check_needs(needs: Sequence[str], artifact: Artifact, data: Data) -> Applicability:
     """Say whether an artifact and the rows have what a rung needs; a reason that is final comes first."""
     decoder, shown = artifact.decoder, artifact.demonstrations
-    unscored = not isinstance(decoder, LabelScoring)
+    unscored = label_scoring(decoder) is None
     conditions = {  # by need: whether it lacks, why, whether that is final
         "scored labels": (unscored, "no label set is scored", artifact.signature.kind != "category"),
         "untuned": (artifact.weights.adapter is not None, "the weights were tuned with this very prompt", False),

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.decoder import Promptless
 from rung.artifact.heads import Head, features
 from rung.data.rows import Data, Example, labels_of
 from rung.engines.base import Floats
@@ -214,7 +213,7 @@ def verdict_on_head(artifact: Artifact, data: Data) -> Applicability:
         return skip("a head answers categories only", final=True)
     if len({e.outputs[0] for e in data.train}) < 2:
         return skip("the training rows all have the same answer", final=True)
-    if isinstance(artifact.decoder, Promptless):
+    if not artifact.decoder.reads_prompt:
         return skip("a head is trained already")
     if artifact.weights.adapter is not None:
         return skip("a head would not see the tuned language model")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import FORWARD
-from rung.artifact.labels import LabelScoring, mean_logprobs
+from rung.artifact.labels import LabelScoring, label_scoring, mean_logprobs
 from rung.data.rows import Data, Example
 from rung.engines.opening import open_encoder
 from rung.evaluation.racing import race_order
@@ -166,8 +166,8 @@ class DemonstrationEnsemble(Rung):
         return artifact.step(self.name, settings, demonstrations=shown, decoder=decoder)
 
     def _calibrated(self, artifact: Artifact, inputs: tuple[Example, ...], progress: Progress) -> LabelScoring:
-        decoder, engine = artifact.decoder, artifact.open()
-        assert isinstance(decoder, LabelScoring)
+        decoder, engine = label_scoring(artifact.decoder), artifact.open()
+        assert decoder is not None
         members = [
             decoder.logprobs(artifact, engine, [row.messages for row in member.render(inputs)], progress=progress)
             for member in artifact.prompt_variants()

@@ -20,7 +20,7 @@ from rung.progress import QUIET, Progress
 from rung.prompt_search.budget import Limits, Meter
 from rung.prompt_search.candidates import Space, templates
 from rung.prompt_search.judge import Judge, Tried
-from rung.prompt_search.search import FEWEST_FIXES, HEADROOM_ROWS, Found, Plan, Trial, no_headroom, search, split
+from rung.prompt_search.search import FEWEST_FIXES, HEADROOM_ROWS, AdoptionTest, Found, Plan, no_headroom, search, split
 from rung.prompt_search.writer import CopyGuard, Writer, Written
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, PartialShare, Rung, rung, skip
@@ -218,7 +218,7 @@ class Gepa(Rung):
         metric, meter = metric_of(artifact, data.folder), Meter(Limits(calls=self.calls))
         space = Space(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
         judge = Judge(space, selection, metric, meter, calibrate=False)
-        trial = Trial(space, judge.tried, metric, meter, len(rows), deciding[: self.adoption_rows], self.seed)
+        trial = AdoptionTest(space, judge.tried, metric, meter, len(rows), deciding[: self.adoption_rows], self.seed)
         if self.calls < trial.kept_back + len(selection) + self._round:
             return trial.stay(f"the budget of {self.calls} calls is too small to search and to decide")
         judge.ask("incumbent", min(HEADROOM_ROWS, len(selection)))

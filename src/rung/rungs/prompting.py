@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.labels import LabelScoring, ListScoring
+from rung.artifact.labels import ListScoring, label_scoring
 from rung.artifact.text import Generate
 from rung.data.rows import Data, labels_of
 from rung.engines.opening import open_engine
@@ -26,7 +26,6 @@ from rung.prompts.calibration import Normalization, batch_bias, divisors
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
 from rung.rungs.costs import inference_cost, sizes
 from rung.rungs.features import FEWEST, best_threshold
-from rung.rungs.reasoning import label_texts
 from rung.training.config import Count
 
 SHARE = 0.5  # of all texts on all rows: what the race among the texts may take
@@ -76,7 +75,8 @@ class SystemPrompt(Rung):
     def _raced(self, artifact: Artifact, data: Data, progress: Progress) -> tuple[str, dict[str, float]]:
         """Return the winner, and the mean score of every text on the rows that it answered."""
         space = Space(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
-        calibrate = isinstance(artifact.decoder, LabelScoring) and bool(artifact.decoder.bias)
+        scoring = label_scoring(artifact.decoder)
+        calibrate = scoring is not None and bool(scoring.bias)
         rows = race_order(data.train)[: self.rows]
         metric = metric_of(artifact, data.folder)
         judge = Judge(space, rows, metric, Meter(Limits()), calibrate=calibrate, progress=progress)
@@ -119,7 +119,7 @@ class LabelDescriptions(Rung):
             return skip("there are no labels", final=True)
         if artifact.decoder.unconstrained:
             return skip("the model writes freely instead of choosing a label")
-        if isinstance(artifact.decoder, LabelScoring) and artifact.decoder.bias:
+        if (scoring := label_scoring(artifact.decoder)) is not None and scoring.bias:
             return skip("the labels are calibrated for the prompt as it is")
         if len(labels) > self.most_labels:
             reason = f"describing {len(labels)} labels makes the prompt too long; `most_labels` is {self.most_labels}"
@@ -144,7 +144,7 @@ class LabelDescriptions(Rung):
         Raises:
             TrainingError: `reply-unreadable`: no description is fit to be used.
         """
-        texts, labels = label_texts(artifact), artifact.signature.labels
+        texts, labels = (artifact.decoder.label_texts or artifact.signature.labels), artifact.signature.labels
         described, refused = artifact.prompt.descriptions, {}
         meter = Meter(Limits())
         if not described:
@@ -189,8 +189,8 @@ class WrittenLabel(Rung):
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact that writes; labels are named in the prompt, as nothing else tells them."""
         del data, progress
-        decoder = artifact.decoder
-        assert isinstance(decoder, LabelScoring)
+        decoder = label_scoring(artifact.decoder)
+        assert decoder is not None
         # No vocabulary of bytes needs more tokens than a text has bytes.
         most = max(len(text.encode()) for text in decoder.texts) + 8
         prompt = replace(artifact.prompt, labels=decoder.texts)
@@ -218,8 +218,8 @@ class Calibrate(Rung):
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies to labels that are not calibrated yet."""
-        assert isinstance(artifact.decoder, LabelScoring)
-        if artifact.decoder.bias:
+        scoring = label_scoring(artifact.decoder)
+        if scoring is not None and scoring.bias:
             return skip("the labels are calibrated already")
         if not data.train or not data.validation:
             return skip("it needs training inputs and validation rows", final=True)
@@ -232,8 +232,8 @@ class Calibrate(Rung):
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact with the best of four scorings; ties go to the plainer one."""
-        decoder = artifact.decoder
-        assert isinstance(decoder, LabelScoring)
+        decoder = label_scoring(artifact.decoder)
+        assert decoder is not None
         engine = artifact.open()
         # Ids are hashes, so their order is a shuffle that every run and every rung shares.
         inputs = sorted(data.train, key=lambda e: e.id)[: self.unlabelled]
@@ -280,7 +280,7 @@ class LabelThresholds(Rung):
         """It applies to lists of labels that a model writes."""
         if artifact.signature.kind != "multilabel":
             return skip("only where a row may have several labels", final=True)
-        if not isinstance(artifact.decoder, Generate):
+        if not artifact.decoder.generates:
             return skip("the labels have thresholds already")
         if is_endpoint(artifact.model):
             return skip("an endpoint writes lists in one request, and scores labels in many", final=True)

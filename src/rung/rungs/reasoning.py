@@ -9,8 +9,7 @@ from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import REASONING_TOKENS
-from rung.artifact.labels import LabelScoring
-from rung.artifact.text import Generate, Reasoning
+from rung.artifact.text import Reasoning, reasoning
 from rung.data.rows import Data
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
@@ -67,7 +66,7 @@ class ChainOfThought(Rung):
         """Return the artifact that reasons; nothing is trained."""
         del progress
         how = self.extract if self.extract != "auto" else looks_like(artifact, data)
-        texts = label_texts(artifact) if how == "label" else ()
+        texts = (artifact.decoder.label_texts or artifact.signature.labels) if how == "label" else ()
         prompt = replace(artifact.prompt, instruction=f"{artifact.prompt.instruction.strip()}\n\n{REQUEST}")
         if texts and not prompt.labels:  # a label that was never named cannot be written
             prompt = replace(prompt, labels=texts)
@@ -81,15 +80,6 @@ def looks_like(artifact: Artifact, data: Data) -> Extract:
         return "label"
     rows = data.train or data.validation
     return "number" if rows and all(is_number(row.outputs[0]) for row in rows) else "text"
-
-
-def label_texts(artifact: Artifact) -> tuple[str, ...]:
-    """Return what stands for each label."""
-    decoder = artifact.decoder
-    if isinstance(decoder, LabelScoring):
-        return decoder.texts
-    assert isinstance(decoder, Generate)
-    return decoder.choices or artifact.signature.labels
 
 
 # --------------------
@@ -116,9 +106,10 @@ class SelfConsistency(Rung):
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies where a single chain of thought answers."""
         del data
-        if not isinstance(artifact.decoder, Reasoning):
+        chain = reasoning(artifact.decoder)
+        if chain is None:
             return skip("there is no chain of thought to sample", final=artifact.signature.kind in UNREASONED)
-        return OK if artifact.decoder.samples == 1 else skip("several chains are sampled already")
+        return OK if chain.samples == 1 else skip("several chains are sampled already")
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Every further chain costs its tokens; the prompt is read once."""
@@ -127,7 +118,8 @@ class SelfConsistency(Rung):
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Return the artifact that votes."""
         del data, progress
-        assert isinstance(artifact.decoder, Reasoning)
+        chain = reasoning(artifact.decoder)
+        assert chain is not None
         settings = {"samples": self.samples, "temperature": self.temperature, "seed": self.seed}
-        decoder = replace(artifact.decoder, samples=self.samples, temperature=self.temperature, seed=self.seed)
+        decoder = replace(chain, samples=self.samples, temperature=self.temperature, seed=self.seed)
         return artifact.step(self.name, settings, decoder=decoder)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer, cites
 from rung.artifact.rendering import passage_cost
-from rung.artifact.sentences import SentenceSelection as Selecting
+from rung.artifact.sentences import SentenceDecoder as Selecting
 from rung.artifact.sentences import cost_of, ranked
 from rung.data.rows import NOT_IN_DOCUMENTS, Data, Example
 from rung.errors import ConfigError

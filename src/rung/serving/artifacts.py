@@ -18,11 +18,10 @@ from rung.agents.tools import Tool
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.artifact.predict_file import sources
-from rung.data.rows import example_id
+from rung.data.examples import read_inputs
 from rung.engines.base import Constraint, GenerateRequest, ModelInput, Sampling
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, DataError
-from rung.feedback.records import as_read
 from rung.feedback.trials import arm_of
 from rung.models.messages import Messages, accepts_system, fold_system
 from rung.models.tokenizer import Tokenizer
@@ -31,7 +30,6 @@ from rung.serving.schemas import ChatRequest, CompletionRequest, SamplingRequest
 from rung.serving.served import ServedArtifact, ServedModel, example, scheduled
 from rung.serving.tools import NO_SUPPORT, offered, turns
 
-ROLES = {"system", "user", "assistant", "tool"}
 DEFAULT_TOKENS = 1024  # limit of an answer where the request has none and the context has room
 
 
@@ -140,7 +138,7 @@ def _artifact_request(
     if held is not None and artifact.decoder.answer_schema is not None:
         raise _unsupported("response_format", "the artifact has its own schema")
     artifact, _ = scheduled(served)
-    rendered = artifact.render([example(dict(row))])[0]
+    rendered = artifact.render([example(artifact, row)])[0]
     if rendered.refused:  # nothing is written, so nothing is sampled either
         return RowRequest(served, row, body.n)
     like = artifact.decoder.request(artifact, rendered.messages)
@@ -252,28 +250,15 @@ def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]
         DataError: a column is missing or unknown, or the conversation is malformed.
     """
     columns = artifact.signature.inputs
-    reads = f"it reads {', '.join(columns)}"
-    for column in columns:
-        if column not in values:
-            raise DataError("missing-column", f"the row has no column {column!r}", hint=reads)
     for column in values:
         if column not in columns:
-            raise DataError("unknown-name", f"there is no column {column!r}", hint=reads)
-    if artifact.signature.kind == "chat" and not _is_conversation(values[columns[0]]):
-        hint = 'write [{"role": "user", "content": "..."}]'
-        raise DataError("bad-row", f"the column {columns[0]!r} is not a conversation", hint=hint)
-    return {column: values[column] for column in columns}
-
-
-def _is_conversation(value: Any) -> bool:
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        return False
-    return bool(value) and all(turn.get("role") in ROLES and isinstance(turn.get("content"), str) for turn in value)
+            raise DataError("unknown-name", f"there is no column {column!r}", hint=f"it reads {', '.join(columns)}")
+    return read_inputs(values, columns, artifact.signature.kind, "the row")
 
 
 def answers_of(artifact: Artifact, rows: Sequence[Mapping[str, Any]]) -> list[Answer]:
     """Answer rows as `Artifact.predict` does."""
-    return artifact.answer([example(dict(row)) for row in rows])
+    return artifact.answer([example(artifact, row) for row in rows])
 
 
 def answer_fields(artifact: Artifact, answer: Answer) -> dict[str, Any]:
@@ -303,7 +288,7 @@ def answering(served: ServedArtifact, row: Mapping[str, Any], limit: int | None 
     if _cuts(limit, served) or _cuts(limit, trial.challenger):
         return replace(served, trial=None)
     record = trial.record
-    read = example_id(as_read(served.artifact, row))
+    read = example(served.artifact, row).id
     if record.mode == "ab" and arm_of(read, share=record.share, salt=record.token) == "b":
         return trial.challenger
     return served

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
-from rung.data.rows import Example, example_id
+from rung.data.examples import read_row
+from rung.data.rows import Example
 from rung.engines.base import Engine, FinishReason, Floats
 from rung.engines.opening import open_encoder, open_engine, settled
 from rung.errors import ArtifactError, ConfigError
@@ -264,9 +265,9 @@ def finish_reasons(engine: ScheduledEngine | None, rows: int) -> list[FinishReas
     return reasons if len(reasons) == rows else ["stop"] * rows
 
 
-def example(inputs: dict[str, Any]) -> Example:
+def example(artifact: Artifact, row: Mapping[str, Any]) -> Example:
     """Make an Example of a request's row."""
-    return Example(example_id(inputs), inputs, (), "request")
+    return read_row(row, artifact.signature.inputs, artifact.signature.kind, "request")
 
 
 def _warm_up(served: ServedArtifact) -> None:
@@ -274,5 +275,5 @@ def _warm_up(served: ServedArtifact) -> None:
     artifact, _ = scheduled(served)
     chat = artifact.signature.kind == "chat"
     value: Any = [{"role": "user", "content": WARM_UP}] if chat else WARM_UP
-    row = example(dict.fromkeys(artifact.signature.inputs, value))
+    row = example(artifact, dict.fromkeys(artifact.signature.inputs, value))
     artifact.decoder.warm_up(artifact, row)
