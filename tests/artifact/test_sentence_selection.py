@@ -1,6 +1,6 @@
 import pytest
 
-from rung.artifact.sentences import Sentence, ranked
+from rung.artifact.sentences import Sentence, SentenceDecoder, ranked
 from rung.retrieval.passage import Passage
 
 ENCODER = "embedded-encoder"

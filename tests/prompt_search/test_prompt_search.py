@@ -219,9 +219,13 @@ def test_a_prompt_that_does_not_fit_scores_nothing_and_ends_nothing(scoring, row
 
 def test_what_reads_no_prompt_is_a_reason(scoring, rows):
     artifact = scoring(likes_nothing)
-    for decoder in (EnsembleDecoder((artifact,), (1.0,), (1.0,)), Head(("neg", "pos"), "none", np.eye(2), np.zeros(2))):
+    head = Head(("neg", "pos"), "none", np.eye(2), np.zeros(2))
+    for decoder, what in (
+        (EnsembleDecoder((artifact,), (1.0,), (1.0,)), "what answers"),
+        (head, "a head on frozen features"),
+    ):
         verdict = PromptSearch().applies(replace(artifact, decoder=decoder), rows)
-        assert verdict.reason == "what answers does not read the prompt"
+        assert verdict.reason == f"{what} does not read the prompt"
 
 
 def test_too_few_rows_is_a_reason(scoring, rows):

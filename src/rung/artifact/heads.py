@@ -50,6 +50,7 @@ class Head(Promptless):
     kind: ClassVar[str] = "head"
     refusals: ClassVar[Mapping[Change, str]] = {
         **Promptless.refusals,
+        "prompt": "a head on frozen features does not read the prompt",
         "demonstrations": "a head on frozen features does not read the prompt",
         "reasoning": "a head on frozen features does not write",
         "training": "the head reads frozen features, which training would change",
