@@ -30,6 +30,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 bench: $(VENV)/.dev
 	for script in $(INFERENCE:%=benchmarks/%.py); do \

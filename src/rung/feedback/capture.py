@@ -224,7 +224,7 @@ class Capture:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.close()
 
     # ---- the writer's thread

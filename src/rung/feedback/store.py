@@ -67,7 +67,7 @@ class FeedbackStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *_raised: object) -> None:
         self.close()
 
     # ---- interactions and cases

@@ -92,7 +92,6 @@ class SystemPrompt(Rung):
 
 
 STEPS = "Compare the input with what each label means, rule out those that do not fit, and answer with the best."
-EXPECTED = 24  # tokens of a description
 
 
 @rung("label-descriptions", family="prompting", order=110)

@@ -122,14 +122,6 @@ class Served:
         with self._loading:
             return self._base(reference, engine, "", progress)
 
-    def add_engine(self, name: str, engine: Engine) -> ServedModel:
-        """Serve an open engine; it must not cache answers."""
-        with self._loading:
-            base = ServedModel(name, engine.info.fingerprint, Scheduler(engine, name), int(time.time()))
-            self._bases = {**self._bases, (name, "", ""): base}
-            self._name(name, base)
-            return base
-
     def add_encoder(self, reference: str, *, progress: Progress = QUIET) -> ServedEncoder:
         """Serve a sentence encoder for embeddings."""
         with self._loading:
@@ -229,12 +221,18 @@ class Served:
                 reference, engine, quantization=quantization, remember=False, apart=True, progress=progress
             )
             name = reference if is_plain(reference) else opened.info.model
-            identity = "" if is_endpoint(reference) else resolve(reference).fingerprint
-            base = ServedModel(name, identity, Scheduler(opened, name), int(time.time()))
-            self._bases = {**self._bases, key: base}
-            if name not in self._names:
-                self._name(name, base)
+            self.add_engine(name, opened, key, "" if is_endpoint(reference) else resolve(reference).fingerprint)
         return self._bases[key]
+
+    def add_engine(
+        self, name: str, engine: Engine, key: tuple[str, str, str] | None = None, identity: str = ""
+    ) -> ServedModel:
+        """Serve an open engine, which must not cache answers, under a name that is free."""
+        base = ServedModel(name, identity, Scheduler(engine, name), int(time.time()))
+        self._bases = {**self._bases, key or (name, "", ""): base}
+        if name not in self._names:
+            self._name(name, base)
+        return base
 
     def _name(self, name: str, served: Servable) -> None:
         self._names = {**self._names, name: served}
