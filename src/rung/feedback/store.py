@@ -7,7 +7,7 @@ import re
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -370,9 +370,10 @@ def _entries(table: sa.Table, id: str) -> sa.Select[Any]:  # noqa: A002
 
 
 def _record(kind: type[StoredRecord], row: Row[Any]) -> StoredRecord:
-    values = {field.name: getattr(row, field.name) for field in fields(kind)}
-    for name in {"inputs", "evidence"} & values.keys():
-        values[name] = json.loads(values[name])
+    values = {name: getattr(row, name) for name in kind.__match_args__}
+    for name in ("inputs", "evidence"):
+        if name in values:
+            values[name] = json.loads(values[name])
     return kind(**values)
 
 
