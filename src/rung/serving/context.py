@@ -201,4 +201,8 @@ def reviewers_only(request: Request) -> None:
         raise Refused(403, "forbidden", "this key may not review: make one with `rung keys create --admin`")
 
 
-Context = Annotated[RequestContext, Depends(context_of)]  # of an endpoint's argument
+async def _context(request: Request) -> RequestContext:
+    return context_of(request)  # asynchronous, because FastAPI runs other dependencies in threads
+
+
+Context = Annotated[RequestContext, Depends(_context)]  # of an endpoint's argument
