@@ -7,7 +7,7 @@ import pytest
 
 from rung.advice import Advice, advise, latest_run
 from rung.advice.facts import Facts, ModelFacts, gather, model_facts
-from rung.advice.rules import GUIDES, RULES, walk
+from rung.advice.rules import RULES, walk
 from rung.data.spec import Needs
 from rung.machine import Machine
 from rung.rungs import names, registered
@@ -34,7 +34,7 @@ def said(facts, key):
     expected = {}
     for effect in step(facts, key).effects:
         for about in effect.rungs:
-            for name in [name for name, guide in GUIDES.items() if about in guide.topics] or [about]:
+            for name in [entry.name for entry in registered() if about in entry.topics] or [about]:
                 expected[name] = effect.expect
     return expected
 
@@ -70,7 +70,7 @@ def test_every_rule_answers_and_asks_for_what_it_cannot_know(facts):
 
 def test_rules_speak_of_families_and_topics_that_exist(facts, task):
     families = {one.rung_type.family for one in registered()}
-    topics = {topic for guide in GUIDES.values() for topic in guide.topics}
+    topics = {topic for entry in registered() for topic in entry.topics}
     endpoint = ModelFacts("http://h/v1#m", True, True, None, None)
     needs = Needs(facts_change="daily", knowledge=True, style=True, reasoning=True, latency_ms=1, rows_per_day=10**6,
                   privacy="local", failures=2000)  # fmt: skip

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rung.advice.facts import Facts, gather
-from rung.advice.rules import GUIDES, AdviceStep, Effect, Expect, Guide, walk
+from rung.advice.rules import AdviceStep, Effect, Expect, walk
 from rung.data.rows import Data
 from rung.machine import Machine, this_machine
-from rung.rungs import registered
+from rung.rungs import Registration, registered
 from rung.task import Task
 
 __all__ = ["Advice", "Expectation", "advise"]
@@ -71,30 +71,27 @@ def advise(task: Task, data: Data | None = None, machine: Machine | None = None)
     facts = gather(task, data or task.read(), machine or this_machine())
     steps = tuple(walk(facts))
     expectations = [Expectation("zero-shot", "prompting", "unknown", ("every rung is measured against it",))]
-    for entry in registered():
-        name, family, guide = entry.name, entry.rung_type.family, GUIDES.get(entry.name, Guide())
-        expectations.append(_expectation(name, family, guide, guide.lacks(task), steps, facts))
+    expectations += [_expectation(entry, entry.rung_type.lacks(task), steps, facts) for entry in registered()]
     return Advice(task.name, steps, tuple(expectations))
 
 
-def _expectation(
-    name: str, family: str, guide: Guide, lacks: str, steps: tuple[AdviceStep, ...], facts: Facts
-) -> Expectation:
+def _expectation(entry: Registration, lacks: str, steps: tuple[AdviceStep, ...], facts: Facts) -> Expectation:
     """Gather what the steps say of one rung."""
+    name, family = entry.name, entry.rung_type.family
     if lacks:
         return Expectation(name, family, "not", (lacks,))
-    effects = [effect for step in steps for effect in _about(family, guide, step)]
-    if family == "retrieval" and not facts.corpus and not effects:
+    effects = [effect for step in steps for effect in _about(entry, step)]
+    if entry.rung_type.reads_corpus and not facts.corpus and not effects:
         return Expectation(name, family, "not", ("`corpus` names no documents",))
     decisive = [effect for effect in effects if effect.excludes] or effects
     reasons = tuple(str(effect.reason) for effect in decisive)
     return Expectation(name, family, _verdict(effects), reasons or ("no rule is about it",))
 
 
-def _about(family: str, guide: Guide, step: AdviceStep) -> list[Effect]:
+def _about(entry: Registration, step: AdviceStep) -> list[Effect]:
     """What a step says of a rung: by its topics if it does, else by its family."""
-    by_topic = [effect for effect in step.effects if set(guide.topics) & set(effect.rungs)]
-    return by_topic or [effect for effect in step.effects if family in effect.rungs]
+    by_topic = [effect for effect in step.effects if set(entry.topics) & set(effect.rungs)]
+    return by_topic or [effect for effect in step.effects if entry.rung_type.family in effect.rungs]
 
 
 def _verdict(effects: list[Effect]) -> Expect:

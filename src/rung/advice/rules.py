@@ -5,14 +5,13 @@ A rule never decides. It says what to expect of which techniques, and why; the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from rung.advice.facts import DEMONSTRATIONS, FEW_PER_LABEL, FEW_ROWS, Facts
 from rung.data.rows import LABELLED
 from rung.rungs.reasoning import UNREASONED
-from rung.task import Task
 
 YesNo = Literal["yes", "no", "unknown"]
 Expect = Literal["help", "not", "unknown"]
@@ -23,42 +22,6 @@ THOUSAND = 1000
 SMALL_MODEL = 1_000_000_000
 REASONING_MODEL = 1_500_000_000
 OFTEN = 10_000  # answers a day from which a shorter prompt pays for training
-
-
-class Guide(NamedTuple):
-    """What the guide must know of one rung besides its family.
-
-    Attributes:
-        topics: what the rules call the rung where they do not mean its whole family.
-        lacks: says what the task file must still set for this rung; empty when nothing.
-    """
-
-    topics: tuple[str, ...] = ()
-    lacks: Callable[[Task], str] = lambda task: ""
-
-
-GUIDES: Mapping[str, Guide] = {
-    "system-prompt": Guide(lacks=lambda task: "" if task.system is not None else "`system` is not set"),
-    "label-descriptions": Guide(("label descriptions",)),
-    "written-label": Guide(("single label", "generated label")),
-    "chain-of-thought": Guide(("reasoning",)),
-    "self-consistency": Guide(("reasoning",)),
-    "calibrate": Guide(("single label", "calibration")),
-    "label-thresholds": Guide(("thresholds",)),
-    "few-shot-knn": Guide(("nearest rows",)),
-    "few-shot-mmr": Guide(("nearest rows",)),
-    "demonstration-ensemble": Guide(("single label",)),
-    "gepa": Guide(
-        lacks=lambda task: (
-            "" if task.rungs.get("gepa", {}).get("reflection") else "`rungs: {gepa: {reflection: ...}}` names no model"
-        )
-    ),
-    "llm-features": Guide(("hidden states",)),
-    "fine-tuned-encoder": Guide(("single label",)),
-    "domain-adaptation": Guide(("domain text",)),
-    "qlora": Guide(("quantized base",)),
-    "ensemble": Guide(("single label", "averaging")),
-}
 
 
 class Source(NamedTuple):

@@ -122,6 +122,12 @@ class Rung(ABC):
         own = {each.name for each in fields(cls)}  # type: ignore[arg-type]
         return cls(**{name: value for name, value in given.items() if name in own}, **settings)
 
+    @classmethod
+    def lacks(cls, task: Task) -> str:
+        """Say what the task file has to set for this rung and does not; empty if nothing."""
+        del task
+        return ""
+
     def applies(self, artifact: Artifact, data: Data) -> Applicability:
         """Say whether the rung can be put on top of `artifact`, or why not."""
         unmet = check_needs(self.needs, artifact, data)
@@ -176,6 +182,7 @@ class Registration:
         rung_type: its class.
         order: its place on the ramp; rungs of a family have neighbouring places.
         default: whether a climb tries it unless told otherwise.
+        topics: what the rules of the guide call it where they do not mean its whole family.
         preset: settings that make it this rung, where a class has several names.
     """
 
@@ -183,6 +190,7 @@ class Registration:
     rung_type: type[Rung]
     order: int
     default: bool = False
+    topics: tuple[str, ...] = ()
     preset: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, task: Task | None = None, seed: int = 0) -> Rung:
@@ -194,7 +202,9 @@ REGISTERED: dict[str, Registration] = {}
 R = TypeVar("R", bound=Rung)
 
 
-def rung(name: str, *, family: str, order: int, default: bool = False, **preset: Any) -> Callable[[type[R]], type[R]]:
+def rung(
+    name: str, *, family: str, order: int, default: bool = False, topics: tuple[str, ...] = (), **preset: Any
+) -> Callable[[type[R]], type[R]]:
     """Register a rung class under a name; a class that has several names is decorated once for each.
 
     Args:
@@ -202,6 +212,7 @@ def rung(name: str, *, family: str, order: int, default: bool = False, **preset:
         family: the step of the ramp that it belongs to.
         order: its place on the ramp; see `rung rungs` for the order of all.
         default: whether a climb tries it unless told otherwise.
+        topics: what the rules of the guide call it where they do not mean its whole family.
         preset: settings that make the class this rung; then the class says its `name` itself.
 
     Raises:
@@ -212,7 +223,7 @@ def rung(name: str, *, family: str, order: int, default: bool = False, **preset:
         home, other = _home(rung_type), _home(REGISTERED[name].rung_type) if name in REGISTERED else ""
         if other not in ("", home):
             raise ValueError(f"two rungs are named {name!r}: {other} and {home}")
-        REGISTERED[name] = Registration(name, rung_type, order, default, preset)
+        REGISTERED[name] = Registration(name, rung_type, order, default, topics, preset)
         rung_type.family = family
         if not isinstance(vars(rung_type).get("name"), property):
             rung_type.name = name  # type: ignore[method-assign, assignment]

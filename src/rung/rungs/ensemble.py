@@ -40,7 +40,7 @@ SMALLEST = 0.02  # members with less weight are left out: they cost as much as t
 ROWS_BEFORE, TEMPERATURE_SPREAD = 1.0, float(np.log(2))
 
 
-@rung("ensemble", family="combination", order=1000)
+@rung("ensemble", family="combination", order=1000, topics=("single label", "averaging"))
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Rung):
     """Fit several rungs from the same artifact and average what they say.

@@ -146,7 +146,7 @@ def logistic(penalty: float) -> Any:
 ROWS_FOR_SEARCH = 3000  # the penalty is chosen on this many rows at most
 
 
-@rung("llm-features", family="features", order=510, default=True, encoder="")
+@rung("llm-features", family="features", order=510, default=True, topics=("hidden states",), encoder="")
 @rung("features", family="features", order=500, default=True)
 @dataclass(frozen=True)
 class Features(Rung):

@@ -27,8 +27,8 @@ ENCODER = "embedded-encoder"
 
 
 # Fixed and random demonstrations differ from balanced ones only by chance: a climb tries them when asked to.
-@rung("few-shot-mmr", family="in-context", order=340, selection="mmr")
-@rung("few-shot-knn", family="in-context", order=330, default=True, selection="knn")
+@rung("few-shot-mmr", family="in-context", order=340, topics=("nearest rows",), selection="mmr")
+@rung("few-shot-knn", family="in-context", order=330, default=True, topics=("nearest rows",), selection="knn")
 @rung("few-shot-balanced", family="in-context", order=320, default=True, selection="balanced")
 @rung("few-shot-random", family="in-context", order=310, selection="random")
 @rung("few-shot-fixed", family="in-context", order=300, selection="fixed")
@@ -104,7 +104,7 @@ class FewShot(Rung):
 # https://arxiv.org/abs/2309.17249.
 
 
-@rung("demonstration-ensemble", family="in-context", order=350)
+@rung("demonstration-ensemble", family="in-context", order=350, topics=("single label",))
 @dataclass(frozen=True)
 class DemonstrationEnsemble(Rung):
     """Ask every row with several sets of demonstrations, and average.

@@ -135,7 +135,7 @@ class DoRA(LoRA):
 NEEDED = ("bitsandbytes", "accelerate")
 
 
-@rung("qlora", family="parameter-efficient", order=770)
+@rung("qlora", family="parameter-efficient", order=770, topics=("quantized base",))
 @dataclass(frozen=True, kw_only=True)
 class QLoRA(LoRA):
     """Train low-rank updates of every linear layer on a base model in 4 bits."""
@@ -229,7 +229,7 @@ class AdaLoRA(FineTune):
 # The adapter is that of the rung `lora`, which goes on from it when it is put on top.
 
 
-@rung(ADAPTATION, family="parameter-efficient", order=730, default=True)
+@rung(ADAPTATION, family="parameter-efficient", order=730, default=True, topics=("domain text",))
 @dataclass(frozen=True, kw_only=True)
 class DomainAdaptation(LoRA):
     """Train low-rank updates of every linear layer to continue the text of `data.text`.

@@ -26,6 +26,7 @@ from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, PartialShare, Rung, rung, skip
 from rung.rungs.costs import inference_cost
 from rung.rungs.few_shot import ENCODER
+from rung.task import Task
 from rung.training.config import Count, NonNegative
 
 FEWEST_SEARCHED = 16
@@ -188,6 +189,12 @@ class Gepa(Rung):
     adoption_rows: Count = 300
     temperature: NonNegative = 1.0
     seed: CountOrZero = 0
+
+    @classmethod
+    def lacks(cls, task: Task) -> str:
+        """A model that reflects."""
+        named = task.rungs.get("gepa", {}).get("reflection")
+        return "" if named else "`rungs: {gepa: {reflection: ...}}` names no model"
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies where a model reflects and there are enough rows."""

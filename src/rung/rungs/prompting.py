@@ -26,6 +26,7 @@ from rung.prompts.calibration import Normalization, batch_bias, divisors
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
 from rung.rungs.costs import inference_cost, sizes
 from rung.rungs.features import FEWEST, best_threshold
+from rung.task import Task
 from rung.training.config import Count
 
 SHARE = 0.5  # of all texts on all rows: what the race among the texts may take
@@ -45,6 +46,11 @@ class SystemPrompt(Rung):
 
     system_prompts: tuple[str, ...] = ()
     rows: Count = 64
+
+    @classmethod
+    def lacks(cls, task: Task) -> str:
+        """The system prompts."""
+        return "" if task.system is not None else "`system` is not set"
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies where the task has a system prompt."""
@@ -94,7 +100,7 @@ class SystemPrompt(Rung):
 STEPS = "Compare the input with what each label means, rule out those that do not fit, and answer with the best."
 
 
-@rung("label-descriptions", family="prompting", order=110)
+@rung("label-descriptions", family="prompting", order=110, topics=("label descriptions",))
 @dataclass(frozen=True)
 class LabelDescriptions(Rung):
     """Show what each label means, and ask to compare: by the task file's `output.descriptions`, or as a model writes
@@ -172,7 +178,7 @@ class LabelDescriptions(Rung):
 # Written labels: the model writes the label, held to the label set, where its likelihood would be scored.
 
 
-@rung("written-label", family="prompting", order=120)
+@rung("written-label", family="prompting", order=120, topics=("single label", "generated label"))
 @dataclass(frozen=True)
 class WrittenLabel(Rung):
     """Decode one of the labels token by token. Greedy, so it may miss the likeliest label; its cost does not grow
@@ -200,7 +206,7 @@ class WrittenLabel(Rung):
 # Calibrated label scoring: normalization and batch calibration, chosen on validation rows.
 
 
-@rung("calibrate", family="prompting", order=150, default=True)
+@rung("calibrate", family="prompting", order=150, default=True, topics=("single label", "calibration"))
 @dataclass(frozen=True)
 class Calibrate(Rung):
     """Take the labels' own bias away (Zhou et al. 2024, https://arxiv.org/abs/2309.17249).
@@ -260,7 +266,7 @@ class Calibrate(Rung):
 # Several labels a row by their likelihoods: a threshold for each label, set on training rows.
 
 
-@rung("label-thresholds", family="prompting", order=160, default=True)
+@rung("label-thresholds", family="prompting", order=160, default=True, topics=("thresholds",))
 @dataclass(frozen=True)
 class LabelThresholds(Rung):
     """Score every label at the beginning of a list, and give it above its threshold.

@@ -24,7 +24,7 @@ UNREASONED = ("json", "chat")  # kinds of output that are the whole text
 SHORT = 12  # words; a longer answer is a text, not the result of a calculation
 
 
-@rung("chain-of-thought", family="prompting", order=130, default=True)
+@rung("chain-of-thought", family="prompting", order=130, default=True, topics=("reasoning",))
 @dataclass(frozen=True)
 class ChainOfThought(Rung):
     """Have the model think step by step, and take the answer from behind a marker.
@@ -88,7 +88,7 @@ def looks_like(artifact: Artifact, data: Data) -> Extract:
 # Wang et al. 2023, https://arxiv.org/abs/2203.11171.
 
 
-@rung("self-consistency", family="prompting", order=140, default=True)
+@rung("self-consistency", family="prompting", order=140, default=True, topics=("reasoning",))
 @dataclass(frozen=True)
 class SelfConsistency(Rung):
     """Sample chains and vote.

@@ -326,31 +326,32 @@ class SentenceSelection(Rung):
             settings["threshold"] = threshold
         decoder = Selecting(index.manifest.encoder, DEFAULT_SHARE, self.most)
         plain = replace(artifact, retriever=retriever, decoder=decoder)
-        scores, tokens = _tried(plain, data, progress)
+        scores, tokens = _score_shares(plain, decoder, data, progress)
         if scores:
             decoder = replace(decoder, share=max(scores, key=lambda share: scores[share]))
         settings |= {"share": decoder.share, "score_by_share": {str(share): scores[share] for share in scores}}
         return artifact.step(self.name, settings, decoder=decoder, retriever=replace(retriever, passage_tokens=tokens))
 
 
-def _tried(artifact: Artifact, data: Data, progress: Progress) -> tuple[dict[float, float], float]:
+def _score_shares(
+    artifact: Artifact, decoder: Selecting, data: Data, progress: Progress
+) -> tuple[dict[float, float], float]:
     """Return the mean score of every share on training rows, and the mean tokens of a passage."""
-    assert isinstance(artifact.decoder, Selecting)
     assert artifact.retriever is not None
     rows = sorted(data.train, key=lambda row: row.id)[:MOST_ROWS]  # ids are hashes, so their order is a shuffle
     looked_up = rows or data.validation[:MOST_ROWS]
     queries = [artifact.prompt.query(row.inputs) for row in looked_up]
-    cost = cost_of(artifact.decoder.encoder)
+    cost = cost_of(decoder.encoder)
     found = [one.passages for one in artifact.retriever.find(looked_up, queries, cost)]
     lengths = [cost(passage) for passages in found for passage in passages]
     tokens = sum(lengths) / max(1, len(lengths))
     if not rows:
         return {}, tokens
     metric, scores = metric_of(artifact, data.folder), dict[float, float]()
-    sentences = ranked(artifact.decoder.encoder, queries, found, progress=progress)
+    sentences = ranked(decoder.encoder, queries, found, progress=progress)
     for share in SHARES:
-        decoder = replace(artifact.decoder, share=share)
-        texts = [" ".join(one.passage.text for one in decoder.chosen(candidates)) for candidates in sentences]
+        chosen = replace(decoder, share=share).chosen
+        texts = [" ".join(one.passage.text for one in chosen(candidates)) for candidates in sentences]
         answers = [Answer(text, None, None, 0, 0, 0.0) for text in texts]
         scores[share] = sum(one.value for one in metric.scores(cases(rows, answers))) / len(rows)
     return scores, tokens
