@@ -166,7 +166,10 @@ def test_chat_streams_token_by_token_from_a_model(fitted, tmp_path, said):
     (answer,) = Artifact.load(folder).predict([{"question": question}])
     sources = ["\nRead, but not cited:\n", *(f"  {Citation(1, passage)}\n" for passage in answer.passages)]
     assert len(sources) == 2
-    assert said("chat", folder, typed=f"{question}\n\n") == ["\n"] * fitted.decoder.max_tokens + ["\n", *sources]
+    assert said("chat", folder, typed=f"{question}\n\n") == ["\n"] * fitted.decoder.max_tokens + [
+        "\n",
+        "".join(sources),
+    ]
     assert "".join(said("run", folder, question)) == "\n" + "".join(sources)
 
 
