@@ -85,7 +85,7 @@ WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         "bad-reference",
         '{"text": "a", "label": {"lines": [{"n": "x", "p": 1}, {"n": "y"}]}}\n',
         {"output": f"output: {{column: label, kind: json, schema: {SCHEMA}}}", "name": "rows.jsonl"},
-        "`lines[1]` lacks the key 'p'",
+        "$.lines[1]: 'p' is a required property",
     ),
     (
         "bad-json",

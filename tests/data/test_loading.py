@@ -261,7 +261,7 @@ def test_json_answers_are_canonical_and_checked(tmp_path: Path) -> None:
     assert {row.outputs for row in plain.train} & {('{"date": null, "total": 3}',), ('{"date": null, "total": 4}',)}
     for wrong, code, part in (
         ({"date": "x"}, "bad-reference", "'total'"),
-        ({"total": "3"}, "bad-reference", "`total` is string, not number"),
+        ({"total": "3"}, "bad-reference", "$.total: '3' is not of type 'number'"),
         ({"total": 3, "tax": 1}, "bad-reference", "'tax'"),
         ("{", "bad-json", "t.jsonl:32"),
         ({"total": float("nan")}, "bad-json", "NaN"),

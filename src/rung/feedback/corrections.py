@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rung.artifact.artifact import Artifact
-from rung.data.examples import examples, mismatch
+from rung.data.examples import examples
 from rung.data.rows import Data, Example, Record, SplitReport, hash_of
+from rung.engines.constraints import schema_problem
 from rung.errors import DataError, suggest
 from rung.feedback.records import CaseFilter, Feedback, ReviewCase, SplitRule
 from rung.feedback.store import FeedbackStore
@@ -77,7 +78,7 @@ def invalidity(artifact: Artifact, actual: str) -> str:
         except (ValueError, RecursionError):
             return "the answer is not valid JSON"
         schema = artifact.decoder.answer_schema
-        if schema and (problem := mismatch(value, json.loads(schema))):
+        if schema and (problem := schema_problem(value, schema)):
             return f"the answer does not fit the schema: {problem}"
     return ""
 
