@@ -18,7 +18,7 @@ from rung.errors import ConfigError
 from rung.evaluation.report.html import write_html
 from rung.evaluation.result import ClimbResult
 from rung.rungs import LoRA, build, names
-from rung.rungs.tuned import FineTune
+from rung.rungs.fine_tune import FineTune
 from rung.task import Task
 
 RUNGS = ("calibrate", "few-shot-knn", "features", "lora")

@@ -10,7 +10,7 @@ from rung.climbing.tune import defaults, propose, searched, tune
 from rung.errors import ConfigError, TrainingError
 from rung.rungs import Features, Registration, build, names
 from rung.rungs.base import REGISTERED, with_settings
-from rung.rungs.tuned import FineTune
+from rung.rungs.fine_tune import FineTune
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import yaml
 from rung.rungs import build
 from rung.rungs import names as rung_names
 from rung.rungs.base import settable
-from rung.rungs.tuned import FineTune
+from rung.rungs.fine_tune import FineTune
 from rung.task import Task
 
 ROOT = Path(__file__).parents[2]

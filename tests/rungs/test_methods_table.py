@@ -22,7 +22,7 @@ from rung.errors import ArtifactError, TrainingError
 from rung.machine import this_machine
 from rung.rungs import AdaLoRA, build, names
 from rung.rungs.base import settable
-from rung.rungs.tuned import FineTune
+from rung.rungs.fine_tune import FineTune
 from rung.task import Task
 from rung.training.checkpoints import Checkpoints
 from rung.training.examples import tokenize

@@ -15,7 +15,7 @@ from rung.artifact.artifact import Artifact
 from rung.data.rows import Data
 from rung.models.reference import resolve
 from rung.rungs.base import rung
-from rung.rungs.tuned import FineTune
+from rung.rungs.fine_tune import FineTune
 from rung.training.config import Count, LearningRate, NonNegative
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs.base import Applicability, Cost, CountOrZero, Fraction, PartialShare, Positive, Rung, rung, skip
 from rung.rungs.costs import ACTIVATION_BYTES, FULL
 from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
-from rung.rungs.tuned import hold_out
+from rung.rungs.fine_tune import hold_out
 from rung.training.config import Count, NonNegative, Precision, Share, TrainConfig
 from rung.training.precision import matmul_dtype
 

@@ -17,7 +17,7 @@ from rung.errors import ConfigError
 from rung.models.reference import last_layers, layer_list, output_size, resolve, tensor_sizes
 from rung.rungs.base import rung
 from rung.rungs.costs import FROZEN_BASE, FULL
-from rung.rungs.tuned import FineTune
+from rung.rungs.fine_tune import FineTune
 from rung.training.config import Count, LearningRate, NonNegative, Share
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from rung.machine import Machine
 from rung.progress import Progress
 from rung.rungs.base import Applicability, Cost, rung, skip
 from rung.rungs.costs import inference_cost, sizes, text_tokens
-from rung.rungs.tuned import FineTune, weights_folder
+from rung.rungs.fine_tune import FineTune, weights_folder
 from rung.training.config import BLOCK_TOKENS, Count, LearningRate, NonNegative, Share, Supervise, Truncation
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from rung.artifact.artifact import Artifact
 from rung.errors import TrainingError
 from rung.rungs.base import rung
-from rung.rungs.tuned import FineTune
+from rung.rungs.fine_tune import FineTune
 from rung.training.config import Auto, Count, LearningRate
 
 if TYPE_CHECKING:

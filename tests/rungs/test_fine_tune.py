@@ -11,7 +11,7 @@ from rung.evaluation.report.words import training_data_lines
 from rung.models.cache import publish
 from rung.progress import Quiet
 from rung.rungs import LoRA
-from rung.rungs.tuned import LARGEST_BATCH, hold_out
+from rung.rungs.fine_tune import LARGEST_BATCH, hold_out
 from rung.training import changes, loop, memory
 from rung.training.checkpoints import Checkpoints
 from rung.training.examples import tokenize
