@@ -1,9 +1,4 @@
-"""Bottleneck adapters: small networks with a residual connection behind the sublayers.
-
-They are 64 wide as in Houlsby et al. 2019 (https://arxiv.org/abs/1902.00751), and behind the feed-forward networks
-alone, as Pfeiffer et al. 2021 (https://arxiv.org/abs/2005.00247) found to be enough at half the cost. The rate is the
-middle of Houlsby's range for that width (3e-4 to 3e-3).
-"""
+"""Small trained parts in every layer: bottleneck adapters, IA3, LLaMA-Adapter."""
 
 from __future__ import annotations
 
@@ -23,15 +18,21 @@ if TYPE_CHECKING:
     from rung.training.changes import Change
     from rung.training.examples import TokenizedExample
 
+WITHOUT_PROMPT = 2  # the first layers, which get no prompt of LLaMA-Adapter by default
+
 
 @rung("bottleneck", family="parameter-efficient", order=720)
 @dataclass(frozen=True, kw_only=True)
 class BottleneckAdapter(FineTune):
-    """Train small networks behind the layers' sublayers.
+    """Train small networks after the layers' sublayers.
+
+    They have residual connections and a width of 64, as in Houlsby et al. 2019 (https://arxiv.org/abs/1902.00751), and
+    follow only the feed-forward networks, which Pfeiffer et al. 2021 (https://arxiv.org/abs/2005.00247) found to be
+    enough at half the cost. The learning rate is the middle of Houlsby's range for that width (3e-4 to 3e-3).
 
     Attributes:
         size: width of each network.
-        placement: `houlsby`: behind attention and feed-forward networks; `pfeiffer`: behind the latter.
+        placement: `houlsby`: after attention and feed-forward networks; `pfeiffer`: only after the latter.
     """
 
     size: Count = 64
@@ -39,7 +40,7 @@ class BottleneckAdapter(FineTune):
     learning_rate: LearningRate = 1e-3
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
-        """Say if it is not known where the sublayers are in the model."""
+        """Say if the model's sublayers are not known."""
         del data
         from rung.training.adapters import sublayers
         from rung.training.layers import reason_unknown
@@ -47,37 +48,34 @@ class BottleneckAdapter(FineTune):
         return reason_unknown(resolve(artifact.model), lambda model: sublayers(model, self.placement))
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
-        """Put fresh networks behind the sublayers; they change next to nothing at first."""
+        """Put fresh networks after the sublayers; they change next to nothing at first."""
         del artifact, rows
         from rung.training.adapters import Bottleneck
 
         return Bottleneck(engine.model, self.size, self.placement)
 
 
-# --------------------
-# IA3: infused adapter by inhibiting and amplifying inner activations (Liu et al. 2022, https://arxiv.org/abs/2205.05638).
-#
-# Learnt vectors, ones at first, scale the keys, the values and the inner activations of the feed-forward networks: a
-# few
-# hundredths of a percent of the parameters. The rate is that of the paper's recipe (T-Few), 3e-3.
-
-
 @rung("ia3", family="parameter-efficient", order=700)
 @dataclass(frozen=True, kw_only=True)
 class IA3(FineTune):
-    """Train vectors that scale keys, values and inner activations."""
+    """Train vectors that scale keys, values and inner activations.
+
+    Infused adapter by inhibiting and amplifying inner activations (Liu et al. 2022, https://arxiv.org/abs/2205.05638):
+    vectors of ones at first scale the keys, the values and the inner activations of the feed-forward networks, a few
+    hundredths of a percent of the parameters. The learning rate is that of the paper's recipe (T-Few), 3e-3.
+    """
 
     learning_rate: LearningRate = 3e-3
 
     def reason_against(self, artifact: Artifact, data: Data) -> str:
-        """Say if it is not known where these activations are in the model."""
+        """Say if the places of these activations in the model are not known."""
         del data
         from rung.training.layers import ia3_targets, reason_unknown
 
         return reason_unknown(resolve(artifact.model), ia3_targets)
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
-        """Put fresh vectors on the model, all ones at first."""
+        """Put fresh vectors, all ones, on the model."""
         del artifact, rows
         from rung.training.layers import ia3_targets
         from rung.training.peft import PeftAdapter, peft
@@ -88,24 +86,18 @@ class IA3(FineTune):
         return PeftAdapter(engine.model, config)
 
 
-# --------------------
-# LLaMA-Adapter, PEFT's adaption prompt (Zhang et al. 2023, https://arxiv.org/abs/2303.16199).
-#
-# Ten learnt tokens for each of the upper layers (30 of 32 in the paper: all but the first two), which attention reads
-# through a gate that is closed at first. Rate and weight decay are the paper's.
-
-
-LOWEST = 2  # layers that get no prompt
-
-
 @rung("llama-adapter", family="parameter-efficient", order=710)
 @dataclass(frozen=True, kw_only=True)
 class LlamaAdapter(FineTune):
     """Train prompts that the upper layers attend to through gates.
 
+    PEFT's adaption prompt (Zhang et al. 2023, https://arxiv.org/abs/2303.16199): ten trained tokens for each of the
+    upper layers (30 of 32 in the paper: all but the first two), which attention reads through a gate that is closed at
+    first. Learning rate and weight decay are the paper's.
+
     Attributes:
         tokens: length of each prompt.
-        top_layers: how many layers get one, counted from the output; without, all but the first two.
+        top_layers: how many layers get one, counted from the output; by default all but the first two.
     """
 
     tokens: Count = 10
@@ -133,5 +125,5 @@ class LlamaAdapter(FineTune):
         from rung.training.adapters import AdaptionPrompt
         from rung.training.layers import decoder_layers
 
-        layers = self.top_layers or max(1, len(decoder_layers(engine.model)) - LOWEST)
+        layers = self.top_layers or max(1, len(decoder_layers(engine.model)) - WITHOUT_PROMPT)
         return AdaptionPrompt(engine.model, self.tokens, layers)

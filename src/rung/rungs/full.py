@@ -1,9 +1,4 @@
-"""Full fine-tuning: every parameter is trained.
-
-AdamW at a learning rate of 2e-5 to 5e-5 with small weight decay (Devlin et al. 2019, https://arxiv.org/abs/1810.04805,
-appendix A.3), which rises over the first tenth of the steps: without that, few rows often train nothing (Mosbach et al.
-2021, https://arxiv.org/abs/2006.04884).
-"""
+"""Fine-tuning a model's own weights: all of them, the last layers, or the output layer."""
 
 from __future__ import annotations
 
@@ -29,7 +24,12 @@ if TYPE_CHECKING:
 @rung("full", family="full", order=900)
 @dataclass(frozen=True, kw_only=True)
 class Full(FineTune):
-    """Train every parameter; matrices that the base model shares stay shared."""
+    """Train every parameter; matrices that the base model shares stay shared.
+
+    AdamW at a learning rate of 2e-5 to 5e-5 with small weight decay (Devlin et al. 2019,
+    https://arxiv.org/abs/1810.04805, appendix A.3). The learning rate rises over the first tenth of the steps: without
+    that, few rows often train nothing (Mosbach et al. 2021, https://arxiv.org/abs/2006.04884).
+    """
 
     training_flops: ClassVar[int] = FULL
 
@@ -45,20 +45,13 @@ class Full(FineTune):
         return Patch(engine.model, plain_parameters(engine.model).__contains__, trained=True)
 
     def trained_size(self, artifact: Artifact, s: Sizes) -> int:
-        """Return the size of the model."""
+        """The size of the model."""
         del artifact
         return s.parameters
 
     def trained_embeddings(self, artifact: Artifact) -> int:
-        """Return the size of the embeddings: a vector for every token, as in the output layer."""
+        """The size of the embeddings: a vector for every token, as in the output layer."""
         return output_size(resolve(artifact.model).folder)
-
-
-# --------------------
-# Training the last layers alone.
-#
-# A fourth of the layers, the last ones, is enough to come to nine tenths of what full fine-tuning gains (Lee, Tang and
-# Lin 2019, https://arxiv.org/abs/1911.03090). The frozen ones run once for all epochs.
 
 
 @rung("last-layers", family="partial", order=810)
@@ -66,8 +59,11 @@ class Full(FineTune):
 class LastLayers(FineTune):
     """Train the last decoder layers and the final norm.
 
+    The last quarter of the layers is enough for nine tenths of what full fine-tuning gains (Lee, Tang and Lin 2019,
+    https://arxiv.org/abs/1911.03090). The frozen ones run once for all epochs.
+
     Attributes:
-        layers: how many; None for a fourth of the model's.
+        layers: how many; null for a quarter of the model's.
         output: train the output layer too; where it shares its matrix with the input embeddings, it gets one of its
             own.
     """
@@ -90,7 +86,7 @@ class LastLayers(FineTune):
         return Patch(engine.model, chosen.__contains__, trained=True)
 
     def _count(self, depth: int) -> int:
-        """Return how many of a model's `depth` layers are trained."""
+        """How many of a model's `depth` layers are trained."""
         if self.layers is None:
             return max(1, round(depth / 4))
         if not 1 <= self.layers <= depth:
@@ -117,7 +113,7 @@ class LastLayers(FineTune):
         return FORWARD * (layers - trained) * tokens + self.epochs * above
 
     def trained_size(self, artifact: Artifact, s: Sizes) -> int:
-        """Return the size of the layers that are trained, and of the output layer where it is."""
+        """The size of the trained layers, and of the output layer if it is trained."""
         del s
         folder = resolve(artifact.model).folder
         tensors = tensor_sizes(folder)
@@ -125,19 +121,16 @@ class LastLayers(FineTune):
         return size + output_size(folder) if self.output else size
 
 
-# --------------------
-# Training the output layer alone: a softmax regression on the model's last hidden states.
-#
-# It cannot change what the model understands of a row, only which tokens it says to it, and it costs one pass over the
-# rows and then nearly nothing. As linear probes do, it bears a much larger learning rate than the layers below (Kumar
-# et
-# al. 2022, https://arxiv.org/abs/2202.10054, train the head alone first because it leaves the features as they are).
-
-
 @rung("output-layer", family="partial", order=800)
 @dataclass(frozen=True, kw_only=True)
 class OutputLayer(FineTune):
-    """Train the output layer; where it shares its matrix with the input embeddings, it gets one of its own."""
+    """Train the output layer; where it shares its matrix with the input embeddings, it gets one of its own.
+
+    This is a softmax regression on the model's last hidden states. It cannot change what the model understands of a
+    row, only which tokens it answers, and costs one pass over the rows and then nearly nothing. Like a linear probe, it
+    takes a much larger learning rate than the layers below (Kumar et al. 2022, https://arxiv.org/abs/2202.10054, train
+    the head alone first because it leaves the features as they are).
+    """
 
     learning_rate: LearningRate = 1e-3
 
@@ -161,6 +154,6 @@ class OutputLayer(FineTune):
         return FORWARD * layers * tokens + self.epochs * FROZEN_BASE * output_size(files.folder) * rows * s.answer
 
     def trained_size(self, artifact: Artifact, s: Sizes) -> int:
-        """Return the size of the output layer."""
+        """The size of the output layer."""
         del s
         return output_size(resolve(artifact.model).folder)

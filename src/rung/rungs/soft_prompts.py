@@ -1,4 +1,4 @@
-"""What the rungs that train soft prompts share: the base model stays as it is, and learned tokens come first."""
+"""Soft prompts: virtual tokens before every prompt are trained, and the base model stays as it is."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SoftPromptRung(FineTune):
     """A rung that trains virtual tokens before every prompt.
 
     Attributes:
-        virtual_tokens: how many; each takes a place of the context.
+        virtual_tokens: how many; each takes up one token of the context.
     """
 
     virtual_tokens: Count = 20
@@ -32,11 +32,11 @@ class SoftPromptRung(FineTune):
 
     @property
     def prefix_tokens(self) -> int:
-        """How many virtual tokens will stand before every prompt."""
+        """How many virtual tokens precede every prompt."""
         return self.virtual_tokens
 
-    def text_tokens(self, engine: TorchEngine, artifact: Artifact) -> list[int]:
-        """Return as many tokens of the artifact's own instruction as there are virtual ones, repeated if need be.
+    def instruction_tokens(self, engine: TorchEngine, artifact: Artifact) -> list[int]:
+        """The tokens of the artifact's own instruction, as many as virtual tokens, repeated if need be.
 
         Raises:
             TrainingError: the prompt has no instruction.
@@ -53,18 +53,16 @@ class SoftPromptRung(FineTune):
         return tiled(tokens, self.virtual_tokens)
 
 
-# --------------------
-# Prompt tuning: learned input embeddings before every prompt (Lester et al. 2021, https://arxiv.org/abs/2104.08691).
-#
-# They start as the embeddings of the prompt's own instruction: from words, small models learn far more than from noise
-# (Lester et al. 2021, section 3.2; PEFT's comparison of methods on Llama-3.2-3B: 0.343 on GSM8K against 0.057).
-# The rate is far above that of weights (0.3 in the paper): an embedding has to move by about its own size.
-
-
 @rung("prompt-tuning", family="soft prompts", order=600)
 @dataclass(frozen=True, kw_only=True)
 class PromptTuning(SoftPromptRung):
-    """Train the embeddings of virtual tokens on the training rows."""
+    """Train the embeddings of virtual tokens on the training rows.
+
+    Prompt tuning (Lester et al. 2021, https://arxiv.org/abs/2104.08691). The embeddings start as those of the prompt's
+    own instruction: from words, small models learn far more than from noise (section 3.2; PEFT's comparison of methods
+    on Llama-3.2-3B: 0.343 on GSM8K against 0.057). The learning rate is far above that of weights (0.3 in the paper):
+    an embedding has to move by about its own size.
+    """
 
     learning_rate: LearningRate = 0.2
 
@@ -75,27 +73,21 @@ class PromptTuning(SoftPromptRung):
         from rung.training.soft_prompts import SoftPrompt, embeddings_of
 
         config = peft().PromptTuningConfig(num_virtual_tokens=self.virtual_tokens, task_type="CAUSAL_LM")
-        start = embeddings_of(engine.model, self.text_tokens(engine, artifact))
+        start = embeddings_of(engine.model, self.instruction_tokens(engine, artifact))
         return SoftPrompt(engine.model, config, start=start)
-
-
-# --------------------
-# P-tuning: a small network makes the virtual tokens' embeddings (Liu et al. 2021, https://arxiv.org/abs/2103.10385).
-#
-# The network ties the tokens to each other while they are trained (section 3); what is kept is what it made. The
-# paper's
-# is a bidirectional LSTM of two layers and an MLP of two (`encoder: lstm`). The default, 20 tokens and an MLP as wide
-# as
-# the model, is that of PEFT's comparison of methods (method_comparison/MetaMathQA/experiments/ptuning), and the rate
-# the
-# middle one of those tried there with an MLP: 5e-5, 1e-3 and 5e-3. In the warm-up the loss may rise by some nats with
-# it.
 
 
 @rung("p-tuning", family="soft prompts", order=610)
 @dataclass(frozen=True, kw_only=True)
 class PTuning(SoftPromptRung):
     """Train a prompt encoder on the training rows.
+
+    In P-tuning (Liu et al. 2021, https://arxiv.org/abs/2103.10385) a small network computes the virtual tokens'
+    embeddings, which ties the tokens to each other in training (section 3); only its output is kept. The paper's
+    network is a bidirectional LSTM of two layers and an MLP of two (`encoder: lstm`). The default, 20 tokens and an MLP
+    as wide as the model, is that of PEFT's comparison of methods (method_comparison/MetaMathQA/experiments/ptuning),
+    and the learning rate is the middle one of those tried there with an MLP: 5e-5, 1e-3 and 5e-3. In the warm-up the
+    loss may rise by some nats with it.
 
     Attributes:
         encoder: an MLP of three layers, or a bidirectional LSTM of two and an MLP of two.
@@ -119,27 +111,24 @@ class PTuning(SoftPromptRung):
         return SoftPrompt(engine.model, config)
 
 
-# --------------------
-# Prefix tuning: learned keys and values in every layer (Li and Liang 2021, https://arxiv.org/abs/2101.00190).
-#
-# They start as the keys and values of the prompt's own instruction, which with few rows matters most (section 7.4), and
-# are trained directly; the paper's network that makes them from smaller vectors steadies a start from noise.
-
-
 @rung("prefix-tuning", family="soft prompts", order=620)
 @dataclass(frozen=True, kw_only=True)
 class PrefixTuning(SoftPromptRung):
     """Train the keys and values of virtual tokens on the training rows.
 
+    Prefix tuning (Li and Liang 2021, https://arxiv.org/abs/2101.00190). The keys and values start as those of the
+    prompt's own instruction, which matters most with few rows (section 7.4), and are trained directly. The paper's
+    network, which computes them from smaller vectors, stabilizes a start from noise.
+
     Attributes:
-        projection: hidden size of a network that makes them, started at random; None trains them directly.
+        projection: hidden size of a network that computes them, started at random; null trains them directly.
     """
 
     projection: Count | None = None
     learning_rate: LearningRate = 1e-2
 
     def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
-        """Put on a prefix that acts like the instruction, or a network's."""
+        """Put on a prefix that acts like the instruction, or one that a fresh network computes."""
         del rows
         from rung.training.peft import peft
         from rung.training.soft_prompts import SoftPrompt, keys_values_of
@@ -150,5 +139,5 @@ class PrefixTuning(SoftPromptRung):
         )  # fmt: skip
         start = None
         if self.projection is None:
-            start = keys_values_of(engine.model, self.text_tokens(engine, artifact))
+            start = keys_values_of(engine.model, self.instruction_tokens(engine, artifact))
         return SoftPrompt(engine.model, config, start=start)
