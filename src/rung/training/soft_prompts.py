@@ -191,20 +191,6 @@ TENSOR = "prompt_embeddings"
 _NEXT_ID: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # the first id for the next soft prompt of a model
 
 
-@dataclass(slots=True)
-class _Virtual:
-    """The P virtual tokens of one forward pass.
-
-    Attributes:
-        rows, columns: where they are, shape [P].
-        learned: what was learned for each: [P, hidden size], or [P, 2 * layers, heads, size] of prefix tuning.
-    """
-
-    rows: torch.Tensor
-    columns: torch.Tensor
-    learned: torch.Tensor
-
-
 class SoftPrompt(Hooked):
     """One soft prompt on a model, next to any number of others.
 
@@ -239,7 +225,9 @@ class SoftPrompt(Hooked):
         first = _NEXT_ID.get(model, model.get_input_embeddings().weight.shape[0])
         _NEXT_ID[model] = first + config.num_virtual_tokens
         self.prefix = tuple(range(first, _NEXT_ID[model]))
-        self._virtual: _Virtual | None = None
+        # The virtual tokens of the running forward pass: rows and columns [P], and what was learned for each,
+        # [P, hidden size], or [P, 2 * layers, heads, size] of prefix tuning.
+        self._virtual: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
     def from_dict(cls, model: Any, values: dict[str, Any]) -> Self:
@@ -329,18 +317,20 @@ class SoftPrompt(Hooked):
         learned = self.vectors()
         if self._per_layer:
             learned = learned.view(len(self.prefix), 2 * len(self._attentions), -1, self._attentions[0].size)
-        self._virtual = _Virtual(rows, columns, learned.index_select(0, token[rows, columns]))
+        self._virtual = rows, columns, learned.index_select(0, token[rows, columns])
         return (ids.masked_fill(virtual, 0), *inputs[1:])
 
     def _embed(self, _module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        if (virtual := self._virtual) is None:
+        if self._virtual is None:
             return output
-        return output.index_put((virtual.rows, virtual.columns), virtual.learned.to(output.dtype))
+        rows, columns, learned = self._virtual
+        return output.index_put((rows, columns), learned.to(output.dtype))
 
     def _keys_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        if (virtual := self._virtual) is None:
+        if self._virtual is None:
             return None
-        return virtual.rows, virtual.columns, virtual.learned[:, 2 * layer], virtual.learned[:, 2 * layer + 1]
+        rows, columns, learned = self._virtual
+        return rows, columns, learned[:, 2 * layer], learned[:, 2 * layer + 1]
 
     # ---- on disk
 
