@@ -209,7 +209,7 @@ def test_training_stops_early_on_held_out_rows(tiny_encoder, zero, data):
     assert len(settings["evaluations"]) == 2  # the second was no better
     assert settings["rows"] < len(data.train) + len(data.labels)
     with pytest.raises(TrainingError) as caught:
-        rung(tiny_encoder, patience=1, holdout=0.0).fit(zero, data)
+        rung(tiny_encoder, patience=1, holdout=1e-9).fit(zero, data)
     assert caught.value.code == "too-few-rows"
 
 
