@@ -171,6 +171,7 @@ def test_without_memory_for_one_row_layers_run_again_and_learn_the_same(tiny_zer
     tight = rung.fit(tiny_zero, data).settings["lora"]
     assert set(passes) == {(1, True)}
     assert not engine.model.is_gradient_checkpointing
+    assert not engine.model.get_input_embeddings()._forward_hooks
     assert tight["learning_rate"] == plain["learning_rate"]
     for (_, one), (_, other) in zip(tight["losses"], plain["losses"], strict=True):
         assert one == pytest.approx(other, abs=1e-3)

@@ -375,6 +375,7 @@ class FineTune(TrainConfig, Rung):
         finally:
             if fit.checkpointing:
                 engine.model.gradient_checkpointing_disable()
+                engine.model.disable_input_require_grads()  # transformers leaves this hook on
 
 
 def weights_folder(folder: Path) -> Path:
