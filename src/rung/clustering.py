@@ -35,20 +35,13 @@ NOISE = -1
 
 @dataclass(frozen=True)
 class Grouping:
-    """Clusters of rows.
+    """Clusters of rows."""
 
-    Attributes:
-        clusters: the cluster of each row, shape [rows]; -1 for rows that HDBSCAN leaves out as noise. Clusters are
-            numbered from 0 by size, the largest first.
-        centrality: cosine of each row with its cluster's mean, shape [rows]; 0 for noise.
-        silhouette: mean silhouette of the rows in clusters, in [-1, 1] (Rousseeuw 1987); None for one cluster.
-        tried: the silhouette of every number of clusters that was tried.
-    """
-
+    # The cluster of each row, shape [rows], numbered from 0, the largest first; -1 for HDBSCAN's noise.
     clusters: npt.NDArray[np.int64]
-    centrality: Floats
-    silhouette: float | None
-    tried: Mapping[int, float] = field(default_factory=dict)
+    centrality: Floats  # cosine of each row with its cluster's mean, shape [rows]; 0 for noise
+    silhouette: float | None  # mean over the rows in clusters, in [-1, 1] (Rousseeuw 1987); None for one cluster
+    tried: Mapping[int, float] = field(default_factory=dict)  # the silhouette of every number of clusters tried
 
     @property
     def count(self) -> int:

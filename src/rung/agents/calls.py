@@ -107,15 +107,10 @@ def _call(values: Mapping[str, Any], tool: Any) -> Call:
 
 
 class TemplateSupport(NamedTuple):
-    """What a chat template does in both directions.
+    """What a chat template does in both directions."""
 
-    Attributes:
-        tools: it shows the tools offered, and calls, where it shows them, in a format that `read_turn` reads.
-        results: it shows past calls in such a format, and their results.
-    """
-
-    tools: bool
-    results: bool
+    tools: bool  # it shows the tools offered, and calls, where it shows them, in a format that `read_turn` reads
+    results: bool  # it shows past calls in such a format, and their results
 
 
 @lru_cache(maxsize=16)

@@ -17,23 +17,14 @@ from rung.models.cache import file_sha256
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool by name.
+    """A tool by name."""
 
-    Attributes:
-        name: how the model calls it.
-        description: what it does.
-        parameters: JSON Schema of its arguments, an object, as JSON text.
-        function: `module:function` of the user's own tools; empty for a server's.
-        server: which of the task's servers has it, counted from 0; -1 for the user's own.
-        sha256: hash of the file of the user's function; of an installed module, or a server, empty.
-    """
-
-    name: str
-    description: str
-    parameters: str
-    function: str = ""
-    server: int = -1
-    sha256: str = ""
+    name: str  # how the model calls it
+    description: str  # what it does
+    parameters: str  # JSON Schema of its arguments, an object, as JSON text
+    function: str = ""  # `module:function` of the user's own tools; empty for a server's
+    server: int = -1  # which of the task's servers has it, counted from 0; -1 for the user's own
+    sha256: str = ""  # hash of the file of the user's function; of an installed module, or a server, empty
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -54,26 +45,17 @@ StepOutcome = Literal["result", "failed", "timeout", "malformed", "answer"]
 
 @dataclass(frozen=True, slots=True)
 class AgentStep:
-    """One turn of the model, or one call in it.
+    """One turn of the model, or one call in it."""
 
-    Attributes:
-        outcome: the tool gave a `result`, `failed` (it raised, or refused the arguments) or ran into its `timeout`;
-            the model's text was `malformed`; or it is the `answer`.
-        text: what the model reads next: the tool's result, or the error; of an answer, the answer.
-        written: what the model wrote.
-        tool: the tool called, or empty.
-        arguments: its arguments, JSON text.
-        tokens: tokens that the model wrote; 0 for further calls of the same turn.
-        seconds: time of the tool's call.
-    """
-
+    # The tool gave a `result`, `failed` (it raised, or refused the arguments) or ran into its `timeout`; the model's
+    # text was `malformed`; or it is the `answer`.
     outcome: StepOutcome
-    text: str
-    written: str
-    tool: str = ""
-    arguments: str = ""
-    tokens: int = 0
-    seconds: float = 0.0
+    text: str  # what the model reads next: the tool's result, or the error; of an answer, the answer
+    written: str  # what the model wrote
+    tool: str = ""  # the tool called, or empty
+    arguments: str = ""  # its arguments, JSON text
+    tokens: int = 0  # tokens that the model wrote; 0 for further calls of the same turn
+    seconds: float = 0.0  # time of the tool's call
 
 
 def trace(steps: Sequence[AgentStep], stopped: str) -> dict[str, Any]:

@@ -206,26 +206,16 @@ def _bin_numbers(confidence: Probs, bins: int) -> npt.NDArray[np.intp]:
 
 
 class Selective(NamedTuple):
-    """What abstaining below a threshold gives.
+    """What abstaining below a threshold gives."""
 
-    Attributes:
-        threshold: minimum confidence of an answer that is given.
-        coverage: share of rows that are answered.
-        accuracy: share of the answered rows that are right; None where none is answered.
-        low, high: the accuracy's 95 % interval.
-        handled: share of all rows that were answered right, or abstained on and out of scope.
-        outside_held: share of the rows out of scope that are held back; None where there is no such row.
-        inside_held: share of the other rows that are held back; None where there is no such row.
-    """
-
-    threshold: float
-    coverage: float
-    accuracy: float | None
-    low: float | None
+    threshold: float  # minimum confidence of an answer that is given
+    coverage: float  # share of rows that are answered
+    accuracy: float | None  # share of the answered rows that are right; None where none is answered
+    low: float | None  # end of the accuracy's 95 % interval
     high: float | None
-    handled: float
-    outside_held: float | None
-    inside_held: float | None
+    handled: float  # share of all rows that were answered right, or abstained on and out of scope
+    outside_held: float | None  # share of the rows out of scope that are held back; None where there is no such row
+    inside_held: float | None  # share of the other rows that are held back; None where there is no such row
 
 
 def selective(

@@ -23,35 +23,22 @@ Selection = Literal["fixed", "random", "balanced", "knn", "mmr"]
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """A pool of solved rows and the rule that picks from it.
+    """A pool of solved rows and the rule that picks from it."""
 
-    Attributes:
-        selection: `fixed`: the same k rows for every question, chosen by seed; `random`: other k rows for each
-            question, seeded by its id; `balanced`: the same rows for all, with labels as even as possible; `knn`: the
-            k most similar; `mmr`: similar to the question but not to each other.
-        k: most rows shown.
-        pool: the rows to choose from.
-        embeddings: one unit vector per pool row, shape [pool, size]; only `knn` and `mmr` have them.
-        encoder: reference of the model that made them.
-        token_budget: most tokens of the demonstrations; the least similar are dropped first.
-        diversity: weight of dissimilarity in `mmr`, 0 to 1.
-        seed: of the random choices.
-        order: 0 shows the rows least to most similar; another number shuffles them, the same way for every question.
-        sets: how many disjoint sets of k rows are shown, one prompt each; their label scores are averaged.
-        member: the set that this one shows.
-    """
-
+    # `fixed`: the same k rows for every question, chosen by seed; `random`: other k rows for each question, seeded by
+    # its id; `balanced`: the same rows for all, with labels as even as possible; `knn`: the k most similar; `mmr`:
+    # similar to the question but not to each other.
     selection: Selection
-    k: int
-    pool: tuple[Example, ...]
-    embeddings: Floats | None = None
-    encoder: str = ""
-    token_budget: int = 1024
-    diversity: float = 0.3
-    seed: int = 0
-    order: int = 0
-    sets: int = 1
-    member: int = 0
+    k: int  # most rows shown
+    pool: tuple[Example, ...]  # the rows to choose from
+    embeddings: Floats | None = None  # one unit vector per pool row, shape [pool, size]; only `knn` and `mmr` have them
+    encoder: str = ""  # reference of the model that made them
+    token_budget: int = 1024  # most tokens of the demonstrations; the least similar are dropped first
+    diversity: float = 0.3  # weight of dissimilarity in `mmr`, 0 to 1
+    seed: int = 0  # of the random choices
+    order: int = 0  # 0 shows the most similar row last; another number shuffles them, alike for every question
+    sets: int = 1  # how many disjoint sets of k rows are shown, one prompt each; their label scores are averaged
+    member: int = 0  # the set that this one shows
 
     @property
     def needs_vectors(self) -> bool:

@@ -27,23 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The messages of one row, and what was left out to make them fit.
+    """The messages of one row, and what was left out to make them fit."""
 
-    Attributes:
-        messages: the prompt.
-        dropped_demonstrations: demonstrations left out.
-        dropped_passages: passages left out, those of demonstrations included.
-        shortened_passages: passages cut.
-        passages: the passages shown, [1] first.
-        refused: nothing relevant was found, so the answer is a refusal without a call of the model.
-    """
-
-    messages: Messages
-    dropped_demonstrations: int = 0
-    dropped_passages: int = 0
-    shortened_passages: int = 0
-    passages: tuple[Passage, ...] = ()
-    refused: bool = False
+    messages: Messages  # the prompt
+    dropped_demonstrations: int = 0  # demonstrations left out
+    dropped_passages: int = 0  # passages left out, those of demonstrations included
+    shortened_passages: int = 0  # passages cut
+    passages: tuple[Passage, ...] = ()  # the passages shown, [1] first
+    refused: bool = False  # nothing relevant was found, so the answer is a refusal without a call of the model
 
 
 def fitted(

@@ -57,19 +57,12 @@ _CITE = "Name the documents you used by their numbers, such as [1]."
 
 @dataclass(frozen=True, slots=True)
 class Grounding:
-    """The passages of one prompt.
+    """The passages of one prompt."""
 
-    Attributes:
-        instruction: what the system message says about them.
-        passages: the row's own, in the order shown; the first is number 1.
-        relevance: of each of them; the least relevant is dropped first.
-        demonstrations: the passages of each demonstration.
-    """
-
-    instruction: str
-    passages: tuple[Passage, ...] = ()
-    relevance: tuple[float, ...] = ()
-    demonstrations: tuple[tuple[Passage, ...], ...] = ()
+    instruction: str  # what the system message says about them
+    passages: tuple[Passage, ...] = ()  # the row's own, in the order shown; the first is number 1
+    relevance: tuple[float, ...] = ()  # of each of them; the least relevant is dropped first
+    demonstrations: tuple[tuple[Passage, ...], ...] = ()  # the passages of each demonstration
 
     def without_first(self, dropped: int) -> Grounding:
         """Leave out the passages of the first `dropped` demonstrations."""
@@ -101,26 +94,16 @@ class Prompt:
 
     The system message holds `system`, the instruction and, if there are few, the labels: it is the same for all rows,
     so engines compute it once. Demonstrations follow as turns of user and assistant, then the row.
-
-    Attributes:
-        instruction: what to do.
-        system: a persona or rules, before the instruction; empty for none.
-        template: the user turn, `{column}` substitution only.
-        labels: label texts to list in the prompt, with their `descriptions`.
-        several: any number of the labels may be right; the answer is a JSON list of them.
-        chat_column: the column that holds the conversation of a chat task, which needs no template.
-        protocol: how to call tools, at the end of the system message; empty without tools, or if the chat template
-            explains them.
     """
 
-    instruction: str
-    template: str
-    system: str = ""
-    labels: tuple[str, ...] = ()
+    instruction: str  # what to do
+    template: str  # the user turn, `{column}` substitution only
+    system: str = ""  # a persona or rules, before the instruction; empty for none
+    labels: tuple[str, ...] = ()  # label texts to list in the prompt, with their `descriptions`
     descriptions: tuple[tuple[str, str], ...] = ()
-    several: bool = False
-    chat_column: str | None = None
-    protocol: str = ""
+    several: bool = False  # any number of the labels may be right; the answer is a JSON list of them
+    chat_column: str | None = None  # the column that holds the conversation of a chat task, which needs no template
+    protocol: str = ""  # how to call tools, ends the system message; empty where the chat template explains them
 
     def messages(
         self, inputs: Mapping[str, Any], demonstrations: Sequence[SolvedRow] = (), grounding: Grounding | None = None

@@ -49,17 +49,11 @@ class _Unit:
 
 @dataclass(frozen=True, slots=True)
 class Chunker:
-    """Cuts documents into chunks of at most `tokens` tokens, title included.
+    """Cuts documents into chunks of at most `tokens` tokens, title included."""
 
-    Attributes:
-        count: counts the encoder's tokens of a text.
-        tokens: the most tokens of a chunk.
-        overlap: the last units of a chunk, up to so many tokens, begin the next one too.
-    """
-
-    count: TokenCounter
-    tokens: int
-    overlap: int = 0
+    count: TokenCounter  # counts the encoder's tokens of a text
+    tokens: int  # the most tokens of a chunk
+    overlap: int = 0  # the last units of a chunk, up to so many tokens, begin the next one too
 
     def cut(self, text: str, title: str, *, markdown: bool) -> list[Chunk]:
         """Cut a document into chunks, in order; white space between them belongs to none.

@@ -43,27 +43,16 @@ CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]+
 
 @dataclass(frozen=True, slots=True)
 class SourceDocument:
-    """A document as text.
+    """A document as text."""
 
-    Attributes:
-        id: the file relative to the task's folder; for a row of a table `file:line` or `file:id`.
-        source: the file, or the Hub data set.
-        title: of the document; never empty.
-        text: what spans of passages point into.
-        markdown: whether `#` headings, `|` tables and code fences in the text are structure.
-        pages: where each page begins in the text; empty for formats without pages.
-        metadata: values of the columns that `corpus.metadata` names.
-        size: bytes of its source, for the time left.
-    """
-
-    id: str
-    source: str
-    title: str
-    text: str
-    markdown: bool = False
-    pages: tuple[int, ...] = ()
-    metadata: tuple[str, ...] = ()
-    size: int = 0
+    id: str  # the file relative to the task's folder; for a row of a table `file:line` or `file:id`
+    source: str  # the file, or the Hub data set
+    title: str  # of the document; never empty
+    text: str  # what spans of passages point into
+    markdown: bool = False  # whether `#` headings, `|` tables and code fences in the text are structure
+    pages: tuple[int, ...] = ()  # where each page begins in the text; empty for formats without pages
+    metadata: tuple[str, ...] = ()  # values of the columns that `corpus.metadata` names
+    size: int = 0  # bytes of its source, for the time left
 
     @property
     def hash(self) -> str:

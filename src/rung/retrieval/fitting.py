@@ -25,23 +25,15 @@ FEWEST = 10  # questions that each sample needs
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A calibrated threshold, and its shares of refused rows on the rows that it was chosen on.
+    """A calibrated threshold, and its shares of refused rows on the rows that it was chosen on."""
 
-    Attributes:
-        threshold: relevance below which a row is refused; None where none helps.
-        reason: why there is no threshold.
-        answerable: questions that the documents answer; `refused_answerable` is the share that is refused.
-        unanswerable: questions that they do not answer; `refused_unanswerable` is the share that is refused.
-        simulated: whether those are answerable questions whose passages were taken away.
-    """
-
-    threshold: float | None
-    reason: str = ""
-    answerable: int = 0
-    unanswerable: int = 0
+    threshold: float | None  # relevance below which a row is refused; None where none helps
+    reason: str = ""  # why there is no threshold
+    answerable: int = 0  # questions that the documents answer; `refused_answerable` is the share that is refused
+    unanswerable: int = 0  # questions that they do not answer; `refused_unanswerable` is the share that is refused
     refused_answerable: float = 0.0
     refused_unanswerable: float = 0.0
-    simulated: bool = True
+    simulated: bool = True  # whether those are answerable questions whose passages were taken away
 
 
 def calibrate(

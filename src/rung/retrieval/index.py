@@ -48,25 +48,15 @@ FEWEST_LABELLED = 30  # labelled queries from which a weight is learned
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """How passages are searched.
+    """How passages are searched."""
 
-    Attributes:
-        mode: `bm25` looks for words, `dense` for meaning, `hybrid` for both.
-        weight: of the dense scores against those of BM25, 0 to 1; `learn_weight` finds one for other documents. None
-            fuses by ranks.
-        candidates: passages that each search contributes.
-        filters: values by `document`, `source`, `title` or a column of `corpus.metadata`; of several values, one has
-            to match.
-        duplicate: passages with this cosine to a better one are left out; above 1 none is.
-        reranked: passages that a reranker reads.
-    """
-
-    mode: SearchMode = "hybrid"
-    weight: float | None = WEIGHT
-    candidates: int = 100
+    mode: SearchMode = "hybrid"  # `bm25` looks for words, `dense` for meaning, `hybrid` for both
+    weight: float | None = WEIGHT  # of dense scores against BM25, 0 to 1 (`learn_weight` fits it); None fuses by ranks
+    candidates: int = 100  # passages that each search contributes
+    # Values by `document`, `source`, `title` or a column of `corpus.metadata`; of several values, one has to match.
     filters: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-    duplicate: float = 0.98
-    reranked: int = 20
+    duplicate: float = 0.98  # passages with this cosine to a better one are left out; above 1 none is
+    reranked: int = 20  # passages that a reranker reads
 
 
 DEFAULT = SearchSettings()
@@ -169,12 +159,7 @@ class Manifest(BaseModel):
 
 
 class Index:
-    """An index that was built; see `rung.retrieval.build` for how.
-
-    Attributes:
-        folder: its folder, or the URL of an object store.
-        manifest: its content.
-    """
+    """An index in a folder or at the URL of an object store; `rung.retrieval.build` builds it."""
 
     def __init__(self, folder: IndexLocation, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest

@@ -12,29 +12,17 @@ from rung.data.rows import Example, Span, normal
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of a document.
+    """A piece of a document."""
 
-    Attributes:
-        id: document, start and end, joined; the same passage of the same document always has the same id.
-        document: the file relative to the corpus, with the row where the file is a table: `faq.csv:12`.
-        title: of the document, then the headings above the passage: `Returns > Electronics`.
-        text: exactly `document_text[start:end]`.
-        page: of the first character, counted from 1; None where the document has no pages.
-        start: first character in the document's text.
-        end: one past the last.
-        score: of the search that found it; larger is better. Its scale depends on the search settings.
-        metadata: the columns named by `corpus.metadata`, as text.
-    """
-
-    id: str
-    document: str
-    title: str
-    text: str
-    page: int | None
-    start: int
-    end: int
-    score: float = 0.0
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    id: str  # document, start and end, joined; the same passage of the same document always has the same id
+    document: str  # the file relative to the corpus, with the row where the file is a table: `faq.csv:12`
+    title: str  # of the document, then the headings above the passage: `Returns > Electronics`
+    text: str  # exactly `document_text[start:end]`
+    page: int | None  # of the first character, counted from 1; None where the document has no pages
+    start: int  # first character in the document's text
+    end: int  # one past the last
+    score: float = 0.0  # of the search that found it; larger is better. Its scale depends on the search settings
+    metadata: Mapping[str, str] = field(default_factory=dict)  # the columns named by `corpus.metadata`, as text
 
 
 # ---- relevance: which passages hold the answer

@@ -104,41 +104,23 @@ class Retrieved:
 
 @dataclass(frozen=True, slots=True)
 class Retriever:
-    """An index and how its passages are shown.
+    """An index and how its passages are shown."""
 
-    Attributes:
-        folder: of the index, or its URL.
-        fingerprint: of the index that was measured.
-        instruction: what the system message says about the passages.
-        k: most passages shown.
-        token_budget: most tokens of them; the least relevant are dropped first.
-        order: whether the most relevant is first, or last, next to the question.
-        threshold: relevance below which the row is refused; None never refuses.
-        encoder_fingerprint: of the index's encoder.
-        chunk_tokens: most tokens of a passage of the index.
-        refusal: the answer of a refused row.
-        weight: of meaning against words in the search, 0 to 1; None fuses by ranks.
-        demonstration_passages: most passages shown with each demonstration, the most relevant.
-        passage_tokens: mean tokens of a passage, for estimates.
-        reranker: a cross-encoder that reorders what the search finds; empty for none.
-        reranker_fingerprint: of the cross-encoder that was measured.
-    """
-
-    folder: IndexLocation
-    fingerprint: str
-    instruction: str
-    k: int = 5
-    token_budget: int = 1024
-    order: Order = "best_last"
-    threshold: float | None = None
-    encoder_fingerprint: str = ""
-    chunk_tokens: int = 0
-    refusal: str = NOT_IN_DOCUMENTS
-    weight: float | None = DEFAULT.weight
-    demonstration_passages: int = 1
-    passage_tokens: float = 0.0
-    reranker: str = ""
-    reranker_fingerprint: str = ""
+    folder: IndexLocation  # of the index, or its URL
+    fingerprint: str  # of the index that was measured
+    instruction: str  # what the system message says about the passages
+    k: int = 5  # most passages shown
+    token_budget: int = 1024  # most tokens of them; the least relevant are dropped first
+    order: Order = "best_last"  # whether the most relevant is first, or last, next to the question
+    threshold: float | None = None  # relevance below which the row is refused; None never refuses
+    encoder_fingerprint: str = ""  # of the index's encoder
+    chunk_tokens: int = 0  # most tokens of a passage of the index
+    refusal: str = NOT_IN_DOCUMENTS  # the answer of a refused row
+    weight: float | None = DEFAULT.weight  # of meaning against words in the search, 0 to 1; None fuses by ranks
+    demonstration_passages: int = 1  # most passages shown with each demonstration, the most relevant
+    passage_tokens: float = 0.0  # mean tokens of a passage, for estimates
+    reranker: str = ""  # a cross-encoder that reorders what the search finds; empty for none
+    reranker_fingerprint: str = ""  # of the cross-encoder that was measured
 
     @property
     def index(self) -> Index:

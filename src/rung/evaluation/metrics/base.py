@@ -34,25 +34,15 @@ RowsFunction = Callable[[Sequence[Case]], list[RowScore]]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric by name.
+    """A metric by name."""
 
-    Attributes:
-        name: its name in task files and reports.
-        function: scores one answer by its references; None where `rows` scores many at once.
-        description: one line.
-        kinds: the output kinds it suits.
-        binary: whether every score is 0 or 1.
-        rows: scores many answers, for metrics that read other columns of the row or ask a model.
-        check: validates expected answers and the metric's own files.
-    """
-
-    name: str
-    function: MetricFunction | None
-    description: str
-    kinds: tuple[OutputKind, ...]
-    binary: bool = False
-    rows: RowsFunction | None = None
-    check: Callable[[Sequence[Example]], None] | None = None
+    name: str  # its name in task files and reports
+    function: MetricFunction | None  # scores one answer by its references; None where `rows` scores many at once
+    description: str  # one line
+    kinds: tuple[OutputKind, ...]  # the output kinds it suits
+    binary: bool = False  # whether every score is 0 or 1
+    rows: RowsFunction | None = None  # scores many answers, for metrics that read other columns or ask a model
+    check: Callable[[Sequence[Example]], None] | None = None  # validates expected answers and the metric's own files
 
     def __call__(self, prediction: str, references: Sequence[str], row: Mapping[str, Any] | None = None) -> float:
         """Score one answer, in [0, 1]."""

@@ -50,17 +50,11 @@ class QueryError(Exception):
 
 @dataclass
 class Database:
-    """A database that runs a model's queries.
+    """A database that runs a model's queries."""
 
-    Attributes:
-        file: a SQLite file, or an SQL script (`.sql`), run once in memory.
-        seconds: time limit of one query.
-        rows: row limit of one result.
-    """
-
-    file: Path
-    seconds: float = 5.0
-    rows: int = 10_000
+    file: Path  # a SQLite file, or an SQL script (`.sql`), run once in memory
+    seconds: float = 5.0  # time limit of one query
+    rows: int = 10_000  # row limit of one result
     _connection: sqlite3.Connection | None = field(default=None, repr=False)
     _deadline: float = 0.0
 

@@ -117,15 +117,10 @@ class PairVerdict:
 
 @dataclass(frozen=True, slots=True)
 class PairwiseJudge:
-    """A model that compares answers by a rubric.
+    """A model that compares answers by a rubric."""
 
-    Attributes:
-        engine: runs the model.
-        rubric: what makes an answer better.
-    """
-
-    engine: Engine
-    rubric: str = RUBRIC
+    engine: Engine  # runs the model
+    rubric: str = RUBRIC  # what makes an answer better
 
     def compare(self, pairs: Sequence[AnswerPair]) -> list[PairVerdict]:
         """Ask about every pair in both orders, all in one call of the engine."""
@@ -159,21 +154,13 @@ def _read(answer: ConstrainedChoice, a: Preference, b: Preference) -> Preference
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far a judge agrees with people.
+    """How far a judge agrees with people."""
 
-    Attributes:
-        pairs: how many were judged.
-        unreadable: pairs of which a verdict could not be read; they count as disagreement.
-        consistent: readable pairs with the same preference in both orders.
-        agreed: pairs with the same preference as people.
-        kappa: Cohen's kappa over all pairs; an unreadable verdict counts as an answer that no person gives.
-    """
-
-    pairs: int
-    unreadable: int
-    consistent: int
-    agreed: int
-    kappa: float
+    pairs: int  # how many were judged
+    unreadable: int  # pairs of which a verdict could not be read; they count as disagreement
+    consistent: int  # readable pairs with the same preference in both orders
+    agreed: int  # pairs with the same preference as people
+    kappa: float  # Cohen's kappa over all pairs; an unreadable verdict counts as an answer that no person gives
 
 
 def agreement(verdicts: Sequence[PairVerdict], human: Sequence[Preference]) -> Agreement:
