@@ -1,4 +1,14 @@
-"""Rung: customize a large language model for one task, and prove which customization is worth it."""
+"""Rung: customize a large language model for one task, and prove which customization is worth it.
+
+A tour:
+
+    task = rung.Task.load("task.yaml")
+    climb = rung.climb(task, budget="10m")  # race all techniques; `climb.recommended` is an Artifact
+    climb.recommended.predict([{"text": "My card has not arrived"}])
+    zero = rung.Artifact.zero_shot(task)  # or one step at a time
+    tuned = rung.rungs.LoRA(rank=16).fit(zero, data := task.read())
+    rung.compare(zero, tuned, data.test)  # the difference with its interval, rows fixed and broken, and p
+"""
 
 from __future__ import annotations
 
@@ -28,7 +38,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Names are imported when they are used: `import rung` stays under 50 ms, and torch waits until a model runs.
+    # Import names on first use: `import rung` takes under 50 ms, and torch is loaded only when a model runs.
     if name not in _HOMES:
         raise AttributeError(f"module 'rung' has no attribute {name!r}")
     home = import_module(_HOMES[name])
