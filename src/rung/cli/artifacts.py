@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
@@ -16,23 +15,17 @@ from rung.errors import ConfigError
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
-    from rung.artifact.decoder import Answer
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (run, chat, predict, show, confidence):
-        app.command()(command)
 
 
 def run(
     artifact: options.ArtifactFolder,
     text: Annotated[list[str], Argument(help="The input; COLUMN=TEXT if there are several columns.")],
     engine: Annotated[str | None, Option("--engine", help="What runs the model, instead of what measured it.")] = None,
-    json: options.Json = False,
-    offline: options.Offline = False,
-) -> None:
+    json: options.Json = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Answer one input."""
+    from rung.artifact.predict_file import answer_values
+
     loaded = options.load_artifact(artifact)
     if engine is not None:
         if loaded.decoder.members or not loaded.decoder.uses_llm:
@@ -41,29 +34,23 @@ def run(
         loaded = replace(loaded, engine=engine)
     answer = loaded.predict([_row(loaded, text)])[0]
     render.dropped(answer)
-    render.result(json, _values(loaded, answer), lambda: render.answer(answer))
+    values = answer_values(loaded, answer)
+    if answer.dropped_demonstrations:
+        values["dropped_demonstrations"] = answer.dropped_demonstrations
+    if answer.probabilities:
+        ranked = sorted(zip(loaded.signature.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
+        values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]
+    render.result(json, values, lambda: render.answer(answer))
 
 
 def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
-    """The row that the arguments of a command stand for."""
+    """Make a row of a command's arguments: the text, or COLUMN=TEXT for each of several columns."""
     columns = artifact.signature.inputs
     if artifact.signature.kind == "chat":
         return {columns[0]: [{"role": "user", "content": " ".join(texts)}]}
     if len(columns) == 1:
         return {columns[0]: " ".join(texts)}
     return dict(text.partition("=")[::2] for text in texts)
-
-
-def _values(artifact: Artifact, answer: Answer) -> dict[str, Any]:
-    from rung.artifact.predict_file import answer_values
-
-    values = answer_values(artifact, answer)
-    if answer.dropped_demonstrations:
-        values["dropped_demonstrations"] = answer.dropped_demonstrations
-    if answer.probabilities:
-        ranked = sorted(zip(artifact.signature.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
-        values["top"] = [{"label": label, "probability": p} for label, p in ranked[:5]]
-    return values
 
 
 def chat(artifact: options.ArtifactFolder, offline: options.Offline = False) -> None:
@@ -107,7 +94,7 @@ def _reply(artifact: Artifact, row: dict[str, Any]) -> str:
     pieces = []
     for piece in artifact.open().stream(decoder.request(artifact, rendered.messages)):
         pieces.append(piece)
-        typer.echo(piece, nl=False)
+        render.say(piece, nl=False)
     render.say("")
     text = "".join(pieces)
     answer = Answer(text.strip(), None, None, 0, len(pieces), 0.0, rendered.messages)
@@ -118,14 +105,12 @@ def _reply(artifact: Artifact, row: dict[str, Any]) -> str:
 def predict(
     artifact: options.ArtifactFolder,
     data: Annotated[Path, Argument(help="Rows: CSV, TSV, JSON, JSONL or Parquet.", metavar="DATA")],
-    out: Annotated[
-        Path | None,
-        Option("--out", help="Write here instead of stdout: a table for .csv and .parquet, else JSON lines."),
-    ] = None,
+    out: Annotated[Path | None, Option(
+        "--out", help="Write here instead of stdout: a table for .csv and .parquet, else JSON lines."
+    )] = None,
     resume: Annotated[bool, Option("--resume", help="Continue after the rows that --out already holds.")] = False,
-    quiet: options.QuietFlag = False,
-    offline: options.Offline = False,
-) -> None:
+    quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Answer every row of a file, in the order of the rows; memory does not grow with the file."""
     from rung.artifact.files import fingerprint
     from rung.artifact.predict_file import origin_file, predict_file
@@ -153,10 +138,8 @@ def show(
     artifact: options.ArtifactFolder,
     prompt: Annotated[bool, Option("--prompt", help="Show the exact final prompt of a row.")] = False,
     row: Annotated[int, Option("--row", min=1, help="Which row, counted from 1.")] = 1,
-    data: options.Rows = None,
-    json: options.Json = False,
-    offline: options.Offline = False,
-) -> None:
+    data: options.Rows = None, json: options.Json = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Show what an artifact is made of, or the exact prompt of a row."""
     from rung.artifact.predict_file import rows_of
     from rung.evaluation.report.words import artifact_facts
@@ -176,18 +159,15 @@ def show(
 
 
 def confidence(
-    artifact: options.ArtifactFolder,
-    task: options.TaskOfRows,
+    artifact: options.ArtifactFolder, task: options.TaskOfRows,
     out: Annotated[Path | None, Option(help="Save the artifact with its confidence here.")] = None,
     method: Annotated[str | None, Option(help="temperature or isotonic; default: the task's.")] = None,
     abstain_below: Annotated[
         float | None, Option(help="Mark answers with less confidence as abstained; default: the task's.")
     ] = None,
-    sets: options.Sets = None,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
+    sets: options.Sets = None, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
-) -> None:
+) -> None:  # fmt: skip
     """Fit confidence on the validation rows, measure it on the test rows, and say what abstaining would give."""
     from rung.climbing.conclude import fit_confidence, measure_confidence
     from rung.data.spec import Confidence

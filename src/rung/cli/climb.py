@@ -16,23 +16,13 @@ from rung.errors import ConfigError, ThresholdError
 
 if TYPE_CHECKING:
     from rung.climbing import Climb
-    from rung.evaluation.result import ClimbResult
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for name, command in (
-        ("advise", advise), ("climb", climb), ("report", report), ("eval", evaluate), ("rungs", rungs), ("tune", tune),
-    ):  # fmt: skip
-        app.command(name)(command)
 
 
 def advise(
     task: options.TaskFile,
     runs: Annotated[Path, Option(help="Folder with the runs of climbs.")] = options.RUN_FOLDERS,
-    sets: options.Sets = None,
-    json: options.Json = False,
-) -> None:
+    sets: options.Sets = None, json: options.Json = False,
+) -> None:  # fmt: skip
     """Say what rules expect of every technique and why, and what a climb measured; nothing is downloaded or run."""
     from rung import advice
     from rung.evaluation.report.words import outcomes
@@ -51,19 +41,12 @@ def advise(
 
 
 def climb(
-    task: options.TaskFile,
-    budget: options.Budget = None,
-    rungs: options.RungNames = None,
+    task: options.TaskFile, budget: options.Budget = None, rungs: options.RungNames = None,
     plan: Annotated[bool, Option("--plan", help="Only say what would run and what it would take.")] = False,
-    resume: options.Resume = False,
-    out: options.RunFolders = options.RUN_FOLDERS,
-    seed: options.SeedOption = 0,
-    engine: options.EngineOption = "auto",
-    sets: options.Sets = None,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
-    offline: options.Offline = False,
-) -> None:
+    resume: options.Resume = False, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
+    engine: options.EngineOption = "auto", sets: options.Sets = None, json: options.Json = False,
+    quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Measure every technique on the same rows and recommend the cheapest that nothing significantly beats."""
     from rung.climbing.plan import plan_rows
     from rung.climbing.run import climb
@@ -81,7 +64,7 @@ def climb(
         render.note(f"\ninterrupted; nothing finished is lost. Continue with:\n  rung {again} --resume")
         raise typer.Exit(130) from None
     write_reports(done)
-    _show(done.result, done.folder, json)
+    render.result(json, done.result.summary(), lambda: render.climb_report(done.result, done.folder))
 
 
 def write_reports(climbed: Climb) -> None:
@@ -90,10 +73,6 @@ def write_reports(climbed: Climb) -> None:
 
     climbed.result.write(climbed.folder)
     write_html(climbed.result, climbed.predictions, climbed.folder)
-
-
-def _show(result: ClimbResult, folder: Path, json: bool) -> None:
-    render.result(json, result.summary(), lambda: render.climb_report(result, folder))
 
 
 def report(
@@ -106,23 +85,20 @@ def report(
     if not (run / "report.json").is_file():
         hint = "give a run folder of a finished climb, or resume it first"
         raise ConfigError("wrong-folder", f"{run} has no report.json", hint=hint)
-    _show(ClimbResult.read(run), run, json)
+    result = ClimbResult.read(run)
+    render.result(json, result.summary(), lambda: render.climb_report(result, run))
 
 
 def evaluate(
-    artifact: options.ArtifactFolder,
-    task: options.TaskOfRows,
+    artifact: options.ArtifactFolder, task: options.TaskOfRows,
     split: Annotated[str, Option(help="validation or test.")] = "test",
     judge: Annotated[
-        str | None,
-        Option(help="The model that judges whether answers follow from their documents.", metavar="MODEL"),
+        str | None, Option(help="The model that judges whether answers follow from their documents.", metavar="MODEL")
     ] = None,
     at_least: Annotated[list[str] | None, Option("--at-least", help="Fail below this.", metavar="METRIC=VALUE")] = None,
-    sets: options.Sets = None,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
+    sets: options.Sets = None, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
-) -> None:
+) -> None:  # fmt: skip
     """Score an artifact on a split of a task; with --at-least, exit 1 below the bar."""
     from rung.engines.opening import open_engine
     from rung.evaluation.rag_metrics import FaithfulnessJudge
@@ -183,15 +159,10 @@ def tune(
     task: options.TaskFile,
     rung: Annotated[str, Option("--rung", help="The rung whose settings are searched.")] = "lora",
     trials: Annotated[int, Option(min=1, help="Most trials.")] = 20,
-    budget: options.Budget = None,
-    out: options.RunFolders = options.RUN_FOLDERS,
-    seed: options.SeedOption = 0,
-    engine: options.EngineOption = "auto",
-    sets: options.Sets = None,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
-    offline: options.Offline = False,
-) -> None:
+    budget: options.Budget = None, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
+    engine: options.EngineOption = "auto", sets: options.Sets = None, json: options.Json = False,
+    quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Search the settings of one rung; the same command continues an interrupted search."""
     from rung.climbing.options import parse_duration
     from rung.climbing.tune import tune

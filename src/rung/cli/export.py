@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import typer
 from typer import Option
 
 from rung.cli import options, render
@@ -19,20 +18,12 @@ if TYPE_CHECKING:
 PROMPTS = ("messages", "text", "openai")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (merge, export):
-        app.command()(command)
-
-
 def merge(
     artifact: options.ArtifactFolder,
     out: Annotated[Path, Option("--out", help="A new folder.", metavar="FOLDER")],
-    data: options.Rows = None,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
+    data: options.Rows = None, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
-) -> None:
+) -> None:  # fmt: skip
     """Merge tuned weights into the base model: FOLDER/model for any program, FOLDER/artifact for Rung."""
     from rung.export.card import evidence
     from rung.export.merge import merge
@@ -47,13 +38,9 @@ def merge(
 
 def export(
     artifact: options.ArtifactFolder,
-    to: Annotated[
-        str | None,
-        Option(
-            "--to",
-            help="Write tuned weights (peft, huggingface, openvino, gguf) or for a server (vllm, ollama, kserve).",
-        ),
-    ] = None,
+    to: Annotated[str | None, Option(
+        "--to", help="Write tuned weights (peft, huggingface, openvino, gguf) or for a server (vllm, ollama, kserve).",
+    )] = None,
     out: Annotated[Path | None, Option("--out", help="A new folder.", metavar="FOLDER")] = None,
     precision: Annotated[
         str | None, Option("--precision", help="With openvino: int8, fp32. With gguf: f16, q8_0, f32.")
@@ -61,13 +48,11 @@ def export(
     prompt: Annotated[str | None, Option("--prompt", help="Write prompts instead: messages, text or openai.")] = None,
     data: options.Rows = None,
     row: Annotated[int | None, Option("--row", min=1, help="With prompts: only this row, counted from 1.")] = None,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
-    offline: options.Offline = False,
-) -> None:
+    json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Write tuned weights for other programs, or the exact prompts of rows as JSON lines."""
     from rung.export.card import ExportFormat
-    from rung.export.servers import ServerName
+    from rung.export.servers import ServerName, export_for
 
     if to is None:
         if out is not None or precision is not None:
@@ -75,23 +60,17 @@ def export(
             raise ConfigError("bad-option", message, hint="say what to write: --to peft")
         _write_prompts(artifact, options.choose("--prompt", prompt or PROMPTS[0], PROMPTS), data, row)
         return
-    options.choose("--to", to, (*get_args(ExportFormat), *get_args(ServerName)))
+    kind = options.choose("--to", to, (*get_args(ExportFormat), *get_args(ServerName)))
     server = to in get_args(ServerName)
     unused = {"--prompt": prompt, "--row": row, **({"--precision": precision, "--data": data} if server else {})}
     if given := [name for name, value in unused.items() if value is not None]:
         raise ConfigError("bad-option", f"--to {to} does not use {', '.join(given)}", hint="leave these options out")
     if out is None:
         raise ConfigError("bad-option", f"--to {to} needs a folder", hint="name a new one: --out FOLDER")
-    if server:
-        _write_for_server(artifact, to, out, json, quiet)
-    else:
+    if not server:
         _write_weights(artifact, to, out, precision, data, json, quiet)
-
-
-def _write_for_server(artifact: Path, to: Any, out: Path, json: bool, quiet: bool) -> None:
-    from rung.export.servers import export_for
-
-    command = export_for(to, options.load_artifact(artifact), out, progress=options.progress(quiet))
+        return
+    command = export_for(kind, options.load_artifact(artifact), out, progress=options.progress(quiet))
     text = f"{out}: {to}\nNext: cd {out} && {command}"
     render.result(json, {"folder": str(out), "server": to, "start": command}, text)
 

@@ -6,33 +6,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
 from rung.errors import ConfigError
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (judge, cluster):
-        app.command()(command)
-
-
 def judge(
     task: options.TaskFile,
-    human: Annotated[
-        Path,
-        Argument(
-            help="Pairs that people judged: the task's inputs, `first`, `second`, and `preference` (first, second or "
-            "tie).",
-            metavar="HUMAN",
-        ),
-    ],
-    sets: options.Sets = None,
-    json: options.Json = False,
-    offline: options.Offline = False,
-) -> None:
+    human: Annotated[Path, Argument(metavar="HUMAN", help=(
+        "Pairs that people judged: the task's inputs, `first`, `second`, and `preference` (first, second or tie)."
+    ))],
+    sets: options.Sets = None, json: options.Json = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Say how far the judge of a task (`metric: {name: judge, ...}`) agrees with people."""
     from rung.evaluation.metrics.judge import RUBRIC, agreement, open_judge, read_pairs
 
@@ -63,11 +49,9 @@ def cluster(
     encoder: Annotated[str, Option("--encoder", help="The sentence encoder.")] = "embedded-encoder",
     model: Annotated[str, Option("--model", help="The model that names clusters; none for numbers.")] = "embedded",
     out: Annotated[Path | None, Option("--out", help="Write every row with its cluster: .csv or .jsonl.")] = None,
-    seed: options.SeedOption = 0,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
+    seed: options.SeedOption = 0, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
-) -> None:
+) -> None:  # fmt: skip
     """Group the texts of a table by what they mean, and name the groups."""
     from rung import clustering
     from rung.engines.opening import open_encoder, open_engine

@@ -33,17 +33,9 @@ RegistryFolder = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands; the groups are added by name."""
-    for function in (improve, promote, rollback):
-        app.command()(function)
-
-
 @app.command("list")
 def list_cases(
-    store: options.StorePlace = STORE,
-    task: OfTask = None,
-    split: SplitName = None,
+    store: options.StorePlace = STORE, task: OfTask = None, split: SplitName = None,
     reason: Annotated[str | None, Option(help="Suspicious for this reason.")] = None,
     reviewed: Annotated[bool | None, Option("--reviewed/--unreviewed", help="Reviewed, or not.")] = None,
     wrong: Annotated[bool, Option("--wrong", help="Reviewed and found wrong.")] = False,
@@ -51,7 +43,7 @@ def list_cases(
     text: Annotated[str | None, Option(help="With this text in input or response.")] = None,
     limit: Annotated[int, Option(min=1, help="Most cases to show.")] = 50,
     json: options.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """List suspicious answers, the worst first; by default those that nobody reviewed."""
     narrowed = everything or wrong or reviewed is not None
     which = _filter(
@@ -65,54 +57,47 @@ def list_cases(
 
 
 @app.command()
-def show(id: Id, store: options.StorePlace = STORE, json: options.Json = False) -> None:  # noqa: A002
+def show(case_id: Id, store: options.StorePlace = STORE, json: options.Json = False) -> None:
     """Show one case: the question, the answer, the expected answer, its feedback and its history."""
     with options.open_store(store) as opened:
-        values = opened.details(id)
+        values = opened.details(case_id)
     render.result(json, values, lambda: render.case(values))
 
 
 @app.command()
 def correct(
-    id: Id,  # noqa: A002
+    case_id: Id,
     expected: Annotated[str, Argument(help="The expected response; repeat the actual one if it was right.")],
-    reviewer: ReviewerOption = None,
-    comment: CommentOption = "",
-    store: options.StorePlace = STORE,
+    reviewer: ReviewerOption = None, comment: CommentOption = "", store: options.StorePlace = STORE,
     json: options.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Say what was expected. Nothing is overwritten: the history keeps every correction."""
     with options.open_store(store) as opened:
-        number = opened.correct(id, expected, _reviewer(reviewer), comment)
-        case = opened.case(id)
-    text = f"{number}. {id}: {'expected ' + repr(case.expected) if case.failure else 'the answer was right'}"
+        number = opened.correct(case_id, expected, _reviewer(reviewer), comment)
+        case = opened.case(case_id)
+    text = f"{number}. {case_id}: {'expected ' + repr(case.expected) if case.failure else 'the answer was right'}"
     render.result(json, {"correction": number, "failure": case.failure, "split": case.interaction.split}, text)
 
 
 @app.command()
 def undo(
-    id: Id,  # noqa: A002
-    reviewer: ReviewerOption = None,
-    comment: CommentOption = "",
-    store: options.StorePlace = STORE,
+    case_id: Id, reviewer: ReviewerOption = None, comment: CommentOption = "", store: options.StorePlace = STORE,
     json: options.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Undo the latest correction; the one before it holds again."""
     with options.open_store(store) as opened:
-        number = opened.undo(id, _reviewer(reviewer), comment)
-        case = opened.case(id)
-    text = f"{number}. {id}: {'expected ' + repr(case.expected) if case.reviewed else 'not reviewed'}"
+        number = opened.undo(case_id, _reviewer(reviewer), comment)
+        case = opened.case(case_id)
+    text = f"{number}. {case_id}: {'expected ' + repr(case.expected) if case.reviewed else 'not reviewed'}"
     render.result(json, {"correction": number, "expected": case.expected}, text)
 
 
 @app.command("import")
 def import_cases(
     file: Annotated[Path, Argument(help="A CSV with the four columns, or an exported JSONL.", metavar="FILE")],
-    task: options.TaskFile,
-    reviewer: ReviewerOption = None,
-    store: options.StorePlace = STORE,
+    task: options.TaskFile, reviewer: ReviewerOption = None, store: options.StorePlace = STORE,
     json: options.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Take cases and their expected responses from a file."""
     from rung.feedback.exchange import read
 
@@ -127,11 +112,9 @@ def import_cases(
 def export(
     to: Annotated[str, Option("--to", help="chat, completion, preference, csv or jsonl.")] = "jsonl",
     out: Annotated[Path | None, Option("--out", help="A new file; stdout by default.", metavar="FILE")] = None,
-    store: options.StorePlace = STORE,
-    task: OfTask = None,
-    split: SplitName = None,
+    store: options.StorePlace = STORE, task: OfTask = None, split: SplitName = None,
     wrong: Annotated[bool, Option("--wrong", help="Only what was reviewed and found wrong.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Write reviewed cases for tuning tools, spreadsheets or another store. Train on --split train only."""
     from rung.feedback.exchange import ExportFormat, write
 
@@ -174,10 +157,8 @@ def check(
     artifact: Annotated[Path, Argument(help="An artifact of the task; a stronger one.", metavar="ARTIFACT")],
     store: options.StorePlace = STORE,
     compare: Annotated[bool, Option("--compare/--rules-only", help="Also have it answer.")] = True,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
-    offline: options.Offline = False,
-) -> None:
+    json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Find unreviewed answers that break the task's rules, or with which an artifact disagrees."""
     from rung.artifact.files import fingerprint
     from rung.feedback.corrections import check
@@ -202,20 +183,12 @@ def _reviewer(name: str | None) -> str:
 
 
 def improve(
-    task: options.TaskFile,
-    store: options.StorePlace = STORE,
-    registry: RegistryFolder = REGISTRY,
-    budget: options.Budget = None,
-    rungs: options.RungNames = None,
-    resume: options.Resume = False,
-    out: options.RunFolders = options.RUN_FOLDERS,
-    seed: options.SeedOption = 0,
-    engine: options.EngineOption = "auto",
-    sets: options.Sets = None,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
+    task: options.TaskFile, store: options.StorePlace = STORE, registry: RegistryFolder = REGISTRY,
+    budget: options.Budget = None, rungs: options.RungNames = None, resume: options.Resume = False,
+    out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0, engine: options.EngineOption = "auto",
+    sets: options.Sets = None, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
-) -> None:
+) -> None:  # fmt: skip
     """Climb again with the reviewed failures, against what is served."""
     from rung.feedback.improve import improve
     from rung.feedback.registry import Registry
@@ -230,15 +203,13 @@ def improve(
 
 def promote(
     what: Annotated[Path, Argument(help="A run folder of `rung improve`, or an artifact.", metavar="WHAT")],
-    store: options.StorePlace = STORE,
-    registry: RegistryFolder = REGISTRY,
-    reviewer: ReviewerOption = None,
+    store: options.StorePlace = STORE, registry: RegistryFolder = REGISTRY, reviewer: ReviewerOption = None,
     reason: Annotated[str, Option("--reason", help="Why; needed for an artifact, which has no evidence.")] = "",
     accept_regressions: Annotated[
         bool, Option("--accept-regressions", help="Even if what was fixed once is wrong again.")
     ] = False,
     json: options.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Serve an artifact from now on, at once; servers that follow the registry switch by themselves."""
     from rung.artifact.files import MANIFEST
     from rung.feedback.improve import promote, read_improvement
@@ -258,13 +229,11 @@ def promote(
 
 
 def rollback(
-    task: options.TaskName,
-    store: options.StorePlace = STORE,
-    registry: RegistryFolder = REGISTRY,
+    task: options.TaskName, store: options.StorePlace = STORE, registry: RegistryFolder = REGISTRY,
     reviewer: ReviewerOption = None,
     reason: Annotated[str, Option("--reason", help="Why.")] = "",
     json: options.Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Serve again what was served before the last promotion, at once."""
     from rung.feedback.registry import Registry
 
@@ -285,8 +254,7 @@ def _show_promotion(promotion: Promotion, home: Registry, json: bool) -> None:
 
 @trial_app.command("start")
 def start_trial(
-    task: options.TaskName,
-    artifact: options.ArtifactFolder,
+    task: options.TaskName, artifact: options.ArtifactFolder,
     mode: Annotated[
         str, Option("--mode", help="shadow: answers after every response; ab: answers a share of the inputs.")
     ] = "shadow",
@@ -294,10 +262,8 @@ def start_trial(
         float | None, Option("--share", help=f"With ab: the share of the inputs that it answers; {SHARE:g} by default.")
     ] = None,
     stop_after: Annotated[int, Option("--stop-after", min=1, help="Pairs after which it ends.")] = PAIRS,
-    registry: RegistryFolder = REGISTRY,
-    json: options.Json = False,
-    offline: options.Offline = False,
-) -> None:
+    registry: RegistryFolder = REGISTRY, json: options.Json = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Try an artifact next to the served one; servers that follow the registry begin by themselves."""
     from rung.feedback.registry import Registry
     from rung.feedback.trials import start
@@ -315,12 +281,9 @@ def start_trial(
 
 @trial_app.command("show")
 def show_trial(
-    task: options.TaskName,
-    store: options.StorePlace = STORE,
-    registry: RegistryFolder = REGISTRY,
-    json: options.Json = False,
-    offline: options.Offline = False,
-) -> None:
+    task: options.TaskName, store: options.StorePlace = STORE, registry: RegistryFolder = REGISTRY,
+    json: options.Json = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Show a trial's results so far: fixed, broken, p, and whether it may be stopped."""
     from rung.feedback.registry import Registry
     from rung.feedback.trials import trial_report

@@ -17,22 +17,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The index of a task's documents: build, show, search.", no_args_is_help=True)
 
-Again = Annotated[bool, Option("--again", help="Build it from scratch, even if it is complete.")]
-Filters = Annotated[
-    list[str] | None,
-    Option("--filter", help="Only passages with this document, source, title or column.", metavar="KEY=VALUE"),
-]
-
 
 @app.command()
 def build(
     task: options.TaskFile,
-    again: Again = False,
-    sets: options.Sets = None,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
-    offline: options.Offline = False,
-) -> None:
+    again: Annotated[bool, Option("--again", help="Build it from scratch, even if it is complete.")] = False,
+    sets: options.Sets = None, json: options.Json = False,
+    quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Build the index, or continue a build that was stopped; only what changed is read."""
     from rung.retrieval.build import build_index
 
@@ -42,12 +34,9 @@ def build(
 
 @app.command()
 def update(
-    task: options.TaskFile,
-    sets: options.Sets = None,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
+    task: options.TaskFile, sets: options.Sets = None, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
-) -> None:
+) -> None:  # fmt: skip
     """Bring a built index up to date: new and changed documents are added, removed ones taken out."""
     from rung.retrieval.build import build_index
 
@@ -69,11 +58,11 @@ def search(
     query: Annotated[str, Argument(help="What to look for.")],
     k: Annotated[int, Option("-k", min=1, help="How many passages.")] = 5,
     mode: Annotated[str, Option("--mode", help="hybrid, bm25 or dense.")] = "hybrid",
-    filters: Filters = None,
-    sets: options.Sets = None,
-    json: options.Json = False,
-    offline: options.Offline = False,
-) -> None:
+    filters: Annotated[list[str] | None, Option(
+        "--filter", help="Only passages with this document, source, title or column.", metavar="KEY=VALUE"
+    )] = None,
+    sets: options.Sets = None, json: options.Json = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Show the passages that a query finds, with document, page and characters."""
     from rung.retrieval.index import SearchMode, SearchSettings
 

@@ -15,15 +15,19 @@ from rung.errors import RungError
 
 app = typer.Typer(
     name="rung",
-    help="Customize a language model for one task, and prove which customization is worth it.",
     no_args_is_help=False,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: importing rich and its Markdown takes longer than the rest together
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (tasks, climb, artifacts, export, feedback, extras, models, serve):  # the order in `rung --help`
-    module.register(app)
+for command in (  # in the order of `rung --help`
+    tasks.init, tasks.check, tasks.schema, tasks.explain, climb.advise, climb.climb, climb.report, climb.evaluate,
+    climb.rungs, climb.tune, artifacts.run, artifacts.chat, artifacts.predict, artifacts.show, artifacts.confidence,
+    export.merge, export.export, feedback.improve, feedback.promote, feedback.rollback, extras.judge, extras.cluster,
+    models.doctor, serve.serve,
+):  # fmt: skip
+    app.command("eval" if command is climb.evaluate else None)(command)
 app.add_typer(models.cache, name="cache")
 app.add_typer(serve.keys, name="keys")
 app.add_typer(index.app, name="index")
@@ -75,7 +79,6 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
-    except BrokenPipeError:
-        # the reader, such as `head`, is gone
+    except BrokenPipeError:  # the reader, such as `head`, is gone
         sys.stderr.close()
         sys.exit(0)

@@ -17,18 +17,10 @@ app = typer.Typer(help="Base models: what is there, where from, and where it lie
 cache = typer.Typer(help="Remembered answers: where, how much, and forget them.", no_args_is_help=True)
 
 LOCAL = ("torch", "transformers", "peft", "sentence-transformers", "scikit-learn", "openvino-genai", "optimum-intel")
-Reference = Annotated[
-    str,
-    Argument(
-        help="`embedded`, `embedded-encoder`, a folder, a .gguf file, or a Hub id (org/name, org/name@revision).",
-        metavar="MODEL",
-    ),
-]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command; the groups are added by name."""
-    app.command()(doctor)
+Reference = Annotated[str, Argument(
+    help="`embedded`, `embedded-encoder`, a folder, a .gguf file, or a Hub id (org/name, org/name@revision).",
+    metavar="MODEL",
+)]  # fmt: skip
 
 
 @app.command("list")
@@ -40,8 +32,7 @@ def list_models(json: options.Json = False) -> None:
     models = [
         {
             "reference": model.alias, "name": model.name, "kind": model.kind, "parameters": model.parameters,
-            "context": model.context, "licence": model.licence, "cached": is_cached(model.alias),
-            "about": model.about,
+            "context": model.context, "licence": model.licence, "cached": is_cached(model.alias), "about": model.about,
         }
         for model in EMBEDDED
     ]  # fmt: skip
@@ -74,10 +65,8 @@ def pull(
     openvino: Annotated[
         bool, Option("--openvino", help="Export it to OpenVINO now, as its first use would: for container images.")
     ] = False,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
-    offline: options.Offline = False,
-) -> None:
+    json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Fetch and convert a model, so that it works offline from then on."""
     from rung.engines.opening import export_ahead
     from rung.models.reference import resolve
@@ -107,10 +96,8 @@ def search(
     memory: Annotated[str | None, Option(help="Memory to run in, such as 16GB.")] = None,
     context: Annotated[str | None, Option(help="Tokens to read at least, such as 32k.")] = None,
     refresh: Annotated[bool, Option("--refresh", help="Ask the Hub for newer facts first.")] = False,
-    json: options.Json = False,
-    quiet: options.QuietFlag = False,
-    offline: options.Offline = False,
-) -> None:
+    json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """List open models that suit, by their published facts, with memory and speed for this machine."""
     from rung.machine import this_machine
     from rung.models import open_models
@@ -136,16 +123,11 @@ def doctor(json: options.Json = False) -> None:
     machine, packages = this_machine(), {name: _version(name) for name in LOCAL}
     missing = [name for name, installed in packages.items() if installed is None]
     facts: dict[str, Any] = {
-        "cores": machine.cores,
-        "memory_gib": round(machine.memory_bytes / 2**30, 1),
-        "gflops_fp32": round(machine.flops / 1e9),
-        "cache": str(cache_dir()),
-        "offline": offline(),
-        "engine": explain("embedded", "auto"),
-        "packages": packages,
-        "missing": missing,
+        "cores": machine.cores, "memory_gib": round(machine.memory_bytes / 2**30, 1),
+        "gflops_fp32": round(machine.flops / 1e9), "cache": str(cache_dir()), "offline": offline(),
+        "engine": explain("embedded", "auto"), "packages": packages, "missing": missing,
         "gpu": None if "torch" in missing else _gpu(),
-    }
+    }  # fmt: skip
     render.result(json, facts, lambda: render.doctor(facts))
 
 

@@ -65,11 +65,7 @@ def load_artifact(folder: Path) -> Artifact:
 
 
 def open_store(location: str, *, must_exist: bool = True) -> FeedbackStore:
-    """Open a store; with `must_exist`, a misspelled name does not make a new one.
-
-    Raises:
-        ConfigError: `no-such-file`.
-    """
+    """Open a store; with `must_exist`, a misspelled name is an error and does not make a new one."""
     from rung.feedback.store import FeedbackStore
 
     if must_exist and "://" not in location and not Path(location).expanduser().is_file():
@@ -79,11 +75,7 @@ def open_store(location: str, *, must_exist: bool = True) -> FeedbackStore:
 
 
 def pairs(option: str, texts: Sequence[str] | None, example: str) -> list[tuple[str, str]]:
-    """Split the values of an option that is written KEY=VALUE.
-
-    Raises:
-        ConfigError: `bad-option`: one has no key or no `=`.
-    """
+    """Split the values of an option that is written KEY=VALUE; a value without key or `=` is a ConfigError."""
     split = []
     for text in texts or ():
         key, equals, value = text.partition("=")
@@ -94,11 +86,7 @@ def pairs(option: str, texts: Sequence[str] | None, example: str) -> list[tuple[
 
 
 def choose(option: str, value: str, choices: Sequence[str]) -> Any:
-    """Check that an option has one of a few values.
-
-    Raises:
-        ConfigError: `unknown-name`.
-    """
+    """Return the value of an option if it is one of `choices`; another one is a ConfigError."""
     if value not in choices:
         raise ConfigError("unknown-name", f"unknown {option} {value!r}", hint=f"choose {', '.join(choices)}")
     return value
@@ -107,11 +95,7 @@ def choose(option: str, value: str, choices: Sequence[str]) -> Any:
 def climb_options(
     *, budget: str | None, rungs: str | None, seed: int, engine: str, out: Path, resume: bool
 ) -> ClimbOptions:
-    """How to climb, from the options of that name.
-
-    Raises:
-        ConfigError: `bad-option`: the budget is not a duration.
-    """
+    """How to climb, from the options of that name; a budget that is no duration is a ConfigError."""
     from rung.climbing.options import ClimbOptions, parse_duration
 
     seconds = None if budget is None else parse_duration(budget)

@@ -74,21 +74,12 @@ def facts(values: Mapping[str, Any], width: int = 15) -> None:
 
 
 def table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    console: Console | None = None,
-    styles: Sequence[str] = (),
-    wrapped: Sequence[str] = (),
-) -> None:
-    """Print a table.
+    heads: Sequence[str], rows: Iterable[Sequence[object]], *, console: Console | None = None,
+    styles: Sequence[str] = (), wrapped: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Print a table whose cells may be rich's texts; `styles` has one style a row.
 
-    Args:
-        heads: heads of the columns; a column is aligned to the right if its head begins with `>`.
-        rows: the cells; they may be rich's texts.
-        console: where to print; stdout by default.
-        styles: the style of each row, if any.
-        wrapped: heads of the columns that may be wrapped.
+    A head that begins with `>` aligns its column to the right; only the columns of the heads in `wrapped` may wrap.
     """
     from rich.console import Console
     from rich.table import Table

@@ -12,6 +12,7 @@ import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
+from rung.cli.options import RUN_FOLDERS
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.feedback.records import STORE
 
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
 KeyFile = Annotated[Path, Option("--key-file", help="The file of hashed keys.", metavar="FILE")]
 keys = typer.Typer(help="Manage the API keys of `rung serve`.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command; the group is added by name."""
-    app.command()(serve)
 
 
 def serve(
@@ -42,10 +38,9 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, Option("--allow-origin", help="Another site whose pages may ask.")
     ] = None,
-    load_from: Annotated[
-        Path | None,
-        Option("--load-from", help="Let artifacts below this folder be loaded over HTTP.", metavar="FOLDER"),
-    ] = None,
+    load_from: Annotated[Path | None, Option(
+        "--load-from", help="Let artifacts below this folder be loaded over HTTP.", metavar="FOLDER"
+    )] = None,
     queue: Annotated[int, Option("--queue", min=1, help="Most answers waited for; beyond it: 429.")] = 512,
     max_body: Annotated[int, Option("--max-body", min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
     drain: Annotated[float, Option("--drain", min=0, help="Seconds to finish answers in at the end.")] = 30.0,
@@ -56,17 +51,13 @@ def serve(
     redact: Annotated[
         list[str] | None, Option("--redact", help="Do not keep what this matches.", metavar="NAME=REGEX")
     ] = None,
-    registry: Annotated[
-        Path | None,
-        Option("--registry", help="Serve what is promoted in this folder, and follow it.", metavar="FOLDER"),
-    ] = None,
+    registry: Annotated[Path | None, Option(
+        "--registry", help="Serve what is promoted in this folder, and follow it.", metavar="FOLDER"
+    )] = None,
     pages: Annotated[bool, Option("--pages/--no-pages", help="Serve web pages as well as the API.")] = True,
-    runs: Annotated[
-        Path, Option("--runs", help="The climbs that the pages show.", metavar="FOLDER")
-    ] = options.RUN_FOLDERS,
-    quiet: options.QuietFlag = False,
-    offline: options.Offline = False,
-) -> None:
+    runs: Annotated[Path, Option("--runs", help="The climbs that the pages show.", metavar="FOLDER")] = RUN_FOLDERS,
+    quiet: options.QuietFlag = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
     """Serve artifacts and base models to OpenAI's clients, and pages to people."""
     if not (artifacts or model or encoder or registry):
         hint = "rung serve FOLDER, or rung serve --model embedded"
@@ -118,8 +109,7 @@ def _capturing(
 
     wiring = build_capture(
         store, mode=options.choose("--capture", mode, get_args(CaptureMode)), rate=rate if mode == "sampled" else 1.0,
-        redact=Redactor(own=patterns), key_of=key_of, registry=registry,
-        allowed=reviewers_only,
+        redact=Redactor(own=patterns), key_of=key_of, registry=registry, allowed=reviewers_only,
         load=lambda folder, name: served.load(folder, name, replace=True),
         challenge=lambda name, what: served.withdraw(name) if what is None else served.challenge(name, *what),
     )  # fmt: skip

@@ -6,17 +6,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
 from rung.errors import ConfigError, explanations
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (init, check, schema, explain):
-        app.command()(command)
 
 
 def init(
@@ -43,9 +36,8 @@ def check(
     tuning: Annotated[
         bool, Option("--tuning", help="Also show what tuning would learn from; needs the model's tokenizer.")
     ] = False,
-    sets: options.Sets = None,
-    json: options.Json = False,
-) -> None:
+    sets: options.Sets = None, json: options.Json = False,
+) -> None:  # fmt: skip
     """Validate a task file and its data without a model, and print the data report."""
     from rung.climbing.check import check_task
 
