@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -34,28 +34,18 @@ PREFIX = "rung-"
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What the key file stores of one key.
+    """What the key file stores of one key."""
 
-    Attributes:
-        id: eight hex digits, written to logs and records.
-        per_minute: most requests a minute, or None.
-        admin: whether it may load and unload artifacts, review failures and promote.
-    """
-
-    id: str
+    id: str  # eight hex digits, written to logs and records
     name: str
     sha256: str
     created: str
-    per_minute: int | None = None
-    admin: bool = False
+    per_minute: int | None = None  # most requests a minute
+    admin: bool = False  # whether it may load and unload artifacts, review failures and promote
 
 
 def read_keys(file: Path) -> list[ApiKey]:
-    """Read a key file.
-
-    Raises:
-        ConfigError: the file cannot be read, or a line is not a key.
-    """
+    """Read a key file; one that cannot be read, or a line that is not a key, is a ConfigError."""
     try:
         lines = file.read_text("utf-8").splitlines()
     except OSError as error:
@@ -82,11 +72,7 @@ def create_key(file: Path, name: str, *, per_minute: int | None = None, admin: b
 
 
 def revoke_key(file: Path, key_id: str) -> None:
-    """Remove a key from the file; a running server refuses it from the next request on.
-
-    Raises:
-        ConfigError: the file has no such key.
-    """
+    """Remove a key from the file; a running server refuses it from the next request on."""
     with _locked(file):
         keys = read_keys(file)
         remaining = [key for key in keys if key.id != key_id]
@@ -141,11 +127,7 @@ class KeyRing:
         return next((key for key in self._current() if key.id == key_id), None)
 
     def take(self, key: ApiKey) -> None:
-        """Count one request: a token bucket that holds a minute's worth and fills steadily.
-
-        Raises:
-            Refused: the bucket is empty.
-        """
+        """Count one request, or refuse it: a token bucket that holds a minute's worth and fills steadily."""
         if key.per_minute is None:
             return
         rate = key.per_minute / 60
@@ -242,26 +224,15 @@ API = ("/v1/", "/metrics", "/openapi.json")  # for programs: a cookie opens noth
 
 @dataclass(frozen=True)
 class Access:
-    """The rules of one server.
+    """The rules of one server."""
 
-    Attributes:
-        keys: the keys, or None where no key is needed.
-        hosts: names that the Host header may have; None for any (then a key is the protection).
-        origins: origins of other sites whose pages may ask.
-        sessions: who is signed in to the pages; None where there are no pages.
-    """
-
-    keys: KeyRing | None = None
-    hosts: frozenset[str] | None = LOOPBACK_NAMES
-    origins: frozenset[str] = field(default_factory=frozenset)
-    sessions: Sessions | None = None
+    keys: KeyRing | None = None  # None where no key is needed
+    hosts: frozenset[str] | None = LOOPBACK_NAMES  # what the Host header may name; None for any: a key protects then
+    origins: frozenset[str] = frozenset()  # other sites whose pages may ask
+    sessions: Sessions | None = None  # who is signed in to the pages; None where there are no pages
 
     def check(self, path: str, headers: Mapping[str, str], scheme: str) -> ApiKey | None:
-        """Check a request and return its key, or None where no key is needed.
-
-        Raises:
-            Refused: the request is not allowed.
-        """
+        """Refuse a request that is not allowed; return its key, or None where no key is needed."""
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and _host_name(host) not in self.hosts:
             raise Refused(403, "bad-host", "this server does not answer to that Host; allow it with --allow-host")
@@ -293,11 +264,7 @@ class Access:
 def access_rules(
     host: str, keys: KeyRing | None, *, hosts: frozenset[str] = frozenset(), origins: frozenset[str] = frozenset()
 ) -> Access:
-    """Make the rules for a server that listens on `host`.
-
-    Raises:
-        ConfigError: other machines could ask, and there is no key.
-    """
+    """Make the rules for a server that listens on `host`; beyond loopback, no key is a ConfigError."""
     loopback = is_loopback(host)
     if not loopback and keys is None:
         raise ConfigError(

@@ -96,25 +96,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def app_with(
-    served: Served,
-    *,
-    access: Access | None = None,
-    limits: RequestLimits | None = None,
-    recorder: Recorder | None = None,
-    load_from: Path | None = None,
-    routers: Sequence[APIRouter] = (),
+    served: Served, *, access: Access | None = None, limits: RequestLimits | None = None,
+    recorder: Recorder | None = None, load_from: Path | None = None, routers: Sequence[APIRouter] = (),
     pages: PageSources | None = None,
-) -> FastAPI:
-    """Make the application.
+) -> FastAPI:  # fmt: skip
+    """Make the application; by default anyone on this machine may ask.
 
-    Args:
-        served: everything that is served.
-        access: who may ask; by default anyone on this machine.
-        limits: how much.
-        recorder: keeps what was answered.
-        load_from: the folder below which artifacts may be loaded over HTTP; None for no loading.
-        routers: more endpoints (feedback, review), with the same middleware and context.
-        pages: what the pages show; None for no pages.
+    `load_from` is the folder below which artifacts may be loaded over HTTP. `routers` are more endpoints (feedback,
+    review), with the same middleware and context.
     """
     server = ServerContext(served, access or Access(), limits or RequestLimits(), recorder, load_from)
 
@@ -205,16 +194,11 @@ def _operation(served: ServedArtifact, responses: dict[str, Any]) -> dict[str, A
     predictions = {"type": "array", "items": prediction}
     kind, usage = {"const": "predictions"}, {"type": "object"}
     response = {"object": kind, "task": text, "artifact": text, "predictions": predictions, "usage": usage}
+    answered = {"200": {"description": "One prediction a row.", "content": _json(_object(response))}}
     return {
-        "operationId": f"predict_{served.name}",
-        "summary": f"Answer rows of the task {shape.task}",
-        "parameters": [],
-        "requestBody": {"required": True, "content": _json(body)},
-        "responses": {
-            **responses,
-            "200": {"description": "One prediction a row.", "content": _json(_object(response))},
-        },
-    }
+        "operationId": f"predict_{served.name}", "summary": f"Answer rows of the task {shape.task}", "parameters": [],
+        "requestBody": {"required": True, "content": _json(body)}, "responses": responses | answered,
+    }  # fmt: skip
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -35,23 +35,15 @@ DEFAULT_TOKENS = 1024  # limit of an answer where the request has none and the c
 
 @dataclass(frozen=True)
 class TextRequest:
-    """Completions that an engine writes.
-
-    Attributes:
-        base: runs them.
-        requests: one per choice.
-        inputs: what is recorded of the request.
-        served, rendered: the artifact that answers, and its rendered prompt; None for the bare base model.
-        tools, must: functions that may be called, and those of which one must be.
-    """
+    """Completions that an engine writes."""
 
     base: ServedModel
-    requests: Sequence[GenerateRequest]
-    inputs: Mapping[str, Any]
-    served: ServedArtifact | None = None
-    rendered: Rendered | None = None
-    tools: Sequence[Tool] = ()
-    must: Sequence[Tool] = ()
+    requests: Sequence[GenerateRequest]  # one per choice
+    inputs: Mapping[str, Any]  # what is recorded of the request
+    served: ServedArtifact | None = None  # the artifact that answers; None for the bare base model
+    rendered: Rendered | None = None  # its prompt
+    tools: Sequence[Tool] = ()  # functions that may be called
+    must: Sequence[Tool] = ()  # those of which one must be called
 
 
 @dataclass(frozen=True)
@@ -68,17 +60,12 @@ CompletionTarget = ServedModel | ServedArtifact  # what answers completions
 
 
 def chat_request(target: CompletionTarget, body: ChatRequest) -> PlannedRequest:
-    """Convert a chat completion.
-
-    Raises:
-        RungError: the model or artifact cannot do what the request asks for.
-    """
+    """Convert a chat completion; what the model or artifact cannot do is a RungError."""
     held = _chat_constraint(body)
     if isinstance(target, ServedArtifact):
         if body.tools:
             raise _unsupported("tools", "an artifact answers its task and calls no functions")
-        roles = {"developer": "system"}
-        messages = [{"role": roles.get(turn.role, turn.role), "content": turn.text} for turn in body.messages]
+        messages = [{"role": turn.prompt_role, "content": turn.text} for turn in body.messages]
         row = row_of(target.artifact, messages)
         return _artifact_request(target, body, row, body.limit, held, logprobs=bool(body.logprobs))
     tools, must = offered(body)
@@ -106,10 +93,10 @@ def completion_requests(target: CompletionTarget, body: CompletionRequest) -> li
     if not isinstance(target.engine, LocalModel):
         raise _unsupported("prompt", "the model is behind an endpoint, and answers chat completions only")
     tokenizer = target.engine.tokenizer
+    room = 16 if body.max_tokens is None else body.max_tokens  # 16 is OpenAI's default
     converted: list[PlannedRequest] = []
     for prompt in body.prompts:
         tokens = _prompt_tokens(tokenizer, prompt)
-        room = 16 if body.max_tokens is None else body.max_tokens  # 16 is OpenAI's default
         text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt, skip_special=False)
         requests = _requests(tokens, body, room, None, logprobs=logprobs)
         converted.append(TextRequest(target, requests, {"prompt": text}))
@@ -117,14 +104,9 @@ def completion_requests(target: CompletionTarget, body: CompletionRequest) -> li
 
 
 def _artifact_request(
-    served: ServedArtifact,
-    body: SamplingRequest,
-    row: dict[str, Any],
-    limit: int | None,
-    held: Constraint | None,
-    *,
+    served: ServedArtifact, body: SamplingRequest, row: dict[str, Any], limit: int | None, held: Constraint | None, *,
     logprobs: bool,
-) -> PlannedRequest:
+) -> PlannedRequest:  # fmt: skip
     values = {"n": body.n > 1, "temperature": body.temperature, "stop": body.stops, "response_format": held}
     options = [name for name, value in {**values, "logprobs": logprobs}.items() if value]
     # A request with options asks for another answer than was measured, so it takes no part in a trial.
@@ -152,12 +134,8 @@ def _requests(
     prompt: ModelInput, body: SamplingRequest, room: int, held: Constraint | None, *, logprobs: bool
 ) -> list[GenerateRequest]:
     """Make one request per choice; a seed gives each choice its own."""
-    sampling = Sampling(
-        max_tokens=room,
-        temperature=body.temperature or 0.0,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        stop=body.stops,
-    )
+    top_p = 1.0 if body.top_p is None else body.top_p
+    sampling = Sampling(max_tokens=room, temperature=body.temperature or 0.0, top_p=top_p, stop=body.stops)
     seeds = [None if body.seed is None else (body.seed + choice) % 2**32 for choice in range(body.n)]
     return [GenerateRequest(prompt, replace(sampling, seed=seed), held, logprobs=logprobs) for seed in seeds]
 
@@ -188,8 +166,7 @@ def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) ->
 def _prompt_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[int, ...]:
     """Encode a text to continue, with the beginning token where the model expects one.
 
-    Raises:
-        ConfigError: a token id is outside the vocabulary, or there is nothing to begin with.
+    No tokens at all, or a token id outside the vocabulary, is a ConfigError.
     """
     if isinstance(prompt, str):
         start = (tokenizer.bos_id,) if tokenizer.adds_bos and tokenizer.bos_id is not None else ()
@@ -215,10 +192,8 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
     """Find the input columns that a conversation stands for.
 
     A chat task reads the conversation itself. Other tasks read one user turn: the value of the one input column, or a
-    JSON object with a value for each of several. Their prompt, demonstrations included, is the artifact's own.
-
-    Raises:
-        DataError: the conversation has more than the artifact reads, or lacks a column.
+    JSON object with a value for each of several. Their prompt, demonstrations included, is the artifact's own. A
+    conversation with more than the artifact reads, or without a column, is a DataError.
     """
     columns = artifact.signature.inputs
     if artifact.signature.kind == "chat":
@@ -244,10 +219,9 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the columns of a row; unknown ones are refused, because a misspelled column would be a missing one.
+    """Check the columns of a row and the form of a conversation; what is wrong is a DataError.
 
-    Raises:
-        DataError: a column is missing or unknown, or the conversation is malformed.
+    Unknown columns are refused, because a misspelled column would be a missing one.
     """
     columns = artifact.signature.inputs
     for column in values:
@@ -277,23 +251,17 @@ def answer_fields(artifact: Artifact, answer: Answer) -> dict[str, Any]:
 def answering(served: ServedArtifact, row: Mapping[str, Any], limit: int | None = None) -> ServedArtifact:
     """Choose what answers a row: in an A/B trial, the challenger answers a share of the inputs.
 
-    Args:
-        served: what the client named.
-        row: the input columns; the same input always gets the same artifact.
-        limit: the most tokens that the client wants; where that may cut an answer, the row takes no part in a trial.
+    The same input always gets the same artifact. Where the client's token `limit` may cut an answer, the row takes no
+    part in the trial.
     """
     trial = served.trial
     if trial is None or trial.challenger is None:
         return served
-    if _cuts(limit, served) or _cuts(limit, trial.challenger):
+    decoders = served.artifact.decoder, trial.challenger.artifact.decoder
+    if limit is not None and any(each.streams and limit < (each.max_new_tokens or 0) for each in decoders):
         return replace(served, trial=None)
     record = trial.record
     read = example(served.artifact, row).id
     if record.mode == "ab" and arm_of(read, share=record.share, salt=record.token) == "b":
         return trial.challenger
     return served
-
-
-def _cuts(limit: int | None, served: ServedArtifact) -> bool:
-    decoder = served.artifact.decoder
-    return limit is not None and decoder.streams and limit < (decoder.max_new_tokens or 0)

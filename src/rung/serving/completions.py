@@ -55,8 +55,7 @@ async def chat(body: ChatRequest, context: Context) -> Response:
     target = context.server.find(body.model)
     if isinstance(target, ServedEncoder):
         raise Refused(400, "no-chat", f"{body.model} embeds texts and writes none", param="model")
-    most = context.server.limits.choices
-    if body.n > most:
+    if body.n > (most := context.server.limits.choices):
         raise Refused(400, "too-many-choices", f"`n` may be {most} here", param="n")
     context.admit(body.n)
     request = await context.server.render(chat_request, target, body)
@@ -308,9 +307,8 @@ class TextReply(Reply):
         logprobs = None
         if body.logprobs is not None:
             top = max(1, body.logprobs) if body.echo or body.logprobs else None
-            logprobs = text_logprobs(
-                await self._tokens(request, completion, top, echo=body.echo), top=body.logprobs > 0
-            )
+            tokens = await self._tokens(request, completion, top, echo=body.echo)
+            logprobs = text_logprobs(tokens, top=body.logprobs > 0)
         return {"text": text, "logprobs": logprobs}
 
     def _parts(self, choice: dict[str, Any]) -> Iterator[dict[str, Any]]:

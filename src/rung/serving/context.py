@@ -33,25 +33,14 @@ STATE = "rung.context"  # the key of a request's context in its ASGI scope
 
 
 class ServerContext:
-    """The state of one server.
-
-    Args:
-        served: everything that is served.
-        access: who may ask.
-        limits: how much.
-        recorder: keeps what was answered, or None.
-        load_from: the folder below which artifacts may be loaded over HTTP; None for no loading.
-
-    Attributes:
-        ready: false once the server is told to end.
-    """
+    """The state of one server; artifacts may be loaded over HTTP from folders below `load_from`."""
 
     def __init__(
         self, served: Served, access: Access, limits: RequestLimits, recorder: Recorder | None, load_from: Path | None
     ) -> None:
         self.served, self.access, self.limits = served, access, limits
         self.recorder, self.load_from = recorder, load_from
-        self.ready = True
+        self.ready = True  # until the server is told to end
         self.gate = gate = Gate(limits.queue)
         self.metrics = Metrics(served, gate)
         self.shadows = shadows = None if recorder is None else Shadows(recorder, lambda: gate.inside > 0)
@@ -61,11 +50,7 @@ class ServerContext:
         self._answerers = ThreadPoolExecutor(limits.queue, "rung-answer")  # begins threads when they are needed
 
     def find(self, name: str) -> Servable:
-        """Look up a name.
-
-        Raises:
-            Refused: nothing is served under it.
-        """
+        """Look up a name; one under which nothing is served is refused."""
         servable = self.served.find(name)
         if servable is None:
             known = ", ".join(repr(each.name) for each in self.served.all())
@@ -91,15 +76,10 @@ class ServerContext:
 
 @dataclass(slots=True)
 class RequestContext:
-    """One HTTP request from its first byte to its last.
-
-    Attributes:
-        key: the API key that it came with; None where none is needed.
-        started: `time.monotonic` at the first byte.
-    """
+    """One HTTP request from its first byte to its last."""
 
     server: ServerContext
-    key: ApiKey | None = None
+    key: ApiKey | None = None  # that it came with; None where none is needed
     started: float = field(default_factory=time.monotonic)
     _cleanups: list[Callable[[], None]] = field(default_factory=list)
 
@@ -119,11 +99,7 @@ class RequestContext:
         return self.server.access.keys is None or (self.key is not None and self.key.admin)
 
     def admit(self, answers: int) -> None:
-        """Take places in the queue until the request ends.
-
-        Raises:
-            Refused: the queue is full.
-        """
+        """Take places in the queue until the request ends; a full queue refuses it."""
         since = self.server.gate.enter(answers)
         self.at_end(lambda: self.server.gate.leave(answers, since))
 
@@ -192,11 +168,7 @@ def key_of(request: Request) -> str | None:
 
 
 def reviewers_only(request: Request) -> None:
-    """Refuse requests that may not review, because corrections become training data.
-
-    Raises:
-        Refused: 403.
-    """
+    """Refuse requests that may not review, because corrections become training data."""
     if not context_of(request).may_review:
         raise Refused(403, "forbidden", "this key may not review: make one with `rung keys create --admin`")
 

@@ -92,14 +92,10 @@ def _described(served: Servable) -> dict[str, Any]:
     if isinstance(served, ServedArtifact):
         artifact = served.artifact
         described = {
-            "kind": "artifact",
-            "task": artifact.signature.task,
-            "inputs": list(artifact.signature.inputs),
-            "output": artifact.signature.kind,
-            "rungs": list(artifact.path),
-            "model": artifact.model if served.base is None else served.base.name,
-            "fingerprint": served.fingerprint,
-        }
+            "kind": "artifact", "task": artifact.signature.task, "inputs": list(artifact.signature.inputs),
+            "output": artifact.signature.kind, "rungs": list(artifact.path),
+            "model": artifact.model if served.base is None else served.base.name, "fingerprint": served.fingerprint,
+        }  # fmt: skip
         if served.trial is not None:
             test = served.trial.record
             described["trial"] = {"id": test.token, "mode": test.mode, "share": test.share, "artifact": test.artifact}

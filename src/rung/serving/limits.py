@@ -31,14 +31,9 @@ class Refused(Exception):  # noqa: N818  it is an answer, not a failure of the s
     """A request that is not served: status, code, message, and headers of the response."""
 
     def __init__(
-        self,
-        status: int,
-        code: str,
-        message: str,
-        *,
-        param: str | None = None,
+        self, status: int, code: str, message: str, *, param: str | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
         self.headers = dict(headers or {})
@@ -64,23 +59,14 @@ def refusal(error: RungError) -> Refused:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Bounds of a request.
-
-    Attributes:
-        body_bytes: longest body.
-        body_seconds: longest time to receive the body.
-        write_seconds: longest time that a client may leave one piece of the response unread.
-        depth: deepest nesting of JSON.
-        choices: most completions of one request (`n` times prompts), rows of one prediction, texts of one embedding.
-        queue: most pending answers of all clients.
-    """
+    """Bounds of a request."""
 
     body_bytes: int = 4 * 2**20
-    body_seconds: float = 30.0
-    write_seconds: float = 60.0
-    depth: int = 64
-    choices: int = 256
-    queue: int = 512
+    body_seconds: float = 30.0  # to receive the body
+    write_seconds: float = 60.0  # that a client may leave one piece of the response unread
+    depth: int = 64  # of nested JSON
+    choices: int = 256  # completions of one request (`n` times prompts), rows of a prediction, texts of an embedding
+    queue: int = 512  # pending answers of all clients
 
 
 class Gate:
@@ -93,11 +79,7 @@ class Gate:
         self._seconds = 1.0  # that an answer takes, as a moving average
 
     def enter(self, answers: int) -> float:
-        """Admit `answers` and return the time of entry.
-
-        Raises:
-            Refused: the queue is full.
-        """
+        """Admit `answers` and return the time of entry; a full queue refuses them."""
         with self._lock:
             if self.inside + answers > self.limit:
                 wait = min(MAX_WAIT, max(1, round(self._seconds)))
@@ -114,11 +96,7 @@ class Gate:
 
 
 async def read_body(receive: Receive, declared: str | None, limits: RequestLimits) -> bytes:
-    """Receive the whole body of a request.
-
-    Raises:
-        Refused: the body is too long or too slow, or the client left.
-    """
+    """Receive the whole body of a request; one that is too long or too slow is refused."""
     too_long = Refused(413, "body-too-long", f"the body is longer than {limits.body_bytes:,} bytes")
     if declared is not None and (not declared.isdigit() or int(declared) > limits.body_bytes):
         raise too_long

@@ -39,12 +39,10 @@ class Metrics:
         own: dict[str, Any] = {"registry": self.registry}
         timed: dict[str, Any] = {"registry": self.registry, "buckets": SECONDS}
         self.requests = Counter("rung_requests", "Requests, by status.", ["endpoint", "status"], **own)
-        self.seconds = Histogram(
-            "rung_request_seconds", "From a request's first byte to the answer's last.", ["endpoint"], **timed
-        )
-        self.first_token = Histogram(
-            "rung_first_token_seconds", "From a request's first byte to the first token.", ["model"], **timed
-        )
+        meaning = "From a request's first byte to the answer's last."
+        self.seconds = Histogram("rung_request_seconds", meaning, ["endpoint"], **timed)
+        meaning = "From a request's first byte to the first token."
+        self.first_token = Histogram("rung_first_token_seconds", meaning, ["model"], **timed)
         self.tokens = Counter("rung_tokens", "Tokens read (prompt) and written (completion).", ["model", "kind"], **own)
         self.failures = Counter("rung_failures", "Requests that failed, by error code.", ["code"], **own)
         self.cancelled = Counter("rung_cancelled", "Requests whose client left before the end.", **own)

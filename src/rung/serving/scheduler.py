@@ -119,12 +119,7 @@ class _Call:
 
 
 class Scheduler:
-    """Runs an engine in its own thread; every method may be called from any other thread.
-
-    Args:
-        engine: the engine to run; it must not cache answers.
-        name: of the base model, for the thread's name.
-    """
+    """Runs an engine, which must not cache answers, in its own thread; any other thread may call every method."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.engine = engine
@@ -178,11 +173,7 @@ class Scheduler:
         return self._call(("embed",), self.engine.embed, texts)
 
     def read(self, texts: Sequence[tuple[int, ...]], top: int, adapter: str | None) -> Future[list[TokenScores]]:
-        """Score every token of texts.
-
-        Raises:
-            EngineError: the engine does not give log-probabilities of a given text.
-        """
+        """Score every token of texts; an engine that cannot is an EngineError."""
         if not isinstance(self.engine, Reads):
             raise EngineError(
                 "scoring-unsupported", f"{self.engine.info.model} does not say how likely a given text is",
@@ -319,11 +310,7 @@ class LeftError(Exception):
 
 
 class ScheduledEngine(EngineWrapper):
-    """An `Engine` for one request of one client, called from a worker thread; every call waits for the scheduler.
-
-    Attributes:
-        reasons: why each completion ended, in the order of the calls.
-    """
+    """An `Engine` for one request of one client, called from a worker thread; every call waits for the scheduler."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__(scheduler.engine)
@@ -331,7 +318,7 @@ class ScheduledEngine(EngineWrapper):
         self._left = threading.Event()
         self._keys: list[int] = []
         self._futures: list[Future[Completion]] = []
-        self.reasons: list[FinishReason] = []
+        self.reasons: list[FinishReason] = []  # why each completion ended, in the order of the calls
 
     def leave(self) -> None:
         """Drop all running work, because the client left; the waiting call raises `LeftError`."""
@@ -341,12 +328,9 @@ class ScheduledEngine(EngineWrapper):
             _settle(future, LeftError())
 
     def generate(
-        self,
-        requests: Sequence[GenerateRequest],
-        *,
-        progress: Progress = QUIET,
+        self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET,
         cancelled: Callable[[], bool] | None = None,
-    ) -> list[Generation]:
+    ) -> list[Generation]:  # fmt: skip
         """Complete every request among those of other clients."""
         del progress, cancelled  # a server shows no progress, and clients cancel by leaving
         first = len(self._futures)
@@ -360,15 +344,12 @@ class ScheduledEngine(EngineWrapper):
         self.reasons += [completion.finish for completion in completions]
         return [
             Generation(
-                text=completion.text,
-                prompt_tokens=completion.prompt_tokens,
-                completion_tokens=completion.completion_tokens,
-                finish_reason=completion.finish,
-                seconds=0.0,
+                text=completion.text, prompt_tokens=completion.prompt_tokens,
+                completion_tokens=completion.completion_tokens, finish_reason=completion.finish, seconds=0.0,
                 logprobs=tuple(completion.logprobs) if request.logprobs else (),
             )
             for request, completion in zip(requests, completions, strict=True)
-        ]
+        ]  # fmt: skip
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
         """Yield the text of one completion, in one piece."""

@@ -55,6 +55,11 @@ class ChatMessage(StrictModel):
     refusal: None = None
 
     @property
+    def prompt_role(self) -> str:
+        """The role in a prompt, where developers are the system."""
+        return "system" if self.role == "developer" else self.role
+
+    @property
     def text(self) -> str:
         """The content as one text."""
         if isinstance(self.content, list):
@@ -201,9 +206,8 @@ class CompletionRequest(SamplingRequest):
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("`max_tokens: 0` needs `echo: true`")
         if self.stream and (self.echo or self.logprobs):
-            raise ValueError(
-                "`echo` and `logprobs` above 0 are computed when the text is complete, so they cannot be streamed"
-            )
+            message = "`echo` and `logprobs` above 0 are computed when the text is complete, so they cannot be streamed"
+            raise ValueError(message)
         return self
 
     @property
@@ -227,9 +231,7 @@ class PredictRequest(StrictModel):
     """POST /v1/tasks/NAME/predict."""
 
     rows: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    top: Annotated[int, Field(ge=0, le=1000)] = Field(
-        0, description="How many labels to list with their probabilities."
-    )
+    top: int = Field(0, ge=0, le=1000, description="How many labels to list with their probabilities.")
 
 
 class LoadRequest(StrictModel):

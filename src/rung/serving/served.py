@@ -28,12 +28,7 @@ WARM_UP = "hello"
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """A base model in memory, run by one thread; artifacts share it.
-
-    Attributes:
-        name: under which it is served.
-        fingerprint: of the model.
-    """
+    """A base model in memory, run by one thread; artifacts share it."""
 
     name: str
     fingerprint: str
@@ -62,19 +57,14 @@ class ServedEncoder:
 
 @dataclass(frozen=True, eq=False)
 class ServedArtifact:
-    """An artifact under a name.
-
-    Attributes:
-        base: runs its model; None where a sentence encoder alone answers.
-        trial: the A/B or shadow test that it takes part in.
-    """
+    """An artifact under a name."""
 
     name: str
     artifact: Artifact
     folder: Path
     fingerprint: str
     model_fingerprint: str
-    base: ServedModel | None
+    base: ServedModel | None  # runs its model; None where a sentence encoder alone answers
     created: int
     trial: OnTrial | None = None
 
@@ -126,10 +116,9 @@ class Served:
         """Serve a sentence encoder for embeddings."""
         with self._loading:
             opened = open_encoder(reference, progress=progress)
-            encoder = ServedEncoder(
-                reference if is_plain(reference) else opened.files.name, reference, int(time.time())
-            )
-            self._name(encoder.name, encoder)
+            name = reference if is_plain(reference) else opened.files.name
+            encoder = ServedEncoder(name, reference, int(time.time()))
+            self._name(name, encoder)
             return encoder
 
     def load(
@@ -137,19 +126,13 @@ class Served:
     ) -> ServedArtifact:
         """Check an artifact, load what it needs, answer one row to see that it runs, and only then serve it.
 
-        Args:
-            folder: the artifact's folder.
-            name: under which it is served; its task's name by default.
-            replace: replace what is served under that name; running requests end as they began.
-            progress: reports loading.
-
-        Raises:
-            ArtifactError: the folder is damaged, or not what it claims to be.
-            ConfigError: the name is taken.
+        Its name is that of its task by default. With `replace`, it takes the place of what has the name, and running
+        requests end as they began; without, a name that is taken is a ConfigError.
         """
         with self._loading:
             artifact = Artifact.load(folder)
-            name = name or self._free_name(artifact, folder)
+            task = artifact.signature.task
+            name = name or (task if task not in self._names else f"{task}-{folder.resolve().name}")
             if not replace and name in self._names:
                 hint = f"give it another name: NAME={folder}"
                 raise ConfigError("duplicate-name", f"{name!r} is already served", hint=hint)
@@ -160,11 +143,8 @@ class Served:
     def challenge(self, name: str, folder: Path, record: ABTest, *, progress: Progress = QUIET) -> None:
         """Load a challenger of the artifact under a name, answer one row, and only then begin the trial.
 
-        The trial belongs to the served artifact, so replacing that artifact ends it.
-
-        Raises:
-            ArtifactError: the challenger's folder is damaged, or not what it claims to be.
-            ConfigError: `trial-mismatch`: the trial was started against another artifact.
+        The trial belongs to the served artifact, so replacing that artifact ends it. A trial that was started against
+        another artifact is a ConfigError.
         """
         with self._loading:
             current = self.find(name)
@@ -185,11 +165,7 @@ class Served:
                 self._name(name, replace(current, trial=None))
 
     def unload(self, name: str) -> None:
-        """Stop serving an artifact; running requests end as they began, and its base model stays.
-
-        Raises:
-            ArtifactError: the name is not that of an artifact.
-        """
+        """Stop serving an artifact; running requests end as they began, and its base model stays."""
         with self._loading:
             if not isinstance(self.find(name), ServedArtifact):
                 hint = "base models stay until the server ends"
@@ -236,10 +212,6 @@ class Served:
 
     def _name(self, name: str, served: Servable) -> None:
         self._names = {**self._names, name: served}
-
-    def _free_name(self, artifact: Artifact, folder: Path) -> str:
-        task = artifact.signature.task
-        return task if task not in self._names else f"{task}-{folder.resolve().name}"
 
 
 def is_plain(reference: str) -> bool:

@@ -75,23 +75,12 @@ class ShadowCounts:
 
 
 class Shadows:
-    """The queue and its one worker.
-
-    Args:
-        recorder: takes the challengers' answers.
-        busy: tells whether clients wait for answers.
-        most: rows that may wait.
-        clock: seconds that only grow.
-    """
+    """The queue of at most `most` rows and its one worker; `busy` tells whether clients wait for answers."""
 
     def __init__(
-        self,
-        recorder: Recorder,
-        busy: Callable[[], bool],
-        *,
-        most: int = MAX_WAITING,
+        self, recorder: Recorder, busy: Callable[[], bool], *, most: int = MAX_WAITING,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._recorder, self._busy, self._most, self._clock = recorder, busy, most, clock
         self._patience = PATIENCE
         self._worker = ThreadPoolExecutor(1, "rung-shadow")

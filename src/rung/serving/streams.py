@@ -24,15 +24,10 @@ FLOOR = -9999.0  # what OpenAI writes for minus infinity, which JSON lacks
 
 
 class CompletionStream:
-    """Begins completions and yields their pieces; what is unfinished when the request ends is cancelled.
-
-    Attributes:
-        completions: what was written so far.
-        unfinished: how many completions go on.
-    """
+    """Begins completions and yields their pieces; what is unfinished when the request ends is cancelled."""
 
     def __init__(self, scheduler: Scheduler, requests: Sequence[GenerateRequest], context: RequestContext) -> None:
-        self.completions = [Completion() for _ in requests]
+        self.completions = [Completion() for _ in requests]  # what was written so far
         self.unfinished = len(requests)
         self._pieces: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         self._next: tuple[int, Delta] | None = None  # taken from the queue, and not yet yielded
@@ -117,18 +112,13 @@ class TrimmedText:
 class SpelledToken:
     """One token of a text.
 
-    Attributes:
-        text: what it adds to the text; the last token of a character that takes several adds all of it, and the others
-            are named by their number.
-        start: where that begins in the text.
-        logprob: None for the first token of a text.
-        top: the likeliest tokens at this position, by text.
+    Of several tokens that make up one character, the last adds all of it, and the others are named by their number.
     """
 
     text: str
-    start: int
-    logprob: float | None
-    top: dict[str, float]
+    start: int  # where it begins in the whole text
+    logprob: float | None  # None for the first token of a text
+    top: dict[str, float]  # the likeliest tokens at this position, by text
 
 
 def spelled(

@@ -27,8 +27,7 @@ NO_SUPPORT = TemplateSupport(tools=False, results=False)  # endpoints get everyt
 def offered(body: ChatRequest) -> tuple[list[Tool], list[Tool]]:
     """Return the tools that the model may call, and those of which it has to call one.
 
-    Raises:
-        ConfigError: the chosen function is not among the tools.
+    A chosen function that is not among the tools is a ConfigError.
     """
     if body.tool_choice == "none":
         return [], []
@@ -49,18 +48,12 @@ def offered(body: ChatRequest) -> tuple[list[Tool], list[Tool]]:
 
 
 def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], support: TemplateSupport) -> list[dict[str, Any]]:
-    """Build the messages that a template renders; what it does not show itself is written as text.
-
-    Args:
-        messages: the conversation.
-        tools: the tools offered; empty for none.
-        support: what the template shows.
-    """
+    """Build the messages that a template renders; what it does not show itself (see `support`) is written as text."""
     result: list[dict[str, Any]] = []
     made: dict[str, tuple[str, str]] = {}  # the client's id of a call: the id in the prompt, and the function's name
     count = 0
     for message in messages:
-        role = "system" if message.role == "developer" else message.role
+        role = message.prompt_role
         calls = [(call.function.name, _arguments(call)) for call in message.tool_calls or ()]
         if role == "tool" and not support.results:
             result.append({"role": "user", "content": tagged_result(message.text)})
@@ -93,10 +86,8 @@ def _arguments(call: ToolCall) -> Any:
 def calls_in(text: str, tools: Sequence[Tool], must: Sequence[Tool]) -> list[dict[str, Any]]:
     """Return the calls that an answer holds, as OpenAI writes them; none where it is ordinary text.
 
-    Args:
-        text: what the model wrote.
-        tools: what it may call; a name that is not among them makes no call.
-        must: the tools of which it had to call one; of a single one, the text is the arguments.
+    A name that is not among the `tools` makes no call. Where the model had to call one single tool, the text is its
+    arguments.
     """
     if len(must) == 1:
         return [_call(must[0].name, text)] if _is_object(text) else []

@@ -20,23 +20,14 @@ OWN = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/tasks/{
 
 @dataclass(frozen=True, slots=True)
 class MetricsSample:
-    """The metrics at one moment; counters count from the server's start.
+    """The metrics at one moment; counters count from the server's start."""
 
-    Attributes:
-        at: `time.monotonic`.
-        queue: pending answers.
-        running: completions in engines.
-        tokens: written so far.
-        answered: requests of clients so far.
-        buckets: how many of them took at most so many seconds, at each bound of the histogram.
-    """
-
-    at: float
-    queue: float
-    running: float
-    tokens: float
-    answered: float
-    buckets: tuple[float, ...]
+    at: float  # `time.monotonic`
+    queue: float  # pending answers
+    running: float  # completions in engines
+    tokens: float  # written so far
+    answered: float  # requests of clients so far
+    buckets: tuple[float, ...]  # how many of them took at most so many seconds, at each bound of the histogram
 
 
 def sample(registry: CollectorRegistry) -> MetricsSample:

@@ -29,17 +29,13 @@ TOP = 5  # labels shown
 
 @dataclass(frozen=True, slots=True)
 class PlaygroundAnswer:
-    """An artifact's answer, the prompt that its model read, and the likeliest labels; or why there is none.
-
-    Attributes:
-        sources: a heading, and the passages below it; see `rung.retrieval.passage.shown_sources`.
-    """
+    """An artifact's answer, the prompt that its model read, and the likeliest labels; or why there is none."""
 
     served: ServedArtifact
     answer: Answer | None = None
     prompt: str = ""
     top: tuple[tuple[str, float], ...] = ()
-    sources: tuple[str, tuple[Citation, ...]] = ("", ())
+    sources: tuple[str, tuple[Citation, ...]] = ("", ())  # a heading, and the passages below it
     problem: str = ""
 
 

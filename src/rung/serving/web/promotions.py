@@ -35,20 +35,14 @@ RELOAD = "reload the page"
 
 @dataclass(frozen=True, slots=True)
 class PromotionCandidate:
-    """What a finished climb recommends in place of what is served.
-
-    Attributes:
-        artifact: its fingerprint.
-        regressions: failures that were fixed once, and that it answers wrong again.
-        outcome: what `rung improve` measured on the reviewed failures, or None for a plain climb.
-    """
+    """What a finished climb recommends in place of what is served."""
 
     run: RunFolder
     name: str
-    artifact: str
+    artifact: str  # its fingerprint
     decision: str
-    regressions: tuple[str, ...]
-    outcome: dict[str, Any] | None
+    regressions: tuple[str, ...]  # failures that were fixed once, and that it answers wrong again
+    outcome: dict[str, Any] | None  # what `rung improve` measured on the reviewed failures; None for a plain climb
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,22 +180,14 @@ class DrawnInterval:
 
 @dataclass(frozen=True, slots=True)
 class TaskTrial:
-    """A task on the page of trials.
-
-    Attributes:
-        start: the command that starts a trial.
-        report: of its trial; None before the first, or where there is a `problem`.
-        drawn: the difference.
-        here: whether this server answers with both artifacts.
-        problem: why the trial cannot be shown.
-    """
+    """A task on the page of trials."""
 
     task: str
-    start: str
-    report: TrialReport | None = None
-    drawn: DrawnInterval | None = None
-    here: bool = False
-    problem: str = ""
+    start: str  # the command that starts a trial
+    report: TrialReport | None = None  # of its trial; None before the first, or where there is a `problem`
+    drawn: DrawnInterval | None = None  # the difference
+    here: bool = False  # whether this server answers with both artifacts
+    problem: str = ""  # why the trial cannot be shown
 
 
 @trials_router.get("")
@@ -255,11 +241,7 @@ def has_trial(request: Request, task: str) -> bool:
 
 
 def _reported(store: FeedbackStore, root: Path, task: str, form: dict[str, str]) -> tuple[Registry, TrialReport]:
-    """Report the trial that a form is about.
-
-    Raises:
-        ConfigError: `no-trial`: another trial was started since.
-    """
+    """Report the trial that a form is about; a trial that was started since is a ConfigError."""
     registry = _registry(root, task)
     report = trial_report(store, registry)
     if report.trial.token != form.get("trial"):

@@ -98,11 +98,7 @@ def query_of(request: Request) -> ReviewQuery:
 
 
 def store_of(request: Request) -> FeedbackStore:
-    """Get the store of captured answers.
-
-    Raises:
-        Refused: 404, nothing is captured.
-    """
+    """Get the store of captured answers; where nothing is captured, refuse with 404."""
     store = sources_of(request).store
     if store is None:
         raise Refused(404, "no-store", "this server captures nothing; start it with `--capture on`")
@@ -222,11 +218,7 @@ def _to(identity: str | None, look: ReviewQuery, *, reviewer: str, done: str = "
 
 
 def _case(store: FeedbackStore, identity: str) -> ReviewCase:
-    """Look up a case.
-
-    Raises:
-        Refused: 404.
-    """
+    """Look up a case; refuse with 404 if there is none."""
     try:
         return store.case(identity)
     except DataError as error:

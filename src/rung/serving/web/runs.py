@@ -24,22 +24,14 @@ PAD = 6.0
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """One climb.
+    """One climb."""
 
-    Attributes:
-        name: of the folder.
-        task: of the task.
-        state: `finished`, `climbing`, or `stopped`: nothing was written for a while, and there is no report.
-        written: the time of the last write, in seconds since the epoch.
-        improvement: whether `rung improve` made it.
-    """
-
-    name: str
+    name: str  # of the folder
     folder: Path
     task: str
-    state: str
-    written: float
-    improvement: bool
+    state: str  # `finished`, `climbing`, or `stopped`: nothing was written for a while, and there is no report
+    written: float  # the time of the last write, in seconds since the epoch
+    improvement: bool  # whether `rung improve` made it
 
 
 def run_folders(root: Path) -> list[RunFolder]:
@@ -71,11 +63,7 @@ def _identity(folder: Path) -> dict[str, Any]:
 
 
 def report_of(run: RunFolder) -> ClimbResult:
-    """Read the report of a finished climb.
-
-    Raises:
-        ConfigError: `unreadable-file`.
-    """
+    """Read the report of a finished climb; one that cannot be read is a ConfigError."""
     try:
         return ClimbResult.read(run.folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -89,20 +77,13 @@ def report_of(run: RunFolder) -> ClimbResult:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactProgress:
-    """An artifact of a climb that goes on.
-
-    Attributes:
-        state: `to come`, `fitted`, `measured`, `skipped` or `failed`.
-        rows: answered so far, by split.
-        mean: score over the validation rows answered so far, or None.
-        note: time of fitting, or why it was left out.
-    """
+    """An artifact of a climb that goes on."""
 
     name: str
-    state: str
-    rows: dict[str, int]
-    mean: float | None
-    note: str
+    state: str  # `to come`, `fitted`, `measured`, `skipped` or `failed`
+    rows: dict[str, int]  # answered so far, by split
+    mean: float | None  # score over the validation rows answered so far
+    note: str  # time of fitting, or why it was left out
 
 
 def progress_of(run: RunFolder) -> list[ArtifactProgress]:

@@ -45,17 +45,11 @@ TOKEN = "form_token"  # noqa: S105  the name of a field
 
 @dataclass(frozen=True, slots=True)
 class PageSources:
-    """Where pages read from.
+    """Where pages read from."""
 
-    Attributes:
-        runs: folder of run folders.
-        store: of captured answers and corrections, or None where nothing is captured.
-        registry: folder of promoted artifacts, or None where the server follows none.
-    """
-
-    runs: Path
-    store: FeedbackStore | None = None
-    registry: Path | None = None
+    runs: Path  # the folder of run folders
+    store: FeedbackStore | None = None  # captured answers and corrections; None where nothing is captured
+    registry: Path | None = None  # the folder of promoted artifacts; None where the server follows none
 
     @property
     def promoted(self) -> tuple[FeedbackStore, Path] | None:
@@ -127,10 +121,8 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": lambda value: f"{100 * value:.1f} %",
         "short": lambda value: str(value)[:12],
-        "count": count_text,
-        "time": _time,
-        "seconds": _seconds,
-    }
+        "count": count_text, "time": _time, "seconds": _seconds,
+    }  # fmt: skip
     return environment
 
 
@@ -151,11 +143,7 @@ def _seconds(value: float) -> str:
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """Read the names and values of a form.
-
-    Raises:
-        Refused: the body is not a form, or the form did not come from a page of this session.
-    """
+    """Read the names and values of a form; what did not come from a page of this session is refused."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise Refused(415, "no-form", "this takes forms, which are application/x-www-form-urlencoded")
