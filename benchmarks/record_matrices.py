@@ -21,9 +21,8 @@ from rung.data.rows import Example
 from rung.engines.opening import open_encoder
 from rung.evaluation.metrics import get_metric
 from rung.evaluation.racing import race_order
-from rung.prompt_search.budget import Limits, Meter
-from rung.prompt_search.candidates import Candidate, Space, crossed, neighbours, templates
-from rung.prompt_search.judge import Judge
+from rung.prompt_search.candidates import Candidate, SearchSpace, crossed, neighbours, templates
+from rung.prompt_search.scorer import CandidateScorer, Meter, SearchLimits
 from rung.prompts.demonstrations import Demonstrations
 from rung.rungs import ChainOfThought
 from rung.task import Task
@@ -53,18 +52,18 @@ def recorded(name: str, source: Path, arms: int, rows: int, tokens: int) -> None
     if name == "gsm8k":
         artifact = ChainOfThought(when="always", extract="number", max_tokens=tokens).fit(artifact, data)
     space = make_space(name, artifact, data.train)
-    judge = Judge(space, race_order(data.test), get_metric(artifact.signature.metric), Meter(Limits()))
+    scorer = CandidateScorer(space, race_order(data.test), get_metric(artifact.signature.metric), Meter(SearchLimits()))
     out = FOLDER / f"{name}.jsonl"
     done = out.read_text("utf-8").splitlines() if out.exists() else []
     for i, candidate in enumerate(candidates(space, arms)):
-        arm = judge.add(candidate, 1)
+        arm = scorer.add(candidate, 1)
         if i < len(done):
             known = json.loads(done[i])
             if known["candidate"] != json.loads(json.dumps(candidate.as_dict())) or len(known["scores"]) != rows:
                 raise SystemExit(f"{out} was recorded with other --arms or --rows: move it away, or repeat them")
             continue
-        judge.ask(arm, len(judge.rows))
-        tried = judge.tried[arm]
+        scorer.score(arm, len(scorer.rows))
+        tried = scorer.scored[arm]
         line = {
             "candidate": candidate.as_dict(),
             "scores": [round(score, 4) for score in tried.metric],
@@ -75,7 +74,7 @@ def recorded(name: str, source: Path, arms: int, rows: int, tokens: int) -> None
         print(f"{name} {i + 1}/{arms}: {sum(tried.metric) / len(tried.metric):.3f} {candidate.origin}", flush=True)
 
 
-def make_space(name: str, artifact: Artifact, pool: tuple[Example, ...]) -> Space:
+def make_space(name: str, artifact: Artifact, pool: tuple[Example, ...]) -> SearchSpace:
     """Return what prompt search would vary, with two instructions written by hand."""
     texts = [artifact.prompt.question(row.inputs) for row in pool]
     vectors = open_encoder("embedded-encoder").embed(texts)
@@ -87,7 +86,7 @@ def make_space(name: str, artifact: Artifact, pool: tuple[Example, ...]) -> Spac
     suffix = artifact.prompt.instruction.partition("\n\n")[2]
     written = [f"{text}\n\n{suffix}".strip() for text in INSTRUCTIONS[name]]
     output = "Label" if artifact.signature.labels else "Answer"
-    return Space(
+    return SearchSpace(
         artifact,
         (artifact.prompt.instruction, *written),
         templates(artifact.prompt.template, artifact.signature.inputs, output),
@@ -95,7 +94,7 @@ def make_space(name: str, artifact: Artifact, pool: tuple[Example, ...]) -> Spac
     )
 
 
-def candidates(space: Space, count: int) -> list[Candidate]:
+def candidates(space: SearchSpace, count: int) -> list[Candidate]:
     """Return half of them one gene from the start, and half mixed."""
     rng = random.Random(0)
     first = [space.start, *neighbours(space, space.start, count // 2 - 1, rng)]

@@ -133,7 +133,7 @@ def test_a_model_that_is_not_there_is_left_out_with_its_reason(task, tiny_folder
     result = climb(wanted, options=ClimbOptions(rungs=("calibrate",), out=tmp_path / "runs")).result
     absent = next(rung for rung in result.rungs if rung.name == "model-none")
     assert absent.status == "skipped"
-    assert "no model is known or found" in absent.reason
+    assert "no model is named" in absent.reason
 
 
 def test_the_plan_names_every_model(two):

@@ -6,8 +6,8 @@ import pytest
 from rung.artifact.labels import LabelScoring
 from rung.prompt_search.candidates import (
     GENES,
+    SearchSpace,
     Shots,
-    Space,
     crossed,
     neighbours,
     templates,
@@ -20,7 +20,7 @@ from rung.prompts.demonstrations import Demonstrations
 def space(scoring, rows):
     artifact = scoring(lambda messages, text: 0.0)
     pools = {"balanced": Demonstrations("balanced", 4, rows.train)}
-    return Space(artifact, ("Classify.", "Decide."), ("{text}", "Text: {text}"), pools)
+    return SearchSpace(artifact, ("Classify.", "Decide."), ("{text}", "Text: {text}"), pools)
 
 
 def test_the_start_is_the_artifact_itself(space):

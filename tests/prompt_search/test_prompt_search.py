@@ -10,9 +10,8 @@ from rung.artifact.heads import EnsembleDecoder, Head
 from rung.artifact.labels import LabelScoring
 from rung.errors import ConfigError, EngineError
 from rung.evaluation.metrics import get_metric
-from rung.prompt_search.budget import Limits, Meter
-from rung.prompt_search.candidates import Space
-from rung.prompt_search.judge import Judge
+from rung.prompt_search.candidates import SearchSpace
+from rung.prompt_search.scorer import CandidateScorer, Meter, SearchLimits
 from rung.prompt_search.search import no_headroom, split
 from rung.rungs import PromptSearch
 
@@ -175,33 +174,38 @@ def test_texts_are_searched_by_the_metric(writing, rows):
 
 def test_racing_scores_are_calibrated_probabilities_of_the_gold_label(scoring, rows):
     artifact = scoring(likes_templates)
-    space = Space(artifact, ("Classify.",), ("{text}", "Text: {text}"), {})
-    judge = Judge(space, rows.train[:40], get_metric("accuracy"), Meter(Limits()))
-    name = judge.add(replace(space.start, template="Text: {text}"), 1)
-    scores = judge.ask(name, 20)
-    assert judge.ask(name, 20) == scores
+    space = SearchSpace(artifact, ("Classify.",), ("{text}", "Text: {text}"), {})
+    scorer = CandidateScorer(space, rows.train[:40], get_metric("accuracy"), Meter(SearchLimits()))
+    name = scorer.add(replace(space.start, template="Text: {text}"), 1)
+    scores = scorer.score(name, 20)
+    assert scorer.score(name, 20) == scores
     assert len(artifact.open().scored) == 20  # asked once
     logits = np.array(
-        [[likes_templates(({"content": f"Text: {r.inputs['text']}"},), t) for t in ("neg", "pos")] for r in judge.rows]
+        [[likes_templates(({"content": f"Text: {r.inputs['text']}"},), t) for t in ("neg", "pos")] for r in scorer.rows]
     )
     bias = logits[:20].mean(0)
-    judge.ask(name, 40)
-    assert judge.tried[name].artifact.decoder.bias == pytest.approx(tuple(bias), rel=1e-5)
+    scorer.score(name, 40)
+    assert scorer.scored[name].artifact.decoder.bias == pytest.approx(tuple(bias), rel=1e-5)
     probs = np.exp(logits - bias) / np.exp(logits - bias).sum(1, keepdims=True)
-    gold = [["neg", "pos"].index(row.outputs[0]) for row in judge.rows]
-    assert judge.tried[name].scores == pytest.approx(probs[range(40), gold], rel=1e-4)
+    gold = [["neg", "pos"].index(row.outputs[0]) for row in scorer.rows]
+    assert scorer.scored[name].scores == pytest.approx(probs[range(40), gold], rel=1e-4)
 
 
 def test_the_incumbent_is_judged_as_it_is(scoring, rows):
     artifact = scoring(likes_templates)
-    judge = Judge(Space(artifact, ("Classify.",), ("{text}",), {}), rows.train, get_metric("accuracy"), Meter(Limits()))
-    judge.ask("incumbent", 30)
+    scorer = CandidateScorer(
+        SearchSpace(artifact, ("Classify.",), ("{text}",), {}),
+        rows.train,
+        get_metric("accuracy"),
+        Meter(SearchLimits()),
+    )
+    scorer.score("incumbent", 30)
     answers = artifact.answer(rows.train[:30])
-    assert judge.tried["incumbent"].metric == [
+    assert scorer.scored["incumbent"].metric == [
         float(a.text == r.outputs[0]) for a, r in zip(answers, rows.train, strict=False)
     ]
-    assert isinstance(judge.tried["incumbent"].artifact.decoder, LabelScoring)
-    assert judge.tried["incumbent"].artifact.decoder.bias == ()
+    assert isinstance(scorer.scored["incumbent"].artifact.decoder, LabelScoring)
+    assert scorer.scored["incumbent"].artifact.decoder.bias == ()
 
 
 def test_a_prompt_that_does_not_fit_scores_nothing_and_ends_nothing(scoring, rows):

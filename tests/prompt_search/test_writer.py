@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 
 from rung.artifact.text import Generate
-from rung.prompt_search.budget import Limits, Meter
+from rung.prompt_search.scorer import Meter, SearchLimits
 from rung.prompt_search.writer import CopyGuard, Writer, cleaned
 
 
 def writer(artifact, rows):
-    return Writer(artifact.open(), CopyGuard(rows.train), Meter(Limits()))
+    return Writer(artifact.open(), CopyGuard(rows.train), Meter(SearchLimits()))
 
 
 def test_proposals_are_asked_with_other_tips_and_rows_and_checked(scoring, rows):

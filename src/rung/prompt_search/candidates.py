@@ -18,7 +18,7 @@ COUNTS = (1, 2, 4, 8)  # demonstrations shown
 
 @dataclass(frozen=True, slots=True)
 class Shots:
-    """Which demonstrations are shown: the rule by name, how many, drawn by `seed`, in the `order` of that number."""
+    """Which demonstrations are shown: the name of the rule, how many, the seed of the draw, and which `order`."""
 
     selection: str
     k: int
@@ -28,16 +28,16 @@ class Shots:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One prompt. Two candidates are equal when they ask alike, wherever they come from.
+    """One prompt. Two candidates are equal if their prompts are, whatever their `origin`.
 
     Attributes:
         instruction: what to do.
         template: the user turn.
         verbalizer: how labels are written: `own`: as the artifact has it; `words`: `card arrival`; `plain`: as in the
             data; `sentence`: `Card arrival`.
-        listed: whether the labels stand in the prompt.
-        shots: the demonstrations, or None for none.
-        system: the system prompt before the instruction, or nothing.
+        listed: whether the prompt lists the labels.
+        shots: the demonstrations, or None.
+        system: the system prompt before the instruction, or empty.
         origin: what made it, for the report.
     """
 
@@ -50,7 +50,7 @@ class Candidate:
     origin: str = field(default="", compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
+        """JSON values."""
         return asdict(self)
 
 
@@ -58,16 +58,16 @@ GENES = tuple(each.name for each in fields(Candidate) if each.name != "origin")
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """All candidates on top of one artifact.
 
     Attributes:
-        artifact: what is improved; every part that no gene names stays.
+        artifact: what is improved; parts that no gene names stay as they are.
         instructions: texts to choose from, the artifact's own first.
         templates: user turns to choose from, the artifact's own first.
         pools: demonstrations by the name of their rule; a candidate changes their number, seed and order.
         vary_shots: whether demonstrations may change at all.
-        systems: system prompts to choose from; the artifact's own is one of them in any case.
+        systems: system prompts to choose from, besides the artifact's own.
     """
 
     artifact: Artifact
@@ -82,50 +82,44 @@ class Space:
         """The artifact's own prompt."""
         prompt, shown = self.artifact.prompt, self.artifact.demonstrations
         shots = None if shown is None else Shots(shown.selection, shown.k, shown.seed, shown.order)
-        return Candidate(
-            prompt.instruction, prompt.template, "own", bool(prompt.labels), shots, prompt.system, "incumbent"
-        )
+        listed = bool(prompt.labels)
+        return Candidate(prompt.instruction, prompt.template, "own", listed, shots, prompt.system, "incumbent")
 
     def apply(self, candidate: Candidate) -> Artifact:
-        """Return the artifact with the candidate's prompt; a label bias, measured on another prompt, is left out."""
-        artifact, decoder = self.artifact, self.artifact.decoder
-        texts: tuple[str, ...] = ()
+        """Put the candidate's prompt into the artifact; a label bias, measured with another prompt, is dropped."""
+        artifact, prompt, shots = self.artifact, self.artifact.prompt, candidate.shots
+        decoder = artifact.decoder
+        wording: dict[str, Any] = {}
         if (scoring := label_scoring(decoder)) is not None:
             texts = verbalized(scoring, candidate.verbalizer)
             decoder = replace(scoring, texts=texts, bias=())
+            new = dict(zip(prompt.labels, texts, strict=True)) if prompt.labels else {}
+            described = tuple((new.get(label, label), text) for label, text in prompt.descriptions)
+            listed = candidate.listed
+            wording = {"labels": texts if listed else (), "descriptions": described if listed else ()}
         prompt = replace(
-            artifact.prompt, instruction=candidate.instruction, template=candidate.template,
-            system=candidate.system,
-            **self._labels(candidate, texts),
-        )  # fmt: skip
+            prompt, instruction=candidate.instruction, template=candidate.template, system=candidate.system, **wording
+        )
         shown = None
-        if (shots := candidate.shots) is not None:
+        if shots is not None:
             shown = replace(self.pools[shots.selection], k=shots.k, seed=shots.seed, order=shots.order)
         changed = replace(artifact, prompt=prompt, decoder=decoder, demonstrations=shown)
         return changed.with_engine(artifact.open())
 
-    def _labels(self, candidate: Candidate, texts: tuple[str, ...]) -> dict[str, Any]:
-        prompt = self.artifact.prompt
-        if not texts:
-            return {}
-        spoken = dict(zip(prompt.labels, texts, strict=True)) if prompt.labels else {}
-        described = tuple((spoken.get(label, label), text) for label, text in prompt.descriptions)
-        return {"labels": texts, "descriptions": described} if candidate.listed else {"labels": (), "descriptions": ()}
-
     def options(self, gene: str, rng: random.Random) -> list[Any]:
-        """Return the values that a gene may have; demonstrations are drawn anew."""
-        if gene == "instruction":
-            return list(self.instructions)
-        if gene == "template":
-            return list(self.templates)
-        if gene == "system":
-            return [self.start.system, *self.systems] if self.systems else []
-        if label_scoring(self.artifact.decoder) is None and gene in ("verbalizer", "listed"):
-            return []
-        if gene == "verbalizer":
-            return ["words", "plain", "sentence"]
-        if gene == "listed":
-            return [True, False]
+        """The values that a gene may have; demonstrations are drawn again each time."""
+        scored = label_scoring(self.artifact.decoder) is not None
+        match gene:
+            case "instruction":
+                return list(self.instructions)
+            case "template":
+                return list(self.templates)
+            case "system":
+                return [self.start.system, *self.systems] if self.systems else []
+            case "verbalizer":
+                return ["words", "plain", "sentence"] if scored else []
+            case "listed":
+                return [True, False] if scored else []
         if not self.vary_shots:
             return []
         return [None, *(self._shots(name, k, rng) for name in self.pools for k in COUNTS)]
@@ -137,7 +131,7 @@ class Space:
         return Shots(name, min(k, len(pool.pool)), rng.randrange(2**31), rng.randrange(3))
 
     def differs(self, a: Candidate, b: Candidate) -> bool:
-        """Return whether two candidates make different prompts: other words for a label may be the same words."""
+        """Whether two candidates make different prompts: two verbalizers may write the same words."""
         return a != b and self._key(a) != self._key(b)
 
     def _key(self, candidate: Candidate) -> Candidate:
@@ -146,12 +140,11 @@ class Space:
             return candidate
         names: tuple[Verbalizer, ...] = ("own", "words", "plain", "sentence")
         texts = verbalized(decoder, candidate.verbalizer)
-        same = next(name for name in names if verbalized(decoder, name) == texts)
-        return replace(candidate, verbalizer=same)
+        return replace(candidate, verbalizer=next(name for name in names if verbalized(decoder, name) == texts))
 
 
 def verbalized(decoder: LabelScoring, how: Verbalizer) -> tuple[str, ...]:
-    """Return the texts that stand for the labels; those of the decoder where two would become the same."""
+    """The texts for the labels; the decoder's own where two labels would get the same text."""
     if how == "own":
         return decoder.texts
     if how == "plain":
@@ -163,45 +156,45 @@ def verbalized(decoder: LabelScoring, how: Verbalizer) -> tuple[str, ...]:
 
 
 def templates(own: str, inputs: Sequence[str], output: str = "") -> tuple[str, ...]:
-    """Return user turns for these input columns: the artifact's own, bare, named, quoted, and with a question behind.
+    """User turns for these input columns: the artifact's own, bare, named, quoted, and with a question at the end.
 
     Args:
         own: the artifact's template, which stays the first.
         inputs: the input columns.
-        output: what is asked for, in a word; the templates that name it are left out without.
+        output: what is asked for, in a word; without it, the templates that name it are left out.
     """
     titles = {name: name.replace("_", " ").capitalize() for name in inputs}
     named = "\n".join(f"{titles[name]}: {{{name}}}" for name in inputs)
-    made = [own, named, "\n\n".join(f"{titles[name]}:\n{{{name}}}" for name in inputs)]
+    texts = [own, named, "\n\n".join(f"{titles[name]}:\n{{{name}}}" for name in inputs)]
     if len(inputs) == 1:
-        made += ["{" + inputs[0] + "}", '"{' + inputs[0] + '}"']
+        texts += ["{" + inputs[0] + "}", '"{' + inputs[0] + '}"']
     if output:
-        made += [f"{named}\n{output}:", f"{named}\n\n{output}?"]
-    return tuple(dict.fromkeys(made))
+        texts += [f"{named}\n{output}:", f"{named}\n\n{output}?"]
+    return tuple(dict.fromkeys(texts))
 
 
-def neighbours(space: Space, base: Candidate, count: int, rng: random.Random) -> list[Candidate]:
-    """Return up to `count` candidates that differ from `base` in one gene each, the genes in turn."""
+def neighbours(space: SearchSpace, base: Candidate, count: int, rng: random.Random) -> list[Candidate]:
+    """Up to `count` candidates that differ from `base` in one gene each, taking the genes in turn."""
     queues = []
     for gene in GENES:
         values = space.options(gene, rng)
         rng.shuffle(values)
         changed = [replace(base, **{gene: value}, origin=gene) for value in values]
-        queues.append([one for one in changed if space.differs(one, base)])
-    made: list[Candidate] = []
-    while any(queues) and len(made) < count:
+        queues.append([candidate for candidate in changed if space.differs(candidate, base)])
+    candidates: list[Candidate] = []
+    while any(queues) and len(candidates) < count:
         for queue in queues:
-            if queue and len(made) < count:
-                _add(space, made, queue.pop())
-    return made
+            if queue and len(candidates) < count:
+                _add(space, candidates, queue.pop())
+    return candidates
 
 
-def crossed(space: Space, ranked: Sequence[Candidate], count: int, rng: random.Random) -> list[Candidate]:
-    """Return up to `count` new candidates that mix the genes of the better half of `ranked`, changed now and then."""
+def crossed(space: SearchSpace, ranked: Sequence[Candidate], count: int, rng: random.Random) -> list[Candidate]:
+    """Up to `count` new candidates that mix the genes of the better half of `ranked`, half of them with a mutation."""
     parents = list(ranked[: max(2, len(ranked) // 2)])
-    made: list[Candidate] = []
+    candidates: list[Candidate] = []
     for _ in range(20 * count):
-        if len(made) == count:
+        if len(candidates) == count:
             break
         mother, father = parents[0], rng.choice(parents)
         genes = {gene: getattr(rng.choice((mother, father)), gene) for gene in GENES}
@@ -212,10 +205,10 @@ def crossed(space: Space, ranked: Sequence[Candidate], count: int, rng: random.R
                 genes[gene], origin = rng.choice(options), f"crossed, {gene} changed"
         child = Candidate(**genes, origin=origin)
         if all(space.differs(child, other) for other in ranked):
-            _add(space, made, child)
-    return made
+            _add(space, candidates, child)
+    return candidates
 
 
-def _add(space: Space, made: list[Candidate], candidate: Candidate) -> None:
-    if all(space.differs(candidate, other) for other in made):
-        made.append(candidate)
+def _add(space: SearchSpace, candidates: list[Candidate], candidate: Candidate) -> None:
+    if all(space.differs(candidate, other) for other in candidates):
+        candidates.append(candidate)

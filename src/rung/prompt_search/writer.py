@@ -17,27 +17,23 @@ from rung.data.rows import Example, labels_of, normal
 from rung.engines.base import Engine, GenerateRequest, Sampling
 from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
-from rung.prompt_search.budget import Meter
+from rung.prompt_search.scorer import Meter
 from rung.prompts.prompt import as_text
 
-# --------------------
-# Whether a text that a model wrote repeats training rows: then it would show answers, not say what to do.
-#
-# A row is copied where the text and the row share `LENGTH` words in a row, or all words of a shorter row that has at
-# least `SHORTEST`. Words that the task itself says (its instruction, its labels) are no copy.
-
-
-LENGTH, SHORTEST = 6, 3
+LENGTH, SHORTEST = 6, 3  # words
 _WORD = re.compile(r"\w+")
 Gram = tuple[str, ...]
 
 
 class CopyGuard:
-    """Knows the training rows' word sequences.
+    """Find texts that repeat training rows: such a text shows answers instead of saying what to do.
+
+    A text copies a row if they share `LENGTH` words in a row, or all words of a shorter row of at least `SHORTEST`.
+    Words of the task itself (its instruction, its labels) do not count.
 
     Args:
-        rows: training rows: their inputs and outputs must not be repeated.
-        allowed: texts of the task that may be.
+        rows: training rows, whose inputs and outputs must not be repeated.
+        allowed: texts of the task, which may be repeated.
     """
 
     def __init__(self, rows: Iterable[Example], allowed: Iterable[str] = ()) -> None:
@@ -50,7 +46,7 @@ class CopyGuard:
                     self._where.setdefault(gram, row.source)
 
     def copied(self, text: str) -> str:
-        """Return `file:line` of a row that `text` repeats, or an empty text."""
+        """Return `file:line` of a row that `text` repeats; empty if there is none."""
         words = _words(text)
         for length in range(SHORTEST, LENGTH + 1):
             for start in range(len(words) - length + 1):
@@ -65,7 +61,7 @@ def _words(text: str) -> list[str]:
 
 
 def _grams(words: list[str]) -> Iterator[Gram]:
-    """Yield what counts as a copy of these words: every run of LENGTH, or all of a shorter text."""
+    """Yield the word sequences that count as a copy: every run of LENGTH words, or all words of a shorter text."""
     if SHORTEST <= len(words) < LENGTH:
         yield tuple(words)
     for start in range(len(words) - LENGTH + 1):
@@ -86,8 +82,8 @@ MAX_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """One proposal: its text, and why it is not used (empty where it is)."""
+class Proposal:
+    """A proposed text, and why it is refused (empty if it is used)."""
 
     text: str
     refused: str = ""
@@ -95,13 +91,13 @@ class Written:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes on one engine.
+    """Have a model write instructions and label descriptions.
 
     Attributes:
-        engine: what writes.
+        engine: the engine of the writing model.
         guard: refuses copies of training rows.
         meter: counts the calls.
-        temperature: of the writing; proposals must differ.
+        temperature: of the writing, so that proposals differ.
         seed: of everything random.
     """
 
@@ -113,8 +109,8 @@ class Writer:
 
     def instructions(
         self, artifact: Artifact, rows: Sequence[Example], count: int, *, progress: Progress = QUIET
-    ) -> list[Written]:
-        """Return `count` proposals for the artifact's instruction; those that are refused say why."""
+    ) -> list[Proposal]:
+        """Propose `count` instructions; refused proposals say why."""
         rng = random.Random(self.seed)
         prompts = [
             _instruction_request(artifact, rng.sample(list(rows), min(SHOWN, len(rows))), TIPS[i % len(TIPS)])
@@ -125,8 +121,8 @@ class Writer:
 
     def descriptions(
         self, artifact: Artifact, rows: Sequence[Example], labels: Sequence[str], *, progress: Progress = QUIET
-    ) -> list[Written]:
-        """Return what each label means, in one sentence, from rows that have it and rows that have another."""
+    ) -> list[Proposal]:
+        """Describe each label in one sentence, from rows with that label and rows with other labels."""
         rng = random.Random(self.seed)
         prompts = []
         for label in labels:
@@ -143,28 +139,27 @@ class Writer:
             GenerateRequest(prompt, Sampling(MAX_TOKENS, self.temperature, seed=self.seed + i))
             for i, prompt in enumerate(prompts)
         ]
-        made = self.engine.generate(requests, progress=progress)
-        self.meter.add(
-            len(made), sum(one.prompt_tokens for one in made), sum(one.completion_tokens for one in made)
-        )  # fmt: skip
-        return [one.text for one in made]
+        replies = self.engine.generate(requests, progress=progress)
+        tokens = sum(reply.prompt_tokens for reply in replies), sum(reply.completion_tokens for reply in replies)
+        self.meter.add(len(replies), *tokens)
+        return [reply.text for reply in replies]
 
-    def _checked(self, raw: str, seen: set[str]) -> Written:
+    def _checked(self, raw: str, seen: set[str]) -> Proposal:
         text = cleaned(raw)
         if not text:
-            return Written(text, "nothing was written")
+            return Proposal(text, "nothing was written")
         if len(text.split()) > MOST_WORDS:
-            return Written(text, f"it has more than {MOST_WORDS} words")
+            return Proposal(text, f"it has more than {MOST_WORDS} words")
         if row := self.guard.copied(text):
-            return Written(text, f"it repeats the training row {row}")
+            return Proposal(text, f"it repeats the training row {row}")
         if text in seen:
-            return Written(text, "it is there already")
+            return Proposal(text, "it is there already")
         seen.add(text)
-        return Written(text)
+        return Proposal(text)
 
 
 def cleaned(text: str) -> str:
-    """Return what a model wrote without the frame that models put around it: a title, quotes, a code fence."""
+    """Remove what models put around a text: a title, quotes, a code fence."""
     text = re.sub(r"^```\w*\n|\n?```$", "", text.strip()).strip()
     text = re.sub(
         r"^(?:\*\*)?(?:new |improved )?(?:instruction|description)s?(?:\*\*)?:(?:\*\*)?\s*", "", text, flags=re.I

@@ -15,13 +15,20 @@ from rung.errors import ConfigError, EngineError, needed_by
 from rung.evaluation.metrics import Metric
 from rung.evaluation.scoring import cases, metric_of
 from rung.machine import Machine
-from rung.models.messages import Message
+from rung.models.messages import Message, Messages
 from rung.progress import QUIET, Progress
-from rung.prompt_search.budget import Limits, Meter
-from rung.prompt_search.candidates import Space, templates
-from rung.prompt_search.judge import Judge, Tried
-from rung.prompt_search.search import FEWEST_FIXES, HEADROOM_ROWS, AdoptionTest, Found, Plan, no_headroom, search, split
-from rung.prompt_search.writer import CopyGuard, Writer, Written
+from rung.prompt_search.candidates import SearchSpace, templates
+from rung.prompt_search.scorer import CandidateScorer, Meter, ScoredCandidate, SearchLimits
+from rung.prompt_search.search import (
+    FEWEST_FIXES,
+    HEADROOM_ROWS,
+    AdoptionTest,
+    SearchResult,
+    no_headroom,
+    search,
+    split,
+)
+from rung.prompt_search.writer import CopyGuard, Proposal, Writer
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, PartialShare, Rung, rung, skip
 from rung.rungs.costs import inference_cost
@@ -38,11 +45,11 @@ class PromptSearch(Rung):
     """Search instruction, template, label wording and demonstrations within a budget.
 
     Attributes:
-        calls: prompts answered or written by a model, at most; 0 for no limit, as for the other limits.
+        calls: prompts that a model answers or writes, at most; 0 for no limit, as with the other limits.
         tokens, seconds, money: further limits; money in the currency of RUNG_API_PRICE_INPUT and _OUTPUT.
         population: candidates per round.
         rounds: rounds.
-        instructions: instructions to have written; 0 leaves the instruction as it is.
+        instructions: instructions that a model proposes; 0 keeps the instruction as it is.
         writer: the model that writes them; empty for the task's own.
         demonstrations: whether demonstrations are searched as well.
         encoder: sentence encoder for the nearest rows as demonstrations; empty leaves these out.
@@ -84,54 +91,50 @@ class PromptSearch(Rung):
         return inference_cost(artifact, data, machine, fit_rows=min(self.calls or most, most))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with the prompt found, or with its own where nothing was significantly better."""
-        found = self.search(artifact, data, progress=progress)
-        parts = {"prompt": found.artifact.prompt, "decoder": found.artifact.decoder}
-        return artifact.step(
-            self.name, found.as_dict(), demonstrations=found.artifact.demonstrations, **parts
-        )  # fmt: skip
+        """Adopt the prompt found, or keep the artifact's own if none is significantly better."""
+        result = self.search(artifact, data, progress=progress)
+        new = result.artifact
+        parts = {"prompt": new.prompt, "decoder": new.decoder, "demonstrations": new.demonstrations}
+        return artifact.step(self.name, result.as_dict(), **parts)
 
-    def search(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Found:
+    def search(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> SearchResult:
         """Search and decide; `fit` returns what this adopts."""
-        meter = self._meter()
-        all_rows, deciding = split(data.train, self.adoption, self.seed)
-        guard = CopyGuard(data.train, (artifact.prompt.head(), *artifact.signature.labels))
-        written: list[Written] = []
+        prompt, meter, chat = artifact.prompt, self._meter(), artifact.prompt.chat_column is not None
+        rows, deciding = split(data.train, self.adoption, self.seed)
+        guard = CopyGuard(data.train, (prompt.head(), *artifact.signature.labels))
+        proposals: list[Proposal] = []
         if self.instructions:
             engine = open_engine(self.writer, progress=progress) if self.writer else artifact.open()
             writer = Writer(engine, guard, meter, seed=self.seed)
-            written = writer.instructions(artifact, all_rows, self.instructions, progress=progress)
-        usable = tuple(one.text for one in written if not one.refused)
-        inputs, output = artifact.signature.inputs, "Label" if artifact.signature.kind == "category" else "Answer"
-        space = Space(
+            proposals = writer.instructions(artifact, rows, self.instructions, progress=progress)
+        usable = tuple(proposal.text for proposal in proposals if not proposal.refused)
+        output = "Label" if artifact.signature.kind == "category" else "Answer"
+        space = SearchSpace(
             artifact,
-            (artifact.prompt.instruction, *usable),
-            templates(artifact.prompt.template, inputs, output)
-            if artifact.prompt.chat_column is None
-            else (artifact.prompt.template,),
-            self._pools(artifact, all_rows, progress),
-            vary_shots=self.demonstrations and artifact.prompt.chat_column is None,
+            (prompt.instruction, *usable),
+            (prompt.template,) if chat else templates(prompt.template, artifact.signature.inputs, output),
+            self._pools(artifact, rows, progress),
+            vary_shots=self.demonstrations and not chat,
             systems=self.system_prompts,
         )
         return search(
-            space, all_rows[: self.search_rows], deciding[: self.adoption_rows],
-            metric_of(artifact, data.folder), meter, Plan(self.population, self.rounds, self.seed),
-            calibrate=self.calibrate, written=written, progress=progress,
+            space, rows[: self.search_rows], deciding[: self.adoption_rows], metric_of(artifact, data.folder), meter,
+            population=self.population, rounds=self.rounds, seed=self.seed, calibrate=self.calibrate,
+            proposals=proposals, progress=progress,
         )  # fmt: skip
 
     def _meter(self) -> Meter:
         options = ApiOptions.from_environment()
         if self.money and options.price_input + options.price_output == 0:
             raise ConfigError(
-                "bad-setting",
-                "prompt-search.money: there are no prices to count it by",
+                "bad-setting", "prompt-search.money needs the prices of tokens",
                 hint="set RUNG_API_PRICE_INPUT and RUNG_API_PRICE_OUTPUT, the prices of a million tokens",
-            )
-        limits = Limits(self.calls or None, self.tokens or None, self.seconds or None, self.money or None)
+            )  # fmt: skip
+        limits = SearchLimits(self.calls or None, self.tokens or None, self.seconds or None, self.money or None)
         return Meter(limits, (options.price_input, options.price_output))
 
     def _pools(self, artifact: Artifact, rows: tuple[Example, ...], progress: Progress) -> dict[str, Demonstrations]:
-        """Return what demonstrations may be drawn from: the artifact's own, and rows that do not decide."""
+        """The pools of demonstrations: rows that do not decide, and the artifact's own."""
         plain: Selection = "balanced" if artifact.signature.labels else "fixed"
         pools: dict[str, Demonstrations] = {plain: Demonstrations(plain, 4, rows)}
         if self.encoder:
@@ -152,14 +155,6 @@ def enough_rows(data: Data, adoption: float, seed: int, fewest: int) -> Applicab
     return OK
 
 
-# --------------------
-# GEPA: a strong model reads what went wrong and rewrites the instruction.
-#
-# Agrawal et al. 2025, https://arxiv.org/abs/2507.19457, through the authors' library. It needs a model that can
-# reflect;
-# what it finds is adopted only if it is significantly better on training rows that it never saw, as with prompt search.
-
-
 COMPONENT = "instruction"
 MAX_TOKENS = 2048  # of a reflection
 
@@ -167,11 +162,14 @@ MAX_TOKENS = 2048  # of a reflection
 @rung("gepa", family="prompt-learning", order=410)
 @dataclass(frozen=True)
 class Gepa(Rung):
-    """Evolve the instruction by reflection.
+    """Evolve the instruction by reflection: a strong model reads the errors and rewrites it.
+
+    Agrawal et al. 2025, GEPA (https://arxiv.org/abs/2507.19457), with the authors' library. As in prompt search, the
+    new instruction is adopted only if it is significantly better on training rows that GEPA never saw.
 
     Attributes:
-        reflection: the model that reflects, by reference; without one the rung does not apply.
-        calls: prompts answered or written by a model, at most.
+        reflection: reference of the model that reflects; without one, the rung does not apply.
+        calls: prompts that a model answers or writes, at most.
         minibatch: rows that one reflection looks at.
         selection_rows: rows that tell the candidates apart.
         adoption: share of the training rows that only decide about the adoption.
@@ -208,32 +206,35 @@ class Gepa(Rung):
         return inference_cost(artifact, data, machine, fit_rows=self.calls)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with the instruction found, or its own where nothing was significantly better.
+        """Adopt the instruction found, or keep the artifact's own if none is significantly better.
 
         Raises:
             EngineError: `missing-extra`: the library is not installed.
         """
-        found = self.search(artifact, data, progress=progress)
-        return artifact.step(self.name, found.as_dict(), prompt=found.artifact.prompt, decoder=found.artifact.decoder)
+        result = self.search(artifact, data, progress=progress)
+        parts = {"prompt": result.artifact.prompt, "decoder": result.artifact.decoder}
+        return artifact.step(self.name, result.as_dict(), **parts)
 
-    def search(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Found:
+    def search(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> SearchResult:
         """Search and decide; `fit` returns what this adopts."""
         with needed_by("this rung", extra="gepa", error=EngineError):
             import gepa
         rows, deciding = split(data.train, self.adoption, self.seed)
         selection, feedback = rows[: self.selection_rows], rows[self.selection_rows :] or rows
-        metric, meter = metric_of(artifact, data.folder), Meter(Limits(calls=self.calls))
-        space = Space(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
-        judge = Judge(space, selection, metric, meter, calibrate=False)
-        trial = AdoptionTest(space, judge.tried, metric, meter, len(rows), deciding[: self.adoption_rows], self.seed)
-        if self.calls < trial.kept_back + len(selection) + self._round:
-            return trial.stay(f"the budget of {self.calls} calls is too small to search and to decide")
-        judge.ask("incumbent", min(HEADROOM_ROWS, len(selection)))
-        if reason := no_headroom(judge.tried["incumbent"].metric, len(trial.adoption)):
-            return trial.stay(reason)
+        metric, meter = metric_of(artifact, data.folder), Meter(SearchLimits(calls=self.calls))
+        space = SearchSpace(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
+        scorer = CandidateScorer(space, selection, metric, meter, calibrate=False)
+        test = AdoptionTest(space, scorer.scored, metric, meter, len(rows), deciding[: self.adoption_rows], self.seed)
+        # Calls of one step of the library: a minibatch twice, a reflection, and the selection rows.
+        step = 2 * self.minibatch + 1 + self.selection_rows
+        if self.calls < test.reserved + len(selection) + step:
+            return test.stay(f"the budget of {self.calls} calls is too small to search and to decide")
+        scorer.score("incumbent", min(HEADROOM_ROWS, len(selection)))
+        if reason := no_headroom(scorer.scored["incumbent"].metric, len(test.adoption)):
+            return test.stay(reason)
         guard = CopyGuard(data.train, (artifact.prompt.head(), *artifact.signature.labels))
-        adapter = _Adapter(space, metric, meter, guard, progress)
-        progress.start("reflecting", self.calls - trial.kept_back - meter.calls)
+        adapter = _Adapter(artifact, metric, meter, guard, progress)
+        progress.start("reflecting", self.calls - test.reserved - meter.calls)
         result = gepa.optimize(
             seed_candidate={COMPONENT: artifact.prompt.instruction},
             trainset=list(feedback),
@@ -241,56 +242,52 @@ class Gepa(Rung):
             adapter=adapter,
             reflection_lm=_Reflection(open_engine(self.reflection), meter, self.temperature, self.seed),
             reflection_minibatch_size=self.minibatch,
-            stop_callbacks=lambda state: (meter.left() or 0) < trial.kept_back + self._round,
+            stop_callbacks=lambda state: (meter.left() or 0) < test.reserved + step,
             logger=_Silent(),
             seed=self.seed,
         )
         progress.finish()
-        return replace(trial, written=tuple(adapter.refused.values())).decide(_take_over(judge, result))
-
-    @property
-    def _round(self) -> int:
-        """The most calls that one step of the library takes: a minibatch twice, a reflection, the selection rows."""
-        return 2 * self.minibatch + 1 + self.selection_rows
+        return replace(test, proposals=tuple(adapter.refused.values())).decide(_record(scorer, result))
 
 
-def _take_over(judge: Judge, result: Any) -> str:
-    """Record the library's candidates beside the incumbent; return the name of its best."""
-    names = []
-    for number, texts in enumerate(result.candidates):
+def _with_instruction(artifact: Artifact, text: str) -> Artifact:
+    changed = replace(artifact, prompt=replace(artifact.prompt, instruction=text))
+    return changed.with_engine(artifact.open())
+
+
+def _record(scorer: CandidateScorer, result: Any) -> str:
+    """Record the library's candidates next to the incumbent; return the name of the best."""
+    names = ["incumbent", *(f"candidate-{number}" for number in range(1, len(result.candidates)))]
+    for number, (name, texts) in enumerate(zip(names, result.candidates, strict=True)):
         scores = list(result.val_subscores[number].values())
         if number == 0:
-            judge.tried["incumbent"].scores = judge.tried["incumbent"].metric = scores
-            names.append("incumbent")
+            scorer.scored[name].scores = scorer.scored[name].metric = scores
             continue
-        candidate = replace(judge.space.start, instruction=texts[COMPONENT], origin="reflection")
-        name = f"candidate-{number}"
-        artifact = judge.space.artifact
-        changed = replace(artifact, prompt=replace(artifact.prompt, instruction=texts[COMPONENT]))
-        judge.tried[name] = Tried(name, candidate, changed.with_engine(artifact.open()), number, False, scores, scores)
-        names.append(name)
+        candidate = replace(scorer.space.start, instruction=texts[COMPONENT], origin="reflection")
+        artifact = _with_instruction(scorer.space.artifact, texts[COMPONENT])
+        scorer.scored[name] = ScoredCandidate(name, candidate, artifact, number, False, scores, scores)
     return names[int(result.best_idx)]
 
 
 @dataclass
 class _Adapter:
-    """What the library asks: scores of an instruction on rows, and what to tell the reflecting model."""
+    """Answer the library's questions: how an instruction scores on rows, and what the reflecting model gets to read."""
 
-    space: Space
+    artifact: Artifact
     metric: Metric
     meter: Meter
     guard: CopyGuard
     progress: Progress
-    refused: dict[str, Written] = field(default_factory=dict)
+    refused: dict[str, Proposal] = field(default_factory=dict)
     propose_new_texts: None = None
 
     def evaluate(self, batch: Sequence[Example], candidate: Mapping[str, str], capture_traces: bool = False) -> Any:
-        """Answer rows with an instruction; one that repeats training rows scores nothing, and is not asked."""
+        """Answer rows with an instruction; one that repeats training rows scores 0 without being asked."""
         from gepa.core.adapter import EvaluationBatch
 
         text = candidate[COMPONENT]
         if row := self.guard.copied(text):
-            self.refused[text] = Written(text, f"it repeats the training row {row}")
+            self.refused[text] = Proposal(text, f"it repeats the training row {row}")
             answers, scores = [""] * len(batch), [0.0] * len(batch)
         else:
             answers, scores = self._answered(batch, text)
@@ -298,10 +295,8 @@ class _Adapter:
         return EvaluationBatch(outputs=answers, scores=scores, trajectories=traces)
 
     def _answered(self, batch: Sequence[Example], text: str) -> tuple[list[str], list[float]]:
-        artifact = self.space.artifact
-        changed = replace(artifact, prompt=replace(artifact.prompt, instruction=text)).with_engine(artifact.open())
-        answers = changed.answer(batch, full=False)
-        calls = len(batch) * len(artifact.prompt_variants())
+        answers = _with_instruction(self.artifact, text).answer(batch, full=False)
+        calls = len(batch) * len(self.artifact.prompt_variants())
         self.meter.add(calls, sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers))
         self.progress.advance(calls)
         scores = [score.value for score in self.metric.scores(cases(batch, answers))]
@@ -310,7 +305,7 @@ class _Adapter:
     def make_reflective_dataset(
         self, candidate: Mapping[str, str], eval_batch: Any, components_to_update: Sequence[str]
     ) -> dict[str, list[dict[str, Any]]]:
-        """Return the rows of a minibatch with what was answered and what was expected."""
+        """The rows of a minibatch with the actual and the expected answers."""
         del candidate, components_to_update
         return {
             COMPONENT: [
@@ -337,15 +332,13 @@ class _Reflection:
     asked: int = 0
 
     def __call__(self, prompt: str | list[Message]) -> str:
-        """Return the model's answer; every call has a seed of its own."""
-        messages: tuple[Message, ...] = (
-            ({"role": "user", "content": prompt},) if isinstance(prompt, str) else (*prompt,)
-        )
+        """The model's answer; every call has another seed."""
+        messages: Messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else (*prompt,)
         sampling = Sampling(MAX_TOKENS, self.temperature, seed=self.seed + self.asked)
         self.asked += 1
-        (made,) = self.engine.generate([GenerateRequest(messages, sampling)])
-        self.meter.add(1, made.prompt_tokens, made.completion_tokens)
-        return made.text
+        (reply,) = self.engine.generate([GenerateRequest(messages, sampling)])
+        self.meter.add(1, reply.prompt_tokens, reply.completion_tokens)
+        return reply.text
 
 
 class _Silent:

@@ -1,4 +1,4 @@
-"""The task file's system prompt, measured instead of believed; of several, the best by a race on training rows."""
+"""Rungs that change the prompt or how labels are read from the model, without training anything."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from rung.evaluation.scoring import metric_of
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
-from rung.prompt_search.budget import Limits, Meter
-from rung.prompt_search.candidates import Space
-from rung.prompt_search.judge import Judge
+from rung.prompt_search.candidates import SearchSpace
+from rung.prompt_search.scorer import CandidateScorer, Meter, SearchLimits
 from rung.prompt_search.writer import MAX_TOKENS, SHOWN, CopyGuard, Writer
 from rung.prompts.calibration import Normalization, batch_bias, divisors
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
@@ -35,7 +34,7 @@ SHARE = 0.5  # of all texts on all rows: what the race among the texts may take
 @rung("system-prompt", family="prompting", order=100, default=True)
 @dataclass(frozen=True)
 class SystemPrompt(Rung):
-    """Put a system prompt before the instruction.
+    """Put a system prompt before the instruction: of several, the winner of a race on training rows.
 
     Attributes:
         system_prompts: those to choose from.
@@ -63,7 +62,7 @@ class SystemPrompt(Rung):
         return OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
-        """The shared beginning is computed once, so a longer one costs next to nothing; choosing costs answers."""
+        """All rows share the prompt's beginning, so a system prompt costs little; choosing among several costs more."""
         rows = (
             int(SHARE * len(self.system_prompts) * min(self.rows, len(data.train)))
             if len(self.system_prompts) > 1
@@ -72,29 +71,27 @@ class SystemPrompt(Rung):
         return inference_cost(artifact, data, machine, fit_rows=rows)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with the best of the system prompts."""
+        """Set the system prompt: of several, the best."""
         settings: dict[str, Any] = {"text": self.system_prompts[0]}
         if len(self.system_prompts) > 1:
             settings["text"], settings["raced"] = self._raced(artifact, data, progress)
         return artifact.step(self.name, settings, prompt=replace(artifact.prompt, system=settings["text"]))
 
     def _raced(self, artifact: Artifact, data: Data, progress: Progress) -> tuple[str, dict[str, float]]:
-        """Return the winner, and the mean score of every text on the rows that it answered."""
-        space = Space(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
+        """Race the system prompts; return the winner and the mean score of each on the rows that it answered."""
+        space = SearchSpace(artifact, (artifact.prompt.instruction,), (artifact.prompt.template,), {}, vary_shots=False)
         scoring = label_scoring(artifact.decoder)
-        calibrate = scoring is not None and bool(scoring.bias)
-        rows = race_order(data.train)[: self.rows]
-        metric = metric_of(artifact, data.folder)
-        judge = Judge(space, rows, metric, Meter(Limits()), calibrate=calibrate, progress=progress)
-        names = {judge.add(replace(space.start, system=text, origin="system"), 1): text for text in self.system_prompts}
+        rows, metric = race_order(data.train)[: self.rows], metric_of(artifact, data.folder)
+        scorer = CandidateScorer(
+            space, rows, metric, Meter(SearchLimits()), calibrate=scoring is not None and bool(scoring.bias),
+            progress=progress,
+        )  # fmt: skip
+        start = replace(space.start, origin="system")
+        names = {scorer.add(replace(start, system=text), 1): text for text in self.system_prompts}
         price = int(SHARE * len(names) * len(rows))
-        found = halve(list(names), judge.ask, len(rows), price, min_rows=max(1, len(rows) // 4))
-        scores = {text: sum(s := judge.tried[name].metric) / len(s) for name, text in names.items()}
-        return names[found.winner], scores
-
-
-# --------------------
-# Label descriptions: the question taken apart into what each label means.
+        result = halve(list(names), scorer.score, len(rows), price, min_rows=max(1, len(rows) // 4))
+        scores = {text: sum(s := scorer.scored[name].metric) / len(s) for name, text in names.items()}
+        return names[result.winner], scores
 
 
 STEPS = "Compare the input with what each label means, rule out those that do not fit, and answer with the best."
@@ -103,13 +100,15 @@ STEPS = "Compare the input with what each label means, rule out those that do no
 @rung("label-descriptions", family="prompting", order=110, topics=("label descriptions",))
 @dataclass(frozen=True)
 class LabelDescriptions(Rung):
-    """Show what each label means, and ask to compare: by the task file's `output.descriptions`, or as a model writes
-    it from training rows with the label and without.
+    """Show what each label means, and ask the model to compare.
+
+    The descriptions are the task file's `output.descriptions`. Without them, a model writes them from training rows
+    with the label and training rows without it.
 
     Attributes:
         writer: the model that describes; empty for the task's own.
-        most_labels: with more labels the prompt would be too long to be read well.
-    """  # noqa: D205
+        most_labels: the rung does not apply to more labels, as the prompt would be too long.
+    """
 
     needs = ("prompt", "untuned")
 
@@ -144,24 +143,22 @@ class LabelDescriptions(Rung):
         return inference_cost(artifact, data, machine, fit_rows=rows)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with descriptions.
+        """Add the descriptions to the prompt.
 
         Raises:
-            TrainingError: `reply-unreadable`: no description is fit to be used.
+            TrainingError: `reply-unreadable`: no description can be used.
         """
-        texts, labels = (artifact.decoder.label_texts or artifact.signature.labels), artifact.signature.labels
+        labels = artifact.signature.labels
+        texts = artifact.decoder.label_texts or labels
         described, refused = artifact.prompt.descriptions, {}
-        meter = Meter(Limits())
+        meter = Meter(SearchLimits())
         if not described:
             engine = open_engine(self.writer, progress=progress) if self.writer else artifact.open()
             guard = CopyGuard(data.train, (artifact.prompt.head(), *labels, *texts))
             writer = Writer(engine, guard, meter, seed=self.seed)
-            written = dict(
-                zip(labels, writer.descriptions(artifact, data.train, labels, progress=progress), strict=True)
-            )
-            refused = {label: f"{one.refused}: {one.text}" for label, one in written.items() if one.refused}
-            kept = [(text, written[label]) for text, label in zip(texts, labels, strict=True)]
-            described = tuple((text, one.text) for text, one in kept if not one.refused)
+            proposals = writer.descriptions(artifact, data.train, labels, progress=progress)
+            refused = {label: f"{p.refused}: {p.text}" for label, p in zip(labels, proposals, strict=True) if p.refused}
+            described = tuple((text, p.text) for text, p in zip(texts, proposals, strict=True) if not p.refused)
         if not described:
             raise TrainingError(
                 "reply-unreadable",
@@ -175,15 +172,16 @@ class LabelDescriptions(Rung):
 
 
 # --------------------
-# Written labels: the model writes the label, held to the label set, where its likelihood would be scored.
+# Proposal labels: the model writes the label, held to the label set, where its likelihood would be scored.
 
 
 @rung("written-label", family="prompting", order=120, topics=("single label", "generated label"))
 @dataclass(frozen=True)
 class WrittenLabel(Rung):
-    """Decode one of the labels token by token. Greedy, so it may miss the likeliest label; its cost does not grow
-    with the number of labels.
-    """  # noqa: D205
+    """Let the model write the label, constrained to the label set, instead of scoring every label.
+
+    Decoding is greedy, so it may miss the most likely label. Its cost does not grow with the number of labels.
+    """
 
     needs = ("scored labels", "untuned", "one prompt")
 
@@ -192,7 +190,7 @@ class WrittenLabel(Rung):
         return inference_cost(artifact, data, machine)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact that writes; labels are named in the prompt, as nothing else tells them."""
+        """Constrain what the model writes to the labels, and list the labels in the prompt."""
         del data, progress
         decoder = label_scoring(artifact.decoder)
         assert decoder is not None
@@ -202,18 +200,16 @@ class WrittenLabel(Rung):
         return artifact.step(self.name, {}, prompt=prompt, decoder=Generate(most, choices=decoder.texts))
 
 
-# --------------------
-# Calibrated label scoring: normalization and batch calibration, chosen on validation rows.
-
-
 @rung("calibrate", family="prompting", order=150, default=True, topics=("single label", "calibration"))
 @dataclass(frozen=True)
 class Calibrate(Rung):
-    """Take the labels' own bias away (Zhou et al. 2024, https://arxiv.org/abs/2309.17249).
+    """Subtract the model's input-independent label bias (Zhou et al. 2024, https://arxiv.org/abs/2309.17249).
+
+    Normalization (the sum or the mean over a label's tokens) and calibration are chosen on validation rows.
 
     Attributes:
-        unlabelled: training rows whose inputs, not labels, give the labels' prior.
-        selection_rows: validation rows on which sum or mean, calibrated or not, is chosen.
+        unlabelled: training rows whose inputs (not labels) give the label bias.
+        selection_rows: validation rows on which the scoring is chosen.
     """
 
     needs = ("scored labels",)
@@ -236,13 +232,12 @@ class Calibrate(Rung):
         return inference_cost(artifact, data, machine, fit_rows=rows)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with the best of four scorings; ties go to the plainer one."""
+        """Choose the best of four scorings; of equals, the simpler one."""
         decoder = label_scoring(artifact.decoder)
         assert decoder is not None
         engine = artifact.open()
-        # Ids are hashes, so their order is a shuffle that every run and every rung shares.
-        inputs = sorted(data.train, key=lambda e: e.id)[: self.unlabelled]
-        chosen_on = sorted(data.validation, key=lambda e: e.id)[: self.selection_rows]
+        inputs = race_order(data.train)[: self.unlabelled]
+        chosen_on = race_order(data.validation)[: self.selection_rows]
         prior = decoder.logprobs(artifact, engine, [row.messages for row in artifact.render(inputs)], progress=progress)
         scores = decoder.logprobs(
             artifact, engine, [row.messages for row in artifact.render(chosen_on)], progress=progress
@@ -254,24 +249,20 @@ class Calibrate(Rung):
         for normalization, calibrated in options:
             divisor = divisors(tokens, normalization)
             bias = batch_bias(prior, divisor) if calibrated else np.zeros(len(tokens), np.float32)
-            found = float((np.argmax(scores / divisor - bias, axis=1) == truth).mean())
-            settings[f"{normalization}{' calibrated' if calibrated else ''}"] = found
-            if found > accuracy:
-                accuracy = found
+            right = float((np.argmax(scores / divisor - bias, axis=1) == truth).mean())
+            settings[f"{normalization}{' calibrated' if calibrated else ''}"] = right
+            if right > accuracy:
+                accuracy = right
                 best = replace(decoder, normalization=normalization, bias=tuple(bias.tolist()))
         return artifact.step(self.name, {"accuracy_on_selection": settings, "rows": len(chosen_on)}, decoder=best)
-
-
-# --------------------
-# Several labels a row by their likelihoods: a threshold for each label, set on training rows.
 
 
 @rung("label-thresholds", family="prompting", order=160, default=True, topics=("thresholds",))
 @dataclass(frozen=True)
 class LabelThresholds(Rung):
-    """Score every label at the beginning of a list, and give it above its threshold.
+    """Score every label as the beginning of a list, and give the labels above their thresholds.
 
-    Small models write one and the same list for every row; what they find likely still tells rows apart.
+    Small models write the same list for every row, but their label probabilities still tell rows apart.
 
     Attributes:
         rows: training rows that thresholds are set on, at most.
@@ -298,9 +289,9 @@ class LabelThresholds(Rung):
         return inference_cost(artifact, data, machine, fit_rows=min(self.rows, len(data.train)))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact that scores labels. One that too few rows have is given as the others are on average."""
+        """Set a threshold per label; labels that too few rows have get one threshold together."""
         labels = artifact.signature.labels
-        chosen = sorted(data.train, key=lambda e: e.id)[: self.rows]  # ids are hashes: their order is a shuffle
+        chosen = race_order(data.train)[: self.rows]
         given = [set(labels_of(e.outputs[0], "multilabel")) for e in chosen]
         truth = np.array([[label in row for label in labels] for row in given])
         scoring = ListScoring(labels, (0.0,) * len(labels))
