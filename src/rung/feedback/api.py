@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from rung.errors import ConfigError, RungError
 from rung.feedback.capture import Capture, CaptureMode, Redactor
@@ -16,7 +16,6 @@ from rung.feedback.records import ABTest, CaseFilter, Feedback, Reason, Side, Th
 from rung.feedback.registry import Follower
 from rung.feedback.store import FeedbackStore
 
-Result = TypeVar("Result")
 PAGE = 100
 Comment = Annotated[str, Field(max_length=10_000)]
 Reviewer = Annotated[str, Field(min_length=1, max_length=200)]
@@ -27,10 +26,17 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-class FeedbackBody(BaseModel):
-    """A client's opinion of a response; at least one of thumb, score, comment and expected."""
+def _http_errors() -> Iterator[None]:
+    """Turn an endpoint's errors into HTTP errors with the right status."""
+    try:
+        yield
+    except RungError as error:
+        status = 404 if error.code == "no-such-interaction" else 400 if isinstance(error, ConfigError) else 503
+        raise HTTPException(status, f"{error}; {error.hint}" if error.hint else str(error)) from error
 
-    model_config = ConfigDict(extra="forbid")
+
+class FeedbackBody(BaseModel, extra="forbid"):
+    """A client's opinion of a response; at least one of thumb, score, comment and expected."""
 
     id: Annotated[str, Field(min_length=1, max_length=80, description="The response's id.")]
     thumb: Thumb | None = None
@@ -51,10 +57,8 @@ class FeedbackGiven(BaseModel):
     feedback: int
 
 
-class UndoBody(BaseModel):
+class UndoBody(BaseModel, extra="forbid"):
     """Who undoes the correction in force."""
-
-    model_config = ConfigDict(extra="forbid")
 
     reviewer: Reviewer
     comment: Comment = ""
@@ -67,18 +71,15 @@ class CorrectionBody(UndoBody):
 
 
 def feedback_router(
-    store: FeedbackStore,
-    *,
-    capture: Capture | None = None,
-    redact: Redactor | None = None,
+    store: FeedbackStore, *, capture: Capture | None = None, redact: Redactor | None = None,
     key_of: Callable[[Request], str | None] = lambda request: None,
-) -> APIRouter:
+) -> APIRouter:  # fmt: skip
     """POST /v1/feedback.
 
     Feedback waits until `capture` has written a queued response. `redact` removes secrets from comments and expected
     responses (None: the built-in patterns). `key_of` returns the id of a request's API key.
     """
-    router = APIRouter(prefix="/v1", tags=["feedback"])
+    router = APIRouter(prefix="/v1", tags=["feedback"], dependencies=[Depends(_http_errors)])
     redact = redact or Redactor()
 
     @router.post("/feedback", status_code=201, responses=_RESPONSES)
@@ -89,7 +90,7 @@ def feedback_router(
         given = Feedback(body.id, body.thumb, body.score, comment, expected, "user", key_of(request))
         if capture is not None and capture.counts.waiting:
             capture.flush(timeout=5.0)
-        return FeedbackGiven(feedback=_run(lambda: store.add_feedback(given)))
+        return FeedbackGiven(feedback=store.add_feedback(given))
 
     return router
 
@@ -103,7 +104,8 @@ def failures_router(store: FeedbackStore, *, allowed: Callable[[Request], None] 
     def guard(request: Request) -> None:
         allowed(request)
 
-    router = APIRouter(prefix="/v1/failures", tags=["failures"], dependencies=[Depends(guard)])
+    dependencies = [Depends(guard), Depends(_http_errors)]
+    router = APIRouter(prefix="/v1/failures", tags=["failures"], dependencies=dependencies)
 
     @router.get("", responses=_RESPONSES)
     def cases(
@@ -120,36 +122,27 @@ def failures_router(store: FeedbackStore, *, allowed: Callable[[Request], None] 
     ) -> dict[str, Any]:
         """List cases, the most suspicious first; `suspicious=true&reviewed=false` is the queue."""
         which = CaseFilter(task, artifact, split, reason, suspicious, reviewed, failure, text)
-        found = _run(lambda: store.cases(which, limit=limit, offset=offset))
-        return {"cases": [case.as_dict() for case in found], "count": _run(lambda: store.count(which))}
+        cases = [case.as_dict() for case in store.cases(which, limit=limit, offset=offset)]
+        return {"cases": cases, "count": store.count(which)}
 
     @router.get("/{id}", responses=_RESPONSES)
     def case(id: str) -> dict[str, Any]:  # noqa: A002
         """Show one case with its feedback and its history."""
-        return _run(lambda: store.details(id))
+        return store.details(id)
 
     @router.post("/{id}/correction", status_code=201, responses=_RESPONSES)
     def correct(id: str, body: CorrectionBody) -> dict[str, Any]:  # noqa: A002
         """Say what was expected."""
-        number = _run(lambda: store.correct(id, body.expected, body.reviewer, body.comment))
-        return {"correction": number, "case": _run(lambda: store.case(id)).as_dict()}
+        number = store.correct(id, body.expected, body.reviewer, body.comment)
+        return {"correction": number, "case": store.case(id).as_dict()}
 
     @router.post("/{id}/undo", status_code=201, responses=_RESPONSES)
     def undo(id: str, body: UndoBody) -> dict[str, Any]:  # noqa: A002
         """Undo the correction in force; the one before it is in force again."""
-        number = _run(lambda: store.undo(id, body.reviewer, body.comment))
-        return {"correction": number, "case": _run(lambda: store.case(id)).as_dict()}
+        number = store.undo(id, body.reviewer, body.comment)
+        return {"correction": number, "case": store.case(id).as_dict()}
 
     return router
-
-
-def _run(work: Callable[[], Result]) -> Result:
-    """Call the store, and turn its errors into HTTP errors with the right status."""
-    try:
-        return work()
-    except RungError as error:
-        status = 404 if error.code == "no-such-interaction" else 400 if isinstance(error, ConfigError) else 503
-        raise HTTPException(status, f"{error}; {error.hint}" if error.hint else str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -170,17 +163,13 @@ class FeedbackService:
 
 
 def build_capture(
-    location: str | Path,
-    *,
-    mode: CaptureMode = "on",
-    rate: float = 1.0,
-    redact: Redactor | None = None,
+    location: str | Path, *, mode: CaptureMode = "on", rate: float = 1.0, redact: Redactor | None = None,
     key_of: Callable[[Request], str | None] = lambda request: None,
     allowed: Callable[[Request], None] = lambda request: None,
     registry: Path | None = None,
     load: Callable[[Path, str], Any] = lambda folder, name: None,
     challenge: Callable[[str, tuple[Path, ABTest] | None], Any] = lambda name, trial: None,
-) -> FeedbackService:
+) -> FeedbackService:  # fmt: skip
     """Open a store and build what a server needs: capture, routers, and a follower of the registry.
 
     The promoted artifacts in `registry` are loaded before this returns. For the other arguments see `Capture`,

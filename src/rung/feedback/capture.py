@@ -119,38 +119,23 @@ class Redactor:
 
 @dataclass(frozen=True, slots=True)
 class CaptureCounts:
-    """How many interactions were offered, and what became of them.
-
-    Attributes:
-        offered: all.
-        left_out: by the mode: off, or not in the sample.
-        dropped: the queue was full, the store refused the row, or it could not be written before capture closed.
-        waiting: in the queue.
-        written: in the store.
-        error: of the last attempt to write; empty after a success.
-    """
+    """How many interactions were offered, and what became of them."""
 
     offered: int
-    left_out: int
-    dropped: int
-    waiting: int
-    written: int
-    error: str
+    left_out: int  # by the mode: off, or not in the sample
+    dropped: int  # the queue was full, the store refused the row, or it could not be written before capture closed
+    waiting: int  # in the queue
+    written: int  # in the store
+    error: str  # of the last attempt to write; empty after a success
 
 
 class Capture:
     """Writes offered interactions to a store. `offer` never waits and never raises; `close` writes what is queued."""
 
     def __init__(
-        self,
-        store: FeedbackStore,
-        mode: CaptureMode = "on",
-        rate: float = 1.0,
-        redact: Redactor | None = None,
-        *,
-        max_waiting: int = 10_000,
-        max_characters: int = 64_000_000,
-    ) -> None:
+        self, store: FeedbackStore, mode: CaptureMode = "on", rate: float = 1.0, redact: Redactor | None = None,
+        *, max_waiting: int = 10_000, max_characters: int = 64_000_000,
+    ) -> None:  # fmt: skip
         """Start the writer.
 
         `rate` is the share of interactions in a sample, in (0, 1]. The queue holds at most `max_waiting` interactions
@@ -230,51 +215,40 @@ class Capture:
     # ---- the writer's thread
 
     def _run(self) -> None:
-        while batch := self._next():
-            self._keep([self.redact.interaction(row) for row in batch])
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closing)
+                self._changed.wait_for(lambda: len(self._queue) >= BATCH or self._closing, GATHER)
+                batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                self._characters -= sum(map(_size, batch))
+            if not batch:
+                return
+            self._write([self.redact.interaction(row) for row in batch])
 
-    def _next(self) -> list[Interaction]:
-        """Wait for the next batch; empty when capture is closed and the queue is empty."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closing)
-            self._changed.wait_for(lambda: len(self._queue) >= BATCH or self._closing, GATHER)
-            batch = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-            self._characters -= sum(map(_size, batch))
-            return batch
-
-    def _keep(self, rows: list[Interaction]) -> None:
+    def _write(self, rows: list[Interaction]) -> None:
         """Write rows; retry while the store cannot be written, and give up only rows that it refuses."""
         while True:
             try:
                 self.store.record(rows)
+                return self._account(written=len(rows), error="")
             except MachineError as error:
-                if self._give_up(str(error)):
-                    self._account(lost=len(rows))
-                    return
+                with self._changed:
+                    self._error = str(error)
+                    if self._changed.wait_for(lambda: self._closing, RETRY):
+                        return self._account(lost=len(rows), error=str(error))
             except Exception as error:
                 # A row that the store refuses must not stop the others or this thread: it is counted, with the reason.
-                self._error = f"{type(error).__name__}: {error}"
                 if len(rows) == 1:
-                    self._account(lost=1)
-                    return
+                    return self._account(lost=1, error=f"{type(error).__name__}: {error}")
                 for row in rows:
-                    self._keep([row])
-                return
-            else:
-                self._error = ""
-                self._account(written=len(rows))
-                return
+                    self._write([row])
+                return None
 
-    def _give_up(self, error: str) -> bool:
-        """Note the error and wait; return whether capture is closing, so that there is no other attempt."""
-        with self._changed:
-            self._error = error
-            return self._changed.wait_for(lambda: self._closing, RETRY)
-
-    def _account(self, *, written: int = 0, lost: int = 0) -> None:
+    def _account(self, *, written: int = 0, lost: int = 0, error: str) -> None:
         with self._changed:
             self._written += written
             self._lost += lost
+            self._error = error
             self._changed.notify_all()
 
 
