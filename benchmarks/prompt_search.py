@@ -95,7 +95,7 @@ def dspy_run(folder: Path, name: str, optimizer: str, seed: int, url: str, candi
 
 def peer_scores(folder: Path, answers: list[dict[str, str]]) -> list[float]:
     """Score the peer's answers by the task's metric."""
-    from rung.evaluation.metrics import get_metric
+    from rung.evaluation.metrics.registry import get_metric
     from rung.task import Task
 
     task = Task.load(folder / "task.yaml")

@@ -19,7 +19,7 @@ from _prompt_tasks import TASKS, task_folder
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Example
 from rung.engines.opening import open_encoder
-from rung.evaluation.metrics import get_metric
+from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.racing import race_order
 from rung.prompt_search.candidates import Candidate, SearchSpace, crossed, neighbours, templates
 from rung.prompt_search.scorer import CandidateScorer, Meter, SearchLimits

@@ -8,7 +8,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.lookup import BLOCK, Nearest, outputs_of
 from rung.data.kinds import DEFAULT_METRICS
 from rung.errors import ArtifactError, ConfigError
-from rung.evaluation.metrics import get_metric
+from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.scoring import summarize
 from rung.rungs import registered
 from rung.task import Task

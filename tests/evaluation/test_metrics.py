@@ -12,22 +12,10 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from rung.data.kinds import DEFAULT_METRICS
 from rung.errors import ConfigError, DataError
-from rung.evaluation.metrics import (
-    METRICS,
-    OTHER,
-    Confusion,
-    accuracy,
-    confusion,
-    exact_match,
-    get_metric,
-    json_exact,
-    json_field_f1,
-    macro_f1,
-    rouge1,
-    rouge2,
-    rouge_l,
-    token_f1,
-)
+from rung.evaluation.metrics.labels import OTHER, Confusion, accuracy, confusion, macro_f1
+from rung.evaluation.metrics.records import json_exact, json_field_f1
+from rung.evaluation.metrics.registry import METRICS, get_metric
+from rung.evaluation.metrics.text import exact_match, rouge1, rouge2, rouge_l, token_f1
 
 
 def test_accuracy() -> None:
@@ -201,7 +189,7 @@ def test_user_metric_in_the_current_folder_a_package_and_the_installation(
     write(tmp_path / "pack", "def score(p, r): return 0.5\n")
     monkeypatch.chdir(tmp_path)
     assert get_metric("pack.mymetric:score", tmp_path / "elsewhere")("", ["x"]) == 0.5
-    assert get_metric("rung.evaluation.metrics:token_f1")("a b", ["b"]) == 1.0
+    assert get_metric("rung.evaluation.metrics.text:token_f1")("a b", ["b"]) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.errors import ArtifactError, ConfigError
-from rung.evaluation.metrics import METRICS
+from rung.evaluation.metrics.registry import METRICS
 from rung.evaluation.statistics import Interval
 from rung.feedback.records import ABTest, CaseFilter, Feedback
 from rung.feedback.registry import Follower, Registry

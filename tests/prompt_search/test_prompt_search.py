@@ -9,7 +9,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.heads import EnsembleDecoder, Head
 from rung.artifact.labels import LabelScoring
 from rung.errors import ConfigError, EngineError
-from rung.evaluation.metrics import get_metric
+from rung.evaluation.metrics.registry import get_metric
 from rung.prompt_search.candidates import SearchSpace
 from rung.prompt_search.scorer import CandidateScorer, Meter, SearchLimits
 from rung.prompt_search.search import no_headroom, split

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.heads import Head
-from rung.evaluation.metrics import labels_f1
+from rung.evaluation.metrics.labels import labels_f1
 from rung.rungs import Features
 from rung.rungs.features import best_threshold, best_thresholds, train_label_heads
 from rung.task import Task

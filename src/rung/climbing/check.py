@@ -12,7 +12,7 @@ from rung.artifact.artifact import Artifact
 from rung.data.rows import Data
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, MachineError
-from rung.evaluation.metrics import get_metric
+from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.scoring import validate_references
 from rung.models.reference import is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer

@@ -12,17 +12,10 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.artifact.parts import Signature
 from rung.data.rows import Data, Example, labels_of
-from rung.evaluation.metrics import (
-    METRICS,
-    Case,
-    Metric,
-    corpus_bleu,
-    corpus_chrf,
-    exact_match,
-    get_metric,
-    label_f1,
-    macro_f1,
-)
+from rung.evaluation.metrics.base import Case, Metric
+from rung.evaluation.metrics.labels import label_f1, macro_f1
+from rung.evaluation.metrics.registry import METRICS, get_metric
+from rung.evaluation.metrics.text import corpus_bleu, corpus_chrf, exact_match
 from rung.evaluation.rag_metrics import FaithfulnessJudge, measure, sources, summary
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.statistics import compare as compare_scores

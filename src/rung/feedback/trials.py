@@ -27,7 +27,7 @@ import numpy.typing as npt
 from rung.artifact.artifact import Artifact
 from rung.data.rows import place_of
 from rung.errors import ConfigError
-from rung.evaluation.metrics import Case, Metric
+from rung.evaluation.metrics.base import Case, Metric
 from rung.evaluation.racing import betting_capital, sign_capital
 from rung.evaluation.report.words import p_text
 from rung.evaluation.scoring import metric_of

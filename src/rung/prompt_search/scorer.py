@@ -21,7 +21,7 @@ from rung.artifact.labels import LabelScoring, label_scoring, mean_logprobs
 from rung.data.rows import Example
 from rung.engines.base import ScoreRequest
 from rung.errors import EngineError
-from rung.evaluation.metrics import Metric
+from rung.evaluation.metrics.base import Metric
 from rung.evaluation.scoring import cases
 from rung.progress import QUIET, Progress
 from rung.prompt_search.candidates import Candidate, SearchSpace

@@ -18,7 +18,7 @@ from typing import Any
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import label_scoring
 from rung.data.rows import Example, place_of
-from rung.evaluation.metrics import Metric
+from rung.evaluation.metrics.base import Metric
 from rung.evaluation.racing import halve, race_order
 from rung.evaluation.scoring import cases
 from rung.evaluation.statistics import PairedComparison, compare, wilson

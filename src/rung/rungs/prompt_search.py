@@ -12,7 +12,7 @@ from rung.engines.api_options import ApiOptions
 from rung.engines.base import Engine, GenerateRequest, Sampling
 from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ConfigError, EngineError, needed_by
-from rung.evaluation.metrics import Metric
+from rung.evaluation.metrics.base import Metric
 from rung.evaluation.scoring import cases, metric_of
 from rung.machine import Machine
 from rung.models.messages import Message, Messages

@@ -8,9 +8,10 @@ import subprocess
 import pytest
 
 from rung.errors import ConfigError, DataError, MachineError
-from rung.evaluation.metrics import Case, Metric, get_metric
 from rung.evaluation.metrics import execution as code_module
+from rung.evaluation.metrics.base import Case, Metric
 from rung.evaluation.metrics.execution import run_program
+from rung.evaluation.metrics.registry import get_metric
 
 ISOLATES = shutil.which("unshare") is not None and (
     subprocess.run([*code_module._ISOLATION, "true"], capture_output=True, check=False).returncode == 0

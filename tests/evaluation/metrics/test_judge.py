@@ -11,8 +11,9 @@ from sklearn.metrics import cohen_kappa_score
 from fake_engine import speaker
 from rung.engines import opening
 from rung.errors import EngineError
-from rung.evaluation.metrics import Case, get_metric
+from rung.evaluation.metrics.base import Case
 from rung.evaluation.metrics.judge import AnswerPair, PairwiseJudge, agreement, open_judge
+from rung.evaluation.metrics.registry import get_metric
 
 
 def longest(prompt: str) -> str:

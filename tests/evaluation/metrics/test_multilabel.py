@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from rung.errors import DataError
-from rung.evaluation.metrics import label_f1, labels_exact, labels_f1
+from rung.evaluation.metrics.labels import label_f1, labels_exact, labels_f1
 
 LABELS = ["a", "b", "c", "d", "never"]
 

@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from rung.evaluation.metrics import json_field_f1, json_field_precision, json_field_recall
-from rung.evaluation.metrics.records import best_assignment, compare_fields
+from rung.evaluation.metrics.records import (
+    best_assignment,
+    compare_fields,
+    json_field_f1,
+    json_field_precision,
+    json_field_recall,
+)
 
 
 @pytest.mark.parametrize("seed", range(30))

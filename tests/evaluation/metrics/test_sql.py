@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rung.errors import ConfigError, DataError
-from rung.evaluation.metrics import Case, Metric, get_metric
+from rung.evaluation.metrics.base import Case, Metric
 from rung.evaluation.metrics.execution import has_order
+from rung.evaluation.metrics.registry import get_metric
 
 SCRIPT = """
 CREATE TABLE city (name TEXT, country TEXT, people REAL);

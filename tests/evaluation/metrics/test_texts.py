@@ -9,17 +9,17 @@ from sacrebleu import sentence_bleu, sentence_chrf
 from sklearn.metrics import cohen_kappa_score
 
 from rung.errors import ConfigError
-from rung.evaluation.metrics import (
-    Case,
+from rung.evaluation.metrics.base import Case
+from rung.evaluation.metrics.labels import cohens_kappa
+from rung.evaluation.metrics.registry import get_metric
+from rung.evaluation.metrics.text import (
     bleu,
     chrf,
-    cohens_kappa,
     corpus_bleu,
     corpus_chrf,
     edit_similarity,
     exact_match,
     final_number,
-    get_metric,
     sari,
     token_f1,
 )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rung.evaluation.metrics import confusion
+from rung.evaluation.metrics.labels import confusion
 from rung.evaluation.report.words import measured
 from rung.evaluation.result import ClimbResult, Prediction, RungResult
 
