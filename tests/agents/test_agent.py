@@ -218,7 +218,7 @@ def test_an_artifact_loads_with_the_same_tools_only(folder, tmp_path_factory, mo
 def test_rungs_that_would_teach_answers_without_calls_do_not_apply(folder):
     made = task(folder)
     zero, data = Artifact.zero_shot(made), made.read()
-    reason = "rows show no calls of tools to learn from"
+    reason = "rows show no tool calls to learn from"
     assert FewShot("fixed").applies(zero, data).reason == reason
     assert LoRA().applies(zero, data).reason == reason
     with_system = made.model_copy(update={"system": "Be brief."})

@@ -113,7 +113,7 @@ def test_killed_it_resumes_to_the_same_file(artifact, folder, tmp_path):
     made = answer(artifact, rows, out, folder, resume=True)
     assert made == Predicted(rows=3000, answered=3000 - done)
     assert out.read_bytes() == whole.read_bytes()
-    assert str(made) == f"{3000 - done} of 3000 rows answered, {done} were there already"
+    assert str(made) == f"{3000 - done} of 3000 rows answered, {done} were already answered"
     assert answer(artifact, rows, out, folder, resume=True).answered == 0
     assert out.read_bytes() == whole.read_bytes()
 

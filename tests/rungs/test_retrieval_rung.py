@@ -209,7 +209,7 @@ def test_sentences_are_no_answer_of_another_kind(selecting, fitted, plain, rows,
     rung = SentenceSelection(documents)
     assert rung.applies(plain, rows).applies
     assert rung.applies(fitted, rows).reason == "documents are looked up already"
-    assert rung.applies(selecting, rows).reason == "what answers does not read the prompt"
+    assert rung.applies(selecting, rows).reason == "its answers do not depend on the prompt"
     held = replace(plain, decoder=replace(plain.decoder, regex="[0-9]+"))
     assert rung.applies(held, rows).reason == "answers are held to a form"
     labels = replace(plain, signature=replace(plain.signature, kind="category"))

@@ -1,7 +1,7 @@
 """Agent: the decoder that lets the model call tools until it answers.
 
-The loop is that of ReAct (Yao et al. 2023, https://arxiv.org/abs/2210.03629), without written thoughts. All rows take
-their turns together, so that the engine answers them as one batch.
+The loop is ReAct (Yao et al. 2023, https://arxiv.org/abs/2210.03629) without written thoughts. All rows take their
+turns together, so that the engine answers them as one batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rung.agents.calls import Call, CallFormat, MalformedError
 from rung.agents.toolbox import call as call_tool
 from rung.agents.toolbox import check_tools
 from rung.agents.tools import AgentStep, Tool
-from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Prompted
+from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Prompted, Prompts
 from rung.data.rows import Example
 from rung.data.spec import AgentLimits, McpServer
 from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
@@ -29,7 +29,7 @@ from rung.models.reference import is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
-TOOLS_FOLDER = "RUNG_TOOLS"  # environment variable: where tools are that were moved since the artifact was made
+TOOLS_FOLDER = "RUNG_TOOLS"  # environment variable: the folder of tools that were moved after the artifact was made
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,21 @@ class Agent(Prompted):
     """Call tools until the answer is known.
 
     Attributes:
-        tools: what may be called.
-        servers: the MCP servers that some of them belong to.
-        folder: where the user's functions lie and servers are started.
-        protocol: how the model calls: by its chat template, or by JSON.
-        max_tokens: most tokens of one turn.
-        limits: how far it may go.
+        tools: the tools that the model may call.
+        servers: the MCP servers that provide some of them.
+        folder: the folder of the user's functions, in which servers start.
+        protocol: how the model calls tools: by its chat template, or by JSON.
+        max_tokens: the most tokens of one turn.
+        limits: the limits of one row.
     """
 
     kind: ClassVar[str] = "agent"
     fixed: ClassVar[bool] = True
     generates: ClassVar[bool] = True
     refusals: ClassVar[Mapping[Change, str]] = {
-        "demonstrations": "rows show no calls of tools to learn from",
+        "demonstrations": "rows show no tool calls to learn from",
         "reasoning": "an agent takes its steps with tools",
-        "training": "rows show no calls of tools to learn from",
+        "training": "rows show no tool calls to learn from",
     }
     tools: tuple[Tool, ...]
     servers: tuple[McpServer, ...]
@@ -66,18 +66,18 @@ class Agent(Prompted):
         return self.max_tokens
 
     def refuses(self, change: Change) -> str:
-        """Where the chat template shows the tools, only this machine can render the prompt."""
+        """Refuse other servers if the chat template shows the tools: only this machine can render that prompt."""
         if change == "servers" and self.protocol == "template":
-            return "its tools are in the prompt as the model's chat template writes them, beside the model only"
+            return "the model's own chat template writes its tools into the prompt, which another server cannot do"
         return super(Agent, self).refuses(change)
 
     def warm_up(self, artifact: Composition, example: Example) -> None:
-        """Write one token; no tool is called for a row that nobody asked."""
+        """Write one token; call no tool."""
         prompt = self.prompt(artifact.model, self.render(artifact, [example])[0].messages)
         artifact.open().generate([GenerateRequest(prompt, Sampling(max_tokens=1), None, artifact.weights.reference)])
 
     def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
-        """Save everything but the code of the tools, which stays where it is and is checked."""
+        """Save everything but the code of the tools, which stays in its folder and is checked on loading."""
         del writer
         return {
             "tools": [asdict(tool) for tool in self.tools],
@@ -90,55 +90,40 @@ class Agent(Prompted):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
-        """Rebuild an agent; the user's functions must be those that it was made with.
+        """Rebuild an agent, and check that the user's functions are unchanged.
 
         Raises:
-            ArtifactError: `artifact-mismatch`.
-            ConfigError: a function is not there any more.
+            ArtifactError: `artifact-mismatch`: a function has changed.
+            ConfigError: a function no longer exists.
         """
         folder = Path(os.environ.get(TOOLS_FOLDER) or values["folder"]).expanduser()
         tools = tuple(Tool(**tool) for tool in values["tools"])
         check_tools(tools, folder, reader.folder)
         servers = tuple(McpServer(**server) for server in values["servers"])
-        limits = AgentLimits(**values["limits"])
-        settings = {**values, "folder": folder, "tools": tools, "servers": servers, "limits": limits}
-        return super(Agent, cls).from_dict(settings, reader)
+        changed = {"folder": folder, "tools": tools, "servers": servers, "limits": AgentLimits(**values["limits"])}
+        return super(Agent, cls).from_dict({**values, **changed}, reader)
 
     def room(self, engine: Engine) -> int:
-        """Return how many tokens the answer may take behind the prompt: those of the first turn."""
+        """Allow the tokens of the first turn."""
         del engine
         return min(self.max_tokens, self.limits.max_tokens)
 
     def prompt(self, model: str, messages: Sequence[Any]) -> ModelInput:
-        """Return what the engine reads: messages, or with the template's protocol their tokens, tools included."""
+        """Give what the engine reads: messages, or with the protocol `template` their tokens, tools included."""
         if self.protocol == "json":
             return tuple(messages)
-        tokenizer, turns, tools = _tokenizer(model), self._turns(model, messages), self._offered
-        return tokenizer.encode_chat(cast("Messages", turns), tools=tools)
+        turns = cast("Messages", _folded(model, messages))
+        return _tokenizer(model).encode_chat(turns, tools=[tool.as_template() for tool in self.tools])
 
     def text(self, artifact: Composition, messages: Messages) -> str:
-        """Return the exact text of the first prompt."""
+        """Give the exact text of the first prompt."""
         if self.protocol == "json":
             return artifact.open().text(messages)
-        turns = cast("Messages", self._turns(artifact.model, messages))
-        return _tokenizer(artifact.model).render(turns, tools=self._offered)
-
-    @property
-    def _offered(self) -> list[dict[str, Any]]:
-        return [tool.as_template() for tool in self.tools]
-
-    @staticmethod
-    def _turns(model: str, messages: Sequence[Any]) -> Sequence[Any]:
-        return messages if accepts_system(_tokenizer(model)) else fold_system(tuple(messages))
+        turns = cast("Messages", _folded(artifact.model, messages))
+        return _tokenizer(artifact.model).render(turns, tools=[tool.as_template() for tool in self.tools])
 
     def answer_prompts(
-        self,
-        artifact: Composition,
-        engine: Engine,
-        prompts: Sequence[Messages],
-        *,
-        full: bool,
-        progress: Progress = QUIET,
+        self, artifact: Composition, engine: Engine, prompts: Prompts, *, full: bool, progress: Progress = QUIET
     ) -> list[Answer]:
         """Run every row to its answer, or to a limit: then the answer is empty and `stopped` names the limit."""
         del full  # generated text has no label probabilities to leave out
@@ -150,8 +135,8 @@ class Agent(Prompted):
             if not going:
                 break
             requests = [self._request(artifact, run, last=last) for run in going]
-            for run, made in zip(going, engine.generate(requests), strict=True):
-                self._take(run, made, last=last)
+            for run, generation in zip(going, engine.generate(requests), strict=True):
+                self._take(run, generation, last=last)
             progress.advance(len(going))
         progress.finish()
         return [run.answer() for run in runs]
@@ -163,67 +148,64 @@ class Agent(Prompted):
         return GenerateRequest(prompt, Sampling(max_tokens=tokens), constraint, artifact.weights.reference)
 
     def _fits(self, artifact: Composition, engine: Engine, run: _AgentRun) -> bool:
-        """Say whether the model can read the conversation and write a turn; the first prompt is the engine's affair."""
+        """Say whether the conversation and a turn fit the context; the engine itself checks the first prompt."""
         if run.steps and 0 < engine.info.context < engine.count(self.prompt(artifact.model, run.messages)) + 1:
             run.stopped = "context"
         return run.going
 
-    def _take(self, run: _AgentRun, made: Generation, *, last: bool) -> None:
-        """Take one turn of the model: an answer, calls, or neither."""
-        run.prompt_tokens += made.prompt_tokens
-        run.written += made.completion_tokens
-        run.seconds += made.seconds
+    def _take(self, run: _AgentRun, generation: Generation, *, last: bool) -> None:
+        """Process one turn of the model: an answer, tool calls, or malformed text."""
+        raw, tokens = generation.text, generation.completion_tokens
+        run.prompt_tokens += generation.prompt_tokens
+        run.written += tokens
+        run.seconds += generation.seconds
         read = tool_calls.read_json if self.protocol == "json" else tool_calls.read_turn
         try:
-            turn = read(made.text)
-        except MalformedError as wrong:
-            why = f"{wrong}" + (" (it was cut: write less)" if made.finish_reason == "length" else "")
-            run.steps.append(AgentStep("malformed", why, made.text, tokens=made.completion_tokens))
-            run.messages += tool_calls.json_turns(made.text, [("", why)])
+            turn = read(raw)
+        except MalformedError as problem:
+            why = f"{problem}" + (" (it was cut: write less)" if generation.finish_reason == "length" else "")
+            run.steps.append(AgentStep("malformed", why, raw, tokens=tokens))
+            run.messages += tool_calls.json_turns(raw, [("", why)])
         else:
             if isinstance(turn, str):
-                run.steps.append(AgentStep("answer", turn.strip(), made.text, tokens=made.completion_tokens))
+                run.steps.append(AgentStep("answer", turn.strip(), raw, tokens=tokens))
                 return
-            self._call(run, turn, made)
+            self._call(run, turn, generation)
         if run.written >= self.limits.max_tokens:
             run.stopped = "tokens"
         elif last:
             run.stopped = "steps"
 
-    def _call(self, run: _AgentRun, calls: Sequence[Call], made: Generation) -> None:
-        """Call what a turn asks for, and put the results behind it."""
-        told = []
+    def _call(self, run: _AgentRun, calls: Sequence[Call], generation: Generation) -> None:
+        """Make the calls of a turn, and append the turn and the results to the conversation."""
+        results = []
         for number, call in enumerate(calls):
-            step = self._called(call, made, first=number == 0)
+            step = self._step(call, generation.text, generation.completion_tokens if number == 0 else 0)
             run.steps.append(step)
             run.seconds += step.seconds
-            told.append((call.tool, step.text if step.outcome == "result" else f"error: {step.text}"))
+            results.append((call.tool, step.text if step.outcome == "result" else f"error: {step.text}"))
         if self.protocol == "json":
-            run.messages += tool_calls.json_turns(made.text, told)
+            run.messages += tool_calls.json_turns(generation.text, results)
         else:
-            run.messages += tool_calls.template_turns(made.text, calls, told)
+            run.messages += tool_calls.template_turns(generation.text, calls, results)
 
-    def _called(self, call: Call, made: Generation, *, first: bool) -> AgentStep:
+    def _step(self, call: Call, raw: str, tokens: int) -> AgentStep:
         arguments = json.dumps(call.arguments, ensure_ascii=False)
-        tokens = made.completion_tokens if first else 0
         tool = next((tool for tool in self.tools if tool.name == call.tool), None)
         if tool is None:
-            text = f"there is no tool {call.tool!r}; there are {', '.join(one.name for one in self.tools)}"
-            return AgentStep("malformed", text, made.text, call.tool, arguments, tokens)
+            text = f"there is no tool {call.tool!r}; there are {', '.join(tool.name for tool in self.tools)}"
+            return AgentStep("malformed", text, raw, call.tool, arguments, tokens)
         start = time.perf_counter()
         outcome, text = call_tool(tool, call.arguments, self.tools, self.servers, self.folder, self.limits.seconds)
-        seconds = time.perf_counter() - start
-        return AgentStep(outcome, self._shortened(text), made.text, call.tool, arguments, tokens, seconds)
-
-    def _shortened(self, text: str) -> str:
-        """Return a result of bearable length that says how much is missing."""
-        most = self.limits.result_characters
-        return text if len(text) <= most else f"{text[:most]}\n[cut: {len(text) - most} more characters]"
+        seconds, excess = time.perf_counter() - start, len(text) - self.limits.result_characters
+        if excess > 0:
+            text = f"{text[:-excess]}\n[cut: {excess} more characters]"
+        return AgentStep(outcome, text, raw, call.tool, arguments, tokens, seconds)
 
 
 @dataclass(slots=True)
 class _AgentRun:
-    """One row on its way."""
+    """The state of one row."""
 
     prompt: Messages
     messages: list[Any]
@@ -246,8 +228,12 @@ class _AgentRun:
 
 
 def protocol_for(model: str) -> CallFormat:
-    """Return how this model calls tools: by its chat template where that knows them, else by JSON."""
+    """Choose how this model calls tools: by its chat template if that supports tools, else by JSON."""
     return "template" if not is_endpoint(model) and all(tool_calls.template_support(_tokenizer(model))) else "json"
+
+
+def _folded(model: str, messages: Sequence[Any]) -> Sequence[Any]:
+    return messages if accepts_system(_tokenizer(model)) else fold_system(tuple(messages))
 
 
 @lru_cache(maxsize=4)

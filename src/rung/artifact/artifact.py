@@ -1,4 +1,4 @@
-"""Artifact: a customized model as one frozen value. It predicts, shows its prompts, saves and loads."""
+"""Artifact: a customized model as one frozen value. It predicts, renders its prompts, saves and loads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from rung.agents.calls import json_head
 from rung.agents.toolbox import find_tools
-from rung.artifact import heads, sentences  # noqa: F401  # every kind of decoder is registered before one is loaded
+from rung.artifact import heads, sentences  # noqa: F401  # registers every decoder
 from rung.artifact.agent import Agent, protocol_for
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Composition, Decoder, decoder_of_kind
 from rung.artifact.files import FORMAT, beside, check_manifest, check_new, fingerprint, read_arrays, write_manifest
@@ -43,7 +43,7 @@ from rung.retrieval.retriever import LOCATION, Retriever, check_index
 from rung.retrieval.store import location_of
 from rung.task import Task
 
-LISTED_LABELS = 20  # label sets up to this size are named in the prompt; longer lists mislead small models
+LISTED_LABELS = 20  # the prompt lists label sets up to this size; longer lists mislead small models
 DEFAULT_MAX_TOKENS = 256
 
 
@@ -51,7 +51,7 @@ DEFAULT_MAX_TOKENS = 256
 class Artifact:
     """Prompt + Demonstrations + Retriever + Weights + Decoder on a base model, frozen.
 
-    Rungs return a changed copy (`step`); nothing ever changes an artifact in place.
+    Rungs return a changed copy (`step`) and never change an artifact in place.
 
     Attributes:
         signature: the task's names, columns and labels.
@@ -59,9 +59,9 @@ class Artifact:
         prompt: turns a row into chat messages.
         decoder: turns rows into answers.
         demonstrations: solved rows that the prompt shows.
-        retriever: finds passages of the user's documents.
-        weights: the base model's, or a trained change of them.
-        overflow: the policy for prompts that are longer than the model reads.
+        retriever: finds passages in the user's documents.
+        weights: the base model's weights, or a trained change of them.
+        overflow: the policy for prompts that are longer than the model's context.
         engine: which engine runs the model: `auto`, `torch`, `openvino`, `openvino-fp32`, `api`.
         path: the rungs that made it.
         settings: the settings of those rungs.
@@ -84,15 +84,13 @@ class Artifact:
     path: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    # ---- making
-
     @classmethod
     def zero_shot(cls, task: Task, labels: Sequence[str] = (), *, engine: str = "auto") -> Self:
-        """Return the first artifact of every climb: the plain prompt on the base model.
+        """Make the first artifact of every climb: the plain prompt on the base model.
 
         Args:
             task: the task.
-            labels: the label set of a category task, where the task file does not give one.
+            labels: the label set of a category task, if the task file does not give one.
             engine: which engine runs it.
 
         Raises:
@@ -101,8 +99,8 @@ class Artifact:
         if task.other_models:
             raise ConfigError(
                 "bad-value",
-                f"the task names {len(task.models)} models, and one is wanted here",
-                hint=f"name it: --set model={task.model}, or Task.only in Python",
+                f"the task names {len(task.models)} models, but this needs one",
+                hint=f"choose one: --set model={task.model}, or Task.only in Python",
             )
         output = task.output
         known = tuple(output.labels or labels or (task.read().labels if output.kind in LABELLED else ()))
@@ -138,13 +136,13 @@ class Artifact:
         )  # fmt: skip
 
     def step(self, rung: str, settings: Mapping[str, Any], **parts: Any) -> Self:
-        """Return a copy with `parts` replaced, one rung higher; confidence has to be fitted again."""
+        """Copy the artifact with `parts` replaced and the rung recorded; drop the fitted confidence."""
         parts["decoder"] = parts.get("decoder", self.decoder).without_confidence()
         return replace(self, path=(*self.path, rung), settings={**self.settings, rung: dict(settings)}, **parts)
 
     @property
     def name(self) -> str:
-        """The rungs above zero-shot, joined: `few-shot-knn+lora`; `zero-shot` itself where there is none."""
+        """The rungs above zero-shot, joined: `few-shot-knn+lora`; `zero-shot` itself if there are none."""
         return "+".join(self.path[1:]) or self.path[0]
 
     # ---- running
@@ -154,17 +152,17 @@ class Artifact:
         return open_engine(self.model, self.engine, quantization=self.weights.base)
 
     def open(self) -> Engine:
-        """Load the engine that runs this artifact, at the first call, and return it."""
+        """Give the engine that runs this artifact; the first call loads it."""
         return self._engine
 
     def with_engine(self, engine: Engine) -> Self:
-        """Return a copy that runs on this very engine."""
+        """Copy the artifact with this engine, already open."""
         copy = replace(self)
         vars(copy)["_engine"] = engine  # where the cached property keeps it
         return copy
 
     def prompt_variants(self) -> tuple[Self, ...]:
-        """Return one artifact per prompt that every row is asked with: several if demonstrations come in sets."""
+        """Give one artifact per prompt of a row: several if demonstrations come in sets."""
         if self.demonstrations is None or self.demonstrations.sets == 1:
             return (self,)
         variants = (replace(self, demonstrations=shown) for shown in self.demonstrations.members())
@@ -173,11 +171,11 @@ class Artifact:
     def predict(
         self, rows: Sequence[Mapping[str, Any]], *, full: bool = True, progress: Progress = QUIET
     ) -> list[Answer]:
-        """Answer every row. What an answer cites of the documents is in its `citations`, and its marks in `written`.
+        """Answer every row.
 
         Args:
             rows: one mapping per row with the task's input columns; other columns are not read.
-            full: compute the probability of every label; without, only the answer is certain and much is saved.
+            full: compute the probability of every label; without it, only the answer is computed, which is faster.
             progress: reports every batch.
 
         Raises:
@@ -200,15 +198,15 @@ class Artifact:
         return self.decoder.render(self, examples, passages=passages, progress=progress)
 
     def rendered(self, row: Mapping[str, Any]) -> Rendered:
-        """Render the exact messages sent for one row, and report what the overflow policy left out of them."""
+        """Render the exact messages of one row, and report what the overflow policy left out of them."""
         return self.render([self._example(row, 0)])[0]
 
     def messages(self, row: Mapping[str, Any]) -> Messages:
-        """Return the exact messages sent for one row."""
+        """Render the exact messages of one row."""
         return self.rendered(row).messages
 
     def text(self, messages: Messages) -> str:
-        """Return the exact final text that messages become; for a head, the text that is encoded."""
+        """Give the exact final text that messages become; for a head, the text that is encoded."""
         return self.decoder.text(self, messages)
 
     def _example(self, row: Mapping[str, Any], index: int) -> Example:
@@ -217,10 +215,10 @@ class Artifact:
     # ---- saving and loading; `rung.artifact.files` describes the folder
 
     def save(self, folder: str | Path) -> Path:
-        """Write the artifact into a new folder, at once or not at all.
+        """Write the artifact into a new folder, completely or not at all.
 
         Raises:
-            ArtifactError: the folder exists and holds something.
+            ArtifactError: the folder exists and is not empty.
         """
         folder = Path(folder)
         check_new(folder)
@@ -229,7 +227,7 @@ class Artifact:
         return folder
 
     def fingerprint(self) -> str:
-        """Return the fingerprint that the artifact would have as a folder."""
+        """Compute the fingerprint that the artifact would have as a folder."""
         with TemporaryDirectory() as folder:
             return fingerprint(self.save(Path(folder) / "artifact"))
 
@@ -239,14 +237,13 @@ class Artifact:
 
         Raises:
             ArtifactError: the folder is not an artifact, a file is missing, changed or not listed, the prompt does not
-                match its fingerprint, or the base model is not the one that it was made with.
+                match its fingerprint, or the base model has changed.
         """
         folder = Path(folder).resolve()
         check_manifest(folder)
         values = json.loads((folder / "artifact.json").read_text())
-        reader = ArtifactReader(
-            folder, read_arrays(folder / "arrays.safetensors"), lambda name: cls.load(folder / name)
-        )
+        arrays = read_arrays(folder / "arrays.safetensors")
+        reader = ArtifactReader(folder, arrays, lambda name: cls.load(folder / name))
         prompt = Prompt.from_dict(values["prompt"])
         if prompt.fingerprint != values["prompt_fingerprint"]:
             raise ArtifactError(
@@ -254,18 +251,17 @@ class Artifact:
                 f"{folder}: this version of Rung renders the prompt of the artifact differently",
                 hint="run the climb again, or use the version of Rung that made the artifact",
             )
-        moved = values.get("model_beside")
-        model = values["model"] if moved is None else str((folder / moved).resolve())
+        relative = values.get("model_beside")
+        model = values["model"] if relative is None else str((folder / relative).resolve())
         if values["model_fingerprint"] is not None:
             reader.check_model(model, values["model_fingerprint"])
         signature: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["shape"].items()}
-        decoder = dict(values["decoder"])
-        weights = values["weights"]
+        decoder, weights = dict(values["decoder"]), values["weights"]
         return cls(
             signature=Signature(**signature),
             model=model,
             engine=values["engine"],
-            overflow=_overflow(folder, values),
+            overflow=_overflow(folder, values.get("overflow")),
             path=tuple(values["path"]),
             settings=values["settings"],
             prompt=prompt,
@@ -282,29 +278,27 @@ class Artifact:
 
 
 def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: tuple[str, ...]) -> Decoder:
-    """Score labels wherever scores are exact and cheap; else have the model write one, held to the label set."""
-    if not is_endpoint(model):
+    """Score labels if scores are exact and cheap; else have the model write one, constrained to the label set."""
+    if not is_endpoint(model) or scores_labels(
+        open_engine(model, engine).info.details["scoring"], len(labels), LISTED_LABELS
+    ):
         return LabelScoring(labels, texts)
-    if scores_labels(open_engine(model, engine).info.details["scoring"], len(labels), LISTED_LABELS):
-        return LabelScoring(labels, texts)
-    # No vocabulary of bytes needs more tokens than a text has bytes.
+    # A text never has more tokens than bytes.
     return Generate(max(len(text.encode()) for text in texts) + 8, choices=texts)
 
 
 def _nearest(task: Task, prompt: Prompt) -> Nearest:
-    """Encode the training rows: they are the table."""
+    """Encode the training rows as the table."""
     table = task.read().train
-    texts = [prompt.question(row.inputs) for row in table]
-    vectors = open_encoder(task.output.encoder).embed(texts)
+    vectors = open_encoder(task.output.encoder).embed([prompt.question(row.inputs) for row in table])
     rows, outputs = tuple(row.inputs for row in table), tuple(row.outputs[0] for row in table)
     return Nearest(task.output.k, task.output.encoder, rows, outputs, vectors)
 
 
 def _agent(task: Task) -> Agent:
-    """Find the task's tools, and how this model calls them."""
     return Agent(
         tools=find_tools(task.tools, task.folder),
-        servers=tuple(one for one in task.tools if isinstance(one, McpServer)),
+        servers=tuple(tool for tool in task.tools if isinstance(tool, McpServer)),
         folder=task.folder,
         protocol=protocol_for(task.model),
         max_tokens=task.output.max_tokens or DEFAULT_MAX_TOKENS,
@@ -313,13 +307,13 @@ def _agent(task: Task) -> Agent:
 
 
 def labels_schema(labels: Sequence[str]) -> str:
-    """Return the JSON Schema of a list of labels, each of which may be in it."""
+    """Write the JSON Schema of a list of these labels."""
     items = {"type": "string", "enum": list(labels)}
     return json.dumps({"type": "array", "items": items, "maxItems": len(labels)}, ensure_ascii=False)
 
 
 def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
-    """Write the files into `folder`, which will become `final` in `home`, a folder that may be moved as a whole."""
+    """Write the files into `folder`, which becomes `final`; paths to models in `home` are saved as relative."""
     from safetensors.numpy import save_file
 
     def save_member(member: Composition, name: str) -> None:
@@ -328,15 +322,19 @@ def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
         _write(member, folder / name, final / name, home)
 
     writer = ArtifactWriter(folder, save_member)
-    # Scores are always torch's; what `auto` means for generated text is recorded.
-    settle = artifact.decoder.generates and not artifact.weights.base
+    # Only generated text depends on what `auto` means on this machine, so only then the choice is recorded.
+    engine = artifact.engine
+    if artifact.weights.base:
+        engine = "torch"
+    elif artifact.decoder.generates:
+        engine = settled(artifact.model, engine)
     values: dict[str, Any] = {
         "format": FORMAT,
         "shape": asdict(artifact.signature),
         "model": artifact.model,
         "model_beside": beside(artifact.model, final, home),
         "model_fingerprint": None if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint,
-        "engine": settled(artifact.model, artifact.engine) if settle else artifact.engine,
+        "engine": engine,
         "overflow": artifact.overflow,
         "path": artifact.path,
         "settings": dict(artifact.settings),
@@ -345,8 +343,6 @@ def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
         "decoder": {"kind": artifact.decoder.kind, **artifact.decoder.as_dict(writer)},
         "weights": {**asdict(artifact.weights), "adapter": artifact.weights.adapter is not None},
     }
-    if artifact.weights.base:
-        values["engine"] = "torch"
     if artifact.retriever is not None:
         values["retriever"] = {**asdict(artifact.retriever), "folder": str(artifact.retriever.folder)}
     if (shown := artifact.demonstrations) is not None:
@@ -364,8 +360,7 @@ def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
     write_manifest(folder)
 
 
-def _overflow(folder: Path, values: Mapping[str, Any]) -> Overflow:
-    policy = values.get("overflow")
+def _overflow(folder: Path, policy: Any) -> Overflow:
     if policy not in POLICIES:
         raise ArtifactError(
             "artifact-damaged",
@@ -383,7 +378,7 @@ def _demonstrations(folder: Path, values: Mapping[str, Any], arrays: Mapping[str
 
 
 def load_retriever(folder: Path, values: Mapping[str, Any]) -> Retriever | None:
-    """Rebuild the retriever of a saved artifact; its index is not in the folder, and is checked where it is."""
+    """Rebuild the retriever of a saved artifact, and check its index, which is outside the folder."""
     if "retriever" not in values:
         return None
     location = os.environ.get(LOCATION) or values["retriever"]["folder"]

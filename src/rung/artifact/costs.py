@@ -1,4 +1,4 @@
-"""Token counts of a sample of rows, and the operations of a prediction.
+"""Token counts of a sample of rows, from which decoders estimate the operations of a prediction.
 
 A forward pass takes 2 operations per parameter and token (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361,
 section 2.1).
@@ -21,7 +21,7 @@ from rung.retrieval.retriever import Retriever
 
 FORWARD = 2  # operations per parameter and token
 SAMPLE = 32  # rows whose tokens are counted
-REASONING_TOKENS = 128  # that a chain of thought is expected to take
+REASONING_TOKENS = 128  # the expected length of a chain of thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Sizes:
     """Mean token counts of the task's rows under an artifact's prompt, and the base model's parameters.
 
     Attributes:
-        head: tokens of the part that all prompts share, computed once.
-        question: tokens of one row's own part.
+        head: tokens of the prefix that all prompts share, computed once.
+        question: tokens of the rest of one row's prompt.
         answer: tokens of one expected answer.
         tree: inner nodes of the label trie (0 for generated text).
         parameters: of the base model; 0 for an endpoint.
@@ -51,13 +51,10 @@ class Sizes:
 def measure_sizes(
     parts: PromptParts, rows: Sequence[Example], target_text: Callable[[str], str], scored: Sequence[str] = ()
 ) -> Sizes:
-    """Measure a sample of rows with the tokenizer alone.
+    """Measure the first `SAMPLE` rows with the tokenizer alone.
 
-    Args:
-        parts: whose prompt is measured.
-        rows: the rows; the first `SAMPLE` count.
-        target_text: turns an expected output into the text that the model writes.
-        scored: the texts of labels that are scored instead of written.
+    `target_text` turns an expected output into the text that the model writes; `scored` are the texts of labels that
+    the model scores instead.
     """
     rows = rows[:SAMPLE]
     if is_endpoint(parts.model):  # four characters a token
@@ -75,12 +72,12 @@ def measure_sizes(
 
 @lru_cache(maxsize=4)
 def tokenizer_of(files: ModelFiles) -> Tokenizer:
-    """Return the tokenizer of a model, loaded once."""
+    """Load the tokenizer of a model, cached."""
     return Tokenizer.load(files.folder)
 
 
 def prompt_tokens(parts: PromptParts, sizes: Sizes) -> float:
-    """Return the tokens read for one prediction and one prompt, without the text that all prompts begin with."""
+    """Estimate the tokens read for one prompt of a prediction, without the prefix that all prompts share."""
     shown, context = parts.demonstrations, 0.0
     if shown is not None:
         context = min(shown.k * (sizes.question + sizes.answer + 8), shown.token_budget)
@@ -91,5 +88,5 @@ def prompt_tokens(parts: PromptParts, sizes: Sizes) -> float:
 
 
 def passage_tokens(retriever: Retriever) -> float:
-    """Return the tokens of the passages that a row is shown."""
+    """Bound the tokens of the passages in one prompt."""
     return min(retriever.k * retriever.passage_tokens, retriever.token_budget)

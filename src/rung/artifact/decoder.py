@@ -30,8 +30,9 @@ from rung.prompts.overflow import Rendered
 from rung.retrieval import passage
 from rung.retrieval.passage import Citation, Passage
 
-# What may be done with an artifact, for a decoder to refuse: change its prompt, add demonstrations or steps of
-# reasoning, train its language model, answer through another server, or through one that gives no label scores.
+Prompts = Sequence[Messages]  # one conversation per row
+# What a decoder may refuse: a changed prompt, demonstrations, reasoning steps, a trained language model, another
+# server, or a server that gives no label scores.
 Change = Literal["prompt", "demonstrations", "reasoning", "training", "servers", "servers-without-scores"]
 
 
@@ -41,20 +42,20 @@ class Answer:
 
     Attributes:
         text: the answer; with citations, without their marks.
-        confidence: probability of the answer among the labels; None for generated text, or where only the best label
-            was looked for.
-        probabilities: one per label of the task, in its order, where they were asked for.
-        prompt_tokens, completion_tokens, seconds: what it took.
+        confidence: probability of the answer among the labels; None for generated text, or if only the best label was
+            computed.
+        probabilities: one per label of the task, in its order, if they were asked for.
+        prompt_tokens, completion_tokens, seconds: the cost.
         messages: what was sent; for a head, the text that was encoded.
-        dropped_demonstrations, dropped_passages: left out so that the prompt fits.
-        shortened_passages: cut so that the prompt fits.
+        dropped_demonstrations, dropped_passages: left out to make the prompt fit.
+        shortened_passages: cut to make the prompt fit.
         abstained: the confidence is below the artifact's threshold; `text` is what it would have answered.
         written: the answer as the model wrote it, citation marks included.
         citations: the passages that the marks name.
         passages: the passages shown, [1] first.
-        refused: nothing relevant was found, and the model was not asked.
-        steps: what an agent did.
-        stopped: the limit that an agent ran into: `steps`, `tokens` or `context`.
+        refused: no relevant passage was found, so the model was not asked.
+        steps: the steps of an agent.
+        stopped: the limit that stopped an agent: `steps`, `tokens` or `context`.
     """
 
     text: str
@@ -87,13 +88,9 @@ def with_confidence(answer: Answer, probs: Floats, best: int, fitted: Calibratio
 
 
 def with_list_confidence(answer: Answer, probs: Floats, given: npt.NDArray[np.bool_], fitted: Calibration) -> Answer:
-    """Add the calibrated confidence of all label decisions together to an answer with several labels.
+    """Add the calibrated confidence that all label decisions are right to an answer with several labels.
 
-    Args:
-        answer: the list of the labels given.
-        probs: that each label is right, shape [labels].
-        given: whether it is given, shape [labels].
-        fitted: the calibration.
+    `probs` are the probabilities that each label is right, `given` whether the answer has it, both of shape [labels].
     """
     values = fitted.scaled_each(probs)
     confidence = fitted.of(float(of_decisions(values, given)))
@@ -101,7 +98,7 @@ def with_list_confidence(answer: Answer, probs: Floats, given: npt.NDArray[np.bo
 
 
 class Composition(PromptParts, Protocol):
-    """What a decoder sees of its artifact: the parts beside it."""
+    """The parts of an artifact that its decoder reads."""
 
     @property
     def signature(self) -> Signature:
@@ -127,9 +124,9 @@ class ArtifactWriter:
     """Where a decoder saves what is not JSON.
 
     Attributes:
-        folder: for files of its own: JSON and safetensors only.
-        arrays: for arrays, by a name that no other part uses.
-        save_member: saves an artifact that the decoder combines into a subfolder of this name.
+        folder: where the decoder may write files: JSON and safetensors only.
+        arrays: arrays by a name that no other part uses.
+        save_member: saves a member artifact of the decoder into a subfolder of this name.
     """
 
     folder: Path
@@ -139,24 +136,20 @@ class ArtifactWriter:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactReader:
-    """Where a decoder finds what `ArtifactWriter` took."""
+    """Where a decoder reads what it saved with an `ArtifactWriter`."""
 
     folder: Path
     arrays: Mapping[str, npt.NDArray[Any]]
     load_member: Callable[[str], Composition]
 
     def check_model(self, reference: str, fingerprint: str) -> None:
-        """Check that a model is the one that the artifact was made with.
-
-        Raises:
-            ArtifactError: `model-mismatch`.
-        """
-        found = resolve(reference).fingerprint
-        if found != fingerprint:
+        """Raise ArtifactError `model-mismatch` unless a model is the one that the artifact was made with."""
+        current = resolve(reference).fingerprint
+        if current != fingerprint:
             raise ArtifactError(
                 "model-mismatch",
                 f"{self.folder} was made with {reference} of fingerprint {fingerprint[:12]}, but here it is "
-                f"{found[:12]}",
+                f"{current[:12]}",
                 hint="restore that version of the base model, or climb again on this one",
             )
 
@@ -165,11 +158,7 @@ _KINDS: dict[str, type[Decoder]] = {}
 
 
 def decoder_of_kind(kind: str) -> type[Decoder]:
-    """Return the decoder class of a saved artifact.
-
-    Raises:
-        ArtifactError: `artifact-damaged`: no decoder has this kind.
-    """
+    """Look up a decoder class by its kind; raise ArtifactError `artifact-damaged` for an unknown one."""
     if kind not in _KINDS:
         raise ArtifactError(
             "artifact-damaged", f"no decoder is named {kind!r}; there are {', '.join(sorted(_KINDS))}",
@@ -182,12 +171,12 @@ def decoder_of_kind(kind: str) -> type[Decoder]:
 
 
 class Decoder(ABC):
-    """One way to come to an answer. Subclasses are frozen dataclasses whose fields are their settings.
+    """One way to produce answers. Subclasses are frozen dataclasses whose fields are their settings.
 
     Class attributes:
         kind: names the decoder in saved artifacts and reports.
-        refusals: why a change makes no sense under this decoder, for each such change.
-        fixed: the task itself asks for this decoder, so that no rung replaces it.
+        refusals: for each change that makes no sense with this decoder, the reason.
+        fixed: whether the task itself asks for this decoder, so that no rung replaces it.
         reads_prompt: whether the artifact's prompt reaches a language model.
         generates: whether a language model writes text, rather than scoring it.
     """
@@ -224,19 +213,19 @@ class Decoder(ABC):
     def render(
         self, artifact: Composition, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
-        """Return what is sent for every example, and what was left out so that it fits."""
+        """Render what is sent for every example, and report what was left out to make it fit."""
 
     @abstractmethod
     def text(self, artifact: Composition, messages: Messages) -> str:
-        """Return the exact final text that messages become."""
+        """Give the exact final text that messages become."""
 
     def target_text(self, output: str, labels: Sequence[str]) -> str:
-        """Return an expected output as the model should write it, in a task with these labels."""
+        """Convert an expected output to the text that the model should write, in a task with these labels."""
         del labels
         return output
 
     def request(self, artifact: Composition, prompt: Messages) -> GenerateRequest:
-        """Return the one completion that the answer is; only decoders that stream have it."""
+        """Build the single completion request whose text is the answer; only decoders that stream have one."""
         raise NotImplementedError(f"the decoder {self.kind} does not stream")
 
     def warm_up(self, artifact: Composition, example: Example) -> None:
@@ -247,7 +236,7 @@ class Decoder(ABC):
 
     @property
     def uses_llm(self) -> bool:
-        """Whether answering takes the artifact's language model, or those of its members."""
+        """Whether answering runs the artifact's language model, or those of its members."""
         return True
 
     @property
@@ -257,7 +246,7 @@ class Decoder(ABC):
 
     @property
     def streams(self) -> bool:
-        """Whether the answer is one completion, with nothing done to it but `strip`, so that it can be streamed."""
+        """Whether the answer is a single completion, unchanged except for `strip`, so that it can be streamed."""
         return False
 
     @property
@@ -267,7 +256,7 @@ class Decoder(ABC):
 
     @property
     def confidence(self) -> Calibration | None:
-        """How probabilities become confidences, where that was fitted."""
+        """How probabilities become confidences, if that was fitted."""
         return None
 
     @property
@@ -297,7 +286,7 @@ class Decoder(ABC):
 
     @property
     def answer_schema(self) -> str | None:
-        """The JSON Schema (JSON text) that answers keep to."""
+        """The JSON Schema (JSON text) that answers follow."""
         return None
 
     @property
@@ -306,15 +295,15 @@ class Decoder(ABC):
         return None
 
     def refuses(self, change: Change) -> str:
-        """Return why a change makes no sense under this decoder, or an empty text."""
+        """Explain why a change makes no sense with this decoder; empty if it does."""
         return self.refusals.get(change, "")
 
     def without_confidence(self) -> Self:
-        """Return the decoder without fitted confidence, which holds only for the artifact that it was fitted with."""
+        """Drop the fitted confidence, which is valid only for the artifact that it was fitted with."""
         return self if self.confidence is None else self.with_confidence(None)
 
     def with_confidence(self, confidence: Calibration | None) -> Self:
-        """Return the decoder with a fitted confidence; only decoders that give probabilities have one."""
+        """Add a fitted confidence; only decoders that give probabilities have one."""
         assert self.gives_probs
         return cast("Self", replace(cast("Any", self), confidence=confidence))
 
@@ -329,12 +318,12 @@ class Decoder(ABC):
         return measure_sizes(artifact, rows, target, self.scored_texts)
 
     def row_tokens(self, artifact: Composition, sizes: Sizes) -> float:
-        """Return the tokens run for one prediction, without the text that all prompts begin with."""
+        """Estimate the tokens run for one prediction, without the prefix that all prompts share."""
         prompts = 1 if artifact.demonstrations is None else artifact.demonstrations.sets
         return prompts * (prompt_tokens(artifact, sizes) + self.decoding_tokens(sizes))
 
     def decoding_tokens(self, sizes: Sizes) -> float:
-        """Return the tokens run after one prompt."""
+        """Estimate the tokens run after one prompt."""
         return sizes.decoding
 
     @abstractmethod
@@ -342,31 +331,27 @@ class Decoder(ABC):
         """Estimate the operations of one prediction, from a sample of rows."""
 
     def trainable_parameters(self, artifact: Composition) -> int:
-        """Return the number of parameters that training set."""
+        """Count the parameters that training set."""
         return artifact.weights.trainable_parameters
 
     # ---- saving
 
     def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
-        """Return the settings as JSON values; arrays and files go to `writer`."""
+        """Give the settings as JSON values; arrays and files go to `writer`."""
         del writer
         assert is_dataclass(self)
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
-        """Rebuild the decoder from `as_dict`.
-
-        Raises:
-            ArtifactError: a setting is missing or unknown.
-        """
-        known = {setting.name for setting in fields(cast("Any", cls))}
+        """Rebuild the decoder from `as_dict`; raise ArtifactError if a setting is missing or unknown."""
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         if isinstance(fitted := settings.get("confidence"), Mapping):
             settings["confidence"] = Calibration.from_dict(fitted)
         try:
             return cls(**settings)
         except TypeError as error:
+            known = {setting.name for setting in fields(cast("Any", cls))}
             unknown = ", ".join(sorted(settings.keys() - known)) or str(error)
             raise ArtifactError(
                 "artifact-damaged", f"{reader.folder}: the settings of the decoder {cls.kind} do not fit: {unknown}",
@@ -381,19 +366,18 @@ class Prompted(Decoder):
 
     @abstractmethod
     def room(self, engine: Engine) -> int:
-        """Return how many tokens the answer may take after the prompt."""
+        """Count the tokens that the answer may take after the prompt."""
 
     @abstractmethod
     def answer_prompts(
-        self, artifact: Composition, engine: Engine, prompts: Sequence[Messages], *, full: bool,
-        progress: Progress = QUIET,
-    ) -> list[Answer]:  # fmt: skip
-        """Answer prompts, each by itself; with `full`, compute the probability of every label, where there are any."""
+        self, artifact: Composition, engine: Engine, prompts: Prompts, *, full: bool, progress: Progress = QUIET
+    ) -> list[Answer]:
+        """Answer each prompt by itself; with `full`, compute the probability of every label, if there are labels."""
 
     def answer(
         self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
-        """Render the prompts, and ask all but those for which nothing relevant was found."""
+        """Render the prompts, and ask the model all of them except refused rows, which have no relevant passage."""
         rendered = self.render(artifact, examples, passages=passages, progress=progress)
         asked = [row.messages for row in rendered if not row.refused]
         full = full or self.abstains  # abstaining needs the probabilities of all labels
@@ -401,10 +385,8 @@ class Prompted(Decoder):
         return [finish(artifact, refusal(artifact, row) if row.refused else next(answers), row) for row in rendered]
 
     def _ask(
-        self, artifact: Composition, examples: Sequence[Example], prompts: Sequence[Messages], *, full: bool,
-        progress: Progress,
-    ) -> list[Answer]:  # fmt: skip
-        """Answer the prompts of examples."""
+        self, artifact: Composition, examples: Sequence[Example], prompts: Prompts, *, full: bool, progress: Progress
+    ) -> list[Answer]:
         del examples
         assert len(artifact.prompt_variants()) == 1  # only scores can be averaged over several prompts
         return self.answer_prompts(artifact, artifact.open(), prompts, full=full, progress=progress)
@@ -412,7 +394,7 @@ class Prompted(Decoder):
     def render(
         self, artifact: Composition, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
-        """Render every example's prompt, with the demonstrations and passages that there is room for."""
+        """Render every example's prompt, with as many demonstrations and passages as fit."""
 
         def target(row: Example, beside: Sequence[Passage]) -> str:
             return completion(artifact, row, row.outputs[0], beside)
@@ -420,11 +402,11 @@ class Prompted(Decoder):
         return render_prompts(artifact, self.room, target, examples, passages, progress)
 
     def text(self, artifact: Composition, messages: Messages) -> str:
-        """Return what the model reads."""
+        """Give the text that the model reads."""
         return artifact.open().text(messages)
 
     def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
-        """Two operations per parameter and token."""
+        """Estimate two operations per parameter and token."""
         sizes = self.sizes(artifact, rows)
         return FORWARD * sizes.parameters * self.row_tokens(artifact, sizes)
 
@@ -435,32 +417,32 @@ class Promptless(Decoder):
     __slots__ = ()
     reads_prompt = False
     refusals: ClassVar[Mapping[Change, str]] = {
-        "prompt": "what answers does not read the prompt",
-        "demonstrations": "what answers does not read the prompt",
-        "reasoning": "what answers does not write",
-        "training": "what answers reads frozen features, which training would change",
+        "prompt": "its answers do not depend on the prompt",
+        "demonstrations": "its answers do not depend on the prompt",
+        "reasoning": "it does not write text",
+        "training": "it reads frozen features, which training would change",
         "servers": "no language model answers, and such servers run language models",
     }
 
     @property
     def uses_llm(self) -> bool:
-        """Whether answering takes the artifact's language model: not unless a subclass says so."""
+        """Whether answering runs the artifact's language model: only if a subclass says so."""
         return False
 
     def render(
         self, artifact: Composition, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
-        """Return the text of every example, as a message."""
+        """Give the text of every example, as a message."""
         del passages, progress
         return [Rendered(({"role": "user", "content": artifact.prompt.question(e.inputs)},)) for e in examples]
 
     def text(self, artifact: Composition, messages: Messages) -> str:
-        """Return the text that is encoded."""
+        """Give the text that is encoded."""
         del artifact
         return "\n".join(message["content"] for message in messages)
 
     def encoder_flops(self, artifact: Composition, rows: Sequence[Example], encoder: str, passages: float = 0) -> float:
-        """Return the operations of encoding one row and so many tokens of passages; `encoder` empty: the base model."""
+        """Estimate the operations to encode one row and this many passage tokens; `encoder` empty: the base model."""
         sizes = self.sizes(artifact, rows)
         parameters = resolve(encoder).parameters if encoder else sizes.parameters
         return FORWARD * parameters * (sizes.question + passages)
@@ -470,25 +452,25 @@ class Promptless(Decoder):
 
 
 def cites(artifact: Composition) -> bool:
-    """Say whether answers name the passages that they are from: free text over documents does."""
+    """Say whether answers cite passages: free text over documents does."""
     free = artifact.decoder.unconstrained and artifact.signature.kind in ("text", "chat")
     return artifact.retriever is not None and free
 
 
 def completion(artifact: Composition, row: Example, output: str, passages: Sequence[Passage]) -> str:
-    """Return what the model should write after a row's prompt: the answer, and the passages that it is from."""
+    """Write what the model should answer to a row's prompt, citations included."""
     text = artifact.decoder.target_text(output, artifact.signature.labels)
     return passage.cited(text, row, passages) if cites(artifact) else text
 
 
 def refusal(artifact: Composition, rendered: Rendered) -> Answer:
-    """Return the answer to a row for which nothing relevant was found."""
+    """Answer a row for which no relevant passage was found."""
     assert artifact.retriever is not None
     return Answer(artifact.retriever.refusal, None, None, 0, 0, 0.0, rendered.messages)
 
 
 def finish(artifact: Composition, answer: Answer, rendered: Rendered) -> Answer:
-    """Add to an answer what was left out of its prompt, the passages shown, and its citations, resolved."""
+    """Add the passages shown, the resolved citations, and what was left out of the prompt, to an answer."""
     text, citations = passage.resolve(answer.text, rendered.passages) if cites(artifact) else (answer.text, ())
     return replace(
         answer,

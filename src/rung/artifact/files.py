@@ -1,15 +1,15 @@
 """An artifact as a folder: JSON and safetensors only, with a manifest of hashes written last.
 
 artifact.json         every setting; prompt, decoder, where the base model comes from and its fingerprint
-demonstrations.json   the pool of solved rows, where there is one
-arrays.safetensors    pool vectors, head weights, a table's vectors, where there are any
-adapter/              PEFT adapter (adapter_model.safetensors, adapter_config.json), where there is one
-encoder/              the fine-tuned sentence encoder of a head, where there is one
+demonstrations.json   the pool of solved rows, if there is one
+arrays.safetensors    pool vectors, head weights, a table's vectors, if there are any
+adapter/              PEFT adapter (adapter_model.safetensors, adapter_config.json), if there is one
+encoder/              the fine-tuned sentence encoder of a head, if there is one
 members/0, 1, ...     the artifacts that an ensemble averages, each a folder like this one
 manifest.json         sha256 of each file above; a folder without it is not an artifact
 
-An index of documents is not copied: it may be large, and changes with the documents. artifact.json holds its location,
-its fingerprint when it was measured, and that of its encoder, which is checked.
+An index of documents is not copied, since it may be large and changes with the documents. artifact.json holds its
+location, its fingerprint when it was measured, and the fingerprint of its encoder; loading checks them.
 """
 
 from __future__ import annotations
@@ -29,16 +29,12 @@ ALLOWED = {".json", ".safetensors"}
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash everything in a saved artifact: its manifest, which lists the hash of every file."""
+    """Hash the manifest of a saved artifact, which lists the hash of every file."""
     return file_sha256(folder / MANIFEST)
 
 
 def check_new(folder: Path) -> None:
-    """Make way for a new folder.
-
-    Raises:
-        ArtifactError: `file-exists`: the folder exists and holds something.
-    """
+    """Remove an empty folder; raise ArtifactError `file-exists` if it holds something."""
     if folder.exists() and any(folder.iterdir()):
         raise ArtifactError(
             "file-exists", f"{folder} exists and is not empty", hint="choose another folder, or remove it first"
@@ -48,7 +44,7 @@ def check_new(folder: Path) -> None:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the hashes of all files, after all files."""
+    """Write the hashes of all files, after the files themselves."""
     hashes = {str(file.relative_to(folder)): file_sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
     with (folder / MANIFEST).open("w") as out:
         json.dump({"format": FORMAT, "sha256": hashes}, out, indent=2)
@@ -82,7 +78,7 @@ def check_manifest(folder: Path) -> None:
 
 
 def read_arrays(file: Path) -> dict[str, Any]:
-    """Read the arrays of an artifact; none where there is no file."""
+    """Read the arrays of an artifact; none if there is no file."""
     if not file.exists():
         return {}
     from safetensors.numpy import load_file
@@ -92,6 +88,6 @@ def read_arrays(file: Path) -> dict[str, Any]:
 
 
 def beside(reference: str, final: Path, home: Path) -> str | None:
-    """Return the relative path to a model folder that is beside the artifact, so that both may be moved together."""
+    """Give the relative path to a model folder in `home`, beside the artifact, so that both can be moved together."""
     model = Path(reference).expanduser().resolve()
     return os.path.relpath(model, final) if model.is_dir() and model.parent == home else None

@@ -1,4 +1,4 @@
-"""Head: the decoder that classifies the features of a text."""
+"""Head classifies the features of a text; EnsembleDecoder averages the label probabilities of other artifacts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from rung.artifact.confidence import Calibration, of_decisions
+from rung.artifact.confidence import Calibration, of_decisions, softmax
 from rung.artifact.decoder import (
     Answer,
     ArtifactReader,
@@ -42,9 +42,9 @@ class Head(Promptless):
         labels: the task's labels.
         encoder: reference of the sentence encoder, or empty for the base model's own hidden states.
         weight, intercept: shapes [labels, features] and [labels].
-        tuned: folder of the encoder with weights that were trained for the task, or None for its own.
-        confidence: how probabilities become confidences, where that was fitted.
+        tuned: folder of the encoder fine-tuned for the task, or None for its pretrained weights.
         thresholds: for several labels a row, the probability from which each is given; empty for one label a row.
+        confidence: how probabilities become confidences, if that was fitted.
     """
 
     kind: ClassVar[str] = "head"
@@ -66,12 +66,12 @@ class Head(Promptless):
 
     @property
     def reference(self) -> str:
-        """What embeds the texts: the tuned encoder's folder, or `encoder`."""
+        """The model that embeds the texts: the tuned encoder's folder, or `encoder`."""
         return self.encoder if self.tuned is None else str(self.tuned)
 
     @property
     def uses_llm(self) -> bool:
-        """Whether answering takes the artifact's language model: where its hidden states are the features."""
+        """Whether answering runs the artifact's language model, whose hidden states are then the features."""
         return not self.encoder
 
     @property
@@ -80,11 +80,11 @@ class Head(Promptless):
         return True
 
     def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
-        """The encoder, or the base model, reads the row once."""
+        """Estimate one reading of the row by the encoder or the base model."""
         return self.encoder_flops(artifact, rows, self.reference if self.encoder else "")
 
     def trainable_parameters(self, artifact: Composition) -> int:
-        """Return the number of the head's parameters and its tuned encoder's."""
+        """Count the parameters of the head and of its tuned encoder."""
         del artifact
         encoder = 0 if self.tuned is None else resolve(self.reference).parameters
         return int(self.weight.size + self.intercept.size) + encoder
@@ -106,9 +106,8 @@ class Head(Promptless):
     def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
         """Read the weights back."""
         tuned = reader.folder / "encoder" if values["tuned"] else None
-        weight, intercept = reader.arrays["head.weight"], reader.arrays["head.intercept"]
-        settings = {**values, "weight": weight, "intercept": intercept, "tuned": tuned}
-        return super(Head, cls).from_dict(settings, reader)
+        arrays = {name: reader.arrays[f"head.{name}"] for name in ("weight", "intercept")}
+        return super(Head, cls).from_dict({**values, **arrays, "tuned": tuned}, reader)
 
     def answer(
         self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
@@ -116,44 +115,36 @@ class Head(Promptless):
         """Classify every example's text by its features."""
         del full, passages  # all labels' probabilities come at once, and no documents are shown
         encode = open_encoder(self.reference, progress=progress).encode if self.encoder else artifact.open().encode
-        start = time.perf_counter()  # loading a model is no part of answering a row
+        start = time.perf_counter()  # after the model is loaded
         texts = [artifact.prompt.question(example.inputs) for example in examples]
         probs = self.classify(features(artifact, self.reference, texts, progress=progress))
         seconds = (time.perf_counter() - start) / len(examples)
         answers = []
         for p, text in zip(probs, texts, strict=True):
             messages: Messages = ({"role": "user", "content": text},)
-            said, confidence = self.decide(p)
-            answer = Answer(said, confidence, tuple(p.tolist()), len(encode(text)), 0, seconds, messages)
-            answers.append(self._sure(answer, p))
+            label, confidence = self.decide(p)
+            answer = Answer(label, confidence, tuple(p.tolist()), len(encode(text)), 0, seconds, messages)
+            if not self.thresholds:
+                answer = with_confidence(answer, p, int(p.argmax()), self.confidence)
+            elif self.confidence is not None:
+                answer = with_list_confidence(answer, p, p >= np.array(self.thresholds), self.confidence)
+            answers.append(answer)
         return answers
 
-    def _sure(self, answer: Answer, probs: Floats) -> Answer:
-        """Return the answer with its confidence, calibrated where that was fitted."""
-        if not self.thresholds:
-            return with_confidence(answer, probs, int(probs.argmax()), self.confidence)
-        if self.confidence is None:
-            return answer
-        return with_list_confidence(answer, probs, probs >= np.array(self.thresholds), self.confidence)
-
     def classify(self, features: Floats) -> Floats:
-        """Return probabilities, shape [rows, labels], of unit feature vectors [rows, features].
+        """Compute label probabilities, shape [rows, labels], from unit feature vectors [rows, features].
 
-        They sum to 1 in each row where one label is right, and are each on its own where several may be.
+        They sum to 1 in each row if one label is right, and are independent if several may be.
         """
         logits = features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.intercept
-        if self.thresholds:
-            each: Floats = (1 / (1 + np.exp(-logits.clip(-500, 500)))).astype(np.float32)
-            return each
-        logits -= logits.max(-1, keepdims=True)
-        weights = np.exp(logits)
-        result: Floats = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+        probs = 1 / (1 + np.exp(-logits.clip(-500, 500))) if self.thresholds else softmax(logits)
+        result: Floats = probs.astype(np.float32)
         return result
 
     def decide(self, probs: Floats) -> tuple[str, float]:
-        """Return the answer to a row by its probabilities, shape [labels], and the answer's own probability.
+        """Choose a row's answer by its probabilities, shape [labels], and give the answer's probability.
 
-        With thresholds the answer is a JSON list, and its probability that of all decisions, taken as independent.
+        With thresholds the answer is a JSON list; its probability is that of all decisions, assumed independent.
         """
         if not self.thresholds:
             return self.labels[int(probs.argmax())], float(probs.max())
@@ -162,14 +153,10 @@ class Head(Promptless):
 
 
 def features(artifact: Composition, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-    """Return unit feature vectors: of the sentence encoder, or of the base model where `encoder` is empty."""
+    """Compute unit feature vectors with the sentence encoder, or with the base model if `encoder` is empty."""
     if encoder:
         return open_encoder(encoder, progress=progress).embed(texts, progress=progress)
     return artifact.open().embed(texts, progress=progress)
-
-
-# --------------------
-# EnsembleDecoder: the decoder that averages what other artifacts find.
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +164,10 @@ class EnsembleDecoder(Promptless):
     """A weighted average of the label probabilities of other artifacts of the same task.
 
     Attributes:
-        artifacts: the members, which give label probabilities.
-        weights: of each member, adding up to 1.
-        temperatures: of each member; its probabilities are sharpened (below 1) or softened (above 1) first.
-        confidence: how probabilities become confidences, where that was fitted.
+        artifacts: the members; each gives label probabilities.
+        weights: one per member; they sum to 1.
+        temperatures: one per member; below 1 sharpens its probabilities, above 1 softens them.
+        confidence: how probabilities become confidences, if that was fitted.
     """
 
     kind: ClassVar[str] = "mixture"
@@ -200,7 +187,7 @@ class EnsembleDecoder(Promptless):
 
     @property
     def uses_llm(self) -> bool:
-        """Whether answering takes a language model: those of the members may."""
+        """Whether answering may run a language model: members may."""
         return True
 
     @property
@@ -209,12 +196,12 @@ class EnsembleDecoder(Promptless):
         return True
 
     def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
-        """The members' operations add up."""
+        """Add up the members' operations."""
         del artifact
         return sum(member.decoder.row_flops(member, rows) for member in self.artifacts)
 
     def trainable_parameters(self, artifact: Composition) -> int:
-        """Return the sum over the members."""
+        """Add up the members' parameters."""
         del artifact
         return sum(member.decoder.trainable_parameters(member) for member in self.artifacts)
 
@@ -234,16 +221,15 @@ class EnsembleDecoder(Promptless):
     def answer(
         self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
-        """Ask every member; costs add up, and what is shown as sent is what the first one was sent."""
-        del full, passages  # members are mixed by all their labels' probabilities, and find documents themselves
-        given = [
+        """Average the members' answers; tokens and seconds add up, and `messages` are the first member's."""
+        del full, passages  # the average needs all labels' probabilities, and members find passages themselves
+        by_member = [
             member.decoder.answer(member, examples, full=True, passages=None, progress=progress)
             for member in self.artifacts
         ]
-        probs = self.mixed([label_probabilities(answers) for answers in given])
-        rows = list(zip(*given, strict=True))
+        probs = self.mixed([label_probabilities(answers) for answers in by_member])
         answers = []
-        for p, row in zip(probs, rows, strict=True):
+        for p, row in zip(probs, zip(*by_member, strict=True), strict=True):
             best = int(p.argmax())
             answer = replace(
                 row[0],
@@ -258,43 +244,33 @@ class EnsembleDecoder(Promptless):
     def render(
         self, artifact: Composition, examples: Sequence[Example], *, passages: Given = None, progress: Progress = QUIET
     ) -> list[Rendered]:
-        """Return what the first member is sent."""
+        """Render what the first member is sent."""
         del artifact, passages
         return self.artifacts[0].decoder.render(self.artifacts[0], examples, progress=progress)
 
     def text(self, artifact: Composition, messages: Messages) -> str:
-        """Return what the first member reads."""
+        """Give the text that the first member reads."""
         del artifact
         return self.artifacts[0].decoder.text(self.artifacts[0], messages)
 
     def mixed(self, probs: Sequence[Floats]) -> Floats:
-        """Return the probabilities [rows, labels] of the members' own, one array of that shape each."""
-        parts = [
-            weight * tempered(one, temperature)
-            for weight, temperature, one in zip(self.weights, self.temperatures, probs, strict=True)
-        ]
-        total: Floats = np.sum(parts, axis=0)
+        """Average the members' probabilities, one array [rows, labels] each."""
+        members = zip(self.weights, self.temperatures, probs, strict=True)
+        total: Floats = np.sum([weight * tempered(member, temperature) for weight, temperature, member in members], 0)
         return total
 
 
 def tempered(probs: Floats, temperature: float) -> Floats:
-    """Return probabilities [rows, labels] of logits divided by a temperature (Guo et al. 2017, arXiv:1706.04599)."""
-    logits = np.log(np.maximum(probs, 1e-12)) / temperature
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    result: Floats = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
-    return result
+    """Divide log-probabilities [rows, labels] by a temperature, in float32 (Guo et al. 2017, arXiv:1706.04599)."""
+    return softmax(np.log(np.maximum(probs, 1e-12)) / temperature).astype(np.float32)
 
 
 def label_probabilities(answers: Sequence[Answer]) -> Floats:
-    """Return the probabilities of answers that were asked for all of them, shape [rows, labels].
-
-    Raises:
-        EngineError: `no-probabilities`: an answer has none.
-    """
+    """Stack the answers' probabilities, shape [rows, labels]; raise EngineError `no-probabilities` if one has none."""
     if any(answer.probabilities is None for answer in answers):
         raise EngineError(
             "no-probabilities",
-            "a mixture needs the probability of every label, and a member gives only its answer",
-            hint="mix artifacts that score labels or have a head",
+            "an ensemble needs the probability of every label, but a member gives only its answer",
+            hint="combine artifacts that score labels or have a head",
         )
     return np.array([answer.probabilities for answer in answers], np.float32)

@@ -1,4 +1,4 @@
-"""LabelScoring: the decoder that takes the likeliest label."""
+"""LabelScoring takes the likeliest label; ListScoring lists every label that is likely enough."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.artifact.confidence import Calibration
-from rung.artifact.decoder import Answer, Change, Composition, Decoder, Prompted, with_confidence
+from rung.artifact.decoder import Answer, Change, Composition, Decoder, Prompted, Prompts, with_confidence
 from rung.data.rows import Example
-from rung.engines.base import Engine, Floats, ScoreRequest
-from rung.models.messages import Messages
+from rung.engines.base import Engine, Floats, Scored, ScoreRequest
 from rung.progress import QUIET, Progress
 from rung.prompts.calibration import Normalization, divisors, probabilities
 from rung.prompts.prompt import continuations
@@ -25,8 +24,8 @@ class LabelScoring(Prompted):
     """Take the label that the model finds likeliest, instead of letting it write.
 
     Attributes:
-        labels: the task's labels; answers are these, exactly.
-        texts: what stands for each label behind the prompt.
+        labels: the task's labels; answers are exactly these.
+        texts: the text that the model scores for each label.
         normalization: `sum` of token log-probabilities, or their `mean`.
         bias: what is subtracted per label (batch calibration), or nothing.
         confidence: how probabilities become confidences, where that was fitted.
@@ -58,121 +57,83 @@ class LabelScoring(Prompted):
         return self.texts
 
     def continuations(self, engine: Engine) -> tuple[tuple[int, ...], ...]:
-        """Return the token ids scored for each label."""
+        """Encode each label as the token ids that the engine scores."""
         return continuations(self.texts, engine.encode, engine.end_token)
 
     def target_text(self, output: str, labels: Sequence[str]) -> str:
-        """Return the text that stands for a label."""
+        """Look up the text of a label."""
         del labels
         return self.texts[self.labels.index(output)]
 
     def room(self, engine: Engine) -> int:
-        """Return how many tokens the answer may take behind the prompt: those of the longest label."""
+        """Count the tokens of the longest label."""
         return max(map(len, self.continuations(engine)))
 
-    def logprobs(
-        self, artifact: Composition, engine: Engine, prompts: Sequence[Messages], *, progress: Progress = QUIET
-    ) -> Floats:
-        """Return the plain log-likelihood of every label, shape [prompts, labels]."""
+    def scored(
+        self, artifact: Composition, engine: Engine, prompts: Prompts, *, progress: Progress = QUIET
+    ) -> list[Scored]:
+        """Score every label after each prompt, without normalization or bias."""
         tokens = self.continuations(engine)
-        requests = [ScoreRequest(p, tokens, artifact.weights.reference) for p in prompts]
-        return np.stack([s.logprobs for s in engine.score(requests, progress=progress)])
+        requests = [ScoreRequest(prompt, tokens, artifact.weights.reference) for prompt in prompts]
+        return engine.score(requests, progress=progress)
+
+    def logprobs(
+        self, artifact: Composition, engine: Engine, prompts: Prompts, *, progress: Progress = QUIET
+    ) -> Floats:
+        """Compute the plain log-likelihood of every label, shape [prompts, labels]."""
+        return np.stack([s.logprobs for s in self.scored(artifact, engine, prompts, progress=progress)])
 
     def answer_prompts(
-        self,
-        artifact: Composition,
-        engine: Engine,
-        prompts: Sequence[Messages],
-        *,
-        full: bool,
-        progress: Progress = QUIET,
+        self, artifact: Composition, engine: Engine, prompts: Prompts, *, full: bool, progress: Progress = QUIET
     ) -> list[Answer]:
-        """Score the labels; with `full` all of them, so that there are probabilities, else only to the best."""
-        tokens = self.continuations(engine)
-        divisor, bias = self._weighing(tokens)
-        requests = [
-            ScoreRequest(p, tokens, artifact.weights.reference, not full, tuple(divisor.tolist()), tuple(bias.tolist()))
-            if not full
-            else ScoreRequest(p, tokens, artifact.weights.reference)
-            for p in prompts
-        ]
-        scored = engine.score(requests, progress=progress)
-        return [
-            self._decide(one.logprobs, divisor, bias, one.prompt_tokens, one.seconds, prompt)
-            for prompt, one in zip(prompts, scored, strict=True)
-        ]
+        """Score all labels with `full`, so that there are probabilities; else find only the best label."""
+        return self._answer_variants(artifact, engine, [prompts], full=full, progress=progress)
 
     def _ask(
-        self, artifact: Composition, examples: Sequence[Example], prompts: Sequence[Messages], *, full: bool,
-        progress: Progress,
-    ) -> list[Answer]:  # fmt: skip
-        """Score the labels behind the prompts, and behind the examples' other ones where several are averaged."""
-        variants = artifact.prompt_variants()
-        if len(variants) == 1:
-            return self.answer_prompts(artifact, artifact.open(), prompts, full=full, progress=progress)
-        others = [self.render(variant, examples, progress=progress) for variant in variants[1:]]
-        messages = [[row.messages for row in rows] for rows in others]
-        return self.answer_together(artifact, artifact.open(), [prompts, *messages], progress=progress)
-
-    def answer_together(
-        self,
-        artifact: Composition,
-        engine: Engine,
-        prompts: Sequence[Sequence[Messages]],
-        *,
-        progress: Progress = QUIET,
+        self, artifact: Composition, examples: Sequence[Example], prompts: Prompts, *, full: bool, progress: Progress
     ) -> list[Answer]:
-        """Answer rows that are asked with several prompts each: by the mean log-likelihood of every label.
+        """Score the labels after the prompts; average over the prompt variants if there are several."""
+        others = [self.render(variant, examples, progress=progress) for variant in artifact.prompt_variants()[1:]]
+        variants = [prompts, *([row.messages for row in rows] for rows in others)]
+        full = full or len(variants) > 1  # a mean needs every label's score
+        return self._answer_variants(artifact, artifact.open(), variants, full=full, progress=progress)
 
-        Args:
-            artifact: whose weights answer.
-            engine: what scores.
-            prompts: one list of prompts per way of asking, all of them for the same rows in the same order.
-            progress: told of every batch.
+    def _answer_variants(
+        self, artifact: Composition, engine: Engine, variants: Sequence[Prompts], *, full: bool, progress: Progress
+    ) -> list[Answer]:
+        """Answer by the mean log-likelihood of every label; each variant holds one prompt per row, in the same order.
 
-        Returns:
-            One answer per row: tokens and seconds of all its prompts, and the messages of the first.
+        An answer has the tokens and seconds of all prompts of its row, and the messages of the first.
         """
         tokens = self.continuations(engine)
-        divisor, bias = self._weighing(tokens)
-        requests = [ScoreRequest(p, tokens, artifact.weights.reference) for member in prompts for p in member]
-        scored, rows = engine.score(requests, progress=progress), len(prompts[0])
-        answers = []
-        for row, prompt in enumerate(prompts[0]):
-            votes = scored[row::rows]
-            mean = mean_logprobs([vote.logprobs for vote in votes])
-            read, seconds = sum(vote.prompt_tokens for vote in votes), sum(vote.seconds for vote in votes)
-            answers.append(self._decide(mean, divisor, bias, read, seconds, prompt))
-        return answers
-
-    def _weighing(self, tokens: Sequence[Sequence[int]]) -> tuple[Floats, Floats]:
-        """Return what log-likelihoods are divided by and what is subtracted then, one per label each."""
+        divisor = divisors(tokens, self.normalization)
         bias = np.array(self.bias, np.float32) if self.bias else np.zeros(len(tokens), np.float32)
-        return divisors(tokens, self.normalization), bias
-
-    def _decide(
-        self, logprobs: Floats, divisor: Floats, bias: Floats, prompt_tokens: int, seconds: float, prompt: Messages
-    ) -> Answer:
-        best = int(np.argmax(logprobs / divisor - bias))
-        answer = Answer(self.labels[best], None, None, prompt_tokens, 0, seconds, prompt)
-        if not np.isfinite(logprobs).all():
-            return answer
-        return with_confidence(answer, probabilities(logprobs[None], divisor, bias)[0], best, self.confidence)
+        best_only = () if full else (True, tuple(divisor.tolist()), tuple(bias.tolist()))
+        requests = [ScoreRequest(p, tokens, artifact.weights.reference, *best_only) for part in variants for p in part]
+        scored, rows = engine.score(requests, progress=progress), len(variants[0])
+        answers = []
+        for row, prompt in enumerate(variants[0]):
+            votes = scored[row::rows]
+            logprobs = mean_logprobs([vote.logprobs for vote in votes])
+            best = int(np.argmax(logprobs / divisor - bias))
+            read, seconds = sum(vote.prompt_tokens for vote in votes), sum(vote.seconds for vote in votes)
+            answer = Answer(self.labels[best], None, None, read, 0, seconds, prompt)
+            if np.isfinite(logprobs).all():
+                probs = probabilities(logprobs[None], divisor, bias)[0]
+                answer = with_confidence(answer, probs, best, self.confidence)
+            answers.append(answer)
+        return answers
 
 
 def label_scoring(decoder: Decoder) -> LabelScoring | None:
-    """Return the decoder if it scores one label of several, for techniques that change how; else None."""
+    """Give the decoder if it scores one label of several, for techniques that change how; else None."""
     return decoder if isinstance(decoder, LabelScoring) else None
 
 
 def mean_logprobs(logprobs: Sequence[Floats]) -> Floats:
-    """Return the mean of log-likelihoods over ways of asking, of the shape of each."""
+    """Average log-likelihoods of the same shape over prompt variants."""
     mean: Floats = np.stack(logprobs).mean(0, dtype=np.float64).astype(np.float32)
     return mean
-
-
-# --------------------
-# ListScoring: the decoder that lists every label likely enough.
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +141,7 @@ class ListScoring(Prompted):
     """Give every label that the model finds likely enough, instead of letting it write a list.
 
     A label's value is the geometric mean of its tokens' probabilities at the beginning of the list, so an empty list
-    competes with it as much as other labels do. Values are compared with a threshold of the label's own.
+    competes with it as much as other labels do. Each label has its own threshold for its value.
 
     Attributes:
         labels: the task's labels; answers are JSON lists of these.
@@ -207,38 +168,31 @@ class ListScoring(Prompted):
         return self.scoring.texts
 
     def room(self, engine: Engine) -> int:
-        """Return how many tokens the answer may take after the prompt."""
+        """Count the tokens of the longest beginning of a list."""
         return self.scoring.room(engine)
 
-    def values(
-        self, artifact: Composition, engine: Engine, prompts: Sequence[Messages], *, progress: Progress = QUIET
-    ) -> Floats:
-        """Return every label's value, shape [prompts, labels]."""
-        logprobs = self.scoring.logprobs(artifact, engine, prompts, progress=progress)
+    def values(self, artifact: Composition, engine: Engine, prompts: Prompts, *, progress: Progress = QUIET) -> Floats:
+        """Compute every label's value, shape [prompts, labels]."""
+        return self._values(engine, self.scoring.scored(artifact, engine, prompts, progress=progress))
+
+    def _values(self, engine: Engine, scored: Sequence[Scored]) -> Floats:
+        logprobs = np.stack([prompt.logprobs for prompt in scored])
         result: Floats = np.exp(logprobs / divisors(self.scoring.continuations(engine), "mean")).astype(np.float32)
         return result
 
     def answer_prompts(
-        self,
-        artifact: Composition,
-        engine: Engine,
-        prompts: Sequence[Messages],
-        *,
-        full: bool,
-        progress: Progress = QUIET,
+        self, artifact: Composition, engine: Engine, prompts: Prompts, *, full: bool, progress: Progress = QUIET
     ) -> list[Answer]:
-        """List the labels above their thresholds; values are no probabilities of being right, so none is told."""
-        del full  # every label is decided on its own
-        tokens = self.scoring.continuations(engine)
-        requests = [ScoreRequest(p, tokens, artifact.weights.reference) for p in prompts]
-        divisor, thresholds = divisors(tokens, "mean"), np.array(self.thresholds)
-        answers = []
-        for prompt, scored in zip(prompts, engine.score(requests, progress=progress), strict=True):
-            text = listed(self.labels, np.exp(scored.logprobs / divisor) >= thresholds)
-            answers.append(Answer(text, None, None, scored.prompt_tokens, 0, scored.seconds, prompt))
-        return answers
+        """List the labels above their thresholds, without confidence: values are not probabilities of being right."""
+        del full  # every label is decided by itself
+        scored = self.scoring.scored(artifact, engine, prompts, progress=progress)
+        given = self._values(engine, scored) >= np.array(self.thresholds)
+        return [
+            Answer(listed(self.labels, labels), None, None, score.prompt_tokens, 0, score.seconds, prompt)
+            for prompt, score, labels in zip(prompts, scored, given, strict=True)
+        ]
 
 
 def listed(labels: Sequence[str], given: Sequence[bool] | npt.NDArray[np.bool_]) -> str:
-    """Return the labels that are given as the JSON list that an answer is."""
+    """Write the labels that are given as the JSON list that an answer is."""
     return json.dumps([label for label, is_given in zip(labels, given, strict=True) if is_given], ensure_ascii=False)

@@ -29,7 +29,7 @@ class Nearest(Promptless):
         k: how many rows an answer lists.
         encoder: reference of the sentence encoder.
         rows: the table's input columns.
-        outputs: the output column of each row.
+        outputs: the output of each row.
         vectors: unit vectors of the rows, shape [rows, dimension].
     """
 
@@ -50,7 +50,7 @@ class Nearest(Promptless):
     vectors: Floats
 
     def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
-        """The encoder reads the row once; comparing costs next to nothing."""
+        """Estimate one reading of the row by the encoder; the comparison costs almost nothing."""
         return self.encoder_flops(artifact, rows, self.encoder)
 
     def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class Nearest(Promptless):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
-        """Read the table back; the encoder must be the one that made the vectors."""
+        """Read the table back; the encoder must be the one that computed the vectors."""
         settings = {**values, "vectors": reader.arrays["nearest"]}
         reader.check_model(settings["encoder"], settings.pop("encoder_fingerprint"))
         return super(Nearest, cls).from_dict(settings, reader)
@@ -71,33 +71,33 @@ class Nearest(Promptless):
     def answer(
         self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
-        """Look every example's text up in the table."""
+        """Look up every example's text in the table."""
         del full, passages  # there are no labels, and no documents
         encoder = open_encoder(self.encoder, progress=progress)
         start = time.perf_counter()
         texts = [artifact.prompt.question(example.inputs) for example in examples]
-        found = self.find(encoder.embed(texts, progress=progress))
+        lists = self.find(encoder.embed(texts, progress=progress))
         seconds = (time.perf_counter() - start) / len(examples)
         return [
             Answer(answer, None, None, len(encoder.encode(text)), 0, seconds, ({"role": "user", "content": text},))
-            for answer, text in zip(found, texts, strict=True)
+            for answer, text in zip(lists, texts, strict=True)
         ]
 
     def find(self, queries: Floats) -> list[str]:
-        """Return for each unit vector, shape [queries, dimension], its rows as a JSON list, the most similar first.
+        """Find the k most similar rows of each unit vector [queries, dimension], as a JSON list, best first.
 
-        Each is {"output", "similarity", "row"}; equally similar rows come in the table's order.
+        Each row is {"output", "similarity", "row"}; equally similar rows keep the table's order.
         """
         answers = []
         for start in range(0, len(queries), BLOCK):
-            similarity = queries[start : start + BLOCK] @ self.vectors.T
-            for values in similarity:
-                best = np.argsort(-values, kind="stable")[: self.k]
-                answers.append(json.dumps([self._found(int(i), float(values[i])) for i in best], ensure_ascii=False))
+            for values in queries[start : start + BLOCK] @ self.vectors.T:
+                best = [int(i) for i in np.argsort(-values, kind="stable")[: self.k]]
+                rows = [
+                    {"output": self.outputs[i], "similarity": round(float(values[i]), 4), "row": dict(self.rows[i])}
+                    for i in best
+                ]
+                answers.append(json.dumps(rows, ensure_ascii=False))
         return answers
-
-    def _found(self, row: int, similarity: float) -> dict[str, Any]:
-        return {"output": self.outputs[row], "similarity": round(similarity, 4), "row": dict(self.rows[row])}
 
 
 def outputs_of(answer: str) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""The parts of an artifact that are plain values: what it knows of its task, and its weights."""
+"""The parts of an artifact that are plain values: its task's signature and its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What an artifact has to know of its task: names, columns and labels."""
+    """The task's names, columns and labels."""
 
     task: str
     inputs: tuple[str, ...]
@@ -42,8 +42,7 @@ class Weights:
     @property
     def virtual_tokens(self) -> int:
         """How many tokens a soft prompt puts before every prompt; 0 for other weights."""
-        file = None if self.adapter is None else self.adapter / "adapter_config.json"
-        if file is None or not file.is_file():
+        if self.adapter is None or not (file := self.adapter / "adapter_config.json").is_file():
             return 0
         return int(json.loads(file.read_text("utf-8")).get("num_virtual_tokens") or 0)
 

@@ -1,4 +1,4 @@
-"""Render rows as prompts, with the demonstrations and passages that there is room for.
+"""Render rows as prompts, with as many demonstrations and passages as fit.
 
 Training, evaluation, prediction and serving all call `render_prompts`: a row has the same prompt everywhere.
 """
@@ -36,7 +36,7 @@ class PromptParts(Protocol):
 
     @property
     def prompt(self) -> Prompt:
-        """The renderer."""
+        """The prompt that turns a row into messages."""
 
     @property
     def demonstrations(self) -> Demonstrations | None:
@@ -48,11 +48,11 @@ class PromptParts(Protocol):
 
     @property
     def weights(self) -> Weights:
-        """The weights that answer; a soft prompt takes room."""
+        """The weights that answer; a soft prompt uses part of the context."""
 
     @property
     def overflow(self) -> Overflow:
-        """What happens to a prompt that is too long."""
+        """The policy for a prompt that is too long."""
 
     def open(self) -> Engine:
         """Load the engine, at the first call, and return it."""
@@ -70,10 +70,10 @@ def render_prompts(
 
     Args:
         parts: the prompt, demonstrations and retriever of an artifact.
-        room: the number of tokens that the answer may take on an engine.
-        target: the answer that a demonstration shows, with the passages beside it.
+        room: counts the tokens that the answer may take on an engine.
+        target: gives the answer that a demonstration shows, from its row and passages.
         examples: the rows.
-        passages: what to show of the documents for each row, in this order, instead of what a search finds.
+        passages: the passages to show with each row, in this order, instead of what a search finds.
         progress: reports encoding.
     """
     if parts.demonstrations is None and parts.retriever is None:
@@ -84,15 +84,15 @@ def render_prompts(
     refused, groundings = _groundings(parts, examples, shown, passages)
     rendered = []
     for example, chosen, grounding, refuse in zip(examples, shown, groundings, refused, strict=True):
-        beside = grounding.demonstrations if grounding else ((),) * len(chosen)
-        turns = [(solved.inputs, target(solved, found)) for solved, found in zip(chosen, beside, strict=True)]
+        contexts = grounding.demonstrations if grounding else ((),) * len(chosen)
+        turns = [(solved.inputs, target(solved, context)) for solved, context in zip(chosen, contexts, strict=True)]
         prompt = fitted(parts.overflow, parts.prompt, example.inputs, turns, engine.count, limit, grounding)
         rendered.append(replace(prompt, refused=refuse))
     return rendered
 
 
 def prompt_limit(parts: PromptParts, engine: Engine, room: Callable[[Engine], int]) -> int:
-    """Return how many tokens a prompt may have; 0 under `overflow: error`, where the engine itself refuses.
+    """Compute how many tokens a prompt may have; 0 with `overflow: error`, where the engine itself refuses.
 
     Raises:
         EngineError: `context-unknown`: the engine does not say how many tokens it reads.
@@ -102,14 +102,14 @@ def prompt_limit(parts: PromptParts, engine: Engine, room: Callable[[Engine], in
     if engine.info.context <= 0:
         raise EngineError(
             "context-unknown",
-            f"overflow: {parts.overflow} has to know how many tokens {parts.model} reads, and it does not say",
+            f"overflow: {parts.overflow} needs the context length of {parts.model}, which is unknown",
             hint="use `overflow: error`, and show fewer demonstrations or passages",
         )
     return engine.info.context - room(engine) - parts.weights.virtual_tokens
 
 
 def passage_cost(parts: PromptParts) -> Callable[[Passage], int]:
-    """Return a function that counts the tokens of a passage, each passage once."""
+    """Make a cached function that counts the tokens of a passage."""
     engine, costs = parts.open(), dict[str, int]()
 
     def cost(passage: Passage) -> int:
@@ -124,7 +124,7 @@ def passage_cost(parts: PromptParts) -> Callable[[Passage], int]:
 def _demonstrations(
     parts: PromptParts, target: Target, examples: Sequence[Example], engine: Engine, progress: Progress
 ) -> Sequence[tuple[Example, ...]]:
-    """Choose the demonstrations of every row, in the order in which they are shown."""
+    """Choose the demonstrations of every row, in the order shown."""
     pool, prompt = parts.demonstrations, parts.prompt
     if pool is None:
         return [()] * len(examples)
@@ -149,7 +149,7 @@ def _demonstrations(
 def _groundings(
     parts: PromptParts, examples: Sequence[Example], shown: Sequence[tuple[Example, ...]], given: Given
 ) -> tuple[list[bool], list[Grounding | None]]:
-    """Find for every row whether it is refused, and the passages shown with it and its demonstrations."""
+    """Decide for every row whether it is refused, and which passages it and its demonstrations show."""
     retriever = parts.retriever
     if retriever is None:
         return [False] * len(examples), [None] * len(examples)

@@ -1,7 +1,7 @@
 """Sentence selection: the decoder that answers with sentences of the documents, word for word.
 
-The sentences of the passages found are compared with the question by an encoder; no language model writes. What is
-quoted stands in the documents, so every citation holds and nothing is invented.
+An encoder compares the question with the sentences of the passages found; no language model writes. Answers are quotes
+from the documents, so every citation is exact and nothing is invented.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Sentence:
     """A sentence of a passage.
 
     Attributes:
-        number: of the passage among those found, from 1.
+        number: the number of the passage among those found, from 1.
         passage: the passage, narrowed to the sentence.
         similarity: cosine with the question.
     """
@@ -44,8 +44,8 @@ class SentenceDecoder(Promptless):
 
     Attributes:
         encoder: reference of the sentence encoder.
-        share: sentences this share as similar as the best are quoted too; 1 quotes the best alone.
-        most: how many are quoted at most.
+        share: sentences at least this share as similar as the best are also quoted; 1 quotes only the best.
+        most: the most sentences to quote.
     """
 
     kind: ClassVar[str] = "sentence-selection"
@@ -58,7 +58,7 @@ class SentenceDecoder(Promptless):
     most: int
 
     def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
-        """The encoder reads the question and the passages."""
+        """Estimate one reading of the question and the passages by the encoder."""
         assert artifact.retriever is not None
         return self.encoder_flops(artifact, rows, self.encoder, passage_tokens(artifact.retriever))
 
@@ -77,25 +77,24 @@ class SentenceDecoder(Promptless):
     def answer(
         self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
-        """Quote the documents in answer to every example; where nothing relevant is found, refuse."""
+        """Answer every example with a quote; refuse if no relevant passage is found."""
         del full  # there are no labels
         retriever = artifact.retriever
         assert retriever is not None
         encoder = open_encoder(self.encoder, progress=progress)
         start = time.perf_counter()
         queries = [artifact.prompt.query(example.inputs) for example in examples]
-        found = (
-            retriever.find(examples, queries, cost_of(self.encoder))
-            if passages is None
-            else [Retrieved(tuple(shown)) for shown in passages]
-        )
-        sentences = ranked(self.encoder, queries, [one.passages for one in found], progress=progress)
+        if passages is None:
+            retrieved = retriever.find(examples, queries, cost_of(self.encoder))
+        else:
+            retrieved = [Retrieved(tuple(shown)) for shown in passages]
+        sentences = ranked(self.encoder, queries, [hits.passages for hits in retrieved], progress=progress)
         seconds = (time.perf_counter() - start) / len(examples)
         answers = []
-        for query, hits, candidates in zip(queries, found, sentences, strict=True):
+        for query, hits, candidates in zip(queries, retrieved, sentences, strict=True):
             quoted = () if retriever.refuses(hits) else self.chosen(candidates)
             text = " ".join(sentence.passage.text for sentence in quoted) or retriever.refusal
-            read = sum(len(encoder.encode(text)) for text in (query, *(one.passage.text for one in candidates)))
+            read = sum(len(encoder.encode(text)) for text in (query, *(s.passage.text for s in candidates)))
             answers.append(
                 Answer(
                     text, None, None, read, 0, seconds, ({"role": "user", "content": query},),
@@ -106,7 +105,7 @@ class SentenceDecoder(Promptless):
         return answers
 
     def chosen(self, sentences: Sequence[Sentence]) -> tuple[Sentence, ...]:
-        """Return the sentences to quote: those of a better passage first, then as they stand."""
+        """Choose the sentences to quote, ordered by passage, best first, then by position."""
         best = max((sentence.similarity for sentence in sentences), default=0.0)
         near = [s for s in sentences if s.similarity >= best - (1 - self.share) * abs(best)]
         kept = sorted(near, key=lambda s: -s.similarity)[: self.most]
@@ -116,22 +115,21 @@ class SentenceDecoder(Promptless):
 def ranked(
     encoder: str, queries: Sequence[str], passages: Sequence[Sequence[Passage]], *, progress: Progress = QUIET
 ) -> list[list[Sentence]]:
-    """Return for every query the sentences of its passages with their similarity; what overlaps counts once."""
+    """Compute the similarity of every query to the sentences of its passages; overlapping passages share sentences."""
     cut = [list(_sentences(shown)) for shown in passages]
-    texts = list(dict.fromkeys(one.text for row in cut for _, one in row))
+    texts = list(dict.fromkeys(sentence.text for row in cut for _, sentence in row))
     if not texts:
         return [[] for _ in queries]
-    opened = open_encoder(encoder)
-    vectors = opened.embed([*queries, *texts], progress=progress)
-    places = {text: place for place, text in enumerate(texts, start=len(queries))}
+    vectors = open_encoder(encoder).embed([*queries, *texts], progress=progress)
+    index = dict(zip(texts, vectors[len(queries) :], strict=True))
     return [
-        [Sentence(number, one, float(vectors[row] @ vectors[places[one.text]])) for number, one in sentences]
-        for row, sentences in enumerate(cut)
+        [Sentence(number, passage, float(query @ index[passage.text])) for number, passage in sentences]
+        for query, sentences in zip(vectors, cut, strict=False)
     ]
 
 
 def cost_of(encoder: str) -> Callable[[Passage], int]:
-    """Return what counts the tokens of a passage, as the encoder reads it."""
+    """Make a function that counts the tokens of a passage, as the encoder reads it."""
     opened = open_encoder(encoder)
     return lambda passage: len(opened.encode(passage.text))
 

@@ -1,13 +1,13 @@
-"""Generate: the decoder that has the model write the answer."""
+"""Generate has the model write the answer; Reasoning has it write steps before the answer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from rung.artifact.costs import REASONING_TOKENS, Sizes
-from rung.artifact.decoder import Answer, Change, Composition, Decoder, Prompted
+from rung.artifact.decoder import Answer, Change, Composition, Decoder, Prompted, Prompts
 from rung.data.rows import Example
 from rung.engines.base import Constraint, Engine, GenerateRequest, Sampling
 from rung.models.messages import Messages
@@ -20,11 +20,11 @@ class Generate(Prompted):
     """Write the answer token by token, greedily.
 
     Attributes:
-        max_tokens: most tokens of an answer.
-        json_schema: the schema (JSON text) that the answer keeps to, or None.
+        max_tokens: the most tokens of an answer.
+        json_schema: the schema (JSON text) that the answer follows, or None.
         regex: the regular expression that the whole answer matches, or None.
-        choices: the texts that stand for the task's labels, in their order; the answer is one of them, and becomes its
-            label. Nothing else ever does: a text that is no choice (one that was cut) stays as it is, and is wrong.
+        choices: one text per label of the task, in its order. The answer is one of them, and is replaced by its label.
+            Any other text (one that was cut) is kept unchanged, and is wrong.
     """
 
     kind: ClassVar[str] = "generate"
@@ -36,7 +36,7 @@ class Generate(Prompted):
 
     @property
     def constraint(self) -> Constraint | None:
-        """What the engine holds the answer to."""
+        """The constraint that the engine applies to the answer."""
         if self.choices:
             return Constraint("choices", self.choices)
         if self.regex:
@@ -45,31 +45,31 @@ class Generate(Prompted):
 
     @property
     def unconstrained(self) -> bool:
-        """Whether the answer is held to nothing."""
+        """Whether there is no constraint."""
         return self.constraint is None
 
     def target_text(self, output: str, labels: Sequence[str]) -> str:
-        """Return how the model should write an expected output: the choice that stands for a label, or as it is."""
+        """Give the choice of a label; without choices, the output itself."""
         return self.choices[labels.index(output)] if self.choices else output
 
     def room(self, engine: Engine) -> int:
-        """Return how many tokens the answer may take behind the prompt."""
+        """Allow `max_tokens`."""
         del engine
         return self.max_tokens
 
     @property
     def streams(self) -> bool:
-        """Whether the answer is the completion itself; choices and patterns are checked when it is complete."""
+        """Whether the answer is the completion itself; choices and patterns can be checked only at its end."""
         return not self.choices and not self.regex
 
     @property
     def max_new_tokens(self) -> int:
-        """The most tokens of an answer."""
+        """The most tokens of an answer: `max_tokens`."""
         return self.max_tokens
 
     @property
     def answer_schema(self) -> str | None:
-        """The JSON Schema that the answer keeps to."""
+        """The JSON Schema that the answer follows."""
         return self.json_schema
 
     @property
@@ -78,80 +78,60 @@ class Generate(Prompted):
         return self.choices
 
     def refuses(self, change: Change) -> str:
-        """A pattern for the whole answer leaves no room for reasoning."""
+        """Refuse reasoning where a pattern covers the whole answer."""
         if change == "reasoning" and self.regex:
             return "the whole answer has to match a regular expression"
         return super(Generate, self).refuses(change)
 
     def warm_up(self, artifact: Composition, example: Example) -> None:
         """Write one token."""
-        rendered = self.render(artifact, [example])[0]
-        request = GenerateRequest(
-            rendered.messages, Sampling(max_tokens=1), self.constraint, artifact.weights.reference
-        )
-        artifact.open().generate([request])
+        request = self.request(artifact, self.render(artifact, [example])[0].messages)
+        artifact.open().generate([replace(request, sampling=Sampling(max_tokens=1))])
 
     def request(self, artifact: Composition, prompt: Messages) -> GenerateRequest:
-        """Return what the engine is asked for one prompt."""
+        """Build the request for one prompt."""
         return GenerateRequest(prompt, Sampling(self.max_tokens), self.constraint, artifact.weights.reference)
 
     def answer_prompts(
-        self,
-        artifact: Composition,
-        engine: Engine,
-        prompts: Sequence[Messages],
-        *,
-        full: bool,
-        progress: Progress = QUIET,
+        self, artifact: Composition, engine: Engine, prompts: Prompts, *, full: bool, progress: Progress = QUIET
     ) -> list[Answer]:
         """Complete every prompt."""
         del full  # generated text has no label probabilities to leave out
         labels = dict(zip(self.choices, artifact.signature.labels, strict=True)) if self.choices else {}
-        requests = [self.request(artifact, prompt) for prompt in prompts]
-        return [
-            Answer(
-                labels.get(g.text.strip(), g.text.strip()),
-                None,
-                None,
-                g.prompt_tokens,
-                g.completion_tokens,
-                g.seconds,
-                prompt,
-            )
-            for prompt, g in zip(prompts, engine.generate(requests, progress=progress), strict=True)
-        ]
+        answers = []
+        generations = engine.generate([self.request(artifact, prompt) for prompt in prompts], progress=progress)
+        for prompt, g in zip(prompts, generations, strict=True):
+            text = labels.get(g.text.strip(), g.text.strip())
+            answers.append(Answer(text, None, None, g.prompt_tokens, g.completion_tokens, g.seconds, prompt))
+        return answers
 
 
 def generation(decoder: Decoder) -> Generate | None:
-    """Return the decoder if the model writes the answer right away, for techniques that change how; else None."""
+    """Give the decoder if the model writes the answer directly, for techniques that change how; else None."""
     return decoder if isinstance(decoder, Generate) else None
-
-
-# --------------------
-# Reasoning: the decoder that has the model write steps before the answer.
 
 
 @dataclass(frozen=True, slots=True)
 class Reasoning(Prompted):
     """Write steps first, then the answer (chain-of-thought); several times with a vote (self-consistency).
 
-    `confidence` of an answer is its share of the votes, or None for a single chain. An answer without anything to
-    extract is empty, and wrong.
+    An answer's `confidence` is its share of the votes, or None for a single chain. If nothing can be extracted from a
+    chain, its answer is empty, and wrong.
 
     Attributes:
         extract: what an answer looks like; see `rung.prompts.extraction`.
-        max_tokens: most tokens of one chain, the answer included.
+        max_tokens: the most tokens of one chain, the answer included.
         samples: chains per row; one is greedy, several are sampled.
         temperature: of the sampled chains.
-        seed: of the first chain; the others count on from it.
-        texts: what stands for each label of the task, in its order (extract `label`).
+        seed: of the first chain; each next chain adds 1.
+        texts: one text per label of the task, in its order (extract `label`).
     """
 
     kind: ClassVar[str] = "reasoning"
     generates: ClassVar[bool] = True
     refusals: ClassVar[Mapping[Change, str]] = {
         "reasoning": "it reasons already",
-        "training": "training rows give answers without the steps that it writes",
+        "training": "training rows hold answers without the steps that it writes",
     }
     extract: Extract
     max_tokens: int = 512
@@ -162,17 +142,17 @@ class Reasoning(Prompted):
 
     @property
     def unconstrained(self) -> bool:
-        """Chains are held to nothing."""
+        """Chains have no constraint."""
         return True
 
     def room(self, engine: Engine) -> int:
-        """Return how many tokens a chain may take after the prompt."""
+        """Allow `max_tokens`."""
         del engine
         return self.max_tokens
 
     @property
     def max_new_tokens(self) -> int:
-        """The most tokens of one chain."""
+        """The most tokens of one chain: `max_tokens`."""
         return self.max_tokens
 
     @property
@@ -181,54 +161,36 @@ class Reasoning(Prompted):
         return self.texts
 
     def decoding_tokens(self, sizes: Sizes) -> float:
-        """Every chain writes its steps and the answer."""
+        """Count the steps and the answer of every chain."""
         return self.samples * (sizes.answer + min(REASONING_TOKENS, self.max_tokens))
 
     def target_text(self, output: str, labels: Sequence[str]) -> str:
-        """Return how a demonstration gives an expected output: behind the marker, without steps."""
+        """Write an expected output as a demonstration shows it: after the marker, without steps."""
         return f"{MARKER} {self.texts[labels.index(output)] if self.texts else output}"
 
     def answer_prompts(
-        self,
-        artifact: Composition,
-        engine: Engine,
-        prompts: Sequence[Messages],
-        *,
-        full: bool,
-        progress: Progress = QUIET,
+        self, artifact: Composition, engine: Engine, prompts: Prompts, *, full: bool, progress: Progress = QUIET
     ) -> list[Answer]:
-        """Complete every prompt `samples` times and count the answers; a prompt is counted once, chains all."""
+        """Complete every prompt `samples` times and vote; an answer's tokens are those of the prompt and all chains."""
         del full
-        requests = [
-            GenerateRequest(prompt, self._sampling(chain), None, artifact.weights.reference)
-            for prompt in prompts
-            for chain in range(self.samples)
-        ]
-        made = engine.generate(requests, progress=progress)
+        samplings = [Sampling(self.max_tokens)]
+        if self.samples > 1:
+            seeds = range(self.seed, self.seed + self.samples)
+            samplings = [Sampling(self.max_tokens, self.temperature, seed=seed) for seed in seeds]
+        reference = artifact.weights.reference
+        requests = [GenerateRequest(prompt, sampling, None, reference) for prompt in prompts for sampling in samplings]
+        generations = engine.generate(requests, progress=progress)
         labels = dict(zip(self.texts, artifact.signature.labels, strict=True)) if self.texts else {}
         answers = []
         for row, prompt in enumerate(prompts):
-            chains = made[row * self.samples : (row + 1) * self.samples]
-            found, share = majority([extracted(chain.text, self.extract, self.texts) for chain in chains])
-            answers.append(
-                Answer(
-                    labels.get(found, found),
-                    share if self.samples > 1 else None,
-                    None,
-                    chains[0].prompt_tokens,
-                    sum(chain.completion_tokens for chain in chains),
-                    sum(chain.seconds for chain in chains),
-                    prompt,
-                )
-            )
+            chains = generations[row * self.samples : (row + 1) * self.samples]
+            text, share = majority([extracted(chain.text, self.extract, self.texts) for chain in chains])
+            text, confidence = labels.get(text, text), share if self.samples > 1 else None
+            written, seconds = sum(chain.completion_tokens for chain in chains), sum(chain.seconds for chain in chains)
+            answers.append(Answer(text, confidence, None, chains[0].prompt_tokens, written, seconds, prompt))
         return answers
-
-    def _sampling(self, chain: int) -> Sampling:
-        if self.samples == 1:
-            return Sampling(self.max_tokens)
-        return Sampling(self.max_tokens, self.temperature, seed=self.seed + chain)
 
 
 def reasoning(decoder: Decoder) -> Reasoning | None:
-    """Return the decoder if the model writes steps before the answer; else None."""
+    """Give the decoder if the model writes steps before the answer; else None."""
     return decoder if isinstance(decoder, Reasoning) else None
