@@ -116,9 +116,9 @@ def export(
     wrong: Annotated[bool, Option("--wrong", help="Only what was reviewed and found wrong.")] = False,
 ) -> None:  # fmt: skip
     """Write reviewed cases for tuning tools, spreadsheets or another store. Train on --split train only."""
-    from rung.feedback.exchange import ExportFormat, write
+    from rung.feedback.exchange import CaseFormat, write
 
-    form = options.choose("--to", to, get_args(ExportFormat))
+    form = options.choose("--to", to, get_args(CaseFormat))
     if out is not None and out.exists():
         raise ConfigError("file-exists", f"{out} exists", hint="name another file, or remove it first")
     which = _filter(task=task, split=split, reviewed=True, failure=True if wrong else None)

@@ -85,21 +85,13 @@ def invalidity(artifact: Artifact, actual: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CorrectionCounts:
-    """How the reviewed interactions were used.
+    """How the reviewed interactions were used."""
 
-    Attributes:
-        failures: training rows from wrong answers.
-        confirmed: training rows from answers that a reviewer found right.
-        replaced: rows of the training file that a correction of the same input replaced.
-        held_out: left out because their input is on the test side, or among the validation rows.
-        superseded: left out because a later interaction has the same input.
-    """
-
-    failures: int = 0
-    confirmed: int = 0
-    replaced: int = 0
-    held_out: int = 0
-    superseded: int = 0
+    failures: int = 0  # training rows from wrong answers
+    confirmed: int = 0  # training rows from answers that a reviewer found right
+    replaced: int = 0  # rows of the training file that a correction of the same input replaced
+    held_out: int = 0  # left out because their input is on the test side, or among the validation rows
+    superseded: int = 0  # left out because a later interaction has the same input
 
 
 def with_corrections(task: Task, data: Data, cases: Sequence[ReviewCase]) -> tuple[Data, CorrectionCounts]:

@@ -18,7 +18,7 @@ from rung.errors import ConfigError, MachineError
 
 try:
     import sqlalchemy as sa
-    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+    from sqlalchemy import exc
 except ImportError as missing:
     raise MachineError(
         "missing-extra", "the store of interactions needs SQLAlchemy", hint="uv pip install 'rung[serve]'"
@@ -86,7 +86,7 @@ class StoreDatabase:
             try:
                 with engine.begin() as connection:
                     return work(connection)
-            except DBAPIError as error:
+            except exc.DBAPIError as error:
                 if not self._transient(error) or time.monotonic() - start + wait > self.patience:
                     self._raise(error)
             time.sleep(wait)
@@ -105,7 +105,7 @@ class StoreDatabase:
         try:
             # A connection pooler in front of the server may not support prepared statements.
             return sa.create_engine(self.url, pool_pre_ping=True, connect_args={"prepare_threshold": None})
-        except (ImportError, NoSuchModuleError) as missing:
+        except (ImportError, exc.NoSuchModuleError) as missing:
             raise MachineError(
                 "missing-extra", f"{self.name} needs psycopg", hint="uv pip install 'rung[postgres]'"
             ) from missing
@@ -132,23 +132,20 @@ class StoreDatabase:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
-    def _transient(self, error: DBAPIError) -> bool:
+    def _transient(self, error: exc.DBAPIError) -> bool:
         if self.dialect == "sqlite":
             return False  # the driver itself has waited for a lock
         state = getattr(error.orig, "sqlstate", None)
         # A failed connection attempt has no state.
         return error.connection_invalidated or state is None or state in _TRANSIENT or state.startswith("08")
 
-    def _raise(self, error: DBAPIError) -> NoReturn:
+    def _raise(self, error: exc.DBAPIError) -> NoReturn:
         state = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
         first = next(iter(str(error.orig).strip().splitlines()), type(error.orig).__name__)
         for states, problem, hint in _EXPLAINED:
             if state.startswith(states):
                 raise MachineError("store-failed", f"{problem}: {self.name}: {first}", hint=hint) from error
-        dbapi: Any = self._engine.dialect.dbapi
-        if isinstance(
-            error.orig, dbapi.IntegrityError | dbapi.ProgrammingError | dbapi.NotSupportedError | dbapi.DataError
-        ):
+        if isinstance(error, exc.IntegrityError | exc.ProgrammingError | exc.NotSupportedError | exc.DataError):
             raise error  # a bug in Rung: keep its traceback
         raise MachineError(
             "store-failed", f"{self.name} does not answer: {first}",
@@ -162,7 +159,7 @@ def _url(location: str | Path) -> URL:
         return sa.URL.create("sqlite", database=str(Path(location).expanduser().absolute()))
     try:
         url = sa.make_url(location)
-    except ArgumentError:
+    except exc.ArgumentError:
         # The message leaves the URL out: it may hold a password.
         raise ConfigError(
             "bad-option", "the store's URL cannot be read", hint="write postgresql://user:password@host:5432/name"

@@ -27,7 +27,7 @@ from rung.feedback.store import FeedbackStore
 from rung.prompts.prompt import substitute
 from rung.task import Task
 
-ExportFormat = Literal["chat", "completion", "preference", "csv", "jsonl"]
+CaseFormat = Literal["chat", "completion", "preference", "csv", "jsonl"]
 COLUMNS = ("prompt template", "input", "actual response", "expected response")
 # A spreadsheet takes a cell that begins so for a formula. Such a cell gets an apostrophe, and so does one that begins
 # with apostrophes before such a character: reading it back restores the text exactly.
@@ -35,25 +35,21 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _GUARDED = re.compile(r"'+[=+\-@\t\r\n＝＋－＠]")
 
 
-def write(cases: Iterable[ReviewCase], form: ExportFormat, out: IO[str]) -> int:
-    """Write the cases that a format can hold: failures for `preference`, all for `csv` and `jsonl`, else reviewed ones.
+def write(cases: Iterable[ReviewCase], form: CaseFormat, out: IO[str]) -> int:
+    """Write the cases that a format can hold, and count them.
 
-    Returns:
-        How many were written.
+    Those are failures for `preference`, all for `csv` and `jsonl`, else the reviewed ones.
     """
     if form == "csv":
         rows = [_csv_row(case) for case in cases]
         csv.writer(out).writerows([COLUMNS, *rows])
         return len(rows)
-    count = 0
-    for case in cases:
-        if (values := _json_line(case, form)) is not None:
-            out.write(json.dumps(values) + "\n")
-            count += 1
-    return count
+    lines = [json.dumps(values) + "\n" for case in cases if (values := _json_values(case, form)) is not None]
+    out.writelines(lines)
+    return len(lines)
 
 
-def _json_line(case: ReviewCase, form: ExportFormat) -> dict[str, Any] | None:
+def _json_values(case: ReviewCase, form: CaseFormat) -> dict[str, Any] | None:
     if form == "jsonl":
         return case.as_dict()
     if case.expected is None or (form == "preference" and not case.failure):
@@ -103,10 +99,8 @@ def read(file: Path, task: Task, store: FeedbackStore, reviewer: str) -> tuple[i
     """Import the cases of a CSV file with the four columns, or of a JSONL file.
 
     A row's id is a hash of its content (a JSONL row keeps its own id), so importing a file twice changes nothing. An
-    expected response becomes a correction, unless the case has that correction already.
-
-    Returns:
-        How many cases were read, and how many corrections were added.
+    expected response becomes a correction, unless the case has that correction already. Returns how many cases were
+    read, and how many corrections were added.
 
     Raises:
         DataError: a row lacks a column, or its input does not fit the task.
@@ -122,11 +116,12 @@ def read(file: Path, task: Task, store: FeedbackStore, reviewer: str) -> tuple[i
 
 
 def _from_record(record: Record, task: Task) -> tuple[Interaction, str | None]:
+    """The interaction in a row of a file, and its expected response, if it has one."""
     values = record.values
     if set(COLUMNS) <= set(values):
-        cells = [unguarded(text_of(values[name])) for name in COLUMNS]
-        values = dict(zip(("template", "inputs", "actual", "expected"), cells, strict=True))
-        values["inputs"] = _inputs(cells[1], task, record)
+        template, inputs, actual, expected = (unguarded(text_of(values[name])) for name in COLUMNS)
+        values = {"template": template, "actual": actual, "expected": expected}
+        values["inputs"] = _inputs(inputs, task, record)
     missing = [name for name in ("inputs", "actual") if name not in values]
     if missing:
         raise DataError(

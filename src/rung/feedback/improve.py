@@ -38,46 +38,28 @@ TUNING_FROM = 1000  # failures: below, a handful of new rows moves weights less 
 
 @dataclass(frozen=True, slots=True)
 class FailureOutcome:
-    """How an artifact answers the reviewed failures.
+    """How an artifact answers the reviewed failures."""
 
-    Attributes:
-        fixed: ids of those that it answers better than the recorded answer.
-        of_train, of_test: how many of these are on each side, and how many failures that side has.
-        regressions: ids of those that some promoted artifact fixed before, and that this one gets wrong.
-        watched: how many had been fixed before.
-    """
-
-    fixed: tuple[str, ...]
-    of_train: tuple[int, int]
+    fixed: tuple[str, ...]  # ids of those that it answers better than the recorded answer
+    of_train: tuple[int, int]  # how many of these are on the training side, and how many failures that side has
     of_test: tuple[int, int]
-    regressions: tuple[str, ...]
-    watched: int
+    regressions: tuple[str, ...]  # ids of those that some promoted artifact fixed before, and this one gets wrong
+    watched: int  # how many had been fixed before
 
 
 @dataclass(frozen=True)
 class Improvement:
-    """A climb on corrected data, compared with what is served.
-
-    Attributes:
-        climb: the climb.
-        served: fingerprint of the incumbent, or None where nothing was served.
-        recommended: fingerprint of the recommended artifact.
-        better: whether that is another artifact than the served one.
-        taken: how the reviewed interactions were used.
-        rungs, reason: names of those tried, and why these.
-        comparison: the recommended artifact against the incumbent on the test rows, if they differ.
-        outcome: of the reviewed failures under the recommended artifact.
-    """
+    """A climb on corrected data, compared with what is served."""
 
     climb: Climb
-    served: str | None
-    recommended: str
-    better: bool
+    served: str | None  # fingerprint of the incumbent; None where nothing was served
+    recommended: str  # fingerprint
+    better: bool  # whether the recommended artifact is another than the served one
     taken: CorrectionCounts
-    rungs: tuple[str, ...]
-    reason: str
-    comparison: Comparison | None
-    outcome: FailureOutcome
+    rungs: tuple[str, ...]  # those tried
+    reason: str  # why these
+    comparison: Comparison | None  # the recommended artifact against the incumbent on the test rows, if they differ
+    outcome: FailureOutcome  # of the recommended artifact
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values: the evidence of a promotion."""
@@ -93,13 +75,9 @@ class Improvement:
 
 
 def improve(
-    task: Task,
-    store: FeedbackStore,
-    registry: Registry,
-    *,
-    options: ClimbOptions | None = None,
-    progress: Progress = QUIET,
-) -> Improvement:
+    task: Task, store: FeedbackStore, registry: Registry,
+    *, options: ClimbOptions | None = None, progress: Progress = QUIET,
+) -> Improvement:  # fmt: skip
     """Climb with the reviewed failures, against what is served; if nothing is, zero-shot is the incumbent.
 
     `rungs_for` chooses the rungs, unless `options` or the task's `constraints.rungs` name them.

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST, fingerprint
@@ -43,19 +43,11 @@ class Registry:
         self.task = task
 
     def current(self) -> Promotion | None:
-        """The record of what is served, or None before the first promotion.
-
-        Raises:
-            ArtifactError: `artifact-damaged`.
-        """
+        """The record of what is served, or None before the first promotion."""
         return self._read(POINTER, Promotion, "restore it, or promote an artifact again")
 
     def trial(self) -> ABTest | None:
-        """The record of the last trial, running or not; None before the first.
-
-        Raises:
-            ArtifactError: `artifact-damaged`.
-        """
+        """The record of the last trial, running or not; None before the first."""
         return self._read(TRIAL, ABTest, "remove it; a trial can be started again")
 
     def keep_trial(self, trial: ABTest) -> None:
@@ -82,8 +74,10 @@ class Registry:
             before = self._entered(store)
             if before is not None and before.artifact == mark:
                 raise ConfigError("already-served", f"{mark[:16]} is served already", hint="there is nothing to switch")
-            below = before.token if before else None
-            return self._switch(store, "promote", mark, folder, below, reviewer, evidence)
+            return self._switch(
+                store, kind="promote", artifact=mark, folder=folder, below=before.token if before else None,
+                reviewer=reviewer, evidence=dict(evidence),
+            )  # fmt: skip
 
     def rollback(self, store: FeedbackStore, *, reviewer: str, reason: str = "") -> Promotion:
         """Serve again what was served before the current promotion; a second rollback goes back one further.
@@ -102,8 +96,10 @@ class Registry:
                     hint=f"serve another one: {promote}",
                 )  # fmt: skip
             Artifact.load(self.path(target))
-            evidence = {"from": now.artifact, "to": target.token, "reason": reason}
-            return self._switch(store, "rollback", target.artifact, target.folder, target.below, reviewer, evidence)
+            return self._switch(
+                store, kind="rollback", artifact=target.artifact, folder=target.folder, below=target.below,
+                reviewer=reviewer, evidence={"from": now.artifact, "to": target.token, "reason": reason},
+            )  # fmt: skip
 
     def adopt(self, artifact: Path) -> tuple[str, str]:
         """Copy an artifact into the registry and check the copy; return its fingerprint and its relative folder.
@@ -120,7 +116,12 @@ class Registry:
             )  # fmt: skip
         mark = fingerprint(artifact)
         copy = self.path_of(mark)
-        publish(copy, lambda target: _copy(artifact, target))
+
+        def write(target: Path) -> None:  # the manifest last
+            shutil.copytree(artifact, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            shutil.copyfile(artifact / MANIFEST, target / MANIFEST)
+
+        publish(copy, write)
         if fingerprint(copy) != mark:
             raise ArtifactError("artifact-damaged", f"{copy} holds another artifact", hint="remove it first")
         Artifact.load(copy)
@@ -133,6 +134,11 @@ class Registry:
         return FileLock(lock_file(self.folder.absolute()))
 
     def _read(self, name: str, kind: type[RegistryRecord], hint: str) -> RegistryRecord | None:
+        """Read a record; None where there is no file.
+
+        Raises:
+            ArtifactError: `artifact-damaged`.
+        """
         file = self.folder / name
         try:
             values = json.loads(file.read_text("utf-8"))
@@ -154,14 +160,8 @@ class Registry:
             store.add_promotion(now)
         return now
 
-    def _switch(
-        self, store: FeedbackStore, kind: Literal["promote", "rollback"], artifact: str, folder: str,
-        below: str | None, reviewer: str, evidence: Mapping[str, Any],
-    ) -> Promotion:  # fmt: skip
-        now = datetime.now(UTC)
-        promotion = Promotion(
-            uuid.uuid4().hex, now, self.task, kind, artifact, folder, below, reviewer, dict(evidence)
-        )  # fmt: skip
+    def _switch(self, store: FeedbackStore, **fields: Any) -> Promotion:
+        promotion = Promotion(token=uuid.uuid4().hex, at=datetime.now(UTC), task=self.task, **fields)
         self._write(POINTER, promotion)
         store.add_promotion(promotion)
         return promotion
@@ -170,12 +170,6 @@ class Registry:
 def promoted_tasks(root: Path) -> list[Registry]:
     """The registries of all tasks with a promotion, by name."""
     return [Registry(root, pointer.parent.name) for pointer in sorted(root.glob(f"*/{POINTER}"))]
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy an artifact, its manifest last."""
-    shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-    shutil.copyfile(source / MANIFEST, target / MANIFEST)
 
 
 class Follower:
@@ -188,13 +182,9 @@ class Follower:
     """
 
     def __init__(
-        self,
-        root: Path,
-        load: Callable[[Path, str], Any],
-        challenge: Callable[[str, tuple[Path, ABTest] | None], Any] = lambda name, trial: None,
-        *,
-        every: float = 1.0,
-    ) -> None:
+        self, root: Path, load: Callable[[Path, str], Any],
+        challenge: Callable[[str, tuple[Path, ABTest] | None], Any] = lambda name, trial: None, *, every: float = 1.0,
+    ) -> None:  # fmt: skip
         self.root, self.load, self.challenge, self.every = root, load, challenge, every
         self.errors: dict[str, str] = {}
         self._loaded: dict[str, str] = {}  # token of the last promotion, by task

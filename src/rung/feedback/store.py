@@ -44,11 +44,9 @@ class FeedbackStore:
     """One store, for any number of threads and processes. Every call is one transaction."""
 
     def __init__(self, location: str | Path = STORE, *, patience: float = PATIENCE) -> None:
-        """Open a store; create or migrate it where needed.
+        """Open the SQLite file or the URL (postgresql://user:password@host/name); create or migrate it where needed.
 
-        Args:
-            location: the path of an SQLite file, or a URL such as postgresql://user:password@host/name.
-            patience: seconds for which a lost connection or a held lock is retried.
+        A lost connection or a held lock is retried for `patience` seconds.
 
         Raises:
             MachineError: it cannot be opened; see `rung.feedback.database`.
@@ -129,11 +127,11 @@ class FeedbackStore:
             DataError: `no-such-interaction`.
         """
         return self.case(id).as_dict() | {
-            "feedback": [{**asdict(one), "at": one.at and one.at.isoformat()} for one in self.feedback(id)],
-            "history": [{**asdict(one), "at": one.at.isoformat()} for one in self.history(id)],
+            "feedback": [{**asdict(entry), "at": entry.at and entry.at.isoformat()} for entry in self.feedback(id)],
+            "history": [{**asdict(entry), "at": entry.at.isoformat()} for entry in self.history(id)],
             "shadowed_by": [
-                {"artifact": one.artifact, "actual": one.actual, "confidence": one.confidence}
-                for one in self.shadows(id)
+                {name: getattr(shadow, name) for name in ("artifact", "actual", "confidence")}
+                for shadow in self.shadows(id)
             ],
         }
 
@@ -166,8 +164,8 @@ class FeedbackStore:
         return sorted(judged, key=lambda answer: (answer.at, answer.interaction))
 
     def _interactions(self, condition: Condition) -> list[Interaction]:
-        statement = sa.select(interactions).where(condition).order_by(interactions.c.at, interactions.c.id)
-        return self._records(Interaction, statement)
+        chosen = sa.select(interactions).where(condition)
+        return self._records(Interaction, chosen.order_by(interactions.c.at, interactions.c.id))
 
     def _records(self, kind: type[StoredRecord], statement: sa.Select[Any]) -> list[StoredRecord]:
         return [_record(kind, row) for row in self.database.run("read", lambda c: c.execute(statement).all())]
@@ -197,10 +195,7 @@ class FeedbackStore:
         return sources
 
     def correct(self, id: str, expected: str, reviewer: str, comment: str = "") -> int:  # noqa: A002
-        """Store the expected response durably; one equal to the actual response confirms the answer.
-
-        Returns:
-            Number of the entry.
+        """Store the expected response durably, and return the entry's number; the actual response confirms the answer.
 
         Raises:
             DataError: `no-such-interaction`, `missing-field`.
@@ -216,31 +211,25 @@ class FeedbackStore:
             DataError: `no-such-interaction`, `nothing-to-undo` or `missing-field`.
         """
 
-        def undone(connection: Connection) -> dict[str, Any]:
+        def undoes(connection: Connection) -> dict[str, Any]:
             rows = connection.execute(_entries(corrections, id)).all()
             current = _in_force([_record(Correction, row) for row in rows])
             if current is None:
                 raise DataError("nothing-to-undo", f"{id} has no correction", hint="`rung failures show` lists them")
             return {"undoes": current.number}
 
-        return self._add(corrections, id, _entry(id, reviewer, comment, None), undone)
+        return self._add(corrections, id, _entry(id, reviewer, comment, None), undoes)
 
     def history(self, id: str) -> list[Correction]:  # noqa: A002
         """Every correction and undoing of an interaction, oldest first."""
         return self._records(Correction, _entries(corrections, id))
 
     def _add(
-        self,
-        table: sa.Table,
-        id: str,  # noqa: A002
-        values: dict[str, Any],
+        self, table: sa.Table, id: str, values: dict[str, Any],  # noqa: A002
         more: Callable[[Connection], dict[str, Any]] = lambda connection: {},
-    ) -> int:
-        """Insert one row for an interaction, with the columns that `more` reads in the same transaction.
-
-        The token makes a retry harmless.
-        """
-        values = _storable(values) | {"token": uuid.uuid4().hex}
+    ) -> int:  # fmt: skip
+        """Insert one row for an interaction, with the columns that `more` reads in the same transaction."""
+        values = _storable(values) | {"token": uuid.uuid4().hex}  # the token makes a retry harmless
 
         def work(connection: Connection) -> int:
             if connection.execute(sa.select(interactions.c.id).where(interactions.c.id == id)).one_or_none() is None:
@@ -267,7 +256,8 @@ class FeedbackStore:
 
     def fixed(self, task: str | None = None) -> set[str]:
         """The failures that some promoted artifact fixed; later artifacts are checked on them."""
-        return {id for one in self.promotions(task) for id in one.evidence.get("failures", {}).get("fixed", ())}  # noqa: A001
+        evidence = [promotion.evidence for promotion in self.promotions(task)]
+        return {interaction for values in evidence for interaction in values.get("failures", {}).get("fixed", ())}
 
     def _insert_new(self, table: sa.Table, key: str) -> Any:
         """An insert that leaves rows with a known key as they are; each dialect has its own."""
@@ -312,13 +302,8 @@ def _select(which: CaseFilter, reasons: dict[Reason, Condition]) -> sa.Select[An
             statement = statement.where(condition if wanted else sa.not_(condition))
     if which.text is not None:
         in_json = json.dumps(which.text)[1:-1]  # the text as the JSON of the inputs spells it
-        statement = statement.where(
-            sa.or_(
-                table.inputs.icontains(in_json, autoescape=True),
-                table.actual.icontains(which.text, autoescape=True),
-                expected.icontains(which.text, autoescape=True),
-            )
-        )
+        places = ((table.inputs, in_json), (table.actual, which.text), (expected, which.text))
+        statement = statement.where(sa.or_(*(column.icontains(text, autoescape=True) for column, text in places)))
     return statement
 
 
@@ -393,10 +378,11 @@ def _in_force(entries: Sequence[Correction]) -> Correction | None:
 
 def _judged(id: str, entries: Sequence[Correction], opinions: Sequence[Feedback]) -> JudgedAnswer | None:  # noqa: A002
     """Combine what users and reviewers said about one answer; None where that does not say how good it was."""
-    scored = [one for one in opinions if one.thumb is not None or one.score is not None]
-    suggested = [one for one in opinions if one.expected is not None]
+    scored = [opinion for opinion in opinions if opinion.thumb is not None or opinion.score is not None]
+    suggested = [opinion for opinion in opinions if opinion.expected is not None]
     current = _in_force(entries)
-    times = [one.at for one in (*scored[:1], *suggested) if one.at] + [one.at for one in entries if current]
+    times = [opinion.at for opinion in (*scored[:1], *suggested) if opinion.at]
+    times += [entry.at for entry in entries if current]
     if not times:
         return None
     score = None

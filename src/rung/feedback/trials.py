@@ -43,22 +43,14 @@ PRECISION = 1e-4  # of an interval's ends
 
 @dataclass(frozen=True, slots=True)
 class SequentialDecision:
-    """What the pairs of a trial show.
+    """What the pairs of a trial show."""
 
-    Attributes:
-        state: `a` or `b` is better, `none` was within the planned pairs, or the trial is still `open`.
-        n: pairs so far.
-        delta: mean score of b minus that of a over these.
-        fixed, broken: pairs in which b scored above a, and below.
-        p: two-sided, valid at every look.
-    """
-
-    state: Literal["a", "b", "none", "open"]
-    n: int
-    delta: float
-    fixed: int
-    broken: int
-    p: float
+    state: Literal["a", "b", "none", "open"]  # the better one, `none` within the planned pairs, or not decided yet
+    n: int  # pairs so far
+    delta: float  # mean score of b minus that of a
+    fixed: int  # pairs in which b scored above a
+    broken: int  # pairs in which b scored below a
+    p: float  # two-sided, valid at every look
 
     @property
     def stop(self) -> bool:
@@ -74,16 +66,11 @@ class SequentialTest:
     `rung.evaluation.racing`), and its p-value is valid at all looks together. Each direction is tested at half the
     level. The interval contains every difference that the same test does not reject. It is valid at all looks too, and
     excludes 0 exactly when the trial is decided.
-
-    Attributes:
-        alpha: bound on the probability of calling one of two equally good artifacts better, over the whole trial.
-        max_pairs: after which it ends undecided.
-        binary: whether all scores are 0 or 1, for which there is a stronger test.
     """
 
-    alpha: float = 0.05
-    max_pairs: int = PAIRS
-    binary: bool = False
+    alpha: float = 0.05  # bound on the probability, over the whole trial, of calling one of two equals better
+    max_pairs: int = PAIRS  # after which it ends undecided
+    binary: bool = False  # whether all scores are 0 or 1, for which there is a stronger test
     _differences: list[float] = field(default_factory=list)
     _waiting: dict[Arm, list[float]] = field(default_factory=lambda: {"a": [], "b": []})
 
@@ -191,18 +178,15 @@ def start(
         if mark == now.artifact:
             raise ConfigError("already-served", f"{mark[:16]} is served already", hint="try another artifact")
         served, challenger = Artifact.load(registry.path(now)).signature, Artifact.load(artifact).signature
-        for what, one, other in (
-            ("reads", served.inputs, challenger.inputs), ("answers with a", served.kind, challenger.kind),
-        ):  # fmt: skip
-            if one != other:
+        for what, field in (("reads", "inputs"), ("answers with a", "kind")):
+            ours, theirs = getattr(served, field), getattr(challenger, field)
+            if ours != theirs:
                 raise ConfigError(
-                    "trial-mismatch", f"the served artifact {what} {one}, and the challenger {what} {other}",
+                    "trial-mismatch", f"the served artifact {what} {ours}, and the challenger {what} {theirs}",
                     hint="a trial compares two artifacts of one task: same inputs, same kind of output",
                 )  # fmt: skip
-        share = share if mode == "ab" else 1.0
-        trial = ABTest(
-            uuid.uuid4().hex, datetime.now(UTC), registry.task, mode, share, max_pairs, mark, folder, now.artifact
-        )  # fmt: skip
+        token, at, share = uuid.uuid4().hex, datetime.now(UTC), share if mode == "ab" else 1.0
+        trial = ABTest(token, at, registry.task, mode, share, max_pairs, mark, folder, now.artifact)
         registry.keep_trial(trial)
     return trial
 
@@ -232,19 +216,12 @@ def _no_trial(registry: Registry, problem: str) -> ConfigError:
 
 @dataclass(frozen=True, slots=True)
 class TrialStanding:
-    """The figures of a trial.
+    """The figures of a trial."""
 
-    Attributes:
-        decision: of the sequential test; `b` is the challenger.
-        interval: of the difference, challenger minus served, at 95 % over all looks together.
-        answered: captured interactions by arm; a shadow counts as the challenger's.
-        judged: how many of these have a score.
-    """
-
-    decision: SequentialDecision
-    interval: Interval
-    answered: Mapping[Arm, int]
-    judged: Mapping[Arm, int]
+    decision: SequentialDecision  # `b` is the challenger
+    interval: Interval  # of the difference, challenger minus served, at 95 % over all looks together
+    answered: Mapping[Arm, int]  # captured interactions; a shadow counts as the challenger's
+    judged: Mapping[Arm, int]  # how many of these have a score
 
 
 def standing(store: FeedbackStore, trial: ABTest, metric: Metric) -> TrialStanding:
@@ -297,25 +274,16 @@ NextStep = Literal["promote", "stop", "review"]
 
 @dataclass(frozen=True, slots=True)
 class TrialReport:
-    """A trial with its figures and the next step, for `rung trial show` and the web page.
-
-    Attributes:
-        running: whether it was neither stopped nor ended by a promotion.
-        current: whether the artifact it was started against is still served.
-        served, challenger: names of the two artifacts: their rungs.
-        standing: the figures.
-        registry: of the task.
-        store: the location of the store, without a password.
-    """
+    """A trial with its figures and the next step, for `rung trial show` and the web page."""
 
     trial: ABTest
-    running: bool
-    current: bool
-    served: str
+    running: bool  # it was neither stopped nor ended by a promotion
+    current: bool  # the artifact it was started against is still served
+    served: str  # name of the artifact: its rungs
     challenger: str
     standing: TrialStanding
     registry: Registry
-    store: str
+    store: str  # its location, without a password
 
     @property
     def folder(self) -> Path:
@@ -352,12 +320,9 @@ class TrialReport:
     @property
     def step(self) -> NextStep | None:
         """What comes next; None where there is nothing to do."""
-        decision = self.standing.decision
-        if decision.state == "b":
+        if self.standing.decision.state == "b":
             return "promote" if self.current else None
-        if not self.running:
-            return None
-        return "stop" if decision.stop else "review"
+        return None if not self.running else "stop" if self.standing.decision.stop else "review"
 
     @property
     def next(self) -> str:
@@ -378,7 +343,6 @@ def trial_report(store: FeedbackStore, registry: Registry) -> TrialReport:
 
     Raises:
         ConfigError: `no-trial`.
-        ArtifactError: the registry or one of the artifacts is damaged.
         DataError: an expected response is not valid for the task.
     """
     trial, now = registry.trial(), registry.current()
