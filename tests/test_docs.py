@@ -1,0 +1,81 @@
+"""The pages name only what there is: Python names, files, links, commands with their options, keys of task files."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from rung.cli.main import app
+from rung.task import Task
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")), *sorted(ROOT.glob("docs/*.md"))]
+MINIMAL = {"name": "x", "instruction": "x", "inputs": ["x"]}
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def headings(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def commands(page: Path) -> Iterator[tuple[Any, list[str]]]:
+    """Every `rung COMMAND ...` in the page's code: the command, and the words after it."""
+    for line in re.findall(r"(?:^|[`\s])rung ([a-z][^`\n#]*)", page.read_text("utf-8"), re.MULTILINE):
+        command, words = get_command(app), line.split()
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+        if not hasattr(command, "commands"):
+            yield command, words
+
+
+@every_page
+def test_python_names_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    named = re.findall(r"(?<![\w.\"/-])rung(?:\.[A-Za-z_]\w*)+\b", text)
+    imported = re.findall(r"^from (rung[\w.]*) import ([\w, ]+)", text, re.MULTILINE)
+    named += [f"{module}.{name.strip()}" for module, names in imported for name in names.split(",")]
+    for name in named:
+        if name != "rung.service":  # systemd's unit
+            assert pkgutil.resolve_name(name) is not None
+
+
+@every_page
+def test_files_and_links_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        path, _, heading = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not heading or heading in headings(target), link
+    folders = (ROOT, ROOT / "benchmarks", ROOT / "src" / "rung", *(ROOT / "src" / "rung").iterdir())
+    for path in re.findall(r"`((?:src|docs|examples|benchmarks|deploy|tests)/[\w./-]+|[a-z_/]+\.py)`", text):
+        if path != "mymodule.py":
+            assert any((folder / path).exists() for folder in folders), path
+
+
+@every_page
+def test_commands_have_the_options_that_are_shown(page: Path) -> None:
+    for command, words in commands(page):
+        options = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+        for word in words:
+            if option := re.match(r"--[a-z][\w-]*|-[a-z]\b", word):
+                assert option[0] in {*options, "--help"}, f"rung {command.name} has no {option[0]}"
+
+
+@every_page
+def test_task_files_have_the_keys_that_are_shown(page: Path) -> None:
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+        values = yaml.safe_load(block)
+        kind = "category" if "confidence" in values else "text"
+        output = {"column": "y", "kind": kind, **values.get("output", {})}
+        output |= {"schema": {"type": "object"}} if output["kind"] == "json" else {}  # instead of a file
+        data = {"train": "train.csv", **values.get("data", {})}
+        Task.model_validate({**MINIMAL, **values, "output": output, "data": data})
