@@ -88,7 +88,7 @@ def test_what_reads_no_prompt_is_fitted_once_and_on_the_plainest_base(
     by_name = {rung.name: rung for rung in found.result.rungs}
     assert by_name["features"].status == "confirmed"
     assert by_name["served+features"].status == "skipped"
-    assert by_name["served+features"].reason == "it would be features again, for it reads nothing that served adds"
+    assert by_name["served+features"].reason == "it would equal features, because it reads nothing that served adds"
     assert found.result.recommended == "features"
 
 

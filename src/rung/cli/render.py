@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rung.advice.rules import AdviceStep, Source
     from rung.artifact.decoder import Answer
     from rung.climbing.check import TaskCheck
-    from rung.climbing.tune import Tuning
+    from rung.climbing.tune import TuneResult
     from rung.evaluation.report.words import RungOutcome
     from rung.evaluation.result import ClimbResult
     from rung.feedback.improve import Improvement
@@ -191,7 +191,7 @@ def rungs(entries: Sequence[Mapping[str, Any]], *, settings: bool) -> None:
         say("\n* tried by `rung climb` by default. Settings of one: rung rungs NAME")
 
 
-def tuning(search: Tuning) -> None:
+def tuning(search: TuneResult) -> None:
     """Print the trials of a search, best first, and what to write into the task file."""
     table(
         ("trial", f">{search.metric}", ">rows", ">seconds", "settings", ""),

@@ -1,4 +1,4 @@
-"""The end of a climb: finalists on the test split, the recommendation, and the records of the report."""
+"""The end of a climb: the finalists on the test split, the recommendation, and the records of the report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rung.advice import advise
 from rung.artifact.artifact import Artifact
 from rung.artifact.confidence import Calibration, CalibrationMethod, of_decisions
 from rung.artifact.decoder import Answer
-from rung.climbing.race import State, answer_rows, compare_all, recommend
+from rung.climbing.race import ClimbState, answer_rows, compare_all, recommend
 from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
@@ -25,12 +25,11 @@ from rung.evaluation.statistics import mean_interval
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
 
-# --------------------
-# After the confirmation: fit the recommended artifact's confidence on validation rows, and measure it on test rows.
+AMORTIZED = 10_000  # predictions over which the cost of training is spread when costs are compared
 
 
 def can_be_fitted(artifact: Artifact) -> bool:
-    """Say whether the artifact gives every label a probability; of several labels a row, only heads do."""
+    """Whether the artifact gives every label a probability."""
     return artifact.signature.kind in LABELLED and artifact.decoder.gives_probs
 
 
@@ -43,18 +42,18 @@ def fit_confidence(
     out_of_scope: str | None = None,
     progress: Progress = QUIET,
 ) -> Artifact:
-    """Return the artifact with confidences fitted on `rows`; its answers stay what they are.
+    """Fit an artifact's confidences on validation rows; its answers do not change.
 
     Args:
-        artifact: one that scores labels or has a head.
-        rows: validation rows, which it was not trained on.
+        artifact: one whose decoder gives label probabilities.
+        rows: validation rows, which the artifact was not trained on.
         method: `temperature` or `isotonic`.
-        abstain_below: answers with less confidence become abstained.
-        out_of_scope: label whose rows are right to abstain on.
+        abstain_below: answers with less confidence are marked as abstained.
+        out_of_scope: label of the rows on which abstaining is right.
         progress: told of every batch.
 
     Raises:
-        ConfigError: the artifact writes its answers, there are no rows, too few for the method, or no such label.
+        ConfigError: the artifact gives no probabilities, there are too few rows for the method, or no such label.
     """
     if not can_be_fitted(artifact):
         raise ConfigError(
@@ -74,52 +73,46 @@ def fit_confidence(
         raise ConfigError("too-few-rows", "the validation split has no rows", hint="give `data.validation`")
     plain = replace(artifact, decoder=decoder.with_confidence(None))
     answers = plain.answer(rows, full=True, progress=progress)
-    found = replace(_fitted(artifact, answers, rows, method), abstain_below=abstain_below, out_of_scope=out_of_scope)
-    return replace(artifact, decoder=decoder.with_confidence(found))
+    fitted = replace(_fitted(artifact, answers, rows, method), abstain_below=abstain_below, out_of_scope=out_of_scope)
+    return replace(artifact, decoder=decoder.with_confidence(fitted))
 
 
 def _fitted(
     artifact: Artifact, answers: Sequence[Answer], rows: Sequence[Example], method: CalibrationMethod
 ) -> Calibration:
-    """Fit one label a row by its probability, several by those of all decisions."""
+    """Fit the probability of the one label, or those of all label decisions where a row has several."""
     labels, kind = artifact.signature.labels, artifact.signature.kind
     probs = np.array([answer.probabilities for answer in answers])
     if kind == "category":
         return calibration.fit(method, probs, [labels.index(row.outputs[0]) for row in rows])
-    given = [_among(labels, answer.text) for answer in answers]
-    return calibration.fit_each(method, probs, np.array(given), np.array([_among(labels, r.outputs[0]) for r in rows]))
+    given, truth = ([_listed(labels, text) for text in texts] for texts in (
+        [answer.text for answer in answers], [row.outputs[0] for row in rows],
+    ))  # fmt: skip
+    return calibration.fit_each(method, probs, np.array(given), np.array(truth))
 
 
-def _among(labels: Sequence[str], text: str) -> list[bool]:
-    """Say of each label whether a list of them, as answers and expected answers are, holds it."""
-    held = labels_of(text, "multilabel")
-    return [label in held for label in labels]
+def _listed(labels: Sequence[str], text: str) -> list[bool]:
+    """Whether a JSON list of labels names each label."""
+    listed = labels_of(text, "multilabel")
+    return [label in listed for label in labels]
 
 
 def measure_confidence(
     artifact: Artifact, rows: Sequence[Example], *, fitted_on: int, seed: int = 0, progress: Progress = QUIET
 ) -> dict[str, Any]:
-    """Return what the report shows of an artifact's confidence, measured on `rows`: see `calibration.describe`.
-
-    Args:
-        artifact: one from `fit_confidence`.
-        rows: test rows.
-        fitted_on: number of rows it was fitted on.
-        seed: of the resampling.
-        progress: told of every batch.
-    """
+    """Measure the confidence of an artifact from `fit_confidence` on test rows; see `calibration.describe`."""
     decoder = artifact.decoder
     fitted = decoder.confidence
     assert fitted is not None
     plain = replace(artifact, decoder=decoder.with_confidence(None))
     answers = plain.answer(rows, full=True, progress=progress)
-    said = [set(labels_of(answer.text, artifact.signature.kind)) for answer in answers]
+    given = [set(labels_of(answer.text, artifact.signature.kind)) for answer in answers]
     expected = [set(labels_of(row.outputs[0], artifact.signature.kind)) for row in rows]
     values = calibration.describe(
         fitted,
         [answer.confidence or 0.0 for answer in answers],
         [_confidence(artifact, fitted, answer) for answer in answers],
-        [float(a == b) for a, b in zip(said, expected, strict=True)],
+        [float(a == b) for a, b in zip(given, expected, strict=True)],
         fitted_on=fitted_on,
         out_of_scope=[fitted.out_of_scope in labels for labels in expected],
         seed=seed,
@@ -128,30 +121,21 @@ def measure_confidence(
 
 
 def _confidence(artifact: Artifact, fitted: Calibration, answer: Answer) -> float:
-    """Return what the fitted artifact says of the same answer; fitting never changes which labels are given."""
+    """The fitted artifact's confidence in the same answer; fitting never changes which labels are given."""
     assert answer.probabilities is not None
     if artifact.signature.kind == "category":
         return fitted.of(fitted.scaled(answer.probabilities)[int(np.argmax(answer.probabilities))])
-    given = _among(artifact.signature.labels, answer.text)
+    given = _listed(artifact.signature.labels, answer.text)
     return fitted.of(float(of_decisions(fitted.scaled_each(answer.probabilities), given)))
 
 
-AMORTIZED = 10_000  # predictions over which training is shared when costs are compared
-
-
-def conclude(state: State, survivors: Sequence[str]) -> ClimbResult:
-    """Run the finalists on the test split once, compare, recommend, and gather the records."""
+def conclude(state: ClimbState, survivors: Sequence[str]) -> ClimbResult:
+    """Run the finalists on the test split once, compare them, recommend one, and collect the records."""
     finalists = list(dict.fromkeys([*state.trail, *survivors]))
     zero = finalists[0]
+    test, store, folder = state.data.test, state.store, state.task.folder
     predictions = {
-        name: answer_rows(
-            state.artifacts[name],
-            state.data.test,
-            "test",
-            state.store,
-            folder=state.task.folder,
-            progress=state.progress,
-        )
+        name: answer_rows(state.artifacts[name], test, "test", store, folder=folder, progress=state.progress)
         for name in finalists
     }
     scores = {name: [row.score for row in rows] for name, rows in predictions.items()}
@@ -190,8 +174,8 @@ def conclude(state: State, survivors: Sequence[str]) -> ClimbResult:
     )
 
 
-def _fit_confidence(state: State, best: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """Fit the recommended artifact's confidence if the task asks for it; return what the report shows, and notes."""
+def _fit_confidence(state: ClimbState, best: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """Fit the recommended artifact's confidence if the task asks for it; return the report's part on it, and notes."""
     wanted, artifact = state.task.confidence, state.artifacts[best]
     if wanted is None:
         return None, ()
@@ -208,7 +192,7 @@ def _fit_confidence(state: State, best: str) -> tuple[dict[str, Any] | None, tup
 
 
 def decision(best: str, zero: str, results: Sequence[RungResult], comparisons: Sequence[Comparison]) -> str:
-    """Return the recommendation in one sentence, with its numbers."""
+    """The recommendation in one sentence, with its numbers."""
     scores = {r.name: r for r in results}
     if best == zero:
         return f"Stay with {zero}: no rung significantly beats it on {scores[zero].n} test rows."
@@ -224,8 +208,8 @@ def decision(best: str, zero: str, results: Sequence[RungResult], comparisons: S
     )
 
 
-def _result(state: State, name: str, test: Sequence[Prediction] | None) -> RungResult:
-    """Gather what is known of one artifact: on the test split if it was confirmed, else on the rows of its race."""
+def _result(state: ClimbState, name: str, test: Sequence[Prediction] | None) -> RungResult:
+    """The report's record of an artifact: on the test split if it was confirmed, else on the rows of its race."""
     artifact = state.artifacts[name]
     validation = [row for (split, _), row in state.store.predictions(name).items() if split == "validation"]
     rows = list(test) if test is not None else validation
@@ -265,8 +249,8 @@ def _result(state: State, name: str, test: Sequence[Prediction] | None) -> RungR
     )
 
 
-def _cost(state: State, artifact: Artifact) -> float:
-    """Return operations per prediction, training shared among the predictions to come; the same on every machine."""
+def _cost(state: ClimbState, artifact: Artifact) -> float:
+    """Operations per prediction, with training spread over later predictions; the same on every machine."""
     if is_endpoint(artifact.model):
         rows = state.store.predictions(artifact.name).values()
         return sum(row.tokens for row in rows) / max(1, len(rows))
@@ -278,7 +262,7 @@ def _cost(state: State, artifact: Artifact) -> float:
     return artifact.decoder.row_flops(artifact, state.data.train or state.data.validation) + fit / AMORTIZED
 
 
-def _left_out(state: State, name: str, status: Status, reason: str) -> RungResult:
+def _left_out(state: ClimbState, name: str, status: Status, reason: str) -> RungResult:
     return RungResult(
         name=name, family=state.families.get(name, ""), metric=state.task_metric, status=status, reason=reason
     )

@@ -1,4 +1,4 @@
-"""How to climb: budget, rungs, engine, folder."""
+"""The options of a climb: budget, rungs, engine, folder."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rung.task import Task
 
 @dataclass(frozen=True, slots=True)
 class ClimbOptions:
-    """How to climb.
+    """The options of a climb.
 
     Attributes:
-        budget_seconds: rungs that are not expected to fit are skipped; None for no limit.
+        budget_seconds: rungs that are expected to exceed it are skipped; None for no limit.
         rungs: names of the rungs to try; empty for the task's own choice or the default.
         seed: of everything random.
         engine: which engine runs the model.
         out: folder for run folders.
-        resume: go on with the latest run of the same climb, if there is one.
+        resume: continue the latest run of the same climb, if there is one.
     """
 
     budget_seconds: float | None = None
@@ -36,10 +36,10 @@ DEFAULTS = ClimbOptions()
 
 
 def parse_duration(text: str | float) -> float:
-    """Return seconds of `90`, `90s`, `10m`, `1.5h` or `1h30m`.
+    """The seconds of `90`, `90s`, `10m`, `1.5h` or `1h30m`.
 
     Raises:
-        ConfigError: the text is no duration.
+        ConfigError: `bad-option`: the text is not a duration.
     """
     if not isinstance(text, str):
         return float(text)
@@ -50,12 +50,12 @@ def parse_duration(text: str | float) -> float:
         hours, minutes, seconds = (float(part or 0) for part in found.groups())
     except ValueError:
         raise ConfigError(
-            "bad-option", f"{text!r} is no duration", hint="write `90s`, `10m`, `1.5h` or `1h30m`"
+            "bad-option", f"invalid duration {text!r}", hint="write `90s`, `10m`, `1.5h` or `1h30m`"
         ) from None
     return 3600 * hours + 60 * minutes + seconds
 
 
 def chosen_rungs(task: Task, options: ClimbOptions) -> tuple[str, ...]:
-    """Return the rungs to try: the command's choice, else the task's, else the default; less the excluded ones."""
+    """The rungs to try: the command's choice, else the task's, else the default; without the excluded ones."""
     names = options.rungs or tuple(task.constraints.rungs or ()) or default_names()
     return tuple(name for name in names if name not in (task.constraints.exclude or ()) and name != "zero-shot")

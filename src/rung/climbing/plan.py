@@ -1,4 +1,4 @@
-"""The plan: which rungs apply on an artifact, why the others do not, and what each is expected to take."""
+"""The plan: which rungs apply to an artifact, why the others do not, and the expected cost of each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rung.task import Task
 
 @dataclass(frozen=True, slots=True)
 class PlannedRung:
-    """One line of the plan. `rows` are the validation rows it may have to answer, `seconds` fitting and answering."""
+    """One line of the plan; `rows` are the validation rows that the rung's artifact may have to answer."""
 
     rung: Rung
     applies: bool
@@ -33,12 +33,12 @@ class PlannedRung:
 
     @property
     def seconds(self) -> float:
-        """Expected time to fit it and to answer the validation rows."""
+        """The expected time to fit the rung and to answer the validation rows."""
         return self.cost.fit_seconds + self.rows * self.cost.row_seconds if self.cost else 0.0
 
 
 def plan(artifact: Artifact, rungs: Sequence[Rung], data: Data, machine: Machine) -> list[PlannedRung]:
-    """Plan one stage: every rung on top of `artifact`, the ones that apply first, cheapest first."""
+    """Plan one stage: every rung on top of `artifact`, those that apply first, the cheapest first."""
     lines = []
     for rung in rungs:
         if rung.name in artifact.path:
@@ -46,21 +46,16 @@ def plan(artifact: Artifact, rungs: Sequence[Rung], data: Data, machine: Machine
         verdict = rung.applies(artifact, data)
         cost = rung.estimate(artifact, data, machine) if verdict.applies else None
         if cost is not None and cost.memory_bytes > machine.memory_bytes:
-            reason = (
-                f"it needs about {cost.memory_bytes / 2**30:.1f} GiB and {machine.memory_bytes / 2**30:.1f} are there"
-            )
+            needed, available = cost.memory_bytes / 2**30, machine.memory_bytes / 2**30
+            reason = f"it needs about {needed:.1f} GiB of memory, and {available:.1f} GiB are available"
             lines.append(PlannedRung(rung, False, reason, 0, cost))
             continue
         lines.append(PlannedRung(rung, verdict.applies, verdict.reason, len(data.validation), cost))
     return sorted(lines, key=lambda line: (not line.applies, line.seconds))
 
 
-# --------------------
-# `rung climb --plan`: the first stage's plan as a table, without loading weights or changing anything.
-
-
 def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return one record per rung, zero-shot first, and notes on what the figures mean."""
+    """Plan the first stage for `rung climb --plan`: a record per rung, zero-shot first, and notes on the figures."""
     validate_task(task)
     data, machine = task.read(), this_machine()
     validate_references(task, data)
@@ -129,22 +124,18 @@ def _row(line: PlannedRung) -> dict[str, Any]:
     }
 
 
-# --------------------
-# How many artifacts a climb may ever compare: the error rate of its races is shared among so many.
-#
-# The number is fixed before any row is answered, for a count that hung on the scores would void the bound of
-# `rung.evaluation.racing`. So it is an upper bound: the first stage's arms are those that apply; of a later stage,
-# whose incumbent is not known yet, they are all rungs that can ever apply to the task, less those in its path.
-
-
-STAGES = 3  # of the ramp, one rung higher each
+STAGES = 3  # of the ramp, each one rung higher
 
 
 def most_arms(bases: Sequence[Artifact], models: Sequence[Rung], rungs: Sequence[Rung], data: Data) -> int:
-    """Return the largest number of artifacts that the races of a climb can have among them.
+    """The largest number of artifacts that a climb may ever compare; its races share their error rate among so many.
+
+    The number is fixed before any row is answered, because a number that depends on the scores would break the bound of
+    `rung.evaluation.racing`. So it is an upper bound: in the first stage, the rungs that apply; in a later stage, whose
+    incumbent is not known yet, all rungs that can ever apply to the task, without those in the incumbent's path.
 
     Args:
-        bases: what the first stage starts from.
+        bases: the artifacts that the first stage starts from.
         models: rungs raced alone before the others, which then start from the winner.
         rungs: all rungs, `models` among them.
         data: the task's rows.
@@ -164,6 +155,6 @@ def _verdict(rung: Rung, base: Artifact, data: Data) -> Applicability:
 
 
 def _made(rung: Rung, bases: Sequence[Artifact], verdicts: Sequence[Applicability]) -> int:
-    """Return how many artifacts the rung makes of the bases; of those from which it takes the same, one."""
-    taken = [rung.cache_key(base) for base, verdict in zip(bases, verdicts, strict=True) if verdict.applies]
-    return taken.count(None) + sum(one not in taken[:i] for i, one in enumerate(taken) if one is not None)
+    """The number of artifacts that the rung makes from the bases: one from all bases with the same cache key."""
+    keys = [rung.cache_key(base) for base, verdict in zip(bases, verdicts, strict=True) if verdict.applies]
+    return keys.count(None) + sum(key not in keys[:i] for i, key in enumerate(keys) if key is not None)

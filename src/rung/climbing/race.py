@@ -1,4 +1,4 @@
-"""The race: candidates answer the same validation rows in growing batches; the clearly beaten stop early."""
+"""Stage after stage: fit every rung that applies on top of the leader, race the artifacts, go on from the winner."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def race(
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> RaceResult:
-    """Race `candidates` over `rows`; see `rung.evaluation.racing` for the rule and its error rate.
+    """Race artifacts over validation rows; see `rung.evaluation.racing` for the rule and its error rate.
 
     Args:
         candidates: artifacts with different names.
         rows: validation rows in race order.
-        store: where answers are kept, and found again after an interruption.
-        arms: how many candidates the whole climb may ever compare: the error rate is shared among them.
-        folder: of the task file, where a metric of the user's own may lie.
+        store: keeps the answers, so that an interrupted race continues.
+        arms: how many artifacts the whole climb may ever compare; they share the error rate.
+        folder: the task file's folder, for a metric of the user's own.
         progress: told of every batch.
     """
     named = {artifact.name: artifact for artifact in candidates}
 
     def ask(name: str, until: int) -> list[float]:
-        rows_ = answer_rows(named[name], rows[:until], "validation", store, folder=folder, progress=progress)
-        return [row.score for row in rows_]
+        answers = answer_rows(named[name], rows[:until], "validation", store, folder=folder, progress=progress)
+        return [answer.score for answer in answers]
 
     binary = metric_of(candidates[0], folder).binary
     return racing.race(tuple(named), ask, len(rows), arms=arms, binary=binary)
@@ -67,7 +67,7 @@ def answer_rows(
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> list[Prediction]:
-    """Return the artifact's answers to `rows`, computing only those that the store does not have."""
+    """Answer the rows that the store does not have yet; return the answers to all."""
     known = store.predictions(artifact.name)
     missing = [row for row in rows if (split, row.id) not in known]
     if missing:
@@ -80,22 +80,18 @@ def answer_rows(
     return [store.predictions(artifact.name)[split, row.id] for row in rows]
 
 
-# --------------------
-# A climb under way: what its stages and its end share.
-
-
 @dataclass
-class State:
-    """A climb under way.
+class ClimbState:
+    """What the stages of a climb and its conclusion share.
 
     Attributes:
-        rungs: all that are tried.
-        models: of the rungs, those that are raced alone before the others.
+        rungs: all rungs to try.
+        models: the rungs among these that are raced alone before the others.
         artifacts: by name; `families` has the family of each.
         beaten: why an artifact left the race.
         out: rungs that made no artifact, and why.
-        trail: names of the leaders, one stage after the other.
-        tried: rung, what it took of its base, name of what it made.
+        trail: names of the leaders, stage by stage.
+        tried: rung, its cache key on the base, name of the artifact that it made.
     """
 
     task: Task
@@ -119,24 +115,16 @@ class State:
         return self.artifacts[self.trail[0]].signature.metric
 
 
-# --------------------
-# The confirmation: finalists once on the untouched test split, then the recommendation.
-#
-# Zero-shot is the incumbent. A finalist may be recommended only if it significantly beats zero-shot on the test rows;
-# among those the cheapest is taken that no other significantly beats. All pairs are tested, with Holm's correction over
-# all of them, at level 0.05.
-
-
-LEVEL = 0.05
+LEVEL = 0.05  # of the tests on the test split, after Holm's correction over all pairs
 
 
 def compare_all(scores: Mapping[str, Sequence[float]], metric: str, *, seed: int) -> list[Comparison]:
-    """Compare every pair of artifacts on the same rows; p-values are corrected over all pairs (Holm 1979).
+    """Compare every pair of artifacts on the same rows, with p-values corrected over all pairs (Holm 1979).
 
     Args:
-        scores: per artifact, one score per test row, in the same order; earlier ones are taken as `a`.
+        scores: per artifact, one score per row, in the same order; the earlier artifact of a pair is `a`.
         metric: name of the metric.
-        seed: of the bootstrap, where scores are not 0 or 1.
+        seed: of the bootstrap, used for scores other than 0 and 1.
     """
     pairs = list(combinations(scores, 2))
     raw = [compare(scores[a], scores[b], seed=seed) for a, b in pairs]
@@ -145,7 +133,7 @@ def compare_all(scores: Mapping[str, Sequence[float]], metric: str, *, seed: int
 
 
 def beats(comparisons: Sequence[Comparison], winner: str, loser: str) -> bool:
-    """Say whether `winner` significantly beats `loser`."""
+    """Whether `winner` is significantly better than `loser`."""
     for c in comparisons:
         if {c.a, c.b} == {winner, loser}:
             return c.p < LEVEL and (c.delta > 0) == (c.b == winner) and c.delta != 0
@@ -153,30 +141,26 @@ def beats(comparisons: Sequence[Comparison], winner: str, loser: str) -> bool:
 
 
 def recommend(comparisons: Sequence[Comparison], costs: Mapping[str, float], incumbent: str) -> str:
-    """Return the cheapest finalist that beats the incumbent and that nothing beats; else the incumbent.
+    """Choose the cheapest finalist that beats the incumbent and that no other beats; else the incumbent.
 
     Args:
-        comparisons: all pairs.
-        costs: per finalist, what it costs to use; less is cheaper.
-        incumbent: zero-shot.
+        comparisons: all pairs, on the test rows.
+        costs: of using each finalist.
+        incumbent: the artifact to beat, by default zero-shot.
     """
     better = [name for name in costs if name != incumbent and beats(comparisons, name, incumbent)]
     unbeaten = [name for name in better if not any(beats(comparisons, other, name) for other in better)]
     return min(unbeaten, key=lambda name: costs[name], default=incumbent)
 
 
-# --------------------
-# Stage after stage: fit every rung that applies on what leads, race, and go on from the winner.
-
-
 CONFIRM_SHARE = 0.25  # of the budget, kept for the test split
 
 
-def run_stages(state: State, bases: Sequence[Artifact]) -> tuple[str, ...]:
-    """Race stage after stage, the first on top of all bases; return the names of those never beaten.
+def run_stages(state: ClimbState, bases: Sequence[Artifact]) -> tuple[str, ...]:
+    """Race stage after stage, the first on top of all bases; return the names of the artifacts never beaten.
 
-    Every rung is put on top of retrieval from the start: what reads documents has to be tuned reading them, and a rung
-    that won without documents could not be put on top of them any more.
+    Rungs that open the ramp, such as retrieval, get all other rungs on top of them in the first stage already: a model
+    has to be tuned with the documents that it will read, and documents cannot be added below a rung that won.
     """
     incumbent, contenders = bases[0], list(bases)
     stages = [*([state.models] if state.models else []), *[state.rungs] * STAGES]
@@ -197,48 +181,48 @@ def run_stages(state: State, bases: Sequence[Artifact]) -> tuple[str, ...]:
         if leader.name != incumbent.name and _clearly_better(state, leader, incumbent, result, rows):
             state.trail.append(leader.name)
             incumbent = leader
-        elif rungs is not state.models:  # the ramp goes on from the first model where no other is clearly better
+        elif rungs is not state.models:  # without a clearly better model, the ramp goes on from the first one
             break
     return tuple(artifact.name for artifact in contenders)
 
 
-def _fit_stage(state: State, bases: Sequence[Artifact], rungs: Sequence[Rung]) -> list[Artifact]:
-    """Fit every rung that applies on top of a base and fits the budget, cheapest first, on the plainest base first."""
+def _fit_stage(state: ClimbState, bases: Sequence[Artifact], rungs: Sequence[Rung]) -> list[Artifact]:
+    """Fit every rung that applies and fits the budget: the cheapest first, and on the simplest base first."""
     lines = [(base, line) for base in bases for line in plan(base, rungs, state.data, state.machine)]
-    made = []
+    fitted = []
     for base, line in sorted(lines, key=lambda pair: (not pair[1].applies, pair[1].seconds, len(pair[0].path))):
         name = base.step(line.rung.name, {}).name
         if name in state.artifacts or name in state.out:
-            continue  # an earlier stage has tried it
+            continue  # an earlier stage tried it
         if not line.applies:
-            if len(base.path) == 1:  # higher up, not applying is the rule and says nothing
+            if len(base.path) == 1:  # on higher bases most rungs do not apply, and listing them would not help
                 state.out[name] = ("skipped", line.reason)
             continue
         state.families[name] = line.rung.family
         if (twin := _twin(state, base, line.rung, name)) is not None:
-            state.out[name] = ("skipped", f"it would be {twin} again, for it reads nothing that {base.name} adds")
+            state.out[name] = ("skipped", f"it would equal {twin}, because it reads nothing that {base.name} adds")
             continue
         artifact = _fitted(state, base, line.rung, name, line.seconds)
         if artifact is not None:
             state.artifacts[name] = artifact
-            made.append(artifact)
-    return made
+            fitted.append(artifact)
+    return fitted
 
 
-def _twin(state: State, base: Artifact, rung_: Rung, name: str) -> str | None:
-    """Return the name under which the rung was tried with the same result to expect; else note that it is tried."""
-    taken = rung_.cache_key(base)
-    if taken is None:
+def _twin(state: ClimbState, base: Artifact, rung_: Rung, name: str) -> str | None:
+    """Name the artifact that the rung already made from an equivalent base; if there is none, remember this one."""
+    key = rung_.cache_key(base)
+    if key is None:
         return None
-    for other, before, twin in state.tried:
-        if other == rung_.name and before == taken:
+    for other, other_key, twin in state.tried:
+        if other == rung_.name and other_key == key:
             return twin
-    state.tried.append((rung_.name, taken, name))
+    state.tried.append((rung_.name, key, name))
     return None
 
 
-def _fitted(state: State, base: Artifact, rung_: Rung, name: str, expected: float) -> Artifact | None:
-    """Return the fitted artifact, from the run folder if it is there; None where it failed or was skipped."""
+def _fitted(state: ClimbState, base: Artifact, rung_: Rung, name: str, expected: float) -> Artifact | None:
+    """Fit the rung, or load the artifact from the run folder; None if the rung fails or is skipped."""
     if (artifact := state.store.kept(name)) is not None and state.store.noted("fitted", name=name):
         return artifact
     events: tuple[Status, ...] = ("failed", "skipped")
@@ -259,7 +243,7 @@ def _fitted(state: State, base: Artifact, rung_: Rung, name: str, expected: floa
         _leave_out(state, "failed", name, f"{error} [{error.code}]")
         return None
     except Exception as error:
-        # One broken rung must not cost the others their results: it is reported, with its traceback beside it.
+        # One broken rung must not cost the others their results: the report names it, and its traceback is kept.
         folder = state.store.folder / "rungs" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "error.txt").write_text(traceback.format_exc())
@@ -269,23 +253,23 @@ def _fitted(state: State, base: Artifact, rung_: Rung, name: str, expected: floa
     return artifact
 
 
-def _leave_out(state: State, status: Status, name: str, reason: str) -> None:
+def _leave_out(state: ClimbState, status: Status, name: str, reason: str) -> None:
     state.out[name] = (status, reason)
     state.store.note(status, name=name, reason=reason)
 
 
-def _note_beaten(state: State, result: RaceResult) -> None:
+def _note_beaten(state: ClimbState, result: RaceResult) -> None:
     for name, e in result.beaten.items():
         state.beaten[name] = f"beaten by {e.by} after {e.n} rows: {e.fixed} fixed / {e.broken} broken, p = {e.p:.2g}"
 
 
-def _scores(state: State, name: str, rows: Sequence[Any]) -> list[float]:
+def _scores(state: ClimbState, name: str, rows: Sequence[Any]) -> list[float]:
     known = state.store.predictions(name)
     return [known["validation", row.id].score for row in rows]
 
 
-def _leader(state: State, contenders: Sequence[Artifact], rows: Sequence[Any]) -> Artifact:
-    """Return the survivor with the best mean; the earlier (cheaper) one of equals. One alone need not be scored."""
+def _leader(state: ClimbState, contenders: Sequence[Artifact], rows: Sequence[Any]) -> Artifact:
+    """The survivor with the best mean; of equals, the earlier (cheaper) one. A single survivor has no scores."""
     if len(contenders) == 1:
         return contenders[0]
     means = {artifact.name: sum(_scores(state, artifact.name, rows)) for artifact in contenders}
@@ -293,7 +277,7 @@ def _leader(state: State, contenders: Sequence[Artifact], rows: Sequence[Any]) -
 
 
 def _clearly_better(
-    state: State, leader: Artifact, incumbent: Artifact, result: RaceResult, rows: Sequence[Any]
+    state: ClimbState, leader: Artifact, incumbent: Artifact, result: RaceResult, rows: Sequence[Any]
 ) -> bool:
     if incumbent.name in result.beaten:
         return True

@@ -12,7 +12,7 @@ from rung.artifact.artifact import Artifact
 from rung.climbing.check import validate_task
 from rung.climbing.conclude import conclude
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, parse_duration
-from rung.climbing.race import State, run_stages
+from rung.climbing.race import ClimbState, run_stages
 from rung.climbing.store import open_run
 from rung.data.rows import Data
 from rung.engines.opening import settled
@@ -25,12 +25,12 @@ from rung.rungs import build
 from rung.rungs.models import other_models
 from rung.task import Task
 
-SERVED = "served"  # the name of an incumbent that is no zero-shot
+SERVED = "served"  # the name of an incumbent other than zero-shot
 
 
 @dataclass(frozen=True)
 class Climb:
-    """A finished climb: what was found, and the folder that holds artifacts and predictions."""
+    """A finished climb: its result, and the folder with its artifacts and predictions."""
 
     result: ClimbResult
     folder: Path
@@ -43,11 +43,11 @@ class Climb:
 
     def artifact(self, name: str) -> Artifact:
         """Load one of the climb's artifacts by name."""
-        found = {r.name: r.artifact for r in self.result.rungs}.get(name)
-        if found is None:
-            known = ", ".join(r.name for r in self.result.rungs if r.artifact)
-            raise ConfigError("unknown-name", f"the climb has no artifact {name!r}", hint=f"it has {known}")
-        return Artifact.load(found)
+        folders = {rung.name: rung.artifact for rung in self.result.rungs if rung.artifact}
+        if name not in folders:
+            hint = f"it has {', '.join(folders)}"
+            raise ConfigError("unknown-name", f"the climb has no artifact {name!r}", hint=hint)
+        return Artifact.load(folders[name])
 
 
 def climb(
@@ -59,18 +59,18 @@ def climb(
     incumbent: Artifact | None = None,
     data: Data | None = None,
 ) -> Climb:
-    """Climb: measure every rung that applies, confirm, recommend.
+    """Climb: measure every rung that applies, confirm the best on the test split, recommend one.
 
-    With an incumbent, rungs are put on top of it as well as on zero-shot, and what is recommended has to beat it
-    significantly; in the result it is the first, under the name `served`.
+    With an incumbent, rungs are tried on top of the incumbent and of zero-shot, and the recommended artifact has to
+    beat the incumbent significantly. The incumbent is the first in the result, under the name `served`.
 
     Args:
         task: the task, with its data.
-        budget: most time to spend, as seconds or text such as `10m`; replaces that of `options`.
+        budget: the most time to spend, as seconds or text such as `10m`; it replaces that of `options`.
         progress: told of every step.
         options: everything else.
         incumbent: the artifact to beat; None for zero-shot.
-        data: rows to climb on in place of those that the task names.
+        data: rows to climb on instead of those that the task names.
 
     Raises:
         ConfigError: the data has no validation or test rows, or a rung's name is unknown.
@@ -88,13 +88,13 @@ def climb(
             )
     validate_references(task, data)
     names = chosen_rungs(task, options)
-    options = replace(options, engine=_engine(task, options, progress))  # a run never mixes engines, nor when resumed
+    options = replace(options, engine=_engine(task, options, progress))  # also of a resumed run
     identity: dict[str, Any] = {
         "task": task.name, "task_fingerprint": task.fingerprint(), "data_fingerprint": data.fingerprint,
         "rungs": list(names), "seed": options.seed, "engine": options.engine, "version": __version__,
     }  # fmt: skip
     if incumbent is not None:
-        # Its path becomes one name, so that a rung that made it may be put on top again, with new rows.
+        # Its path becomes one name, so that the rungs that made it may be tried on top of it again, with new rows.
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
         identity["incumbent"] = incumbent.fingerprint()
     models = other_models(task)
@@ -102,10 +102,10 @@ def climb(
     if task.corpus is not None and any(one.reads_corpus for one in rungs):
         from rung.retrieval.build import build_index
 
-        # Documents that change make another climb: all its rows are answered from the same ones.
+        # Changed documents make another climb: all rows of a climb are answered from the same documents.
         identity["corpus_fingerprint"] = build_index(task, progress=progress).fingerprint
     store = open_run(options.out, identity, resume=options.resume)
-    state = State(task, data, options, rungs, models, this_machine(), store, progress)
+    state = ClimbState(task, data, options, rungs, models, this_machine(), store, progress)
     start = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
     bases = [store.kept(one.name) or store.keep(one) for one in (incumbent, start) if one is not None]
     for base in bases:
@@ -118,7 +118,7 @@ def climb(
 
 
 def _engine(task: Task, options: ClimbOptions, progress: Progress) -> str:
-    """Return the engine of all artifacts; where text is generated, what `auto` stands for is settled first."""
+    """The engine of all artifacts; for tasks that generate text, `auto` is resolved first."""
     if task.output.kind == "category":
         return options.engine
     return settled(task.model, options.engine, progress=progress)

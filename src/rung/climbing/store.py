@@ -1,4 +1,4 @@
-"""The run folder: everything a climb has finished, written so that a killed climb goes on where it was.
+"""The run folder: everything that a climb has finished, so that a killed climb continues where it stopped.
 
 climb.json                     what is climbed: task, data and settings fingerprints
 journal.jsonl                  one line per finished step: fitted, failed, skipped, stage decided, time spent
@@ -27,7 +27,7 @@ NEW, OLD = "artifact.new", "artifact.old"  # beside an artifact that is being re
 
 
 class RunStore:
-    """Reads and appends to one run folder. `spent` counts the seconds of earlier processes as well."""
+    """Read and extend one run folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,11 +38,11 @@ class RunStore:
         self._predictions: dict[str, dict[tuple[str, str], Prediction]] = {}
 
     def spent(self) -> float:
-        """Return the seconds that this climb has taken, interruptions left out."""
+        """The seconds that this climb has taken, those of earlier processes included, interruptions excluded."""
         return self._before + time.monotonic() - self._start
 
     def note(self, event: str, **values: Any) -> None:
-        """Append a finished step, and the time spent until here, durably."""
+        """Record a finished step and the time spent so far, durably."""
         now = time.monotonic() - self._start
         lines = [{"event": event, **values}, {"event": "spent", "seconds": round(now - self._noted, 3)}]
         self._noted = now
@@ -50,7 +50,7 @@ class RunStore:
         self.journal += lines
 
     def noted(self, event: str, **values: Any) -> dict[str, Any] | None:
-        """Return the journal's entry of this event with these values, if there is one."""
+        """The journal's first entry of this event with these values, if any."""
         for entry in self.journal:
             if entry["event"] == event and all(entry.get(key) == value for key, value in values.items()):
                 return entry
@@ -59,13 +59,13 @@ class RunStore:
     # ---- artifacts
 
     def artifact_folder(self, name: str) -> Path:
-        """Return where the artifact of this name is kept."""
+        """The folder of the artifact of this name."""
         return self.folder / "rungs" / name / "artifact"
 
     def keep(self, artifact: Artifact) -> Artifact:
-        """Save an artifact and return it as loaded from there, so that what runs is what was saved.
+        """Save an artifact and load it again, so that the climb runs what it saved.
 
-        One of the same name is replaced; the new one is complete before, for its weights may lie in the old one.
+        An artifact of the same name is replaced once the new one is complete: its weights may be in the old folder.
         """
         folder = self.artifact_folder(artifact.name)
         new, old = folder.with_name(NEW), folder.with_name(OLD)
@@ -73,23 +73,23 @@ class RunStore:
         artifact.save(new)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
-            folder.rename(old)  # at once, so that a kill never leaves half of one
+            folder.rename(old)  # atomic: a kill never leaves half an artifact
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
         return Artifact.load(folder)
 
     def kept(self, name: str) -> Artifact | None:
-        """Return the saved artifact of this name, if it is complete."""
+        """Load the saved artifact of this name, if it is complete."""
         folder = self.artifact_folder(name)
         new = folder.with_name(NEW)
-        if not folder.exists() and (new / MANIFEST).is_file():  # a kill fell between the two renames of `keep`
+        if not folder.exists() and (new / MANIFEST).is_file():  # killed between the two renames of `keep`
             new.rename(folder)
         return Artifact.load(folder) if (folder / MANIFEST).is_file() else None
 
     # ---- predictions
 
     def predictions(self, name: str) -> dict[tuple[str, str], Prediction]:
-        """Return what is answered already, by (split, row id)."""
+        """The rows answered so far, by (split, row id)."""
         if name not in self._predictions:
             lines = _read_lines(self.folder / "rungs" / name / "predictions.jsonl")
             rows = [Prediction(**{**line, "expected": tuple(line["expected"])}) for line in lines]
@@ -106,9 +106,9 @@ class RunStore:
 
 
 def open_run(root: Path, identity: Mapping[str, Any], *, resume: bool) -> RunStore:
-    """Return a new run folder under `root`, or with `resume` the latest one of the same climb.
+    """Make a new run folder under `root`, or with `resume` open the latest one of the same climb.
 
-    A run is the same climb when task, data, rungs, seed, engine and version are the same. Folders are never
+    Runs belong to the same climb if task, data, rungs, seed, engine and version are the same. Folders are never
     overwritten: `banking77`, `banking77-2`, ...
 
     Raises:
@@ -142,7 +142,7 @@ def _append_lines(file: Path, lines: Sequence[str]) -> None:
 
 
 def _read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read JSON lines; a last line torn by a kill is cut off the file, so that the next append is whole."""
+    """Read JSON lines; cut off a last line that a kill left incomplete, so that the next append starts a new one."""
     if not file.exists():
         return []
     data = file.read_bytes()
@@ -154,7 +154,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def watch_lines(file: Path) -> list[dict[str, Any]]:
-    """Read the JSON lines that are whole, while another process may be writing: the file is left as it is."""
+    """Read the complete JSON lines of a file that another process may be writing."""
     if not file.exists():
         return []
     data = file.read_bytes()

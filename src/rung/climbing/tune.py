@@ -1,8 +1,8 @@
-"""`rung tune`: search the settings of one rung, every trial raced on the validation rows against the best so far.
+"""`rung tune`: search the settings of one rung; every trial races against the best so far on the validation rows.
 
-Optuna's tree-structured Parzen estimator proposes settings (Bergstra et al. 2011), the defaults first. A trial answers
-validation rows in growing batches and stops as soon as the race's own test says that the best trial beats it (see
-`rung.evaluation.racing`). At the end the best settings meet the defaults once on the untouched test split.
+Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) proposes settings, the defaults first. A trial answers
+validation rows in growing batches and stops as soon as the best trial beats it (`rung.evaluation.racing`). At the end,
+the best settings meet the defaults once on the untouched test split.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RATE_SPAN = 10.0  # learning rates from a tenth of the rung's to ten times it
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One trial: its settings, its mean score on the validation rows it answered, and how it ended."""
+    """A trial: its settings, its mean score on the validation rows that it answered, and how it ended."""
 
     number: int
     settings: dict[str, Any]
@@ -57,15 +57,15 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
-    """What a search found.
+class TuneResult:
+    """The result of a search.
 
     Attributes:
         trials: all trials in order; the first has the defaults.
         best: number of the best trial.
         artifact: folder of its artifact.
         settings: its settings, as they go into the task file.
-        comparison: it against the defaults on the test rows; None if they are the best.
+        comparison: the best settings against the defaults on the test rows; None if the defaults are best.
     """
 
     rung: str
@@ -78,7 +78,7 @@ class Tuning:
     folder: Path
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """JSON values."""
         names = Trial.__slots__
         return {
             "rung": self.rung, "metric": self.metric, "best": self.best, "settings": self.settings,
@@ -101,10 +101,10 @@ def tune(
     engine: str = "auto",
     out: Path = Path("runs"),
     progress: Progress = QUIET,
-) -> Tuning:
+) -> TuneResult:
     """Search the settings of rung `name` on top of zero-shot.
 
-    A search that was interrupted goes on where it was: finished trials are kept in the run folder.
+    An interrupted search continues: finished trials are kept in the run folder.
 
     Raises:
         ConfigError: the rung is unknown, does not apply or has nothing to search, or a split has no rows.
@@ -131,18 +131,18 @@ def tune(
 
 
 def searched(rung_: Rung) -> tuple[str, ...]:
-    """Return the names of the settings that are searched."""
+    """The names of the settings that are searched."""
     known = {"learning_rate", *CHOICES, *NUMBERS, *COUNTS}
     return tuple(name for name in settable(rung_) if name in known)
 
 
 def defaults(rung_: Rung) -> dict[str, Any]:
-    """Return the rung's own values of the settings that are searched, the first to be tried."""
+    """The rung's own values of the searched settings, which the first trial tries."""
     return {name: _rate(rung_) if name == "learning_rate" else getattr(rung_, name) for name in searched(rung_)}
 
 
 def propose(rung_: Rung, trial: optuna.Trial) -> dict[str, Any]:
-    """Return the settings of a trial."""
+    """Choose the settings of a trial."""
     settings: dict[str, Any] = {}
     for name, own in defaults(rung_).items():
         if name == "learning_rate":
@@ -156,18 +156,18 @@ def propose(rung_: Rung, trial: optuna.Trial) -> dict[str, Any]:
         else:
             settings[name] = trial.suggest_float(name, *NUMBERS[name])
     if "rank" in settings and hasattr(rung_, "alpha_at"):
-        # The search over ranks shall not be one over the updates' size.
+        # Another rank should not change the size of the updates.
         settings["alpha"] = rung_.alpha_at(settings["rank"])
     return settings
 
 
 def _rate(rung_: Any) -> float:
-    """Return the rung's learning rate; the method's default where it is `auto`."""
+    """The rung's learning rate; the method's default for `auto`."""
     return float(type(rung_).learning_rate if rung_.learning_rate == "auto" else rung_.learning_rate)
 
 
 class _Search:
-    """A search under way. What must survive a kill is in the folder: Optuna's journal, and the best artifact."""
+    """A running search. Its folder holds what must survive a kill: Optuna's journal and the best artifact."""
 
     def __init__(
         self, zero: Artifact, data: Data, first: Rung, folder: Path, trials: int, seed: int, progress: Progress
@@ -180,7 +180,7 @@ class _Search:
         self.study = _study(folder / "study.log", seed)
 
     def run(self, budget_seconds: float | None) -> None:
-        """Run the trials that are left, the defaults first."""
+        """Run the remaining trials, the defaults first."""
         start = time.monotonic()
         self._recover()
         if not self.study.trials:
@@ -193,7 +193,7 @@ class _Search:
             self._trial(self.study.ask())
 
     def _recover(self) -> None:
-        """Try again what a killed process was at; its training goes on from its checkpoint."""
+        """Repeat the trial that a kill interrupted; its training continues from its checkpoint."""
         import optuna
 
         running = optuna.trial.TrialState.RUNNING
@@ -211,7 +211,7 @@ class _Search:
         try:
             artifact = with_settings(self.rung, settings).fit(self.zero, self.data, progress=self.progress)
             scores, beaten = self._race(artifact)
-        except RungError as error:  # such as divergence: a finding about these settings
+        except RungError as error:  # such as divergence: a result of these settings
             if isinstance(error, EngineError):
                 raise
             trial.set_user_attr("reason", f"{error} [{error.code}]")
@@ -263,13 +263,13 @@ class _Search:
         return self.study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
 
     def _finished(self) -> list[Any]:
-        """Return the trials that ran to an end of their own; those that a kill cut are tried again."""
+        """The trials that ended by themselves; those that a kill interrupted are repeated."""
         return [trial for trial in self.study.trials if trial.state.is_finished() and "seconds" in trial.user_attrs]
 
     def _keep(self, artifact: Artifact, number: int) -> None:
-        """Save the best artifact so far, and that of the defaults."""
+        """Save the best artifact so far; that of the defaults stays."""
         target = self.folder / f"trial-{number}"
-        if (target / MANIFEST).exists():  # saved by a process that was killed before it said so
+        if (target / MANIFEST).exists():  # a process saved it and was killed before it recorded the trial
             shutil.rmtree(target)
         artifact.save(target)
         for other in self.folder.glob("trial-*"):
@@ -277,27 +277,27 @@ class _Search:
                 shutil.rmtree(other)
 
     def _defaults(self) -> int:
-        """Return the number of the trial with the defaults."""
+        """The number of the trial with the defaults."""
         return min((t.number for t in self._complete()), default=0)
 
-    def result(self) -> Tuning:
-        """Compare the best trial with the defaults on the test rows, write tuning.json, and return all."""
+    def result(self) -> TuneResult:
+        """Compare the best trial with the defaults on the test rows, and write tuning.json."""
         complete = self._complete()
         if not complete:
             reason = next((t.user_attrs.get("reason", "") for t in self.study.trials), "")
-            raise ConfigError("nothing-to-search", f"no trial of {self.rung.name} came to a score: {reason}")
+            raise ConfigError("nothing-to-search", f"no trial of {self.rung.name} finished: {reason}")
         best = max(complete, key=lambda trial: (sum(trial.user_attrs["scores"]), -trial.number))
         folder = self.folder / f"trial-{best.number}"
         comparison = None
         if best.number != self._defaults() and (self.folder / f"trial-{self._defaults()}").exists():
             plain = Artifact.load(self.folder / f"trial-{self._defaults()}")
             comparison = compare(plain, Artifact.load(folder), self.data.test, progress=self.progress)
-        found = Tuning(
+        result = TuneResult(
             self.rung.name, self.zero.signature.metric, tuple(_trial(t) for t in self._finished()), best.number, folder,
             best.user_attrs["settings"], comparison, self.folder,
         )  # fmt: skip
-        write_atomically(self.folder / "tuning.json", json.dumps(found.as_dict(), indent=1))
-        return found
+        write_atomically(self.folder / "tuning.json", json.dumps(result.as_dict(), indent=1))
+        return result
 
 
 def _study(file: Path, seed: int) -> optuna.Study:
