@@ -1,4 +1,4 @@
-"""The speed and memory of this machine, measured once per process in a fifth of a second."""
+"""The speed and memory of this machine, measured once per process in about 0.2 seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-# The share of the matrix-product rate that whole models reach on CPU, measured with the embedded model.
+# The share of the matrix-product rate that a whole model reaches on CPU, measured with the built-in model.
 INFERENCE_SHARE = 0.6
 TRAINING_SHARE = 0.45
 AMX_GAIN = 1.35  # speedup of training in bfloat16 on processors with AMX: 1.27 to 1.47 by method
@@ -46,7 +46,7 @@ def this_machine() -> Machine:
 
 
 def memory_bytes() -> int:
-    """The memory this process may use: the machine's, or the container's limit where that is smaller."""
+    """The memory that this process may use: the machine's, or the container's limit if that is smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
@@ -55,7 +55,7 @@ def memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """The memory that this process may still take: the rest of its limit, and of what other processes leave."""
+    """The memory that this process may still take, by its own limit and by what other processes leave free."""
     status, machine = Path("/proc/self/statm"), Path("/proc/meminfo")
     if not status.exists() or not machine.exists():  # not Linux: what other processes take is unknown
         return memory_bytes()

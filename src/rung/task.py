@@ -1,6 +1,6 @@
 """Task: what the model must do, as one strict YAML file.
 
-`rung.data.spec` has the keys. This module reads the file and points errors at their place in it.
+`rung.data.spec` defines the keys. This module reads the file and gives errors their line and column.
 """
 
 from __future__ import annotations
@@ -64,22 +64,20 @@ class Task(TaskSpec):
         return task
 
     def _with_schema_file(self, folder: Path, parsed: YamlFile) -> Self:
-        name = self.output.json_schema
+        name, where = self.output.json_schema, parsed.where(("output", "schema"))
         if not isinstance(name, str):
             return self
         try:
             schema = json.loads((folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            where = parsed.where(("output", "schema"))
             raise ConfigError("bad-constraint", f"the schema {name!r} cannot be read: {error}", where=where) from error
         if not isinstance(schema, dict):
-            where = parsed.where(("output", "schema"))
-            raise ConfigError("bad-constraint", f"the schema {name!r} is no JSON object", where=where)
+            raise ConfigError("bad-constraint", f"the schema {name!r} is not a JSON object", where=where)
         return self.model_copy(update={"output": self.output.model_copy(update={"json_schema": schema})})
 
     @contextmanager
     def located(self, *key: str | int) -> Iterator[None]:
-        """A context that points errors without a place at a key of the task file."""
+        """A context that gives errors without a location that of a key of the task file."""
         try:
             yield
         except ConfigError as error:
@@ -88,11 +86,11 @@ class Task(TaskSpec):
             raise
 
     def only(self, model: str) -> Self:
-        """Return the task with this model alone."""
+        """Copy the task with this model as its only one."""
         return self.model_copy(update={"model": model, "other_models": []})
 
     def read(self) -> Data:
-        """Read the rows and split them once; see `rung.data.loading`."""
+        """Read and split the rows; see `rung.data.loading`."""
         return load_data(self)
 
 
@@ -102,58 +100,57 @@ def _override(parsed: YamlFile, key: str, text: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError(
-                "bad-option", f"--set {key}: {parent!r} is not a mapping", hint="name a key inside a mapping"
-            )
+            problem = f"--set {key}: {parent!r} is not a mapping"
+            raise ConfigError("bad-option", problem, hint="name a key inside a mapping")
     try:
         values[last] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # such as `instruction=Which: one?`: text, written without YAML in mind
+    except (yaml.YAMLError, ValueError):  # plain text such as `instruction=Which: one?`
         values[last] = text
     parsed.outside[*parents, last] = f"--set {key}={text}"
 
 
 def _config_error(error: ValidationError, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
-    """Turn pydantic's errors into one that points into the file; its hint names the places of the others."""
-    found = error.errors()
-    found.sort(key=lambda one: one["type"] != "extra_forbidden")  # a misspelled key explains a missing one
-    problems: dict[str, ConfigError] = {}  # by place: of several types that a value may have, the first speaks
-    for one in found:
-        problem = _problem(one, parsed, model)
+    """Turn pydantic's errors into one with its location in the file; its hint lists the others."""
+    details = error.errors()
+    details.sort(key=lambda detail: detail["type"] != "extra_forbidden")  # a misspelled key explains a missing one
+    problems: dict[str, ConfigError] = {}  # by location: if a value may have several types, the first is reported
+    for detail in details:
+        problem = _problem(detail, parsed, model)
         problems.setdefault(f"{problem.where} {problem.message.split(':')[0]}", problem)
     first, *others = problems.values()
     first.hint = "\n".join([*([first.hint] if first.hint else []), *(f"also {other}" for other in others)])
     return first
 
 
-def _problem(one: ErrorDetails, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
-    # Where a field may have one of several types, pydantic adds the type to the path.
-    path = tuple(part for part in one["loc"] if part not in ("str", "list[str]", "dict[str,any]", "McpServer"))
+def _problem(detail: ErrorDetails, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
+    # For a field of several types, pydantic adds the type to the path.
+    path = tuple(part for part in detail["loc"] if part not in ("str", "list[str]", "dict[str,any]", "McpServer"))
     name = ".".join(map(str, path))
     where = parsed.where(path)
-    if one["type"] == "extra_forbidden":
+    if detail["type"] == "extra_forbidden":
         known = _fields_at(model, path[:-1])
         return ConfigError("unknown-key", f"unknown key {path[-1]!r}", where=where, hint=suggest(str(path[-1]), known))
-    if one["type"] == "missing":
+    if detail["type"] == "missing":
         return ConfigError(
             "missing-key", f"the key `{name}` is missing", where=where if len(path) > 1 else Location(parsed.name),
             hint="`rung schema` lists every key; `rung init data.csv` writes a file to start from",
         )  # fmt: skip
-    value = one.get("input")
-    message = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    value = detail.get("input")
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     is_scalar = isinstance(value, (str, int, float, bool, date))
-    trapped = one["type"] == "string_type" and is_scalar
-    hint = 'YAML reads unquoted yes, no, dates and numbers as such; write text in quotes: "no"' if trapped else ""
+    unquoted = detail["type"] == "string_type" and is_scalar
+    hint = 'YAML does not read unquoted yes, no, dates and numbers as text; use quotes: "no"' if unquoted else ""
     shown = f", found {value!r}" if is_scalar and not isinstance(value, date) else ""
     return ConfigError("bad-value", f"`{name}`: {message}{shown}" if name else message, where=where, hint=hint)
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    """Return the keys that are allowed at `path`."""
+    """List the keys that are allowed at `path`."""
     for part in path:
         annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
-        sections = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
-        found = next((one for one in sections if issubclass(one, BaseModel)), None)
-        if found is None:
+        types = [option for option in (annotation, *get_args(annotation)) if isinstance(option, type)]
+        section = next((option for option in types if issubclass(option, BaseModel)), None)
+        if section is None:
             return []
-        model = found
+        model = section
     return [field.alias or name for name, field in model.model_fields.items()]

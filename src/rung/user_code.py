@@ -1,6 +1,6 @@
 """The user's Python functions that a task names as `module:function`: metrics and tools.
 
-Rung runs only code on this machine that the task names; it downloads none.
+Rung runs only code on this machine that the task names, and downloads none.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rung.errors import ConfigError, Location
 
 
 class NotNamedError(Exception):
-    """The named module or function does not exist; the text says which."""
+    """The named module or function does not exist; the message says which."""
 
 
 class ImportFailedError(Exception):
-    """A module raised while it was imported; `where` is the line, if it is in the module's own file."""
+    """A module raised during its import; `where` is the line, if it is in the module's own file."""
 
     def __init__(self, module: str, cause: BaseException, where: Location | None) -> None:
         super().__init__(f"module {module!r} cannot be imported: {type(cause).__name__}: {cause}")
@@ -33,19 +33,14 @@ class ImportFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FunctionKind:
-    """A purpose for which a task names functions.
-
-    Attributes:
-        name: how errors call such a function.
-        example: one such function, for hints.
-    """
+    """A purpose for which a task names functions: its name in errors, and an example for hints."""
 
     name: str
     example: str
 
 
 def load(spec: str, folders: Sequence[Path], kind: FunctionKind) -> Any:
-    """The object that `module:function` names, which the caller has to check.
+    """The object that `module:function` names; the caller must check it.
 
     The module is a file in one of `folders`, in this order, or an installed package.
 
@@ -79,7 +74,7 @@ def split(spec: str) -> tuple[str, str]:
 
 
 def file_of(name: str, folders: Sequence[Path]) -> tuple[Path, Path] | None:
-    """A module's file in the first of `folders` that has it, and that folder; None where it is in none."""
+    """A module's file in the first of `folders` that has it, and that folder; None if none has it."""
     for folder in folders:
         file = folder.resolve().joinpath(*name.split(".")).with_suffix(".py")
         if file.is_file():
@@ -101,8 +96,8 @@ def import_module(name: str, folders: Sequence[Path]) -> ModuleType:
     except ModuleNotFoundError:  # a parent package is missing
         installed = None
     if installed is None:
-        places = " or ".join(dict.fromkeys(str(folder) for folder in folders))
-        raise NotNamedError(f"no module {name!r} is in {places} or installed")
+        searched = " or ".join(dict.fromkeys(str(folder) for folder in folders))
+        raise NotNamedError(f"no module {name!r} is in {searched} or installed")
     with _import_errors(name, None):
         return importlib.import_module(name)
 
@@ -123,7 +118,7 @@ def _from_file(name: str, file: Path, folder: Path) -> ModuleType:
 
 @contextmanager
 def _importable(folder: Path, name: str, module: ModuleType) -> Iterator[None]:
-    """While a module runs, let it import its neighbours and itself (dataclasses look their module up)."""
+    """While a module runs, let it import its neighbours and itself (dataclasses look up their module)."""
     sys.modules[name] = module
     sys.path.insert(0, str(folder))
     try:

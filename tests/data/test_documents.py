@@ -80,7 +80,7 @@ def test_rows_that_stand_in_the_text_are_warned_of(tmp_path: Path) -> None:
     data = task(tmp_path, text="corpus.txt").read()
     (warning,) = [text for text in data.report.warnings if "data.text" in text]
     assert warning == (
-        f"2 of {len(rows.test)} test rows stand in the text of `data.text`, such as {rows.test[0].source} in "
+        f"2 of {len(rows.test)} test rows occur in the text of `data.text`, such as {rows.test[0].source} in "
         "corpus.txt: a model adapted to it has read them"
     )
 

@@ -276,5 +276,5 @@ def test_the_commands(url, base, encoder):
 
 @pytest.mark.parametrize("store", ["memory://", "db://x", "/srv/index", "s3://", "s3:///x", "s3://b/x?y"])
 def test_what_is_no_object_store_is_refused(store):
-    with pytest.raises(ValueError, match="`store` has to be s3://BUCKET/PATH"):
+    with pytest.raises(ValueError, match="`store` must be s3://BUCKET/PATH"):
         Corpus(files="docs", store=store)

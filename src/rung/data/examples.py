@@ -1,4 +1,4 @@
-"""Records to examples: the task's columns out of a row, as text, checked."""
+"""Turn records into examples: read the task's columns of a row as text, and check them."""
 
 from __future__ import annotations
 
@@ -9,39 +9,21 @@ from typing import Any
 from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, SplitReport, example_id
 from rung.data.spec import TaskSpec
-from rung.errors import DataError
-
-
-def in_schema_order(value: Any, schema: Mapping[str, Any]) -> Any:
-    """Return `value` with the keys of objects in the schema's order, then the others by name.
-
-    Engines that constrain text to a schema write keys in its order; training on another order would fight them.
-    """
-    if isinstance(value, dict):
-        known = schema.get("properties", {})
-        keys = [key for key in known if key in value] + sorted(key for key in value if key not in known)
-        return {key: in_schema_order(value[key], _part(known.get(key))) for key in keys}
-    if isinstance(value, list):
-        return [in_schema_order(item, _part(schema.get("items"))) for item in value]
-    return value
-
-
-def _part(schema: Any) -> Mapping[str, Any]:
-    return schema if isinstance(schema, Mapping) else {}
-
+from rung.errors import DataError, suggest
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
 def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> tuple[list[Example], list[str]]:
-    """Turn records into examples, and return the value of the split's group column beside each.
+    """Turn records into examples, and read the value of the split's group column of each.
 
     Rows with an empty input or output are dropped and counted in `report`.
 
     Raises:
         DataError: a column is missing, or a value is of the wrong type.
     """
-    made, groups = [], []
+    rows: list[Example] = []
+    groups: list[str] = []
     group = task.data.split.group
     for record in records:
         report.read += 1
@@ -49,22 +31,22 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
         if isinstance(example, str):
             report.drop(example, record.source)
             continue
-        made.append(example)
+        rows.append(example)
         groups.append(str(column(record, group)) if group else "")
-    return made, groups
+    return rows, groups
 
 
 def read_inputs(values: Mapping[str, Any], columns: Sequence[str], kind: str, source: str) -> dict[str, Any]:
     """Read the input columns of a raw row: training, evaluation, prediction and serving all call this.
 
-    Text stays as it is, lists of sentences are joined, other values become JSON. The one column of a chat holds the
+    Text is not changed, lists of sentences are joined, other values become JSON. The one column of a chat holds the
     messages up to the answer.
 
     Args:
         values: the row; other columns are ignored.
         columns: the task's input columns; dots reach into nested JSON.
-        kind: of the task's output.
-        source: where the row is from, for errors.
+        kind: the kind of the task's output.
+        source: the file and line of the row, for errors.
 
     Raises:
         DataError: `missing-column`, or `bad-row` for a malformed conversation.
@@ -85,11 +67,7 @@ def read_row(values: Mapping[str, Any], columns: Sequence[str], kind: str, sourc
 
 
 def conversation(turns: Any, name: str, source: str) -> list[dict[str, str]]:
-    """Check a list of messages, and keep the role and content of each.
-
-    Raises:
-        DataError: `bad-row`.
-    """
+    """Check a list of messages, and keep the role and content of each; raise DataError `bad-row` if it is malformed."""
     if not isinstance(turns, list) or not all(
         isinstance(t, dict) and t.get("role") in ROLES and isinstance(t.get("content"), str) for t in turns
     ):
@@ -102,11 +80,7 @@ def conversation(turns: Any, name: str, source: str) -> list[dict[str, str]]:
 
 
 def column(record: Record, name: str) -> Any:
-    """Return the value of a column; dots go into nested JSON.
-
-    Raises:
-        DataError: there is no such column.
-    """
+    """Read a column, dots reach into nested JSON; raise DataError `missing-column` if there is none."""
     if name in record.values:
         return record.values[name]
     value: Any = record.values
@@ -119,19 +93,17 @@ def column(record: Record, name: str) -> Any:
     return value
 
 
-def _missing(record: Record, name: str, above: list[str], part: str, found: Any) -> DataError:
-    """Return the error of a column that is not there, which says how far down the record goes."""
-    from rung.errors import suggest
-
+def _missing(record: Record, name: str, above: list[str], part: str, parent_value: Any) -> DataError:
+    """Make the error of a missing column, which names the part of the dotted name that is missing."""
+    problem = f"{record.source} has no column {name!r}"
     if not above:
-        return DataError(
-            "missing-column", f"{record.source} has no column {name!r}", hint=suggest(part, list(record.values))
-        )
-    keys = list(map(str, found)) if isinstance(found, Mapping) else []
+        return DataError("missing-column", problem, hint=suggest(part, list(record.values)))
     parent = ".".join(above)
-    lacks = f"its {parent!r} has no {part!r}" if keys else f"its {parent!r} is a {type(found).__name__}, not an object"
-    hint = suggest(part, keys) if keys else f"correct the row, or read {parent!r} itself"
-    return DataError("missing-column", f"{record.source} has no column {name!r}: {lacks}", hint=hint)
+    if isinstance(parent_value, Mapping) and parent_value:
+        hint = suggest(part, list(map(str, parent_value)))
+        return DataError("missing-column", f"{problem}: its {parent!r} has no {part!r}", hint=hint)
+    problem += f": its {parent!r} is a {type(parent_value).__name__}, not an object"
+    return DataError("missing-column", problem, hint=f"correct the row, or read {parent!r} itself")
 
 
 def _row(record: Record, task: TaskSpec) -> Example | str:
@@ -145,35 +117,31 @@ def _row(record: Record, task: TaskSpec) -> Example | str:
         outputs = (NOT_IN_DOCUMENTS,)
     if not outputs:
         return "empty output"
-    return Example(example_id(inputs), inputs, outputs, record.source, _extra(record, task), spans)
-
-
-def _extra(record: Record, task: TaskSpec) -> dict[str, Any]:
-    """Return the columns that only the metric reads."""
     name = metric_column(task.metric_name, task.metric_settings)
-    return {} if name is None or name in task.inputs else {name: column(record, name)}
+    extra = {} if name is None or name in task.inputs else {name: column(record, name)}
+    return Example(example_id(inputs), inputs, outputs, record.source, extra, spans)
 
 
 def _spans(value: Any, record: Record) -> tuple[Span, ...] | None:
-    """Return the places of the answer: a list of {document, start, end}, or its JSON text; None where empty."""
+    """Read the answer's spans: a list of {document, start, end}, or its JSON text; None if the cell is empty."""
     try:
-        places = json.loads(value) if isinstance(value, str) and value.strip() else value or None
+        values = json.loads(value) if isinstance(value, str) and value.strip() else value or None
         if value == []:
-            places = []
-        spans = None if places is None else tuple(Span(p["document"], p["start"], p["end"]) for p in places)
+            values = []
+        spans = None if values is None else tuple(Span(v["document"], v["start"], v["end"]) for v in values)
         if not all(isinstance(s.document, str) and 0 <= s.start < s.end for s in spans or ()):
             raise ValueError("a span begins before it ends, in a document")
     except (ValueError, TypeError, KeyError):
         raise DataError(
             "bad-row",
-            f"{record.source}: not a list of places in documents: {str(value)[:80]}",
-            hint='write [{"document": "manual.md", "start": 120, "end": 180}]; [] where the documents do not answer it',
+            f"{record.source}: not a list of spans in documents: {str(value)[:80]}",
+            hint='write [{"document": "manual.md", "start": 120, "end": 180}]; [] if the documents do not answer it',
         ) from None
     return spans
 
 
 def text_of(value: Any) -> str:
-    """Return a value as the text that a prompt holds: sentences joined, other structures as JSON."""
+    """Write a value as the text that a prompt shows: sentences joined, other structures as JSON."""
     if isinstance(value, str):
         return value
     if value is None:
@@ -185,14 +153,14 @@ def text_of(value: Any) -> str:
 
 def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
     kind = task.output.kind
+    refusal = (task.output.refusal,) if task.output.refusal else ()  # what a row without an answer expects
     if kind == "json":
         schema = task.output.json_schema
         return _json_output(value, schema if isinstance(schema, dict) else {}, record)
     if kind == "multilabel":
         return (_label_list(value, task, record),)
     if kind == "text" and isinstance(value, list):
-        texts = tuple(item.strip() for item in value if isinstance(item, str) and item.strip())
-        return texts or _refused(task)
+        return tuple(item.strip() for item in value if isinstance(item, str) and item.strip()) or refusal
     if isinstance(value, (dict, list)):
         raise DataError(
             "bad-row",
@@ -201,73 +169,78 @@ def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
         )
     text = text_of(value)
     if not text.strip():
-        return _refused(task)
+        return refusal
     return (text,) if kind == "category" else (text.strip(),)
 
 
-def _refused(task: TaskSpec) -> tuple[str, ...]:
-    """Return what a row without an answer expects: the refusal where the task has one, else nothing."""
-    return (task.output.refusal,) if task.output.refusal else ()
-
-
 def _label_list(value: Any, task: TaskSpec, record: Record) -> str:
-    """Return labels as a canonical JSON list: each once, sorted. An empty cell is a row without labels."""
+    """Write labels as a canonical JSON list: each once, sorted. An empty cell is a row without labels."""
     if isinstance(value, str):
-        value = _split_labels(value, task.output.separator, record)
+        if value.lstrip().startswith("["):
+            hint = 'write ["one", "another"], or labels with the separator between them'
+            value = _from_json(value, record, "the list of labels", hint)
+        else:
+            value = [part.strip() for part in value.split(task.output.separator) if part.strip()]
     labels = [] if value is None else value
     if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
         raise DataError(
-            "bad-row", f"{record.source}: {task.output.column!r} is no list of labels: {str(value)[:80]!r}",
+            "bad-row", f"{record.source}: {task.output.column!r} is not a list of labels: {str(value)[:80]!r}",
             hint=f'write ["one", "another"], or "one{task.output.separator} another"; nothing for no label',
         )  # fmt: skip
     return json.dumps(sorted({label.strip() for label in labels}), ensure_ascii=False)
 
 
-def _split_labels(text: str, separator: str, record: Record) -> Any:
-    if not text.lstrip().startswith("["):
-        return [part.strip() for part in text.split(separator) if part.strip()]
+def _from_json(text: str, record: Record, what: str, hint: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(
-            "bad-json", f"{record.source}: the list of labels is not valid JSON: {error}",
-            hint='write ["one", "another"], or labels with the separator between them',
-        ) from None  # fmt: skip
+        raise DataError("bad-json", f"{record.source}: {what} is not valid JSON: {error}", hint=hint) from None
 
 
 def _json_output(value: Any, schema: Mapping[str, Any], record: Record) -> tuple[str, ...]:
-    """Return the answer as canonical JSON text: keys in the schema's order, then by name."""
+    """Write the answer as canonical JSON text: keys in the schema's order, then by name."""
     if isinstance(value, str):
         if not value.strip():
             return ()
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise DataError(
-                "bad-json",
-                f"{record.source}: the expected answer is not valid JSON: {error}",
-                hint='kind json needs one JSON value per row, such as {"total": 12.5}; for others use `kind: text`',
-            ) from None
+        hint = 'kind json needs one JSON value per row, such as {"total": 12.5}; for others use `kind: text`'
+        value = _from_json(value, record, "the expected answer", hint)
     if value is None:
         return ()
-    from rung.engines.constraints import schema_problem  # costs time, and few tasks have a schema
+    from rung.engines.constraints import schema_problem  # a slow import, and few tasks have a schema
 
     if problem := schema_problem(value, json.dumps(schema)):
         raise DataError(
             "bad-reference",
             f"{record.source}: the expected answer does not fit `output.schema`: {problem}",
-            hint="correct the row or the schema: a model held to the schema could never give this answer",
+            hint="correct the row or the schema: a model constrained to the schema cannot give this answer",
         )
     try:
         return (json.dumps(in_schema_order(value, schema), ensure_ascii=False, allow_nan=False),)
     except ValueError:
         raise DataError(
-            "bad-json", f"{record.source}: the expected answer holds NaN or Infinity, which JSON lacks", hint="use null"
+            "bad-json",
+            f"{record.source}: the expected answer contains NaN or Infinity, which JSON lacks",
+            hint="use null",
         ) from None
 
 
+def in_schema_order(value: Any, schema: Any) -> Any:
+    """Order the keys of objects as in the schema, then the others by name.
+
+    Engines that constrain text to a schema write keys in its order, so training must use the same order.
+    """
+    schema = schema if isinstance(schema, Mapping) else {}
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        keys = [key for key in known if key in value] + sorted(key for key in value if key not in known)
+        return {key: in_schema_order(value[key], known.get(key)) for key in keys}
+    if isinstance(value, list):
+        return [in_schema_order(item, schema.get("items")) for item in value]
+    return value
+
+
 def _chat(record: Record, task: TaskSpec) -> Example | str:
-    """Take the last assistant turn as the answer to those before it."""
+    """Take the last assistant turn as the answer to the turns before it."""
     name = task.inputs[0]
     turns = conversation(column(record, name), name, record.source)
     if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():

@@ -1,4 +1,4 @@
-"""Guess a task from a table, for `rung init`: which column is the answer, of what kind; and write its task file."""
+"""Guess a task from a table for `rung init`, the answer column and its kind, and write its task file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Guess:
 
 
 def guess_task(file: Path, output: str | None = None) -> Guess:
-    """Look at a sample of rows.
+    """Guess from a sample of rows.
 
     Raises:
         DataError: the file cannot be read, has one column, or has no column `output`.
@@ -56,11 +56,9 @@ def guess_task(file: Path, output: str | None = None) -> Guess:
     if output is not None and output not in columns:
         raise DataError("missing-column", f"{file} has no column {output!r}", hint=suggest(output, columns))
     answer = output or _answer_column(columns, rows)
-    values = [row.get(answer) for row in rows]
-    inputs = tuple(c for c in columns if c != answer and _is_text([row.get(c) for row in rows])) or tuple(
-        c for c in columns if c != answer
-    )
-    kind, reason = _kind(values)
+    others = tuple(c for c in columns if c != answer)
+    inputs = tuple(c for c in others if _is_text([row.get(c) for row in rows])) or others
+    kind, reason = _kind([row.get(answer) for row in rows])
     return Guess(name, inputs, answer, kind, f"{answer!r} {reason}")
 
 
@@ -69,11 +67,11 @@ def _is_chat(value: Any) -> bool:
 
 
 def _answer_column(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """Return the column with a telling name, else the one with the fewest different values, else the last."""
+    """Choose the column with a typical name, else the category with the fewest values, else the last column."""
+    by_name = {column.lower(): column for column in reversed(columns)}  # the first of equal names
     for name in ANSWER_NAMES:
-        for column in columns:
-            if column.lower() == name:
-                return column
+        if name in by_name:
+            return by_name[name]
     few = [c for c in columns if _kind([row.get(c) for row in rows])[0] == "category"]
     return min(few, key=lambda c: len({str(row.get(c)) for row in rows}), default=columns[-1])
 
@@ -83,18 +81,17 @@ def _kind(values: Sequence[Any]) -> tuple[OutputKind, str]:
         return "json", "holds JSON objects"
     if values and all(isinstance(v, list) and all(isinstance(item, str) for item in v) for v in values):
         items = [item for v in values for item in v]
-        distinct = len(set(items))
-        if items and distinct <= min(MOST_LABELS, len(items) / 2) and max(map(len, items)) <= LONGEST_LABEL:
-            return "multilabel", f"holds lists of {distinct} short values that repeat"
-    texts = [str(v) for v in values if isinstance(v, (str, int))]  # JSON may hold labels as numbers or true and false
-    distinct = len(set(texts))
-    if (
-        len(texts) == len(values)
-        and distinct <= min(MOST_LABELS, len(texts) / 2)
-        and max(map(len, texts)) <= LONGEST_LABEL
-    ):
-        return "category", f"holds {distinct} short values that repeat"
+        if items and _are_labels(items):
+            return "multilabel", f"holds lists of {len(set(items))} short values that repeat"
+    texts = [str(v) for v in values if isinstance(v, (str, int))]  # labels in JSON may be numbers or booleans
+    if len(texts) == len(values) and _are_labels(texts):
+        return "category", f"holds {len(set(texts))} short values that repeat"
     return "text", "holds free text"
+
+
+def _are_labels(texts: Sequence[str]) -> bool:
+    few = len(set(texts)) <= min(MOST_LABELS, len(texts) / 2)
+    return few and max(map(len, texts)) <= LONGEST_LABEL
 
 
 def _is_object(text: str) -> bool:
@@ -107,7 +104,7 @@ def _is_object(text: str) -> bool:
 
 
 def _is_text(values: Sequence[Any]) -> bool:
-    """Say whether a column looks like something to read: not ids or numbers."""
+    """Say whether a column looks like text, not ids or numbers."""
     texts = [v for v in values if isinstance(v, (str, list))]
     if len(texts) < len(values) / 2:
         return False
@@ -121,7 +118,7 @@ def task_schema() -> str:
 
 
 def task_text(guess: Guess, data: Path, folder: Path) -> str:
-    """Write a commented task file that lies in `folder`, from what was guessed of `data`."""
+    """Write a commented task file for `folder` from a guess about `data`."""
     path = str(data.relative_to(folder)) if data.is_relative_to(folder) else str(data)
     quoted = partial(json.dumps, ensure_ascii=False)  # JSON strings are YAML strings
     instruction = {

@@ -1,4 +1,4 @@
-"""The kinds of output that a task may have, and what the layers below `evaluation` need to know of metrics."""
+"""The kinds of output of a task, and the facts about metrics that layers below `evaluation` need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 OutputKind = Literal["text", "category", "multilabel", "json", "chat", "ranking"]
 
-# The metric of a task that names none.
+# The metric of a task that does not name one.
 DEFAULT_METRICS: dict[OutputKind, str] = {
     "category": "accuracy",
     "multilabel": "labels_f1",

@@ -1,4 +1,4 @@
-"""From a task file to its three splits, once, the same way every time."""
+"""Load a task's data: read the rows, check them, cut the three splits, and report on them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,20 @@ from rung.data.sources import HUB, read_rows, read_text
 from rung.data.spec import TaskSpec
 from rung.errors import DataError, suggest
 
-# --------------------
-# Plain text to adapt a model to a domain: the documents of `data.text`, and what of it the rows to measure on hold.
+SPLITS = ("train", "validation", "test")
+FEW_ROWS = 30
 
+# ---- plain text of a domain, and evaluation rows that occur in it
 
 PLAIN = (".txt", ".md")
-WINDOW = 13  # words in a row that tell a copy (Brown et al. 2020, https://arxiv.org/abs/2005.14165, appendix C)
-FEWEST = 5  # words of a shorter row that tell one; fewer are said by chance
+WINDOW = (
+    13  # equal words in sequence that show a copy (Brown et al. 2020, https://arxiv.org/abs/2005.14165, appendix C)
+)
+FEWEST = 5  # a text with fewer words may occur by chance
 
 
 def read_documents(task: TaskSpec, report: SplitReport) -> tuple[Document, ...]:
-    """Read the files of `data.text`: a .txt or .md file is one document, of a table each row is one.
+    """Read the files of `data.text`: each .txt or .md file and each row of a table is one document.
 
     Empty and repeated documents are dropped and counted in `report`.
 
@@ -60,7 +63,9 @@ def read_documents(task: TaskSpec, report: SplitReport) -> tuple[Document, ...]:
                 kept[document.text] = document
     report.kept = len(kept)
     if names and not kept:
-        raise DataError("too-few-rows", f"{', '.join(names)} holds no text", hint="leave out `data.text`, or add text")
+        raise DataError(
+            "too-few-rows", f"{', '.join(names)} contains no text", hint="leave out `data.text`, or add text"
+        )
     return tuple(kept.values())
 
 
@@ -76,33 +81,32 @@ def _documents(name: str, task: TaskSpec) -> Iterator[Document]:
 
 
 def found_in(documents: Sequence[Document], rows: Sequence[Example]) -> list[tuple[Example, Document]]:
-    """Return the rows that stand in the documents, each with the first document that holds it.
+    """Find the rows that occur in the documents, each with the first document that contains it.
 
-    A row does if 13 words in a row of one of its inputs or answers do, or all the words of a shorter one. Case and
-    spaces do not matter; what has fewer than 5 words is not looked for.
+    A row occurs if 13 words in sequence of one of its inputs or answers do, or all words of a shorter one. Case and
+    spaces do not matter; texts with fewer than 5 words are ignored.
     """
     wanted: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, row in enumerate(rows):
         for text in (*_texts(row.inputs), *row.outputs):
             words = normal(text).split()
             for first in range(max(1, len(words) - WINDOW + 1) if len(words) >= FEWEST else 0):
-                some = words[first : first + WINDOW]
-                wanted[some[0], some[1]][" ".join(some)].append(number)
-    found: dict[int, Document] = {}
+                window = words[first : first + WINDOW]
+                wanted[window[0], window[1]][" ".join(window)].append(number)
+    owners: dict[int, Document] = {}
     for document in documents:
         words = normal(document.text).split()
         for first, pair in enumerate(pairwise(words)):
             if pair in wanted:
                 here = " ".join(words[first : first + WINDOW])
-                for some, numbers in wanted[pair].items():
-                    if here == some or here.startswith(some + " "):
+                for phrase, numbers in wanted[pair].items():
+                    if here == phrase or here.startswith(phrase + " "):
                         for number in numbers:
-                            found.setdefault(number, document)
-    return [(rows[number], found[number]) for number in sorted(found)]
+                            owners.setdefault(number, document)
+    return [(rows[number], owners[number]) for number in sorted(owners)]
 
 
 def _texts(value: Any) -> Iterable[str]:
-    """Return every text inside the inputs of a row."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
@@ -110,29 +114,30 @@ def _texts(value: Any) -> Iterable[str]:
     return [text for inner in value for text in _texts(inner)] if isinstance(value, list) else []
 
 
-SPLITS = ("train", "validation", "test")
-FEW_ROWS = 30
+# ---- rows
 
 
 def load_data(task: TaskSpec) -> Data:
     """Read, check, split and limit the rows of a task.
 
-    Splits that have no file are cut from the training file by a hash of the input (or of the group column), so a row's
-    split never depends on other rows, and equal inputs never stand on both sides.
+    Splits without a file are cut from the training file by a hash of the input (or of the group column), so a row's
+    split never depends on other rows, and equal inputs are never in two splits.
 
     Raises:
         DataError: rows are wrong; the message names file and line.
     """
     report = DataReport()
-    splits = _read(task, report)
-    splits = _without_duplicates(task, splits, report)
+    splits = _without_duplicates(task, _read(task, report), report)
     labels = _labels(task, splits)
     splits = {name: _limited(task, name, rows, report) for name, rows in splits.items()}
     for name, rows in splits.items():
         report.splits[name].kept = len(rows)
         report.measure(name, rows, kind=task.output.kind)
     _warn(labels, splits, report)
-    _note_detectable(task, splits, report)
+    if task.output.kind in (*LABELLED, "json"):  # their usual scores are 0 or 1
+        for name in SPLITS[1:]:
+            if splits[name]:
+                report.detectable[name] = detectable_difference(len(splits[name]), DISCORDANCE)
     content: list[Any] = [[name, [_content(e) for e in splits[name]]] for name in SPLITS]
     text = _text(task, splits, report)
     if text:
@@ -142,12 +147,12 @@ def load_data(task: TaskSpec) -> Data:
 
 
 def _content(row: Example) -> list[Any]:
-    """Return what of a row the data's fingerprint covers."""
+    """Select the values of a row that the data's fingerprint covers."""
     return [row.id, *row.outputs, *([] if row.spans is None else [[asdict(span) for span in row.spans]])]
 
 
 def _read(task: TaskSpec, report: DataReport) -> dict[str, list[Example]]:
-    """Read the given files; cut what is not given from the training rows."""
+    """Read the given files, and cut the other splits from the training rows."""
     source = task.data
     files = {"train": [source.train] if isinstance(source.train, str) else source.train}
     files |= {name: [file] for name in SPLITS[1:] if (file := getattr(source, name)) is not None}
@@ -157,22 +162,22 @@ def _read(task: TaskSpec, report: DataReport) -> dict[str, list[Example]]:
         part = report.splits[name] = SplitReport()
         for file in names:
             path = file if file.startswith(HUB) else task.folder / Path(file).expanduser()
-            made, of_group = examples(read_rows(path, encoding=source.encoding), task, part)
-            splits[name] += made
+            rows, row_groups = examples(read_rows(path, encoding=source.encoding), task, part)
+            splits[name] += rows
             if name == "train":
-                groups += of_group
+                groups += row_groups
         if part.read == 0:
             raise DataError("too-few-rows", f"{', '.join(names)} has no rows", hint="write at least one row")
     cut = [name for name in ("test", "validation") if name not in files]
     shares = {name: getattr(source.split, name) for name in cut}
     kept = []
     for example, group in zip(splits["train"], groups, strict=True):
-        place = place_of(f"{source.split.seed}/{group or example.id}")
+        position = place_of(f"{source.split.seed}/{group or example.id}")
         for name, share in shares.items():
-            if place < share:
+            if position < share:
                 splits[name].append(example)
                 break
-            place -= share
+            position -= share
         else:
             kept.append(example)
     splits["train"] = kept
@@ -186,7 +191,7 @@ def _read(task: TaskSpec, report: DataReport) -> dict[str, list[Example]]:
 def _without_duplicates(
     task: TaskSpec, splits: dict[str, list[Example]], report: DataReport
 ) -> dict[str, list[Example]]:
-    """Drop repeated rows within a split; inputs that stand in two splits are an error, or leave the earlier one."""
+    """Drop repeated rows within a split; inputs in two splits are an error, or dropped from the earlier split."""
     result: dict[str, list[Example]] = {}
     owner: dict[str, tuple[str, Example]] = {}
     crossing: list[str] = []
@@ -223,7 +228,7 @@ def _without_duplicates(
 
 
 def _labels(task: TaskSpec, splits: dict[str, list[Example]]) -> tuple[str, ...]:
-    """Return the sorted label set and check every row's label, and the task file's descriptions, against it."""
+    """Collect the sorted label set, and check the rows' labels and the task file's descriptions against it."""
     if task.output.kind not in LABELLED:
         return ()
     first = _label_sources(splits, task.output.kind)
@@ -232,14 +237,13 @@ def _labels(task: TaskSpec, splits: dict[str, list[Example]]) -> tuple[str, ...]
     for label, source in {**described, **first}.items():
         if label not in allowed:
             of = "`output.labels`" if task.output.labels else "those of the rows"
-            raise DataError(
-                "unknown-label", f"{source}: the label {label!r} is not among {of}", hint=suggest(label, allowed)
-            )
+            problem = f"{source}: the label {label!r} is not among {of}"
+            raise DataError("unknown-label", problem, hint=suggest(label, allowed))
     return tuple(sorted(allowed))
 
 
 def _label_sources(splits: dict[str, list[Example]], kind: str) -> dict[str, str]:
-    """Return every label of the rows with the place where it stands first; refuse two spellings and a single label."""
+    """Find the first row of every label; refuse two spellings of a label, and a single label."""
     first: dict[str, str] = {}
     spelled: dict[str, str] = {}
     for name in SPLITS:
@@ -247,18 +251,13 @@ def _label_sources(splits: dict[str, list[Example]], kind: str) -> dict[str, str
             first.setdefault(label, example.source)
             other = spelled.setdefault(" ".join(label.lower().split()), label)
             if other != label:
-                raise DataError(
-                    "label-spelling",
-                    f"the labels {other!r} ({first[other]}) and {label!r} ({example.source}) "
-                    "differ in case or spaces only",
-                    hint="write both the same way",
-                )
+                both = f"{other!r} ({first[other]}) and {label!r} ({example.source})"
+                problem = f"the labels {both} differ in case or spaces only"
+                raise DataError("label-spelling", problem, hint="write both the same way")
     if len(first) < 2:
-        found = ", ".join(f"{source}: every row's label is {label!r}" for label, source in first.items())
-        found = found or "no row has a label"
-        raise DataError(
-            "one-label", found, hint="a choice needs two labels: check `output.column`, or add rows with another label"
-        )
+        problem = ", ".join(f"{source}: every row's label is {label!r}" for label, source in first.items())
+        hint = "a choice needs two labels: check `output.column`, or add rows with another label"
+        raise DataError("one-label", problem or "no row has a label", hint=hint)
     return first
 
 
@@ -274,8 +273,7 @@ def _limited(task: TaskSpec, name: str, rows: list[Example], report: DataReport)
                 kept.discard(id(row))
     limit = getattr(task.data, f"{name}_rows")
     if limit is not None:
-        still = [row for row in ordered if id(row) in kept]
-        kept = {id(row) for row in still[:limit]}
+        kept = {id(row) for row in [row for row in ordered if id(row) in kept][:limit]}
     for row in rows:
         if id(row) not in kept:
             report.splits[name].drop("over the limit", row.source)
@@ -283,7 +281,7 @@ def _limited(task: TaskSpec, name: str, rows: list[Example], report: DataReport)
 
 
 def _text(task: TaskSpec, splits: dict[str, list[Example]], report: DataReport) -> tuple[Document, ...]:
-    """Read the plain text, and warn of rows to measure on that stand in it."""
+    """Read the plain text, and warn of evaluation rows that occur in it."""
     if task.data.text is None:
         return ()
     part = SplitReport()
@@ -291,17 +289,17 @@ def _text(task: TaskSpec, splits: dict[str, list[Example]], report: DataReport) 
     report.splits["text"] = part
     report.measure_text(documents)
     for name in SPLITS[1:]:
-        if found := found_in(documents, splits[name]):
-            row, document = found[0]
+        if leaked := found_in(documents, splits[name]):
+            row, document = leaked[0]
             report.warnings.append(
-                f"{len(found):,} of {len(splits[name]):,} {name} rows stand in the text of `data.text`, such as "
+                f"{len(leaked):,} of {len(splits[name]):,} {name} rows occur in the text of `data.text`, such as "
                 f"{row.source} in {document.source}: a model adapted to it has read them"
             )
     return documents
 
 
 def _warn(labels: Sequence[str], splits: dict[str, list[Example]], report: DataReport) -> None:
-    """Note what a careful reader would ask about."""
+    """Warn of labels without training rows, and of splits with few rows."""
     unseen = [label for label in labels if label not in report.labels["train"]]
     if unseen:
         report.warnings.append(
@@ -316,29 +314,14 @@ def _warn(labels: Sequence[str], splits: dict[str, list[Example]], report: DataR
             report.warnings.append(f"{name} has only {rows} rows: differences will be hard to tell from chance")
 
 
-def _note_detectable(task: TaskSpec, splits: dict[str, list[Example]], report: DataReport) -> None:
-    """Say how large a difference the splits can show, for kinds whose usual scores are 0 or 1."""
-    if task.output.kind not in (*LABELLED, "json"):
-        return
-    for name in SPLITS[1:]:
-        if splits[name]:
-            report.detectable[name] = detectable_difference(len(splits[name]), DISCORDANCE)
-
-
 def detectable_difference(n: int, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
     """Find the smallest true difference that a two-sided paired test of 0/1 scores detects with the given power.
 
     Connor, Sample size for testing differences in proportions for the paired-sample design, Biometrics 43 (1987):
     sqrt(n) d = z_alpha sqrt(discordance) + z_power sqrt(discordance - d^2), squared and solved for d.
 
-    Args:
-        n: number of rows.
-        discordance: share of rows on which the two scores disagree; no difference can exceed it.
-        power: probability of detecting the difference.
-        alpha: level of the test.
-
-    Returns:
-        The difference, or None where even the largest possible one is not detected.
+    `n` is the number of rows, `discordance` the share of rows on which the two scores disagree, which no difference can
+    exceed. The result is None if even the largest possible difference is not detected.
     """
     z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
     inside = n + z_power**2 - z_alpha**2

@@ -1,4 +1,4 @@
-"""Rows of a task as typed values."""
+"""The rows of a task as typed values, and the report of what was read, kept and dropped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row as it stands in a file: its values by column, and `file:line`."""
+    """One row of a file: its values by column, and `file:line`."""
 
     values: dict[str, Any]
     source: str
@@ -26,7 +26,7 @@ NOT_IN_DOCUMENTS = "The documents do not say."  # the answer to a question that 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a part of an answer stands: a document of the corpus, and characters `start` to `end` of its text."""
+    """The location of a part of an answer: a document of the corpus, and characters `start` to `end` of its text."""
 
     document: str
     start: int
@@ -43,7 +43,7 @@ class Example:
         outputs: acceptable answers: exactly one for category, multilabel (a JSON list) and json, one or more for text.
         source: `file:line`, for errors and reports.
         extra: columns that only the metric reads.
-        spans: where the answer stands in the corpus; empty where it stands nowhere, None where that is not known.
+        spans: the answer's locations in the corpus; empty if it is not in the corpus, None if that is unknown.
     """
 
     id: str
@@ -64,10 +64,15 @@ class Document:
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits, the sorted label set (empty unless the task is a category), and the data report.
+    """The rows of a task.
 
-    `folder` is the task file's, where a metric of the user's own is looked for; `text` are the documents of
-    `data.text`, to adapt a model to the domain.
+    Attributes:
+        train, validation, test: the three splits.
+        labels: the sorted label set; empty unless the task answers with labels.
+        report: what was read, kept and dropped.
+        fingerprint: a hash of all rows and documents.
+        folder: the task file's folder, which may hold the user's metric.
+        text: the documents of `data.text`, to adapt a model to the domain.
     """
 
     train: tuple[Example, ...]
@@ -81,24 +86,24 @@ class Data:
 
 
 def example_id(inputs: Mapping[str, Any]) -> str:
-    """Return the hash of the inputs, normalized (Unicode NFC, lower case, single spaces), as 16 hex digits."""
+    """Hash the inputs, normalized (Unicode NFC, lower case, single spaces), to 16 hex digits."""
     return hash_of([normal(value) for value in inputs.values()])
 
 
 def hash_of(value: Any, digits: int = 16) -> str:
-    """Return the first hex digits (at most 64) of the sha256 of a JSON value."""
+    """Hash a JSON value to the first hex digits (at most 64) of its sha256."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True)
-    # JSON from a client may hold lone surrogates, which UTF-8 proper cannot.
+    # JSON from a client may contain lone surrogates, which strict UTF-8 rejects.
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:digits]
 
 
 def place_of(value: Any) -> float:
-    """Return a place in [0, 1) that the hash of a JSON value gives: shares of rows are cut by it."""
+    """Hash a JSON value to a number in [0, 1), by which shares of rows are cut."""
     return int(hash_of(value), 16) / 16**16
 
 
 def normal(value: Any) -> Any:
-    """Return text in Unicode NFC, lower case, with single spaces, also inside messages; other values as they are."""
+    """Normalize text, also inside messages, to Unicode NFC, lower case and single spaces."""
     if isinstance(value, str):
         return " ".join(unicodedata.normalize("NFC", value).lower().split())
     if isinstance(value, Mapping):
@@ -108,32 +113,26 @@ def normal(value: Any) -> Any:
     return value
 
 
-# --------------------
-# The labels in an expected answer, for the kinds that answer with labels.
-
-
-LABELLED = ("category", "multilabel")
+LABELLED = ("category", "multilabel")  # the kinds that answer with labels
 
 
 def labels_of(output: str, kind: str) -> tuple[str, ...]:
-    """Return the labels in an expected answer: itself for a category, those of the list for multilabel."""
+    """List the labels of an expected answer: the answer itself for category, its items for multilabel."""
     if kind == "multilabel":
         return tuple(json.loads(output))
     return (output,) if kind == "category" else ()
 
 
-# --------------------
-# The data report: what was read, kept and dropped, and why. Nothing is left out silently.
+# ---- the data report
 
-
-SHOWN = 5  # places named per reason
-RARE = 5  # a label with fewer training rows is named
+SHOWN = 5  # rows named per reason
+RARE = 5  # labels with fewer training rows are named
 DISCORDANCE = 0.2  # share of rows on which two artifacts are assumed to disagree, for the detectable difference
 
 
 @dataclass
 class SplitReport:
-    """One split: rows read and kept, and for every reason the rows dropped."""
+    """One split: rows read and kept, and the sources of the rows dropped, by reason."""
 
     read: int = 0
     kept: int = 0
@@ -146,16 +145,16 @@ class SplitReport:
 
 @dataclass
 class DataReport:
-    """What the rows are.
+    """Counts and lengths of the rows, and warnings.
 
     Attributes:
-        splits: rows read, kept and dropped; a split cut from the training file counts its rows as its own. Under
-            `text`, where the task has plain text, its documents.
+        splits: rows read, kept and dropped; rows cut from the training file count in their new split. Under `text`, the
+            documents of a task with plain text.
         labels: rows per label of each split, most frequent first; empty unless the task answers with labels.
-        lengths: spread (min, median, p95, max) of `train input`, `train output`, ...
-        detectable: per split, the smallest true difference of a 0/1 score that a paired test finds in 4 of 5 cases,
-            where two artifacts disagree on a fifth of the rows; None where there are too few rows for any.
-        warnings: what a careful reader would ask about.
+        lengths: min, median, p95 and max of `train input`, `train output`, ...
+        detectable: per split, the smallest true difference of a 0/1 score that a paired test finds in 4 of 5 cases, if
+            two artifacts disagree on a fifth of the rows; None if there are too few rows to find any.
+        warnings: likely problems of the data.
     """
 
     splits: dict[str, SplitReport] = field(default_factory=dict)
@@ -165,10 +164,10 @@ class DataReport:
     warnings: list[str] = field(default_factory=list)
 
     def measure(self, split: str, rows: Sequence[Example], *, kind: str, count: Callable[[str], int] = len) -> None:
-        """Add label counts and lengths (characters, or tokens where `count` counts them) of a split."""
+        """Add the label counts and lengths of a split; `count` gives the length of a text, by default in characters."""
         if kind in LABELLED:
-            found = Counter(label for row in rows for label in labels_of(row.outputs[0], kind))
-            self.labels[split] = dict(found.most_common())
+            counts = Counter(label for row in rows for label in labels_of(row.outputs[0], kind))
+            self.labels[split] = dict(counts.most_common())
         for part, texts in (
             ("input", [" ".join(str(v) for v in row.inputs.values()) for row in rows]),
             ("output", [row.outputs[0] for row in rows]),
@@ -177,38 +176,29 @@ class DataReport:
                 self.lengths[f"{split} {part}"] = _spread([count(text) for text in texts])
 
     def measure_text(self, documents: Sequence[Document], *, count: Callable[[str], int] = len) -> None:
-        """Add the lengths (characters, or tokens where `count` counts them) of the documents."""
+        """Add the lengths of the documents; see `measure`."""
         self.lengths["text input"] = _spread([count(document.text) for document in documents])
 
     def rare(self) -> list[str]:
-        """Return the labels with few training rows, rarest first, as `label (rows)`."""
+        """List the labels with few training rows, rarest first, as `label (rows)`."""
         few = [(rows, label) for label, rows in self.labels.get("train", {}).items() if rows < RARE]
         return [f"{label} ({rows})" for rows, label in sorted(few)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "splits": {
-                name: {
-                    "read": split.read,
-                    "kept": split.kept,
-                    "dropped": {reason: len(sources) for reason, sources in split.dropped.items()},
-                    "dropped_at": {reason: sources[:SHOWN] for reason, sources in split.dropped.items()},
-                }
-                for name, split in self.splits.items()
-            },
-            "labels": self.labels,
-            "lengths": self.lengths,
-            "detectable": self.detectable,
-            "warnings": self.warnings,
+        """Give the report as JSON values."""
+        splits = {
+            name: {
+                "read": split.read,
+                "kept": split.kept,
+                "dropped": {reason: len(sources) for reason, sources in split.dropped.items()},
+                "dropped_at": {reason: sources[:SHOWN] for reason, sources in split.dropped.items()},
+            }
+            for name, split in self.splits.items()
         }
+        return {**vars(self), "splits": splits}
 
 
 def _spread(lengths: Sequence[int]) -> dict[str, float]:
     ordered = sorted(lengths)
-    return {
-        "min": ordered[0],
-        "median": statistics.median(ordered),
-        "p95": ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))],
-        "max": ordered[-1],
-    }
+    p95 = ordered[round(0.95 * (len(ordered) - 1))]
+    return {"min": ordered[0], "median": statistics.median(ordered), "p95": p95, "max": ordered[-1]}

@@ -1,4 +1,4 @@
-"""Read rows from CSV, TSV, JSON, JSONL, Parquet or a Hub data set, each with the file and line it stands in."""
+"""Read rows from CSV, TSV, JSON, JSONL, Parquet or a Hub data set, each with its file and line."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ HOW = {
     ),
     ".json": 'write a list of objects, such as [{"text": "...", "label": "..."}]',
 }
-UTF16 = (b"\xff\xfe", b"\xfe\xff")  # how files begin that Windows programs call "Unicode"
-MAX_CELL = 10_000_000  # characters in one CSV field; the library's own limit of 131,072 is below a long document
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of files that Windows programs call "Unicode"
+MAX_CELL = 10_000_000  # characters in one CSV field; the library's default of 131,072 is too small for long documents
 
 
 def read_rows(source: str | Path, *, encoding: str = "utf-8") -> Iterator[Record]:
@@ -37,18 +37,15 @@ def read_rows(source: str | Path, *, encoding: str = "utf-8") -> Iterator[Record
     path = Path(source)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise DataError(
-            "unreadable-file",
-            f"{path}: files of kind {path.suffix or '(none)'} are not read",
-            hint=f"use one of {', '.join(READERS)}",
-        )
+        problem = f"{path}: files of kind {path.suffix or '(none)'} are not read"
+        raise DataError("unreadable-file", problem, hint=f"use one of {', '.join(READERS)}")
     if not path.is_file():
         raise DataError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
     return reader(path, encoding)
 
 
 def _lines(path: Path, encoding: str, newline: str) -> Iterator[str]:
-    """Yield the lines of a file with their ends, holding one at a time; a beginning byte-order mark is left out."""
+    """Yield the lines of a file with their line ends, without a byte-order mark, one in memory at a time."""
     blank = True
     try:
         with path.open(encoding=encoding, newline=newline) as file:
@@ -57,7 +54,7 @@ def _lines(path: Path, encoding: str, newline: str) -> Iterator[str]:
                 blank = blank and not text.strip()
                 yield text
     except (OSError, UnicodeDecodeError):
-        read_text(path, encoding)  # raises the same, with the place
+        read_text(path, encoding)  # raises the same error with its line
         raise
     if blank:
         raise _empty(path)
@@ -69,7 +66,7 @@ def _empty(path: Path) -> DataError:
 
 
 def read_text(path: Path, encoding: str) -> str:
-    """Return the whole text of a file.
+    """Read the whole text of a file.
 
     Raises:
         DataError: the file cannot be read, is empty, or not in the encoding.
@@ -99,22 +96,25 @@ def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
     def read(path: Path, encoding: str) -> Iterator[Record]:
         csv.field_size_limit(MAX_CELL)
         rows = csv.reader(_lines(path, encoding, newline=""), delimiter=separator, strict=True)
-        line = 1  # where the record begins; the reader's own count is where it ends
+        line = 1  # where the record begins; `rows.line_num` is where it ends
         try:
             header = next((row for row in rows if any(cell.strip() for cell in row)), None)
             if header is None:
                 raise _empty(path)
-            _check_header(header, path)
+            twice = next((name for name in header if header.count(name) > 1), None)
+            if twice is not None:
+                problem = f"the column {twice!r} is in the header twice"
+                raise DataError("duplicate-name", problem, where=Location(str(path), 1))
             line = rows.line_num + 1
             for row in rows:
+                if row and len(row) != len(header):
+                    raise DataError(
+                        "bad-csv",
+                        f"{len(row)} fields where the header has {len(header)}",
+                        where=Location(str(path), line),
+                        hint='put a field that contains the separator or a line break in quotes: "a, b"',
+                    )
                 if row:
-                    if len(row) != len(header):
-                        raise DataError(
-                            "bad-csv",
-                            f"{len(row)} fields where the header has {len(header)}",
-                            where=Location(str(path), line),
-                            hint='a field that holds the separator or a line break must stand in quotes: "a, b"',
-                        )
                     yield Record(dict(zip(header, row, strict=True)), f"{path.name}:{line}")
                 line = rows.line_num + 1
         except csv.Error as error:
@@ -128,14 +128,6 @@ def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
     return read
 
 
-def _check_header(header: list[str], path: Path) -> None:
-    for column in header:
-        if header.count(column) > 1:
-            raise DataError(
-                "duplicate-name", f"the column {column!r} stands twice in the header", where=Location(str(path), 1)
-            )
-
-
 def _jsonl(path: Path, encoding: str) -> Iterator[Record]:
     for number, line in enumerate(_lines(path, encoding, newline="\n"), start=1):
         if line.strip():
@@ -146,15 +138,13 @@ def _parsed(text: str, path: Path, line: int) -> Any:
     """Parse JSON text that begins in `line`."""
     try:
         value = json.loads(text)
-        if "\\ud" in text.lower():  # half of a surrogate pair parses, but is no text that can be encoded
+        if "\\ud" in text.lower():  # half of a surrogate pair parses, but cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        where = Location(str(path), line + error.lineno - 1, error.colno)
-        raise DataError(
-            "bad-json", f"not valid JSON: {error.msg}", where=where, hint=HOW.get(path.suffix.lower(), "")
-        ) from None
+        where, hint = Location(str(path), line + error.lineno - 1, error.colno), HOW.get(path.suffix.lower(), "")
+        raise DataError("bad-json", f"not valid JSON: {error.msg}", where=where, hint=hint) from None
     except (UnicodeEncodeError, RecursionError) as error:
-        problem = "nested too deep" if isinstance(error, RecursionError) else "half of a surrogate pair (\\ud800...)"
+        problem = "nested too deeply" if isinstance(error, RecursionError) else "half of a surrogate pair (\\ud800...)"
         raise DataError("bad-json", f"not usable JSON: {problem}", where=Location(str(path), line)) from None
     return value
 
@@ -172,7 +162,7 @@ def _json(path: Path, encoding: str) -> Iterator[Record]:
     text = read_text(path, encoding)
     if not isinstance(_parsed(text, path, 1), list):
         raise DataError("bad-json", f"{path}: a JSON file of rows is a list of objects", hint="or use JSON lines")
-    # The text is known to be a valid list: walk it once more, item by item, to know in which line each begins.
+    # The text is a valid list: decode it again item by item to find the line of each.
     decoder = json.JSONDecoder()
     position, line = text.index("[") + 1, text.count("\n", 0, text.index("[")) + 1
     while (begin := _GAP.match(text, position).end()) and text[begin] != "]":  # type: ignore[union-attr]
@@ -188,11 +178,9 @@ def _parquet(path: Path, encoding: str) -> Iterator[Record]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     try:
-        number = 0
-        for batch in ParquetFile(path).iter_batches():
-            for values in batch.to_pylist():
-                number += 1
-                yield Record(values, f"{path.name}:{number}")
+        batches = ParquetFile(path).iter_batches()
+        for number, values in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+            yield Record(values, f"{path.name}:{number}")
     except ArrowException as error:
         raise DataError("unreadable-file", f"{path}: {error}") from error
 

@@ -1,8 +1,8 @@
-"""Answers as a table: the JSON lines that `predict_file` writes become CSV or Parquet, one column a field.
+"""Write answers as a table: the JSON lines of `predict_file` become CSV or Parquet, with one column per field.
 
-A record's keys become columns in the order of the JSON Schema, then as they appear; other answers stand in `output`.
-A value inside a cell that is no single value (a list, an object) is written as JSON. In Parquet a column whose values
-are all whole numbers, all numbers or all true and false is of that type, any other is text.
+A record's keys become columns in the order of the JSON Schema, then as they appear; other answers go to the column
+`output`. A list or an object in a cell is written as JSON. In Parquet, a column of only integers, numbers or booleans
+has that type; any other is text.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from rung.errors import needed_by
 
 TABLES = (".csv", ".parquet")
 BATCH = 1000  # rows written to Parquet together
-_KEPT = ("row", "confidence")  # columns of every table, around those of the answer
+_KEPT = ("row", "confidence")  # the first and the last column of every table
 
 
 def lines_file(out: Path) -> Path:
-    """Return where the answers of a table are gathered until all are there."""
+    """Name the file that collects the answers of a table until all are written."""
     return out.with_name(out.name + ".jsonl")
 
 
 def write_table(lines: Path, out: Path, *, records: bool, schema: str | None = None) -> None:
-    """Turn answered JSON lines into the table `out`, which appears only when it is whole.
+    """Turn answered JSON lines into the table `out`, which appears only when it is complete.
 
     Args:
-        lines: what `rung.artifact.predict_file.predict_file` wrote.
+        lines: the file that `rung.artifact.predict_file.predict_file` wrote.
         out: a .csv or .parquet file.
-        records: the answers are JSON objects.
+        records: whether the answers are JSON objects.
         schema: their JSON Schema (JSON text), if there is one.
 
     Raises:
-        MachineError: Parquet is asked for, and pyarrow is not installed.
+        MachineError: pyarrow, which Parquet needs, is not installed.
     """
-    types: dict[str, str] = dict.fromkeys(_properties(schema), "")
+    properties = json.loads(schema).get("properties") if schema else None
+    types: dict[str, str] = dict.fromkeys(properties if isinstance(properties, Mapping) else (), "")
     for row in _rows(lines, records=records):
         for name, value in row.items():
             types[name] = _common(types.get(name, ""), value)
@@ -57,24 +58,19 @@ def write_table(lines: Path, out: Path, *, records: bool, schema: str | None = N
     os.replace(scratch, out)  # noqa: PTH105
 
 
-def _properties(schema: str | None) -> list[str]:
-    properties = json.loads(schema).get("properties") if schema else None
-    return list(properties) if isinstance(properties, Mapping) else []
-
-
 def _rows(lines: Path, *, records: bool) -> Iterator[dict[str, Any]]:
     with lines.open(encoding="utf-8") as file:
         for line in file:
             answer = json.loads(line)
             row = {name: answer[name] for name in _KEPT}
             record = _record(answer["output"]) if records else None
-            # A record's own `row` must not hide where the row came from.
+            # A record's field `row` must not replace the source of the row.
             fields = {"output": answer["output"]} if record is None else record
             yield {**{f"{name}_" if name in _KEPT else name: value for name, value in fields.items()}, **row}
 
 
 def _record(text: str) -> dict[str, Any] | None:
-    """Return a record; None for an answer that was cut before it ended, or is none. It then stands in `output`."""
+    """Parse a record; None for an answer that is incomplete or not an object, which goes to `output`."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -83,19 +79,17 @@ def _record(text: str) -> dict[str, Any] | None:
 
 
 def _common(known: str, value: Any) -> str:
-    """Return the type of a column whose values so far are of type `known`: "", bool, int, float or text."""
+    """Widen the type of a column, "", bool, int, float or text, to include a value."""
     if value is None:
         return known
-    own = type(value).__name__ if isinstance(value, bool | int | float) else "text"
-    if known in ("", own):
-        return own
-    return "float" if {known, own} == {"int", "float"} else "text"
+    new = type(value).__name__ if isinstance(value, bool | int | float) else "text"
+    if known in ("", new):
+        return new
+    return "float" if {known, new} == {"int", "float"} else "text"
 
 
 def _cell(value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _write_parquet(file: Path, names: list[str], types: Mapping[str, str], rows: Iterator[dict[str, Any]]) -> None:
