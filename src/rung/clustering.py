@@ -61,13 +61,9 @@ def group(
 ) -> Grouping:  # fmt: skip
     """Group unit vectors, shape [rows, dimension].
 
-    Args:
-        vectors: one per row.
-        k: number of clusters for k-means; None chooses the number with the best silhouette.
-        method: `kmeans`, or `hdbscan` (Campello et al. 2013), which finds the number itself and leaves rows out.
-        min_cluster_size: for HDBSCAN, in rows.
-        seed: of k-means' starts and of the silhouette's sample.
-        progress: updated with every number of clusters.
+    k-means makes k clusters, or the number with the best silhouette. HDBSCAN (Campello et al. 2013) finds the number
+    itself and leaves rows out; its `min_cluster_size` is in rows. `seed` is that of k-means' starts and of the
+    silhouette's sample.
 
     Raises:
         ConfigError: `bad-option`: there are fewer different rows than clusters, or `k` is given to HDBSCAN.
@@ -173,13 +169,7 @@ def question(texts: Sequence[str]) -> Messages:
 
 
 def names(engine: Engine, clusters: Sequence[Sequence[str]], *, progress: Progress = QUIET) -> list[str]:
-    """Name each cluster in one to five words; equal names are told apart by a number.
-
-    Args:
-        engine: runs the model that names.
-        clusters: the central texts of each cluster.
-        progress: updated with every name.
-    """
+    """Name each cluster by its central texts, in one to five words; a number distinguishes equal names."""
     constraint = Constraint("regex", WORDS)
     requests = [GenerateRequest(question(texts), Sampling(max_tokens=64), constraint) for texts in clusters]
     unique: list[str] = []

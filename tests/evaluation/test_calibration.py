@@ -15,9 +15,9 @@ from rung.evaluation.calibration import (
     fit_each,
     fit_temperature,
     isotonic,
+    reaching,
     reliability,
     selective,
-    threshold_for,
 )
 
 
@@ -180,9 +180,9 @@ def test_decisions_by_hand():
 def test_coverage_by_hand():
     probs, right = [0.9, 0.8, 0.8, 0.4], [1, 0, 1, 0]
     assert coverage_curve(probs, right) == [(0.9, 0.25, 1.0), (0.8, 0.75, pytest.approx(2 / 3)), (0.4, 1.0, 0.5)]
-    assert threshold_for(probs, right, 0.6) == 0.8
-    assert threshold_for(probs, right, 1.0) == 0.9
-    assert threshold_for([0.5], [0], 0.5) is None
+    assert reaching(coverage_curve(probs, right), 0.6) == {"threshold": 0.8, "coverage": 0.75}
+    assert reaching(coverage_curve(probs, right), 1.0) == {"threshold": 0.9, "coverage": 0.25}
+    assert reaching(coverage_curve([0.5], [0]), 0.5) is None
 
 
 def test_abstaining_by_hand():
@@ -205,7 +205,8 @@ def test_what_the_report_shows():
     assert told["curve"][-1][1:] == [1.0, pytest.approx(right.mean())]
     assert told["abstaining"]["accuracy"] > right.mean()
     reached = told["reaching"]["0.9"]
-    assert reached["threshold"] == threshold_for(tempered(probabilities, fitted.temperature).max(1), right, 0.9)
+    curve = coverage_curve(tempered(probabilities, fitted.temperature).max(1), right)
+    assert reached["threshold"] == min(threshold for threshold, _, share in curve if share >= 0.9)
     assert 0 < reached["coverage"] < 1
     assert 0 < told["abstaining"]["coverage"] < 1
     assert not any(math.isnan(v) for v in told["abstaining"].values() if isinstance(v, float))

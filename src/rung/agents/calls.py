@@ -144,9 +144,12 @@ def template_turns(
     """Build the messages that follow a turn, as chat templates take them: the calls, then a result for each."""
     if not calls:
         return tuple(dict(message) for message in json_turns(written, results))
-    turns = [{"role": "tool", "name": tool, "content": text} for tool, text in results]
     named = [(call.tool, dict(call.arguments)) for call in calls]
-    return (call_turn(named), *({**turn, "tool_call_id": call_id(i)} for i, turn in enumerate(turns)))
+    numbered = enumerate(results)
+    turns = (
+        {"role": "tool", "name": tool, "content": text, "tool_call_id": call_id(i)} for i, (tool, text) in numbered
+    )
+    return (call_turn(named), *turns)
 
 
 def call_turn(calls: Sequence[tuple[str, Any]], content: str = "", *, first: int = 0) -> dict[str, Any]:
@@ -166,11 +169,9 @@ def call_id(number: int) -> str:
 
 def json_head(tools: Sequence[Tool]) -> str:
     """Describe the tools, and how to call them, for the system message."""
-    lines = [
-        f"- {tool.name}: {tool.description}\n  arguments: "
-        + json.dumps(tool.schema.get("properties", {}), ensure_ascii=False)
-        for tool in tools
-    ]
+    arguments = (json.dumps(tool.schema.get("properties", {}), ensure_ascii=False) for tool in tools)
+    shown = zip(tools, arguments, strict=True)
+    lines = [f"- {tool.name}: {tool.description}\n  arguments: {schema}" for tool, schema in shown]
     return (
         "You can call these tools:\n" + "\n".join(lines) + "\n\n"
         'Write JSON only. To call a tool, write {"step": {"tool": its name, "arguments": its arguments}}; you will be '
@@ -257,10 +258,8 @@ def call_constraint(tools: Sequence[Tool]) -> Constraint:
     if len(tools) == 1:
         return Constraint("json_schema", tools[0].parameters)
     definitions = {f"tool{i}": _moved(tool.schema, f"#/$defs/tool{i}") for i, tool in enumerate(tools)}
-    calls = [
-        _object({"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/tool{i}"}})
-        for i, tool in enumerate(tools)
-    ]
+    named = zip(tools, definitions, strict=True)
+    calls = [_object({"name": {"const": tool.name}, "arguments": {"$ref": f"#/$defs/{key}"}}) for tool, key in named]
     return Constraint("json_schema", json.dumps({"anyOf": calls, "$defs": definitions}))
 
 

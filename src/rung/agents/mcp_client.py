@@ -29,11 +29,7 @@ _T = TypeVar("_T")
 
 
 class McpConnection:
-    """A running server.
-
-    Args:
-        server: its command.
-        folder: the folder to start it in: that of the task file.
+    """A running server, started in `folder`, that of the task file.
 
     Raises:
         MachineError: `mcp-failed`: it cannot be started or does not speak the protocol; `missing-extra`.
@@ -47,7 +43,7 @@ class McpConnection:
         self._thread = threading.Thread(target=self._loop.run_forever, name="rung-mcp", daemon=True)
         self._thread.start()
         self._ready: Future[ClientSession] = Future()
-        self._end = self._submit(_new_event()).result()
+        self._end = asyncio.Event()  # belongs to the loop that waits for it
         self._serving = self._submit(self._serve())
         try:
             self._session = self._ready.result(START_SECONDS)
@@ -116,11 +112,10 @@ class McpConnection:
                 await asyncio.wait_for(session.initialize(), START_SECONDS)
                 self._ready.set_result(session)
                 await self._end.wait()
-        except Exception as error:  # the constructor waits for the session and raises it
-            if not self._ready.done():
-                self._ready.set_exception(error)
-            else:
+        except Exception as error:
+            if self._ready.done():
                 raise
+            self._ready.set_exception(error)  # the constructor waits for the session and raises it
 
     def _listed(self) -> Sequence[Any]:
         from mcp import MCPError
@@ -150,10 +145,6 @@ def _cause(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}"
-
-
-async def _new_event() -> asyncio.Event:
-    return asyncio.Event()  # belongs to the loop that runs this
 
 
 def _text(block: Any) -> str:

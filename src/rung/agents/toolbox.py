@@ -29,12 +29,12 @@ def find_tools(named: Sequence[str | McpServer], folder: Path) -> tuple[Tool, ..
         MachineError: a server cannot be used.
     """
     tools: list[Tool] = []
-    servers = [one for one in named if isinstance(one, McpServer)]
-    for one in named:
-        if isinstance(one, McpServer):
-            tools += _connection(one, folder).tools(servers.index(one))
+    servers = [source for source in named if isinstance(source, McpServer)]
+    for source in named:
+        if isinstance(source, McpServer):
+            tools += _connection(source, folder).tools(servers.index(source))
         else:
-            tools.append(function_tool(one, folder))
+            tools.append(function_tool(source, folder))
     names = [tool.name for tool in tools]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(
@@ -68,7 +68,7 @@ def call(
         ArtifactError: its server now offers another tool by this name.
     """
     if tool.function:
-        functions = tuple(one.function for one in tools if one.function)
+        functions = tuple(known.function for known in tools if known.function)
         with _opening:
             worker = _workers.setdefault((folder, functions), FunctionWorker(folder, functions))
         return worker.call(tool.function, dict(arguments), seconds)

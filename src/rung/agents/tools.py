@@ -34,10 +34,8 @@ class Tool:
 
     def as_template(self) -> dict[str, Any]:
         """Write it as chat templates and chat APIs read it."""
-        return {
-            "type": "function",
-            "function": {"name": self.name, "description": self.description, "parameters": self.schema},
-        }
+        function = {"name": self.name, "description": self.description, "parameters": self.schema}
+        return {"type": "function", "function": function}
 
 
 StepOutcome = Literal["result", "failed", "timeout", "malformed", "answer"]
@@ -79,9 +77,8 @@ def plain_schema(schema: dict[str, Any]) -> dict[str, Any]:
         if (reference := value.get("$ref")) is not None:
             if reference in inside:
                 raise ValueError(f"{reference.rpartition('/')[2]} contains itself")
-            return plain(definitions[reference], (*inside, reference)) | {
-                key: item for key, item in value.items() if key != "$ref"
-            }
+            beside = {key: item for key, item in value.items() if key != "$ref"}
+            return plain(definitions[reference], (*inside, reference)) | beside
         return {
             key: {name: plain(item, inside) for name, item in value[key].items()}  # names, not keywords
             if key == "properties"
@@ -95,7 +92,6 @@ def plain_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 # ---- the user's functions: type hints and docstring tell the model how to call them
-
 
 _EXAMPLE = 'def look_up(name: str) -> str: """Look a name up in the table."""'
 _TOOL = user_code.FunctionKind("tool", _EXAMPLE)
@@ -133,10 +129,8 @@ def function_tool(spec: str, folder: Path) -> Tool:
         if name in schema.get("properties", {}):
             schema["properties"][name].setdefault("description", text)
     file = user_code.file_of(user_code.split(spec)[0], folders)
-    return Tool(
-        spec.partition(":")[2], description, json.dumps(schema, ensure_ascii=False), spec,
-        sha256=file_sha256(file[0]) if file else "",
-    )  # fmt: skip
+    parameters, sha256 = json.dumps(schema, ensure_ascii=False), file_sha256(file[0]) if file else ""
+    return Tool(spec.partition(":")[2], description, parameters, spec, sha256=sha256)
 
 
 def _schema(spec: str, function: Callable[..., Any]) -> dict[str, Any]:

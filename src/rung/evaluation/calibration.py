@@ -40,10 +40,8 @@ RESAMPLES = 2000
 def fit(method: CalibrationMethod, probabilities: ProbsLike, truth: Sequence[int]) -> Calibration:
     """Fit a calibration on held-out rows.
 
-    Args:
-        method: `temperature` or `isotonic`.
-        probabilities: of all labels, shape [rows, labels], as the decoder gives them.
-        truth: the number of each row's expected label, shape [rows].
+    `probabilities` are the decoder's, of all labels, shape [rows, labels]; `truth` is the number of each row's expected
+    label, shape [rows].
 
     Raises:
         ConfigError: `too-few-rows` for isotonic regression.
@@ -58,13 +56,8 @@ def fit_each(method: CalibrationMethod, probabilities: ProbsLike, given: Decisio
     """Fit a calibration on held-out rows that may have several labels.
 
     `temperature` maximizes the likelihood of the decisions on single labels. `isotonic` maps the probability of the
-    whole answer, that of all decisions together, to the share of answers with exactly the expected labels.
-
-    Args:
-        method: `temperature` or `isotonic`.
-        probabilities: that each label is right, shape [rows, labels].
-        given: the labels answered, shape [rows, labels].
-        truth: the labels expected, shape [rows, labels].
+    whole answer, that of all decisions together, to the share of answers with exactly the expected labels. The
+    probabilities that each label is right, and the labels `given` and expected, have the shape [rows, labels].
 
     Raises:
         ConfigError: `too-few-rows` for isotonic regression.
@@ -78,10 +71,9 @@ def fit_each(method: CalibrationMethod, probabilities: ProbsLike, given: Decisio
 def _fit_isotonic(scores: Probs, right: npt.NDArray[np.bool_]) -> Calibration:
     if len(scores) < ISOTONIC_ROWS:
         raise ConfigError(
-            "too-few-rows",
-            f"isotonic regression needs {ISOTONIC_ROWS} validation rows, and there are {len(scores)}",
+            "too-few-rows", f"isotonic regression needs {ISOTONIC_ROWS} validation rows, and there are {len(scores)}",
             hint="use `method: temperature`, or give more validation rows",
-        )
+        )  # fmt: skip
     return Calibration("isotonic", thresholds=isotonic(scores, right))
 
 
@@ -221,13 +213,9 @@ class Selective(NamedTuple):
 def selective(
     confidence: ProbsLike, right: ProbsLike, threshold: float, out_of_scope: Sequence[bool] = ()
 ) -> Selective:
-    """Measure coverage and accuracy where answers below `threshold` are held back.
+    """Measure coverage and accuracy where answers with a confidence below `threshold` are held back.
 
-    Args:
-        confidence: of every answer.
-        right: 1 for every right answer, else 0.
-        threshold: an answer with less confidence is held back.
-        out_of_scope: per row, whether it is right to abstain; empty for no such row.
+    `out_of_scope` says for every row whether it is right to abstain; empty for no such row.
     """
     probs, hits = np.asarray(confidence, np.float64), np.asarray(right, np.float64)
     outside = np.asarray(out_of_scope, bool) if len(out_of_scope) else np.zeros(len(probs), bool)
@@ -255,14 +243,13 @@ def coverage_curve(confidence: ProbsLike, right: ProbsLike) -> list[tuple[float,
     return [(float(probs[n - 1]), n / len(probs), float(correct[n - 1]) / n) for n in counts.tolist()]
 
 
-def threshold_for(confidence: ProbsLike, right: ProbsLike, accuracy: float) -> float | None:
-    """Find the lowest threshold at which this share of the answers given is right, or None."""
-    curve = coverage_curve(confidence, right)
-    return min((threshold for threshold, _, share in curve if share >= accuracy), default=None)
+def reaching(curve: Sequence[tuple[float, float, float]], accuracy: float) -> dict[str, float] | None:
+    """Find the lowest threshold at which this share of the answers given is right, and its coverage."""
+    points = [(threshold, coverage) for threshold, coverage, share in curve if share >= accuracy]
+    return {"threshold": points[-1][0], "coverage": points[-1][1]} if points else None
 
 
 # ---- reporting
-
 
 CURVE_POINTS = 200
 ACCURACIES = (0.9, 0.95, 0.99)
@@ -274,14 +261,8 @@ def describe(
 ) -> dict[str, Any]:  # fmt: skip
     """Collect what the report shows as plain JSON values, measured on rows that the calibration was not fitted on.
 
-    Args:
-        calibration: the fitted calibration.
-        before: the decoder's own probability of its answer, per row.
-        after: the confidence, per row.
-        right: 1 for every right answer, else 0.
-        fitted_on: number of validation rows of the fit.
-        out_of_scope: per row, whether it is right to abstain.
-        seed: of the resampling.
+    `before` is the decoder's own probability of its answer and `after` the confidence, per row; the calibration was
+    fitted on `fitted_on` validation rows.
     """
     curve = coverage_curve(after, right)
     step = max(1, len(curve) // CURVE_POINTS)
@@ -294,21 +275,13 @@ def describe(
         "before": _error_values(before, right, seed),
         "after": _error_values(after, right, seed),
         "curve": [list(curve[i]) for i in shown],
-        "reaching": {f"{accuracy:g}": _reaching(after, right, accuracy) for accuracy in ACCURACIES},
+        "reaching": {f"{accuracy:g}": reaching(curve, accuracy) for accuracy in ACCURACIES},
         "abstaining": None,
     }
     if calibration.abstain_below is not None:
         chosen = selective(after, right, calibration.abstain_below, out_of_scope)
         values["abstaining"] = {**chosen._asdict(), "out_of_scope": calibration.out_of_scope}
     return values
-
-
-def _reaching(confidence: ProbsLike, right: ProbsLike, accuracy: float) -> dict[str, float] | None:
-    """Find the lowest threshold that reaches this accuracy, and the share of rows that it answers."""
-    threshold = threshold_for(confidence, right, accuracy)
-    if threshold is None:
-        return None
-    return {"threshold": threshold, "coverage": selective(confidence, right, threshold).coverage}
 
 
 def _error_values(confidence: ProbsLike, right: ProbsLike, seed: int) -> dict[str, Any]:

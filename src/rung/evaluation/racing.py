@@ -85,13 +85,8 @@ def race(
 ) -> RaceResult:
     """Race `names` over `rows` rows; the race ends early when one arm is left, and a lone arm answers no row.
 
-    Args:
-        names: the arms.
-        ask: gives an arm's scores on the first rows.
-        rows: how many rows there are.
-        arms: how many arms are ever compared with each other: the error rate is shared among them.
-        alpha: see `eliminate`.
-        binary: see `eliminate`.
+    `arms` is how many arms are ever compared with each other: the error rate is shared among them. `alpha` and `binary`
+    are those of `eliminate`.
     """
     alive = tuple(names)
     beaten: dict[str, Elimination] = {}
@@ -124,12 +119,10 @@ def eliminate(
 ) -> dict[str, Elimination]:
     """Find the arms to drop at this look, each with the evidence; at least one arm always stays.
 
-    Args:
-        scores: the surviving arms' scores in [0, 1], all on the same rows in the same order, from the first row on.
-        arms: number of arms that started the race.
-        alpha: bound on the probability that the race ever drops the best arm.
-        binary: whether the metric gives only 0 and 1 (`Metric.binary`). None decides by the scores given; for a
-            metric that shows other values only after some looks, the bound is then 2 alpha.
+    `scores` are those of the surviving arms, in [0, 1], all on the same rows in the same order, from the first row on;
+    `arms` started the race. `alpha` bounds the probability that the race ever drops the best arm. `binary` says whether
+    the metric gives only 0 and 1 (`Metric.binary`). None decides by the scores given; for a metric that shows other
+    values only after some looks, the bound is then 2 alpha.
 
     Raises:
         ValueError: the arms have different numbers of rows, a score lies outside [0, 1], `binary` is true and a
@@ -167,12 +160,9 @@ def sign_capital(difference: Array, mean: float = 0.0) -> Array:
     """Bet on the sign of paired differences, and return the log of the capital after each row.
 
     The capital is the mean over win rates r of (2 r)^wins (2 (1 - r))^losses; rows without a difference change nothing.
-    These are bets of fixed shares 2 r - 1. Against another mean they bet on the distance from it, as in
-    `betting_capital`.
-
-    Args:
-        difference: per-row score differences, -1, 0 or 1, in the order seen, shape [..., rows].
-        mean: the bets are that the expected difference is above this, in (-1, 1].
+    These are bets of fixed shares 2 r - 1 that the expected difference is above `mean`, in (-1, 1]. Against another
+    mean than 0 they bet on the distance from it, as in `betting_capital`. The differences are -1, 0 or 1, in the
+    order of the rows, shape [..., rows].
     """
     wins, losses = np.cumsum(difference > 0, axis=-1), np.cumsum(difference < 0, axis=-1)
     ties = np.arange(1, difference.shape[-1] + 1) - wins - losses
@@ -190,11 +180,8 @@ def betting_capital(difference: Array, mean: float = 0.0) -> Array:
     """Bet that the mean difference is above `mean`, and return the log of the capital after each row.
 
     The share staked on each row is the approximate growth-rate adaptive bet (aGRAPA of Waudby-Smith & Ramdas), mean /
-    (variance + mean^2) of the rows before it, within [0, 0.95].
-
-    Args:
-        difference: per-row score differences in [-1, 1] in the order seen, shape [..., rows].
-        mean: the bets are against this, in (-1, 1].
+    (variance + mean^2) of the rows before it, within [0, 0.95]. The differences are in [-1, 1], per row in the order
+    seen, shape [..., rows]; `mean` is in (-1, 1].
     """
     difference = (difference - mean) / (1 + mean)  # at least -1: no bet loses more than its stake
     seen = np.arange(1, difference.shape[-1] + 1)
@@ -252,13 +239,8 @@ class Halving:
 def halving_plan(arms: int, rows: int, evaluations: int, min_rows: int = 1) -> tuple[Round, ...]:
     """Plan the rounds of a race, as even in price as whole rows allow.
 
-    A round that runs out of rows leaves what it does not need to the others. The last round always has two arms.
-
-    Args:
-        arms: how many start.
-        rows: how many rows there are.
-        evaluations: maximum for all rounds together; but every arm answers at least `min_rows` rows.
-        min_rows: minimum number of rows of the first round.
+    A round that runs out of rows leaves what it does not need to the others. The last round always has two arms. All
+    rounds together take at most `evaluations`, but every arm answers at least `min_rows` rows.
 
     Raises:
         ValueError: there are no arms or no rows, or `min_rows` is below 1.
@@ -291,12 +273,7 @@ def _spent(rounds: Sequence[Round]) -> int:
 def halve(names: Sequence[str], ask: Ask, rows: int, evaluations: int, *, min_rows: int = 1) -> Halving:
     """Race `names` over `rows` rows at the price of `evaluations`; of equals, the arm named first stays.
 
-    Args:
-        names: the arms; name first what to keep when nothing is better.
-        ask: gives an arm's scores on the first rows.
-        rows: how many rows there are.
-        evaluations: maximum number of scores to ask for.
-        min_rows: minimum number of rows of the first round.
+    The race asks for at most `evaluations` scores, and in the first round for at least `min_rows` of every arm.
 
     Raises:
         ValueError: there are no arms, two have the same name, or there are no rows.

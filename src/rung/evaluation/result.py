@@ -141,10 +141,7 @@ class ClimbResult:
     def summary(self) -> dict[str, Any]:
         """What programs read: task, recommendation, rungs and comparisons."""
         return {
-            "task": self.task,
-            "recommended": self.recommended,
-            "decision": self.decision,
-            "seconds": self.seconds,
+            **{key: getattr(self, key) for key in ("task", "recommended", "decision", "seconds")},
             "rungs": [{key: getattr(rung, key) for key in RUNG_KEYS} for rung in self.rungs],
             "comparisons": [{key: getattr(c, key) for key in COMPARISON_KEYS} for c in self.comparisons],
         }

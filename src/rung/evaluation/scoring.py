@@ -38,14 +38,8 @@ def evaluate(
 ) -> list[Prediction]:  # fmt: skip
     """Answer `examples` and score each by the task's metric.
 
-    Args:
-        artifact: answers the rows.
-        examples: rows with expected outputs.
-        split: the split of these rows.
-        full: also compute every label's probability.
-        folder: the task file's folder, searched first for a metric of the user.
-        judge: measures the faithfulness of answers from documents; None to skip that.
-        progress: updated with every batch.
+    With `full`, every label's probability is computed. `folder` is the task file's, searched first for a metric of the
+    user. `judge` measures the faithfulness of answers from documents; None skips that.
     """
     metric = metric_of(artifact, folder)
     answers = artifact.answer(examples, full=full, progress=progress)

@@ -203,14 +203,9 @@ def paired_bootstrap(
 def compare(
     a_scores: Scores, b_scores: Scores, *, seed: int, level: float = 0.95, resamples: int = 10_000
 ) -> PairedComparison:
-    """Compare b with a on the same rows, exactly where all scores are 0 or 1, else by resampling.
+    """Compare b with the incumbent a on the same rows, exactly where all scores are 0 or 1, else by resampling.
 
-    Args:
-        a_scores: scores of the incumbent, one per row.
-        b_scores: scores of the challenger on the same rows in the same order.
-        seed: of the bootstrap and the sign flips; without effect on 0/1 scores.
-        level: of the interval.
-        resamples: of the bootstrap and the sign flips.
+    `seed` and `resamples` are those of the bootstrap and the sign flips, without effect on 0/1 scores.
 
     Raises:
         ValueError: the two differ in length, are empty, or hold a value that is not finite.

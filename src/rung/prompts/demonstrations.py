@@ -112,13 +112,8 @@ def pool_as_json(pool: Sequence[Example]) -> list[dict[str, Any]]:
 
 def pool_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[Example, ...]:
     """Rebuild the pool from `pool_as_json`."""
-    return tuple(
-        Example(
-            r["id"],
-            r["inputs"],
-            tuple(r["outputs"]),
-            r["source"],
-            spans=tuple(Span(**span) for span in r["spans"]) if "spans" in r else None,
-        )
-        for r in rows
-    )
+    examples = []
+    for row in rows:
+        spans = tuple(Span(**span) for span in row["spans"]) if "spans" in row else None
+        examples.append(Example(row["id"], row["inputs"], tuple(row["outputs"]), row["source"], spans=spans))
+    return tuple(examples)

@@ -9,6 +9,7 @@ before the answer; the text after the last marker counts. Without a marker, the 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,11 +24,8 @@ _NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
 def extracted(text: str, how: Extract, labels: Sequence[str] = ()) -> str:
     """Extract the answer in `text`; empty if there is none.
 
-    Args:
-        text: the model's text.
-        how: `label`: one of `labels` in upper or lower case; `number`: digits without separators of thousands;
-            `text`: the rest of the marked line.
-        labels: the labels as text.
+    It is one of `labels` in upper or lower case (`label`), digits without separators of thousands (`number`), or the
+    rest of the marked line (`text`).
     """
     marked = _MARKED.findall(text)
     last = marked[-1].strip(" \t*\"'`") if marked else ""
@@ -63,9 +61,6 @@ def majority(answers: Sequence[str]) -> tuple[str, float]:
 
     Self-consistency: Wang et al. 2023, https://arxiv.org/abs/2203.11171.
     """
-    counts: dict[str, int] = {}
-    for answer in answers:
-        if answer:
-            counts[answer] = counts.get(answer, 0) + 1
-    best = max(counts, key=lambda answer: counts[answer], default="")
-    return best, counts.get(best, 0) / len(answers)
+    counts = Counter(filter(None, answers))
+    best, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    return best, count / len(answers)

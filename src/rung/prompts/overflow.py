@@ -38,24 +38,12 @@ class Rendered:
 
 
 def fitted(
-    policy: Overflow,
-    prompt: Prompt,
-    inputs: Mapping[str, Any],
-    demonstrations: Sequence[SolvedRow],
-    count: Callable[[Messages], int],
-    limit: int,
-    grounding: Grounding | None = None,
-) -> Rendered:
-    """Render one row under a policy.
+    policy: Overflow, prompt: Prompt, inputs: Mapping[str, Any], demonstrations: Sequence[SolvedRow],
+    count: Callable[[Messages], int], limit: int, grounding: Grounding | None = None,
+) -> Rendered:  # fmt: skip
+    """Render one row under a policy, with demonstrations in the order shown and the retrieved passages, if any.
 
-    Args:
-        policy: what may be dropped.
-        prompt: the renderer.
-        inputs: the row.
-        demonstrations: solved rows in the order shown.
-        count: counts the tokens of messages.
-        limit: most tokens of the prompt: the model's context minus the answer.
-        grounding: retrieved passages, where there are any.
+    `count` counts the tokens of messages; `limit` is the most of the prompt: the model's context minus the answer.
     """
     messages = prompt.messages(inputs, demonstrations, grounding)
     shown = grounding.passages if grounding else ()
@@ -65,7 +53,7 @@ def fitted(
         dropped = 0
         while dropped < len(demonstrations) and count(messages) > limit:
             dropped += 1
-            fewer = grounding.without_first(dropped) if grounding else None
+            fewer = replace(grounding, demonstrations=grounding.demonstrations[dropped:]) if grounding else None
             messages = prompt.messages(inputs, demonstrations[dropped:], fewer)
         return Rendered(messages, dropped, passages=shown)
     if grounding is None or count(messages) <= limit:
@@ -89,11 +77,11 @@ def _with_less(
         kept = replace(kept, demonstrations=(*rest[:i], (), *rest[i + 1 :]))
         dropped += len(passages)
     while len(kept.passages) > 1 and not fits(kept):
-        least = min(range(len(kept.passages)), key=lambda i: kept.relevance[i])
+        least, passages, relevance = kept.relevance.index(min(kept.relevance)), kept.passages, kept.relevance
         kept = replace(
             kept,
-            passages=kept.passages[:least] + kept.passages[least + 1 :],
-            relevance=kept.relevance[:least] + kept.relevance[least + 1 :],
+            passages=passages[:least] + passages[least + 1 :],
+            relevance=relevance[:least] + relevance[least + 1 :],
         )
         dropped += 1
     shortened = 0

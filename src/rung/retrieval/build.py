@@ -43,7 +43,7 @@ def build_index(task: Task, *, again: bool = False, progress: Progress = QUIET) 
 
 
 def corpus_of(task: Task) -> Corpus:
-    """Return the corpus of a task.
+    """Look up the corpus of a task.
 
     Raises:
         ConfigError: it has none.
@@ -54,7 +54,7 @@ def corpus_of(task: Task) -> Corpus:
 
 
 def index_location(task: Task) -> IndexLocation:
-    """Return the object store of a task's index, or a folder for its settings in the cache."""
+    """Name the object store of a task's index, or a folder for its settings in the cache."""
     corpus = corpus_of(task)
     if corpus.store is not None:
         return location_of(corpus.store)
@@ -67,12 +67,7 @@ def build(
 ) -> Index:
     """Build or update an index, and open it. Two builds on one machine wait for each other.
 
-    Args:
-        location: the folder or the URL of the index.
-        corpus: which documents, and how they are cut.
-        base: the folder from which relative paths resolve.
-        again: build it from scratch.
-        progress: reports every batch of passages.
+    Relative paths of the corpus resolve from `base`. `again` builds from scratch.
 
     Raises:
         DataError: nothing could be read.
@@ -117,8 +112,7 @@ class _Build:
     def __init__(
         self, location: IndexLocation, corpus: Corpus, base: Path, encoder: SentenceEncoder, progress: Progress
     ) -> None:
-        self.location, self.corpus, self.base, self.encoder = location, corpus, base, encoder
-        self.progress = progress
+        self.location, self.corpus, self.base, self.encoder, self.progress = location, corpus, base, encoder, progress
         self.opened = open_location(location)
         self.tokens = _passage_tokens(corpus, encoder)
         settings = corpus.model_dump(exclude={"max_megabytes", "store"})
@@ -157,24 +151,21 @@ class _Build:
         """Withdraw the published index of other settings, at a URL only if asked for: others may read it."""
         if isinstance(self.location, str) and not again:
             raise ConfigError(
-                "file-exists",
-                f"{self.location} holds an index that was made with other settings or another encoder",
+                "file-exists", f"{self.location} holds an index that was made with other settings or another encoder",
                 hint="set `corpus.store` to another URL, or replace that index: `rung index build TASK --again`",
-            )
+            )  # fmt: skip
         self.opened.withdraw()
 
     def _unread(
         self, listing: Listing, known: dict[tuple[str, str], str], before: Manifest | None
     ) -> list[CorpusSource]:
         """List the sources to read; of those that did not change since a finished build, keep what is there."""
-        same = {
-            source.id
-            for source in listing.sources
-            if before is not None and source.sha256 and before.sources.get(source.id) == source.sha256
-        }
+        if before is None:
+            return listing.sources
+        hashes = before.sources
+        same = {source.id for source in listing.sources if source.sha256 and hashes.get(source.id) == source.sha256}
         self.wanted |= {document for document, source in known.items() if source in same}
-        if before is not None:
-            listing.problems += [problem for problem in before.problems if problem.source in same]
+        listing.problems += [problem for problem in before.problems if problem.source in same]
         return [source for source in listing.sources if source.id not in same]
 
     def _write(self, sources: list[CorpusSource], known: dict[tuple[str, str], str], problems: list[Problem]) -> int:

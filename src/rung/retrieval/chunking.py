@@ -58,10 +58,7 @@ class Chunker:
     def cut(self, text: str, title: str, *, markdown: bool) -> list[Chunk]:
         """Cut a document into chunks, in order; white space between them belongs to none.
 
-        Args:
-            text: the document.
-            title: its title.
-            markdown: read `#` headings, tables of `|` and code fences; otherwise only paragraphs and sentences.
+        `markdown` reads `#` headings, tables of `|` and code fences; otherwise there are only paragraphs and sentences.
         """
         chunks = []
         budget = self.tokens - self.tokens // TITLE_SHARE

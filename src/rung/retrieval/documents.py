@@ -93,14 +93,10 @@ class UnreadableError(Exception):
 
 
 def list_sources(corpus: Corpus, base: Path) -> Listing:
-    """Find the files of a corpus.
+    """Find the files of a corpus; relative paths resolve from `base`.
 
     Folders are searched with all their subfolders; names that begin with a dot are skipped. Links that lead out of the
     folder, and files of unknown kinds, are problems.
-
-    Args:
-        corpus: which files.
-        base: the folder from which relative paths resolve.
 
     Raises:
         ConfigError: a named file does not exist, or a glob finds none.
@@ -134,9 +130,8 @@ def read_documents(source: CorpusSource, corpus: Corpus, problems: list[Problem]
         if contents.problem:
             problems.append(Problem(source.id, contents.problem, left_out=False))
         title = contents.title or source.path.stem.replace("_", " ").replace("-", " ").strip() or source.id
-        yield SourceDocument(
-            source.id, source.id, title, contents.text, contents.markdown, contents.pages, size=source.size
-        )
+        text, markdown, pages = contents.text, contents.markdown, contents.pages
+        yield SourceDocument(source.id, source.id, title, text, markdown, pages, size=source.size)
     except (UnreadableError, DataError) as problem:
         problems.append(Problem(source.id, str(problem)))
     except FileNotFoundError:
@@ -232,19 +227,18 @@ def _row_document(source: CorpusSource, number: str, values: dict[str, Any], cor
     def value(column: str) -> str:
         return "" if values[column] is None else text_of(values[column])
 
-    apart = {corpus.title_column, corpus.id_column, *corpus.metadata}
     if corpus.text_column is not None:
         text = value(corpus.text_column)
     else:
+        apart = {corpus.title_column, corpus.id_column, *corpus.metadata}
         text = "\n".join(f"{column}: {value(column)}" for column in values if column not in apart and value(column))
     if not text.strip():
         return None
     name = value(corpus.id_column) if corpus.id_column else number
     title = value(corpus.title_column) if corpus.title_column else ""
     metadata = tuple(value(column) for column in corpus.metadata)
-    return SourceDocument(
-        f"{source.id}:{name}", source.id, title, text, metadata=metadata, size=len(text.encode("utf-8", "replace"))
-    )
+    size = len(text.encode("utf-8", "replace"))
+    return SourceDocument(f"{source.id}:{name}", source.id, title, text, metadata=metadata, size=size)
 
 
 def refuse_binary(path: Path) -> None:
@@ -302,9 +296,8 @@ def read_html(path: Path, encoding: str) -> Contents:
     return Contents(_markdown(etree, root), title, markdown=True, problem=cut)
 
 
-def read_pdf(path: Path, encoding: str) -> Contents:
+def read_pdf(path: Path, _encoding: str) -> Contents:
     """Read the text of a PDF page by page; a PDF names its own encoding."""
-    del encoding
     pypdf = _library("pypdf")
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of every oddity that it copes with
     try:
@@ -325,9 +318,8 @@ def read_pdf(path: Path, encoding: str) -> Contents:
     return Contents("".join(texts), pages=starts, problem=scanned)
 
 
-def read_docx(path: Path, encoding: str) -> Contents:
+def read_docx(path: Path, _encoding: str) -> Contents:
     """Read a Word file as Markdown; its text is always UTF-8."""
-    del encoding
     docx = _library("docx")
     with path.open("rb") as file:
         if file.read(4) == OLE:
@@ -349,7 +341,8 @@ def read_docx(path: Path, encoding: str) -> Contents:
 def _docx_block(block: Any) -> str:
     """Write a paragraph or table of python-docx as Markdown."""
     if hasattr(block, "rows"):
-        return _table([[cell.text for cell in row.cells] for row in block.rows])
+        cells = ([" ".join(cell.text.split()).replace("|", "/") for cell in row.cells] for row in block.rows)
+        return "\n".join("| " + " | ".join(row) + " |" for row in cells if row)
     text: str = block.text.strip()
     style = block.style.name or "" if block.style is not None else ""
     if text and style == "Title":
@@ -357,11 +350,6 @@ def _docx_block(block: Any) -> str:
     if text and (heading := re.fullmatch(r"Heading (\d)", style)):
         return f"{'#' * min(6, int(heading[1]))} {text}"
     return f"- {text}" if text and style.startswith("List") else text
-
-
-def _table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(" ".join(cell.split()).replace("|", "/") for cell in row) + " |" for row in rows if row]
-    return "\n".join(lines)
 
 
 def _markdown(etree: Any, root: Any) -> str:
@@ -418,13 +406,9 @@ def _library(name: str) -> Any:
 
 
 _READERS: dict[str, Callable[[Path, str], Contents]] = {
-    ".txt": lambda path, encoding: Contents(plain_text(path, encoding)),
-    ".text": lambda path, encoding: Contents(plain_text(path, encoding)),
-    ".md": read_markdown,
-    ".markdown": read_markdown,
-    ".html": read_html,
-    ".htm": read_html,
-    ".xhtml": read_html,
+    **dict.fromkeys((".txt", ".text"), lambda path, encoding: Contents(plain_text(path, encoding))),
+    **dict.fromkeys((".md", ".markdown"), read_markdown),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), read_html),
     ".pdf": read_pdf,
     ".docx": read_docx,
 }

@@ -40,14 +40,9 @@ def calibrate(
     retriever: Retriever, rows: Sequence[Example], queries: Sequence[str], cost: Callable[[Passage], int],
     *, at_most: float,
 ) -> Refusal:  # fmt: skip
-    """Choose the threshold on validation rows.
+    """Choose the threshold on validation rows, each with the text to look for.
 
-    Args:
-        retriever: searches the passages.
-        rows: validation rows.
-        queries: the text to look for, one per row.
-        cost: counts the tokens of a passage.
-        at_most: largest share of answerable questions that may be refused.
+    `cost` counts the tokens of a passage. At most the share `at_most` of the answerable questions may be refused.
     """
     searched = list(zip(rows, queries, retriever.find(rows, queries, cost), strict=True))
     answerable = [(row, query) for row, query, hits in searched if any(holds_answer(p, row) for p in hits.passages)]
@@ -57,14 +52,13 @@ def calibrate(
     if min(len(answerable), len(negative)) < FEWEST:
         reason = f"the passages found hold the answer of only {len(answerable)} validation questions"
         return Refusal(None, reason, len(answerable), len(negative), simulated=simulated)
-    taken_away = _itself_or_its_answer if simulated else is_itself
+
+    def taken_away(passage: Passage, row: Example) -> bool:
+        return is_itself(passage, row) or (simulated and holds_answer(passage, row))
+
     yes = retriever.relevance([row for row, _ in answerable], [query for _, query in answerable])
     no = retriever.relevance([row for row, _ in negative], [query for _, query in negative], taken_away)
     return choose(yes, no, at_most, simulated=simulated)
-
-
-def _itself_or_its_answer(passage: Passage, row: Example) -> bool:
-    return is_itself(passage, row) or holds_answer(passage, row)
 
 
 def choose(answerable: Sequence[float], unanswerable: Sequence[float], at_most: float, *, simulated: bool) -> Refusal:
@@ -76,18 +70,15 @@ def choose(answerable: Sequence[float], unanswerable: Sequence[float], at_most: 
     values = np.unique(np.concatenate([yes, no]))
     best = Refusal(None, "no threshold separates the two", len(yes), len(no), simulated=simulated)
     gain = 0.0
-    for threshold in (values[:-1] + values[1:]) / 2:
+    for threshold in ((values[:-1] + values[1:]) / 2).tolist():
         wrong, right = float((yes < threshold).mean()), float((no < threshold).mean())
         if wrong <= at_most and right - wrong > gain:
             gain = right - wrong
-            best = replace(
-                best, threshold=float(threshold), reason="", refused_answerable=wrong, refused_unanswerable=right
-            )
+            best = replace(best, threshold=threshold, reason="", refused_answerable=wrong, refused_unanswerable=right)
     return best
 
 
 # ---- the weight of dense scores against those of BM25
-
 
 WEIGHTS = tuple(number / 10 for number in range(11))
 
@@ -103,25 +94,18 @@ class LabelledQuery:
 def learn_weight(
     index: Index, queries: Sequence[LabelledQuery], settings: SearchSettings, *, k: int = 5
 ) -> SearchSettings:
-    """Choose the weight that finds most: the one of the settings, None (ranks), or 0, 0.1, ..., 1.
+    """Choose the weight that finds most in k passages: the one of the settings, None (ranks), or 0, 0.1, ..., 1.
 
     Measure the result on other queries: on these, the best of several weights looks better than it is.
 
-    Args:
-        index: where to search.
-        queries: at least 30.
-        settings: of the search, `hybrid`.
-        k: passages that count.
-
     Raises:
-        DataError: there are fewer queries; a weight learned from them would be noise.
+        DataError: there are fewer than 30 queries; a weight learned from them would be noise.
     """
     if len(queries) < FEWEST_LABELLED:
         raise DataError(
-            "too-few-rows",
-            f"{len(queries)} labelled queries are too few to learn a weight from",
+            "too-few-rows", f"{len(queries)} labelled queries are too few to learn a weight from",
             hint=f"give {FEWEST_LABELLED} or more, or keep the default",
-        )
+        )  # fmt: skip
     texts = [query.text for query in queries]
     candidates = [replace(settings, weight=weight) for weight in (settings.weight, None, *WEIGHTS)]
 

@@ -24,7 +24,6 @@ from rung.retrieval.documents import Problem
 from rung.retrieval.passage import Passage
 from rung.retrieval.store import (
     MANIFEST,
-    Hits,
     Ids,
     IndexLocation,
     PassageTable,
@@ -68,10 +67,8 @@ DEFAULT = SearchSettings()
 def fuse(dense: tuple[Ids, Floats] | None, words: tuple[Ids, Floats] | None, weight: float | None) -> dict[int, float]:
     """Score every candidate, best first; ties go to the smaller row id.
 
-    Args:
-        dense: row ids and cosines, best first.
-        words: row ids and BM25 scores, best first.
-        weight: of the dense scores; None for reciprocal rank fusion.
+    Each search gives row ids and scores, best first: cosines (`dense`) and BM25 (`words`). `weight` is that of the
+    dense scores; None uses reciprocal rank fusion.
     """
     fused: dict[int, float] = {}
     if dense is None or words is None:
@@ -177,10 +174,9 @@ class Index:
         manifest = read_manifest(folder)
         if manifest is None:
             raise ArtifactError(
-                "index-missing",
-                f"{folder} holds no complete index",
+                "index-missing", f"{folder} holds no complete index",
                 hint="`rung index build TASK` builds it, or finishes a build that stopped",
-            )
+            )  # fmt: skip
         encoder = resolve(manifest.encoder).fingerprint
         if encoder != manifest.encoder_fingerprint:
             raise ArtifactError(
@@ -225,13 +221,9 @@ class Index:
     def search(
         self, queries: Sequence[str], k: int = 5, settings: SearchSettings = DEFAULT, *, rerank: Rerank | None = None
     ) -> list[list[Passage]]:
-        """Find the best passages of every query, best first.
+        """Find at most k passages for every query, best first. A query is the input of a row, never its label.
 
-        Args:
-            queries: the texts to look for: the input of a row, never its label.
-            k: passages per query, at most.
-            settings: how to search.
-            rerank: reorders the first `settings.reranked` passages; `score` is then its score.
+        `rerank` reorders the first `settings.reranked` passages; their `score` is then its score.
 
         Raises:
             ConfigError: a filter names a column that passages do not have.
@@ -251,16 +243,15 @@ class Index:
     def _fused(self, queries: Sequence[str], settings: SearchSettings) -> list[dict[int, float]]:
         """Search by words, by meaning or by both, and score the candidates of every query."""
         where = condition(settings.filters, self.manifest.corpus.metadata)
-        dense: Hits | None = None
-        words: Hits | None = None
+        dense = words = None
         if settings.mode != "bm25":
             dense = self._table.nearest(embed_queries(self.encoder, queries), settings.candidates, where)
         if settings.mode != "dense":
             asked = [" ".join(dict.fromkeys(terms(query))) for query in queries]
             words = self._table.matching(asked, settings.candidates, where)
-        return [
-            fuse(dense[i] if dense else None, words[i] if words else None, settings.weight) for i in range(len(queries))
-        ]
+        none = [None] * len(queries)
+        pairs = zip(dense or none, words or none, strict=True)
+        return [fuse(by_meaning, by_words, settings.weight) for by_meaning, by_words in pairs]
 
     def _choose(self, rows: list[tuple[dict[str, Any], float]], k: int, duplicate: float) -> list[Passage]:
         """Leave out near-duplicates of better passages, and keep the first k."""
@@ -282,7 +273,10 @@ def embed_queries(encoder: SentenceEncoder, queries: Sequence[str]) -> Floats:
     windows: list[str] = []
     owners: list[int] = []
     for number, query in enumerate(queries):
-        parts = _windows(encoder, query)
+        parts = [query]
+        if len(encoder.encode(query)) > encoder.limit:
+            chunks = Chunker(lambda text: len(encoder.encode(text)), encoder.limit).cut(query, "", markdown=False)
+            parts = [chunk.embedded for chunk in chunks]
         windows += parts
         owners += [number] * len(parts)
     vectors = encoder.embed(windows)
@@ -290,13 +284,6 @@ def embed_queries(encoder: SentenceEncoder, queries: Sequence[str]) -> Floats:
     np.add.at(sums, owners, vectors)
     sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     return sums
-
-
-def _windows(encoder: SentenceEncoder, query: str) -> list[str]:
-    if len(encoder.encode(query)) <= encoder.limit:
-        return [query]
-    chunks = Chunker(lambda text: len(encoder.encode(text)), encoder.limit).cut(query, "", markdown=False)
-    return [chunk.embedded for chunk in chunks]
 
 
 def _reranked(queries: Sequence[str], hits: list[list[Passage]], rerank: Rerank, k: int) -> list[list[Passage]]:
@@ -314,8 +301,7 @@ def read_manifest(folder: IndexLocation) -> Manifest | None:
         ArtifactError: it cannot be read.
     """
     try:
-        text = open_location(folder).read()
-        if text is None:
+        if (text := open_location(folder).read()) is None:
             return None
         manifest = Manifest.model_validate_json(text)
     except (ValidationError, ValueError) as problem:

@@ -27,7 +27,6 @@ class Passage:
 
 # ---- relevance: which passages hold the answer
 
-
 MIN_LETTERS = 3  # of an answer that is searched for in the text: "no" occurs everywhere
 
 
@@ -65,7 +64,6 @@ def _characters(pieces: Sequence[Span | Passage]) -> set[tuple[str, int]]:
 #
 # A mark such as `[2]` or `[1, 3]` is a citation if every number in it is the number of a passage in the prompt. Any
 # other mark is text: years in brackets and the documents' own references stay as they are.
-
 
 _MARK = re.compile(r"\s?\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 
@@ -114,12 +112,9 @@ def resolve(text: str, passages: Sequence[Passage]) -> tuple[str, tuple[Citation
 def shown_sources(
     citations: Sequence[Citation], passages: Sequence[Passage], *, refused: bool
 ) -> tuple[str, tuple[Citation, ...]]:
-    """List the sources of an answer under a heading: what it cites, or, where it cites nothing, what it read.
+    """List the sources of an answer under a heading: what it cites, or, where it cites nothing, the passages it read.
 
-    Args:
-        citations: of the answer.
-        passages: in the prompt, in order.
-        refused: whether the documents do not answer; then there are none.
+    A refused answer has no sources.
     """
     if not passages or refused:
         return "", ()

@@ -40,9 +40,6 @@ def by_cross_encoder(reference: str) -> Rerank:
     All pairs of all queries are sorted by length and run in batches of 32. Scores pass through the activation that
     the model's configuration names. Of a pair that is longer than the model reads, the end of the longer text is cut.
 
-    Args:
-        reference: a Hub id or a folder, such as `cross-encoder/ms-marco-MiniLM-L6-v2`.
-
     Raises:
         EngineError: sentence-transformers is not installed.
         ModelError: the model cannot be found or trusted, or is not a cross-encoder with a single score.
@@ -51,25 +48,23 @@ def by_cross_encoder(reference: str) -> Rerank:
     # sentence-transformers makes a cross-encoder with random weights of any other model.
     if not files.architecture.endswith("ForSequenceClassification"):
         raise ModelError(
-            "reranker-unsupported",
-            f"{reference} is a {files.architecture}, which gives no scores for pairs",
+            "reranker-unsupported", f"{reference} is a {files.architecture}, which gives no scores for pairs",
             hint="name a cross-encoder, such as cross-encoder/ms-marco-MiniLM-L6-v2",
-        )
+        )  # fmt: skip
     with needed_by("a cross-encoder", error=EngineError):
         from sentence_transformers import CrossEncoder
     model: Any = CrossEncoder(str(files.folder), local_files_only=True, trust_remote_code=False)
     if model.num_labels != 1:
         raise ModelError(
-            "reranker-unsupported",
-            f"{reference} gives {model.num_labels} scores for a pair instead of one",
+            "reranker-unsupported", f"{reference} gives {model.num_labels} scores for a pair instead of one",
             hint="name a cross-encoder for ranking, such as cross-encoder/ms-marco-MiniLM-L6-v2",
-        )
+        )  # fmt: skip
 
     def text(passage: Passage) -> str:
         return f"{passage.title}\n{passage.text}" if passage.title else passage.text
 
     def rerank(queries: Sequence[str], hits: Sequence[Sequence[Passage]]) -> list[list[float]]:
-        pairs = [(query, text(one)) for query, passages in zip(queries, hits, strict=True) for one in passages]
+        pairs = [(query, text(passage)) for query, passages in zip(queries, hits, strict=True) for passage in passages]
         scores = iter(model.predict(pairs, show_progress_bar=False).tolist())
         return [list(islice(scores, len(passages))) for passages in hits]
 
@@ -128,12 +123,9 @@ class Retriever:
         return open_index(self.folder)
 
     def find(self, rows: Sequence[Example], queries: Sequence[str], cost: Callable[[Passage], int]) -> list[Retrieved]:
-        """Search for all rows at once.
+        """Search for all rows at once; passages that are a row itself are left out.
 
-        Args:
-            rows: the rows; passages that are a row itself are left out.
-            queries: the text to look for, one per row: its input, never its answer.
-            cost: counts the tokens of a passage.
+        The query of a row is its input, never its answer. `cost` counts the tokens of a passage.
         """
         settings = SearchSettings(weight=self.weight)
         rerank = by_cross_encoder(self.reranker) if self.reranker else None
@@ -161,12 +153,7 @@ class Retriever:
         """Compute for every row the cosine of its query with the nearest passage of the corpus; -1 without any passage.
 
         The scores of a fused search give an order, not the relevance of the best passage, so this searches the same
-        index once more.
-
-        Args:
-            rows: the rows.
-            queries: the text to look for, one per row.
-            but_not: which passages to ignore for a row.
+        index once more. Passages for which `but_not` is true are ignored.
         """
         nearest = self.index.search(queries, NEAREST, NEAREST_FIRST)
         return [
@@ -207,16 +194,15 @@ def check_index(retriever: Retriever, artifact: Path) -> None:
     manifest = read_manifest(retriever.folder)
     if manifest is None:
         raise ArtifactError(
-            "index-missing",
-            f"{artifact} looks documents up in {retriever.folder}, which holds no complete index",
+            "index-missing", f"{artifact} looks documents up in {retriever.folder}, which holds no complete index",
             hint=f"`rung index build TASK` builds it; for an index elsewhere: export {LOCATION}=FOLDER or URL",
-        )
-    made = (manifest.encoder_fingerprint, manifest.tokens)
-    if made != (retriever.encoder_fingerprint, retriever.chunk_tokens):
+        )  # fmt: skip
+    built = (manifest.encoder_fingerprint, manifest.tokens)
+    if built != (retriever.encoder_fingerprint, retriever.chunk_tokens):
         raise ArtifactError(
             "index-mismatch",
             f"{artifact} was measured with passages of {retriever.chunk_tokens} tokens and the encoder "
-            f"{retriever.encoder_fingerprint[:12]}; the index {retriever.folder} has {made[1]} and {made[0][:12]}",
+            f"{retriever.encoder_fingerprint[:12]}; the index {retriever.folder} has {built[1]} and {built[0][:12]}",
             hint="build the index with the settings that were measured, or climb again with the current ones",
         )
     if retriever.reranker and (now := resolve(retriever.reranker).fingerprint) != retriever.reranker_fingerprint:

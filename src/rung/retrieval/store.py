@@ -57,13 +57,7 @@ def _reaching(
 
 
 class PassageTable:
-    """One table of passages.
-
-    Args:
-        address: a folder, or the URL of an object store.
-        name: the table's.
-        metadata: how many columns of metadata its passages have.
-    """
+    """One table of passages in a folder or at the URL of an object store, with some columns of metadata."""
 
     def __init__(self, address: str, name: str, metadata: int) -> None:
         self.address, self._name = address, name
@@ -149,9 +143,7 @@ class PassageTable:
     def finish(self, *, changed: bool, previous: int | None) -> int:
         """Index new passages, compact the table and remove old versions; return the version to read.
 
-        Args:
-            changed: whether anything was written.
-            previous: the version published so far, which readers may have open: it and later ones are kept.
+        `previous` is the version published so far, which readers may have open: it and later ones are kept.
         """
         if changed or not self._indexed("terms"):
             self._index()
@@ -162,7 +154,9 @@ class PassageTable:
 
     def _age(self, version: int | None) -> timedelta:
         """Measure how long ago a version was written, and add a second; zero for one that does not exist."""
-        written: dict[int | None, datetime] = {one["version"]: one["timestamp"] for one in self._table.list_versions()}
+        written: dict[int | None, datetime] = {
+            known["version"]: known["timestamp"] for known in self._table.list_versions()
+        }
         if version not in written:
             return timedelta(0)
         stamp = written[version]
@@ -258,9 +252,7 @@ def _best_first(ids: Ids, scores: Floats) -> tuple[Ids, Floats]:
 def condition(filters: Mapping[str, str | Sequence[str]], metadata: Sequence[str]) -> str | None:
     """Write filters as SQL: every column has to hold its value, or one of its values.
 
-    Args:
-        filters: by `document`, `source`, `title`, or a column of `corpus.metadata`.
-        metadata: the columns of `corpus.metadata`.
+    Filters are by `document`, `source`, `title`, or a column of `corpus.metadata`, which `metadata` lists.
 
     Raises:
         ConfigError: a filter names another column.
@@ -304,8 +296,7 @@ def names(database: Any) -> list[str]:
     while True:
         page = database.list_tables(page_token=token)
         tables += page.tables
-        token = page.page_token
-        if not token:
+        if not (token := page.page_token):
             return tables
 
 
@@ -327,17 +318,15 @@ def unreachable(address: str, problem: Exception) -> ArtifactError:
     answer = re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", str(problem))
     cause = ": ".join(filter(None, answer.groups())) if answer else str(problem).splitlines()[0][:300]
     return ArtifactError(
-        "index-unreachable",
-        f"the index at {address} cannot be read or written: {cause}",
+        "index-unreachable", f"the index at {address} cannot be read or written: {cause}",
         hint="`rung explain index-unreachable` lists the usual causes, and the variables of object stores",
-    )
+    )  # fmt: skip
 
 
 # ---- locations
 #
 # An index lies in a folder or at the URL of an object store. In a folder, `index.json` says what the index holds. An
 # object store cannot replace a file that others read, so there the LanceDB table `index` has one row with that text.
-
 
 MANIFEST = "index.json"
 TABLES = "passages.lance"
@@ -367,7 +356,7 @@ def building(location: IndexLocation, progress: Progress) -> Iterator[None]:
 
 
 def published(location: IndexLocation) -> str:
-    """Return a text that changes when a new version of the index is published."""
+    """Read a text that changes when a new version of the index is published."""
     if isinstance(location, str):
         return hash_of([open_location(location).read()], 16)
     file = location / MANIFEST
@@ -427,6 +416,4 @@ class _Bucket:
         self.publish("")
 
 
-@lru_cache(maxsize=8)
-def _bucket(url: str) -> _Bucket:
-    return _Bucket(url)
+_bucket = lru_cache(maxsize=8)(_Bucket)

@@ -82,7 +82,15 @@ class Database:
 
     def _open(self) -> sqlite3.Connection:
         try:
-            connection = self._from_script() if self.file.suffix.lower() == ".sql" else self._from_file()
+            if self.file.suffix.lower() == ".sql":
+                connection = sqlite3.connect(":memory:", check_same_thread=False)
+                connection.executescript(self.file.read_text(encoding="utf-8"))
+            elif not self.file.is_file():
+                raise FileNotFoundError("no such file")
+            else:
+                address = f"{self.file.resolve().as_uri()}?mode=ro&immutable=1"
+                connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+                connection.execute("SELECT count(*) FROM sqlite_master")  # fails if the file is not a database
         except (OSError, UnicodeDecodeError, sqlite3.Error) as error:
             raise ConfigError(
                 "bad-setting", f"the database {self.file} cannot be opened: {error}",
@@ -97,21 +105,6 @@ class Database:
         connection.setlimit(sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0)
         connection.set_authorizer(_authorize)
         connection.set_progress_handler(lambda: time.monotonic() > self._deadline, _STEPS)
-        return connection
-
-    def _from_file(self) -> sqlite3.Connection:
-        if not self.file.is_file():
-            raise FileNotFoundError("no such file")
-        connection = sqlite3.connect(
-            f"{self.file.resolve().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False
-        )
-        connection.execute("SELECT count(*) FROM sqlite_master")  # fails if the file is not a database
-        return connection
-
-    def _from_script(self) -> sqlite3.Connection:
-        script = self.file.read_text(encoding="utf-8")
-        connection = sqlite3.connect(":memory:", check_same_thread=False)
-        connection.executescript(script)
         return connection
 
 
@@ -141,9 +134,9 @@ def has_order(sql: str) -> bool:
     return re.search(r"\border\s+by\b", "".join(bare), re.IGNORECASE) is not None
 
 
-def same_result(found: Sequence[tuple[Any, ...]], wanted: Sequence[tuple[Any, ...]], *, ordered: bool) -> bool:
+def same_result(result: Sequence[tuple[Any, ...]], wanted: Sequence[tuple[Any, ...]], *, ordered: bool) -> bool:
     """Compare two results: columns by position, rows with their repetitions, in order only if `ordered`."""
-    left, right = [[tuple(map(_value, row)) for row in rows] for rows in (found, wanted)]
+    left, right = [[tuple(map(_value, row)) for row in rows] for rows in (result, wanted)]
     return left == right if ordered else Counter(left) == Counter(right)
 
 
@@ -162,9 +155,9 @@ def sql_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
             try:
                 expected[reference] = database.query(reference)
             except QueryError as failed:
+                message = f"{source}: the expected query fails: {failed}: {reference[:200]}".removeprefix(": ")
                 raise DataError(
-                    "bad-reference",
-                    f"{source}: the expected query fails: {failed}: {reference[:200]}".removeprefix(": "),
+                    "bad-reference", message,
                     hint=f"run it in {database.file}, and correct or remove the row",
                 ) from failed  # fmt: skip
         return expected[reference]
@@ -177,10 +170,10 @@ def sql_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
     def score(case: Case) -> RowScore:
         results = [(result_of(reference), has_order(reference)) for reference in some(case.references)]
         try:
-            found = database.query(fenced(case.prediction).strip())
+            result = database.query(fenced(case.prediction).strip())
         except QueryError as failed:
             return RowScore(0.0, f"the query fails: {failed}")
-        if any(same_result(found, wanted, ordered=ordered) for wanted, ordered in results):
+        if any(same_result(result, wanted, ordered=ordered) for wanted, ordered in results):
             return RowScore(1.0)
         return RowScore(0.0, "another result")
 

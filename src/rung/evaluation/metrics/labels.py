@@ -150,10 +150,9 @@ def _wanted(text: str) -> frozenset[str]:
     labels = _given(text)
     if labels is None:
         raise DataError(
-            "bad-reference",
-            f"an expected answer is not a JSON list of labels: {text[:80]!r}",
+            "bad-reference", f"an expected answer is not a JSON list of labels: {text[:80]!r}",
             hint='with `kind: multilabel`, write an expected answer as ["one label", "another"]',
-        )
+        )  # fmt: skip
     return labels
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from rung.errors import DataError
 from rung.evaluation.metrics.base import f1, some
 
+_INVALID = object()
 _MAX_DEPTH = 100  # a model can write "[[[[" endlessly; no real record is nested this deeply
 
 
@@ -39,7 +40,7 @@ def json_exact(prediction: str, references: Sequence[str]) -> float:
     """
     wanted = [_canonical(_reference_json(reference)) for reference in some(references)]
     found = _parse_json(prediction)
-    return float(found is not None and _canonical(found.value) in wanted)
+    return float(found is not _INVALID and _canonical(found) in wanted)
 
 
 def json_field_f1(prediction: str, references: Sequence[str]) -> float:
@@ -49,21 +50,19 @@ def json_field_f1(prediction: str, references: Sequence[str]) -> float:
 
 def json_field_precision(prediction: str, references: Sequence[str]) -> float:
     """Compute the share of the fields found that are right, by the best reference; 1 where none was found."""
-    compared = _compared(prediction, references)
-    return max((n.shared / n.found if n.found else 1.0 for n in compared), default=0.0)
+    return max((n.shared / n.found if n.found else 1.0 for n in _compared(prediction, references)), default=0.0)
 
 
 def json_field_recall(prediction: str, references: Sequence[str]) -> float:
     """Compute the share of the expected fields that were found, by the best reference; 1 where none is expected."""
-    compared = _compared(prediction, references)
-    return max((n.shared / n.wanted if n.wanted else 1.0 for n in compared), default=0.0)
+    return max((n.shared / n.wanted if n.wanted else 1.0 for n in _compared(prediction, references)), default=0.0)
 
 
 def _compared(prediction: str, references: Sequence[str]) -> list[Fields]:
     """Count fields against each reference; no counts if the prediction is not JSON."""
     wanted = [_reference_json(reference) for reference in some(references)]
     found = _parse_json(prediction)
-    return [] if found is None else [compare_fields(found.value, value) for value in wanted]
+    return [] if found is _INVALID else [compare_fields(found, value) for value in wanted]
 
 
 def compare_fields(found: Any, wanted: Any) -> Fields:
@@ -112,18 +111,13 @@ def _count(value: Any) -> int:
     return 1
 
 
-class _Json(NamedTuple):
-    """A parsed value: tells the value `null` from no value."""
-
-    value: Any
-
-
-def _parse_json(text: str) -> _Json | None:
+def _parse_json(text: str) -> Any:
+    """Parse JSON; `_INVALID` if it is none, since None is the value `null`."""
     try:
         value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
-        return None
-    return _Json(value) if _depth_within(value, _MAX_DEPTH) else None
+        return _INVALID
+    return value if _depth_within(value, _MAX_DEPTH) else _INVALID
 
 
 def _refuse(constant: str) -> float:
@@ -139,13 +133,12 @@ def _depth_within(value: Any, limit: int) -> bool:
 
 def _reference_json(text: str) -> Any:
     parsed = _parse_json(text)
-    if parsed is None:
+    if parsed is _INVALID:
         raise DataError(
-            "bad-reference",
-            f"an expected output is not valid JSON: {text[:80]!r}",
+            "bad-reference", f"an expected output is not valid JSON: {text[:80]!r}",
             hint="with `kind: json`, the output column must hold one JSON value per row",
-        )
-    return parsed.value
+        )  # fmt: skip
+    return parsed
 
 
 def _canonical(value: Any) -> Any:
@@ -164,9 +157,6 @@ def best_assignment(gains: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
 
     The Hungarian method with potentials (Kuhn 1955; Jonker and Volgenant 1987), O(rows² columns) after turning the
     matrix so that it has no more rows than columns. scipy has it too, but is not a dependency of the core.
-
-    Args:
-        gains: a full matrix, rows by columns.
     """
     if not gains or not gains[0]:
         return []

@@ -15,24 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rung import user_code
 from rung.data.kinds import OutputKind
 from rung.errors import ConfigError
+from rung.evaluation.metrics import text
 from rung.evaluation.metrics.base import Metric, MetricFunction
 from rung.evaluation.metrics.execution import code_metric, sql_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
 from rung.evaluation.metrics.labels import accuracy, labels_exact, labels_f1, recall_at_1, recall_at_k, reciprocal_rank
 from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
-from rung.evaluation.metrics.text import (
-    bleu,
-    chrf,
-    edit_similarity,
-    exact_match,
-    final_number,
-    refusing,
-    rouge1,
-    rouge2,
-    rouge_l,
-    sari_metric,
-    token_f1,
-)
 
 _TEXTS: tuple[OutputKind, ...] = ("text", "chat")
 _EVERY: tuple[OutputKind, ...] = ("category", "multilabel", "text", "json", "chat", "ranking")
@@ -44,15 +32,19 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy", accuracy, "the answer is the expected label", ("category",), binary=True),
         Metric("labels_f1", labels_f1, "F1 over the labels of a row", ("multilabel",)),
         Metric("labels_exact", labels_exact, "exactly the expected labels", ("multilabel",), binary=True),
-        Metric("exact_match", exact_match, "same words, case and articles aside", ("category", *_TEXTS), binary=True),
-        Metric("token_f1", token_f1, "F1 over shared words, as in SQuAD", _TEXTS),
-        Metric("final_number", final_number, "the last number is that of the expected answer", _TEXTS, binary=True),
-        Metric("rouge1", rouge1, "F1 over shared stemmed words", _TEXTS),
-        Metric("rouge2", rouge2, "F1 over shared pairs of stemmed words", _TEXTS),
-        Metric("rougeL", rouge_l, "F1 over the longest common subsequence of stemmed words", _TEXTS),
-        Metric("chrf", chrf, "chrF2: F2 over shared runs of characters", _TEXTS),
-        Metric("bleu", bleu, "BLEU of each text: shared runs of one to four words", _TEXTS),
-        Metric("edit_similarity", edit_similarity, "1 - edit distance / length, in characters", _TEXTS),
+        Metric(
+            "exact_match", text.exact_match, "same words, case and articles aside", ("category", *_TEXTS), binary=True
+        ),
+        Metric("token_f1", text.token_f1, "F1 over shared words, as in SQuAD", _TEXTS),
+        Metric(
+            "final_number", text.final_number, "the last number is that of the expected answer", _TEXTS, binary=True
+        ),
+        Metric("rouge1", text.rouge1, "F1 over shared stemmed words", _TEXTS),
+        Metric("rouge2", text.rouge2, "F1 over shared pairs of stemmed words", _TEXTS),
+        Metric("rougeL", text.rouge_l, "F1 over the longest common subsequence of stemmed words", _TEXTS),
+        Metric("chrf", text.chrf, "chrF2: F2 over shared runs of characters", _TEXTS),
+        Metric("bleu", text.bleu, "BLEU of each text: shared runs of one to four words", _TEXTS),
+        Metric("edit_similarity", text.edit_similarity, "1 - edit distance / length, in characters", _TEXTS),
         Metric("json_exact", json_exact, "the same JSON value", ("json",), binary=True),
         Metric("json_field_f1", json_field_f1, "F1 over the fields of the JSON value", ("json",)),
         Metric("json_field_precision", json_field_precision, "share of the fields found that are right", ("json",)),
@@ -105,7 +97,7 @@ class JudgeSettings(_Settings):
 _Make = Callable[[Mapping[str, Any], Path | None], Metric]
 
 WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
-    "sari": (SariSettings, lambda settings, folder: sari_metric(settings)),
+    "sari": (SariSettings, lambda settings, folder: text.sari_metric(settings)),
     "sql_execution": (SqlSettings, sql_metric),
     "code": (CodeSettings, lambda settings, folder: code_metric(settings)),
     "judge": (JudgeSettings, lambda settings, folder: judge_metric(settings)),
@@ -115,14 +107,10 @@ WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
 def get_metric(
     name: str, folder: Path | None = None, settings: Mapping[str, Any] | None = None, *, refusal: str = ""
 ) -> Metric:
-    """Look up a metric by name, or load a function of the user, written `module:function`.
+    """Look up a metric of `METRICS` or `WITH_SETTINGS`, or load a function of the user, written `module:function`.
 
-    Args:
-        name: one of `METRICS` or `WITH_SETTINGS`, or a module (beside the task file, in the current folder, or
-            installed) and the function in it that takes (prediction, references).
-        folder: the folder of the task file.
-        settings: of a metric in `WITH_SETTINGS`.
-        refusal: the answer to give where there is none; see `rung.evaluation.metrics.text.refusing`.
+    The module is in `folder` (that of the task file), in the current folder, or installed, and the function takes
+    (prediction, references). `refusal` is the answer to give where there is none: see `refusing`.
 
     Raises:
         ConfigError: `unknown-name`, `bad-setting` if a setting is missing, unknown or wrong, or `function-not-found`.
@@ -137,7 +125,7 @@ def get_metric(
         )  # fmt: skip
     if refusal and name in METRICS:
         assert metric.function is not None
-        return replace(metric, function=refusing(metric.function, refusal))
+        return replace(metric, function=text.refusing(metric.function, refusal))
     return metric
 
 

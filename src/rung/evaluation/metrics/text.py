@@ -159,12 +159,8 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 def edit_similarity(prediction: str, references: Sequence[str]) -> float:
     """Compute 1 - Levenshtein distance / length of the longer text, in characters; the best over all references."""
-    return max(_similarity(prediction.strip(), reference.strip()) for reference in some(references))
-
-
-def _similarity(a: str, b: str) -> float:
-    longest = max(len(a), len(b))
-    return 1 - _distance(a, b) / longest if longest else 1.0
+    pairs = [(prediction.strip(), reference.strip()) for reference in some(references)]
+    return max(1 - _distance(a, b) / max(len(a), len(b), 1) for a, b in pairs)
 
 
 def _distance(a: str, b: str) -> int:

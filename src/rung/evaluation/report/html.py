@@ -15,23 +15,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from rung.evaluation.report import plots
-from rung.evaluation.report.words import (
-    TRAINING_DATA,
-    against,
-    confidence_notes,
-    count_text,
-    delta_text,
-    left_out,
-    measured,
-    method,
-    outcomes,
-    overflow_notes,
-    per_row,
-    retrieval_notes,
-    score_text,
-    training_data_lines,
-)
+from rung.evaluation.report import plots, words
 from rung.evaluation.result import ClimbResult, Prediction
 from rung.models.cache import write_atomically
 
@@ -92,14 +76,14 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Most confused labels", _figure(confusion)),
         ("What the rules expected", guide_section(result)),
         ("Prompts searched", searches_section(result)),
-        ("Confidence", _paragraphs(confidence_notes(result)) + confidence),
+        ("Confidence", _paragraphs(words.confidence_notes(result)) + confidence),
         ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
         ("Notes", _paragraphs(result.notes)),
-        ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in left_out(result))),
-        ("Prompts that did not fit", _paragraphs(overflow_notes(result))),
-        ("Retrieval", _paragraphs(retrieval_notes(result))),
+        ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in words.left_out(result))),
+        ("Prompts that did not fit", _paragraphs(words.overflow_notes(result))),
+        ("Retrieval", _paragraphs(words.retrieval_notes(result))),
         ("Data", _data(result.data)),
-        ("How this was measured", _paragraphs(method(result))),
+        ("How this was measured", _paragraphs(words.method(result))),
     ]
     body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
     return f"""<!doctype html>
@@ -183,18 +167,18 @@ def _figure(svg: str | None) -> str:
 
 
 def _ladder_table(result: ClimbResult) -> str:
-    rungs = measured(result)
+    rungs = words.measured(result)
     heads = (
         "rung", f"{result.metric} [95 %]", "rows", f"against {result.rungs[0].name}", "fit s", "ms/row", "tokens/row",
         "trainable", "bytes",
     )  # fmt: skip
     rows = []
     for rung in rungs:
-        comparison = against(result, rung.name)
-        why = delta_text(comparison) if comparison else rung.reason
-        sizes = (count_text(rung.trainable_parameters), count_text(rung.artifact_bytes))
-        score, answered, fit = score_text(rung), f"{rung.n} {rung.split}", f"{rung.fit_seconds:.0f}"
-        rows.append((rung.name, score, answered, why, fit, *per_row(rung), *sizes))
+        comparison = words.against(result, rung.name)
+        why = words.delta_text(comparison) if comparison else rung.reason
+        sizes = (words.count_text(rung.trainable_parameters), words.count_text(rung.artifact_bytes))
+        score, answered, fit = words.score_text(rung), f"{rung.n} {rung.split}", f"{rung.fit_seconds:.0f}"
+        rows.append((rung.name, score, answered, why, fit, *words.per_row(rung), *sizes))
     best = next((i for i, rung in enumerate(rungs) if rung.name == result.recommended), None)
     return _table(heads, rows, best=best, why=(3,))
 
@@ -203,7 +187,7 @@ def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]
     """For every rung, the rows that it answers better or worse than the incumbent."""
     incumbent = result.rungs[0].name
     before = {(row.split, row.id): row for row in predictions.get(incumbent, ())}
-    names = [rung.name for rung in measured(result) if rung.name != incumbent]
+    names = [rung.name for rung in words.measured(result) if rung.name != incumbent]
     if not names:
         return ""
     options = "".join(
@@ -228,10 +212,8 @@ def _changed_row(old: Prediction, new: Prediction) -> str:
     text = " | ".join(str(value) for value in new.inputs.values())
     cause = (new.retrieval or {}).get("failure")
     why = {"retrieval": " Retrieval failed.", "reading": " Found, but not used."}.get(cause or "", "")
-    pair = (
-        f"{new.source} ({new.split}). Expected: {' | '.join(new.expected)}. "
-        f"Before: {old.prediction}. Now: {new.prediction}.{why}"
-    )
+    pair = f"{new.source} ({new.split}). Expected: {' | '.join(new.expected)}. "
+    pair += f"Before: {old.prediction}. Now: {new.prediction}.{why}"
     verdict = "fixed" if new.score > old.score else "broken"
     return _folded(f"{verdict}: {text[:300]}", f'<p class="pair">{safe(pair)}</p>{_pre(new.prompt)}')
 
@@ -243,10 +225,11 @@ def _last_settings(result: ClimbResult) -> dict[str, Mapping[str, Any]]:
 
 def _training_data(result: ClimbResult) -> str:
     """The data that the last rung of each tuned artifact was trained on, folded."""
+    data = {name: settings.get(words.TRAINING_DATA) for name, settings in _last_settings(result).items()}
     return "".join(
-        _folded(f"what {name} was trained on", _pre("\n".join(training_data_lines(settings[TRAINING_DATA]))))
-        for name, settings in _last_settings(result).items()
-        if settings.get(TRAINING_DATA)
+        _folded(f"what {name} was trained on", _pre("\n".join(words.training_data_lines(values))))
+        for name, values in data.items()
+        if values
     )
 
 
@@ -262,9 +245,8 @@ def _data(data: Mapping[str, Any]) -> str:
 
 def searches_section(result: ClimbResult) -> str:
     """The prompt searches of the climb: why each ended, and every candidate with its score; empty without any."""
-    return "".join(
-        _search(name, settings) for name, settings in _last_settings(result).items() if "candidates" in settings
-    )
+    searches = {name: last for name, last in _last_settings(result).items() if "candidates" in last}
+    return "".join(_search(name, search) for name, search in searches.items())
 
 
 def _search(name: str, search: Mapping[str, Any]) -> str:
@@ -327,7 +309,7 @@ def guide_section(result: ClimbResult) -> str:
     }
     items = "".join(f"<li>{safe(source)}</li>" for source in sources.values())
     chart = f'<div class="scroll">{chart_svg(result.advice)}</div><ul class="soft">{items}</ul>'
-    outcome_of = outcomes(result)
+    outcome_of = words.outcomes(result)
     rows = []
     for expectation in result.advice["expectations"]:
         if (outcome := outcome_of.get(expectation["rung"])) is not None:
@@ -360,9 +342,9 @@ def _step(step: Mapping[str, Any], top: int, *, last: bool) -> tuple[str, int]:
     right = sum(LINE * len(lines) + PAD for lines in answers.values()) + PAD
     height = max(left, right)
     colour = OPEN if step["answer"] == "unknown" else TAKEN
+    box = f'width="{BOX}" height="{height}" rx="6" fill="none" stroke="{colour}" stroke-width="1.5"'
     parts = [
-        f'<rect x="1" y="{top}" width="{BOX}" height="{height}" rx="6" fill="none" stroke="{colour}" '
-        'stroke-width="1.5"/>',
+        f'<rect x="1" y="{top}" {box}/>',
         _lines(question, 12, top + PAD, weight="bold"),
         _lines(observed, 12, top + PAD + LINE * len(question), opacity="0.75"),
         "" if last else f'<path d="M{BOX // 2} {top + height}v{GAP}" stroke="{OTHER}" stroke-width="1.5"/>',

@@ -60,9 +60,8 @@ def ladder_svg(result: ClimbResult) -> str:
                 color=colour, fontweight="bold" if best else "normal",
             )  # fmt: skip
         axes.set_yticks(range(len(rungs)), [rung.name for rung in rungs])
-        axes.set_ylim(-0.6, len(rungs) - 0.4)
-        axes.set_xlabel(f"{result.metric}, % with 95 % interval (diamonds: stopped in the race, validation rows)")
-        axes.set_xlim(left=0)
+        label = f"{result.metric}, % with 95 % interval (diamonds: stopped in the race, validation rows)"
+        axes.set(ylim=(-0.6, len(rungs) - 0.4), xlabel=label, xlim=(0, None))
         axes.margins(x=0.08)
         axes.grid(axis="x", alpha=0.25)
         return _svg(figure, f"The ladder of {result.task}")
@@ -90,10 +89,8 @@ def cost_svg(result: ClimbResult) -> str:
                 axes.set_xscale("symlog", linthresh=1000)
                 axes.set_xlim(-300, 50 * max(1000, *(x for x, _, _ in points)))
             _label(axes, points)
-            axes.set_xlabel(label)
+            axes.set(xlabel=label, ylabel=f"{result.metric}, %" if number % 2 else "")
             axes.grid(alpha=0.2)
-            if number % 2:
-                axes.set_ylabel(f"{result.metric}, %")
         return _svg(figure, f"Quality against cost for {result.task}")
 
 
@@ -138,8 +135,7 @@ def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None
                     axes.text(j, i, count, ha="center", va="center", color="black" if count > highest / 2 else "white")
         axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("expected")
+        axes.set(xlabel="predicted", ylabel="expected")
         return _svg(figure, f"Most confused labels of {result.recommended}")
 
 
@@ -156,13 +152,10 @@ def reliability_svg(result: ClimbResult) -> str | None:
             for rows, confidence, accuracy, low, high in figures["bins"]:
                 axes.plot([confidence, confidence], [low, high], color=colour, linewidth=1.2, alpha=0.7)
                 axes.plot(confidence, accuracy, "o", color=colour, markersize=3 + 7 * (rows / largest) ** 0.5)
-            axes.set_xlim(0, 1.03)
-            axes.set_ylim(0, 1.03)
-            axes.set_xlabel(f"confidence {name} fitting")
+            side = "share of right answers" if number == 1 else ""
+            axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel=f"confidence {name} fitting", ylabel=side)
             axes.set_title(f"error {100 * figures['error']:.1f} %", fontsize=10)
             axes.grid(alpha=0.2)
-            if number == 1:
-                axes.set_ylabel("share of right answers")
         return _svg(figure, f"Reliability of {result.confidence['artifact']}")
 
 
@@ -183,9 +176,7 @@ def coverage_svg(result: ClimbResult) -> str | None:
                 f"abstain below {chosen['threshold']:g}", (x, y), (-8, -14), textcoords="offset points", color=ORANGE,
                 ha="right",
             )  # fmt: skip
-        axes.set_xlim(0, 102)
-        axes.set_xlabel("rows answered, % (the most confident first)")
-        axes.set_ylabel("right among them, %")
+        axes.set(xlim=(0, 102), xlabel="rows answered, % (the most confident first)", ylabel="right among them, %")
         axes.grid(alpha=0.2)
         return _svg(figure, "Coverage against accuracy")
 
@@ -205,9 +196,7 @@ def loss_svg(result: ClimbResult) -> str | None:
                 smooth.append(mean)
             axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
             axes.plot(steps, smooth, color=colour, linewidth=1.8, label=rung.name)
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss per answer token")
-        axes.set_ylim(bottom=0)
+        axes.set(xlabel="step", ylabel="loss per answer token", ylim=(0, None))
         axes.legend(frameon=False)
         axes.grid(alpha=0.2)
         return _svg(figure, "Training loss")

@@ -189,15 +189,13 @@ def training_data_lines(values: Mapping[str, Any]) -> Iterator[str]:
     for reason, count in values["dropped"].items():
         yield f"{count:,} dropped, {reason}: {_places(values['dropped_at'][reason], count)}"
     if count := values["truncated"]:
-        places = _places(values["truncated_at"], count)
-        yield f"{count:,} truncated, {values['truncated_tokens']:,} tokens in all: {places}"
+        tokens = values["truncated_tokens"]
+        yield f"{count:,} truncated, {tokens:,} tokens in all: {_places(values['truncated_at'], count)}"
     if count := values["turns_apart"]:
         yield f"{count:,} assistant turns are examples of their own: the template rewrites what is before them"
     if spread := values["supervised"]:
-        yield (
-            f"{spread['min']:g} / {spread['median']:g} / {spread['max']:g} supervised tokens an example "
-            "(min / median / max)"
-        )
+        sizes = f"{spread['min']:g} / {spread['median']:g} / {spread['max']:g}"
+        yield f"{sizes} supervised tokens an example (min / median / max)"
         yield f"the first example, supervised between {OPEN} and {CLOSE}:"
         yield values["example"]
 
@@ -216,14 +214,13 @@ def data_lines(report: DataReport) -> Iterator[str]:
         more = f" and {len(rare) - SHOWN} more" if rare[SHOWN:] else ""
         yield f"rare in training: {', '.join(rare[:SHOWN])}{more}"
     for name, effect in report.detectable.items():
-        found = "no difference is distinguishable from chance"
+        size = "no difference is distinguishable from chance"
         if effect is not None:
-            found = f"a difference of {100 * effect:.1f} points between two techniques is likely found"
-        yield f"{name}: with {report.splits[name].kept:,} rows, {found}"
+            size = f"a difference of {100 * effect:.1f} points between two techniques is likely found"
+        yield f"{name}: with {report.splits[name].kept:,} rows, {size}"
     for name, split in report.splits.items():
         for reason, sources in split.dropped.items():
-            places = ", ".join(sources[:SHOWN]) + (", ..." if sources[SHOWN:] else "")
-            yield f"{name}: {len(sources):,} dropped, {reason}: {places}"
+            yield f"{name}: {len(sources):,} dropped, {reason}: {_places(sources[:SHOWN], len(sources))}"
 
 
 def artifact_facts(artifact: Artifact) -> dict[str, Any]:
@@ -233,7 +230,7 @@ def artifact_facts(artifact: Artifact) -> dict[str, Any]:
     if shown is not None and shown.sets > 1:
         demonstrations = f"{demonstrations}, {shown.sets} prompts"
     training = {name: each[TRAINING_DATA] for name, each in artifact.settings.items() if TRAINING_DATA in each}
-    found = None if retriever is None else f"{retriever.k} of {retriever.folder}, {retriever.order.replace('_', ' ')}"
+    search = None if retriever is None else f"{retriever.k} of {retriever.folder}, {retriever.order.replace('_', ' ')}"
     return {
         "name": artifact.name,
         "task": signature.task,
@@ -244,7 +241,7 @@ def artifact_facts(artifact: Artifact) -> dict[str, Any]:
         "path": list(artifact.path),
         "instruction": artifact.prompt.head(),
         "template": artifact.prompt.template,
-        "retriever": found,
+        "retriever": search,
         "demonstrations": demonstrations,
         "weights": artifact.weights.method,
         "trainable": artifact.weights.trainable_parameters,
