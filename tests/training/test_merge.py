@@ -15,8 +15,7 @@ from rung.data.rows import Data, Example, example_id
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError, TrainingError
 from rung.export.card import vllm_refusal
-from rung.export.export import export
-from rung.export.merge import merge
+from rung.export.export import export, merge
 from rung.models.reference import resolve
 from rung.prompts.prompt import Prompt
 from rung.rungs import LoRA
@@ -77,7 +76,7 @@ def test_a_merged_model_answers_as_the_unmerged_one(zero, base, tmp_path, make):
 
     artifact = tuned(zero, make, "lora" if make is lora else "patch")
     before = [logits(zero, row) for row in ROWS]
-    done = merge(artifact, tmp_path / "out", rows=ROWS)
+    difference = merge(artifact, tmp_path / "out", rows=ROWS)
     assert all(torch.equal(logits(zero, row), old) for row, old in zip(ROWS, before, strict=True))
 
     loaded = Artifact.load(tmp_path / "out" / "artifact")
@@ -96,10 +95,10 @@ def test_a_merged_model_answers_as_the_unmerged_one(zero, base, tmp_path, make):
         apart.append((model(ids).logits - wanted).abs().flatten())
         assert not torch.allclose(wanted, logits(zero, row), atol=1e-2)
     apart = torch.cat(apart)
-    assert done.difference.largest == pytest.approx(apart.max().item(), abs=1e-6)
-    assert done.difference.mean == pytest.approx(apart.mean().item(), abs=1e-7)
-    assert done.difference.largest < 1e-4
-    assert done.difference.agreement == 1.0
+    assert difference.largest == pytest.approx(apart.max().item(), abs=1e-6)
+    assert difference.mean == pytest.approx(apart.mean().item(), abs=1e-7)
+    assert difference.largest < 1e-4
+    assert difference.agreement == 1.0
 
 
 def test_a_merged_folder_may_be_moved(zero, tmp_path):

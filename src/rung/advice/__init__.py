@@ -45,29 +45,17 @@ class Advice:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        steps = []
-        for step in self.steps:
-            effects = [{k: v for k, v in asdict(effect).items() if k != "when"} for effect in step.effects]
-            steps.append({**asdict(step), "source": step.source and step.source._asdict(), "effects": effects})
-        expectations = [asdict(each) for each in self.expectations]
-        values = {
-            "task": self.task,
-            "steps": steps,
-            "expectations": expectations,
-            "open_questions": self.open_questions,
-        }
+        values = {**asdict(self), "open_questions": self.open_questions}
+        for step, stored in zip(self.steps, values["steps"], strict=True):
+            stored["source"] = step.source and step.source._asdict()
+            for effect in stored["effects"]:
+                del effect["when"]
         plain: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists, as in a file
         return plain
 
 
 def advise(task: Task, data: Data | None = None, machine: Machine | None = None) -> Advice:
-    """Walk the guide for a task.
-
-    Args:
-        task: the task.
-        data: its rows, if they were read already.
-        machine: the machine that runs it; this one by default.
-    """
+    """Walk the guide for a task; `data` are its rows if they were read already, `machine` is this one by default."""
     facts = gather(task, data or task.read(), machine or this_machine())
     steps = tuple(walk(facts))
     expectations = [Expectation("zero-shot", "prompting", "unknown", ("every rung is measured against it",))]
@@ -76,30 +64,21 @@ def advise(task: Task, data: Data | None = None, machine: Machine | None = None)
 
 
 def _expectation(entry: Registration, lacks: str, steps: tuple[AdviceStep, ...], facts: Facts) -> Expectation:
-    """Gather what the steps say of one rung."""
+    """What the steps say of one rung, each by the rung's topics if it names one of these, else by its family."""
     name, family = entry.name, entry.rung_type.family
     if lacks:
         return Expectation(name, family, "not", (lacks,))
-    effects = [effect for step in steps for effect in _about(entry, step)]
+    effects: list[Effect] = []
+    for step in steps:
+        by_topic = [effect for effect in step.effects if set(entry.topics) & set(effect.rungs)]
+        effects += by_topic or [effect for effect in step.effects if family in effect.rungs]
     if entry.rung_type.reads_corpus and not facts.corpus and not effects:
         return Expectation(name, family, "not", ("`corpus` names no documents",))
-    decisive = [effect for effect in effects if effect.excludes] or effects
-    reasons = tuple(str(effect.reason) for effect in decisive)
-    return Expectation(name, family, _verdict(effects), reasons or ("no rule is about it",))
-
-
-def _about(entry: Registration, step: AdviceStep) -> list[Effect]:
-    """What a step says of a rung: by its topics if it does, else by its family."""
-    by_topic = [effect for effect in step.effects if set(entry.topics) & set(effect.rungs)]
-    return by_topic or [effect for effect in step.effects if entry.rung_type.family in effect.rungs]
-
-
-def _verdict(effects: list[Effect]) -> Expect:
-    """What all effects agree on, else unknown; an effect that excludes the rung decides alone."""
-    if any(effect.excludes for effect in effects):
-        return "not"
+    excluding = [effect for effect in effects if effect.excludes]
     verdicts = {effect.expect for effect in effects}
-    return verdicts.pop() if len(verdicts) == 1 else "unknown"
+    verdict: Expect = "not" if excluding else verdicts.pop() if len(verdicts) == 1 else "unknown"
+    reasons = tuple(str(effect.reason) for effect in excluding or effects)
+    return Expectation(name, family, verdict, reasons or ("no rule is about it",))
 
 
 def latest_run(task: Task, runs: Path) -> tuple[Path, bool] | None:

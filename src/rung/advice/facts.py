@@ -21,41 +21,31 @@ FEW_ROWS, FEW_PER_LABEL = 100, 8
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What is known of the task's model.
+    """What is known of the task's model."""
 
-    Attributes:
-        reference: as the task file writes it.
-        endpoint: whether it runs behind an API.
-        remote: whether that API is on another machine.
-        parameters, context: None if only a download could tell them.
-    """
-
-    reference: str
-    endpoint: bool
-    remote: bool
-    parameters: int | None
-    context: int | None
+    reference: str  # as the task file writes it
+    endpoint: bool = False  # it runs at an API
+    remote: bool = False  # that API is on another machine
+    parameters: int | None = None  # None if only a download could tell
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the rules read. Token counts are estimated from characters, without the longest 5 % of the rows.
-
-    `documents` counts those of `data.text`; `corpus` says whether the task names documents to retrieve from.
-    """
+    """What the rules read. Token counts are estimated from characters, without the longest 5 % of the rows."""
 
     kind: str
     labels: int
     train: int
     rows_per_label: float
-    described: bool
-    documents: int
+    described: bool  # `output.descriptions` says what the labels mean
+    documents: int  # in `data.text`
     input_tokens: int
     output_tokens: int
     model: ModelFacts
     machine: Machine
     needs: Needs
-    corpus: bool = False
+    corpus: bool = False  # the task names documents to retrieve from
 
     @property
     def few(self) -> bool:
@@ -100,19 +90,19 @@ def gather(task: Task, data: Data, machine: Machine) -> Facts:
 
 
 def model_facts(reference: str) -> ModelFacts:
-    """What the catalogues, or a model's own folder, tell of a model."""
+    """Look a model up in the catalogues, or in its own folder."""
     from rung.models import embedded, open_models
     from rung.models.reference import resolve
 
     if is_endpoint(reference):
         loopback = urlsplit(reference).hostname in ("localhost", "127.0.0.1", "::1")
-        return ModelFacts(reference, True, not loopback, None, None)
+        return ModelFacts(reference, endpoint=True, remote=not loopback)
     if (known := embedded.find(reference) or open_models.find(reference)) is not None:
-        return ModelFacts(reference, False, False, known.parameters, known.context)
-    if Path(reference).expanduser().is_dir():
-        files = resolve(reference)
-        return ModelFacts(reference, False, False, files.parameters, files.context)
-    return ModelFacts(reference, False, False, None, None)
+        return ModelFacts(reference, parameters=known.parameters, context=known.context)
+    if not Path(reference).expanduser().is_dir():
+        return ModelFacts(reference)
+    files = resolve(reference)
+    return ModelFacts(reference, parameters=files.parameters, context=files.context)
 
 
 def _tokens(texts: list[str]) -> int:

@@ -67,28 +67,17 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class AdviceStep:
-    """One question of the guide, answered.
-
-    Attributes:
-        key: short name.
-        question: what is asked.
-        answer: yes, no, or unknown where neither the task file nor the data tells.
-        observed: what the answer rests on.
-        yes, no: what either answer means, for the chart.
-        effects: what follows from the answer.
-        source: the publication that the rule rests on, where it is not plain.
-        ask: the key of the task file that would answer an unknown.
-    """
+    """One question of the guide, answered."""
 
     key: str
     question: str
-    answer: YesNo
-    observed: str
-    yes: str
+    answer: YesNo  # unknown where neither the task file nor the data tells
+    observed: str  # what the answer is based on
+    yes: str  # what this answer means, for the chart
     no: str
-    effects: tuple[Effect, ...]
-    source: Source | None
-    ask: str | None = None
+    effects: tuple[Effect, ...]  # what follows from the answer
+    source: Source | None  # the publication that the rule is based on
+    ask: str | None = None  # the key of the task file that would answer an unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +237,7 @@ RULES = (
                     _steps("whole text"), excludes=True),
             Effect(("reasoning",), "not", "written steps pay on mathematics and logic, and hardly elsewhere",
                     _steps("no steps")),
-            Effect(("reasoning",), "not", "small models gain nothing from written steps",
-                    _steps("small model")),
+            Effect(("reasoning",), "not", "small models gain nothing from written steps", _steps("small model")),
             Effect(("reasoning",), "help", "several steps of calculation or logic go better when written down",
                     _steps("steps")),
             Effect(("reasoning",), "unknown", "it pays if the answer takes several steps: set needs.reasoning",

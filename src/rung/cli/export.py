@@ -26,13 +26,13 @@ def merge(
 ) -> None:  # fmt: skip
     """Merge tuned weights into the base model: FOLDER/model for any program, FOLDER/artifact for Rung."""
     from rung.export.card import evidence
-    from rung.export.merge import merge
+    from rung.export.export import merge
 
     loaded, (rows, source) = options.load_artifact(artifact), _rows(artifact, data)
     known, progress = evidence(artifact, loaded.name), options.progress(quiet)
-    done = merge(loaded, out, rows=rows, source=source, known=known, progress=progress)
-    values = {"artifact": str(out / "artifact"), "model": str(out / "model"), **asdict(done.difference)}
-    text = f'{values["model"]}: {done.difference}\nNext: rung run {values["artifact"]} "your text"'
+    difference = merge(loaded, out, rows=rows, source=source, known=known, progress=progress)
+    values = {"artifact": str(out / "artifact"), "model": str(out / "model"), **asdict(difference)}
+    text = f'{values["model"]}: {difference}\nNext: rung run {values["artifact"]} "your text"'
     render.result(json, values, text)
 
 

@@ -44,24 +44,17 @@ def evidence(folder: Path, name: str) -> Evidence | None:
 
 
 def model_card(
-    artifact: Artifact,
-    files: ModelFiles,
-    form: ExportFormat,
-    *,
-    file: str = "",
-    merged: str = "",
-    known: Evidence | None = None,
+    artifact: Artifact, files: ModelFiles, form: ExportFormat, *, file: str, merged: str, known: Evidence | None
 ) -> str:
-    """Write the text of a README.md.
+    """The text of a README.md.
 
-    Args:
-        artifact: what is exported.
-        files: its base model.
-        form: the format of the export.
-        file: the name of the file to load, where there is one.
-        merged: what merging changed, in words.
-        known: what the artifact's climb measured.
+    `file` is the name of the file to load, `merged` says what merging changed, `known` is what the climb measured.
     """
+    demonstrations = documents = "none"
+    if (shown := artifact.demonstrations) is not None:
+        demonstrations = f"{shown.k} of {len(shown.pool)} rows ({shown.selection}); not part of this folder"
+    if (retriever := artifact.retriever) is not None:
+        documents = f"up to {retriever.k} passages before the question, from an index that is not part of this folder"
     return f"""{_front(artifact, files, form)}
 # {artifact.signature.task}: {artifact.weights.method}
 
@@ -76,8 +69,8 @@ The weights were measured together with this prompt. `rung export ARTIFACT --pro
 
 - instruction: {json.dumps(artifact.prompt.head(), ensure_ascii=False)}
 - template: {json.dumps(artifact.prompt.template, ensure_ascii=False)}
-- demonstrations: {_demonstrations(artifact)}
-- documents: {_documents(artifact)}
+- demonstrations: {demonstrations}
+- documents: {documents}
 - answer: {artifact.decoder.kind}{f", {len(artifact.signature.labels)} labels" if artifact.signature.labels else ""}
 - fingerprint: `{artifact.prompt.fingerprint}`
 
@@ -175,19 +168,6 @@ def _with_vllm(artifact: Artifact, files: ModelFiles) -> str:
     )
 
 
-def _documents(artifact: Artifact) -> str:
-    if artifact.retriever is None:
-        return "none"
-    return f"up to {artifact.retriever.k} passages before the question, from an index that is not part of this folder"
-
-
-def _demonstrations(artifact: Artifact) -> str:
-    shown = artifact.demonstrations
-    return (
-        "none" if shown is None else f"{shown.k} of {len(shown.pool)} rows ({shown.selection}); not part of this folder"
-    )
-
-
 def _results(artifact: Artifact, known: Evidence | None) -> str:
     if known is None or known.result["score"] is None:
         return f"Not measured here. The task's metric is {artifact.signature.metric}.\n"
@@ -199,15 +179,12 @@ def _results(artifact: Artifact, known: Evidence | None) -> str:
     ]  # fmt: skip
     lines = ["| artifact | metric | score | 95 % interval | rows |", "|---|---|---|---|---|"]
     for entry in (own, *zero_shot[:1]):
-        score = f"{entry['score']:.4f} | {_interval(entry)} | {entry['n']} {entry['split']}"
+        interval = "" if entry["low"] is None else f"[{entry['low']:.4f}, {entry['high']:.4f}]"
+        score = f"{entry['score']:.4f} | {interval} | {entry['n']} {entry['split']}"
         lines.append(f"| {entry['name']} | {own['metric']} | {score} |")
     if own["split"] != "test":
         lines += ["", "These rows also chose among the artifacts: the score is optimistic."]
     return "\n".join(lines) + f"\n\nMeasured with {known.report['engine']}, seed {known.report['seed']}.\n"
-
-
-def _interval(result: dict[str, Any]) -> str:
-    return "" if result["low"] is None else f"[{result['low']:.4f}, {result['high']:.4f}]"
 
 
 def _data(known: Evidence | None) -> str:

@@ -6,17 +6,18 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.parts import BASE
 from rung.engines import openvino_export
 from rung.engines.changes import BASE_FINGERPRINT
 from rung.errors import ArtifactError, ConfigError
-from rung.export import merge
 from rung.export.card import Evidence, ExportFormat, hub_id, model_card
 from rung.export.gguf import write_gguf
+from rung.export.merge import Difference, check_new, copy_settings, measure, tuned_weights, write_model
 from rung.models.cache import publish
 from rung.models.reference import ModelFiles, resolve
 from rung.progress import QUIET, Progress
@@ -30,27 +31,36 @@ PRECISIONS: dict[ExportFormat, tuple[str, ...]] = {  # the first is the default
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Exported:
+class Exported(NamedTuple):
     """A finished export; the difference is that of merging, where the change was merged."""
 
-    form: ExportFormat
-    folder: Path
     precision: str | None
-    difference: merge.Difference | None
+    difference: Difference | None
+
+
+def merge(
+    artifact: Artifact, folder: Path, *, rows: Sequence[Mapping[str, Any]] = (), source: str = "",
+    known: Evidence | None = None, progress: Progress = QUIET,
+) -> Difference:  # fmt: skip
+    """Write FOLDER/model, a Hugging Face folder, and FOLDER/artifact, which uses it and needs no adapter.
+
+    For the other arguments and the errors see `export`.
+    """
+    tuned_weights(artifact)
+    check_new(folder)
+    model = folder.absolute() / "model"
+    done = export(artifact, "huggingface", model, rows=rows, source=source, known=known, progress=progress)
+    assert done.difference is not None
+    settings = {"base": artifact.model, **asdict(done.difference)}
+    artifact.step("merge", settings, model=str(model), weights=BASE).save(model.parent / "artifact")
+    return done.difference
 
 
 def export(
-    artifact: Artifact,
-    form: ExportFormat,
-    folder: Path,
-    *,
-    precision: str | None = None,
-    rows: Sequence[Mapping[str, Any]] = (),
-    source: str = "",
-    known: Evidence | None = None,
+    artifact: Artifact, form: ExportFormat, folder: Path, *, precision: str | None = None,
+    rows: Sequence[Mapping[str, Any]] = (), source: str = "", known: Evidence | None = None,
     progress: Progress = QUIET,
-) -> Exported:
+) -> Exported:  # fmt: skip
     """Write the tuned weights and a model card into a new folder, completely or not at all.
 
     Args:
@@ -58,7 +68,7 @@ def export(
         form: `peft` writes the adapter alone; the others merge it into the base model.
         folder: a new folder.
         precision: of `openvino` (int8 or fp32) or `gguf` (f16, q8_0 or f32); by default the first of these.
-        rows: rows whose prompts the difference by merging is measured on (see `rung.export.merge.merge`).
+        rows: those on whose prompts the difference by merging is measured (see `rung.export.merge.measure`).
         source: where the rows came from, for people.
         known: what the artifact's climb measured, for the model card.
         progress: shows every step.
@@ -70,14 +80,15 @@ def export(
         TrainingError: `export-unsupported`: no weights of the base model have the same effect.
     """
     precision = _precision(form, precision)
-    merge.tuned_weights(artifact)
-    merge.check_new(folder)
+    tuned_weights(artifact)
+    check_new(folder)
     files = resolve(artifact.model)
-    differences: list[merge.Difference] = []
+    difference: Difference | None = None
 
     def write_merged(target: Path) -> None:
-        merge.write_model(artifact, target)
-        differences.append(merge.measure(artifact, target, rows, source, progress=progress))
+        nonlocal difference
+        write_model(artifact, target)
+        difference = measure(artifact, target, rows, source, progress=progress)
 
     def build(target: Path) -> None:
         file = ""
@@ -89,12 +100,11 @@ def export(
             with tempfile.TemporaryDirectory(prefix=".merged-", dir=target.parent) as scratch:
                 write_merged(Path(scratch))
                 file = _convert(Path(scratch), form, str(precision), files, target, progress)
-        difference = str(differences[0]) if differences else ""
-        text = model_card(artifact, files, form, file=file, merged=difference, known=known)
+        text = model_card(artifact, files, form, file=file, merged=str(difference or ""), known=known)
         (target / "README.md").write_text(text, "utf-8")
 
     publish(folder, build)
-    return Exported(form, folder, precision, differences[0] if differences else None)
+    return Exported(precision, difference)
 
 
 def _precision(form: ExportFormat, precision: str | None) -> str | None:
@@ -102,23 +112,19 @@ def _precision(form: ExportFormat, precision: str | None) -> str | None:
     if precision is None:
         return choices[0] if choices else None
     if precision not in choices:
-        raise ConfigError(
-            "bad-option",
-            f"--precision {precision} with --to {form}",
-            hint=f"choose {', '.join(choices)}" if choices else "leave it out: the weights stay as they were trained",
-        )
+        hint = f"choose {', '.join(choices)}" if choices else "leave it out: the weights stay as they were trained"
+        raise ConfigError("bad-option", f"--precision {precision} with --to {form}", hint=hint)
     return precision
 
 
 def _write_peft(artifact: Artifact, files: ModelFiles, folder: Path) -> None:
     """Write PEFT's two files: with the base model's name where the Hub has it, without what only Rung reads."""
-    source = Path(merge.tuned_weights(artifact))
+    source = Path(tuned_weights(artifact))
     if not (source / "adapter_config.json").is_file():
         raise ArtifactError(
-            "export-unsupported",
-            f"{artifact.weights.method} has no form that PEFT reads",
+            "export-unsupported", f"{artifact.weights.method} has no form that PEFT reads",
             hint="export the merged model: `--to huggingface`",
-        )
+        )  # fmt: skip
     values = json.loads((source / "adapter_config.json").read_text("utf-8"))
     values.pop(BASE_FINGERPRINT, None)
     values["base_model_name_or_path"] = hub_id(files)
@@ -137,5 +143,5 @@ def _convert(
         return file.name
     weights = cast("ExportPrecision", precision)
     openvino_export.export_folder(model, target, files.name, "causal", weights, progress=progress)
-    merge.copy_settings(model, target)
+    copy_settings(model, target)
     return openvino_export.GRAPH

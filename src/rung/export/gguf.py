@@ -34,23 +34,14 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 @dataclass(frozen=True)
 class Family:
-    """What llama.cpp assumes of an architecture.
+    """What llama.cpp assumes of an architecture."""
 
-    Attributes:
-        arch: its name in GGUF.
-        activation: beginning of the activation function's name.
-        norm_shift: added to the weights of norms: Gemma's are stored minus one.
-        pairs: whether rotary embeddings rotate neighbouring values, not halves, so that queries and keys are reordered.
-        window_period: the last of every `window_period` layers attends to everything; 0 where all do.
-        odd_scale_layers: with this many layers attention is scaled by hidden size over heads, not by the head size.
-    """
-
-    arch: str
-    activation: str = "silu"
-    norm_shift: float = 0.0
-    pairs: bool = False
-    window_period: int = 0
-    odd_scale_layers: int = 0
+    arch: str  # its name in GGUF
+    activation: str = "silu"  # beginning of the activation function's name
+    norm_shift: float = 0.0  # added to the weights of norms: Gemma's are stored minus one
+    pairs: bool = False  # rotary embeddings rotate neighbouring values, not halves: queries and keys are reordered
+    window_period: int = 0  # the last of every `window_period` layers attends to everything; 0: all layers do
+    odd_scale_layers: int = 0  # with this many layers attention is scaled by hidden size over heads, not by head size
 
 
 FAMILIES = {
@@ -64,23 +55,12 @@ FAMILIES = {
 
 
 def write_gguf(
-    folder: Path,
-    file: Path,
-    *,
-    precision: GgufPrecision = "f16",
-    name: str = "",
-    licence: str | None = None,
+    folder: Path, file: Path, *, precision: GgufPrecision = "f16", name: str = "", licence: str | None = None,
     progress: Progress = QUIET,
-) -> None:
-    """Write the model in `folder` to one GGUF file.
+) -> None:  # fmt: skip
+    """Write the model in a Hugging Face folder (config.json, safetensors weights, tokenizer.json) to one GGUF file.
 
-    Args:
-        folder: a Hugging Face folder: config.json, safetensors weights, tokenizer.json.
-        file: the GGUF file; its folder exists.
-        precision: of matrices; vectors (norms, biases) are always f32.
-        name: the model's name, for the file.
-        licence: its licence, as model cards name it.
-        progress: shows every tensor.
+    The precision is that of matrices; vectors (norms, biases) are always f32.
 
     Raises:
         EngineError: `export-unsupported`: llama.cpp would run this architecture or tokenizer differently;
@@ -102,7 +82,7 @@ def write_gguf(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config, family)
     factors = _add_rope(writer, config, gguf)
-    add_vocabulary(writer, folder, config.vocab_size)
+    _add_vocabulary(writer, folder, config.vocab_size)
     tensors = list(_tensors(folder, config, family, gguf))
     if factors is not None:
         tensors.insert(0, (ROPE_FACTORS, factors.shape, lambda: factors))
@@ -146,11 +126,8 @@ def _family(config: Any) -> Family:
         raise _unsupported(f"{name} with attention in both directions")
     kinds = list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
     period = family.window_period
-    wanted = [
-        "sliding_attention" if period and (i + 1) % period else "full_attention"
-        for i in range(config.num_hidden_layers)
-    ]
-    if kinds != wanted:
+    windows = [period and (i + 1) % period for i in range(config.num_hidden_layers)]
+    if kinds != ["sliding_attention" if window else "full_attention" for window in windows]:
         raise _unsupported(f"{name} whose layers' windows do not follow the pattern that llama.cpp assumes")
     if family.odd_scale_layers:
         odd = config.num_hidden_layers == family.odd_scale_layers
@@ -291,17 +268,8 @@ PROBE = (  # what pre-tokenizers disagree about: digits, contractions, spaces, l
 )
 
 
-def add_vocabulary(writer: Any, folder: Path, size: int) -> None:
-    """Write the tokenizer in `folder` as metadata.
-
-    Args:
-        writer: a gguf.GGUFWriter.
-        folder: a model folder.
-        size: rows of the embedding; ids without a token get an unused one.
-
-    Raises:
-        EngineError: `export-unsupported`: llama.cpp has no tokenizer that does the same.
-    """
+def _add_vocabulary(writer: Any, folder: Path, size: int) -> None:
+    """Write the tokenizer in `folder` as metadata; of the `size` ids, those without a token get an unused one."""
     tokenizer = Tokenizer.load(folder)
     definition = json.loads(tokenizer.definition)
     model = definition["model"]
@@ -385,14 +353,11 @@ def _prepends_space(definition: dict[str, Any]) -> bool:
         scheme = splitter["prepend_scheme"]
         if scheme in ("first", "never"):
             return bool(scheme == "first")
-    if steps in ([replace], [prepend, replace]) and _harmless(splitter):
+    # Gemma's splitter does nothing: it splits at spaces, of which the normalizer leaves none.
+    harmless = splitter is None or (splitter["type"] == "Split" and splitter["pattern"] == {"String": " "})
+    if steps in ([replace], [prepend, replace]) and harmless:
         return len(steps) == 2
     raise _unsupported_vocabulary("a SentencePiece tokenizer that changes more in a text than its spaces")
-
-
-def _harmless(splitter: dict[str, Any] | None) -> bool:
-    """Whether the splitter does nothing: Gemma's splits at spaces, of which its normalizer leaves none."""
-    return splitter is None or (splitter["type"] == "Split" and splitter["pattern"] == {"String": " "})
 
 
 # ---- special tokens

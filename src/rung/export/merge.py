@@ -1,4 +1,4 @@
-"""A tuned model as an ordinary one: the change merged into the base weights, written as a Hugging Face folder.
+"""Merge a tuned model's change into the base weights, write it as a Hugging Face folder, and measure the difference.
 
 Merging adds rounding: W + BA is rounded once, where the unmerged model adds the two products. How far the logits move
 is measured on prompts of the task, with the folder loaded as any other program would.
@@ -10,17 +10,13 @@ import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.parts import BASE
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError
-from rung.export.card import Evidence, model_card
-from rung.models.cache import publish
-from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.training.changes import OUTPUT, plain_parameters
 
@@ -41,77 +37,19 @@ TEXTS = (
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far the merged model's logits are from the unmerged one's.
+    """How far the merged model's logits are from the unmerged one's."""
 
-    Attributes:
-        largest: absolute difference of one logit, over all positions of the prompts and the whole vocabulary.
-        mean: of all absolute differences.
-        agreement: share of the positions at which the most likely next token is the same.
-        positions: how many positions there were.
-        rows: where the prompts came from.
-    """
-
-    largest: float
-    mean: float
-    agreement: float
-    positions: int
-    rows: str
+    largest: float  # absolute difference of one logit, over all positions of the prompts and the whole vocabulary
+    mean: float  # of all absolute differences
+    agreement: float  # share of the positions at which the most likely next token is the same
+    positions: int  # how many there were
+    rows: str  # where the prompts came from
 
     def __str__(self) -> str:
         return (
             f"logits differ by at most {self.largest:.2g} (mean {self.mean:.2g}) from the unmerged model; the same "
             f"next token at {self.agreement:.2%} of {self.positions} positions ({self.rows})"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """An artifact that uses the merged model, and the difference to the one it was made from."""
-
-    artifact: Artifact
-    difference: Difference
-
-
-def merge(
-    artifact: Artifact,
-    folder: Path,
-    *,
-    rows: Sequence[Mapping[str, Any]] = (),
-    source: str = "",
-    known: Evidence | None = None,
-    progress: Progress = QUIET,
-) -> Merged:
-    """Write FOLDER/model, a Hugging Face folder, and FOLDER/artifact, which uses it and needs no adapter.
-
-    Args:
-        artifact: with tuned weights.
-        folder: a new folder.
-        rows: rows whose prompts the difference is measured on; by default the artifact's demonstrations, else fixed
-            texts.
-        source: where the rows came from, for people.
-        known: what the artifact's climb measured, for the model card.
-        progress: shows every row.
-
-    Raises:
-        ArtifactError: `file-exists`, or `export-unsupported`: there is nothing to merge.
-        TrainingError: `export-unsupported`: no weights of the base model have the same effect.
-    """
-    tuned_weights(artifact)
-    check_new(folder)
-    folder = folder.absolute()
-    differences: list[Difference] = []
-
-    def build(target: Path) -> None:
-        write_model(artifact, target)
-        differences.append(measure(artifact, target, rows, source, progress=progress))
-        text = model_card(artifact, resolve(artifact.model), "huggingface", merged=str(differences[0]), known=known)
-        (target / "README.md").write_text(text, "utf-8")
-
-    publish(folder / "model", build)
-    settings = {"base": artifact.model, **asdict(differences[0])}
-    merged = artifact.step("merge", settings, model=str(folder / "model"), weights=BASE)
-    merged.save(folder / "artifact")
-    return Merged(merged, differences[0])
 
 
 def tuned_weights(artifact: Artifact) -> str:
@@ -198,14 +136,12 @@ def known_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
 
 
 def measure(
-    artifact: Artifact,
-    folder: Path,
-    rows: Sequence[Mapping[str, Any]] = (),
-    source: str = "",
-    *,
-    progress: Progress = QUIET,
+    artifact: Artifact, folder: Path, rows: Sequence[Mapping[str, Any]], source: str, *, progress: Progress = QUIET
 ) -> Difference:
-    """Compare the model in `folder` with the unmerged one on at most 16 prompts (see `merge`)."""
+    """Compare the model in `folder` with the unmerged one on the prompts of at most 16 rows.
+
+    Without rows, those are the artifact's demonstrations, or else fixed texts.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 

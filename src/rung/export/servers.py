@@ -67,25 +67,15 @@ def server_template(tokenizer: Tokenizer) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class OllamaTemplate:
-    """The text around the messages of a conversation: a system message or none, then user and assistant in turns.
+    """The text around the messages of a conversation: a system message or none, then user and assistant in turns."""
 
-    Attributes:
-        before_system: begins a conversation that has a system message.
-        after_system: between that and the first user message.
-        before_user: begins a conversation without one.
-        before_answer: between a user message and its answer.
-        after_answer: between an answer and the next user message.
-        end: after the last user message.
-        strips: whether the model's own template strips white space around messages, which Ollama's cannot.
-    """
-
-    before_system: str
-    after_system: str
-    before_user: str
-    before_answer: str
-    after_answer: str
-    end: str
-    strips: bool = False
+    before_system: str  # begins a conversation that has a system message
+    after_system: str  # between that and the first user message
+    before_user: str  # begins a conversation without a system message
+    before_answer: str  # between a user message and its answer
+    after_answer: str  # between an answer and the next user message
+    end: str  # after the last user message
+    strips: bool = False  # the model's own template strips white space around messages, which Ollama's cannot
 
     def render(self, messages: Sequence[Message]) -> str:
         """Render a conversation as Ollama renders `go()`."""
@@ -159,10 +149,9 @@ def _quoted(text: str) -> str:
 
 def _refused(why: str) -> ArtifactError:
     return ArtifactError(
-        "export-unsupported",
-        f"the model's chat template {why}, and Ollama's template language cannot express that",
+        "export-unsupported", f"the model's chat template {why}, and Ollama's template language cannot express that",
         hint="serve it with `rung serve`, or with a server that runs the model's own template: `--to vllm`",
-    )
+    )  # fmt: skip
 
 
 # ---- exports
@@ -171,24 +160,11 @@ ServerName = Literal["vllm", "ollama", "kserve"]
 GGUF = "model.gguf"
 
 
-@dataclass(frozen=True, slots=True)
-class _ServerConfig:
-    """What the server calls the model, its endpoint, and the base model."""
-
-    name: str
-    endpoint: str
-    files: ModelFiles
-
-
 def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress: Progress = QUIET) -> str:
     """Write an artifact for a server into a new folder, completely or not at all; returns the command that starts it.
 
-    Args:
-        server: `vllm`: the model in Hugging Face's format; `kserve`: the same, and an InferenceService; `ollama`: one
-            GGUF file and a Modelfile.
-        artifact: with tuned weights, which are merged, or without.
-        folder: a new folder.
-        progress: shows every step.
+    For `vllm` that is the model in Hugging Face's format, with any tuned weights merged; for `kserve` the same and an
+    InferenceService; for `ollama` one GGUF file and a Modelfile.
 
     Raises:
         ArtifactError: `file-exists`; `export-unsupported`: the decoder needs more than such a server runs.
@@ -199,17 +175,17 @@ def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress
     check_new(folder)
     files = resolve(artifact.model)
     name = server_name(artifact.signature.task)
-    write, endpoint, command = _WRITERS[server]
-    target_server = _ServerConfig(name, endpoint.format(name=name), files)
+    write, *texts = _WRITERS[server]
+    endpoint, command, before = (text.format(name=name) for text in texts)
 
     def build(target: Path) -> None:
-        write(artifact, target_server, target, progress)
-        on_server = replace(artifact, model=f"{target_server.endpoint}#{name}", engine="api", weights=BASE)
-        on_server.save(target / "artifact")
-        (target / "README.md").write_text(_readme(server, target_server, command.format(name=name)), "utf-8")
+        write(artifact, files, target, progress)
+        replace(artifact, model=f"{endpoint}#{name}", engine="api", weights=BASE).save(target / "artifact")
+        text = README.format(name=name, server=server, before=before, command=command, endpoint=endpoint)
+        (target / "README.md").write_text(text, "utf-8")
 
     publish(folder, build)
-    return command.format(name=name)
+    return command
 
 
 def server_name(task: str) -> str:
@@ -229,12 +205,12 @@ def _check(server: ServerName, artifact: Artifact) -> None:
         raise ArtifactError("export-unsupported", f"{artifact.name}: {why}", hint="serve it with `rung serve`")
 
 
-def _write_folder(artifact: Artifact, server: _ServerConfig, target: Path, progress: Progress) -> None:
+def _write_folder(artifact: Artifact, files: ModelFiles, target: Path, progress: Progress) -> None:
     """Write the model in Hugging Face's format."""
     del progress
     model = target / "model"
     if artifact.weights.reference is None:
-        shutil.copytree(server.files.folder, model)
+        shutil.copytree(files.folder, model)
     else:
         model.mkdir()
         write_model(artifact, model)
@@ -242,10 +218,9 @@ def _write_folder(artifact: Artifact, server: _ServerConfig, target: Path, progr
         (model / "chat_template.jinja").write_text(template, "utf-8")
 
 
-def _write_ollama(artifact: Artifact, server: _ServerConfig, target: Path, progress: Progress) -> None:
-    files = server.files
+def _write_ollama(artifact: Artifact, files: ModelFiles, target: Path, progress: Progress) -> None:
     instructions = modelfile(Tokenizer.load(files.folder), files.context)  # first: it may refuse, and is quick
-    _write_folder(artifact, server, target, progress)
+    _write_folder(artifact, files, target, progress)
     write_gguf(target / "model", target / GGUF, name=files.name, licence=files.licence, progress=progress)
     shutil.rmtree(target / "model")
     (target / "Modelfile").write_text(instructions, "utf-8")
@@ -260,50 +235,40 @@ def modelfile(tokenizer: Tokenizer, context: int) -> str:
     template = ollama_template(tokenizer)
     ends = sorted(tokenizer.eos_ids - {tokenizer.eos_id, end_token(tokenizer)})  # those two are in the file
     stops = [json.dumps(tokenizer.decode([end], skip_special=False), ensure_ascii=False) for end in ends]
-    return "\n".join(
-        [
-            *(["# The model's own template strips white space around messages; this one cannot."] * template.strips),
-            f"FROM ./{GGUF}",
-            f'TEMPLATE """{template.go()}"""',
-            "PARAMETER temperature 0",
-            "PARAMETER repeat_penalty 1",  # Ollama's default, 1.1, does not give the likeliest text
-            f"PARAMETER num_ctx {context}",
-            *(f"PARAMETER stop {stop}" for stop in stops),
-            "",
-        ]
-    )
+    note = "# The model's own template strips white space around messages; this one cannot."
+    lines = [note] if template.strips else []
+    lines += [f"FROM ./{GGUF}", f'TEMPLATE """{template.go()}"""', "PARAMETER temperature 0"]
+    lines.append("PARAMETER repeat_penalty 1")  # Ollama's default, 1.1, does not give the likeliest text
+    lines += [f"PARAMETER num_ctx {context}", *(f"PARAMETER stop {stop}" for stop in stops), ""]
+    return "\n".join(lines)
 
 
-def _write_kserve(artifact: Artifact, server: _ServerConfig, target: Path, progress: Progress) -> None:
-    _write_folder(artifact, server, target, progress)
-    arguments = [f"--model_name={server.name}", f"--max_model_len={server.files.context}", "--generation-config=vllm"]
-    model = {"modelFormat": {"name": "huggingface"}, "args": arguments, "storageUri": f"pvc://models/{server.name}"}
+def _write_kserve(artifact: Artifact, files: ModelFiles, target: Path, progress: Progress) -> None:
+    _write_folder(artifact, files, target, progress)
+    name = server_name(artifact.signature.task)
+    arguments = [f"--model_name={name}", f"--max_model_len={files.context}", "--generation-config=vllm"]
+    model = {"modelFormat": {"name": "huggingface"}, "args": arguments, "storageUri": f"pvc://models/{name}"}
     service = {
-        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": {"name": server.name},
+        "apiVersion": "serving.kserve.io/v1beta1", "kind": "InferenceService", "metadata": {"name": name},
         "spec": {"predictor": {"model": model}},
     }  # fmt: skip
     (target / "inferenceservice.json").write_text(json.dumps(service, indent=2) + "\n", "utf-8")
 
 
-WriteModel = Callable[[Artifact, _ServerConfig, Path, Progress], None]
-_WRITERS: dict[ServerName, tuple[WriteModel, str, str]] = {  # what writes it, its endpoint, the command that starts it
+WriteModel = Callable[[Artifact, ModelFiles, Path, Progress], None]
+# What writes it, its endpoint, the command that starts it, and what to do before.
+_WRITERS: dict[ServerName, tuple[WriteModel, str, str, str]] = {
     "vllm": (_write_folder, "http://localhost:8000/v1",
-             "vllm serve ./model --served-model-name {name} --generation-config vllm"),
-    "ollama": (_write_ollama, "http://localhost:11434/v1", "ollama create {name} -f Modelfile"),
+             "vllm serve ./model --served-model-name {name} --generation-config vllm", "Start it in this folder:"),
+    "ollama": (_write_ollama, "http://localhost:11434/v1", "ollama create {name} -f Modelfile",
+               "Register it, in this folder; Ollama then loads it on the first request:"),
     "kserve": (_write_kserve, "http://{name}.default.svc.cluster.local/openai/v1",
-               "kubectl apply -f inferenceservice.json"),
+               "kubectl apply -f inferenceservice.json",
+               "Copy `model/` to the volume claim `models`, as the folder `{name}`, then:"),
 }  # fmt: skip
-_BEFORE = {
-    "vllm": "Start it in this folder:",
-    "ollama": "Register it, in this folder; Ollama then loads it on the first request:",
-    "kserve": "Copy `model/` to the volume claim `models`, as the folder `{name}`, then:",
-}
+README = """# {name} for {server}
 
-
-def _readme(kind: ServerName, server: _ServerConfig, command: str) -> str:
-    return f"""# {server.name} for {kind}
-
-{_BEFORE[kind].format(name=server.name)}
+{before}
 
     {command}
 
@@ -311,6 +276,6 @@ Use it through the artifact, which adds instruction, demonstrations and decoder:
 
     RUNG_API_KEY=none rung run artifact "your text"
 
-`artifact/` expects the server at {server.endpoint}. Another precision or engine may give other
+`artifact/` expects the server at {endpoint}. Another precision or engine may give other
 answers than those that were measured: `rung eval artifact DATA` measures it there.
 """
