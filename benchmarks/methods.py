@@ -141,7 +141,7 @@ def main() -> None:
     head = [
         f"# Methods of tuning on {Path(chosen.task).parent.name}", "",
         f"The embedded model, {labels}{rows} test rows; time and peak memory of the training, each "
-        "seed in a process of its own.", "",
+        "seed in a separate process.", "",
         f"`python benchmarks/methods.py {' '.join(sys.argv[1:])}`", "",
         "| method | score (mean ± standard deviation) | seeds | seconds | peak GiB | trained parameters | MB |",
         "|---|---|---|---|---|---|---|",
