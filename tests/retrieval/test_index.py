@@ -13,7 +13,7 @@ from rung.data.rows import Span
 from rung.data.spec import Corpus
 from rung.errors import ArtifactError, ConfigError, DataError
 from rung.retrieval.build import BATCH, build, build_index, changes_since, index_location
-from rung.retrieval.fitting import LabelledQuery, learn_weight
+from rung.retrieval.fitting import learn_weight
 from rung.retrieval.index import MANIFEST, Index, SearchSettings, embed_queries
 from rung.retrieval.store import PassageTable
 from rung.task import Task
@@ -232,7 +232,7 @@ def test_chunks_longer_than_the_encoder_reads_are_refused(base, encoder):
 
 
 def test_a_weight_is_learned_from_thirty_queries(built):
-    queries = [LabelledQuery(f"{topic} {turn}", (Span(f"docs/{number}.md", 0, 20),)) for turn in range(5)
+    queries = [(f"{topic} {turn}", (Span(f"docs/{number}.md", 0, 20),)) for turn in range(5)
                for number, topic in enumerate(TOPICS)]  # fmt: skip
     learned = learn_weight(built, queries, SearchSettings(), k=1)
     assert learned == SearchSettings()  # the default finds all of them, and no weight finds more

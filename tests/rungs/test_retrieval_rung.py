@@ -20,7 +20,7 @@ from rung.evaluation.scoring import cases, metric_of
 from rung.retrieval import build as build_module
 from rung.retrieval.build import build_index
 from rung.retrieval.chunking import sentence_spans
-from rung.retrieval.fitting import LabelledQuery, learn_weight
+from rung.retrieval.fitting import learn_weight
 from rung.retrieval.index import SearchSettings
 from rung.retrieval.passage import Citation, span_recall
 from rung.retrieval.retriever import LOCATION
@@ -92,7 +92,7 @@ def test_the_weight_of_meaning_is_learnt_from_enough_training_rows_with_spans(fi
     assert fitted.retriever.weight == SearchSettings().weight
     every = (*rows.train, *rows.validation, *rows.test)
     more = Retrieval(documents, order="best_first", refuse_at_most=0).fit(plain, replace(rows, train=every))
-    queries = [LabelledQuery(row.inputs["question"], row.spans) for row in every]
+    queries = [(row.inputs["question"], row.spans) for row in every]
     learnt = learn_weight(fitted.retriever.index, queries, SearchSettings(), k=5).weight
     assert more.retriever.weight == more.settings["retrieval"]["weight"] == learnt
     assert more.retriever.threshold is None

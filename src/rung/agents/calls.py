@@ -107,7 +107,7 @@ def _call(values: Mapping[str, Any], tool: Any) -> Call:
 
 
 class TemplateSupport(NamedTuple):
-    """What a chat template does in both directions."""
+    """What a chat template shows of calls in both directions."""
 
     tools: bool  # it shows the tools offered, and calls, where it shows them, in a format that `read_turn` reads
     results: bool  # it shows past calls in such a format, and their results

@@ -21,42 +21,32 @@ COMPARISON_KEYS = ("a", "b", "delta", "low", "high", "p", "fixed", "broken", "n"
 
 @dataclass(frozen=True, slots=True)
 class RungResult:
-    """One artifact of the climb.
-
-    `status` is `confirmed` (scored on the whole test split), `beaten` (stopped early in the race; the score is over
-    the `n` validation rows seen), `failed` or `skipped` (no score; `reason` says why).
-    `validation_score` is over the validation rows that its race reached; None for none. `seconds` is prediction time
-    over the `n` rows, `fit_seconds` training time, `tokens` all tokens that the model read or wrote for them. `cost`,
-    the order of "cheaper", is the floating-point operations of one prediction plus the training's share over 10,000
-    predictions. `losses` is the training curve as (step, loss). Of the `n` rows, `overflow_rows` fit the context only
-    after `dropped_demonstrations` (all rows together) were left out. `retrieval` summarizes what was found, cited and
-    supported over the rows (`rung.evaluation.rag_metrics.summary`).
-    """
+    """One artifact of the climb."""
 
     name: str
     family: str
     metric: str
-    status: Status
+    status: Status  # `confirmed` on the whole test split, or `beaten` in the race; `failed`, `skipped` without a score
     split: Literal["test", "validation"] = "validation"
-    reason: str = ""
+    reason: str = ""  # of `failed` and `skipped`
     path: tuple[str, ...] = ()
     score: float | None = None
     low: float | None = None
     high: float | None = None
-    n: int = 0
-    validation_score: float | None = None
-    seconds: float = 0.0
-    fit_seconds: float = 0.0
-    tokens: int = 0
+    n: int = 0  # rows of the score; of a beaten rung, the validation rows seen
+    validation_score: float | None = None  # over the validation rows that its race reached; None for none
+    seconds: float = 0.0  # of prediction, over the n rows
+    fit_seconds: float = 0.0  # of training
+    tokens: int = 0  # that the model read or wrote for the n rows
     trainable_parameters: int = 0
     artifact_bytes: int = 0
-    cost: float = 0.0
+    cost: float = 0.0  # order of "cheaper": operations of a prediction, and training's share over 10,000 predictions
     artifact: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    losses: tuple[tuple[int, float], ...] = ()
-    overflow_rows: int = 0
-    dropped_demonstrations: int = 0
-    retrieval: dict[str, float] | None = None
+    losses: tuple[tuple[int, float], ...] = ()  # the training curve as (step, loss)
+    overflow_rows: int = 0  # of the n rows: they fit the context only with fewer demonstrations
+    dropped_demonstrations: int = 0  # over all rows
+    retrieval: dict[str, float] | None = None  # `rung.evaluation.rag_metrics.summary` of the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +75,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One row answered by one artifact: a line of `predictions.jsonl`.
-
-    `note` is the metric's reason for the score, `retrieval` the values of `rung.evaluation.rag_metrics.measure` for an
-    answer from documents. For an agent, `steps` are those of `rung.agents.tools`, and `stopped` is the limit that ended
-    it.
-    """
+    """One row answered by one artifact: a line of `predictions.jsonl`."""
 
     id: str
     source: str
@@ -105,20 +90,15 @@ class Prediction:
     seconds: float
     dropped_demonstrations: int = 0
     abstained: bool = False
-    note: str = ""
-    retrieval: dict[str, Any] | None = None
-    steps: tuple[dict[str, Any], ...] = ()
-    stopped: str = ""
+    note: str = ""  # the metric's reason for the score
+    retrieval: dict[str, Any] | None = None  # `rung.evaluation.rag_metrics.measure` of an answer from documents
+    steps: tuple[dict[str, Any], ...] = ()  # of an agent, see `rung.agents.tools`
+    stopped: str = ""  # the limit that ended the agent
 
 
 @dataclass(frozen=True, slots=True)
 class ClimbResult:
-    """The whole climb.
-
-    `decision` is the recommendation in one sentence, with its numbers. `confidence` is
-    `rung.evaluation.calibration.describe` of the recommended artifact, where the task asks for it. `advice` is what the
-    decision guide expected before the climb. `notes` are further facts that the reader needs.
-    """
+    """The whole climb."""
 
     task: str
     metric: str
@@ -130,13 +110,14 @@ class ClimbResult:
     seconds: float
     budget_seconds: float | None
     recommended: str
-    decision: str
+    decision: str  # the recommendation in one sentence, with its numbers
     rungs: tuple[RungResult, ...]
     comparisons: tuple[Comparison, ...]
     data: dict[str, Any]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # further facts that the reader needs
+    # `rung.evaluation.calibration.describe` of the recommended artifact, where the task asks for it.
     confidence: dict[str, Any] | None = None
-    advice: dict[str, Any] | None = None
+    advice: dict[str, Any] | None = None  # what the decision guide expected before the climb
 
     def summary(self) -> dict[str, Any]:
         """What programs read: task, recommendation, rungs and comparisons."""

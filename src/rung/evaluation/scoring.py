@@ -34,15 +34,15 @@ def metric_of(artifact: Artifact, folder: Path | None = None) -> Metric:
 
 def evaluate(
     artifact: Artifact, examples: Sequence[Example], split: Literal["test", "validation"], *,
-    full: bool = False, folder: Path | None = None, judge: FaithfulnessJudge | None = None, progress: Progress = QUIET,
+    folder: Path | None = None, judge: FaithfulnessJudge | None = None, progress: Progress = QUIET,
 ) -> list[Prediction]:  # fmt: skip
     """Answer `examples` and score each by the task's metric.
 
-    With `full`, every label's probability is computed. `folder` is the task file's, searched first for a metric of the
-    user. `judge` measures the faithfulness of answers from documents; None skips that.
+    `folder` is the task file's, searched first for a metric of the user. `judge` measures the faithfulness of answers
+    from documents; None skips that.
     """
     metric = metric_of(artifact, folder)
-    answers = artifact.answer(examples, full=full, progress=progress)
+    answers = artifact.answer(examples, full=False, progress=progress)
     scores = metric.scores(cases(examples, answers))
     faithful: dict[int, float] = {}
     if judge is not None and artifact.retriever is not None:

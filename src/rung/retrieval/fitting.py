@@ -81,14 +81,7 @@ def choose(answerable: Sequence[float], unanswerable: Sequence[float], at_most: 
 # ---- the weight of dense scores against those of BM25
 
 WEIGHTS = tuple(number / 10 for number in range(11))
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledQuery:
-    """A question and the spans that answer it."""
-
-    text: str
-    spans: tuple[Span, ...]
+LabelledQuery = tuple[str, tuple[Span, ...]]  # a question and the spans that answer it
 
 
 def learn_weight(
@@ -106,11 +99,11 @@ def learn_weight(
             "too-few-rows", f"{len(queries)} labelled queries are too few to learn a weight from",
             hint=f"give {FEWEST_LABELLED} or more, or keep the default",
         )  # fmt: skip
-    texts = [query.text for query in queries]
+    texts = [text for text, _ in queries]
     candidates = [replace(settings, weight=weight) for weight in (settings.weight, None, *WEIGHTS)]
 
     def recall(candidate: SearchSettings) -> float:
         results = index.search(texts, k, candidate)
-        return sum(span_recall(passages, query.spans, k) for passages, query in zip(results, queries, strict=True))
+        return sum(span_recall(passages, spans, k) for passages, (_, spans) in zip(results, queries, strict=True))
 
     return max(candidates, key=recall)  # the first of equals: the weight that was set

@@ -152,9 +152,9 @@ def refusal_of(artifact: Artifact, data: Data, cost: Callable[[Passage], int], a
 
 def _meaning_weight(index: Index, artifact: Artifact, data: Data, k: int) -> float | None:
     """Learn the weight of meaning against words from training rows with gold spans, where there are enough."""
-    from rung.retrieval.fitting import LabelledQuery, learn_weight
+    from rung.retrieval.fitting import learn_weight
 
-    queries = [LabelledQuery(artifact.prompt.query(row.inputs), row.spans) for row in data.train if row.spans]
+    queries = [(artifact.prompt.query(row.inputs), row.spans) for row in data.train if row.spans]
     if len(queries) < FEWEST_LABELLED:
         return SearchSettings().weight
     return learn_weight(index, queries, SearchSettings(), k=k).weight
