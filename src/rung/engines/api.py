@@ -21,7 +21,7 @@ from rung.engines.api_server import (
     estimate_text,
     wraps,
 )
-from rung.engines.api_transport import NotOfferedError, Transport, completed, max_prompt_tokens, usage
+from rung.engines.api_transport import NotOfferedError, RefusedError, Transport, completed, max_prompt_tokens, usage
 from rung.engines.base import (
     CANCELLED,
     Cancelled,
@@ -42,12 +42,9 @@ EMBEDDED_AT_ONCE = 32  # texts a request
 
 
 class ApiEngine:
-    """One model at one endpoint. Opening it sends nothing; the first question does.
+    """One model at one endpoint, `http(s)://HOST/v1#MODEL`. Opening it sends nothing; the first question does.
 
-    Args:
-        reference: `http(s)://HOST/v1#MODEL`.
-        options: limits and prices; from the environment by default.
-        pause_scale: multiplies the pauses between attempts.
+    The options come from the environment by default.
 
     Raises:
         ConfigError: the reference is not an endpoint, or an option is out of range.
@@ -72,14 +69,13 @@ class ApiEngine:
         """
         capabilities = self._server.capabilities
         identity = f"{self.reference}\n{capabilities.identity}\n{self.options.constraints}"
-        tokens = "exact" if capabilities.tokenizer else "estimated"
         return EngineInfo(
             engine="api", model=self.endpoint.model, device="remote", dtype="unknown",
             parameters=capabilities.parameters, context=capabilities.context,
             fingerprint=f"{hashlib.sha256(identity.encode()).hexdigest()}/api",
             details={
                 "endpoint": self.endpoint.base_url, "server": capabilities.kind, "scoring": capabilities.scoring,
-                "tokens": tokens,
+                "tokens": "exact" if capabilities.tokenizer else "estimated",
             },
         )  # fmt: skip
 
@@ -166,16 +162,11 @@ class ApiEngine:
         choice = answer["choices"][0]
         text = choice["text"] if "messages" not in body else choice["message"].get("content") or ""
         finish: FinishReason = "length" if choice.get("finish_reason") == "length" else "stop"
-        where = self.endpoint.base_url
         prompt_tokens, completion_tokens = usage(answer) or (estimate(request.prompt), estimate_text(text))
-        return Generation(
-            text=constrained_answer(text, request.constraint, self.options.constraints, finish, where),
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            finish_reason=finish,
-            seconds=time.perf_counter() - start,
-            logprobs=self._logprobs(choice) if request.logprobs else (),
-        )
+        text = constrained_answer(text, request.constraint, self.options.constraints, finish, self.endpoint.base_url)
+        seconds = time.perf_counter() - start
+        logprobs = self._logprobs(choice) if request.logprobs else ()
+        return Generation(text, prompt_tokens, completion_tokens, finish, seconds, logprobs)
 
     def _logprobs(self, choice: dict[str, Any]) -> tuple[float, ...]:
         logprobs = choice.get("logprobs") or {}
@@ -244,9 +235,7 @@ class ApiEngine:
         worst = (sum(len(text.encode()) + 2 for text in texts), 0)
         try:
             answer = self._transport.complete("/embeddings", body, worst, stopped)
-        except EngineError as refused:
-            if refused.code != "endpoint-refused":
-                raise
+        except RefusedError as refused:
             raise self._no_embeddings(refused.message) from refused
         rows = sorted(answer.get("data") or (), key=lambda row: row.get("index", 0))
         if len(rows) != len(texts):
@@ -283,9 +272,7 @@ class ApiEngine:
     def _load(self, name: str, path: Path) -> None:
         try:
             self._transport.send("/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
-        except EngineError as refused:
-            if refused.code != "endpoint-refused":
-                raise
+        except RefusedError as refused:
             if "already" in refused.message:
                 return  # the name holds the adapter's hash: what is loaded under it is this adapter
             what = "does not load adapters" if isinstance(refused, NotOfferedError) else "refuses the adapter"

@@ -12,33 +12,23 @@ from urllib.parse import urlsplit
 
 from rung.errors import ConfigError, EngineError
 
+# How requests state a constraint: `json_schema` is the `response_format` that most servers know, `grammar` is
+# llama.cpp's, `structured_outputs` vLLM's, `guided` that of vLLM before 0.10; `none` refuses constraints.
 ConstraintStyle = Literal["json_schema", "grammar", "structured_outputs", "guided", "none"]
 MILLION = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class ApiOptions:
-    """How an endpoint is used. The environment sets each option: `RUNG_API_` and its name in capitals.
+    """How an endpoint is used. The environment sets each option: `RUNG_API_` and its name in capitals."""
 
-    Attributes:
-        concurrency: the largest number of requests in flight.
-        timeout: seconds after which a request without an answer is given up (and retried).
-        attempts: how often a request is sent at most.
-        constraints: how requests state a constraint. `json_schema` is the `response_format` that most servers know;
-            `grammar` is llama.cpp's, `structured_outputs` vLLM's, `guided` that of vLLM before 0.10; `none` refuses
-            constraints.
-        price_input: price of a million prompt tokens, in any currency.
-        price_output: price of a million completion tokens, in the same currency.
-        budget: the most that this process may spend at the endpoint, in that currency; None for no limit.
-    """
-
-    concurrency: int = 8
-    timeout: float = 120.0
-    attempts: int = 6
+    concurrency: int = 8  # largest number of requests in flight
+    timeout: float = 120.0  # seconds after which a request without an answer is given up (and retried)
+    attempts: int = 6  # how often a request is sent at most
     constraints: ConstraintStyle = "json_schema"
-    price_input: float = 0.0
-    price_output: float = 0.0
-    budget: float | None = None
+    price_input: float = 0.0  # of a million prompt tokens, in any currency
+    price_output: float = 0.0  # of a million completion tokens, in the same currency
+    budget: float | None = None  # the most that this process may spend at the endpoint, in that currency
 
     def __post_init__(self) -> None:
         if self.constraints not in get_args(ConstraintStyle):
@@ -79,17 +69,11 @@ def _bad_option(name: str, value: object, hint: str) -> ConfigError:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a model is served.
+    """Where a model is served."""
 
-    Attributes:
-        base_url: the address before `/chat/completions`, without a slash at its end.
-        model: the server's name of the model.
-        key: the secret, empty where none is needed. `repr` leaves it out.
-    """
-
-    base_url: str
-    model: str
-    key: str = field(repr=False)
+    base_url: str  # the address before `/chat/completions`, without a slash at its end
+    model: str  # the server's name of the model
+    key: str = field(repr=False)  # the secret, empty where none is needed
 
     @property
     def root(self) -> str:
@@ -123,17 +107,14 @@ def parse_endpoint(reference: str, environment: Mapping[str, str] = os.environ) 
         raise _bad_endpoint(reference, "it names no model", "write #MODEL at its end, the name that the server lists")
     vendor_key = environment.get("OPENAI_API_KEY", "") if parts.scheme == "https" else ""
     key = environment.get("RUNG_API_KEY") or vendor_key
-    if not key and not _is_loopback(host):
+    try:
+        loopback = ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not key and not loopback:
         hint = "set RUNG_API_KEY (or OPENAI_API_KEY, which goes to https only); a server without keys takes any text"
         raise EngineError("api-key-missing", f"no key is set for {address}", hint=hint)
     return Endpoint(address.rstrip("/"), model, key)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bad_endpoint(shown: str, why: str, hint: str = "write http(s)://HOST/v1#MODEL") -> ConfigError:
@@ -183,25 +164,18 @@ class ApiBudget:
         with self._changed:
             while limit is not None and self._money + self._reserved + worst > limit:
                 if self._in_flight == 0:
-                    raise EngineError(
-                        "budget-spent",
-                        f"{self._money:.6g} of the budget of {limit:.6g} is spent, and the next request may cost "
-                        f"{worst:.6g}",
-                        hint="raise RUNG_API_BUDGET and run again: answers so far are cached",
-                    )
+                    spent = f"{self._money:.6g} of the budget of {limit:.6g} is spent"
+                    hint = "raise RUNG_API_BUDGET and run again: answers so far are cached"
+                    raise EngineError("budget-spent", f"{spent}, and the next request may cost {worst:.6g}", hint=hint)
                 self._changed.wait()
             self._in_flight += 1
             self._reserved += worst
         return worst
 
     def settle(self, worst: float, used: tuple[int, int] | None, *, billed: bool = True) -> None:
-        """Replace a reservation by what was used.
+        """Replace the reservation `worst` by the prompt and completion tokens that were used.
 
-        Args:
-            worst: what `reserve` returned.
-            used: prompt and completion tokens, or None where they are unknown.
-            billed: False if the server refused the attempt, which then costs nothing. An attempt that was billed with
-                an unknown number of tokens counts at its worst case.
+        Unknown numbers count at their worst case, unless the server refused the attempt, so that it is not `billed`.
         """
         with self._changed:
             self._in_flight -= 1

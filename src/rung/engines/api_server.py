@@ -15,14 +15,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from rung.engines.api_options import ConstraintStyle
-from rung.engines.api_transport import NEVER, Transport
+from rung.engines.api_transport import NEVER, RefusedError, Transport
 from rung.engines.base import Constraint, FinishReason, ModelInput, Scored, ScoreRequest
 from rung.engines.constraints import schema_problem
 from rung.errors import ConfigError, EngineError
 
 T = TypeVar("T")
 ServerKind = Literal["llama.cpp", "vllm", "other"]
-ScoringWay = Literal["echo", "forced", "none"]
+ScoringWay = Literal["echo", "forced", "none"]  # log-probabilities of prompt tokens, or of tokens forced one by one
 CHARACTERS_PER_TOKEN = 3.5  # a rule of thumb for English; what is counted with it is called an estimate
 MAX_COUNTS = 4096  # token counts that are kept
 MAX_FORCED = 64  # tokens of a label set that are forced one by one, a request each
@@ -33,25 +33,15 @@ ECHO = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the probe found.
-
-    Attributes:
-        kind: which server answers.
-        context: tokens that the model reads, 0 where the server does not say.
-        parameters: weights of the model, 0 where the server does not say.
-        tokenizer: whether the server gives tokens.
-        scoring: `echo`: log-probabilities of prompt tokens; `forced`: of tokens that are forced one by one; `none`.
-        end_token: the token that ends an answer, where the server gives it.
-        identity: changes when the server says that it serves another model.
-    """
+    """What the probe found."""
 
     kind: ServerKind
-    context: int
-    parameters: int
-    tokenizer: bool
+    context: int  # tokens that the model reads, 0 where the server does not say
+    parameters: int  # weights of the model, 0 where the server does not say
+    tokenizer: bool  # whether the server gives tokens
     scoring: ScoringWay
-    end_token: int | None
-    identity: str
+    end_token: int | None  # the token that ends an answer, where the server gives it
+    identity: str  # changes when the server says that it serves another model
 
 
 class EndpointServer:
@@ -215,9 +205,8 @@ class EndpointServer:
         """One request per token of the label trie: its logit is biased so that it comes, its log-probability is not."""
         prefixes = sorted({row[:n] for row in continuations for n in range(1, len(row) + 1)}, key=lambda p: (len(p), p))
         if len(prefixes) > MAX_FORCED:
-            raise self._unsupported(
-                f"gives one token a request, and the labels have {len(prefixes)} (at most {MAX_FORCED})"
-            )
+            why = f"gives one token a request, and the labels have {len(prefixes)} (at most {MAX_FORCED})"
+            raise self._unsupported(why)
         sums: dict[tuple[int, ...], float] = {(): 0.0}
         for prefix in prefixes:
             *before, token = prefix
@@ -249,12 +238,9 @@ class EndpointServer:
 
 
 def scores_labels(scoring: str, labels: int, max_echoed: int) -> bool:
-    """Whether labels should be scored at a server, rather than written by the model.
+    """Whether a server that offers `scoring` should score this many labels, rather than let the model write one.
 
-    Args:
-        scoring: what the server offers (`info.details["scoring"]`).
-        labels: size of the label set.
-        max_echoed: size up to which scoring by echo, which reads the prompt once per label, is worth it.
+    Scoring by echo reads the prompt once per label, which is worth it for up to `max_echoed`.
     """
     return labels <= {"echo": max_echoed, "forced": FORCED_LABELS}.get(scoring, 0)
 
@@ -270,9 +256,7 @@ def _offered(call: Callable[[], T]) -> T | None:
     """What a call answers, or None where the server refuses it as unknown or wrong."""
     try:
         return call()
-    except EngineError as refused:
-        if refused.code != "endpoint-refused":
-            raise
+    except RefusedError:
         return None
 
 
@@ -329,10 +313,9 @@ def constraint_fields(constraint: Constraint | None, style: ConstraintStyle) -> 
     if style == "grammar" and constraint.kind == "choices":
         # JSON's escapes of quotes, backslashes and line ends are also GBNF's.
         return {"grammar": "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in constraint.value)}
+    problem = f"a {constraint.kind} constraint cannot be asked for as `{style}`"
     hint = "choose another with RUNG_API_CONSTRAINTS: json_schema, structured_outputs or guided"
-    raise EngineError(
-        "constraint-unsupported", f"a {constraint.kind} constraint cannot be asked for as `{style}`", hint=hint
-    )
+    raise EngineError("constraint-unsupported", problem, hint=hint)
 
 
 def _schema(constraint: Constraint) -> Mapping[str, Any]:
@@ -377,19 +360,15 @@ def constrained_answer(
             problem = schema_problem(json.loads(text), str(constraint.value))
         else:
             answer = json.loads(text)[FIELD] if wraps(constraint, style) else text
-            problem = None if _matches(answer, constraint) else "it does not match"
+            if constraint.kind == "choices":
+                matches = answer in constraint.value
+            else:
+                matches = isinstance(answer, str) and _pattern(constraint).fullmatch(answer) is not None
+            problem = None if matches else "it does not match"
     except (ValueError, KeyError, TypeError, IndexError):
         pass  # no JSON, or another object
     if problem is not None:
-        raise EngineError(
-            "constraint-unsupported",
-            f"{where} was asked for a {constraint.kind} constraint as `{style}` and answered {text[:80]!r}: {problem}",
-            hint="set RUNG_API_CONSTRAINTS to what the server knows: json_schema, grammar, structured_outputs, guided",
-        )
+        what = f"{where} was asked for a {constraint.kind} constraint as `{style}` and answered {text[:80]!r}"
+        hint = "set RUNG_API_CONSTRAINTS to what the server knows: json_schema, grammar, structured_outputs, guided"
+        raise EngineError("constraint-unsupported", f"{what}: {problem}", hint=hint)
     return str(answer)
-
-
-def _matches(answer: object, constraint: Constraint) -> bool:
-    if constraint.kind == "choices":
-        return answer in constraint.value
-    return isinstance(answer, str) and _pattern(constraint).fullmatch(answer) is not None

@@ -33,12 +33,9 @@ NEVER = threading.Event()  # for callers that always wait for the outcome
 
 
 class Attempt(Exception):  # noqa: N818 - not an error for users: it says how one attempt ended
-    """One attempt failed in a way that another may not.
+    """One attempt failed in a way that another may not; `error` is raised when no attempt is left.
 
-    Attributes:
-        error: what to raise when no attempt is left.
-        after: seconds that the server asked to wait, or None.
-        billed: whether the server may have done the work.
+    The server asked to wait `after` seconds, and may have done the work if `billed`.
     """
 
     def __init__(self, error: EngineError, *, after: float | None = None, billed: bool = False) -> None:
@@ -47,12 +44,7 @@ class Attempt(Exception):  # noqa: N818 - not an error for users: it says how on
 
 
 class Retry:
-    """Sends again, with pauses. A pause that the server asks for holds for all threads.
-
-    Args:
-        attempts: how often at most.
-        scale: multiplies the pauses that we choose ourselves.
-    """
+    """Sends up to `attempts` times. A pause that the server asks for holds for all threads; `scale` changes ours."""
 
     def __init__(self, attempts: int, *, scale: float = 1.0) -> None:
         self.attempts, self.scale = attempts, scale
@@ -66,7 +58,7 @@ class Retry:
             EngineError: the last attempt failed, or the server asks for a pause that is too long.
         """
         for number in range(self.attempts):
-            self._pause(self._not_before - time.monotonic(), stopped)
+            stopped.wait(max(0.0, self._not_before - time.monotonic()))
             try:
                 return attempt()
             except Attempt as failed:
@@ -76,14 +68,10 @@ class Retry:
                     with self._lock:
                         self._not_before = max(self._not_before, time.monotonic() + failed.after)
                 pause = random.uniform(0, min(MAX_PAUSE, FIRST_PAUSE * 2**number)) * self.scale
-                self._pause(max(pause, self._not_before - time.monotonic()), stopped)
+                stopped.wait(max(pause, self._not_before - time.monotonic()))
                 if stopped.is_set():
                     raise failed.error from failed.__cause__
         raise AssertionError("attempts is at least 1")
-
-    def _pause(self, seconds: float, stopped: threading.Event) -> None:
-        if seconds > 0:
-            stopped.wait(seconds)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
@@ -113,12 +101,6 @@ def completed(
     After a failure, or once `cancelled` says so, no more are started, those in flight are awaited and yielded, and
     then the first failure is raised. A consumer that goes away (an interrupt) sets `stopped` and waits for nobody: the
     threads are daemons, which a `ThreadPoolExecutor`'s are not.
-
-    Args:
-        count: how many.
-        work: does one; `stopped` says that nobody waits for the result any more.
-        concurrency: how many at once.
-        cancelled: asked ten times a second.
     """
     results: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
     indices = iter(range(count))  # a range's iterator hands every index out once, also to several threads
@@ -175,18 +157,16 @@ def max_prompt_tokens(prompt: ModelInput) -> int:
     return sum(len(content.encode()) + TURN_TOKENS for content in contents) + TEMPLATE_TOKENS
 
 
-class NotOfferedError(EngineError):
+class RefusedError(EngineError):
+    """The server refuses a request as wrong or unknown: `endpoint-refused`."""
+
+
+class NotOfferedError(RefusedError):
     """The server does not know the path that was called."""
 
 
 class Transport:
-    """One endpoint. Safe for many threads.
-
-    Args:
-        endpoint: where, and with which key.
-        options: limits and prices.
-        pause_scale: multiplies the pauses between attempts.
-    """
+    """One endpoint. Safe for many threads; `pause_scale` multiplies the pauses between attempts."""
 
     def __init__(self, endpoint: Endpoint, options: ApiOptions, *, pause_scale: float = 1.0) -> None:
         import openai
@@ -213,13 +193,9 @@ class Transport:
     def complete(
         self, path: str, body: Mapping[str, Any], worst: tuple[int, int], stopped: threading.Event = NEVER
     ) -> dict[str, Any]:
-        """The answer to a completion; every attempt counts against the budget.
+        """The answer to a completion; every attempt counts against the budget, one without a completion is repeated.
 
-        Args:
-            path: below the base URL.
-            body: the request; an answer without `choices` is retried.
-            worst: the largest numbers of prompt and completion tokens that it can use.
-            stopped: set when nobody waits for the answer any more.
+        `worst` are the largest numbers of prompt and completion tokens that it can use.
 
         Raises:
             EngineError: refused, not reached, or the budget is spent.
@@ -348,9 +324,8 @@ class Transport:
             failed = self._error("endpoint-failed", f"failed with status {status}: {message}", hint)
             return Attempt(failed, after=retry_after(headers))
         if status in (401, 403):
-            return self._error(
-                "api-key-refused", f"refuses the key (status {status})", "set RUNG_API_KEY to a valid one"
-            )
+            hint = "set RUNG_API_KEY to a valid one"
+            return self._error("api-key-refused", f"refuses the key (status {status})", hint)
         if code in OVERFLOW:
             hint = "show fewer demonstrations, shorten the input, or choose a model with a longer context"
             return self._error("context-overflow", f"refuses the request: {message}", hint)
@@ -358,8 +333,10 @@ class Transport:
             problem = f"{self.endpoint.base_url} does not offer this (status {status}): {message}"
             hint = "check the name of the model; the address has to end with the API's prefix, mostly /v1"
             return NotOfferedError("endpoint-refused", problem, hint=hint)
-        hint = "check the name of the model and what the server supports"
-        return self._error("endpoint-refused", f"refuses the request (status {status}): {message}", hint)
+        problem = f"{self.endpoint.base_url} refuses the request (status {status}): {message}"
+        return RefusedError(
+            "endpoint-refused", problem, hint="check the name of the model and what the server supports"
+        )
 
     def _message(self, body: object) -> tuple[str, str]:
         """The server's message, without the key, and its code."""
