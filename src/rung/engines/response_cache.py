@@ -50,9 +50,8 @@ class ResponseStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         with self._open() as db:
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS response (key BLOB PRIMARY KEY, value BLOB, used REAL) WITHOUT ROWID"
-            )
+            columns = "key BLOB PRIMARY KEY, value BLOB, used REAL"
+            db.execute(f"CREATE TABLE IF NOT EXISTS response ({columns}) WITHOUT ROWID")
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -83,16 +82,14 @@ class ResponseStore:
             now = time.time()
             db.executemany("INSERT OR REPLACE INTO response VALUES (?, ?, ?)", [(k, v, now) for k, v in items])
             total = db.execute("SELECT COALESCE(SUM(LENGTH(value) + 64), 0) FROM response").fetchone()[0]
-            if total > self.max_bytes:
-                self._prune(db, total)
-
-    def _prune(self, db: sqlite3.Connection, total: int) -> None:
-        surplus = total - int(self.max_bytes * PRUNE_TO)
-        for key, size in db.execute("SELECT key, LENGTH(value) + 64 FROM response ORDER BY used").fetchall():
-            if surplus <= 0:
+            if total <= self.max_bytes:
                 return
-            db.execute("DELETE FROM response WHERE key = ?", (key,))
-            surplus -= size
+            surplus = total - int(self.max_bytes * PRUNE_TO)
+            for key, size in db.execute("SELECT key, LENGTH(value) + 64 FROM response ORDER BY used").fetchall():
+                if surplus <= 0:
+                    return
+                db.execute("DELETE FROM response WHERE key = ?", (key,))
+                surplus -= size
 
     def size(self) -> tuple[int, int]:
         """Entries, and bytes on disk."""
@@ -132,7 +129,8 @@ class CachedEngine(EngineWrapper):
         self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None
     ) -> list[Generation]:
         """Complete every request that is not cached."""
-        keys = [None if _random(r) else self._key("generate", r) for r in requests]
+        random = [r.sampling.temperature > 0 and r.sampling.seed is None for r in requests]
+        keys = [None if drawn else self._key("generate", r) for drawn, r in zip(random, requests, strict=True)]
         known = self.store.get([key for key in keys if key is not None])
         missing = [i for i, key in enumerate(keys) if key is None or key not in known]
         wanted = [requests[i] for i in missing]
@@ -161,7 +159,7 @@ class CachedEngine(EngineWrapper):
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score every request that is not cached; a full row of scores also answers a search for the best."""
         exact = [self._key("score", r) for r in requests]
-        full = [self._key("score", _all_labels(r)) for r in requests]
+        full = [self._key("score", ScoreRequest(r.prompt, r.continuations, r.adapter)) for r in requests]
         known = self.store.get(list({*exact, *full}))
         hits = {i: full[i] if full[i] in known else exact[i] for i in range(len(requests))}
         results = {i: _scored(known[key]) for i, key in hits.items() if key in known}
@@ -179,14 +177,6 @@ class CachedEngine(EngineWrapper):
         values: dict[str, Any] = asdict(request)
         values["adapter"] = adapter_fingerprint(request.adapter) if request.adapter else None
         return hashlib.sha256(json.dumps([call, __version__, self.info.fingerprint, values]).encode()).digest()
-
-
-def _random(request: GenerateRequest) -> bool:
-    return request.sampling.temperature > 0 and request.sampling.seed is None
-
-
-def _all_labels(request: ScoreRequest) -> ScoreRequest:
-    return ScoreRequest(request.prompt, request.continuations, request.adapter)
 
 
 def _pack(scored: Scored) -> bytes:

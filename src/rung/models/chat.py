@@ -28,15 +28,9 @@ def render(
 
     A model without a template completes plain text: the contents of the messages with blank lines between them, and
     with `add_generation_prompt` another blank line before the answer, unless the content before an assistant's turn
-    ends in white space already, such as the cue `Answer: `. `tools` are refused.
+    ends in white space already, such as the cue `Answer: `. `tools` (JSON schemas of functions) are refused.
 
-    Args:
-        messages: the chat turns, in order.
-        template: the model's chat template, in Jinja.
-        bos: the text of the beginning-of-sequence token, where the model has one.
-        eos: the text of the end-of-sequence token, where the model has one.
-        add_generation_prompt: end with the opening of the assistant's turn.
-        tools: JSON schemas of functions that the model may call.
+    With a `template` in Jinja, `add_generation_prompt` ends the text with the opening of the assistant's turn.
 
     Raises:
         ModelError: the template is broken, or refuses these messages (some know no system role, for example).
@@ -49,14 +43,11 @@ def render(
         return _plain(turns, add_generation_prompt)
     from jinja2.exceptions import TemplateError
 
-    names = {"bos_token": bos, "eos_token": eos}
+    names = {name: text for name, text in (("bos_token", bos), ("eos_token", eos)) if text is not None}
+    functions = [dict(tool) for tool in tools] if tools else None
     try:
         return compiled(template).render(
-            messages=turns,
-            tools=[dict(tool) for tool in tools] if tools else None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **{name: text for name, text in names.items() if text is not None},
+            messages=turns, tools=functions, documents=None, add_generation_prompt=add_generation_prompt, **names
         )
     except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as refused:
         roles = ", ".join(str(turn.get("role")) for turn in turns)

@@ -73,6 +73,8 @@ def build(metadata: Mapping[str, Any], name: str) -> GgufTokenizer:
     Raises:
         ModelError: this kind of vocabulary cannot be rebuilt exactly.
     """
+    from tokenizers import processors
+
     if "tokenizer.ggml.tokens" not in metadata:
         raise ModelError("gguf-unsupported", f"{name} has no tokenizer", hint="use a GGUF file of a whole model")
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
@@ -89,7 +91,13 @@ def build(metadata: Mapping[str, Any], name: str) -> GgufTokenizer:
         tokenizer = _converted(metadata, name)
     _add_special(tokenizer, metadata, special)
     adds_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", False)) and "bos" in special
-    _set_post_processor(tokenizer, tokens, special, adds_bos=adds_bos)
+    if adds_bos:
+        bos = tokens[special["bos"]]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, special["bos"])]
+        )
+    else:
+        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     _check(tokenizer, tokens, name)
     context = int(metadata.get(f"{metadata['general.architecture']}.context_length", 0)) or 1 << 20
     return GgufTokenizer(tokenizer, special, adds_bos, context, metadata.get("tokenizer.chat_template"), tokens)
@@ -146,18 +154,6 @@ def _add_special(tokenizer: Tokenizer, metadata: Mapping[str, Any], special: Map
     own = [i for i, kind in enumerate(types) if kind == USER_DEFINED and i not in control]
     tokenizer.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i in sorted(control)])
     tokenizer.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i in own])
-
-
-def _set_post_processor(tokenizer: Tokenizer, tokens: list[str], special: Mapping[str, int], *, adds_bos: bool) -> None:
-    from tokenizers import processors
-
-    if adds_bos:
-        bos = tokens[special["bos"]]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[bos, "$A"], pair=[bos, "$A", f"{bos}:1", "$B:1"], special_tokens=[(bos, special["bos"])]
-        )
-    else:
-        tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
 
 
 def _check(tokenizer: Tokenizer, tokens: list[str], name: str) -> None:
@@ -218,9 +214,8 @@ def read_metadata(file: Path) -> dict[str, Any]:
         reader = GGUFReader(file)
         return {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     except (ValueError, IndexError, OSError, KeyError) as broken:
-        raise ModelError(
-            "model-damaged", f"{file} cannot be read as GGUF: {broken}", hint="download the file again"
-        ) from broken
+        problem = f"{file} cannot be read as GGUF: {broken}"
+        raise ModelError("model-damaged", problem, hint="download the file again") from broken
 
 
 def _convert_weights(file: Path, folder: Path) -> None:
@@ -234,8 +229,7 @@ def _convert_weights(file: Path, folder: Path) -> None:
                 file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
             )
     except (ValueError, NotImplementedError, KeyError) as unsupported:
-        hint = USE_ORIGINAL
-        raise ModelError("gguf-unsupported", f"{file}: {unsupported}", hint=hint) from unsupported
+        raise ModelError("gguf-unsupported", f"{file}: {unsupported}", hint=USE_ORIGINAL) from unsupported
     with contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(folder, safe_serialization=True)
 

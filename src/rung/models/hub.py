@@ -49,19 +49,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def check_online(what: str) -> None:
-    """Check that the network is on.
-
-    Raises:
-        ModelError: the network is switched off.
-    """
-    if offline():
-        raise ModelError(
-            "network-off", f"{what} cannot be downloaded: the network is switched off",
-            hint="unset RUNG_OFFLINE and HF_HUB_OFFLINE",
-        )  # fmt: skip
-
-
 def facts(name: str) -> dict[str, Any]:
     """The Hub's facts on a model: parameters, licence, languages, access; None for unknown ones.
 
@@ -133,7 +120,9 @@ def check_folder(folder: Path) -> None:
         ModelError: code, `auto_map`, a foreign module class, pickled weights, a path out of the folder, no
             safetensors, or a missing shard. The message names the file.
     """
-    allowed = _roots(folder)
+    allowed = [folder.resolve()]  # where links may lead
+    if folder.parent.name == "snapshots":  # of the Hub's cache: the blobs are beside it
+        allowed.append((folder.parent.parent / "blobs").resolve())
     for entry in _entries(folder):
         if entry.is_symlink() and not any(entry.resolve().is_relative_to(root) for root in allowed):
             raise _refused(entry, f"is a link to {entry.resolve()}, outside the model's folder")
@@ -170,17 +159,8 @@ def _entries(folder: Path) -> Iterator[Path]:
     """Yield files, and links to folders, below `folder`."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (
-            Path(parent) / name for name in (*files, *folders) if (Path(parent) / name).is_symlink() or name in files
-        )
-
-
-def _roots(folder: Path) -> list[Path]:
-    """Where links may lead: the folder, and for a snapshot of the Hub's cache the blobs beside it."""
-    roots = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        roots.append((folder.parent.parent / "blobs").resolve())
-    return roots
+        yield from (Path(parent) / name for name in files)
+        yield from (Path(parent) / name for name in folders if (Path(parent) / name).is_symlink())
 
 
 def _is_openvino(file: Path) -> bool:
@@ -192,19 +172,14 @@ def _check_json(folder: Path, file: Path) -> None:
     content = read_json(file)
     if _mentions(content, "auto_map"):
         raise _refused(file, "asks for custom code (`auto_map`), which Rung never runs")
-    if file.name == "modules.json":
-        _check_modules(file, content)
+    if file.name == "modules.json":  # sentence-transformers imports the classes that this file names
+        for module in content if isinstance(content, list) else [content]:
+            kind = str(module.get("type", "")) if isinstance(module, dict) else repr(module)
+            if not kind.startswith("sentence_transformers."):
+                raise _refused(file, f"names the class {kind!r}, which is not of sentence-transformers")
     if file.name.endswith(".index.json") and isinstance(content, dict):
         for name in sorted({str(value) for value in content.get("weight_map", {}).values()}):
             _check_shard(folder, file, name)
-
-
-def _check_modules(file: Path, modules: Any) -> None:
-    """sentence-transformers imports the classes that this file names."""
-    for module in modules if isinstance(modules, list) else [modules]:
-        kind = str(module.get("type", "")) if isinstance(module, dict) else repr(module)
-        if not kind.startswith("sentence_transformers."):
-            raise _refused(file, f"names the class {kind!r}, which is not of sentence-transformers")
 
 
 def _check_shard(folder: Path, index: Path, name: str) -> None:
@@ -224,6 +199,5 @@ def _mentions(content: Any, key: str) -> bool:
 
 
 def _refused(file: Path, why: str) -> ModelError:
-    return ModelError(
-        "model-unsafe", f"{file} {why}", hint="use a repository with plain safetensors weights, or remove the file"
-    )
+    hint = "use a repository with plain safetensors weights, or remove the file"
+    return ModelError("model-unsafe", f"{file} {why}", hint=hint)

@@ -19,7 +19,7 @@ import yaml
 
 from rung.errors import ConfigError, ModelError
 from rung.machine import Machine
-from rung.models.cache import cache_dir, write_atomically
+from rung.models.cache import cache_dir, offline, write_atomically
 from rung.progress import QUIET, Progress
 
 ModelKind = Literal["language model", "sentence encoder"]
@@ -58,37 +58,21 @@ class PublishedScore:
 
 @dataclass(frozen=True, slots=True)
 class OpenModel:
-    """One model of the Hub.
-
-    Attributes:
-        id: Hub id.
-        kind: language model or sentence encoder.
-        parameters: number of weights, where known.
-        context: tokens that it reads as published.
-        scaled_context: tokens that it reads with rope scaling, where its maker supports that.
-        languages: codes of the languages that its maker lists, or None without a list.
-        languages_stated: how many languages its maker mentions, beyond the list.
-        licence: the Hub's identifier.
-        access: `open`, or `gated` where the Hub requires an agreement.
-        released: year and month.
-        source: of the facts.
-        scores: as published.
-        checked: the day of a refresh from the Hub.
-    """
+    """One model of the Hub."""
 
     id: str
     kind: ModelKind
     parameters: int | None
-    context: int | None
-    scaled_context: int | None
-    languages: tuple[str, ...] | None
-    languages_stated: str
-    licence: str | None
-    access: str | None
-    released: str
-    source: str
+    context: int | None  # tokens that it reads as published
+    scaled_context: int | None  # tokens that it reads with rope scaling, where its maker supports that
+    languages: tuple[str, ...] | None  # codes of the languages that its maker lists, or None without a list
+    languages_stated: str  # how many languages its maker mentions, beyond the list
+    licence: str | None  # the Hub's identifier
+    access: str | None  # `open`, or `gated` where the Hub requires an agreement
+    released: str  # year and month
+    source: str  # of the facts
     scores: tuple[PublishedScore, ...] = ()
-    checked: str = ""
+    checked: str = ""  # the day of a refresh from the Hub
 
     @property
     def permissive(self) -> bool | None:
@@ -169,12 +153,10 @@ def wanted_from(
         licence = licence.strip().lower()
         known = ["permissive", *sorted({model.licence for model in models if model.licence})]
         if licence not in known:
-            message = f"no model of the catalogue has the licence {licence!r}"
-            raise ConfigError("unknown-name", message, hint=f"give {', '.join(known)}")
-    return ModelQuery(
-        task, language, licence, _size("--memory", memory, bytes_of, "16GB"),
-        _size("--context", context, tokens_of, "32k"),
-    )  # fmt: skip
+            problem = f"no model of the catalogue has the licence {licence!r}"
+            raise ConfigError("unknown-name", problem, hint=f"give {', '.join(known)}")
+    memory_bytes = _size("--memory", memory, bytes_of, "16GB")
+    return ModelQuery(task, language, licence, memory_bytes, _size("--context", context, tokens_of, "32k"))
 
 
 def _size(option: str, text: str | None, read: Callable[[str], int | None], example: str) -> int | None:
@@ -244,9 +226,8 @@ def _model(entry: Mapping[str, Any]) -> OpenModel:
         PublishedScore(score["benchmark"], score["value"], score.get("setting", ""), source, date)
         for score in published["values"]
     )
-    optional: dict[str, Any] = {
-        name: entry.get(name) for name in ("parameters", "context", "scaled_context", "licence", "access")
-    }
+    optional_names = ("parameters", "context", "scaled_context", "licence", "access")
+    optional: dict[str, Any] = {name: entry.get(name) for name in optional_names}
     return OpenModel(
         id=entry["id"], kind=entry["kind"], languages=None if languages is None else tuple(languages),
         languages_stated=entry.get("languages_stated", ""), released=entry["released"], source=entry["source"],
@@ -256,12 +237,9 @@ def _model(entry: Mapping[str, Any]) -> OpenModel:
 
 def as_dict(model: OpenModel, machine: Machine) -> dict[str, Any]:
     """The model as JSON values, with memory and speed."""
-    return {
-        **asdict(model),
-        "permissive": model.permissive,
-        "memory_bytes": model.memory(),
-        "prompt_tokens_per_second": model.tokens_per_second(machine),
-    }
+    speed = model.tokens_per_second(machine)
+    computed = {"permissive": model.permissive, "memory_bytes": model.memory(), "prompt_tokens_per_second": speed}
+    return {**asdict(model), **computed}
 
 
 # ---- refreshing from the Hub
@@ -281,10 +259,6 @@ def _refreshed() -> dict[str, dict[str, Any]]:
 def refresh(today: str, *, progress: Progress = QUIET) -> tuple[int, list[str]]:
     """Ask the Hub for parameters, licence, languages and access of every model, and keep the answers in the cache.
 
-    Args:
-        today: the day to note.
-        progress: advances with every model.
-
     Returns:
         How many were refreshed, and why the others were not.
 
@@ -294,7 +268,9 @@ def refresh(today: str, *, progress: Progress = QUIET) -> tuple[int, list[str]]:
     from rung.models import hub
 
     facts, failures = dict(_refreshed()), []
-    hub.check_online("the facts of open models")
+    if offline():
+        problem = "the facts of open models cannot be downloaded: the network is switched off"
+        raise ModelError("network-off", problem, hint="unset RUNG_OFFLINE and HF_HUB_OFFLINE")
     progress.start("asking the Hub", len(_shipped()))
     for model in _shipped():
         progress.advance()

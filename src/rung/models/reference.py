@@ -28,26 +28,18 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_le
 class ModelFiles:
     """A model on disk, checked.
 
-    Attributes:
-        reference: what the user wrote.
-        folder: holds config.json, safetensors weights and tokenizer.json.
-        fingerprint: changes with the model: a sha256 over its weights and all settings beside them; for models that
-            Rung converts, over their source files, so that it is the same on every machine.
-        name: a short one for display.
-        parameters: number of weights, tied ones once.
-        context: number of tokens that the model can attend to.
-        architecture: as config.json names it, such as `LlamaForCausalLM`.
-        licence: as the model card names it, such as `apache-2.0`.
+    The `fingerprint` changes with the model: a sha256 over its weights and all settings beside them; for models that
+    Rung converts, over their source files, so that it is the same on every machine.
     """
 
-    reference: str
-    folder: Path
+    reference: str  # what the user wrote
+    folder: Path  # holds config.json, safetensors weights and tokenizer.json
     fingerprint: str
-    name: str
-    parameters: int
-    context: int
-    architecture: str
-    licence: str | None
+    name: str  # a short one for display
+    parameters: int  # number of weights, tied ones once
+    context: int  # number of tokens that the model can attend to
+    architecture: str  # as config.json names it, such as `LlamaForCausalLM`
+    licence: str | None  # as the model card names it, such as `apache-2.0`
 
 
 def is_endpoint(reference: str) -> bool:
@@ -116,30 +108,18 @@ def _describe(
     reference: str, folder: Path, name: str, identity: str | None = None, licence: str | None = None
 ) -> ModelFiles:
     check_folder(folder)
-    config = _config(folder)
+    if not (folder / "config.json").exists():
+        hint = "name the folder that holds config.json; an adapter's folder is not a model"
+        raise ModelError("model-damaged", f"{folder} has no config.json", hint=hint)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
     weights = sorted(folder.glob("*.safetensors"))
     if identity is None:
         settings = (file for pattern in SETTINGS for file in folder.glob(pattern))
         identity = fingerprint([*settings, *weights])
-    return ModelFiles(
-        reference=reference,
-        folder=folder,
-        fingerprint=identity,
-        name=name,
-        parameters=sum(map(_parameters, weights)),
-        context=_context(folder, config),
-        architecture=str((config.get("architectures") or [config.get("model_type", "unknown")])[0]),
-        licence=licence or _licence(folder),
-    )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.exists():
-        hint = "name the folder that holds config.json; an adapter's folder is not a model"
-        raise ModelError("model-damaged", f"{folder} has no config.json", hint=hint)
-    config: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return config
+    architecture = str((config.get("architectures") or [config.get("model_type", "unknown")])[0])
+    parameters, context = sum(map(_parameters, weights)), _context(folder, config)
+    licence = licence or _licence(folder)
+    return ModelFiles(reference, folder, identity, name, parameters, context, architecture, licence)
 
 
 def _parameters(file: Path) -> int:
@@ -204,12 +184,9 @@ def output_size(folder: Path) -> int:
 
 
 def layer_list(sizes: Mapping[str, int]) -> tuple[str, int]:
-    """The name of the list of decoder layers, such as `model.layers`, and its length.
+    """The name of the list of decoder layers, such as `model.layers`, and its length, from the sizes of all tensors.
 
     It is the largest list where a model has several (one of a vision tower).
-
-    Args:
-        sizes: numbers in each of the model's tensors, by name.
 
     Raises:
         ModelError: no tensor is named like a layer.
@@ -221,8 +198,8 @@ def layer_list(sizes: Mapping[str, int]) -> tuple[str, int]:
             total[layer[1]] += size
             depth[layer[1]] = max(depth[layer[1]], int(layer[2]) + 1)
     if not total:
-        problem = "none of the model's tensors is named like a layer"
-        raise ModelError("tuning-unsupported", problem, hint="train all of it: `--rungs full`")
+        problem, hint = "none of the model's tensors is named like a layer", "train all of it: `--rungs full`"
+        raise ModelError("tuning-unsupported", problem, hint=hint)
     name = max(total, key=total.__getitem__)
     return name, depth[name]
 

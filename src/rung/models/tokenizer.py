@@ -30,6 +30,10 @@ class Tokenizer:
         self.folder = folder
         self._backend = backend
         self._settings = settings
+        self.bos_token = _token_text(settings.get("bos_token"))
+        self.eos_token = _token_text(settings.get("eos_token"))
+        self.bos_id = self._id(self.bos_token)
+        self.eos_id = self._id(self.eos_token)
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -180,26 +184,6 @@ class Tokenizer:
         return chat_template_of(self.folder)
 
     @property
-    def bos_token(self) -> str | None:
-        """Text of the beginning token."""
-        return _token_text(self._settings.get("bos_token"))
-
-    @property
-    def eos_token(self) -> str | None:
-        """Text of the tokenizer's end token."""
-        return _token_text(self._settings.get("eos_token"))
-
-    @property
-    def bos_id(self) -> int | None:
-        """Id of the beginning token."""
-        return self._id(self.bos_token)
-
-    @property
-    def eos_id(self) -> int | None:
-        """Id of the tokenizer's end token."""
-        return self._id(self.eos_token)
-
-    @property
     def unk_id(self) -> int | None:
         """Id of the token for text outside the vocabulary."""
         return self._id(_token_text(self._settings.get("unk_token")))
@@ -223,7 +207,7 @@ class Tokenizer:
     @cached_property
     def eos_ids(self) -> frozenset[int]:
         """Every token at which generation ends, from generation_config.json, config.json and the tokenizer."""
-        ids = {self._id(self.eos_token)}
+        ids = {self.eos_id}
         for name in ("generation_config.json", "config.json"):
             if (self.folder / name).exists():
                 value = read_json(self.folder / name).get("eos_token_id")
