@@ -41,11 +41,7 @@ class WorkerTimeoutError(WorkerError):
 
 
 class WorkerProcess:
-    """`python -m MODULE` as a child process. One thread at a time may call it.
-
-    Args:
-        module: its main function calls `serve`.
-    """
+    """`python -m MODULE`, which calls `serve`, as a child process. One thread at a time may call it."""
 
     def __init__(self, module: str) -> None:
         self.process = subprocess.Popen(
@@ -86,11 +82,7 @@ class WorkerProcess:
         return reply["result"]
 
     def close(self, grace: float = 0.0) -> None:
-        """End the process and every process that it started.
-
-        Args:
-            grace: seconds to wait for it to end by itself, which it does when its input ends.
-        """
+        """End the process and every process that it started, after `grace` seconds in which it may end by itself."""
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             with suppress(BrokenPipeError):
@@ -118,10 +110,9 @@ class WorkerProcess:
 
 
 def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
-    """Answer the parent's calls until stdin ends, which it does when the parent ends. What functions print is stderr's.
+    """Answer the parent's calls until stdin ends, which it does when the parent ends.
 
-    Args:
-        functions: what the parent may call, by name; results must be plain JSON values.
+    Results must be plain JSON values. What the functions print goes to stderr.
     """
     calls, replies = _own_pipes()
     for line in calls:
@@ -153,9 +144,8 @@ def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
 def error_to_dict(error: RungError) -> dict[str, Any]:
     """An error as JSON values."""
     where = asdict(error.where) if error.where else None
-    return {
-        "class": type(error).__name__, "code": error.code, "message": error.message, "hint": error.hint, "where": where
-    }  # fmt: skip
+    texts = {"code": error.code, "message": error.message, "hint": error.hint}
+    return {"class": type(error).__name__, **texts, "where": where}
 
 
 def error_from_dict(record: Mapping[str, Any]) -> RungError:

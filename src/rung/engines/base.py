@@ -154,25 +154,16 @@ class Incremental(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step of a session added to one completion.
+    """What one step of a session added to one completion."""
 
-    Attributes:
-        key: of the completion, as given to `Session.add`.
-        text: the next piece of its text; all pieces joined are the text that `generate` returns.
-        tokens, logprobs: the new tokens, the end token included, and their log-probabilities.
-        completion_tokens: how many tokens it has so far.
-        reason: why it ended, or None while it runs.
-        error: why it failed, which also ends it.
-    """
-
-    key: int
-    text: str = ""
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    key: int  # of the completion, as given to `Session.add`
+    text: str = ""  # the next piece of its text; all pieces joined are the text that `generate` returns
+    tokens: tuple[int, ...] = ()  # the new ones, the end token included
+    logprobs: tuple[float, ...] = ()  # of the new tokens
     prompt_tokens: int = 0
-    completion_tokens: int = 0
-    reason: FinishReason | None = None
-    error: RungError | None = None
+    completion_tokens: int = 0  # how many it has so far
+    reason: FinishReason | None = None  # why it ended, or None while it runs
+    error: RungError | None = None  # why it failed, which also ends it
 
 
 class Session(Protocol):
@@ -210,16 +201,11 @@ class Closes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """How likely every token of a text is after the tokens before it; NaN for the first token.
+    """How likely every token of a text is after the tokens before it; NaN for the first token."""
 
-    Attributes:
-        logprobs: shape [tokens], natural logarithm.
-        top_tokens, top_logprobs: the likeliest tokens at every position, likeliest first, shape [tokens, top].
-    """
-
-    logprobs: Floats
-    top_tokens: npt.NDArray[np.int64]
-    top_logprobs: Floats
+    logprobs: Floats  # shape [tokens], natural logarithm
+    top_tokens: npt.NDArray[np.int64]  # the likeliest tokens at every position, likeliest first, shape [tokens, top]
+    top_logprobs: Floats  # shape [tokens, top]
 
     def after(self, tokens: int) -> TokenScores:
         """The scores without those of the first `tokens` tokens."""
@@ -294,23 +280,22 @@ class StreamBuffer:
 
 @dataclass(slots=True)
 class RunningRow:
-    """One unfinished completion of an engine on this machine.
+    """One unfinished completion of an engine on this machine."""
 
-    Attributes:
-        index: of its request, or its key in a session.
-        text: of its tokens, without those that end it; not always up to date before the end.
-        reason: why it ended, or None while it runs.
-        reported: how many of its tokens were in a delta.
-    """
-
-    index: int
+    index: int  # of its request, or its key in a session
     prompt_tokens: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    text: str = ""
-    reason: FinishReason | None = None
+    text: str = ""  # of its tokens, without those that end it; not always up to date before the end
+    reason: FinishReason | None = None  # why it ended, or None while it runs
     buffer: StreamBuffer = field(default_factory=StreamBuffer)
-    reported: int = 0
+    reported: int = 0  # how many of its tokens were in a delta
+
+    def end_at(self, stop: Sequence[str]) -> None:
+        """End the text where the first of the stop texts begins."""
+        ends = [start for start in (self.text.find(stop_text) for stop_text in stop) if start >= 0]
+        if ends:
+            self.text, self.reason = self.text[: min(ends)], "stop"
 
     def delta(self, stop: Sequence[str]) -> Delta:
         """What was added since the last delta."""

@@ -35,15 +35,10 @@ OPENERS = {  # kind of change -> module and class; `CLASS.from_dict(model, setti
 
 
 class WeightsChange(Protocol):
-    """What an engine needs of a change that is on its model: `rung.training.changes.Change` has the rest.
+    """What an engine needs of a change that is on its model: `rung.training.changes.Change` has the rest."""
 
-    Attributes:
-        prefix: ids of virtual tokens that precede every prompt (soft prompts), else empty.
-        family: changes of different families cannot be on the model at once; None if it gets on with all.
-    """
-
-    prefix: tuple[int, ...]
-    family: str | None
+    prefix: tuple[int, ...]  # ids of virtual tokens that precede every prompt (soft prompts), else empty
+    family: str | None  # changes of different families cannot be on the model at once; None goes with all
 
     def enable(self) -> None:
         """Switch it on."""
@@ -65,10 +60,7 @@ class WeightsChange(Protocol):
 
 
 def attach(model: Any, folder: Path, *, fingerprint: str) -> Any:
-    """Put the change in `folder` on the base model, switched off.
-
-    Returns:
-        The change, a `rung.training.changes.Change`.
+    """Put the change in `folder`, a `rung.training.changes.Change`, on the base model, switched off.
 
     Raises:
         ArtifactError: the folder holds no change, it belongs to another base model, or it does not fit.

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rung.engines.base import Floats
-from rung.engines.openvino_export import GRAPH, can_export, exported, folder_of
+from rung.engines.openvino_export import GRAPH, exported, folder_of, missing_package
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.models.hub import read_json
 from rung.models.reference import ModelFiles
@@ -65,13 +65,7 @@ class SentenceEncoder(ABC):
 def open_sentence_encoder(
     files: ModelFiles, *, device: str = "auto", backend: Backend | None = None, progress: Progress = QUIET
 ) -> SentenceEncoder:
-    """Load the encoder of a model folder.
-
-    Args:
-        files: the model.
-        device: `auto`, `cpu` or a torch device; only torch runs on a GPU.
-        backend: what runs it; by default `choose_backend` decides.
-        progress: reports the export, which happens once.
+    """Load an encoder, exported once; by default `choose_backend` decides what runs it, and only torch uses a GPU.
 
     Raises:
         ConfigError: `openvino` was asked for, and cannot run this model exactly.
@@ -91,7 +85,8 @@ def choose_backend(files: ModelFiles, *, device: str = "auto") -> Backend:
     on_processor = device == "cpu" or (device == "auto" and not _has_gpu())
     if not on_processor or find_spec("openvino") is None or read_recipe(files.folder) is None:
         return "torch"
-    return "openvino" if folder_of(files, "encoder", "fp32").exists() or can_export() else "torch"
+    runs = folder_of(files, "encoder", "fp32").exists() or missing_package() is None
+    return "openvino" if runs else "torch"
 
 
 def _has_gpu() -> bool:

@@ -25,25 +25,15 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class LabelTrie:
-    """Inner nodes are numbered 1..N in breadth-first order; 0 is the root, the prompt's last token.
+    """Inner nodes are numbered 1..N in breadth-first order; 0 is the root, the prompt's last token."""
 
-    Attributes:
-        tokens: token on the edge into each inner node, shape [N].
-        depths: distance from the root, 1 for its children, shape [N].
-        visible: visible[i, j] says that inner node i+1 attends to inner node j+1 (itself and ancestors), shape [N, N].
-        edge_nodes: for every edge of the trie, the node whose output predicts it, shape [E].
-        edge_tokens: the token that the edge stands for, shape [E].
-        paths: edges of every continuation in order, padded with E, shape [L, longest].
-        node_paths: inner nodes of every continuation in order, padded with 0, shape [L, longest].
-    """
-
-    tokens: Ints
-    depths: Ints
-    visible: Bools
-    edge_nodes: Ints
-    edge_tokens: Ints
-    paths: Ints
-    node_paths: Ints
+    tokens: Ints  # token on the edge into each inner node, shape [N]
+    depths: Ints  # distance from the root, 1 for its children, shape [N]
+    visible: Bools  # [i, j]: inner node i+1 attends to inner node j+1 (itself and ancestors), shape [N, N]
+    edge_nodes: Ints  # for every edge of the trie, the node whose output predicts it, shape [E]
+    edge_tokens: Ints  # the token on the edge, shape [E]
+    paths: Ints  # edges of every continuation in order, padded with E, shape [L, longest]
+    node_paths: Ints  # inner nodes of every continuation in order, padded with 0, shape [L, longest]
 
     @property
     def size(self) -> int:

@@ -211,21 +211,13 @@ _FORMS = ("What can I do about {}?", "Tell me about {}.", "Why should anyone car
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The engine for generated text, and why.
-
-    Attributes:
-        engine: `torch` or `openvino`.
-        reason: one sentence, with the figures.
-        speedup: tokens per second of OpenVINO over torch; this and the figures below are 0 without a measurement.
-        agreement: share of first tokens at which int8 and fp32 agree.
-        logprob_diff: mean absolute difference of their log-probabilities, in nats, where they agree.
-    """
+    """The engine for generated text, and why; the figures are 0 without a measurement."""
 
     engine: Literal["torch", "openvino"]
-    reason: str
-    speedup: float = 0.0
-    agreement: float = 0.0
-    logprob_diff: float = 0.0
+    reason: str  # one sentence, with the figures
+    speedup: float = 0.0  # tokens per second of OpenVINO over torch
+    agreement: float = 0.0  # share of first tokens at which int8 and fp32 agree
+    logprob_diff: float = 0.0  # mean absolute difference of their log-probabilities, in nats, where they agree
 
 
 def choose(files: ModelFiles, *, progress: Progress = QUIET) -> Choice:
@@ -271,9 +263,8 @@ def explain(model: str, engine: str) -> str:
 
 def judge(speedup: float, agreement: float, logprob_diff: float) -> Choice:
     """Decide from the measured figures (see `Choice`)."""
-    figures = (
-        f"int8 agrees with fp32 on {agreement:.0%} of first tokens, log-probabilities {logprob_diff:.3f} nats apart"
-    )
+    agree = f"int8 agrees with fp32 on {agreement:.0%} of first tokens"
+    figures = f"{agree}, log-probabilities {logprob_diff:.3f} nats apart"
     engine: Literal["torch", "openvino"] = "torch"
     if agreement < MIN_AGREEMENT or logprob_diff > MAX_LOGPROB_DIFF:
         reason = f"OpenVINO's {figures}, too far to be trusted (`--engine openvino-fp32` has full precision)"
@@ -335,9 +326,8 @@ def _machine() -> str:
     text = information.read_text("utf-8") if information.exists() else platform.processor()
     processor = next((line for line in text.splitlines() if line.startswith("model name")), text[:200])
     gpus = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    versions = [_version("openvino-genai"), _version("torch")]
     figures = [field.name for field in fields(Choice)]
-    facts = [figures, processor, cores, gpus, *versions, openvino.PROPERTIES]
+    facts = [figures, processor, cores, gpus, _version("openvino-genai"), _version("torch"), openvino.PROPERTIES]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -359,10 +349,7 @@ class Composite(LocalModel):
     the same folder, tokenizer and chat template. Each engine is loaded when the first request needs it: generating
     through OpenVINO imports no torch.
 
-    Args:
-        files: the resolved model.
-        generator: loads the engine that generates.
-        scorer: loads the torch engine.
+    `generator` loads the engine that generates, `scorer` the torch engine.
     """
 
     def __init__(self, files: ModelFiles, generator: Callable[[], Engine], scorer: Callable[[], Engine]) -> None:

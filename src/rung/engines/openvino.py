@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,22 +53,14 @@ IN_FLIGHT = 64  # rows of one call that run side by side; more are not faster on
 
 @dataclass(slots=True, kw_only=True)
 class PipelineRow(RunningRow):
-    """One unfinished completion.
-
-    Attributes:
-        prompt: token ids.
-        config: an openvino-genai GenerationConfig.
-        max_tokens: number of tokens after which it is cut.
-        stop: texts that end it; `text` leaves them out.
-        follow: update `text` after every token; otherwise only at the end.
-    """
+    """One unfinished completion."""
 
     prompt: tuple[int, ...]
-    config: Any
+    config: Any  # an openvino-genai GenerationConfig
     max_tokens: int
     stop: tuple[str, ...] = ()
-    follow: bool = False
-    handle: Any = None
+    follow: bool = False  # update `text` after every token; otherwise only at the end
+    handle: Any = None  # openvino-genai's, while it runs
 
 
 class Pipeline:
@@ -155,18 +147,14 @@ class Pipeline:
         """Add a token to a row and see whether that ends it; the rules are those of the torch engine."""
         row.tokens.append(token)
         row.logprobs.append(logprob)
-        ended = token in self._tokenizer.eos_ids
+        if token in self._tokenizer.eos_ids:
+            row.text, row.reason = self._tokenizer.decode(row.tokens[:-1]), "stop"
+            return
         full = len(row.tokens) == row.max_tokens
-        if not ended and (row.stop or row.follow or full):
+        if row.stop or row.follow or full:
             row.text = self._tokenizer.decode(row.tokens)
-        elif ended:
-            row.text = self._tokenizer.decode(row.tokens[:-1])
-        ends = [] if ended else [start for start in (row.text.find(stop) for stop in row.stop) if start >= 0]
-        if ends:
-            row.text = row.text[: min(ends)]
-        if ended or ends:
-            row.reason = "stop"
-        elif full:
+            row.end_at(row.stop)
+        if full and row.reason is None:
             row.reason = "length"
 
     def drop(self, rows: Sequence[PipelineRow]) -> None:
@@ -197,17 +185,10 @@ class _Lane:
 
 
 class _OpenVinoSession:
-    """A `Session` over one pipeline per adapter, each stepped in turn.
+    """A `Session` over one pipeline per adapter, each stepped in turn."""
 
-    Args:
-        row: makes a pipeline's row from an index and a request.
-        pipeline: gives the pipeline that runs an adapter.
-    """
-
-    def __init__(
-        self, row: Callable[[int, GenerateRequest], PipelineRow], pipeline: Callable[[str | None], Pipeline]
-    ) -> None:
-        self._row, self._pipeline = row, pipeline
+    def __init__(self, engine: OpenVinoEngine) -> None:
+        self._engine = engine
         self._lanes: dict[str | None, _Lane] = {}
 
     @property
@@ -215,10 +196,10 @@ class _OpenVinoSession:
         return sum(len(lane.waiting) + len(lane.running) for lane in self._lanes.values())
 
     def add(self, key: int, request: GenerateRequest) -> None:
-        row = self._row(key, request)
+        row = self._engine.row(key, request)
         row.follow = True
         if request.adapter not in self._lanes:
-            self._lanes[request.adapter] = _Lane(self._pipeline(request.adapter))
+            self._lanes[request.adapter] = _Lane(self._engine.pipeline(request.adapter))
         self._lanes[request.adapter].waiting.append(row)
 
     def cancel(self, key: int) -> None:
@@ -287,12 +268,9 @@ def unsupported(folder: Path) -> str | None:
 
 
 def adapter_bytes(folder: Path, files: ModelFiles, graph: Path) -> bytes:
-    """The adapter as a safetensors file in memory, scaled, in fp32.
+    """The adapter in `folder` as a safetensors file in memory, scaled, in fp32.
 
-    Args:
-        folder: adapter_model.safetensors and adapter_config.json.
-        files: the base model.
-        graph: openvino_model.xml of the export, whose nodes are named after the model's layers.
+    `graph` is openvino_model.xml of the base model's export: its nodes are named after the model's layers.
 
     Raises:
         ArtifactError: no adapter is there (`wrong-folder`), or it was trained on another model (`model-mismatch`).
@@ -318,11 +296,9 @@ def adapter_bytes(folder: Path, files: ModelFiles, graph: Path) -> bytes:
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
     """What PEFT multiplies the product of one layer's matrices with."""
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
+    patterns = (config.get("alpha_pattern") or {}).items()
+    alphas = (alpha for pattern, alpha in patterns if re.match(rf"(.*\.)?({pattern})$", module))
+    alpha = next(alphas, config["lora_alpha"])
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -372,20 +348,15 @@ class OpenVinoEngine(LocalModel):
     With `int8` the weights have 8 bits; `auto` chooses this engine only after comparing its text with fp32. With
     `fp32`, weights, activations and cache have 32 bits, and greedy text is that of the torch engine except near ties.
 
-    Args:
-        files: the resolved model.
-        precision: of the weights.
-        progress: reports the export, which happens once per model and precision.
-
     Raises:
         EngineError: openvino-genai is not installed, or the model cannot be exported.
     """
 
-    def __init__(self, files: ModelFiles, precision: ExportPrecision = "int8", *, progress: Progress = QUIET) -> None:
+    def __init__(self, files: ModelFiles, precision: ExportPrecision = "int8") -> None:
         library()
         super().__init__(files)
         self.precision = precision
-        self.folder = exported(files, "causal", precision, progress=progress)
+        self.folder = exported(files, "causal", precision)
         self._pipelines: OrderedDict[str | None, Pipeline] = OrderedDict()
         self._loading = threading.Lock()
         self.info = EngineInfo(
@@ -411,15 +382,14 @@ class OpenVinoEngine(LocalModel):
             for row in rows:
                 assert row.reason is not None
                 logprobs = tuple(row.logprobs) if requests[row.index].logprobs else ()
-                results[row.index] = Generation(
-                    row.text, len(row.prompt), len(row.tokens), row.reason, seconds, logprobs
-                )
+                generation = Generation(row.text, len(row.prompt), len(row.tokens), row.reason, seconds, logprobs)
+                results[row.index] = generation
         progress.finish()
         return [results[i] for i in range(len(requests))]
 
     def session(self) -> Session:
         """A session: completions join at every step, also those of different adapters."""
-        return _OpenVinoSession(self.row, self.pipeline)
+        return _OpenVinoSession(self)
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Refuse: openvino-genai does not give logits."""
@@ -466,6 +436,8 @@ class OpenVinoEngine(LocalModel):
             return self._pipelines[adapter]
 
     def _load(self, adapter: str | None) -> Any:
+        import openvino
+
         genai = library()
         scheduler = genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
@@ -473,16 +445,10 @@ class OpenVinoEngine(LocalModel):
         scheduler.cache_size = max(1, int(memory_bytes() * CACHE_SHARE / 2**30))
         properties: dict[str, Any] = dict(PROPERTIES[self.precision])
         if adapter is not None:
-            properties["adapters"] = self._adapters(adapter)
+            data = adapter_bytes(Path(adapter), self.files, self.folder / "openvino_model.xml")
+            weights = genai.Adapter(openvino.Tensor(np.frombuffer(data, np.uint8).copy()))
+            properties["adapters"] = genai.AdapterConfig(weights, 1.0, mode=genai.AdapterConfig.Mode.MODE_STATIC)
         return genai.ContinuousBatchingPipeline(self.folder, scheduler, "CPU", properties)
-
-    def _adapters(self, adapter: str) -> Any:
-        import openvino
-
-        genai = library()
-        data = adapter_bytes(Path(adapter), self.files, self.folder / "openvino_model.xml")
-        tensor = openvino.Tensor(np.frombuffer(data, np.uint8).copy())
-        return genai.AdapterConfig(genai.Adapter(tensor), 1.0, mode=genai.AdapterConfig.Mode.MODE_STATIC)
 
 
 def library() -> Any:

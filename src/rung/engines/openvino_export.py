@@ -18,8 +18,8 @@ from rung.models.cache import cache_dir, publish
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
-ExportKind = Literal["causal", "encoder"]
-ExportPrecision = Literal["int8", "fp32"]
+ExportKind = Literal["causal", "encoder"]  # a language model with its cache as a state of the graph; hidden states
+ExportPrecision = Literal["int8", "fp32"]  # of the weights; int8 is symmetric per channel, without calibration data
 
 MODULE = "rung.engines.openvino_export"
 GRAPH = "openvino_model.xml"
@@ -32,24 +32,12 @@ def folder_of(files: ModelFiles, kind: ExportKind, precision: ExportPrecision) -
     return cache_dir() / "openvino" / f"{files.fingerprint}-{kind}-{precision}"
 
 
-def can_export() -> bool:
-    """Whether the packages for an export are installed; nothing is imported."""
-    return _missing() is None
-
-
 def exported(files: ModelFiles, kind: ExportKind, precision: ExportPrecision, *, progress: Progress = QUIET) -> Path:
     """The folder of a model's OpenVINO export, made at the first call.
 
-    Args:
-        files: the model to export.
-        kind: `causal` for a language model with its cache as a state of the graph, `encoder` for hidden states.
-        precision: of the weights; `int8` is symmetric per channel, without calibration data.
-        progress: reports a running export.
-
-    Returns:
-        A folder with `openvino_model.xml`, `openvino_model.bin` and `config.json`, for a `causal` model also with its
-        tokenizer and detokenizer as OpenVINO models, which constrained text needs. Processes that need the same export
-        wait for each other; a killed one leaves nothing that looks complete.
+    It holds `openvino_model.xml`, `openvino_model.bin` and `config.json`, for a `causal` model also its tokenizer and
+    detokenizer as OpenVINO models, which constrained text needs. Processes that need the same export wait for each
+    other; a killed one leaves nothing that looks complete.
 
     Raises:
         EngineError: `missing-extra` where a package is not installed, `export-failed` where the export fails.
@@ -69,23 +57,9 @@ def export_folder(
     Raises:
         EngineError: `missing-extra` or `export-failed`.
     """
-    if (missing := _missing()) is not None:
+    if (missing := missing_package()) is not None:
         raise EngineError("missing-extra", f"OpenVINO needs {missing}", hint="uv pip install 'rung[local]'")
     progress.start(f"exporting {name} to OpenVINO ({precision}), once")
-    _run(source, target, name, kind, precision)
-    progress.finish()
-
-
-def _missing() -> str | None:
-    for package in PACKAGES:
-        try:
-            version(package)
-        except PackageNotFoundError:
-            return package
-    return None
-
-
-def _run(source: Path, target: Path, name: str, kind: ExportKind, precision: ExportPrecision) -> None:
     # -P: modules in the user's working directory must not replace ours. Rung itself may run from a source tree.
     home = str(Path(__file__).parents[2])
     path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
@@ -96,6 +70,17 @@ def _run(source: Path, target: Path, name: str, kind: ExportKind, precision: Exp
         log = [line for line in done.stderr.splitlines() if line.strip()][-LOG_LINES:]
         problem = f"{name} cannot be exported to OpenVINO: {' | '.join(log) or f'exit code {done.returncode}'}"
         raise EngineError("export-failed", problem, hint="run the model with torch instead: --engine torch")
+    progress.finish()
+
+
+def missing_package() -> str | None:
+    """The first package that an export needs and that is not installed; nothing is imported."""
+    for package in PACKAGES:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            return package
+    return None
 
 
 def export(source: Path, target: Path, kind: ExportKind, precision: ExportPrecision) -> None:

@@ -25,11 +25,7 @@ CLOSE_SECONDS = 10.0  # for the process to end by itself
 
 
 class OpenVinoApart(LocalModel):
-    """Sessions of an `OpenVinoEngine` that runs in a worker process; one session at a time.
-
-    Args:
-        files: the resolved model, already exported.
-        precision: of the weights.
+    """Sessions of an `OpenVinoEngine` that runs an exported model in a worker process; one session at a time.
 
     Raises:
         EngineError: openvino-genai is not installed, or its process ended.
@@ -89,9 +85,8 @@ class OpenVinoApart(LocalModel):
     def _start(self) -> EngineInfo:
         self._worker = WorkerProcess("rung.engines.openvino_process")
         try:
-            return EngineInfo(
-                **self.call("open", {**asdict(self.files), "folder": str(self.files.folder)}, self._precision)
-            )
+            files = {**asdict(self.files), "folder": str(self.files.folder)}
+            return EngineInfo(**self.call("open", files, self._precision))
         except EngineError:
             self.close()
             raise

@@ -92,10 +92,8 @@ def steps(
     cache, device = prefix.cache(len(prompts)), model.device
     visible, position, keys = mask[:, -1], positions[:, -1], prefix.before(positions)
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.seed is not None else None
-    allowed = None
-    if constraint is not None:
-        width = model.config.get_text_config().vocab_size
-        allowed = TokenMask(tokenizer, constraint, len(prompts), width)
+    width = model.config.get_text_config().vocab_size
+    allowed = None if constraint is None else TokenMask(tokenizer, constraint, len(prompts), width)
     active = list(rows)
     for step in range(sampling.max_tokens):
         output = model(
@@ -103,7 +101,10 @@ def steps(
             position_ids=positions.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1,
         )  # fmt: skip
         logits = output.logits[:, -1].float()
-        chosen = _choose(_masked(logits, allowed), sampling, generator)
+        possible = logits
+        if allowed is not None:
+            possible = logits.masked_fill(~torch.from_numpy(allowed.allowed()).to(logits.device), -torch.inf)
+        chosen = _choose(possible, sampling, generator)
         likelihood = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
         finished = allowed.advance(chosen.tolist()) if allowed is not None else [False] * len(active)
         for row, token, logprob, complete in zip(active, chosen.tolist(), likelihood.tolist(), finished, strict=True):
@@ -113,7 +114,7 @@ def steps(
                 row.reason = "stop"
             if live:
                 row.text = _read(row, tokenizer, constraint)
-                _stop(row, sampling)
+                row.end_at(sampling.stop)
         if cancelled is not None and cancelled():
             for row in active:
                 row.reason = row.reason or "cancelled"
@@ -147,24 +148,10 @@ def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
-def _masked(logits: torch.Tensor, allowed: TokenMask | None) -> torch.Tensor:
-    """Logits [rows, vocabulary] with minus infinity for what the constraint forbids."""
-    if allowed is None:
-        return logits
-    return logits.masked_fill(~torch.from_numpy(allowed.allowed()).to(logits.device), -torch.inf)
-
-
 def _read(row: RunningRow, tokenizer: Tokenizer, constraint: Constraint | None) -> str:
     """The text of a row's tokens, without the token that ended it."""
     tokens = row.tokens[:-1] if row.tokens and row.tokens[-1] in tokenizer.eos_ids else row.tokens
     return tokenizer.decode(tokens) if constraint is None else constrained_text(tokenizer, tokens)
-
-
-def _stop(row: RunningRow, sampling: Sampling) -> None:
-    """End a row where a stop text begins."""
-    ends = [start for start in (row.text.find(stop) for stop in sampling.stop) if start >= 0]
-    if ends:
-        row.text, row.reason = row.text[: min(ends)], "stop"
 
 
 # ---- continuous batching on CUDA (transformers' `ContinuousBatchingManager`), not run on hardware
@@ -203,15 +190,8 @@ def generate_paged(
 ) -> list[Generation]:  # fmt: skip
     """Complete every prompt by continuous batching; results come in the order of the prompts.
 
-    Args:
-        model: a transformers model, or a PEFT model around it, on its device.
-        tokenizer: its tokenizer.
-        prompts: token ids.
-        sampling: the same for all; a seed makes the whole call repeatable.
-        attention: the kernel's name, from `paged_attention`.
-        progress: advances with every finished prompt.
-        cancelled: asked every tenth of a second.
-        memory: `block_size`, `num_blocks` and `max_batch_tokens` of the cache; by default from the free memory.
+    A seed makes the whole call repeatable. `attention` is the kernel's name, from `paged_attention`; `memory` has
+    `block_size`, `num_blocks` and `max_batch_tokens` of the cache, which by default follow from the free memory.
 
     Raises:
         EngineError: a request failed, or generation broke down.
@@ -288,10 +268,8 @@ def _collect(
 
 
 def _broken(why: str) -> EngineError:
-    return EngineError(
-        "generation-failed", f"continuous batching failed: {why}",
-        hint="free memory on the device, lower `max_tokens`, or use `--device cpu`",
-    )  # fmt: skip
+    hint = "free memory on the device, lower `max_tokens`, or use `--device cpu`"
+    return EngineError("generation-failed", f"continuous batching failed: {why}", hint=hint)
 
 
 def _inner(model: Any) -> Any | None:

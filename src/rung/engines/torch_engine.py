@@ -53,13 +53,8 @@ PROBE = 16  # rows that decide whether it does
 class TorchEngine(LocalModel):
     """One base model in memory, with any number of changes of its weights (adapters, soft prompts, patches).
 
-    Args:
-        files: the resolved model.
-        device: `cpu`, `cuda` or `auto`.
-        quantization: of the base model: empty for the device's precision, `nf4` for 4-bit NormalFloat.
-
-    Attributes:
-        base_fingerprint: identifies the base model that changes are trained on, quantization included.
+    The `quantization` of the base model is empty for the device's precision, or `nf4` for 4-bit NormalFloat.
+    `base_fingerprint` identifies the base model that changes are trained on, quantization included.
 
     Raises:
         EngineError: the device is not there, or bitsandbytes is missing.

@@ -34,11 +34,8 @@ CAPPED = "rung_capped"
 def layer_masks(model: Any, mask: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> Any:
     """The attention mask in the form that the model takes: one, or one for each kind of layer.
 
-    Args:
-        model: the model that will run.
-        mask: which tokens each token may attend to, shape [rows, queries, keys].
-        queries: positions of the tokens that run, shape [rows, queries].
-        keys: positions of all tokens they may attend to, shape [rows, keys]; columns that `mask` hides do not matter.
+    `mask` [rows, queries, keys] says which tokens each token may attend to. `queries` and `keys` are the positions of
+    the tokens that run, [rows, queries], and of those they may attend to, [rows, keys].
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -66,7 +63,11 @@ def best_attention(config: Any) -> str:
     """The name of the fastest attention that computes what the model's configuration asks for."""
     if getattr(config.get_text_config(), "attn_logit_softcapping", None) is None:
         return "sdpa"
-    _register()
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(CAPPED, capped_attention)
+    AttentionMaskInterface.register(CAPPED, sdpa_mask)
     return CAPPED
 
 
@@ -76,18 +77,9 @@ def capped_attention(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attend with scores capped to `softcap * tanh(scores / softcap)`, with the signature that transformers expects.
 
-    Args:
-        module: the attention layer.
-        query: shape [rows, heads, tokens, size].
-        key: like `query`, maybe with fewer heads and more tokens.
-        value: like `key`.
-        attention_mask: true where a token attends, or None for all tokens before it.
-        dropout: on the weights.
-        scaling: of the scores.
-        softcap: the cap, or None.
-
-    Returns:
-        The output, shape [rows, tokens, heads, size], and no weights.
+    `query` has the shape [rows, heads, tokens, size]; `key` and `value` may have fewer heads and more tokens. The mask
+    is true where a token attends, or None for all tokens before it. The output, [rows, tokens, heads, size], comes
+    without weights.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -101,14 +93,6 @@ def capped_attention(
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
     weights = torch.nn.functional.dropout(weights, dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), None
-
-
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(CAPPED, capped_attention)
-    AttentionMaskInterface.register(CAPPED, sdpa_mask)
 
 
 LOGIT_BYTES = 384 * 2**20  # logits materialized at once
