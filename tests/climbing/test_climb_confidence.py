@@ -63,7 +63,7 @@ def test_it_is_saved_and_loaded_with_the_artifact(fitted, tiny_zero, data, tmp_p
 
 
 def test_abstained_answers_keep_their_text_and_are_right_where_out_of_scope(fitted, data):
-    rows = evaluate(fitted, data.test, "test", full=False)
+    rows = evaluate(fitted, data.test, "test")
     assert {row.abstained for row in rows} == {True, False}
     for row in rows:
         assert row.abstained == (row.confidence < 0.95)
@@ -78,7 +78,7 @@ def test_abstained_answers_keep_their_text_and_are_right_where_out_of_scope(fitt
 def test_a_scored_label_abstains_without_being_asked_for_all_probabilities(tiny_zero, data):
     never = Calibration(abstain_below=0.999)
     held_back = replace(tiny_zero, decoder=replace(tiny_zero.decoder, confidence=never))
-    assert [row.abstained for row in evaluate(held_back, data.test[:4], "test", full=False)] == [True] * 4
+    assert [row.abstained for row in evaluate(held_back, data.test[:4], "test")] == [True] * 4
 
 
 def test_a_rung_on_top_forgets_it(tiny_zero, data):
