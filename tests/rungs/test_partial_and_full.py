@@ -72,7 +72,7 @@ def test_what_is_trained_is_what_was_foreseen_and_what_is_saved(toy, rung, tmp_p
     assert progress.finished.get("running the frozen layers once", "") == ""
     losses = [loss for _, loss in tuned.settings[rung.name]["losses"]]
     assert losses[-1] < losses[0]
-    assert tuned.weights.trainable_parameters == rung.trained_size(zero, sizes(zero, data))
+    assert tuned.weights.trainable_parameters == rung.trained_size(zero)
     assert all(torch.equal(p, before[name]) for name, p in engine.use(None).named_parameters())
     assert [a.probabilities for a in zero.answer(data.test)] == answers
     found = [a.probabilities for a in tuned.answer(data.test)]
@@ -85,12 +85,12 @@ def test_estimates_count_what_is_trained(toy):
     zero, data = toy
     s = sizes(zero, data)
     for rung in RUNGS:
-        cost, trained = rung.estimate(zero, data, MACHINE), rung.trained_size(zero, s)
+        cost, trained = rung.estimate(zero, data, MACHINE), rung.trained_size(zero)
         copies = 16 if rung.patience is None else 20  # the new value, its gradient, two moments; the best value
         assert cost.memory_bytes > 4 * s.parameters + copies * trained
         assert cost.fit_flops > 0
     plain = Full().estimate(zero, data, MACHINE)
-    assert Full().trained_size(zero, s) == s.parameters
+    assert Full().trained_size(zero) == s.parameters
     assert (
         Full(patience=1, learning_rate=1e-3).estimate(zero, data, MACHINE).memory_bytes - plain.memory_bytes
         == 4 * s.parameters

@@ -575,10 +575,10 @@ def test_qlora_says_what_it_needs(monkeypatch):
     from rung.rungs import lora as qlora
 
     monkeypatch.setattr(qlora, "find_spec", lambda name: None if name == "bitsandbytes" else name)
-    assert "uv pip install bitsandbytes" in QLoRA().reason_against(SimpleNamespace(engine="auto"), None)
+    assert "uv pip install bitsandbytes" in QLoRA().reason_against(SimpleNamespace(engine="auto"))
     monkeypatch.setattr(qlora, "find_spec", lambda name: name)
-    assert "openvino" in QLoRA().reason_against(SimpleNamespace(engine="openvino"), None)
-    assert QLoRA().reason_against(SimpleNamespace(engine="auto"), None) == ""
+    assert "openvino" in QLoRA().reason_against(SimpleNamespace(engine="openvino"))
+    assert QLoRA().reason_against(SimpleNamespace(engine="auto")) == ""
 
 
 def test_a_quantized_base_is_opened_by_torch_alone():

@@ -1,6 +1,7 @@
 import copy
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rung.engines.torch_decoding import decode
 from rung.engines.tree_scoring import left_padded, run_prefix, score_all, score_best
 from rung.errors import ArtifactError, EngineError
 from rung.progress import QUIET
+from rung.rungs.soft_prompts import PromptTuning
 from rung.training.changes import enabled
 from rung.training.checkpoints import Checkpoints
 from rung.training.config import TrainConfig
@@ -21,7 +23,7 @@ from rung.training.examples import TokenizedExample
 from rung.training.loop import train
 from rung.training.loss import AnswerLoss, packed_layers
 from rung.training.peft import PeftAdapter, peft, quiet_peft
-from rung.training.soft_prompts import SoftPrompt, embeddings_of, keys_values_of, tiled
+from rung.training.soft_prompts import SoftPrompt, embeddings_of, keys_values_of
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -275,8 +277,10 @@ def test_a_prompt_that_starts_from_text_acts_like_the_text(base):
 
 
 def test_text_is_repeated_or_cut():
-    assert tiled([1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
-    assert tiled([1, 2, 3], 2) == [1, 2]
+    engine = SimpleNamespace(encode=lambda _text: [1, 2, 3])
+    artifact = SimpleNamespace(prompt=SimpleNamespace(head=lambda: "instruction"))
+    assert PromptTuning(virtual_tokens=7).instruction_tokens(engine, artifact) == [1, 2, 3, 1, 2, 3, 1]
+    assert PromptTuning(virtual_tokens=2).instruction_tokens(engine, artifact) == [1, 2]
 
 
 def test_a_start_of_another_shape_is_an_error(base):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rung.artifact.artifact import Artifact
-from rung.data.rows import Data
 from rung.models.reference import resolve
 from rung.rungs.base import rung
 from rung.rungs.fine_tune import FineTune
@@ -16,7 +14,6 @@ from rung.training.config import Count, LearningRate, NonNegative
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.training.changes import Change
-    from rung.training.examples import TokenizedExample
 
 WITHOUT_PROMPT = 2  # the first layers, which get no prompt of LLaMA-Adapter by default
 
@@ -39,17 +36,16 @@ class BottleneckAdapter(FineTune):
     placement: Literal["houlsby", "pfeiffer"] = "pfeiffer"
     learning_rate: LearningRate = 1e-3
 
-    def reason_against(self, artifact: Artifact, data: Data) -> str:
+    def reason_against(self, artifact: Artifact) -> str:
         """Say if the model's sublayers are not known."""
-        del data
         from rung.training.adapters import sublayers
         from rung.training.layers import reason_unknown
 
         return reason_unknown(resolve(artifact.model), lambda model: sublayers(model, self.placement))
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put fresh networks after the sublayers; they change next to nothing at first."""
-        del artifact, rows
+        del artifact
         from rung.training.adapters import Bottleneck
 
         return Bottleneck(engine.model, self.size, self.placement)
@@ -67,16 +63,15 @@ class IA3(FineTune):
 
     learning_rate: LearningRate = 3e-3
 
-    def reason_against(self, artifact: Artifact, data: Data) -> str:
+    def reason_against(self, artifact: Artifact) -> str:
         """Say if the places of these activations in the model are not known."""
-        del data
         from rung.training.layers import ia3_targets, reason_unknown
 
         return reason_unknown(resolve(artifact.model), ia3_targets)
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put fresh vectors, all ones, on the model."""
-        del artifact, rows
+        del artifact
         from rung.training.layers import ia3_targets
         from rung.training.peft import PeftAdapter, peft
 
@@ -105,9 +100,8 @@ class LlamaAdapter(FineTune):
     learning_rate: LearningRate = 9e-3
     weight_decay: NonNegative = 0.02
 
-    def reason_against(self, artifact: Artifact, data: Data) -> str:
+    def reason_against(self, artifact: Artifact) -> str:
         """Say if the model's attention is of an unknown kind, or has fewer layers than asked for."""
-        del data
         from rung.training.adapters import check
         from rung.training.layers import decoder_layers, reason_unknown, skeleton
 
@@ -119,9 +113,9 @@ class LlamaAdapter(FineTune):
             return f"prompts are asked for {self.top_layers} layers, and the model has {depth}"
         return ""
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Make fresh prompts; their gates are closed at first."""
-        del artifact, rows
+        del artifact
         from rung.training.adapters import AdaptionPrompt
         from rung.training.layers import decoder_layers
 

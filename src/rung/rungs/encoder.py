@@ -99,14 +99,11 @@ class FineTunedEncoder(Rung):
         passes = self.epochs * (2 if self.contrast else 1)  # every text brings another one with it
         flops = (1 + passes * FULL / FORWARD) * row * len(data.train)
         return Cost(
-            fit_tokens=round(passes * tokens * len(data.train)),
-            fit_flops=flops,
+            fit_tokens=round(passes * tokens * len(data.train)), fit_flops=flops,
             fit_seconds=machine.training_seconds(flops, float32=self.precision == "float32"),
-            row_tokens=tokens,
-            row_flops=row,
-            row_seconds=machine.inference_seconds(row),
+            row_tokens=tokens, row_flops=row, row_seconds=machine.inference_seconds(row),
             memory_bytes=round(TRAINED_BYTES * files.parameters + ACTIVATION_BYTES),
-        )
+        )  # fmt: skip
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Train the encoder and a head that replaces the decoder; a killed run resumes from its last checkpoint.
@@ -129,11 +126,9 @@ class FineTunedEncoder(Rung):
             )
         )
         result, checkpoints = self._train(trained, rows, held_out_rows, len(data.labels), progress)
-        weight, intercept = (
-            self._fit_head(trained, rows, len(data.labels), progress) if self.contrast else trained.head()
-        )
+        head = self._fit_head(trained, rows, len(data.labels), progress) if self.contrast else trained.head()
         with writing("the tuned encoder", cache_dir()):
-            decoder = Head(data.labels, self.encoder, weight, intercept, tuned=keep_encoder(trained))
+            decoder = Head(data.labels, self.encoder, *head, tuned=keep_encoder(trained))
         checkpoints.clear()
         counted = {"rows": len(rows), "encoder_fingerprint": trained.files.fingerprint}
         return artifact.step(self.name, asdict(self) | counted | result.as_settings(), decoder=decoder)
@@ -146,13 +141,9 @@ class FineTunedEncoder(Rung):
         return weight, intercept
 
     def _train(
-        self,
-        trained: EncoderWithHead,
-        rows: Sequence[LabelledText],
-        held_out: Sequence[LabelledText],
-        labels: int,
+        self, trained: EncoderWithHead, rows: Sequence[LabelledText], held_out: Sequence[LabelledText], labels: int,
         progress: Progress,
-    ) -> tuple[TrainResult, Checkpoints]:
+    ) -> tuple[TrainResult, Checkpoints]:  # fmt: skip
         import torch
 
         from rung.training.checkpoints import Checkpoints
@@ -168,11 +159,9 @@ class FineTunedEncoder(Rung):
                 logits = trained.logits(torch.from_numpy(trained.embed([row.tokens for row in held_out])))
             return float((logits.argmax(1).cpu() == torch.tensor([row.label for row in held_out])).float().mean())
 
-        row_hash, held_out_hash = (
-            hash_of([[row.tokens, row.label] for row in part], digits=64) for part in (rows, held_out)
-        )
+        hashes = [hash_of([[row.tokens, row.label] for row in part], digits=64) for part in (rows, held_out)]
         checkpoints = Checkpoints.of({
-            "rung": asdict(self), "encoder": trained.files.fingerprint, "rows": row_hash, "held_out": held_out_hash,
+            "rung": asdict(self), "encoder": trained.files.fingerprint, "rows": hashes[0], "held_out": hashes[1],
             "torch": torch.__version__, "matmul_dtype": matmul_dtype(trained.model.device.type, self.precision),
         })  # fmt: skip
         config = TrainConfig(

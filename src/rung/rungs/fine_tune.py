@@ -91,7 +91,7 @@ class FineTune(TrainConfig, Rung):
     continue_from: str | None = None
 
     @abstractmethod
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put what is trained on the engine's model, initialized and switched off."""
 
     def frozen_layers(self, model: Any) -> int | None:
@@ -100,20 +100,13 @@ class FineTune(TrainConfig, Rung):
         return 0
 
     def training_rows(
-        self,
-        artifact: Artifact,
-        engine: TorchEngine,
-        rows: Sequence[Example],
-        data: Data,
-        report: TrainingReport,
-        progress: Progress,
+        self, artifact: Artifact, engine: TorchEngine, data: Data, report: TrainingReport, progress: Progress
     ) -> list[TokenizedExample]:
-        """The examples to train on, counted in `report`: by default the training rows that are not held out."""
-        del data
+        """The examples to train on, counted in `report`: by default `data.train`, without the rows held out."""
         from rung.training.examples import tokenize
 
         return tokenize(
-            artifact, engine, rows, supervise=self.supervise, truncation=self.truncation,
+            artifact, engine, data.train, supervise=self.supervise, truncation=self.truncation,
             virtual_tokens=self.prefix_tokens, report=report, progress=progress,
         )  # fmt: skip
 
@@ -127,9 +120,9 @@ class FineTune(TrainConfig, Rung):
         del artifact, rows
         return self.epochs * self.training_flops * s.parameters * tokens
 
-    def trained_size(self, artifact: Artifact, s: Sizes) -> int:
+    def trained_size(self, artifact: Artifact) -> int:
         """How many parameters are trained, where their memory matters."""
-        del artifact, s
+        del artifact
         return 0
 
     def trained_embeddings(self, artifact: Artifact) -> int:
@@ -137,9 +130,9 @@ class FineTune(TrainConfig, Rung):
         del artifact
         return 0
 
-    def reason_against(self, artifact: Artifact, data: Data) -> str:
+    def reason_against(self, artifact: Artifact) -> str:
         """Why this method in particular does not apply; empty if it does."""
-        del artifact, data
+        del artifact
         return ""
 
     @property
@@ -151,9 +144,10 @@ class FineTune(TrainConfig, Rung):
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies to weights that are not tuned yet, or that the method can continue from."""
+        del data
         if artifact.weights.adapter is not None and self.resumed_adapter(artifact) is None:
             return skip("its weights are tuned already")
-        reason = missing_library(self.optimizer) or self.reason_against(artifact, data)
+        reason = missing_library(self.optimizer) or self.reason_against(artifact)
         return skip(reason) if reason else OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
@@ -173,12 +167,10 @@ class FineTune(TrainConfig, Rung):
     ) -> Cost:
         """Add to the cost of predicting, `use`, that of training on rows of `per_row` tokens."""
         tokens = per_row * rows
-        flops = self.operations(artifact, s, rows, tokens)
-        if self.learning_rate == "auto":
-            flops *= 1 + len(RATES) * TRIAL_SHARE
-            tokens *= 1 + len(RATES) * TRIAL_SHARE
+        trials = 1 + len(RATES) * TRIAL_SHARE if self.learning_rate == "auto" else 1
+        flops, tokens = trials * self.operations(artifact, s, rows, tokens), trials * tokens
         copies = TRAINED_BYTES + STATE_BYTES[self.optimizer] + (0 if self.patience is None else 4)
-        weights = base_bytes(resolve(artifact.model), self.quantization) + copies * self.trained_size(artifact, s)
+        weights = base_bytes(resolve(artifact.model), self.quantization) + copies * self.trained_size(artifact)
         weights += (STATE_BYTES["adamw"] - STATE_BYTES[self.optimizer]) * self.trained_embeddings(artifact)
         return replace(
             use,
@@ -204,15 +196,15 @@ class FineTune(TrainConfig, Rung):
         engine.use(None)
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
         report = TrainingReport()
-        rows = self.training_rows(artifact, engine, train, data, report, progress)
+        rows = self.training_rows(artifact, engine, replace(data, train=tuple(train)), report, progress)
         report.measure(rows, engine.tokenizer)
         show(report, progress)
         if not rows:
+            reasons = ", ".join(report.dropped) or "there were none"
             raise TrainingError(
-                "too-few-rows",
-                f"none of {report.rows} training rows is left: {', '.join(report.dropped) or 'there were none'}",
+                "too-few-rows", f"none of {report.rows} training rows is left: {reasons}",
                 hint="set the rung's `truncation` to truncate_input, or choose a model with a longer context",
-            )
+            )  # fmt: skip
         try:
             run = self._resolve_auto(engine, artifact, rows, progress)
             weights, settings = run._train(engine, artifact, rows, held_out, data, progress)
@@ -226,14 +218,9 @@ class FineTune(TrainConfig, Rung):
         return artifact.step(self.name, settings | {TRAINING_DATA: report.as_dict()}, weights=weights)
 
     def _train(
-        self,
-        engine: TorchEngine,
-        artifact: Artifact,
-        rows: Sequence[TokenizedExample],
-        held_out: Sequence[Example],
-        data: Data,
-        progress: Progress,
-    ) -> tuple[Weights, dict[str, Any]]:
+        self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], held_out: Sequence[Example],
+        data: Data, progress: Progress,
+    ) -> tuple[Weights, dict[str, Any]]:  # fmt: skip
         """Train and write the weights; returns them with the settings and the course of the run."""
         import torch
 
@@ -251,7 +238,7 @@ class FineTune(TrainConfig, Rung):
             "start": "" if start is None else adapter_digest(start), "torch": torch.__version__,
             "matmul_dtype": matmul_dtype(engine.model.device.type, self.precision), "metric": artifact.signature.metric,
         })  # fmt: skip
-        with self._on_model(engine, artifact, rows) as change:
+        with self._on_model(engine, artifact) as change:
             rows = [row.after(change.prefix) for row in rows]
             with self._with_micro_batch(engine, change, rows) as (config, fit):
                 began = time.perf_counter()
@@ -290,7 +277,7 @@ class FineTune(TrainConfig, Rung):
         run = self
         if run.batch_size == "auto":
             largest = max(1, min(LARGEST_BATCH, len(rows) // FEWEST_STEPS))
-            with run._on_model(engine, artifact, rows) as change:
+            with run._on_model(engine, artifact) as change:
                 fit = run._fit_memory(engine, change, [row.after(change.prefix) for row in rows], largest)
             run = replace(run, batch_size=2 ** int(math.log2(fit.rows)))
         if run.learning_rate == "auto":
@@ -308,20 +295,18 @@ class FineTune(TrainConfig, Rung):
         from rung.training.loss import AnswerLoss
 
         default = cast("float", type(self).__dataclass_fields__["learning_rate"].default)
-        held_out = [row for i, row in enumerate(rows) if i % 10 == 0]
-        kept = [row for i, row in enumerate(rows) if i % 10]
+        held_out, kept = rows[::10], [row for i, row in enumerate(rows) if i % 10]
         if not held_out or not kept:
             return default
         losses: dict[float, float] = {}
         for rate in (default * factor for factor in RATES):
             trial = replace(self, learning_rate=rate)
-            with trial._on_model(engine, artifact, rows) as change:
+            with trial._on_model(engine, artifact) as change:
                 train_part, test_part = ([row.after(change.prefix) for row in part] for part in (kept, held_out))
                 try:
                     with trial._with_micro_batch(engine, change, train_part) as (config, _):
-                        steps = max(
-                            TRIAL_STEPS, round(TRIAL_SHARE * config.epochs * len(kept) / int(config.batch_size))
-                        )
+                        share = TRIAL_SHARE * config.epochs * len(kept) / int(config.batch_size)
+                        steps = max(TRIAL_STEPS, round(share))
                         train(engine.model, change, train_part, config, stop_after=steps, progress=progress)
                 except TrainingError:  # this rate diverges: that is the result of its trial
                     losses[rate] = math.inf
@@ -332,7 +317,7 @@ class FineTune(TrainConfig, Rung):
         return min(losses, key=lambda rate: losses[rate])
 
     @contextmanager
-    def _on_model(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Iterator[Change]:
+    def _on_model(self, engine: TorchEngine, artifact: Artifact) -> Iterator[Change]:
         """Put the change on the engine's model while the block runs."""
         import torch
 
@@ -341,7 +326,7 @@ class FineTune(TrainConfig, Rung):
 
         torch.manual_seed(self.seed)
         with no_float16(engine.use(None)):
-            change = self.change(engine, artifact, rows)
+            change = self.change(engine, artifact)
             try:
                 if (start := self._start(artifact)) is not None:
                     start_from(change, start, fingerprint=engine.base_fingerprint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +17,6 @@ from rung.training.config import Count, LearningRate, NonNegative, Share
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.training.changes import Change
-    from rung.training.examples import TokenizedExample
 
 
 @rung("full", family="full", order=900)
@@ -37,17 +35,16 @@ class Full(FineTune):
     warmup_ratio: Share = 0.1
     weight_decay: NonNegative = 0.01
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Copy all of the model's parameters."""
-        del artifact, rows
+        del artifact
         from rung.training.changes import Patch, plain_parameters
 
         return Patch(engine.model, plain_parameters(engine.model).__contains__, trained=True)
 
-    def trained_size(self, artifact: Artifact, s: Sizes) -> int:
+    def trained_size(self, artifact: Artifact) -> int:
         """The size of the model."""
-        del artifact
-        return s.parameters
+        return resolve(artifact.model).parameters
 
     def trained_embeddings(self, artifact: Artifact) -> int:
         """The size of the embeddings: a vector for every token, as in the output layer."""
@@ -74,9 +71,9 @@ class LastLayers(FineTune):
     warmup_ratio: Share = 0.1
     weight_decay: NonNegative = 0.01
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Copy the last layers and the final norm."""
-        del artifact, rows
+        del artifact
         from rung.training.changes import Patch, output_names, plain_parameters
 
         sizes = {name: p.numel() for name, p in plain_parameters(engine.model).items()}
@@ -112,9 +109,8 @@ class LastLayers(FineTune):
         above += (FULL if self.output else FROZEN_BASE) * output_size(files.folder) * rows * s.answer
         return FORWARD * (layers - trained) * tokens + self.epochs * above
 
-    def trained_size(self, artifact: Artifact, s: Sizes) -> int:
+    def trained_size(self, artifact: Artifact) -> int:
         """The size of the trained layers, and of the output layer if it is trained."""
-        del s
         folder = resolve(artifact.model).folder
         tensors = tensor_sizes(folder)
         size = sum(tensors[name] for name in last_layers(tensors, self._count(layer_list(tensors)[1])))
@@ -134,9 +130,9 @@ class OutputLayer(FineTune):
 
     learning_rate: LearningRate = 1e-3
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Copy the output layer."""
-        del artifact, rows
+        del artifact
         from rung.training.changes import Patch, output_names
 
         return Patch(engine.model, output_names(engine.model).__contains__, trained=True)
@@ -153,7 +149,6 @@ class OutputLayer(FineTune):
         layers = sum(tensors[name] for name in last_layers(tensors, layer_list(tensors)[1]))
         return FORWARD * layers * tokens + self.epochs * FROZEN_BASE * output_size(files.folder) * rows * s.answer
 
-    def trained_size(self, artifact: Artifact, s: Sizes) -> int:
+    def trained_size(self, artifact: Artifact) -> int:
         """The size of the output layer."""
-        del s
         return output_size(resolve(artifact.model).folder)

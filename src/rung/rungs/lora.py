@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from rung.artifact.artifact import Artifact
-from rung.data.rows import Data, Example
+from rung.data.rows import Data
 from rung.machine import Machine
 from rung.progress import Progress
 from rung.rungs.base import Applicability, Cost, rung, skip
@@ -64,9 +64,9 @@ class LoRA(FineTune):
         """The alpha with which updates of another rank have the size of this one's."""
         return round(self.alpha * rank / self.rank)
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put a fresh adapter, whose updates are zero, on all linear layers, or on those of `continue_from`."""
-        del artifact, rows
+        del artifact
         from rung.training.peft import PeftAdapter, adapted_layers, peft
 
         start = weights_folder(Path(self.continue_from)) if self.continue_from else None
@@ -130,9 +130,8 @@ class QLoRA(LoRA):
 
     quantization: ClassVar[str] = "nf4"
 
-    def reason_against(self, artifact: Artifact, data: Data) -> str:
+    def reason_against(self, artifact: Artifact) -> str:
         """Say what is missing for a base model in 4 bits."""
-        del data
         if missing := [name for name in QLORA_LIBRARIES if find_spec(name) is None]:
             return f"a base model in 4 bits needs {' and '.join(missing)}: uv pip install {' '.join(missing)}"
         if artifact.engine not in ("auto", "torch"):
@@ -175,9 +174,9 @@ class AdaLoRA(FineTune):
     dropout: Share = 0.0
     learning_rate: LearningRate = 5e-3
 
-    def reason_against(self, artifact: Artifact, data: Data) -> str:
+    def reason_against(self, artifact: Artifact) -> str:
         """Say what is wrong with the schedule of ranks, if anything."""
-        del artifact, data
+        del artifact
         if not 0 < self.rank < self._first_rank():
             return f"its ranks cannot fall from {self._first_rank()} to {self.rank}"
         if self.start < 0 or self.end < 0 or self.start + self.end >= 1:
@@ -187,9 +186,9 @@ class AdaLoRA(FineTune):
     def _first_rank(self) -> int:
         return self.initial_rank if self.initial_rank is not None else math.ceil(1.5 * self.rank)
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put a fresh adapter, whose singular values are zero, on the model."""
-        del artifact, rows
+        del artifact
         from rung.training.peft import AdaLora, linear_layers, peft
 
         config = peft().AdaLoraConfig(
@@ -230,16 +229,10 @@ class DomainAdaptation(LoRA):
         return super().suits(artifact, data)
 
     def training_rows(
-        self,
-        artifact: Artifact,
-        engine: TorchEngine,
-        rows: Sequence[Example],
-        data: Data,
-        report: TrainingReport,
-        progress: Progress,
+        self, artifact: Artifact, engine: TorchEngine, data: Data, report: TrainingReport, progress: Progress
     ) -> list[TokenizedExample]:
         """The blocks of the text; training rows are not read."""
-        del artifact, rows, progress
+        del artifact, progress
         from rung.training.examples import text_blocks
 
         report.rows = len(data.text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Literal
 
 from rung.artifact.artifact import Artifact
@@ -15,7 +15,6 @@ from rung.training.config import Auto, Count, LearningRate
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.training.changes import Change
-    from rung.training.examples import TokenizedExample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +40,13 @@ class SoftPromptRung(FineTune):
         Raises:
             TrainingError: the prompt has no instruction.
         """
-        from rung.training.soft_prompts import tiled
-
         tokens = engine.encode(artifact.prompt.head())
         if not tokens:
             raise TrainingError(
-                "tuning-unsupported",
-                f"{self.name} starts from the prompt's instruction, and there is none",
+                "tuning-unsupported", f"{self.name} starts from the prompt's instruction, and there is none",
                 hint="give the task an `instruction`, or use p-tuning, which starts from nothing",
-            )
-        return tiled(tokens, self.virtual_tokens)
+            )  # fmt: skip
+        return list(islice(cycle(tokens), self.virtual_tokens))
 
 
 @rung("prompt-tuning", family="soft prompts", order=600)
@@ -66,9 +62,8 @@ class PromptTuning(SoftPromptRung):
 
     learning_rate: LearningRate = 0.2
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put on a soft prompt that repeats the instruction."""
-        del rows
         from rung.training.peft import peft
         from rung.training.soft_prompts import SoftPrompt, embeddings_of
 
@@ -98,9 +93,9 @@ class PTuning(SoftPromptRung):
     encoder_size: Count | None = None
     learning_rate: LearningRate = 1e-3
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put on a soft prompt with a fresh encoder."""
-        del artifact, rows
+        del artifact
         from rung.training.peft import peft
         from rung.training.soft_prompts import SoftPrompt
 
@@ -127,9 +122,8 @@ class PrefixTuning(SoftPromptRung):
     projection: Count | None = None
     learning_rate: LearningRate = 1e-2
 
-    def change(self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample]) -> Change:
+    def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put on a prefix that acts like the instruction, or one that a fresh network computes."""
-        del rows
         from rung.training.peft import peft
         from rung.training.soft_prompts import SoftPrompt, keys_values_of
 

@@ -356,11 +356,6 @@ class SoftPrompt(Hooked):
         self._set(read_tensors(folder / "adapter_model.safetensors", expected)[TENSOR])
 
 
-def tiled(tokens: Sequence[int], count: int) -> list[int]:
-    """The first `count` tokens, repeated where there are fewer."""
-    return [tokens[i % len(tokens)] for i in range(count)]
-
-
 def embeddings_of(model: Any, tokens: Sequence[int]) -> torch.Tensor:
     """The input embeddings of a text, shape [tokens, hidden size]: a start for prompt tuning."""
     with torch.no_grad():
