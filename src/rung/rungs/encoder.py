@@ -128,7 +128,7 @@ class FineTunedEncoder(Rung):
         result, checkpoints = self._train(trained, rows, held_out_rows, len(data.labels), progress)
         head = self._fit_head(trained, rows, len(data.labels), progress) if self.contrast else trained.head()
         with writing("the tuned encoder", cache_dir()):
-            decoder = Head(data.labels, self.encoder, *head, tuned=keep_encoder(trained))
+            decoder = Head(data.labels, self.encoder, head[0], head[1], tuned=keep_encoder(trained))
         checkpoints.clear()
         counted = {"rows": len(rows), "encoder_fingerprint": trained.files.fingerprint}
         return artifact.step(self.name, asdict(self) | counted | result.as_settings(), decoder=decoder)

@@ -49,22 +49,13 @@ TOKENS = 2048  # run at once
 
 @dataclass(frozen=True, slots=True)
 class LossAboveLayers:
-    """The loss of rows whose states after `depth` frozen layers are cached.
-
-    Attributes:
-        model: the base model.
-        depth: how many layers are frozen, counted from the first.
-        states: shape [tokens, hidden size]: first those of the prefix that all rows share, then each row's own.
-        shared: length of that prefix.
-        starts: where each row's own states begin.
-        label_smoothing: see `AnswerLoss`.
-    """
+    """The loss of rows whose states after `depth` frozen layers are cached."""
 
     model: Any
     depth: int
-    states: torch.Tensor
-    shared: int
-    starts: dict[TokenizedExample, int]
+    states: torch.Tensor  # [tokens, hidden size]: those of the prefix that all rows share, then each row's own
+    shared: int  # length of that prefix
+    starts: dict[TokenizedExample, int]  # where each row's own states begin
     label_smoothing: float
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
@@ -86,18 +77,11 @@ class LossAboveLayers:
 
 @dataclass(frozen=True, slots=True)
 class OutputLayerLoss:
-    """The loss of rows whose final states at supervised tokens are cached.
-
-    Attributes:
-        model: the base model.
-        states: shape [supervised tokens, hidden size].
-        starts: where each row's states begin.
-        label_smoothing: see `AnswerLoss`.
-    """
+    """The loss of rows whose final states at supervised tokens are cached."""
 
     model: Any
-    states: torch.Tensor
-    starts: dict[TokenizedExample, int]
+    states: torch.Tensor  # [supervised tokens, hidden size]
+    starts: dict[TokenizedExample, int]  # where each row's states begin
     label_smoothing: float
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
@@ -108,23 +92,13 @@ class OutputLayerLoss:
 
 
 def cached_loss(
-    model: Any,
-    depth: int | None,
-    rows: Sequence[TokenizedExample],
-    config: TrainConfig,
-    *,
-    free: int | None = None,
-    progress: Progress = QUIET,
-) -> Loss | None:
-    """Run the frozen layers on all rows and build the loss that starts from their states.
+    model: Any, depth: int | None, rows: Sequence[TokenizedExample], config: TrainConfig, *,
+    free: int | None = None, progress: Progress = QUIET,
+) -> Loss | None:  # fmt: skip
+    """Run the frozen layers of a model with nothing switched on over all rows; the loss starts from their states.
 
-    Args:
-        model: the base model, nothing switched on.
-        depth: how many layers are frozen, counted from the first; None: all of them, and the final norm.
-        rows: training rows.
-        config: how they will be trained on.
-        free: free bytes of memory; by default what the device reports.
-        progress: shows the rows, or why the whole model has to run at every step, in which case there is no loss.
+    The first `depth` layers are frozen; None: all of them, and the final norm. By default the device reports the `free`
+    bytes of memory. Where the whole model has to run at every step, there is no loss, and `progress` shows why.
     """
     progress.start("running the frozen layers once", len(rows))
     reason = _reason_against(model, depth, config)

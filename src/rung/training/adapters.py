@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch.nn.functional import gelu, linear
@@ -35,10 +35,8 @@ NEAR_IDENTITY = 1e-2  # standard deviation of the first weights; Houlsby et al. 
 class AddedParts(Hooked):
     """Trained parts whose output forward hooks add to that of some modules.
 
-    Args:
-        model: the base model.
-        modules: the modules, by the name that begins their parameters' names.
-        initial: makes the initial values of one module's parts, by name.
+    `modules` are named by what begins their parameters' names. `initial` makes the initial values of one module's
+    parts, by name.
     """
 
     file: str  # safetensors
@@ -82,12 +80,8 @@ class AdaptionPrompt(AddedParts):
 
     output = attention(x) + (gate * softmax(q k' / sqrt(d)) v) W_o, with k and v the layer's own projections of its
     trained prompt. The gate is one number per layer, zero at first (Zhang et al. 2023,
-    https://arxiv.org/abs/2303.16199; one gate per layer, without the tanh, as PEFT has it).
-
-    Args:
-        model: the base model.
-        length: tokens of each prompt.
-        layers: how many layers get one, counted from the output.
+    https://arxiv.org/abs/2303.16199; one gate per layer, without the tanh, as PEFT has it). The last `layers` layers
+    each get a prompt of `length` tokens.
     """
 
     file = "adapter_model.safetensors"
@@ -151,11 +145,7 @@ def _queries(module: Any, hidden: torch.Tensor, rotation: tuple[torch.Tensor, to
 
 
 def check(model: Any) -> None:
-    """Check that the model's attention is of a known kind.
-
-    Raises:
-        EngineError: it is not.
-    """
+    """Raise an EngineError unless the model's attention is of a known kind."""
     kind = model.config.get_text_config().model_type
     if kind not in MODEL_TYPES:
         raise unknown_layers(
@@ -164,17 +154,11 @@ def check(model: Any) -> None:
 
 
 class Bottleneck(AddedParts):
-    """Small networks after sublayers, before their residual connection: x + U gelu(D x + b) + c.
+    """Small networks of width `size` after sublayers, before their residual connection: x + U gelu(D x + b) + c.
 
-    Args:
-        model: the base model.
-        size: width of the bottleneck.
-        placement: `houlsby` puts one after attention and feed-forward network (Houlsby et al. 2019,
-            https://arxiv.org/abs/1902.00751), `pfeiffer` only after the latter (Pfeiffer et al. 2021,
-            https://arxiv.org/abs/2005.00247).
-
-    Raises:
-        EngineError: the sublayers of this architecture are not known.
+    The placement `houlsby` puts one after attention and feed-forward network (Houlsby et al. 2019,
+    https://arxiv.org/abs/1902.00751), `pfeiffer` only after the latter (Pfeiffer et al. 2021,
+    https://arxiv.org/abs/2005.00247).
     """
 
     file = "bottleneck.safetensors"
@@ -197,15 +181,13 @@ class Bottleneck(AddedParts):
     @classmethod
     def from_dict(cls, model: Any, values: dict[str, Any]) -> Self:
         """Make the networks that a bottleneck.json names."""
-        size: Any = values.get("size")
-        placement: Any = values.get("placement")
+        size, placement = values.get("size"), values.get("placement")
         if not isinstance(size, int) or size < 1 or placement not in get_args(Placement):
             raise ArtifactError(
-                "adapter-mismatch",
-                f"bottleneck.json asks for size {size!r} and placement {placement!r}",
+                "adapter-mismatch", f"bottleneck.json asks for size {size!r} and placement {placement!r}",
                 hint=f"size is a positive number, placement one of {', '.join(get_args(Placement))}",
-            )
-        return cls(model, size, placement)
+            )  # fmt: skip
+        return cls(model, size, cast("Placement", placement))
 
     def added(
         self, parts: dict[str, torch.Tensor], module: Any, args: Any, kwargs: dict[str, Any], output: torch.Tensor
@@ -222,11 +204,7 @@ class Bottleneck(AddedParts):
 
 
 def sublayers(model: Any, placement: Placement) -> dict[str, torch.nn.Module]:
-    """The sublayers that get a network, by name.
-
-    Raises:
-        EngineError: they are not known for this architecture.
-    """
+    """The sublayers that get a network, by name; an EngineError if this architecture's are not known."""
     modules = {}
     for i, layer in enumerate(decoder_layers(model)):
         if placement == "houlsby":

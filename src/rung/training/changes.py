@@ -69,15 +69,10 @@ class Trainable(ABC):
 
 
 class Change(Trainable):
-    """A change of a base model's weights. It starts switched off; switched off, the model is exactly the base model.
+    """A change of a base model's weights. It starts switched off; switched off, the model is exactly the base model."""
 
-    Attributes:
-        prefix: ids of virtual tokens that precede every prompt (soft prompts), else empty.
-        family: changes of different families cannot be on the model at once; None if it fits with all.
-    """
-
-    prefix: tuple[int, ...] = ()
-    family: str | None = None
+    prefix: tuple[int, ...] = ()  # ids of virtual tokens that precede every prompt (soft prompts)
+    family: str | None = None  # changes of different families cannot be on the model at once; None fits with all
 
     def remove(self) -> None:
         """Take it off the model for good: where nothing but switching was done, switch it off."""
@@ -89,11 +84,7 @@ class Change(Trainable):
 
     @abstractmethod
     def read(self, folder: Path) -> None:
-        """Set it to the contents of a folder.
-
-        Raises:
-            ArtifactError: tensors are missing, unexpected or of another shape.
-        """
+        """Set it to a folder's contents; an ArtifactError if tensors are missing, unexpected or of another shape."""
 
     def merged(self) -> dict[str, torch.Tensor]:
         """The base model's parameters with the change in them, only those that it changes.
@@ -159,10 +150,9 @@ def check_leaves_base_unchanged(values: dict[str, Any]) -> None:
 def keep(change: Change, fingerprint: str) -> Path:
     """Write a change to Rung's cache under the hash of its contents, and say where."""
     with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch)
-        change.write(source, fingerprint)
-        folder = cache_dir() / "adapters" / adapter_digest(source)[:32]
-        publish(folder, lambda target: shutil.copytree(source, target, dirs_exist_ok=True))
+        change.write(Path(scratch), fingerprint)
+        folder = cache_dir() / "adapters" / adapter_digest(Path(scratch))[:32]
+        publish(folder, lambda target: shutil.copytree(scratch, target, dirs_exist_ok=True))
     return folder
 
 
@@ -180,11 +170,7 @@ def mismatch(what: str) -> ArtifactError:
 
 
 def read_tensors(file: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Read a safetensors file whose tensors must have the names and shapes of those that are expected.
-
-    Raises:
-        ArtifactError: they do not.
-    """
+    """Read a safetensors file; an ArtifactError if its tensors' names or shapes are not those that are expected."""
     from safetensors.torch import load_file
 
     tensors: dict[str, torch.Tensor] = load_file(file)
@@ -198,11 +184,7 @@ def read_tensors(file: Path, expected: Mapping[str, torch.Tensor]) -> dict[str, 
 
 
 def read_into(parameters: dict[str, torch.nn.Parameter], file: Path) -> None:
-    """Set parameters to the tensors of a safetensors file.
-
-    Raises:
-        ArtifactError: the file holds others, or of other shapes.
-    """
+    """Set parameters to the tensors of a safetensors file; an ArtifactError if it holds others, or of other shapes."""
     tensors = read_tensors(file, parameters)
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -276,11 +258,8 @@ class Patch(Change):
     steps of an optimizer would vanish (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.1). The
     model runs on these tensors rounded to its own precision, and the rounded ones are written.
 
-    Args:
-        model: the base model.
-        chosen: says by name which tensors are replaced; names are those of the plain model's parameters, and
-            `lm_head.weight` also where it is tied.
-        trained: whether it will be trained.
+    `chosen` says by name which tensors are replaced: names are those of the plain model's parameters, and
+    `lm_head.weight` also where it is tied. `trained` says whether the patch will be trained.
     """
 
     def __init__(self, model: Any, chosen: Callable[[str], bool], *, trained: bool = False) -> None:

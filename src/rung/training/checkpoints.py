@@ -106,11 +106,10 @@ def writing(what: str, where: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and "os error" not in str(error).lower() and "I/O" not in str(error):
             raise
         raise TrainingError(
-            "write-failed",
-            f"{what} could not be written to {where}: {error}",
+            "write-failed", f"{what} could not be written to {where}: {error}",
             hint="free some space, or set RUNG_CACHE to a folder on another disk, and run the same command again: "
             "it resumes from the previous checkpoint",
-        ) from error
+        ) from error  # fmt: skip
 
 
 def _intact(folder: Path) -> bool:

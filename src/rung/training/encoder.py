@@ -19,7 +19,7 @@ import torch
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from rung.engines.base import Floats
-from rung.engines.encoders import Recipe, batches, read_recipe
+from rung.engines.encoders import batches, read_recipe
 from rung.errors import ModelError
 from rung.models.cache import cache_dir, file_sha256, publish
 from rung.models.reference import ModelFiles
@@ -50,11 +50,7 @@ class EncoderWithHead(Trainable):
     """A sentence encoder and a linear head on its unit vectors, both trained.
 
     The head's parameters are kept divided by `HEAD_RATE`: a step of AdamW has the size of the learning rate, so the
-    head's own values move that many times further than the encoder's.
-
-    Args:
-        files: the encoder.
-        device: of torch; by default a GPU where there is one.
+    head's own values move that many times further than the encoder's. Without `device`, a GPU is used if there is one.
 
     Raises:
         ModelError: `tuning-unsupported`: it computes its vectors in a way that cannot be trained here.
@@ -66,7 +62,14 @@ class EncoderWithHead(Trainable):
 
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        self.files, self.recipe = files, recipe_of(files)
+        if (recipe := read_recipe(files.folder)) is None:
+            why = "its folder asks for more than a transformer, pooling and unit length"
+            raise ModelError(
+                "tuning-unsupported", f"{files.name} cannot be fine-tuned: {why}",
+                hint="choose another encoder, such as `embedded-encoder`, "
+                "or train a head on frozen vectors: `features`",
+            )  # fmt: skip
+        self.files, self.recipe = files, recipe
         # Eager: the loop would let SDPA attend to packed rows, and these are padded; texts are short.
         self.model: Any = transformers.AutoModel.from_pretrained(
             files.folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True,
@@ -113,7 +116,12 @@ class EncoderWithHead(Trainable):
             states = self.model(
                 inputs_embeds=part.view(*group_ids.shape, -1), attention_mask=None if even else mask
             ).last_hidden_state
-            vectors.append(_pooled(states, mask, self.recipe))
+            if self.recipe.pooling == "cls":
+                vectors.append(states[:, 0])
+            elif self.recipe.pooling == "max":
+                vectors.append(states.masked_fill(mask[..., None] == 0, -torch.inf).amax(1))
+            else:
+                vectors.append((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
         order = torch.tensor([i for group in groups for i in group], device=device).argsort()
         return normalize(torch.cat(vectors)[order], dim=1)
 
@@ -207,21 +215,6 @@ def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor, temperature: f
     return -((likelihood * positive).sum(1) / positive.sum(1)).mean()
 
 
-def recipe_of(files: ModelFiles) -> Recipe:
-    """How the encoder computes vectors.
-
-    Raises:
-        ModelError: `tuning-unsupported`: in a way that only sentence-transformers knows.
-    """
-    if (recipe := read_recipe(files.folder)) is None:
-        raise ModelError(
-            "tuning-unsupported",
-            f"{files.name} cannot be fine-tuned: its folder asks for more than a transformer, pooling and unit length",
-            hint="choose another encoder, such as `embedded-encoder`, or train a head on frozen vectors: `features`",
-        )
-    return recipe
-
-
 def keep_encoder(trained: EncoderWithHead) -> Path:
     """Write the encoder to Rung's cache under the hash of its weights, and say where."""
     source = trained.files.folder
@@ -229,23 +222,11 @@ def keep_encoder(trained: EncoderWithHead) -> Path:
         weights = Path(scratch) / WEIGHTS
         write_tensors(trained.model.state_dict(), weights)
         folder = cache_dir() / "encoders" / file_sha256(weights)[:32]
-        for file in settings_of(source):
-            copy = Path(scratch) / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+        for pattern in ("*.json", "[!.]*/config.json"):  # configuration, tokenizer, pooling
+            for file in source.glob(pattern):
+                if not file.name.endswith(".index.json"):
+                    copy = Path(scratch) / file.relative_to(source)
+                    copy.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, copy)
         publish(folder, lambda target: shutil.copytree(scratch, target, dirs_exist_ok=True))
     return folder
-
-
-def settings_of(folder: Path) -> Iterator[Path]:
-    """The JSON files of an encoder's folder: configuration, tokenizer, pooling."""
-    for pattern in ("*.json", "[!.]*/config.json"):
-        yield from sorted(file for file in folder.glob(pattern) if not file.name.endswith(".index.json"))
-
-
-def _pooled(states: torch.Tensor, mask: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    if recipe.pooling == "cls":
-        return states[:, 0]
-    if recipe.pooling == "max":
-        return states.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
-    return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)

@@ -31,28 +31,16 @@ EXAMPLE_CHARACTERS = 160  # of the example's end that are shown before the first
 
 @dataclass
 class TrainingReport:
-    """What becomes of the training rows.
+    """What becomes of the training rows."""
 
-    Attributes:
-        rows: number of training rows, or of documents.
-        dropped: for every reason, the `file:line` of the rows left out.
-        truncated: by `file:line`, the tokens cut off the end of a row's longest input.
-        turns_apart: assistant turns that are examples of their own, because the model's template renders the
-            conversation before them differently once it continues.
-        examples: sequences trained on: a row has one for each of its answers.
-        tokens: tokens of all examples.
-        supervised: minimum, median and maximum of the supervised tokens of an example.
-        example: the text of the first example, the supervised part between `>>>` and `<<<`.
-    """
-
-    rows: int = 0
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    truncated: dict[str, int] = field(default_factory=dict)
-    turns_apart: int = 0
-    examples: int = 0
-    tokens: int = 0
-    supervised: dict[str, float] = field(default_factory=dict)
-    example: str = ""
+    rows: int = 0  # number of training rows, or of documents
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # for every reason, the `file:line` of rows left out
+    truncated: dict[str, int] = field(default_factory=dict)  # tokens cut off a row's longest input, by `file:line`
+    turns_apart: int = 0  # assistant turns that are examples of their own (see `_Reader._with_turns`)
+    examples: int = 0  # sequences trained on: a row has one for each of its answers
+    tokens: int = 0  # of all examples
+    supervised: dict[str, float] = field(default_factory=dict)  # tokens of an example: minimum, median, maximum
+    example: str = ""  # the text of the first example, the supervised part between `>>>` and `<<<`
 
     def drop(self, reason: str, source: str) -> None:
         """Count a row that is left out."""
@@ -121,21 +109,13 @@ class TrainingRow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """One row as tokens, and which of them are supervised.
-
-    Attributes:
-        tokens: the whole text.
-        spans: half-open ranges of `tokens` that are supervised, in order; none begins at 0, which nothing predicts.
-        source: `file:line`.
-        dropped_demonstrations: how many were left out so that the row fits.
-        apart: it is one turn of a conversation whose end is another example.
-    """
+    """One row as tokens, and which of them are supervised."""
 
     tokens: tuple[int, ...]
-    spans: tuple[tuple[int, int], ...]
-    source: str
-    dropped_demonstrations: int = 0
-    apart: bool = False
+    spans: tuple[tuple[int, int], ...]  # half-open, in order: supervised tokens; none begins at 0: nothing predicts it
+    source: str  # `file:line`
+    dropped_demonstrations: int = 0  # left out so that the row fits
+    apart: bool = False  # it is one turn of a conversation whose end is another example
 
     @classmethod
     def answered(cls, prompt: Sequence[int], answer: Sequence[int], source: str, dropped: int = 0) -> Self:
@@ -163,32 +143,19 @@ class TokenizedExample:
 
 
 def tokenize(
-    artifact: Artifact,
-    engine: LocalModel,
-    rows: Sequence[Example],
-    *,
-    supervise: Supervise = "auto",
-    truncation: Truncation = "error",
-    virtual_tokens: int = 0,
-    report: TrainingReport | None = None,
+    artifact: Artifact, engine: LocalModel, rows: Sequence[Example], *, supervise: Supervise = "auto",
+    truncation: Truncation = "error", virtual_tokens: int = 0, report: TrainingReport | None = None,
     progress: Progress = QUIET,
-) -> list[TokenizedExample]:
+) -> list[TokenizedExample]:  # fmt: skip
     """Turn rows into tokens with the renderer that also predicts; a row's demonstrations never include itself.
 
-    Every acceptable answer of a row becomes an example of its own.
+    Every acceptable answer of a row becomes an example of its own. The engine's weights are not needed.
 
-    Args:
-        artifact: renders the rows.
-        engine: the model's tokens; its weights are not needed.
-        rows: the rows.
-        supervise: which of the assistant's turns in a conversation are supervised: the `last`, or `all` that follow a
-            user's turn and are not empty (their rows' demonstrations never are). `auto` is `all`: every turn was
-            written as an answer, and is read anyway. Rows that are not conversations have one.
-        truncation: what happens to rows longer than the context: an error, or the longest input column is cut at its
-            end until the row fits (`truncate_input`; template, instruction and answer stay whole), or `drop`.
-        virtual_tokens: virtual tokens that will precede every row, and take up context.
-        report: counts the rows, and lists the dropped and truncated ones.
-        progress: shows the encoding, where demonstrations need it.
+    `supervise` says which of the assistant's turns in a conversation are supervised: the `last`, or `all` that follow a
+    user's turn and are not empty (demonstrations' turns never are). `auto` is `all`: every turn was written as an
+    answer, and is read anyway. `truncation` says what happens to rows longer than the context: an `error`, `drop`, or
+    `truncate_input`: the longest input column is cut at its end until the row fits; template, instruction and answer
+    stay whole. The `virtual_tokens` that will precede every row take up context.
 
     Raises:
         TrainingError: an answer has no tokens, or a row does not fit the model's context.
@@ -324,11 +291,8 @@ def text_blocks(engine: LocalModel, documents: Sequence[Document], length: int) 
     """
     end = text_end(engine.tokenizer)
     if end is None:
-        raise TrainingError(
-            "tuning-unsupported",
-            f"the tokenizer of {engine.files.name} has no end-of-text token to separate documents",
-            hint="choose another base model",
-        )
+        why = f"the tokenizer of {engine.files.name} has no end-of-text token to separate documents"
+        raise TrainingError("tuning-unsupported", why, hint="choose another base model")
     length = min(length, engine.files.context)
     begin = engine.tokenizer.bos_id if engine.tokenizer.adds_bos else None
     tokens: list[int] = []

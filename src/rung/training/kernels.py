@@ -46,10 +46,8 @@ def recomputed_gates(model: Any) -> Iterator[None]:
 
     Not with gradient checkpointing, which keeps nothing of them anyway.
     """
-    skip = model.is_gradient_checkpointing
-    with _forward_replaced(
-        [] if skip else [m for m in model.modules() if _own_forward(m) and is_gated(m)], _gated_forward
-    ):
+    modules = () if model.is_gradient_checkpointing else model.modules()
+    with _forward_replaced([m for m in modules if _own_forward(m) and is_gated(m)], _gated_forward):
         yield
 
 
@@ -126,14 +124,9 @@ class LowRankLinear(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        scale: float,
-    ) -> torch.Tensor:
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, down: torch.Tensor,
+        up: torch.Tensor, scale: float,
+    ) -> torch.Tensor:  # fmt: skip
         """Compute y, shape [..., out], for x of shape [..., in]."""
         rows = x.flatten(0, -2)
         hidden = rows @ down.T

@@ -33,29 +33,17 @@ Evaluate = Callable[[], float]  # the task's own metric on held-out rows, larger
 
 @dataclass(slots=True)
 class TrainResult:
-    """What a training run did.
+    """What a training run did."""
 
-    Attributes:
-        losses: (step, mean loss per supervised token).
-        norms: gradient norm of each step, before clipping.
-        evaluations: (step, metric).
-        best: step with the best metric, whose weights are kept; 0 without evaluations.
-        steps: optimizer steps taken.
-        tokens: tokens read; a shared prefix counts for every row.
-        seconds: time spent.
-        memory_bytes: peak resident memory of the process (of the device, on CUDA).
-        matmul_dtype: the type in which float32 matrices were multiplied.
-    """
-
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
-    best: int = 0
-    steps: int = 0
-    tokens: int = 0
+    losses: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss per supervised token)
+    norms: list[float] = field(default_factory=list)  # of each step's gradient, before clipping
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, metric)
+    best: int = 0  # step with the best metric, whose weights are kept; 0 without evaluations
+    steps: int = 0  # optimizer steps taken
+    tokens: int = 0  # read; a shared prefix counts for every row
     seconds: float = 0.0
-    memory_bytes: int = 0
-    matmul_dtype: MatmulDtype = "float32"
+    memory_bytes: int = 0  # peak resident memory of the process (of the device, on CUDA)
+    matmul_dtype: MatmulDtype = "float32"  # the type in which float32 matrices were multiplied
 
     def as_settings(self) -> dict[str, Any]:
         """What the artifact records of the run."""
@@ -72,32 +60,19 @@ class TrainResult:
 
 
 def train(
-    model: Any,
-    change: Trainable,
-    rows: Sequence[TrainingRow],
-    config: TrainConfig,
-    *,
-    loss: Loss | None = None,
-    evaluate: Evaluate | None = None,
-    checkpoints: Checkpoints | None = None,
-    stop_after: int | None = None,
+    model: Any, change: Trainable, rows: Sequence[TrainingRow], config: TrainConfig, *, loss: Loss | None = None,
+    evaluate: Evaluate | None = None, checkpoints: Checkpoints | None = None, stop_after: int | None = None,
     progress: Progress = QUIET,
-) -> TrainResult:
+) -> TrainResult:  # fmt: skip
     """Train a change of a base model's weights; the base model's own weights stay as they are.
 
     The loss of a step is the mean over all supervised tokens of its batch, however the batch is cut into forward
     passes. So long answers do not count less, and accumulated gradients are those of the whole batch.
 
-    Args:
-        model: the base model.
-        change: what is trained.
-        rows: training rows.
-        config: its `learning_rate` and `batch_size` are numbers.
-        loss: summed loss of some rows; by default that of their supervised tokens.
-        evaluate: called after each epoch with the change switched on; the weights of the best epoch are kept.
-        checkpoints: where the run's state is kept; a run that has a checkpoint resumes from it.
-        stop_after: stop after this many steps and keep the state, as after a kill; the schedule is that of all steps.
-        progress: shows every step.
+    The `learning_rate` and `batch_size` of `config` are numbers. `loss` sums over some rows; by default over their
+    supervised tokens. `evaluate` is called after each epoch with the change switched on, and the weights of the best
+    epoch are kept. A run that has a checkpoint resumes from it. With `stop_after`, the run stops after so many steps
+    and keeps its state, as after a kill; the schedule is that of all steps.
 
     Raises:
         TrainingError: there are no rows, the loss is not a number or explodes, or a checkpoint cannot be written.
@@ -122,14 +97,9 @@ class _Run:
     """The state of one training run."""
 
     def __init__(
-        self,
-        model: Any,
-        change: Trainable,
-        rows: Sequence[TrainingRow],
-        config: TrainConfig,
-        loss: Loss | None,
+        self, model: Any, change: Trainable, rows: Sequence[TrainingRow], config: TrainConfig, loss: Loss | None,
         checkpoints: Checkpoints | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model, self.change, self.rows, self.config = model, change, rows, config
         self.parameters = change.parameters()
         for parameter in self.parameters.values():
@@ -164,7 +134,9 @@ class _Run:
             read = sum(map(len, batch))
             tokens += read
             result.tokens += read
-            result.memory_bytes = max(result.memory_bytes, _peak_memory(self.model))
+            on_gpu = self.model.device.type == "cuda"
+            memory = torch.cuda.max_memory_allocated(self.model.device) if on_gpu else peak_memory_bytes()
+            result.memory_bytes = max(result.memory_bytes, int(memory))
             speed = tokens / (time.perf_counter() - began)
             peak = result.memory_bytes / 2**30
             progress.advance(note=f"loss {result.losses[-1][1]:.3f}, {speed:.0f} tok/s, peak {peak:.1f} GiB")
@@ -178,7 +150,10 @@ class _Run:
                     for name, parameter in self.parameters.items():
                         parameter.copy_(self.best[name])
             self.change.finished()
-        progress.finish(_outcome(result))
+        outcome = f"loss {result.losses[-1][1]:.3f}" if result.losses else ""
+        if result.evaluations:
+            outcome += f", best {max(value for _, value in result.evaluations):.3f} after step {result.best}"
+        progress.finish(outcome)
 
     def _step(self, batch: Sequence[TrainingRow]) -> None:
         """Take one optimizer step."""
@@ -209,19 +184,17 @@ class _Run:
     def _check(self, loss: float, norm: float) -> None:
         """Stop a run that can only get worse."""
         step, steps = len(self.result.losses), len(self.batches)
-        for quantity, value in (("loss", loss), ("gradient", norm)):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    "training-diverged", f"the {quantity} became {value} at step {step} of {steps}",
-                    hint="lower the learning rate",
-                )  # fmt: skip
         values = [value for _, value in self.result.losses]
         first, recent = (sum(part) / len(part) for part in (values[: RECENT // 2], values[-RECENT:]))
-        if step > self.config.warmup_steps(steps) + 2 * RECENT and recent > first + DIVERGED:
-            raise TrainingError(
-                "training-diverged", f"the loss rose from {first:.2f} to {recent:.2f} by step {step} of {steps}",
-                hint="lower the learning rate",
-            )  # fmt: skip
+        if not math.isfinite(loss):
+            reason = f"the loss became {loss} at step {step} of {steps}"
+        elif not math.isfinite(norm):
+            reason = f"the gradient became {norm} at step {step} of {steps}"
+        elif step > self.config.warmup_steps(steps) + 2 * RECENT and recent > first + DIVERGED:
+            reason = f"the loss rose from {first:.2f} to {recent:.2f} by step {step} of {steps}"
+        else:
+            return
+        raise TrainingError("training-diverged", reason, hint="lower the learning rate")
 
     def _out_of_patience(self, evaluate: Evaluate) -> bool:
         """Evaluate and keep the weights if they are the best so far; say whether to stop."""
@@ -296,14 +269,3 @@ def has_dropout(model: Any) -> bool:
     """Whether the model, with any change that is on it, drops activations at random while it trains."""
     dropout = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
     return dropout or bool(getattr(model.config.get_text_config(), "attention_dropout", 0))
-
-
-def _peak_memory(model: Any) -> int:
-    return int(torch.cuda.max_memory_allocated(model.device)) if model.device.type == "cuda" else peak_memory_bytes()
-
-
-def _outcome(result: TrainResult) -> str:
-    text = f"loss {result.losses[-1][1]:.3f}" if result.losses else ""
-    if result.evaluations:
-        text += f", best {max(v for _, v in result.evaluations):.3f} after step {result.best}"
-    return text

@@ -29,30 +29,18 @@ ATTENTION = "rung_packed"
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One batch as one sequence of T tokens: `shared` common ones, then those of R rows of at most L tokens.
+    """One batch as one sequence of T tokens: `shared` common ones, then those of R rows of at most L tokens."""
 
-    Attributes:
-        ids, positions: shape [1, T].
-        supervised: positions in the sequence whose output predicts an answer token, shape [S].
-        targets: the answer tokens, shape [S].
-        shared: length of the common prefix.
-        lengths: tokens of each row after the prefix, shape [R].
-        gather: position of each row's own tokens after the prefix, padded with 0, shape [R * L].
-        scatter: where each packed token after the prefix is in the padded rows, shape [T - shared].
-        rows: R.
-        mask: what each padded token attends to, shape [R, 1, L, shared + L].
-    """
-
-    ids: torch.Tensor
-    positions: torch.Tensor
-    supervised: torch.Tensor
-    targets: torch.Tensor
-    shared: int
-    lengths: torch.Tensor
-    gather: torch.Tensor
-    scatter: torch.Tensor
-    rows: int
-    mask: torch.Tensor
+    ids: torch.Tensor  # [1, T]
+    positions: torch.Tensor  # [1, T]
+    supervised: torch.Tensor  # [S]: positions in the sequence whose output predicts an answer token
+    targets: torch.Tensor  # [S]: the answer tokens
+    shared: int  # length of the common prefix
+    lengths: torch.Tensor  # [R]: tokens of each row after the prefix
+    gather: torch.Tensor  # [R * L]: position of each row's own tokens after the prefix, padded with 0
+    scatter: torch.Tensor  # [T - shared]: where each packed token after the prefix is in the padded rows
+    rows: int  # R
+    mask: torch.Tensor  # [R, 1, L, shared + L]: what each padded token attends to
 
     def dense_mask(self) -> torch.Tensor:
         """What each token of the sequence attends to, shape [1, T, T]."""
@@ -87,16 +75,11 @@ def pack(part: Sequence[TokenizedExample], device: Any, *, share_prefix: bool = 
     positions = torch.cat([torch.arange(shared), *(shared + torch.arange(len(tokens)) for tokens in own)])
     return Packed(
         ids=torch.tensor([[*prompts[0][:shared], *(token for tokens in own for token in tokens)]]).to(device),
-        positions=positions[None].to(device),
-        supervised=torch.cat(supervised).to(device),
-        targets=targets_of(part).to(device),
-        shared=shared,
-        lengths=lengths.to(device),
-        gather=gather.flatten().to(device),
-        scatter=torch.nonzero(real.flatten())[:, 0].to(device),
-        rows=len(part),
-        mask=mask.to(device),
-    )
+        positions=positions[None].to(device), supervised=torch.cat(supervised).to(device),
+        targets=targets_of(part).to(device), shared=shared, lengths=lengths.to(device),
+        gather=gather.flatten().to(device), scatter=torch.nonzero(real.flatten())[:, 0].to(device),
+        rows=len(part), mask=mask.to(device),
+    )  # fmt: skip
 
 
 def targets_of(part: Sequence[TokenizedExample]) -> torch.Tensor:
@@ -105,18 +88,9 @@ def targets_of(part: Sequence[TokenizedExample]) -> torch.Tensor:
 
 
 def packed_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    packing: Packed,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, *,
+    packing: Packed, scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attend within rows and to the shared prefix, with the signature that transformers asks of attention functions.
 
     Query, key and value have the shape [1, heads, T, size], key and value maybe fewer heads. `packing` says which
@@ -131,13 +105,9 @@ def packed_attention(
 
 
 def _attended(
-    attend: Callable[..., torch.Tensor],
-    packing: Packed,
-    window: int | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-) -> torch.Tensor:
+    attend: Callable[..., torch.Tensor], packing: Packed, window: int | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
     shared, rows = packing.shared, packing.rows
     own_query, own_key, own_value = (_rows(states[:, :, shared:], packing) for states in (query, key, value))
     if shared:
@@ -196,19 +166,14 @@ _SPLIT_LOGITS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether `_l
 class AnswerLoss:
     """The summed negative log-likelihood of the supervised tokens, a scalar with gradients.
 
-    Attributes:
-        model: the base model, with the change that is trained switched on.
-        share_prefix: run the prefix that all prompts share once. Loss and gradient are those of the plain computation
-            as long as nothing is random: with dropout or noise it has to be off.
-        label_smoothing: share of the target's probability that is spread evenly over all tokens (Szegedy et al. 2016,
-            https://arxiv.org/abs/1512.00567, section 7).
-        neftune_alpha: uniform noise on the input embeddings, of size alpha / sqrt(tokens * hidden size) (Jain et al.
-            2024, https://arxiv.org/abs/2310.05914).
+    Label smoothing is that of Szegedy et al. 2016 (https://arxiv.org/abs/1512.00567, section 7). The noise on the input
+    embeddings is uniform, of size alpha / sqrt(tokens * hidden size) (Jain et al. 2024,
+    https://arxiv.org/abs/2310.05914).
     """
 
-    model: Any
-    share_prefix: bool = True
-    label_smoothing: float = 0.0
+    model: Any  # with the change that is trained switched on
+    share_prefix: bool = True  # run the prefix that all prompts share once: exact only without dropout and noise
+    label_smoothing: float = 0.0  # share of the target's probability that is spread evenly over all tokens
     neftune_alpha: float = 0.0
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
@@ -224,9 +189,8 @@ class AnswerLoss:
                 logits = self.model(**values, logits_to_keep=packed.supervised).logits[0]
                 return _cross_entropy(logits, packed.targets, self.label_smoothing)
             states = self.model.get_decoder()(**values).last_hidden_state
-        return loss_of_states(
-            self.model, states[0].index_select(0, packed.supervised), packed.targets, self.label_smoothing
-        )
+        supervised = states[0].index_select(0, packed.supervised)
+        return loss_of_states(self.model, supervised, packed.targets, self.label_smoothing)
 
 
 def inputs(model: Any, packed: Packed) -> dict[str, Any]:

@@ -30,19 +30,12 @@ GRADIENT_BYTES = 4  # of a trained parameter
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What fits in memory.
+    """What fits in memory."""
 
-    Attributes:
-        rows: rows that fit in one forward pass.
-        micro_batch_size: rows per forward pass: those, or fewer where more at once are no faster.
-        checkpointing: whether gradient checkpointing is needed.
-        free: bytes of memory that were free.
-    """
-
-    rows: int
-    micro_batch_size: int
-    checkpointing: bool
-    free: int = field(default=0, compare=False)
+    rows: int  # that fit in one forward pass
+    micro_batch_size: int  # rows per forward pass: those, or fewer where more at once are no faster
+    checkpointing: bool  # whether gradient checkpointing is needed
+    free: int = field(default=0, compare=False)  # bytes of memory that were free
 
 
 def fit_memory(model: Any, rows: Sequence[TokenizedExample], batch_size: int, *, free: int | None = None) -> Fit:
@@ -56,16 +49,12 @@ def fit_memory(model: Any, rows: Sequence[TokenizedExample], batch_size: int, *,
         largest = int(SHARE * free // (bytes_per_token(model, checkpointing=checkpointing) * longest))
         if largest >= 1:
             fit = min(batch_size, largest)
-            passes = 1 if model.device.type == "cuda" else math.ceil(fit / _cpu_rows(rows))
+            passes = 1
+            if model.device.type != "cuda":
+                shared = common_prefix([row.prompt for row in rows])
+                passes = math.ceil(fit / max(1, max(CPU_TOKENS, OF_SHARED * shared) // (longest - shared)))
             return Fit(fit, math.ceil(fit / passes), checkpointing, free)
     return Fit(1, 1, checkpointing=True, free=free)
-
-
-def _cpu_rows(rows: Sequence[TokenizedExample]) -> int:
-    """How many rows a processor reads faster at once than in several passes."""
-    shared = common_prefix([row.prompt for row in rows])
-    own = max(map(len, rows)) - shared
-    return max(1, max(CPU_TOKENS, OF_SHARED * shared) // own)
 
 
 def bytes_per_token(model: Any, *, checkpointing: bool = False) -> int:

@@ -42,13 +42,9 @@ def moment_bytes(name: OptimizerName, trained: Iterable[torch.Tensor], full_stat
 
 
 def make_optimizer(
-    name: OptimizerName,
-    parameters: Sequence[torch.nn.Parameter],
-    *,
-    learning_rate: float,
-    weight_decay: float,
+    name: OptimizerName, parameters: Sequence[torch.nn.Parameter], *, learning_rate: float, weight_decay: float,
     full_state: Iterable[torch.nn.Parameter] = (),
-) -> torch.optim.Optimizer:
+) -> torch.optim.Optimizer:  # fmt: skip
     """Make AdamW over the parameters; biases and norms, which are vectors, do not decay.
 
     `adamw` is torch's, fused. `adamw-8bit` keeps both moments in 8 bits, in blocks of 256 with a scale each (Dettmers
@@ -62,10 +58,9 @@ def make_optimizer(
 
     if reason := missing_library(name):
         raise TrainingError("missing-extra", reason, hint="install it, or leave `optimizer` at adamw")
-    parts = [[p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]]
-    groups = [
-        {"params": part, "weight_decay": decay} for part, decay in zip(parts, (weight_decay, 0.0), strict=True) if part
-    ]
+    matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    decays = ((matrices, weight_decay), (vectors, 0.0))
+    groups = [{"params": part, "weight_decay": decay} for part, decay in decays if part]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     from bitsandbytes.optim import AdamW8bit

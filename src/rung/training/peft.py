@@ -79,11 +79,7 @@ class PeftAdapter(Change):
     """One PEFT adapter on a model, next to others of its type.
 
     PEFT changes the base model's modules in place, so the base model itself runs the adapter. PEFT's wrapper, which all
-    adapters of a model share, only switches.
-
-    Args:
-        model: the base model.
-        config: a PEFT configuration; the adapter starts as PEFT initializes it.
+    adapters of a model share, only switches. The adapter starts as PEFT initializes it.
 
     Raises:
         ArtifactError: the model has none of the layers that the adapter updates.
@@ -225,13 +221,8 @@ class AdaLora(PeftAdapter):
     """An adapter W + B diag(E) A that gives up the singular values E that matter least.
 
     The budget of singular values moves to the layers that need it (Zhang et al. 2023,
-    https://arxiv.org/abs/2303.10512).
-
-    Args:
-        model: the base model.
-        config: a PEFT AdaLoraConfig; its schedule is set here, when the number of steps is known.
-        start: share of the steps before the budget falls.
-        end: share of the steps after it has fallen.
+    https://arxiv.org/abs/2303.10512). It falls after the share `start` of the steps, and has fallen for the share `end`
+    of them; the configuration's own schedule is set here, when the number of steps is known.
     """
 
     def __init__(self, model: Any, config: Any, *, start: float, end: float) -> None:

@@ -6,8 +6,8 @@ Three methods, in PEFT's configurations and file format:
     P_TUNING        the same, computed by a small network in training (Liu et al. 2021, https://arxiv.org/abs/2103.10385)
     PREFIX_TUNING   learned keys and values in every layer (Li and Liang 2021, https://arxiv.org/abs/2101.00190)
 
-A virtual token is an id after the end of the vocabulary. So everything that runs token
-ids (packing, tree scoring, decoding) runs soft prompts: hooks find these ids and insert what was learned for them.
+A virtual token is an id after the end of the vocabulary. So everything that runs token ids (packing, tree scoring,
+decoding) runs soft prompts: hooks find these ids and insert what was learned for them.
 """
 
 from __future__ import annotations
@@ -43,23 +43,14 @@ Rotation = tuple[torch.Tensor, torch.Tensor]  # cosine and sine, [1 or batch, to
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """One attention layer.
-
-    Attributes:
-        module: the layer.
-        key: its module whose output is the keys, before rotation: `k_norm`, or `k_proj` where there is none.
-        heads_first: that output has the shape [batch, heads, tokens, size]; else tokens come before heads.
-        rotates: keys are rotated (some layers of some models leave that out).
-        heads: number of key and value heads.
-        size: of one head.
-    """
+    """One attention layer."""
 
     module: Any
-    key: str
-    heads_first: bool
-    rotates: bool
-    heads: int
-    size: int
+    key: str  # its module whose output is the keys, before rotation: `k_norm`, or `k_proj` where there is none
+    heads_first: bool  # that output has the shape [batch, heads, tokens, size]; else tokens come before heads
+    rotates: bool  # keys are rotated (some layers of some models leave that out)
+    heads: int  # of keys and values
+    size: int  # of one head
 
     def hooks(self, learned: KeysValues) -> Iterator[RemovableHandle]:
         """Let every forward pass insert `learned()`."""
@@ -179,10 +170,9 @@ def _rotated_back(module: Any, keys: torch.Tensor, cosine: torch.Tensor, sine: t
 
 def _unsupported(model: Any, why: str) -> EngineError:
     return EngineError(
-        "tuning-unsupported",
-        f"prefix tuning cannot reach the keys and values of {type(model).__name__}: {why}",
+        "tuning-unsupported", f"prefix tuning cannot reach the keys and values of {type(model).__name__}: {why}",
         hint="use prompt-tuning or p-tuning, which work on the input embeddings alone",
-    )
+    )  # fmt: skip
 
 
 # ---- the soft prompt
@@ -197,11 +187,8 @@ class SoftPrompt(Hooked):
     Prefix tuning with gradient checkpointing: layers that are run again see the virtual tokens of the last forward
     pass, so each backward pass has to come before the next forward pass.
 
-    Args:
-        model: the base model.
-        config: a PEFT PromptTuningConfig, PromptEncoderConfig or PrefixTuningConfig; sizes that it leaves out are those
-            of the model. Without `start` it begins as PEFT initializes it.
-        start: what to begin with, in the shape of `prompt_embeddings`; see `embeddings_of` and `keys_values_of`.
+    Sizes that PEFT's configuration leaves out are those of the model. It begins with `start`, in the shape of
+    `prompt_embeddings` (see `embeddings_of` and `keys_values_of`), else as PEFT initializes it.
 
     Raises:
         EngineError: the model's layers do not let keys and values in (`tuning-unsupported`).
@@ -210,11 +197,11 @@ class SoftPrompt(Hooked):
     def __init__(self, model: Any, config: Any, *, start: torch.Tensor | None = None) -> None:
         self.model, self.config = model, config
         if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0):
+            why = "reads token ids again in its layers, where virtual tokens have no embedding"
             raise EngineError(
-                "tuning-unsupported",
-                f"{type(model).__name__} reads token ids again in its layers, where virtual tokens have no embedding",
+                "tuning-unsupported", f"{type(model).__name__} {why}",
                 hint="use a method that changes weights, such as lora",
-            )
+            )  # fmt: skip
         self._per_layer = config.peft_type.value == "PREFIX_TUNING"
         self._attentions: list[Attention] = attentions(model) if self._per_layer else []
         self._complete()
@@ -348,10 +335,9 @@ class SoftPrompt(Hooked):
         """
         if not self._direct:
             raise ArtifactError(
-                "tuning-unsupported",
-                f"{folder} holds the vectors that a prompt encoder computed, and not the encoder",
+                "tuning-unsupported", f"{folder} holds the vectors that a prompt encoder computed, and not the encoder",
                 hint="go on with `prompt-tuning` (or prefix tuning without a projection), which trains the vectors",
-            )
+            )  # fmt: skip
         expected = {TENSOR: self._encoder.embedding.weight}
         self._set(read_tensors(folder / "adapter_model.safetensors", expected)[TENSOR])
 
