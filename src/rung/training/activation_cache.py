@@ -14,7 +14,6 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -45,50 +44,6 @@ from rung.training.precision import matmul_dtype, matmul_precision
 
 CACHE_SHARE = 0.3  # share of the free memory that cached states may take; the rest is for training
 TOKENS = 2048  # run at once
-
-
-@dataclass(frozen=True, slots=True)
-class LossAboveLayers:
-    """The loss of rows whose states after `depth` frozen layers are cached."""
-
-    model: Any
-    depth: int
-    states: torch.Tensor  # [tokens, hidden size]: those of the prefix that all rows share, then each row's own
-    shared: int  # length of that prefix
-    starts: dict[TokenizedExample, int]  # where each row's own states begin
-    label_smoothing: float
-
-    def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
-        """Compute the summed loss of a batch, a scalar with gradients, running only the layers above."""
-        packed = pack(part, self.model.device)
-        pieces = [*self._states(part[0], 0, packed.shared)]
-        for row in part:
-            pieces += self._states(row, packed.shared, _tokens_read(row))
-        states = torch.cat(pieces).to(self.model.device)[None]
-        with _skipping(_layers(self.model)[: self.depth], states):
-            return AnswerLoss(self.model, label_smoothing=self.label_smoothing).of(packed)
-
-    def _states(self, row: TokenizedExample, first: int, last: int) -> Iterator[torch.Tensor]:
-        """The states of the row's tokens from `first` to `last`: those of the shared prefix, and its own."""
-        yield self.states[min(first, self.shared) : min(last, self.shared)]
-        own = self.starts[row] - self.shared
-        yield self.states[own + max(first, self.shared) : own + max(last, self.shared)]
-
-
-@dataclass(frozen=True, slots=True)
-class OutputLayerLoss:
-    """The loss of rows whose final states at supervised tokens are cached."""
-
-    model: Any
-    states: torch.Tensor  # [supervised tokens, hidden size]
-    starts: dict[TokenizedExample, int]  # where each row's states begin
-    label_smoothing: float
-
-    def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
-        """Compute the summed loss of a batch, a scalar with gradients, running only the output layer."""
-        states = torch.cat([self.states[self.starts[row] : self.starts[row] + row.supervised] for row in part])
-        device = self.model.device
-        return loss_of_states(self.model, states.to(device), targets_of(part).to(device), self.label_smoothing)
 
 
 def cached_loss(
@@ -132,29 +87,52 @@ def _reason_against(model: Any, depth: int | None, config: TrainConfig) -> str:
 def _loss_above_layers(
     model: Any, depth: int, rows: Sequence[TokenizedExample], smoothing: float, memory: int, progress: Progress
 ) -> Loss:
+    """Cache the states after `depth` frozen layers: those of the prefix that all rows share, then each row's own."""
     shared = common_prefix([row.prompt for row in rows]) if len(rows) > 1 else 0
     *starts, total = accumulate((_tokens_read(row) - shared for row in rows), initial=shared)
     splits_logits(model)  # now, while all of the model runs
-    cache = _allocate(model, total, memory)
+    cache, layers = _allocate(model, total, memory), _layers(model)[:depth]
     for batch, packed in _batches(model, rows, progress):
-        states = _states_after(model, depth, inputs(model, packed))[0]
+        states = run_to_layer(model.get_decoder(), layers[-1], inputs(model, packed))[0]
         for i, own in zip(batch, states[packed.shared :].split(packed.lengths.tolist()), strict=True):
             whole = torch.cat([states[: packed.shared], own])
             cache[starts[i] : starts[i] + len(whole) - shared] = whole[shared:]
         cache[:shared] = whole[:shared]
-    return LossAboveLayers(model, depth, cache, shared, dict(zip(rows, starts, strict=True)), smoothing)
+    start_of = dict(zip(rows, starts, strict=True))
+
+    def cached(row: TokenizedExample, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states of the row's tokens from `first` to `last`: those of the shared prefix, and its own."""
+        own = start_of[row] - shared
+        return cache[min(first, shared) : min(last, shared)], cache[own + max(first, shared) : own + max(last, shared)]
+
+    def loss(part: Sequence[TokenizedExample]) -> torch.Tensor:
+        packed = pack(part, model.device)
+        pieces = [*cached(part[0], 0, packed.shared)]
+        for row in part:
+            pieces += cached(row, packed.shared, _tokens_read(row))
+        with _skipping(layers, torch.cat(pieces).to(model.device)[None]):
+            return AnswerLoss(model, label_smoothing=smoothing).of(packed)
+
+    return loss
 
 
 def _output_layer_loss(
     model: Any, _depth: int, rows: Sequence[TokenizedExample], smoothing: float, memory: int, progress: Progress
 ) -> Loss:
+    """Cache the final states at supervised tokens: the loss runs only the output layer."""
     *starts, total = accumulate((row.supervised for row in rows), initial=0)
     cache = _allocate(model, total, memory)
     for batch, packed in _batches(model, rows, progress):
         states = model.get_decoder()(**inputs(model, packed)).last_hidden_state[0].index_select(0, packed.supervised)
         for i, own in zip(batch, states.split([rows[i].supervised for i in batch]), strict=True):
             cache[starts[i] : starts[i] + len(own)] = own
-    return OutputLayerLoss(model, cache, dict(zip(rows, starts, strict=True)), smoothing)
+    start_of = dict(zip(rows, starts, strict=True))
+
+    def loss(part: Sequence[TokenizedExample]) -> torch.Tensor:
+        states = torch.cat([cache[start_of[row] : start_of[row] + row.supervised] for row in part])
+        return loss_of_states(model, states.to(model.device), targets_of(part).to(model.device), smoothing)
+
+    return loss
 
 
 def _batches(model: Any, rows: Sequence[TokenizedExample], progress: Progress) -> Iterator[tuple[list[int], Packed]]:
@@ -172,12 +150,10 @@ def _batches(model: Any, rows: Sequence[TokenizedExample], progress: Progress) -
 
 
 def _allocate(model: Any, count: int, memory: int) -> torch.Tensor:
-    """Allocate `count` states: in memory if they fit in `memory` bytes, else in a memory-mapped file.
+    """Allocate `count` states [count, hidden size]: in memory if they fit in `memory` bytes, else memory-mapped.
 
-    The file's name is removed at once, so that nothing is left of it however the process ends.
-
-    Raises:
-        OSError: there is no room for the file.
+    The file's name is removed at once, so that nothing is left of it however the process ends. An OSError means that
+    there is no room for it.
     """
     size, dtype = model.config.get_text_config().hidden_size, model.dtype
     if count * size * dtype.itemsize <= memory:
@@ -199,10 +175,6 @@ def _tokens_read(row: TokenizedExample) -> int:
 def _layers(model: Any) -> Any:
     name, _ = layer_list({name: p.numel() for name, p in plain_parameters(model).items()})
     return model.get_submodule(name)
-
-
-def _states_after(model: Any, depth: int, values: dict[str, Any]) -> Any:
-    return run_to_layer(model.get_decoder(), _layers(model)[depth - 1], values)
 
 
 @contextmanager
@@ -234,7 +206,7 @@ def _cannot_skip(model: Any, depth: int) -> str:
     layers = _layers(model)[:depth]
     with torch.no_grad():
         theirs = model.get_decoder()(**values).last_hidden_state
-        states = _states_after(model, depth, values)
+        states = run_to_layer(model.get_decoder(), layers[-1], values)
         if not isinstance(states, torch.Tensor):
             return f"they return a {type(states).__name__}"
         try:

@@ -86,8 +86,7 @@ class Attention:
 def attentions(model: Any) -> list[Attention]:
     """A model's attention layers, found by running a few tokens and looking at the cache.
 
-    Raises:
-        EngineError: keys or values are not made in a way that is known (`tuning-unsupported`).
+    An EngineError (`tuning-unsupported`) says that keys or values are made in a way that is not known.
     """
     layers: list[Any] = [getattr(layer, "self_attn", None) for layer in getattr(model.get_decoder(), "layers", ())]
     if not layers or not all(hasattr(layer, "k_proj") and hasattr(layer, "v_proj") for layer in layers):
@@ -134,7 +133,9 @@ def _described(model: Any, module: Any, parts: dict[str, Any], cached: Any) -> A
         raise _unsupported(model, f"layer {module.layer_idx} changes its values after v_proj")
     rotates = not torch.equal(keys, cached.keys)
     if rotates:
-        known = parts["rotation"] is not None and _rotates(module)
+        rotate = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+        arguments = list(inspect.signature(rotate).parameters)[:4] if rotate is not None else []
+        known = parts["rotation"] is not None and arguments == ["q", "k", "cos", "sin"]
         if known:
             cosine, sine = (part[0].float() for part in parts["rotation"])
             back = _rotated_back(module, cached.keys[0].transpose(0, 1).float(), cosine, sine)
@@ -148,12 +149,6 @@ def _rotation(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rotation | None:
     """What an attention layer has to rotate by; models pass it by name, some as the second argument."""
     rotation = kwargs.get("position_embeddings", args[1] if len(args) > 1 else None)
     return rotation if isinstance(rotation, tuple) and len(rotation) == 2 else None
-
-
-def _rotates(module: Any) -> bool:
-    """Whether the layer's own module rotates queries and keys by a function of the common signature."""
-    function = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
-    return function is not None and list(inspect.signature(function).parameters)[:4] == ["q", "k", "cos", "sin"]
 
 
 def _rotated_back(module: Any, keys: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
@@ -205,8 +200,14 @@ class SoftPrompt(Hooked):
         self._per_layer = config.peft_type.value == "PREFIX_TUNING"
         self._attentions: list[Attention] = attentions(model) if self._per_layer else []
         self._complete()
-        self._encoder = self._build().to(device=model.device, dtype=torch.float32)
-        self._encoder.requires_grad_(False)
+        with quiet_peft():
+            if self._per_layer:
+                encoder = peft().PrefixEncoder(config)
+            elif config.peft_type.value == "P_TUNING":
+                encoder = peft().PromptEncoder(config)
+            else:
+                encoder = peft().PromptEmbedding(config, model.get_input_embeddings())
+        self._encoder = encoder.to(device=model.device, dtype=torch.float32).requires_grad_(False)
         if start is not None:
             self._set(start)
         first = _NEXT_ID.get(model, model.get_input_embeddings().weight.shape[0])
@@ -230,22 +231,13 @@ class SoftPrompt(Hooked):
         if self._per_layer:
             heads, layers = self._attentions[0].heads, len(self._attentions)
             width = heads * self._attentions[0].size
-        sizes = {"num_attention_heads": heads, "token_dim": width, "num_layers": layers,
-                 "num_transformer_submodules": 1}  # fmt: skip
-        for name, value in sizes.items():
+        sizes = {"num_attention_heads": heads, "token_dim": width, "num_layers": layers}
+        for name, value in (sizes | {"num_transformer_submodules": 1}).items():
             if getattr(config, name) not in (None, value):
                 raise mismatch(f"the soft prompt has {name} {getattr(config, name)}, the model {value}")
             setattr(config, name, value)
         if hasattr(config, "encoder_hidden_size") and config.encoder_hidden_size is None:
             config.encoder_hidden_size = width
-
-    def _build(self) -> Any:
-        with quiet_peft():
-            if self._per_layer:
-                return peft().PrefixEncoder(self.config)
-            if self.config.peft_type.value == "P_TUNING":
-                return peft().PromptEncoder(self.config)
-            return peft().PromptEmbedding(self.config, self.model.get_input_embeddings())
 
     # ---- what is learned
 
