@@ -57,19 +57,13 @@ class TrainingReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         return {
-            "rows": self.rows,
-            "kept": self.rows - sum(map(len, self.dropped.values())),
+            "rows": self.rows, "kept": self.rows - sum(map(len, self.dropped.values())),
             "dropped": {reason: len(sources) for reason, sources in self.dropped.items()},
             "dropped_at": {reason: sources[:SHOWN] for reason, sources in self.dropped.items()},
-            "truncated": len(self.truncated),
-            "truncated_at": list(self.truncated)[:SHOWN],
-            "truncated_tokens": sum(self.truncated.values()),
-            "turns_apart": self.turns_apart,
-            "examples": self.examples,
-            "tokens": self.tokens,
-            "supervised": self.supervised,
-            "example": self.example,
-        }
+            "truncated": len(self.truncated), "truncated_at": list(self.truncated)[:SHOWN],
+            "truncated_tokens": sum(self.truncated.values()), "turns_apart": self.turns_apart,
+            "examples": self.examples, "tokens": self.tokens, "supervised": self.supervised, "example": self.example,
+        }  # fmt: skip
 
 
 def marked(example: TokenizedExample, tokenizer: Tokenizer) -> str:
@@ -189,11 +183,9 @@ class _Reader:
         if (excess := self._excess(examples)) > 0:
             context = self.engine.files.context
             virtual = f"after {context - self.limit} virtual ones " if self.limit < context else ""
-            raise TrainingError(
-                "context-overflow",
-                f"{row.source}: {self.limit + excess} tokens {virtual}do not fit the context of {context}",
-                hint="shorten the row, or set the rung's `truncation` to drop such rows or to truncate their input",
-            )
+            why = f"{row.source}: {self.limit + excess} tokens {virtual}do not fit the context of {context}"
+            hint = "shorten the row, or set the rung's `truncation` to drop such rows or to truncate their input"
+            raise TrainingError("context-overflow", why, hint=hint)
         self.report.turns_apart += sum(example.apart for example in examples)
         return examples
 

@@ -12,9 +12,9 @@ they apply the scale too. Used only where the result is PEFT's own: plain LoRA, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -22,7 +22,9 @@ import torch
 
 
 @contextmanager
-def _forward_replaced(modules: Sequence[Any], forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+def _forward_replaced(modules: Iterable[Any], forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    # Blocks may nest (an evaluation during training): only the outermost one changes a module, and changes it back.
+    modules = [module for module in modules if "forward" not in vars(module)]
     for module in modules:
         module.forward = partial(forward, module)
     try:
@@ -30,11 +32,6 @@ def _forward_replaced(modules: Sequence[Any], forward: Callable[..., torch.Tenso
     finally:
         for module in modules:
             vars(module).pop("forward")
-
-
-def _own_forward(module: Any) -> bool:
-    # Blocks may nest (an evaluation during training): only the outermost one changes a module, and changes it back.
-    return "forward" not in vars(module)
 
 
 # ---- gated feed-forward networks
@@ -47,21 +44,16 @@ def recomputed_gates(model: Any) -> Iterator[None]:
     Not with gradient checkpointing, which keeps nothing of them anyway.
     """
     modules = () if model.is_gradient_checkpointing else model.modules()
-    with _forward_replaced([m for m in modules if _own_forward(m) and is_gated(m)], _gated_forward):
+    with _forward_replaced(filter(is_gated, modules), _gated_forward):
         yield
 
 
 def is_gated(module: Any) -> bool:
     """Whether the module's forward pass is the very code of Llama's: Mistral's, Qwen's and Gemma's are."""
-    forward = type(module).forward
-    return isinstance(forward, FunctionType) and _code(forward) == _llama_code()
-
-
-@cache
-def _llama_code() -> tuple[bytes, tuple[str, ...], tuple[Any, ...]]:
     from transformers.models.llama.modeling_llama import LlamaMLP
 
-    return _code(LlamaMLP.forward)
+    forward = type(module).forward
+    return isinstance(forward, FunctionType) and _code(forward) == _code(LlamaMLP.forward)
 
 
 def _code(function: FunctionType) -> tuple[bytes, tuple[str, ...], tuple[Any, ...]]:
@@ -155,7 +147,7 @@ def lean_lora(model: Any, name: str) -> Iterator[None]:
     """Run the plain LoRA layers of adapter `name` through `LowRankLinear` while the block runs."""
     from peft.tuners.lora.layer import Linear
 
-    layers = [m for m in model.modules() if isinstance(m, Linear) and _own_forward(m) and _plain(m, name)]
+    layers = [m for m in model.modules() if isinstance(m, Linear) and _plain(m, name)]
     with _forward_replaced(layers, partial(_lora_forward, name)):
         yield
 

@@ -48,12 +48,9 @@ class TrainResult:
     def as_settings(self) -> dict[str, Any]:
         """What the artifact records of the run."""
         settings: dict[str, Any] = {
-            "losses": [list(point) for point in self.losses],
-            "training_seconds": self.seconds,
-            "training_tokens": self.tokens,
-            "peak_memory_bytes": self.memory_bytes,
-            "matmul_dtype": self.matmul_dtype,
-        }
+            "losses": [list(point) for point in self.losses], "training_seconds": self.seconds,
+            "training_tokens": self.tokens, "peak_memory_bytes": self.memory_bytes, "matmul_dtype": self.matmul_dtype,
+        }  # fmt: skip
         if self.evaluations:
             settings |= {"evaluations": [list(point) for point in self.evaluations], "best_step": self.best}
         return settings

@@ -207,13 +207,14 @@ def loss_of_states(model: Any, states: torch.Tensor, targets: torch.Tensor, smoo
 
     Logits are computed for some tokens at a time, and again for the gradient, so that their memory is bounded.
     """
+
+    def chunk_loss(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return _cross_entropy(_logits(model, states), targets, smoothing)
+
     if len(targets) <= CHUNK:
-        return _chunk(model, states, targets, smoothing)
-    losses = [
-        checkpoint(_chunk, model, *chunk, smoothing, use_reentrant=False)
-        for chunk in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-    ]
-    return torch.stack(losses).sum()
+        return chunk_loss(states, targets)
+    chunks = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
+    return torch.stack([checkpoint(chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 def splits_logits(model: Any) -> bool:
@@ -228,10 +229,6 @@ def splits_logits(model: Any) -> bool:
         model.train(training)
         _SPLIT_LOGITS[model] = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
     return _SPLIT_LOGITS[model]
-
-
-def _chunk(model: Any, states: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
-    return _cross_entropy(_logits(model, states), targets, smoothing)
 
 
 def _logits(model: Any, states: torch.Tensor) -> torch.Tensor:
