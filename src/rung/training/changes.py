@@ -64,9 +64,6 @@ class Trainable(ABC):
         """Restore the result of `state`."""
         assert not state
 
-    def finished(self) -> None:  # noqa: B027
-        """Called when training is over, before the change is written."""
-
 
 class Change(Trainable):
     """A change of a base model's weights. It starts switched off; switched off, the model is exactly the base model."""

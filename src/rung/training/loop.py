@@ -120,33 +120,28 @@ class _Run:
         result, steps = self.result, len(self.batches)
         last = min(steps, stop_after) if stop_after is not None else steps
         per_epoch = steps // self.config.epochs
-        start, tokens = time.perf_counter() - result.seconds, 0
-        began = time.perf_counter()
+        began, seconds_before, tokens_before = time.perf_counter(), result.seconds, result.tokens
         progress.start("training", steps)
         if result.steps:
             progress.advance(result.steps, note="resumed")
         while result.steps < last:
             batch = [self.rows[i] for i in self.batches[result.steps]]
             self._step(batch)
-            read = sum(map(len, batch))
-            tokens += read
-            result.tokens += read
+            result.tokens += sum(map(len, batch))
             on_gpu = self.model.device.type == "cuda"
             memory = torch.cuda.max_memory_allocated(self.model.device) if on_gpu else peak_memory_bytes()
             result.memory_bytes = max(result.memory_bytes, int(memory))
-            speed = tokens / (time.perf_counter() - began)
+            speed = (result.tokens - tokens_before) / (time.perf_counter() - began)
             peak = result.memory_bytes / 2**30
             progress.advance(note=f"loss {result.losses[-1][1]:.3f}, {speed:.0f} tok/s, peak {peak:.1f} GiB")
             if evaluate is not None and result.steps % per_epoch == 0 and self._out_of_patience(evaluate):
                 break
-            result.seconds = time.perf_counter() - start
+            result.seconds = seconds_before + time.perf_counter() - began
             self._checkpoint(force=result.steps == stop_after)
-        if result.steps == steps or stop_after is None:
-            if self.best:
-                with torch.no_grad():
-                    for name, parameter in self.parameters.items():
-                        parameter.copy_(self.best[name])
-            self.change.finished()
+        if self.best and (result.steps == steps or stop_after is None):
+            with torch.no_grad():
+                for name, parameter in self.parameters.items():
+                    parameter.copy_(self.best[name])
         outcome = f"loss {result.losses[-1][1]:.3f}" if result.losses else ""
         if result.evaluations:
             outcome += f", best {max(value for _, value in result.evaluations):.3f} after step {result.best}"
