@@ -29,7 +29,7 @@ from rung.models.reference import is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 
-TOOLS_FOLDER = "RUNG_TOOLS"  # environment variable: the folder of tools that were moved after the artifact was made
+TOOLS_FOLDER = "RUNG_TOOLS"  # environment variable: the folder of tools that were moved after the artifact was saved
 
 
 @dataclass(frozen=True, slots=True)

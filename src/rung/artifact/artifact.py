@@ -45,6 +45,7 @@ from rung.task import Task
 
 LISTED_LABELS = 20  # the prompt lists label sets up to this size; longer lists mislead small models
 DEFAULT_MAX_TOKENS = 256
+OTHER_VERSION = "run the climb again, or use the version of Rung that saved the artifact"  # hint
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Artifact:
         weights: the base model's weights, or a trained change of them.
         overflow: the policy for prompts that are longer than the model's context.
         engine: which engine runs the model: `auto`, `torch`, `openvino`, `openvino-fp32`, `api`.
-        path: the rungs that made it.
+        path: the rungs that produced it.
         settings: the settings of those rungs.
 
     Example:
@@ -97,11 +98,8 @@ class Artifact:
             ConfigError: the task names several models.
         """
         if task.other_models:
-            raise ConfigError(
-                "bad-value",
-                f"the task names {len(task.models)} models, but this needs one",
-                hint=f"choose one: --set model={task.model}, or Task.only in Python",
-            )
+            hint = f"choose one: --set model={task.model}, or Task.only in Python"
+            raise ConfigError("bad-value", f"the task names {len(task.models)} models, but this needs one", hint=hint)
         output = task.output
         known = tuple(output.labels or labels or (task.read().labels if output.kind in LABELLED else ()))
         texts = known if output.kind == "multilabel" else verbalize(known)  # lists of labels are written verbatim
@@ -116,10 +114,9 @@ class Artifact:
             several=output.kind == "multilabel",
             chat_column=task.inputs[0] if output.kind == "chat" else None,
         )
-        decoder: Decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, output.schema_text(), regex=output.regex)
-        if output.kind == "multilabel":
-            decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, labels_schema(known))
-        elif output.kind == "category":
+        schema = labels_schema(known) if output.kind == "multilabel" else output.schema_text()
+        decoder: Decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, schema, regex=output.regex)
+        if output.kind == "category":
             decoder = _category_decoder(task.model, engine, known, texts)
         elif output.kind == "ranking":
             decoder = _nearest(task, prompt)
@@ -246,34 +243,29 @@ class Artifact:
         reader = ArtifactReader(folder, arrays, lambda name: cls.load(folder / name))
         prompt = Prompt.from_dict(values["prompt"])
         if prompt.fingerprint != values["prompt_fingerprint"]:
-            raise ArtifactError(
-                "artifact-mismatch",
-                f"{folder}: this version of Rung renders the prompt of the artifact differently",
-                hint="run the climb again, or use the version of Rung that made the artifact",
-            )
+            problem = f"{folder}: this version of Rung renders the prompt of the artifact differently"
+            raise ArtifactError("artifact-mismatch", problem, hint=OTHER_VERSION)
         relative = values.get("model_beside")
         model = values["model"] if relative is None else str((folder / relative).resolve())
         if values["model_fingerprint"] is not None:
             reader.check_model(model, values["model_fingerprint"])
         signature: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["shape"].items()}
+        if (policy := values.get("overflow")) not in POLICIES:
+            problem = f"{folder}: artifact.json: `overflow` is {policy!r}, not one of {', '.join(POLICIES)}"
+            raise ArtifactError("artifact-damaged", problem, hint=OTHER_VERSION)
         decoder, weights = dict(values["decoder"]), values["weights"]
         return cls(
             signature=Signature(**signature),
             model=model,
             engine=values["engine"],
-            overflow=_overflow(folder, values.get("overflow")),
+            overflow=cast("Overflow", policy),
             path=tuple(values["path"]),
             settings=values["settings"],
             prompt=prompt,
             decoder=decoder_of_kind(decoder.pop("kind")).from_dict(decoder, reader),
             demonstrations=_demonstrations(folder, values, reader.arrays),
             retriever=load_retriever(folder, values),
-            weights=Weights(
-                weights["method"],
-                folder / "adapter" if weights["adapter"] else None,
-                weights["trainable_parameters"],
-                weights.get("base", ""),
-            ),
+            weights=Weights(**{**weights, "adapter": folder / "adapter" if weights["adapter"] else None}),
         )
 
 
@@ -358,16 +350,6 @@ def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
         shutil.copytree(artifact.weights.adapter, folder / "adapter")
     (folder / "artifact.json").write_text(json.dumps(values, ensure_ascii=False, indent=2))
     write_manifest(folder)
-
-
-def _overflow(folder: Path, policy: Any) -> Overflow:
-    if policy not in POLICIES:
-        raise ArtifactError(
-            "artifact-damaged",
-            f"{folder}: artifact.json: `overflow` is {policy!r}, not one of {', '.join(POLICIES)}",
-            hint="run the climb again, or use the version of Rung that made the artifact",
-        )
-    return cast("Overflow", policy)
 
 
 def _demonstrations(folder: Path, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Demonstrations | None:

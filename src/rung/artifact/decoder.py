@@ -38,7 +38,7 @@ Change = Literal["prompt", "demonstrations", "reasoning", "training", "servers",
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an artifact answers to one row.
+    """An artifact's answer to one row.
 
     Attributes:
         text: the answer; with citations, without their marks.
@@ -146,12 +146,9 @@ class ArtifactReader:
         """Raise ArtifactError `model-mismatch` unless a model is the one that the artifact was made with."""
         current = resolve(reference).fingerprint
         if current != fingerprint:
-            raise ArtifactError(
-                "model-mismatch",
-                f"{self.folder} was made with {reference} of fingerprint {fingerprint[:12]}, but here it is "
-                f"{current[:12]}",
-                hint="restore that version of the base model, or climb again on this one",
-            )
+            versions = f"of fingerprint {fingerprint[:12]}, but here it is {current[:12]}"
+            hint = "restore that version of the base model, or climb again on this one"
+            raise ArtifactError("model-mismatch", f"{self.folder} was made with {reference} {versions}", hint=hint)
 
 
 _KINDS: dict[str, type[Decoder]] = {}
@@ -311,11 +308,8 @@ class Decoder(ABC):
 
     def sizes(self, artifact: Composition, rows: Sequence[Example]) -> Sizes:
         """Measure the tokens of a sample of rows."""
-
-        def target(output: str) -> str:
-            return self.target_text(output, artifact.signature.labels)
-
-        return measure_sizes(artifact, rows, target, self.scored_texts)
+        labels = artifact.signature.labels
+        return measure_sizes(artifact, rows, lambda output: self.target_text(output, labels), self.scored_texts)
 
     def row_tokens(self, artifact: Composition, sizes: Sizes) -> float:
         """Estimate the tokens run for one prediction, without the prefix that all prompts share."""
@@ -364,9 +358,11 @@ class Prompted(Decoder):
 
     __slots__ = ()
 
-    @abstractmethod
     def room(self, engine: Engine) -> int:
-        """Count the tokens that the answer may take after the prompt."""
+        """Count the tokens that the answer may take after the prompt; a decoder that writes no text overrides this."""
+        del engine
+        assert self.max_new_tokens is not None
+        return self.max_new_tokens
 
     @abstractmethod
     def answer_prompts(
@@ -396,8 +392,8 @@ class Prompted(Decoder):
     ) -> list[Rendered]:
         """Render every example's prompt, with as many demonstrations and passages as fit."""
 
-        def target(row: Example, beside: Sequence[Passage]) -> str:
-            return completion(artifact, row, row.outputs[0], beside)
+        def target(row: Example, context: Sequence[Passage]) -> str:
+            return completion(artifact, row, row.outputs[0], context)
 
         return render_prompts(artifact, self.room, target, examples, passages, progress)
 

@@ -36,9 +36,8 @@ def fingerprint(folder: Path) -> str:
 def check_new(folder: Path) -> None:
     """Remove an empty folder; raise ArtifactError `file-exists` if it holds something."""
     if folder.exists() and any(folder.iterdir()):
-        raise ArtifactError(
-            "file-exists", f"{folder} exists and is not empty", hint="choose another folder, or remove it first"
-        )
+        hint = "choose another folder, or remove it first"
+        raise ArtifactError("file-exists", f"{folder} exists and is not empty", hint=hint)
     if folder.exists():
         folder.rmdir()
 
@@ -60,11 +59,8 @@ def check_manifest(folder: Path) -> None:
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise ArtifactError(
-            "wrong-folder",
-            f"{folder} is not an artifact: it has no {MANIFEST}",
-            hint="give the folder that `rung climb` or `Artifact.save` wrote",
-        )
+        hint = "give the folder that `rung climb` or `Artifact.save` wrote"
+        raise ArtifactError("wrong-folder", f"{folder} is not an artifact: it has no {MANIFEST}", hint=hint)
     listed: Mapping[str, str] = json.loads(manifest.read_text())["sha256"]
     present = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()} - {MANIFEST}
     for name in sorted(present ^ set(listed)):

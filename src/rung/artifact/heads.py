@@ -268,9 +268,6 @@ def tempered(probs: Floats, temperature: float) -> Floats:
 def label_probabilities(answers: Sequence[Answer]) -> Floats:
     """Stack the answers' probabilities, shape [rows, labels]; raise EngineError `no-probabilities` if one has none."""
     if any(answer.probabilities is None for answer in answers):
-        raise EngineError(
-            "no-probabilities",
-            "an ensemble needs the probability of every label, but a member gives only its answer",
-            hint="combine artifacts that score labels or have a head",
-        )
+        problem = "an ensemble needs the probability of every label, but a member gives only its answer"
+        raise EngineError("no-probabilities", problem, hint="combine artifacts that score labels or have a head")
     return np.array([answer.probabilities for answer in answers], np.float32)

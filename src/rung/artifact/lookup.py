@@ -101,5 +101,5 @@ class Nearest(Promptless):
 
 
 def outputs_of(answer: str) -> Sequence[str]:
-    """Return the outputs in an answer, the most similar row's first."""
+    """List the outputs in an answer, the most similar row's first."""
     return [one["output"] for one in json.loads(answer)]

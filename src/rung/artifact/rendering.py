@@ -100,11 +100,9 @@ def prompt_limit(parts: PromptParts, engine: Engine, room: Callable[[Engine], in
     if parts.overflow == "error":
         return 0
     if engine.info.context <= 0:
-        raise EngineError(
-            "context-unknown",
-            f"overflow: {parts.overflow} needs the context length of {parts.model}, which is unknown",
-            hint="use `overflow: error`, and show fewer demonstrations or passages",
-        )
+        problem = f"overflow: {parts.overflow} needs the context length of {parts.model}, which is unknown"
+        hint = "use `overflow: error`, and show fewer demonstrations or passages"
+        raise EngineError("context-unknown", problem, hint=hint)
     return engine.info.context - room(engine) - parts.weights.virtual_tokens
 
 

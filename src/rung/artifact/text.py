@@ -52,11 +52,6 @@ class Generate(Prompted):
         """Give the choice of a label; without choices, the output itself."""
         return self.choices[labels.index(output)] if self.choices else output
 
-    def room(self, engine: Engine) -> int:
-        """Allow `max_tokens`."""
-        del engine
-        return self.max_tokens
-
     @property
     def streams(self) -> bool:
         """Whether the answer is the completion itself; choices and patterns can be checked only at its end."""
@@ -144,11 +139,6 @@ class Reasoning(Prompted):
     def unconstrained(self) -> bool:
         """Chains have no constraint."""
         return True
-
-    def room(self, engine: Engine) -> int:
-        """Allow `max_tokens`."""
-        del engine
-        return self.max_tokens
 
     @property
     def max_new_tokens(self) -> int:
