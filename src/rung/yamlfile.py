@@ -21,11 +21,11 @@ class YamlFile:
     """A parsed file.
 
     Attributes:
-        name: the file's name as it was given.
-        values: the mapping that it holds.
+        name: the file's name as given.
+        values: the mapping in the file.
         positions: 1-based line and column of every key and item, by path.
-        lines: the text.
-        outside: paths whose values come from elsewhere, and from where (`--set data.train_rows=5`).
+        lines: the lines of the text.
+        outside: the origin of values that are not from the file (`--set data.train_rows=5`), by path.
     """
 
     name: str
@@ -63,9 +63,8 @@ def read_yaml(file: Path) -> YamlFile:
             raise ConfigError("bad-yaml", f"{file} is larger than {MAX_BYTES:,} bytes: not a task file")
         text = file.read_bytes().decode()
     except FileNotFoundError:
-        raise ConfigError(
-            "no-such-file", f"{file} does not exist", hint="make one from your data with `rung init data.csv`"
-        ) from None
+        hint = "make one from your data with `rung init data.csv`"
+        raise ConfigError("no-such-file", f"{file} does not exist", hint=hint) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("unreadable-file", f"{file} cannot be read: {error}") from error
     return parse_yaml(text, str(file))
@@ -86,13 +85,10 @@ def parse_yaml(text: str, name: str) -> YamlFile:
         where = Location(name) if mark is None else _location(name, lines, mark)
         raise ConfigError("bad-yaml", f"not valid YAML: {error.problem}", where=where) from error
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(
-            "bad-yaml",
-            f"the character U+{error.character:04X} is not allowed in YAML",
-            where=Location(name, line),
-            hint="delete this control character; copying may have added it",
-        ) from error
+        where = Location(name, text.count("\n", 0, error.position) + 1)
+        problem = f"the character U+{error.character:04X} is not allowed in YAML"
+        hint = "delete this control character; copying may have added it"
+        raise ConfigError("bad-yaml", problem, where=where, hint=hint) from error
     return YamlFile(name, values, positions, lines)
 
 
@@ -102,12 +98,11 @@ class _Composer(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed", problem_mark=mark)
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {MAX_DEPTH} levels", problem_mark=mark)
         node = super().compose_node(parent, index)
         self.depth -= 1

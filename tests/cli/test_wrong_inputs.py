@@ -56,7 +56,7 @@ WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
     ("too-few-rows", "  \n \n", {}, "rows.csv is empty"),
     ("too-few-rows", " ,\n ,\n", {}, "rows.csv is empty"),
     ("too-few-rows", "text,label\n", {}, "rows.csv has no rows"),
-    ("too-few-rows", "\n\n", {"name": "rows.jsonl"}, "rows.jsonl is empty\nhint: write one JSON object in each line"),
+    ("too-few-rows", "\n\n", {"name": "rows.jsonl"}, "rows.jsonl is empty\nhint: write one JSON object per line"),
     ("too-few-rows", "", {"name": "rows.json"}, "rows.json is empty\nhint: write a list of objects"),
     ("one-label", "text,label\na,x\nb,x\n", {}, "rows.csv:2: every row's label is 'x'"),
     ("one-label", '{"text": "a", "label": []}\n', {"output": MULTILABEL, "name": "rows.jsonl"}, "no row has a label"),
@@ -97,7 +97,7 @@ WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         "bad-json",
         '{"text": "a", "label": {"lines": [\n',
         {"output": "output: {column: label, kind: json}", "name": "rows.jsonl"},
-        "rows.jsonl:1:35\nhint: write one JSON object in each line",
+        "rows.jsonl:1:35\nhint: write one JSON object per line",
     ),
     (
         "bad-reference",

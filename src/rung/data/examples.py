@@ -71,11 +71,8 @@ def conversation(turns: Any, name: str, source: str) -> list[dict[str, str]]:
     if not isinstance(turns, list) or not all(
         isinstance(t, dict) and t.get("role") in ROLES and isinstance(t.get("content"), str) for t in turns
     ):
-        raise DataError(
-            "bad-row",
-            f"{source}: {name!r} is not a list of messages",
-            hint='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
-        )
+        hint = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+        raise DataError("bad-row", f"{source}: {name!r} is not a list of messages", hint=hint)
     return [{"role": t["role"], "content": t["content"]} for t in turns]
 
 
@@ -132,11 +129,9 @@ def _spans(value: Any, record: Record) -> tuple[Span, ...] | None:
         if not all(isinstance(s.document, str) and 0 <= s.start < s.end for s in spans or ()):
             raise ValueError("a span begins before it ends, in a document")
     except (ValueError, TypeError, KeyError):
-        raise DataError(
-            "bad-row",
-            f"{record.source}: not a list of spans in documents: {str(value)[:80]}",
-            hint='write [{"document": "manual.md", "start": 120, "end": 180}]; [] if the documents do not answer it',
-        ) from None
+        hint = 'write [{"document": "manual.md", "start": 120, "end": 180}]; [] if the documents do not answer it'
+        problem = f"{record.source}: not a list of spans in documents: {str(value)[:80]}"
+        raise DataError("bad-row", problem, hint=hint) from None
     return spans
 
 
@@ -162,11 +157,8 @@ def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
     if kind == "text" and isinstance(value, list):
         return tuple(item.strip() for item in value if isinstance(item, str) and item.strip()) or refusal
     if isinstance(value, (dict, list)):
-        raise DataError(
-            "bad-row",
-            f"{record.source}: {task.output.column!r} is a {type(value).__name__}, not a {kind}",
-            hint="for structured answers use `kind: json`",
-        )
+        problem = f"{record.source}: {task.output.column!r} is a {type(value).__name__}, not a {kind}"
+        raise DataError("bad-row", problem, hint="for structured answers use `kind: json`")
     text = text_of(value)
     if not text.strip():
         return refusal
@@ -209,19 +201,14 @@ def _json_output(value: Any, schema: Mapping[str, Any], record: Record) -> tuple
     from rung.engines.constraints import schema_problem  # a slow import, and few tasks have a schema
 
     if problem := schema_problem(value, json.dumps(schema)):
-        raise DataError(
-            "bad-reference",
-            f"{record.source}: the expected answer does not fit `output.schema`: {problem}",
-            hint="correct the row or the schema: a model constrained to the schema cannot give this answer",
-        )
+        hint = "correct the row or the schema: a model constrained to the schema cannot give this answer"
+        problem = f"{record.source}: the expected answer does not fit `output.schema`: {problem}"
+        raise DataError("bad-reference", problem, hint=hint)
     try:
         return (json.dumps(in_schema_order(value, schema), ensure_ascii=False, allow_nan=False),)
     except ValueError:
-        raise DataError(
-            "bad-json",
-            f"{record.source}: the expected answer contains NaN or Infinity, which JSON lacks",
-            hint="use null",
-        ) from None
+        problem = f"{record.source}: the expected answer contains NaN or Infinity, which JSON lacks"
+        raise DataError("bad-json", problem, hint="use null") from None
 
 
 def in_schema_order(value: Any, schema: Any) -> Any:

@@ -31,6 +31,7 @@ from rung.data.spec import TaskSpec
 from rung.errors import DataError, suggest
 
 SPLITS = ("train", "validation", "test")
+Splits = dict[str, list[Example]]  # the rows by the name of their split
 FEW_ROWS = 30
 
 # ---- plain text of a domain, and evaluation rows that occur in it
@@ -151,12 +152,12 @@ def _content(row: Example) -> list[Any]:
     return [row.id, *row.outputs, *([] if row.spans is None else [[asdict(span) for span in row.spans]])]
 
 
-def _read(task: TaskSpec, report: DataReport) -> dict[str, list[Example]]:
+def _read(task: TaskSpec, report: DataReport) -> Splits:
     """Read the given files, and cut the other splits from the training rows."""
     source = task.data
     files = {"train": [source.train] if isinstance(source.train, str) else source.train}
     files |= {name: [file] for name in SPLITS[1:] if (file := getattr(source, name)) is not None}
-    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    splits: Splits = {name: [] for name in SPLITS}
     groups: list[str] = []
     for name, names in files.items():
         part = report.splits[name] = SplitReport()
@@ -188,16 +189,14 @@ def _read(task: TaskSpec, report: DataReport) -> dict[str, list[Example]]:
     return splits
 
 
-def _without_duplicates(
-    task: TaskSpec, splits: dict[str, list[Example]], report: DataReport
-) -> dict[str, list[Example]]:
+def _without_duplicates(task: TaskSpec, splits: Splits, report: DataReport) -> Splits:
     """Drop repeated rows within a split; inputs in two splits are an error, or dropped from the earlier split."""
-    result: dict[str, list[Example]] = {}
+    result: Splits = {}
     owner: dict[str, tuple[str, Example]] = {}
     crossing: list[str] = []
     conflicts: list[str] = []
     for name in reversed(SPLITS):  # test first: rows leave the training side, never the test
-        seen: dict[tuple[str, tuple[str, ...]], Example] = {}
+        seen: set[tuple[str, tuple[str, ...]]] = set()
         result[name] = []
         for example in splits[name]:
             if example.id in owner and owner[example.id][0] != name:
@@ -210,24 +209,20 @@ def _without_duplicates(
                 continue
             if example.id in owner:
                 conflicts.append(f"{owner[example.id][1].source} and {example.source}")
-            seen[example.id, example.outputs] = example
+            seen.add((example.id, example.outputs))
             owner.setdefault(example.id, (name, example))
             result[name].append(example)
     if crossing and task.data.duplicates == "error":
         more = f" (and {len(crossing) - 1:,} more rows like it)" if len(crossing) > 1 else ""
-        raise DataError(
-            "duplicate-across-splits",
-            crossing[0] + more,
-            hint="remove one, or set `data.duplicates: drop` to drop such rows from the training side",
-        )
+        hint = "remove one, or set `data.duplicates: drop` to drop such rows from the training side"
+        raise DataError("duplicate-across-splits", crossing[0] + more, hint=hint)
     if conflicts:
-        report.warnings.append(
-            f"{len(conflicts)} rows repeat an input with another expected answer: {'; '.join(conflicts[:SHOWN])}"
-        )
+        shown = "; ".join(conflicts[:SHOWN])
+        report.warnings.append(f"{len(conflicts)} rows repeat an input with another expected answer: {shown}")
     return {name: result[name] for name in SPLITS}
 
 
-def _labels(task: TaskSpec, splits: dict[str, list[Example]]) -> tuple[str, ...]:
+def _labels(task: TaskSpec, splits: Splits) -> tuple[str, ...]:
     """Collect the sorted label set, and check the rows' labels and the task file's descriptions against it."""
     if task.output.kind not in LABELLED:
         return ()
@@ -242,7 +237,7 @@ def _labels(task: TaskSpec, splits: dict[str, list[Example]]) -> tuple[str, ...]
     return tuple(sorted(allowed))
 
 
-def _label_sources(splits: dict[str, list[Example]], kind: str) -> dict[str, str]:
+def _label_sources(splits: Splits, kind: str) -> dict[str, str]:
     """Find the first row of every label; refuse two spellings of a label, and a single label."""
     first: dict[str, str] = {}
     spelled: dict[str, str] = {}
@@ -280,7 +275,7 @@ def _limited(task: TaskSpec, name: str, rows: list[Example], report: DataReport)
     return [row for row in rows if id(row) in kept]
 
 
-def _text(task: TaskSpec, splits: dict[str, list[Example]], report: DataReport) -> tuple[Document, ...]:
+def _text(task: TaskSpec, splits: Splits, report: DataReport) -> tuple[Document, ...]:
     """Read the plain text, and warn of evaluation rows that occur in it."""
     if task.data.text is None:
         return ()
@@ -298,10 +293,9 @@ def _text(task: TaskSpec, splits: dict[str, list[Example]], report: DataReport) 
     return documents
 
 
-def _warn(labels: Sequence[str], splits: dict[str, list[Example]], report: DataReport) -> None:
+def _warn(labels: Sequence[str], splits: Splits, report: DataReport) -> None:
     """Warn of labels without training rows, and of splits with few rows."""
-    unseen = [label for label in labels if label not in report.labels["train"]]
-    if unseen:
+    if unseen := [label for label in labels if label not in report.labels["train"]]:
         report.warnings.append(
             f"{len(unseen)} of {len(labels)} labels have no training row, such as {unseen[0]!r}: "
             "only prompting can answer with them"

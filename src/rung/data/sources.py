@@ -16,9 +16,7 @@ HUB = "hf:"
 _GAP = re.compile(r"[\s,]*")  # between the items of a JSON list
 HOW = {
     **dict.fromkeys((".csv", ".tsv"), "write a header with the names of the columns, and at least one row"),
-    **dict.fromkeys(
-        (".jsonl", ".ndjson"), 'write one JSON object in each line, such as {"text": "...", "label": "..."}'
-    ),
+    **dict.fromkeys((".jsonl", ".ndjson"), 'write one JSON object per line, such as {"text": "...", "label": "..."}'),
     ".json": 'write a list of objects, such as [{"text": "...", "label": "..."}]',
 }
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of files that Windows programs call "Unicode"
@@ -80,12 +78,9 @@ def read_text(path: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         name = "utf-16" if data.startswith(UTF16) else "latin-1"
-        raise DataError(
-            "bad-encoding",
-            f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}",
-            where=Location(str(path), line),
-            hint=f"save the file as UTF-8, or name its encoding: `data.encoding: {name}`",
-        ) from None
+        problem = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
+        hint = f"save the file as UTF-8, or name its encoding: `data.encoding: {name}`"
+        raise DataError("bad-encoding", problem, where=Location(str(path), line), hint=hint) from None
     text = text.removeprefix("\ufeff")
     if not text.strip():
         raise _empty(path)
@@ -108,22 +103,16 @@ def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
             line = rows.line_num + 1
             for row in rows:
                 if row and len(row) != len(header):
-                    raise DataError(
-                        "bad-csv",
-                        f"{len(row)} fields where the header has {len(header)}",
-                        where=Location(str(path), line),
-                        hint='put a field that contains the separator or a line break in quotes: "a, b"',
-                    )
+                    problem = f"{len(row)} fields where the header has {len(header)}"
+                    hint = 'put a field that contains the separator or a line break in quotes: "a, b"'
+                    raise DataError("bad-csv", problem, where=Location(str(path), line), hint=hint)
                 if row:
                     yield Record(dict(zip(header, row, strict=True)), f"{path.name}:{line}")
                 line = rows.line_num + 1
         except csv.Error as error:
-            raise DataError(
-                "bad-csv",
-                f"the record that begins here cannot be read: {error}",
-                where=Location(str(path), line),
-                hint='close every quote; a quote inside a quoted field is written twice: "say ""hi"""',
-            ) from error
+            problem = f"the record that begins here cannot be read: {error}"
+            hint = 'close every quote; a quote inside a quoted field is written twice: "say ""hi"""'
+            raise DataError("bad-csv", problem, where=Location(str(path), line), hint=hint) from error
 
     return read
 
@@ -193,11 +182,9 @@ def _hub(source: str) -> Iterator[Record]:
     try:
         rows = load_dataset(name, config or None, split=split or "train")
     except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
-        raise DataError(
-            "download-failed",
-            f"{source} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            hint="the form is hf:org/name:config#split; private data needs a token in HF_TOKEN",
-        ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "the form is hf:org/name:config#split; private data needs a token in HF_TOKEN"
+        raise DataError("download-failed", f"{source} cannot be loaded: {reason}", hint=hint) from error
     for number, values in enumerate(rows, start=1):
         yield Record(dict(values), f"{source}:{number}")
 

@@ -61,7 +61,7 @@ class Output(_Strict):
     )
     column: str | None = Field(None, description="Column of the expected answer; none for chat.", examples=["label"])
     labels: list[str] | None = Field(
-        None, description="Allowed labels; default: those of the rows.", examples=[["spam", "ham"]]
+        None, description="Allowed labels; default: the rows'.", examples=[["spam", "ham"]]
     )
     descriptions: dict[str, str] = Field(
         default_factory=dict,
@@ -76,7 +76,7 @@ class Output(_Strict):
     k: Count = Field(10, description="How many rows to find (kind ranking).", examples=[5])
     encoder: str = Field("embedded-encoder", description="The sentence encoder that compares rows (kind ranking).")
     separator: str = Field(
-        ";", min_length=1, description="Separates the labels of a cell (kind multilabel).", examples=["|"]
+        ";", min_length=1, description="Separates labels in a cell (kind multilabel).", examples=["|"]
     )
     refusal: str | None = Field(
         None,
@@ -118,9 +118,7 @@ class Split(_Strict):
 
     validation: Fraction = Field(0.2, description="Share of the rows for validation, if it has no file.")
     test: Fraction = Field(0.2, description="Share of the rows for the test, if it has no file.")
-    group: str | None = Field(
-        None, description="Rows with equal values in this column stay together.", examples=["company"]
-    )
+    group: str | None = Field(None, description="Rows with equal values here stay in one split.", examples=["company"])
     seed: int = Field(0, description="Another number gives another split.")
 
     @model_validator(mode="after")
@@ -137,12 +135,8 @@ class DataSource(_Strict):
     train: str | list[str] = Field(
         description="CSV, TSV, JSON, JSONL, Parquet, or hf:org/name[:config][#split].", examples=["train.csv"]
     )
-    validation: str | None = Field(
-        None, description="Rows to choose by; default: a share of `train`.", examples=["dev.csv"]
-    )
-    test: str | None = Field(
-        None, description="Rows to confirm by; default: a share of `train`.", examples=["test.csv"]
-    )
+    validation: str | None = Field(None, description="Rows to choose by; else cut from `train`.", examples=["dev.csv"])
+    test: str | None = Field(None, description="Rows to confirm by; else cut from `train`.", examples=["test.csv"])
     split: Split = Field(default_factory=lambda: Split(), description="How missing splits are cut.")
     text: str | list[str] | None = Field(
         None,
@@ -184,12 +178,8 @@ class Confidence(_Strict):
     method: Literal["temperature", "isotonic"] = Field(
         "temperature", description="How probabilities are calibrated on validation rows; isotonic needs 1,000."
     )
-    abstain_below: Fraction | None = Field(
-        None, description="Mark answers with less confidence as abstained.", examples=[0.6]
-    )
-    out_of_scope: str | None = Field(
-        None, description="The label whose rows should be abstained on.", examples=["out_of_scope"]
-    )
+    abstain_below: Fraction | None = Field(None, description="Abstain on answers with less confidence.", examples=[0.6])
+    out_of_scope: str | None = Field(None, description="The label of rows to abstain on.", examples=["out_of_scope"])
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
@@ -228,14 +218,10 @@ class Corpus(_Strict):
         "document), or hf:org/name[:config][#split].",
         examples=["manuals/", ["handbook.pdf", "faq.csv", "notes/**/*.md"]],
     )
-    text_column: str | None = Field(
-        None, description="Text column of tables; default: all columns as `name: value` lines."
-    )
+    text_column: str | None = Field(None, description="Text column of tables; default: all, as `name: value` lines.")
     title_column: str | None = Field(None, description="Title column of tables.")
     id_column: str | None = Field(None, description="Column of tables that names a row; default: its line.")
-    metadata: list[str] = Field(
-        default_factory=list, description="Columns of tables to filter by.", examples=[["product"]]
-    )
+    metadata: list[str] = Field(default_factory=list, description="Columns to filter by.", examples=[["product"]])
     encoding: Encoding = Field("utf-8", description="Text encoding of the files.", examples=["utf-8", "latin-1"])
     max_megabytes: Count = Field(50, description="Larger files are left out and reported.")
     encoder: str = Field(ENCODER, description="The sentence encoder: embedded-encoder, a Hub id or a folder.")
@@ -293,11 +279,9 @@ def placeholders(template: str) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for match in TEMPLATE_PIECE.finditer(template):
         if match.group() in "{}":
-            raise ConfigError(
-                "bad-template",
-                f"a single `{match.group()}` at character {match.start()} of the template {template!r}",
-                hint="write a column as {column}, and a literal brace twice: {{ or }}",
-            )
+            problem = f"a single `{match.group()}` at character {match.start()} of the template {template!r}"
+            hint = "write a column as {column}, and a literal brace twice: {{ or }}"
+            raise ConfigError("bad-template", problem, hint=hint)
         if match.group(1) is not None:
             names[match.group(1)] = None
     return tuple(names)
@@ -339,9 +323,7 @@ class TaskSpec(_Strict):
     other_models: SkipJsonSchema[list[str]] = Field(
         default_factory=list, description="The models after the first of a list; set by Rung."
     )
-    template: str | None = Field(
-        None, description="The user turn; {column} inserts an input.", examples=["Message: {text}"]
-    )
+    template: str | None = Field(None, description="User turn; {column} inserts a value.", examples=["Message: {text}"])
     overflow: Overflow = Field(
         "error",
         description="A prompt longer than the context: error, drop_demonstrations (least similar first), or "
