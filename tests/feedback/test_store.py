@@ -46,7 +46,7 @@ def test_the_migrations_make_exactly_the_tables(location):
         assert context.get_current_revision() == HEAD
         return compare_metadata(context, METADATA)
 
-    assert store.database.run("read", differences) == []
+    assert store.run("read", differences) == []
     store.close()
     FeedbackStore(location).close()  # opened again: nothing to do
 
@@ -63,7 +63,7 @@ def test_a_store_of_the_first_version_is_migrated_and_keeps_its_rows(location, m
             connection.execute(sa.text(f"alter table interactions drop column {name}"))
         connection.execute(sa.text("update alembic_version set version_num = '0001'"))
 
-    store.database.run("durable", back)
+    store.run("durable", back)
     store.close()
     with FeedbackStore(location) as again:
         assert again.case("r1").interaction == make(1)
@@ -72,7 +72,7 @@ def test_a_store_of_the_first_version_is_migrated_and_keeps_its_rows(location, m
 
 def test_a_store_of_a_newer_version_is_refused(location):
     store = FeedbackStore(location)
-    store.database.run("durable", lambda c: c.execute(sa.text("update alembic_version set version_num = '9999'")))
+    store.run("durable", lambda c: c.execute(sa.text("update alembic_version set version_num = '9999'")))
     store.close()
     with pytest.raises(MachineError) as raised:
         FeedbackStore(location)

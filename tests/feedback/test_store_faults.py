@@ -79,7 +79,7 @@ def test_kill_9_of_a_writer_leaves_whole_rows_and_every_acknowledged_correction(
             assert case.interaction.inputs == {"text": f"{n} " * 50}
             assert case.interaction.actual == f"answer {n} " * 50
         if location.endswith(".db"):
-            check = store.database.run("read", lambda c: c.exec_driver_sql("PRAGMA integrity_check").scalar())
+            check = store.run("read", lambda c: c.exec_driver_sql("PRAGMA integrity_check").scalar())
             assert check == "ok"
         assert store.correct("r0", "still writable", "Ann") > 0
 

@@ -121,10 +121,8 @@ def _write_peft(artifact: Artifact, files: ModelFiles, folder: Path) -> None:
     """Write PEFT's two files: with the base model's name where the Hub has it, without what only Rung reads."""
     source = Path(tuned_weights(artifact))
     if not (source / "adapter_config.json").is_file():
-        raise ArtifactError(
-            "export-unsupported", f"{artifact.weights.method} has no form that PEFT reads",
-            hint="export the merged model: `--to huggingface`",
-        )  # fmt: skip
+        hint = "export the merged model: `--to huggingface`"
+        raise ArtifactError("export-unsupported", f"{artifact.weights.method} has no form that PEFT reads", hint=hint)
     values = json.loads((source / "adapter_config.json").read_text("utf-8"))
     values.pop(BASE_FINGERPRINT, None)
     values["base_model_name_or_path"] = hub_id(files)

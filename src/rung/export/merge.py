@@ -59,11 +59,9 @@ def tuned_weights(artifact: Artifact) -> str:
         ArtifactError: `export-unsupported`: its weights are those of the base model.
     """
     if artifact.weights.reference is None:
-        raise ArtifactError(
-            "export-unsupported",
-            f"{artifact.name} has the weights of {artifact.model} itself: there is nothing to merge or to write",
-            hint="choose an artifact with tuned weights, or use the base model as it is",
-        )
+        problem = f"{artifact.name} has the weights of {artifact.model} itself: there is nothing to merge or to write"
+        hint = "choose an artifact with tuned weights, or use the base model as it is"
+        raise ArtifactError("export-unsupported", problem, hint=hint)
     return artifact.weights.reference
 
 

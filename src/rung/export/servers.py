@@ -148,10 +148,9 @@ def _quoted(text: str) -> str:
 
 
 def _refused(why: str) -> ArtifactError:
-    return ArtifactError(
-        "export-unsupported", f"the model's chat template {why}, and Ollama's template language cannot express that",
-        hint="serve it with `rung serve`, or with a server that runs the model's own template: `--to vllm`",
-    )  # fmt: skip
+    problem = f"the model's chat template {why}, and Ollama's template language cannot express that"
+    hint = "serve it with `rung serve`, or with a server that runs the model's own template: `--to vllm`"
+    return ArtifactError("export-unsupported", problem, hint=hint)
 
 
 # ---- exports

@@ -185,10 +185,9 @@ def build_capture(
 
     def begin(name: str, trial: tuple[Path, ABTest] | None) -> None:
         if trial is not None and mode == "off":
-            raise ConfigError(
-                "server-option-missing", f"a trial runs for {name}, but answers are not captured",
-                hint="serve with --capture on, or with --capture sampled",
-            )  # fmt: skip
+            problem = f"a trial runs for {name}, but answers are not captured"
+            hint = "serve with --capture on, or with --capture sampled"
+            raise ConfigError("server-option-missing", problem, hint=hint)
         challenge(name, trial)
 
     return FeedbackService(store, capture, routers, Follower(registry, load, begin).start() if registry else None)

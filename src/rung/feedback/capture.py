@@ -81,20 +81,16 @@ class Redactor:
         Raises:
             ConfigError: `unknown-name` or `bad-option`.
         """
-        unknown = [name for name in names if name not in BUILT_IN]
-        if unknown:
-            raise ConfigError(
-                "unknown-name", f"no pattern is named {unknown[0]!r}", hint=f"choose {', '.join(BUILT_IN)}"
-            )
+        if unknown := [name for name in names if name not in BUILT_IN]:
+            hint = f"choose {', '.join(BUILT_IN)}"
+            raise ConfigError("unknown-name", f"no pattern is named {unknown[0]!r}", hint=hint)
         self.patterns = [BUILT_IN[name] for name in names]
         for name, regex in (own or {}).items():
             try:
                 self.patterns.append(Pattern(name, re.compile(regex)))
             except re.error as error:
-                raise ConfigError(
-                    "bad-option", f"the pattern {name!r} is not a regular expression: {error}",
-                    hint="use the syntax of Python's `re`",
-                ) from None  # fmt: skip
+                problem = f"the pattern {name!r} is not a regular expression: {error}"
+                raise ConfigError("bad-option", problem, hint="use the syntax of Python's `re`") from None
 
     def text(self, text: str) -> str:
         """Redact a text."""
@@ -139,10 +135,7 @@ class Capture:
         """Start the writer.
 
         `rate` is the share of interactions in a sample, in (0, 1]. The queue holds at most `max_waiting` interactions
-        with `max_characters` of text.
-
-        Raises:
-            ConfigError: `bad-option`.
+        with `max_characters` of text. A wrong mode or rate is a ConfigError, `bad-option`.
         """
         if mode not in get_args(CaptureMode):
             raise ConfigError("bad-option", f"unknown capture mode {mode!r}", hint="choose off, sampled or on")

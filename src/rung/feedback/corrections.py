@@ -128,8 +128,7 @@ def with_corrections(task: Task, data: Data, cases: Sequence[ReviewCase]) -> tup
 def as_example(task: Task, data: Data, case: ReviewCase) -> Example:
     """A reviewed interaction as a row of the task, with the expected response as the answer.
 
-    Raises:
-        DataError: the expected response does not fit the task; the message names the interaction.
+    A DataError names the interaction whose expected response does not fit the task.
     """
     assert case.expected is not None
     expected, source = case.expected, f"interaction {case.interaction.id}"
@@ -137,10 +136,9 @@ def as_example(task: Task, data: Data, case: ReviewCase) -> Example:
     if task.output.kind == "category":
         expected, labels = expected.strip(), data.labels or tuple(task.output.labels or ())
         if expected not in labels:
-            raise DataError(
-                "unknown-label", f"{source}: the label {expected!r} is not among those of the task",
-                hint=f"{suggest(expected, labels)}; correct it with `rung failures correct`, or add rows of that label",
-            )  # fmt: skip
+            problem = f"{source}: the label {expected!r} is not among those of the task"
+            hint = f"{suggest(expected, labels)}; correct it with `rung failures correct`, or add rows of that label"
+            raise DataError("unknown-label", problem, hint=hint)
     if task.output.kind == "chat":
         column = task.inputs[0]
         values[column] = [*values[column], {"role": "assistant", "content": expected}]
@@ -150,8 +148,6 @@ def as_example(task: Task, data: Data, case: ReviewCase) -> Example:
     report = SplitReport()
     rows, _ = examples([Record(values, source)], task, report)
     if not rows:
-        raise DataError(
-            "bad-row", f"{source} is not a valid row of the task {task.name}: {next(iter(report.dropped))}",
-            hint="undo the correction with `rung failures undo`",
-        )  # fmt: skip
+        problem = f"{source} is not a valid row of the task {task.name}: {next(iter(report.dropped))}"
+        raise DataError("bad-row", problem, hint="undo the correction with `rung failures undo`")
     return rows[0]

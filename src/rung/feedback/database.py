@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar
 
 from rung.errors import ConfigError, MachineError
+from rung.feedback.records import STORE
 
 try:
     import sqlalchemy as sa
@@ -27,7 +28,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL, Connection
 
-__all__ = ["PATIENCE", "StoreDatabase", "sa"]
+__all__ = ["StoreDatabase", "sa"]
 
 TransactionKind = Literal["read", "capture", "durable"]
 Result = TypeVar("Result")
@@ -58,7 +59,15 @@ _EXPLAINED = (
 class StoreDatabase:
     """Opens, migrates, retries, and turns the driver's errors into Rung's."""
 
-    def __init__(self, location: str | Path, *, patience: float = PATIENCE) -> None:
+    def __init__(self, location: str | Path = STORE, *, patience: float = PATIENCE) -> None:
+        """Open an SQLite file or a URL (postgresql://user:password@host/name); create or migrate it where needed.
+
+        A lost connection or a held lock is retried for `patience` seconds.
+
+        Raises:
+            ConfigError: `bad-option`.
+            MachineError: `missing-extra`, `store-newer` or `store-failed`.
+        """
         self.url = _url(location)
         self.patience = patience
         self.dialect = self.url.get_backend_name()
@@ -75,11 +84,7 @@ class StoreDatabase:
         return self.url.database or "" if self.dialect == "sqlite" else self.url.render_as_string(hide_password=True)
 
     def run(self, kind: TransactionKind, work: Callable[[Connection], Result]) -> Result:
-        """Do `work` in one transaction and return its result.
-
-        Raises:
-            MachineError: `store-failed`.
-        """
+        """Do `work` in one transaction and return its result; a failing database is a MachineError, `store-failed`."""
         engine = self._engine.execution_options(rung=kind)
         start, wait = time.monotonic(), 0.05
         while True:
@@ -95,6 +100,12 @@ class StoreDatabase:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.close()
 
     def _connect(self) -> sa.Engine:
         if self.dialect == "sqlite":
@@ -113,10 +124,9 @@ class StoreDatabase:
     def _migrate(self) -> None:
         version = self.run("read", _version)
         if version is not None and version > HEAD:
-            raise MachineError(
-                "store-newer", f"{self.name} was migrated to version {version} by a newer Rung; this one knows {HEAD}",
-                hint="update Rung: this version could lose data that the newer one stored",
-            )  # fmt: skip
+            problem = f"{self.name} was migrated to version {version} by a newer Rung; this one knows {HEAD}"
+            hint = "update Rung: this version could lose data that the newer one stored"
+            raise MachineError("store-newer", problem, hint=hint)
         if version != HEAD:
             self.run("durable", self._upgrade)
 
@@ -202,18 +212,14 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
         """Convert to UTC before storing."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
+        if value is not None and value.tzinfo is None:
             raise ValueError(f"{value} has no time zone")
-        utc = value.astimezone(UTC)
-        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+        utc = value and value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if utc and dialect.name == "sqlite" else utc
 
     def process_result_value(self, value: datetime | None, _dialect: Any) -> datetime | None:
         """Convert what was stored to UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
 
 
 # The tables. `migrations/` creates them; a test compares the two.

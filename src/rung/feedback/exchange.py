@@ -119,39 +119,29 @@ def _from_record(record: Record, task: Task) -> tuple[Interaction, str | None]:
     """The interaction in a row of a file, and its expected response, if it has one."""
     values = record.values
     if set(COLUMNS) <= set(values):
-        template, inputs, actual, expected = (unguarded(text_of(values[name])) for name in COLUMNS)
-        values = {"template": template, "actual": actual, "expected": expected}
-        values["inputs"] = _inputs(inputs, task, record)
+        template, cell, actual, expected = (unguarded(text_of(values[name])) for name in COLUMNS)
+        inputs = {task.inputs[0]: cell}  # the cell of a task with one column is plain text, else JSON
+        if len(task.inputs) > 1 or task.output.kind == "chat":
+            try:
+                inputs = json.loads(cell)
+            except ValueError as error:
+                hint = f"a task with several inputs needs an object with {', '.join(map(repr, task.inputs))}"
+                problem = f"{record.source}: the input is not valid JSON: {error}"
+                raise DataError("bad-json", problem, hint=hint) from None
+        values = {"template": template, "inputs": inputs, "actual": actual, "expected": expected}
     missing = [name for name in ("inputs", "actual") if name not in values]
     if missing:
-        raise DataError(
-            "missing-column", f"{record.source} has no column {missing[0]!r}",
-            hint=f"a CSV needs {', '.join(map(repr, COLUMNS))}; JSONL is what `rung failures export --to jsonl` writes",
-        )  # fmt: skip
+        hint = f"a CSV needs {', '.join(map(repr, COLUMNS))}; JSONL is what `rung failures export --to jsonl` writes"
+        raise DataError("missing-column", f"{record.source} has no column {missing[0]!r}", hint=hint)
     given = values["inputs"] if isinstance(values["inputs"], Mapping) else {}
     as_read = read_inputs(given, task.inputs, task.output.kind, record.source)
     unknown = [name for name in placeholders(str(values.get("template") or "")) if name not in task.inputs]
     if unknown:
-        raise DataError(
-            "bad-template",
-            f"{record.source}: the prompt template asks for {{{unknown[0]}}}, which is not an input of {task.name}",
-            hint="write literal braces twice: {{ and }}",
-        )
+        problem = f"the prompt template asks for {{{unknown[0]}}}, which is not an input of {task.name}"
+        hint = "write literal braces twice: {{ and }}"
+        raise DataError("bad-template", f"{record.source}: {problem}", hint=hint)
     expected = str(values.get("expected") or "")
     return _interaction(values, as_read, task), expected if expected.strip() else None
-
-
-def _inputs(cell: str, task: Task, record: Record) -> Any:
-    """The inputs in a cell: plain text for a task with one column, else JSON."""
-    if len(task.inputs) == 1 and task.output.kind != "chat":
-        return {task.inputs[0]: cell}
-    try:
-        return json.loads(cell)
-    except ValueError as error:
-        raise DataError(
-            "bad-json", f"{record.source}: the input is not valid JSON: {error}",
-            hint=f"a task with several inputs needs an object with {', '.join(map(repr, task.inputs))}",
-        ) from None  # fmt: skip
 
 
 def _interaction(values: Mapping[str, Any], as_read: Mapping[str, Any], task: Task) -> Interaction:

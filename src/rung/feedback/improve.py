@@ -90,15 +90,13 @@ def improve(
     reviewed = store.cases(CaseFilter(task=task.name, reviewed=True))
     data, taken = with_corrections(task, task.read(), reviewed)
     if not taken.failures:
+        counts = f"({len(reviewed)} reviewed in all, {taken.held_out} held out)"
+        problem = f"{task.name} has no reviewed failure on the training side {counts}"
         raise ConfigError(
-            "too-few-rows",
-            f"{task.name} has no reviewed failure on the training side ({len(reviewed)} reviewed in all, "
-            f"{taken.held_out} held out)",
-            hint="review some: `rung failures list`, then `rung failures correct`",
+            "too-few-rows", problem, hint="review some: `rung failures list`, then `rung failures correct`"
         )
-    names, reason = tuple(options.rungs or task.constraints.rungs or ()), "as requested"
-    if not names:
-        names, reason = rungs_for(task, taken.failures, options)
+    requested = tuple(options.rungs or task.constraints.rungs or ())
+    names, reason = (requested, "as requested") if requested else rungs_for(task, taken.failures, options)
     current = registry.current()
     incumbent = None if current is None else Artifact.load(registry.path(current))
     run = climb(task, progress=progress, options=replace(options, rungs=names), incumbent=incumbent, data=data)
@@ -108,7 +106,7 @@ def improve(
     better = best != run.result.rungs[0].name
     # The fingerprint of the climb's copy of the served artifact differs, as it has another name for its path.
     recommended = fingerprint(Path(folder)) if better or current is None else current.artifact
-    outcome = judge(task, store, Artifact.load(folder), data, [case for case in reviewed if case.failure])
+    outcome = _judge(task, store, Artifact.load(folder), data, [case for case in reviewed if case.failure])
     comparison = against(run.result, best) if better else None
     served = current.artifact if current else None
     improvement = Improvement(run, served, recommended, better, taken, names, reason, comparison, outcome)
@@ -117,7 +115,7 @@ def improve(
 
 
 def rungs_for(task: Task, failures: int, options: ClimbOptions) -> tuple[tuple[str, ...], str]:
-    """Return which rungs to try for so many failures, and why."""
+    """Choose the rungs to try for so many failures, and say why."""
     names = chosen_rungs(task, options)
     if failures >= TUNING_FROM:
         return names, f"{failures:,} failures are enough to tune weights on"
@@ -125,13 +123,10 @@ def rungs_for(task: Task, failures: int, options: ClimbOptions) -> tuple[tuple[s
     return cheap, f"{failures:,} failures change prompts and demonstrations; tuning weights waits for {TUNING_FROM:,}"
 
 
-def judge(
+def _judge(
     task: Task, store: FeedbackStore, artifact: Artifact, data: Data, failures: Sequence[ReviewCase]
 ) -> FailureOutcome:
-    """Let an artifact answer the reviewed failures, and find out which it fixes and which it gets wrong again.
-
-    A failure is fixed if the task's metric scores the answer above the recorded one.
-    """
+    """Let an artifact answer the reviewed failures; it fixes those for which it scores above the recorded answer."""
     metric = metric_of(artifact, task.folder)
     rows = [as_example(task, data, case) for case in failures]
     answered = cases(rows, artifact.answer(rows, full=False))
@@ -159,38 +154,28 @@ def promote(
         ConfigError: `wrong-folder`, `already-served` or `promotion-refused`.
         ThresholdError: `regressions`.
     """
-    evidence = read_improvement(run)
+    evidence, current = read_improvement(run), registry.current()
     if not evidence["better"]:
         raise ConfigError("already-served", evidence["decision"], hint="collect more failures, and improve again")
-    current = registry.current()
     now = current.artifact if current else None
     if evidence["served"] != now:
         before, after = (mark[:16] if mark else "zero-shot" for mark in (evidence["served"], now))
-        raise ConfigError(
-            "promotion-refused", f"{run} was measured against {before}, but {after} is served now",
-            hint="improve again, against what is served",
-        )  # fmt: skip
+        problem = f"{run} was measured against {before}, but {after} is served now"
+        raise ConfigError("promotion-refused", problem, hint="improve again, against what is served")
     wrong_again = evidence["failures"]["regressions"]
     if wrong_again and not accept_regressions:
-        raise ThresholdError(
-            "regressions",
-            f"{len(wrong_again)} of {evidence['failures']['watched']} failures that were fixed once are wrong again, "
-            f"such as {wrong_again[0]}",
-            hint="look at them with `rung failures show`; to promote anyway: --accept-regressions",
-        )
+        count = f"{len(wrong_again)} of {evidence['failures']['watched']}"
+        problem = f"{count} failures that were fixed once are wrong again, such as {wrong_again[0]}"
+        hint = "look at them with `rung failures show`; to promote anyway: --accept-regressions"
+        raise ThresholdError("regressions", problem, hint=hint)
     return registry.promote(Path(evidence["artifact"]), store, evidence=evidence, reviewer=reviewer)
 
 
 def read_improvement(run: Path) -> dict[str, Any]:
-    """Read what `improve` wrote into its run folder.
-
-    Raises:
-        ConfigError: `wrong-folder`.
-    """
+    """Read what `improve` wrote into its run folder; any other folder is a ConfigError, `wrong-folder`."""
     file = run / IMPROVEMENT
     if not file.is_file():
-        raise ConfigError(
-            "wrong-folder", f"{run} has no {IMPROVEMENT}", hint="give the run folder that `rung improve` named"
-        )
+        hint = "give the run folder that `rung improve` named"
+        raise ConfigError("wrong-folder", f"{run} has no {IMPROVEMENT}", hint=hint)
     values: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return values

@@ -66,8 +66,7 @@ class Registry:
         """Copy an artifact into the registry, check the copy, and switch to it atomically.
 
         Raises:
-            ArtifactError: the folder holds no artifact, or a damaged one.
-            ConfigError: `promotion-refused`, or `already-served`.
+            ArtifactError, ConfigError: as `adopt` does, and `already-served`.
         """
         mark, folder = self.adopt(artifact)
         with self.locked():
@@ -90,11 +89,10 @@ class Registry:
             now = self._entered(store)
             target = next((p for p in store.promotions(self.task) if now and p.token == now.below), None)
             if now is None or target is None:
-                promote = command("rung promote", "ARTIFACT", "--reason", "...", registry=self.root)
-                raise ConfigError(
-                    "nothing-to-undo", f"nothing was served before for {self.task}",
-                    hint=f"serve another one: {promote}",
-                )  # fmt: skip
+                hint = (
+                    f"serve another one: {command('rung promote', 'ARTIFACT', '--reason', '...', registry=self.root)}"
+                )
+                raise ConfigError("nothing-to-undo", f"nothing was served before for {self.task}", hint=hint)
             Artifact.load(self.path(target))
             return self._switch(
                 store, kind="rollback", artifact=target.artifact, folder=target.folder, below=target.below,
@@ -110,10 +108,8 @@ class Registry:
         """
         loaded = Artifact.load(artifact)
         if loaded.signature.task != self.task:
-            raise ConfigError(
-                "promotion-refused", f"{artifact} is of the task {loaded.signature.task!r}, not of {self.task!r}",
-                hint="promote it for its own task",
-            )  # fmt: skip
+            problem = f"{artifact} is of the task {loaded.signature.task!r}, not of {self.task!r}"
+            raise ConfigError("promotion-refused", problem, hint="promote it for its own task")
         mark = fingerprint(artifact)
         copy = self.path_of(mark)
 
@@ -134,11 +130,7 @@ class Registry:
         return FileLock(lock_file(self.folder.absolute()))
 
     def _read(self, name: str, kind: type[RegistryRecord], hint: str) -> RegistryRecord | None:
-        """Read a record; None where there is no file.
-
-        Raises:
-            ArtifactError: `artifact-damaged`.
-        """
+        """Read a record; None without a file, and an ArtifactError if it is damaged."""
         file = self.folder / name
         try:
             values = json.loads(file.read_text("utf-8"))

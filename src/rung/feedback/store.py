@@ -9,17 +9,15 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rung.errors import DataError
-from rung.feedback.database import PATIENCE, StoreDatabase, corrections, feedback, interactions, promotions, sa
+from rung.feedback.database import StoreDatabase, corrections, feedback, interactions, promotions, sa
 from rung.feedback.records import (
     EVERYTHING,
     FINISHED,
     REASONS,
     SPACE,
-    STORE,
     CaseFilter,
     Correction,
     Feedback,
@@ -40,33 +38,8 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # PostgreSQL stores no NUL, and
 _CHUNK = 500  # ids in one statement; databases limit the number of parameters
 
 
-class FeedbackStore:
+class FeedbackStore(StoreDatabase):
     """One store, for any number of threads and processes. Every call is one transaction."""
-
-    def __init__(self, location: str | Path = STORE, *, patience: float = PATIENCE) -> None:
-        """Open the SQLite file or the URL (postgresql://user:password@host/name); create or migrate it where needed.
-
-        A lost connection or a held lock is retried for `patience` seconds.
-
-        Raises:
-            MachineError: it cannot be opened; see `rung.feedback.database`.
-        """
-        self.database = StoreDatabase(location, patience=patience)
-
-    @property
-    def name(self) -> str:
-        """The location, without a password."""
-        return self.database.name
-
-    def close(self) -> None:
-        """Close every connection."""
-        self.database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_raised: object) -> None:
-        self.close()
 
     # ---- interactions and cases
 
@@ -79,7 +52,7 @@ class FeedbackStore:
                 for row in rows
             ]
             # One prepared statement for many rows: several rows in one statement would be compiled each time.
-            self.database.run("capture", lambda c: c.execute(self._insert_new(interactions, "id"), values))
+            self.run("capture", lambda c: c.execute(self._insert_new(interactions, "id"), values))
 
     def cases(self, which: CaseFilter = EVERYTHING, *, limit: int | None = None, offset: int = 0) -> list[ReviewCase]:
         """Find cases, the most suspicious first; among equally suspicious ones the newest first."""
@@ -100,32 +73,23 @@ class FeedbackStore:
                 for row in rows
             ]  # fmt: skip
 
-        return self.database.run("read", work)
+        return self.run("read", work)
 
     def count(self, which: CaseFilter = EVERYTHING) -> int:
         """How many cases a filter selects."""
         cases = _select(which, _reasons(which.low_confidence)).subquery()
-        return self.database.run(
-            "read", lambda c: c.execute(sa.select(sa.func.count()).select_from(cases)).scalar_one()
-        )
+        statement = sa.select(sa.func.count()).select_from(cases)
+        return self.run("read", lambda connection: connection.execute(statement).scalar_one())
 
     def case(self, id: str) -> ReviewCase:  # noqa: A002
-        """The case of one interaction.
-
-        Raises:
-            DataError: `no-such-interaction`.
-        """
+        """The case of one interaction; an unknown id is a DataError, `no-such-interaction`, as in the calls below."""
         cases = self.cases(CaseFilter(id=id))
         if not cases:
             raise _unknown(id)
         return cases[0]
 
     def details(self, id: str) -> dict[str, Any]:  # noqa: A002
-        """A case with its feedback, its history and the answers of other artifacts, as JSON values.
-
-        Raises:
-            DataError: `no-such-interaction`.
-        """
+        """A case with its feedback, its history and the answers of other artifacts, as JSON values."""
         return self.case(id).as_dict() | {
             "feedback": [{**asdict(entry), "at": entry.at and entry.at.isoformat()} for entry in self.feedback(id)],
             "history": [{**asdict(entry), "at": entry.at.isoformat()} for entry in self.history(id)],
@@ -160,7 +124,7 @@ class FeedbackStore:
                         opinions[row.interaction].append(_record(Feedback, row))
             return [_judged(id, entries[id], opinions[id]) for id in {*entries, *opinions}]  # noqa: A001
 
-        judged = (answer for answer in self.database.run("read", work) if answer is not None)
+        judged = (answer for answer in self.run("read", work) if answer is not None)
         return sorted(judged, key=lambda answer: (answer.at, answer.interaction))
 
     def _interactions(self, condition: Condition) -> list[Interaction]:
@@ -168,16 +132,12 @@ class FeedbackStore:
         return self._records(Interaction, chosen.order_by(interactions.c.at, interactions.c.id))
 
     def _records(self, kind: type[StoredRecord], statement: sa.Select[Any]) -> list[StoredRecord]:
-        return [_record(kind, row) for row in self.database.run("read", lambda c: c.execute(statement).all())]
+        return [_record(kind, row) for row in self.run("read", lambda c: c.execute(statement).all())]
 
     # ---- feedback and corrections
 
     def add_feedback(self, given: Feedback) -> int:
-        """Store feedback durably; return its number.
-
-        Raises:
-            DataError: `no-such-interaction`.
-        """
+        """Store feedback durably; return its number."""
         values = {**asdict(given), "at": given.at or datetime.now(UTC)}
         del values["number"]
         return self._add(feedback, given.interaction, values)
@@ -190,15 +150,14 @@ class FeedbackStore:
         """Which sources gave feedback on each interaction."""
         statement = sa.select(feedback.c.interaction, feedback.c.source).distinct()
         sources: dict[str, set[str]] = defaultdict(set)
-        for id, source in self.database.run("read", lambda c: c.execute(statement).all()):  # noqa: A001
+        for id, source in self.run("read", lambda c: c.execute(statement).all()):  # noqa: A001
             sources[id].add(source)
         return sources
 
     def correct(self, id: str, expected: str, reviewer: str, comment: str = "") -> int:  # noqa: A002
         """Store the expected response durably, and return the entry's number; the actual response confirms the answer.
 
-        Raises:
-            DataError: `no-such-interaction`, `missing-field`.
+        An empty response, or an empty name of the reviewer, is a DataError, `missing-field`.
         """
         if not expected.strip():
             raise DataError("missing-field", f"the expected response to {id} is empty", hint="write what was expected")
@@ -240,14 +199,14 @@ class FeedbackStore:
             row = values | more(connection)
             return int(connection.execute(sa.insert(table).values(row).returning(table.c.number)).scalar_one())
 
-        return self.database.run("durable", work)
+        return self.run("durable", work)
 
     # ---- promotions
 
     def add_promotion(self, promotion: Promotion) -> None:
         """Store a promotion durably; a known one is left as it is."""
         values = {**asdict(promotion), "evidence": json.dumps(promotion.evidence)}
-        self.database.run("durable", lambda c: c.execute(self._insert_new(promotions, "token"), [values]))
+        self.run("durable", lambda c: c.execute(self._insert_new(promotions, "token"), [values]))
 
     def promotions(self, task: str | None = None) -> list[Promotion]:
         """The promotions and rollbacks of a task, or of all tasks, oldest first."""
@@ -263,7 +222,7 @@ class FeedbackStore:
         """An insert that leaves rows with a known key as they are; each dialect has its own."""
         from sqlalchemy.dialects import postgresql, sqlite
 
-        dialect = sqlite if self.database.dialect == "sqlite" else postgresql
+        dialect = sqlite if self.dialect == "sqlite" else postgresql
         return dialect.insert(table).on_conflict_do_nothing(index_elements=[key])
 
 
@@ -402,7 +361,5 @@ def _entry(id: str, reviewer: str, comment: str, expected: str | None) -> dict[s
 
 
 def _unknown(id: str) -> DataError:  # noqa: A002
-    return DataError(
-        "no-such-interaction", f"no interaction has the id {id!r}",
-        hint="ids are those of the responses; `rung failures list` shows what was captured",
-    )  # fmt: skip
+    hint = "ids are those of the responses; `rung failures list` shows what was captured"
+    return DataError("no-such-interaction", f"no interaction has the id {id!r}", hint=hint)

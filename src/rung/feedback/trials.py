@@ -164,27 +164,24 @@ def start(
         now = registry.current()
         if now is None:
             promote = command("rung promote", artifact, "--reason", "first release", registry=registry.root)
-            raise ConfigError(
-                "nothing-served", f"nothing is served for {registry.task}, so a trial has no opponent",
-                hint=f"promote an artifact first: {promote}",
-            )  # fmt: skip
+            problem = f"nothing is served for {registry.task}, so a trial has no opponent"
+            raise ConfigError("nothing-served", problem, hint=f"promote an artifact first: {promote}")
         before = registry.trial()
         if before is not None and before.runs(now):
-            raise ConfigError(
-                "trial-running", f"a trial of {before.artifact[:16]} runs for {registry.task}",
-                hint=f"look at it: {command('rung trial show', registry.task, registry=registry.root)}; "
-                f"or end it: {command('rung trial stop', registry.task, registry=registry.root)}",
-            )  # fmt: skip
+            show, end = (
+                command(f"rung trial {verb}", registry.task, registry=registry.root) for verb in ("show", "stop")
+            )
+            hint = f"look at it: {show}; or end it: {end}"
+            raise ConfigError("trial-running", f"a trial of {before.artifact[:16]} runs for {registry.task}", hint=hint)
         if mark == now.artifact:
             raise ConfigError("already-served", f"{mark[:16]} is served already", hint="try another artifact")
         served, challenger = Artifact.load(registry.path(now)).signature, Artifact.load(artifact).signature
         for what, field in (("reads", "inputs"), ("answers with a", "kind")):
             ours, theirs = getattr(served, field), getattr(challenger, field)
             if ours != theirs:
-                raise ConfigError(
-                    "trial-mismatch", f"the served artifact {what} {ours}, and the challenger {what} {theirs}",
-                    hint="a trial compares two artifacts of one task: same inputs, same kind of output",
-                )  # fmt: skip
+                problem = f"the served artifact {what} {ours}, and the challenger {what} {theirs}"
+                hint = "a trial compares two artifacts of one task: same inputs, same kind of output"
+                raise ConfigError("trial-mismatch", problem, hint=hint)
         token, at, share = uuid.uuid4().hex, datetime.now(UTC), share if mode == "ab" else 1.0
         trial = ABTest(token, at, registry.task, mode, share, max_pairs, mark, folder, now.artifact)
         registry.keep_trial(trial)
@@ -192,11 +189,7 @@ def start(
 
 
 def stop(registry: Registry) -> ABTest:
-    """End the running trial; the answers it collected stay in the store.
-
-    Raises:
-        ConfigError: `no-trial`.
-    """
+    """End the running trial; the answers it collected stay in the store. No trial is a ConfigError, `no-trial`."""
     with registry.locked():
         trial = registry.trial()
         if trial is None or trial.ended is not None:
@@ -207,8 +200,8 @@ def stop(registry: Registry) -> ABTest:
 
 
 def _no_trial(registry: Registry, problem: str) -> ConfigError:
-    begin = command("rung trial start", registry.task, "ARTIFACT", registry=registry.root)
-    return ConfigError("no-trial", f"{problem} for {registry.task}", hint=f"start one: {begin}")
+    hint = f"start one: {command('rung trial start', registry.task, 'ARTIFACT', registry=registry.root)}"
+    return ConfigError("no-trial", f"{problem} for {registry.task}", hint=hint)
 
 
 # ---- judging and reporting
@@ -339,19 +332,13 @@ class TrialReport:
 
 
 def trial_report(store: FeedbackStore, registry: Registry) -> TrialReport:
-    """The report of the last trial.
-
-    Raises:
-        ConfigError: `no-trial`.
-        DataError: an expected response is not valid for the task.
-    """
+    """The report of the last trial; without one, a ConfigError, `no-trial`. For other errors see `standing`."""
     trial, now = registry.trial(), registry.current()
     if trial is None:
         raise _no_trial(registry, "no trial was started")
     challenger, metric = _name_and_metric(registry.path(trial).absolute())
     served, _ = _name_and_metric(registry.path_of(trial.against).absolute())
-    current = now is not None and now.artifact == trial.against
-    figures = standing(store, trial, metric)
+    current, figures = now is not None and now.artifact == trial.against, standing(store, trial, metric)
     return TrialReport(trial, trial.runs(now), current, served, challenger, figures, registry, store.name)
 
 
