@@ -141,14 +141,11 @@ def stats(store: options.StorePlace = STORE, task: OfTask = None, json: options.
             return opened.count(_filter(task=task, **values))
 
         values: dict[str, Any] = {
-            "captured": count(),
-            "suspicious": count(suspicious=True),
-            "queue": count(suspicious=True, reviewed=False),
+            "captured": count(), "suspicious": count(suspicious=True), "queue": count(suspicious=True, reviewed=False),
             "reviewed": count(reviewed=True),
             "wrong": {side: count(failure=True, split=side) for side in ("train", "test")},
-            "reasons": {name: count(reason=name) for name in REASONS},
-            "fixed": len(opened.fixed(task)),
-        }
+            "reasons": {name: count(reason=name) for name in REASONS}, "fixed": len(opened.fixed(task)),
+        }  # fmt: skip
     render.result(json, values, lambda: render.statistics(values))
 
 

@@ -135,8 +135,11 @@ class TerminalProgress:
         self._note = note or self._note
         now = time.monotonic()
         if now - self._shown >= (self.INTERVAL_LIVE if self._live else self.INTERVAL_LOG):
-            self._shown = now
-            self._show(end="" if self._live else "\n")
+            self._shown, spent = now, now - self._start
+            parts = [f"{self._label}: {self._done}/{self._total}" if self._total else f"{self._label}: {self._done}"]
+            if self._done and self._total > self._done:
+                parts.append(f"{_duration(spent / self._done * (self._total - self._done))} left")
+            self._write(", ".join([*parts, self._note] if self._note else parts), end="" if self._live else "\n")
 
     def finish(self, note: str = "") -> None:
         """End the step; on a terminal its line stays, with the time it took."""
@@ -149,13 +152,6 @@ class TerminalProgress:
             self._write(f"{text}, {note}" if note else text, end="\n")
         elif self._live:
             self._write("", end="")
-
-    def _show(self, end: str) -> None:
-        spent = time.monotonic() - self._start
-        parts = [f"{self._label}: {self._done}/{self._total}" if self._total else f"{self._label}: {self._done}"]
-        if self._done and self._total > self._done:
-            parts.append(f"{_duration(spent / self._done * (self._total - self._done))} left")
-        self._write(", ".join([*parts, self._note] if self._note else parts), end)
 
     def _write(self, text: str, end: str) -> None:
         sys.stderr.write(("\r\x1b[2K" if self._live else "") + text + end)

@@ -105,10 +105,8 @@ def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
     table(
         ("rung", ">rows", ">tokens to fit", ">tokens a row", ">seconds", ">memory"),
         [
-            (
-                row["name"], f"{row['rows']:,}", f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}",
-                f"{row['seconds']:,.0f}", f"{row['memory_bytes'] / 2**30:.1f} GiB",
-            )
+            (row["name"], f"{row['rows']:,}", f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}",
+             f"{row['seconds']:,.0f}", f"{row['memory_bytes'] / 2**30:.1f} GiB")
             for row in rows if row["applies"]
         ],
     )  # fmt: skip
@@ -325,11 +323,8 @@ def clusters(result: Mapping[str, Any]) -> None:
     silhouette = "" if result["silhouette"] is None else f", silhouette {result['silhouette']:.3f}"
     say(f"{result['rows']} rows, {len(result['clusters'])} clusters{silhouette}")
     if "labels" in result:
-        rand, information = result["adjusted_rand"], result["normalized_mutual_information"]
-        say(
-            f"against {result['labels']} labels: adjusted Rand {rand:.3f}, "
-            f"normalized mutual information {information:.3f}"
-        )
+        rand, mutual = f"{result['adjusted_rand']:.3f}", f"{result['normalized_mutual_information']:.3f}"
+        say(f"against {result['labels']} labels: adjusted Rand {rand}, normalized mutual information {mutual}")
 
 
 def index(opened: Index) -> None:
@@ -377,12 +372,11 @@ def sources(given: Answer) -> None:
 
 def dropped(prompt: Answer | Rendered) -> None:
     """Print on stderr what a prompt leaves out, if anything."""
-    counts = (
-        (prompt.dropped_demonstrations, "demonstrations were left out"),
-        (prompt.dropped_passages, "passages were left out"),
-        (prompt.shortened_passages, "passages were cut"),
-    )
-    if parts := [f"{count} {what}" for count, what in counts if count]:
+    counts = {
+        "demonstrations were left out": prompt.dropped_demonstrations,
+        "passages were left out": prompt.dropped_passages, "passages were cut": prompt.shortened_passages,
+    }  # fmt: skip
+    if parts := [f"{count} {what}" for what, count in counts.items() if count]:
         note(f"the prompt was longer than the model reads: {', '.join(parts)}")
 
 
@@ -544,7 +538,9 @@ def open_models(matches: ModelMatches, wanted: ModelQuery, machine: Machine) -> 
         names = ["model", *(model.id for model in matches.suitable)]
         heads = ["size", "context", "fits in", "bf16", "int4", "tokens/s", *benchmarks]
         figures = _aligned([heads, *(_figures(model, benchmarks, limit, machine) for model in matches.suitable)])
-        licences = ["licence", *(_licence(model) for model in matches.suitable)]
+        licences = ["licence", *(
+            f"{model.licence or 'unknown'}{', gated' if model.access == 'gated' else ''}" for model in matches.suitable
+        )]  # fmt: skip
         longest = max(map(len, names))
         fits = longest + 2 + len(figures[0]) + 2 + max(map(len, licences)) <= Console().width
         for name, line, licence in zip(names, figures, licences, strict=True):
@@ -552,9 +548,8 @@ def open_models(matches: ModelMatches, wanted: ModelQuery, machine: Machine) -> 
     else:
         faint("no model of the catalogue is known to suit")
     for fact in dict.fromkeys(fact for _, fact in matches.unknown):
-        faint(
-            f"{fact} not known, so left out: {', '.join(model.id for model, lacks in matches.unknown if lacks == fact)}"
-        )
+        models = ", ".join(model.id for model, lacks in matches.unknown if lacks == fact)
+        faint(f"{fact} not known, so left out: {models}")
     faint(
         f"fits in: the finest precision whose weights and 1 GiB of room fit into {limit / 1e9:.0f} GB "
         "(long prompts take more); tokens/s: prompt tokens in fp32, estimated from this machine's measured rate"
@@ -578,10 +573,6 @@ def _figures(model: OpenModel, benchmarks: Sequence[str], limit: int, machine: M
         "unknown" if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}",
         *(f"{score.value:.1f}" if score else "-" for score in scores),
     ]
-
-
-def _licence(model: OpenModel) -> str:
-    return f"{model.licence or 'unknown'}{', gated' if model.access == 'gated' else ''}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -127,11 +127,9 @@ def _load(
     for reference in encoders:
         served.add_encoder(reference, progress=progress)
     for text in artifacts:
-        name, equals, folder = text.partition("=")
-        if equals and not Path(text).is_dir():
-            served.load(Path(folder), name, progress=progress)
-        else:
-            served.load(Path(text), progress=progress)
+        named = "=" in text and not Path(text).is_dir()
+        name, folder = text.split("=", 1) if named else (None, text)
+        served.load(Path(folder), name, progress=progress)
 
 
 @keys.command("create")

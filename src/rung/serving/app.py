@@ -26,9 +26,9 @@ from rung.serving.context import ServerContext
 from rung.serving.limits import Refused, RequestLimits, refusal
 from rung.serving.middleware import ServerMiddleware
 from rung.serving.served import Served, ServedArtifact
-from rung.serving.shadows import Recorder
 
 if TYPE_CHECKING:
+    from rung.feedback.capture import Capture
     from rung.serving.web.site import PageSources
 
 CONNECTIONS = 2048  # open at once; those beyond are answered 503 before anything is read
@@ -97,7 +97,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def app_with(
     served: Served, *, access: Access | None = None, limits: RequestLimits | None = None,
-    recorder: Recorder | None = None, load_from: Path | None = None, routers: Sequence[APIRouter] = (),
+    recorder: Capture | None = None, load_from: Path | None = None, routers: Sequence[APIRouter] = (),
     pages: PageSources | None = None,
 ) -> FastAPI:  # fmt: skip
     """Make the application; by default anyone on this machine may ask.

@@ -97,13 +97,12 @@ class Reply(ABC):
         self._id, self._created = new_id(self.prefix), int(time.time())
         self._prompt_tokens = self._completion_tokens = 0
         self._rung: dict[str, Any] = {}
-        # All prompts begin at once: the engine runs them side by side.
-        self._begun = [(request, self._begin(request)) for request in requests]
-
-    def _begin(self, request: PlannedRequest) -> CompletionStream | None:
-        if isinstance(request, RowRequest):
-            return None
-        return CompletionStream(request.base.scheduler, request.requests, self._context)
+        self._begun: list[tuple[PlannedRequest, CompletionStream | None]] = []
+        for request in requests:  # all prompts begin at once: the engine runs them side by side
+            stream = None
+            if isinstance(request, TextRequest) and body.max_tokens != 0:
+                stream = CompletionStream(request.base.scheduler, request.requests, context)
+            self._begun.append((request, stream))
 
     async def send(self) -> Response:
         """Answer, whole or streamed."""
@@ -293,9 +292,6 @@ class TextReply(Reply):
 
     object, chunk_object, prefix, rung_in_choice = "text_completion", "text_completion", "cmpl", True
     _body: CompletionRequest
-
-    def _begin(self, request: PlannedRequest) -> CompletionStream | None:
-        return None if self._body.max_tokens == 0 else super()._begin(request)
 
     async def _formatted(self, request: PlannedRequest, completion: Completion) -> dict[str, Any]:
         body, choice = self._body, {"text": completion.text}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends
 from starlette.requests import Request
@@ -25,7 +25,10 @@ from rung.serving.limits import Gate, Refused, RequestLimits
 from rung.serving.metrics import SHADOW, Metrics
 from rung.serving.scheduler import Completion
 from rung.serving.served import Servable, Served, ServedArtifact, ServedModel, finish_reasons, scheduled
-from rung.serving.shadows import Recorder, Shadow, Shadows
+from rung.serving.shadows import Shadow, Shadows
+
+if TYPE_CHECKING:
+    from rung.feedback.capture import Capture
 
 _Result = TypeVar("_Result")
 RENDERERS = 4  # threads that render and tokenize
@@ -36,7 +39,7 @@ class ServerContext:
     """The state of one server; artifacts may be loaded over HTTP from folders below `load_from`."""
 
     def __init__(
-        self, served: Served, access: Access, limits: RequestLimits, recorder: Recorder | None, load_from: Path | None
+        self, served: Served, access: Access, limits: RequestLimits, recorder: Capture | None, load_from: Path | None
     ) -> None:
         self.served, self.access, self.limits = served, access, limits
         self.recorder, self.load_from = recorder, load_from

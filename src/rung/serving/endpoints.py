@@ -12,14 +12,13 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from rung.artifact.decoder import Answer
-from rung.engines.base import Floats
 from rung.errors import DataError, RungError
 from rung.serving.artifacts import answer_fields, answering, checked_row
 from rung.serving.completions import FAILURES, usage_of
 from rung.serving.context import Context, RequestContext
 from rung.serving.limits import Refused
 from rung.serving.schemas import EmbeddingRequest, LoadRequest, PredictRequest
-from rung.serving.served import Servable, ServedArtifact, ServedEncoder, ServedModel
+from rung.serving.served import Servable, ServedArtifact, ServedEncoder
 from rung.serving.shadows import new_id
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=FAILURES)
@@ -164,28 +163,17 @@ async def embed(body: EmbeddingRequest, context: Context) -> Response:
     if len(texts) > most:
         raise Refused(400, "too-many-texts", f"{most} texts are allowed at once", param="input")
     context.admit(len(texts))
-    if isinstance(target, ServedEncoder):
-        vectors, tokens = await context.server.answer(target.embed, texts)
-    elif isinstance(target, ServedModel):
-        vectors, tokens = await context.server.answer(_embed, target, texts)
-    else:
+    if isinstance(target, ServedArtifact):
         raise Refused(400, "no-embeddings", f"{body.model} is an artifact: ask its base model", param="model")
+    vectors, tokens = await context.server.answer(target.embed, texts)
     context.server.metrics.used(body.model, tokens, 0)
-    data = [
-        {"object": "embedding", "index": i, "embedding": _encoded(vector, body.encoding_format)}
-        for i, vector in enumerate(vectors)
-    ]
+    if body.encoding_format == "float":
+        encoded = vectors.tolist()
+    else:
+        encoded = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(encoded)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse({"object": "list", "model": body.model, "data": data, "usage": usage})
-
-
-def _embed(base: ServedModel, texts: list[str]) -> tuple[Floats, int]:
-    tokens = sum(len(base.engine.encode(text)) for text in texts)
-    return base.scheduler.embed(texts).result(), tokens
-
-
-def _encoded(vector: Any, form: str) -> Any:
-    return vector.tolist() if form == "float" else base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
 # ---- for those who run the server

@@ -66,17 +66,16 @@ class PooledSession:
 
     def step(self) -> list[Delta]:
         """Collect the answers that arrived."""
-        done, _ = wait(self._futures, PAUSE, FIRST_COMPLETED)
-        return [self._delta(self._futures.pop(future), future) for future in done]
-
-    @staticmethod
-    def _delta(key: int, future: Future[list[Generation]]) -> Delta:
-        error = future.exception()
-        if isinstance(error, RungError):
-            return Delta(key, error=error)
-        whole = future.result()[0]
-        counts = whole.prompt_tokens, whole.completion_tokens
-        return Delta(key, whole.text, (), whole.logprobs, *counts, whole.finish_reason)
+        deltas = []
+        for future in wait(self._futures, PAUSE, FIRST_COMPLETED).done:
+            key, error = self._futures.pop(future), future.exception()
+            if isinstance(error, RungError):
+                deltas.append(Delta(key, error=error))
+                continue
+            whole = future.result()[0]
+            counts = whole.prompt_tokens, whole.completion_tokens
+            deltas.append(Delta(key, whole.text, (), whole.logprobs, *counts, whole.finish_reason))
+        return deltas
 
 
 @dataclass(slots=True)

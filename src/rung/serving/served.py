@@ -40,6 +40,10 @@ class ServedModel:
         """The engine that runs the model."""
         return self.scheduler.engine
 
+    def embed(self, texts: Sequence[str]) -> tuple[Floats, int]:
+        """Embed texts as mean hidden states of unit length, shape [texts, dimension], and count their tokens."""
+        return self.scheduler.embed(texts).result(), sum(len(self.engine.encode(text)) for text in texts)
+
 
 @dataclass(frozen=True, eq=False)
 class ServedEncoder:

@@ -17,14 +17,17 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rung.artifact.decoder import Answer
 from rung.errors import RungError
-from rung.feedback.records import Interaction, interaction_of
+from rung.feedback.records import interaction_of
 from rung.serving.artifacts import answers_of
 from rung.serving.scheduler import LeftError, ScheduledEngine
 from rung.serving.served import ServedArtifact, finish_reasons, scheduled
+
+if TYPE_CHECKING:
+    from rung.feedback.capture import Capture
 
 MAX_WAITING = 256  # rows
 PAUSE = 0.01  # seconds between checks whether clients wait
@@ -36,16 +39,6 @@ LOG = logging.getLogger("rung.serving")
 def new_id(kind: str) -> str:
     """Make an id such as `chatcmpl-...`; clients report failures by it, and nobody can guess another's."""
     return f"{kind}-{secrets.token_hex(16)}"
-
-
-class Recorder(Protocol):
-    """Keeps what was answered. The event loop calls `offer`, so it must return at once."""
-
-    def offer(self, interaction: Interaction) -> None:
-        """Take one interaction; a recorder that is full counts it as dropped."""
-
-    def takes(self, identity: str) -> bool:
-        """Tell whether the sample includes the interaction with this id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +71,7 @@ class Shadows:
     """The queue of at most `most` rows and its one worker; `busy` tells whether clients wait for answers."""
 
     def __init__(
-        self, recorder: Recorder, busy: Callable[[], bool], *, most: int = MAX_WAITING,
+        self, recorder: Capture, busy: Callable[[], bool], *, most: int = MAX_WAITING,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._recorder, self._busy, self._most, self._clock = recorder, busy, most, clock

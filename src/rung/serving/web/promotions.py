@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ from fastapi.responses import Response
 
 from rung.artifact.files import MANIFEST, fingerprint
 from rung.errors import ConfigError, RungError
-from rung.evaluation.statistics import Interval
 from rung.feedback.improve import promote, read_improvement
 from rung.feedback.records import Promotion, command
 from rung.feedback.registry import Registry, promoted_tasks
@@ -24,7 +23,7 @@ from rung.serving.context import context_of, reviewers_only
 from rung.serving.limits import Refused, refusal
 from rung.serving.served import ServedArtifact
 from rung.serving.web.review import reviewer_of
-from rung.serving.web.runs import PAD, WIDTH, RunFolder, report_of, run_folder, run_folders
+from rung.serving.web.runs import WIDTH, RunFolder, position, report_of, run_folder, run_folders
 from rung.serving.web.site import FormValues, page, see_other, sources_of
 
 router = APIRouter(prefix="/promotions", include_in_schema=False, dependencies=[Depends(reviewers_only)])
@@ -169,23 +168,13 @@ def _recommended(run: RunFolder) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnInterval:
-    """The interval, the mean and 0 as positions between 0 and `WIDTH`, 0 in the middle."""
-
-    low: float
-    mean: float
-    high: float
-    zero: float = WIDTH / 2
-
-
-@dataclass(frozen=True, slots=True)
 class TaskTrial:
     """A task on the page of trials."""
 
     task: str
     start: str  # the command that starts a trial
     report: TrialReport | None = None  # of its trial; None before the first, or where there is a `problem`
-    drawn: DrawnInterval | None = None  # the difference
+    drawn: Mapping[str, float] | None = None  # the difference: positions of low, mean, high and zero
     here: bool = False  # whether this server answers with both artifacts
     problem: str = ""  # why the trial cannot be shown
 
@@ -281,13 +270,8 @@ def _task_trial(request: Request, store: FeedbackStore, registry: Registry) -> T
     served = context_of(request).server.served.find(task)
     running = served.trial if isinstance(served, ServedArtifact) else None
     here = running is not None and running.record.token == report.trial.token
-    return TaskTrial(task, start, report, _drawn(report.standing.decision.delta, report.standing.interval), here)
-
-
-def _drawn(delta: float, interval: Interval) -> DrawnInterval:
-    reach = max(abs(interval.low), abs(interval.high), abs(delta)) or 1.0
-
-    def position(value: float) -> float:
-        return round(WIDTH / 2 + (WIDTH / 2 - PAD) * value / reach, 1)
-
-    return DrawnInterval(position(interval.low), position(delta), position(interval.high))
+    delta, interval = report.standing.decision.delta, report.standing.interval
+    values = {"low": interval.low, "mean": delta, "high": interval.high, "zero": 0.0}
+    reach = max(map(abs, values.values())) or 1.0
+    drawn = {name: position(value, -reach, reach) for name, value in values.items()}
+    return TaskTrial(task, start, report, drawn, here)

@@ -141,18 +141,19 @@ class Ladder:
 
 def ladder_of(result: ClimbResult) -> Ladder:
     """Lay out the measured rungs of a climb on one axis."""
-    rungs = measured(result)
+    rungs, steps = measured(result), []
     low = min((rung.low or 0.0 for rung in rungs), default=0.0)
     high = max((rung.high or 0.0 for rung in rungs), default=1.0)
-
-    def position(value: float) -> float:
-        return round(PAD + (WIDTH - 2 * PAD) * (value - low) / ((high - low) or 1.0), 1)
-
-    def step(rung: RungResult) -> LadderStep:
+    for rung in rungs:
         score, comparison = rung.score or 0.0, against(result, rung.name)
         ends = (score if rung.low is None else rung.low, score, score if rung.high is None else rung.high)
         difference = delta_text(comparison) if comparison else rung.reason
-        return LadderStep(rung, score_text(rung), difference, per_row(rung), *map(position, ends))
-
+        places = [position(value, low, high) for value in ends]
+        steps.append(LadderStep(rung, score_text(rung), difference, per_row(rung), *places))
     zero = next((rung.score for rung in rungs if rung.name == result.rungs[0].name), None)
-    return Ladder(tuple(step(rung) for rung in rungs), low, high, None if zero is None else position(zero))
+    return Ladder(tuple(steps), low, high, None if zero is None else position(zero, low, high))
+
+
+def position(value: float, low: float, high: float) -> float:
+    """Place a value on an axis from `low` to `high`, between 0 and `WIDTH`."""
+    return round(PAD + (WIDTH - 2 * PAD) * (value - low) / ((high - low) or 1.0), 1)
