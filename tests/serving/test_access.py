@@ -7,13 +7,13 @@ import pytest
 from paced_engine import FakeEngine
 from running_server import HELLO, running
 
+from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError
 from rung.serving.access import (
     Access,
     KeyRing,
     access_rules,
     create_key,
-    is_loopback,
     read_keys,
     revoke_key,
 )

@@ -29,7 +29,7 @@ from rung.serving import shadows as shadows_module
 from rung.serving.artifacts import answering, chat_request
 from rung.serving.scheduler import Scheduler
 from rung.serving.schemas import ChatRequest
-from rung.serving.served import OnTrial, Served, ServedArtifact, ServedModel
+from rung.serving.served import Served, ServedArtifact, ServedModel
 from rung.serving.shadows import Shadow, Shadows
 
 RIGHT, WRONG = "card_arrival", "age_limit"
@@ -197,15 +197,15 @@ def test_requests_for_another_answer_than_the_artifacts_own_take_no_part(make_ch
         ServedArtifact("notes", text_artifact("none", max_tokens=n), Path(), mark, "m", base, 0)
         for mark, n in (("a", 4), ("b", 6))
     )
-    theirs = replace(theirs, trial=OnTrial(record))
-    target = replace(ours, trial=OnTrial(record, theirs))
+    theirs = replace(theirs, trial=record)
+    target = replace(ours, trial=record, challenger=theirs)
     planned = []
     for options in ({}, {"max_tokens": 6}, {"max_tokens": 5}, {"temperature": 0.5}, {"n": 2}, {"stop": "x"}):
         plan = chat_request(target, ChatRequest(model="notes", messages=HELLO, **options))
         planned.append((plan.served.fingerprint, plan.requests[0].sampling.max_tokens, plan.served.trial is None))
     assert planned == [("b", 6, False), ("b", 6, False), *[("a", 4, True)] * 4]
     assert answering(ours, {"text": "x"}) is ours
-    shadow = replace(ours, trial=OnTrial(replace(record, mode="shadow"), theirs))
+    shadow = replace(ours, trial=replace(record, mode="shadow"), challenger=theirs)
     assert answering(shadow, {"text": "x"}) is shadow
     scheduler.close()
 
@@ -231,7 +231,7 @@ def challenger(folders, make_challenge):
     served = Served()
     served.load(folders[0], "intents")
     served.challenge("intents", folders[1], make_challenge(*map(fingerprint, folders)))
-    yield served.find("intents").trial.challenger
+    yield served.find("intents").challenger
     served.close()
 
 

@@ -144,14 +144,11 @@ def rungs(
         name="none", instruction="none", inputs=["text"], system="none",
         output=Output(kind="category", column="label"), data=DataSource(train="none.csv"),
     )  # fmt: skip
-    entries = [
-        {
-            "name": rung.name, "family": rung.family, "default": rung.name in default_names(),
-            "does": (type(rung).__doc__ or "").strip().splitlines()[0],
-            "settings": {key: getattr(rung, key) for key in settable(rung)},
-        }
-        for rung in build((name,) if name else names(), plain, 0)
-    ]  # fmt: skip
+    entries = []
+    for rung in build((name,) if name else names(), plain, 0):
+        does = (type(rung).__doc__ or "").strip().splitlines()[0]
+        facts = {"name": rung.name, "family": rung.family, "default": rung.name in default_names(), "does": does}
+        entries.append({**facts, "settings": {key: getattr(rung, key) for key in settable(rung)}})
     render.result(json, entries, lambda: render.rungs(entries, settings=name is not None))
 
 

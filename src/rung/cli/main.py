@@ -14,13 +14,10 @@ from rung.cli import artifacts, climb, export, extras, feedback, index, models, 
 from rung.errors import RungError
 
 app = typer.Typer(
-    name="rung",
-    no_args_is_help=False,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    name="rung", add_completion=False, pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: importing rich and its Markdown takes longer than the rest together
     context_settings={"help_option_names": ["-h", "--help"]},
-)
+)  # fmt: skip
 for command in (  # in the order of `rung --help`
     tasks.init, tasks.check, tasks.schema, tasks.explain, climb.advise, climb.climb, climb.report, climb.evaluate,
     climb.rungs, climb.tune, artifacts.run, artifacts.chat, artifacts.predict, artifacts.show, artifacts.confidence,
@@ -62,11 +59,10 @@ def next_step(folder: Path) -> str:
         return f"Next: see what the climb would do, then climb:\n  rung climb {name} --plan\n  rung climb {name}"
     if data_here:
         return f"Next: make a task file from your data:\n  rung init {data_here[0].name}"
-    return (
-        "Rung measures what prompting, examples, features and tuning are worth for your task.\n"
-        "Next: make a task file from a table with inputs and expected outputs:\n  rung init data.csv\n"
-        "All commands: rung --help"
-    )
+    return """Rung measures what prompting, examples, features and tuning are worth for your task.
+Next: make a task file from a table with inputs and expected outputs:
+  rung init data.csv
+All commands: rung --help"""
 
 
 def main() -> None:

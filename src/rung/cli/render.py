@@ -191,18 +191,14 @@ def rungs(entries: Sequence[Mapping[str, Any]], *, settings: bool) -> None:
 
 def tuning(search: TuneResult) -> None:
     """Print the trials of a search, best first, and what to write into the task file."""
-    table(
-        ("trial", f">{search.metric}", ">rows", ">seconds", "settings", ""),
-        [
-            (
-                trial.number, "" if trial.score is None else f"{trial.score:.3f}", trial.rows, f"{trial.seconds:.0f}",
-                ", ".join(f"{key} {_short(value)}" for key, value in trial.settings.items()),
-                "best" if trial.number == search.best else trial.reason or trial.state,
-            )
-            for trial in sorted(search.trials, key=lambda trial: -(trial.score or 0))
-        ],
-        wrapped=("settings", ""),
-    )  # fmt: skip
+    rows = []
+    for trial in sorted(search.trials, key=lambda trial: -(trial.score or 0)):
+        score = "" if trial.score is None else f"{trial.score:.3f}"
+        settings = ", ".join(f"{key} {_short(value)}" for key, value in trial.settings.items())
+        outcome = "best" if trial.number == search.best else trial.reason or trial.state
+        rows.append((trial.number, score, trial.rows, f"{trial.seconds:.0f}", settings, outcome))
+    heads = ("trial", f">{search.metric}", ">rows", ">seconds", "settings", "")
+    table(heads, rows, wrapped=("settings", ""))
     if (c := search.comparison) is not None:
         interval = f"{100 * c.delta:+.1f} pp [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
         counts = f"{c.fixed} fixed / {c.broken} broken, p = {c.p:.3f}"

@@ -107,14 +107,18 @@ def parse_endpoint(reference: str, environment: Mapping[str, str] = os.environ) 
         raise _bad_endpoint(reference, "it names no model", "write #MODEL at its end, the name that the server lists")
     vendor_key = environment.get("OPENAI_API_KEY", "") if parts.scheme == "https" else ""
     key = environment.get("RUNG_API_KEY") or vendor_key
-    try:
-        loopback = ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not key and not loopback:
+    if not key and not is_loopback(host):
         hint = "set RUNG_API_KEY (or OPENAI_API_KEY, which goes to https only); a server without keys takes any text"
         raise EngineError("api-key-missing", f"no key is set for {address}", hint=hint)
     return Endpoint(address.rstrip("/"), model, key)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches an address."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _bad_endpoint(shown: str, why: str, hint: str = "write http(s)://HOST/v1#MODEL") -> ConfigError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
-import ipaddress
 import json
 import os
 import secrets
@@ -23,6 +22,7 @@ from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError
 from rung.serving.limits import Refused
 
@@ -272,14 +272,6 @@ def access_rules(
             hint="make one: `rung keys create --key-file keys.jsonl`, then serve with `--key-file keys.jsonl`",
         )  # fmt: skip
     return Access(keys, LOOPBACK_NAMES | {_host_name(host)} | hosts if loopback else hosts or None, origins)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _host_name(host: str) -> str:

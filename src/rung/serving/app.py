@@ -73,8 +73,7 @@ def exiting_on_sigterm() -> Iterator[None]:
     captured answers are written and the engines' processes end.
     """
 
-    def end(number: int, frame: Any) -> NoReturn:
-        del number, frame
+    def end(_number: int, _frame: Any) -> NoReturn:
         raise SystemExit(0)
 
     before = signal.signal(signal.SIGTERM, end)

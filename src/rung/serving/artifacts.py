@@ -254,14 +254,11 @@ def answering(served: ServedArtifact, row: Mapping[str, Any], limit: int | None 
     The same input always gets the same artifact. Where the client's token `limit` may cut an answer, the row takes no
     part in the trial.
     """
-    trial = served.trial
-    if trial is None or trial.challenger is None:
+    trial, challenger = served.trial, served.challenger
+    if trial is None or challenger is None:
         return served
-    decoders = served.artifact.decoder, trial.challenger.artifact.decoder
+    decoders = served.artifact.decoder, challenger.artifact.decoder
     if limit is not None and any(each.streams and limit < (each.max_new_tokens or 0) for each in decoders):
         return replace(served, trial=None)
-    record = trial.record
-    read = example(served.artifact, row).id
-    if record.mode == "ab" and arm_of(read, share=record.share, salt=record.token) == "b":
-        return trial.challenger
-    return served
+    in_share = arm_of(example(served.artifact, row).id, share=trial.share, salt=trial.token) == "b"
+    return challenger if in_share and trial.mode == "ab" else served

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -84,7 +85,7 @@ class RequestContext:
     server: ServerContext
     key: ApiKey | None = None  # that it came with; None where none is needed
     started: float = field(default_factory=time.monotonic)
-    _cleanups: list[Callable[[], None]] = field(default_factory=list)
+    exits: ExitStack = field(default_factory=ExitStack)  # what happens when the request ends, for any reason
 
     @property
     def seconds(self) -> float:
@@ -104,16 +105,7 @@ class RequestContext:
     def admit(self, answers: int) -> None:
         """Take places in the queue until the request ends; a full queue refuses it."""
         since = self.server.gate.enter(answers)
-        self.at_end(lambda: self.server.gate.leave(answers, since))
-
-    def at_end(self, cleanup: Callable[[], None]) -> None:
-        """Call `cleanup` when the request ends, for any reason."""
-        self._cleanups.append(cleanup)
-
-    def close(self) -> None:
-        """End the request."""
-        while self._cleanups:
-            self._cleanups.pop()()
+        self.exits.callback(self.server.gate.leave, answers, since)
 
     async def answer_rows(
         self, served: ServedArtifact, rows: Sequence[Mapping[str, Any]]
@@ -121,7 +113,7 @@ class RequestContext:
         """Answer rows as `Artifact.predict` does, each with its finish reason; stops when the client leaves."""
         artifact, engine = scheduled(served)
         if engine is not None:
-            self.at_end(engine.leave)
+            self.exits.callback(engine.leave)
         answers = await self.server.answer(answers_of, artifact, rows)
         return list(zip(answers, finish_reasons(engine, len(rows)), strict=True))
 
@@ -135,13 +127,12 @@ class RequestContext:
         interaction = interaction_of(
             served.artifact, row, answer, id=identity, artifact_fingerprint=served.fingerprint,
             model_fingerprint=served.model_fingerprint, finish=finish, seconds=self.seconds, key=self.key_id,
-            trial="" if trial is None else trial.record.token,
+            trial="" if trial is None else trial.token,
         )  # fmt: skip
         recorder.offer(interaction)
-        if trial is None or trial.record.mode != "shadow" or trial.challenger is None or not recorder.takes(identity):
-            return
-        assert self.server.shadows is not None  # there is a recorder
-        self.at_end(partial(self.server.shadows.offer, Shadow(trial.challenger, row, identity, self.key_id)))
+        challenger, shadows = served.challenger, self.server.shadows
+        if trial is not None and trial.mode == "shadow" and challenger and shadows and recorder.takes(identity):
+            self.exits.callback(shadows.offer, Shadow(challenger, row, identity, self.key_id))
 
     def record_plain(
         self, base: ServedModel, inputs: Mapping[str, Any], completion: Completion, *, identity: str

@@ -96,7 +96,7 @@ def _described(served: Servable) -> dict[str, Any]:
             "model": artifact.model if served.base is None else served.base.name, "fingerprint": served.fingerprint,
         }  # fmt: skip
         if served.trial is not None:
-            test = served.trial.record
+            test = served.trial
             described["trial"] = {"id": test.token, "mode": test.mode, "share": test.share, "artifact": test.artifact}
     elif isinstance(served, ServedEncoder):
         described = {"kind": "encoder"}

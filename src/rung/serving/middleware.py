@@ -38,7 +38,7 @@ class ServerMiddleware:
         try:
             await self._serve(scope, receive, response, context)
         finally:
-            context.close()
+            context.exits.close()
             endpoint = getattr(scope.get("route"), "path", "other")
             metrics.requests.labels(endpoint, str(response.status)).inc()
             metrics.seconds.labels(endpoint).observe(context.seconds)

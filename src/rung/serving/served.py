@@ -70,15 +70,8 @@ class ServedArtifact:
     model_fingerprint: str
     base: ServedModel | None  # runs its model; None where a sentence encoder alone answers
     created: int
-    trial: OnTrial | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class OnTrial:
-    """A trial that an artifact takes part in, and its challenger; None for the challenger itself."""
-
-    record: ABTest
-    challenger: ServedArtifact | None = None
+    trial: ABTest | None = None  # the trial that it takes part in
+    challenger: ServedArtifact | None = None  # in that trial; None for the challenger itself
 
 
 Servable = ServedModel | ServedEncoder | ServedArtifact
@@ -157,16 +150,15 @@ class Served:
                     "trial-mismatch", f"the trial of {name} is against {record.against[:16]}, which is not served here",
                     hint="stop it, and start it against what is served",
                 )  # fmt: skip
-            challenger = self._opened(Artifact.load(folder), folder, name, progress)
-            challenger = replace(challenger, trial=OnTrial(record))
-            self._name(name, replace(current, trial=OnTrial(record, challenger)))
+            challenger = replace(self._opened(Artifact.load(folder), folder, name, progress), trial=record)
+            self._name(name, replace(current, trial=record, challenger=challenger))
 
     def withdraw(self, name: str) -> None:
         """End the trial under a name, if there is one; running requests end as they began."""
         with self._loading:
             current = self.find(name)
             if isinstance(current, ServedArtifact):
-                self._name(name, replace(current, trial=None))
+                self._name(name, replace(current, trial=None, challenger=None))
 
     def unload(self, name: str) -> None:
         """Stop serving an artifact; running requests end as they began, and its base model stays."""

@@ -131,7 +131,7 @@ class Shadows:
         interaction = interaction_of(
             challenger.artifact, shadow.row, answer, id=new_id("shadow"), artifact_fingerprint=challenger.fingerprint,
             model_fingerprint=challenger.model_fingerprint, finish=finish, seconds=seconds, key=shadow.key,
-            trial=challenger.trial.record.token, shadows=shadow.identity,
+            trial=challenger.trial.token, shadows=shadow.identity,
         )  # fmt: skip
         self._recorder.offer(interaction)
         self._count(outcome)

@@ -33,7 +33,7 @@ class CompletionStream:
         self._next: tuple[int, Delta] | None = None  # taken from the queue, and not yet yielded
         loop = asyncio.get_running_loop()
         keys = [scheduler.complete(request, partial(self._put, i), loop) for i, request in enumerate(requests)]
-        context.at_end(lambda: scheduler.cancel(keys) if self.unfinished else None)
+        context.exits.callback(lambda: scheduler.cancel(keys) if self.unfinished else None)
 
     def _put(self, index: int, delta: Delta) -> None:
         self._pieces.put_nowait((index, delta))

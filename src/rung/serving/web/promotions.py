@@ -269,7 +269,7 @@ def _task_trial(request: Request, store: FeedbackStore, registry: Registry) -> T
         return TaskTrial(task, start, problem=refusal(error).message)
     served = context_of(request).server.served.find(task)
     running = served.trial if isinstance(served, ServedArtifact) else None
-    here = running is not None and running.record.token == report.trial.token
+    here = running is not None and running.token == report.trial.token
     delta, interval = report.standing.decision.delta, report.standing.interval
     values = {"low": interval.low, "mean": delta, "high": interval.high, "zero": 0.0}
     reach = max(map(abs, values.values())) or 1.0
