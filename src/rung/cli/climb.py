@@ -1,4 +1,4 @@
-"""Commands that measure techniques: `advise`, `climb`, `report`, `eval`, `rungs`, `tune`."""
+"""Commands that measure techniques: `advise`, `climb`, `report`, `eval`, `judge`, `rungs`, `tune`."""
 
 from __future__ import annotations
 
@@ -128,6 +128,33 @@ def _number(text: str) -> float:
     except ValueError:
         hint = "write --at-least accuracy=0.9"
         raise ConfigError("bad-option", f"--at-least: {text!r} is not a number", hint=hint) from None
+
+
+def judge(
+    task: options.TaskFile,
+    human: Annotated[Path, Argument(metavar="HUMAN", help=(
+        "Pairs that people judged: the task's inputs, `first`, `second`, and `preference` (first, second or tie)."
+    ))],
+    sets: options.Sets = None, json: options.Json = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
+    """Say how far the judge of a task (`metric: {name: judge, ...}`) agrees with people."""
+    from rung.evaluation.metrics.judge import RUBRIC, agreement, open_judge, read_pairs
+
+    loaded = options.load_task(task, sets)
+    if loaded.metric_name != "judge":
+        message = f"the metric of {loaded.name} is {loaded.metric_name}, not a judge"
+        raise ConfigError("bad-option", message, hint="write `metric: {name: judge, model: ..., rubric: ...}`")
+    pairs, preferences = read_pairs(human, loaded.inputs)
+    settings = loaded.metric_settings
+    verdicts = open_judge(settings["model"], settings.get("rubric", RUBRIC)).compare(pairs)
+    measured = agreement(verdicts, preferences)
+    text = (
+        f"{settings['model']} agrees with people on {measured.agreed} of {measured.pairs} pairs: Cohen's kappa "
+        f"{measured.kappa:.2f} (1: fully, 0: as by chance)\n"
+        f"{measured.consistent} verdicts hold when the answers swap places\n"
+        f"{measured.unreadable} verdicts could not be read"
+    )
+    render.result(json, {"judge": settings["model"], **asdict(measured)}, text)
 
 
 def rungs(

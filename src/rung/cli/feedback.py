@@ -167,12 +167,9 @@ def check(
     render.result(json, asdict(counts), text)
 
 
-def _filter(**values: Any) -> CaseFilter:
-    if values.get("split") is not None:
-        options.choose("--split", values["split"], ("train", "test"))
-    if values.get("reason") is not None:
-        options.choose("--reason", values["reason"], tuple(REASONS))
-    return CaseFilter(**values)
+def _filter(*, split: str | None = None, reason: str | None = None, **values: Any) -> CaseFilter:
+    side = options.choose("--split", split, ("train", "test"))
+    return CaseFilter(split=side, reason=options.choose("--reason", reason, tuple(REASONS)), **values)
 
 
 def _reviewer(name: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rung._version import __version__
-from rung.cli import artifacts, climb, export, extras, feedback, index, models, serve, tasks
+from rung.cli import artifacts, climb, feedback, index, models, serve, tasks
 from rung.errors import RungError
 
 app = typer.Typer(
@@ -21,8 +21,8 @@ app = typer.Typer(
 for command in (  # in the order of `rung --help`
     tasks.init, tasks.check, tasks.schema, tasks.explain, climb.advise, climb.climb, climb.report, climb.evaluate,
     climb.rungs, climb.tune, artifacts.run, artifacts.chat, artifacts.predict, artifacts.show, artifacts.confidence,
-    export.merge, export.export, feedback.improve, feedback.promote, feedback.rollback, extras.judge, extras.cluster,
-    models.doctor, serve.serve,
+    artifacts.merge, artifacts.export, feedback.improve, feedback.promote, feedback.rollback, climb.judge,
+    tasks.cluster, models.doctor, serve.serve,
 ):  # fmt: skip
     app.command("eval" if command is climb.evaluate else None)(command)
 app.add_typer(models.cache, name="cache")

@@ -85,9 +85,9 @@ def pairs(option: str, texts: Sequence[str] | None, example: str) -> list[tuple[
     return split
 
 
-def choose(option: str, value: str, choices: Sequence[str]) -> Any:
-    """Return the value of an option if it is one of `choices`; another one is a ConfigError."""
-    if value not in choices:
+def choose(option: str, value: str | None, choices: Sequence[str]) -> Any:
+    """Return the value of an option if it is None or one of `choices`; another one is a ConfigError."""
+    if value is not None and value not in choices:
         raise ConfigError("unknown-name", f"unknown {option} {value!r}", hint=f"choose {', '.join(choices)}")
     return value
 

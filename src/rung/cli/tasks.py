@@ -1,4 +1,4 @@
-"""Commands on task files: `init`, `check`, `schema`, `explain`."""
+"""Commands on tables and task files: `init`, `cluster`, `check`, `schema`; and `explain`, on error codes."""
 
 from __future__ import annotations
 
@@ -68,3 +68,48 @@ def explain(code: Annotated[str | None, Argument(help="The code in error[CODE]."
         near = get_close_matches(code, entries, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "`rung explain` lists all codes"
         raise ConfigError("unknown-name", f"no error has the code {code!r}", hint=hint)
+
+
+def cluster(
+    data: Annotated[Path, Argument(help="A table: CSV, TSV, JSON, JSONL or Parquet.", metavar="DATA")],
+    column: Annotated[str, Option("--column", help="The column of texts.")],
+    k: Annotated[str, Option("--k", help="Number of clusters, or auto: the best silhouette.")] = "auto",
+    method: Annotated[str, Option("--method", help="kmeans, or hdbscan, which leaves rows out.")] = "kmeans",
+    min_size: Annotated[int, Option("--min-cluster-size", min=2, help="Minimum size of a cluster for hdbscan.")] = 5,
+    label: Annotated[str | None, Option("--label", help="A column to compare the clusters with.")] = None,
+    encoder: Annotated[str, Option("--encoder", help="The sentence encoder.")] = "embedded-encoder",
+    model: Annotated[str, Option("--model", help="The model that names clusters; none for numbers.")] = "embedded",
+    out: Annotated[Path | None, Option("--out", help="Write every row with its cluster: .csv or .jsonl.")] = None,
+    seed: options.SeedOption = 0, json: options.Json = False, quiet: options.QuietFlag = False,
+    offline: options.Offline = False,
+) -> None:  # fmt: skip
+    """Group the texts of a table by what they mean, and name the groups."""
+    from rung import clustering
+    from rung.engines.opening import open_encoder, open_engine
+
+    kind = options.choose("--method", method, ("kmeans", "hdbscan"))
+    if method == "kmeans" and min_size != 5:
+        raise ConfigError("bad-option", "--min-cluster-size has no effect on kmeans", hint="add --method hdbscan")
+    if out is not None and out.exists():
+        raise ConfigError("file-exists", f"{out} exists", hint="name another file")
+    if out is not None and out.suffix.lower() not in clustering.TABLE_KINDS:
+        kinds = " or ".join(clustering.TABLE_KINDS)
+        raise ConfigError("bad-option", f"--out {out} does not end in {kinds}", hint="name another file")
+    if k != "auto" and (not k.isdigit() or k == "0"):
+        raise ConfigError("bad-option", f"--k {k} is neither a number from 1 nor auto", hint="write --k 12")
+    records, texts = clustering.read_texts(data, column)
+    progress = options.progress(quiet)
+    vectors = open_encoder(encoder, progress=progress).embed(texts, progress=progress)
+    number = None if k == "auto" else int(k)
+    groups = clustering.group(vectors, k=number, method=kind, min_cluster_size=min_size, seed=seed, progress=progress)
+    names = [f"cluster {number + 1}" for number in range(groups.count)]
+    if model != "none":
+        central = [groups.central(number, texts, clustering.EXAMPLES) for number in range(groups.count)]
+        names = clustering.names(open_engine(model, progress=progress), central, progress=progress)
+    result = clustering.summary(groups, names, texts)
+    if label is not None:
+        result |= clustering.label_agreement(records, label, groups)
+    if out is not None:
+        clustering.write_clusters(out, records, groups, names)
+        render.note(f"{len(records)} rows: {out}")
+    render.result(json, result, lambda: render.clusters(result))
