@@ -17,8 +17,8 @@ from rung.agents.calls import (
 from rung.agents.tools import Tool
 from rung.errors import ConfigError
 from rung.models.tokenizer import Tokenizer
+from rung.serving.requests import calls_in, offered, turns
 from rung.serving.schemas import ChatRequest
-from rung.serving.tools import calls_in, offered, turns
 
 HERMES = """
 {%- if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>{% endif %}

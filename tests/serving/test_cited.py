@@ -13,7 +13,7 @@ from grounded import Index as FakeIndex
 from grounded import Reader, looking_in, passage
 from rung.data.rows import NOT_IN_DOCUMENTS
 from rung.engines.base import Delta
-from rung.serving.artifacts import answer_fields, answers_of
+from rung.serving.requests import answer_fields, answers_of
 from rung.serving.served import Served, ServedArtifact
 from rung.serving.web.site import PageSources
 

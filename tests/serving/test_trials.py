@@ -26,7 +26,7 @@ from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
 from rung.feedback.trials import arm_of
 from rung.serving import shadows as shadows_module
-from rung.serving.artifacts import answering, chat_request
+from rung.serving.requests import answering, chat_request
 from rung.serving.scheduler import Scheduler
 from rung.serving.schemas import ChatRequest
 from rung.serving.served import Served, ServedArtifact, ServedModel

@@ -10,8 +10,8 @@ from rung.climbing.store import watch_lines
 from rung.errors import ConfigError
 from rung.serving import access as sessions
 from rung.serving.access import COOKIE, KeyRing, Sessions, create_key, revoke_key
-from rung.serving.metrics import SECONDS
-from rung.serving.web.history import KEPT, History, MetricsSample, polyline, quantile, rates
+from rung.serving.metrics import KEPT, SECONDS, History, MetricsSample, quantile, rates
+from rung.serving.web.general import polyline
 from rung.serving.web.review import MAX_WORDS, ReviewQuery, differences
 from rung.serving.web.runs import ArtifactProgress, progress_of, report_of, run_folder, run_folders, seconds_spent
 

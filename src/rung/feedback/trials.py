@@ -6,7 +6,7 @@ paired with the k-th of the other. These are two independent draws from the same
 the same.
 
 The registry holds the record (`ABTest`). A server that follows the registry lets the challenger answer
-(`rung.serving.context`, `rung.serving.artifacts`), and capture marks the answers with the trial's token. Each report
+(`rung.serving.context`, `rung.serving.requests`), and capture marks the answers with the trial's token. Each report
 computes the comparison from the store.
 """
 

@@ -17,16 +17,17 @@ from fastapi.responses import JSONResponse, Response
 from rung.artifact.decoder import Answer, finish
 from rung.engines.base import Delta
 from rung.engines.local import LocalModel
-from rung.serving.artifacts import (
+from rung.serving.context import Context, RequestContext
+from rung.serving.limits import Refused
+from rung.serving.requests import (
     PlannedRequest,
     RowRequest,
     TextRequest,
     answer_fields,
+    calls_in,
     chat_request,
     completion_requests,
 )
-from rung.serving.context import Context, RequestContext
-from rung.serving.limits import Refused
 from rung.serving.scheduler import Completion
 from rung.serving.schemas import ChatRequest, CompletionRequest, ErrorResponse
 from rung.serving.served import ServedArtifact, ServedEncoder
@@ -41,7 +42,6 @@ from rung.serving.streams import (
     spelled_piece,
     text_logprobs,
 )
-from rung.serving.tools import calls_in
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 408, 413, 429, 500, 503)

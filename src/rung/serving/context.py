@@ -21,9 +21,9 @@ from rung.data.rows import hash_of
 from rung.engines.base import FinishReason
 from rung.feedback.records import DEFAULT_RULE, Interaction, interaction_of
 from rung.serving.access import Access, ApiKey
-from rung.serving.artifacts import answers_of
 from rung.serving.limits import Gate, Refused, RequestLimits
 from rung.serving.metrics import SHADOW, Metrics
+from rung.serving.requests import answers_of
 from rung.serving.scheduler import Completion
 from rung.serving.served import Servable, Served, ServedArtifact, ServedModel, finish_reasons, scheduled
 from rung.serving.shadows import Shadow, Shadows

@@ -13,10 +13,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from rung.artifact.decoder import Answer
 from rung.errors import DataError, RungError
-from rung.serving.artifacts import answer_fields, answering, checked_row
 from rung.serving.completions import FAILURES, usage_of
 from rung.serving.context import Context, RequestContext
 from rung.serving.limits import Refused
+from rung.serving.requests import answer_fields, answering, checked_row
 from rung.serving.schemas import EmbeddingRequest, LoadRequest, PredictRequest
 from rung.serving.served import Servable, ServedArtifact, ServedEncoder
 from rung.serving.shadows import new_id

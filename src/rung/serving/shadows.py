@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rung.artifact.decoder import Answer
 from rung.errors import RungError
 from rung.feedback.records import interaction_of
-from rung.serving.artifacts import answers_of
+from rung.serving.requests import answers_of
 from rung.serving.scheduler import LeftError, ScheduledEngine
 from rung.serving.served import ServedArtifact, finish_reasons, scheduled
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from rung.serving.access import KeyRing, Sessions
+from rung.serving.metrics import History
 from rung.serving.web import general, playground, promotions, review
-from rung.serving.web.history import History
 from rung.serving.web.site import PageSources, Site
 
 

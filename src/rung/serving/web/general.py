@@ -11,8 +11,8 @@ from rung.evaluation.report.words import left_out
 from rung.serving.access import COOKIE, HOURS, SIGN_IN
 from rung.serving.context import Context
 from rung.serving.limits import Refused
+from rung.serving.metrics import EVERY, KEPT, quantile, rates
 from rung.serving.served import ServedEncoder, ServedModel
-from rung.serving.web.history import EVERY, KEPT, polyline, quantile, rates
 from rung.serving.web.promotions import has_trial
 from rung.serving.web.runs import ladder_of, progress_of, report_of, run_folder, run_folders, seconds_spent
 from rung.serving.web.site import HEADERS, HERE, FormValues, page, see_other, site_of, sources_of
@@ -132,6 +132,16 @@ def _chart(name: str, unit: str, values: list[float]) -> dict[str, object]:
     most = max([*values, 1.0])
     points = polyline(values, WIDTH, HEIGHT - 4, most)
     return {"name": name, "unit": unit, "now": values[-1] if values else 0.0, "most": most, "points": points}
+
+
+def polyline(values: Sequence[float], width: float, height: float, most: float) -> str:
+    """Format the points of an SVG polyline, the newest at the right edge; `most` is the value at the top."""
+    step = width / max(1, KEPT - 1)
+    first = width - step * (len(values) - 1)
+    return " ".join(
+        f"{first + step * i:.1f},{height - height * min(1.0, value / most if most else 0.0):.1f}"
+        for i, value in enumerate(values)
+    )
 
 
 def _tables(context: Context) -> list[tuple[str, tuple[str, ...], Sequence[tuple[str, ...]]]]:

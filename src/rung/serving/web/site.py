@@ -21,7 +21,7 @@ from rung.evaluation.report.words import count_text
 from rung.serving.access import Sessions
 from rung.serving.context import context_of
 from rung.serving.limits import Refused
-from rung.serving.web.history import History
+from rung.serving.metrics import History
 
 if TYPE_CHECKING:
     from jinja2 import Environment
