@@ -75,7 +75,7 @@ def open_store(location: str, *, must_exist: bool = True) -> FeedbackStore:
 
 
 def pairs(option: str, texts: Sequence[str] | None, example: str) -> list[tuple[str, str]]:
-    """Split the values of an option that is written KEY=VALUE; a value without key or `=` is a ConfigError."""
+    """Split the values of an option that is written KEY=VALUE; raise ConfigError if one has no key or no `=`."""
     split = []
     for text in texts or ():
         key, equals, value = text.partition("=")
@@ -86,7 +86,7 @@ def pairs(option: str, texts: Sequence[str] | None, example: str) -> list[tuple[
 
 
 def choose(option: str, value: str | None, choices: Sequence[str]) -> Any:
-    """Return the value of an option if it is None or one of `choices`; another one is a ConfigError."""
+    """Return the value of an option; raise ConfigError if it is neither None nor one of `choices`."""
     if value is not None and value not in choices:
         raise ConfigError("unknown-name", f"unknown {option} {value!r}", hint=f"choose {', '.join(choices)}")
     return value
@@ -95,7 +95,7 @@ def choose(option: str, value: str | None, choices: Sequence[str]) -> Any:
 def climb_options(
     *, budget: str | None, rungs: str | None, seed: int, engine: str, out: Path, resume: bool
 ) -> ClimbOptions:
-    """How to climb, from the options of that name; a budget that is no duration is a ConfigError."""
+    """Collect the options of a climb; raise ConfigError if the budget is not a duration."""
     from rung.climbing.options import ClimbOptions, parse_duration
 
     seconds = None if budget is None else parse_duration(budget)

@@ -45,7 +45,7 @@ class ApiKey:
 
 
 def read_keys(file: Path) -> list[ApiKey]:
-    """Read a key file; one that cannot be read, or a line that is not a key, is a ConfigError."""
+    """Read a key file; raise ConfigError if it cannot be read, or if a line is not a key."""
     try:
         lines = file.read_text("utf-8").splitlines()
     except OSError as error:
@@ -264,7 +264,7 @@ class Access:
 def access_rules(
     host: str, keys: KeyRing | None, *, hosts: frozenset[str] = frozenset(), origins: frozenset[str] = frozenset()
 ) -> Access:
-    """Make the rules for a server that listens on `host`; beyond loopback, no key is a ConfigError."""
+    """Make the rules of a server on `host`; raise ConfigError if other machines could ask without a key."""
     loopback = is_loopback(host)
     if not loopback and keys is None:
         raise ConfigError(

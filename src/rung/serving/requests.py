@@ -71,7 +71,7 @@ CompletionTarget = ServedModel | ServedArtifact  # what answers completions
 
 
 def chat_request(target: CompletionTarget, body: ChatRequest) -> PlannedRequest:
-    """Convert a chat completion; what the model or artifact cannot do is a RungError."""
+    """Convert a chat completion; raise RungError if the model or artifact cannot do what it asks for."""
     held = _chat_constraint(body)
     if isinstance(target, ServedArtifact):
         if body.tools:
@@ -177,7 +177,7 @@ def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) ->
 def _prompt_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[int, ...]:
     """Encode a text to continue, with the beginning token where the model expects one.
 
-    No tokens at all, or a token id outside the vocabulary, is a ConfigError.
+    Raises ConfigError for a token id outside the vocabulary, and if there are no tokens at all.
     """
     if isinstance(prompt, str):
         start = (tokenizer.bos_id,) if tokenizer.adds_bos and tokenizer.bos_id is not None else ()
@@ -203,8 +203,8 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
     """Find the input columns that a conversation stands for.
 
     A chat task reads the conversation itself. Other tasks read one user turn: the value of the one input column, or a
-    JSON object with a value for each of several. Their prompt, demonstrations included, is the artifact's own. A
-    conversation with more than the artifact reads, or without a column, is a DataError.
+    JSON object with a value for each of several. Their prompt, demonstrations included, is the artifact's own.
+    Raises DataError if the conversation has more than the artifact reads, or lacks a column.
     """
     columns = artifact.signature.inputs
     if artifact.signature.kind == "chat":
@@ -230,7 +230,7 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the columns of a row and the form of a conversation; what is wrong is a DataError.
+    """Check the columns of a row and the form of a conversation; raise DataError for what is wrong.
 
     Unknown columns are refused, because a misspelled column would be a missing one.
     """
@@ -283,7 +283,7 @@ NO_SUPPORT = TemplateSupport(tools=False, results=False)  # endpoints get everyt
 def offered(body: ChatRequest) -> tuple[list[Tool], list[Tool]]:
     """Return the tools that the model may call, and those of which it has to call one.
 
-    A chosen function that is not among the tools is a ConfigError.
+    Raises ConfigError if the chosen function is not among the tools.
     """
     if body.tool_choice == "none":
         return [], []

@@ -172,7 +172,7 @@ class Scheduler:
         return self._call(("embed",), self.engine.embed, texts)
 
     def read(self, texts: Sequence[tuple[int, ...]], top: int, adapter: str | None) -> Future[list[TokenScores]]:
-        """Score every token of texts; an engine that cannot is an EngineError."""
+        """Score every token of texts; raise EngineError if the engine cannot."""
         if not isinstance(self.engine, Reads):
             raise EngineError(
                 "scoring-unsupported", f"{self.engine.info.model} does not say how likely a given text is",

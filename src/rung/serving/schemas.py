@@ -8,10 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
-Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-Choices = Annotated[int, Field(ge=1, le=128)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = StopText | Annotated[list[StopText], Field(max_length=16)]
 Zero = Annotated[float, Field(ge=0, le=0)]
@@ -129,10 +125,10 @@ class SamplingRequest(StrictModel):
     """Options of every completion. Without `temperature` decoding is greedy, as in evaluation."""
 
     model: Name
-    n: Choices = 1
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    seed: Seed | None = None
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -124,7 +124,7 @@ class Served:
         """Check an artifact, load what it needs, answer one row to see that it runs, and only then serve it.
 
         Its name is that of its task by default. With `replace`, it takes the place of what has the name, and running
-        requests end as they began; without, a name that is taken is a ConfigError.
+        requests end as they began. Without, it raises ConfigError if the name is taken.
         """
         with self._loading:
             artifact = Artifact.load(folder)
@@ -140,8 +140,8 @@ class Served:
     def challenge(self, name: str, folder: Path, record: ABTest, *, progress: Progress = QUIET) -> None:
         """Load a challenger of the artifact under a name, answer one row, and only then begin the trial.
 
-        The trial belongs to the served artifact, so replacing that artifact ends it. A trial that was started against
-        another artifact is a ConfigError.
+        The trial belongs to the served artifact, so replacing that artifact ends it. Raises ConfigError if the trial
+        was started against another artifact.
         """
         with self._loading:
             current = self.find(name)

@@ -230,7 +230,7 @@ def has_trial(request: Request, task: str) -> bool:
 
 
 def _reported(store: FeedbackStore, root: Path, task: str, form: dict[str, str]) -> tuple[Registry, TrialReport]:
-    """Report the trial that a form is about; a trial that was started since is a ConfigError."""
+    """Report the trial that a form is about; raise ConfigError if another trial was started since."""
     registry = _registry(root, task)
     report = trial_report(store, registry)
     if report.trial.token != form.get("trial"):

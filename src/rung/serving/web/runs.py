@@ -63,7 +63,7 @@ def _identity(folder: Path) -> dict[str, Any]:
 
 
 def report_of(run: RunFolder) -> ClimbResult:
-    """Read the report of a finished climb; one that cannot be read is a ConfigError."""
+    """Read the report of a finished climb; raise ConfigError if it cannot be read."""
     try:
         return ClimbResult.read(run.folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
