@@ -23,7 +23,7 @@ PROMPT_FORMS = ("messages", "text", "openai")
 def run(
     artifact: options.ArtifactFolder,
     text: Annotated[list[str], Argument(help="The input; COLUMN=TEXT if there are several columns.")],
-    engine: Annotated[str | None, Option("--engine", help="What runs the model, instead of what measured it.")] = None,
+    engine: Annotated[str | None, Option(help="What runs the model, instead of what measured it.")] = None,
     json: options.Json = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Answer one input."""
@@ -108,9 +108,9 @@ def _reply(artifact: Artifact, row: dict[str, Any]) -> str:
 def predict(
     artifact: options.ArtifactFolder,
     data: Annotated[Path, Argument(help="Rows: CSV, TSV, JSON, JSONL or Parquet.", metavar="DATA")],
-    out: Annotated[Path | None, Option(
-        "--out", help="Write here instead of stdout: a table for .csv and .parquet, else JSON lines."
-    )] = None,
+    out: Annotated[
+        Path | None, Option(help="Write here instead of stdout: a table for .csv and .parquet, else JSON lines.")
+    ] = None,
     resume: Annotated[bool, Option("--resume", help="Continue after the rows that --out already holds.")] = False,
     quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
@@ -140,7 +140,7 @@ def predict(
 def show(
     artifact: options.ArtifactFolder,
     prompt: Annotated[bool, Option("--prompt", help="Show the exact final prompt of a row.")] = False,
-    row: Annotated[int, Option("--row", min=1, help="Which row, counted from 1.")] = 1,
+    row: Annotated[int, Option(min=1, help="Which row, counted from 1.")] = 1,
     data: options.Rows = None, json: options.Json = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Show what an artifact is made of, or the exact prompt of a row."""
@@ -197,7 +197,7 @@ def confidence(
 
 def merge(
     artifact: options.ArtifactFolder,
-    out: Annotated[Path, Option("--out", help="A new folder.", metavar="FOLDER")],
+    out: Annotated[Path, Option(help="A new folder.", metavar="FOLDER")],
     data: options.Rows = None, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:  # fmt: skip
@@ -218,13 +218,11 @@ def export(
     to: Annotated[str | None, Option(
         "--to", help="Write tuned weights (peft, huggingface, openvino, gguf) or for a server (vllm, ollama, kserve).",
     )] = None,
-    out: Annotated[Path | None, Option("--out", help="A new folder.", metavar="FOLDER")] = None,
-    precision: Annotated[
-        str | None, Option("--precision", help="With openvino: int8, fp32. With gguf: f16, q8_0, f32.")
-    ] = None,
-    prompt: Annotated[str | None, Option("--prompt", help="Write prompts instead: messages, text or openai.")] = None,
+    out: Annotated[Path | None, Option(help="A new folder.", metavar="FOLDER")] = None,
+    precision: Annotated[str | None, Option(help="With openvino: int8, fp32. With gguf: f16, q8_0, f32.")] = None,
+    prompt: Annotated[str | None, Option(help="Write prompts instead: messages, text or openai.")] = None,
     data: options.Rows = None,
-    row: Annotated[int | None, Option("--row", min=1, help="With prompts: only this row, counted from 1.")] = None,
+    row: Annotated[int | None, Option(min=1, help="With prompts: only this row, counted from 1.")] = None,
     json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Write tuned weights for other programs, or the exact prompts of rows as JSON lines."""

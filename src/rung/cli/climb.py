@@ -95,7 +95,7 @@ def evaluate(
     judge: Annotated[
         str | None, Option(help="The model that judges whether answers follow from their documents.", metavar="MODEL")
     ] = None,
-    at_least: Annotated[list[str] | None, Option("--at-least", help="Fail below this.", metavar="METRIC=VALUE")] = None,
+    at_least: Annotated[list[str] | None, Option(help="Fail below this.", metavar="METRIC=VALUE")] = None,
     sets: options.Sets = None, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:  # fmt: skip
@@ -181,7 +181,7 @@ def rungs(
 
 def tune(
     task: options.TaskFile,
-    rung: Annotated[str, Option("--rung", help="The rung whose settings are searched.")] = "lora",
+    rung: Annotated[str, Option(help="The rung whose settings are searched.")] = "lora",
     trials: Annotated[int, Option(min=1, help="Most trials.")] = 20,
     budget: options.Budget = None, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
     engine: options.EngineOption = "auto", sets: options.Sets = None, json: options.Json = False,

@@ -110,8 +110,8 @@ def import_cases(
 
 @app.command()
 def export(
-    to: Annotated[str, Option("--to", help="chat, completion, preference, csv or jsonl.")] = "jsonl",
-    out: Annotated[Path | None, Option("--out", help="A new file; stdout by default.", metavar="FILE")] = None,
+    to: Annotated[str, Option(help="chat, completion, preference, csv or jsonl.")] = "jsonl",
+    out: Annotated[Path | None, Option(help="A new file; stdout by default.", metavar="FILE")] = None,
     store: options.StorePlace = STORE, task: OfTask = None, split: SplitName = None,
     wrong: Annotated[bool, Option("--wrong", help="Only what was reviewed and found wrong.")] = False,
 ) -> None:  # fmt: skip
@@ -198,7 +198,7 @@ def improve(
 def promote(
     what: Annotated[Path, Argument(help="A run folder of `rung improve`, or an artifact.", metavar="WHAT")],
     store: options.StorePlace = STORE, registry: RegistryFolder = REGISTRY, reviewer: ReviewerOption = None,
-    reason: Annotated[str, Option("--reason", help="Why; needed for an artifact, which has no evidence.")] = "",
+    reason: Annotated[str, Option(help="Why; needed for an artifact, which has no evidence.")] = "",
     accept_regressions: Annotated[
         bool, Option("--accept-regressions", help="Even if what was fixed once is wrong again.")
     ] = False,
@@ -225,7 +225,7 @@ def promote(
 def rollback(
     task: options.TaskName, store: options.StorePlace = STORE, registry: RegistryFolder = REGISTRY,
     reviewer: ReviewerOption = None,
-    reason: Annotated[str, Option("--reason", help="Why.")] = "",
+    reason: Annotated[str, Option(help="Why.")] = "",
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Serve again what was served before the last promotion, at once."""
@@ -250,12 +250,12 @@ def _show_promotion(promotion: Promotion, home: Registry, json: bool) -> None:
 def start_trial(
     task: options.TaskName, artifact: options.ArtifactFolder,
     mode: Annotated[
-        str, Option("--mode", help="shadow: answers after every response; ab: answers a share of the inputs.")
+        str, Option(help="shadow: answers after every response; ab: answers a share of the inputs.")
     ] = "shadow",
     share: Annotated[
-        float | None, Option("--share", help=f"With ab: the share of the inputs that it answers; {SHARE:g} by default.")
+        float | None, Option(help=f"With ab: the share of the inputs that it answers; {SHARE:g} by default.")
     ] = None,
-    stop_after: Annotated[int, Option("--stop-after", min=1, help="Pairs after which it ends.")] = PAIRS,
+    stop_after: Annotated[int, Option(min=1, help="Pairs after which it ends.")] = PAIRS,
     registry: RegistryFolder = REGISTRY, json: options.Json = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Try an artifact next to the served one; servers that follow the registry begin by themselves."""

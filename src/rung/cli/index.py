@@ -57,7 +57,7 @@ def search(
     task: options.TaskFile,
     query: Annotated[str, Argument(help="What to look for.")],
     k: Annotated[int, Option("-k", min=1, help="How many passages.")] = 5,
-    mode: Annotated[str, Option("--mode", help="hybrid, bm25 or dense.")] = "hybrid",
+    mode: Annotated[str, Option(help="hybrid, bm25 or dense.")] = "hybrid",
     filters: Annotated[list[str] | None, Option(
         "--filter", help="Only passages with this document, source, title or column.", metavar="KEY=VALUE"
     )] = None,

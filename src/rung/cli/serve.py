@@ -12,7 +12,6 @@ import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
-from rung.cli.options import RUN_FOLDERS
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.feedback.records import STORE
 
@@ -29,33 +28,29 @@ def serve(
     artifacts: Annotated[
         list[str] | None, Argument(help="Artifact folders; NAME=FOLDER to choose a name.", metavar="ARTIFACT...")
     ] = None,
-    model: Annotated[list[str] | None, Option("--model", help="Serve this base model as well.")] = None,
-    encoder: Annotated[list[str] | None, Option("--encoder", help="Serve this sentence encoder as well.")] = None,
-    host: Annotated[str, Option("--host", help="Address to listen on; beyond loopback keys are needed.")] = "127.0.0.1",
-    port: Annotated[int, Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    key_file: Annotated[Path | None, Option("--key-file", help="Require a key of this file.", metavar="FILE")] = None,
-    allow_host: Annotated[list[str] | None, Option("--allow-host", help="A Host header to answer to.")] = None,
-    allow_origin: Annotated[
-        list[str] | None, Option("--allow-origin", help="Another site whose pages may ask.")
+    model: Annotated[list[str] | None, Option(help="Serve this base model as well.")] = None,
+    encoder: Annotated[list[str] | None, Option(help="Serve this sentence encoder as well.")] = None,
+    host: Annotated[str, Option(help="Address to listen on; beyond loopback keys are needed.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    key_file: Annotated[Path | None, Option(help="Require a key of this file.", metavar="FILE")] = None,
+    allow_host: Annotated[list[str] | None, Option(help="A Host header to answer to.")] = None,
+    allow_origin: Annotated[list[str] | None, Option(help="Another site whose pages may ask.")] = None,
+    load_from: Annotated[
+        Path | None, Option(help="Let artifacts below this folder be loaded over HTTP.", metavar="FOLDER")
     ] = None,
-    load_from: Annotated[Path | None, Option(
-        "--load-from", help="Let artifacts below this folder be loaded over HTTP.", metavar="FOLDER"
-    )] = None,
-    queue: Annotated[int, Option("--queue", min=1, help="Most answers waited for; beyond it: 429.")] = 512,
-    max_body: Annotated[int, Option("--max-body", min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
-    drain: Annotated[float, Option("--drain", min=0, help="Seconds to finish answers in at the end.")] = 30.0,
-    engine: Annotated[str, Option("--engine", help="What runs the models of --model.")] = "auto",
-    capture: Annotated[str, Option("--capture", help="What is recorded: off, sampled or on.")] = "off",
-    sample: Annotated[float, Option("--sample", min=0, max=1, help="The share that --capture sampled records.")] = 0.1,
+    queue: Annotated[int, Option(min=1, help="Most answers waited for; beyond it: 429.")] = 512,
+    max_body: Annotated[int, Option(min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
+    drain: Annotated[float, Option(min=0, help="Seconds to finish answers in at the end.")] = 30.0,
+    engine: Annotated[str, Option(help="What runs the models of --model.")] = "auto",
+    capture: Annotated[str, Option(help="What is recorded: off, sampled or on.")] = "off",
+    sample: Annotated[float, Option(min=0, max=1, help="The share that --capture sampled records.")] = 0.1,
     store: options.StorePlace = STORE,
-    redact: Annotated[
-        list[str] | None, Option("--redact", help="Do not keep what this matches.", metavar="NAME=REGEX")
+    redact: Annotated[list[str] | None, Option(help="Do not keep what this matches.", metavar="NAME=REGEX")] = None,
+    registry: Annotated[
+        Path | None, Option(help="Serve what is promoted in this folder, and follow it.", metavar="FOLDER")
     ] = None,
-    registry: Annotated[Path | None, Option(
-        "--registry", help="Serve what is promoted in this folder, and follow it.", metavar="FOLDER"
-    )] = None,
     pages: Annotated[bool, Option("--pages/--no-pages", help="Serve web pages as well as the API.")] = True,
-    runs: Annotated[Path, Option("--runs", help="The climbs that the pages show.", metavar="FOLDER")] = RUN_FOLDERS,
+    runs: Annotated[Path, Option(help="The climbs that the pages show.", metavar="FOLDER")] = options.RUN_FOLDERS,
     quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Serve artifacts and base models to OpenAI's clients, and pages to people."""
@@ -135,8 +130,8 @@ def _load(
 @keys.command("create")
 def create(
     key_file: KeyFile,
-    name: Annotated[str, Option("--name", help="Whose key it is.")] = "",
-    per_minute: Annotated[int | None, Option("--per-minute", min=1, help="Most requests a minute.")] = None,
+    name: Annotated[str, Option(help="Whose key it is.")] = "",
+    per_minute: Annotated[int | None, Option(min=1, help="Most requests a minute.")] = None,
     admin: Annotated[bool, Option("--admin", help="It may load artifacts, review failures and promote.")] = False,
     json: options.Json = False,
 ) -> None:

@@ -72,14 +72,14 @@ def explain(code: Annotated[str | None, Argument(help="The code in error[CODE]."
 
 def cluster(
     data: Annotated[Path, Argument(help="A table: CSV, TSV, JSON, JSONL or Parquet.", metavar="DATA")],
-    column: Annotated[str, Option("--column", help="The column of texts.")],
-    k: Annotated[str, Option("--k", help="Number of clusters, or auto: the best silhouette.")] = "auto",
-    method: Annotated[str, Option("--method", help="kmeans, or hdbscan, which leaves rows out.")] = "kmeans",
+    column: Annotated[str, Option(help="The column of texts.")],
+    k: Annotated[str, Option(help="Number of clusters, or auto: the best silhouette.")] = "auto",
+    method: Annotated[str, Option(help="kmeans, or hdbscan, which leaves rows out.")] = "kmeans",
     min_size: Annotated[int, Option("--min-cluster-size", min=2, help="Minimum size of a cluster for hdbscan.")] = 5,
-    label: Annotated[str | None, Option("--label", help="A column to compare the clusters with.")] = None,
-    encoder: Annotated[str, Option("--encoder", help="The sentence encoder.")] = "embedded-encoder",
-    model: Annotated[str, Option("--model", help="The model that names clusters; none for numbers.")] = "embedded",
-    out: Annotated[Path | None, Option("--out", help="Write every row with its cluster: .csv or .jsonl.")] = None,
+    label: Annotated[str | None, Option(help="A column to compare the clusters with.")] = None,
+    encoder: Annotated[str, Option(help="The sentence encoder.")] = "embedded-encoder",
+    model: Annotated[str, Option(help="The model that names clusters; none for numbers.")] = "embedded",
+    out: Annotated[Path | None, Option(help="Write every row with its cluster: .csv or .jsonl.")] = None,
     seed: options.SeedOption = 0, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,
 ) -> None:  # fmt: skip
