@@ -7,9 +7,9 @@ client that does not read, and turns refusals into OpenAI's error format.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rung.errors import RungError
@@ -55,13 +55,13 @@ class ServerMiddleware:
             await self._watch(scope, receive, response, body)
         except (Refused, RungError) as error:
             self._server.metrics.failures.labels(error.code).inc()
-            await response.refuse(refusal(error) if isinstance(error, RungError) else error)
+            await response.refuse(refusal(error) if isinstance(error, RungError) else error, scope, receive)
         except OSError:
             response.status = CLIENT_LEFT
         except Exception:
             LOG.exception("a request failed")
             self._server.metrics.failures.labels("internal-error").inc()
-            await response.refuse(Refused(500, "internal-error", "the server failed; see its log"))
+            await response.refuse(Refused(500, "internal-error", "the server failed; see its log"), scope, receive)
 
     async def _watch(self, scope: Scope, receive: Receive, response: _Response, body: bytes) -> None:
         """Run the application, and cancel it when the client leaves before the end."""
@@ -103,17 +103,14 @@ class _Response:
         except TimeoutError:
             raise OSError("the client does not read") from None
 
-    async def refuse(self, refused: Refused) -> None:
+    async def refuse(self, refused: Refused, scope: Scope, receive: Receive) -> None:
         """Send a refusal, unless a response has begun."""
         if self.status:
             return
-        body = json.dumps(refused.body(), ensure_ascii=False).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers}
+        headers = dict(refused.headers)
         if refused.status in (408, 413):
             headers["connection"] = "close"  # the rest of the body is not read
-        raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": refused.status, "headers": raw})
-        await self({"type": "http.response.body", "body": body})
+        await JSONResponse(refused.body(), refused.status, headers)(scope, receive, self)
 
 
 def _replay(body: bytes, left: asyncio.Event) -> Receive:

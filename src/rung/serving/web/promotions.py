@@ -80,7 +80,7 @@ def promote_run(run: str, request: Request, form: FormValues) -> Response:
             raise ConfigError("missing-field", message, hint="give a reason to promote it")
         result = report_of(climb)
         evidence = {"reason": reason, "run": str(climb.folder), "name": result.recommended, "decision": result.decision}
-        registry.promote(_recommended(climb), store, evidence=evidence, reviewer=reviewer)
+        registry.promote(climb.artifact(result.recommended), store, evidence=evidence, reviewer=reviewer)
 
     return _changed(request, change, partial(_page, request), SWITCHED)
 
@@ -153,15 +153,11 @@ def _candidates(runs: Sequence[RunFolder], current: Promotion | None) -> tuple[P
                 what = measured["name"], measured["recommended"], measured["decision"]
                 candidates.append(PromotionCandidate(run, *what, tuple(outcome["regressions"]), outcome))
             continue
-        result, folder = report_of(run), _recommended(run)
+        result = report_of(run)
+        folder = run.artifact(result.recommended)
         if (folder / MANIFEST).is_file() and (mark := fingerprint(folder)) != served:
             candidates.append(PromotionCandidate(run, result.recommended, mark, result.decision, (), None))
     return tuple(candidates)
-
-
-def _recommended(run: RunFolder) -> Path:
-    """Locate what a climb recommends; the run folder may have moved since."""
-    return run.folder / "rungs" / report_of(run).recommended / "artifact"
 
 
 # ---- trials

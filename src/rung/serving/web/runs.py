@@ -33,6 +33,10 @@ class RunFolder:
     written: float  # the time of the last write, in seconds since the epoch
     improvement: bool  # whether `rung improve` made it
 
+    def artifact(self, rung: str) -> Path:
+        """Locate a rung's artifact; the run folder may have moved since the report was written."""
+        return self.folder / "rungs" / rung / "artifact"
+
 
 def run_folders(root: Path) -> list[RunFolder]:
     """List the climbs below a folder, the one written last first."""
