@@ -142,9 +142,7 @@ def _handle_errors(app: FastAPI, server: ServerContext, *, with_pages: bool) -> 
 
 
 def _refusal(error: Exception) -> Refused:
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, RungError):
+    if isinstance(error, (Refused, RungError)):
         return refusal(error)
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]

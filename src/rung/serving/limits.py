@@ -44,8 +44,10 @@ class Refused(Exception):  # noqa: N818  it is an answer, not a failure of the s
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def refusal(error: RungError) -> Refused:
+def refusal(error: Refused | RungError) -> Refused:
     """Convert one of Rung's errors: 400 if the request causes it, 503 while a model unloads, else 500."""
+    if isinstance(error, Refused):
+        return error
     message = f"{error}; {error.hint}" if error.hint else str(error)
     if isinstance(error, ConfigError):
         return Refused(400, error.code, message)

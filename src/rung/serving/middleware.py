@@ -55,7 +55,7 @@ class ServerMiddleware:
             await self._watch(scope, receive, response, body)
         except (Refused, RungError) as error:
             self._server.metrics.failures.labels(error.code).inc()
-            await response.refuse(refusal(error) if isinstance(error, RungError) else error, scope, receive)
+            await response.refuse(refusal(error), scope, receive)
         except OSError:
             response.status = CLIENT_LEFT
         except Exception:
