@@ -30,9 +30,9 @@ def advise(
 
     loaded = options.load_task(task, sets)
     guide, run = advice.advise(loaded), advice.latest_run(loaded, runs)
-    measured = None if run is None else outcomes(ClimbResult.read(run[0]))
-    climbed = None
-    if run is not None and measured is not None:
+    measured, climbed = None, None
+    if run is not None:
+        measured = outcomes(ClimbResult.read(run[0]))
         rungs = [asdict(outcome) for outcome in measured.values()]
         climbed = {"run": str(run[0]), "same_task": run[1], "rungs": rungs}
     render.result(json, {**guide.as_dict(), "measured": climbed}, lambda: render.advice(guide, measured))
