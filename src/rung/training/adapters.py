@@ -29,6 +29,7 @@ from rung.training.peft import peft, write_peft_folder
 # `_queries` is known to compute the queries of these as they do themselves; a test compares the two for each.
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "granite")
 Placement = Literal["houlsby", "pfeiffer"]
+Parts = dict[str, torch.Tensor]  # of one module, by name
 NEAR_IDENTITY = 1e-2  # standard deviation of the first weights; Houlsby et al. see no loss up to it (section 3.6)
 
 
@@ -41,9 +42,7 @@ class AddedParts(Hooked):
 
     file: str  # safetensors
 
-    def __init__(
-        self, model: Any, modules: dict[str, torch.nn.Module], initial: Callable[[], dict[str, torch.Tensor]]
-    ) -> None:
+    def __init__(self, model: Any, modules: dict[str, torch.nn.Module], initial: Callable[[], Parts]) -> None:
         self._modules = modules
         self._parts = {  # fp32 also on bf16 models: steps are small
             name: {part: torch.nn.Parameter(value.to(model.device), False) for part, value in initial().items()}
@@ -51,9 +50,7 @@ class AddedParts(Hooked):
         }
 
     @abstractmethod
-    def added(
-        self, parts: dict[str, torch.Tensor], module: Any, args: Any, kwargs: dict[str, Any], output: torch.Tensor
-    ) -> torch.Tensor:
+    def added(self, parts: Parts, module: Any, args: Any, kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
         """Compute what is added to the output of a module that was called with `args` and `kwargs`."""
 
     def hooks(self) -> Iterator[RemovableHandle]:
@@ -61,7 +58,7 @@ class AddedParts(Hooked):
         for name, module in self._modules.items():
             yield module.register_forward_hook(partial(self._hook, self._parts[name]), with_kwargs=True)
 
-    def _hook(self, parts: dict[str, torch.Tensor], module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    def _hook(self, parts: Parts, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         if isinstance(output, tuple):  # attention returns its weights too, a mixture of experts its router's
             return (output[0] + self.added(parts, module, args, kwargs, output[0]), *output[1:])
         return output + self.added(parts, module, args, kwargs, output)
@@ -105,9 +102,7 @@ class AdaptionPrompt(AddedParts):
             raise mismatch(f"the adapter has prompts for {layers} layers, the model has {depth}")
         return cls(model, int(values["adapter_len"]), layers)
 
-    def added(
-        self, parts: dict[str, torch.Tensor], module: Any, args: Any, kwargs: dict[str, Any], output: torch.Tensor
-    ) -> torch.Tensor:
+    def added(self, parts: Parts, module: Any, args: Any, kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
         """Attend from the layer's queries to its prompt."""
         del output
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
@@ -167,14 +162,13 @@ class Bottleneck(AddedParts):
         self.size, self.placement = size, placement
         width = model.config.get_text_config().hidden_size
 
-        def initial() -> dict[str, torch.Tensor]:
-            values = {}
-            for part, shape in (("down", (size, width)), ("up", (width, size))):
-                values[f"{part}.weight"] = torch.nn.init.trunc_normal_(
-                    torch.empty(shape), std=NEAR_IDENTITY, a=-2 * NEAR_IDENTITY, b=2 * NEAR_IDENTITY
-                )
-                values[f"{part}.bias"] = torch.zeros(shape[0])
-            return values
+        def weight(*shape: int) -> torch.Tensor:
+            bound = 2 * NEAR_IDENTITY
+            return torch.nn.init.trunc_normal_(torch.empty(shape), std=NEAR_IDENTITY, a=-bound, b=bound)
+
+        def initial() -> Parts:
+            down = {"down.weight": weight(size, width), "down.bias": torch.zeros(size)}
+            return down | {"up.weight": weight(width, size), "up.bias": torch.zeros(width)}
 
         super().__init__(model, sublayers(model, placement), initial)
 
@@ -189,9 +183,7 @@ class Bottleneck(AddedParts):
             )  # fmt: skip
         return cls(model, size, cast("Placement", placement))
 
-    def added(
-        self, parts: dict[str, torch.Tensor], module: Any, args: Any, kwargs: dict[str, Any], output: torch.Tensor
-    ) -> torch.Tensor:
+    def added(self, parts: Parts, module: Any, args: Any, kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
         """Run the network on the sublayer's output."""
         del module, args, kwargs
         p = {name: value.to(output.dtype) for name, value in parts.items()}
