@@ -173,12 +173,10 @@ class FineTune(TrainConfig, Rung):
         weights = base_bytes(resolve(artifact.model), self.quantization) + copies * self.trained_size(artifact)
         weights += (STATE_BYTES["adamw"] - STATE_BYTES[self.optimizer]) * self.trained_embeddings(artifact)
         return replace(
-            use,
-            fit_tokens=round(tokens * self.epochs),
-            fit_flops=flops,
+            use, fit_tokens=round(tokens * self.epochs), fit_flops=flops,
             fit_seconds=machine.training_seconds(flops, float32=self.precision == "float32"),
             memory_bytes=round(weights + ACTIVATION_BYTES + self._largest_batch * per_row * BYTES_PER_TOKEN),
-        )
+        )  # fmt: skip
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Train, and resume from the last checkpoint if an earlier run of the same training was killed.

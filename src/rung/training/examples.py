@@ -42,10 +42,6 @@ class TrainingReport:
     supervised: dict[str, float] = field(default_factory=dict)  # tokens of an example: minimum, median, maximum
     example: str = ""  # the text of the first example, the supervised part between `>>>` and `<<<`
 
-    def drop(self, reason: str, source: str) -> None:
-        """Count a row that is left out."""
-        self.dropped.setdefault(reason, []).append(source)
-
     def measure(self, examples: Sequence[TokenizedExample], tokenizer: Tokenizer) -> None:
         """Count the examples that the rows became, and their tokens."""
         self.examples, self.tokens = len(examples), sum(map(len, examples))
@@ -178,7 +174,7 @@ class _Reader:
         if self._excess(examples) > 0 and self.truncation == "truncate_input":
             examples = self._truncated(row, examples)
         elif self._excess(examples) > 0 and self.truncation == "drop":
-            self.report.drop(TOO_LONG, row.source)
+            self.report.dropped.setdefault(TOO_LONG, []).append(row.source)
             return []
         if (excess := self._excess(examples)) > 0:
             context = self.engine.files.context

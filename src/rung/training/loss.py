@@ -98,33 +98,29 @@ def packed_attention(
     [1, T, heads, size]; weights are not returned.
     """
     del module, attention_mask
-    attend = partial(
-        scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
-    )
-    return attention_in_float32(partial(_attended, attend, packing, sliding_window), query, key, value), None
+    shared, rows, window = packing.shared, packing.rows, sliding_window
+    grouped = query.shape[1] != key.shape[1]
+    attend = partial(scaled_dot_product_attention, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
 
+    def attended(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        own_query, own_key, own_value = (_rows(states[:, :, shared:], packing) for states in (query, key, value))
+        if shared:
+            head_query, head_key, head_value = (states[:, :, :shared] for states in (query, key, value))
+            if window is not None and shared > window:
+                head = attend(head_query, head_key, head_value, attn_mask=_within(shared, shared, window, query.device))
+            else:
+                head = attend(head_query, head_key, head_value, is_causal=True)
+            own_key = torch.cat([head_key.expand(rows, -1, -1, -1), own_key], 2)
+            own_value = torch.cat([head_value.expand(rows, -1, -1, -1), own_value], 2)
+        width, total = own_query.shape[2], own_key.shape[2]
+        mask = packing.mask
+        if window is not None and total > window:
+            mask = mask & _within(width, total, window, query.device)
+        out = attend(own_query, own_key, own_value, attn_mask=mask)
+        flat = out.transpose(1, 2).flatten(0, 1).index_select(0, packing.scatter)[None]
+        return torch.cat([head.transpose(1, 2), flat], 1) if shared else flat
 
-def _attended(
-    attend: Callable[..., torch.Tensor], packing: Packed, window: int | None,
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
-    shared, rows = packing.shared, packing.rows
-    own_query, own_key, own_value = (_rows(states[:, :, shared:], packing) for states in (query, key, value))
-    if shared:
-        head_query, head_key, head_value = (states[:, :, :shared] for states in (query, key, value))
-        if window is not None and shared > window:
-            head = attend(head_query, head_key, head_value, attn_mask=_within(shared, shared, window, query.device))
-        else:
-            head = attend(head_query, head_key, head_value, is_causal=True)
-        own_key = torch.cat([head_key.expand(rows, -1, -1, -1), own_key], 2)
-        own_value = torch.cat([head_value.expand(rows, -1, -1, -1), own_value], 2)
-    width, total = own_query.shape[2], own_key.shape[2]
-    mask = packing.mask
-    if window is not None and total > window:
-        mask = mask & _within(width, total, window, query.device)
-    out = attend(own_query, own_key, own_value, attn_mask=mask)
-    flat = out.transpose(1, 2).flatten(0, 1).index_select(0, packing.scatter)[None]
-    return torch.cat([head.transpose(1, 2), flat], 1) if shared else flat
+    return attention_in_float32(attended, query, key, value), None
 
 
 def _within(queries: int, keys: int, window: int, device: Any) -> torch.Tensor:
