@@ -74,12 +74,12 @@ def text_loss(artifact, data):
 def test_the_text_is_learnt_and_reported(zero, adapted, data):
     assert text_loss(adapted, data) < text_loss(zero, data) - 0.5
     tokens = len(open_torch(zero.model).encode(TEXT)) + 1
-    told = adapted.settings["domain-adaptation"]["training_data"]
-    assert (told["rows"], told["kept"], told["examples"]) == (1, 1, -(-tokens // 31))
-    assert told["tokens"] == tokens + told["examples"]
-    assert told["supervised"]["max"] == 31
-    assert told["example"].startswith("</s>>>>ab abba ba bab c c ")
-    assert adapted.settings["domain-adaptation"]["training_tokens"] == 3 * told["tokens"]
+    report = adapted.settings["domain-adaptation"]["training_data"]
+    assert (report["rows"], report["kept"], report["examples"]) == (1, 1, -(-tokens // 31))
+    assert report["tokens"] == tokens + report["examples"]
+    assert report["supervised"]["max"] == 31
+    assert report["example"].startswith("</s>>>>ab abba ba bab c c ")
+    assert adapted.settings["domain-adaptation"]["training_tokens"] == 3 * report["tokens"]
     assert adapted.name == "domain-adaptation"
 
 
@@ -152,11 +152,11 @@ def test_what_a_rung_was_told_of_overlong_rows_is_done_and_kept(zero, data):
     with pytest.raises(TrainingError) as caught:
         LoRA(**settings).fit(zero, more)
     assert caught.value.code == "context-overflow"
-    told = LoRA(**settings, truncation="drop").fit(zero, more).settings["lora"]["training_data"]
-    assert told["dropped_at"] == {"longer than the context": ["train.csv:99"]}
-    assert told["kept"] == len(data.train) == told["examples"]
-    told = LoRA(**settings, truncation="truncate_input").fit(zero, more).settings["lora"]["training_data"]
-    assert (told["truncated_at"], told["kept"]) == (["train.csv:99"], len(data.train) + 1)
+    report = LoRA(**settings, truncation="drop").fit(zero, more).settings["lora"]["training_data"]
+    assert report["dropped_at"] == {"longer than the context": ["train.csv:99"]}
+    assert report["kept"] == len(data.train) == report["examples"]
+    report = LoRA(**settings, truncation="truncate_input").fit(zero, more).settings["lora"]["training_data"]
+    assert (report["truncated_at"], report["kept"]) == (["train.csv:99"], len(data.train) + 1)
     with pytest.raises(TrainingError) as caught:
         LoRA(**settings, truncation="drop").fit(zero, replace(data, train=(long,)))
     assert caught.value.code == "too-few-rows"

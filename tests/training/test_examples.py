@@ -137,7 +137,7 @@ def test_the_embedded_model_s_tokens():
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_turn_inside_the_conversation_is_learnt_as_it_is_predicted(name, tmp_path):
-    """Cut off behind a turn, the conversation is a row whose last turn is that one: the same tokens are learnt."""
+    """A conversation cut off after a turn is a row whose last turn is that one: it trains on the same tokens."""
     engine, turns = model(tmp_path / "m", name), CONVERSATION.inputs["messages"]
     (row,) = tokenize(chat_artifact(), engine, [CONVERSATION])
     for span, n in zip(row.spans, (1, 3), strict=False):
@@ -164,8 +164,8 @@ def test_a_template_that_rewrites_what_was_said_makes_examples_of_single_turns(t
 def test_a_template_that_counts_the_turns_never_misplaces_the_mask(tmp_path):
     """The head changes with every turn, as a date does: no earlier rendering is a beginning of the whole."""
     engine = model(tmp_path / "m", template="{{ messages | length }}\n" + QWEN3)
-    made = tokenize(chat_artifact(), engine, [CONVERSATION])
-    texts = [marked(one, engine.tokenizer) for one in made]
+    examples = tokenize(chat_artifact(), engine, [CONVERSATION])
+    texts = [marked(example, engine.tokenizer) for example in examples]
     assert [text[0] for text in texts] == ["2", "4", "6"]
     assert [text.split(">>>")[1] for text in texts] == [
         "On its\nway<|im_end|><<<",
@@ -178,8 +178,8 @@ def test_a_template_that_counts_the_turns_never_misplaces_the_mask(tmp_path):
 def test_turns_that_answer_nobody_and_empty_ones_are_not_learnt(tmp_path):
     engine = model(tmp_path / "m")
     row = chat("Hello!", "Hi", "  ", "Well?", roles=("assistant", "user"))
-    (made,) = tokenize(chat_artifact(), engine, [row])
-    text = marked(made, engine.tokenizer)
+    (example,) = tokenize(chat_artifact(), engine, [row])
+    text = marked(example, engine.tokenizer)
     assert [part.split("<<<")[0] for part in text.split(">>>")[1:]] == ["Bye<|im_end|>"]
 
 
@@ -211,15 +211,15 @@ def test_a_model_without_a_template_learns_behind_the_very_prompt_that_it_predic
     engine = model(tmp_path / "m", "raw")
     artifact = text_artifact(template="{prompt}", inputs=("prompt",))
     row = Example("r", {"prompt": "Translate: chat\n"}, ("cat",), "rows.jsonl:1")
-    (made,) = tokenize(artifact, engine, [row])
-    assert marked(made, engine.tokenizer) == "Say it.\n\nTranslate: chat\n>>>cat</s><<<"
-    assert made.prompt == engine.tokens(artifact.messages({"prompt": "Translate: chat\n"}))
+    (example,) = tokenize(artifact, engine, [row])
+    assert marked(example, engine.tokenizer) == "Say it.\n\nTranslate: chat\n>>>cat</s><<<"
+    assert example.prompt == engine.tokens(artifact.messages({"prompt": "Translate: chat\n"}))
 
 
 def test_a_conversation_without_a_template_is_learnt_turn_by_turn(tmp_path):
     engine = model(tmp_path / "m", "raw")
-    made = tokenize(chat_artifact(), engine, [chat("Where?", "Here", "When?")])
-    assert [marked(one, engine.tokenizer) for one in made] == [
+    examples = tokenize(chat_artifact(), engine, [chat("Where?", "Here", "When?")])
+    assert [marked(example, engine.tokenizer) for example in examples] == [
         "Be kind.\n\nWhere?\n\n>>>Here</s><<<",
         "Be kind.\n\nWhere?\n\nHere\n\nWhen?\n\n>>>Bye</s><<<",
     ]
@@ -260,30 +260,30 @@ def test_an_overlong_row_is_an_error_by_default(tmp_path):
 
 def test_dropped_rows_are_counted_with_their_place(tmp_path):
     engine, report = model(tmp_path / "m", context=160), TrainingReport()
-    made = tokenize(
+    examples = tokenize(
         text_artifact(), engine, [article("x" * 200), article("short", "rows.csv:3")], truncation="drop", report=report
     )
-    assert [one.source for one in made] == ["rows.csv:3"]
+    assert [example.source for example in examples] == ["rows.csv:3"]
     assert report.dropped == {"longer than the context": ["rows.csv:2"]}
-    report.measure(made, engine.tokenizer)
-    told = report.as_dict()
-    assert (told["rows"], told["kept"], told["examples"]) == (2, 1, 1)
-    assert told["supervised"] == {"min": 10, "median": 10, "max": 10}
-    assert next(training_data_lines(told)) == f"1 of 2 rows kept: 1 examples, {len(made[0])} tokens"
+    report.measure(examples, engine.tokenizer)
+    counts = report.as_dict()
+    assert (counts["rows"], counts["kept"], counts["examples"]) == (2, 1, 1)
+    assert counts["supervised"] == {"min": 10, "median": 10, "max": 10}
+    assert next(training_data_lines(counts)) == f"1 of 2 rows kept: 1 examples, {len(examples[0])} tokens"
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "🙂"])
 def test_the_longest_input_is_cut_at_its_end_until_the_row_fits(tmp_path, letter):
     engine, report = model(tmp_path / "m", context=160), TrainingReport()
     row, fitting = article(letter * 200), article(letter * 3, "rows.csv:3")
-    made, other = tokenize(text_artifact(), engine, [row, fitting], truncation="truncate_input", report=report)
+    example, other = tokenize(text_artifact(), engine, [row, fitting], truncation="truncate_input", report=report)
     width = len(letter.encode())
-    assert 160 - width < len(made) <= 160
-    text = engine.tokenizer.decode(made.tokens, skip_special=False)
+    assert 160 - width < len(example) <= 160
+    text = engine.tokenizer.decode(example.tokens, skip_special=False)
     body = text.split("Cats: ")[1].split("<|im_end|>")[0]
     assert body == letter * len(body)
     assert text.startswith("<|im_start|>system\nSay it.<|im_end|>\n<|im_start|>user\nCats: ")
-    assert marked(made, engine.tokenizer).endswith("assistant\n>>>they purr<|im_end|><<<")
+    assert marked(example, engine.tokenizer).endswith("assistant\n>>>they purr<|im_end|><<<")
     assert list(report.truncated) == ["rows.csv:2"]
     assert 0 <= report.truncated["rows.csv:2"] - width * (200 - len(body)) + width - 1 < width
     assert other == tokenize(text_artifact(), engine, [fitting])[0]
@@ -291,8 +291,8 @@ def test_the_longest_input_is_cut_at_its_end_until_the_row_fits(tmp_path, letter
 
 def test_virtual_tokens_take_places_of_the_context(tmp_path):
     engine = model(tmp_path / "m", context=160)
-    (made,) = tokenize(text_artifact(), engine, [article("x" * 200)], truncation="truncate_input", virtual_tokens=20)
-    assert len(made) == 140
+    (example,) = tokenize(text_artifact(), engine, [article("x" * 200)], truncation="truncate_input", virtual_tokens=20)
+    assert len(example) == 140
     with pytest.raises(TrainingError, match=r"\d+ tokens after 20 virtual ones do not fit the context of 160"):
         tokenize(text_artifact(), engine, [article("x" * 95)], virtual_tokens=20)
     assert tokenize(text_artifact(), engine, [article("x" * 95)])[0].source == "rows.csv:2"
@@ -301,9 +301,9 @@ def test_virtual_tokens_take_places_of_the_context(tmp_path):
 def test_cutting_keeps_to_the_real_tokens_of_the_embedded_model():
     engine = LocalModel(replace(resolve("embedded"), context=64))
     body = " ".join(f"The {i}th cat slept on the mat." for i in range(40))
-    (made,) = tokenize(text_artifact(), engine, [article(body)], truncation="truncate_input")
-    assert len(made) == 64
-    text = engine.tokenizer.decode(made.tokens, skip_special=False)
+    (example,) = tokenize(text_artifact(), engine, [article(body)], truncation="truncate_input")
+    assert len(example) == 64
+    text = engine.tokenizer.decode(example.tokens, skip_special=False)
     assert body.startswith(text.split("Cats: ")[1].split("<|im_end|>")[0])
 
 
@@ -320,12 +320,12 @@ def test_what_cannot_fit_however_short_is_an_error(tmp_path):
 
 def test_every_token_of_the_text_is_learnt_once(tmp_path):
     engine = model(tmp_path / "m")
-    made = text_blocks(engine, [Document("abcdefg", "a.txt"), Document("hij", "b.txt")], 5)
-    assert [marked(one, engine.tokenizer) for one in made] == [
+    examples = text_blocks(engine, [Document("abcdefg", "a.txt"), Document("hij", "b.txt")], 5)
+    assert [marked(example, engine.tokenizer) for example in examples] == [
         "<|endoftext|>>>>abcd<<<", "d>>>efg<|endoftext|><<<", "<|endoftext|>>>>hij<|endoftext|><<<",
     ]  # fmt: skip
-    assert [one.source for one in made] == ["a.txt", "a.txt", "b.txt"]
-    assert [len(one) for one in made] == [5, 5, 5]
+    assert [example.source for example in examples] == ["a.txt", "a.txt", "b.txt"]
+    assert [len(example) for example in examples] == [5, 5, 5]
     assert len(text_blocks(engine, [Document("x" * 1000, "a.txt")], 512)[0]) == 400  # the context
 
 

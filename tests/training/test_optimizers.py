@@ -33,12 +33,15 @@ def parameters(*shapes):
 def test_matrices_decay_and_vectors_do_not():
     """A step with no gradient is decay alone: 1 - rate * decay."""
     matrix, vector = parameters((3, 4), (5,))
-    made = make_optimizer("adamw", (matrix, vector), learning_rate=0.1, weight_decay=0.5)
-    assert [(group["params"], group["weight_decay"]) for group in made.param_groups] == [([matrix], 0.5), ([vector], 0)]
-    assert all(group["fused"] for group in made.param_groups)
+    optimizer = make_optimizer("adamw", (matrix, vector), learning_rate=0.1, weight_decay=0.5)
+    assert [(group["params"], group["weight_decay"]) for group in optimizer.param_groups] == [
+        ([matrix], 0.5),
+        ([vector], 0),
+    ]
+    assert all(group["fused"] for group in optimizer.param_groups)
     for p in (matrix, vector):
         p.grad = torch.zeros_like(p)
-    made.step()
+    optimizer.step()
     torch.testing.assert_close(matrix.detach(), torch.full((3, 4), 1.9))
     assert torch.equal(vector.detach(), torch.full((5,), 2.0))
 
@@ -127,9 +130,9 @@ def test_8_bits_go_on_bit_for_bit(model, tmp_path, stop):
 def test_moments_of_embeddings_stay_in_32_bits():
     pytest.importorskip("bitsandbytes")
     table, matrix = parameters((64, 64), (64, 64))
-    made = make_optimizer("adamw-8bit", (table, matrix), learning_rate=0.1, weight_decay=0.0, full_state=(table,))
+    optimizer = make_optimizer("adamw-8bit", (table, matrix), learning_rate=0.1, weight_decay=0.0, full_state=(table,))
     for parameter in (table, matrix):
         parameter.grad = torch.ones_like(parameter)
-    made.step()
-    kinds = [made.state[parameter]["state1"].dtype for parameter in (table, matrix)]
+    optimizer.step()
+    kinds = [optimizer.state[parameter]["state1"].dtype for parameter in (table, matrix)]
     assert kinds == [torch.float32, torch.uint8]
