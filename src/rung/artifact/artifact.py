@@ -19,7 +19,7 @@ from rung.agents.toolbox import find_tools
 from rung.artifact import heads, sentences  # noqa: F401  # registers every decoder
 from rung.artifact.agent import Agent, protocol_for
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Composition, Decoder, decoder_of_kind
-from rung.artifact.files import FORMAT, beside, check_manifest, check_new, fingerprint, read_arrays, write_manifest
+from rung.artifact.files import FORMAT, check_manifest, check_new, fingerprint, read_arrays, write_manifest
 from rung.artifact.labels import LabelScoring
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Signature, Weights
@@ -305,7 +305,7 @@ def labels_schema(labels: Sequence[str]) -> str:
 
 
 def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
-    """Write the files into `folder`, which becomes `final`; paths to models in `home` are saved as relative."""
+    """Write the files into `folder`, which becomes `final`; a model in `home` is saved by its relative path."""
     from safetensors.numpy import save_file
 
     def save_member(member: Composition, name: str) -> None:
@@ -313,7 +313,7 @@ def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
         (folder / name).mkdir(parents=True)
         _write(member, folder / name, final / name, home)
 
-    writer = ArtifactWriter(folder, save_member)
+    writer, model = ArtifactWriter(folder, save_member), Path(artifact.model).expanduser().resolve()
     # Only generated text depends on what `auto` means on this machine, so only then the choice is recorded.
     engine = artifact.engine
     if artifact.weights.base:
@@ -324,7 +324,7 @@ def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
         "format": FORMAT,
         "shape": asdict(artifact.signature),
         "model": artifact.model,
-        "model_beside": beside(artifact.model, final, home),
+        "model_beside": os.path.relpath(model, final) if model.is_dir() and model.parent == home else None,
         "model_fingerprint": None if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint,
         "engine": engine,
         "overflow": artifact.overflow,

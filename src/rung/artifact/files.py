@@ -81,9 +81,3 @@ def read_arrays(file: Path) -> dict[str, Any]:
 
     arrays: dict[str, Any] = load_file(file)
     return arrays
-
-
-def beside(reference: str, final: Path, home: Path) -> str | None:
-    """Give the relative path to a model folder in `home`, beside the artifact, so that both can be moved together."""
-    model = Path(reference).expanduser().resolve()
-    return os.path.relpath(model, final) if model.is_dir() and model.parent == home else None

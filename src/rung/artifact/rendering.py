@@ -162,8 +162,8 @@ def _groundings(
         hits = found[i] if given is None else Retrieved(tuple(given[i]))
         ranks = tuple(-float(rank) for rank in range(len(hits.passages)))  # best first
         best_first = retriever.order == "best_first" or given is not None
-        beside = tuple(of_pool.get(e.id, ())[: retriever.demonstration_passages] for e in chosen)
+        contexts = tuple(of_pool.get(e.id, ())[: retriever.demonstration_passages] for e in chosen)
         own = hits.passages if given is not None else retriever.arranged(hits.passages)
-        groundings.append(Grounding(retriever.instruction, own, ranks if best_first else ranks[::-1], beside))
+        groundings.append(Grounding(retriever.instruction, own, ranks if best_first else ranks[::-1], contexts))
         refused.append(retriever.refuses(hits))
     return refused, groundings
