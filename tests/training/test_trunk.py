@@ -165,19 +165,19 @@ def test_layers_that_are_run_again_for_the_backward_pass_give_the_same_gradient(
 @pytest.mark.parametrize("frozen", [2, None])
 def test_a_mapped_file_holds_what_memory_would(tiny, frozen, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    part, losses, made = rows(), [], []
-    original = torch.from_file
-    monkeypatch.setattr(torch, "from_file", lambda *a, **k: made.append(os.listdir(tmp_path)) or original(*a, **k))
-    for free in (None, 0):
-        loss = cached_loss(tiny, frozen, part, SCHEDULE, free=free)
-        losses.append(loss)
-    assert len(made) == 1
-    assert len(made[0]) == 1
+    part, folders, states = rows(), [], []
+    map_file, allocate = torch.from_file, trunk._allocate
+    monkeypatch.setattr(torch, "from_file", lambda *a, **k: folders.append(os.listdir(tmp_path)) or map_file(*a, **k))
+    monkeypatch.setattr(trunk, "_allocate", lambda *a: states.append(allocate(*a)) or states[-1])
+    losses = [cached_loss(tiny, frozen, part, SCHEDULE, free=free) for free in (None, 0)]
+    assert len(folders) == 1
+    assert len(folders[0]) == 1
     assert os.listdir(tmp_path) == []  # nothing is left, whatever ends the process
-    assert torch.equal(losses[0].states, losses[1].states)
+    assert len(states) == 2
+    assert torch.equal(*states)
     change = patch(tiny, frozen)
-    (one, grads), (two, others) = (gradients(tiny, change, loss, part) for loss in losses)
-    assert one == two
+    (value, grads), (mapped_value, others) = (gradients(tiny, change, loss, part) for loss in losses)
+    assert value == mapped_value
     assert all(torch.equal(grads[name], others[name]) for name in grads)
 
 
