@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rung.engines.base import GenerateRequest, ModelInput, Session
+from rung.engines.base import EngineInfo, GenerateRequest, ModelInput, Session
 from rung.errors import EngineError
 from rung.models.messages import encode_messages, end_token
 from rung.models.reference import ModelFiles
@@ -18,6 +18,11 @@ class LocalModel:
         self.files = files
         self.tokenizer = Tokenizer.load(files.folder)
         self.end_token = end_token(self.tokenizer)  # the token that ends an answer
+
+    def describe(self, engine: str, device: str, dtype: str, fingerprint: str, **details: str) -> EngineInfo:
+        """What an engine that runs this folder says of itself."""
+        files = self.files
+        return EngineInfo(engine, files.name, device, dtype, files.parameters, files.context, fingerprint, details)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The token ids of `text`, without special tokens."""

@@ -29,7 +29,6 @@ from rung.engines.base import (
     Continuous,
     Delta,
     Engine,
-    EngineInfo,
     Floats,
     GenerateRequest,
     Generation,
@@ -356,10 +355,8 @@ class Composite(LocalModel):
         super().__init__(files)
         self._load_generator, self._load_scorer = generator, scorer
         # Of the model, without loading it; each of the two engines caches answers under its own fingerprint.
-        self.info = EngineInfo(
-            engine="openvino and torch", model=files.name, device="cpu", dtype="as each engine says",
-            parameters=files.parameters, context=files.context, fingerprint=f"{files.fingerprint}/composite",
-        )  # fmt: skip
+        fingerprint = f"{files.fingerprint}/composite"
+        self.info = self.describe("openvino and torch", "cpu", "as each engine says", fingerprint)
 
     @cached_property
     def _generator(self) -> Engine:

@@ -23,7 +23,6 @@ import numpy.typing as npt
 from rung.engines.base import (
     Cancelled,
     Delta,
-    EngineInfo,
     Floats,
     GenerateRequest,
     Generation,
@@ -109,8 +108,7 @@ class Pipeline:
     def step(self, active: Sequence[PipelineRow]) -> list[tuple[PipelineRow, EngineError]]:
         """Compute the next token of every started row, other callers' rows included, and collect those of `active`.
 
-        Returns:
-            The rows of `active` that cannot go on, and why.
+        Gives the rows of `active` that cannot go on, and why.
 
         Raises:
             EngineError: OpenVINO failed.
@@ -137,11 +135,9 @@ class Pipeline:
                     if row.reason is None:
                         self._append(row, token, logprob)
         if row.reason is None and row.handle.get_status().name == "IGNORED":
-            raise EngineError(
-                "out-of-memory",
-                f"the cache of the openvino engine cannot hold a prompt of {len(row.prompt)} tokens and its answer",
-                hint="show fewer demonstrations, or shorten the input",
-            )
+            what = f"a prompt of {len(row.prompt)} tokens and its answer"
+            hint = "show fewer demonstrations, or shorten the input"
+            raise EngineError("out-of-memory", f"the cache of the openvino engine cannot hold {what}", hint=hint)
 
     def _append(self, row: PipelineRow, token: int, logprob: float) -> None:
         """Add a token to a row and see whether that ends it; the rules are those of the torch engine."""
@@ -203,18 +199,15 @@ class _OpenVinoSession:
         self._lanes[request.adapter].waiting.append(row)
 
     def cancel(self, key: int) -> None:
-        for adapter, lane in list(self._lanes.items()):
+        for lane in self._lanes.values():
             lane.waiting = deque(row for row in lane.waiting if row.index != key)
-            dropped = [row for row in lane.running if row.index == key]
-            lane.pipeline.drop(dropped)
+            lane.pipeline.drop([row for row in lane.running if row.index == key])
             lane.running = [row for row in lane.running if row.index != key]
-            self._leave(adapter)
+        self._release()
 
     def step(self) -> list[Delta]:
-        deltas = []
-        for adapter, lane in list(self._lanes.items()):
-            deltas += self._advance(lane)
-            self._leave(adapter)
+        deltas = [delta for lane in self._lanes.values() for delta in self._advance(lane)]
+        self._release()
         return deltas
 
     def _advance(self, lane: _Lane) -> list[Delta]:
@@ -237,11 +230,9 @@ class _OpenVinoSession:
         lane.running = [row for row in lane.running if row.handle is not None]
         return deltas
 
-    def _leave(self, adapter: str | None) -> None:
-        """Release an idle pipeline: the engine may need its memory for another adapter."""
-        lane = self._lanes[adapter]
-        if not lane.running and not lane.waiting:
-            del self._lanes[adapter]
+    def _release(self) -> None:
+        """Release idle pipelines: the engine may need their memory for another adapter."""
+        self._lanes = {adapter: lane for adapter, lane in self._lanes.items() if lane.running or lane.waiting}
 
 
 # ---- PEFT LoRA adapters: read, checked, and passed on with their scale folded in
@@ -359,10 +350,7 @@ class OpenVinoEngine(LocalModel):
         self.folder = exported(files, "causal", precision)
         self._pipelines: OrderedDict[str | None, Pipeline] = OrderedDict()
         self._loading = threading.Lock()
-        self.info = EngineInfo(
-            engine="openvino", model=files.name, device="cpu", dtype=precision, parameters=files.parameters,
-            context=files.context, fingerprint=f"{files.fingerprint}/openvino/{precision}",
-        )  # fmt: skip
+        self.info = self.describe("openvino", "cpu", precision, f"{files.fingerprint}/openvino/{precision}")
 
     def generate(
         self, requests: Sequence[GenerateRequest], *, progress: Progress = QUIET, cancelled: Cancelled | None = None

@@ -15,7 +15,7 @@ import torch
 from rung.engines.base import Cancelled, Constraint, FinishReason, Generation, RunningRow, Sampling
 from rung.engines.constraints import TokenMask, constrained_text
 from rung.engines.label_trie import common_prefix
-from rung.engines.tree_scoring import attending, batches, layer_masks, left_padded, run_prefix
+from rung.engines.tree_scoring import attending, batches, forward, left_padded, run_prefix
 from rung.errors import EngineError
 from rung.models.tokenizer import Tokenizer
 from rung.progress import Progress
@@ -72,10 +72,9 @@ def decode(
                 row.text = _read(row, tokenizer, constraint)
             seconds = (time.perf_counter() - start) / len(batch)
             for row in rows:
-                chosen_logprobs = tuple(row.logprobs) if logprobs else ()
-                results[row.index] = Generation(
-                    row.text, row.prompt_tokens, len(row.tokens), row.reason or "length", seconds, chosen_logprobs
-                )
+                reason, likelihoods = row.reason or "length", tuple(row.logprobs) if logprobs else ()
+                generation = Generation(row.text, row.prompt_tokens, len(row.tokens), reason, seconds, likelihoods)
+                results[row.index] = generation
             progress.advance(len(batch))
     return [results[i] for i in range(len(prompts))]
 
@@ -96,11 +95,7 @@ def steps(
     allowed = None if constraint is None else TokenMask(tokenizer, constraint, len(prompts), width)
     active = list(rows)
     for step in range(sampling.max_tokens):
-        output = model(
-            input_ids=ids.to(device), attention_mask=layer_masks(model, mask, positions, keys),
-            position_ids=positions.to(device), past_key_values=cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        logits = output.logits[:, -1].float()
+        logits = forward(model, ids, mask, positions, keys, cache, keep=1)[:, -1].float()
         possible = logits
         if allowed is not None:
             possible = logits.masked_fill(~torch.from_numpy(allowed.allowed()).to(logits.device), -torch.inf)
@@ -213,9 +208,8 @@ def generate_paged(
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     with attending(inner, f"paged|{attention}"):
-        manager = inner.init_continuous_batching(
-            generation_config=config, continuous_batching_config=ContinuousBatchingConfig(**(memory or {}))
-        )
+        batching = ContinuousBatchingConfig(**(memory or {}))
+        manager = inner.init_continuous_batching(generation_config=config, continuous_batching_config=batching)
         # All requests are queued before the loop begins, so that batches, and with them seeded samples, are repeatable.
         # Sorted, prompts with a common prefix are neighbours and share it.
         for index in sorted(range(len(prompts)), key=lambda i: prompts[i]):

@@ -18,7 +18,6 @@ import transformers
 from rung.engines.base import (
     Cancelled,
     Delta,
-    EngineInfo,
     Floats,
     GenerateRequest,
     Generation,
@@ -73,8 +72,7 @@ class TorchEngine(LocalModel):
         config = transformers.AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             files.folder, dtype=precision, attn_implementation=best_attention(config), local_files_only=True,
-            trust_remote_code=False,
-            **(_quantized(quantization, device, precision) if quantization else {}),
+            trust_remote_code=False, **(_quantized(quantization, device, precision) if quantization else {}),
         )  # fmt: skip
         if quantization:
             keep_gradients(self.model)
@@ -86,12 +84,9 @@ class TorchEngine(LocalModel):
         self._active: str | None = None
         self._search_pays: dict[Any, bool] = {}
         self._paged = paged_attention(device)
-        self.info = EngineInfo(
-            engine="torch", model=files.name, device=device,
-            dtype=quantization or str(precision).removeprefix("torch."), parameters=files.parameters,
-            context=files.context, fingerprint=f"{self.base_fingerprint}/torch/{precision}",
-            details={"generation": f"continuous batching, {self._paged}" if self._paged else "padded batches"},
-        )  # fmt: skip
+        generation = f"continuous batching, {self._paged}" if self._paged else "padded batches"
+        dtype, fingerprint = str(precision).removeprefix("torch."), f"{self.base_fingerprint}/torch/{precision}"
+        self.info = self.describe("torch", device, quantization or dtype, fingerprint, generation=generation)
 
     # ---- changes of the weights
 
@@ -164,17 +159,13 @@ class TorchEngine(LocalModel):
             prompts = [self.prompt_tokens(requests[i].prompt, sampling.max_tokens, adapter) for i in members]
             # Hooks insert virtual tokens; the CUDA graphs of continuous batching would leave them out.
             virtual = adapter is not None and bool(self._change(adapter).prefix)
+            report: dict[str, Any] = {"progress": progress, "cancelled": cancelled}
             with self.running(adapter) as model:
+                rows = (model, self.tokenizer, prompts, sampling)
                 if self._paged and not virtual and suits(model, sampling, constraint, logprobs=logprobs):
-                    done = generate_paged(
-                        model, self.tokenizer, prompts, sampling, attention=self._paged, progress=progress,
-                        cancelled=cancelled,
-                    )  # fmt: skip
+                    done = generate_paged(*rows, attention=self._paged, **report)
                 else:
-                    done = decode(
-                        model, self.tokenizer, prompts, sampling, constraint, logprobs=logprobs, progress=progress,
-                        cancelled=cancelled,
-                    )  # fmt: skip
+                    done = decode(*rows, constraint, logprobs=logprobs, **report)
             results.update(zip(members, done, strict=True))
         progress.finish()
         return [results[i] for i in range(len(requests))]
@@ -312,9 +303,7 @@ class _TorchSession:
 
     def step(self) -> list[Delta]:
         self._begin()
-        deltas: list[Delta] = []
-        for batch in self._batches:
-            deltas += self._advance(batch)
+        deltas = [delta for batch in self._batches for delta in self._advance(batch)]
         self._batches = [batch for batch in self._batches if batch.rows]
         return deltas
 
@@ -322,7 +311,7 @@ class _TorchSession:
         """Make batches of the waiting completions, as far as there is room."""
         if not self._waiting:
             return
-        model = self._engine.model
+        model, tokenizer = self._engine.model, self._engine.tokenizer
         max_batch_tokens, max_rows = side_by_side(model)
         room = max_rows - sum(len(batch.rows) for batch in self._batches)
         groups: dict[Any, list[int]] = defaultdict(list)
@@ -337,14 +326,10 @@ class _TorchSession:
             first = self._waiting[keys[0]][0]
             lengths = [len(self._waiting[key][1]) for key in keys]
             for wide in batches(lengths, first.sampling.max_tokens, 1, tokens=max_batch_tokens):
-                self._batches.append(self._batch(first, [keys[i] for i in wide]))
-
-    def _batch(self, like: GenerateRequest, keys: list[int]) -> _Batch:
-        prompts = [self._waiting.pop(key)[1] for key in keys]
-        rows = [RunningRow(key, len(prompt)) for key, prompt in zip(keys, prompts, strict=True)]
-        model, tokenizer = self._engine.model, self._engine.tokenizer
-        running = steps(model, tokenizer, prompts, rows, like.sampling, like.constraint, None, live=True)
-        return _Batch(like, list(rows), running)
+                prompts = [self._waiting.pop(keys[i])[1] for i in wide]
+                rows = [RunningRow(keys[i], len(prompt)) for i, prompt in zip(wide, prompts, strict=True)]
+                running = steps(model, tokenizer, prompts, rows, first.sampling, first.constraint, None, live=True)
+                self._batches.append(_Batch(first, list(rows), running))
 
     def _advance(self, batch: _Batch) -> list[Delta]:
         try:

@@ -48,6 +48,19 @@ def layer_masks(model: Any, mask: torch.Tensor, queries: torch.Tensor, keys: tor
     return narrow if kinds is None else {"full_attention": whole, "sliding_attention": narrow}
 
 
+def forward(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor, cache: DynamicCache,
+    *, keep: int,
+) -> torch.Tensor:  # fmt: skip
+    """The logits of the last `keep` columns of `ids`, shape [rows, keep, vocabulary]; see `layer_masks`."""
+    device = model.device
+    logits: torch.Tensor = model(
+        input_ids=ids.to(device), attention_mask=layer_masks(model, mask, queries, keys),
+        position_ids=queries.to(device), past_key_values=cache, use_cache=True, logits_to_keep=keep,
+    ).logits  # fmt: skip
+    return logits
+
+
 @contextmanager
 def attending(model: Any, name: str) -> Iterator[None]:
     """Switch the model to another attention implementation inside the block."""
@@ -167,7 +180,7 @@ def batches(
 def _forward_tree(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], trie: LabelTrie) -> torch.Tensor:
     """Run rows and trie in one pass; return logits [rows, 1 + nodes, vocabulary], the root first."""
     ids, mask, positions = left_padded(prefix, rows)
-    width, nodes, device = ids.shape[1], trie.size, model.device
+    width, nodes = ids.shape[1], trie.size
     total = torch.zeros(len(rows), width + nodes, prefix.length + width + nodes, dtype=torch.bool)
     total[:, :width, : prefix.length + width] = mask
     total[:, width:, : prefix.length + width] = mask[:, -1:, :]
@@ -175,12 +188,8 @@ def _forward_tree(model: Any, prefix: Prefix, rows: Sequence[Sequence[int]], tri
     tree = torch.from_numpy(trie.tokens).expand(len(rows), -1)
     depths = positions[:, -1:] + torch.from_numpy(trie.depths)
     queries = torch.cat([positions, depths], 1)
-    logits: torch.Tensor = model(
-        input_ids=torch.cat([ids, tree], 1).to(device),
-        attention_mask=layer_masks(model, total, queries, prefix.before(queries)), position_ids=queries.to(device),
-        past_key_values=prefix.cache(len(rows)), use_cache=True, logits_to_keep=nodes + 1,
-    ).logits  # fmt: skip
-    return logits
+    ids, cache = torch.cat([ids, tree], 1), prefix.cache(len(rows))
+    return forward(model, ids, total, queries, prefix.before(queries), cache, keep=nodes + 1)
 
 
 def left_padded(prefix: Prefix, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -228,10 +237,8 @@ def score_best(
 
     A log-probability never rises along a path, so the known part of a label bounds its value from above (A* with a zero
     heuristic). Labels are opened in the order of their bounds until the best finished one is above all open ones.
-
-    Returns:
-        Log-likelihoods, shape [prompts, continuations], `-inf` where a label was never finished; and the number of
-        nodes that were run.
+    Gives log-likelihoods, shape [prompts, continuations], `-inf` where a label was never finished, and the number of
+    nodes that were run.
     """
     shared = common_prefix(prompts) if len(prompts) > 1 else 0
     prefix = run_prefix(model, prompts[0][:shared])
@@ -255,12 +262,8 @@ class _BestFirstSearch:
         self.model, self.trie, self.divisor, self.bias = model, trie, divisor, bias
         ids, mask, positions = left_padded(prefix, rows)
         self.cache = prefix.cache(len(rows))
-        device = model.device
         self.keys = prefix.before(positions)  # positions of all keys, [R, columns]
-        logits = model(
-            input_ids=ids.to(device), attention_mask=layer_masks(model, mask, positions, self.keys),
-            position_ids=positions.to(device), past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        ).logits  # fmt: skip
+        logits = forward(model, ids, mask, positions, self.keys, self.cache, keep=1)
         self.prompt_mask = mask[:, -1]  # what the prompt's last token attends to, [R, columns]
         self.last = positions[:, -1]
         self.rows = np.arange(len(rows))  # undecided rows, by their position in the batch
@@ -323,14 +326,10 @@ class _BestFirstSearch:
             for offset, node in enumerate(nodes):
                 self.column[row, node] = self.columns + offset
                 visible[row, offset, self.column[row, 1:][trie.visible[node - 1, :]]] = True
-        device = self.model.device
         mask = torch.cat([self.prompt_mask[:, None].expand(-1, width, -1), visible], 2)
         positions = self.last[:, None] + depths
         self.keys = torch.cat([self.keys, positions], 1)
-        logits = self.model(
-            input_ids=ids.to(device), attention_mask=layer_masks(self.model, mask, positions, self.keys),
-            position_ids=positions.to(device), past_key_values=self.cache, use_cache=True,
-        ).logits  # fmt: skip
+        logits = forward(self.model, ids, mask, positions, self.keys, self.cache, keep=width)
         self.columns += width
         self.opened += sum(map(len, chosen))
         self.expand = min(2 * self.expand, MAX_EXPAND)
