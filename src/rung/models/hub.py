@@ -129,7 +129,9 @@ def check_folder(folder: Path) -> None:
         suffix = entry.suffix.lower()
         if suffix in CODE:
             raise _refused(entry, "is code; a model folder may hold data only")
-        if suffix in PICKLES and not _is_openvino(entry):
+        # OpenVINO's weights end in .bin too: they are raw numbers beside their .xml graph.
+        openvino = entry.suffix == ".bin" and entry.name.startswith("openvino_") and entry.with_suffix(".xml").exists()
+        if suffix in PICKLES and not openvino:
             raise _refused(entry, "can hold pickled objects, which run code when they are loaded")
         if suffix == ".json" and entry.name not in VOCABULARIES:
             _check_json(folder, entry)
@@ -161,11 +163,6 @@ def _entries(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent) / name for name in files)
         yield from (Path(parent) / name for name in folders if (Path(parent) / name).is_symlink())
-
-
-def _is_openvino(file: Path) -> bool:
-    """OpenVINO's weights end in .bin and are raw numbers beside their .xml graph."""
-    return file.suffix == ".bin" and file.name.startswith("openvino_") and file.with_suffix(".xml").exists()
 
 
 def _check_json(folder: Path, file: Path) -> None:
