@@ -128,15 +128,12 @@ class EndpointServer:
         context = entry.get("max_model_len") or (properties.get("default_generation_settings") or {}).get("n_ctx") or 0
         sample = (_offered(lambda: self._tokenize("one two three", special=False)) or ()) if kind != "other" else ()
         identity = [kind, entry.get("root"), meta.get("n_params"), meta.get("size"), properties.get("model_path")]
+        end_token = self._end_token(properties) if sample else None
         return Capabilities(
-            kind=kind,
-            context=int(context),
-            parameters=int(meta.get("n_params") or 0),
-            tokenizer=bool(sample),
-            scoring=self._scoring(kind, sample),
-            end_token=self._end_token(properties) if sample else None,
+            kind, int(context), parameters=int(meta.get("n_params") or 0), tokenizer=bool(sample),
+            scoring=self._scoring(kind, sample), end_token=end_token,
             identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
-        )
+        )  # fmt: skip
 
     def _end_token(self, properties: Mapping[str, Any]) -> int | None:
         text = properties.get("eos_token")
@@ -177,8 +174,8 @@ class EndpointServer:
         if self.capabilities.scoring == "none":
             raise self._unsupported("gives no log-probabilities of given tokens")
         prompt = self.tokens(request.prompt)
-        by = self._by_echo if self.capabilities.scoring == "echo" else self._by_force
-        sums = by(model, prompt, request.continuations, stopped)
+        score = self._by_echo if self.capabilities.scoring == "echo" else self._by_force
+        sums = score(model, prompt, request.continuations, stopped)
         return Scored(np.array(sums, np.float32), len(prompt), time.perf_counter() - start)
 
     def _by_echo(
@@ -296,14 +293,14 @@ def constraint_fields(constraint: Constraint | None, style: ConstraintStyle) -> 
     if constraint is None:
         return {}
     if style != "none" and constraint.kind == "json_schema":
-        return _response_format("answer", _schema(constraint))
+        return _response_format(_schema(constraint))
     if constraint.kind == "regex":
         _pattern(constraint)
     if style == "json_schema":
         wanted = {"pattern": f"^({constraint.value})$"} if constraint.kind == "regex" else {"enum": [*constraint.value]}
         properties = {FIELD: {"type": "string", **wanted}}
         schema = {"type": "object", "properties": properties, "required": [FIELD], "additionalProperties": False}
-        return _response_format(FIELD, schema)
+        return _response_format(schema)
     name = "choice" if constraint.kind == "choices" else "regex"
     value = list(constraint.value) if constraint.kind == "choices" else constraint.value
     if style == "structured_outputs":
@@ -328,8 +325,8 @@ def _schema(constraint: Constraint) -> Mapping[str, Any]:
     return schema
 
 
-def _response_format(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    described = {"name": name, "strict": True, "schema": schema}
+def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    described = {"name": "answer", "strict": True, "schema": schema}
     return {"response_format": {"type": "json_schema", "json_schema": described}}
 
 

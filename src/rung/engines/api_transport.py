@@ -261,10 +261,8 @@ class Transport:
         reserved = self.budget.reserve(*worst)
         try:
             with self._translated():
-                events = self._client.post(
-                    path, cast_to=object, body={**body, "stream": True}, stream=True,
-                    stream_cls=self._openai.Stream[object],
-                )  # fmt: skip
+                body, kind = {**body, "stream": True}, self._openai.Stream[object]
+                events = self._client.post(path, cast_to=object, body=body, stream=True, stream_cls=kind)
         except BaseException as failed:
             self.budget.settle(reserved, None, billed=isinstance(failed, Attempt) and failed.billed)
             raise
@@ -334,9 +332,8 @@ class Transport:
             hint = "check the name of the model; the address has to end with the API's prefix, mostly /v1"
             return NotOfferedError("endpoint-refused", problem, hint=hint)
         problem = f"{self.endpoint.base_url} refuses the request (status {status}): {message}"
-        return RefusedError(
-            "endpoint-refused", problem, hint="check the name of the model and what the server supports"
-        )
+        hint = "check the name of the model and what the server supports"
+        return RefusedError("endpoint-refused", problem, hint=hint)
 
     def _message(self, body: object) -> tuple[str, str]:
         """The server's message, without the key, and its code."""

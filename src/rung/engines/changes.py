@@ -87,11 +87,9 @@ def settings_for(folder: Path, fingerprint: str) -> dict[str, Any]:
     settings = read_settings(folder)
     trained_on = settings.pop(BASE_FINGERPRINT, None)
     if trained_on is not None and trained_on != fingerprint:
-        raise ArtifactError(
-            "model-mismatch",
-            f"the adapter in {folder} was trained on another base model ({trained_on[:12]}, not {fingerprint[:12]})",
-            hint="open it on the model that it was trained on",
-        )
+        bases = f"{trained_on[:12]}, not {fingerprint[:12]}"
+        problem = f"the adapter in {folder} was trained on another base model ({bases})"
+        raise ArtifactError("model-mismatch", problem, hint="open it on the model that it was trained on")
     return settings
 
 

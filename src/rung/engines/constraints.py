@@ -39,13 +39,9 @@ _COPYING = threading.Lock()  # a compiled grammar is shared by all threads, and 
 
 
 class TokenMask:
-    """The state of a constraint in every row of a batch.
+    """The state of a constraint in every row of a batch, from the beginning of the answers on.
 
-    Args:
-        tokenizer: the model's tokenizer.
-        constraint: what the text of every row must match.
-        rows: number of rows; each starts at the beginning of its answer.
-        width: number of the model's logits, which may be more than the tokenizer has tokens (padding).
+    `width` is the number of the model's logits, which may be more than the tokenizer has tokens (padding).
 
     Raises:
         EngineError: llguidance is not installed, or it cannot read this kind of tokenizer.

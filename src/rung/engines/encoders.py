@@ -161,10 +161,8 @@ def _limit(folder: Path, settings: dict[str, Any]) -> int | None:
         return None
     limit = settings.get("max_seq_length")
     if limit is None:
-        limits = (
-            _json(folder / "tokenizer_config.json").get("model_max_length"),
-            _json(folder / "config.json").get("max_position_embeddings"),
-        )
+        files = {"tokenizer_config.json": "model_max_length", "config.json": "max_position_embeddings"}
+        limits = [_json(folder / name).get(key) for name, key in files.items()]
         limit = min((value for value in limits if isinstance(value, int | float)), default=UNBOUNDED)
     return int(limit) if isinstance(limit, int) and 2 < limit < UNBOUNDED else None
 

@@ -114,9 +114,8 @@ def main(arguments: list[str]) -> None:
     """Run `export` with the words of the command line."""
     source, target, kind, precision = arguments
     if kind not in get_args(ExportKind) or precision not in get_args(ExportPrecision):
-        raise SystemExit(
-            f"usage: {MODULE} SOURCE TARGET {'|'.join(get_args(ExportKind))} {'|'.join(get_args(ExportPrecision))}"
-        )
+        kinds, precisions = "|".join(get_args(ExportKind)), "|".join(get_args(ExportPrecision))
+        raise SystemExit(f"usage: {MODULE} SOURCE TARGET {kinds} {precisions}")
     export(Path(source), Path(target), kind, precision)  # type: ignore[arg-type]
 
 

@@ -136,8 +136,13 @@ class CachedEngine(EngineWrapper):
         wanted = [requests[i] for i in missing]
         generations = dict.fromkeys(missing, CANCELLED)
         unsaved: list[tuple[bytes, bytes]] = []
+        completed: Iterable[tuple[int, Generation]] = ()
+        if not isinstance(self.engine, Incremental):
+            completed = enumerate(self.engine.generate(wanted, progress=progress, cancelled=cancelled))
+        elif wanted:
+            completed = self.engine.each(wanted, progress=progress, cancelled=cancelled)
         try:
-            for position, generation in self._make(wanted, progress, cancelled):
+            for position, generation in completed:
                 generations[missing[position]] = generation
                 key = keys[missing[position]]
                 if key is not None and generation.finish_reason != "cancelled":
@@ -148,13 +153,6 @@ class CachedEngine(EngineWrapper):
         finally:
             self.store.put(unsaved)  # also when a later request failed
         return [generations[i] if i in generations else _generation(known[key]) for i, key in enumerate(keys)]  # type: ignore[index]
-
-    def _make(
-        self, requests: Sequence[GenerateRequest], progress: Progress, cancelled: Cancelled | None
-    ) -> Iterable[tuple[int, Generation]]:
-        if isinstance(self.engine, Incremental):
-            return self.engine.each(requests, progress=progress, cancelled=cancelled) if requests else ()
-        return enumerate(self.engine.generate(requests, progress=progress, cancelled=cancelled))
 
     def score(self, requests: Sequence[ScoreRequest], *, progress: Progress = QUIET) -> list[Scored]:
         """Score every request that is not cached; a full row of scores also answers a search for the best."""
@@ -168,9 +166,8 @@ class CachedEngine(EngineWrapper):
         for first in range(0, len(missing), size):
             part = missing[first : first + size]
             results.update(zip(part, self.engine.score([requests[i] for i in part], progress=progress), strict=True))
-            self.store.put(
-                (full[i] if np.isfinite(results[i].logprobs).all() else exact[i], _pack(results[i])) for i in part
-            )
+            saved = {i: full[i] if np.isfinite(results[i].logprobs).all() else exact[i] for i in part}
+            self.store.put((key, _pack(results[i])) for i, key in saved.items())
         return [results[i] for i in range(len(requests))]
 
     def _key(self, call: str, request: GenerateRequest | ScoreRequest) -> bytes:
