@@ -225,11 +225,11 @@ def test_what_reads_no_prompt_is_a_reason(scoring, rows):
     artifact = scoring(likes_nothing)
     head = Head(("neg", "pos"), "none", np.eye(2), np.zeros(2))
     for decoder, what in (
-        (EnsembleDecoder((artifact,), (1.0,), (1.0,)), "what answers"),
-        (head, "a head on frozen features"),
+        (EnsembleDecoder((artifact,), (1.0,), (1.0,)), "its answers do not depend on the prompt"),
+        (head, "a head on frozen features does not read the prompt"),
     ):
         verdict = PromptSearch().applies(replace(artifact, decoder=decoder), rows)
-        assert verdict.reason == f"{what} does not read the prompt"
+        assert verdict.reason == what
 
 
 def test_too_few_rows_is_a_reason(scoring, rows):

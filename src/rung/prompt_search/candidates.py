@@ -28,7 +28,7 @@ class Shots:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One prompt. Two candidates are equal if their prompts are, whatever their `origin`.
+    """One prompt. Two candidates are equal if their prompts are equal, even with another `origin`.
 
     Attributes:
         instruction: what to do.

@@ -56,7 +56,7 @@ def names() -> tuple[str, ...]:
 
 
 def default_names() -> tuple[str, ...]:
-    """Name the rungs that a climb tries unless told otherwise."""
+    """Name the rungs that a climb tries by default."""
     return tuple(entry.name for entry in registered() if entry.default)
 
 

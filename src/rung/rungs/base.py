@@ -181,7 +181,7 @@ class Registration:
         name: the rung's name.
         rung_type: its class.
         order: its place on the ramp; rungs of a family have neighbouring places.
-        default: whether a climb tries it unless told otherwise.
+        default: whether a climb tries it by default.
         topics: what the rules of the guide call it where they do not mean its whole family.
         preset: settings that make it this rung, where a class has several names.
     """
@@ -211,7 +211,7 @@ def rung(
         name: the rung's name in task files, on the command line and in reports.
         family: the step of the ramp that it belongs to.
         order: its place on the ramp; see `rung rungs` for the order of all.
-        default: whether a climb tries it unless told otherwise.
+        default: whether a climb tries it by default.
         topics: what the rules of the guide call it where they do not mean its whole family.
         preset: settings that make the class this rung; then the class says its `name` itself.
 

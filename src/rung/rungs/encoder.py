@@ -29,7 +29,7 @@ from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 from rung.rungs.base import Applicability, Cost, CountOrZero, Fraction, PartialShare, Positive, Rung, rung, skip
 from rung.rungs.costs import ACTIVATION_BYTES, FULL
-from rung.rungs.features import labelled_texts, shown_to_head, train_head, verdict_on_head
+from rung.rungs.features import head_applies, head_key, labelled_texts, train_head
 from rung.rungs.fine_tune import hold_out
 from rung.training.config import Count, NonNegative, Precision, Share, TrainConfig
 from rung.training.precision import matmul_dtype
@@ -83,11 +83,11 @@ class FineTunedEncoder(Rung):
         """It applies to categories, once; where a row may have several labels, `features` does."""
         if artifact.signature.kind == "multilabel":
             return skip("it learns one label a row", final=True)
-        return verdict_on_head(artifact, data)
+        return head_applies(artifact, data)
 
     def cache_key(self, artifact: Artifact) -> tuple[object, ...]:
         """The rows' text as the prompt shows it."""
-        return shown_to_head(artifact, names=self.label_names)
+        return head_key(artifact, names=self.label_names)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Six operations per parameter and token while training, twice with contrast, and two when predicting."""

@@ -1,9 +1,9 @@
 """An ensemble: the weighted average of the label probabilities of several artifacts.
 
-Members that err in different places are better together than each alone, also where they differ by their seed only
-(Lakshminarayanan et al. 2017, https://arxiv.org/abs/1612.01474). Each member's temperature and weight are those that
-make the labels of held-out training rows likeliest; then the members are fitted again, on all training rows. The
-validation rows stay out of it: the race compares rungs on them.
+Members that err on different rows are better together than each alone, even if they differ only by their seed
+(Lakshminarayanan et al. 2017, https://arxiv.org/abs/1612.01474). Each member's temperature and weight maximize the
+likelihood of the labels of held-out training rows; then the members are fitted again, on all training rows. Validation
+rows are not used: the race compares rungs on them.
 """
 
 from __future__ import annotations
@@ -34,24 +34,23 @@ from rung.task import Task
 Labels = npt.NDArray[np.int64]
 TEMPERATURES = tuple(float(t) for t in np.geomspace(0.25, 8.0, 41))
 STEPS = 200  # of expectation maximization; weights hardly move after fifty
-SMALLEST = 0.02  # members with less weight are left out: they cost as much as the others
-# What is believed before a row is seen, so that a few rows do not decide alone: each member got one row right, and
-# temperatures are around 1, two thirds of them between a half and two.
+SMALLEST = 0.02  # members with less weight are dropped: they cost as much as the others
+# The priors, so that a few rows do not decide alone: each member got one row right, and two thirds of the temperatures
+# are between a half and two.
 ROWS_BEFORE, TEMPERATURE_SPREAD = 1.0, float(np.log(2))
 
 
 @rung("ensemble", family="combination", order=1000, topics=("single label", "averaging"))
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Rung):
-    """Fit several rungs from the same artifact and average what they say.
+    """Fit several rungs on the same artifact and average their label probabilities.
 
-    Members that are fitted wait in the cache for the others, so that a run that was killed does not fit them again.
+    Fitted members stay in the cache until all are done, so that a killed run does not fit them again.
 
     Attributes:
-        members: names of the rungs. One that is named again is fitted again, with the next seed.
-        holdout: share of the training rows by which the members are weighed.
-        refit: fit the members that have a weight again, on all training rows: twice the cost, and nothing to learn
-            from is lost.
+        members: names of the rungs. A repeated name is fitted again, with the next seed.
+        holdout: share of the training rows that the weights are chosen on.
+        refit: fit the members again on all training rows, at twice the cost.
         seed: seed of the members and of the rows held out.
         task: the task, whose settings the members have.
     """
@@ -63,7 +62,7 @@ class Ensemble(Rung):
     task: Task | None = None
 
     def rungs(self) -> list[Rung]:
-        """Return the rungs that make the members.
+        """The rungs that make the members.
 
         Raises:
             ConfigError: a name is unknown, it is the ensemble's own, or there are fewer than two.
@@ -115,14 +114,14 @@ class Ensemble(Rung):
         )
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with the members in place of its decoder.
+        """Replace the decoder by the members.
 
         Raises:
             EngineError: `no-probabilities`: a member gives none.
         """
-        rungs, waiting = self.rungs(), _Waiting(artifact)
+        rungs, cache = self.rungs(), _MemberCache(artifact)
         most, held_out = held_apart(data.train, self.holdout, self.seed)
-        made = [waiting.fitted(rung, replace(data, train=most), progress) for rung in rungs]
+        made = [cache.fitted(rung, replace(data, train=most), progress) for rung in rungs]
         truth = np.array([data.labels.index(example.outputs[0]) for example in held_out])
         probs = [label_probabilities(one.answer(held_out, full=True, progress=progress)) for one in made]
         temperatures = [best_temperature(one, truth) for one in probs]
@@ -143,14 +142,14 @@ class Ensemble(Rung):
             "refit": self.refit,
         }
         if self.refit:
-            again = tuple(waiting.fitted(rungs[i], data, progress) for i in kept)
+            again = tuple(cache.fitted(rungs[i], data, progress) for i in kept)
             mixture = replace(mixture, artifacts=again)
-        waiting.clear()
+        cache.clear()
         return artifact.step(self.name, settings, decoder=mixture)
 
 
-class _Waiting:
-    """Members fitted from one artifact, kept in the cache under the hash of all that decides what they become."""
+class _MemberCache:
+    """Members fitted on one artifact, in the cache under the hash of all that their result depends on."""
 
     def __init__(self, artifact: Artifact) -> None:
 
@@ -158,7 +157,7 @@ class _Waiting:
         self.made: list[Path] = []
 
     def fitted(self, rung: Rung, data: Data, progress: Progress) -> Artifact:
-        """Return the member that a killed run left, or fit it and keep it."""
+        """Load the member that a killed run left, or fit and keep it."""
         from rung.artifact.files import MANIFEST
 
         identity = {
@@ -168,45 +167,46 @@ class _Waiting:
         }  # fmt: skip
         folder = cache_dir() / "members" / hash_of(identity, digits=32)
         if (folder / MANIFEST).exists():
-            return Artifact.load(folder)  # it lives there until it is saved, so that folder stays
+            return Artifact.load(folder)  # the folder stays, since the artifact reads from it until it is saved
         member = rung.fit(self.artifact, data, progress=progress)
         self.made.append(member.save(folder))
         return member
 
     def clear(self) -> None:
-        """Remove what this run kept."""
+        """Remove the members that this run kept."""
         for folder in self.made:
             shutil.rmtree(folder)
 
 
 def held_apart(rows: Sequence[Example], share: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Return the rows to learn from and those to weigh by, chosen by their hash; each label keeps a row to learn."""
-    place = {row.id: place_of([row.id, "weigh", seed]) for row in rows}
-    last = {row.outputs[0]: row.id for row in sorted(rows, key=lambda row: place[row.id])}
+    """Split rows by their hash into those to train on and those to choose the weights on; each label keeps a row."""
+    position = {row.id: place_of([row.id, "weigh", seed]) for row in rows}
+    last = {row.outputs[0]: row.id for row in sorted(rows, key=lambda row: position[row.id])}
     stay = set(last.values())  # a text with two labels may be the only row of one of them
-    held_out = {row.id for row in rows if place[row.id] < share and row.id not in stay}
+    held_out = {row.id for row in rows if position[row.id] < share and row.id not in stay}
     return tuple(r for r in rows if r.id not in held_out), tuple(r for r in rows if r.id in held_out)
 
 
 def log_loss(probs: Floats, truth: Labels) -> float:
-    """Return the mean negative log-probability of the true labels, in nats."""
+    """The mean negative log-probability of the true labels, in nats."""
     return float(-np.log(np.maximum(probs[np.arange(len(truth)), truth], 1e-12)).mean())
 
 
 def best_temperature(probs: Floats, truth: Labels) -> float:
-    """Return the likeliest of `TEMPERATURES`, given these rows and what is believed before them."""
+    """The most likely of `TEMPERATURES`, given these rows and the prior."""
 
-    def improbability(temperature: float) -> float:
+    def negative_log_posterior(temperature: float) -> float:
         far = float(np.log(temperature)) / TEMPERATURE_SPREAD
         return len(truth) * log_loss(tempered(probs, temperature), truth) + far**2 / 2
 
-    return min(TEMPERATURES, key=improbability)
+    return min(TEMPERATURES, key=negative_log_posterior)
 
 
 def mixture_weights(probs: Sequence[Floats], truth: Labels) -> npt.NDArray[np.float64]:
-    """Return the likeliest weights of the average, adding up to 1, given these rows and what is believed before them.
+    """The most likely weights of the average, given these rows and the prior; they add up to 1.
 
-    The improbability is convex in the weights, so expectation maximization (Dempster et al. 1977) ends at its minimum.
+    The negative log-likelihood is convex in the weights, so expectation maximization (Dempster et al. 1977) finds the
+    optimum.
     """
     given = np.stack([one[np.arange(len(truth)), truth] for one in probs], axis=1).astype(np.float64) + 1e-12
     weights = np.full(len(probs), 1 / len(probs))

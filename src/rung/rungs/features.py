@@ -1,7 +1,10 @@
 """Frozen features with a trained head: the baseline that every classification rung must beat.
 
-The head is multinomial logistic regression; where a row may have several labels, one logistic regression for each
-(`rung.rungs.features`). Its penalty is chosen by cross-validation on the training rows alone.
+The head is multinomial logistic regression, or one logistic regression per label where a row may have several (binary
+relevance). Cross-validation on the training rows chooses the penalty, and for several labels the thresholds (Yang 2001,
+A study of thresholding strategies for text categorization): each label's own, where its F1 is best, or one for all,
+whichever gives the better mean F1 over the labels of a row, which is the metric of such tasks. The first finds rare
+labels; the second leaves rows without labels alone.
 """
 
 from __future__ import annotations
@@ -25,26 +28,18 @@ from rung.prompts.prompt import verbalize
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
 from rung.rungs.costs import forward_cost, sizes
 
-# --------------------
-# One logistic regression for each label, where a row may have several: binary relevance with a threshold per label.
-#
-# Thresholds are set on cross-validated probabilities (Yang 2001, A study of thresholding strategies for text
-# categorization): each label's own, where its F1 is best, or one for all, whichever gives the better F1 over the labels
-# of a row, which is what such tasks are scored by. The first finds rare labels; the second leaves rows without labels
-# alone.
-
-
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
 FOLDS = 3
 SHARED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # thresholds that all labels may share
-FEWEST = 5  # rows with a label below which its best threshold would be that of chance
+FEWEST = 5  # rows with a label; with fewer, its best threshold is chance
+ROWS_FOR_SEARCH = 3000  # the penalty is chosen on this many rows at most
 NEVER = -30.0  # the intercept of a label that no training row has
 
 
 def train_label_heads(
     vectors: Floats, truth: npt.NDArray[np.bool_], seed: int, *, progress: Progress = QUIET
 ) -> tuple[Floats, Floats, float, tuple[float, ...]]:
-    """Fit one head per label on standardized features and fold the standardization into the weights.
+    """Fit one head per label on standardized features, and fold the standardization into the weights.
 
     Args:
         vectors: shape [rows, features].
@@ -53,21 +48,20 @@ def train_label_heads(
         progress: told of every penalty.
 
     Returns:
-        Weight [labels, features], intercept [labels], the chosen inverse penalty (one for all labels), and a threshold
-        per label.
+        Weight [labels, features], intercept [labels], the chosen inverse penalty, and a threshold per label.
     """
     mean = vectors.mean(0)
     scale = float(vectors.std(0).mean()) or 1.0
     standard = (vectors - mean) / scale
     folds = np.random.default_rng(seed).permutation(len(vectors)) % FOLDS
     progress.start("training the heads", len(PENALTIES) + 1)
-    found: list[tuple[float, float, tuple[float, ...]]] = []
+    tried: list[tuple[float, float, tuple[float, ...]]] = []
     for penalty in PENALTIES:
         probs = _cross_validated_heads(standard, truth, folds, penalty)
         score, thresholds = best_thresholds(probs, truth)
-        found.append((score, penalty, thresholds))
+        tried.append((score, penalty, thresholds))
         progress.advance(note=f"penalty {penalty:g}: {score:.3f}")
-    _, penalty, thresholds = max(found, key=lambda one: one[0])
+    _, penalty, thresholds = max(tried, key=lambda each: each[0])
     weight, intercept = _fit(standard, truth, penalty)
     progress.advance()
     progress.finish()
@@ -76,7 +70,7 @@ def train_label_heads(
 
 
 def best_thresholds(probs: Floats, truth: npt.NDArray[np.bool_]) -> tuple[float, tuple[float, ...]]:
-    """Return the best mean F1 over the labels of a row, and the thresholds that give it: shared ones, or each its own.
+    """The best mean F1 over the labels of a row, and the thresholds that give it: one for all labels, or each its own.
 
     Args:
         probs: shape [rows, labels].
@@ -91,15 +85,15 @@ def best_thresholds(probs: Floats, truth: npt.NDArray[np.bool_]) -> tuple[float,
 
 
 def row_f1(given: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:
-    """Return the mean over rows of the F1 of their labels; 1 for a row without labels that is given none."""
+    """The mean over rows of the F1 of their labels; 1 for a row without labels that is given none."""
     total = given.sum(1) + truth.sum(1)
     return float(np.where(total > 0, 2 * (given & truth).sum(1) / np.maximum(total, 1), 1.0).mean())
 
 
 def best_threshold(probs: Floats, truth: npt.NDArray[np.bool_]) -> float:
-    """Return the probability from which to give a label, so that its F1 is best; one half where it is too rare to say.
+    """The probability from which giving a label has the best F1; one half for a label that is too rare.
 
-    The threshold lies halfway between two neighbouring probabilities.
+    The threshold is halfway between two neighbouring probabilities.
     """
     if truth.sum() < FEWEST:
         return 0.5
@@ -115,7 +109,7 @@ def best_threshold(probs: Floats, truth: npt.NDArray[np.bool_]) -> float:
 def _cross_validated_heads(
     vectors: Floats, truth: npt.NDArray[np.bool_], folds: npt.NDArray[np.int64], penalty: float
 ) -> Floats:
-    """Return each row's probabilities by heads that were trained without it, shape [rows, labels]."""
+    """Each row's probabilities by heads that were trained without it, shape [rows, labels]."""
     probs = np.zeros(truth.shape, np.float32)
     for held in range(FOLDS):
         train, test = folds != held, folds == held
@@ -126,7 +120,7 @@ def _cross_validated_heads(
 
 
 def _fit(vectors: Floats, truth: npt.NDArray[np.bool_], penalty: float) -> tuple[Floats, Floats]:
-    """Return weight [labels, features] and intercept [labels]; labels that all rows or none have get no weight."""
+    """Weight [labels, features] and intercept [labels]; labels that all rows or none have get no weight."""
     weight = np.zeros((truth.shape[1], vectors.shape[1]), np.float32)
     intercept = np.where(truth.any(0), -NEVER, NEVER).astype(np.float32)
     for k in range(truth.shape[1]):
@@ -137,13 +131,10 @@ def _fit(vectors: Floats, truth: npt.NDArray[np.bool_], penalty: float) -> tuple
 
 
 def logistic(penalty: float) -> Any:
-    """Return scikit-learn's logistic regression with this inverse penalty."""
+    """scikit-learn's logistic regression with this inverse penalty."""
     with needed_by("training a head", error=EngineError):
         from sklearn.linear_model import LogisticRegression
     return LogisticRegression(C=penalty, max_iter=500, tol=1e-3)
-
-
-ROWS_FOR_SEARCH = 3000  # the penalty is chosen on this many rows at most
 
 
 @rung("llm-features", family="features", order=510, default=True, topics=("hidden states",), encoder="")
@@ -154,8 +145,8 @@ class Features(Rung):
 
     Attributes:
         encoder: reference of a sentence encoder; empty for the base model's own hidden states.
-        label_names: train on the labels' own names and descriptions too, one more row for each. On BANKING77 that was
-            worth two points of validation accuracy with five rows a label, and cost two with ten.
+        label_names: also train on the labels' names and descriptions, one more row for each. On BANKING77 that gained
+            two points of validation accuracy with five rows a label, and lost two with ten.
         seed: seed of the folds.
     """
 
@@ -172,12 +163,12 @@ class Features(Rung):
         """It applies to categories, once."""
         if not self.encoder and is_endpoint(artifact.model):
             return skip("an endpoint does not show its hidden states", final=True)
-        return verdict_on_head(artifact, data)
+        return head_applies(artifact, data)
 
     def cache_key(self, artifact: Artifact) -> tuple[object, ...]:
-        """The rows' text as the prompt shows it, and the base model where its hidden states are the features."""
+        """The rows' text as in the prompt, and the base model if its hidden states are the features."""
         model = () if self.encoder else (artifact.model, artifact.engine, artifact.weights.base)
-        return (*shown_to_head(artifact, names=self.label_names), *model)
+        return (*head_key(artifact, names=self.label_names), *model)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """One pass of the encoder over the training rows; the head itself is small."""
@@ -186,7 +177,7 @@ class Features(Rung):
         return forward_cost(parameters, s.question, machine, fit_rows=len(data.train))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with a head in place of its decoder."""
+        """Replace the decoder by a head."""
         if artifact.signature.kind == "multilabel":
             given = [set(labels_of(example.outputs[0], "multilabel")) for example in data.train]
             truths = np.array([[label in row for label in data.labels] for row in given])
@@ -207,8 +198,8 @@ class Features(Rung):
         return artifact.step(self.name, settings, decoder=head)
 
 
-def verdict_on_head(artifact: Artifact, data: Data) -> Applicability:
-    """Say whether a head on an encoder can take the place of an artifact's decoder, or why not."""
+def head_applies(artifact: Artifact, data: Data) -> Applicability:
+    """Say whether a head on an encoder can replace an artifact's decoder, or why not."""
     if not data.labels:
         return skip("a head answers categories only", final=True)
     if len({e.outputs[0] for e in data.train}) < 2:
@@ -220,21 +211,21 @@ def verdict_on_head(artifact: Artifact, data: Data) -> Applicability:
     return OK
 
 
-def shown_to_head(artifact: Artifact, *, names: bool) -> tuple[object, ...]:
-    """Return all of an artifact that `labelled_texts` and a head's predictions read, to be compared."""
+def head_key(artifact: Artifact, *, names: bool) -> tuple[object, ...]:
+    """All parts of an artifact that `labelled_texts` and a head's predictions read, for comparison."""
     prompt = artifact.prompt
     return (artifact.signature, prompt.template, prompt.chat_column, prompt.descriptions if names else ())
 
 
 def texts_of(artifact: Artifact, rows: Sequence[Example]) -> list[str]:
-    """Return the rows as they stand in prompts, alone."""
+    """The rows as they appear in prompts."""
     return [artifact.prompt.question(example.inputs) for example in rows]
 
 
 def labelled_texts(
     artifact: Artifact, rows: Sequence[Example], labels: Sequence[str], *, names: bool
 ) -> tuple[list[str], np.ndarray[Any, Any]]:
-    """Return what a head is trained on: the rows' texts, with `names` those of the labels, and label numbers."""
+    """The texts and label numbers that a head is trained on: the rows, and with `names` the labels themselves."""
     texts = texts_of(artifact, rows)
     truth = [labels.index(example.outputs[0]) for example in rows]
     if names:
@@ -248,12 +239,12 @@ def labelled_texts(
 def train_head(
     vectors: Floats, truth: np.ndarray[Any, Any], labels: int, *, seed: int, progress: Progress = QUIET
 ) -> tuple[Floats, Floats, float]:
-    """Fit logistic regression on standardized features and fold the standardization into the weights.
+    """Fit logistic regression on standardized features, and fold the standardization into the weights.
 
     Args:
         vectors: shape [rows, features].
         truth: label number of each row, shape [rows].
-        labels: number of labels; those without a row get a probability of nearly zero.
+        labels: number of labels; a label without rows gets a probability of nearly zero.
         seed: seed of the cross-validation folds.
         progress: told of every fit.
 
@@ -273,17 +264,17 @@ def train_head(
     progress.advance()
     progress.finish()
     weight = np.zeros((labels, vectors.shape[1]), np.float32)
-    intercept = np.full(labels, -30.0, np.float32)
-    found, slopes, offsets = model.classes_, model.coef_ / scale, model.intercept_
-    if len(found) == 2:  # scikit-learn keeps one row for two classes
+    intercept = np.full(labels, NEVER, np.float32)
+    classes, slopes, offsets = model.classes_, model.coef_ / scale, model.intercept_
+    if len(classes) == 2:  # scikit-learn keeps one row for two classes
         slopes, offsets = np.concatenate([-slopes, slopes]) / 2, np.concatenate([-offsets, offsets]) / 2
-    weight[found] = slopes
-    intercept[found] = offsets - slopes @ mean
+    weight[classes] = slopes
+    intercept[classes] = offsets - slopes @ mean
     return weight, intercept, best
 
 
 def _cross_validated(vectors: Floats, truth: np.ndarray[Any, Any], penalty: float, seed: int) -> float:
-    """Return accuracy over folds that keep the labels' shares, on a bounded number of rows."""
+    """Accuracy over folds that keep the labels' shares, on a bounded number of rows."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(truth))[:ROWS_FOR_SEARCH]
     fold = np.empty(len(order), int)

@@ -39,8 +39,9 @@ class FewShot(Rung):
     Attributes:
         selection: how rows are chosen; see `rung.prompts.demonstrations.Demonstrations`.
         k: rows shown, at most.
-        token_budget: tokens they may take, at most; the least similar give way first.
-        encoder: sentence encoder that tells similarity, for `knn` and `mmr`.
+        token_budget: tokens of all these rows, at most; the least similar are left out first.
+        encoder: sentence encoder that measures similarity, for `knn` and `mmr`.
+        diversity: weight of differing from the rows already chosen, for `mmr`.
         seed: seed of the random choices.
     """
 
@@ -83,7 +84,7 @@ class FewShot(Rung):
         )  # fmt: skip
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with the training rows as its pool; queries embed the input, never the answer."""
+        """Take the training rows as the pool of demonstrations; similarity is that of inputs, never of answers."""
         pool, vectors, encoder = data.train, None, ""
         if self.selection in ("knn", "mmr"):
             texts = [artifact.prompt.question(example.inputs) for example in pool]
@@ -96,25 +97,21 @@ class FewShot(Rung):
         return artifact.step(self.name, settings, demonstrations=shown)
 
 
-# --------------------
-# Demonstration ensemble: label scores averaged over several sets of demonstrations, then calibrated.
-#
-# One set of demonstrations is luck (Lu et al. 2022, https://arxiv.org/abs/2104.08786); the mean log-likelihood
-# over disjoint sets is less so, and shows more rows than one prompt holds. Calibration: Zhou et al. 2024,
-# https://arxiv.org/abs/2309.17249.
-
-
 @rung("demonstration-ensemble", family="in-context", order=350, topics=("single label",))
 @dataclass(frozen=True)
 class DemonstrationEnsemble(Rung):
-    """Ask every row with several sets of demonstrations, and average.
+    """Average label scores over several sets of demonstrations, then calibrate them.
+
+    The choice of one set of demonstrations is luck (Lu et al. 2022, https://arxiv.org/abs/2104.08786). The mean
+    log-likelihood over disjoint sets depends less on luck, and shows more rows than one prompt holds. Calibration: Zhou
+    et al. 2024, https://arxiv.org/abs/2309.17249.
 
     Attributes:
         sets: how many sets.
         k: rows in each.
-        rows: `knn`: the nearest rows, dealt to the sets in turn; `balanced`: the same rows for all questions, labels
-            as even as can be.
-        unlabelled: training rows whose inputs, not labels, calibrate the average.
+        rows: `knn`: the nearest rows, dealt to the sets in turn; `balanced`: the same rows for all questions, with all
+            labels equally often.
+        unlabelled: training rows whose inputs (not labels) calibrate the average.
         encoder: sentence encoder, for `knn`.
     """
 
@@ -150,7 +147,7 @@ class DemonstrationEnsemble(Rung):
         )  # fmt: skip
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with its sets, calibrated on their average."""
+        """Add the sets of demonstrations, and calibrate their average."""
         vectors, encoder = None, ""
         if self.rows in ("knn", "mmr"):
             texts = [artifact.prompt.question(example.inputs) for example in data.train]

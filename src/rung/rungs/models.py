@@ -1,4 +1,4 @@
-"""Another base model: the task's `model: [a, b]` makes every model after the first a rung of its own."""
+"""Other base models: with `model: [a, b]`, every model after the first is a rung."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PREFIX = "model-"
 
 @dataclass(frozen=True)
 class OtherModel(Rung):
-    """Put the same prompt, demonstrations and documents before another model.
+    """Give the same prompt, demonstrations and documents to another model.
 
     Attributes:
         task: the task with this model alone.
@@ -36,7 +36,7 @@ class OtherModel(Rung):
         return PREFIX + short_name(self.task.model)
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
-        """It applies where nothing depends on the model at hand: no trained weights, head or calibration."""
+        """It applies if nothing was fitted to the current model: no weights, no head, no calibration."""
         del data
         if any(step.startswith(PREFIX) for step in artifact.path):
             return skip("another model was chosen already")
@@ -44,7 +44,7 @@ class OtherModel(Rung):
             return skip("the trained weights belong to their model")
         plain = Artifact.zero_shot(self.task.only(artifact.model), artifact.signature.labels, engine=artifact.engine)
         if artifact.decoder != plain.decoder:
-            return skip("how the answer is read was fitted to the model at hand")
+            return skip("how the answer is read was fitted to the current model")
         if not is_endpoint(self.task.model):
             try:
                 resolve(self.task.model)
@@ -53,11 +53,11 @@ class OtherModel(Rung):
         return OK
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
-        """There is nothing to fit; predictions cost what the model's size says."""
+        """There is nothing to fit; the model's size gives the cost of predictions."""
         return inference_cost(replace(artifact, model=self.task.model), data, machine)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact on the other model."""
+        """Change the model."""
         del data
         if not is_endpoint(self.task.model):
             resolve(self.task.model, progress=progress)
@@ -66,13 +66,13 @@ class OtherModel(Rung):
 
 
 def short_name(reference: str) -> str:
-    """Return the last part of a model reference, in lower case, with nothing that a folder's name may not have."""
+    """The last part of a model reference, in lower case, as a valid folder name."""
     last = reference.rpartition("#")[2] if is_endpoint(reference) else reference.rstrip("/").rpartition("/")[2]
     return re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-.") or "model"
 
 
 def other_models(task: Task) -> tuple[OtherModel, ...]:
-    """Return a rung for every model of the task after the first.
+    """A rung for every model of the task after the first.
 
     Raises:
         ConfigError: two have the same short name, or endpoints and models of this machine are mixed.

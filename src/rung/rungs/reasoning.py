@@ -27,13 +27,13 @@ SHORT = 12  # words; a longer answer is a text, not the result of a calculation
 @rung("chain-of-thought", family="prompting", order=130, default=True, topics=("reasoning",))
 @dataclass(frozen=True)
 class ChainOfThought(Rung):
-    """Have the model think step by step, and take the answer from behind a marker.
+    """Let the model think step by step, and read the answer after a marker.
 
     Attributes:
         when: `auto`: not for categories, models under 1.5 billion parameters or long answers, where it rarely helps;
-            `always`: wherever text is an answer. Either way the race decides.
+            `always`: for every kind of answer that steps can precede. Either way, the race decides.
         extract: what an answer looks like: `label`, `number`, `text`, or `auto`: by the task and its rows.
-        max_tokens: most tokens of steps and answer together.
+        max_tokens: tokens of steps and answer together, at most.
     """
 
     needs = ("reasoning", "untuned", "one prompt")
@@ -63,7 +63,7 @@ class ChainOfThought(Rung):
         return inference_cost(artifact, data, machine, extra_tokens=REASONING_TOKENS)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact that reasons; nothing is trained."""
+        """Ask for steps before the answer; nothing is trained."""
         del progress
         how = self.extract if self.extract != "auto" else looks_like(artifact, data)
         texts = (artifact.decoder.label_texts or artifact.signature.labels) if how == "label" else ()
@@ -75,23 +75,17 @@ class ChainOfThought(Rung):
 
 
 def looks_like(artifact: Artifact, data: Data) -> Extract:
-    """Return what the task's answers look like."""
+    """The form of the task's answers."""
     if artifact.signature.kind == "category":
         return "label"
     rows = data.train or data.validation
     return "number" if rows and all(is_number(row.outputs[0]) for row in rows) else "text"
 
 
-# --------------------
-# Self-consistency: several chains of thought, and the answer that most of them reach.
-#
-# Wang et al. 2023, https://arxiv.org/abs/2203.11171.
-
-
 @rung("self-consistency", family="prompting", order=140, default=True, topics=("reasoning",))
 @dataclass(frozen=True)
 class SelfConsistency(Rung):
-    """Sample chains and vote.
+    """Sample several chains of thought, and take the answer of most (Wang et al. 2023, https://arxiv.org/abs/2203.11171).
 
     Attributes:
         samples: chains per row.
@@ -116,7 +110,7 @@ class SelfConsistency(Rung):
         return inference_cost(artifact, data, machine, extra_tokens=(self.samples - 1) * REASONING_TOKENS)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact that votes."""
+        """Sample several chains instead of one."""
         del data, progress
         chain = reasoning(artifact.decoder)
         assert chain is not None

@@ -1,7 +1,10 @@
-"""Retrieval: passages of the user's documents before the question.
+"""Rungs that read the task's documents: retrieved passages in the prompt, or sentences quoted as the answer.
 
 Lewis et al. 2020, "Retrieval-augmented generation for knowledge-intensive NLP tasks" (https://arxiv.org/abs/2005.11401);
-here the model is not trained with it, unless a rung that tunes is put on top.
+here the model is trained with passages only if a tuning rung is put on top.
+
+The order of the passages is measured. Models use the beginning or the end of a long context better than its middle (Liu
+et al. 2023, "Lost in the Middle", https://arxiv.org/abs/2307.03172), and which end is better differs between models.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from rung.artifact.sentences import SentenceDecoder as Selecting
 from rung.artifact.sentences import cost_of, ranked
 from rung.data.rows import NOT_IN_DOCUMENTS, Data, Example
 from rung.errors import ConfigError
+from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import cases, metric_of
 from rung.machine import Machine
 from rung.models.reference import resolve
@@ -36,8 +40,13 @@ if TYPE_CHECKING:
     from rung.retrieval.index import Index
 
 
-TYPICAL_TOKENS = 220  # of a passage with its number and title, before any was seen
-SAMPLE = 32  # validation rows whose passages tell their length
+TYPICAL_TOKENS = 220  # of a passage with its number and title, for estimates
+SAMPLE = 32  # rows whose passages give the mean length
+WIDER = 3  # times k passages are searched to measure the order, since those with the answer are set apart
+DEFAULT_ORDER: Order = "best_last"  # as for demonstrations, the best next to the question
+SHARES = (1.0, 0.9, 0.8, 0.7)  # of the best sentence's similarity, tried on training rows
+DEFAULT_SHARE = 0.9  # without training rows
+MOST_ROWS = 128  # that the choice of the share uses
 
 
 @rung("retrieval", family="retrieval", order=210, default=True)
@@ -45,23 +54,23 @@ SAMPLE = 32  # validation rows whose passages tell their length
 class Retrieval(Rung):
     """Show the passages of the task's corpus that are most relevant to the row.
 
-    Where 30 training rows or more have gold spans, the search's weight of meaning against words is learned from them.
+    If at least 30 training rows have gold spans, the search's weight of meaning against words is learned from them.
 
     Attributes:
         task: the task, whose `corpus` is searched.
-        k: most passages shown.
-        token_budget: most tokens they may take; the least relevant give way first.
-        order: whether the most relevant stands first or last; `auto` measures which the model reads better.
-        order_rows: validation rows that this takes, each answered twice.
-        refuse_at_most: largest share of the answerable validation questions that may be refused for want of relevant
-            passages; 0 never refuses. Labels and records are never refused.
+        k: passages shown, at most.
+        token_budget: tokens of all passages, at most; the least relevant are left out first.
+        order: whether the most relevant passage comes first or last; `auto` measures which the model reads better.
+        order_rows: validation rows for that measurement, each answered twice.
+        refuse_at_most: largest share of the answerable validation questions that may be refused because no passage
+            seems relevant; 0 never refuses. Labels and records are never refused.
         demonstration_passages: passages shown with each demonstration, at most.
-        reranker: a cross-encoder, by Hub id or folder, that orders what the search finds anew; empty for none.
+        reranker: a cross-encoder, by Hub id or folder, that reorders the search results; empty for none.
     """
 
     needs = ("prompt", "no documents", "untuned")
     reads_corpus = True
-    opens_ramp = True  # what reads documents has to be tuned reading them, and cannot be put below a rung later
+    opens_ramp = True  # a model has to be tuned with the documents that it will read
 
     task: Task | None = None
     k: Count = 5
@@ -78,13 +87,13 @@ class Retrieval(Rung):
         return _has_corpus(self.task)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
-        """Prompts grow by k passages; the rows that tell the order are answered twice. The index is built before."""
+        """Prompts grow by k passages; the rows for measuring the order are answered twice. The index is not counted."""
         extra = min(self.k * TYPICAL_TOKENS, self.token_budget)
         rows = 2 * min(self.order_rows, len(data.validation)) if self.order == "auto" else 0
         return inference_cost(artifact, data, machine, fit_rows=rows, extra_tokens=extra)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with a retriever, its order and its threshold for refusing chosen on validation rows.
+        """Add a retriever, whose order and threshold for refusing are chosen on validation rows.
 
         Raises:
             ConfigError: the task has no corpus.
@@ -102,8 +111,7 @@ class Retrieval(Rung):
         answers_cite = cites(replace(artifact, retriever=retriever))
         retriever = replace(retriever, instruction=instruction(cite=answers_cite))
         plain = replace(artifact, retriever=retriever).with_engine(artifact.open())
-        # Ids are hashes, so their order is a shuffle that every run and every rung shares.
-        rows = sorted(data.validation, key=lambda e: e.id)
+        rows = race_order(data.validation)
         retriever = replace(retriever, passage_tokens=_passage_tokens(plain, data))
         settings: dict[str, Any] = {
             "k": self.k,
@@ -134,7 +142,7 @@ def _has_corpus(task: Task | None) -> Applicability:
 
 
 def retriever_on(index: Index, artifact: Artifact, data: Data, k: int, token_budget: int) -> Retriever:
-    """Return what searches the index for an artifact, with the weight of meaning that training rows tell."""
+    """Search the index for an artifact, with the weight of meaning learned from training rows."""
     return Retriever(
         index.folder, index.fingerprint, "", k, token_budget, DEFAULT_ORDER,
         refusal=artifact.signature.refusal or NOT_IN_DOCUMENTS,
@@ -144,14 +152,14 @@ def retriever_on(index: Index, artifact: Artifact, data: Data, k: int, token_bud
 
 
 def refusal_of(artifact: Artifact, data: Data, cost: Callable[[Passage], int], at_most: float) -> Refusal:
-    """Calibrate on validation rows when an artifact's retriever finds nothing relevant; `cost` counts tokens."""
+    """Calibrate on validation rows when to refuse because nothing relevant was found; `cost` counts tokens."""
     assert artifact.retriever is not None
     queries = [artifact.prompt.query(row.inputs) for row in data.validation]
     return calibrate(artifact.retriever, data.validation, queries, cost, at_most=at_most)
 
 
 def _meaning_weight(index: Index, artifact: Artifact, data: Data, k: int) -> float | None:
-    """Learn the weight of meaning against words from training rows with gold spans, where there are enough."""
+    """Learn the weight of meaning against words from training rows with gold spans, if there are enough."""
     from rung.retrieval.fitting import learn_weight
 
     queries = [(artifact.prompt.query(row.inputs), row.spans) for row in data.train if row.spans]
@@ -161,23 +169,12 @@ def _meaning_weight(index: Index, artifact: Artifact, data: Data, k: int) -> flo
 
 
 def _passage_tokens(artifact: Artifact, data: Data) -> float:
-    """Return the mean tokens of the passages that some rows get."""
+    """The mean tokens of a passage, over a sample of rows."""
     assert artifact.retriever is not None
     rows, cost = (data.validation or data.train)[:SAMPLE], passage_cost(artifact)
-    found = artifact.retriever.find(rows, [artifact.prompt.query(row.inputs) for row in rows], cost)
-    lengths = [cost(passage) for one in found for passage in one.passages]
+    hits = artifact.retriever.find(rows, [artifact.prompt.query(row.inputs) for row in rows], cost)
+    lengths = [cost(passage) for hit in hits for passage in hit.passages]
     return sum(lengths) / max(1, len(lengths))
-
-
-# ---- the position effect
-#
-# Liu et al. 2023, "Lost in the Middle" (https://arxiv.org/abs/2307.03172): models use the beginning or the end of a
-# long context better than its middle. Which end is better differs from model to model, so it is measured, and the
-# passages are ordered by it.
-
-
-WIDER = 3  # times k passages are searched: the other ones that hold the answer are left out
-DEFAULT_ORDER: Order = "best_last"  # as for demonstrations, the best next to the question
 
 
 def position_effect(
@@ -188,19 +185,19 @@ def position_effect(
     folder: Path | None = None,
     progress: Progress = QUIET,
 ) -> dict[int, float]:
-    """Return the mean score of the rows with the passage that answers at each position among the others.
+    """Measure the mean score by the position of the passage with the answer among the others.
 
-    Used are rows of whose passages one holds the answer; all are shown equally many passages.
+    Only rows with such a passage are used, and all get equally many passages.
 
     Args:
-        artifact: what answers; it has a retriever.
-        rows: rows with expected answers, best with gold spans.
-        positions: which to measure, counted from 0, negative ones from the end; None for all.
-        folder: of the task file, where a metric of the user's own may lie.
+        artifact: the artifact, with a retriever.
+        rows: rows with expected answers, preferably with gold spans.
+        positions: the positions to measure, counted from 0, or from the end if negative; None for all.
+        folder: the task file's folder, for a metric of the user's own.
         progress: told of every batch.
 
     Returns:
-        Position, counted from 0, to mean score; empty where no row can be used.
+        Mean score by position, counted from 0; empty if no row can be used.
     """
     usable = _with_answer(artifact, rows)
     if not usable:
@@ -219,23 +216,23 @@ def position_effect(
 
 
 def best_order(effect: Mapping[int, float]) -> Order:
-    """Return which end of the passages the model reads better; the default where both are equal or not measured."""
+    """The end of the passages that the model reads better; the default if both are equal or not measured."""
     if len(effect) < 2 or effect[min(effect)] == effect[max(effect)]:
         return DEFAULT_ORDER
     return "best_first" if effect[min(effect)] > effect[max(effect)] else "best_last"
 
 
 def _with_answer(artifact: Artifact, rows: Sequence[Example]) -> list[tuple[Example, Passage, tuple[Passage, ...]]]:
-    """Return rows with the best passage that holds the answer and the others that do not, best first."""
+    """Rows with their best passage that holds the answer, and other passages that do not, the best first."""
     retriever = artifact.retriever
     assert retriever is not None
     wide = replace(retriever, k=WIDER * retriever.k, token_budget=WIDER * retriever.token_budget, threshold=None)
     cost = passage_cost(artifact)
-    found = wide.find(rows, [artifact.prompt.query(row.inputs) for row in rows], cost)
+    hits = wide.find(rows, [artifact.prompt.query(row.inputs) for row in rows], cost)
     usable = []
-    for row, one in zip(rows, found, strict=True):
-        gold = [p for p in one.passages if holds_answer(p, row)]
-        others = [p for p in one.passages if not holds_answer(p, row)]
+    for row, hit in zip(rows, hits, strict=True):
+        gold = [p for p in hit.passages if holds_answer(p, row)]
+        others = [p for p in hit.passages if not holds_answer(p, row)]
         if gold and others:
             kept = retriever.within_budget([gold[0], *others][: retriever.k], cost)
             if len(kept) > 1:
@@ -243,33 +240,22 @@ def _with_answer(artifact: Artifact, rows: Sequence[Example]) -> list[tuple[Exam
     return usable
 
 
-# --------------------
-# Sentence selection: answer with the sentences of the documents that are most similar to the question.
-#
-# Yu et al. 2014, "Deep learning for answer sentence selection" (https://arxiv.org/abs/1412.1632), with the vectors of a
-# sentence encoder as they are.
-
-
-SHARES = (1.0, 0.9, 0.8, 0.7)  # tried on training rows
-DEFAULT_SHARE = 0.9  # where there are none
-MOST_ROWS = 128  # that the choice looks at
-
-
 @rung("sentence-selection", family="retrieval", order=200, default=True)
 @dataclass(frozen=True)
 class SentenceSelection(Rung):
-    """Answer with sentences of the task's corpus, word for word; no language model is asked.
+    """Answer with the sentences of the task's corpus that are most similar to the question, without a language model.
 
-    How similar a sentence has to be, next to the best, is chosen on training rows by the task's metric; below which
-    relevance nothing is quoted, on validation rows.
+    Yu et al. 2014, "Deep learning for answer sentence selection" (https://arxiv.org/abs/1412.1632), here with the
+    vectors of a frozen sentence encoder. Training rows decide how similar to the best sentence the others have to be,
+    by the task's metric. Validation rows decide below which relevance nothing is quoted.
 
     Attributes:
         task: the task, whose `corpus` is searched.
         k: passages whose sentences are compared.
-        token_budget: most tokens that they may have.
-        most: sentences quoted at most.
-        refuse_at_most: largest share of the answerable validation questions that may be refused for want of relevant
-            passages; 0 never refuses.
+        token_budget: tokens of all these passages, at most.
+        most: sentences quoted, at most.
+        refuse_at_most: largest share of the answerable validation questions that may be refused because no passage
+            seems relevant; 0 never refuses.
     """
 
     needs = ("prompt", "no documents", "no demonstrations", "untuned")
@@ -295,7 +281,7 @@ class SentenceSelection(Rung):
         return (artifact.prompt.template,)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
-        """One pass of the encoder over the question and the sentences of the passages. The index is built before."""
+        """One pass of the encoder over the question and the sentences of the passages. The index is not counted."""
         assert self.task is not None
         assert self.task.corpus is not None
         parameters = resolve(self.task.corpus.encoder).parameters
@@ -303,7 +289,7 @@ class SentenceSelection(Rung):
         return forward_cost(parameters, tokens, machine, fit_rows=min(MOST_ROWS, len(data.train)))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Return the artifact with a retriever, and a decoder that quotes what it finds.
+        """Add a retriever and a decoder that quotes from what the retriever finds.
 
         Raises:
             ConfigError: the task has no corpus.
@@ -336,13 +322,13 @@ class SentenceSelection(Rung):
 def _score_shares(
     artifact: Artifact, decoder: Selecting, data: Data, progress: Progress
 ) -> tuple[dict[float, float], float]:
-    """Return the mean score of every share on training rows, and the mean tokens of a passage."""
+    """The mean score of every share on training rows, and the mean tokens of a passage."""
     assert artifact.retriever is not None
-    rows = sorted(data.train, key=lambda row: row.id)[:MOST_ROWS]  # ids are hashes, so their order is a shuffle
-    looked_up = rows or data.validation[:MOST_ROWS]
-    queries = [artifact.prompt.query(row.inputs) for row in looked_up]
+    rows = race_order(data.train)[:MOST_ROWS]
+    searched = rows or data.validation[:MOST_ROWS]
+    queries = [artifact.prompt.query(row.inputs) for row in searched]
     cost = cost_of(decoder.encoder)
-    found = [one.passages for one in artifact.retriever.find(looked_up, queries, cost)]
+    found = [hit.passages for hit in artifact.retriever.find(searched, queries, cost)]
     lengths = [cost(passage) for passages in found for passage in passages]
     tokens = sum(lengths) / max(1, len(lengths))
     if not rows:
@@ -351,7 +337,7 @@ def _score_shares(
     sentences = ranked(decoder.encoder, queries, found, progress=progress)
     for share in SHARES:
         chosen = replace(decoder, share=share).chosen
-        texts = [" ".join(one.passage.text for one in chosen(candidates)) for candidates in sentences]
+        texts = [" ".join(sentence.passage.text for sentence in chosen(candidates)) for candidates in sentences]
         answers = [Answer(text, None, None, 0, 0, 0.0) for text in texts]
-        scores[share] = sum(one.value for one in metric.scores(cases(rows, answers))) / len(rows)
+        scores[share] = sum(score.value for score in metric.scores(cases(rows, answers))) / len(rows)
     return scores, tokens
