@@ -29,7 +29,7 @@ def step(facts, key):
     return next(step for step in walk(facts) if step.key == key)
 
 
-def said(facts, key):
+def effects(facts, key):
     """What a step expects: of families by their names, of topics by the names of the rungs that have them."""
     expected = {}
     for effect in step(facts, key).effects:
@@ -40,11 +40,11 @@ def said(facts, key):
 
 
 def test_facts_of_a_task(task, data):
-    found = gather(task, data, MACHINE)
-    assert (found.kind, found.labels, found.train, found.rows_per_label) == ("category", 6, 48, 8)
+    facts = gather(task, data, MACHINE)
+    assert (facts.kind, facts.labels, facts.train, facts.rows_per_label) == ("category", 6, 48, 8)
     lengths = sorted(len(row.inputs["text"]) for row in data.train)
-    assert found.input_tokens == round(lengths[round(0.95 * 47)] / 4)
-    assert found.model == EMBEDDED
+    assert facts.input_tokens == round(lengths[round(0.95 * 47)] / 4)
+    assert facts.model == EMBEDDED
 
 
 def test_model_facts_need_no_download(tmp_path, monkeypatch):
@@ -60,16 +60,18 @@ def test_model_facts_need_no_download(tmp_path, monkeypatch):
 def test_every_rule_answers_and_asks_for_what_it_cannot_know(facts):
     steps = list(walk(facts))
     assert len({step.key for step in steps}) == len(RULES) == 15
-    for one in steps:
-        assert one.answer in ("yes", "no", "unknown")
-        assert one.answer != "unknown" or one.ask
-        assert one.source is None or one.source.url.startswith("https://arxiv.org/abs/")
-    keys = {one.ask.removeprefix("needs.") for one in steps if one.ask and one.ask.startswith("needs.")}
+    for answered in steps:
+        assert answered.answer in ("yes", "no", "unknown")
+        assert answered.answer != "unknown" or answered.ask
+        assert answered.source is None or answered.source.url.startswith("https://arxiv.org/abs/")
+    keys = {
+        answered.ask.removeprefix("needs.") for answered in steps if answered.ask and answered.ask.startswith("needs.")
+    }
     assert keys == set(Needs.model_fields) - {"failures"}
 
 
 def test_rules_speak_of_families_and_topics_that_exist(facts, task):
-    families = {one.rung_type.family for one in registered()}
+    families = {entry.rung_type.family for entry in registered()}
     topics = {topic for entry in registered() for topic in entry.topics}
     endpoint = ModelFacts("http://h/v1#m", True, True, None, None)
     needs = Needs(facts_change="daily", knowledge=True, style=True, reasoning=True, latency_ms=1, rows_per_day=10**6,
@@ -77,43 +79,44 @@ def test_rules_speak_of_families_and_topics_that_exist(facts, task):
     for kind in ("category", "text"):
         for model in (EMBEDDED, endpoint, replace(EMBEDDED, parameters=10**11, context=10)):
             for train in (5, 5000):
-                one = replace(facts, kind=kind, model=model, needs=needs, train=train)
-                named = {name for step in walk(one) for effect in step.effects for name in effect.rungs}
+                changed = replace(facts, kind=kind, model=model, needs=needs, train=train)
+                named = {name for step in walk(changed) for effect in step.effects for name in effect.rungs}
                 assert named <= families | topics
 
 
 def test_labels(facts):
-    assert said(facts, "labels") == {
+    assert effects(facts, "labels") == {
         "features": "help", "calibrate": "help", "written-label": "not", "ensemble": "unknown",
         "label-descriptions": "unknown", "label-thresholds": "not",
     }  # fmt: skip
-    assert said(replace(facts, described=True), "labels")["label-descriptions"] == "help"
-    assert set(said(replace(facts, kind="text"), "labels").values()) == {"not"}
-    assert said(replace(facts, kind="text"), "labels").keys() >= {"features", "calibrate", "ensemble"}
+    assert effects(replace(facts, described=True), "labels")["label-descriptions"] == "help"
+    assert set(effects(replace(facts, kind="text"), "labels").values()) == {"not"}
+    assert effects(replace(facts, kind="text"), "labels").keys() >= {"features", "calibrate", "ensemble"}
 
 
 def test_several_labels(facts):
     several = replace(facts, kind="multilabel")
     assert step(several, "labels").answer == "yes"
     assert step(several, "labels").observed == "6 labels, several a row"
-    told = said(several, "labels")
-    assert (told["features"], told["label-thresholds"]) == ("help", "help")
-    assert {told[name] for name in ("calibrate", "written-label", "fine-tuned-encoder", "ensemble")} == {"not"}
+    verdicts = effects(several, "labels")
+    assert (verdicts["features"], verdicts["label-thresholds"]) == ("help", "help")
+    assert {verdicts[name] for name in ("calibrate", "written-label", "fine-tuned-encoder", "ensemble")} == {"not"}
     endpoint = replace(several, model=ModelFacts("http://h/v1#m", True, True, None, None))
-    assert said(endpoint, "labels")["label-thresholds"] == "not"
+    assert effects(endpoint, "labels")["label-thresholds"] == "not"
 
 
 def test_prompt_search_wants_rows(facts):
-    assert said(facts, "few-rows")["prompt-learning"] == "unknown"
-    assert said(replace(facts, train=99), "few-rows")["prompt-learning"] == "not"
-    assert said(replace(facts, rows_per_label=5), "few-rows")["prompt-learning"] == "unknown"  # 600 rows all the same
+    assert effects(facts, "few-rows")["prompt-learning"] == "unknown"
+    assert effects(replace(facts, train=99), "few-rows")["prompt-learning"] == "not"
+    few_a_label = replace(facts, rows_per_label=5)  # 600 rows all the same
+    assert effects(few_a_label, "few-rows")["prompt-learning"] == "unknown"
 
 
 def test_no_rung_is_passed_over(task, data):
     for kind in ("category", "text"):
         asked = task.model_copy(update={"output": task.output.model_copy(update={"kind": kind})})
-        for one in advise(asked, data, MACHINE).expectations:
-            assert one.reasons != ("no rule is about it",), one.rung
+        for expectation in advise(asked, data, MACHINE).expectations:
+            assert expectation.reasons != ("no rule is about it",), expectation.rung
     advice = advise(task, data, MACHINE)
     assert expected(advice, "gepa").reasons == ("`rungs: {gepa: {reflection: ...}}` names no model",)
     assert expected(advice, "retrieval").reasons == ("`corpus` names no documents",)
@@ -123,35 +126,35 @@ def test_no_rung_is_passed_over(task, data):
 def test_few_rows_a_thousand_and_between(facts):
     few, many = replace(facts, rows_per_label=5), replace(facts, train=1000)
     assert step(few, "few-rows").answer == "yes"
-    assert said(few, "few-rows")["parameter-efficient"] == "not"
-    assert said(few, "thousand") == {}
-    assert said(facts, "thousand")["full"] == "unknown"
-    assert said(many, "thousand")["full"] == "help"
+    assert effects(few, "few-rows")["parameter-efficient"] == "not"
+    assert effects(few, "thousand") == {}
+    assert effects(facts, "thousand")["full"] == "unknown"
+    assert effects(many, "thousand")["full"] == "help"
     assert step(replace(facts, needs=Needs(failures=1000)), "thousand").answer == "yes"
 
 
 def test_facts_that_change_and_knowledge(facts):
     changing = replace(facts, needs=Needs(facts_change="weekly", knowledge=False))
-    assert said(changing, "facts-change")["retrieval"] == "help"
-    assert said(changing, "facts-change")["full"] == "not"
-    assert said(changing, "knowledge") == {"retrieval": "not"}
+    assert effects(changing, "facts-change")["retrieval"] == "help"
+    assert effects(changing, "facts-change")["full"] == "not"
+    assert effects(changing, "knowledge") == {"retrieval": "not"}
     assert step(replace(facts, needs=Needs(facts_change="yearly")), "facts-change").answer == "no"
 
 
 def test_reasoning_depends_on_the_models_size(facts):
     large = replace(EMBEDDED, parameters=7 * 10**9)
-    assert said(replace(facts, needs=Needs(reasoning=True)), "reasoning")["chain-of-thought"] == "not"
-    assert said(replace(facts, needs=Needs(reasoning=True), model=large), "reasoning")["chain-of-thought"] == "help"
-    assert said(facts, "reasoning")["chain-of-thought"] == "not"  # categories
-    assert said(replace(facts, kind="text"), "reasoning")["self-consistency"] == "unknown"
-    assert said(replace(facts, kind="json", needs=Needs(reasoning=True)), "reasoning")["chain-of-thought"] == "not"
+    assert effects(replace(facts, needs=Needs(reasoning=True)), "reasoning")["chain-of-thought"] == "not"
+    assert effects(replace(facts, needs=Needs(reasoning=True), model=large), "reasoning")["chain-of-thought"] == "help"
+    assert effects(facts, "reasoning")["chain-of-thought"] == "not"  # categories
+    assert effects(replace(facts, kind="text"), "reasoning")["self-consistency"] == "unknown"
+    assert effects(replace(facts, kind="json", needs=Needs(reasoning=True)), "reasoning")["chain-of-thought"] == "not"
 
 
 def test_context_and_latency_by_hand(facts):
     assert facts.few_shot_tokens == 6 * 22
     assert facts.few_shot_ms / 1000 == pytest.approx(2 * 134_515_008 * 132 / (100e9 * 0.6))
     assert step(facts, "context").answer == "yes"
-    assert said(replace(facts, model=replace(EMBEDDED, context=132)), "context") == {"in-context": "not"}
+    assert effects(replace(facts, model=replace(EMBEDDED, context=132)), "context") == {"in-context": "not"}
     assert step(replace(facts, needs=Needs(latency_ms=591)), "latency").answer == "yes"
     assert step(replace(facts, needs=Needs(latency_ms=592)), "latency").answer == "no"
 
@@ -159,28 +162,28 @@ def test_context_and_latency_by_hand(facts):
 def test_memory(facts):
     assert step(facts, "memory").answer == "yes"
     billion = replace(facts, model=replace(EMBEDDED, parameters=10**9))
-    assert said(billion, "memory") == {"full": "not"}
+    assert effects(billion, "memory") == {"full": "not"}
     seven = replace(facts, model=replace(EMBEDDED, parameters=7 * 10**9))
-    assert said(seven, "memory")["qlora"] == "help"
-    assert said(seven, "memory")["parameter-efficient"] == "not"
+    assert effects(seven, "memory")["qlora"] == "help"
+    assert effects(seven, "memory")["parameter-efficient"] == "not"
 
 
 def test_privacy_and_endpoints(facts):
     remote = ModelFacts("https://api.example.com/v1#m", True, True, None, None)
-    one = replace(facts, model=remote, needs=Needs(privacy="local"))
-    assert said(one, "privacy")["prompting"] == "not"
-    assert said(replace(one, model=replace(remote, remote=False)), "privacy") == {}
-    assert said(one, "endpoint")["parameter-efficient"] == "not"
+    private = replace(facts, model=remote, needs=Needs(privacy="local"))
+    assert effects(private, "privacy")["prompting"] == "not"
+    assert effects(replace(private, model=replace(remote, remote=False)), "privacy") == {}
+    assert effects(private, "endpoint")["parameter-efficient"] == "not"
 
 
 def expected(advice: Advice, name):
-    return next(one for one in advice.expectations if one.rung == name)
+    return next(expectation for expectation in advice.expectations if expectation.rung == name)
 
 
 def test_expectations_gather_every_reason(task, data):
     asked = task.model_copy(update={"needs": Needs(style=True, rows_per_day=50_000)})
     advice = advise(asked, data, MACHINE)
-    assert [one.rung for one in advice.expectations] == ["zero-shot", *names()]
+    assert [expectation.rung for expectation in advice.expectations] == ["zero-shot", *names()]
     lora = expected(advice, "lora")  # tone and volume speak for it, 48 rows against it
     assert lora.expect == "unknown"
     assert len(lora.reasons) == 3
@@ -232,8 +235,8 @@ def test_the_command_needs_neither_torch_nor_a_model(small_task_file, tmp_path):
     environment = {**os.environ, "RUNG_CACHE": str(tmp_path / "empty")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["measured"] is None
-    assert told["steps"][0]["answer"] == "yes"
-    assert told["steps"][0]["source"]["url"].startswith("https://")
+    values = json.loads(done.stdout)
+    assert values["measured"] is None
+    assert values["steps"][0]["answer"] == "yes"
+    assert values["steps"][0]["source"]["url"].startswith("https://")
     assert list((tmp_path / "empty").glob("*")) == []

@@ -37,11 +37,11 @@ def store(location):
 @pytest.fixture
 def folders(zero, tmp_path):
     """Three artifacts of one task, each with another system message."""
-    made = []
+    saved = []
     for word in ("one", "two", "three"):
         changed = replace(zero, prompt=replace(zero.prompt, system=word))
-        made.append(changed.save(tmp_path / word))
-    return made
+        saved.append(changed.save(tmp_path / word))
+    return saved
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +54,9 @@ def make():
         prompt_tokens=12, completion_tokens=3, seconds=0.25, key="k1", finish="stop", split="train",
     )  # fmt: skip
 
-    def made(number, **changes):
+    def interaction(number, **changes):
         inputs = changes.pop("inputs", {"text": f"Where is card {number}?"})
         at = base.at + timedelta(seconds=number)
         return replace(base, **{"id": f"r{number}", "at": at, "inputs": inputs, "input_id": "", **changes})
 
-    return made
+    return interaction

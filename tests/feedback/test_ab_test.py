@@ -40,12 +40,12 @@ def test_started_once_against_what_is_served_and_stopped(registry, file_store, f
     now = registry.promote(folders[0], file_store, evidence={}, reviewer="Ann")
     assert code_of(start, registry, folders[0], mode="shadow") == "already-served"
     assert code_of(stop, registry) == "no-trial"
-    made = start(registry, folders[1], mode="ab", share=0.25, max_pairs=50)
-    assert made == registry.trial()
-    assert (made.mode, made.share, made.most, made.ended) == ("ab", 0.25, 50, None)
-    assert (made.artifact, made.against) == (fingerprint(folders[1]), fingerprint(folders[0]))
-    assert Artifact.load(registry.path(made)).prompt.system == "two"
-    assert made.runs(now)
+    begun = start(registry, folders[1], mode="ab", share=0.25, max_pairs=50)
+    assert begun == registry.trial()
+    assert (begun.mode, begun.share, begun.most, begun.ended) == ("ab", 0.25, 50, None)
+    assert (begun.artifact, begun.against) == (fingerprint(folders[1]), fingerprint(folders[0]))
+    assert Artifact.load(registry.path(begun)).prompt.system == "two"
+    assert begun.runs(now)
     assert code_of(start, registry, folders[2], mode="shadow") == "trial-running"
     ended = stop(registry)
     assert ended == registry.trial()
@@ -70,34 +70,34 @@ def test_a_challenger_has_to_fit_what_is_served(registry, file_store, folders, z
 
 
 def test_a_follower_begins_and_ends_trials_and_notes_challengers_that_are_refused(registry, file_store, folders):
-    told = []
+    challenges = []
 
     def challenge(name, what):
         if what is not None and Artifact.load(what[0]).prompt.system == "three":
             raise ArtifactError("artifact-damaged", "refused")
-        told.append((name, what and what[1]))
+        challenges.append((name, what and what[1]))
 
     follower = Follower(registry.folder.parent, lambda folder, name: None, challenge)
     registry.promote(folders[0], file_store, evidence={}, reviewer="Ann")
     follower.look_at_trial(registry)
-    assert told == []
-    made = start(registry, folders[1], mode="shadow")
+    assert challenges == []
+    begun = start(registry, folders[1], mode="shadow")
     for _ in range(2):
         follower.look_at_trial(registry)
-    assert told == [("intents", made)]
+    assert challenges == [("intents", begun)]
     stop(registry)
     for _ in range(2):
         follower.look_at_trial(registry)
-    assert told == [("intents", made), ("intents", None)]
+    assert challenges == [("intents", begun), ("intents", None)]
     again = start(registry, folders[1], mode="shadow")
     follower.look_at_trial(registry)
     registry.promote(folders[1], file_store, evidence={}, reviewer="Ann")
     follower.look_at_trial(registry)
-    assert told[2:] == [("intents", again), ("intents", None)]
+    assert challenges[2:] == [("intents", again), ("intents", None)]
     start(registry, folders[2], mode="shadow")
     follower.start().close()
     assert follower.errors == {"intents": "refused"}
-    assert len(told) == 4
+    assert len(challenges) == 4
 
 
 # ---- judging
@@ -135,15 +135,15 @@ def test_both_answers_of_a_shadow_are_held_against_what_was_expected(store, make
     by_hand = SequentialTest(max_pairs=100, binary=True)
     for ours, theirs in ((1, 0), (0, 1), (0, 1), (0, 0), (1, 1)):
         by_hand.add_pair(ours, theirs)
-    found = standing(store, trial, ACCURACY)
-    assert found.judged == {"a": 5, "b": 5}
-    assert (found.decision.n, found.decision.fixed, found.decision.broken) == (5, 2, 1)
-    assert found.decision.delta == pytest.approx(0.2)
-    assert found.decision.p == by_hand.decision().p
+    figures = standing(store, trial, ACCURACY)
+    assert figures.judged == {"a": 5, "b": 5}
+    assert (figures.decision.n, figures.decision.fixed, figures.decision.broken) == (5, 2, 1)
+    assert figures.decision.delta == pytest.approx(0.2)
+    assert figures.decision.p == by_hand.decision().p
     store.undo("r0", "Ann")
     store.correct("r1", "x", "Ann")
-    found = standing(store, trial, ACCURACY).decision
-    assert (found.n, found.fixed, found.broken) == (4, 0, 2)
+    decision = standing(store, trial, ACCURACY).decision
+    assert (decision.n, decision.fixed, decision.broken) == (4, 0, 2)
     assert standing(store, replace(trial, most=4), ACCURACY).decision.state == "none"
 
 
@@ -151,9 +151,10 @@ def test_a_clear_winner_stops_the_trial(store, make, trial):
     for number in range(12):
         store.record(shadowed(make, number, "x", "y", trial))
         store.correct(f"r{number}", "y", "Ann")
-    found = standing(store, trial, ACCURACY).decision
-    assert (found.state, found.stop, found.delta, found.fixed, found.broken) == ("b", True, 1.0, found.n, 0)
-    assert found.p <= 0.05
+    decision = standing(store, trial, ACCURACY).decision
+    assert (decision.state, decision.stop) == ("b", True)
+    assert (decision.delta, decision.fixed, decision.broken) == (1.0, decision.n, 0)
+    assert decision.p <= 0.05
 
 
 def test_answers_of_an_ab_trial_are_paired_by_what_users_and_reviewers_said(store, make, trial):
@@ -172,9 +173,9 @@ def test_answers_of_an_ab_trial_are_paired_by_what_users_and_reviewers_said(stor
     by_hand = SequentialTest(max_pairs=100)
     for arm, score in (("a", 0.0), ("b", 0.75), ("a", 1.0), ("b", 0.0)):
         by_hand.add(arm, score)
-    found = standing(store, trial, ACCURACY)
-    assert found == TrialStanding(by_hand.decision(), by_hand.interval(), {"a": 4, "b": 4}, {"a": 2, "b": 2})
-    assert (found.decision.n, found.decision.fixed, found.decision.broken) == (2, 1, 1)
+    figures = standing(store, trial, ACCURACY)
+    assert figures == TrialStanding(by_hand.decision(), by_hand.interval(), {"a": 4, "b": 4}, {"a": 2, "b": 2})
+    assert (figures.decision.n, figures.decision.fixed, figures.decision.broken) == (2, 1, 1)
 
 
 def test_answers_in_the_shadow_are_no_cases_but_say_where_to_look(store, make, trial):
@@ -185,7 +186,7 @@ def test_answers_in_the_shadow_are_no_cases_but_say_where_to_look(store, make, t
     ]  # fmt: skip
     assert store.count() == 2
     assert store.count(CaseFilter(trial="none")) == 0
-    assert [one.id for one in store.shadows("r0")] == ["s0"]
-    assert {one.id for one in store.in_trial(trial.token)} == {"r0", "r1", "s0", "s1"}
+    assert [row.id for row in store.shadows("r0")] == ["s0"]
+    assert {row.id for row in store.in_trial(trial.token)} == {"r0", "r1", "s0", "s1"}
     store.add_feedback(Feedback("r0", expected="z"))
     assert store.case("r0").suggestion == "z"

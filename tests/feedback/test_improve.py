@@ -140,41 +140,41 @@ def test_improved_promoted_and_watched(store, make, task, data, tmp_path, zero, 
             (3, "I lost my card, please block it", "test", "lost_or_stolen_card"),
         ],
     )  # fmt: skip
-    found = improve(task, store, registry, options=options)
-    result = found.climb.result
+    improvement = improve(task, store, registry, options=options)
+    result = improvement.climb.result
     assert result.rungs[0].name == "served"
     assert {r.name for r in result.rungs} >= {"served", "zero-shot", "features"}
-    assert found.better
-    assert (found.served, found.taken.failures, found.taken.held_out) == (first.artifact, 2, 1)
-    assert (found.comparison.a, found.comparison.b) == ("served", result.recommended)
-    assert found.comparison.fixed > found.comparison.broken
-    assert found.outcome.of_train == (2, 2)
-    assert found.outcome.of_test == (1, 1)
+    assert improvement.better
+    assert (improvement.served, improvement.taken.failures, improvement.taken.held_out) == (first.artifact, 2, 1)
+    assert (improvement.comparison.a, improvement.comparison.b) == ("served", result.recommended)
+    assert improvement.comparison.fixed > improvement.comparison.broken
+    assert improvement.outcome.of_train == (2, 2)
+    assert improvement.outcome.of_test == (1, 1)
     assert store.fixed() == set()  # it is not served yet
 
-    made = promote(found.climb.folder, registry, store, reviewer="Ann")
-    assert made.artifact == found.recommended == registry.current().artifact
+    promotion = promote(improvement.climb.folder, registry, store, reviewer="Ann")
+    assert promotion.artifact == improvement.recommended == registry.current().artifact
     assert store.fixed() == {"r1", "r2", "r3"}
-    assert made.evidence["comparison"]["fixed"] == found.comparison.fixed
+    assert promotion.evidence["comparison"]["fixed"] == improvement.comparison.fixed
     with pytest.raises(ConfigError) as raised:
-        promote(found.climb.folder, registry, store, reviewer="Ann")
+        promote(improvement.climb.folder, registry, store, reviewer="Ann")
     assert raised.value.code == "promotion-refused"
 
     again = improve(task, store, registry, options=options)
     assert not again.better  # nothing was added: what is served stays
-    assert again.recommended == made.artifact
+    assert again.recommended == promotion.artifact
     with pytest.raises(ConfigError) as raised:
         promote(again.climb.folder, registry, store, reviewer="Ann")
     assert raised.value.code == "already-served"
 
     # A later artifact that breaks what was fixed once is stopped.
-    values = json.loads((found.climb.folder / "improvement.json").read_text())
-    values |= {"served": made.artifact, "artifact": str(tmp_path / "weak")}
+    values = json.loads((improvement.climb.folder / "improvement.json").read_text())
+    values |= {"served": promotion.artifact, "artifact": str(tmp_path / "weak")}
     values["failures"] |= {"regressions": ["r3"], "watched": 3}
-    (found.climb.folder / "improvement.json").write_text(json.dumps(values))
+    (improvement.climb.folder / "improvement.json").write_text(json.dumps(values))
     with pytest.raises(ThresholdError, match="1 of 3 failures"):
-        promote(found.climb.folder, registry, store, reviewer="Ann")
-    promote(found.climb.folder, registry, store, reviewer="Ann", accept_regressions=True)
+        promote(improvement.climb.folder, registry, store, reviewer="Ann")
+    promote(improvement.climb.folder, registry, store, reviewer="Ann", accept_regressions=True)
     assert registry.current().artifact == fingerprint(tmp_path / "weak")
 
 
@@ -189,8 +189,8 @@ def test_checks_find_invalid_answers_and_disagreement_once(store, make, zero, da
             make(5, artifact="b", actual=" "),
         ]
     )
-    found = check(store, artifact, "b")
-    assert (found.looked_at, found.invalid) == (4, 2)
+    counts = check(store, artifact, "b")
+    assert (counts.looked_at, counts.invalid) == (4, 2)
     assert store.case("r1").reasons == ("disagreement",)
     assert store.case("r1").suggestion == "card_arrival"
     assert store.case("r2").reasons == ()

@@ -39,17 +39,18 @@ def test_a_group_that_is_among_the_inputs_decides():
 
 def test_an_answer_becomes_an_interaction_with_its_provenance(zero):
     answer = Answer("age_limit", 0.9, None, 12, 0, 0.5, ({"role": "user", "content": "How old?"},))
-    made = interaction_of(
+    interaction = interaction_of(
         zero, {"text": "How  old?", "other": 1}, answer, id="r1", artifact_fingerprint="a", model_fingerprint="m"
     )
-    assert isinstance(made, Interaction)
-    assert (made.task, made.template, made.inputs) == ("intents", "{text}", {"text": "How  old?"})
-    assert made.system == zero.prompt.head()
-    assert made.template_version == zero.prompt.fingerprint
-    assert made.input_id == example_id({"text": "how old?"})
-    assert (made.actual, made.confidence, made.prompt_tokens, made.seconds) == ("age_limit", 0.9, 12, 0.5)
-    hidden = replace(made, inputs={"text": "[redacted]"})
-    assert (hidden.input_id, hidden.split) == (made.input_id, made.split)
+    assert isinstance(interaction, Interaction)
+    assert (interaction.task, interaction.template, interaction.inputs) == ("intents", "{text}", {"text": "How  old?"})
+    assert interaction.system == zero.prompt.head()
+    assert interaction.template_version == zero.prompt.fingerprint
+    assert interaction.input_id == example_id({"text": "how old?"})
+    assert (interaction.actual, interaction.confidence) == ("age_limit", 0.9)
+    assert (interaction.prompt_tokens, interaction.seconds) == (12, 0.5)
+    hidden = replace(interaction, inputs={"text": "[redacted]"})
+    assert (hidden.input_id, hidden.split) == (interaction.input_id, interaction.split)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_an_answer_for_which_the_documents_hold_nothing_is_a_miss(zero, changes,
     answer = Answer("age_limit", None, None, 1, 1, 0.1, passages=(passage("faq.md", "From 18 on."),))
     answer = replace(answer, **changes)
     for artifact, miss in ((looking, expected), (zero, False)):
-        made = interaction_of(
+        interaction = interaction_of(
             artifact, {"text": "How old?"}, answer, id="r1", artifact_fingerprint="a", model_fingerprint="m"
         )
-        assert made.missed is miss
+        assert interaction.missed is miss

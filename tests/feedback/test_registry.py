@@ -28,14 +28,14 @@ def registry(tmp_path):
 def test_promoted_and_rolled_back_step_by_step(registry, store, folders):
     assert registry.current() is None
     for n, folder in enumerate(folders):
-        made = registry.promote(folder, store, evidence={"n": n}, reviewer="Ann")
-        assert made == registry.current()
-        assert made.artifact == fingerprint(folder)
-        assert Artifact.load(registry.path(made)).prompt.system == folder.name
+        promotion = registry.promote(folder, store, evidence={"n": n}, reviewer="Ann")
+        assert promotion == registry.current()
+        assert promotion.artifact == fingerprint(folder)
+        assert Artifact.load(registry.path(promotion)).prompt.system == folder.name
     for back in ("two", "one"):
-        made = registry.rollback(store, reviewer="Bob", reason="complaints")
-        assert made == registry.current()
-        assert Artifact.load(registry.path(made)).prompt.system == back
+        promotion = registry.rollback(store, reviewer="Bob", reason="complaints")
+        assert promotion == registry.current()
+        assert Artifact.load(registry.path(promotion)).prompt.system == back
     with pytest.raises(ConfigError) as raised:
         registry.rollback(store, reviewer="Bob")
     assert raised.value.code == "nothing-to-undo"
@@ -145,5 +145,5 @@ def test_the_pointer_holds_the_evidence(registry, store, folders):
 
 
 def test_the_pointer_is_as_readable_as_the_artifacts(registry, store, folders):
-    made = registry.promote(folders[0], store, evidence={}, reviewer="Ann")
-    assert (registry.folder / "current").stat().st_mode == (registry.path(made) / "manifest.json").stat().st_mode
+    promotion = registry.promote(folders[0], store, evidence={}, reviewer="Ann")
+    assert (registry.folder / "current").stat().st_mode == (registry.path(promotion) / "manifest.json").stat().st_mode

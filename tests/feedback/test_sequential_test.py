@@ -11,9 +11,9 @@ def run(p_a, p_b, seed, most=400, binary=False):
     draw, trial = random.Random(seed), SequentialTest(max_pairs=most, binary=binary)
     while True:
         trial.add_pair(float(draw.random() < p_a), float(draw.random() < p_b))
-        found = trial.decision()
-        if found.stop:
-            return found
+        decision = trial.decision()
+        if decision.stop:
+            return decision
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -52,9 +52,9 @@ def test_single_answers_are_paired_in_order_and_the_rows_run_out():
     trial.add("b", 0.25)
     assert trial.decision().delta == -0.75
     trial.add("b", 1.0)
-    found = trial.decision()
-    assert (found.state, found.n, found.delta, found.fixed, found.broken) == ("none", 2, 0.125, 1, 1)
-    assert found.stop
+    decision = trial.decision()
+    assert (decision.state, decision.n, decision.delta, decision.fixed, decision.broken) == ("none", 2, 0.125, 1, 1)
+    assert decision.stop
     for a, b in ((2.0, 0.0), (float("nan"), 0.0)):
         with pytest.raises(ValueError, match="scores must lie"):
             trial.add_pair(a, b)
@@ -71,8 +71,8 @@ def test_a_trial_looked_at_once_stands_as_if_looked_at_after_every_pair():
             first = None
             for _ in range(300):
                 trial.add_pair(float(draw.random() < 0.5), float(draw.random() < 0.5 + 0.1 * seed))
-                found = trial.decision()
-                first = first or (found if found.stop else None)
+                decision = trial.decision()
+                first = first or (decision if decision.stop else None)
             assert trial.decision() == first
 
 
@@ -100,9 +100,9 @@ def test_the_interval_holds_the_difference_and_leaves_out_0_just_where_the_trial
         for _ in range(300):
             trial.add_pair(float(draw.random() < 0.6), float(draw.random() < 0.75))
             if len(trial._differences) % 20 == 0:
-                found, (low, high) = trial.decision(), trial.interval()
-                assert (low > 0 or high < 0) == (found.state in ("a", "b"))
-                assert low <= found.delta <= high
+                decision, (low, high) = trial.decision(), trial.interval()
+                assert (low > 0 or high < 0) == (decision.state in ("a", "b"))
+                assert low <= decision.delta <= high
                 wrong = wrong or not low <= 0.15 <= high
         missed += wrong
     assert missed <= 0.05 * 40 + 3 * (40 * 0.05 * 0.95) ** 0.5
@@ -111,13 +111,13 @@ def test_the_interval_holds_the_difference_and_leaves_out_0_just_where_the_trial
 def test_the_interval_turns_with_the_arms_and_narrows():
     widths = []
     for n in (20, 200, 2000):
-        one, other, draw = SequentialTest(binary=True), SequentialTest(binary=True), random.Random(n)
+        first, second, draw = SequentialTest(binary=True), SequentialTest(binary=True), random.Random(n)
         for _ in range(n):
             a, b = float(draw.random() < 0.5), float(draw.random() < 0.5)
-            one.add_pair(a, b)
-            other.add_pair(b, a)
-        low, high = one.interval()
-        assert other.interval() == (-high, -low)
+            first.add_pair(a, b)
+            second.add_pair(b, a)
+        low, high = first.interval()
+        assert second.interval() == (-high, -low)
         widths.append(high - low)
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < 0.15

@@ -36,8 +36,8 @@ def test_from_a_wrong_answer_to_a_better_artifact(zero, data, tmp_path):
         rows = {"rows": [{"text": "My card has still not arrived, write to ann@mail.example"}]}
         answered = client.post("/v1/tasks/intents/predict", json=rows).json()["predictions"][0]
         identity = answered["id"]
-        said = client.post("/v1/feedback", json={"id": identity, "thumb": "down", "expected": "card_arrival"})
-        assert said.status_code == 201
+        response = client.post("/v1/feedback", json={"id": identity, "thumb": "down", "expected": "card_arrival"})
+        assert response.status_code == 201
         assert client.post("/v1/feedback", json={"id": "none", "thumb": "up"}).status_code == 404
         case = client.get(f"/v1/failures/{identity}").json()
         assert (case["artifact"], case["actual"]) == (fingerprint(weak), answered["output"])

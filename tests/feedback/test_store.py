@@ -162,11 +162,11 @@ def test_text_is_found_as_it_is_written_and_wildcards_are_text(store, make):
 
 def test_feedback_needs_its_interaction_and_is_kept_in_order(store, make):
     store.record([make(1)])
-    one = store.add_feedback(Feedback("r1", score=0.25, comment="so so", key="k2"))
+    number = store.add_feedback(Feedback("r1", score=0.25, comment="so so", key="k2"))
     two = store.add_feedback(Feedback("r1", thumb="up"))
-    assert one < two
+    assert number < two
     assert [(f.number, f.score, f.thumb, f.comment, f.key) for f in store.feedback("r1")] == [
-        (one, 0.25, None, "so so", "k2"),
+        (number, 0.25, None, "so so", "k2"),
         (two, None, "up", "", None),
     ]
     with pytest.raises(DataError, match="'r2'"):
@@ -174,16 +174,16 @@ def test_feedback_needs_its_interaction_and_is_kept_in_order(store, make):
 
 
 def test_promotions_are_kept_once_and_know_what_was_fixed(store):
-    made = Promotion(
+    promotion = Promotion(
         "t1", datetime(2026, 1, 1, tzinfo=UTC), "intents", "promote", "f", "x/y", None, "Ann",
         {"p": 0.01, "failures": {"fixed": ["r1", "r2"]}},
     )  # fmt: skip
-    other = replace(made, token="t2", task="other", kind="rollback", below="t1", evidence={"reason": "worse"})
-    store.add_promotion(made)
-    store.add_promotion(made)
+    other = replace(promotion, token="t2", task="other", kind="rollback", below="t1", evidence={"reason": "worse"})
+    store.add_promotion(promotion)
+    store.add_promotion(promotion)
     store.add_promotion(other)
-    assert store.promotions("intents") == [made]
-    assert store.promotions() == [made, other]
+    assert store.promotions("intents") == [promotion]
+    assert store.promotions() == [promotion, other]
     assert store.fixed() == store.fixed("intents") == {"r1", "r2"}
     assert store.fixed("other") == set()
 

@@ -33,25 +33,25 @@ def tokenizer(tmp_path):
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, GEMMA, QWEN], ids=["chatml", "llama3", "gemma", "qwen"])
 def test_ollama_reads_the_tokens_that_rung_reads(tokenizer, template):
-    made = tokenizer(template)
-    found = ollama_template(made)
+    loaded = tokenizer(template)
+    ollama = ollama_template(loaded)
     for messages in SHAPES:
-        assert made.encode(found.render(messages)) == encode_messages(made, messages)
-    assert found.strips == (template in (LLAMA3, GEMMA))
+        assert loaded.encode(ollama.render(messages)) == encode_messages(loaded, messages)
+    assert ollama.strips == (template in (LLAMA3, GEMMA))
 
 
 def test_llama_cpp_s_beginning_token_is_not_there_twice(tokenizer):
-    made = tokenizer(LLAMA3, add_bos_token=True)
-    text = ollama_template(made).render(TALK)
-    assert not text.startswith(made.bos_token)
-    assert (made.bos_id, *made.encode(text)) == encode_messages(made, TALK)
+    loaded = tokenizer(LLAMA3, add_bos_token=True)
+    text = ollama_template(loaded).render(TALK)
+    assert not text.startswith(loaded.bos_token)
+    assert (loaded.bos_id, *loaded.encode(text)) == encode_messages(loaded, TALK)
     with pytest.raises(ArtifactError, match="does not begin with the token"):
         ollama_template(tokenizer(GENERATION.replace("bos_token", "''"), add_bos_token=True))
 
 
 def test_the_template_in_go_and_the_modelfile(tokenizer):
-    found = ollama_template(tokenizer(CHATML))
-    assert found.go() == (
+    ollama = ollama_template(tokenizer(CHATML))
+    assert ollama.go() == (
         '{{ range $i, $_ := .Messages }}{{ if eq .Role "system" }}'
         '{{ "<|im_start|>system\\n" }}{{ .Content }}{{ "<|im_end|>\\n<|im_start|>user\\n" }}'
         '{{ else if eq .Role "user" }}{{ if eq $i 0 }}{{ "<|im_start|>system\\nYou are a helpful AI assistant named '
@@ -59,16 +59,16 @@ def test_the_template_in_go_and_the_modelfile(tokenizer):
         '{{ else }}{{ "<|im_end|>\\n<|im_start|>assistant\\n" }}{{ .Content }}{{ "<|im_end|>\\n<|im_start|>user\\n" }}'
         '{{ end }}{{ end }}{{ "<|im_end|>\\n<|im_start|>assistant\\n" }}'
     )
-    (made := tokenizer(CHATML)).folder.joinpath("generation_config.json").write_text('{"eos_token_id": [0, 2]}')
-    assert modelfile(made, 2048).splitlines() == [
-        "FROM ./model.gguf", f'TEMPLATE """{found.go()}"""', "PARAMETER temperature 0", "PARAMETER repeat_penalty 1",
+    (loaded := tokenizer(CHATML)).folder.joinpath("generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    assert modelfile(loaded, 2048).splitlines() == [
+        "FROM ./model.gguf", f'TEMPLATE """{ollama.go()}"""', "PARAMETER temperature 0", "PARAMETER repeat_penalty 1",
         "PARAMETER num_ctx 2048", 'PARAMETER stop "<|endoftext|>"',
     ]  # fmt: skip
     assert modelfile(tokenizer(LLAMA3), 9).startswith("# The model's own template strips white space")
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "more than put text around"),
         ("{{ messages[-1].content }}", "leaves messages out"),
@@ -76,8 +76,8 @@ def test_the_template_in_go_and_the_modelfile(tokenizer):
         ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", "more than put text around"),
     ],
 )
-def test_what_go_templates_cannot_say_is_refused(tokenizer, template, said):
-    with pytest.raises(ArtifactError, match=said) as caught:
+def test_what_go_templates_cannot_say_is_refused(tokenizer, template, message):
+    with pytest.raises(ArtifactError, match=message) as caught:
         ollama_template(tokenizer(template))
     assert caught.value.code == "export-unsupported"
 
@@ -87,13 +87,13 @@ def test_what_go_templates_cannot_say_is_refused(tokenizer, template, said):
 def test_transformers_renders_the_server_s_template_as_rung_does(tokenizer, template, settings):
     from transformers import AutoTokenizer
 
-    made = tokenizer(template, **settings)
-    for_server = server_template(made)
+    loaded = tokenizer(template, **settings)
+    for_server = server_template(loaded)
     assert (for_server is None) == (template == CHATML)
-    theirs = AutoTokenizer.from_pretrained(made.folder)
+    theirs = AutoTokenizer.from_pretrained(loaded.folder)
     cued = ({"role": "user", "content": "Question: a\nAnswer: "},)
     for messages in (*SHAPES, cued):
         text = theirs.apply_chat_template(
             list(messages), chat_template=for_server, tokenize=False, add_generation_prompt=True
         )
-        assert tuple(theirs(text, add_special_tokens=False).input_ids) == encode_messages(made, messages)
+        assert tuple(theirs(text, add_special_tokens=False).input_ids) == encode_messages(loaded, messages)

@@ -102,12 +102,12 @@ def test_llama_cpp_has_the_probabilities_of_transformers(tmp_path, name):
     model = build(tmp_path, *MODELS[name], byte_level(tmp_path, splitter("gpt-2")))
     write_gguf(tmp_path, tmp_path / "m.gguf", precision="f32")
     ids = torch.randint(3, 300, (40,)).tolist()
-    found = logprobs(tmp_path / "m.gguf", ids, 300, spoken=A)
+    computed = logprobs(tmp_path / "m.gguf", ids, 300, spoken=A)
     for layer in model.model.layers:
         if name.startswith("gemma"):
             layer.mlp.act_fn.forward = tabled_gelu
     wanted = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-    np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-3)
+    np.testing.assert_allclose(computed, wanted.detach().numpy(), atol=1e-3)
     assert wanted.std() > 0.5  # it says something
     tokenizer = Tokenizer.load(tmp_path)
     part = [i for i in range(300) if not (text := tokenizer.decode((i,), skip_special=True)) or "\ufffd" in text]
@@ -131,10 +131,10 @@ def sentencepiece(folder, prefix):
     scratch = Backend(models.BPE())
     scratch.normalizer = normalizers.Sequence(steps)
     scratch.train_from_iterator([TEXT] * 9, trainers.BpeTrainer(vocab_size=150, show_progress=False))
-    made = json.loads(scratch.to_str())["model"]
+    model = json.loads(scratch.to_str())["model"]
     special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    vocabulary = {token: i for i, token in enumerate([*special, *made["vocab"]])}
-    merges = [tuple(merge) for merge in made["merges"]]
+    vocabulary = {token: i for i, token in enumerate([*special, *model["vocab"]])}
+    merges = [tuple(merge) for merge in model["merges"]]
     backend = Backend(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.normalizer = normalizers.Sequence(steps)
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -157,9 +157,9 @@ def same_tokens(folder, spoken):
 def test_llama_cpp_reads_text_as_the_same_tokens(tmp_path, name):
     byte_level(tmp_path, splitter(name))
     if name == "llama-bpe":
-        made = json.loads((tmp_path / "tokenizer.json").read_text())
-        made["model"]["ignore_merges"] = True
-        (tmp_path / "tokenizer.json").write_text(json.dumps(made))
+        definition = json.loads((tmp_path / "tokenizer.json").read_text())
+        definition["model"]["ignore_merges"] = True
+        (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
     same_tokens(tmp_path, A)
     assert read_metadata(tmp_path / "m.gguf")["tokenizer.ggml.pre"] == name
 
@@ -174,18 +174,18 @@ def test_llama_cpp_reads_text_as_the_same_sentencepiece_tokens(tmp_path, prefix)
 def test_eight_bits_are_the_quantized_tensors(tmp_path):
     model = build(tmp_path, "Qwen3", {"head_dim": 32}, byte_level(tmp_path, splitter("gpt-2")))
     write_gguf(tmp_path, tmp_path / "m.gguf", precision="q8_0")
-    found = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "m.gguf").tensors}
     kinds = gguf.GGMLQuantizationType
     for name, ours in {"blk.1.ffn_up.weight": "up_proj", "blk.0.attn_q_norm.weight": "q_norm"}.items():
         layer = model.model.layers[int(name[4])]
         wanted = getattr(layer.mlp if "ffn" in name else layer.self_attn, ours).weight.detach().numpy()
         kind = kinds.Q8_0 if "ffn" in name else kinds.F32
-        assert found[name].tensor_type == kind
-        np.testing.assert_array_equal(found[name].data, gguf.quants.quantize(wanted, kind))
+        assert stored[name].tensor_type == kind
+        np.testing.assert_array_equal(stored[name].data, gguf.quants.quantize(wanted, kind))
 
 
 @pytest.mark.parametrize(
-    ("architecture", "settings", "said"),
+    ("architecture", "settings", "message"),
     [
         ("Mistral", {}, "MistralForCausalLM"),
         ("Llama", {"hidden_act": "relu"}, "relu"),
@@ -194,9 +194,9 @@ def test_eight_bits_are_the_quantized_tensors(tmp_path):
         ("Llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
     ],
 )
-def test_what_llama_cpp_would_run_differently_is_refused(tmp_path, architecture, settings, said):
+def test_what_llama_cpp_would_run_differently_is_refused(tmp_path, architecture, settings, message):
     build(tmp_path, architecture, settings, byte_level(tmp_path, splitter("gpt-2")))
-    with pytest.raises(EngineError, match=said) as caught:
+    with pytest.raises(EngineError, match=message) as caught:
         write_gguf(tmp_path, tmp_path / "m.gguf")
     assert caught.value.code == "export-unsupported"
 

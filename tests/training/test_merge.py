@@ -163,9 +163,9 @@ def test_openvino_has_the_logits_of_the_tuned_model(zero, tmp_path):
         "input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(ids.shape[1])[None],
         "beam_idx": np.zeros(1, np.int32),
     }  # fmt: skip
-    found = model({key: values[key] for port in model.inputs if (key := port.get_any_name())})["logits"]
-    np.testing.assert_allclose(found, logits(artifact, ROWS[1]).numpy(), atol=1e-3)
-    assert not np.allclose(found, logits(zero, ROWS[1]).numpy(), atol=1e-2)
+    computed = model({key: values[key] for port in model.inputs if (key := port.get_any_name())})["logits"]
+    np.testing.assert_allclose(computed, logits(artifact, ROWS[1]).numpy(), atol=1e-3)
+    assert not np.allclose(computed, logits(zero, ROWS[1]).numpy(), atol=1e-2)
 
 
 def test_the_card_of_an_adapter_says_how_vllm_loads_it_or_why_not(zero, tmp_path):
@@ -235,8 +235,8 @@ def test_the_card_names_the_licence_of_the_base(zero, base, tmp_path):
 
 
 def data(base):
-    made = [Example(example_id(row), row, (answer,), "r") for row, answer in zip(ROWS, "abcab", strict=True)]
-    return Data(tuple(made), (), (), (), None, "")
+    rows = [Example(example_id(row), row, (answer,), "r") for row, answer in zip(ROWS, "abcab", strict=True)]
+    return Data(tuple(rows), (), (), (), None, "")
 
 
 def first_and_last(artifact):

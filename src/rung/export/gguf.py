@@ -98,9 +98,8 @@ def write_gguf(
     for name, shape, load in tensors:
         packed = gguf.quants.quantize(load(), _tensor_type(gguf, precision, shape))
         if packed.dtype == np.float16 and not np.isfinite(packed).all():
-            raise ModelError(
-                "export-unsupported", f"{name} has values that f16 cannot hold", hint="export with `--precision f32`"
-            )
+            hint = "export with `--precision f32`"
+            raise ModelError("export-unsupported", f"{name} has values that f16 cannot hold", hint=hint)
         writer.write_tensor_data(packed)
         progress.advance()
     writer.close()
@@ -132,10 +131,8 @@ def _family(config: Any) -> Family:
     if family.odd_scale_layers:
         odd = config.num_hidden_layers == family.odd_scale_layers
         scale = config.hidden_size / config.num_attention_heads if odd else config.head_dim
-        if config.query_pre_attn_scalar != scale:
-            raise _unsupported(
-                f"{name} with query_pre_attn_scalar {config.query_pre_attn_scalar}, where llama.cpp assumes {scale:g}"
-            )
+        if (scalar := config.query_pre_attn_scalar) != scale:
+            raise _unsupported(f"{name} with query_pre_attn_scalar {scalar}, where llama.cpp assumes {scale:g}")
     return family
 
 
@@ -338,8 +335,7 @@ def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
     rank: dict[str, int] = {}
     for i, pair in enumerate(merges):
         rank.setdefault("".join(pair), i)
-    last = float(-len(merges))
-    return [float(-rank[token]) if token in rank else last for token in tokens]
+    return [float(-rank.get(token, len(merges))) for token in tokens]
 
 
 def _prepends_space(definition: dict[str, Any]) -> bool:

@@ -53,11 +53,7 @@ class Difference:
 
 
 def tuned_weights(artifact: Artifact) -> str:
-    """The reference of the artifact's tuned weights, as engines take it.
-
-    Raises:
-        ArtifactError: `export-unsupported`: its weights are those of the base model.
-    """
+    """The reference of the artifact's tuned weights; without any, an ArtifactError, `export-unsupported`."""
     if artifact.weights.reference is None:
         problem = f"{artifact.name} has the weights of {artifact.model} itself: there is nothing to merge or to write"
         hint = "choose an artifact with tuned weights, or use the base model as it is"
@@ -66,16 +62,11 @@ def tuned_weights(artifact: Artifact) -> str:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse a folder that is not empty, and remove an empty one.
-
-    Raises:
-        ArtifactError: `file-exists`.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(
-            "file-exists", f"{folder} exists and is not empty", hint="choose another folder, or remove it first"
-        )
+    """Remove an empty folder; any other file or folder is an ArtifactError, `file-exists`."""
     if folder.exists():
+        if not folder.is_dir() or any(folder.iterdir()):
+            hint = "choose another folder, or remove it first"
+            raise ArtifactError("file-exists", f"{folder} exists and is not empty", hint=hint)
         folder.rmdir()
 
 
