@@ -12,7 +12,7 @@ import scipy.stats
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer, Promptless
 from rung.climbing.options import ClimbOptions
-from rung.climbing.plan import most_arms, plan_rows
+from rung.climbing.plan import max_arms, plan_rows
 from rung.climbing.run import climb
 from rung.evaluation.racing import eliminate, looks
 from rung.rungs import Features, FewShot, build, names
@@ -148,12 +148,12 @@ class Documents(Said):
 )  # fmt: skip
 def test_arms_are_those_that_apply_or_may_apply_higher_up(tiny_zero, data, rungs, bases, expected):
     served = replace(tiny_zero, path=("zero-shot", "served"))
-    assert most_arms([served, tiny_zero][-bases:], [], rungs, data) == expected
+    assert max_arms([served, tiny_zero][-bases:], [], rungs, data) == expected
 
 
 def test_models_are_raced_before_the_other_rungs_are_counted(tiny_zero, data):
     other, a, b = Said("model-x"), Said("a"), Said("b")
-    assert most_arms([tiny_zero], [other], [other, a, b], data) == 1 + 1 + 3 + 2 + 1
+    assert max_arms([tiny_zero], [other], [other, a, b], data) == 1 + 1 + 3 + 2 + 1
 
 
 def test_rungs_that_never_apply_to_the_task_do_not_slow_the_default_climb(task, tiny_zero, data):
@@ -164,7 +164,7 @@ def test_rungs_that_never_apply_to_the_task_do_not_slow_the_default_climb(task, 
     assert not any(verdict.applies for name, verdict in verdicts.items() if name in final)
     possible = len(rungs) - len(final)
     applies = sum(verdict.applies for verdict in verdicts.values())
-    assert most_arms([tiny_zero], [], rungs, data) == 1 + applies + (possible - 1) + (possible - 2)
+    assert max_arms([tiny_zero], [], rungs, data) == 1 + applies + (possible - 1) + (possible - 2)
 
 
 def staged(generator: np.random.Generator, rungs: int, rows: int = 120) -> bool:
@@ -176,7 +176,7 @@ def staged(generator: np.random.Generator, rungs: int, rows: int = 120) -> bool:
     rates = {"zero": 0.3, "rival": 0.7, "best": 0.7} | {f"other {i}": 0.5 for i in range(rungs - 2)}
     difficulty = generator.normal(0, 0.15, rows)
     answers = {name: (generator.random(rows) < rate + difficulty).astype(float) for name, rate in rates.items()}
-    alive, arms = list(answers), 1 + rungs + (rungs - 1) + (rungs - 2)  # as `most_arms` counts
+    alive, arms = list(answers), 1 + rungs + (rungs - 1) + (rungs - 2)  # as `max_arms` counts
     for stage in range(3):
         for n in looks(rows, growth=2.0):
             seen = {name: answers[name][:n].tolist() for name in alive}

@@ -248,7 +248,7 @@ def test_descriptions_that_copy_rows_are_refused_and_none_left_is_an_error():
 
 
 def test_too_many_labels_are_not_described():
-    assert "too long" in LabelDescriptions(most_labels=1).applies(scoring(FakeEngine()), labelled(20)).reason
+    assert "too long" in LabelDescriptions(max_labels=1).applies(scoring(FakeEngine()), labelled(20)).reason
 
 
 # ---- ensembles

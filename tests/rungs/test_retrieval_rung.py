@@ -91,7 +91,7 @@ def test_the_weight_of_meaning_is_learnt_from_enough_training_rows_with_spans(fi
     assert len(rows.train) < 30
     assert fitted.retriever.weight == SearchSettings().weight
     every = (*rows.train, *rows.validation, *rows.test)
-    more = Retrieval(documents, order="best_first", refuse_at_most=0).fit(plain, replace(rows, train=every))
+    more = Retrieval(documents, order="best_first", max_refusal_rate=0).fit(plain, replace(rows, train=every))
     queries = [(row.inputs["question"], row.spans) for row in every]
     learnt = learn_weight(fitted.retriever.index, queries, SearchSettings(), k=5).weight
     assert more.retriever.weight == more.settings["retrieval"]["weight"] == learnt

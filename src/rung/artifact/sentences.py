@@ -45,7 +45,7 @@ class SentenceDecoder(Promptless):
     Attributes:
         encoder: reference of the sentence encoder.
         share: sentences at least this share as similar as the best are also quoted; 1 quotes only the best.
-        most: the most sentences to quote.
+        max_sentences: the most sentences to quote.
     """
 
     kind: ClassVar[str] = "sentence-selection"
@@ -55,7 +55,7 @@ class SentenceDecoder(Promptless):
     }
     encoder: str
     share: float
-    most: int
+    max_sentences: int
 
     def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
         """Estimate one reading of the question and the passages by the encoder."""
@@ -108,7 +108,7 @@ class SentenceDecoder(Promptless):
         """Choose the sentences to quote, ordered by passage, best first, then by position."""
         best = max((sentence.similarity for sentence in sentences), default=0.0)
         near = [s for s in sentences if s.similarity >= best - (1 - self.share) * abs(best)]
-        kept = sorted(near, key=lambda s: -s.similarity)[: self.most]
+        kept = sorted(near, key=lambda s: -s.similarity)[: self.max_sentences]
         return tuple(sorted(kept, key=lambda s: (s.number, s.passage.start)))
 
 

@@ -127,7 +127,7 @@ def _row(line: PlannedRung) -> dict[str, Any]:
 STAGES = 3  # of the ramp, each one rung higher
 
 
-def most_arms(bases: Sequence[Artifact], models: Sequence[Rung], rungs: Sequence[Rung], data: Data) -> int:
+def max_arms(bases: Sequence[Artifact], models: Sequence[Rung], rungs: Sequence[Rung], data: Data) -> int:
     """The largest number of artifacts that a climb may ever compare; its races share their error rate among so many.
 
     The number is fixed before any row is answered, because a number that depends on the scores would break the bound of

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions
-from rung.climbing.plan import STAGES, most_arms, plan
+from rung.climbing.plan import STAGES, max_arms, plan
 from rung.climbing.store import RunStore
 from rung.data.rows import Data, Example
 from rung.errors import RungError
@@ -164,7 +164,7 @@ def run_stages(state: ClimbState, bases: Sequence[Artifact]) -> tuple[str, ...]:
     """
     incumbent, contenders = bases[0], list(bases)
     stages = [*([state.models] if state.models else []), *[state.rungs] * STAGES]
-    arms = most_arms(bases, state.models, state.rungs, state.data)
+    arms = max_arms(bases, state.models, state.rungs, state.data)
     for stage, rungs in enumerate(stages):
         new = _fit_stage(state, bases if stage == 0 else (incumbent,), rungs)
         if stage == bool(state.models):

@@ -107,13 +107,13 @@ class LabelDescriptions(Rung):
 
     Attributes:
         writer: the model that describes; empty for the task's own.
-        most_labels: the rung does not apply to more labels, as the prompt would be too long.
+        max_labels: the rung does not apply to more labels, as the prompt would be too long.
     """
 
     needs = ("prompt", "untuned")
 
     writer: str = ""
-    most_labels: Count = 40
+    max_labels: Count = 40
     seed: CountOrZero = 0
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
@@ -125,8 +125,8 @@ class LabelDescriptions(Rung):
             return skip("the model writes freely instead of choosing a label")
         if (scoring := label_scoring(artifact.decoder)) is not None and scoring.bias:
             return skip("the labels are calibrated for the prompt as it is")
-        if len(labels) > self.most_labels:
-            reason = f"describing {len(labels)} labels makes the prompt too long; `most_labels` is {self.most_labels}"
+        if len(labels) > self.max_labels:
+            reason = f"describing {len(labels)} labels makes the prompt too long; `max_labels` is {self.max_labels}"
             return skip(reason, final=True)
         kind = artifact.signature.kind
         without = set(labels) - {label for row in data.train for label in labels_of(row.outputs[0], kind)}

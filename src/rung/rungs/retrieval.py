@@ -62,7 +62,7 @@ class Retrieval(Rung):
         token_budget: tokens of all passages, at most; the least relevant are left out first.
         order: whether the most relevant passage comes first or last; `auto` measures which the model reads better.
         order_rows: validation rows for that measurement, each answered twice.
-        refuse_at_most: largest share of the answerable validation questions that may be refused because no passage
+        max_refusal_rate: largest share of the answerable validation questions that may be refused because no passage
             seems relevant; 0 never refuses. Labels and records are never refused.
         demonstration_passages: passages shown with each demonstration, at most.
         reranker: a cross-encoder, by Hub id or folder, that reorders the search results; empty for none.
@@ -77,7 +77,7 @@ class Retrieval(Rung):
     token_budget: Count = 1024
     order: Order | Literal["auto"] = "auto"
     order_rows: Count = 16
-    refuse_at_most: Fraction = 0.05
+    max_refusal_rate: Fraction = 0.05
     demonstration_passages: CountOrZero = 1
     reranker: str = ""
 
@@ -128,8 +128,8 @@ class Retrieval(Rung):
             settings["score_by_position"] = {str(position): score for position, score in effect.items()}
         else:
             retriever = replace(retriever, order=self.order)
-        if answers_cite and self.refuse_at_most > 0:
-            refusal = refusal_of(plain, data, passage_cost(plain), self.refuse_at_most)
+        if answers_cite and self.max_refusal_rate > 0:
+            refusal = refusal_of(plain, data, passage_cost(plain), self.max_refusal_rate)
             retriever = replace(retriever, threshold=refusal.threshold)
             settings["refusal"] = asdict(refusal)
         settings["order"] = retriever.order
@@ -253,8 +253,8 @@ class SentenceSelection(Rung):
         task: the task, whose `corpus` is searched.
         k: passages whose sentences are compared.
         token_budget: tokens of all these passages, at most.
-        most: sentences quoted, at most.
-        refuse_at_most: largest share of the answerable validation questions that may be refused because no passage
+        max_sentences: sentences quoted, at most.
+        max_refusal_rate: largest share of the answerable validation questions that may be refused because no passage
             seems relevant; 0 never refuses.
     """
 
@@ -264,8 +264,8 @@ class SentenceSelection(Rung):
     task: Task | None = None
     k: Count = 5
     token_budget: Count = 1280
-    most: Count = 5
-    refuse_at_most: Fraction = 0.05
+    max_sentences: Count = 5
+    max_refusal_rate: Fraction = 0.05
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies where there are documents and answers are free text."""
@@ -305,12 +305,12 @@ class SentenceSelection(Rung):
         retriever = replace(
             retriever_on(index, artifact, data, self.k, self.token_budget), order="best_first", demonstration_passages=0
         )
-        settings: dict[str, Any] = {"k": self.k, "token_budget": self.token_budget, "most": self.most}
-        if self.refuse_at_most > 0:
-            threshold = refusal_of(replace(artifact, retriever=retriever), data, cost, self.refuse_at_most).threshold
+        settings: dict[str, Any] = {"k": self.k, "token_budget": self.token_budget, "max_sentences": self.max_sentences}
+        if self.max_refusal_rate > 0:
+            threshold = refusal_of(replace(artifact, retriever=retriever), data, cost, self.max_refusal_rate).threshold
             retriever = replace(retriever, threshold=threshold)
             settings["threshold"] = threshold
-        decoder = Selecting(index.manifest.encoder, DEFAULT_SHARE, self.most)
+        decoder = Selecting(index.manifest.encoder, DEFAULT_SHARE, self.max_sentences)
         plain = replace(artifact, retriever=retriever, decoder=decoder)
         scores, tokens = _score_shares(plain, decoder, data, progress)
         if scores:
