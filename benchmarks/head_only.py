@@ -94,7 +94,7 @@ def main() -> None:
     print(f"{'trained':14} {'way':14} {'seconds':>8} {'tok/s':>8} {'ratio':>7}")
     alike = {"epochs": EPOCHS, "batch_size": BATCH, "precision": "float32"}
     for rung in (OutputLayer(**alike), LastLayers(**alike)):
-        change = rung.change(engine, zero, rows)
+        change = rung.change(engine, zero)
         wanted, theirs = peer(engine.model, set(change.parameters()), rows, rung)
         start = time.perf_counter()
         loss = cached_loss(engine.model, rung.frozen_layers(engine.model), rows, rung)

@@ -191,7 +191,7 @@ def _merges(merged: object, can: bool) -> None:
 def test_adalora_s_schedule_is_a_share_of_the_steps(tiny_zero: Artifact, steps: int, before: int, after: int) -> None:
     """MRPC in the paper: 30 epochs of 115 steps, of which 600 come before the budget falls and 1800 after."""
     engine = open_torch(tiny_zero.model)
-    change = AdaLoRA().change(engine, tiny_zero, ())
+    change = AdaLoRA().change(engine, tiny_zero)
     try:
         for p in change.parameters().values():
             p.grad = torch.ones_like(p)

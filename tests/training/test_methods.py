@@ -86,7 +86,7 @@ class Engine:
 
 def fresh(name, model):
     torch.manual_seed(3)
-    return RUNGS[name].change(Engine(model), None, ())
+    return RUNGS[name].change(Engine(model), None)
 
 
 def random(name, model):
@@ -338,7 +338,7 @@ def test_adalora_trains_as_peft_does(tiny):
     part = rows(3, 16)
     model = copy.deepcopy(tiny)
     torch.manual_seed(3)
-    change = rung.change(Engine(model), None, ())
+    change = rung.change(Engine(model), None)
     train(model, change, part, TrainConfig(**{**vars_of(schedule), "epochs": 10}))
 
     other = copy.deepcopy(tiny)
@@ -379,7 +379,7 @@ def vars_of(schedule):
 
 def test_adalora_is_written_with_the_ranks_it_kept(tiny, tmp_path):
     model = copy.deepcopy(tiny)
-    change = AdaLoRA(rank=2, initial_rank=6).change(Engine(model), None, ())
+    change = AdaLoRA(rank=2, initial_rank=6).change(Engine(model), None)
     assert isinstance(change, AdaLora)
     train(model, change, rows(4, 16), TrainConfig(epochs=4, batch_size=4, learning_rate=1e-2))
     folder = written(change, tmp_path / "adapter")
@@ -396,7 +396,7 @@ def test_adalora_is_written_with_the_ranks_it_kept(tiny, tmp_path):
 def test_adalora_refuses_to_start_from_what_it_cannot_hold(tiny, tmp_path):
     for name, message in (("dora", "use_dora"), ("rslora", "rank 6 above 5"), ("ia3", "IA3")):
         folder = written(random(name, copy.deepcopy(tiny)), tmp_path / name)
-        change = AdaLoRA(rank=2, initial_rank=5).change(Engine(copy.deepcopy(tiny)), None, ())
+        change = AdaLoRA(rank=2, initial_rank=5).change(Engine(copy.deepcopy(tiny)), None)
         with pytest.raises(ArtifactError, match=message) as caught:
             change.read(folder)
         assert caught.value.code == "adapter-mismatch"
@@ -535,15 +535,15 @@ def test_methods_refuse_architectures_they_do_not_know(tiny):
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=97))
     assert ia3_targets(gpt2) == (["c_attn", "mlp.c_proj"], ["mlp.c_proj"])
     assert ia3_targets(tiny) == (["k_proj", "v_proj", "down_proj"], ["down_proj"])
-    change = BottleneckAdapter(size=4, placement="houlsby").change(Engine(gpt2), None, ())
+    change = BottleneckAdapter(size=4, placement="houlsby").change(Engine(gpt2), None)
     assert len(change.parameters()) == 2 * 2 * 4
     with pytest.raises(EngineError, match="gpt2") as caught:
-        LlamaAdapter(top_layers=1).change(Engine(gpt2), None, ())
+        LlamaAdapter(top_layers=1).change(Engine(gpt2), None)
     assert caught.value.code == "tuning-unsupported"
     mamba = MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=97, state_size=4))
     for rung in (IA3(), BottleneckAdapter(), LlamaAdapter()):
         with pytest.raises(EngineError, match="mamba"):
-            rung.change(Engine(mamba), None, ())
+            rung.change(Engine(mamba), None)
 
 
 @every_method
@@ -653,7 +653,7 @@ def test_qlora_trains_and_comes_back_on_the_quantized_base(tiny, tmp_path):
     model, other = (quantized(tmp_path / "model") for _ in range(2))
     plain_logits = logits(model)
     torch.manual_seed(3)
-    change = QLoRA(rank=4).change(Engine(model), None, ())
+    change = QLoRA(rank=4).change(Engine(model), None)
     train(model, change, rows(4, 16), TrainConfig(epochs=2, batch_size=4, learning_rate=1e-2))
     assert torch.equal(logits(model), plain_logits)
     on = logits(model, change)
