@@ -124,7 +124,7 @@ def test_it_goes_on_merges_or_says_why_not_and_comes_back_strictly(
     rows = tokenize(tiny_zero, engine, data.train[:2], virtual_tokens=rung.prefix_tokens)
 
     def trained(folder: str, stop: int | None = None) -> dict[str, torch.Tensor]:
-        with rung._on_model(engine, tiny_zero, rows) as change:
+        with rung._on_model(engine, tiny_zero) as change:
             learnt = [row.after(change.prefix) for row in rows]
             checkpoints = Checkpoints(tmp_path / folder)
             train(engine.model, change, learnt, rung, checkpoints=checkpoints, stop_after=stop)
