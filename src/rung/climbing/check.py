@@ -24,17 +24,11 @@ from rung.training.examples import TOO_LONG, TrainingReport, text_blocks, tokeni
 
 @dataclass(frozen=True, slots=True)
 class TaskCheck:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        data: the rows, with a report on them.
-        unit: of the lengths in the report, `tokens` or `characters`.
-        training: what tuning would learn from, by what it trains on (`rows`, `text`), if asked for.
-    """
-
-    data: Data
-    unit: str
-    training: Mapping[str, Any] = field(default_factory=dict)
+    data: Data  # the rows, with a report on them
+    unit: str  # of the lengths in the report, `tokens` or `characters`
+    training: Mapping[str, Any] = field(default_factory=dict)  # what tuning would learn from: `rows` and `text`
 
     def training_warnings(self) -> Iterator[str]:
         """Yield what would stop a tuning rung with default settings."""
@@ -44,11 +38,7 @@ class TaskCheck:
 
 
 def validate_task(task: Task) -> None:
-    """Check what the task file names: its metric, tools, rungs and their settings.
-
-    Raises:
-        ConfigError: with the place in the task file, if it was loaded from one.
-    """
+    """Check the metric, tools, rungs and settings that a task names; a ConfigError has the place in the task file."""
     if task.metric is not None:
         with task.located("metric"):
             metric = get_metric(task.metric_name, task.folder, task.metric_settings)
@@ -67,14 +57,9 @@ def validate_task(task: Task) -> None:
 
 
 def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
-    """Read and validate a task's data, and measure its texts.
+    """Read a task's data, raise DataError for a wrong row or expected answer, and measure the texts.
 
-    Args:
-        task: the task.
-        tuning: also report what tuning would learn from, which needs the model's tokenizer.
-
-    Raises:
-        DataError: a row or an expected answer is wrong.
+    With `tuning`, also report what tuning would learn from, which needs the model's tokenizer.
     """
     data = task.read()
     validate_references(task, data)

@@ -34,41 +34,25 @@ def can_be_fitted(artifact: Artifact) -> bool:
 
 
 def fit_confidence(
-    artifact: Artifact,
-    rows: Sequence[Example],
-    method: CalibrationMethod = "temperature",
-    *,
-    abstain_below: float | None = None,
-    out_of_scope: str | None = None,
-    progress: Progress = QUIET,
-) -> Artifact:
-    """Fit an artifact's confidences on validation rows; its answers do not change.
+    artifact: Artifact, rows: Sequence[Example], method: CalibrationMethod = "temperature", *,
+    abstain_below: float | None = None, out_of_scope: str | None = None, progress: Progress = QUIET,
+) -> Artifact:  # fmt: skip
+    """Fit an artifact's confidences on validation rows, which it was not trained on; its answers do not change.
 
-    Args:
-        artifact: one whose decoder gives label probabilities.
-        rows: validation rows, which the artifact was not trained on.
-        method: `temperature` or `isotonic`.
-        abstain_below: answers with less confidence are marked as abstained.
-        out_of_scope: label of the rows on which abstaining is right.
-        progress: told of every batch.
-
-    Raises:
-        ConfigError: the artifact gives no probabilities, there are too few rows for the method, or no such label.
+    Answers with less confidence than `abstain_below` are marked as abstained, which is right on rows of the label
+    `out_of_scope`. Raises ConfigError without label probabilities, enough rows for the method, or that label.
     """
     if not can_be_fitted(artifact):
         raise ConfigError(
-            "no-probabilities",
-            f"{artifact.name} gives its labels no probabilities",
+            "no-probabilities", f"{artifact.name} gives its labels no probabilities",
             hint="confidence needs a category task whose labels are scored, or a trained head (the rungs features, "
             "llm-features)",
-        )
+        )  # fmt: skip
     decoder = artifact.decoder
     if out_of_scope is not None and out_of_scope not in artifact.signature.labels:
-        raise ConfigError(
-            "unknown-label",
-            f"`out_of_scope` is {out_of_scope!r}, which is not among the labels",
-            hint=f"the labels are {', '.join(artifact.signature.labels)}",
-        )
+        hint = f"the labels are {', '.join(artifact.signature.labels)}"
+        message = f"`out_of_scope` is {out_of_scope!r}, which is not among the labels"
+        raise ConfigError("unknown-label", message, hint=hint)
     if not rows:
         raise ConfigError("too-few-rows", "the validation split has no rows", hint="give `data.validation`")
     plain = replace(artifact, decoder=decoder.with_confidence(None))
@@ -109,14 +93,11 @@ def measure_confidence(
     given = [set(labels_of(answer.text, artifact.signature.kind)) for answer in answers]
     expected = [set(labels_of(row.outputs[0], artifact.signature.kind)) for row in rows]
     values = calibration.describe(
-        fitted,
-        [answer.confidence or 0.0 for answer in answers],
+        fitted, [answer.confidence or 0.0 for answer in answers],
         [_confidence(artifact, fitted, answer) for answer in answers],
-        [float(a == b) for a, b in zip(given, expected, strict=True)],
-        fitted_on=fitted_on,
-        out_of_scope=[fitted.out_of_scope in labels for labels in expected],
-        seed=seed,
-    )
+        [float(a == b) for a, b in zip(given, expected, strict=True)], fitted_on=fitted_on,
+        out_of_scope=[fitted.out_of_scope in labels for labels in expected], seed=seed,
+    )  # fmt: skip
     return {"artifact": artifact.name, **values}
 
 
@@ -146,32 +127,20 @@ def conclude(state: ClimbState, survivors: Sequence[str]) -> ClimbResult:
     confidence, unsure = _fit_confidence(state, best)
     results += [_left_out(state, name, *why) for name, why in state.out.items()]
     state.store.note("confirmed", recommended=best)
+    remarks = [
+        f"{name}: {count} of {len(rows)} test rows: {note}"
+        for name, rows in predictions.items()
+        for note, count in notes(rows).items()
+    ]
     return ClimbResult(
-        task=state.task.name,
-        metric=state.task_metric,
-        model=", ".join(state.task.models),
-        engine=state.options.engine,
-        seed=state.options.seed,
-        version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(state.store.spent(), 1),
-        budget_seconds=state.options.budget_seconds,
-        recommended=best,
-        decision=decision(best, zero, results, comparisons),
-        rungs=tuple(results),
-        comparisons=tuple(comparisons),
-        data=state.data.report.as_dict(),
-        notes=(
-            *unsure,
-            *(
-                f"{name}: {count} of {len(rows)} test rows: {note}"
-                for name, rows in predictions.items()
-                for note, count in notes(rows).items()
-            ),
-        ),
-        confidence=confidence,
+        task=state.task.name, metric=state.task_metric, model=", ".join(state.task.models),
+        engine=state.options.engine, seed=state.options.seed, version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(state.store.spent(), 1),
+        budget_seconds=state.options.budget_seconds, recommended=best,
+        decision=decision(best, zero, results, comparisons), rungs=tuple(results), comparisons=tuple(comparisons),
+        data=state.data.report.as_dict(), notes=(*unsure, *remarks), confidence=confidence,
         advice=advise(state.task, state.data, state.machine).as_dict(),
-    )
+    )  # fmt: skip
 
 
 def _fit_confidence(state: ClimbState, best: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
@@ -214,39 +183,26 @@ def _result(state: ClimbState, name: str, test: Sequence[Prediction] | None) -> 
     validation = [row for (split, _), row in state.store.predictions(name).items() if split == "validation"]
     rows = list(test) if test is not None else validation
     scores = [row.score for row in rows]
-    mean = sum(scores) / len(scores)
     interval = mean_interval(scores, seed=state.options.seed)
     fitted = state.store.noted("fitted", name=name)
-    fit_seconds = float(fitted["fit_seconds"]) if fitted else 0.0
     settings = {key: dict(value) for key, value in artifact.settings.items()}
     losses = tuple((int(s), float(v)) for s, v in settings.get(artifact.path[-1], {}).pop("losses", ()))
     folder = state.store.artifact_folder(name)
     return RungResult(
-        name=name,
-        family=state.families[name],
-        metric=state.task_metric,
-        status="confirmed" if test is not None else "beaten",
-        split="test" if test is not None else "validation",
-        reason=state.beaten.get(name, ""),
-        path=artifact.path,
-        score=mean,
-        low=interval.low,
-        high=interval.high,
-        n=len(rows),
+        name=name, family=state.families[name], metric=state.task_metric,
+        status="confirmed" if test is not None else "beaten", split="test" if test is not None else "validation",
+        reason=state.beaten.get(name, ""), path=artifact.path, score=sum(scores) / len(scores),
+        low=interval.low, high=interval.high, n=len(rows),
         validation_score=sum(row.score for row in validation) / len(validation) if validation else None,
-        seconds=sum(row.seconds for row in rows),
-        fit_seconds=fit_seconds,
+        seconds=sum(row.seconds for row in rows), fit_seconds=float(fitted["fit_seconds"]) if fitted else 0.0,
         tokens=sum(row.tokens for row in rows),
         overflow_rows=sum(row.dropped_demonstrations > 0 for row in rows),
         dropped_demonstrations=sum(row.dropped_demonstrations for row in rows),
         retrieval=summary(found) if (found := [row.retrieval for row in rows if row.retrieval is not None]) else None,
         trainable_parameters=artifact.decoder.trainable_parameters(artifact),
         artifact_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        cost=_cost(state, artifact),
-        artifact=str(folder),
-        settings=settings,
-        losses=losses,
-    )
+        cost=_cost(state, artifact), artifact=str(folder), settings=settings, losses=losses,
+    )  # fmt: skip
 
 
 def _cost(state: ClimbState, artifact: Artifact) -> float:

@@ -13,34 +13,21 @@ from rung.task import Task
 
 @dataclass(frozen=True, slots=True)
 class ClimbOptions:
-    """The options of a climb.
+    """The options of a climb."""
 
-    Attributes:
-        budget_seconds: rungs that are expected to exceed it are skipped; None for no limit.
-        rungs: names of the rungs to try; empty for the task's own choice or the default.
-        seed: of everything random.
-        engine: which engine runs the model.
-        out: folder for run folders.
-        resume: continue the latest run of the same climb, if there is one.
-    """
-
-    budget_seconds: float | None = None
-    rungs: tuple[str, ...] = ()
-    seed: int = 0
-    engine: str = "auto"
-    out: Path = Path("runs")
-    resume: bool = False
+    budget_seconds: float | None = None  # rungs that are expected to exceed it are skipped; None for no limit
+    rungs: tuple[str, ...] = ()  # names of the rungs to try; empty for the task's own choice or the default
+    seed: int = 0  # of everything random
+    engine: str = "auto"  # which engine runs the model
+    out: Path = Path("runs")  # folder for run folders
+    resume: bool = False  # continue the latest run of the same climb, if there is one
 
 
 DEFAULTS = ClimbOptions()
 
 
 def parse_duration(text: str | float) -> float:
-    """The seconds of `90`, `90s`, `10m`, `1.5h` or `1h30m`.
-
-    Raises:
-        ConfigError: `bad-option`: the text is not a duration.
-    """
+    """The seconds of `90`, `90s`, `10m`, `1.5h` or `1h30m`; raise ConfigError (`bad-option`) for other text."""
     if not isinstance(text, str):
         return float(text)
     found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
@@ -49,9 +36,8 @@ def parse_duration(text: str | float) -> float:
             raise ValueError(text)
         hours, minutes, seconds = (float(part or 0) for part in found.groups())
     except ValueError:
-        raise ConfigError(
-            "bad-option", f"invalid duration {text!r}", hint="write `90s`, `10m`, `1.5h` or `1h30m`"
-        ) from None
+        hint = "write `90s`, `10m`, `1.5h` or `1h30m`"
+        raise ConfigError("bad-option", f"invalid duration {text!r}", hint=hint) from None
     return 3600 * hours + 60 * minutes + seconds
 
 

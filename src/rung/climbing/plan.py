@@ -74,14 +74,14 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
         },
         *(_row(line) for line in lines),
     ]  # fmt: skip
-    several = bool(task.other_models)
+    several, scored = bool(task.other_models), task.output.kind == "category" and not is_endpoint(task.model)
     reopening = [line.rung.name for line in lines if line.applies and line.rung.opens_ramp]
     total = sum(row["seconds"] or 0 for row in rows)
     notes = [
         f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows",
         _race_note(task, alone, total, test_seconds),
         f"{machine.cores} cores at {machine.flops / 1e9:.0f} GFLOP/s, {machine.memory_bytes / 2**30:.0f} GiB of memory",
-        _engine_note(task, options.engine),
+        f"engine: {'torch scores the labels' if scored else explain(task.model, options.engine)}",
         *(["the models are raced with the plain prompt first, and the rungs start from the winner"] if several else []),
         "on top of the winner, what still applies is planned and raced again",
         *[f"on top of {name}, the other rungs are fitted and raced from the start" for name in reopening],
@@ -104,24 +104,15 @@ def _race_note(task: Task, alone: bool, total: float, test_seconds: float) -> st
     )
 
 
-def _engine_note(task: Task, engine: str) -> str:
-    if task.output.kind == "category" and not is_endpoint(task.model):
-        return "engine: torch scores the labels"
-    return f"engine: {explain(task.model, engine)}"
-
-
 def _row(line: PlannedRung) -> dict[str, Any]:
     cost = line.cost
     return {
-        "name": line.rung.name,
-        "applies": line.applies,
-        "reason": line.reason,
-        "rows": line.rows,
+        "name": line.rung.name, "applies": line.applies, "reason": line.reason, "rows": line.rows,
         "fit_tokens": cost.fit_tokens if cost else None,
         "tokens_per_row": round(cost.row_tokens) if cost else None,
         "seconds": round(line.seconds, 1) if cost else None,
         "memory_bytes": cost.memory_bytes if cost else None,
-    }
+    }  # fmt: skip
 
 
 STAGES = 3  # of the ramp, each one rung higher
@@ -133,12 +124,7 @@ def max_arms(bases: Sequence[Artifact], models: Sequence[Rung], rungs: Sequence[
     The number is fixed before any row is answered, because a number that depends on the scores would break the bound of
     `rung.evaluation.racing`. So it is an upper bound: in the first stage, the rungs that apply; in a later stage, whose
     incumbent is not known yet, all rungs that can ever apply to the task, without those in the incumbent's path.
-
-    Args:
-        bases: the artifacts that the first stage starts from.
-        models: rungs raced alone before the others, which then start from the winner.
-        rungs: all rungs, `models` among them.
-        data: the task's rows.
+    The first stage starts from `bases`; `models` are those of the `rungs` that are raced alone before the others.
     """
     verdicts = {rung.name: [_verdict(rung, base, data) for base in bases] for rung in rungs}
     possible = sum(not any(verdict.final for verdict in verdicts[rung.name]) for rung in rungs)

@@ -30,23 +30,13 @@ BATCH = 32  # rows answered between two writes: what a kill may cost
 
 
 def race(
-    candidates: Sequence[Artifact],
-    rows: Sequence[Example],
-    store: RunStore,
-    *,
-    arms: int,
-    folder: Path | None = None,
-    progress: Progress = QUIET,
-) -> RaceResult:
-    """Race artifacts over validation rows; see `rung.evaluation.racing` for the rule and its error rate.
+    candidates: Sequence[Artifact], rows: Sequence[Example], store: RunStore, *, arms: int,
+    folder: Path | None = None, progress: Progress = QUIET,
+) -> RaceResult:  # fmt: skip
+    """Race artifacts over validation rows in race order; see `rung.evaluation.racing` for the rule and its error rate.
 
-    Args:
-        candidates: artifacts with different names.
-        rows: validation rows in race order.
-        store: keeps the answers, so that an interrupted race continues.
-        arms: how many artifacts the whole climb may ever compare; they share the error rate.
-        folder: the task file's folder, for a metric of the user's own.
-        progress: told of every batch.
+    The `arms` that the whole climb may ever compare share the error rate. The store keeps the answers, so that an
+    interrupted race continues; a metric of the user's own is found in the task file's `folder`.
     """
     named = {artifact.name: artifact for artifact in candidates}
 
@@ -59,14 +49,9 @@ def race(
 
 
 def answer_rows(
-    artifact: Artifact,
-    rows: Sequence[Example],
-    split: Literal["test", "validation"],
-    store: RunStore,
-    *,
-    folder: Path | None = None,
-    progress: Progress = QUIET,
-) -> list[Prediction]:
+    artifact: Artifact, rows: Sequence[Example], split: Literal["test", "validation"], store: RunStore, *,
+    folder: Path | None = None, progress: Progress = QUIET,
+) -> list[Prediction]:  # fmt: skip
     """Answer the rows that the store does not have yet; return the answers to all."""
     known = store.predictions(artifact.name)
     missing = [row for row in rows if (split, row.id) not in known]
@@ -82,31 +67,22 @@ def answer_rows(
 
 @dataclass
 class ClimbState:
-    """What the stages of a climb and its conclusion share.
-
-    Attributes:
-        rungs: all rungs to try.
-        models: the rungs among these that are raced alone before the others.
-        artifacts: by name; `families` has the family of each.
-        beaten: why an artifact left the race.
-        out: rungs that made no artifact, and why.
-        trail: names of the leaders, stage by stage.
-        tried: rung, its cache key on the base, name of the artifact that it made.
-    """
+    """What the stages of a climb and its conclusion share."""
 
     task: Task
     data: Data
     options: ClimbOptions
-    rungs: tuple[Rung, ...]
-    models: tuple[Rung, ...]
+    rungs: tuple[Rung, ...]  # all rungs to try
+    models: tuple[Rung, ...]  # those among them that are raced alone before the others
     machine: Machine
     store: RunStore
     progress: Progress
     artifacts: dict[str, Artifact] = field(default_factory=dict)
-    families: dict[str, str] = field(default_factory=dict)
-    beaten: dict[str, str] = field(default_factory=dict)
-    out: dict[str, tuple[Status, str]] = field(default_factory=dict)
-    trail: list[str] = field(default_factory=list)
+    families: dict[str, str] = field(default_factory=dict)  # of the artifacts
+    beaten: dict[str, str] = field(default_factory=dict)  # why an artifact left the race
+    out: dict[str, tuple[Status, str]] = field(default_factory=dict)  # rungs that made no artifact, and why
+    trail: list[str] = field(default_factory=list)  # names of the leaders, stage by stage
+    # Rung, its cache key on the base, name of the artifact that it made.
     tried: list[tuple[str, tuple[object, ...], str]] = field(default_factory=list)
 
     @property
@@ -121,10 +97,8 @@ LEVEL = 0.05  # of the tests on the test split, after Holm's correction over all
 def compare_all(scores: Mapping[str, Sequence[float]], metric: str, *, seed: int) -> list[Comparison]:
     """Compare every pair of artifacts on the same rows, with p-values corrected over all pairs (Holm 1979).
 
-    Args:
-        scores: per artifact, one score per row, in the same order; the earlier artifact of a pair is `a`.
-        metric: name of the metric.
-        seed: of the bootstrap, used for scores other than 0 and 1.
+    `scores` has one score per row; the earlier artifact of a pair is `a`. `seed` is that of the bootstrap, used for
+    scores other than 0 and 1.
     """
     pairs = list(combinations(scores, 2))
     raw = [compare(scores[a], scores[b], seed=seed) for a, b in pairs]
@@ -141,13 +115,7 @@ def beats(comparisons: Sequence[Comparison], winner: str, loser: str) -> bool:
 
 
 def recommend(comparisons: Sequence[Comparison], costs: Mapping[str, float], incumbent: str) -> str:
-    """Choose the cheapest finalist that beats the incumbent and that no other beats; else the incumbent.
-
-    Args:
-        comparisons: all pairs, on the test rows.
-        costs: of using each finalist.
-        incumbent: the artifact to beat, by default zero-shot.
-    """
+    """Choose the cheapest finalist that beats the incumbent on the test rows and that no other beats; else it."""
     better = [name for name in costs if name != incumbent and beats(comparisons, name, incumbent)]
     unbeaten = [name for name in better if not any(beats(comparisons, other, name) for other in better)]
     return min(unbeaten, key=lambda name: costs[name], default=incumbent)
@@ -175,7 +143,9 @@ def run_stages(state: ClimbState, bases: Sequence[Artifact]) -> tuple[str, ...]:
         contenders = [*contenders, *new]
         rows = race_order(state.data.validation)
         result = race(contenders, rows, state.store, arms=arms, folder=state.task.folder, progress=state.progress)
-        _note_beaten(state, result)
+        for name, e in result.beaten.items():
+            counts = f"{e.fixed} fixed / {e.broken} broken, p = {e.p:.2g}"
+            state.beaten[name] = f"beaten by {e.by} after {e.n} rows: {counts}"
         contenders = [state.artifacts[name] for name in result.survivors]
         leader = _leader(state, contenders, rows)
         if leader.name != incumbent.name and _clearly_better(state, leader, incumbent, result, rows):
@@ -256,11 +226,6 @@ def _fitted(state: ClimbState, base: Artifact, rung_: Rung, name: str, expected:
 def _leave_out(state: ClimbState, status: Status, name: str, reason: str) -> None:
     state.out[name] = (status, reason)
     state.store.note(status, name=name, reason=reason)
-
-
-def _note_beaten(state: ClimbState, result: RaceResult) -> None:
-    for name, e in result.beaten.items():
-        state.beaten[name] = f"beaten by {e.by} after {e.n} rows: {e.fixed} fixed / {e.broken} broken, p = {e.p:.2g}"
 
 
 def _scores(state: ClimbState, name: str, rows: Sequence[Any]) -> list[float]:

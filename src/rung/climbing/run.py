@@ -51,14 +51,9 @@ class Climb:
 
 
 def climb(
-    task: Task,
-    budget: str | float | None = None,
-    *,
-    progress: Progress = QUIET,
-    options: ClimbOptions = DEFAULTS,
-    incumbent: Artifact | None = None,
-    data: Data | None = None,
-) -> Climb:
+    task: Task, budget: str | float | None = None, *, progress: Progress = QUIET, options: ClimbOptions = DEFAULTS,
+    incumbent: Artifact | None = None, data: Data | None = None,
+) -> Climb:  # fmt: skip
     """Climb: measure every rung that applies, confirm the best on the test split, recommend one.
 
     With an incumbent, rungs are tried on top of the incumbent and of zero-shot, and the recommended artifact has to
@@ -81,11 +76,8 @@ def climb(
     data = task.read() if data is None else data
     for split in ("validation", "test"):
         if not getattr(data, split):
-            raise ConfigError(
-                "too-few-rows",
-                f"the {split} split has no rows",
-                hint=f"give `data.{split}`, or a fraction to split off",
-            )
+            hint = f"give `data.{split}`, or a fraction to split off"
+            raise ConfigError("too-few-rows", f"the {split} split has no rows", hint=hint)
     validate_references(task, data)
     names = chosen_rungs(task, options)
     options = replace(options, engine=_engine(task, options, progress))  # also of a resumed run

@@ -109,10 +109,7 @@ def open_run(root: Path, identity: Mapping[str, Any], *, resume: bool) -> RunSto
     """Make a new run folder under `root`, or with `resume` open the latest one of the same climb.
 
     Runs belong to the same climb if task, data, rungs, seed, engine and version are the same. Folders are never
-    overwritten: `banking77`, `banking77-2`, ...
-
-    Raises:
-        ConfigError: the folder for runs cannot be made.
+    overwritten: `banking77`, `banking77-2`, ... Raises ConfigError if the folder cannot be made.
     """
     text = json.dumps(identity, sort_keys=True, indent=2)
     name = identity["task"]
@@ -127,9 +124,8 @@ def open_run(root: Path, identity: Mapping[str, Any], *, resume: bool) -> RunSto
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(
-            "write-failed", f"cannot make {folder}: {error.strerror}", hint="choose another folder with `--out`"
-        ) from error
+        hint = "choose another folder with `--out`"
+        raise ConfigError("write-failed", f"cannot make {folder}: {error.strerror}", hint=hint) from error
     (folder / "climb.json").write_text(text)
     return RunStore(folder)
 

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,32 +58,22 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TuneResult:
-    """The result of a search.
-
-    Attributes:
-        trials: all trials in order; the first has the defaults.
-        best: number of the best trial.
-        artifact: folder of its artifact.
-        settings: its settings, as they go into the task file.
-        comparison: the best settings against the defaults on the test rows; None if the defaults are best.
-    """
+    """The result of a search."""
 
     rung: str
     metric: str
-    trials: tuple[Trial, ...]
-    best: int
-    artifact: Path
-    settings: dict[str, Any]
-    comparison: Comparison | None
+    trials: tuple[Trial, ...]  # all in order; the first has the defaults
+    best: int  # number of the best trial
+    artifact: Path  # folder of its artifact
+    settings: dict[str, Any]  # its settings, as they go into the task file
+    comparison: Comparison | None  # the best settings against the defaults on the test rows; None if these are best
     folder: Path
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        names = Trial.__slots__
         return {
             "rung": self.rung, "metric": self.metric, "best": self.best, "settings": self.settings,
-            "artifact": str(self.artifact),
-            "trials": [{name: getattr(trial, name) for name in names} for trial in self.trials],
+            "artifact": str(self.artifact), "trials": [asdict(trial) for trial in self.trials],
             "comparison": None if (c := self.comparison) is None else {
                 "a": "defaults", "b": f"trial {self.best}", "delta": c.delta, "low": c.low, "high": c.high, "p": c.p,
                 "fixed": c.fixed, "broken": c.broken, "n": c.n,
@@ -92,22 +82,13 @@ class TuneResult:
 
 
 def tune(
-    task: Task,
-    name: str,
-    *,
-    trials: int = 20,
-    budget_seconds: float | None = None,
-    seed: int = 0,
-    engine: str = "auto",
-    out: Path = Path("runs"),
-    progress: Progress = QUIET,
-) -> TuneResult:
+    task: Task, name: str, *, trials: int = 20, budget_seconds: float | None = None, seed: int = 0,
+    engine: str = "auto", out: Path = Path("runs"), progress: Progress = QUIET,
+) -> TuneResult:  # fmt: skip
     """Search the settings of rung `name` on top of zero-shot.
 
-    An interrupted search continues: finished trials are kept in the run folder.
-
-    Raises:
-        ConfigError: the rung is unknown, does not apply or has nothing to search, or a split has no rows.
+    An interrupted search continues: finished trials are kept in the run folder. Raises ConfigError if the rung is
+    unknown, does not apply or has nothing to search, or if a split has no rows.
     """
     validate_task(task)
     data = task.read()
@@ -316,12 +297,9 @@ def _study(file: Path, seed: int) -> optuna.Study:
 
 def _trial(trial: Any) -> Trial:
     scores = trial.user_attrs.get("scores", [])
+    state = {"COMPLETE": "complete", "PRUNED": "beaten"}.get(trial.state.name, "failed")
     return Trial(
-        number=trial.number,
-        settings=trial.user_attrs.get("settings", {}),
-        state={"COMPLETE": "complete", "PRUNED": "beaten"}.get(trial.state.name, "failed"),
-        score=sum(scores) / len(scores) if scores else None,
-        rows=len(scores),
-        seconds=round(trial.user_attrs["seconds"], 1),
-        reason=trial.user_attrs.get("reason", ""),
-    )
+        number=trial.number, settings=trial.user_attrs.get("settings", {}), state=state,
+        score=sum(scores) / len(scores) if scores else None, rows=len(scores),
+        seconds=round(trial.user_attrs["seconds"], 1), reason=trial.user_attrs.get("reason", ""),
+    )  # fmt: skip
