@@ -236,8 +236,10 @@ class Access:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and _host_name(host) not in self.hosts:
             raise Refused(403, "bad-host", "this server does not answer to that Host; allow it with --allow-host")
-        if origin is not None and origin not in self.origins and not _same_origin(origin, host, scheme):
-            raise Refused(403, "bad-origin", "pages of that Origin may not ask; allow it with --allow-origin")
+        if origin is not None and origin not in self.origins:
+            site = urlsplit(origin)
+            if site.scheme not in (scheme, "https") or site.netloc.lower() != host.lower():
+                raise Refused(403, "bad-origin", "pages of that Origin may not ask; allow it with --allow-origin")
         if self.keys is None or path in OPEN:
             return None
         if self.sessions is not None and "authorization" not in headers and not path.startswith(API):
@@ -277,8 +279,3 @@ def access_rules(
 def _host_name(host: str) -> str:
     """Strip the port of a Host header."""
     return (host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]).lower()
-
-
-def _same_origin(origin: str, host: str, scheme: str) -> bool:
-    parts = urlsplit(origin)
-    return parts.scheme in (scheme, "https") and parts.netloc.lower() == host.lower()

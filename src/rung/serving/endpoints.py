@@ -11,7 +11,6 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from rung.artifact.decoder import Answer
 from rung.errors import DataError, RungError
 from rung.serving.completions import FAILURES, usage_of
 from rung.serving.context import Context, RequestContext
@@ -133,21 +132,16 @@ async def predict(name: str, body: PredictRequest, context: Context) -> Response
         for number, (answer, finish) in zip(numbers, answers, strict=True):
             identity = new_id("pred")
             context.record(artifact, rows[number], answer, identity=identity, finish=finish)
-            fields = _prediction(artifact, answer, body.top)
-            predictions[number] = {"id": identity, "finish_reason": finish, **fields}
+            fields: dict[str, Any] = {"id": identity, "finish_reason": finish, "output": answer.text}
+            fields |= {"artifact": artifact.fingerprint, **answer_fields(artifact.artifact, answer)}
+            if body.top and answer.probabilities:
+                best = ranked(artifact, answer.probabilities)[: body.top]
+                fields["top"] = [{"label": label, "probability": prob} for label, prob in best]
+            predictions[number] = fields
             prompt, completion = prompt + answer.prompt_tokens, completion + answer.completion_tokens
     context.server.metrics.used(name, prompt, completion)
     head = {"object": "predictions", "task": served.artifact.signature.task, "artifact": served.fingerprint}
     return JSONResponse({**head, "predictions": predictions, "usage": usage_of(prompt, completion)})
-
-
-def _prediction(served: ServedArtifact, answer: Answer, top: int) -> dict[str, Any]:
-    fields = {"output": answer.text, "artifact": served.fingerprint, **answer_fields(served.artifact, answer)}
-    if top and answer.probabilities:
-        fields["top"] = [
-            {"label": label, "probability": prob} for label, prob in ranked(served, answer.probabilities)[:top]
-        ]
-    return fields
 
 
 def ranked(served: ServedArtifact, probs: Sequence[float]) -> list[tuple[str, float]]:

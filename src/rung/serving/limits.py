@@ -115,8 +115,7 @@ async def read_body(receive: Receive, declared: str | None, limits: RequestLimit
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
-        late = f"the body did not arrive within {limits.body_seconds:g} seconds"
-        raise Refused(408, "body-timeout", late) from None
+        raise Refused(408, "body-timeout", f"the body did not arrive within {limits.body_seconds:g} seconds") from None
 
 
 def check_json(body: bytes, limits: RequestLimits) -> None:

@@ -72,7 +72,10 @@ CompletionTarget = ServedModel | ServedArtifact  # what answers completions
 
 def chat_request(target: CompletionTarget, body: ChatRequest) -> PlannedRequest:
     """Convert a chat completion; raise RungError if the model or artifact cannot do what it asks for."""
-    held = _chat_constraint(body)
+    form, held = body.response_format, None
+    if form is not None and form.type != "text":
+        schema = '{"type": "object"}' if form.json_schema is None else json.dumps(form.json_schema.schema_)
+        held = Constraint("json_schema", schema)
     if isinstance(target, ServedArtifact):
         if body.tools:
             raise _unsupported("tools", "an artifact answers its task and calls no functions")
@@ -151,15 +154,6 @@ def _requests(
     return [GenerateRequest(prompt, replace(sampling, seed=seed), held, logprobs=logprobs) for seed in seeds]
 
 
-def _chat_constraint(body: ChatRequest) -> Constraint | None:
-    form = body.response_format
-    if form is None or form.type == "text":
-        return None
-    if form.json_schema is not None:
-        return Constraint("json_schema", json.dumps(form.json_schema.schema_))
-    return Constraint("json_schema", '{"type": "object"}')
-
-
 def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) -> ModelInput:
     """Render a conversation as tokens, or as messages for an endpoint."""
     engine = base.engine
@@ -175,10 +169,7 @@ def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) ->
 
 
 def _prompt_tokens(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> tuple[int, ...]:
-    """Encode a text to continue, with the beginning token where the model expects one.
-
-    Raises ConfigError for a token id outside the vocabulary, and if there are no tokens at all.
-    """
+    """Encode a text, begun as the model expects; raise ConfigError for unknown token ids, and without any tokens."""
     if isinstance(prompt, str):
         start = (tokenizer.bos_id,) if tokenizer.adds_bos and tokenizer.bos_id is not None else ()
         tokens = (*start, *tokenizer.encode_plain(prompt))
@@ -281,17 +272,11 @@ NO_SUPPORT = TemplateSupport(tools=False, results=False)  # endpoints get everyt
 
 
 def offered(body: ChatRequest) -> tuple[list[Tool], list[Tool]]:
-    """Return the tools that the model may call, and those of which it has to call one.
-
-    Raises ConfigError if the chosen function is not among the tools.
-    """
+    """Return the tools that may be called, and those of which one must be; raise ConfigError for an unknown choice."""
     if body.tool_choice == "none":
         return [], []
-    functions = [tool.function for tool in body.tools or ()]
-    tools = [
-        Tool(one.name, one.description or "", json.dumps(one.parameters or {"type": "object", "properties": {}}))
-        for one in functions
-    ]
+    functions, anything = [tool.function for tool in body.tools or ()], {"type": "object", "properties": {}}
+    tools = [Tool(f.name, f.description or "", json.dumps(f.parameters or anything)) for f in functions]
     if not isinstance(body.tool_choice, ToolChoice):
         return tools, tools if body.tool_choice == "required" else []
     name = body.tool_choice.function.name

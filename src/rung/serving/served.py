@@ -182,7 +182,9 @@ class Served:
             base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
         identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
         served = ServedArtifact(name, artifact, folder.resolve(), fingerprint(folder), identity, base, int(time.time()))
-        _warm_up(served)
+        value: Any = [{"role": "user", "content": WARM_UP}] if artifact.signature.kind == "chat" else WARM_UP
+        bound, _ = scheduled(served)  # one row, so that the first client does not wait for lazy loading
+        bound.decoder.warm_up(bound, example(bound, dict.fromkeys(artifact.signature.inputs, value)))
         return served
 
     def _base(self, reference: str, engine: str, quantization: str, progress: Progress) -> ServedModel:
@@ -234,12 +236,3 @@ def finish_reasons(engine: ScheduledEngine | None, rows: int) -> list[FinishReas
 def example(artifact: Artifact, row: Mapping[str, Any]) -> Example:
     """Make an Example of a request's row."""
     return read_row(row, artifact.signature.inputs, artifact.signature.kind, "request")
-
-
-def _warm_up(served: ServedArtifact) -> None:
-    """Answer one row, so that the first client does not wait for lazy loading."""
-    artifact, _ = scheduled(served)
-    chat = artifact.signature.kind == "chat"
-    value: Any = [{"role": "user", "content": WARM_UP}] if chat else WARM_UP
-    row = example(artifact, dict.fromkeys(artifact.signature.inputs, value))
-    artifact.decoder.warm_up(artifact, row)

@@ -110,10 +110,7 @@ class TrimmedText:
 
 @dataclass(frozen=True, slots=True)
 class SpelledToken:
-    """One token of a text.
-
-    Of several tokens that make up one character, the last adds all of it, and the others are named by their number.
-    """
+    """One token; of several that make up one character, the last adds all of it, the others are named by number."""
 
     text: str
     start: int  # where it begins in the whole text
