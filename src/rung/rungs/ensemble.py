@@ -20,6 +20,7 @@ from pydantic import Field
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
+from rung.artifact.files import MANIFEST
 from rung.artifact.heads import EnsembleDecoder, label_probabilities, tempered
 from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.base import Floats
@@ -62,22 +63,14 @@ class Ensemble(Rung):
     task: Task | None = None
 
     def rungs(self) -> list[Rung]:
-        """The rungs that make the members.
-
-        Raises:
-            ConfigError: a name is unknown, it is the ensemble's own, or there are fewer than two.
-        """
+        """Make the members' rungs; raise ConfigError for an unknown name, the ensemble's own, or fewer than two."""
         if len(self.members) < 2 or self.name in self.members:
-            raise ConfigError(
-                "bad-setting",
-                f"an ensemble needs two other rungs or more, not {', '.join(self.members) or 'none'}",
-                hint="rungs: {ensemble: {members: [features, fine-tuned-encoder]}}",
-            )
+            message = f"an ensemble needs two other rungs or more, not {', '.join(self.members) or 'none'}"
+            hint = "rungs: {ensemble: {members: [features, fine-tuned-encoder]}}"
+            raise ConfigError("bad-setting", message, hint=hint)
         seeds = [self.seed + self.members[:i].count(name) for i, name in enumerate(self.members)]
-        return [self._member(name, seed) for name, seed in zip(self.members, seeds, strict=True)]
-
-    def _member(self, name: str, seed: int) -> Rung:
-        return get(name, seed=seed) if self.task is None else build((name,), self.task, seed)[0]
+        pairs, task = zip(self.members, seeds, strict=True), self.task
+        return [get(name, seed=seed) if task is None else build((name,), task, seed)[0] for name, seed in pairs]
 
     def suits(self, artifact: Artifact, data: Data) -> Applicability:
         """It applies where all members do and there are training rows to weigh them."""
@@ -107,18 +100,12 @@ class Ensemble(Rung):
             fit_tokens=round(times * sum(c.fit_tokens for c in costs)),
             fit_flops=times * sum(c.fit_flops for c in costs) + row_flops * held_out,
             fit_seconds=times * sum(c.fit_seconds for c in costs) + row_seconds * held_out,
-            row_tokens=sum(c.row_tokens for c in costs),
-            row_flops=row_flops,
-            row_seconds=row_seconds,
+            row_tokens=sum(c.row_tokens for c in costs), row_flops=row_flops, row_seconds=row_seconds,
             memory_bytes=max(c.memory_bytes for c in costs),
-        )
+        )  # fmt: skip
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Replace the decoder by the members.
-
-        Raises:
-            EngineError: `no-probabilities`: a member gives none.
-        """
+        """Replace the decoder by the members; raise EngineError (`no-probabilities`) if a member gives none."""
         rungs, cache = self.rungs(), _MemberCache(artifact)
         most, held_out = held_apart(data.train, self.holdout, self.seed)
         made = [cache.fitted(rung, replace(data, train=most), progress) for rung in rungs]
@@ -128,22 +115,16 @@ class Ensemble(Rung):
         calm = [tempered(one, temperature) for one, temperature in zip(probs, temperatures, strict=True)]
         kept = np.flatnonzero(mixture_weights(calm, truth) >= SMALLEST)
         weights = mixture_weights([calm[i] for i in kept], truth)
-        mixture = EnsembleDecoder(
-            tuple(made[i] for i in kept), tuple(weights.tolist()), tuple(temperatures[i] for i in kept)
-        )
+        chosen = tuple(made[i] for i in kept)
+        mixture = EnsembleDecoder(chosen, tuple(weights.tolist()), tuple(temperatures[i] for i in kept))
         settings = {
-            "members": list(self.members),
-            "kept": [int(i) for i in kept],
-            "weights": list(mixture.weights),
+            "members": list(self.members), "kept": [int(i) for i in kept], "weights": list(mixture.weights),
             "temperatures": list(mixture.temperatures),
             "log_loss": log_loss(mixture.mixed([probs[i] for i in kept]), truth),
-            "member_log_loss": [log_loss(one, truth) for one in calm],
-            "rows": len(truth),
-            "refit": self.refit,
-        }
+            "member_log_loss": [log_loss(one, truth) for one in calm], "rows": len(truth), "refit": self.refit,
+        }  # fmt: skip
         if self.refit:
-            again = tuple(cache.fitted(rungs[i], data, progress) for i in kept)
-            mixture = replace(mixture, artifacts=again)
+            mixture = replace(mixture, artifacts=tuple(cache.fitted(rungs[i], data, progress) for i in kept))
         cache.clear()
         return artifact.step(self.name, settings, decoder=mixture)
 
@@ -152,14 +133,11 @@ class _MemberCache:
     """Members fitted on one artifact, in the cache under the hash of all that their result depends on."""
 
     def __init__(self, artifact: Artifact) -> None:
-
         self.artifact, self.base = artifact, artifact.fingerprint()
         self.made: list[Path] = []
 
     def fitted(self, rung: Rung, data: Data, progress: Progress) -> Artifact:
         """Load the member that a killed run left, or fit and keep it."""
-        from rung.artifact.files import MANIFEST
-
         identity = {
             "base": self.base, "rung": rung.name, "seed": getattr(rung, "seed", None), "version": __version__,
             "settings": {name: getattr(rung, name) for name in settable(rung)}, "labels": data.labels,

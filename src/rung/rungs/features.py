@@ -41,14 +41,8 @@ def train_label_heads(
 ) -> tuple[Floats, Floats, float, tuple[float, ...]]:
     """Fit one head per label on standardized features, and fold the standardization into the weights.
 
-    Args:
-        vectors: shape [rows, features].
-        truth: which labels each row has, shape [rows, labels].
-        seed: seed of the cross-validation folds.
-        progress: told of every penalty.
-
-    Returns:
-        Weight [labels, features], intercept [labels], the chosen inverse penalty, and a threshold per label.
+    `vectors` has the shape [rows, features], `truth` (which labels each row has) [rows, labels]. Returns the weight
+    [labels, features], the intercept [labels], the chosen inverse penalty, and a threshold per label.
     """
     mean = vectors.mean(0)
     scale = float(vectors.std(0).mean()) or 1.0
@@ -72,9 +66,7 @@ def train_label_heads(
 def best_thresholds(probs: Floats, truth: npt.NDArray[np.bool_]) -> tuple[float, tuple[float, ...]]:
     """The best mean F1 over the labels of a row, and the thresholds that give it: one for all labels, or each its own.
 
-    Args:
-        probs: shape [rows, labels].
-        truth: which labels each row has, shape [rows, labels].
+    Both arrays have the shape [rows, labels].
     """
     labels = truth.shape[1]
     own = tuple(best_threshold(probs[:, k], truth[:, k]) for k in range(labels))
@@ -91,10 +83,7 @@ def row_f1(given: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:
 
 
 def best_threshold(probs: Floats, truth: npt.NDArray[np.bool_]) -> float:
-    """The probability from which giving a label has the best F1; one half for a label that is too rare.
-
-    The threshold is halfway between two neighbouring probabilities.
-    """
+    """The threshold of the best F1, halfway between two neighbouring probabilities; one half for a rare label."""
     if truth.sum() < FEWEST:
         return 0.5
     order = np.argsort(-probs, kind="stable")
@@ -190,11 +179,9 @@ class Features(Rung):
             weight, intercept, penalty = train_head(vectors, truth, len(data.labels), seed=self.seed, progress=progress)
             head = Head(data.labels, self.encoder, weight, intercept)
         settings = {
-            "encoder": self.encoder or artifact.model,
-            "inverse_penalty": penalty,
-            "rows": len(data.train),
+            "encoder": self.encoder or artifact.model, "inverse_penalty": penalty, "rows": len(data.train),
             "label_names": self.label_names,
-        }
+        }  # fmt: skip
         return artifact.step(self.name, settings, decoder=head)
 
 
@@ -241,15 +228,9 @@ def train_head(
 ) -> tuple[Floats, Floats, float]:
     """Fit logistic regression on standardized features, and fold the standardization into the weights.
 
-    Args:
-        vectors: shape [rows, features].
-        truth: label number of each row, shape [rows].
-        labels: number of labels; a label without rows gets a probability of nearly zero.
-        seed: seed of the cross-validation folds.
-        progress: told of every fit.
-
-    Returns:
-        Weight [labels, features], intercept [labels], and the chosen inverse penalty.
+    `vectors` has the shape [rows, features], `truth` (label numbers) [rows]; of the `labels` labels, one without rows
+    gets a probability of nearly zero. Returns the weight [labels, features], the intercept [labels], and the chosen
+    inverse penalty.
     """
     mean = vectors.mean(0)
     scale = float(vectors.std(0).mean()) or 1.0  # one scale: a coordinate that hardly varies carries little

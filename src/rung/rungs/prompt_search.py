@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 from rung.artifact.artifact import Artifact
@@ -109,14 +110,11 @@ class PromptSearch(Rung):
             proposals = writer.instructions(artifact, rows, self.instructions, progress=progress)
         usable = tuple(proposal.text for proposal in proposals if not proposal.refused)
         output = "Label" if artifact.signature.kind == "category" else "Answer"
+        wordings = (prompt.template,) if chat else templates(prompt.template, artifact.signature.inputs, output)
         space = SearchSpace(
-            artifact,
-            (prompt.instruction, *usable),
-            (prompt.template,) if chat else templates(prompt.template, artifact.signature.inputs, output),
-            self._pools(artifact, rows, progress),
-            vary_shots=self.demonstrations and not chat,
-            systems=self.system_prompts,
-        )
+            artifact, (prompt.instruction, *usable), wordings, self._pools(artifact, rows, progress),
+            vary_shots=self.demonstrations and not chat, systems=self.system_prompts,
+        )  # fmt: skip
         return search(
             space, rows[: self.search_rows], deciding[: self.adoption_rows], metric_of(artifact, data.folder), meter,
             population=self.population, rounds=self.rounds, seed=self.seed, calibrate=self.calibrate,
@@ -206,11 +204,7 @@ class Gepa(Rung):
         return inference_cost(artifact, data, machine, fit_rows=self.calls)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Adopt the instruction found, or keep the artifact's own if none is significantly better.
-
-        Raises:
-            EngineError: `missing-extra`: the library is not installed.
-        """
+        """Adopt the instruction found if it is significantly better; raise EngineError if the library is missing."""
         result = self.search(artifact, data, progress=progress)
         parts = {"prompt": result.artifact.prompt, "decoder": result.artifact.decoder}
         return artifact.step(self.name, result.as_dict(), **parts)
@@ -236,16 +230,12 @@ class Gepa(Rung):
         adapter = _Adapter(artifact, metric, meter, guard, progress)
         progress.start("reflecting", self.calls - test.reserved - meter.calls)
         result = gepa.optimize(
-            seed_candidate={COMPONENT: artifact.prompt.instruction},
-            trainset=list(feedback),
-            valset=list(selection),
-            adapter=adapter,
+            seed_candidate={COMPONENT: artifact.prompt.instruction}, trainset=list(feedback), valset=list(selection),
+            adapter=adapter, reflection_minibatch_size=self.minibatch, seed=self.seed,
+            logger=SimpleNamespace(log=lambda message: None),  # only results go to stdout
             reflection_lm=_Reflection(open_engine(self.reflection), meter, self.temperature, self.seed),
-            reflection_minibatch_size=self.minibatch,
             stop_callbacks=lambda state: (meter.left() or 0) < test.reserved + step,
-            logger=_Silent(),
-            seed=self.seed,
-        )
+        )  # fmt: skip
         progress.finish()
         return replace(test, proposals=tuple(adapter.refused.values())).decide(_record(scorer, result))
 
@@ -339,10 +329,3 @@ class _Reflection:
         (reply,) = self.engine.generate([GenerateRequest(messages, sampling)])
         self.meter.add(1, reply.prompt_tokens, reply.completion_tokens)
         return reply.text
-
-
-class _Silent:
-    """The library's logger; results go to stdout and nothing else does."""
-
-    def log(self, message: str) -> None:
-        """Say nothing."""

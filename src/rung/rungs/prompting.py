@@ -63,11 +63,8 @@ class SystemPrompt(Rung):
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """All rows share the prompt's beginning, so a system prompt costs little; choosing among several costs more."""
-        rows = (
-            int(SHARE * len(self.system_prompts) * min(self.rows, len(data.train)))
-            if len(self.system_prompts) > 1
-            else 0
-        )
+        count = len(self.system_prompts)
+        rows = int(SHARE * count * min(self.rows, len(data.train))) if count > 1 else 0
         return inference_cost(artifact, data, machine, fit_rows=rows)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
@@ -143,11 +140,7 @@ class LabelDescriptions(Rung):
         return inference_cost(artifact, data, machine, fit_rows=rows)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Add the descriptions to the prompt.
-
-        Raises:
-            TrainingError: `reply-unreadable`: no description can be used.
-        """
+        """Add the descriptions to the prompt; raise TrainingError (`reply-unreadable`) if none can be used."""
         labels = artifact.signature.labels
         texts = artifact.decoder.label_texts or labels
         described, refused = artifact.prompt.descriptions, {}
@@ -160,19 +153,13 @@ class LabelDescriptions(Rung):
             refused = {label: f"{p.refused}: {p.text}" for label, p in zip(labels, proposals, strict=True) if p.refused}
             described = tuple((text, p.text) for text, p in zip(texts, proposals, strict=True) if not p.refused)
         if not described:
-            raise TrainingError(
-                "reply-unreadable",
-                f"none of the {len(refused)} descriptions can be used; the first: {next(iter(refused.values()))}",
-                hint="give `output.descriptions` in the task file, or a stronger model as `writer`",
-            )
+            message = f"none of the {len(refused)} descriptions can be used; the first: {next(iter(refused.values()))}"
+            hint = "give `output.descriptions` in the task file, or a stronger model as `writer`"
+            raise TrainingError("reply-unreadable", message, hint=hint)
         instruction = f"{artifact.prompt.instruction.strip()}\n\n{STEPS}"
         prompt = replace(artifact.prompt, instruction=instruction, labels=texts, descriptions=described)
         settings = {"descriptions": dict(described), "refused": refused, "spent": meter.as_dict()}
         return artifact.step(self.name, settings, prompt=prompt)
-
-
-# --------------------
-# Proposal labels: the model writes the label, held to the label set, where its likelihood would be scored.
 
 
 @rung("written-label", family="prompting", order=120, topics=("single label", "generated label"))
@@ -238,9 +225,9 @@ class Calibrate(Rung):
         engine = artifact.open()
         inputs = race_order(data.train)[: self.unlabelled]
         chosen_on = race_order(data.validation)[: self.selection_rows]
-        prior = decoder.logprobs(artifact, engine, [row.messages for row in artifact.render(inputs)], progress=progress)
-        scores = decoder.logprobs(
-            artifact, engine, [row.messages for row in artifact.render(chosen_on)], progress=progress
+        prior, scores = (
+            decoder.logprobs(artifact, engine, [row.messages for row in artifact.render(rows)], progress=progress)
+            for rows in (inputs, chosen_on)
         )
         truth = np.array([decoder.labels.index(e.outputs[0]) for e in chosen_on])
         tokens = decoder.continuations(engine)
@@ -299,8 +286,7 @@ class LabelThresholds(Rung):
         values = scoring.values(artifact, artifact.open(), prompts, progress=progress)
         common = [k for k in range(len(labels)) if truth[:, k].sum() >= FEWEST]
         every = best_threshold(values.ravel(), truth.ravel())
-        thresholds = tuple(
-            best_threshold(values[:, k], truth[:, k]) if k in common else every for k in range(len(labels))
-        )
+        own = {k: best_threshold(values[:, k], truth[:, k]) for k in common}
+        thresholds = tuple(own.get(k, every) for k in range(len(labels)))
         settings = {"rows": len(chosen), "labels_with_own_threshold": len(common)}
         return artifact.step(self.name, settings, decoder=ListScoring(labels, thresholds))

@@ -93,11 +93,7 @@ class Retrieval(Rung):
         return inference_cost(artifact, data, machine, fit_rows=rows, extra_tokens=extra)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Add a retriever, whose order and threshold for refusing are chosen on validation rows.
-
-        Raises:
-            ConfigError: the task has no corpus.
-        """
+        """Add a retriever, whose order and threshold for refusing are chosen on validation rows."""
         from rung.retrieval.build import build_index
 
         if self.task is None:
@@ -111,19 +107,14 @@ class Retrieval(Rung):
         answers_cite = cites(replace(artifact, retriever=retriever))
         retriever = replace(retriever, instruction=instruction(cite=answers_cite))
         plain = replace(artifact, retriever=retriever).with_engine(artifact.open())
-        rows = race_order(data.validation)
         retriever = replace(retriever, passage_tokens=_passage_tokens(plain, data))
         settings: dict[str, Any] = {
-            "k": self.k,
-            "token_budget": self.token_budget,
-            "passages": len(index),
-            "weight": retriever.weight,
+            "k": self.k, "token_budget": self.token_budget, "passages": len(index), "weight": retriever.weight,
             "reranker": self.reranker,
-        }
+        }  # fmt: skip
         if self.order == "auto":
-            effect = position_effect(
-                plain, rows[: self.order_rows], positions=(0, -1), folder=data.folder, progress=progress
-            )
+            rows = race_order(data.validation)[: self.order_rows]
+            effect = position_effect(plain, rows, positions=(0, -1), folder=data.folder, progress=progress)
             retriever = replace(retriever, order=best_order(effect))
             settings["score_by_position"] = {str(position): score for position, score in effect.items()}
         else:
@@ -178,26 +169,13 @@ def _passage_tokens(artifact: Artifact, data: Data) -> float:
 
 
 def position_effect(
-    artifact: Artifact,
-    rows: Sequence[Example],
-    *,
-    positions: Sequence[int] | None = None,
-    folder: Path | None = None,
-    progress: Progress = QUIET,
-) -> dict[int, float]:
-    """Measure the mean score by the position of the passage with the answer among the others.
+    artifact: Artifact, rows: Sequence[Example], *, positions: Sequence[int] | None = None,
+    folder: Path | None = None, progress: Progress = QUIET,
+) -> dict[int, float]:  # fmt: skip
+    """Measure the mean score by the position, counted from 0, of the passage with the answer among the others.
 
-    Only rows with such a passage are used, and all get equally many passages.
-
-    Args:
-        artifact: the artifact, with a retriever.
-        rows: rows with expected answers, preferably with gold spans.
-        positions: the positions to measure, counted from 0, or from the end if negative; None for all.
-        folder: the task file's folder, for a metric of the user's own.
-        progress: told of every batch.
-
-    Returns:
-        Mean score by position, counted from 0; empty if no row can be used.
+    Only rows with such a passage are used, and all get equally many passages; empty if no row can be used. Negative
+    `positions` count from the end; None measures all. `folder` is the task file's, for a metric of the user's own.
     """
     usable = _with_answer(artifact, rows)
     if not usable:
@@ -289,17 +267,12 @@ class SentenceSelection(Rung):
         return forward_cost(parameters, tokens, machine, fit_rows=min(MOST_ROWS, len(data.train)))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Add a retriever and a decoder that quotes from what the retriever finds.
-
-        Raises:
-            ConfigError: the task has no corpus.
-        """
+        """Add a retriever and a decoder that quotes from what the retriever finds."""
         from rung.retrieval.build import build_index
 
         if self.task is None:
-            raise ConfigError(
-                "no-documents", f"the rung {self.name} was made without a task", hint="SentenceSelection(task)"
-            )
+            message = f"the rung {self.name} was made without a task"
+            raise ConfigError("no-documents", message, hint="SentenceSelection(task)")
         index = build_index(self.task, progress=progress)
         cost = cost_of(index.manifest.encoder)
         retriever = replace(
