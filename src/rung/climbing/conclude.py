@@ -19,7 +19,7 @@ from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
 from rung.evaluation.rag_metrics import summary
-from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
+from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
 from rung.evaluation.scoring import notes
 from rung.evaluation.statistics import mean_interval
 from rung.models.reference import is_endpoint
@@ -125,7 +125,9 @@ def conclude(state: ClimbState, survivors: Sequence[str]) -> ClimbResult:
     costs = {r.name: r.cost for r in results if r.name in finalists}
     best = recommend(comparisons, costs, zero)
     confidence, unsure = _fit_confidence(state, best)
-    results += [_left_out(state, name, *why) for name, why in state.out.items()]
+    for name, (status, reason) in state.out.items():
+        family = state.families.get(name, "")
+        results.append(RungResult(name=name, family=family, metric=state.task_metric, status=status, reason=reason))
     state.store.note("confirmed", recommended=best)
     remarks = [
         f"{name}: {count} of {len(rows)} test rows: {note}"
@@ -216,9 +218,3 @@ def _cost(state: ClimbState, artifact: Artifact) -> float:
         if rung_.name in artifact.path:
             fit += rung_.estimate(base, state.data, state.machine).fit_flops
     return artifact.decoder.row_flops(artifact, state.data.train or state.data.validation) + fit / AMORTIZED
-
-
-def _left_out(state: ClimbState, name: str, status: Status, reason: str) -> RungResult:
-    return RungResult(
-        name=name, family=state.families.get(name, ""), metric=state.task_metric, status=status, reason=reason
-    )

@@ -80,7 +80,8 @@ def climb(
             raise ConfigError("too-few-rows", f"the {split} split has no rows", hint=hint)
     validate_references(task, data)
     names = chosen_rungs(task, options)
-    options = replace(options, engine=_engine(task, options, progress))  # also of a resumed run
+    if task.output.kind != "category":  # a resumed run keeps the engine that `auto` stands for
+        options = replace(options, engine=settled(task.model, options.engine, progress=progress))
     identity: dict[str, Any] = {
         "task": task.name, "task_fingerprint": task.fingerprint(), "data_fingerprint": data.fingerprint,
         "rungs": list(names), "seed": options.seed, "engine": options.engine, "version": __version__,
@@ -107,10 +108,3 @@ def climb(
     result = conclude(state, survivors)
     predictions = {name: tuple(store.predictions(name).values()) for name in state.artifacts}
     return Climb(result, store.folder, predictions)
-
-
-def _engine(task: Task, options: ClimbOptions, progress: Progress) -> str:
-    """The engine of all artifacts; for tasks that generate text, `auto` is resolved first."""
-    if task.output.kind == "category":
-        return options.engine
-    return settled(task.model, options.engine, progress=progress)

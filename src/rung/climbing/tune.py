@@ -161,9 +161,13 @@ class _Search:
         self.study = _study(folder / "study.log", seed)
 
     def run(self, budget_seconds: float | None) -> None:
-        """Run the remaining trials, the defaults first."""
-        start = time.monotonic()
-        self._recover()
+        """Run the remaining trials, the defaults first; one that a kill interrupted continues from its checkpoint."""
+        import optuna
+
+        start, states = time.monotonic(), optuna.trial.TrialState
+        for trial in self.study.get_trials(states=(states.RUNNING,)):
+            self.study.tell(trial.number, state=states.FAIL)
+            self.study.enqueue_trial(trial.user_attrs.get("settings") or trial.params)
         if not self.study.trials:
             self.study.enqueue_trial(defaults(self.rung))
         while len(self._finished()) < self.trials:
@@ -172,15 +176,6 @@ class _Search:
                 if time.monotonic() - start + typical > budget_seconds:
                     break
             self._trial(self.study.ask())
-
-    def _recover(self) -> None:
-        """Repeat the trial that a kill interrupted; its training continues from its checkpoint."""
-        import optuna
-
-        running = optuna.trial.TrialState.RUNNING
-        for trial in self.study.get_trials(states=(running,)):
-            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-            self.study.enqueue_trial(trial.user_attrs.get("settings") or trial.params)
 
     def _trial(self, trial: optuna.Trial) -> None:
         import optuna

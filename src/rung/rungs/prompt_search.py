@@ -297,12 +297,11 @@ class _Adapter:
     ) -> dict[str, list[dict[str, Any]]]:
         """The rows of a minibatch with the actual and the expected answers."""
         del candidate, components_to_update
-        return {
-            COMPONENT: [
-                {"Inputs": dict(row.inputs), "Generated Outputs": answer, "Feedback": _feedback(row, answer, score)}
-                for row, answer, score in eval_batch.trajectories
-            ]
-        }
+        rows = [
+            {"Inputs": dict(row.inputs), "Generated Outputs": answer, "Feedback": _feedback(row, answer, score)}
+            for row, answer, score in eval_batch.trajectories
+        ]
+        return {COMPONENT: rows}
 
 
 def _feedback(row: Example, answer: str, score: float) -> str:

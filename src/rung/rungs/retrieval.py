@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer, cites
@@ -27,18 +27,14 @@ from rung.machine import Machine
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.prompt import instruction
-from rung.retrieval.fitting import Refusal, calibrate
-from rung.retrieval.index import FEWEST_LABELLED, SearchSettings
+from rung.retrieval.fitting import Refusal, calibrate, learn_weight
+from rung.retrieval.index import FEWEST_LABELLED, Index, SearchSettings
 from rung.retrieval.passage import Passage, holds_answer
 from rung.retrieval.retriever import Order, Retriever
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
 from rung.rungs.costs import forward_cost, inference_cost, sizes
 from rung.task import Task
 from rung.training.config import Count
-
-if TYPE_CHECKING:
-    from rung.retrieval.index import Index
-
 
 TYPICAL_TOKENS = 220  # of a passage with its number and title, for estimates
 SAMPLE = 32  # rows whose passages give the mean length
@@ -133,12 +129,15 @@ def _has_corpus(task: Task | None) -> Applicability:
 
 
 def retriever_on(index: Index, artifact: Artifact, data: Data, k: int, token_budget: int) -> Retriever:
-    """Search the index for an artifact, with the weight of meaning learned from training rows."""
+    """Search the index for an artifact; training rows with gold spans, if enough, give the weight of meaning."""
+    weight = SearchSettings().weight
+    queries = [(artifact.prompt.query(row.inputs), row.spans) for row in data.train if row.spans]
+    if len(queries) >= FEWEST_LABELLED:
+        weight = learn_weight(index, queries, SearchSettings(), k=k).weight
     return Retriever(
         index.folder, index.fingerprint, "", k, token_budget, DEFAULT_ORDER,
         refusal=artifact.signature.refusal or NOT_IN_DOCUMENTS,
-        encoder_fingerprint=index.manifest.encoder_fingerprint, chunk_tokens=index.manifest.tokens,
-        weight=_meaning_weight(index, artifact, data, k),
+        encoder_fingerprint=index.manifest.encoder_fingerprint, chunk_tokens=index.manifest.tokens, weight=weight,
     )  # fmt: skip
 
 
@@ -147,16 +146,6 @@ def refusal_of(artifact: Artifact, data: Data, cost: Callable[[Passage], int], a
     assert artifact.retriever is not None
     queries = [artifact.prompt.query(row.inputs) for row in data.validation]
     return calibrate(artifact.retriever, data.validation, queries, cost, at_most=at_most)
-
-
-def _meaning_weight(index: Index, artifact: Artifact, data: Data, k: int) -> float | None:
-    """Learn the weight of meaning against words from training rows with gold spans, if there are enough."""
-    from rung.retrieval.fitting import learn_weight
-
-    queries = [(artifact.prompt.query(row.inputs), row.spans) for row in data.train if row.spans]
-    if len(queries) < FEWEST_LABELLED:
-        return SearchSettings().weight
-    return learn_weight(index, queries, SearchSettings(), k=k).weight
 
 
 def _passage_tokens(artifact: Artifact, data: Data) -> float:
