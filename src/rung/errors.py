@@ -107,7 +107,7 @@ class ThresholdError(RungError):
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """Return a hint for a name that is not known."""
+    """Suggest the nearest known name, or list the known ones."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known)) or 'none'}"
 

@@ -13,7 +13,7 @@ from typer import Argument, Option
 from rung.cli import options, render
 from rung.errors import ModelError
 
-app = typer.Typer(help="Base models: what is there, where from, and where it lies.", no_args_is_help=True)
+app = typer.Typer(help="Base models: what is there, where it is from, and where it is kept.", no_args_is_help=True)
 cache = typer.Typer(help="Remembered answers: where, how much, and forget them.", no_args_is_help=True)
 
 LOCAL = ("torch", "transformers", "peft", "sentence-transformers", "scikit-learn", "openvino-genai", "optimum-intel")

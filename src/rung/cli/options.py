@@ -86,7 +86,7 @@ def pairs(option: str, texts: Sequence[str] | None, example: str) -> list[tuple[
 
 
 def choose(option: str, value: str | None, choices: Sequence[str]) -> Any:
-    """Return the value of an option; raise ConfigError if it is neither None nor one of `choices`."""
+    """Check the value of an option; raise ConfigError if it is neither None nor one of `choices`."""
     if value is not None and value not in choices:
         raise ConfigError("unknown-name", f"unknown {option} {value!r}", hint=f"choose {', '.join(choices)}")
     return value

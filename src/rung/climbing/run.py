@@ -62,7 +62,7 @@ def climb(
     Args:
         task: the task, with its data.
         budget: the most time to spend, as seconds or text such as `10m`; it replaces that of `options`.
-        progress: told of every step.
+        progress: reports every step.
         options: everything else.
         incumbent: the artifact to beat; None for zero-shot.
         data: rows to climb on instead of those that the task names.
@@ -80,7 +80,7 @@ def climb(
             raise ConfigError("too-few-rows", f"the {split} split has no rows", hint=hint)
     validate_references(task, data)
     names = chosen_rungs(task, options)
-    if task.output.kind != "category":  # a resumed run keeps the engine that `auto` stands for
+    if task.output.kind != "category":  # a resumed run keeps the engine that `auto` meant
         options = replace(options, engine=settled(task.model, options.engine, progress=progress))
     identity: dict[str, Any] = {
         "task": task.name, "task_fingerprint": task.fingerprint(), "data_fingerprint": data.fingerprint,

@@ -52,7 +52,7 @@ class Retry:
         self._lock = threading.Lock()
 
     def run(self, attempt: Callable[[], T], stopped: threading.Event = NEVER) -> T:
-        """Return what `attempt` returns, calling it again while it raises `Attempt`.
+        """Call `attempt`, and call it again while it raises `Attempt`.
 
         Raises:
             EngineError: the last attempt failed, or the server asks for a pause that is too long.

@@ -39,7 +39,7 @@ FOLDED = (
     "{%- set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}]"
     " + messages[2:] -%}{%- endif -%}"
 )
-# The text of a chat with a model that has no template (see `rung.models.chat`); %s stands for the beginning token.
+# The text of a chat with a model that has no template (see `rung.models.chat`); %s is the beginning token.
 PLAIN = (
     "%s{%%- set ns = namespace(text='') -%%}"
     "{%%- set answer = [{'role': 'assistant', 'content': ''}] if add_generation_prompt else [] -%%}"

@@ -115,7 +115,7 @@ class CandidateScorer:
         metric: the task's metric.
         meter: counts the calls.
         calibrate: calibrate label probabilities of new candidates; those of the incumbent never change.
-        progress: told of every batch.
+        progress: reports every batch.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class CandidateScorer:
         return name
 
     def score(self, name: str, until: int) -> list[float]:
-        """Return the racing scores of the first rows; only rows that are new are answered.
+        """Score the first rows for the race; only rows that are new are answered.
 
         A prompt that does not fit the model's context scores 0 on every row, and its record says so.
         """

@@ -119,7 +119,7 @@ def search(
         seed: of everything random.
         calibrate: calibrate the label probabilities of candidates.
         proposals: what a model proposed, for the record.
-        progress: told of every batch.
+        progress: reports every batch.
     """
     scorer = CandidateScorer(space, rows, metric, meter, calibrate=calibrate, progress=progress)
     test = AdoptionTest(space, scorer.scored, metric, meter, len(rows), tuple(adoption), seed, proposals)

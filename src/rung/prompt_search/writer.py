@@ -46,7 +46,7 @@ class CopyGuard:
                     self._where.setdefault(gram, row.source)
 
     def copied(self, text: str) -> str:
-        """Return `file:line` of a row that `text` repeats; empty if there is none."""
+        """Find the row that `text` repeats, as `file:line`; empty if there is none."""
         words = _words(text)
         for length in range(SHORTEST, LENGTH + 1):
             for start in range(len(words) - length + 1):

@@ -232,7 +232,7 @@ class _Build:
 
 
 def _passage_tokens(corpus: Corpus, encoder: SentenceEncoder) -> int:
-    """Return the most tokens of a passage.
+    """Find how many tokens a passage may have.
 
     Raises:
         ConfigError: the encoder reads fewer than the corpus asks for, and would cut the rest off.

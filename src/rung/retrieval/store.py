@@ -325,7 +325,7 @@ def unreachable(address: str, problem: Exception) -> ArtifactError:
 
 # ---- locations
 #
-# An index lies in a folder or at the URL of an object store. In a folder, `index.json` says what the index holds. An
+# An index is in a folder or at the URL of an object store. In a folder, `index.json` says what the index holds. An
 # object store cannot replace a file that others read, so there the LanceDB table `index` has one row with that text.
 
 MANIFEST = "index.json"
@@ -369,7 +369,7 @@ class _Folder:
         self.tables = str(folder / TABLES)
 
     def read(self) -> str | None:
-        """Return the text published last; None where there is none."""
+        """The text published last, or None."""
         return self._manifest.read_text("utf-8") if self._manifest.exists() else None
 
     def publish(self, text: str) -> None:
@@ -395,7 +395,7 @@ class _Bucket:
         return self._database.open_table(STATE)
 
     def read(self) -> str | None:
-        """Return the text published last; None where there is none."""
+        """The text published last, or None."""
         with reached(self.tables):
             if "_state" not in vars(self) and STATE not in names(self._database):
                 return None

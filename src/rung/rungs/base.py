@@ -139,7 +139,7 @@ class Rung(ABC):
         return OK
 
     def cache_key(self, artifact: Artifact) -> tuple[object, ...] | None:
-        """Return the parts of the base artifact that decide the rung's result; None for all of it.
+        """Name the parts of the base artifact that decide the rung's result; None for all of it.
 
         From two artifacts with equal keys the rung makes artifacts that answer every row alike.
         """
@@ -244,7 +244,7 @@ FROM_TASK = {"seed", "task", "system_prompts"}  # fields that `--seed` and the r
 
 
 def with_settings(rung: Rung, values: Mapping[str, Any]) -> Rung:
-    """Return the rung with other settings, such as those in `rungs: {lora: {rank: 8}}`.
+    """Change settings of a rung, such as those in `rungs: {lora: {rank: 8}}`.
 
     Raises:
         ConfigError: `unknown-key` or `bad-setting`.

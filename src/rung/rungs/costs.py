@@ -27,7 +27,7 @@ def sizes(artifact: Artifact, data: Data) -> Sizes:
 
 
 def base_bytes(files: ModelFiles, quantization: str) -> int:
-    """Return the memory of the base model's weights: float32, of linear layers in 4 bits where it is quantized."""
+    """Estimate the memory of the base model's weights: float32, of linear layers in 4 bits where it is quantized."""
     if not quantization:
         return 4 * files.parameters
     config = json.loads((files.folder / "config.json").read_text("utf-8"))
@@ -38,7 +38,7 @@ def base_bytes(files: ModelFiles, quantization: str) -> int:
 
 
 def text_tokens(artifact: Artifact, data: Data) -> float:
-    """Return the tokens of the task's plain text, by those of a sample."""
+    """Estimate the tokens of the task's plain text from a sample."""
     tokenizer = tokenizer_of(resolve(artifact.model))
     sample = [document.text[:SAMPLE_CHARACTERS] for document in data.text[:SAMPLE]]
     per_character = sum(len(tokenizer.encode_plain(text)) for text in sample) / max(1, sum(map(len, sample)))
@@ -48,7 +48,7 @@ def text_tokens(artifact: Artifact, data: Data) -> float:
 def inference_cost(
     artifact: Artifact, data: Data, machine: Machine, *, fit_rows: int = 0, extra_tokens: float = 0
 ) -> Cost:
-    """Return the cost of an artifact that needs `fit_rows` predictions to be made and no training."""
+    """Estimate the cost of an artifact that needs `fit_rows` predictions to be made and no training."""
     s = sizes(artifact, data)
     return forward_cost(
         s.parameters, artifact.decoder.row_tokens(artifact, s) + extra_tokens, machine, fit_rows=fit_rows
@@ -56,7 +56,7 @@ def inference_cost(
 
 
 def forward_cost(parameters: int, tokens: float, machine: Machine, *, fit_rows: int) -> Cost:
-    """Return the cost of what reads `tokens` a row with so many parameters, and `fit_rows` rows to be made."""
+    """Estimate the cost of reading `tokens` a row with so many parameters, and `fit_rows` rows for the fit."""
     flops = FORWARD * parameters * tokens
     return Cost(
         fit_tokens=round(fit_rows * tokens),

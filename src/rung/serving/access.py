@@ -154,7 +154,7 @@ class KeyRing:
         return status.st_mtime_ns, status.st_ino
 
 
-# ---- Sessions of the pages: somebody shows a key once, and a cookie stands for it afterwards.
+# ---- Sessions of the pages: somebody shows a key once, and a cookie replaces it afterwards.
 
 COOKIE = "rung_session"
 HOURS = 12  # that a session lasts
@@ -253,7 +253,7 @@ class Access:
         return key
 
     def _signed_in(self, sessions: Sessions, path: str, headers: Mapping[str, str]) -> ApiKey | None:
-        """Return the key of the session, or redirect to the page that asks for one."""
+        """The key of the session; without one, redirect to the page that asks for it."""
         key = sessions.key(headers.get("cookie", ""))
         if key is not None or path == SIGN_IN or path.startswith(STATIC):
             return key

@@ -37,7 +37,7 @@ SWITCH_SECONDS = 0.0005  # after which a thread that waits for the interpreter g
 
 
 class HttpServer(uvicorn.Server):
-    """Uvicorn's server; it tells the application to take nothing new when it is told to end."""
+    """Uvicorn's server; it stops new work in the application when the server is asked to end."""
 
     def __init__(self, app: FastAPI, *, drain_seconds: float) -> None:
         config = uvicorn.Config(
@@ -49,7 +49,7 @@ class HttpServer(uvicorn.Server):
         self._app = app
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until told to end."""
+        """Serve until asked to end."""
         # The engine's thread hands out pieces between two steps. By default it gets the interpreter's lock back from
         # the event loop after 5 ms, which cost 3 % of the tokens of 32 clients.
         interval = sys.getswitchinterval()

@@ -44,7 +44,7 @@ class ServerContext:
     ) -> None:
         self.served, self.access, self.limits = served, access, limits
         self.recorder, self.load_from = recorder, load_from
-        self.ready = True  # until the server is told to end
+        self.ready = True  # until the server is asked to end
         self.gate = gate = Gate(limits.queue)
         self.metrics = Metrics(served, gate)
         self.shadows = shadows = None if recorder is None else Shadows(recorder, lambda: gate.inside > 0)

@@ -1,4 +1,4 @@
-"""From a request to what has to run: the row that a conversation stands for, and how an artifact or model answers it.
+"""From a request to what has to run: the row in a conversation, and how an artifact or model answers it.
 
 Where the answer is plain generated text, the request to the engine is the one that `Artifact.predict` makes, and its
 pieces can be streamed and sampled; citations are resolved when the text is complete. Everything else (label scores,
@@ -191,7 +191,7 @@ def _unsupported(option: str, why: str) -> ConfigError:
 
 
 def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Find the input columns that a conversation stands for.
+    """Find the input columns in a conversation.
 
     A chat task reads the conversation itself. Other tasks read one user turn: the value of the one input column, or a
     JSON object with a value for each of several. Their prompt, demonstrations included, is the artifact's own.
@@ -272,7 +272,7 @@ NO_SUPPORT = TemplateSupport(tools=False, results=False)  # endpoints get everyt
 
 
 def offered(body: ChatRequest) -> tuple[list[Tool], list[Tool]]:
-    """Return the tools that may be called, and those of which one must be; raise ConfigError for an unknown choice."""
+    """Find the tools that may be called, and those of which one must be; raise ConfigError for an unknown choice."""
     if body.tool_choice == "none":
         return [], []
     functions, anything = [tool.function for tool in body.tools or ()], {"type": "object", "properties": {}}
@@ -325,7 +325,7 @@ def _arguments(call: ToolCall) -> Any:
 
 
 def calls_in(text: str, tools: Sequence[Tool], must: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Return the calls that an answer holds, as OpenAI writes them; none where it is ordinary text.
+    """Read the calls in an answer, as OpenAI writes them; none where it is ordinary text.
 
     A name that is not among the `tools` makes no call. Where the model had to call one single tool, the text is its
     arguments.
