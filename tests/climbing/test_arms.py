@@ -220,7 +220,7 @@ def test_alone_zero_shot_answers_the_test_rows_only(tiny_task, data, asked, tmp_
     assert any("no rung applies, so nothing is raced: zero-shot answers no validation rows, and" in n for n in notes)
     racing, raced = plan_rows(one, ClimbOptions(rungs=("features",)))
     assert racing[0]["rows"] == len(data.validation)
-    assert any("so does one that is left alone" in note for note in raced)
+    assert any("the race ends when one candidate remains" in note for note in raced)
 
 
 def test_the_last_one_left_stops_too(tiny_task, data, asked, tmp_path):

@@ -181,7 +181,7 @@ def rungs(
 
 def tune(
     task: options.TaskFile,
-    rung: Annotated[str, Option(help="The rung whose settings are searched.")] = "lora",
+    rung: Annotated[str | None, Option(help="The rung to search; without, the last of a default climb.")] = None,
     trials: Annotated[int, Option(min=1, help="Most trials.")] = 20,
     budget: options.Budget = None, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
     engine: options.EngineOption = "auto", sets: options.Sets = None, json: options.Json = False,
@@ -190,12 +190,13 @@ def tune(
     """Search the settings of one rung; the same command continues an interrupted search."""
     from rung.climbing.options import parse_duration
     from rung.climbing.tune import tune
+    from rung.rungs import default_names
 
     seconds = None if budget is None else parse_duration(budget)
     try:
         search = tune(
-            options.load_task(task, sets), rung, trials=trials, budget_seconds=seconds, seed=seed, engine=engine,
-            out=out, progress=options.progress(quiet),
+            options.load_task(task, sets), rung or default_names()[-1], trials=trials, budget_seconds=seconds,
+            seed=seed, engine=engine, out=out, progress=options.progress(quiet),
         )  # fmt: skip
     except KeyboardInterrupt:
         render.note("\ninterrupted; finished trials are kept. Run the same command to continue.")

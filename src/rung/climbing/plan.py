@@ -94,10 +94,10 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
 def _race_note(task: Task, alone: bool, total: float, test_seconds: float) -> str:
     if not alone:
         return (
-            f"about {total:.0f} s if every rung answers all validation rows (the clearly beaten stop early, and so "
-            f"does one that is left alone), and up to {test_seconds:.0f} s per finalist on the test rows"
+            f"about {total:.0f} s if every rung answers all validation rows (clear losers stop early, and the "
+            f"race ends when one candidate remains), and up to {test_seconds:.0f} s per finalist on the test rows"
         )
-    fitted = ", but for fitting its confidence" if task.confidence is not None else ""
+    fitted = ", except to fit its confidence" if task.confidence is not None else ""
     return (
         f"no rung applies, so nothing is raced: zero-shot answers no validation rows{fitted}, and the test rows in "
         f"about {test_seconds:.0f} s"
