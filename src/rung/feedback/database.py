@@ -144,7 +144,8 @@ class StoreDatabase:
 
     def _transient(self, error: exc.DBAPIError) -> bool:
         if self.dialect == "sqlite":
-            return False  # the driver itself has waited for a lock
+            # The driver waits for a lock itself, except where another process is switching a new file to WAL.
+            return str(getattr(error.orig, "sqlite_errorname", "")).startswith("SQLITE_BUSY")
         state = getattr(error.orig, "sqlstate", None)
         # A failed connection attempt has no state.
         return error.connection_invalidated or state is None or state in _TRANSIENT or state.startswith("08")
