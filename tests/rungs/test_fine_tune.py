@@ -66,6 +66,41 @@ def test_the_rung_records_its_settings_and_course(tiny_zero, data):
     assert record["peak_memory_bytes"] > 10**7
 
 
+def test_parts_are_the_run_as_far_as_it_got_and_end_as_fit_does(tiny_zero, data):
+    rung = LoRA(**QUICK, seed=1)
+    whole = rung.fit(tiny_zero, data)
+    losses = whole.settings["lora"]["losses"]
+    shares, kept = [], []
+    for share, artifact in rung.fit_in_parts(tiny_zero, data):
+        shares.append(share)
+        assert artifact.settings["lora"]["losses"] == losses[: round(share * len(losses))]
+        assert artifact.settings["lora"].get("share_of_steps", 1.0) == pytest.approx(share, abs=5e-4)
+        assert artifact.answer(data.validation[:4])  # the rows can be answered between two parts
+        kept.append(tensors(artifact))
+    assert shares == [pytest.approx(0.25), pytest.approx(0.5), 1.0]
+    assert all(torch.equal(kept[-1][name], tensor) for name, tensor in tensors(whole).items())
+    assert any(not torch.equal(kept[0][name], tensor) for name, tensor in kept[1].items())
+
+
+def test_a_run_stopped_after_a_part_goes_on_from_there(tiny_zero, data, monkeypatch):
+    rung = LoRA(**QUICK, seed=1)
+    whole = rung.fit(tiny_zero, data)
+    share, _ = next(rung.fit_in_parts(tiny_zero, data))
+    monkeypatch.setattr(loop._Run, "_step", _counted_steps(REAL_STEP, steps := []))
+    again = rung.fit(tiny_zero, data)
+    assert steps == list(range(round(share * 12), 12))
+    assert all(torch.equal(tensors(again)[name], tensor) for name, tensor in tensors(whole).items())
+
+
+def test_patience_may_end_a_run_within_a_part(tiny_zero, data):
+    rung = LoRA(rank=4, epochs=8, learning_rate=1e-2, patience=1, holdout=0.4)
+    whole = rung.fit(tiny_zero, data)
+    *_, (share, last) = rung.fit_in_parts(tiny_zero, data)
+    assert share == 1.0
+    assert last.settings["lora"]["losses"] == whole.settings["lora"]["losses"]
+    assert all(torch.equal(tensors(last)[name], tensor) for name, tensor in tensors(whole).items())
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(tiny_zero, data, monkeypatch):
     rung = LoRA(**QUICK, seed=1)
     whole = rung.fit(tiny_zero, data)

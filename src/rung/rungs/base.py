@@ -13,7 +13,7 @@ Other packages add rungs through the entry-point group `rung.rungs`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -153,6 +153,17 @@ class Rung(ABC):
     @abstractmethod
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Make a new artifact from `artifact`, which does not change."""
+
+    def fit_in_parts(
+        self, artifact: Artifact, data: Data, *, progress: Progress = QUIET
+    ) -> Iterator[tuple[float, Artifact]]:
+        """Make the artifact in parts, so that a climb can stop early what is not worth finishing.
+
+        Gives pairs of the share of the work done and the artifact so far. The last share is 1, and its artifact is
+        that of `fit`. Rungs that train give artifacts after a quarter and a half of their steps; a consumer that stops
+        there loses nothing but the later steps. By default there is one part.
+        """
+        yield 1.0, self.fit(artifact, data, progress=progress)
 
     def __post_init__(self) -> None:
         """Check the settings' types and bounds.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
     from rung.training.changes import Change
     from rung.training.examples import TokenizedExample, TrainingReport
-    from rung.training.loop import Evaluate
+    from rung.training.loop import Evaluate, TrainResult
     from rung.training.memory import Fit
 
 BYTES_PER_TOKEN = 600_000  # activations that the embedded model keeps for the backward pass, measured
@@ -41,6 +41,7 @@ RATES = (1 / 3, 1.0, 3.0)  # of the default: the rates that `learning_rate: auto
 TRIAL_SHARE, TRIAL_STEPS = 0.1, 8  # the share of the steps that each is tried for, and the fewest steps
 LARGEST_BATCH, FEWEST_STEPS = 64, 16  # of `batch_size: auto`: larger batches, or fewer steps an epoch, learn worse
 TRAINED_BYTES = 8  # a trained parameter's new value and its gradient; 4 more for the best value, and the optimizer's
+PARTS = (0.25, 0.5, 1.0)  # of the steps: where a climb looks whether it is worth going on
 LIVE = "training"  # the engine's name for the weights that are being trained
 
 
@@ -185,10 +186,24 @@ class FineTune(TrainConfig, Rung):
             TrainingError: there is nothing to train on, memory ran out, the loss is not a number, or a checkpoint or
                 the result could not be written.
         """
+        _, trained = next(self._parts(artifact, data, (1.0,), progress))
+        return trained
+
+    def fit_in_parts(
+        self, artifact: Artifact, data: Data, *, progress: Progress = QUIET
+    ) -> Iterator[tuple[float, Artifact]]:
+        """Train as `fit` does, and also give the artifacts after a quarter and a half of the steps."""
+        return self._parts(artifact, data, PARTS, progress)
+
+    def _parts(
+        self, artifact: Artifact, data: Data, shares: Sequence[float], progress: Progress
+    ) -> Iterator[tuple[float, Artifact]]:
+        """Train up to each share of the steps and give the artifact as trained so far, with the share really taken."""
         import torch
 
         from rung.evaluation.report.words import TRAINING_DATA
         from rung.training.examples import TrainingReport, show
+        from rung.training.loop import plan_batches
 
         engine = open_torch(artifact.model, quantization=self.quantization)
         engine.use(None)
@@ -203,23 +218,38 @@ class FineTune(TrainConfig, Rung):
                 "too-few-rows", f"none of {report.rows} training rows is left: {reasons}",
                 hint="set the rung's `truncation` to truncate_input, or choose a model with a longer context",
             )  # fmt: skip
-        try:
-            run = self._resolve_auto(engine, artifact, rows, progress)
-            weights, settings = run._train(engine, artifact, rows, held_out, data, progress)
-        except (MemoryError, torch.OutOfMemoryError) as full:
-            raise TrainingError(
-                "out-of-memory", f"{self.name} ran out of memory: {full}",
-                hint="lower `micro_batch_size`, or shorten the rows",
-            ) from full  # fmt: skip
+        extra: dict[str, Any] = {TRAINING_DATA: report.as_dict()}
         if dropped := sum(row.dropped_demonstrations for row in rows):
-            settings["dropped_demonstrations"] = dropped
-        return artifact.step(self.name, settings | {TRAINING_DATA: report.as_dict()}, weights=weights)
+            extra["dropped_demonstrations"] = dropped
+        run, taken, steps = self, 0, 0
+        for share in shares:
+            try:
+                if not steps:
+                    run = self._resolve_auto(engine, artifact, rows, progress)
+                    steps = len(plan_batches(rows, run))
+                stop_after = None if share == 1 else math.ceil(share * steps)
+                if stop_after is not None and not taken < stop_after < steps:
+                    continue  # too few steps for this part
+                engine = open_torch(artifact.model, quantization=self.quantization)
+                engine.use(None)
+                weights, settings, result = run._train(engine, artifact, rows, held_out, data, stop_after, progress)
+            except (MemoryError, torch.OutOfMemoryError) as full:
+                raise TrainingError(
+                    "out-of-memory", f"{self.name} ran out of memory: {full}",
+                    hint="lower `micro_batch_size`, or shorten the rows",
+                ) from full  # fmt: skip
+            ended = stop_after is None or result.steps < stop_after  # patience ended it early
+            taken = result.steps
+            done = {} if ended else {"share_of_steps": round(taken / steps, 3)}
+            yield 1.0 if ended else taken / steps, artifact.step(self.name, settings | extra | done, weights=weights)
+            if ended:
+                return
 
     def _train(
         self, engine: TorchEngine, artifact: Artifact, rows: Sequence[TokenizedExample], held_out: Sequence[Example],
-        data: Data, progress: Progress,
-    ) -> tuple[Weights, dict[str, Any]]:  # fmt: skip
-        """Train and write the weights; returns them with the settings and the course of the run."""
+        data: Data, stop_after: int | None, progress: Progress,
+    ) -> tuple[Weights, dict[str, Any], TrainResult]:  # fmt: skip
+        """Train up to `stop_after` steps and write the weights; returns them with the settings and the run's course."""
         import torch
 
         from rung.engines.changes import adapter_digest
@@ -245,15 +275,18 @@ class FineTune(TrainConfig, Rung):
                     loss = cached_loss(engine.model, frozen, rows, config, free=fit.free, progress=progress)
                 prepared = time.perf_counter() - began
                 result = train(
-                    engine.model, change, rows, config, loss=loss, checkpoints=checkpoints, progress=progress,
+                    engine.model, change, rows, config, loss=loss, checkpoints=checkpoints, stop_after=stop_after,
                     evaluate=self._evaluation(engine, artifact, held_out, data) if held_out else None,
+                    progress=progress,
                 )  # fmt: skip
             result.seconds += prepared
             trainable = sum(p.numel() for p in change.parameters().values())
             with writing(f"what {self.name} has learned", cache_dir()):
                 folder = keep(change, engine.base_fingerprint)
-            checkpoints.clear()
-        return Weights(self.name, folder, trainable, self.quantization), asdict(self) | result.as_settings()
+            if stop_after is None or result.steps < stop_after:
+                checkpoints.clear()
+        weights = Weights(self.name, folder, trainable, self.quantization)
+        return weights, asdict(self) | result.as_settings(), result
 
     def _evaluation(self, engine: TorchEngine, artifact: Artifact, held_out: Sequence[Example], data: Data) -> Evaluate:
         """Measure the task's own metric on held-out rows with the weights as trained so far."""

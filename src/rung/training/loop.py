@@ -121,6 +121,7 @@ class _Run:
         last = min(steps, stop_after) if stop_after is not None else steps
         per_epoch = steps // self.config.epochs
         began, seconds_before, tokens_before = time.perf_counter(), result.seconds, result.tokens
+        out_of_patience = False
         progress.start("training", steps)
         if result.steps:
             progress.advance(result.steps, note="resumed")
@@ -135,10 +136,11 @@ class _Run:
             peak = result.memory_bytes / 2**30
             progress.advance(note=f"loss {result.losses[-1][1]:.3f}, {speed:.0f} tok/s, peak {peak:.1f} GiB")
             if evaluate is not None and result.steps % per_epoch == 0 and self._out_of_patience(evaluate):
+                out_of_patience = True
                 break
             result.seconds = seconds_before + time.perf_counter() - began
             self._checkpoint(force=result.steps == stop_after)
-        if self.best and (result.steps == steps or stop_after is None):
+        if self.best and (result.steps == steps or stop_after is None or out_of_patience):
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
                     parameter.copy_(self.best[name])
