@@ -194,6 +194,24 @@ def betting_capital(difference: Array, mean: float = 0.0) -> Array:
     return capital
 
 
+def bounded_below(difference: Array, alpha: float, *, exact: bool, precision: float = 1e-4) -> float:
+    """Find the lower end of the mean difference: the bets against every smaller mean have reached 1/alpha by now.
+
+    It holds with probability 1 - alpha at all looks together. `exact` says that the scores are 0 or 1. It is above 0
+    exactly where the bets against 0 have reached 1/alpha; -1 without rows.
+    """
+    capital, enough = sign_capital if exact else betting_capital, -math.log(alpha)
+
+    def rejected(mean: float) -> bool:
+        return len(difference) > 0 and float(capital(difference, mean).max()) >= enough
+
+    low, high = (0.0, 1.0) if rejected(0.0) else (-1.0, 0.0)
+    while high - low > precision:
+        middle = (low + high) / 2
+        low, high = (middle, high) if rejected(middle) else (low, middle)
+    return low
+
+
 def _matrix(scores: Mapping[str, Sequence[float]], arms: int, alpha: float) -> Array:
     """Check the scores and stack them, shape [survivors, rows]."""
     lengths = {name: len(values) for name, values in scores.items()}
