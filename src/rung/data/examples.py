@@ -9,13 +9,14 @@ from typing import Any
 from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, SplitReport, example_id
 from rung.data.spec import TaskSpec
+from rung.data.splitting import Place, time_of
 from rung.errors import DataError, suggest
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> tuple[list[Example], list[str]]:
-    """Turn records into examples, and read the value of the split's group column of each.
+def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> tuple[list[Example], list[Place]]:
+    """Turn records into examples, and read the split's group and time columns of each.
 
     Rows with an empty input or output are dropped and counted in `report`.
 
@@ -23,8 +24,8 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
         DataError: a column is missing, or a value is of the wrong type.
     """
     rows: list[Example] = []
-    groups: list[str] = []
-    group = task.data.split.group
+    places: list[Place] = []
+    group, time = task.data.split.group, task.data.split.time
     for record in records:
         report.read += 1
         example = _chat(record, task) if task.output.kind == "chat" else _row(record, task)
@@ -32,8 +33,9 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
             report.drop(example, record.source)
             continue
         rows.append(example)
-        groups.append(str(column(record, group)) if group else "")
-    return rows, groups
+        own = text_of(column(record, group)).strip() if group else ""
+        places.append(Place(own, time_of(column(record, time), time, record.source) if time else None))
+    return rows, places
 
 
 def read_inputs(values: Mapping[str, Any], columns: Sequence[str], kind: str, source: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 from rung.data.examples import column, examples, text_of
 from rung.data.rows import (
@@ -24,14 +24,15 @@ from rung.data.rows import (
     hash_of,
     labels_of,
     normal,
-    place_of,
 )
 from rung.data.sources import HUB, read_rows, read_text
 from rung.data.spec import TaskSpec
+from rung.data.splitting import FOLD_BELOW, FOLDS, Place, cut
 from rung.errors import DataError, suggest
 
 SPLITS = ("train", "validation", "test")
 Splits = dict[str, list[Example]]  # the rows by the name of their split
+AUTO_FOLDS = False  # whether `split.method: auto` means folds for small files; a climb has to know folds first
 FEW_ROWS = 30
 
 # ---- plain text of a domain, and evaluation rows that occur in it
@@ -121,30 +122,37 @@ def _texts(value: Any) -> Iterable[str]:
 def load_data(task: TaskSpec) -> Data:
     """Read, check, split and limit the rows of a task.
 
-    Splits without a file are cut from the training file by a hash of the input (or of the group column), so a row's
-    split never depends on other rows, and equal inputs are never in two splits.
+    Splits without a file are cut from the training file, or all rows become folds; see `rung.data.splitting`. Equal
+    inputs are never in two splits.
 
     Raises:
         DataError: rows are wrong; the message names file and line.
     """
     report = DataReport()
-    splits = _without_duplicates(task, _read(task, report), report)
+    splits, folds = _read(task, report)
+    splits = _without_duplicates(task, splits, report)
     labels = _labels(task, splits)
     splits = {name: _limited(task, name, rows, report) for name, rows in splits.items()}
-    for name, rows in splits.items():
-        report.splits[name].kept = len(rows)
-        report.measure(name, rows, kind=task.output.kind)
+    kept = {id(row) for row in splits["train"]}
+    left = (tuple(row for row in fold if id(row) in kept) for fold in folds)
+    parts = tuple(fold for fold in left if fold)
+    for name, part in report.splits.items():
+        part.kept = len(splits[name])
+        report.measure(name, splits[name], kind=task.output.kind)
+    report.folds = [len(fold) for fold in parts]
     _warn(labels, splits, report)
     if task.output.kind in (*LABELLED, "json"):  # their usual scores are 0 or 1
-        for name in SPLITS[1:]:
-            if splits[name]:
-                report.detectable[name] = detectable_difference(len(splits[name]), DISCORDANCE)
+        for name, rows in [(name, len(splits[name])) for name in SPLITS[1:]] + [("folds", sum(report.folds))]:
+            if rows:
+                report.detectable[name] = detectable_difference(rows, DISCORDANCE)
     content: list[Any] = [[name, [_content(e) for e in splits[name]]] for name in SPLITS]
     text = _text(task, splits, report)
     if text:
         content.append(["text", [document.text for document in text]])
+    if parts:
+        content.append(["folds", [[row.id for row in fold] for fold in parts]])
     train, validation, test = (tuple(splits[name]) for name in SPLITS)
-    return Data(train, validation, test, labels, report, hash_of(content, digits=64), task.folder, text)
+    return Data(train, validation, test, labels, report, hash_of(content, digits=64), task.folder, text, parts)
 
 
 def _content(row: Example) -> list[Any]:
@@ -152,41 +160,51 @@ def _content(row: Example) -> list[Any]:
     return [row.id, *row.outputs, *([] if row.spans is None else [[asdict(span) for span in row.spans]])]
 
 
-def _read(task: TaskSpec, report: DataReport) -> Splits:
-    """Read the given files, and cut the other splits from the training rows."""
+def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example]]]:
+    """Read the given files, and cut the training rows into the other splits or into folds."""
     source = task.data
     files = {"train": [source.train] if isinstance(source.train, str) else source.train}
     files |= {name: [file] for name in SPLITS[1:] if (file := getattr(source, name)) is not None}
     splits: Splits = {name: [] for name in SPLITS}
-    groups: list[str] = []
+    places: dict[str, list[Place]] = {name: [] for name in SPLITS}
     for name, names in files.items():
         part = report.splits[name] = SplitReport()
         for file in names:
             path = file if file.startswith(HUB) else task.folder / Path(file).expanduser()
-            rows, row_groups = examples(read_rows(path, encoding=source.encoding), task, part)
+            rows, own = examples(read_rows(path, encoding=source.encoding), task, part)
             splits[name] += rows
-            if name == "train":
-                groups += row_groups
+            places[name] += own
         if part.read == 0:
             raise DataError("too-few-rows", f"{', '.join(names)} has no rows", hint="write at least one row")
-    cut = [name for name in ("test", "validation") if name not in files]
-    shares = {name: getattr(source.split, name) for name in cut}
-    kept = []
-    for example, group in zip(splits["train"], groups, strict=True):
-        position = place_of(f"{source.split.seed}/{group or example.id}")
-        for name, share in shares.items():
-            if position < share:
-                splits[name].append(example)
-                break
-            position -= share
-        else:
-            kept.append(example)
-    splits["train"] = kept
-    for name in cut:
-        report.splits[name] = SplitReport(read=len(splits[name]))
-        report.splits["train"].read -= len(splits[name])
-    report.splits = {name: report.splits[name] for name in SPLITS}
-    return splits
+    missing = [name for name in ("test", "validation") if name not in files]
+    report.method = _method(task, splits["train"], missing)
+    kind, split = task.output.kind, source.split
+    folds: list[list[Example]] = []
+    if report.method == "folds":
+        parts = cut(splits["train"], places["train"], [1 / FOLDS] * FOLDS, kind=kind, seed=split.seed, method="folds")
+        folds = [[row for row, part in zip(splits["train"], parts, strict=True) if part == i] for i in range(FOLDS)]
+    elif report.method == "holdout":
+        shares = [float(getattr(split, name)) for name in missing]
+        method: Literal["hash", "time"] = "time" if split.time else "hash"
+        given, names = splits["train"], [*missing, "train"]
+        parts = cut(given, places["train"], [*shares, 1 - sum(shares)], kind=kind, seed=split.seed, method=method)
+        for index, name in enumerate(names):
+            splits[name] = [row for row, part in zip(given, parts, strict=True) if part == index]
+        for name in missing:
+            report.splits[name] = SplitReport(read=len(splits[name]))
+            report.splits["train"].read -= len(splits[name])
+    report.splits = {name: report.splits[name] for name in SPLITS if name in report.splits}
+    return splits, folds
+
+
+def _method(task: TaskSpec, rows: Sequence[Example], missing: Sequence[str]) -> Literal["files", "holdout", "folds"]:
+    """How rows are kept apart: see `split.method`."""
+    wanted = task.data.split.method
+    if not missing:
+        return "files"
+    if wanted == "auto" and AUTO_FOLDS and task.data.may_use_folds() and len({row.id for row in rows}) < FOLD_BELOW:
+        return "folds"
+    return "folds" if wanted == "folds" else "holdout"
 
 
 def _without_duplicates(task: TaskSpec, splits: Splits, report: DataReport) -> Splits:
@@ -283,7 +301,7 @@ def _text(task: TaskSpec, splits: Splits, report: DataReport) -> tuple[Document,
     documents = read_documents(task, part)
     report.splits["text"] = part
     report.measure_text(documents)
-    for name in SPLITS[1:]:
+    for name in SPLITS if report.method == "folds" else SPLITS[1:]:
         if leaked := found_in(documents, splits[name]):
             row, document = leaked[0]
             report.warnings.append(
@@ -300,11 +318,11 @@ def _warn(labels: Sequence[str], splits: Splits, report: DataReport) -> None:
             f"{len(unseen)} of {len(labels)} labels have no training row, such as {unseen[0]!r}: "
             "only prompting can answer with them"
         )
-    for name in SPLITS:
+    for name in report.splits:
         rows = len(splits[name])
         if rows == 0:
             report.warnings.append(f"{name} has no rows")
-        elif rows < FEW_ROWS and name != "train":
+        elif rows < FEW_ROWS and (name != "train" or report.folds):
             report.warnings.append(f"{name} has only {rows} rows: differences will be hard to tell from chance")
 
 

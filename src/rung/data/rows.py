@@ -8,9 +8,9 @@ import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,8 @@ class Data:
         fingerprint: a hash of all rows and documents.
         folder: the task file's folder, which may hold the user's metric.
         text: the documents of `data.text`, to adapt a model to the domain.
+        folds: all rows of `train` in parts of about equal size, if they are answered out of fold; then there are no
+            validation rows, and the test rows are those of the user's own file, or none.
     """
 
     train: tuple[Example, ...]
@@ -83,6 +85,49 @@ class Data:
     fingerprint: str
     folder: Path | None = None
     text: tuple[Document, ...] = ()
+    folds: tuple[tuple[Example, ...], ...] = ()
+
+    def fold(self, index: int) -> Data:
+        """Make the rows to fit on, as `train`, and those to answer, as `test`, of one fold.
+
+        The inputs of the fold are not among the rows to fit on, not even with another answer.
+
+        Example:
+            >>> data = Task.load("task.yaml").read()  # doctest: +SKIP
+            >>> [len(data.fold(i).test) for i in range(len(data.folds))]  # doctest: +SKIP
+            [12, 12, 12, 12, 12]
+
+        Raises:
+            IndexError: there are not so many folds.
+        """
+        test = self.folds[index]
+        held_out = {row.id for row in test}
+        train = tuple(row for row in self.train if row.id not in held_out)
+        fingerprint = hash_of([self.fingerprint, "fold", index], digits=64)
+        return replace(self, train=train, validation=(), test=test, folds=(), fingerprint=fingerprint)
+
+
+def selection_rows(data: Data, n: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Choose training rows on which a rung may choose its settings, and give the others to fit on.
+
+    The rows of the race and of the test must not choose anything, or their scores would be too good.
+
+    Args:
+        data: the rows; only `train` is used.
+        n: rows to choose; at most half of the training rows are.
+
+    Returns:
+        The chosen rows in an order in which each beginning has about the labels of the whole, and the others in the
+        order of `train`. Both depend on the hash of the inputs, not on the order of the file.
+    """
+    by_answer: dict[str, list[Example]] = {}
+    for row in sorted(data.train, key=lambda row: place_of([row.id, "selection"])):
+        by_answer.setdefault(row.outputs[0] if data.labels else "", []).append(row)
+    ranked = [((rank + 0.5) / len(rows), row) for rows in by_answer.values() for rank, row in enumerate(rows)]
+    ranked.sort(key=lambda entry: (entry[0], place_of([entry[1].id, "selection"])))
+    chosen = tuple(row for _, row in ranked[: min(n, len(ranked) // 2)])
+    ids = {row.id for row in chosen}
+    return chosen, tuple(row for row in data.train if row.id not in ids)
 
 
 def example_id(inputs: Mapping[str, Any]) -> str:
@@ -150,14 +195,18 @@ class DataReport:
     Attributes:
         splits: rows read, kept and dropped; rows cut from the training file count in their new split. Under `text`, the
             documents of a task with plain text.
+        method: `files` if the user gave all splits, `holdout` if some were cut, `folds` to answer rows out of fold.
+        folds: the rows of each fold; empty without folds.
         labels: rows per label of each split, most frequent first; empty unless the task answers with labels.
         lengths: min, median, p95 and max of `train input`, `train output`, ...
-        detectable: per split, the smallest true difference of a 0/1 score that a paired test finds in 4 of 5 cases, if
-            two artifacts disagree on a fifth of the rows; None if there are too few rows to find any.
+        detectable: per split, or for all `folds`, the smallest true difference of a 0/1 score that a paired test finds
+            in 4 of 5 cases, if two artifacts disagree on a fifth of the rows; None if there are too few rows.
         warnings: likely problems of the data.
     """
 
     splits: dict[str, SplitReport] = field(default_factory=dict)
+    method: Literal["files", "holdout", "folds"] = "holdout"
+    folds: list[int] = field(default_factory=list)
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     detectable: dict[str, float | None] = field(default_factory=dict)

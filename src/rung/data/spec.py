@@ -114,18 +114,32 @@ class Output(_Strict):
 
 
 class Split(_Strict):
-    """How splits without a file are cut from the training file: by a hash of the input."""
+    """How splits without a file are cut from the training file: stratified by label, by a hash of the input."""
 
+    method: Literal["auto", "holdout", "folds"] = Field(
+        "auto",
+        description="holdout: cut validation and test rows off; folds: answer every row out of 5 folds; auto: folds "
+        "below 400 rows, unless shares, `time` or files are given.",
+    )
     validation: Fraction = Field(0.2, description="Share of the rows for validation, if it has no file.")
     test: Fraction = Field(0.2, description="Share of the rows for the test, if it has no file.")
     group: str | None = Field(None, description="Rows with equal values here stay in one split.", examples=["company"])
+    time: str | None = Field(
+        None, description="Column of a date or number: the latest rows are the test.", examples=["created"]
+    )
     seed: int = Field(0, description="Another number gives another split.")
 
     @model_validator(mode="after")
-    def _leaves_rows_to_train_on(self) -> Self:
+    def _consistent(self) -> Self:
         if self.validation + self.test >= 1:
             shares = f"{self.validation:g} for validation and {self.test:g} for the test"
             raise ValueError(f"{shares} leave no row to train on")
+        if self.time is not None and "seed" in self.model_fields_set:
+            raise ValueError("`seed` has no effect with `time`, which decides the order")
+        if self.method == "folds" and self.time is not None:
+            raise ValueError("`method: folds` does not go with `time`: folds would train on later rows than they test")
+        if self.method == "folds" and (given := {"validation", "test"} & self.model_fields_set):
+            raise ValueError(f"`{min(given)}` has no effect with `method: folds`, which cuts no shares")
         return self
 
 
@@ -167,9 +181,20 @@ class DataSource(_Strict):
             raise ValueError("`text` names no file")
         if self.text is None and "text_column" in self.model_fields_set:
             raise ValueError("`text_column` has no effect without `text`")
-        if self.validation is not None and self.test is not None and "split" in self.model_fields_set:
+        checked = {"group"}  # across given files, too
+        if self.validation is not None and self.test is not None and self.split.model_fields_set - checked:
             raise ValueError("`split` has no effect: validation and test are given as files")
+        if self.split.method == "folds":
+            unused = ["validation", "validation_rows", *(["test_rows"] if self.test is None else [])]
+            if given := [name for name in unused if getattr(self, name) is not None]:
+                raise ValueError(f"`{given[0]}` has no effect with `split.method: folds`, which has no such split")
         return self
+
+    def may_use_folds(self) -> bool:
+        """Whether `split.method: auto` may choose folds: nothing else in the task file asks for a cut."""
+        cut = {"validation", "test", "time"} & self.split.model_fields_set
+        limited = self.validation_rows is not None or (self.test is None and self.test_rows is not None)
+        return self.validation is None and not cut and not limited
 
 
 class Confidence(_Strict):

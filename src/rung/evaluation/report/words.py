@@ -205,7 +205,9 @@ def _places(sources: Sequence[str], count: int) -> str:
 
 
 def data_lines(report: DataReport) -> Iterator[str]:
-    """What the report says besides its table: rows per label, detectable differences, dropped rows."""
+    """What the report says besides its table: folds, rows per label, detectable differences, dropped rows."""
+    if report.folds:
+        yield f"every training row is answered out of fold: {len(report.folds)} folds of {_range(report.folds)} rows"
     for name, counts in report.labels.items():
         if counts:
             rows = sorted(counts.values())
@@ -217,10 +219,15 @@ def data_lines(report: DataReport) -> Iterator[str]:
         size = "no difference is distinguishable from chance"
         if effect is not None:
             size = f"a difference of {100 * effect:.1f} points between two techniques is likely found"
-        yield f"{name}: with {report.splits[name].kept:,} rows, {size}"
+        number = sum(report.folds) if name == "folds" else report.splits[name].kept
+        yield f"{name}: with {number:,} rows, {size}"
     for name, split in report.splits.items():
         for reason, sources in split.dropped.items():
             yield f"{name}: {len(sources):,} dropped, {reason}: {_places(sources[:SHOWN], len(sources))}"
+
+
+def _range(values: Sequence[int]) -> str:
+    return f"{min(values)} to {max(values)}" if min(values) < max(values) else f"{values[0]}"
 
 
 def artifact_facts(artifact: Artifact) -> dict[str, Any]:
