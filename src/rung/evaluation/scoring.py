@@ -15,7 +15,7 @@ from rung.data.rows import Data, Example, labels_of
 from rung.evaluation.metrics.base import Case, Metric
 from rung.evaluation.metrics.labels import label_f1, macro_f1
 from rung.evaluation.metrics.registry import METRICS, get_metric
-from rung.evaluation.metrics.text import corpus_bleu, corpus_chrf, exact_match
+from rung.evaluation.metrics.text import corpus_bleu, corpus_chrf, quasi_exact_match
 from rung.evaluation.rag_metrics import FaithfulnessJudge, measure, sources, summary
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.statistics import compare as compare_scores
@@ -141,8 +141,8 @@ def _whole(task: Signature, rows: Sequence[Prediction]) -> dict[str, float]:
         references = [row.expected for row in rows]
         whole |= {"corpus_bleu": corpus_bleu(answers, references), "corpus_chrf": corpus_chrf(answers, references)}
     if task.refusal:
-        refused = [exact_match(answer, [task.refusal]) for answer in answers]
-        due = [max(exact_match(text, [task.refusal]) for text in row.expected) for row in rows]
+        refused = [quasi_exact_match(answer, [task.refusal]) for answer in answers]
+        due = [max(quasi_exact_match(text, [task.refusal]) for text in row.expected) for row in rows]
         right = sum(a * b for a, b in zip(refused, due, strict=True))
         whole |= {"refusals_due": sum(due) / len(due), "refusals_given": sum(refused) / len(refused)}
         whole |= {"refusal_precision": right / sum(refused)} if any(refused) else {}

@@ -13,19 +13,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+from rung.data.texts import canonical, numbers, read_number, whole_word
+
 Extract = Literal["label", "number", "text"]
 MARKER = "Answer:"
 REQUEST = f'Think step by step. Then write the answer alone on the last line, after "{MARKER}".'
 
 _MARKED = re.compile(rf"{re.escape(MARKER.removesuffix(':'))}\W*:(.*)", re.IGNORECASE)
-_NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
 
 
 def extracted(text: str, how: Extract, labels: Sequence[str] = ()) -> str:
     """Extract the answer in `text`; empty if there is none.
 
-    It is one of `labels` in upper or lower case (`label`), digits without separators of thousands (`number`), or the
-    rest of the marked line (`text`).
+    It is one of `labels` in upper or lower case (`label`), a number as `rung.data.texts.numbers` writes it (`number`),
+    or the rest of the marked line (`text`).
     """
     marked = _MARKED.findall(text)
     last = marked[-1].strip(" \t*\"'`") if marked else ""
@@ -37,15 +38,15 @@ def extracted(text: str, how: Extract, labels: Sequence[str] = ()) -> str:
 
 
 def _number(text: str, which: int) -> str:
-    numbers = _NUMBER.findall(text)
-    return numbers[which].replace(",", "").replace("−", "-") if numbers else ""
+    found = numbers(text)
+    return found[which] if found else ""
 
 
 def _label(text: str, labels: Sequence[str]) -> str:
     """Find the label named last in `text` as a whole word; of several that end there, the longest."""
-    best, key = "", (-1, 0)
+    best, key, text = "", (-1, 0), canonical(text)
     for label in labels:
-        for match in re.finditer(rf"(?<!\w){re.escape(label)}(?!\w)", text, re.IGNORECASE):
+        for match in whole_word(canonical(label)).finditer(text):
             if (match.end(), len(label)) > key:
                 best, key = label, (match.end(), len(label))
     return best
@@ -53,7 +54,11 @@ def _label(text: str, labels: Sequence[str]) -> str:
 
 def is_number(text: str) -> bool:
     """Whether an expected answer is a number alone."""
-    return _NUMBER.fullmatch(text.strip()) is not None
+    try:
+        read_number(text)
+    except ValueError:
+        return False
+    return True
 
 
 def majority(answers: Sequence[str]) -> tuple[str, float]:

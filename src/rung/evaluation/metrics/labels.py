@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rung.artifact.lookup import outputs_of
+from rung.data.texts import canonical
 from rung.errors import DataError
 from rung.evaluation.metrics.base import f1, some
 
@@ -26,8 +27,8 @@ class Confusion:
 
 
 def accuracy(prediction: str, references: Sequence[str]) -> float:
-    """Score 1 if the prediction is one of the references, ignoring outer whitespace, else 0."""
-    return float(any(prediction.strip() == reference.strip() for reference in some(references)))
+    """Score 1 if the prediction is one of the references, but for outer whitespace and Unicode's form, else 0."""
+    return float(any(canonical(prediction) == canonical(reference) for reference in some(references)))
 
 
 def macro_f1(predictions: Sequence[str], expected: Sequence[str]) -> float:
@@ -53,7 +54,7 @@ def confusion(predictions: Sequence[str], expected: Sequence[str], labels: Seque
     Raises:
         ValueError: lengths differ, there are no rows, or an expected label is none of `labels`.
     """
-    order = {label.strip(): rank for rank, label in enumerate(labels)}
+    order = {canonical(label): rank for rank, label in enumerate(labels)}
     rows: dict[tuple[str, str], list[int]] = {}
     for row, (guess, truth) in enumerate(_pairs(predictions, expected)):
         if truth not in order:
@@ -83,7 +84,7 @@ def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float:
 def _pairs(predictions: Sequence[str], expected: Sequence[str]) -> list[tuple[str, str]]:
     if len(predictions) != len(expected) or not expected:
         raise ValueError(f"need as many predictions as expected answers, got {len(predictions)} and {len(expected)}")
-    return [(guess.strip(), truth.strip()) for guess, truth in zip(predictions, expected, strict=True)]
+    return [(canonical(guess), canonical(truth)) for guess, truth in zip(predictions, expected, strict=True)]
 
 
 # ---- several labels a row, or none: answers and references are JSON lists of labels, in any order
@@ -129,6 +130,7 @@ def label_f1(predictions: Sequence[str], expected: Sequence[str], labels: Sequen
         shared.update((answer or frozenset()) & truth)
         given.update(answer or ())
         true.update(truth)
+    labels = [canonical(label) for label in labels]
     totals = [given[label] + true[label] for label in labels]
     each = [2 * shared[label] / total if total else 0.0 for label, total in zip(labels, totals, strict=True)]
     every = given.total() + true.total()
@@ -143,7 +145,7 @@ def _given(text: str) -> frozenset[str] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         return None
-    return frozenset(value)
+    return frozenset(map(canonical, value))
 
 
 def _wanted(text: str) -> frozenset[str]:
@@ -171,5 +173,6 @@ def recall_at_1(prediction: str, references: Sequence[str]) -> float:
 
 def reciprocal_rank(prediction: str, references: Sequence[str]) -> float:
     """Score 1 / rank of the first row with an expected output, 0 if there is none. Its mean is the MRR."""
-    wanted = set(some(references))
-    return next((1 / rank for rank, output in enumerate(outputs_of(prediction), start=1) if output in wanted), 0.0)
+    wanted = set(map(canonical, some(references)))
+    ranked = enumerate(outputs_of(prediction), start=1)
+    return next((1 / rank for rank, output in ranked if canonical(output) in wanted), 0.0)

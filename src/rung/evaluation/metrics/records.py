@@ -4,7 +4,8 @@ A field is a leaf of the JSON value at its path. Objects are compared key by key
 with at most one, so that the most fields agree. A field counts only inside its pair, so a price under the name of
 another article is wrong. The order of lists does not matter, and a missing item costs only its own fields. A key whose
 value is null has no field: a schema that requires every key is met with null where there is nothing to extract. Runs of
-whitespace in texts count as one space, 1 equals 1.0, and an invalid prediction scores 0; references must be valid.
+whitespace in texts count as one space, Unicode's forms of a text are equal, 1 equals 1.0, and an invalid prediction
+scores 0; references must be valid.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rung.data.texts import canonical
 from rung.errors import DataError
 from rung.evaluation.metrics.base import f1, some
 
@@ -114,10 +116,14 @@ def _count(value: Any) -> int:
 def _parse_json(text: str) -> Any:
     """Parse JSON; `_INVALID` if it is none, since None is the value `null`."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_canonical_keys)
     except (ValueError, RecursionError):
         return _INVALID
     return value if _depth_within(value, _MAX_DEPTH) else _INVALID
+
+
+def _canonical_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {canonical(key): value for key, value in pairs}
 
 
 def _refuse(constant: str) -> float:
@@ -148,7 +154,7 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, list):
         return ("list", tuple(_canonical(child) for child in value))
     if isinstance(value, str):
-        return ("string", " ".join(value.split()))
+        return ("string", " ".join(canonical(value).split()))
     return ("literal", value) if value is None or isinstance(value, bool) else ("number", value)
 
 

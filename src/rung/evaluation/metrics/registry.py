@@ -32,12 +32,22 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy", accuracy, "the answer is the expected label", ("category",), binary=True),
         Metric("labels_f1", labels_f1, "F1 over the labels of a row", ("multilabel",)),
         Metric("labels_exact", labels_exact, "exactly the expected labels", ("multilabel",), binary=True),
+        Metric("exact_match", text.exact_match, "the same text, every character", ("category", *_TEXTS), binary=True),
         Metric(
-            "exact_match", text.exact_match, "same words, case and articles aside", ("category", *_TEXTS), binary=True
+            "quasi_exact_match",
+            text.quasi_exact_match,
+            "the same words; case, punctuation and articles aside",
+            ("category", *_TEXTS),
+            binary=True,
         ),
         Metric("token_f1", text.token_f1, "F1 over shared words, as in SQuAD", _TEXTS),
         Metric(
-            "final_number", text.final_number, "the last number is that of the expected answer", _TEXTS, binary=True
+            "final_number",
+            text.final_number,
+            "the last number is that of the expected answer",
+            _TEXTS,
+            binary=True,
+            check=text.check_final_numbers,
         ),
         Metric("rouge1", text.rouge1, "F1 over shared stemmed words", _TEXTS),
         Metric("rouge2", text.rouge2, "F1 over shared pairs of stemmed words", _TEXTS),

@@ -1,49 +1,79 @@
 """Metrics of texts: short answers, summaries, translations, completions and rewritten texts.
 
-Short answers are scored as in SQuAD (Rajpurkar et al., EMNLP 2016; for questions without an answer, ACL 2018).
+All compare texts in the form that `rung.data.texts.canonical` gives them: NFC, nothing invisible, plain spaces. Equal
+texts always score 1. docs/metrics.md says what each does to a text.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import re
-import string
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rung.errors import ConfigError, needed_by
+from rung.data.rows import Example
+from rung.data.texts import canonical, numbers, spaced, words, words_and_marks
+from rung.errors import ConfigError, DataError, needed_by
 from rung.evaluation.metrics.base import Case, Metric, MetricFunction, RowScore, multiset_f1, some
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_ARTICLES = ("a", "an", "the")
+# Marks that are part of a word: of numbers (-5, 3.5, .5, 3,5), of C++ and C#, of grades (B-).
+_KEPT = re.compile(
+    r"(?<![\w.,])-(?=[.,]?\d)|(?<=\d)\.(?=\d)|(?<![\w.,])\.(?=\d)|(?<=\d),(?=\d{1,2}(?!\d))"
+    r"|(?<=\w)[+#]+(?!\w)|(?<=(?<!\w)\w)-(?!\w)"
+)
+_ASCII_SYMBOLS = "$+<=>^`|~"  # `string.punctuation` has them; Unicode does not count them as punctuation
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """Score 1 if prediction and a reference are equal after SQuAD's normalization, else 0."""
-    words = squad_words(prediction)
-    return float(any(words == squad_words(reference) for reference in some(references)))
+    """Score 1 if the prediction is a reference, character by character, in Unicode's canonical form; else 0.
+
+    Case, accents, punctuation and words all count. Outer whitespace, and which code Unicode gives a character, do not.
+    """
+    return float(_is_one_of(prediction, references))
+
+
+def quasi_exact_match(prediction: str, references: Sequence[str]) -> float:
+    """Score 1 if prediction and a reference are equal after SQuAD's normalization (`squad_words`), else 0.
+
+    The name is HELM's (Liang et al. 2022, https://arxiv.org/abs/2211.09110).
+    """
+    found = squad_words(prediction)
+    return float(any(found == squad_words(reference) for reference in some(references)))
 
 
 def token_f1(prediction: str, references: Sequence[str]) -> float:
     """Compute SQuAD's F1 over the words that prediction and reference share, the best over all references.
 
-    If either has no words left after normalization, both must have none (SQuAD 2.0).
+    Rajpurkar et al., EMNLP 2016; for empty references, ACL 2018. Scripts without spaces count by characters.
     """
-    words = squad_words(prediction)
-    return max(multiset_f1(Counter(words), Counter(squad_words(reference))) for reference in some(references))
+    found = Counter(squad_words(prediction))
+    return max(multiset_f1(found, Counter(squad_words(reference))) for reference in some(references))
 
 
 def final_number(prediction: str, references: Sequence[str]) -> float:
     """Score 1 if the last number of the prediction is the last number of a reference, else 0.
 
     This is the usual rule for grade-school mathematics (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168), whose
-    references end in `#### 72`. Commas between digits and zeros after the decimal point do not matter. A reference
-    without a number never matches.
+    references end in `#### 72`. `rung.data.texts.numbers` says how numbers are read.
     """
-    number = _last_number(prediction)
-    return float(number is not None and any(number == _last_number(reference) for reference in some(references)))
+    wanted = [number for reference in some(references) for number in numbers(reference)[-1:]]
+    pairs = ((float(a), float(b)) for a in numbers(prediction)[-1:] for b in wanted)
+    return float(any(math.isclose(a, b, rel_tol=1e-9) for a, b in pairs))
+
+
+def check_final_numbers(examples: Sequence[Example]) -> None:
+    """Raise DataError `bad-reference` for an expected answer without a number, which no answer could match."""
+    for example in examples:
+        for reference in example.outputs:
+            if not numbers(reference):
+                raise DataError(
+                    "bad-reference", f"{example.source}: the expected answer has no number: {reference[:80]!r}",
+                    hint="write the number in digits at its end, leave the row out, or use another metric",
+                )  # fmt: skip
 
 
 def refusing(function: MetricFunction, refusal: str) -> MetricFunction:
@@ -52,11 +82,11 @@ def refusing(function: MetricFunction, refusal: str) -> MetricFunction:
     Sharing words with a refusal earns nothing: the score is then 0 or 1, as for SQuAD 2.0's questions without an
     answer. Case, punctuation and articles do not matter.
     """
-    words = squad_words(refusal)
+    declined = squad_words(refusal)
 
     def score(prediction: str, references: Sequence[str]) -> float:
-        refused = squad_words(prediction) == words
-        answers = [reference for reference in some(references) if squad_words(reference) != words]
+        refused = squad_words(prediction) == declined
+        answers = [reference for reference in some(references) if squad_words(reference) != declined]
         if refused:
             return float(len(answers) < len(references))
         return function(prediction, answers) if answers else 0.0
@@ -65,13 +95,27 @@ def refusing(function: MetricFunction, refusal: str) -> MetricFunction:
 
 
 def squad_words(text: str) -> list[str]:
-    """Lower-case, drop punctuation, then articles, then split at whitespace: the order of SQuAD's script."""
-    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    """Lower-case, drop punctuation, then a, an and the, then split at whitespace: the order of SQuAD's script.
+
+    Beyond the script: punctuation of all languages goes, but a minus sign and a decimal mark stay in their number (3.5
+    is not 35), as do the signs of C++, C# and B-; scripts without spaces give one word per character; a text of only
+    punctuation or articles keeps it (`A`, `?`).
+    """
+    lower = unicodedata.normalize("NFC", canonical(text).lower())
+    kept = {i for match in _KEPT.finditer(lower) for i in range(*match.span())}
+    bare = "".join(c for i, c in enumerate(lower) if i in kept or not _is_punctuation(c))
+    found = [word for word in spaced(bare).split() if word not in _ARTICLES]
+    return found or lower.split()
 
 
-def _last_number(text: str) -> float | None:
-    numbers = _NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
+@functools.lru_cache(maxsize=4096)
+def _is_punctuation(char: str) -> bool:
+    return char in _ASCII_SYMBOLS or unicodedata.category(char).startswith("P")
+
+
+def _is_one_of(prediction: str, references: Sequence[str]) -> bool:
+    text = canonical(prediction)
+    return any(text == canonical(reference) for reference in some(references))
 
 
 # ---- summaries: ROUGE (Lin 2004) with Porter stemming, the best over all references
@@ -93,6 +137,8 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
 
 
 def _rouge(kind: str, prediction: str, references: Sequence[str]) -> float:
+    if _is_one_of(prediction, references):  # also where there are no pairs of words
+        return float(bool(canonical(prediction)))
     scorer = _rouge_scorer(kind)
     return max(float(scorer.score(reference, prediction)[kind].fmeasure) for reference in some(references))
 
@@ -102,7 +148,26 @@ def _rouge_scorer(kind: str) -> Any:
     # The package imports NLTK, which takes seconds: import it only here.
     with needed_by(f"the metric {kind}"):
         from rouge_score.rouge_scorer import RougeScorer
-    return RougeScorer([kind], use_stemmer=True)
+    return RougeScorer([kind], tokenizer=_RougeWords())
+
+
+class _RougeWords:
+    """Words of all scripts, with rouge_score's stems of English ones, for its scorer."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return [_stem(word) if len(word) > 3 and word.isascii() else word for word in words(text)]
+
+
+@functools.lru_cache(maxsize=2**16)
+def _stem(word: str) -> str:
+    return str(_stemmer().stem(word))
+
+
+@functools.cache
+def _stemmer() -> Any:
+    from nltk.stem import porter
+
+    return porter.PorterStemmer()
 
 
 # ---- translations: chrF and BLEU as sacrebleu computes them, with all references at once
@@ -133,15 +198,24 @@ def corpus_chrf(predictions: Sequence[str], references: Sequence[Sequence[str]])
 
 
 def _sentence(kind: Literal["bleu", "chrf"], prediction: str, references: Sequence[str]) -> float:
-    score = float(_translation_scorer(kind, one=True).sentence_score(prediction, list(some(references))).score)
+    if _is_one_of(prediction, references):
+        return float(bool(canonical(prediction)))
+    scorer, texts = _translation_scorer(kind, one=True), [_for_sacrebleu(kind, text) for text in references]
+    score = float(scorer.sentence_score(_for_sacrebleu(kind, prediction), texts).score)
     return min(1.0, score / 100)  # rounding lifts a perfect text slightly above 100
 
 
 def _corpus(kind: Literal["bleu", "chrf"], predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     longest = max(len(some(row)) for row in references)
     # sacrebleu expects one list per reference stream, with None where a row has fewer references.
-    streams = [[row[k] if k < len(row) else None for row in references] for k in range(longest)]
-    return min(1.0, float(_translation_scorer(kind, one=False).corpus_score(list(predictions), streams).score) / 100)
+    streams = [[_for_sacrebleu(kind, row[k]) if k < len(row) else None for row in references] for k in range(longest)]
+    answers = [_for_sacrebleu(kind, text) for text in predictions]
+    return min(1.0, float(_translation_scorer(kind, one=False).corpus_score(answers, streams).score) / 100)
+
+
+def _for_sacrebleu(kind: Literal["bleu", "chrf"], text: str) -> str:
+    """BLEU's words are split at spaces, which not all scripts have; chrF ignores them."""
+    return spaced(canonical(text)) if kind == "bleu" else canonical(text)
 
 
 @functools.cache
@@ -154,12 +228,11 @@ def _translation_scorer(kind: Literal["bleu", "chrf"], *, one: bool) -> Any:
 # ---- completions and rewritten texts: the size of the edit, and whether the right words were edited
 
 _ORDERS = (1, 2, 3, 4)
-_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def edit_similarity(prediction: str, references: Sequence[str]) -> float:
     """Compute 1 - Levenshtein distance / length of the longer text, in characters; the best over all references."""
-    pairs = [(prediction.strip(), reference.strip()) for reference in some(references)]
+    pairs = [(canonical(prediction), canonical(reference)) for reference in some(references)]
     return max(1 - _distance(a, b) / max(len(a), len(b), 1) for a, b in pairs)
 
 
@@ -214,8 +287,8 @@ def _harmonic(precision: float, recall: float) -> float:
 
 
 def _ngrams(text: str, n: int) -> Counter[str]:
-    words = _WORD.findall(text.lower())
-    return Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
+    found = words_and_marks(text)
+    return Counter(" ".join(found[i : i + n]) for i in range(len(found) - n + 1))
 
 
 def sari_metric(settings: Mapping[str, Any]) -> Metric:
