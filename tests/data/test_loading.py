@@ -194,6 +194,14 @@ def test_labels_that_differ_in_case_only_are_an_error(tmp_path: Path) -> None:
     assert "train.csv:6" in error.message
 
 
+@pytest.mark.parametrize("other", ["cafe\u0301", "café\u200b", "café\u00a0", "Café", "\ufeffcafé"])
+def test_labels_that_look_alike_are_an_error(tmp_path: Path, other: str) -> None:
+    rows = [{"text": f"{i}", "label": ("café", other, "thé")[i % 3]} for i in range(40)]
+    error = refused(tmp_path, {"train.csv": rows})
+    assert error.code == "label-spelling"
+    assert ascii(other) in error.message or other == "Café"
+
+
 def test_labels_outside_the_fixed_set(tmp_path: Path) -> None:
     output = {"column": "label", "kind": "category", "labels": ["spam", "ham", "eggs"]}
     rows = [{"text": f"{i}", "label": ("spam", "ham")[i % 2]} for i in range(40)]

@@ -28,6 +28,7 @@ from rung.data.rows import (
 from rung.data.sources import HUB, read_rows, read_text
 from rung.data.spec import TaskSpec
 from rung.data.splitting import FOLD_BELOW, FOLDS, Place, cut
+from rung.data.texts import canonical, spelling
 from rung.errors import DataError, suggest
 
 SPLITS = ("train", "validation", "test")
@@ -262,10 +263,11 @@ def _label_sources(splits: Splits, kind: str) -> dict[str, str]:
     for name in SPLITS:
         for example, label in ((e, label) for e in splits[name] for label in labels_of(e.outputs[0], kind)):
             first.setdefault(label, example.source)
-            other = spelled.setdefault(" ".join(label.lower().split()), label)
+            other = spelled.setdefault(spelling(label), label)
             if other != label:
-                both = f"{other!r} ({first[other]}) and {label!r} ({example.source})"
-                problem = f"the labels {both} differ in case or spaces only"
+                shown = ascii if canonical(other) == canonical(label) else repr  # escapes show what cannot be seen
+                both = f"{shown(other)} ({first[other]}) and {shown(label)} ({example.source})"
+                problem = f"the labels {both} differ in case, spaces, invisible characters or Unicode's form only"
                 raise DataError("label-spelling", problem, hint="write both the same way")
     if len(first) < 2:
         problem = ", ".join(f"{source}: every row's label is {label!r}" for label, source in first.items())
