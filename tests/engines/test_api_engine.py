@@ -372,7 +372,7 @@ def test_echo_scores_every_label(server):
     labels = tuple(engine.encode(text) for text in ("ab", "c"))
     scored = engine.score([ScoreRequest(PROMPT, labels)])[0]
     assert scored.logprobs.tolist() == pytest.approx([-(97 + 98) / 100, -99 / 100])
-    assert (scored.prompt_tokens, engine.count(PROMPT)) == (7, 7)
+    assert (scored.prompt_tokens, engine.count(PROMPT)) == (7 + 2 + 7 + 1, 7)  # the prompt is read with each label
     assert [len(b["prompt"]) for b in server.bodies("/v1/completions")] == [
         1,
         2,

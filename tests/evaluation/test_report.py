@@ -16,7 +16,9 @@ EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.tit
 
 def rung(name, score, low, high, **more):
     values = {"family": "prompting", "metric": "accuracy", "status": "confirmed", "split": "test", "n": 600}
-    return RungResult(name=name, score=score, low=low, high=high, seconds=60.0, tokens=24_000, **{**values, **more})
+    return RungResult(
+        name=name, score=score, low=low, high=high, seconds=60.0, prompt_tokens=24_000, **{**values, **more}
+    )
 
 
 @pytest.fixture

@@ -157,6 +157,7 @@ class Agent(Prompted):
         """Process one turn of the model: an answer, tool calls, or malformed text."""
         raw, tokens = generation.text, generation.completion_tokens
         run.prompt_tokens += generation.prompt_tokens
+        run.cached_tokens += generation.cached_tokens
         run.written += tokens
         run.seconds += generation.seconds
         read = tool_calls.read_json if self.protocol == "json" else tool_calls.read_turn
@@ -211,6 +212,7 @@ class _AgentRun:
     messages: list[Any]
     steps: list[AgentStep] = field(default_factory=list)
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     written: int = 0
     seconds: float = 0.0
     stopped: str = ""
@@ -223,7 +225,7 @@ class _AgentRun:
         text = self.steps[-1].text if self.steps and self.steps[-1].outcome == "answer" else ""
         return Answer(
             text, None, None, self.prompt_tokens, self.written, self.seconds, self.prompt,
-            steps=tuple(self.steps), stopped=self.stopped,
+            steps=tuple(self.steps), stopped=self.stopped, cached_tokens=self.cached_tokens,
         )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ class Answer:
         confidence: probability of the answer among the labels; None for generated text, or if only the best label was
             computed.
         probabilities: one per label of the task, in its order, if they were asked for.
-        prompt_tokens, completion_tokens, seconds: the cost.
+        prompt_tokens, completion_tokens, cached_tokens, seconds: the cost; cached tokens are among those of the prompt.
         messages: what was sent; for a head, the text that was encoded.
         dropped_demonstrations, dropped_passages: left out to make the prompt fit.
         shortened_passages: cut to make the prompt fit.
@@ -75,6 +75,7 @@ class Answer:
     refused: bool = False
     steps: tuple[AgentStep, ...] = ()
     stopped: str = ""
+    cached_tokens: int = 0
 
 
 def with_confidence(answer: Answer, probs: Floats, best: int, fitted: Calibration | None) -> Answer:

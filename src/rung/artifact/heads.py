@@ -236,6 +236,7 @@ class EnsembleDecoder(Promptless):
                 text=artifact.signature.labels[best],
                 prompt_tokens=sum(answer.prompt_tokens for answer in row),
                 completion_tokens=sum(answer.completion_tokens for answer in row),
+                cached_tokens=sum(answer.cached_tokens for answer in row),
                 seconds=sum(answer.seconds for answer in row),
             )
             answers.append(with_confidence(answer, p, best, self.confidence))

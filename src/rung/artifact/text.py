@@ -97,7 +97,8 @@ class Generate(Prompted):
         generations = engine.generate([self.request(artifact, prompt) for prompt in prompts], progress=progress)
         for prompt, g in zip(prompts, generations, strict=True):
             text = labels.get(g.text.strip(), g.text.strip())
-            answers.append(Answer(text, None, None, g.prompt_tokens, g.completion_tokens, g.seconds, prompt))
+            tokens = g.prompt_tokens, g.completion_tokens
+            answers.append(Answer(text, None, None, *tokens, g.seconds, prompt, cached_tokens=g.cached_tokens))
         return answers
 
 
@@ -161,7 +162,7 @@ class Reasoning(Prompted):
     def answer_prompts(
         self, artifact: Composition, engine: Engine, prompts: Prompts, *, full: bool, progress: Progress = QUIET
     ) -> list[Answer]:
-        """Complete every prompt `samples` times and vote; an answer's tokens are those of the prompt and all chains."""
+        """Complete every prompt `samples` times and vote; an answer's tokens are those of all chains."""
         del full
         samplings = [Sampling(self.max_tokens)]
         if self.samples > 1:
@@ -177,7 +178,9 @@ class Reasoning(Prompted):
             text, share = majority([extracted(chain.text, self.extract, self.texts) for chain in chains])
             text, confidence = labels.get(text, text), share if self.samples > 1 else None
             written, seconds = sum(chain.completion_tokens for chain in chains), sum(chain.seconds for chain in chains)
-            answers.append(Answer(text, confidence, None, chains[0].prompt_tokens, written, seconds, prompt))
+            # Every chain reads the prompt again, which an endpoint bills.
+            read, cached = sum(chain.prompt_tokens for chain in chains), sum(chain.cached_tokens for chain in chains)
+            answers.append(Answer(text, confidence, None, read, written, seconds, prompt, cached_tokens=cached))
         return answers
 
 

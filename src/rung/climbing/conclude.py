@@ -18,14 +18,12 @@ from rung.climbing.race import ClimbState, answer_rows, compare_all, recommend
 from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
+from rung.evaluation.prices import Prices, order_of_cheaper, price_per_row
 from rung.evaluation.rag_metrics import summary
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
 from rung.evaluation.scoring import notes
 from rung.evaluation.statistics import mean_interval
-from rung.models.reference import is_endpoint
 from rung.progress import QUIET, Progress
-
-AMORTIZED = 10_000  # predictions over which the cost of training is spread when costs are compared
 
 
 def can_be_fitted(artifact: Artifact) -> bool:
@@ -134,14 +132,17 @@ def conclude(state: ClimbState, survivors: Sequence[str]) -> ClimbResult:
         for name, rows in predictions.items()
         for note, count in notes(rows).items()
     ]
+    paid, prices, seconds = state.store.paid(), Prices.of(state.task), state.store.spent()
+    money = paid.money + seconds / 3600 * prices.machine_hour if prices.known(state.task.models) else None
     return ClimbResult(
         task=state.task.name, metric=state.task_metric, model=", ".join(state.task.models),
         engine=state.options.engine, seed=state.options.seed, version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(state.store.spent(), 1),
+        created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(seconds, 1),
         budget_seconds=state.options.budget_seconds, recommended=best,
         decision=decision(best, zero, results, comparisons), rungs=tuple(results), comparisons=tuple(comparisons),
         data=state.data.report.as_dict(), notes=(*unsure, *remarks), confidence=confidence,
-        advice=advise(state.task, state.data, state.machine).as_dict(),
+        advice=advise(state.task, state.data, state.machine).as_dict(), money=money, endpoint_money=paid.money,
+        endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=prices.as_dict(),
     )  # fmt: skip
 
 
@@ -186,35 +187,30 @@ def _result(state: ClimbState, name: str, test: Sequence[Prediction] | None) -> 
     rows = list(test) if test is not None else validation
     scores = [row.score for row in rows]
     interval = mean_interval(scores, seed=state.options.seed)
-    fitted = state.store.noted("fitted", name=name)
+    fitted = state.store.noted("fitted", name=name) or {"fit_seconds": 0.0, "fit_money": 0.0}
     settings = {key: dict(value) for key, value in artifact.settings.items()}
     losses = tuple((int(s), float(v)) for s, v in settings.get(artifact.path[-1], {}).pop("losses", ()))
     folder = state.store.artifact_folder(name)
+    below = ["+".join(artifact.path[1:end]) for end in range(2, len(artifact.path) + 1)]
+    fits = [entry for one in below if (entry := state.store.noted("fitted", name=one)) is not None]
+    fit = {key: sum(entry[key] for entry in fits) for key in ("fit_seconds", "fit_money")}
+    operations = artifact.decoder.row_flops(artifact, state.data.train or state.data.validation)
     return RungResult(
         name=name, family=state.families[name], metric=state.task_metric,
         status="confirmed" if test is not None else "beaten", split="test" if test is not None else "validation",
         reason=state.beaten.get(name, ""), path=artifact.path, score=sum(scores) / len(scores),
         low=interval.low, high=interval.high, n=len(rows),
         validation_score=sum(row.score for row in validation) / len(validation) if validation else None,
-        seconds=sum(row.seconds for row in rows), fit_seconds=float(fitted["fit_seconds"]) if fitted else 0.0,
-        tokens=sum(row.tokens for row in rows),
+        seconds=sum(row.seconds for row in rows), fit_seconds=fitted["fit_seconds"], fit_money=fitted["fit_money"],
+        prompt_tokens=sum(row.prompt_tokens for row in rows),
+        completion_tokens=sum(row.completion_tokens for row in rows),
+        cached_tokens=sum(row.cached_tokens for row in rows),
         overflow_rows=sum(row.dropped_demonstrations > 0 for row in rows),
         dropped_demonstrations=sum(row.dropped_demonstrations for row in rows),
         retrieval=summary(found) if (found := [row.retrieval for row in rows if row.retrieval is not None]) else None,
         trainable_parameters=artifact.decoder.trainable_parameters(artifact),
         artifact_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        cost=_cost(state, artifact), artifact=str(folder), settings=settings, losses=losses,
+        price_per_1000=None if (price := price_per_row(rows, artifact, state.task, **fit)) is None else 1000 * price,
+        cost=order_of_cheaper(rows, artifact, state.task, operations, **fit), artifact=str(folder), settings=settings,
+        losses=losses,
     )  # fmt: skip
-
-
-def _cost(state: ClimbState, artifact: Artifact) -> float:
-    """Operations per prediction, with training spread over later predictions; the same on every machine."""
-    if is_endpoint(artifact.model):
-        rows = state.store.predictions(artifact.name).values()
-        return sum(row.tokens for row in rows) / max(1, len(rows))
-    fit = 0.0
-    base = replace(state.artifacts["zero-shot"], model=artifact.model)
-    for rung_ in state.rungs:
-        if rung_.name in artifact.path:
-            fit += rung_.estimate(base, state.data, state.machine).fit_flops
-    return artifact.decoder.row_flops(artifact, state.data.train or state.data.validation) + fit / AMORTIZED

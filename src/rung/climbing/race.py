@@ -15,6 +15,7 @@ from rung.climbing.options import ClimbOptions
 from rung.climbing.plan import STAGES, max_arms, plan
 from rung.climbing.store import RunStore
 from rung.data.rows import Data, Example
+from rung.engines.api_options import ApiBudget
 from rung.errors import RungError
 from rung.evaluation import racing
 from rung.evaluation.racing import RaceResult, race_order
@@ -206,7 +207,7 @@ def _fitted(state: ClimbState, base: Artifact, rung_: Rung, name: str, expected:
         reason = f"it is expected to take {expected:.0f} s and {max(left, 0):.0f} s of the budget are left"
         _leave_out(state, "skipped", name, reason)
         return None
-    start = time.perf_counter()
+    start, paid = time.perf_counter(), ApiBudget.process()
     try:
         artifact = state.store.keep(rung_.fit(base, state.data, progress=state.progress))
     except RungError as error:
@@ -219,7 +220,8 @@ def _fitted(state: ClimbState, base: Artifact, rung_: Rung, name: str, expected:
         (folder / "error.txt").write_text(traceback.format_exc())
         _leave_out(state, "failed", name, f"{type(error).__name__}: {error}; see {folder / 'error.txt'}")
         return None
-    state.store.note("fitted", name=name, fit_seconds=round(time.perf_counter() - start, 3))
+    seconds, money = round(time.perf_counter() - start, 3), (ApiBudget.process() - paid).money
+    state.store.note("fitted", name=name, fit_seconds=seconds, fit_money=money)
     return artifact
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
+from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError
 from rung.evaluation.result import Prediction
 
@@ -35,17 +36,24 @@ class RunStore:
         self._before: float = sum(entry["seconds"] for entry in self.journal if entry["event"] == "spent")
         self._start = time.monotonic()
         self._noted = 0.0
+        self._noted_paid = ApiBudget.process()
         self._predictions: dict[str, dict[tuple[str, str], Prediction]] = {}
 
     def spent(self) -> float:
         """The seconds that this climb has taken, those of earlier processes included, interruptions excluded."""
         return self._before + time.monotonic() - self._start
 
+    def paid(self) -> Spent:
+        """What this climb has used at endpoints, that of earlier processes included."""
+        noted = [Spent(**entry["endpoints"]) for entry in self.journal if entry["event"] == "spent"]
+        return Spent.total([*noted, ApiBudget.process() - self._noted_paid])
+
     def note(self, event: str, **values: Any) -> None:
         """Record a finished step and the time spent so far, durably."""
-        now = time.monotonic() - self._start
-        lines = [{"event": event, **values}, {"event": "spent", "seconds": round(now - self._noted, 3)}]
-        self._noted = now
+        now, paid = time.monotonic() - self._start, ApiBudget.process()
+        spent = {"seconds": round(now - self._noted, 3), "endpoints": asdict(paid - self._noted_paid)}
+        lines = [{"event": event, **values}, {"event": "spent", **spent}]
+        self._noted, self._noted_paid = now, paid
         _append_lines(self.folder / "journal.jsonl", [json.dumps(line, ensure_ascii=False) for line in lines])
         self.journal += lines
 
@@ -92,7 +100,7 @@ class RunStore:
         """The rows answered so far, by (split, row id)."""
         if name not in self._predictions:
             lines = _read_lines(self.folder / "rungs" / name / "predictions.jsonl")
-            rows = [Prediction(**{**line, "expected": tuple(line["expected"])}) for line in lines]
+            rows = [Prediction.of(line) for line in lines]
             self._predictions[name] = {(row.split, row.id): row for row in rows}
         return self._predictions[name]
 

@@ -214,7 +214,7 @@ class Confidence(_Strict):
 
 
 class Needs(_Strict):
-    """What only people know about the task; only the decision guide reads it."""
+    """What only people know about the task: the decision guide reads it, and prices read `rows_per_day`."""
 
     facts_change: Literal["never", "yearly", "monthly", "weekly", "daily"] | None = Field(
         None, description="How often the facts that answers depend on change."
@@ -223,9 +223,20 @@ class Needs(_Strict):
     style: bool | None = Field(None, description="Whether answers must follow a special tone or format.")
     reasoning: bool | None = Field(None, description="Whether answers need several steps of calculation or logic.")
     latency_ms: Count | None = Field(None, description="Longest time for one answer, in milliseconds.")
-    rows_per_day: Count | None = Field(None, description="Answers wanted a day.")
+    rows_per_day: Count | None = Field(
+        None, description="Answers wanted a day; training is spread over those of 90 days (default: 1000 a day)."
+    )
     privacy: Literal["local", "any"] | None = Field(None, description="Whether data may leave this machine.")
     failures: int | None = Field(None, ge=0, description="Failures collected so far, with their corrections.")
+
+
+class MachineSpec(_Strict):
+    """The machine that runs models, for their price."""
+
+    price_per_hour: float | None = Field(
+        None, ge=0, description="Price of an hour of this machine; default: 0.05 US dollars for each core.",
+        examples=[0.1],
+    )  # fmt: skip
 
 
 class Constraints(_Strict):
@@ -367,6 +378,7 @@ class TaskSpec(_Strict):
         examples=[{"lora": {"rank": 8, "learning_rate": "auto"}}],
     )
     needs: Needs | None = Field(None, description="What the decision guide cannot measure: `rung advise` asks for it.")
+    machine: MachineSpec | None = Field(None, description="The machine that runs models, for their price.")
     confidence: Confidence | None = Field(
         None, description="Calibrate the recommended artifact's confidence; for category and multilabel."
     )

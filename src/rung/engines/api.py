@@ -6,12 +6,13 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rung.engines.api_options import ApiOptions, Spent, parse_endpoint
+from rung.engines.api_options import ApiOptions, Spent, Usage, parse_endpoint
 from rung.engines.api_server import (
     WRAPPER_TOKENS,
     EndpointServer,
@@ -127,12 +128,14 @@ class ApiEngine:
         """
         bodies = [self._body(request) for request in requests]  # what cannot be asked is an error before any is sent
         progress.start("generating", len(requests))
+        before = time.perf_counter()
         for index, generation in completed(
             len(requests), lambda i, stopped: self._complete(requests[i], bodies[i], stopped),
             concurrency=self.options.concurrency, cancelled=cancelled,
         ):  # fmt: skip
             progress.advance()
-            yield index, generation
+            before, seconds = (now := time.perf_counter()), now - before
+            yield index, replace(generation, seconds=seconds)
         spent = self.spent
         progress.finish(f"{spent.money:.4g} spent" if spent.money else "")
 
@@ -156,17 +159,15 @@ class ApiEngine:
         return body
 
     def _complete(self, request: GenerateRequest, body: dict[str, Any], stopped: threading.Event) -> Generation:
-        start = time.perf_counter()
         worst = (max_prompt_tokens(request.prompt), int(body["max_tokens"]))
         answer = self._transport.complete(_path(body), body, worst, stopped)
         choice = answer["choices"][0]
         text = choice["text"] if "messages" not in body else choice["message"].get("content") or ""
         finish: FinishReason = "length" if choice.get("finish_reason") == "length" else "stop"
-        prompt_tokens, completion_tokens = usage(answer) or (estimate(request.prompt), estimate_text(text))
+        used = usage(answer) or Usage(estimate(request.prompt), estimate_text(text))
         text = constrained_answer(text, request.constraint, self.options.constraints, finish, self.endpoint.base_url)
-        seconds = time.perf_counter() - start
         logprobs = self._logprobs(choice) if request.logprobs else ()
-        return Generation(text, prompt_tokens, completion_tokens, finish, seconds, logprobs)
+        return Generation(text, used.prompt_tokens, used.completion_tokens, finish, 0.0, logprobs, used.cached_tokens)
 
     def _logprobs(self, choice: dict[str, Any]) -> tuple[float, ...]:
         logprobs = choice.get("logprobs") or {}
@@ -205,9 +206,11 @@ class ApiEngine:
         progress.start("scoring", len(requests))
         models = [self.endpoint.model if r.adapter is None else self.load_adapter(r.adapter) for r in requests]
         results: dict[int, Scored] = {}
+        before = time.perf_counter()
         work = lambda i, stopped: self._server.score(models[i], requests[i], stopped)  # noqa: E731
         for index, scored in completed(len(requests), work, concurrency=self.options.concurrency):
-            results[index] = scored
+            before, seconds = (now := time.perf_counter()), now - before
+            results[index] = replace(scored, seconds=seconds)
             progress.advance()
         progress.finish()
         return [results[i] for i in range(len(requests))]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
-from typing import Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 from rung.errors import ConfigError, EngineError
@@ -28,6 +28,7 @@ class ApiOptions:
     constraints: ConstraintStyle = "json_schema"
     price_input: float = 0.0  # of a million prompt tokens, in any currency
     price_output: float = 0.0  # of a million completion tokens, in the same currency
+    price_cached: float | None = None  # of a million prompt tokens read from the server's cache; None: `price_input`
     budget: float | None = None  # the most that this process may spend at the endpoint, in that currency
 
     def __post_init__(self) -> None:
@@ -36,13 +37,24 @@ class ApiOptions:
         for name, minimum in (("concurrency", 1), ("attempts", 1), ("timeout", 0.001)):
             if not getattr(self, name) >= minimum:
                 raise _bad_option(name, getattr(self, name), f"it is at least {minimum}")
-        for name in ("price_input", "price_output"):
-            if not 0 <= getattr(self, name) < float("inf"):
+        for name in ("price_input", "price_output", "price_cached"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise _bad_option(name, getattr(self, name), "a price is a number from 0")
         if self.budget is not None and not self.budget > 0:
             raise _bad_option("budget", self.budget, "a budget is a number above 0")
-        if self.budget is not None and self.price_input + self.price_output == 0:
+        if self.budget is not None and not self.priced:
             raise _bad_option("budget", self.budget, "a budget needs price_input and price_output to count against")
+
+    @property
+    def priced(self) -> bool:
+        """Whether the prices of tokens are known."""
+        return self.price_input + self.price_output > 0
+
+    def price(self, prompt_tokens: float, completion_tokens: float, cached_tokens: float = 0) -> float:
+        """The price of this many tokens; `cached_tokens` are those of the prompt that the server had in its cache."""
+        cached = self.price_input if self.price_cached is None else self.price_cached
+        read = (prompt_tokens - cached_tokens) * self.price_input + cached_tokens * cached
+        return (read + completion_tokens * self.price_output) / MILLION
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ApiOptions:
@@ -125,14 +137,30 @@ def _bad_endpoint(shown: str, why: str, hint: str = "write http(s)://HOST/v1#MOD
     return ConfigError("unknown-model", f"{shown} is not an endpoint: {why}", hint=hint)
 
 
+class Usage(NamedTuple):
+    """The tokens of one completion; the cached ones are among those of the prompt."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Spent:
     """What was used so far; `money` counts attempts whose outcome is unknown at their worst case."""
 
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    money: float
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    money: float = 0.0
+
+    def __sub__(self, before: Spent) -> Spent:
+        return Spent(*(getattr(self, one.name) - getattr(before, one.name) for one in fields(self)))
+
+    @classmethod
+    def total(cls, each: Sequence[Spent]) -> Spent:
+        """The sum."""
+        return cls(*(sum(getattr(spent, one.name) for spent in each) for one in fields(cls)))
 
 
 class ApiBudget:
@@ -142,11 +170,19 @@ class ApiBudget:
     stay within the budget. While others are in flight it waits: most cost less than their reservation.
     """
 
+    _all: ClassVar[list[ApiBudget]] = []
+
     def __init__(self, options: ApiOptions) -> None:
         self.options = options
         self._changed = threading.Condition()
         self._requests = self._prompt = self._completion = self._in_flight = 0
         self._money = self._reserved = 0.0
+        self._all.append(self)
+
+    @classmethod
+    def process(cls) -> Spent:
+        """What this process used at all endpoints so far."""
+        return Spent.total([budget.spent for budget in cls._all])
 
     @property
     def spent(self) -> Spent:
@@ -154,17 +190,13 @@ class ApiBudget:
         with self._changed:
             return Spent(self._requests, self._prompt, self._completion, self._money)
 
-    def price(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """The price of this many tokens."""
-        return (prompt_tokens * self.options.price_input + completion_tokens * self.options.price_output) / MILLION
-
     def reserve(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Reserve the worst case of one attempt, and return it for `settle`.
 
         Raises:
             EngineError: `budget-spent`: nothing is in flight any more, and it does not fit.
         """
-        worst, limit = self.price(prompt_tokens, completion_tokens), self.options.budget
+        worst, limit = self.options.price(prompt_tokens, completion_tokens), self.options.budget
         with self._changed:
             while limit is not None and self._money + self._reserved + worst > limit:
                 if self._in_flight == 0:
@@ -176,7 +208,7 @@ class ApiBudget:
             self._reserved += worst
         return worst
 
-    def settle(self, worst: float, used: tuple[int, int] | None, *, billed: bool = True) -> None:
+    def settle(self, worst: float, used: Usage | None, *, billed: bool = True) -> None:
         """Replace the reservation `worst` by the prompt and completion tokens that were used.
 
         Unknown numbers count at their worst case, unless the server refused the attempt, so that it is not `billed`.
@@ -186,7 +218,7 @@ class ApiBudget:
             self._reserved = max(0.0, self._reserved - worst) if self._in_flight else 0.0
             if billed:
                 self._requests += 1
-                self._money += worst if used is None else self.price(*used)
+                self._money += worst if used is None else self.options.price(*used)
                 self._prompt += used[0] if used else 0
                 self._completion += used[1] if used else 0
             self._changed.notify_all()

@@ -7,7 +7,6 @@ import json
 import math
 import re
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -170,13 +169,18 @@ class EndpointServer:
         Raises:
             EngineError: `scoring-unsupported`.
         """
-        start = time.perf_counter()
         if self.capabilities.scoring == "none":
             raise self._unsupported("gives no log-probabilities of given tokens")
         prompt = self.tokens(request.prompt)
         score = self._by_echo if self.capabilities.scoring == "echo" else self._by_force
         sums = score(model, prompt, request.continuations, stopped)
-        return Scored(np.array(sums, np.float32), len(prompt), time.perf_counter() - start)
+        return Scored(np.array(sums, np.float32), self._read(prompt, request.continuations), 0.0)
+
+    def _read(self, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...]) -> int:
+        """The tokens that scoring sends: the prompt again with every label, or with every token of the label trie."""
+        if self.capabilities.scoring == "echo":
+            return sum(len(prompt) + len(continuation) for continuation in continuations)
+        return sum(len(prompt) + len(prefix) - 1 for prefix in _prefixes(continuations))
 
     def _by_echo(
         self, model: str, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...], stopped: threading.Event
@@ -200,7 +204,7 @@ class EndpointServer:
         self, model: str, prompt: tuple[int, ...], continuations: tuple[tuple[int, ...], ...], stopped: threading.Event
     ) -> list[float]:
         """One request per token of the label trie: its logit is biased so that it comes, its log-probability is not."""
-        prefixes = sorted({row[:n] for row in continuations for n in range(1, len(row) + 1)}, key=lambda p: (len(p), p))
+        prefixes = _prefixes(continuations)
         if len(prefixes) > MAX_FORCED:
             why = f"gives one token a request, and the labels have {len(prefixes)} (at most {MAX_FORCED})"
             raise self._unsupported(why)
@@ -232,6 +236,11 @@ class EndpointServer:
         problem = f"labels cannot be scored at {self._transport.endpoint.base_url}: the server {why}"
         hint = "let the model write the label instead: a Generate decoder with `choices`"
         return EngineError("scoring-unsupported", problem, hint=hint)
+
+
+def _prefixes(continuations: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+    """The beginnings of all continuations, the shortest first: the nodes of their trie."""
+    return sorted({row[:n] for row in continuations for n in range(1, len(row) + 1)}, key=lambda p: (len(p), p))
 
 
 def scores_labels(scoring: str, labels: int, max_echoed: int) -> bool:

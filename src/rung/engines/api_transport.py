@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from rung.engines.api_options import ApiBudget, ApiOptions, Endpoint
+from rung.engines.api_options import ApiBudget, ApiOptions, Endpoint, Usage
 from rung.engines.base import Cancelled, ModelInput
 from rung.errors import EngineError
 
@@ -203,7 +203,8 @@ class Transport:
 
         def attempt() -> dict[str, Any]:
             reserved = self.budget.reserve(*worst)
-            used, billed = None, False
+            used: Usage | None = None
+            billed = False
             try:
                 answer = self._json(self._send(path, body))
                 billed = True
@@ -227,7 +228,7 @@ class Transport:
         """
         body = {**body, "stream_options": {"include_usage": True}}
         events, reserved = self.retry.run(lambda: self._open_stream(path, body, worst))
-        used: tuple[int, int] | None = None
+        used: Usage | None = None
         finished = False
         iterator = iter(events)
         try:
@@ -349,12 +350,17 @@ class Transport:
         return " ".join((text.replace(key, "***") if key else text).split())[:MAX_QUOTED]
 
 
-def usage(answer: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Prompt and completion tokens as the server counted them, or None where it did not."""
+def usage(answer: Mapping[str, Any]) -> Usage | None:
+    """The tokens as the server counted them, or None where it did not.
+
+    OpenAI and vLLM name the cached ones in `prompt_tokens_details`, DeepSeek in `prompt_cache_hit_tokens`.
+    """
     counted = answer.get("usage")
-    if not isinstance(counted, dict) or not isinstance(counted.get("prompt_tokens"), int):
+    if not isinstance(counted, dict) or not isinstance(read := counted.get("prompt_tokens"), int):
         return None
-    return counted["prompt_tokens"], int(counted.get("completion_tokens") or 0)
+    details = counted.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else counted.get("prompt_cache_hit_tokens")
+    return Usage(read, int(counted.get("completion_tokens") or 0), min(read, max(0, int(cached or 0))))
 
 
 def _is_complete(path: str, answer: Mapping[str, Any]) -> bool:

@@ -55,7 +55,10 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One completion. `logprobs` has one value per completion token, where the request asked for them."""
+    """One completion. `logprobs` has one value per completion token, where the request asked for them.
+
+    `seconds` is its share of the time in which all requests of the call were answered, not how long it took alone.
+    """
 
     text: str
     prompt_tokens: int
@@ -63,6 +66,7 @@ class Generation:
     finish_reason: FinishReason
     seconds: float
     logprobs: tuple[float, ...] = ()
+    cached_tokens: int = 0  # of the prompt tokens: read from an endpoint's cache, at its own price
 
 
 CANCELLED = Generation("", 0, 0, "cancelled", 0.0)  # a completion that was never started
@@ -90,7 +94,7 @@ class Scored:
 
     logprobs: Floats
     prompt_tokens: int
-    seconds: float
+    seconds: float  # share of this request in the time that all requests of the call took
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,17 @@ from rung.models.cache import write_atomically
 Status = Literal["confirmed", "beaten", "failed", "skipped"]
 # What `rung climb --json` prints of a rung and of a comparison.
 RUNG_KEYS = (
-    "name", "metric", "score", "low", "high", "n", "split", "status", "reason", "seconds", "fit_seconds", "tokens",
-    "trainable_parameters", "artifact_bytes", "artifact", "overflow_rows", "dropped_demonstrations", "retrieval",
+    "name", "family", "metric", "score", "low", "high", "n", "split", "status", "reason", "price_per_1000",
+    "seconds_per_row", "expected_seconds", "seconds", "fit_seconds", "fit_money", "tokens", "prompt_tokens",
+    "completion_tokens", "cached_tokens", "trainable_parameters", "artifact_bytes",
+    "artifact", "overflow_rows", "dropped_demonstrations", "retrieval",
 )  # fmt: skip
-COMPARISON_KEYS = ("a", "b", "delta", "low", "high", "p", "fixed", "broken", "n")
+COMPARISON_KEYS = (
+    "a", "b", "delta", "low", "high", "p", "fixed", "broken", "n", "outcome", "shrunken", "rows_needed",
+)  # fmt: skip
+SUMMARY_KEYS = (
+    "task", "recommended", "decision", "seconds", "money", "endpoint_money", "endpoint_tokens", "next_steps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +43,32 @@ class RungResult:
     n: int = 0  # rows of the score; of a beaten rung, the validation rows seen
     validation_score: float | None = None  # over the validation rows that its race reached; None for none
     seconds: float = 0.0  # of prediction, over the n rows
-    fit_seconds: float = 0.0  # of training
-    tokens: int = 0  # that the model read or wrote for the n rows
+    expected_seconds: float | None = None  # what the plan expected the fit and the n rows to take; None for no estimate
+    fit_seconds: float = 0.0  # of training and search, of this rung alone
+    fit_money: float = 0.0  # spent at endpoints while this rung was fitted
+    prompt_tokens: int = 0  # that the model read for the n rows
+    completion_tokens: int = 0  # that it wrote
+    cached_tokens: int = 0  # of the prompt tokens: read from an endpoint's cache
     trainable_parameters: int = 0
     artifact_bytes: int = 0
-    cost: float = 0.0  # order of "cheaper": operations of a prediction, and training's share over 10,000 predictions
+    price_per_1000: float | None = None  # of 1,000 predictions, training's share included; None where not known
+    cost: float = 0.0  # order of "cheaper", see `rung.evaluation.prices.order_of_cheaper`
     artifact: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     losses: tuple[tuple[int, float], ...] = ()  # the training curve as (step, loss)
     overflow_rows: int = 0  # of the n rows: they fit the context only with fewer demonstrations
     dropped_demonstrations: int = 0  # over all rows
     retrieval: dict[str, float] | None = None  # `rung.evaluation.rag_metrics.summary` of the rows
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the model read or wrote for the n rows."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def seconds_per_row(self) -> float | None:
+        """The measured time of one prediction at the batch size that was used; None without rows."""
+        return self.seconds / self.n if self.n else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +86,9 @@ class Comparison:
     fixed: int
     broken: int
     method: str
+    outcome: str = ""  # of `rung.evaluation.decision`: better, worse, equivalent, unclear; empty if not decided
+    shrunken: float | None = None  # the delta shrunken towards 0, where the evidence is thin
+    rows_needed: int | None = None  # further rows that would likely settle an unclear comparison
 
     @classmethod
     def of(cls, a: str, b: str, metric: str, tested: PairedComparison, p: float | None = None) -> Comparison:
@@ -86,14 +111,32 @@ class Prediction:
     prediction: str
     score: float
     confidence: float | None
-    tokens: int
-    seconds: float
+    prompt_tokens: int
+    seconds: float  # the row's share of the time that its batch took
     dropped_demonstrations: int = 0
     abstained: bool = False
     note: str = ""  # the metric's reason for the score
     retrieval: dict[str, Any] | None = None  # `rung.evaluation.rag_metrics.measure` of an answer from documents
     steps: tuple[dict[str, Any], ...] = ()  # of an agent, see `rung.agents.tools`
     stopped: str = ""  # the limit that ended the agent
+    completion_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt tokens: read from an endpoint's cache
+    money: float | None = 0.0  # what an endpoint bills for the tokens; None where its prices are not set
+    probs: tuple[float, ...] | None = None  # of the task's labels, in their order, to 4 digits; None where not computed
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that the model read or wrote."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a prediction from its line of JSON."""
+        probs = values["probs"]
+        return cls(**{
+            **values, "expected": tuple(values["expected"]), "steps": tuple(values["steps"]),
+            "probs": None if probs is None else tuple(probs),
+        })  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +161,16 @@ class ClimbResult:
     # `rung.evaluation.calibration.describe` of the recommended artifact, where the task asks for it.
     confidence: dict[str, Any] | None = None
     advice: dict[str, Any] | None = None  # what the decision guide expected before the climb
+    money: float | None = None  # what the climb spent: at endpoints, and this machine's hours; None where not known
+    endpoint_money: float = 0.0  # the part of it that endpoints billed
+    endpoint_tokens: tuple[int, int] = (0, 0)  # read and written at endpoints
+    prices: dict[str, Any] | None = None  # `rung.evaluation.prices.Prices`
+    next_steps: tuple[str, ...] = ()  # what the reader may do next, most useful first
 
     def summary(self) -> dict[str, Any]:
         """What programs read: task, recommendation, rungs and comparisons."""
         return {
-            **{key: getattr(self, key) for key in ("task", "recommended", "decision", "seconds")},
+            **{key: getattr(self, key) for key in SUMMARY_KEYS},
             "rungs": [{key: getattr(rung, key) for key in RUNG_KEYS} for rung in self.rungs],
             "comparisons": [{key: getattr(c, key) for key in COMPARISON_KEYS} for c in self.comparisons],
         }
@@ -140,4 +188,5 @@ class ClimbResult:
             for r in values["rungs"]
         )
         comparisons = tuple(Comparison(**c) for c in values["comparisons"])
-        return cls(**{**values, "rungs": rungs, "comparisons": comparisons, "notes": tuple(values["notes"])})
+        several = {key: tuple(values[key]) for key in ("notes", "next_steps", "endpoint_tokens")}
+        return cls(**{**values, **several, "rungs": rungs, "comparisons": comparisons})

@@ -16,6 +16,7 @@ from rung.evaluation.metrics.base import Case, Metric
 from rung.evaluation.metrics.labels import label_f1, macro_f1
 from rung.evaluation.metrics.registry import METRICS, get_metric
 from rung.evaluation.metrics.text import corpus_bleu, corpus_chrf, quasi_exact_match
+from rung.evaluation.prices import token_money
 from rung.evaluation.rag_metrics import FaithfulnessJudge, measure, sources, summary
 from rung.evaluation.result import Comparison, Prediction
 from rung.evaluation.statistics import compare as compare_scores
@@ -62,7 +63,9 @@ def evaluate(
             prediction=answer.text,
             score=1.0 if answer.abstained and outside in labels_of(example.outputs[0], kind) else score.value,
             confidence=answer.confidence,
-            tokens=answer.prompt_tokens + answer.completion_tokens,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            cached_tokens=answer.cached_tokens,
             seconds=answer.seconds,
             dropped_demonstrations=answer.dropped_demonstrations,
             abstained=answer.abstained,
@@ -70,6 +73,8 @@ def evaluate(
             retrieval=None if artifact.retriever is None else measure(answer, example, score.value, faithful.get(row)),
             steps=tuple(asdict(step) for step in answer.steps),
             stopped=answer.stopped,
+            money=token_money(artifact, answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens),
+            probs=None if answer.probabilities is None else tuple(round(p, 4) for p in answer.probabilities),
         )
         for row, (example, answer, score) in enumerate(zip(examples, answers, scores, strict=True))
     ]
