@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from rung.cli.render import climb_result
+from rung.evaluation.prices import Prices
 from rung.evaluation.report.html import page, write_html
 from rung.evaluation.report.plots import ladder_svg
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
@@ -25,7 +26,7 @@ def rung(name, score, low, high, **more):
 def result():
     losses = tuple((step, 3.0 / step) for step in range(1, 60))
     rungs = (
-        rung("zero-shot", 0.45, 0.41, 0.49),
+        rung("zero-shot", 0.45, 0.41, 0.49, price_per_1000=0.015, expected_seconds=90.0),
         rung("features", 0.86, 0.83, 0.886, trainable_parameters=29_645, artifact_bytes=124_000),
         rung("few-shot-knn", 0.7, 0.58, 0.8, split="validation", status="beaten", n=80, reason="beaten by features"),
         rung(
@@ -49,8 +50,9 @@ def result():
     data = {"splits": {"train": {"read": 2, "kept": 2, "dropped": {EVIL: 1}}}, "warnings": [EVIL], "labels": {}}
     return ClimbResult(
         task=EVIL[:60], metric="accuracy", model="embedded", engine="auto", seed=0, version="0.1.0", created="now",
-        seconds=600.0, budget_seconds=None, recommended="features", decision="Use features: +41.0 pp", rungs=rungs,
-        comparisons=comparisons, data=data,
+        seconds=1200.0, budget_seconds=None, recommended="features", decision="Use features: +41.0 pp", rungs=rungs,
+        comparisons=comparisons, data=data, money=0.52, endpoint_money=0.45, endpoint_tokens=(12_000, 300),
+        prices=Prices(0.1, False, 90_000, 0.15, 0.6, 0.075).as_dict(), next_steps=("collect 200 rows",),
     )  # fmt: skip
 
 
@@ -157,6 +159,12 @@ def test_the_table_fits_every_width(result, width):
     assert max(map(len, table)) <= width
     assert "12 of 600 prompts were longer than the model reads; 31 demonstrations were" in " ".join(lines)
     assert any(line.startswith("> features") and "86.0 % [83.0, 88.6]" in line for line in lines)
+    heads = " ".join(line for line in table if line.startswith("rung "))
+    for head in ("fixed / broken", " p ", "per 1,000", "s/row", "expected s", "tokens in", "trainable", "bytes"):
+        assert head in f"{heads} "  # a narrow terminal loses no column
+    assert "the climb took 20 min 0 s and cost 0.52; endpoints billed 0.45: 12,000 tokens in, 300 out" in " ".join(
+        lines
+    )
 
 
 def test_written_and_read_it_is_the_same(result, tmp_path):

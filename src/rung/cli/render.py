@@ -97,8 +97,6 @@ def table(
 
 # A climb: its plan, its results, and a search of settings.
 
-WIDE, WIDEST = 100, 132
-
 
 def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
     """Print the plan of a climb's first stage."""
@@ -118,37 +116,57 @@ def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
 
 
 def climb_result(result: ClimbResult, console: Console | None = None) -> None:
-    """Print the rungs, what was left out and why, and the decision; the columns depend on the width of the terminal."""
+    """Print the rungs, what was left out and why, and the decision.
+
+    On a narrow terminal, the columns are spread over several tables, so that none is left out.
+    """
     from rich.console import Console
 
     from rung.evaluation.report import words
 
     console = console or Console()
-    wide, widest = console.width >= WIDE, console.width >= WIDEST
-    heads = ["rung", f">{result.metric} [95 %]", ">rows", f">vs {result.rungs[0].name}"]
-    heads += [">fixed / broken", ">p"] if wide else []
-    heads += [">fit s", ">ms/row", *([">tokens/row", ">trainable", ">bytes"] if widest else [])]
-    rows, styles, measured = [], [], words.measured(result)
+    measured = words.measured(result)
+    columns: dict[str, list[str]] = {}  # by head
     for rung in measured:
-        best, c = rung.name == result.recommended, words.against(result, rung.name)
-        ms, tokens = words.per_row(rung)
-        cells = [("> " if best else "  ") + rung.name, words.score_text(rung)]
-        cells += [f"{rung.n}{'' if rung.split == 'test' else ' v'}", f"{100 * c.delta:+.1f} pp" if c else ""]
-        if wide:
-            cells += [f"{c.fixed} / {c.broken}", words.p_text(c.p)] if c else ["", ""]
-        cells += [f"{rung.fit_seconds:.0f}", ms]
-        if widest:
-            cells += [tokens, words.count_text(rung.trainable_parameters), words.count_text(rung.artifact_bytes)]
-        rows.append(cells)
-        styles.append("bold" if best else "")
-    table(heads, rows, console=console, styles=styles)
-    dim = [*words.overflow_notes(result), *words.retrieval_notes(result)]
+        c = words.against(result, rung.name)
+        cells = {
+            f"{result.metric} [95 %]": words.score_text(rung),
+            "rows": f"{rung.n}{'' if rung.split == 'test' else ' v'}",
+            f"vs {result.rungs[0].name}": f"{100 * c.delta:+.1f} pp" if c else "",
+            "fixed / broken": f"{c.fixed} / {c.broken}" if c else "",
+            "p": words.p_text(c.p) if c else "",
+            **dict(zip(words.COSTS, words.costs(rung), strict=True)),
+        }
+        for head, cell in cells.items():
+            columns.setdefault(head, []).append(cell)
+    names = [("> " if rung.name == result.recommended else "  ") + rung.name for rung in measured]
+    styles = ["bold" if rung.name == result.recommended else "" for rung in measured]
+    for heads in _packed(names, columns, console.width):
+        rows = zip(names, *(columns[head] for head in heads), strict=True)
+        table(("rung", *(f">{head}" for head in heads)), rows, console=console, styles=styles, wrapped=("rung",))
+    dim = [*words.spent_lines(result), *words.overflow_notes(result), *words.retrieval_notes(result)]
     if any(rung.split == "validation" for rung in measured):
         dim.insert(0, "v: stopped in the race; scored on that many validation rows")
     _lines(console, dim, "dim")
     _lines(console, [*result.notes, *words.confidence_notes(result)])
     _lines(console, [f"{rung.status}: {rung.name}: {rung.reason}" for rung in words.left_out(result)], "dim")
     _lines(console, ["", result.decision], "bold")
+    _lines(console, [f"next: {step}" for step in result.next_steps])
+
+
+def _packed(names: Sequence[str], columns: Mapping[str, Sequence[str]], width: int) -> list[list[str]]:
+    """Spread columns over as many tables as the width needs, each with the column of names."""
+    tables: list[list[str]] = [[]]
+    first = max(map(len, names), default=0)
+    used = first
+    for head, cells in columns.items():
+        wide = 2 + max(map(len, (head, *cells)))
+        if used + wide > width and tables[-1]:
+            tables.append([])
+            used = first
+        tables[-1].append(head)
+        used += wide
+    return tables
 
 
 def _lines(console: Console, lines: Iterable[str], style: str = "") -> None:

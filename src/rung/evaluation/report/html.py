@@ -78,6 +78,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("Prompts searched", searches_section(result)),
         ("Confidence", _paragraphs(words.confidence_notes(result)) + confidence),
         ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
+        ("What to do next", _paragraphs(result.next_steps)),
         ("Notes", _paragraphs(result.notes)),
         ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in words.left_out(result))),
         ("Prompts that did not fit", _paragraphs(words.overflow_notes(result))),
@@ -169,18 +170,16 @@ def _figure(svg: str | None) -> str:
 def _ladder_table(result: ClimbResult) -> str:
     rungs = words.measured(result)
     heads = (
-        "rung", f"{result.metric} [95 %]", "rows", f"against {result.rungs[0].name}", "fit s", "ms/row", "tokens/row",
-        "trainable", "bytes",
+        "rung", f"{result.metric} [95 %]", "rows", f"against {result.rungs[0].name}", *words.COSTS,
     )  # fmt: skip
     rows = []
     for rung in rungs:
         comparison = words.against(result, rung.name)
         why = words.delta_text(comparison) if comparison else rung.reason
-        sizes = (words.count_text(rung.trainable_parameters), words.count_text(rung.artifact_bytes))
-        score, answered, fit = words.score_text(rung), f"{rung.n} {rung.split}", f"{rung.fit_seconds:.0f}"
-        rows.append((rung.name, score, answered, why, fit, *words.per_row(rung), *sizes))
+        score, answered = words.score_text(rung), f"{rung.n} {rung.split}"
+        rows.append((rung.name, score, answered, why, *words.costs(rung)))
     best = next((i for i, rung in enumerate(rungs) if rung.name == result.recommended), None)
-    return _table(heads, rows, best=best, why=(3,))
+    return _table(heads, rows, best=best, why=(3,)) + _paragraphs(words.spent_lines(result))
 
 
 def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import SHOWN, DataReport
+from rung.evaluation.prices import Prices
 from rung.evaluation.rag_metrics import MEANS, WRONG
 from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
@@ -49,9 +51,66 @@ def count_text(number: float) -> str:
     return f"{number:.0f}"
 
 
-def per_row(rung: RungResult) -> tuple[str, str]:
-    """Milliseconds and tokens per answered row."""
-    return (f"{1000 * rung.seconds / rung.n:.0f}", f"{rung.tokens / rung.n:.0f}") if rung.n else ("", "")
+COSTS = ("per 1,000", "s/row", "fit s", "took s", "expected s", "tokens in", "tokens out", "trainable", "bytes")
+
+
+def costs(rung: RungResult) -> tuple[str, ...]:
+    """What a rung costs, in the order of `COSTS`: tokens are those of one row."""
+    expected, rows = rung.expected_seconds, max(1, rung.n)
+    return (
+        money_text(rung.price_per_1000),
+        "" if rung.seconds_per_row is None else short(rung.seconds_per_row),
+        short(rung.fit_seconds),
+        short(rung.fit_seconds + rung.seconds),
+        "" if expected is None else short(expected),
+        f"{rung.prompt_tokens / rows:.0f}",
+        f"{rung.completion_tokens / rows:.0f}",
+        count_text(rung.trainable_parameters),
+        count_text(rung.artifact_bytes),
+    )
+
+
+def short(number: float) -> str:
+    """Two digits of a number, without an exponent: `0.0034`, `1.2`, `540`."""
+    if number <= 0 or number >= 10:
+        return f"{number:,.0f}"
+    return f"{number:.{min(6, 1 - math.floor(math.log10(number)))}f}"
+
+
+def money_text(price: float | None) -> str:
+    """A price in the task's currency, or `unknown`."""
+    return "unknown" if price is None else short(price)
+
+
+def spent_lines(result: ClimbResult) -> list[str]:
+    """What the climb took in time and money, and by which prices."""
+    read, written = result.endpoint_tokens
+    lines = [f"the climb took {duration(result.seconds)} and cost {money_text(result.money)}"]
+    if read or written:
+        billed = f"endpoints billed {money_text(result.endpoint_money)}" if result.endpoint_money else "endpoints"
+        lines[0] += f"; {billed}: {read:,} tokens in, {written:,} out"
+    if result.prices is not None:
+        prices = Prices(**result.prices)
+        parts = [f"{money_text(prices.machine_hour)} for an hour of this machine"]
+        if not prices.machine_given:
+            parts[0] += " (a default in US dollars: set `machine.price_per_hour`)"
+        if prices.input is not None:
+            tokens = "/".join(map(money_text, (prices.input, prices.output, prices.cached)))
+            parts.append(f"{tokens} for a million input/output/cached tokens")
+        if any(rung.price_per_1000 is None for rung in measured(result)):
+            parts.append("the endpoint's prices are not known: set RUNG_API_PRICE_INPUT and RUNG_API_PRICE_OUTPUT")
+        parts.append(f"training is spread over {prices.predictions:,} predictions (`needs.rows_per_day`)")
+        lines.append(f"prices: {'; '.join(parts)}")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 12 s` or `1 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = whole // 60
+    return f"{minutes} min {whole % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def measured(result: ClimbResult) -> list[RungResult]:
@@ -144,7 +203,8 @@ def method(result: ClimbResult) -> list[str]:
         "Confirmation: finalists answered the untouched test rows once. Differences of 0/1 scores are tested by the "
         "exact McNemar test, others by a paired sign-flip test; p-values are corrected over all pairs (Holm).",
         f"The recommended rung is the cheapest that significantly beats {result.rungs[0].name} and that no other "
-        "significantly beats. Its cost is operations per prediction, with training spread over 10,000 predictions.",
+        "significantly beats. The price of a prediction is its tokens at an endpoint's prices, or its measured time on "
+        "this machine at the batch size that was used, and its share of training.",
         f"Intervals are at 95 %. Model {result.model}, metric {result.metric}, seed {result.seed}, "
         f"Rung {result.version}, {result.created}.",
     ]

@@ -13,7 +13,7 @@ from typing import Any
 
 from rung.climbing.store import watch_lines
 from rung.errors import ConfigError
-from rung.evaluation.report.words import against, delta_text, measured, per_row, score_text
+from rung.evaluation.report.words import against, costs, delta_text, measured, score_text
 from rung.evaluation.result import ClimbResult, RungResult
 from rung.feedback.improve import IMPROVEMENT
 
@@ -127,7 +127,7 @@ class LadderStep:
     rung: RungResult
     score: str
     against: str
-    per_row: tuple[str, str]
+    costs: tuple[str, ...]  # price of 1,000 predictions, seconds per row
     left: float
     mean: float
     right: float
@@ -153,7 +153,7 @@ def ladder_of(result: ClimbResult) -> Ladder:
         ends = (score if rung.low is None else rung.low, score, score if rung.high is None else rung.high)
         difference = delta_text(comparison) if comparison else rung.reason
         places = [position(value, low, high) for value in ends]
-        steps.append(LadderStep(rung, score_text(rung), difference, per_row(rung), *places))
+        steps.append(LadderStep(rung, score_text(rung), difference, costs(rung)[:2], *places))
     zero = next((rung.score for rung in rungs if rung.name == result.rungs[0].name), None)
     return Ladder(tuple(steps), low, high, None if zero is None else position(zero, low, high))
 
