@@ -56,7 +56,8 @@ class Task(TaskSpec):
         except ValidationError as error:
             raise _config_error(error, parsed, cls) from None
         except ConfigError as error:
-            error.where = parsed.where(("template",) if error.code == "bad-template" else ("inputs",))
+            key = {"bad-template": "template", "missing-key": "instruction"}.get(error.code, "inputs")
+            error.where = parsed.where((key,))
             raise
         task = task._with_schema_file(path.parent, parsed)
         task._folder = path.resolve().parent

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 from rung.agents.tools import Tool
 from rung.engines.base import Constraint
 from rung.errors import ModelError
-from rung.models.messages import Message, Messages
+from rung.models.messages import Message, Messages, call_id
 from rung.models.tokenizer import Tokenizer
 
 CallFormat = Literal["template", "json"]
@@ -159,11 +159,6 @@ def call_turn(calls: Sequence[tuple[str, Any]], content: str = "", *, first: int
     return {"role": "assistant", "content": content, "tool_calls": numbered}
 
 
-def call_id(number: int) -> str:
-    """Nine letters and digits: Mistral's templates refuse every other form."""
-    return f"call{number:05d}"
-
-
 # ---- JSON under constrained decoding
 
 
@@ -226,31 +221,7 @@ def json_turns(written: str, results: Sequence[tuple[str, str]]) -> Messages:
     return ({"role": "assistant", "content": written}, {"role": "user", "content": text})
 
 
-# ---- tags, for templates that do not know tools
-
-_TAG_HEAD = """You may call one of these functions to answer. Each is given as a JSON object:
-<tools>
-{tools}
-</tools>
-To call one, answer with a JSON object with its name and arguments between these marks, and nothing else:
-<tool_call>
-{{"name": NAME, "arguments": ARGUMENTS}}
-</tool_call>"""
-
-
-def tag_head(tools: Sequence[Tool]) -> str:
-    """Describe the tools, and the tags of a call, for the system message."""
-    return _TAG_HEAD.format(tools="\n".join(json.dumps(tool.as_template(), ensure_ascii=False) for tool in tools))
-
-
-def tagged_call(name: str, arguments: Any) -> str:
-    """Write a call in tags."""
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
-
-
-def tagged_result(text: str) -> str:
-    """Write a result in tags."""
-    return f"<tool_response>\n{text}\n</tool_response>"
+# ---- a call that must be made
 
 
 def call_constraint(tools: Sequence[Tool]) -> Constraint:

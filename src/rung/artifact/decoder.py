@@ -19,10 +19,10 @@ from rung.agents.tools import AgentStep
 from rung.artifact.confidence import Calibration, of_decisions
 from rung.artifact.costs import FORWARD, Sizes, measure_sizes, prompt_tokens
 from rung.artifact.parts import Signature
-from rung.artifact.rendering import Given, PromptParts, render_prompts
+from rung.artifact.rendering import Given, PromptParts, refused_row, render_prompts
 from rung.data.rows import Example
 from rung.engines.base import Engine, Floats, GenerateRequest
-from rung.errors import ArtifactError
+from rung.errors import ArtifactError, ModelError
 from rung.models.messages import Messages
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
@@ -378,7 +378,12 @@ class Prompted(Decoder):
         rendered = self.render(artifact, examples, passages=passages, progress=progress)
         asked = [row.messages for row in rendered if not row.refused]
         full = full or self.abstains  # abstaining needs the probabilities of all labels
-        answers = iter(self._ask(artifact, examples, asked, full=full, progress=progress) if asked else ())
+        try:
+            answers = iter(self._ask(artifact, examples, asked, full=full, progress=progress) if asked else ())
+        except ModelError as error:
+            if error.code != "chat-template-refused":
+                raise
+            raise refused_row(examples, [row.messages for row in rendered], artifact.open().text) or error from None
         return [finish(artifact, refusal(artifact, row) if row.refused else next(answers), row) for row in rendered]
 
     def _ask(

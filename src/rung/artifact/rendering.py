@@ -14,7 +14,7 @@ from rung.data.rows import Example
 from rung.data.spec import Overflow
 from rung.engines.base import Engine, Floats
 from rung.engines.opening import open_encoder
-from rung.errors import EngineError
+from rung.errors import DataError, EngineError, ModelError
 from rung.models.messages import Messages
 from rung.progress import Progress
 from rung.prompts.demonstrations import Demonstrations
@@ -104,6 +104,39 @@ def prompt_limit(parts: PromptParts, engine: Engine, room: Callable[[Engine], in
         hint = "use `overflow: error`, and show fewer demonstrations or passages"
         raise EngineError("context-unknown", problem, hint=hint)
     return engine.info.context - room(engine) - parts.weights.virtual_tokens
+
+
+def refused_row(
+    rows: Sequence[Example], rendered: Sequence[Messages], read: Callable[[Messages], object]
+) -> DataError | None:
+    """Name the first row, and the turn of its conversation, whose messages the model's chat template refuses.
+
+    Args:
+        rows: the rows.
+        rendered: the messages of each.
+        read: renders messages with the template.
+    """
+
+    def refusal(messages: Messages) -> ModelError | None:
+        try:
+            read(messages)
+        except ModelError as error:
+            if error.code == "chat-template-refused":
+                return error
+            raise
+        return None
+
+    for row, messages in zip(rows, rendered, strict=True):
+        if (error := refusal(messages)) is None:
+            continue
+        end = len(messages)
+        while end > 1 and refusal(messages[: end - 1]) is not None:
+            end -= 1
+        turns = next((value for value in row.inputs.values() if isinstance(value, list)), ())
+        number = end - len(messages) + len(turns)
+        turn = f", turn {number} ({messages[end - 1]['role']})" if number > 0 else ""
+        return DataError("chat-template-refused", f"{row.source}{turn}: {error.message}", hint=error.hint)
+    return None
 
 
 def passage_cost(parts: PromptParts) -> Callable[[Passage], int]:

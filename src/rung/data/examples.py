@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rung.data.chat import answer_text, read_conversation
 from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, SplitReport, example_id
 from rung.data.spec import TaskSpec
 from rung.data.splitting import Place, time_of
 from rung.errors import DataError, suggest
-
-ROLES = ("system", "user", "assistant", "tool")
 
 
 def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> tuple[list[Example], list[Place]]:
@@ -42,7 +41,7 @@ def read_inputs(values: Mapping[str, Any], columns: Sequence[str], kind: str, so
     """Read the input columns of a raw row: training, evaluation, prediction and serving all call this.
 
     Text is not changed, lists of sentences are joined, other values become JSON. The one column of a chat holds the
-    messages up to the answer.
+    messages: those before the answer, if the last turn is the assistant's. `tools` beside it are read, too.
 
     Args:
         values: the row; other columns are ignored.
@@ -55,10 +54,11 @@ def read_inputs(values: Mapping[str, Any], columns: Sequence[str], kind: str, so
     """
     record = Record(dict(values), source)
     if kind == "chat":
-        turns = conversation(column(record, columns[0]), columns[0], source)
-        if not turns:
+        conversation = read_conversation(column(record, columns[0]), columns[0], source, values)
+        inputs = conversation.inputs(columns[0])
+        if not inputs[columns[0]]:
             raise DataError("bad-row", f"{source}: {columns[0]!r} has no messages", hint="write at least a user's turn")
-        return {columns[0]: turns}
+        return inputs
     return {name: text_of(column(record, name)) for name in columns}
 
 
@@ -66,16 +66,6 @@ def read_row(values: Mapping[str, Any], columns: Sequence[str], kind: str, sourc
     """Turn a raw row without an expected answer into an Example; see `read_inputs`."""
     inputs = read_inputs(values, columns, kind, source)
     return Example(example_id(inputs), inputs, (), source)
-
-
-def conversation(turns: Any, name: str, source: str) -> list[dict[str, str]]:
-    """Check a list of messages, and keep the role and content of each; raise DataError `bad-row` if it is malformed."""
-    if not isinstance(turns, list) or not all(
-        isinstance(t, dict) and t.get("role") in ROLES and isinstance(t.get("content"), str) for t in turns
-    ):
-        hint = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-        raise DataError("bad-row", f"{source}: {name!r} is not a list of messages", hint=hint)
-    return [{"role": t["role"], "content": t["content"]} for t in turns]
 
 
 def column(record: Record, name: str) -> Any:
@@ -231,8 +221,15 @@ def in_schema_order(value: Any, schema: Any) -> Any:
 def _chat(record: Record, task: TaskSpec) -> Example | str:
     """Take the last assistant turn as the answer to the turns before it."""
     name = task.inputs[0]
-    turns = conversation(column(record, name), name, record.source)
-    if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
-        return "no assistant turn at the end"
-    inputs = {name: turns[:-1]}
-    return Example(example_id(inputs), inputs, (turns[-1]["content"].strip(),), record.source)
+    conversation = read_conversation(column(record, name), name, record.source, record.values)
+    if (answer := conversation.answer) is None:
+        turns = conversation.turns
+        every = bool(turns) and turns[-1]["role"] == "assistant" and len(turns) > 1
+        return "every assistant turn has weight 0" if every else "no assistant turn at the end"
+    turn, inputs = conversation.turns[answer], conversation.inputs(name)
+    if not (text := answer_text(turn)):
+        return "empty answer"
+    return Example(
+        example_id(inputs), inputs, (text,), record.source, turn=turn if len(turn) > 2 else None,
+        masked=tuple(i for i in conversation.masked if i < answer),
+    )  # fmt: skip

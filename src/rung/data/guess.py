@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rung.data.chat import is_chat
 from rung.data.kinds import OutputKind
 from rung.data.sources import read_rows
 from rung.errors import DataError, suggest
@@ -45,7 +46,7 @@ def guess_task(file: Path, output: str | None = None) -> Guess:
     rows = [record.values for record in islice(read_rows(file), SAMPLE)]
     columns = list(rows[0]) if rows else []
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._") or "task"
-    messages = next((c for c in columns if _is_chat(rows[0][c])), None)
+    messages = next((c for c in columns if is_chat(rows[0][c])), None)
     if messages is not None and output is None:
         return Guess(name, (messages,), None, "chat", f"{messages!r} holds conversations")
     if len(columns) < 2:
@@ -60,10 +61,6 @@ def guess_task(file: Path, output: str | None = None) -> Guess:
     inputs = tuple(c for c in others if _is_text([row.get(c) for row in rows])) or others
     kind, reason = _kind([row.get(answer) for row in rows])
     return Guess(name, inputs, answer, kind, f"{answer!r} {reason}")
-
-
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
 
 
 def _answer_column(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:

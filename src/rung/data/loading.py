@@ -158,7 +158,8 @@ def load_data(task: TaskSpec) -> Data:
 
 def _content(row: Example) -> list[Any]:
     """Select the values of a row that the data's fingerprint covers."""
-    return [row.id, *row.outputs, *([] if row.spans is None else [[asdict(span) for span in row.spans]])]
+    spans = [] if row.spans is None else [[asdict(span) for span in row.spans]]
+    return [row.id, *row.outputs, *spans, *([[row.turn, row.masked]] if row.turn or row.masked else [])]
 
 
 def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example]]]:

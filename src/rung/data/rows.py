@@ -44,6 +44,8 @@ class Example:
         source: `file:line`, for errors and reports.
         extra: columns that only the metric reads.
         spans: the answer's locations in the corpus; empty if it is not in the corpus, None if that is unknown.
+        turn: the answer's chat message (kind chat), if it has tool calls or thoughts besides its text.
+        masked: the positions of the conversation's assistant turns that training must not learn.
     """
 
     id: str
@@ -52,6 +54,8 @@ class Example:
     source: str
     extra: Mapping[str, Any] = field(default_factory=dict)
     spans: tuple[Span, ...] | None = None
+    turn: Mapping[str, Any] | None = None
+    masked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -330,8 +330,8 @@ class TaskSpec(_Strict):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the task and its folders.", examples=["banking77"]
     )
     instruction: str = Field(
-        min_length=1,
-        description="What to do, in a sentence or more.",
+        "",
+        description="What to do, in a sentence or more; kind chat needs none.",
         examples=["Which intent does this message express?"],
     )
     system: str | list[str] | None = Field(
@@ -415,6 +415,13 @@ class TaskSpec(_Strict):
             if name not in self.inputs:
                 problem = f"the template asks for {{{name}}}, which is not among the inputs"
                 raise ConfigError("bad-template", problem, hint=suggest(name, self.inputs))
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_instruction(self) -> Self:
+        if not self.instruction.strip() and self.output.kind != "chat":
+            hint = "say what to do, in a sentence or more; only kind chat needs no instruction"
+            raise ConfigError("missing-key", "the key `instruction` is missing or empty", hint=hint)
         return self
 
     @model_validator(mode="after")

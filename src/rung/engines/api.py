@@ -16,6 +16,8 @@ from rung.engines.api_options import ApiOptions, Spent, Usage, parse_endpoint
 from rung.engines.api_server import (
     WRAPPER_TOKENS,
     EndpointServer,
+    answer_of,
+    chat_fields,
     constrained_answer,
     constraint_fields,
     estimate,
@@ -144,7 +146,7 @@ class ApiEngine:
         tokens = bool(request.prompt) and isinstance(request.prompt[0], int)
         body: dict[str, Any] = {
             "model": self.endpoint.model if request.adapter is None else self.load_adapter(request.adapter),
-            "prompt" if tokens else "messages": list(request.prompt),
+            **({"prompt": list(request.prompt)} if tokens else chat_fields(request.prompt)),
             "max_tokens": sampling.max_tokens + (WRAPPER_TOKENS if wraps(request.constraint, style) else 0),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -162,7 +164,7 @@ class ApiEngine:
         worst = (max_prompt_tokens(request.prompt), int(body["max_tokens"]))
         answer = self._transport.complete(_path(body), body, worst, stopped)
         choice = answer["choices"][0]
-        text = choice["text"] if "messages" not in body else choice["message"].get("content") or ""
+        text = choice["text"] if "messages" not in body else answer_of(choice["message"])
         finish: FinishReason = "length" if choice.get("finish_reason") == "length" else "stop"
         used = usage(answer) or Usage(estimate(request.prompt), estimate_text(text))
         text = constrained_answer(text, request.constraint, self.options.constraints, finish, self.endpoint.base_url)
@@ -179,12 +181,13 @@ class ApiEngine:
         return tuple(map(float, values))
 
     def stream(self, request: GenerateRequest) -> Iterator[str]:
-        """Yield the text of one completion in pieces, in one piece where it comes inside an object.
+        """Yield the text of one completion in pieces, in one piece where it comes inside an object or may be a call.
 
         Raises:
             EngineError: `endpoint-failed`: the server broke off.
         """
-        if wraps(request.constraint, self.options.constraints):
+        calls = bool(request.prompt) and isinstance(request.prompt[0], dict) and "tools" in request.prompt[0]
+        if calls or wraps(request.constraint, self.options.constraints):
             yield self.generate([request])[0].text
             return
         body = self._body(request)

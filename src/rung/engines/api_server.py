@@ -18,6 +18,7 @@ from rung.engines.api_transport import NEVER, RefusedError, Transport
 from rung.engines.base import Constraint, FinishReason, ModelInput, Scored, ScoreRequest
 from rung.engines.constraints import schema_problem
 from rung.errors import ConfigError, EngineError
+from rung.models.messages import tagged_call
 
 T = TypeVar("T")
 ServerKind = Literal["llama.cpp", "vllm", "other"]
@@ -88,9 +89,9 @@ class EndpointServer:
         if not self.capabilities.tokenizer:
             raise self._unsupported("does not give tokens")
         if self.capabilities.kind == "llama.cpp":
-            rendered = self._transport.call(f"{self._root}/apply-template", {"messages": prompt})
+            rendered = self._transport.call(f"{self._root}/apply-template", chat_fields(prompt))
             return self._tokenize(str(rendered["prompt"]), special=True)
-        body = {"model": self._model, "messages": prompt, "add_generation_prompt": True}
+        body = {"model": self._model, **chat_fields(prompt), "add_generation_prompt": True}
         return tuple(self._transport.call(f"{self._root}/tokenize", body)["tokens"])
 
     def count(self, prompt: ModelInput) -> int:
@@ -285,6 +286,39 @@ def estimate_text(text: str) -> int:
 
 WRAPPER_TOKENS = 16  # what `{"answer": "` and `"}` take at most
 FIELD = "answer"
+
+
+def chat_fields(prompt: Any) -> dict[str, Any]:
+    """The fields of a request with chat messages: arguments of calls are JSON text there, and tools stand apart."""
+    messages, tools = [], None
+    for message in prompt:
+        turn = dict(message)
+        tools = turn.pop("tools", tools)
+        if "tool_calls" in turn:
+            functions = [dict(call["function"]) for call in turn["tool_calls"]]
+            texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
+            turn["tool_calls"] = [
+                {**call, "function": {**function, "arguments": text}}
+                for call, function, text in zip(turn["tool_calls"], functions, texts, strict=True)
+            ]
+        messages.append(turn)
+    return {"messages": messages, **({"tools": tools} if tools else {})}
+
+
+def answer_of(message: Mapping[str, Any]) -> str:
+    """The text of an answer, with its tool calls in tags."""
+    functions = [
+        call["function"] for call in message.get("tool_calls") or () if isinstance(call.get("function"), Mapping)
+    ]
+    calls = [tagged_call(function["name"], _arguments(function.get("arguments"))) for function in functions]
+    return "\n".join(filter(None, (message.get("content") or "", *calls)))
+
+
+def _arguments(given: Any) -> Any:
+    try:
+        return json.loads(given or "{}")
+    except (TypeError, ValueError):
+        return given
 
 
 def wraps(constraint: Constraint | None, style: ConstraintStyle) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 from rung.errors import ModelError
 from rung.models.tokenizer import Tokenizer
@@ -13,18 +15,151 @@ TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")  # their usual
 
 
 class Message(TypedDict):
-    """One chat turn."""
+    """One chat turn. The first one of a conversation with functions has the list of them as `tools`.
 
-    role: Literal["system", "user", "assistant"]
+    An assistant's turn may also have `reasoning_content`: what it thought before the content.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    tools: NotRequired[list[dict[str, Any]]]
 
 
 Messages = tuple[Message, ...]
 
 
-def encode_messages(tokenizer: Tokenizer, messages: Messages) -> tuple[int, ...]:
-    """The tokens of chat messages, ready for an answer; every engine and estimate encodes by this function."""
-    return tokenizer.encode_chat(messages if accepts_system(tokenizer) else fold_system(messages))
+def encode_messages(tokenizer: Tokenizer, messages: Messages, *, answered: bool = False) -> tuple[int, ...]:
+    """The tokens of chat messages, ready for an answer; every engine and estimate encodes by this function.
+
+    With `answered`, the last message is the answer, and nothing follows it.
+    """
+    shown, tools = for_template(tokenizer, messages)
+    return tokenizer.encode_chat(shown, not answered, tools)
+
+
+def for_template(tokenizer: Tokenizer, messages: Messages) -> tuple[Messages, list[dict[str, Any]] | None]:
+    """The messages and tools that the model's template renders.
+
+    What the template does not show is written as text: a system turn before the first user's, functions, calls and
+    results in the tags of Hermes, and thoughts of the turns after the last user's between `<think>` and `</think>`.
+    """
+    tools = messages[0].get("tools") if messages else None
+    if tools is not None:
+        messages = (cast("Message", {k: v for k, v in messages[0].items() if k != "tools"}), *messages[1:])
+    if tools or any(len(turn) > 2 or turn["role"] == "tool" for turn in messages):
+        support = shown_parts(tokenizer)
+        messages = _as_text(messages, support)
+        if tools and not support.tools:
+            messages = with_system(messages, tag_head(tools))
+            tools = None
+    return messages if accepts_system(tokenizer) else fold_system(messages), tools or None
+
+
+def with_system(messages: Messages, text: str) -> Messages:
+    """The messages with a text at the end of their system turn, which is made if there is none."""
+    if messages and messages[0]["role"] == "system":
+        head: Message = {**messages[0], "content": f"{messages[0]['content']}\n\n{text}"}
+        return (head, *messages[1:])
+    return ({"role": "system", "content": text}, *messages)
+
+
+def _as_text(messages: Messages, support: Shows) -> Messages:
+    """Write as text what the template does not show; results in sequence become one user turn."""
+    last_user = max((i for i, turn in enumerate(messages) if turn["role"] == "user"), default=-1)
+    shown: list[Message] = []
+    for i, turn in enumerate(messages):
+        content, kept = turn["content"], dict(turn)
+        if turn["role"] == "tool" and not support.calls:
+            text = tagged_result(content)
+            if i and messages[i - 1]["role"] == "tool":
+                shown[-1]["content"] += f"\n{text}"
+            else:
+                shown.append({"role": "user", "content": text})
+            continue
+        if "tool_calls" in turn and not support.calls:
+            calls = (tagged_call(c["function"]["name"], c["function"]["arguments"]) for c in kept.pop("tool_calls"))  # type: ignore[attr-defined]
+            content = "\n".join(filter(None, (content.strip(), *calls)))
+        if "reasoning_content" in turn and not support.reasoning:
+            thought = str(kept.pop("reasoning_content")).strip()
+            content = f"<think>\n{thought}\n</think>\n\n{content}" if i > last_user else content
+        shown.append(cast("Message", {**kept, "content": content}))
+    return tuple(shown)
+
+
+class Shows(NamedTuple):
+    """What a chat template shows of the parts of a conversation besides texts."""
+
+    tools: bool  # the functions that may be called
+    calls: bool  # calls, and their results
+    reasoning: bool  # what the assistant thought before the last answer
+
+
+@lru_cache(maxsize=16)
+def shown_parts(tokenizer: Tokenizer) -> Shows:
+    """Probe the model's chat template."""
+    if tokenizer.chat_template is None:
+        return Shows(tools=False, calls=False, reasoning=False)
+    function = {"name": "probe-tool", "description": "x", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "function", "function": function}]
+    call = {"id": call_id(0), "type": "function", "function": {"name": "probe-call", "arguments": {}}}
+    question = {"role": "user", "content": "x"}
+    calls = (
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "probe-call", "content": "probe-result", "tool_call_id": call_id(0)},
+    )
+
+    def shown(*turns: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        try:
+            return tokenizer.render(turns, add_generation_prompt=turns[-1]["role"] != "assistant", tools=tools)
+        except ModelError as error:
+            if error.code == "chat-template-refused":
+                return ""
+            raise
+
+    talk = shown(question, *calls, tools=tools)
+    thought = shown(question, {"role": "assistant", "content": "x", "reasoning_content": "probe-thought"})
+    return Shows(
+        tools="probe-tool" in shown(question, tools=tools), calls="probe-call" in talk and "probe-result" in talk,
+        reasoning="probe-thought" in thought,
+    )  # fmt: skip
+
+
+# ---- tools as text, in the tags of Hermes (https://github.com/NousResearch/Hermes-Function-Calling)
+
+_TAG_HEAD = """You may call one of these functions to answer. Each is given as a JSON object:
+<tools>
+{tools}
+</tools>
+To call one, answer with a JSON object with its name and arguments between these marks, and nothing else:
+<tool_call>
+{{"name": NAME, "arguments": ARGUMENTS}}
+</tool_call>"""
+
+
+def tag_head(tools: Sequence[Mapping[str, Any]]) -> str:
+    """Describe functions, and the tags of a call, for the system message."""
+    return _TAG_HEAD.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+
+
+def tagged_call(name: str, arguments: Any) -> str:
+    """Write a call in tags."""
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
+
+
+def tagged_result(text: str) -> str:
+    """Write a result in tags."""
+    return f"<tool_response>\n{text}\n</tool_response>"
+
+
+def call_id(number: int) -> str:
+    """Nine letters and digits: Mistral's templates refuse every other form."""
+    return f"call{number:05d}"
+
+
+# ---- system turns, and ends
 
 
 @lru_cache(maxsize=16)

@@ -102,17 +102,23 @@ class Prompt:
     ) -> Messages:
         """Render one row as chat messages; no other code turns a row into a prompt.
 
-        Passages come before the text of the last turn, of the row and of every demonstration that has any.
+        A conversation's own system turns at its beginning follow the instruction in the one system message; those of a
+        demonstration, where they differ from the row's, come before its first user turn. Passages come before the text
+        of the last turn, of the row and of every demonstration that has any.
         """
         turns: list[Message] = []
         grounding = grounding or Grounding("")
-        if head := "\n\n".join(filter(None, (self.head(), grounding.instruction))):
+        system, question = _system_first(self._question(inputs))
+        if head := "\n\n".join(filter(None, (self.head(), grounding.instruction, system))):
             turns.append({"role": "system", "content": head})
         for i, (shown, output) in enumerate(demonstrations):
             passages = grounding.demonstrations[i] if grounding.demonstrations else ()
-            turns.extend(_with_passages(passages, self._question(shown)))
+            own, asked = _system_first(self._question(shown))
+            turns.extend(_with_passages(passages, asked if own in ("", system) else _before_first_user(own, asked)))
             turns.append({"role": "assistant", "content": output})
-        turns.extend(_with_passages(grounding.passages, self._question(inputs)))
+        turns.extend(_with_passages(grounding.passages, question))
+        if turns and self.chat_column is not None and (tools := inputs.get("tools")):
+            turns[0] = {**turns[0], "tools": tools}
         return tuple(turns)
 
     def head(self) -> str:
@@ -162,12 +168,23 @@ class Prompt:
         return cls(**{**values, "labels": labels, "descriptions": descriptions})
 
 
+def _system_first(turns: list[Message]) -> tuple[str, list[Message]]:
+    """Split system turns off the beginning: their text, and the other turns."""
+    end = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    return "\n\n".join(turn["content"] for turn in turns[:end] if turn["content"].strip()), turns[end:]
+
+
+def _before_first_user(text: str, turns: list[Message]) -> list[Message]:
+    """Put a text before that of the first turn."""
+    return [{**turns[0], "content": f"{text}\n\n{turns[0]['content']}"}, *turns[1:]] if turns else []
+
+
 def _with_passages(passages: Sequence[Passage], turns: list[Message]) -> list[Message]:
     """Put passages before the text of the last turn."""
-    if not passages:
+    if not passages or not turns:
         return turns
     last = turns[-1]
-    return [*turns[:-1], {"role": last["role"], "content": f"{block(passages)}\n\n{last['content']}"}]
+    return [*turns[:-1], {**last, "content": f"{block(passages)}\n\n{last['content']}"}]
 
 
 # ---- labels

@@ -18,12 +18,8 @@ from rung.agents.calls import (
     MalformedError,
     TemplateSupport,
     call_constraint,
-    call_id,
     call_turn,
     read_turn,
-    tag_head,
-    tagged_call,
-    tagged_result,
     template_support,
 )
 from rung.agents.tools import Tool
@@ -35,7 +31,16 @@ from rung.engines.base import Constraint, GenerateRequest, ModelInput, Sampling
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, DataError
 from rung.feedback.trials import arm_of
-from rung.models.messages import Messages, accepts_system, fold_system
+from rung.models.messages import (
+    Messages,
+    accepts_system,
+    call_id,
+    fold_system,
+    tag_head,
+    tagged_call,
+    tagged_result,
+    with_system,
+)
 from rung.models.tokenizer import Tokenizer
 from rung.prompts.overflow import Rendered
 from rung.serving.schemas import ChatMessage, ChatRequest, CompletionRequest, SamplingRequest, ToolCall, ToolChoice
@@ -77,11 +82,10 @@ def chat_request(target: CompletionTarget, body: ChatRequest) -> PlannedRequest:
         schema = '{"type": "object"}' if form.json_schema is None else json.dumps(form.json_schema.schema_)
         held = Constraint("json_schema", schema)
     if isinstance(target, ServedArtifact):
-        if body.tools:
-            raise _unsupported("tools", "an artifact answers its task and calls no functions")
-        messages = [{"role": turn.prompt_role, "content": turn.text} for turn in body.messages]
-        row = row_of(target.artifact, messages)
-        return _artifact_request(target, body, row, body.limit, held, logprobs=bool(body.logprobs))
+        row = row_of(target.artifact, [_message(turn) for turn in body.messages])
+        planned = _artifact_request(target, body, _with_tools(target.artifact, row, body), body.limit, held,
+                                    logprobs=bool(body.logprobs))  # fmt: skip
+        return replace(planned, tools=offered(body)[0]) if isinstance(planned, TextRequest) else planned
     tools, must = offered(body)
     prompt = _chat_prompt(target, body, tools)
     room, context = DEFAULT_TOKENS, target.engine.info.context
@@ -91,6 +95,24 @@ def chat_request(target: CompletionTarget, body: ChatRequest) -> PlannedRequest:
     requests = _requests(prompt, body, body.limit or room, held, logprobs=bool(body.logprobs))
     inputs = {"messages": [message.model_dump(exclude_none=True) for message in body.messages]}
     return TextRequest(target, requests, inputs, tools=tools, must=must)
+
+
+def _message(turn: ChatMessage) -> dict[str, Any]:
+    """A message as a row of a chat task has it."""
+    calls = {"tool_calls": [call.model_dump() for call in turn.tool_calls]} if turn.tool_calls else {}
+    result = {"tool_call_id": turn.tool_call_id} if turn.tool_call_id else {}
+    return {"role": turn.prompt_role, "content": turn.text, **calls, **result}
+
+
+def _with_tools(artifact: Artifact, row: dict[str, Any], body: ChatRequest) -> dict[str, Any]:
+    """Add the functions of a request to the row of a chat artifact; others call none."""
+    must = offered(body)[1]
+    if body.tools and artifact.signature.kind != "chat":
+        raise _unsupported("tools", "an artifact answers its task and calls no functions")
+    if must:
+        raise _unsupported("tool_choice", "the artifact decides itself whether it calls a function")
+    tools = [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
+    return {**row, "tools": tools} if tools else row
 
 
 def completion_requests(target: CompletionTarget, body: CompletionRequest) -> list[PlannedRequest]:
@@ -199,7 +221,10 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
     """
     columns = artifact.signature.inputs
     if artifact.signature.kind == "chat":
-        return {columns[0]: [{"role": turn["role"], "content": turn["content"]} for turn in messages]}
+        if messages[-1]["role"] == "assistant":
+            hint = "end with a turn of the role `user` or `tool`"
+            raise DataError("bad-request", "the conversation ends with the assistant's turn", hint=hint)
+        return {columns[0]: [dict(turn) for turn in messages]}
     if len(messages) != 1 or messages[0]["role"] != "user":
         raise DataError(
             "bad-request", "this artifact answers one user message; it has its own instruction and examples",
@@ -226,8 +251,9 @@ def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]
     Unknown columns are refused, because a misspelled column would be a missing one.
     """
     columns = artifact.signature.inputs
+    allowed = (*columns, "tools") if artifact.signature.kind == "chat" else columns
     for column in values:
-        if column not in columns:
+        if column not in allowed:
             raise DataError("unknown-name", f"there is no column {column!r}", hint=f"it reads {', '.join(columns)}")
     return read_inputs(values, columns, artifact.signature.kind, "the row")
 
@@ -310,10 +336,7 @@ def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], support: Templ
         else:
             result.append({"role": role, "content": message.text + "".join(tagged_call(*call) for call in calls)})
     if tools and not support.tools:
-        if result[0]["role"] == "system":
-            result[0] = {"role": "system", "content": f"{result[0]['content']}\n\n{tag_head(tools)}"}
-        else:
-            result.insert(0, {"role": "system", "content": tag_head(tools)})
+        return list(with_system(tuple(result), tag_head([tool.as_template() for tool in tools])))  # type: ignore[arg-type]
     return result
 
 

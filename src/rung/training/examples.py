@@ -7,16 +7,17 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import completion
+from rung.artifact.rendering import refused_row
 from rung.data.rows import SHOWN, Document, Example
 from rung.data.spec import placeholders
 from rung.engines.local import LocalModel
-from rung.errors import TrainingError
+from rung.errors import ModelError, TrainingError
 from rung.evaluation.report.words import CLOSE, OPEN, training_data_lines
-from rung.models.messages import Messages, text_end
+from rung.models.messages import Message, Messages, encode_messages, text_end
 from rung.progress import QUIET, Progress
 from rung.prompts.overflow import Rendered
 from rung.training.config import Supervise, Truncation
@@ -204,48 +205,82 @@ class _Reader:
         return examples
 
     def _read(self, row: Example, rendered: Rendered) -> list[TokenizedExample]:
-        prompt = self.engine.tokens(rendered.messages)
+        try:
+            return self._examples(row, rendered)
+        except ModelError as error:
+            if error.code != "chat-template-refused":
+                raise
+            raise refused_row([row], [rendered.messages], self.engine.tokens) or error from None
+
+    def _examples(self, row: Example, rendered: Rendered) -> list[TokenizedExample]:
+        messages, column = rendered.messages, self.artifact.prompt.chat_column
+        prompt = self.engine.tokens(messages)
         examples = []
         for output in row.outputs:
-            answer = self._answer(completion(self.artifact, row, output, rendered.passages))
+            if row.turn is not None and column is not None:
+                answer = self._written(messages, cast("Message", row.turn), row.source)
+            else:
+                answer = self._answer(completion(self.artifact, row, output, rendered.passages))
             if len(answer) == (self.engine.end_token is not None):
                 raise TrainingError("bad-row", f"{row.source}: the answer is empty: nothing to learn")
             examples.append(TokenizedExample.answered(prompt, answer, row.source, rendered.dropped_demonstrations))
-        column = self.artifact.prompt.chat_column
         if column is not None and self.supervise != "last":
-            own = len(rendered.messages) - len(row.inputs[column])
-            return [turn for example in examples for turn in self._with_turns(example, rendered.messages, own)]
+            return [turn for example in examples for turn in self._with_turns(example, messages, row)]
         return examples
+
+    def _written(self, before: Messages, turn: Message, source: str) -> tuple[int, ...]:
+        """The tokens of a turn as the template writes it behind a prompt, up to the token that ends it."""
+        prompt = self.engine.tokens(before)
+        whole = encode_messages(self.engine.tokenizer, (*before, turn), answered=True)
+        if whole[: len(prompt)] != prompt:
+            problem = f"{source}: the model's template writes the assistant's turn {len(before) + 1} of the prompt "
+            problem += "differently from what it writes where the turn is predicted"
+            hint = "leave out its reasoning_content or tool_calls, or choose another model"
+            raise TrainingError("tuning-unsupported", problem, hint=hint)
+        answer, ends = whole[len(prompt) :], self.engine.tokenizer.eos_ids
+        last = max((i for i, token in enumerate(answer) if token in ends), default=None)
+        if last is None:
+            return (*answer, *(() if self.engine.end_token is None else (self.engine.end_token,)))
+        return answer[: last + 1]
 
     def _answer(self, text: str) -> tuple[int, ...]:
         end = self.engine.end_token
         return (*self.engine.encode(text), *(() if end is None else (end,)))
 
-    def _with_turns(self, example: TokenizedExample, messages: Messages, own: int) -> list[TokenizedExample]:
-        """Also supervise the assistant's turns among `messages[own:]`, the row's own messages.
+    def _with_turns(self, example: TokenizedExample, messages: Messages, row: Example) -> list[TokenizedExample]:
+        """Also supervise the assistant's turns among the row's own messages, unless the row masks them.
 
         Stock templates do not mark the assistant's text, so each turn is located by rendering what is before it, as
         when it is predicted. Where exactly those tokens and the turn's begin the example, the turn is supervised
         there. Where they do not (templates that remove thoughts from earlier turns, vocabularies that join the turn to
         its surroundings), the turn is an example of its own: what is trained on is always what is predicted.
         """
+        assert self.artifact.prompt.chat_column is not None
+        turns = row.inputs[self.artifact.prompt.chat_column]
+        moved = len(messages) - len(turns)  # a message's number minus its number among the row's turns
+        own = moved + next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
         spans: list[tuple[int, int]] = []
         apart = []
         roles = [message["role"] for message in messages]
         for i in range(own, len(messages)):
-            content = messages[i]["content"]
-            if roles[i] != "assistant" or "user" not in roles[own:i] or not content.strip():
+            content, structured = messages[i]["content"], len(messages[i].keys() - {"tools"}) > 2
+            if roles[i] != "assistant" or "user" not in roles[own:i] or i - moved in row.masked:
+                continue
+            if not content.strip() and not structured:
                 continue
             prompt = self.engine.tokens(messages[:i])
-            answer = self._answer(content.strip())
-            for written in (self._answer(content), answer):  # some templates strip, some do not
-                end = len(prompt) + len(written)
+            if structured:
+                written = [self._written(messages[:i], messages[i], row.source)]
+            else:  # some templates strip, some do not
+                written = [self._answer(content), self._answer(content.strip())]
+            for answer in written:
+                end = len(prompt) + len(answer)
                 in_order = not spans or spans[-1][1] <= len(prompt)
-                if in_order and example.prompt[:end] == (*prompt, *written):
+                if in_order and example.prompt[:end] == (*prompt, *answer):
                     spans.append((len(prompt), end))
                     break
             else:
-                apart.append(replace(TokenizedExample.answered(prompt, answer, example.source), apart=True))
+                apart.append(replace(TokenizedExample.answered(prompt, written[-1], example.source), apart=True))
         return [*apart, replace(example, spans=(*spans, *example.spans))]
 
 
