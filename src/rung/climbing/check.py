@@ -9,6 +9,7 @@ from typing import Any
 
 from rung.agents.tools import function_tool
 from rung.artifact.artifact import Artifact
+from rung.data.json_schema import check_schema
 from rung.data.rows import Data
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, MachineError
@@ -47,6 +48,9 @@ def validate_task(task: Task) -> None:
                     "bad-value", f"the metric {metric.name} does not suit `kind: {task.output.kind}`",
                     hint=f"it scores answers of kind {' or '.join(metric.kinds)}",
                 )  # fmt: skip
+    if isinstance(task.output.json_schema, dict):
+        with task.located("output", "schema"):
+            check_schema(task.output.json_schema, guaranteed=not is_endpoint(task.model))
     for number, tool in enumerate(task.tools):
         if isinstance(tool, str):
             with task.located("tools", number):

@@ -190,32 +190,13 @@ def _json_output(value: Any, schema: Mapping[str, Any], record: Record) -> tuple
         value = _from_json(value, record, "the expected answer", hint)
     if value is None:
         return ()
-    from rung.engines.constraints import schema_problem  # a slow import, and few tasks have a schema
+    from rung.data.json_schema import expected_text  # slow imports, and few tasks have a schema
 
-    if problem := schema_problem(value, json.dumps(schema)):
-        hint = "correct the row or the schema: a model constrained to the schema cannot give this answer"
-        problem = f"{record.source}: the expected answer does not fit `output.schema`: {problem}"
-        raise DataError("bad-reference", problem, hint=hint)
     try:
-        return (json.dumps(in_schema_order(value, schema), ensure_ascii=False, allow_nan=False),)
+        return (expected_text(value, schema, record.source),)
     except ValueError:
         problem = f"{record.source}: the expected answer contains NaN or Infinity, which JSON lacks"
         raise DataError("bad-json", problem, hint="use null") from None
-
-
-def in_schema_order(value: Any, schema: Any) -> Any:
-    """Order the keys of objects as in the schema, then the others by name.
-
-    Engines that constrain text to a schema write keys in its order, so training must use the same order.
-    """
-    schema = schema if isinstance(schema, Mapping) else {}
-    if isinstance(value, dict):
-        known = schema.get("properties", {})
-        keys = [key for key in known if key in value] + sorted(key for key in value if key not in known)
-        return {key: in_schema_order(value[key], known.get(key)) for key in keys}
-    if isinstance(value, list):
-        return [in_schema_order(item, schema.get("items")) for item in value]
-    return value
 
 
 def _chat(record: Record, task: TaskSpec) -> Example | str:

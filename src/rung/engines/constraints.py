@@ -181,6 +181,50 @@ def schema_problem(value: object, schema: str) -> str | None:
     return None if problem is None else f"{problem.json_path}: {problem.message}"
 
 
+def fits(value: object, part: Any, schema: str) -> bool:
+    """Whether a JSON value is valid under a part of a schema; its references lead into the whole."""
+    return bool(_validator(schema).evolve(schema=part).is_valid(value))
+
+
+def unguaranteed(schema: str) -> str | None:
+    """Why no text can be constrained to a JSON Schema that is valid; None if it can, or llguidance is not installed."""
+    try:
+        _written_in_bytes(schema)
+    except ConfigError as refused:
+        return refused.message.partition(": ")[2]
+    except EngineError:  # without local models there is no grammar of ours; a server has its own
+        pass
+    return None
+
+
+def unwritable(text: str, schema: str) -> str | None:
+    """Why text constrained to a schema cannot be `text`; None if it can, or if `unguaranteed`."""
+    if unguaranteed(schema) is not None:
+        return None
+    try:
+        with _COPYING:
+            state = _written_in_bytes(schema).deep_copy()
+    except EngineError:
+        return None
+    tokens = list(text.encode(errors="surrogatepass"))
+    taken = state.try_consume_tokens(tokens)
+    if taken == len(tokens) and state.is_accepting():
+        return None
+    before = bytes(tokens[:taken]).decode(errors="ignore")
+    rest = text[len(before) :]
+    return f"after `{before[-40:]}` it may not continue with `{rest[:20]}`" if rest else "it may not end there"
+
+
+@lru_cache(maxsize=COMPILED)
+def _written_in_bytes(schema: str) -> Any:
+    """The grammar of a schema over bytes, which no model's tokenizer is needed for."""
+    library = _library()
+    matcher = library.LLMatcher(library.LLTokenizer("byte"), _grammar(Constraint("json_schema", schema)))
+    if matcher.is_error():
+        raise _refused(Constraint("json_schema", schema), matcher.get_error().splitlines()[0])
+    return matcher
+
+
 @lru_cache(maxsize=COMPILED)
 def _validator(schema: str) -> Any:
     from jsonschema.exceptions import SchemaError
@@ -192,8 +236,10 @@ def _validator(schema: str) -> Any:
         kind = validator_for(definition, default=Draft202012Validator)
         kind.check_schema(definition)
     except (ValueError, SchemaError) as error:
-        raise _bad_schema(error.message if isinstance(error, SchemaError) else f"it is not JSON: {error}") from error
-    return kind(definition, registry=Registry())  # an empty registry: references to other documents fetch nothing
+        where = f"{error.json_path}: {error.message}" if isinstance(error, SchemaError) else f"it is not JSON: {error}"
+        raise _bad_schema(where) from error
+    # An empty registry: references to other documents fetch nothing.
+    return kind(definition, registry=Registry(), format_checker=kind.FORMAT_CHECKER)
 
 
 def _bad_schema(why: str) -> ConfigError:

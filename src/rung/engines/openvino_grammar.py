@@ -179,6 +179,7 @@ def _literal(text: str) -> str:
 
 
 def _json(value: Any) -> str:
+    value = int(value) if isinstance(value, float) and value.is_integer() else value  # as llguidance writes constants
     return json.dumps(value, ensure_ascii=False)
 
 
