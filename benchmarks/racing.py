@@ -86,7 +86,7 @@ def eliminated(task: Recorded, seed: int) -> tuple[int, float]:
         answered[int(name)] = until
         return matrix[int(name), :until].tolist()
 
-    result = race([str(arm) for arm in range(len(matrix))], ask, len(rows), arms=len(matrix))
+    result = race([str(arm) for arm in range(len(matrix))], ask, len(rows), margin=0.01)
     return max(map(int, result.survivors), key=lambda arm: matrix[arm].mean()), answered.sum() / matrix.size
 
 

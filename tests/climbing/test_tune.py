@@ -99,9 +99,9 @@ def test_a_trial_that_the_best_one_beats_answers_no_more_rows(task, tmp_path, mo
     beaten = [trial for trial in found.trials if trial.settings["k"] != 1]
     assert beaten
     for trial in beaten:
-        assert (trial.state, trial.rows) == ("beaten", 20)
+        assert (trial.state, trial.rows) == ("beaten", 16)
         assert trial.score < found.trials[0].score - 0.5
-        assert re.fullmatch(r"beaten after 20 rows: \d+ fixed / \d broken, p = .*", trial.reason)
+        assert re.fullmatch(r"beaten by trial 0 after 16 rows: \d+ fixed / \d broken, p = .*", trial.reason)
 
 
 @pytest.mark.parametrize("name", names())

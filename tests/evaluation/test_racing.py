@@ -96,7 +96,7 @@ def eliminated(matrix):
         asked[name] = until
         return matrix["abc".index(name), :until].tolist()
 
-    return elimination_race(tuple(asked), ask, matrix.shape[1], arms=3, binary=True), asked
+    return elimination_race(tuple(asked), ask, matrix.shape[1], binary=True), asked
 
 
 def test_a_beaten_arm_answers_no_more_rows_and_the_race_ends_with_one_left():
@@ -106,7 +106,7 @@ def test_a_beaten_arm_answers_no_more_rows_and_the_race_ends_with_one_left():
     found, asked = eliminated(matrix)
     assert found.survivors == ("a",)
     assert found.beaten["b"].by == "a"
-    assert found.beaten["b"].n == asked["b"] == 20
+    assert found.beaten["b"].n == asked["b"] == 16
     assert asked["b"] < asked["c"] == asked["a"] == found.beaten["c"].n < 400
 
 

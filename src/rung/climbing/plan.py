@@ -15,7 +15,7 @@ from rung.evaluation.scoring import validate_references
 from rung.machine import Machine, this_machine
 from rung.models.reference import is_endpoint
 from rung.rungs import build
-from rung.rungs.base import Applicability, Cost, Rung
+from rung.rungs.base import Cost, Rung
 from rung.rungs.costs import inference_cost
 from rung.rungs.models import other_models
 from rung.task import Task
@@ -116,31 +116,3 @@ def _row(line: PlannedRung) -> dict[str, Any]:
 
 
 STAGES = 3  # of the ramp, each one rung higher
-
-
-def max_arms(bases: Sequence[Artifact], models: Sequence[Rung], rungs: Sequence[Rung], data: Data) -> int:
-    """The largest number of artifacts that a climb may ever compare; its races share their error rate among so many.
-
-    The number is fixed before any row is answered, because a number that depends on the scores would break the bound of
-    `rung.evaluation.racing`. So it is an upper bound: in the first stage, the rungs that apply; in a later stage, whose
-    incumbent is not known yet, all rungs that can ever apply to the task, without those in the incumbent's path.
-    The first stage starts from `bases`; `models` are those of the `rungs` that are raced alone before the others.
-    """
-    verdicts = {rung.name: [_verdict(rung, base, data) for base in bases] for rung in rungs}
-    possible = sum(not any(verdict.final for verdict in verdicts[rung.name]) for rung in rungs)
-    first = models or rungs
-    arms = len(bases) + sum(_made(rung, bases, verdicts[rung.name]) for rung in first)
-    starts = 1 if models else len(bases)
-    higher = sum(max(0, possible - step) for step in range(0 if models else 1, STAGES))
-    reopening = sum(rung.opens_ramp and not any(v.final for v in verdicts[rung.name]) for rung in rungs)
-    return arms + higher + reopening * starts * max(0, possible - 1)
-
-
-def _verdict(rung: Rung, base: Artifact, data: Data) -> Applicability:
-    return Applicability(False) if rung.name in base.path else rung.applies(base, data)
-
-
-def _made(rung: Rung, bases: Sequence[Artifact], verdicts: Sequence[Applicability]) -> int:
-    """The number of artifacts that the rung makes from the bases: one from all bases with the same cache key."""
-    keys = [rung.cache_key(base) for base, verdict in zip(bases, verdicts, strict=True) if verdict.applies]
-    return keys.count(None) + sum(key not in keys[:i] for i, key in enumerate(keys) if key is not None)

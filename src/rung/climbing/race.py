@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.climbing.options import ClimbOptions
-from rung.climbing.plan import STAGES, max_arms, plan
+from rung.climbing.plan import STAGES, plan
 from rung.climbing.store import RunStore
 from rung.data.rows import Data, Example
 from rung.engines.api_options import ApiBudget
@@ -31,13 +31,13 @@ BATCH = 32  # rows answered between two writes: what a kill may cost
 
 
 def race(
-    candidates: Sequence[Artifact], rows: Sequence[Example], store: RunStore, *, arms: int,
+    candidates: Sequence[Artifact], rows: Sequence[Example], store: RunStore, *,
     folder: Path | None = None, progress: Progress = QUIET,
 ) -> RaceResult:  # fmt: skip
     """Race artifacts over validation rows in race order; see `rung.evaluation.racing` for the rule and its error rate.
 
-    The `arms` that the whole climb may ever compare share the error rate. The store keeps the answers, so that an
-    interrupted race continues; a metric of the user's own is found in the task file's `folder`.
+    The store keeps the answers, so that an interrupted race continues; a metric of the user's own is found in the task
+    file's `folder`.
     """
     named = {artifact.name: artifact for artifact in candidates}
 
@@ -46,7 +46,7 @@ def race(
         return [answer.score for answer in answers]
 
     binary = metric_of(candidates[0], folder).binary
-    return racing.race(tuple(named), ask, len(rows), arms=arms, binary=binary)
+    return racing.race(tuple(named), ask, len(rows), binary=binary)
 
 
 def answer_rows(
@@ -133,7 +133,6 @@ def run_stages(state: ClimbState, bases: Sequence[Artifact]) -> tuple[str, ...]:
     """
     incumbent, contenders = bases[0], list(bases)
     stages = [*([state.models] if state.models else []), *[state.rungs] * STAGES]
-    arms = max_arms(bases, state.models, state.rungs, state.data)
     for stage, rungs in enumerate(stages):
         new = _fit_stage(state, bases if stage == 0 else (incumbent,), rungs)
         if stage == bool(state.models):
@@ -143,10 +142,9 @@ def run_stages(state: ClimbState, bases: Sequence[Artifact]) -> tuple[str, ...]:
             break
         contenders = [*contenders, *new]
         rows = race_order(state.data.validation)
-        result = race(contenders, rows, state.store, arms=arms, folder=state.task.folder, progress=state.progress)
+        result = race(contenders, rows, state.store, folder=state.task.folder, progress=state.progress)
         for name, e in result.beaten.items():
-            counts = f"{e.fixed} fixed / {e.broken} broken, p = {e.p:.2g}"
-            state.beaten[name] = f"beaten by {e.by} after {e.n} rows: {counts}"
+            state.beaten[name] = str(e)
         contenders = [state.artifacts[name] for name in result.survivors]
         leader = _leader(state, contenders, rows)
         if leader.name != incumbent.name and _clearly_better(state, leader, incumbent, result, rows):

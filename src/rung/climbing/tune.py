@@ -21,7 +21,7 @@ from rung.artifact.files import MANIFEST
 from rung.climbing.check import validate_task
 from rung.data.rows import Data, hash_of
 from rung.errors import ConfigError, EngineError, RungError, needed_by
-from rung.evaluation.racing import race, race_order
+from rung.evaluation.racing import eliminate, looks, race_order
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import compare, evaluate, metric_of
 from rung.models.cache import write_atomically
@@ -207,25 +207,18 @@ class _Search:
         self.study.tell(trial, sum(scores) / len(scores))
 
     def _race(self, artifact: Artifact) -> tuple[list[float], str]:
-        """Answer rows until the best trial beats this one; return the scores, and by what it was beaten."""
-        best = self._best_scores()
+        """Answer rows until earlier trials beat this one; return the scores, and by what it was beaten."""
+        earlier = {f"trial {t.number}": t.user_attrs["scores"] for t in self._finished() if t.user_attrs.get("scores")}
         scores: list[float] = []
         self.progress.start("validation", len(self.rows))
-
-        def ask(name: str, until: int) -> list[float]:
-            if name == "best":
-                return (best or [])[:until]
+        for until in looks(len(self.rows)):
             part = self.rows[len(scores) : until]
             scores.extend(p.score for p in evaluate(artifact, part, "validation", folder=self.data.folder))
             self.progress.advance(len(part))
-            return scores
-
-        if best is not None:
-            raced = race(("best", "this"), ask, len(self.rows), arms=self.trials, binary=self.binary)
-            if e := raced.beaten.get("this"):
+            seen = {name: own[:until] for name, own in earlier.items()}
+            if (e := eliminate({**seen, "this": scores}, binary=self.binary).get("this")) is not None:
                 self.progress.finish("beaten")
-                return scores, f"beaten after {e.n} rows: {e.fixed} fixed / {e.broken} broken, p = {e.p:.2g}"
-        ask("this", len(self.rows))  # the race ends early where this trial beats the best
+                return scores, str(e)
         self.progress.finish(f"{sum(scores) / len(scores):.3f}")
         return scores, ""
 

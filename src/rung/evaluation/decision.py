@@ -28,16 +28,17 @@ from typing import Literal
 
 import numpy as np
 
-from rung.evaluation.racing import betting_capital, bounded_below, sign_capital
+from rung.evaluation.racing import CHEAPER as CHEAPER
+from rung.evaluation.racing import FUTILE, betting_capital, bounded_below, sign_capital
+from rung.evaluation.racing import chance_better as chance_better
+from rung.evaluation.racing import futile as futile
 from rung.evaluation.statistics import Array, delta_interval, holm, is_binary, mcnemar_midp, subset_means
 
 Outcome = Literal["better", "worse", "equivalent", "unclear"]
 
 LEVEL = 0.05  # one-sided, of the gate
 BETS = 0.2  # share of the level that the bets spend where rows are looked at
-CHEAPER = 0.9  # of the incumbent's cost; measured costs differ by chance
 POWER = 0.8  # of `rows_needed`
-FUTILE = 0.01  # posterior probability below which an arm is not continued
 DRAWS = 1000  # of the Bayesian bootstrap
 _EDGE = 1e-9  # the end of an interval that just leaves out 0
 _NORMAL = NormalDist()
@@ -159,26 +160,6 @@ def settled(
     if len(contenders) > 1 and found.regret[found.recommended] > within:
         needed |= contenders
     return set(scores) - needed
-
-
-def futile(leader: Sequence[float], arm: Sequence[float], *, margin: float = 0.01, cheaper: bool = False) -> bool:
-    """Whether an arm has less than a 1 % chance to be worth further rows, by the rows that both answered.
-
-    It is worth them if it is better than the leader by the margin or, being cheaper, worse by less than the margin.
-    """
-    return chance_better(_difference(np.asarray(leader), np.asarray(arm)), -margin if cheaper else margin) < FUTILE
-
-
-def chance_better(difference: Array, margin: float = 0.0) -> float:
-    """Compute the posterior probability that the mean of paired differences is above `margin`.
-
-    The posterior is that of the shares of rows with each difference under a Dirichlet prior of 1/3 for each of -1, 0
-    and 1, as a normal distribution of the same mean and variance.
-    """
-    n = len(difference) + 1
-    mean = float(difference.sum()) / n
-    variance = (float((difference**2).sum()) + 2 / 3) / n - mean**2
-    return _NORMAL.cdf((mean - margin) / math.sqrt(variance / (n + 1)))
 
 
 def shrunken(delta: float, se: float) -> float:

@@ -7,20 +7,23 @@ races, and every part of Rung that compares candidates runs one of them:
 at a *look*; the rows after it cost nothing for that arm. This is racing (Maron & Moore, Hoeffding races, NIPS 1993;
 Mnih, Szepesvari & Audibert, Empirical Bernstein stopping, ICML 2008).
 
-With rows drawn independently, the arm with the best expected score is dropped with probability at most alpha, for any
-number of arms, looks and ties, and any dependence between the arms' scores. The test is by betting (Waudby-Smith &
-Ramdas, Estimating means of bounded random variables by betting, JRSS B 86, 2024). For every pair a gambler bets row by
-row that the other arm is better; if it is not, the capital is a supermartingale. For the best arm all capitals are, and
-so is their mean over the other arms - 1 arms, which ever reaches 1/alpha with probability at most alpha (Ville). The
-mean of e-values needs no correction for the number of pairs (Vovk & Wang, E-values, Annals of Statistics 49, 2021):
-several arms that are better count together, where dividing alpha by their number would count only the strongest. Looks
-cost nothing either.
+With rows drawn independently, the arm with the best expected score is dropped as proven worse with probability at most
+alpha, for any number of arms, looks and ties, and any dependence between the arms' scores. The test is by betting
+(Waudby-Smith & Ramdas, Estimating means of bounded random variables by betting, JRSS B 86, 2024). Against every arm a
+gambler bets row by row that the arm which led on the rows before is better. The choice of the leader knows only earlier
+rows, so for the best arm the capital is a supermartingale, and it ever reaches 1/alpha with probability at most alpha
+(Ville). Nothing is shared among arms: neither their number nor the number of looks matters. The bound is exact for arms
+that are made without looking at these rows. For arms that later stages build on the leader it is simulated (the tests).
 
 * Scores 0 or 1: bets on the sign of each difference, a mixture over how often the other arm wins (a sequential McNemar
   test: Robbins, Statistical methods related to the law of the iterated logarithm, 1970).
 * Other scores in [0, 1]: adaptive bets on the difference. A paired t-test would need fewer rows, but its level is only
   approximate: where an arm loses a little on most rows and wins much on a few, 20 rows without a win make it drop the
   best arm far more often than alpha (the tests show it).
+
+Where arms lie close, no proof comes. An arm that has less than a 1 % chance to be better than the leader by a margin is
+therefore dropped as *futile*: what it could gain is not worth its rows. This is a statement about regret, not about
+error rates; what a climb claims is tested later.
 
 The decisions are pure functions of the scores seen so far: a resumed race decides the same.
 
@@ -35,15 +38,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 
 from rung.data.rows import Example
 from rung.evaluation.statistics import Array, is_binary
 
 # Gives an arm's scores on the first so many rows. Rows that an arm was asked for before should cost nothing.
 Ask = Callable[[str, int], Sequence[float]]
+
+FUTILE = 0.01  # chance below which an arm is not continued
+CHEAPER = 0.9  # of another arm's cost; measured costs differ by chance
 
 _WIN_RATES = np.linspace(0.525, 0.975, 10)  # of the better arm among the rows that differ
 _LARGEST_BET = 0.95  # of the capital: a lost row must not ruin the gambler
@@ -60,16 +68,23 @@ def race_order(rows: Sequence[Example]) -> tuple[Example, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Elimination:
-    """Why an arm was dropped: on `n` rows `by`, the strongest of the better arms, won on `fixed` and lost on `broken`.
-
-    `p` is the probability of the best arm ever looking so bad, over all pairs and looks.
-    """
+    """Why an arm was dropped: on `n` rows `by`, the leader, won on `fixed` and lost on `broken`."""
 
     by: str
     n: int
     fixed: int
     broken: int
-    p: float
+    p: float  # probability of the best arm ever looking so bad
+    chance: float | None = None  # of being better than `by` by `margin`, where it was dropped as futile
+    margin: float = 0.0
+
+    def __str__(self) -> str:
+        counts = f"{self.fixed} fixed / {self.broken} broken"
+        if self.chance is None:
+            return f"beaten by {self.by} after {self.n} rows: {counts}, p = {self.p:.2g}"
+        points = f"{100 * abs(self.margin):g} {'point' if abs(self.margin) == 0.01 else 'points'}"
+        bar = f"better than {self.by} by {points}" if self.margin >= 0 else f"within {points} of {self.by}"
+        return f"stopped after {self.n} rows: {100 * self.chance:.1f} % likely to be {bar}, {counts}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,79 +96,116 @@ class RaceResult:
 
 
 def race(
-    names: Sequence[str], ask: Ask, rows: int, *, arms: int, alpha: float = 0.05, binary: bool | None = None
-) -> RaceResult:
+    names: Sequence[str], ask: Ask, rows: int, *, alpha: float = 0.05, binary: bool | None = None,
+    margin: float | None = None, costs: Mapping[str, float] | None = None, batch: int = 8,
+) -> RaceResult:  # fmt: skip
     """Race `names` over `rows` rows; the race ends early when one arm is left, and a lone arm answers no row.
 
-    `arms` is how many arms are ever compared with each other: the error rate is shared among them. `alpha` and `binary`
-    are those of `eliminate`.
+    `batch` is the number of rows that the engine answers together; for the other options see `eliminate`.
     """
     alive = tuple(names)
     beaten: dict[str, Elimination] = {}
-    for until in looks(rows):
+    scores: dict[str, Sequence[float]] = {}
+    for until in looks(rows, batch=batch):
         if len(alive) == 1:
             break
-        beaten |= eliminate({name: ask(name, until) for name in alive}, arms=arms, alpha=alpha, binary=binary)
+        scores |= {name: ask(name, until) for name in alive}
+        beaten |= eliminate(scores, alpha=alpha, binary=binary, margin=margin, costs=costs)
         alive = tuple(name for name in alive if name not in beaten)
     return RaceResult(alive, beaten)
 
 
-def looks(rows: int, first: int = 20, growth: float = 1.4) -> tuple[int, ...]:
+def looks(rows: int, first: int = 16, growth: float = 1.5, batch: int = 8) -> tuple[int, ...]:
     """List the numbers of rows to look after: `first`, growing by the factor `growth`, and always `rows` at the end.
 
+    All but the last are multiples of `batch`, and no look takes less than half a batch of new rows, which would take
+    nearly as long as a whole one.
+
     Raises:
-        ValueError: there are no rows, `first` is below 1, or `growth` is not above 1.
+        ValueError: there are no rows, `first` or `batch` is below 1, or `growth` is not above 1.
     """
-    if rows < 1 or first < 1 or growth <= 1:
-        raise ValueError(f"need rows >= 1, first >= 1 and growth > 1, got {rows}, {first}, {growth}")
+    if rows < 1 or first < 1 or growth <= 1 or batch < 1:
+        raise ValueError(f"need rows >= 1, first >= 1, growth > 1, batch >= 1, got {rows}, {first}, {growth}, {batch}")
     counts = []
-    count = first
-    while count < rows:
+    count = batch * math.ceil(first / batch)
+    while 2 * count + batch <= 2 * rows:
         counts.append(count)
-        count = math.ceil(count * growth)
+        count = batch * math.ceil(count * growth / batch)
     return (*counts, rows)
 
 
 def eliminate(
-    scores: Mapping[str, Sequence[float]], *, arms: int, alpha: float = 0.05, binary: bool | None = None
-) -> dict[str, Elimination]:
+    scores: Mapping[str, Sequence[float]], *, alpha: float = 0.05, binary: bool | None = None,
+    margin: float | None = None, costs: Mapping[str, float] | None = None,
+) -> dict[str, Elimination]:  # fmt: skip
     """Find the arms to drop at this look, each with the evidence; at least one arm always stays.
 
-    `scores` are those of the surviving arms, in [0, 1], all on the same rows in the same order, from the first row on;
-    `arms` started the race. `alpha` bounds the probability that the race ever drops the best arm. `binary` says whether
-    the metric gives only 0 and 1 (`Metric.binary`). None decides by the scores given; for a metric that shows other
-    values only after some looks, the bound is then 2 alpha.
+    `scores` has the scores of all arms that raced, in [0, 1], on the same rows in the same order, from the first row
+    on. Arms with fewer rows than the others were dropped before; they count where they led. `alpha` bounds the
+    probability that the race ever drops the best arm as proven worse. `binary` says whether the metric gives only 0
+    and 1 (`Metric.binary`). None decides by the scores given; for a metric that shows other values only after some
+    looks, the bound is then 2 alpha. With a `margin`, arms that are futile are dropped too: see `futile`; `costs` says
+    which are cheaper than the leader, and none is without it.
 
     Raises:
-        ValueError: the arms have different numbers of rows, a score lies outside [0, 1], `binary` is true and a
-            score is neither 0 nor 1, or more arms are given than started.
+        ValueError: there are no scores, a score lies outside [0, 1], or `binary` is true and a score is neither 0
+            nor 1.
     """
-    matrix = _matrix(scores, arms, alpha)
+    matrix, lengths = _matrix(scores, alpha)
     exact = is_binary(matrix) if binary is None else binary
     if exact and not is_binary(matrix):
         raise ValueError("binary scores must be 0 or 1")
-    names, totals = list(scores), matrix.sum(1)
-    evidence = {i: _against(matrix, i, arms, exact) for i in range(len(names)) if totals[i] < totals.max()}
-    beaten = {i for i, (p, _) in evidence.items() if p <= alpha}
+    names, n = list(scores), matrix.shape[1]
+    totals = np.where(lengths == n, matrix.sum(1), -1.0)  # of the arms in the race
+    leader = int(totals.argmax())
+    before = np.concatenate([np.zeros((len(matrix), 1)), np.cumsum(matrix, axis=1)[:, :-1]], axis=1)
+    before[np.arange(n) >= lengths[:, None]] = -1.0  # who has not answered the row cannot be bet on
     dropped = {}
-    for i in sorted(beaten):
-        p, capital = evidence[i]
-        # Only a higher mean can beat: no cycles. Of several that do, name the strongest, if possible one that stays.
-        by = max(np.flatnonzero(totals > totals[i]).tolist(), key=lambda j: (j not in beaten, capital[j]))
-        difference = matrix[by] - matrix[i]
+    for arm in np.flatnonzero((totals >= 0) & (totals < totals[leader])).tolist():
+        p = _p_best(matrix, before, arm, exact)
+        difference = matrix[arm] - matrix[leader]
         won, lost = int((difference > 0).sum()), int((difference < 0).sum())
-        dropped[names[i]] = Elimination(names[by], matrix.shape[1], won, lost, p)
+        evidence = Elimination(names[leader], n, lost, won, p)
+        if p <= alpha:
+            dropped[names[arm]] = evidence
+        elif margin is not None:
+            cheaper = costs is not None and costs[names[arm]] <= CHEAPER * costs[names[leader]]
+            bar = -margin if cheaper else margin
+            if (chance := chance_better(difference, bar)) < FUTILE:
+                dropped[names[arm]] = replace(evidence, chance=chance, margin=bar)
     return dropped
 
 
-def _against(matrix: Array, arm: int, arms: int, exact: bool) -> tuple[float, dict[int, float]]:
-    """Test whether others beat an arm: p, and for each other arm the log of what betting on it has won so far."""
-    others = [i for i in range(len(matrix)) if i != arm]
-    paths = (sign_capital if exact else betting_capital)(matrix[others] - matrix[arm])
-    # Arms dropped before are missing here, as if all bets on them had been lost: that can only spare an arm.
-    mean = np.logaddexp.reduce(paths, axis=0) - math.log(arms - 1)
-    p = math.exp(-max(0.0, float(mean.max())))
-    return p, dict(zip(others, paths[:, -1].tolist(), strict=True))
+def _p_best(matrix: Array, before: Array, arm: int, exact: bool) -> float:
+    """Test whether an arm is the best by betting, on each row, on the one that led the others on the rows before."""
+    sums = before.copy()
+    sums[arm] = -2.0
+    leaders = sums.argmax(0)
+    difference = matrix[leaders, np.arange(matrix.shape[1])] - matrix[arm]
+    path = (sign_capital if exact else betting_capital)(difference)
+    return math.exp(-max(0.0, float(path.max())))
+
+
+def futile(leader: Sequence[float], arm: Sequence[float], *, margin: float = 0.01, cheaper: bool = False) -> bool:
+    """Whether an arm has less than a 1 % chance to be worth further rows, by the rows that both answered.
+
+    It is worth them if it is better than the leader by the margin or, being cheaper, worse by less than the margin.
+    """
+    n = min(len(leader), len(arm))
+    difference = np.subtract(arm[:n], leader[:n], dtype=np.float64)
+    return chance_better(difference, -margin if cheaper else margin) < FUTILE
+
+
+def chance_better(difference: Array, margin: float = 0.0) -> float:
+    """Compute the posterior probability that the mean of paired differences is above `margin`.
+
+    The posterior is that of the shares of rows with each difference under a Dirichlet prior of 1/3 for each of -1, 0
+    and 1, as a normal distribution of the same mean and variance.
+    """
+    n = len(difference) + 1
+    mean = float(difference.sum()) / n
+    variance = (float((difference**2).sum()) + 2 / 3) / n - mean**2
+    return NormalDist().cdf((mean - margin) / math.sqrt(variance / (n + 1)))
 
 
 def sign_capital(difference: Array, mean: float = 0.0) -> Array:
@@ -212,17 +264,19 @@ def bounded_below(difference: Array, alpha: float, *, exact: bool, precision: fl
     return low
 
 
-def _matrix(scores: Mapping[str, Sequence[float]], arms: int, alpha: float) -> Array:
-    """Check the scores and stack them, shape [survivors, rows]."""
-    lengths = {name: len(values) for name, values in scores.items()}
-    if not scores or len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ValueError(f"all arms need the same rows, at least one: {lengths}")
-    if len(scores) > arms or not 0 < alpha < 1:
-        raise ValueError(f"need arms >= {len(scores)} and 0 < alpha < 1, got {arms} and {alpha}")
-    matrix = np.array(list(scores.values()), dtype=np.float64)
+def _matrix(scores: Mapping[str, Sequence[float]], alpha: float) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Check the scores and stack them, shape [arms, rows], zeros after the end of an arm; and the numbers of rows."""
+    lengths = np.array([len(values) for values in scores.values()], dtype=np.int64)
+    if not len(lengths) or not lengths.min():
+        raise ValueError(f"every arm needs a score: {dict(zip(scores, lengths.tolist(), strict=True))}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"need 0 < alpha < 1, got {alpha}")
+    matrix = np.zeros((len(lengths), lengths.max()))
+    for row, values in zip(matrix, scores.values(), strict=True):
+        row[: len(values)] = values
     if not ((matrix >= 0) & (matrix <= 1)).all():  # also false for NaN
         raise ValueError("scores must lie in [0, 1]")
-    return matrix
+    return matrix, lengths
 
 
 # ---- successive halving at a fixed price
