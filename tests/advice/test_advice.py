@@ -59,7 +59,7 @@ def test_model_facts_need_no_download(tmp_path, monkeypatch):
 
 def test_every_rule_answers_and_asks_for_what_it_cannot_know(facts):
     steps = list(walk(facts))
-    assert len({step.key for step in steps}) == len(RULES) == 15
+    assert len({step.key for step in steps}) == len(RULES) == 18
     for answered in steps:
         assert answered.answer in ("yes", "no", "unknown")
         assert answered.answer != "unknown" or answered.ask
@@ -92,6 +92,18 @@ def test_labels(facts):
     assert effects(replace(facts, described=True), "labels")["label-descriptions"] == "help"
     assert set(effects(replace(facts, kind="text"), "labels").values()) == {"not"}
     assert effects(replace(facts, kind="text"), "labels").keys() >= {"features", "calibrate", "ensemble"}
+
+
+def test_yardsticks_come_first_records_are_tuned_for_and_documents_are_read(facts):
+    assert next(walk(facts)).key == "yardsticks"
+    assert effects(facts, "yardsticks")["yardstick"] == "help"
+    assert effects(replace(facts, kind="json"), "yardsticks")["tfidf-head"] == "not"
+    assert effects(replace(facts, kind="json"), "records")["parameter-efficient"] == "help"
+    assert effects(facts, "records") == {}
+    assert effects(replace(facts, corpus=True), "corpus") == {
+        "retrieval": "help", "parameter-efficient": "not", "partial": "not", "full": "not"
+    }  # fmt: skip
+    assert effects(facts, "corpus") == {}
 
 
 def test_several_labels(facts):

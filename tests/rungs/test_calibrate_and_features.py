@@ -6,7 +6,8 @@ from sklearn.linear_model import LogisticRegression
 
 from rung.artifact.artifact import Artifact
 from rung.rungs import Calibrate, Features, SystemPrompt, build, names
-from rung.rungs.features import labelled_texts, train_head
+from rung.rungs.features import labelled_texts
+from rung.rungs.linear import train_head
 
 
 def accuracy(artifact, rows):
@@ -32,9 +33,9 @@ def test_the_head_is_scikit_learns_on_standardized_features(labels):
     rng = np.random.default_rng(0)
     truth = np.arange(120) % labels
     vectors = (rng.normal(size=(labels, 8))[truth] + rng.normal(size=(120, 8))).astype(np.float32)
-    weight, intercept, penalty = train_head(vectors, truth, labels, seed=0)
+    weight, intercept, best = train_head([vectors], truth, labels, seed=0)
     mean, scale = vectors.mean(0), vectors.std(0).mean()
-    oracle = LogisticRegression(C=penalty, max_iter=500, tol=1e-3).fit((vectors - mean) / scale, truth)
+    oracle = LogisticRegression(C=best.penalty, max_iter=500, tol=1e-5).fit((vectors - mean) / scale, truth)
     logits = vectors @ weight.T + intercept
     probs = np.exp(logits - logits.max(1, keepdims=True))
     probs /= probs.sum(1, keepdims=True)
@@ -52,7 +53,7 @@ def test_the_names_of_the_labels_are_rows_too(zero, data):
 
 def test_a_label_without_rows_is_never_answered():
     vectors = np.eye(6, dtype=np.float32)[np.arange(60) % 2]
-    weight, intercept, _ = train_head(vectors, np.arange(60) % 2, 3, seed=0)
+    weight, intercept, _ = train_head([vectors], np.arange(60) % 2, 3, seed=0)
     assert ((vectors @ weight.T + intercept).argmax(1) < 2).all()
 
 

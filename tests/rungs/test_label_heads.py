@@ -13,7 +13,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.heads import Head
 from rung.evaluation.metrics.labels import labels_f1
 from rung.rungs import Features
-from rung.rungs.features import best_threshold, best_thresholds, train_label_heads
+from rung.rungs.linear import best_threshold, best_thresholds, train_label_heads
 from rung.task import Task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -37,7 +37,7 @@ def test_separable_labels_are_learnt_and_the_head_lists_them() -> None:
     rng = np.random.default_rng(0)
     truth = rng.random((200, 4)) < [0.5, 0.2, 0.3, 0.0]
     vectors = (truth @ rng.normal(size=(4, 16)) + 0.05 * rng.normal(size=(200, 16))).astype(np.float32)
-    weight, intercept, _, thresholds = train_label_heads(vectors[:150], truth[:150], 0)
+    weight, intercept, _, thresholds = train_label_heads([vectors[:150]], truth[:150], 0)
     head = Head(("a", "b", "c", "never"), "", weight, intercept, thresholds=thresholds)
     answers = [set(json.loads(head.decide(p)[0])) for p in head.classify(vectors[150:])]
     expected = [{label for label, t in zip(head.labels, row, strict=True) if t} for row in truth[150:]]

@@ -35,6 +35,7 @@ def _arxiv(citation: str, number: str) -> Source:
     return Source(citation, f"https://arxiv.org/abs/{number}")
 
 
+SIMPLE_BASELINES = _arxiv("Dacrema et al. 2019, Are we really making much progress?", "1907.06902")
 CALIBRATION = _arxiv("Zhou et al. 2024, Batch calibration", "2309.17249")
 FROZEN_FEATURES = _arxiv("Tunstall et al. 2022, Efficient few-shot learning without prompts", "2209.11055")
 PROMPT_WORTH = _arxiv("Le Scao & Rush 2021, How many data points is a prompt worth?", "2103.08493")
@@ -48,6 +49,7 @@ REASONING_SCALE = _arxiv("Wei et al. 2022, Chain-of-thought prompting", "2201.11
 SOFT_PROMPT_SCALE = _arxiv("Lester et al. 2021, The power of scale for prompt tuning", "2104.08691")
 DOMAIN = _arxiv("Gururangan et al. 2020, Don't stop pretraining", "2004.10964")
 QLORA = _arxiv("Dettmers et al. 2023, QLoRA", "2305.14314")
+EXTRACTION = _arxiv("Dunn et al. 2022, Structured information extraction with fine-tuned models", "2212.05238")
 OPERATIONS = _arxiv("Kaplan et al. 2020, Scaling laws, section 2.1", "2001.08361")
 
 
@@ -195,6 +197,15 @@ def _size_key(f: Facts) -> str | None:
 RULES = (
     # the task
     Rule(
+        "yardsticks", "Are there rows to count and to copy?", lambda f: f.train > 0, lambda f: f"{f.train:,} rows",
+        "measure the yardsticks first: seconds each, without a language model", "nothing can be learnt from rows",
+        (
+            Effect(("yardstick",), "help", "it takes seconds, and whatever costs more has to beat it"),
+            Effect(("label heads",), "not", "there is no set of labels", lambda f: f.kind not in LABELLED, True),
+        ),
+        SIMPLE_BASELINES,
+    ),
+    Rule(
         "labels", "Is the answer one of a set of labels?", lambda f: f.kind in LABELLED,
         lambda f: (
             f"the output is of kind {f.kind}" if f.kind not in LABELLED
@@ -256,7 +267,27 @@ RULES = (
         ),
         source=LIMA, **_need("style"),
     ),
+    Rule(
+        "records", "Is the answer a record with fields?", lambda f: f.kind == "json",
+        lambda f: f"the output is of kind {f.kind}",
+        "tune: models learn which words of the text go into which field", "there are no fields to fill",
+        (
+            Effect(TUNING, "help", "small models write the fields of records well only once they are tuned to"),
+            Effect(("in-context",), "unknown", "demonstrations show the form of a record, tuning what goes into it"),
+        ),
+        EXTRACTION,
+    ),
     # the facts that answers need
+    Rule(
+        "corpus", "Does the task name documents?", lambda f: f.corpus,
+        lambda f: "`corpus` names documents" if f.corpus else "no `corpus`",
+        "look the answers up in them before any training", "answers come from the input and the weights",
+        (
+            Effect(("retrieval",), "help", "the answers are in documents that the task names"),
+            Effect(TUNING, "not", "a model tuned without the documents has to remember what they say"),
+        ),
+        RETRIEVAL,
+    ),
     Rule(
         "knowledge", "Does the answer need facts that are not in the input?",
         yes="retrieve them from documents", no="no documents are needed",

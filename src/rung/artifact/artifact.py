@@ -16,7 +16,7 @@ import numpy as np
 
 from rung.agents.calls import json_head
 from rung.agents.toolbox import find_tools
-from rung.artifact import heads, sentences  # noqa: F401  # registers every decoder
+from rung.artifact import heads, sentences, yardsticks  # noqa: F401  # registers every decoder
 from rung.artifact.agent import Agent, protocol_for
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Composition, Decoder, decoder_of_kind
 from rung.artifact.files import FORMAT, check_manifest, check_new, fingerprint, read_arrays, write_manifest
@@ -325,7 +325,7 @@ def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
         "shape": asdict(artifact.signature),
         "model": artifact.model,
         "model_beside": os.path.relpath(model, final) if model.is_dir() and model.parent == home else None,
-        "model_fingerprint": None if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint,
+        "model_fingerprint": _model_fingerprint(artifact),
         "engine": engine,
         "overflow": artifact.overflow,
         "path": artifact.path,
@@ -350,6 +350,13 @@ def _write(artifact: Artifact, folder: Path, final: Path, home: Path) -> None:
         shutil.copytree(artifact.weights.adapter, folder / "adapter")
     (folder / "artifact.json").write_text(json.dumps(values, ensure_ascii=False, indent=2))
     write_manifest(folder)
+
+
+def _model_fingerprint(artifact: Artifact) -> str | None:
+    """The fingerprint of the base model; None of an endpoint, and where answering does not run the model."""
+    if is_endpoint(artifact.model) or not artifact.decoder.uses_llm:
+        return None
+    return resolve(artifact.model).fingerprint
 
 
 def _demonstrations(folder: Path, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Demonstrations | None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from rung.agents.tools import AgentStep
 from rung.artifact.confidence import Calibration, of_decisions
-from rung.artifact.costs import FORWARD, Sizes, measure_sizes, prompt_tokens
+from rung.artifact.costs import FORWARD, SAMPLE, Sizes, measure_sizes, prompt_tokens, tokenizer_of
 from rung.artifact.parts import Signature
 from rung.artifact.rendering import Given, PromptParts, refused_row, render_prompts
 from rung.data.rows import Example
@@ -445,9 +445,13 @@ class Promptless(Decoder):
 
     def encoder_flops(self, artifact: Composition, rows: Sequence[Example], encoder: str, passages: float = 0) -> float:
         """Estimate the operations to encode one row and this many passage tokens; `encoder` empty: the base model."""
-        sizes = self.sizes(artifact, rows)
-        parameters = resolve(encoder).parameters if encoder else sizes.parameters
-        return FORWARD * parameters * (sizes.question + passages)
+        if not encoder:
+            sizes = self.sizes(artifact, rows)
+            return FORWARD * sizes.parameters * (sizes.question + passages)
+        files = resolve(encoder)
+        sample, tokenizer = rows[:SAMPLE], tokenizer_of(files)
+        tokens = sum(len(tokenizer.encode_plain(artifact.prompt.question(row.inputs))) for row in sample)
+        return FORWARD * files.parameters * (tokens / max(1, len(sample)) + passages)
 
 
 # ---- what decoders share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -23,6 +23,7 @@ from rung.artifact.decoder import (
     with_list_confidence,
 )
 from rung.artifact.labels import listed
+from rung.artifact.lexical import Lexicon, lexical_flops
 from rung.artifact.rendering import Given
 from rung.data.rows import Example
 from rung.engines.base import Floats
@@ -36,15 +37,16 @@ from rung.prompts.overflow import Rendered
 
 @dataclass(frozen=True, slots=True)
 class Head(Promptless):
-    """A trained linear layer on features.
+    """A trained linear layer on features: an encoder's vector, the TF-IDF of a text, or both side by side.
 
     Attributes:
         labels: the task's labels.
-        encoder: reference of the sentence encoder, or empty for the base model's own hidden states.
+        encoder: reference of the sentence encoder, empty for the base model's own hidden states, or None for neither.
         weight, intercept: shapes [labels, features] and [labels].
         tuned: folder of the encoder fine-tuned for the task, or None for its pretrained weights.
         thresholds: for several labels a row, the probability from which each is given; empty for one label a row.
         confidence: how probabilities become confidences, if that was fitted.
+        lexicon: the terms whose TF-IDF are features, if any.
     """
 
     kind: ClassVar[str] = "head"
@@ -57,22 +59,23 @@ class Head(Promptless):
         "servers": "a trained head answers, and such servers run language models",
     }
     labels: tuple[str, ...]
-    encoder: str
+    encoder: str | None
     weight: Floats
     intercept: Floats
     tuned: Path | None = None
     thresholds: tuple[float, ...] = ()
     confidence: Calibration | None = None
+    lexicon: Lexicon | None = None
 
     @property
-    def reference(self) -> str:
+    def reference(self) -> str | None:
         """The model that embeds the texts: the tuned encoder's folder, or `encoder`."""
         return self.encoder if self.tuned is None else str(self.tuned)
 
     @property
     def uses_llm(self) -> bool:
         """Whether answering runs the artifact's language model, whose hidden states are then the features."""
-        return not self.encoder
+        return self.encoder == ""
 
     @property
     def gives_probs(self) -> bool:
@@ -80,13 +83,15 @@ class Head(Promptless):
         return True
 
     def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
-        """Estimate one reading of the row by the encoder or the base model."""
-        return self.encoder_flops(artifact, rows, self.reference if self.encoder else "")
+        """Estimate one reading of the row by the encoder or the base model, and by the head."""
+        encoding = 0.0 if self.reference is None else self.encoder_flops(artifact, rows, self.reference)
+        lexical = 0.0 if self.lexicon is None else lexical_flops(artifact, rows, len(self.labels))
+        return encoding + lexical
 
     def trainable_parameters(self, artifact: Composition) -> int:
         """Count the parameters of the head and of its tuned encoder."""
         del artifact
-        encoder = 0 if self.tuned is None else resolve(self.reference).parameters
+        encoder = 0 if self.tuned is None else resolve(str(self.tuned)).parameters
         return int(self.weight.size + self.intercept.size) + encoder
 
     def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
@@ -94,9 +99,12 @@ class Head(Promptless):
         writer.arrays["head.weight"], writer.arrays["head.intercept"] = self.weight, self.intercept
         if self.tuned is not None:
             shutil.copytree(self.tuned, writer.folder / "encoder")
+        if self.lexicon is not None:
+            self.lexicon.save(writer)
         return {
             "labels": self.labels,
             "encoder": self.encoder,
+            "lexicon": self.lexicon is not None,
             "tuned": self.tuned is not None,
             "thresholds": self.thresholds,
             "confidence": None if self.confidence is None else asdict(self.confidence),
@@ -107,23 +115,25 @@ class Head(Promptless):
         """Read the weights back."""
         tuned = reader.folder / "encoder" if values["tuned"] else None
         arrays = {name: reader.arrays[f"head.{name}"] for name in ("weight", "intercept")}
-        return super(Head, cls).from_dict({**values, **arrays, "tuned": tuned}, reader)
+        lexicon = Lexicon.load(reader) if values["lexicon"] else None
+        return super(Head, cls).from_dict({**values, **arrays, "tuned": tuned, "lexicon": lexicon}, reader)
 
     def answer(
         self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Classify every example's text by its features."""
         del full, passages  # all labels' probabilities come at once, and no documents are shown
-        encode = open_encoder(self.reference, progress=progress).encode if self.encoder else artifact.open().encode
+        count = token_counter(artifact, self.reference, progress)
         start = time.perf_counter()  # after the model is loaded
         texts = [artifact.prompt.question(example.inputs) for example in examples]
-        probs = self.classify(features(artifact, self.reference, texts, progress=progress))
+        vectors = None if self.reference is None else features(artifact, self.reference, texts, progress=progress)
+        probs = self.classify(vectors, texts)
         seconds = (time.perf_counter() - start) / len(examples)
         answers = []
         for p, text in zip(probs, texts, strict=True):
             messages: Messages = ({"role": "user", "content": text},)
             label, confidence = self.decide(p)
-            answer = Answer(label, confidence, tuple(p.tolist()), len(encode(text)), 0, seconds, messages)
+            answer = Answer(label, confidence, tuple(p.tolist()), count(text), 0, seconds, messages)
             if not self.thresholds:
                 answer = with_confidence(answer, p, int(p.argmax()), self.confidence)
             elif self.confidence is not None:
@@ -131,12 +141,17 @@ class Head(Promptless):
             answers.append(answer)
         return answers
 
-    def classify(self, features: Floats) -> Floats:
-        """Compute label probabilities, shape [rows, labels], from unit feature vectors [rows, features].
+    def classify(self, vectors: Floats | None, texts: Sequence[str] = ()) -> Floats:
+        """Compute label probabilities, shape [rows, labels], from unit vectors [rows, dimension] and the texts.
 
         They sum to 1 in each row if one label is right, and are independent if several may be.
         """
-        logits = features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.intercept
+        weight, logits = self.weight.T.astype(np.float64), self.intercept.astype(np.float64)
+        if vectors is not None:
+            logits = logits + vectors.astype(np.float64) @ weight[: vectors.shape[1]]
+        if self.lexicon is not None:
+            terms = self.lexicon.features(texts)
+            logits = logits + terms @ weight[len(weight) - terms.shape[1] :]
         probs = 1 / (1 + np.exp(-logits.clip(-500, 500))) if self.thresholds else softmax(logits)
         result: Floats = probs.astype(np.float32)
         return result
@@ -150,6 +165,14 @@ class Head(Promptless):
             return self.labels[int(probs.argmax())], float(probs.max())
         given = probs >= np.array(self.thresholds)
         return listed(self.labels, given), float(of_decisions(probs, given))
+
+
+def token_counter(artifact: Composition, encoder: str | None, progress: Progress) -> Callable[[str], int]:
+    """Give a function that counts the tokens of a text; none are counted where no model reads it."""
+    if encoder is None:
+        return lambda text: 0
+    encode = (open_encoder(encoder, progress=progress) if encoder else artifact.open()).encode
+    return lambda text: len(encode(text))
 
 
 def features(artifact: Composition, encoder: str, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:

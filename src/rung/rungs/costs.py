@@ -10,15 +10,20 @@ import json
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import FORWARD, SAMPLE, Sizes, tokenizer_of
+from rung.artifact.lexical import lexical_flops
 from rung.data.rows import Data
 from rung.machine import Machine
 from rung.models.reference import ModelFiles, resolve
 from rung.rungs.base import Cost
+from rung.rungs.linear import ROTATED
 
 SAMPLE_CHARACTERS = 4000  # of a document
 ACTIVATION_BYTES = 2**30  # room for activations and logits beside the weights
 NF4_BYTES = (4 + 0.127) / 8  # of a parameter: 4 bits, and the constants of its block (QLoRA, section 3)
 FROZEN_BASE, FULL = 4, 6
+LEXICAL_BYTES = 2**29  # room for the terms of the rows and for scikit-learn
+FITTING = 1.0  # seconds that loading scikit-learn takes at least
+FITS = 300  # passes over the rows: five penalties, three folds, and about twenty steps each
 
 
 def sizes(artifact: Artifact, data: Data) -> Sizes:
@@ -67,3 +72,17 @@ def forward_cost(parameters: int, tokens: float, machine: Machine, *, fit_rows: 
         row_seconds=machine.inference_seconds(flops),
         memory_bytes=4 * parameters + ACTIVATION_BYTES,
     )
+
+
+def lexical_cost(artifact: Artifact, data: Data, machine: Machine, *, heads: int = 0) -> Cost:
+    """Estimate the cost of features that no model computes, and of fitting linear heads on them."""
+    rows = data.train or data.validation
+    flops = lexical_flops(artifact, rows[:SAMPLE], heads)
+    fitted = len(data.train)
+    rotation = 10 * min(fitted, ROTATED) ** 3  # the eigenvectors of the rows' inner products
+    heads_flops = FITS * 4 * heads * fitted * min(fitted, ROTATED)
+    flops_of_fit = 2 * fitted * flops + (rotation + heads_flops if heads else 0)
+    return Cost(
+        fit_tokens=0, fit_flops=flops_of_fit, fit_seconds=FITTING + machine.inference_seconds(flops_of_fit),
+        row_tokens=0, row_flops=flops, row_seconds=machine.inference_seconds(flops), memory_bytes=LEXICAL_BYTES,
+    )  # fmt: skip

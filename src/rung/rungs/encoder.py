@@ -29,8 +29,9 @@ from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
 from rung.rungs.base import Applicability, Cost, CountOrZero, Fraction, PartialShare, Positive, Rung, rung, skip
 from rung.rungs.costs import ACTIVATION_BYTES, FULL
-from rung.rungs.features import head_applies, head_key, labelled_texts, train_head
+from rung.rungs.features import head_applies, head_key, labelled_texts
 from rung.rungs.fine_tune import hold_out
+from rung.rungs.linear import train_head
 from rung.training.config import Count, NonNegative, Precision, Share, TrainConfig
 from rung.training.precision import matmul_dtype
 
@@ -137,7 +138,7 @@ class FineTunedEncoder(Rung):
         self, trained: EncoderWithHead, rows: Sequence[LabelledText], labels: int, progress: Progress
     ) -> tuple[Any, Any]:
         vectors, truth = trained.embed([row.tokens for row in rows]), np.array([row.label for row in rows])
-        weight, intercept, _ = train_head(vectors, truth, labels, seed=self.seed, progress=progress)
+        weight, intercept, _ = train_head([vectors], truth, labels, seed=self.seed, progress=progress)
         return weight, intercept
 
     def _train(

@@ -24,7 +24,7 @@ from rung.prompt_search.writer import MAX_TOKENS, SHOWN, CopyGuard, Writer
 from rung.prompts.calibration import Normalization, batch_bias, divisors
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
 from rung.rungs.costs import inference_cost, sizes
-from rung.rungs.features import FEWEST, best_threshold
+from rung.rungs.linear import FEWEST, best_threshold
 from rung.task import Task
 from rung.training.config import Count
 

@@ -177,10 +177,10 @@ class Served:
 
     def _opened(self, artifact: Artifact, folder: Path, name: str, progress: Progress) -> ServedArtifact:
         """Load what an artifact needs, and answer one row."""
-        base = None
+        base, identity = None, ""
         if artifact.decoder.uses_llm:
             base = self._base(artifact.model, artifact.engine, artifact.weights.base, progress)
-        identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
+            identity = "" if is_endpoint(artifact.model) else resolve(artifact.model).fingerprint
         served = ServedArtifact(name, artifact, folder.resolve(), fingerprint(folder), identity, base, int(time.time()))
         value: Any = [{"role": "user", "content": WARM_UP}] if artifact.signature.kind == "chat" else WARM_UP
         bound, _ = scheduled(served)  # one row, so that the first client does not wait for lazy loading

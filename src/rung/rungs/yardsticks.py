@@ -1,0 +1,142 @@
+"""Yardsticks: what ten lines of code answer, in seconds and without a language model.
+
+They are candidates like any other rung, and the measure of the others: an artifact that costs more has to beat them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rung.artifact.artifact import Artifact
+from rung.artifact.labels import listed
+from rung.artifact.yardsticks import ConstantAnswer, CopiedRow
+from rung.data.rows import Data, labels_of
+from rung.evaluation.metrics.text import token_f1
+from rung.machine import Machine
+from rung.models.reference import resolve
+from rung.progress import QUIET, Progress
+from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
+from rung.rungs.costs import forward_cost, lexical_cost, sizes
+from rung.rungs.features import answering_alone, head_key, lexicon_of, sklearn_missing, texts_of, vectors_of
+
+MOST_COMPARED = 200  # answers compared with each other to find the most typical one
+
+
+class Yardstick(Rung):
+    """A rung whose artifacts answer by the text of the row alone."""
+
+    needs = ("training rows", "untuned")
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies where a prompt is answered."""
+        del data
+        return answers_anew(artifact)
+
+    def cache_key(self, artifact: Artifact) -> tuple[object, ...]:
+        """The rows' text as the prompt shows it."""
+        return head_key(artifact, names=False)
+
+
+def answers_anew(artifact: Artifact) -> Applicability:
+    """Say whether a decoder without a prompt may replace an artifact's, or why not."""
+    if artifact.decoder.fixed:
+        return skip("the task itself asks for another way to answer", final=True)
+    return OK if artifact.decoder.reads_prompt else skip("it answers without a prompt already")
+
+
+@rung("majority", family="yardstick", order=5, default=True)
+@dataclass(frozen=True)
+class Majority(Yardstick):
+    """Give every row the most frequent answer.
+
+    Of several labels a row, those that more than half of the rows have; of records, each field's most frequent value,
+    if most rows have the field; of texts that are all different, the one that shares the most words with the others.
+    """
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Counting costs almost nothing."""
+        del artifact, machine
+        return Cost(0, 0.0, 1e-5 * len(data.train), 0, 0.0, 0.0, 0)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Count the answers."""
+        del progress
+        outputs, kind = [example.outputs[0] for example in data.train], artifact.signature.kind
+        shares: tuple[float, ...] = ()
+        if kind == "multilabel":
+            counts = Counter(label for output in outputs for label in labels_of(output, kind))
+            constant = listed(data.labels, [2 * counts[label] > len(outputs) for label in data.labels])
+        elif kind == "json":
+            constant = json.dumps(typical_value([json.loads(output) for output in outputs]), ensure_ascii=False)
+        elif kind == "category":
+            counts = Counter(outputs)
+            constant = max(data.labels, key=lambda label: counts[label])
+            shares = tuple(counts[label] / len(outputs) for label in data.labels)
+        else:
+            constant = most_typical([output for example in data.train for output in example.outputs])
+        return answering_alone(artifact, self.name, {"rows": len(outputs)}, ConstantAnswer(constant, shares))
+
+
+def typical_value(values: Sequence[Any]) -> Any:
+    """Give the most frequent of JSON values; of objects, field by field, each if most of them have it."""
+    objects = [value for value in values if isinstance(value, dict)]
+    if 2 * len(objects) > len(values):
+        fields = dict.fromkeys(name for value in objects for name in value)
+        own = {name: [value[name] for value in objects if name in value] for name in fields}
+        return {name: typical_value(known) for name, known in own.items() if 2 * len(known) > len(objects)}
+    texts = Counter(json.dumps(value, ensure_ascii=False, sort_keys=True) for value in values)
+    return json.loads(texts.most_common(1)[0][0])
+
+
+def most_typical(texts: Sequence[str]) -> str:
+    """Give the most frequent text; if all are different, the one that shares the most words with the others."""
+    best, count = Counter(texts).most_common(1)[0]
+    if count > 1 or len(texts) < 3:
+        return best
+    compared = texts[:MOST_COMPARED]
+    return max(compared, key=lambda text: sum(token_f1(text, [other]) for other in compared))
+
+
+@rung("nearest-row-encoder", family="yardstick", order=20, default=True)
+@rung("nearest-row", family="yardstick", order=10, default=True, encoder=None)
+@dataclass(frozen=True)
+class NearestRow(Yardstick):
+    """Copy the answer of the most similar training row.
+
+    Attributes:
+        encoder: reference of the sentence encoder that compares rows; None compares TF-IDF of words and characters.
+    """
+
+    encoder: str | None = "embedded-encoder"
+
+    @property
+    def name(self) -> str:
+        """By what compares the rows."""
+        return "nearest-row" if self.encoder is None else "nearest-row-encoder"
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """TF-IDF needs scikit-learn."""
+        plain = super().suits(artifact, data)
+        return plain if self.encoder is not None or not plain.applies else sklearn_missing()
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """One reading of the training rows."""
+        if self.encoder is None:
+            return lexical_cost(artifact, data, machine)
+        parameters = resolve(self.encoder).parameters
+        return forward_cost(parameters, sizes(artifact, data).question, machine, fit_rows=len(data.train))
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Take the training rows as the table."""
+        texts, outputs = texts_of(artifact, data.train), tuple(example.outputs[0] for example in data.train)
+        if self.encoder is None:
+            lexicon = lexicon_of(texts)
+            decoder = CopiedRow(None, outputs, lexicon.features(texts), lexicon)
+        else:
+            decoder = CopiedRow(self.encoder, outputs, vectors_of(artifact, self.encoder, texts, progress=progress))
+        settings = {"encoder": self.encoder, "rows": len(outputs)}
+        return answering_alone(artifact, self.name, settings, decoder)
