@@ -123,7 +123,12 @@ def test_both_answers_of_a_shadow_are_held_against_what_was_expected(store, make
         store.record(shadowed(make, number, ours, theirs, trial))
     store.record([make(90, actual="x"), make(91, artifact="a", trial=trial.token)])  # outside, and not answered again
     empty = TrialStanding(
-        SequentialDecision("open", 0, 0.0, 0, 0, 1.0), Interval(-1.0, 1.0), {"a": 7, "b": 6}, {"a": 0, "b": 0}
+        SequentialDecision("open", 0, 0.0, 0, 0, 1.0),
+        Interval(-1.0, 1.0),
+        {"a": 7, "b": 6},
+        {"a": 0, "b": 0},
+        both=6,
+        differing=4,
     )
     assert standing(store, trial, ACCURACY) == empty
     store.add_feedback(Feedback("r2", thumb="up"))  # says nothing of the challenger
@@ -133,18 +138,19 @@ def test_both_answers_of_a_shadow_are_held_against_what_was_expected(store, make
     store.add_feedback(Feedback("r5", expected="y", source="artifact:c"))  # no user, no reviewer
     store.correct("r91", "y", "Ann")
     by_hand = SequentialTest(max_pairs=100, binary=True)
-    for ours, theirs in ((1, 0), (0, 1), (0, 1), (0, 0), (1, 1)):
+    # Three of the four rows that differ are judged, and stand for them all: two rows in six do not differ.
+    for ours, theirs in ((1, 0), (0, 0), (0, 1), (0, 1)):
         by_hand.add_pair(ours, theirs)
     figures = standing(store, trial, ACCURACY)
     assert figures.judged == {"a": 5, "b": 5}
-    assert (figures.decision.n, figures.decision.fixed, figures.decision.broken) == (5, 2, 1)
-    assert figures.decision.delta == pytest.approx(0.2)
+    assert (figures.decision.n, figures.decision.fixed, figures.decision.broken) == (4, 2, 1)
+    assert figures.decision.delta == pytest.approx(0.25)
     assert figures.decision.p == by_hand.decision().p
     store.undo("r0", "Ann")
     store.correct("r1", "x", "Ann")
     decision = standing(store, trial, ACCURACY).decision
-    assert (decision.n, decision.fixed, decision.broken) == (4, 0, 2)
-    assert standing(store, replace(trial, most=4), ACCURACY).decision.state == "none"
+    assert (decision.n, decision.fixed, decision.broken) == (3, 0, 2)
+    assert standing(store, replace(trial, most=3), ACCURACY).decision.state == "none"
 
 
 def test_a_clear_winner_stops_the_trial(store, make, trial):
@@ -174,7 +180,11 @@ def test_answers_of_an_ab_trial_are_paired_by_what_users_and_reviewers_said(stor
     for arm, score in (("a", 0.0), ("b", 0.75), ("a", 1.0), ("b", 0.0)):
         by_hand.add(arm, score)
     figures = standing(store, trial, ACCURACY)
-    assert figures == TrialStanding(by_hand.decision(), by_hand.interval(), {"a": 4, "b": 4}, {"a": 2, "b": 2})
+    assert figures == TrialStanding(by_hand.decision(), by_hand.interval(), {"a": 4, "b": 4}, {"a": 2, "b": 2}, rated=2)
+    assert figures.response_rates == (0.5, 0.5)
+    assert not figures.uneven
+    assert replace(figures, answered={"a": 400, "b": 400}, judged={"a": 40, "b": 80}).uneven  # z = 3.96
+    assert not replace(figures, answered={"a": 400, "b": 400}, judged={"a": 40, "b": 56}).uneven  # z = 1.74
     assert (figures.decision.n, figures.decision.fixed, figures.decision.broken) == (2, 1, 1)
 
 

@@ -2,7 +2,9 @@
 
 import random
 
+import numpy as np
 import pytest
+from scipy.stats import norm
 
 from rung.feedback.trials import SequentialDecision, SequentialTest, arm_of
 
@@ -121,6 +123,46 @@ def test_the_interval_turns_with_the_arms_and_narrows():
         widths.append(high - low)
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < 0.15
+
+
+# ---- a shadow whose disagreements alone are reviewed
+
+
+def reviewed(p_a, p_b, seed, binary=True, judged=200, both_wrong=0.5):
+    """A shadow of 1,500 rows, of which the first `judged` disagreements are reviewed, and the true difference."""
+    draw = np.random.default_rng(seed)
+    row, noise = draw.standard_normal(1500), draw.standard_normal((2, 1500))
+    right = 0.6**0.5 * row + 0.4**0.5 * noise < norm.ppf([p_a, p_b])[:, None]
+    differ = (right[0] != right[1]) | (~right.any(0) & (draw.random(1500) < both_wrong))
+    trial = SequentialTest(binary=binary, max_pairs=2000)
+    places = np.flatnonzero(differ)
+    for i in places[:judged]:
+        trial.add_differing(float(right[0, i]), float(right[1, i]), (1500 - len(places)) / len(places))
+    return trial, p_b - p_a
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(("p_a", "p_b"), [(0.80, 0.85), (0.90, 0.92), (0.8, 0.8)])
+def test_the_difference_of_reviewed_disagreements_is_that_of_all_traffic(p_a, p_b, binary):
+    deltas, held, decided = [], 0, 0
+    for seed in range(40):
+        trial, true = reviewed(p_a, p_b, seed, binary)
+        low, high = trial.interval()
+        deltas.append(trial.decision().delta)
+        held += low <= true <= high
+        decided += trial.decision().state in ("a", "b")
+    # A mean of the judged rows alone would be 4 to 8 times as large. What is decided early is a little too large.
+    assert sum(deltas) / 40 == pytest.approx(p_b - p_a, abs=0.02)
+    assert held >= 0.95 * 40 - 3 * (40 * 0.05 * 0.95) ** 0.5
+    if p_a == p_b:
+        assert decided <= 0.05 * 40 + 3 * (40 * 0.05 * 0.95) ** 0.5
+
+
+def test_rows_without_a_difference_come_in_their_share():
+    trial = SequentialTest(binary=True, max_pairs=50)
+    for _ in range(4):
+        trial.add_differing(0.0, 1.0, 2.5)
+    assert trial._differences == [0, 0, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1]
 
 
 def test_requests_keep_their_arm_and_another_trial_draws_anew():

@@ -290,7 +290,9 @@ def show_trial(
         **_values(report.trial, home), "answered": dict(standing.answered), "judged": dict(standing.judged),
         "pairs": decision.n, "delta": decision.delta, "low": standing.interval.low, "high": standing.interval.high,
         "fixed": decision.fixed, "broken": decision.broken, "p": decision.p, "state": decision.state,
-        "stop": decision.stop, "next": report.next,
+        "stop": decision.stop, "next": report.next, "measure": report.measure, "no_worse": report.no_worse,
+        "both": standing.both, "differing": standing.differing, "rated": standing.rated,
+        "response_rates": standing.response_rates, "remarks": report.remarks,
     }  # fmt: skip
     render.result(json, values, lambda: render.trial(report))
 

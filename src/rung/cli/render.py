@@ -504,9 +504,11 @@ def trial(report: TrialReport) -> None:
         f"{'runs' if report.running else 'is over'}\n"
         f"answered: {answered['a']} by what is served, {answered['b']} by the challenger; "
         f"judged: {judged['a']} and {judged['b']}\n"
-        f"{decision.n} of at most {test.most} pairs: {report.delta} {report.interval}, {decision.fixed} fixed / "
-        f"{decision.broken} broken, {report.p}\n{report.verdict}"
+        f"{decision.n} of at most {test.most} pairs: {report.measure} {report.delta} {report.interval}, "
+        f"{decision.fixed} fixed / {decision.broken} broken, {report.p}\n{report.verdict}"
     )
+    for remark in report.remarks:
+        say(remark)
     if report.next:
         say(f"Next: {report.next}")
 

@@ -1,9 +1,10 @@
 """Trials: a challenger answers live requests next to the served artifact until one of them proves better.
 
 In a shadow trial both artifacts answer every request, the client gets the served one's answer, and each row gives a
-pair of scores. In an A/B trial a hash of the input decides which artifact answers; the k-th judged answer of one is
-paired with the k-th of the other. These are two independent draws from the same traffic, so the expected difference is
-the same.
+pair of scores. Where both gave the same answer the difference is 0 without a label, so only the rows on which they
+differ need one (Karimi et al., Online active model selection for pre-trained classifiers, AISTATS 2021). In an A/B
+trial a hash of the input decides which artifact answers; the k-th judged answer of one is paired with the k-th of the
+other. These are two independent draws from the same traffic, so the expected difference is the same.
 
 The registry holds the record (`ABTest`). A server that follows the registry lets the challenger answer
 (`rung.serving.context`, `rung.serving.requests`), and capture marks the answers with the trial's token. Each report
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,7 +30,7 @@ from rung.artifact.artifact import Artifact
 from rung.data.rows import place_of
 from rung.errors import ConfigError
 from rung.evaluation.metrics.base import Case, Metric
-from rung.evaluation.racing import betting_capital, sign_capital
+from rung.evaluation.racing import betting_capital, bounded_below, sign_capital
 from rung.evaluation.report.words import p_text
 from rung.evaluation.scoring import metric_of
 from rung.evaluation.statistics import Interval
@@ -38,7 +40,7 @@ from rung.feedback.store import FeedbackStore
 
 Arm = Literal["a", "b"]
 Differences = npt.NDArray[np.float64]
-PRECISION = 1e-4  # of an interval's ends
+MARGIN = 0.02  # a loss up to this is no reason against an artifact that is cheaper, as in a climb's decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class SequentialTest:
     max_pairs: int = PAIRS  # after which it ends undecided
     binary: bool = False  # whether all scores are 0 or 1, for which there is a stronger test
     _differences: list[float] = field(default_factory=list)
+    _equal: float = 0.0  # rows without a difference that are still to be added
     _waiting: dict[Arm, list[float]] = field(default_factory=lambda: {"a": [], "b": []})
 
     def __post_init__(self) -> None:
@@ -88,6 +91,19 @@ class SequentialTest:
                 raise ValueError(f"binary scores must be 0 or 1, got {score}")
         if len(self._differences) < self.max_pairs:
             self._differences.append(b - a)
+
+    def add_differing(self, a: float, b: float, equal: float) -> None:
+        """Add a row on which the answers differ, and the rows without a difference that come with it (shadow).
+
+        `equal` is how many rows there are with the same answer twice for each row with two answers. They differ by 0
+        and come first. A fixed bet on a block of such rows loses at least as much as if its mean came at every row, so
+        the test keeps its level.
+        """
+        self._equal += equal
+        while self._equal >= 1:
+            self.add_pair(0.0, 0.0)
+            self._equal -= 1
+        self.add_pair(a, b)
 
     def add(self, arm: Arm, score: float) -> None:
         """Add the score of one answer (A/B); it waits for an answer of the other arm to form a pair."""
@@ -111,7 +127,9 @@ class SequentialTest:
     def interval(self) -> Interval:
         """The differences that the pairs do not rule out, at 1 - `alpha`; [-1, 1] without pairs."""
         difference, _, _ = self._seen()
-        return Interval(self._lower_bound(difference), -self._lower_bound(-difference))
+        mean = float(difference.mean()) if len(difference) else 0.0
+        low, high = (bounded_below(d, self.alpha / 2, exact=self.binary) for d in (difference, -difference))
+        return Interval(min(low, mean), max(-high, mean))  # bounds of earlier pairs may have passed the mean
 
     def _seen(self) -> tuple[Differences, float, float]:
         """The differences up to the decision, and the log of the largest capital in either direction.
@@ -126,20 +144,8 @@ class SequentialTest:
         n = int(decided.argmax()) + 1 if decided.any() else len(difference)
         return difference[:n], float(better[n - 1]), float(worse[n - 1])
 
-    def _capital(self, difference: Differences, mean: float = 0.0) -> Differences:
-        return (sign_capital if self.binary else betting_capital)(difference, mean)
-
-    def _lower_bound(self, difference: Differences) -> float:
-        """The smallest mean that betting on more does not reject; 0 is tried first, as in `decision`."""
-
-        def rejected(mean: float) -> bool:
-            return len(difference) > 0 and float(self._capital(difference, mean)[-1]) >= self._enough
-
-        low, high = (0.0, 1.0) if rejected(0.0) else (-1.0, 0.0)
-        while high - low > PRECISION:
-            middle = (low + high) / 2
-            low, high = (middle, high) if rejected(middle) else (low, middle)
-        return low
+    def _capital(self, difference: Differences) -> Differences:
+        return (sign_capital if self.binary else betting_capital)(difference)
 
 
 def arm_of(id: str, *, share: float = 0.5, salt: str = "") -> Arm:  # noqa: A002
@@ -215,13 +221,34 @@ class TrialStanding:
     interval: Interval  # of the difference, challenger minus served, at 95 % over all looks together
     answered: Mapping[Arm, int]  # captured interactions; a shadow counts as the challenger's
     judged: Mapping[Arm, int]  # how many of these have a score
+    both: int = 0  # rows that both answered (shadow)
+    differing: int = 0  # rows among them with two different answers
+    rated: int = 0  # answers that are judged by a user's thumb or score alone (A/B)
+
+    @property
+    def response_rates(self) -> tuple[float, float]:
+        """The shares of the served artifact's and of the challenger's answers that have a score."""
+        a, b = (self.judged[arm] / max(1, self.answered[arm]) for arm in ("a", "b"))
+        return a, b
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the response rates differ by more than chance (two-sided z-test of two proportions, p < .05)."""
+        n, m = self.answered["a"], self.answered["b"]
+        pooled = sum(self.judged.values()) / max(1, n + m)
+        spread = math.sqrt(pooled * (1 - pooled) * (1 / max(1, n) + 1 / max(1, m)))
+        first, second = self.response_rates
+        return n > 0 and m > 0 and abs(first - second) > 1.959964 * spread
 
 
 def standing(store: FeedbackStore, trial: ABTest, metric: Metric) -> TrialStanding:
     """Compare the answers of both artifacts with what was expected, in the order in which it became known.
 
-    In a shadow trial an answer with an expected response gives a pair once the challenger has answered too. In an A/B
-    trial an answer is scored by its expected response, else by the user's thumb or score.
+    In a shadow trial, rows on which both gave the same answer differ by 0. Rows with two answers give a pair once the
+    expected response is known. Those that are judged stand for all of them: each brings as many rows without a
+    difference as there were, when it was judged, for each row with two answers. So the difference is that over all
+    traffic, whichever share of the differing rows was judged. In an A/B trial an answer is scored by its expected
+    response, else by the user's thumb or score.
 
     Raises:
         DataError: an expected response is not valid for the task.
@@ -232,18 +259,24 @@ def standing(store: FeedbackStore, trial: ABTest, metric: Metric) -> TrialStandi
     answers = [answer for answer in store.judged(trial.token) if answer.interaction in sent]
     test = SequentialTest(max_pairs=trial.most, binary=metric.binary and trial.mode == "shadow")
     judged: dict[Arm, int] = {"a": 0, "b": 0}
+    both = differing = rated = 0
 
     def scores(pairs: list[tuple[Interaction, str]]) -> list[float]:
         cases = [Case(row.actual, [expected], row.inputs) for row, expected in pairs]
         return [score.value for score in metric.scores(cases)]
 
     if trial.mode == "shadow":
-        known = [(a.interaction, a.expected) for a in answers if a.expected is not None and a.interaction in shadows]
-        served = scores([(sent[id], expected) for id, expected in known])  # noqa: A001
-        challenger = scores([(shadows[id], expected) for id, expected in known])  # noqa: A001
-        for a, b in zip(served, challenger, strict=True):
-            test.add_pair(a, b)
+        pairs = [(shadows[id].at, sent[id].actual != shadows[id].actual) for id in shadows if id in sent]  # noqa: A001
+        known = [each for each in answers if each.expected is not None and each.interaction in shadows]
+        told = [each for each in known if sent[each.interaction].actual != shadows[each.interaction].actual]
+        served = scores([(sent[each.interaction], each.expected or "") for each in told])
+        challenger = scores([(shadows[each.interaction], each.expected or "") for each in told])
+        when = {differ: sorted(at for at, differs in pairs if differs == differ) for differ in (False, True)}
+        for each, a, b in zip(told, served, challenger, strict=True):
+            equal, unequal = (bisect_right(when[differ], each.at) for differ in (False, True))
+            test.add_differing(a, b, equal / max(1, unequal))
         judged = {"a": len(known), "b": len(known)}
+        both, differing = len(pairs), sum(differ for _, differ in pairs)
     else:
         for answer in answers:
             row = sent[answer.interaction]
@@ -252,8 +285,10 @@ def standing(store: FeedbackStore, trial: ABTest, metric: Metric) -> TrialStandi
             assert score is not None  # an answer was judged by one or the other
             test.add(arm, score)
             judged[arm] += 1
+            rated += answer.expected is None
     by_challenger = sum(row.artifact == trial.artifact for row in rows)
-    return TrialStanding(test.decision(), test.interval(), {"a": len(rows) - by_challenger, "b": by_challenger}, judged)
+    answered: dict[Arm, int] = {"a": len(rows) - by_challenger, "b": by_challenger}
+    return TrialStanding(test.decision(), test.interval(), answered, judged, both, differing, rated)
 
 
 VERDICTS = {
@@ -274,6 +309,7 @@ class TrialReport:
     current: bool  # the artifact it was started against is still served
     served: str  # name of the artifact: its rungs
     challenger: str
+    metric: str  # the task's
     standing: TrialStanding
     registry: Registry
     store: str  # its location, without a password
@@ -286,12 +322,50 @@ class TrialReport:
     @property
     def verdict(self) -> str:
         """The decision in words."""
-        decision = self.standing.decision
-        return f"{VERDICTS[decision.state]}{'; the trial may be stopped' if decision.stop else ''}"
+        decision, (low, high) = self.standing.decision, self.standing.interval
+        text = VERDICTS[decision.state]
+        if decision.state == "none":
+            text += f": differences below {100 * low:+.1f} and above {100 * high:+.1f} points are ruled out"
+            if self.no_worse:
+                text += f"; it is not worse by more than {100 * MARGIN:g} points: promote it if it is cheaper"
+            else:
+                text += f"; that it is worse by more than {100 * MARGIN:g} points is not ruled out"
+        return f"{text}{'; the trial may be stopped' if decision.stop else ''}"
+
+    @property
+    def no_worse(self) -> bool:
+        """Whether the challenger is proven not to be worse by more than `MARGIN` (non-inferiority)."""
+        return self.standing.interval.low > -MARGIN
+
+    @property
+    def measure(self) -> str:
+        """What the difference is of: the task's metric, or the users' thumbs and scores."""
+        return "mean thumb" if self.standing.rated else self.metric
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the figures has to know."""
+        now, mode = self.standing, self.trial.mode
+        if mode == "shadow":
+            share = f"{now.differing} of {now.both} rows have two different answers"
+            return [f"{share}; only these need a label, and the difference is that over all rows"] if now.both else []
+        first, second = (100 * rate for rate in now.response_rates)
+        lines = [f"judged: {first:.1f} % of the served artifact's answers, {second:.1f} % of the challenger's"]
+        if now.rated:
+            lines.append(
+                f"{now.rated} answers are judged by users alone: this compares how often users approve among those who "
+                "react, not how often answers are right"
+            )
+        if now.uneven:
+            lines.append(
+                "warning: users react to one artifact more often than to the other, so the difference may be one of "
+                "who reacts; review a random sample of both"
+            )
+        return lines
 
     @property
     def delta(self) -> str:
-        """`+4.0 pp`: the challenger's mean score minus that of what is served."""
+        """`+4.0 pp`: the challenger's `measure` minus that of what is served."""
         return f"{100 * self.standing.decision.delta:+.1f} pp"
 
     @property
@@ -308,7 +382,7 @@ class TrialReport:
     @property
     def evidence(self) -> str:
         """The figures in one line, as the evidence of a promotion."""
-        return f"trial {self.trial.token[:8]}: {self.delta} {self.interval}, {self.p}"
+        return f"trial {self.trial.token[:8]}: {self.measure} {self.delta} {self.interval}, {self.p}"
 
     @property
     def step(self) -> NextStep | None:
@@ -339,7 +413,7 @@ def trial_report(store: FeedbackStore, registry: Registry) -> TrialReport:
     challenger, metric = _name_and_metric(registry.path(trial).absolute())
     served, _ = _name_and_metric(registry.path_of(trial.against).absolute())
     current, figures = now is not None and now.artifact == trial.against, standing(store, trial, metric)
-    return TrialReport(trial, trial.runs(now), current, served, challenger, figures, registry, store.name)
+    return TrialReport(trial, trial.runs(now), current, served, challenger, metric.name, figures, registry, store.name)
 
 
 @lru_cache(64)
