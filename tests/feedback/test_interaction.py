@@ -13,8 +13,8 @@ from rung.retrieval.retriever import Retriever
 from rung.task import Task
 
 
-def test_the_test_side_is_exactly_the_test_split_that_loading_cuts(tmp_path):
-    rows = "".join(f"question number {i},{'yes' if i % 2 else 'no'}\n" for i in range(300))
+def test_the_test_side_is_exactly_the_test_split_that_loading_cuts_from_many_rows(tmp_path):
+    rows = "".join(f"question number {i},{'yes' if i % 2 else 'no'}\n" for i in range(3000))
     (tmp_path / "rows.csv").write_text("text,label\n" + rows)
     (tmp_path / "task.yaml").write_text(
         "name: t\ninstruction: Answer.\ninputs: [text]\noutput: {column: label, kind: category}\n"
@@ -24,7 +24,7 @@ def test_the_test_side_is_exactly_the_test_split_that_loading_cuts(tmp_path):
     data = task.read()
     rule = SplitRule.of(task)
     assert rule == SplitRule(7, 0.3, None)
-    assert len(data.test) > 60
+    assert len(data.test) > 800
     assert {e.id for e in data.test} == {
         e.id for e in (*data.train, *data.validation, *data.test) if rule.side(e.inputs) == "test"
     }

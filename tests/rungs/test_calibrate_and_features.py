@@ -5,6 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from rung.artifact.artifact import Artifact
+from rung.data.rows import selection_rows
 from rung.rungs import Calibrate, Features, SystemPrompt, build, names
 from rung.rungs.features import labelled_texts
 from rung.rungs.linear import train_head
@@ -21,6 +22,33 @@ def test_calibration_helps_and_never_touches_its_input(zero, data):
     options = calibrated.settings["calibrate"]["accuracy_on_selection"]
     assert set(options) == {"sum", "mean", "sum calibrated", "mean calibrated"}
     assert not Calibrate().applies(calibrated, data).applies or not calibrated.decoder.bias
+
+
+def test_calibration_looks_at_training_rows_alone_and_at_a_quarter_of_them_first(zero, data):
+    alone = replace(data, validation=(), test=())
+    parts = list(Calibrate(unlabelled=80, selection_rows=80).fit_in_parts(zero, alone))
+    assert [share for share, _ in parts] == [0.25, 1.0]
+    first, last = (artifact.settings["calibrate"]["rows"] for _, artifact in parts)
+    assert (first, last) == (16, len(data.train) // 2)
+    whole = Calibrate(unlabelled=80, selection_rows=80).fit(zero, data)
+    assert whole.decoder == parts[-1][1].decoder
+    decoder, engine = zero.decoder, zero.open()
+    chosen, others = selection_rows(data, 80)
+    scores, prior = (
+        decoder.logprobs(zero, engine, [row.messages for row in zero.render(rows)]) for rows in (chosen, others)
+    )
+    right = np.mean(np.argmax(scores - prior.mean(0), axis=1) == [data.labels.index(e.outputs[0]) for e in chosen])
+    assert whole.settings["calibrate"]["accuracy_on_selection"]["sum calibrated"] == pytest.approx(right)
+
+
+def test_calibration_stops_where_the_plain_sum_is_best(zero, data):
+    answers = zero.answer(data.train, full=False)
+    obedient = replace(
+        data, train=tuple(replace(row, outputs=(a.text,)) for row, a in zip(data.train, answers, strict=True))
+    )
+    ((share, kept),) = Calibrate().fit_in_parts(zero, obedient)
+    assert (share, kept.settings["calibrate"]["rows"]) == (1.0, 16)
+    assert [a.text for a in kept.answer(data.test, full=False)] == [a.text for a in zero.answer(data.test, full=False)]
 
 
 def test_features_beat_zero_shot(zero, data):

@@ -187,8 +187,9 @@ def test_sentences_of_the_documents_answer_without_a_model(selecting, rows, plac
         quoted = [text[c.passage.start : c.passage.end] for c in answer.citations]
         assert answer.text == (NOT_IN_DOCUMENTS if answer.refused else " ".join(quoted))
         assert all(answer.passages[c.number - 1].start <= c.passage.start for c in answer.citations)
-    scores = metric_of(selecting).scores(cases(rows.validation, answers))
-    assert sum(one.value for one in scores) / len(scores) > 0.4
+    unseen = (*rows.validation, *rows.test)  # nothing was chosen on them
+    scores = metric_of(selecting).scores(cases(unseen, selecting.answer(unseen)))
+    assert sum(one.value for one in scores) / len(scores) > 0.35
     tried = selecting.settings["sentence-selection"]["score_by_share"]
     assert tried[str(selecting.decoder.share)] == max(tried.values())
 

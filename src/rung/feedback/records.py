@@ -34,7 +34,10 @@ REASONS: tuple[Reason, ...] = get_args(Reason)  # the most suspicious first
 
 @dataclass(frozen=True, slots=True)
 class SplitRule:
-    """Assigns an input to the training or the test side, as `rung.data.loading` splits a file."""
+    """Assigns an input to the training or the test side by its hash, which also cuts the test rows off a file.
+
+    The few rows of a file that the hash alone would not have put into the test are known by their id.
+    """
 
     seed: int = 0
     test: float = 0.2  # share of the inputs that nothing is trained on

@@ -2,7 +2,7 @@
 
 Relevance is the cosine of the question with the nearest passage of the corpus. The refusal threshold separates the
 relevance of questions that the documents answer from that of questions that they do not. The second sample is rows
-marked as unanswerable, where there are enough. Otherwise every validation question is searched once more without the
+marked as unanswerable, where there are enough. Otherwise every training question is searched once more without the
 passages that hold its answer, as if the corpus lacked it. The remaining passages are on the same subject, the hardest
 to refuse, so this threshold errs on the side of answering.
 """
@@ -40,7 +40,7 @@ def calibrate(
     retriever: Retriever, rows: Sequence[Example], queries: Sequence[str], cost: Callable[[Passage], int],
     *, at_most: float,
 ) -> Refusal:  # fmt: skip
-    """Choose the threshold on validation rows, each with the text to look for.
+    """Choose the threshold on labelled rows, each with the text to look for.
 
     `cost` counts the tokens of a passage. At most the share `at_most` of the answerable questions may be refused.
     """
@@ -50,7 +50,7 @@ def calibrate(
     simulated = len(unanswerable) < FEWEST
     negative = answerable if simulated else unanswerable
     if min(len(answerable), len(negative)) < FEWEST:
-        reason = f"the passages found hold the answer of only {len(answerable)} validation questions"
+        reason = f"the passages found hold the answer of only {len(answerable)} training questions"
         return Refusal(None, reason, len(answerable), len(negative), simulated=simulated)
 
     def taken_away(passage: Passage, row: Example) -> bool:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.labels import ListScoring, label_scoring
+from rung.artifact.labels import LabelScoring, ListScoring, label_scoring
 from rung.artifact.text import Generate
-from rung.data.rows import Data, labels_of
+from rung.data.rows import Data, labels_of, selection_rows
+from rung.engines.base import Floats
 from rung.engines.opening import open_engine
 from rung.errors import TrainingError
 from rung.evaluation.racing import halve, race_order
@@ -28,6 +32,7 @@ from rung.rungs.linear import FEWEST, best_threshold
 from rung.task import Task
 from rung.training.config import Count
 
+QUARTER, FIRST_ROWS = 0.25, 16  # the first look of `calibrate`, and its fewest rows
 SHARE = 0.5  # of all texts on all rows: what the race among the texts may take
 
 
@@ -192,11 +197,12 @@ class WrittenLabel(Rung):
 class Calibrate(Rung):
     """Subtract the model's input-independent label bias (Zhou et al. 2024, https://arxiv.org/abs/2309.17249).
 
-    Normalization (the sum or the mean over a label's tokens) and calibration are chosen on validation rows.
+    Normalization (the sum or the mean over a label's tokens) and calibration are chosen on training rows: on a quarter
+    of them first, and if the plain sum is best there, the others are not looked at.
 
     Attributes:
         unlabelled: training rows whose inputs (not labels) give the label bias.
-        selection_rows: validation rows on which the scoring is chosen.
+        selection_rows: other training rows, at most half of all, on which the scoring is chosen.
     """
 
     needs = ("scored labels",)
@@ -209,39 +215,61 @@ class Calibrate(Rung):
         scoring = label_scoring(artifact.decoder)
         if scoring is not None and scoring.bias:
             return skip("the labels are calibrated already")
-        if not data.train or not data.validation:
-            return skip("it needs training inputs and validation rows", final=True)
-        return OK
+        return OK if len(data.train) > 1 else skip("it needs two training rows or more", final=True)
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Score all labels of the rows looked at."""
-        rows = min(self.unlabelled, len(data.train)) + min(self.selection_rows, len(data.validation))
+        chosen = min(self.selection_rows, len(data.train) // 2)
+        rows = chosen + min(self.unlabelled, len(data.train) - chosen)
         return inference_cost(artifact, data, machine, fit_rows=rows)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Choose the best of four scorings; of equals, the simpler one."""
+        *_, (_, fitted) = self.fit_in_parts(artifact, data, progress=progress)
+        return fitted
+
+    def fit_in_parts(
+        self, artifact: Artifact, data: Data, *, progress: Progress = QUIET
+    ) -> Iterator[tuple[float, Artifact]]:
+        """Choose on a quarter of the rows, then on all of them unless the plain sum is best."""
         decoder = label_scoring(artifact.decoder)
         assert decoder is not None
         engine = artifact.open()
-        inputs = race_order(data.train)[: self.unlabelled]
-        chosen_on = race_order(data.validation)[: self.selection_rows]
-        prior, scores = (
-            decoder.logprobs(artifact, engine, [row.messages for row in artifact.render(rows)], progress=progress)
-            for rows in (inputs, chosen_on)
-        )
-        truth = np.array([decoder.labels.index(e.outputs[0]) for e in chosen_on])
+        chosen, others = selection_rows(data, self.selection_rows)
+        inputs = race_order(others)[: self.unlabelled]
         tokens = decoder.continuations(engine)
-        best, settings, accuracy = decoder, {}, -1.0
-        options: list[tuple[Normalization, bool]] = [("sum", False), ("mean", False), ("sum", True), ("mean", True)]
-        for normalization, calibrated in options:
-            divisor = divisors(tokens, normalization)
-            bias = batch_bias(prior, divisor) if calibrated else np.zeros(len(tokens), np.float32)
-            right = float((np.argmax(scores / divisor - bias, axis=1) == truth).mean())
-            settings[f"{normalization}{' calibrated' if calibrated else ''}"] = right
-            if right > accuracy:
-                accuracy = right
-                best = replace(decoder, normalization=normalization, bias=tuple(bias.tolist()))
-        return artifact.step(self.name, {"accuracy_on_selection": settings, "rows": len(chosen_on)}, decoder=best)
+        prior = scores = np.empty((0, len(tokens)), np.float32)
+        for share in (QUARTER, 1.0):
+            for_prior, for_choice = (rows[: max(FIRST_ROWS, ceil(share * len(rows)))] for rows in (inputs, chosen))
+            more = [*for_prior[len(prior) :], *for_choice[len(scores) :]]
+            prompts = [row.messages for row in artifact.render(more)]
+            new = decoder.logprobs(artifact, engine, prompts, progress=progress)
+            fresh = len(for_prior) - len(prior)
+            prior, scores = np.concatenate([prior, new[:fresh]]), np.concatenate([scores, new[fresh:]])
+            truth = np.array([decoder.labels.index(row.outputs[0]) for row in for_choice])
+            best, accuracy = _best_scoring(decoder, tokens, prior, scores, truth)
+            settings = {"accuracy_on_selection": accuracy, "rows": len(for_choice)}
+            plain = best.normalization == "sum" and not any(best.bias)
+            last = plain or (len(for_prior), len(for_choice)) == (len(inputs), len(chosen))
+            yield 1.0 if last else QUARTER, artifact.step(self.name, settings, decoder=best)
+            if last:
+                return
+
+
+def _best_scoring(
+    decoder: LabelScoring, tokens: Sequence[Sequence[int]], prior: Floats, scores: Floats, truth: npt.NDArray[Any]
+) -> tuple[LabelScoring, dict[str, float]]:
+    """The first of the most accurate scorings, and the accuracy of each on rows with these label scores."""
+    options: list[tuple[Normalization, bool]] = [("sum", False), ("mean", False), ("sum", True), ("mean", True)]
+    best, accuracy = decoder, dict[str, float]()
+    for normalization, calibrated in options:
+        divisor = divisors(tokens, normalization)
+        bias = batch_bias(prior, divisor) if calibrated else np.zeros(len(tokens), np.float32)
+        right = float((np.argmax(scores / divisor - bias, axis=1) == truth).mean())
+        if right > max(accuracy.values(), default=-1.0):
+            best = replace(decoder, normalization=normalization, bias=tuple(bias.tolist()))
+        accuracy[f"{normalization}{' calibrated' if calibrated else ''}"] = right
+    return best, accuracy
 
 
 @rung("label-thresholds", family="prompting", order=160, default=True, topics=("thresholds",))

@@ -19,7 +19,7 @@ from rung.artifact.decoder import Answer, cites
 from rung.artifact.rendering import passage_cost
 from rung.artifact.sentences import SentenceDecoder as Selecting
 from rung.artifact.sentences import cost_of, ranked
-from rung.data.rows import NOT_IN_DOCUMENTS, Data, Example
+from rung.data.rows import NOT_IN_DOCUMENTS, Data, Example, selection_rows
 from rung.errors import ConfigError
 from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import cases, metric_of
@@ -43,6 +43,7 @@ DEFAULT_ORDER: Order = "best_last"  # as for demonstrations, the best next to th
 SHARES = (1.0, 0.9, 0.8, 0.7)  # of the best sentence's similarity, tried on training rows
 DEFAULT_SHARE = 0.9  # without training rows
 MOST_ROWS = 128  # that the choice of the share uses
+REFUSAL_ROWS = 256  # that the choice of the threshold for refusing uses, at most
 
 
 @rung("retrieval", family="retrieval", order=210, default=True)
@@ -57,8 +58,8 @@ class Retrieval(Rung):
         k: passages shown, at most.
         token_budget: tokens of all passages, at most; the least relevant are left out first.
         order: whether the most relevant passage comes first or last; `auto` measures which the model reads better.
-        order_rows: validation rows for that measurement, each answered twice.
-        max_refusal_rate: largest share of the answerable validation questions that may be refused because no passage
+        order_rows: training rows for that measurement, each answered twice.
+        max_refusal_rate: largest share of the answerable training questions that may be refused because no passage
             seems relevant; 0 never refuses. Labels and records are never refused.
         demonstration_passages: passages shown with each demonstration, at most.
         reranker: a cross-encoder, by Hub id or folder, that reorders the search results; empty for none.
@@ -85,11 +86,11 @@ class Retrieval(Rung):
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """Prompts grow by k passages; the rows for measuring the order are answered twice. The index is not counted."""
         extra = min(self.k * TYPICAL_TOKENS, self.token_budget)
-        rows = 2 * min(self.order_rows, len(data.validation)) if self.order == "auto" else 0
+        rows = 2 * min(self.order_rows, len(data.train) // 2) if self.order == "auto" else 0
         return inference_cost(artifact, data, machine, fit_rows=rows, extra_tokens=extra)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Add a retriever, whose order and threshold for refusing are chosen on validation rows."""
+        """Add a retriever, whose order and threshold for refusing are chosen on training rows."""
         from rung.retrieval.build import build_index
 
         if self.task is None:
@@ -109,7 +110,7 @@ class Retrieval(Rung):
             "reranker": self.reranker,
         }  # fmt: skip
         if self.order == "auto":
-            rows = race_order(data.validation)[: self.order_rows]
+            rows, _ = selection_rows(data, self.order_rows)
             effect = position_effect(plain, rows, positions=(0, -1), folder=data.folder, progress=progress)
             retriever = replace(retriever, order=best_order(effect))
             settings["score_by_position"] = {str(position): score for position, score in effect.items()}
@@ -142,16 +143,18 @@ def retriever_on(index: Index, artifact: Artifact, data: Data, k: int, token_bud
 
 
 def refusal_of(artifact: Artifact, data: Data, cost: Callable[[Passage], int], at_most: float) -> Refusal:
-    """Calibrate on validation rows when to refuse because nothing relevant was found; `cost` counts tokens."""
+    """Calibrate on training rows when to refuse because nothing relevant was found; `cost` counts tokens."""
     assert artifact.retriever is not None
-    queries = [artifact.prompt.query(row.inputs) for row in data.validation]
-    return calibrate(artifact.retriever, data.validation, queries, cost, at_most=at_most)
+    rows = race_order(data.train)[:REFUSAL_ROWS]
+    return calibrate(
+        artifact.retriever, rows, [artifact.prompt.query(row.inputs) for row in rows], cost, at_most=at_most
+    )
 
 
 def _passage_tokens(artifact: Artifact, data: Data) -> float:
     """The mean tokens of a passage, over a sample of rows."""
     assert artifact.retriever is not None
-    rows, cost = (data.validation or data.train)[:SAMPLE], passage_cost(artifact)
+    rows, cost = data.train[:SAMPLE], passage_cost(artifact)
     hits = artifact.retriever.find(rows, [artifact.prompt.query(row.inputs) for row in rows], cost)
     lengths = [cost(passage) for hit in hits for passage in hit.passages]
     return sum(lengths) / max(1, len(lengths))
@@ -214,14 +217,14 @@ class SentenceSelection(Rung):
 
     Yu et al. 2014, "Deep learning for answer sentence selection" (https://arxiv.org/abs/1412.1632), here with the
     vectors of a frozen sentence encoder. Training rows decide how similar to the best sentence the others have to be,
-    by the task's metric. Validation rows decide below which relevance nothing is quoted.
+    by the task's metric, and below which relevance nothing is quoted.
 
     Attributes:
         task: the task, whose `corpus` is searched.
         k: passages whose sentences are compared.
         token_budget: tokens of all these passages, at most.
         max_sentences: sentences quoted, at most.
-        max_refusal_rate: largest share of the answerable validation questions that may be refused because no passage
+        max_refusal_rate: largest share of the answerable training questions that may be refused because no passage
             seems relevant; 0 never refuses.
     """
 
@@ -287,10 +290,9 @@ def _score_shares(
     """The mean score of every share on training rows, and the mean tokens of a passage."""
     assert artifact.retriever is not None
     rows = race_order(data.train)[:MOST_ROWS]
-    searched = rows or data.validation[:MOST_ROWS]
-    queries = [artifact.prompt.query(row.inputs) for row in searched]
+    queries = [artifact.prompt.query(row.inputs) for row in rows]
     cost = cost_of(decoder.encoder)
-    found = [hit.passages for hit in artifact.retriever.find(searched, queries, cost)]
+    found = [hit.passages for hit in artifact.retriever.find(rows, queries, cost)]
     lengths = [cost(passage) for passages in found for passage in passages]
     tokens = sum(lengths) / max(1, len(lengths))
     if not rows:
