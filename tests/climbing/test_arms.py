@@ -58,7 +58,10 @@ def test_rungs_say_what_they_take_of_the_artifact_they_start_from(task, tiny_zer
     elsewhere = replace(tiny_zero, model="elsewhere")
     same = {name: build((name,), task, 0)[0] for name in names()}
     little = {name for name, rung in same.items() if rung.cache_key(tiny_zero) is not None}
-    assert little == {"features", "llm-features", "fine-tuned-encoder", "ensemble", "sentence-selection"}
+    assert little == {
+        "features", "llm-features", "fine-tuned-encoder", "ensemble", "sentence-selection", "majority", "nearest-row",
+        "nearest-row-encoder", "tfidf-head", "features-tfidf",
+    }  # fmt: skip
     for name in little:
         rung = same[name]
         assert rung.cache_key(shown) == rung.cache_key(tiny_zero)

@@ -117,15 +117,15 @@ class Features(Rung):
         return answering_alone(artifact, self.name, {**settings, "inverse_penalty": penalty}, head)
 
 
-@rung(
-    "tfidf-head",
-    family="yardstick",
-    order=30,
-    default=True,
-    topics=("label heads",),
-    encoder=None,
-    tfidf=True,
-)
+@rung("features-tfidf", family="features", order=60, default=True, tfidf=True)
+@dataclass(frozen=True)
+class FeaturesAndTfidf(Features):
+    """A linear head on the vectors of a sentence encoder and on TF-IDF, side by side."""
+
+    tfidf: bool = True
+
+
+@rung("tfidf-head", family="yardstick", order=30, default=True, topics=("label heads",), encoder=None, tfidf=True)
 @dataclass(frozen=True)
 class TfidfHead(Features):
     """A linear head on the TF-IDF of words and runs of characters: no neural network at all."""
