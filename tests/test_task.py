@@ -123,7 +123,6 @@ def test_broken_yaml_is_located(tmp_path: Path, text: str, line: int, column: in
         ("kind: category", "kind: category, labels: [a, 'b ']", "spaces at its ends"),
         ("kind: category", "kind: category, labels: [a, b], descriptions: {c: x}", "'c'"),
         ("column: label, kind: category", "kind: category", "`column` is needed"),
-        ("kind: category", "kind: chat", "does not belong to kind chat"),
         ("column: label, kind: category", "kind: chat}\ntemplate: '{text}'\nconstraints: {", "no effect on kind chat"),
         ("[text]", "[text, text]", "twice"),
         ("[text]", "[]", "at least 1"),

@@ -56,8 +56,8 @@ class Task(TaskSpec):
         except ValidationError as error:
             raise _config_error(error, parsed, cls) from None
         except ConfigError as error:
-            key = {"bad-template": "template", "missing-key": "instruction"}.get(error.code, "inputs")
-            error.where = parsed.where((key,))
+            keys = {"bad-template": "template", "missing-key": "data" if "`data" in error.message else "instruction"}
+            error.where = parsed.where((keys.get(error.code, "inputs"),))
             raise
         task = task._with_schema_file(path.parent, parsed)
         task._folder = path.resolve().parent

@@ -52,7 +52,8 @@ def test_another_separator(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "code"),
-    [([1], "bad-row"), ({"a": 1}, "bad-row"), ([""], "bad-row"), (3, "bad-row"), ('["a"', "bad-json"),
+    [([1], "unknown-label"), ([{}], "bad-row"),
+     ({"a": 1}, "bad-row"), ([""], "bad-row"), (3, "bad-row"), ('["a"', "bad-row"),
      (["c"], "unknown-label"), (["A"], "label-spelling"), (["a  "], None)],
 )  # fmt: skip
 def test_what_is_no_list_of_the_labels(tmp_path: Path, value: Any, code: str | None) -> None:

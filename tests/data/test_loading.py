@@ -216,7 +216,7 @@ def test_labels_outside_the_fixed_set(tmp_path: Path) -> None:
 
 def test_one_label_is_no_choice(tmp_path: Path) -> None:
     assert refused(tmp_path, {"train.csv": numbered(10, "a")}).code == "one-label"
-    assert refused(tmp_path, {"train.csv": [{"text": "x", "label": ""}]}).code == "one-label"
+    assert refused(tmp_path, {"train.csv": [{"text": "x", "label": ""}]}).code == "too-few-rows"
 
 
 # ---- columns and values

@@ -1,7 +1,7 @@
 """Conversations as the field writes them, read into one form: chat messages as chat templates take them.
 
-OpenAI's messages (content parts, tool calls, the role `developer`, `weight`), ShareGPT's `from` and `value`, and either
-of them as JSON text in a cell.
+OpenAI's messages (content parts, tool calls, the role `developer`, `weight`), ShareGPT's `from` and `value`, either of
+them as JSON text in a cell, and texts with `Human:` and `Assistant:` before the turns.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _KEYS = (
 )  # fmt: skip
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _FUNCTION_KEYS = ("name", "description", "parameters", "strict")  # in the order in which the server gets them
+_HH = re.compile(r"\s*(?:^|\n)\s*(Human|Assistant):[ \t]*")  # turns in one text, as Anthropic's hh-rlhf writes them
 _CALL_ID = re.compile(r"[A-Za-z0-9]{9}")
 HINT = 'write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 
@@ -69,9 +70,28 @@ class Conversation:
             end -= 1
         return {name: self.turns[:end], **({"tools": self.tools} if self.tools else {})}
 
+    def answered(self, turns: Sequence[dict[str, Any]]) -> Conversation:
+        """The conversation with the turns of an answer from another column, which may repeat the conversation."""
+        again = [(turn["role"], turn["content"]) for turn in self.turns]
+        same = len(turns) > len(again) and [(turn["role"], turn["content"]) for turn in turns[: len(again)]] == again
+        return Conversation([*self.turns, *(turns[len(again) :] if same else turns)], self.tools, self.masked)
+
+
+def answer_turns(value: Any, name: str, source: str) -> list[dict[str, Any]]:
+    """Read an answer that has a column of its own: a text, or the assistant's messages; empty for an empty cell."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    if isinstance(value, str) and not is_chat(value):
+        return [{"role": "assistant", "content": value}]
+    return read_conversation(
+        [value] if isinstance(value, Mapping) and "role" in value else value, name, source, {}
+    ).turns
+
 
 def is_chat(value: Any) -> bool:
     """Say whether a value is a conversation: a list of turns with roles, or its JSON text."""
+    if isinstance(value, str) and _HH.match(value) and "Assistant:" in value:
+        return True
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             value = json.loads(value)
@@ -126,6 +146,9 @@ def answer_text(turn: Mapping[str, Any]) -> str:
 
 
 def _parsed(text: str, where: str) -> Any:
+    if _HH.match(text):
+        parts = _HH.split(text)[1:]
+        return [{"role": role.lower(), "content": part} for role, part in zip(parts[::2], parts[1::2], strict=True)]
     try:
         return json.loads(text)
     except ValueError as error:

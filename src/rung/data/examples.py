@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rung.data.chat import answer_text, read_conversation
+from rung.data.chat import answer_text, answer_turns, read_conversation
 from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, SplitReport, example_id
 from rung.data.spec import TaskSpec
 from rung.data.splitting import Place, time_of
 from rung.errors import DataError, suggest
+
+EQUAL_PAIR = "the rejected answer is the expected one"
+NOT_APPROVED = "not approved"
 
 
 def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> tuple[list[Example], list[Place]]:
@@ -27,7 +31,8 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
     group, time = task.data.split.group, task.data.split.time
     for record in records:
         report.read += 1
-        example = _chat(record, task) if task.output.kind == "chat" else _row(record, task)
+        read = _chat if task.output.kind == "chat" else _row
+        example = _disapproved(record, task) or read(record, task)
         if isinstance(example, str):
             report.drop(example, record.source)
             continue
@@ -99,8 +104,7 @@ def _row(record: Record, task: TaskSpec) -> Example | str:
     inputs = read_inputs(record.values, task.inputs, task.output.kind, record.source)
     if not any(value.strip() for value in inputs.values()):
         return "empty input"
-    assert task.output.column is not None
-    outputs = _outputs(column(record, task.output.column), task, record)
+    outputs = _outputs(_answer_cell(record, task), task, record)
     spans = None if task.data.spans is None else _spans(column(record, task.data.spans), record)
     if not outputs and spans == ():
         outputs = (NOT_IN_DOCUMENTS,)
@@ -108,7 +112,45 @@ def _row(record: Record, task: TaskSpec) -> Example | str:
         return "empty output"
     name = metric_column(task.metric_name, task.metric_settings)
     extra = {} if name is None or name in task.inputs else {name: column(record, name)}
-    return Example(example_id(inputs), inputs, outputs, record.source, extra, spans)
+    rejected = None if task.output.rejected is None else text_of(column(record, task.output.rejected)).strip()
+    if rejected in outputs:
+        return EQUAL_PAIR
+    return Example(example_id(inputs), inputs, outputs, record.source, extra, spans, rejected=rejected or None)
+
+
+def _answer_cell(record: Record, task: TaskSpec) -> Any:
+    """Read the cell of the answer; of one column per label, the names of those that apply."""
+    if task.output.columns is None:
+        assert task.output.column is not None
+        return column(record, task.output.column)
+    return [name for name in task.output.columns if _is_true(column(record, name), name, record)]
+
+
+_TRUE, _FALSE = ("1", "1.0", "true", "yes", "y"), ("0", "0.0", "false", "no", "n", "", "none", "nan")
+
+
+def _is_true(value: Any, name: str, record: Record) -> bool:
+    """Read a cell that says yes or no; an empty one says no."""
+    text = str(value).strip().lower()
+    if text not in (*_TRUE, *_FALSE):
+        hint = "write 1 or true where it applies, else 0 or false"
+        raise DataError("bad-row", f"{record.source}: {name!r} is {str(value)[:80]!r}, not yes or no", hint=hint)
+    return text in _TRUE
+
+
+def _disapproved(record: Record, task: TaskSpec) -> str:
+    """Say why a row's answer must not be learned, by `output.approved`; empty if it may."""
+    name, least = task.output.approved, task.output.approved_from
+    if name is None:
+        return ""
+    value = column(record, name)
+    if least is None:
+        return "" if _is_true(value, name, record) else NOT_APPROVED
+    try:
+        return "" if value is not None and float(value) >= least else NOT_APPROVED
+    except (TypeError, ValueError):
+        problem = f"{record.source}: {name!r} is {str(value)[:80]!r}, not a number"
+        raise DataError("bad-row", problem, hint="leave out `output.approved_from` for true and false") from None
 
 
 def _spans(value: Any, record: Record) -> tuple[Span, ...] | None:
@@ -146,8 +188,8 @@ def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
         return _json_output(value, schema if isinstance(schema, dict) else {}, record)
     if kind == "multilabel":
         return (_label_list(value, task, record),)
-    if kind == "text" and isinstance(value, list):
-        return tuple(item.strip() for item in value if isinstance(item, str) and item.strip()) or refusal
+    if kind == "text" and isinstance(value, list) and all(isinstance(item, str) or item is None for item in value):
+        return tuple(item.strip() for item in value if item and item.strip()) or refusal
     if isinstance(value, (dict, list)):
         problem = f"{record.source}: {task.output.column!r} is a {type(value).__name__}, not a {kind}"
         raise DataError("bad-row", problem, hint="for structured answers use `kind: json`")
@@ -159,19 +201,46 @@ def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
 
 def _label_list(value: Any, task: TaskSpec, record: Record) -> str:
     """Write labels as a canonical JSON list: each once, sorted. An empty cell is a row without labels."""
-    if isinstance(value, str):
-        if value.lstrip().startswith("["):
-            hint = 'write ["one", "another"], or labels with the separator between them'
-            value = _from_json(value, record, "the list of labels", hint)
-        else:
-            value = [part.strip() for part in value.split(task.output.separator) if part.strip()]
-    labels = [] if value is None else value
-    if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
+    labels = cell_labels(value, task.output.separator)
+    if labels is None:
         raise DataError(
             "bad-row", f"{record.source}: {task.output.column!r} is not a list of labels: {str(value)[:80]!r}",
             hint=f'write ["one", "another"], or "one{task.output.separator} another"; nothing for no label',
         )  # fmt: skip
-    return json.dumps(sorted({label.strip() for label in labels}), ensure_ascii=False)
+    return json.dumps(sorted(set(labels)), ensure_ascii=False)
+
+
+def cell_labels(value: Any, separator: str) -> list[str] | None:
+    """Read the labels of a cell; None if it holds something else.
+
+    A cell is a list, its JSON or Python text, Label Studio's `{"choices": [...]}`, or text with separators.
+    """
+    if isinstance(value, str):
+        if value.lstrip()[:1] not in ("[", "{"):
+            return [part.strip() for part in value.split(separator) if part.strip()]
+        value = _literal(value)
+    elif value is None or (isinstance(value, float) and value != value):
+        return []
+    if isinstance(value, Mapping):
+        value = value.get("choices")
+        value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list | tuple):
+        return None
+    if not all(isinstance(label, str | int) and str(label).strip() for label in value):
+        return None
+    return [text_of(label).strip() for label in value]
+
+
+def _literal(text: str) -> Any:
+    """Read the JSON or Python text of a list; None if it is neither."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 def _from_json(text: str, record: Record, what: str, hint: str) -> Any:
@@ -201,8 +270,10 @@ def _json_output(value: Any, schema: Mapping[str, Any], record: Record) -> tuple
 
 def _chat(record: Record, task: TaskSpec) -> Example | str:
     """Take the last assistant turn as the answer to the turns before it."""
-    name = task.inputs[0]
+    name, output = task.inputs[0], task.output
     conversation = read_conversation(column(record, name), name, record.source, record.values)
+    if output.column is not None:
+        conversation = conversation.answered(answer_turns(column(record, output.column), output.column, record.source))
     if (answer := conversation.answer) is None:
         turns = conversation.turns
         every = bool(turns) and turns[-1]["role"] == "assistant" and len(turns) > 1
@@ -210,7 +281,13 @@ def _chat(record: Record, task: TaskSpec) -> Example | str:
     turn, inputs = conversation.turns[answer], conversation.inputs(name)
     if not (text := answer_text(turn)):
         return "empty answer"
+    rejected = None
+    if output.rejected is not None:
+        worse = answer_turns(column(record, output.rejected), output.rejected, record.source)
+        rejected = answer_text(worse[-1]) if worse else None
+        if rejected == text:
+            return EQUAL_PAIR
     return Example(
         example_id(inputs), inputs, (text,), record.source, turn=turn if len(turn) > 2 else None,
-        masked=tuple(i for i in conversation.masked if i < answer),
+        masked=tuple(i for i in conversation.masked if i < answer), rejected=rejected,
     )  # fmt: skip

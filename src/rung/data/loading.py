@@ -132,6 +132,11 @@ def load_data(task: TaskSpec) -> Data:
     report = DataReport()
     splits, folds = _read(task, report)
     splits = _without_duplicates(task, splits, report)
+    if task.output.kind in LABELLED and not any(splits.values()):
+        dropped = [(reason, len(rows)) for part in report.splits.values() for reason, rows in part.dropped.items()]
+        reasons = ", ".join(f"{reason}: {count:,} rows" for reason, count in dropped)
+        hint = "check `inputs` and `output` in the task file, and the cells of these columns"
+        raise DataError("too-few-rows", f"no row can be used ({reasons})", hint=hint)
     labels = _labels(task, splits)
     splits = {name: _limited(task, name, rows, report) for name, rows in splits.items()}
     kept = {id(row) for row in splits["train"]}
@@ -140,6 +145,8 @@ def load_data(task: TaskSpec) -> Data:
     for name, part in report.splits.items():
         part.kept = len(splits[name])
         report.measure(name, splits[name], kind=task.output.kind)
+        if pairs := sum(row.rejected is not None for row in splits[name]):
+            report.pairs[name] = pairs
     report.folds = [len(fold) for fold in parts]
     _warn(labels, splits, report)
     if task.output.kind in (*LABELLED, "json"):  # their usual scores are 0 or 1
@@ -159,12 +166,16 @@ def load_data(task: TaskSpec) -> Data:
 def _content(row: Example) -> list[Any]:
     """Select the values of a row that the data's fingerprint covers."""
     spans = [] if row.spans is None else [[asdict(span) for span in row.spans]]
-    return [row.id, *row.outputs, *spans, *([[row.turn, row.masked]] if row.turn or row.masked else [])]
+    return [row.id, *row.outputs, *spans, *([[row.turn, row.masked]] if row.turn or row.masked else []),
+            *([] if row.rejected is None else [[row.rejected]])]  # fmt: skip
 
 
 def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example]]]:
     """Read the given files, and cut the training rows into the other splits or into folds."""
     source = task.data
+    if source.train is None:
+        hint = "name a file with inputs and expected answers: `data: {train: rows.csv}`"
+        raise DataError("too-few-rows", f"the task {task.name} has no rows: `data.train` is missing", hint=hint)
     files = {"train": [source.train] if isinstance(source.train, str) else source.train}
     files |= {name: [file] for name in SPLITS[1:] if (file := getattr(source, name)) is not None}
     splits: Splits = {name: [] for name in SPLITS}

@@ -46,6 +46,7 @@ class Example:
         spans: the answer's locations in the corpus; empty if it is not in the corpus, None if that is unknown.
         turn: the answer's chat message (kind chat), if it has tool calls or thoughts besides its text.
         masked: the positions of the conversation's assistant turns that training must not learn.
+        rejected: a worse answer, from `output.rejected`.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Example:
     spans: tuple[Span, ...] | None = None
     turn: Mapping[str, Any] | None = None
     masked: tuple[int, ...] = ()
+    rejected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,7 @@ class DataReport:
         lengths: min, median, p95 and max of `train input`, `train output`, ...
         detectable: per split, or for all `folds`, the smallest true difference of a 0/1 score that a paired test finds
             in 4 of 5 cases, if two artifacts disagree on a fifth of the rows; None if there are too few rows.
+        pairs: rows of each split that also have a rejected answer.
         warnings: likely problems of the data.
     """
 
@@ -214,6 +217,7 @@ class DataReport:
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     detectable: dict[str, float | None] = field(default_factory=dict)
+    pairs: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     def measure(self, split: str, rows: Sequence[Example], *, kind: str, count: Callable[[str], int] = len) -> None:

@@ -41,10 +41,11 @@ def _text_or_list(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
 
 
-# The only kind that has each of these keys of `output`.
-_KIND_OF = {
-    "separator": "multilabel", "k": "ranking", "encoder": "ranking", "refusal": "text", "json_schema": "json",
-    "regex": "text",
+# The only kinds that have each of these keys of `output`.
+_KINDS_OF = {
+    "separator": ("multilabel",), "columns": ("multilabel",), "k": ("ranking",), "encoder": ("ranking",),
+    "refusal": ("text",), "json_schema": ("json",), "regex": ("text",), "rejected": ("text", "chat"),
+    "approved": ("text", "chat"),
 }  # fmt: skip
 
 
@@ -59,7 +60,31 @@ class Output(_Strict):
         description="category: one of a set of labels; multilabel: any of them; text; json: a record; chat: a turn; "
         "ranking: the most similar training rows."
     )
-    column: str | None = Field(None, description="Column of the expected answer; none for chat.", examples=["label"])
+    column: str | None = Field(
+        None,
+        description="Column of the expected answer. Kind chat needs none: the last assistant turn is the answer.",
+        examples=["label"],
+    )
+    columns: list[str] | None = Field(
+        None,
+        min_length=2,
+        description="Instead of `column`: a column per label, with 1 where it applies (kind multilabel).",
+        examples=[["toxic", "threat"]],
+    )
+    rejected: str | None = Field(
+        None,
+        description="Column of a worse answer than the expected one (kinds text and chat). Nothing learns to write it.",
+        examples=["rejected"],
+    )
+    approved: str | None = Field(
+        None,
+        description="Column that says whether the answer is good, true or false (kinds text and chat). Others are "
+        "left out.",
+        examples=["thumbs_up"],
+    )
+    approved_from: float | None = Field(
+        None, description="With `approved`: the column holds numbers, and from this one the answer is good."
+    )
     labels: list[str] | None = Field(
         None, description="Allowed labels; default: the rows'.", examples=[["spam", "ham"]]
     )
@@ -87,15 +112,19 @@ class Output(_Strict):
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
-        if self.kind != "chat" and self.column is None:
+        if self.kind != "chat" and self.column is None and self.columns is None:
             raise ValueError(f"`column` is needed for kind {self.kind}")
-        if self.kind == "chat" and self.column is not None:
-            raise ValueError("`column` does not belong to kind chat: the last assistant turn is the answer")
+        if self.columns is not None and self.column is not None:
+            raise ValueError("`column` and `columns` do not go together")
+        if self.columns is not None and self.labels is not None:
+            raise ValueError("`labels` has no effect with `columns`, whose names are the labels")
+        if self.approved_from is not None and self.approved is None:
+            raise ValueError("`approved_from` has no effect without `approved`")
         if self.kind not in LABELLED and (self.labels or self.descriptions):
             raise ValueError("`labels` and `descriptions` belong to the kinds category and multilabel")
-        for name, kind in _KIND_OF.items():
-            if self.kind != kind and name in self.model_fields_set and getattr(self, name) is not None:
-                raise ValueError(f"`{name.removeprefix('json_')}` belongs to kind {kind}")
+        for name, kinds in _KINDS_OF.items():
+            if self.kind not in kinds and name in self.model_fields_set and getattr(self, name) is not None:
+                raise ValueError(f"`{name.removeprefix('json_')}` belongs to kind {' or '.join(kinds)}")
         if self.kind == "ranking" and self.max_tokens is not None:
             raise ValueError("`max_tokens` has no effect on kind ranking, which writes no text")
         if self.labels is not None and len(self.labels) < 2:
@@ -146,8 +175,8 @@ class Split(_Strict):
 class DataSource(_Strict):
     """Where the rows are."""
 
-    train: str | list[str] = Field(
-        description="CSV, TSV, JSON, JSONL, Parquet, or hf:org/name[:config][#split].", examples=["train.csv"]
+    train: str | list[str] | None = Field(
+        None, description="CSV, TSV, JSON, JSONL, Parquet, or hf:org/name[:config][#split].", examples=["train.csv"]
     )
     validation: str | None = Field(None, description="Rows to choose by; else cut from `train`.", examples=["dev.csv"])
     test: str | None = Field(None, description="Rows to confirm by; else cut from `train`.", examples=["test.csv"])
@@ -175,7 +204,7 @@ class DataSource(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.train:
+        if self.train is not None and not self.train:
             raise ValueError("`train` names no file")
         if self.text is not None and not self.text:
             raise ValueError("`text` names no file")
@@ -343,7 +372,10 @@ class TaskSpec(_Strict):
         description="Columns that the model reads; dots reach into JSON.", examples=[["text"]]
     )
     output: Output = Field(description="What it must answer.")
-    data: DataSource = Field(description="Where the rows are, and which of them to use.")
+    data: DataSource = Field(
+        default_factory=lambda: DataSource(),
+        description="Where the rows are, and which of them to use; not needed to ask a `corpus`.",
+    )
     corpus: Corpus | None = Field(None, description="Documents in which answers are looked up.")
     metric: str | dict[str, Any] | None = Field(
         None,
@@ -418,6 +450,14 @@ class TaskSpec(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _has_rows(self) -> Self:
+        if self.data.train is None and self.corpus is None:
+            missing = "data" if "data" not in self.model_fields_set else "data.train"
+            hint = "`rung schema` lists every key; `rung init data.csv` writes a file to start from"
+            raise ConfigError("missing-key", f"the key `{missing}` is missing", hint=hint)
+        return self
+
+    @model_validator(mode="after")
     def _has_an_instruction(self) -> Self:
         if not self.instruction.strip() and self.output.kind != "chat":
             hint = "say what to do, in a sentence or more; only kind chat needs no instruction"
@@ -428,9 +468,10 @@ class TaskSpec(_Strict):
     def _columns_fit(self) -> Self:
         if len(set(self.inputs)) < len(self.inputs):
             raise ValueError("`inputs` names a column twice")
-        if self.output.column in self.inputs:
+        answers = (self.output.column, *(self.output.columns or ()))
+        if both := [name for name in self.inputs if name in answers]:
             raise ConfigError(
-                "bad-value", f"the column {self.output.column!r} is both input and output",
+                "bad-value", f"the column {both[0]!r} is both input and output",
                 hint="take it out of `inputs`: the model would read its answer",
             )  # fmt: skip
         if self.output.kind == "chat" and len(self.inputs) != 1:

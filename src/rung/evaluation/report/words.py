@@ -275,6 +275,8 @@ def data_lines(report: DataReport) -> Iterator[str]:
     if rare := report.rare():
         more = f" and {len(rare) - SHOWN} more" if rare[SHOWN:] else ""
         yield f"rare in training: {', '.join(rare[:SHOWN])}{more}"
+    for name, pairs in report.pairs.items():
+        yield f"{name}: {pairs:,} rows also have a rejected answer, which nothing learns to write"
     for name, effect in report.detectable.items():
         size = "no difference is distinguishable from chance"
         if effect is not None:
