@@ -14,6 +14,7 @@ from typing import Any, Literal
 from rung.data.examples import column, examples, text_of
 from rung.data.rows import (
     DISCORDANCE,
+    FINALISTS,
     LABELLED,
     SHOWN,
     Data,
@@ -152,7 +153,7 @@ def load_data(task: TaskSpec) -> Data:
     if task.output.kind in (*LABELLED, "json"):  # their usual scores are 0 or 1
         for name, rows in [(name, len(splits[name])) for name in SPLITS[1:]] + [("folds", sum(report.folds))]:
             if rows:
-                report.detectable[name] = detectable_difference(rows, DISCORDANCE)
+                report.detectable[name] = detectable_difference(rows, DISCORDANCE, alpha=0.05 / FINALISTS)
     content: list[Any] = [[name, [_content(e) for e in splits[name]]] for name in SPLITS]
     text = _text(task, splits, report)
     if text:
@@ -341,7 +342,7 @@ def _warn(labels: Sequence[str], splits: Splits, report: DataReport) -> None:
 
 
 def detectable_difference(n: int, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
-    """Find the smallest true difference that a two-sided paired test of 0/1 scores detects with the given power.
+    """Find the smallest true difference that a one-sided paired test of 0/1 scores detects with the given power.
 
     Connor, Sample size for testing differences in proportions for the paired-sample design, Biometrics 43 (1987):
     sqrt(n) d = z_alpha sqrt(discordance) + z_power sqrt(discordance - d^2), squared and solved for d.
@@ -349,7 +350,7 @@ def detectable_difference(n: int, discordance: float, *, power: float = 0.8, alp
     `n` is the number of rows, `discordance` the share of rows on which the two scores disagree, which no difference can
     exceed. The result is None if even the largest possible difference is not detected.
     """
-    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha / 2), NormalDist().inv_cdf(power)
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
     inside = n + z_power**2 - z_alpha**2
     if inside < 0:
         return None

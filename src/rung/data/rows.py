@@ -179,6 +179,7 @@ def labels_of(output: str, kind: str) -> tuple[str, ...]:
 SHOWN = 5  # rows named per reason
 RARE = 5  # labels with fewer training rows are named
 DISCORDANCE = 0.2  # share of rows on which two artifacts are assumed to disagree, for the detectable difference
+FINALISTS = 4  # artifacts that are assumed to be compared with the first one, which the level is corrected for
 
 
 @dataclass

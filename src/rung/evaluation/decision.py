@@ -238,7 +238,7 @@ class _Pair:
             return -1.0
         if not self.looked:
             return self._low_of_all(alpha)
-        low = bounded_below(self.difference, alpha * BETS, exact=self.exact)
+        low = bounded_below(self.difference, alpha * BETS, exact=self.exact, precision=5e-4)
         return max(low, self._low_of_all(alpha * (1 - BETS))) if self.complete else low
 
     def _low_of_all(self, alpha: float) -> float:
