@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from rung.data.cells import text_of
 from rung.data.examples import column as value_of
-from rung.data.examples import text_of
 from rung.data.rows import Record
 from rung.data.sources import read_rows
 from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Sampling

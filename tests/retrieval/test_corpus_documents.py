@@ -134,7 +134,7 @@ def test_every_file_that_is_left_out_is_told(docs, tmp_path):
     (docs / "empty.txt").write_text("")
     (docs / "blank.md").write_text(" \n ")
     (docs / "binary.txt").write_bytes(b"abc\0def")
-    (docs / "broken.txt").write_bytes(b"line one\nbad \xff byte")
+    (docs / "broken.txt").write_bytes(b"line one\nbad \x81 byte")
     (docs / "photo.jpg").write_bytes(b"x")
     (docs / "large.txt").write_bytes(b"x" * 1_000_001)
     (docs / ".hidden.txt").write_text("not looked at")

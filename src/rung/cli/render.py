@@ -425,7 +425,7 @@ def confidence(values: Mapping[str, Any]) -> None:
 
 def cases(shown: Sequence[ReviewCase], total: int) -> None:
     """Print captured answers as a table; others' text cannot control the terminal."""
-    from rung.data.examples import text_of
+    from rung.data.cells import text_of
 
     rows = []
     for case in shown:

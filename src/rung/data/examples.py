@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rung.data.cells import CellError, plain, text_of
 from rung.data.chat import answer_text, answer_turns, read_conversation
 from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, SplitReport, example_id
@@ -74,7 +75,21 @@ def read_row(values: Mapping[str, Any], columns: Sequence[str], kind: str, sourc
 
 
 def column(record: Record, name: str) -> Any:
-    """Read a column, dots reach into nested JSON; raise DataError `missing-column` if there is none."""
+    """Read a column as JSON values; dots reach into nested JSON.
+
+    Raises:
+        DataError: `missing-column`: there is none; `bad-row`: it holds bytes or an object, which is no text.
+    """
+    try:
+        return plain(_cell(record, name))
+    except CellError as error:
+        hint = "leave the column out, or turn its values into text first"
+        if "bytes, not" in str(error):
+            hint = "if it is text in bytes, name its encoding: `data.encoding: utf-8`, or --encoding utf-8"
+        raise DataError("bad-row", f"{record.source}: the column {name!r} {error}", hint=hint) from None
+
+
+def _cell(record: Record, name: str) -> Any:
     if name in record.values:
         return record.values[name]
     value: Any = record.values
@@ -167,17 +182,6 @@ def _spans(value: Any, record: Record) -> tuple[Span, ...] | None:
         problem = f"{record.source}: not a list of spans in documents: {str(value)[:80]}"
         raise DataError("bad-row", problem, hint=hint) from None
     return spans
-
-
-def text_of(value: Any) -> str:
-    """Write a value as the text that a prompt shows: sentences joined, other structures as JSON."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return " ".join(value)
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:

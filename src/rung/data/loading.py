@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
-from rung.data.examples import column, examples, text_of
+from rung.data.cells import text_of
+from rung.data.examples import column, examples
 from rung.data.rows import (
     DISCORDANCE,
     FINALISTS,
@@ -80,7 +81,7 @@ def _documents(name: str, task: TaskSpec) -> Iterator[Document]:
             raise DataError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
         yield Document(read_text(path, task.data.encoding), path.name)
         return
-    for record in read_rows(path, encoding=task.data.encoding):
+    for record in read_rows(path, task.data.format):
         yield Document(text_of(column(record, task.data.text_column)), record.source)
 
 
@@ -185,7 +186,7 @@ def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example
         part = report.splits[name] = SplitReport()
         for file in names:
             path = file if file.startswith(HUB) else task.folder / Path(file).expanduser()
-            rows, own = examples(read_rows(path, encoding=source.encoding), task, part)
+            rows, own = examples(read_rows(path, source.format), task, part)
             splits[name] += rows
             places[name] += own
         if part.read == 0:

@@ -1,29 +1,115 @@
-"""Read rows from CSV, TSV, JSON, JSONL, Parquet or a Hub data set, each with its file and line."""
+"""Read rows: CSV, TSV, JSON, JSONL, Excel, Parquet and Arrow files, compressed or not, and data sets of the Hub.
+
+Every row comes with its file and line. What a file does not say about itself (its encoding, the separator and the
+quoting of a CSV) is found out by `detected`, and stated by `FileFormat.describe`.
+"""
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import csv
+import gzip
+import io
 import json
+import lzma
 import re
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, get_args
 
+from rung.data.frames import arrow_records, header_names, hub_records, parquet_records, sheet_of, sheet_records
 from rung.data.rows import Record
-from rung.errors import DataError, Location, needed_by
+from rung.errors import ConfigError, DataError, Location, needed_by
 
+Quoting = Literal["auto", "double", "backslash", "none"]
 HUB = "hf:"
+AUTO = "auto"
 _GAP = re.compile(r"[\s,]*")  # between the items of a JSON list
 HOW = {
     **dict.fromkeys((".csv", ".tsv"), "write a header with the names of the columns, and at least one row"),
     **dict.fromkeys((".jsonl", ".ndjson"), 'write one JSON object per line, such as {"text": "...", "label": "..."}'),
     ".json": 'write a list of objects, such as [{"text": "...", "label": "..."}]',
 }
-UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of files that Windows programs call "Unicode"
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a damaged compressed file raises
 MAX_CELL = 10_000_000  # characters in one CSV field; the library's default of 131,072 is too small for long documents
+SAMPLE = 1 << 20  # bytes or characters by which a format is recognized
+# What a file is that is not what its ending says, by its first bytes.
+MAGIC = {
+    b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"PK\x03\x04": "a ZIP archive or an Excel file (.xlsx)",
+    b"\xd0\xcf\x11\xe0": "an old or encrypted Office file", b"%PDF": "a PDF", b"SQLite format 3": "an SQLite database",
+    b"\x1f\x8b": "compressed with gzip", b"BZh": "compressed with bzip2", b"\xfd7zXZ": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with Zstandard", b"version https://git-lfs": "a pointer of Git LFS, not the file",
+}  # fmt: skip
+HTML = re.compile(r"<(!doctype\s+html|html|head|body)\b", re.IGNORECASE)
 
 
-def read_rows(source: str | Path, *, encoding: str = "utf-8") -> Iterator[Record]:
+@dataclass(frozen=True, slots=True)
+class FileFormat:
+    r"""How files of rows are written; `auto` finds it out for each file.
+
+    Attributes:
+        encoding: of text files: a name that Python knows. In Parquet and Arrow, a given encoding reads bytes as text.
+        separator: of a CSV: one character, or `tab`.
+        quoting: how a CSV writes a quote in a quoted field: `double` (""), `backslash` (\"), or `none`: quotes have no
+            meaning.
+        sheet: of an Excel file; the first if None.
+    """
+
+    encoding: str = AUTO
+    separator: str = AUTO
+    quoting: Quoting = "auto"
+    sheet: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.separator == "tab":
+            object.__setattr__(self, "separator", "\t")
+        for what, problem in (
+            ("encoding", encoding_problem(self.encoding)), ("separator", separator_problem(self.separator)),
+            ("quoting", "" if self.quoting in get_args(Quoting) else f"choose {', '.join(get_args(Quoting))}"),
+        ):  # fmt: skip
+            if problem:
+                raise ConfigError("bad-value", f"{what} {getattr(self, what)!r}: {problem}")
+
+    def describe(self) -> str:
+        """Say in a few words what is unusual about a detected format; empty for UTF-8 and commas."""
+        names = {"\t": "tabs", ";": "semicolons", "|": "bars"}
+        quotes = {"backslash": "a backslash before quotes", "none": "quotes without meaning"}
+        separated = names.get(self.separator, f"{self.separator!r} between fields")
+        parts = [
+            "" if self.encoding in (AUTO, "utf-8") else self.encoding,
+            "" if self.separator in (AUTO, ",") else separated, quotes.get(self.quoting, ""),
+            f"sheet {self.sheet!r}" if self.sheet else "",
+        ]  # fmt: skip
+        return ", ".join(part for part in parts if part)
+
+
+def encoding_problem(name: str) -> str:
+    """Say what is wrong with the name of an encoding; empty if nothing is."""
+    try:
+        "a".encode("utf-8" if name == AUTO else name)
+    except (LookupError, UnicodeError):
+        return f"no text encoding is named {name!r}"
+    return ""
+
+
+def separator_problem(separator: str) -> str:
+    """Say what is wrong with a separator of CSV files; empty if nothing is."""
+    usable = separator in (AUTO, "tab") or (len(separator) == 1 and separator not in '"\r\n\\ ')
+    return "" if usable else "write one character, such as ;, or the word tab"
+
+
+def kind_of(path: Path) -> str:
+    """The ending that says how a file is read, without that of its compression: `.csv` for `rows.csv.gz`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
+
+
+def read_rows(source: str | Path, how: FileFormat | None = None) -> Iterator[Record]:
     """Yield the rows of a file, or of a Hub data set written `hf:org/name[:config][#split]`.
 
     Raises:
@@ -31,95 +117,317 @@ def read_rows(source: str | Path, *, encoding: str = "utf-8") -> Iterator[Record
         MachineError: reading this kind needs a library that is not installed.
     """
     if isinstance(source, str) and source.startswith(HUB):
-        return _hub(source)
+        return hub_records(source)
     path = Path(source)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        problem = f"{path}: files of kind {path.suffix or '(none)'} are not read"
-        raise DataError("unreadable-file", problem, hint=f"use one of {', '.join(READERS)}")
+    return _reader(path)(path, how or FileFormat())
+
+
+def _reader(path: Path) -> Callable[[Path, FileFormat], Iterator[Record]]:
+    kind = kind_of(path)
+    if kind not in READERS:
+        hint = {".xls": "save it as .xlsx", ".ods": "save it as .xlsx", ".zip": "unpack it first"}.get(kind, "")
+        problem = f"{path}: files of kind {kind or '(none)'} are not read"
+        hint = hint or f"use one of {', '.join(READERS)}, also with {', '.join(COMPRESSED)}"
+        raise DataError("unreadable-file", problem, hint=hint)
     if not path.is_file():
         raise DataError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
-    return reader(path, encoding)
+    return READERS[kind]
+
+
+# ---- bytes and text
+
+
+def open_bytes(path: Path) -> Any:
+    """Open a file for reading, decompressed.
+
+    Raises:
+        DataError: the system refuses it.
+        MachineError: .zst needs pyarrow.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".gz":
+            return gzip.open(path)
+        if suffix == ".bz2":
+            return bz2.open(path)
+        if suffix == ".xz":
+            return lzma.open(path)
+        if suffix == ".zst":
+            with needed_by("a .zst file"):
+                import pyarrow
+            return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"))
+        return path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    damaged = path.suffix.lower() in COMPRESSED and not getattr(error, "errno", None)
+    hint = "the compressed file is damaged or cut off: copy it again" if damaged else ""
+    return DataError("unreadable-file", f"{path} cannot be read: {reason}", hint=hint)
+
+
+def _check_kind(path: Path, head: bytes) -> None:
+    """Raise DataError `unreadable-file` for a file that is not the text that its ending promises."""
+    what = next((what for magic, what in MAGIC.items() if head.startswith(magic)), "")
+    start = head[:1000].decode("latin-1").removeprefix("ï»¿").lstrip()
+    if not what and HTML.match(start):
+        what = "an HTML page"
+    if not what and kind_of(path) in SEPARATORS and start.startswith(('{"', "[{", '["')):
+        what = "JSON"
+    if not what and b"\0" in head and not wide(head):
+        what = "binary"
+    if what:
+        hint = "download it again: this may be a page with an error or a login" if "HTML" in what else ""
+        hint = hint or f"give it the ending that it needs; Rung reads {', '.join(READERS)}"
+        raise DataError("unreadable-file", f"{path} is {what}, not {kind_of(path)}", hint=hint)
+
+
+BOMS = {
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+
+
+def wide(head: bytes) -> str:
+    """Recognize two or four bytes a character by the mark at the beginning, or by the zeros of ASCII characters."""
+    marked = next((name for bom, name in BOMS.items() if head.startswith(bom)), "")
+    pairs = len(head) // 2
+    even, odd = (head[: pairs * 2][first::2].count(0) for first in (0, 1))
+    if marked or not pairs:
+        return marked
+    return "utf-16-le" if odd > pairs * 0.4 > even * 8 else "utf-16-be" if even > pairs * 0.4 > odd * 8 else ""
+
+
+UTF8_SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+NOT_CP1252 = re.compile(  # many accents in a row; signs inside words and at their beginning
+    rb"[\x80-\xff]{6}|[\xc0-\xff]{4}|[A-Za-z][\xa1-\xa9\xab\xac\xae-\xb6\xb8\xb9\xbb-\xbf][a-z]"
+    rb"|[\xa2\xa4\xa6\xa8\xac\xae\xaf\xb1-\xb4\xb8\xb9\xbc-\xbe][a-z\xb1\xe0-\xff]"
+)
+UNDEFINED = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # no characters in cp1252
+CONTROLS = re.compile(rb"[\x80-\x9f]")
+
+
+def detect_encoding(path: Path) -> str:
+    """Find the encoding of a text file: UTF-8, UTF-16 or UTF-32, else Windows' Western European, cp1252.
+
+    Every byte is looked at. Only text that looks like Western European is taken for cp1252: the letters of other
+    alphabets in their own encodings give sequences that no Western language has.
+
+    Raises:
+        DataError: `bad-encoding`: it is none of them, or UTF-8 with damaged places.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position, high = 0, b""
+    with open_bytes(path) as file:
+        try:
+            head = file.read(SAMPLE)
+            if name := wide(head[:4096]):
+                return name
+            chunk = head
+            while chunk:
+                decoder.decode(chunk)
+                position += len(chunk)
+                chunk = file.read(SAMPLE)
+            decoder.decode(b"", final=True)
+            return "utf-8"
+        except UnicodeDecodeError:
+            high = head + (chunk if position else b"") + file.read(SAMPLE)
+        except DAMAGED as error:
+            raise _unreadable(path, error) from error
+    sequences = UTF8_SEQUENCE.findall(high)
+    others = sum(byte > 127 for byte in high) - sum(map(len, sequences))
+    suspicious = len(NOT_CP1252.findall(high))
+    if len(sequences) * 20 > others or suspicious * 50 > others or UNDEFINED.search(high):
+        read_text(path, "utf-8")  # raises the error with its line
+    return "cp1252"
+
+
+def _encoding(path: Path, encoding: str) -> str:
+    """Detect an encoding, or check a given one: Latin-1 reads every byte, but some only as control characters."""
+    if encoding == AUTO:
+        return detect_encoding(path)
+    if codecs.lookup(encoding).name == "iso8859-1":
+        with open_bytes(path) as file:
+            data = file.read()
+        if found := CONTROLS.search(data):
+            problem = f"byte {found.start()} (0x{data[found.start()]:02x}) is a control character in {encoding}"
+            where = Location(str(path), data.count(b"\n", 0, found.start()) + 1)
+            hint = "the file is probably cp1252, Windows' Latin-1, which has letters and signs there"
+            raise DataError("bad-encoding", problem, where=where, hint=hint)
+    return encoding
+
+
+def _not_text(path: Path, data: bytes, error: UnicodeDecodeError, encoding: str) -> DataError:
+    line = data.count(b"\n", 0, error.start) + 1
+    name = wide(data[:4096]) or ("cp1252" if encoding != "cp1252" and not UNDEFINED.search(data) else "NAME")
+    problem = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
+    hint = f"save the file as UTF-8, or name its encoding: `encoding: {name}` in the task file, or --encoding {name}"
+    return DataError("bad-encoding", problem, where=Location(str(path), line), hint=hint)
 
 
 def _lines(path: Path, encoding: str, newline: str) -> Iterator[str]:
     """Yield the lines of a file with their line ends, without a byte-order mark, one in memory at a time."""
     blank = True
     try:
-        with path.open(encoding=encoding, newline=newline) as file:
-            for number, line in enumerate(file):
-                text = line.removeprefix("\ufeff") if number == 0 else line
-                blank = blank and not text.strip()
-                yield text
-    except (OSError, UnicodeDecodeError):
+        with open_bytes(path) as data:
+            _check_kind(path, data.peek(4096)[:4096] if hasattr(data, "peek") else b"")
+            with io.TextIOWrapper(data, encoding=encoding, newline=newline) as file:
+                for number, line in enumerate(file):
+                    text = line.removeprefix("\ufeff") if number == 0 else line
+                    blank = blank and not text.strip()
+                    yield text
+    except UnicodeDecodeError:
         read_text(path, encoding)  # raises the same error with its line
         raise
+    except DAMAGED as error:
+        raise _unreadable(path, error) from error
     if blank:
         raise _empty(path)
 
 
 def _empty(path: Path) -> DataError:
-    hint = HOW.get(path.suffix.lower(), "write something into it, or name another file")
+    hint = HOW.get(kind_of(path), "write something into it, or name another file")
     return DataError("too-few-rows", f"{path} is empty", hint=hint)
 
 
 def read_text(path: Path, encoding: str) -> str:
-    """Read the whole text of a file.
+    """Read the whole text of a file; the encoding `auto` is detected.
 
     Raises:
         DataError: the file cannot be read, is empty, or not in the encoding.
     """
+    encoding = _encoding(path, encoding)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError("unreadable-file", f"{path} cannot be read: {error.strerror}") from error
+        with open_bytes(path) as file:
+            data = file.read()
+    except DAMAGED as error:
+        raise _unreadable(path, error) from error
     try:
-        text = data.decode(encoding)
+        text: str = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        name = "utf-16" if data.startswith(UTF16) else "latin-1"
-        problem = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
-        hint = f"save the file as UTF-8, or name its encoding: `data.encoding: {name}`"
-        raise DataError("bad-encoding", problem, where=Location(str(path), line), hint=hint) from None
+        raise _not_text(path, data, error, encoding) from None
     text = text.removeprefix("\ufeff")
     if not text.strip():
         raise _empty(path)
     return text
 
 
-def _separated(separator: str) -> Callable[[Path, str], Iterator[Record]]:
-    def read(path: Path, encoding: str) -> Iterator[Record]:
-        csv.field_size_limit(MAX_CELL)
-        rows = csv.reader(_lines(path, encoding, newline=""), delimiter=separator, strict=True)
-        line = 1  # where the record begins; `rows.line_num` is where it ends
-        try:
-            header = next((row for row in rows if any(cell.strip() for cell in row)), None)
-            if header is None:
-                raise _empty(path)
-            twice = next((name for name in header if header.count(name) > 1), None)
-            if twice is not None:
-                problem = f"the column {twice!r} is in the header twice"
-                raise DataError("duplicate-name", problem, where=Location(str(path), 1))
+# ---- formats of CSV files
+
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # that of the ending first
+
+
+def detected(path: Path, how: FileFormat) -> FileFormat:
+    """Replace `auto` in a format by what a file has: its encoding, a CSV's separator and quoting, a sheet.
+
+    A separator is recognized where it parts the records of the first megabyte into the same number of fields, two or
+    more. The one with the most fields wins; the ending's own comes first among equals. If none does, the one that parts
+    the header is taken, and reading says what is wrong where.
+
+    Raises:
+        DataError: the file is missing, of an unknown kind, or in no encoding that can be recognized.
+    """
+    _reader(path)
+    kind = kind_of(path)
+    if kind in EXCEL:
+        with _whole(path) as file:
+            return replace(how, sheet=sheet_of(file, path, how.sheet))
+    if kind not in TEXT_KINDS:
+        return how
+    encoding = _encoding(path, how.encoding)
+    if kind not in SEPARATORS or AUTO not in (how.separator, how.quoting):
+        return replace(how, encoding=encoding)
+    lines, size = [], 0
+    for line in _lines(path, encoding, newline=""):
+        lines.append(line)
+        size += len(line)
+        if size > SAMPLE:
+            break
+    separators = SEPARATORS[kind] if how.separator == AUTO else how.separator
+    escaped = any('\\"' in line for line in lines)
+    ways = ("double", *(["backslash"] if escaped else []), "none") if how.quoting == AUTO else (how.quoting,)
+    best, most, records = (separators[0], ways[0]), 1, 0
+    for separator in separators:
+        for way in ways:
+            if way == "none" != how.quoting and separator != "\t":
+                continue  # elsewhere, a quote that never closes is more likely a damaged record
+            fields, count = _shape(lines, separator, way, cut=size > SAMPLE)
+            # With tabs, quotes that happened to close may have swallowed whole lines; then their number differs.
+            if fields > most or (fields == most > 1 and separator == best[0] == "\t" and count > records):
+                best, most, records = (separator, way), fields, count
+    if most == 1:
+        header = next((line for line in lines if line.strip()), "")
+        best = (next((s for s in separators if len(next(_csv_rows(iter([header]), s, "none"))) > 1), best[0]), best[1])
+    return replace(how, encoding=encoding, separator=best[0], quoting=best[1])  # type: ignore[arg-type]
+
+
+def _shape(lines: Sequence[str], separator: str, quoting: str, *, cut: bool) -> tuple[int, int]:
+    """Count the fields of every record, and the records; (0, 0) if the records differ or cannot be read.
+
+    With `cut`, the last record of the sample may be incomplete.
+    """
+    fields, records = 0, 0
+    rows = _csv_rows(iter(lines), separator, quoting)
+    try:
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                if fields and len(row) != fields:
+                    return (fields, records) if cut and rows.line_num == len(lines) else (0, 0)
+                fields, records = len(row), records + 1
+    except csv.Error:
+        return (fields, records) if cut and rows.line_num == len(lines) else (0, 0)
+    return fields, records
+
+
+def _csv_rows(lines: Iterator[str], separator: str, quoting: str) -> Any:
+    csv.field_size_limit(MAX_CELL)
+    if quoting == "none":
+        return csv.reader(lines, delimiter=separator, quoting=csv.QUOTE_NONE, strict=True)
+    escape = {"doublequote": False, "escapechar": "\\"} if quoting == "backslash" else {}
+    return csv.reader(lines, delimiter=separator, strict=True, **escape)  # type: ignore[arg-type]
+
+
+def _separated(path: Path, how: FileFormat) -> Iterator[Record]:
+    how = detected(path, how)
+    rows = _csv_rows(_lines(path, how.encoding, newline=""), how.separator, how.quoting)
+    line = 1  # where the record begins; `rows.line_num` is where it ends
+    try:
+        header = next((row for row in rows if any(cell.strip() for cell in row)), None)
+        if header is None:
+            raise _empty(path)
+        header = header_names(header, Location(str(path), rows.line_num))
+        line = rows.line_num + 1
+        for row in rows:
+            if row and len(row) != len(header):
+                problem = f"{len(row)} fields where the header has {len(header)}"
+                hint = 'put a field that contains the separator or a line break in quotes: "a, b"'
+                if other := next((s for s in ";\t|" if s != how.separator and s in "".join(header)), None):
+                    hint = f"or name the separator: --separator '{'tab' if other == chr(9) else other}'; " + hint
+                raise DataError("bad-csv", problem, where=Location(str(path), line), hint=hint)
+            if row:
+                yield Record(dict(zip(header, row, strict=True)), f"{path.name}:{line}")
             line = rows.line_num + 1
-            for row in rows:
-                if row and len(row) != len(header):
-                    problem = f"{len(row)} fields where the header has {len(header)}"
-                    hint = 'put a field that contains the separator or a line break in quotes: "a, b"'
-                    raise DataError("bad-csv", problem, where=Location(str(path), line), hint=hint)
-                if row:
-                    yield Record(dict(zip(header, row, strict=True)), f"{path.name}:{line}")
-                line = rows.line_num + 1
-        except csv.Error as error:
-            problem = f"the record that begins here cannot be read: {error}"
-            hint = 'close every quote; a quote inside a quoted field is written twice: "say ""hi"""'
-            raise DataError("bad-csv", problem, where=Location(str(path), line), hint=hint) from error
-
-    return read
+    except csv.Error as error:
+        problem = f"the record that begins here cannot be read: {error}"
+        hint = (
+            'close every quote; a quote inside a quoted field is written twice: "say ""hi"""; '
+            "or name another way: `data.quoting: backslash`, or `none` where quotes have no meaning"
+        )
+        raise DataError("bad-csv", problem, where=Location(str(path), line), hint=hint) from error
 
 
-def _jsonl(path: Path, encoding: str) -> Iterator[Record]:
+# ---- JSON
+
+
+def _jsonl(path: Path, how: FileFormat) -> Iterator[Record]:
+    encoding = detected(path, how).encoding
     for number, line in enumerate(_lines(path, encoding, newline="\n"), start=1):
         if line.strip():
+            if number == 1 and line.lstrip().startswith("["):
+                problem, hint = "the file is one JSON list, not an object a line", "give it the ending .json"
+                raise DataError("bad-json", problem, where=Location(str(path), number), hint=hint)
             yield _record(_parsed(line.rstrip(), path, number), path, number)
 
 
@@ -130,10 +438,13 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         if "\\ud" in text.lower():  # half of a surrogate pair parses, but cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        where, hint = Location(str(path), line + error.lineno - 1, error.colno), HOW.get(path.suffix.lower(), "")
+        where, hint = Location(str(path), line + error.lineno - 1, error.colno), HOW.get(kind_of(path), "")
+        if kind_of(path) == ".json" and error.msg == "Extra data":
+            hint = "if the file has one object a line, give it the ending .jsonl; " + hint
         raise DataError("bad-json", f"not valid JSON: {error.msg}", where=where, hint=hint) from None
-    except (UnicodeEncodeError, RecursionError) as error:
-        problem = "nested too deeply" if isinstance(error, RecursionError) else "half of a surrogate pair (\\ud800...)"
+    except (UnicodeEncodeError, RecursionError, ValueError) as error:
+        reasons = {RecursionError: "nested too deeply", UnicodeEncodeError: "half of a surrogate pair (\\ud800...)"}
+        problem = reasons.get(type(error), "a number has too many digits")
         raise DataError("bad-json", f"not usable JSON: {problem}", where=Location(str(path), line)) from None
     return value
 
@@ -147,53 +458,65 @@ def _record(value: Any, path: Path, number: int) -> Record:
     return Record(value, f"{path.name}:{number}")
 
 
-def _json(path: Path, encoding: str) -> Iterator[Record]:
-    text = read_text(path, encoding)
-    if not isinstance(_parsed(text, path, 1), list):
-        raise DataError("bad-json", f"{path}: a JSON file of rows is a list of objects", hint="or use JSON lines")
+def _json(path: Path, how: FileFormat) -> Iterator[Record]:
+    with open_bytes(path) as file:
+        _check_kind(path, file.read(4096))
+    text = read_text(path, how.encoding)
+    value = _parsed(text, path, 1)
+    if not isinstance(value, list):
+        hint = "or use JSON lines (.jsonl)"
+        if isinstance(value, dict) and value:
+            lists = [name for name, inner in value.items() if isinstance(inner, list)]
+            hint = f"this one is an object with the keys {', '.join(map(repr, islice(value, 10)))}; " + (
+                f"write the list under {lists[0]!r} into a file of its own, its items as objects" if lists else hint
+            )
+        raise DataError("bad-json", f"{path}: a JSON file of rows is a list of objects", hint=hint)
     # The text is a valid list: decode it again item by item to find the line of each.
     decoder = json.JSONDecoder()
     position, line = text.index("[") + 1, text.count("\n", 0, text.index("[")) + 1
     while (begin := _GAP.match(text, position).end()) and text[begin] != "]":  # type: ignore[union-attr]
         line += text.count("\n", position, begin)
-        value, position = decoder.raw_decode(text, begin)
-        yield _record(value, path, line)
+        item, position = decoder.raw_decode(text, begin)
+        yield _record(item, path, line)
         line += text.count("\n", begin, position)
 
 
-def _parquet(path: Path, encoding: str) -> Iterator[Record]:
-    del encoding  # Parquet text is always UTF-8
-    with needed_by("a Parquet file"):
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
+# ---- formats of libraries
+
+
+def _whole(path: Path) -> Any:
+    """A file that a library may seek in: a compressed one in memory."""
+    if path.suffix.lower() not in COMPRESSED:
+        return open_bytes(path)
     try:
-        batches = ParquetFile(path).iter_batches()
-        for number, values in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
-            yield Record(values, f"{path.name}:{number}")
-    except ArrowException as error:
-        raise DataError("unreadable-file", f"{path}: {error}") from error
+        with open_bytes(path) as file:
+            return io.BytesIO(file.read())
+    except DAMAGED as error:
+        raise _unreadable(path, error) from error
 
 
-def _hub(source: str) -> Iterator[Record]:
-    with needed_by("a Hub data set"):
-        from datasets import load_dataset
-    name, _, split = source.removeprefix(HUB).partition("#")
-    name, _, config = name.partition(":")
-    try:
-        rows = load_dataset(name, config or None, split=split or "train")
-    except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "the form is hf:org/name:config#split; private data needs a token in HF_TOKEN"
-        raise DataError("download-failed", f"{source} cannot be loaded: {reason}", hint=hint) from error
-    for number, values in enumerate(rows, start=1):
-        yield Record(dict(values), f"{source}:{number}")
+def _with(records: Callable[[IO[bytes], Path, FileFormat], Iterator[Record]]) -> Callable[..., Iterator[Record]]:
+    def read(path: Path, how: FileFormat) -> Iterator[Record]:
+        with _whole(path) as file:
+            yield from records(file, path, how)
+
+    return read
 
 
-READERS: dict[str, Callable[[Path, str], Iterator[Record]]] = {
-    ".csv": _separated(","),
-    ".tsv": _separated("\t"),
+EXCEL = (".xlsx", ".xlsm")
+TEXT_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+READERS: dict[str, Callable[[Path, FileFormat], Iterator[Record]]] = {
+    ".csv": _separated,
+    ".tsv": _separated,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
-    ".parquet": _parquet,
+    ".parquet": _with(lambda file, path, how: parquet_records(file, path, _bytes_as(how))),
+    ".arrow": _with(lambda file, path, how: arrow_records(file, path, _bytes_as(how))),
+    ".feather": _with(lambda file, path, how: arrow_records(file, path, _bytes_as(how))),
+    **dict.fromkeys(EXCEL, _with(lambda file, path, how: sheet_records(file, path, how.sheet))),
 }
+
+
+def _bytes_as(how: FileFormat) -> str | None:
+    return None if how.encoding == AUTO else how.encoding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -14,6 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from rung.data.kinds import DEFAULT_METRICS, OutputKind
 from rung.data.rows import LABELLED
+from rung.data.sources import AUTO, FileFormat, Quoting, encoding_problem, separator_problem
 from rung.errors import ConfigError, suggest
 
 ENCODER = "embedded-encoder"
@@ -24,15 +25,19 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def _known_encoding(name: str) -> str:
-    try:
-        "a".encode(name)
-    except LookupError:
-        raise ValueError(f"no text encoding is named {name!r}") from None
-    return name
+def _checked(problem: Callable[[str], str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if found := problem(value):
+            raise ValueError(found)
+        return value
+
+    return AfterValidator(check)
 
 
-Encoding = Annotated[str, AfterValidator(_known_encoding)]
+Encoding = Annotated[str, _checked(encoding_problem)]
+Separator = Annotated[str, _checked(separator_problem)]
+ENCODING = "Text encoding of the files; auto recognizes UTF-8, UTF-16 and cp1252."
+SEPARATOR = "Separator of CSV files: one character, or tab; auto recognizes it."
 
 
 def _text_or_list(schema: dict[str, Any]) -> None:
@@ -176,7 +181,9 @@ class DataSource(_Strict):
     """Where the rows are."""
 
     train: str | list[str] | None = Field(
-        None, description="CSV, TSV, JSON, JSONL, Parquet, or hf:org/name[:config][#split].", examples=["train.csv"]
+        None,
+        description="CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow, or hf:org/name[:config][#split].",
+        examples=["train.csv"],
     )
     validation: str | None = Field(None, description="Rows to choose by; else cut from `train`.", examples=["dev.csv"])
     test: str | None = Field(None, description="Rows to confirm by; else cut from `train`.", examples=["test.csv"])
@@ -200,7 +207,19 @@ class DataSource(_Strict):
     duplicates: Literal["error", "drop"] = Field(
         "error", description="Inputs in two splits: an error, or dropped from `train`."
     )
-    encoding: Encoding = Field("utf-8", description="Text encoding of the files.", examples=["utf-8", "latin-1"])
+    encoding: Encoding = Field(AUTO, description=ENCODING, examples=["utf-8", "cp1252"])
+    separator: Separator = Field(AUTO, description=SEPARATOR, examples=[";", "tab"])
+    quoting: Quoting = Field(
+        "auto",
+        description='How CSV files write a quote in a quoted field: double (""), backslash (\\"), or none: quotes have '
+        "no meaning.",
+    )
+    sheet: str | None = Field(None, description="Sheet of Excel files; default: the first with cells.")
+
+    @property
+    def format(self) -> FileFormat:
+        """How the files are written."""
+        return FileFormat(self.encoding, self.separator, self.quoting, self.sheet)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -287,7 +306,8 @@ class Corpus(_Strict):
     title_column: str | None = Field(None, description="Title column of tables.")
     id_column: str | None = Field(None, description="Column of tables that names a row; default: its line.")
     metadata: list[str] = Field(default_factory=list, description="Columns to filter by.", examples=[["product"]])
-    encoding: Encoding = Field("utf-8", description="Text encoding of the files.", examples=["utf-8", "latin-1"])
+    encoding: Encoding = Field(AUTO, description=ENCODING, examples=["utf-8", "cp1252"])
+    separator: Separator = Field(AUTO, description=SEPARATOR, examples=[";", "tab"])
     max_megabytes: Count = Field(50, description="Larger files are left out and reported.")
     encoder: str = Field(ENCODER, description="The sentence encoder: embedded-encoder, a Hub id or a folder.")
     chunk_tokens: Count | None = Field(

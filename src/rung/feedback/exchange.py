@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from rung.data.examples import read_inputs, text_of
+from rung.data.cells import text_of
+from rung.data.examples import read_inputs
 from rung.data.rows import Record, example_id, hash_of
 from rung.data.sources import read_rows
 from rung.data.spec import placeholders

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rung.artifact.artifact import Artifact
+from rung.data.cells import text_of
 from rung.data.rows import Example, labels_of, normal
 from rung.engines.base import Engine, GenerateRequest, Sampling
 from rung.models.messages import Messages
 from rung.progress import QUIET, Progress
 from rung.prompt_search.scorer import Meter
-from rung.prompts.prompt import as_text
 
 LENGTH, SHORTEST = 6, 3  # words
 _WORD = re.compile(r"\w+")
@@ -41,7 +41,7 @@ class CopyGuard:
         self._allowed = " | ".join(" ".join(words) for words in known)
         self._where: dict[Gram, str] = {}
         for row in rows:
-            for text in (*map(as_text, row.inputs.values()), *row.outputs):
+            for text in (*map(text_of, row.inputs.values()), *row.outputs):
                 for gram in _grams(_words(text)):
                     self._where.setdefault(gram, row.source)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from rung.data.cells import text_of
 from rung.data.spec import TEMPLATE_PIECE
 from rung.models.messages import Message, Messages
 from rung.retrieval.passage import Passage
@@ -20,14 +21,9 @@ def substitute(template: str, values: Mapping[str, Any]) -> str:
     """Replace every `{column}` by its value as it is, and `{{` and `}}` by braces."""
 
     def value(match: re.Match[str]) -> str:
-        return match.group()[0] if match.group(1) is None else as_text(values[match.group(1)])
+        return match.group()[0] if match.group(1) is None else text_of(values[match.group(1)])
 
     return TEMPLATE_PIECE.sub(value, template)
-
-
-def as_text(value: Any) -> str:
-    """Write a value into a prompt: a string as it is, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def default_template(columns: Iterable[str]) -> str:

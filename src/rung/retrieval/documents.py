@@ -21,14 +21,25 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from rung.data.examples import text_of
+from rung.data.cells import text_of
 from rung.data.rows import hash_of
-from rung.data.sources import HUB, READERS, read_rows, read_text
+from rung.data.sources import (
+    AUTO,
+    HUB,
+    READERS,
+    TEXT_KINDS,
+    FileFormat,
+    detect_encoding,
+    kind_of,
+    read_rows,
+    read_text,
+    wide,
+)
 from rung.data.spec import Corpus
 from rung.errors import ConfigError, DataError, MachineError, needed_by
 from rung.models.cache import known_sha256
 
-STREAMED = set(READERS) - {".json"}  # read row by row, so that their size does not matter
+STREAMED = set(READERS) - {".json", ".xlsx", ".xlsm"}  # read row by row, so that their size does not matter
 BINARY_BYTES = 8192  # a NUL in the first bytes marks a binary file
 OLE = b"\xd0\xcf\x11\xe0"  # old Office files, and encrypted new ones
 MAX_UNPACKED = 500_000_000  # bytes of a Word file's parts together: a small file may unpack to anything
@@ -121,23 +132,31 @@ def list_sources(corpus: Corpus, base: Path) -> Listing:
 def read_documents(source: CorpusSource, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
     """Yield the document of a file, or one for every row of a table, and add problems to the list."""
     try:
-        if source.path is None or source.path.suffix.lower() in READERS:
+        if source.path is None or kind_of(source.path) in READERS:
             yield from _rows(source, corpus, problems)
             return
         contents = _READERS[source.path.suffix.lower()](source.path, corpus.encoding)
         if not contents.text.strip():
             raise UnreadableError(contents.problem or "holds no text")
-        if contents.problem:
-            problems.append(Problem(source.id, contents.problem, left_out=False))
+        for problem in (contents.problem, _recognized(source.path, corpus)):
+            if problem:
+                problems.append(Problem(source.id, problem, left_out=False))
         title = contents.title or source.path.stem.replace("_", " ").replace("-", " ").strip() or source.id
         text, markdown, pages = contents.text, contents.markdown, contents.pages
         yield SourceDocument(source.id, source.id, title, text, markdown, pages, size=source.size)
-    except (UnreadableError, DataError) as problem:
-        problems.append(Problem(source.id, str(problem)))
+    except (UnreadableError, DataError) as error:
+        problems.append(Problem(source.id, str(error)))
     except FileNotFoundError:
         problems.append(Problem(source.id, "was deleted while the index was built"))
-    except OSError as problem:
-        problems.append(Problem(source.id, f"cannot be read: {problem.strerror or problem}"))
+    except OSError as error:
+        problems.append(Problem(source.id, f"cannot be read: {error.strerror or error}"))
+
+
+def _recognized(path: Path, corpus: Corpus) -> str:
+    """Say that a file was taken for cp1252, the only encoding that is not certain; empty for others."""
+    text = path.suffix.lower() in TEXTS or kind_of(path) in TEXT_KINDS
+    taken = text and corpus.encoding == AUTO and detect_encoding(path) == "cp1252"
+    return "is not UTF-8 and was read as cp1252; if that is wrong, name `corpus.encoding`" if taken else ""
 
 
 def _expand(name: str, base: Path) -> Iterator[tuple[Path, Path | None]]:
@@ -175,7 +194,7 @@ def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> Co
         raise UnreadableError("is a link out of the folder")
     if not path.is_file():
         raise UnreadableError("is not a regular file")
-    kind = path.suffix.lower()
+    kind = kind_of(path) if kind_of(path) in READERS else path.suffix.lower()
     if kind not in READERS and kind not in _READERS:
         raise UnreadableError(f"files of kind {kind or '(none)'} are not read")
     try:
@@ -191,12 +210,12 @@ def _source(shown: str, path: Path, root: Path | None, max_megabytes: int) -> Co
 
 def _rows(source: CorpusSource, corpus: Corpus, problems: list[Problem]) -> Iterator[SourceDocument]:
     """Yield the rows of a table as documents; rows before a broken one are kept."""
-    if source.path is not None and source.path.suffix.lower() != ".parquet":
+    if source.path is not None and source.path.suffix.lower() in TEXT_KINDS:
         refuse_binary(source.path)
     seen: set[str] = set()
     empty = 0
     try:
-        for record in read_rows(source.path or source.id, encoding=corpus.encoding):
+        for record in read_rows(source.path or source.id, FileFormat(corpus.encoding, corpus.separator)):
             number = record.source.rpartition(":")[2]
             document = _row_document(source, number, record.values, corpus)
             if document is None:
@@ -209,10 +228,12 @@ def _rows(source: CorpusSource, corpus: Corpus, problems: list[Problem]) -> Iter
                 )  # fmt: skip
             seen.add(document.id)
             yield document
-    except DataError as problem:
+    except DataError as error:
         if not seen:
             raise
-        problems.append(Problem(source.id, f"{problem}; the {len(seen)} rows before are kept", left_out=False))
+        problems.append(Problem(source.id, f"{error}; the {len(seen)} rows before are kept", left_out=False))
+    if source.path is not None and (problem := _recognized(source.path, corpus)):
+        problems.append(Problem(source.id, problem, left_out=False))
     if empty:
         problems.append(Problem(source.id, f"{empty} rows without text are left out", left_out=not seen))
 
@@ -242,10 +263,11 @@ def _row_document(source: CorpusSource, number: str, values: dict[str, Any], cor
 
 
 def refuse_binary(path: Path) -> None:
-    """Refuse a file with a NUL in its first bytes."""
+    """Refuse a file with a NUL in its first bytes that is not text in UTF-16 or UTF-32."""
     with path.open("rb") as file:
-        if b"\0" in file.read(BINARY_BYTES):
-            raise UnreadableError("is binary, not text")
+        head = file.read(BINARY_BYTES)
+    if b"\0" in head and not wide(head):
+        raise UnreadableError("is binary, not text")
 
 
 def plain_text(path: Path, encoding: str) -> str:
@@ -281,7 +303,7 @@ def read_html(path: Path, encoding: str) -> Contents:
     declared = CHARSET.search(path.read_bytes()[:2048])
     named = declared[1].decode("ascii") if declared else encoding
     try:
-        "".encode(named)
+        "".encode("utf-8" if named == AUTO else named)
     except LookupError:
         raise UnreadableError(f"declares the unknown encoding {named!r}") from None
     text = plain_text(path, named)
@@ -405,6 +427,7 @@ def _library(name: str) -> Any:
         return import_module(name)
 
 
+TEXTS = (".txt", ".text", ".md", ".markdown")
 _READERS: dict[str, Callable[[Path, str], Contents]] = {
     **dict.fromkeys((".txt", ".text"), lambda path, encoding: Contents(plain_text(path, encoding))),
     **dict.fromkeys((".md", ".markdown"), read_markdown),
