@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import yaml
 from pydantic import BaseModel, PrivateAttr, ValidationError
@@ -36,6 +36,17 @@ class Task(TaskSpec):
 
     _file: YamlFile | None = PrivateAttr(default=None)
 
+    def __init__(self, **values: Any) -> None:
+        """Check the keys of a task file, given as arguments; `data` may be rows in memory.
+
+        Raises:
+            ConfigError: a value is wrong; DataError if it is a row.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _config_error(error, YamlFile("Task(...)", values, {}, ()), type(self)) from error
+
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, str] | None = None) -> Self:
         """Read a task file.
@@ -53,9 +64,9 @@ class Task(TaskSpec):
             _override(parsed, key, text)
         try:
             task = cls.model_validate(parsed.values)
-        except ValidationError as error:
-            raise _config_error(error, parsed, cls) from None
         except ConfigError as error:
+            if isinstance(error.__cause__, ValidationError):
+                raise _config_error(error.__cause__, parsed, cls) from None
             keys = {"bad-template": "template", "missing-key": "data" if "`data" in error.message else "instruction"}
             error.where = parsed.where((keys.get(error.code, "inputs"),))
             raise
@@ -125,7 +136,8 @@ def _config_error(error: ValidationError, parsed: YamlFile, model: type[BaseMode
 
 def _problem(detail: ErrorDetails, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
     # For a field of several types, pydantic adds the type to the path.
-    path = tuple(part for part in detail["loc"] if part not in ("str", "list[str]", "dict[str,any]", "McpServer"))
+    types = ("str", "list[str]", "dict[str,any]", "McpServer")
+    path = tuple(part for part in detail["loc"] if part not in types and "MemoryRows" not in str(part))
     name = ".".join(map(str, path))
     where = parsed.where(path)
     if detail["type"] == "extra_forbidden":
@@ -139,7 +151,7 @@ def _problem(detail: ErrorDetails, parsed: YamlFile, model: type[BaseModel]) -> 
     value = detail.get("input")
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
     is_scalar = isinstance(value, (str, int, float, bool, date))
-    unquoted = detail["type"] == "string_type" and is_scalar
+    unquoted = detail["type"] == "string_type" and is_scalar and parsed.positions
     hint = 'YAML does not read unquoted yes, no, dates and numbers as text; use quotes: "no"' if unquoted else ""
     shown = f", found {value!r}" if is_scalar and not isinstance(value, date) else ""
     return ConfigError("bad-value", f"`{name}`: {message}{shown}" if name else message, where=where, hint=hint)

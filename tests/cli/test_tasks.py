@@ -86,7 +86,7 @@ def test_a_named_output_column_decides() -> None:
     error = run("init", "mails.csv", "--output", "lable", "--force").exception
     assert isinstance(error, DataError)
     assert (error.code, error.hint) == ("missing-column", "did you mean 'label'?")
-    Path("one.csv").write_text("text;label\nx;y\n")
+    Path("one.csv").write_text("text\nx y\n")
     assert isinstance(error := run("init", "one.csv", "--force").exception, DataError)
     assert error.code == "missing-column"
 

@@ -307,7 +307,7 @@ def memory_rows(rows: Any) -> Iterator[dict[str, Any]]:
 def _mappings(rows: Iterable[Any]) -> Iterator[dict[str, Any]]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
-            raise DataError("bad-row", f"row {number} is a {type(row).__name__}, not a mapping", hint=WANTED)
+            raise DataError("bad-row", f"row {number} is no mapping, but of type {type(row).__name__}", hint=WANTED)
         yield {str(name): value for name, value in row.items()}
 
 

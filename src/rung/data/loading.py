@@ -27,7 +27,7 @@ from rung.data.rows import (
     labels_of,
     normal,
 )
-from rung.data.sources import HUB, read_rows, read_text
+from rung.data.sources import HUB, opened, read_text
 from rung.data.spec import TaskSpec
 from rung.data.splitting import FOLD_BELOW, FOLDS, Place, cut
 from rung.data.texts import canonical, spelling
@@ -75,13 +75,13 @@ def read_documents(task: TaskSpec, report: SplitReport) -> tuple[Document, ...]:
 
 
 def _documents(name: str, task: TaskSpec) -> Iterator[Document]:
-    path: str | Path = name if name.startswith(HUB) else task.folder / Path(name).expanduser()
-    if isinstance(path, Path) and path.suffix.lower() in PLAIN:
+    path = task.folder / Path(name).expanduser()
+    if not name.startswith(HUB) and path.suffix.lower() in PLAIN:
         if not path.is_file():
             raise DataError("no-such-file", f"{path} does not exist", hint="paths are relative to the task file")
         yield Document(read_text(path, task.data.encoding), path.name)
         return
-    for record in read_rows(path, task.data.format):
+    for record in opened(name, task.folder, task.data.format)[0]:
         yield Document(text_of(column(record, task.data.text_column)), record.source)
 
 
@@ -178,19 +178,21 @@ def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example
     if source.train is None:
         hint = "name a file with inputs and expected answers: `data: {train: rows.csv}`"
         raise DataError("too-few-rows", f"the task {task.name} has no rows: `data.train` is missing", hint=hint)
-    files = {"train": [source.train] if isinstance(source.train, str) else source.train}
-    files |= {name: [file] for name in SPLITS[1:] if (file := getattr(source, name)) is not None}
+    files = source.given()
     splits: Splits = {name: [] for name in SPLITS}
     places: dict[str, list[Place]] = {name: [] for name in SPLITS}
-    for name, names in files.items():
+    for name, sources in files.items():
         part = report.splits[name] = SplitReport()
-        for file in names:
-            path = file if file.startswith(HUB) else task.folder / Path(file).expanduser()
-            rows, own = examples(read_rows(path, source.format), task, part)
+        for file in sources:
+            records, stated = opened(file, task.folder, source.format)
+            report.formats |= {str(file): stated} if stated else {}
+            rows, own = examples(records, task, part)
             splits[name] += rows
             places[name] += own
         if part.read == 0:
-            raise DataError("too-few-rows", f"{', '.join(names)} has no rows", hint="write at least one row")
+            raise DataError(
+                "too-few-rows", f"{', '.join(map(str, sources))} has no rows", hint="write at least one row"
+            )
     missing = [name for name in ("test", "validation") if name not in files]
     report.method = _method(task, splits["train"], missing)
     kind, split = task.output.kind, source.split

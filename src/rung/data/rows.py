@@ -204,6 +204,7 @@ class DataReport:
             documents of a task with plain text.
         method: `files` if the user gave all splits, `holdout` if some were cut, `folds` to answer rows out of fold.
         folds: the rows of each fold; empty without folds.
+        formats: what is unusual about the format of a file, such as `cp1252, semicolons`; empty for UTF-8 and commas.
         labels: rows per label of each split, most frequent first; empty unless the task answers with labels.
         lengths: min, median, p95 and max of `train input`, `train output`, ...
         detectable: per split, or for all `folds`, the smallest true difference of a 0/1 score that a paired test finds
@@ -215,6 +216,7 @@ class DataReport:
     splits: dict[str, SplitReport] = field(default_factory=dict)
     method: Literal["files", "holdout", "folds"] = "holdout"
     folds: list[int] = field(default_factory=list)
+    formats: dict[str, str] = field(default_factory=dict)
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     detectable: dict[str, float | None] = field(default_factory=dict)

@@ -21,7 +21,15 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
-from rung.data.frames import arrow_records, header_names, hub_records, parquet_records, sheet_of, sheet_records
+from rung.data.frames import (
+    MemoryRows,
+    arrow_records,
+    header_names,
+    hub_records,
+    parquet_records,
+    sheet_of,
+    sheet_records,
+)
 from rung.data.rows import Record
 from rung.errors import ConfigError, DataError, Location, needed_by
 
@@ -120,6 +128,17 @@ def read_rows(source: str | Path, how: FileFormat | None = None) -> Iterator[Rec
         return hub_records(source)
     path = Path(source)
     return _reader(path)(path, how or FileFormat())
+
+
+def opened(source: str | MemoryRows, folder: Path, how: FileFormat) -> tuple[Iterator[Record], str]:
+    """Open a source of a task's rows, and say what is unusual about its format; paths are relative to `folder`."""
+    if isinstance(source, MemoryRows):
+        return source.records(), ""
+    if source.startswith(HUB):
+        return read_rows(source), ""
+    path = folder / Path(source).expanduser()
+    found = detected(path, how)
+    return read_rows(path, found), found.describe()
 
 
 def _reader(path: Path) -> Callable[[Path, FileFormat], Iterator[Record]]:

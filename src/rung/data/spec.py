@@ -9,9 +9,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    PrivateAttr,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
+from rung.data.frames import MemoryRows
 from rung.data.kinds import DEFAULT_METRICS, OutputKind
 from rung.data.rows import LABELLED
 from rung.data.sources import AUTO, FileFormat, Quoting, encoding_problem, separator_problem
@@ -147,6 +157,12 @@ class Output(_Strict):
         return None if self.json_schema is None else json.dumps(self.json_schema)
 
 
+# Rows in memory stand for a file in Python; the hash of the content stands for them in the task's fingerprint.
+InMemory = SkipJsonSchema[
+    Annotated[InstanceOf[MemoryRows], PlainSerializer(lambda rows: {"rows": len(rows.rows), "sha256": rows.sha256})]
+]
+
+
 class Split(_Strict):
     """How splits without a file are cut from the training file: stratified by label, by a hash of the input."""
 
@@ -177,16 +193,29 @@ class Split(_Strict):
         return self
 
 
+def _source(given: Any, name: str) -> Any:
+    if isinstance(given, Path):
+        return str(given)
+    if isinstance(given, (list, tuple)) and given and all(isinstance(each, (str, Path)) for each in given):
+        return [str(each) for each in given]
+    names = isinstance(given, (str, Mapping, MemoryRows)) or not hasattr(given, "__len__") or not len(given)
+    return given if names and not hasattr(given, "__next__") else MemoryRows.of(given, name)
+
+
 class DataSource(_Strict):
     """Where the rows are."""
 
-    train: str | list[str] | None = Field(
+    train: str | list[str] | InMemory | None = Field(
         None,
         description="CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow, or hf:org/name[:config][#split].",
         examples=["train.csv"],
     )
-    validation: str | None = Field(None, description="Rows to choose by; else cut from `train`.", examples=["dev.csv"])
-    test: str | None = Field(None, description="Rows to confirm by; else cut from `train`.", examples=["test.csv"])
+    validation: str | InMemory | None = Field(
+        None, description="Rows to choose by; else cut from `train`.", examples=["dev.csv"]
+    )
+    test: str | InMemory | None = Field(
+        None, description="Rows to confirm by; else cut from `train`.", examples=["test.csv"]
+    )
     split: Split = Field(default_factory=lambda: Split(), description="How missing splits are cut.")
     text: str | list[str] | None = Field(
         None,
@@ -215,6 +244,21 @@ class DataSource(_Strict):
         "no meaning.",
     )
     sheet: str | None = Field(None, description="Sheet of Excel files; default: the first with cells.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_memory(cls, values: Any) -> Any:
+        """Take rows in memory, and paths, in place of file names: of all splits, or as `data` itself."""
+        values = dict(values) if isinstance(values, Mapping) else {"train": values}
+        for name in ("train", "validation", "test"):
+            if name in values:
+                values[name] = _source(values[name], name)
+        return values
+
+    def given(self) -> dict[str, list[str | MemoryRows]]:
+        """The sources of each split that has any."""
+        sources = (("train", self.train), ("validation", self.validation), ("test", self.test))
+        return {name: [*each] if isinstance(each, list) else [each] for name, each in sources if each is not None}
 
     @property
     def format(self) -> FileFormat:

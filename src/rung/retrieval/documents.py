@@ -138,9 +138,8 @@ def read_documents(source: CorpusSource, corpus: Corpus, problems: list[Problem]
         contents = _READERS[source.path.suffix.lower()](source.path, corpus.encoding)
         if not contents.text.strip():
             raise UnreadableError(contents.problem or "holds no text")
-        for problem in (contents.problem, _recognized(source.path, corpus)):
-            if problem:
-                problems.append(Problem(source.id, problem, left_out=False))
+        told = (contents.problem, _recognized(source.path, corpus))
+        problems.extend(Problem(source.id, problem, left_out=False) for problem in told if problem)
         title = contents.title or source.path.stem.replace("_", " ").replace("-", " ").strip() or source.id
         text, markdown, pages = contents.text, contents.markdown, contents.pages
         yield SourceDocument(source.id, source.id, title, text, markdown, pages, size=source.size)

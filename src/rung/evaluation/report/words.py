@@ -265,7 +265,9 @@ def _places(sources: Sequence[str], count: int) -> str:
 
 
 def data_lines(report: DataReport) -> Iterator[str]:
-    """What the report says besides its table: folds, rows per label, detectable differences, dropped rows."""
+    """What the report says besides its table: formats, folds, rows per label, detectable differences, dropped rows."""
+    for file, stated in report.formats.items():
+        yield f"{file} is read as: {stated}"
     if report.folds:
         yield f"every training row is answered out of fold: {len(report.folds)} folds of {_range(report.folds)} rows"
     for name, counts in report.labels.items():
