@@ -11,6 +11,7 @@ import scipy.integrate
 import scipy.stats
 
 from rung.evaluation.decision import chance_better, decide, futile, rows_needed, settled, shrunken
+from rung.evaluation.racing import expected_gain
 from rung.evaluation.statistics import delta_interval, mcnemar_exact, mcnemar_midp, subset_means
 
 COSTS = [1, 1.1, 2.5, 0.1, 1.2, 3]
@@ -274,6 +275,14 @@ def test_chance_better_is_the_dirichlet_posteriors():
     for margin in (-0.05, 0.0, 0.05):
         expected = np.mean(shares[:, 0] - shares[:, 1] > margin)
         assert chance_better(difference, margin) == pytest.approx(expected, abs=0.01)
+
+
+def test_expected_gain_is_the_mean_of_the_positive_part():
+    difference = np.array([1.0] * 14 + [-1.0] * 9 + [0.0] * 40)
+    shares = scipy.stats.dirichlet.rvs([14 + 1 / 3, 9 + 1 / 3, 40 + 1 / 3], 200_000, random_state=1)
+    for margin in (-0.05, 0.0, 0.1):
+        expected = np.maximum(0, shares[:, 0] - shares[:, 1] - margin).mean()
+        assert expected_gain(difference, margin) == pytest.approx(expected, abs=0.002)
 
 
 def test_what_is_dearer_and_cannot_be_better_by_the_margin_is_futile():

@@ -217,8 +217,8 @@ def test_what_has_no_chance_to_be_better_by_the_margin_is_dropped_unless_it_is_c
     found = eliminate(scores, margin=0.01)["nearly"]
     assert found.chance is not None
     assert found.chance < 0.01 < found.p
-    assert str(found).startswith("stopped after 400 rows: 0.")
-    assert str(found).endswith("% likely to be better than leader by 1 point, 3 fixed / 0 broken")
+    assert str(found).startswith("stopped after 400 rows: 0.0 % likely to be better than leader by 1 point, expected")
+    assert str(found).endswith("gain 0.01 points, 3 fixed / 0 broken")
     assert eliminate(scores, margin=0.01, costs={"leader": 1.0, "nearly": 0.5}) == {}
     assert set(eliminate(scores, margin=0.01, costs={"leader": 1.0, "nearly": 0.95})) == {"nearly"}
 
@@ -235,8 +235,8 @@ def test_futility_saves_rows_of_a_close_race_at_no_regret() -> None:
             leader = max(left, key=lambda arm: matrix[arm].sum())
             spent.append(evaluations / matrix.size)
             regret.append(rates[0] - rates[leader])
-    assert np.mean(spent[1::2]) < 0.85 < 0.92 < np.mean(spent[::2])
-    assert np.mean(regret[1::2]) < np.mean(regret[::2]) + 0.004
+    assert np.mean(spent[1::2]) < 0.75 < 0.92 < np.mean(spent[::2])
+    assert np.mean(regret[1::2]) < np.mean(regret[::2]) + 0.005
 
 
 # ---- stages

@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 
 from rung.evaluation.racing import CHEAPER as CHEAPER
-from rung.evaluation.racing import FUTILE, betting_capital, bounded_below, sign_capital
+from rung.evaluation.racing import betting_capital, bounded_below, sign_capital
 from rung.evaluation.racing import chance_better as chance_better
 from rung.evaluation.racing import futile as futile
 from rung.evaluation.statistics import Array, delta_interval, holm, is_binary, mcnemar_midp, subset_means
@@ -119,7 +119,7 @@ def decide(
     regret = {name: float(lost.mean()) for name, lost in behind.items()}
     best = min(rows, key=lambda name: (regret[name], costs[name]))
     passed = [incumbent, *(name for name, verdict in verdicts.items() if verdict.passed)]
-    seen = np.concatenate([_difference(each[incumbent], each[best]) for each in (before, rows)])
+    seen = _difference(*_common((before, rows), incumbent, best))
     return Decision(
         _choose(passed, regret, costs, within), verdicts, regret,
         {name: float((lost > margin).mean()) for name, lost in behind.items()},
@@ -146,9 +146,9 @@ def settled(
     rows = {name: np.array(own, dtype=np.float64) for name, own in scores.items()}
     compared, contenders = set(), set()
     for name, verdict in found.verdicts.items():
-        over_best = np.concatenate([_difference(each[found.best], each[name]) for each in (before, rows)])
-        bar = -within if costs[name] <= CHEAPER * costs[found.best] else within
-        if name != found.best and chance_better(over_best, bar) < FUTILE:
+        best, own = _common((before, rows), found.best, name)
+        cheaper = costs[name] <= CHEAPER * costs[found.best]
+        if name != found.best and futile(best, own, margin=within, cheaper=cheaper):
             continue
         if verdict.passed:
             contenders.add(name)
@@ -344,6 +344,12 @@ def _difference(a: Array, b: Array) -> Array:
     """B - a on the rows that both answered."""
     n = min(len(a), len(b))
     return np.asarray(b[:n] - a[:n], dtype=np.float64)
+
+
+def _common(parts: Sequence[Mapping[str, Array]], a: str, b: str) -> tuple[Array, Array]:
+    """The scores of two arms on the rows of all parts that both answered."""
+    both = [(part[a], part[b], min(len(part[a]), len(part[b]))) for part in parts]
+    return np.concatenate([one[:n] for one, _, n in both]), np.concatenate([other[:n] for _, other, n in both])
 
 
 def _checked(name: str, scores: Sequence[float], exact: bool) -> Array:
