@@ -210,3 +210,74 @@ def test_a_damaged_file(tmp_path):
     with pytest.raises(ModelError, match=r"x\.gguf") as caught:
         read_metadata(tmp_path / "x.gguf")
     assert caught.value.code == "model-damaged"
+
+
+# ---- a model in several files, as llama.cpp's gguf-split writes it
+
+
+def copy_metadata(reader, writer):
+    for name, entry in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            items = entry.types[1] if entry.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, entry.contents(), entry.types[0], items)
+
+
+def finish(writer):
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def parts(file, tmp_path):
+    """The small file in two parts, cut between its tensors."""
+    read = gguf.GGUFReader(file)
+    tensors, paths = list(read.tensors), []
+    for number, some in enumerate((tensors[:5], tensors[5:])):
+        paths.append(tmp_path / f"small-{number + 1:05d}-of-00002.gguf")
+        writer = gguf.GGUFWriter(paths[-1], "llama")
+        if number == 0:
+            copy_metadata(read, writer)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", len(tensors))
+        for tensor in some:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        finish(writer)
+    return paths
+
+
+def test_all_parts_of_a_split_file_make_the_whole_model(parts, converted):
+    from safetensors.numpy import load_file
+
+    whole, joined = (load_file(f.folder / "model.safetensors") for f in (converted, resolve(str(parts[0]))))
+    assert whole.keys() == joined.keys()
+    assert all(np.array_equal(whole[name], joined[name]) for name in whole)
+
+
+def test_a_part_of_a_split_file_is_not_the_model(parts):
+    with pytest.raises(ModelError, match="is not the first part") as wrong:
+        resolve(str(parts[1]))
+    assert wrong.value.hint == f"name {parts[0]}"
+    parts[1].unlink()
+    with pytest.raises(ModelError, match=r"00002-of-00002.gguf is missing: the model has 2 parts"):
+        resolve(str(parts[0]))
+
+
+def test_a_renamed_part_is_not_the_model(parts, tmp_path):
+    renamed = parts[0].rename(tmp_path / "model.gguf")
+    with pytest.raises(ModelError, match="is part 1 of 2"):
+        resolve(str(renamed))
+
+
+def test_a_file_without_some_tensors_is_refused(file, tmp_path):
+    read, path = gguf.GGUFReader(file), tmp_path / "less.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    copy_metadata(read, writer)
+    for tensor in read.tensors:
+        if tensor.name != "blk.0.ffn_up.weight":
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+    finish(writer)
+    with pytest.raises(ModelError, match=r"lacks 1 tensors of its model, such as model.layers.0.mlp.up_proj.weight"):
+        resolve(str(path))

@@ -42,6 +42,7 @@ from rung.engines.base import (
 from rung.engines.local import LocalModel
 from rung.errors import ConfigError, EngineError, needed_by
 from rung.models.cache import cache_dir, publish
+from rung.models.checkpoint import is_encoder, verify
 from rung.models.messages import Message, Messages
 from rung.models.reference import ModelFiles, is_cached, is_endpoint, resolve
 from rung.progress import QUIET, Progress
@@ -138,14 +139,18 @@ def open_torch(model: str, *, device: str = "auto", quantization: str = "") -> T
 def _open_torch(model: str, device: str, quantization: str) -> TorchEngine:
     with needed_by("the torch engine", error=EngineError):
         from rung.engines.torch_engine import TorchEngine
-    return TorchEngine(resolve(model), device=device, quantization=quantization)
+    files = resolve(model)
+    verify(files)
+    return TorchEngine(files, device=device, quantization=quantization)
 
 
 def open_openvino(model: str, precision: ExportPrecision = "int8", *, progress: Progress = QUIET) -> OpenVinoEngine:
     """The OpenVINO engine of `model`, which only generates."""
     from rung.engines.openvino_export import exported
 
-    exported(resolve(model), "causal", precision, progress=progress)
+    files = resolve(model)
+    verify(files)
+    exported(files, "causal", precision, progress=progress)
     return _open_openvino(model, precision)
 
 
@@ -163,6 +168,7 @@ def open_encoder(model: str, *, device: str = "auto", progress: Progress = QUIET
         from rung.engines.encoders import open_sentence_encoder
 
         files = resolve(model, progress=progress)
+        verify(files, "encoder")
         encoder = open_sentence_encoder(files, device=device, progress=progress)
         if len(_encoders) >= ENCODERS:
             del _encoders[next(iter(_encoders))]
@@ -180,7 +186,9 @@ def export_ahead(files: ModelFiles, *, progress: Progress = QUIET) -> None:
     from rung.engines.encoders import open_sentence_encoder
     from rung.engines.openvino_export import exported
 
-    if (files.folder / "modules.json").exists():  # of sentence-transformers
+    encoder = is_encoder(files)
+    verify(files, "encoder" if encoder else "language model")
+    if encoder:
         open_sentence_encoder(files, backend="openvino", progress=progress)
     else:
         exported(files, "causal", "int8", progress=progress)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rung.engines.apart import RowsApart, runs_apart
 from rung.engines.base import Cancelled, Constraint, FinishReason, Generation, RunningRow, Sampling
 from rung.engines.constraints import TokenMask, constrained_text
 from rung.engines.label_trie import common_prefix
@@ -85,17 +86,14 @@ def steps(
     sampling: Sampling, constraint: Constraint | None, cancelled: Cancelled | None, live: bool,
 ) -> Iterator[None]:  # fmt: skip
     """Run the batch to its end, one token a step, and fill in `rows`; with `live`, their texts too."""
-    shared = common_prefix(prompts) if len(prompts) > 1 else 0
-    prefix = run_prefix(model, prompts[0][:shared])
-    ids, mask, positions = left_padded(prefix, [p[shared:] for p in prompts])
-    cache, device = prefix.cache(len(prompts)), model.device
-    visible, position, keys = mask[:, -1], positions[:, -1], prefix.before(positions)
+    running = RowsApart(model, prompts) if runs_apart(model) else _RowsTogether(model, prompts)
+    device = model.device
     generator = torch.Generator(device).manual_seed(sampling.seed) if sampling.seed is not None else None
     width = model.config.get_text_config().vocab_size
     allowed = None if constraint is None else TokenMask(tokenizer, constraint, len(prompts), width)
     active = list(rows)
     for step in range(sampling.max_tokens):
-        logits = forward(model, ids, mask, positions, keys, cache, keep=1)[:, -1].float()
+        logits = running.logits()
         possible = logits
         if allowed is not None:
             possible = logits.masked_fill(~torch.from_numpy(allowed.allowed()).to(logits.device), -torch.inf)
@@ -118,17 +116,39 @@ def steps(
         unfinished = [i for i, row in enumerate(active) if row.reason is None]
         if not unfinished or step + 1 == sampling.max_tokens:
             return
-        if len(unfinished) < len(active):
-            index = torch.tensor(unfinished)
-            cache.batch_select_indices(index.to(device))
-            if allowed is not None:
-                allowed.keep(unfinished)
-            active = [active[i] for i in unfinished]
-            visible, position, keys, chosen = visible[index], position[index], keys[index], chosen[index]
-        visible = torch.cat([visible, torch.ones(len(active), 1, dtype=torch.bool)], 1)
-        position = position + 1
-        keys = torch.cat([keys, position[:, None]], 1)
-        ids, mask, positions = chosen[:, None].cpu(), visible[:, None], position[:, None]
+        if allowed is not None and len(unfinished) < len(active):
+            allowed.keep(unfinished)
+        running.advance(unfinished, chosen)
+        active = [active[i] for i in unfinished]
+
+
+class _RowsTogether:
+    """Completions that run in one batch, padded on the left, after a beginning that all of them share."""
+
+    def __init__(self, model: Any, prompts: Sequence[tuple[int, ...]]) -> None:
+        self._model = model
+        shared = common_prefix(prompts) if len(prompts) > 1 else 0
+        prefix = run_prefix(model, prompts[0][:shared])
+        self._ids, self._mask, self._positions = left_padded(prefix, [p[shared:] for p in prompts])
+        self._cache, self._visible = prefix.cache(len(prompts)), self._mask[:, -1]
+        self._position, self._keys = self._positions[:, -1], prefix.before(self._positions)
+
+    def logits(self) -> torch.Tensor:
+        """The logits of the next token of every row, shape [rows, vocabulary]."""
+        ids, mask, positions = self._ids, self._mask, self._positions
+        return forward(self._model, ids, mask, positions, self._keys, self._cache, keep=1)[:, -1].float()
+
+    def advance(self, kept: Sequence[int], chosen: torch.Tensor) -> None:
+        """Go on with these rows only, and append each row's chosen token."""
+        if len(kept) < len(self._position):
+            index = torch.tensor(kept)
+            self._cache.batch_select_indices(index.to(self._model.device))
+            self._visible, self._position, self._keys = self._visible[index], self._position[index], self._keys[index]
+            chosen = chosen[index.to(chosen.device)]
+        self._visible = torch.cat([self._visible, torch.ones(len(kept), 1, dtype=torch.bool)], 1)
+        self._position = self._position + 1
+        self._keys = torch.cat([self._keys, self._position[:, None]], 1)
+        self._ids, self._mask, self._positions = chosen[:, None].cpu(), self._visible[:, None], self._position[:, None]
 
 
 def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator | None) -> torch.Tensor:

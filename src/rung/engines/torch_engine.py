@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 
+from rung.engines.apart import runs_apart, score_apart, try_together
 from rung.engines.base import (
     Cancelled,
     Delta,
@@ -42,6 +43,7 @@ from rung.engines.torch_decoding import (
 )
 from rung.engines.tree_scoring import batches, best_attention, score_all, score_best
 from rung.errors import EngineError, RungError
+from rung.models.checkpoint import check_loaded
 from rung.models.reference import ModelFiles
 from rung.progress import QUIET, Progress
 
@@ -68,22 +70,26 @@ class TorchEngine(LocalModel):
             raise EngineError("no-cuda", "no CUDA device is visible to torch", hint="use `--device cpu`")
         precision = preferred_dtype(device)
         super().__init__(files)
+        self.model: Any
         self.base_fingerprint = f"{files.fingerprint}/{quantization}" if quantization else files.fingerprint
         config = transformers.AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        self.model, info = transformers.AutoModelForCausalLM.from_pretrained(
             files.folder, dtype=precision, attn_implementation=best_attention(config), local_files_only=True,
-            trust_remote_code=False, **(_quantized(quantization, device, precision) if quantization else {}),
+            trust_remote_code=False, output_loading_info=True,
+            **(_quantized(quantization, device, precision) if quantization else {}),
         )  # fmt: skip
+        check_loaded(files, info)
         if quantization:
             keep_gradients(self.model)
         else:
             self.model.to(device)
         self.model.eval()
         self.model.requires_grad_(False)
+        try_together(self.model)
         self._changes: dict[str, WeightsChange] = {}
         self._active: str | None = None
         self._search_pays: dict[Any, bool] = {}
-        self._paged = paged_attention(device)
+        self._paged = None if runs_apart(self.model) else paged_attention(device)
         generation = f"continuous batching, {self._paged}" if self._paged else "padded batches"
         dtype, fingerprint = str(precision).removeprefix("torch."), f"{self.base_fingerprint}/torch/{precision}"
         self.info = self.describe("torch", device, quantization or dtype, fingerprint, generation=generation)
@@ -203,6 +209,8 @@ class TorchEngine(LocalModel):
     def _score_group(
         self, model: Any, like: ScoreRequest, prompts: Sequence[tuple[int, ...]], progress: Progress
     ) -> Floats:
+        if runs_apart(model):
+            return score_apart(model, prompts, like.continuations, done=progress.advance)
         trie = build_trie(like.continuations)
         if not like.best:
             return score_all(model, prompts, trie, done=progress.advance)
@@ -360,8 +368,7 @@ def mean_states(
 
     The layers above do not run. Rows are padded on the right; causal attention keeps padding out of real tokens.
     """
-    core = model.get_decoder()
-    layers = core.layers
+    core, layers = model.get_decoder(), hidden_layers(model)
     depth = max(1, round(len(layers) * DEPTH))
     result = np.empty((len(prompts), model.config.get_text_config().hidden_size), np.float32)
     for batch in batches([len(p) for p in prompts], 0, 1):
@@ -375,6 +382,20 @@ def mean_states(
         result[batch] = torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
         done(len(batch))
     return result
+
+
+def hidden_layers(model: Any) -> Any:
+    """The model's list of layers, whatever its architecture calls it.
+
+    Raises:
+        EngineError: `embedding-unsupported`: no list has the length that the configuration names.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    lists = (m for m in model.get_decoder().modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth)
+    if (found := next(lists, None)) is None:
+        problem = f"{model.config.model_type} models have no list of {depth} layers whose states could be read"
+        raise EngineError("embedding-unsupported", problem, hint="use a sentence encoder: the rung features")
+    return found
 
 
 def run_to_layer(core: Any, layer: Any, values: dict[str, Any]) -> Any:

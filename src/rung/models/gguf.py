@@ -7,9 +7,12 @@ tensor maps cover its supported architectures; this module builds the tokenizer.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
-from collections.abc import Mapping
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,6 +168,7 @@ def _check(tokenizer: Tokenizer, tokens: list[str], name: str) -> None:
         raise ModelError("gguf-unsupported", problem, hint=USE_ORIGINAL)
 
 
+SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)  # how gguf-split names the parts of a model
 CONVERSION = 1  # version of the conversion, part of the folders' names and fingerprints: raise it with each change
 
 
@@ -174,7 +178,10 @@ def ensure(file: Path, *, progress: Progress = QUIET) -> tuple[Path, str]:
     Raises:
         ModelError: the file is not GGUF, or its architecture or tokenizer is not supported.
     """
-    source = f"{known_sha256(file)}-{CONVERSION}"
+    sources = [known_sha256(part) for part in _parts(file, read_metadata(file) if SPLIT.search(file.name) else {})]
+    if len(sources) > 1:
+        sources = [hashlib.sha256("".join(sources).encode()).hexdigest()]
+    source = f"{sources[0]}-{CONVERSION}"
     folder = cache_dir() / "models" / f"gguf-{source}"
     if not folder.exists():
         publish(folder, lambda target: convert(file, target, progress=progress))
@@ -189,9 +196,11 @@ def convert(file: Path, folder: Path, *, licence: str | None = None, progress: P
     """
     progress.start(f"converting {file.name} to safetensors (once)")
     metadata = read_metadata(file)
+    parts = _parts(file, metadata)
     tokenizer = build(metadata, file.name)
     tokenizer.save(folder)
-    _convert_weights(file, folder)
+    with tempfile.TemporaryDirectory(prefix=".joined-", dir=folder.parent) as scratch:
+        _convert_weights(file if len(parts) == 1 else _joined(parts, metadata, Path(scratch)), folder)
     special = {f"{role}_token_id": i for role, i in tokenizer.special.items() if role != "unk"}
     _write_json(folder / "generation_config.json", special)
     config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -218,6 +227,50 @@ def read_metadata(file: Path) -> dict[str, Any]:
         raise ModelError("model-damaged", problem, hint="download the file again") from broken
 
 
+def _parts(file: Path, metadata: Mapping[str, Any]) -> list[Path]:
+    """The files of a model that llama.cpp's gguf-split cut into several, in order; the file itself if it is whole."""
+    count = int(metadata.get("split.count", 1))
+    if count <= 1:
+        return [file]
+    number = SPLIT.search(file.name)
+    if number is None or int(number[2]) != count:
+        problem = f"{file} is part {int(metadata.get('split.no', 0)) + 1} of {count}, and its name does not say so"
+        raise ModelError("model-damaged", problem, hint=f"name the parts NAME-00001-of-{count:05d}.gguf and so on")
+    parts = [
+        file.with_name(f"{file.name[: number.start(1)]}{i:05d}{file.name[number.end(1) :]}")
+        for i in range(1, count + 1)
+    ]
+    if missing := [part for part in parts if not part.is_file()]:
+        problem = f"{missing[0]} is missing: the model has {count} parts"
+        raise ModelError("model-damaged", problem, hint="download all parts into one folder, and name the first one")
+    if file != parts[0]:
+        raise ModelError("model-damaged", f"{file} is not the first part of its model", hint=f"name {parts[0]}")
+    return parts
+
+
+def _joined(parts: Sequence[Path], metadata: Mapping[str, Any], folder: Path) -> Path:
+    """Write the parts of a model into one file, as transformers reads no others."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    target, readers = folder / "whole.gguf", [GGUFReader(part) for part in parts]
+    writer = GGUFWriter(target, metadata["general.architecture"], use_temp_file=True)
+    for name, entry in readers[0].fields.items():
+        if not name.startswith(("GGUF.", "split.")) and name != "general.architecture":
+            items = entry.types[1] if entry.types[0] == GGUFValueType.ARRAY else None
+            writer.add_key_value(name, entry.contents(), entry.types[0], items)
+    tensors = [tensor for reader in readers for tensor in reader.tensors]
+    if len(tensors) != (expected := int(metadata.get("split.tensors.count", len(tensors)))):
+        problem = f"{parts[0]} and its other parts hold {len(tensors)} tensors instead of {expected}"
+        raise ModelError("model-damaged", problem, hint="download all parts again")
+    for tensor in tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
 def _convert_weights(file: Path, folder: Path) -> None:
     with needed_by("reading a GGUF file", error=ModelError):
         import torch
@@ -225,11 +278,15 @@ def _convert_weights(file: Path, folder: Path) -> None:
     try:
         # transformers draws a progress bar per tensor that cannot be disabled; errors are exceptions.
         with contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(
-                file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-            )
+            model, info = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True,
+            )  # fmt: skip
     except (ValueError, NotImplementedError, KeyError) as unsupported:
         raise ModelError("gguf-unsupported", f"{file}: {unsupported}", hint=USE_ORIGINAL) from unsupported
+    if missing := sorted(info["missing_keys"]):
+        problem = f"{file.name} lacks {len(missing)} tensors of its model, such as {missing[0]}"
+        raise ModelError("model-damaged", problem, hint="download the whole model again")
     with contextlib.redirect_stderr(io.StringIO()):
         model.save_pretrained(folder, safe_serialization=True)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from rung.engines.apart import runs_apart
 from rung.engines.label_trie import common_prefix
 from rung.engines.torch_engine import run_to_layer
 from rung.models.reference import layer_list
@@ -75,6 +76,8 @@ def _reason_against(model: Any, depth: int | None, config: TrainConfig) -> str:
         return "noise on the embeddings differs from step to step"
     if has_dropout(model):
         return "the model has dropout"
+    if runs_apart(model):
+        return "each of its rows needs a pass of its own"
     if depth == 0:
         return "no layer is frozen"
     if depth is None and not splits_logits(model):

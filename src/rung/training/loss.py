@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
+from rung.engines.apart import runs_apart
 from rung.engines.label_trie import common_prefix
 from rung.engines.tree_scoring import attending, layer_masks
 from rung.training.examples import TokenizedExample
@@ -142,7 +143,7 @@ AttentionInterface.register(ATTENTION, packed_attention)
 
 def packed_layers(model: Any) -> AbstractContextManager[None]:
     """Attend row by row instead of through a mask over the whole sequence, where the model can."""
-    if not model._supports_attention_backend or _attention(model) != "sdpa":
+    if runs_apart(model) or not model._supports_attention_backend or _attention(model) != "sdpa":
         return nullcontext()
     return attending(model, ATTENTION)
 
@@ -174,6 +175,8 @@ class AnswerLoss:
 
     def __call__(self, part: Sequence[TokenizedExample]) -> torch.Tensor:
         """Compute the loss of a batch."""
+        if len(part) > 1 and runs_apart(self.model):
+            return torch.stack([self([row]) for row in part]).sum()
         return self.of(pack(part, self.model.device, share_prefix=self.share_prefix))
 
     def of(self, packed: Packed) -> torch.Tensor:
@@ -193,7 +196,9 @@ def inputs(model: Any, packed: Packed) -> dict[str, Any]:
     """The arguments with which the model runs a packed batch."""
     positions = packed.positions
     attend: dict[str, Any] = {"packing": packed}
-    if _attention(model) != ATTENTION:
+    if runs_apart(model):
+        attend = {}  # one row, and the model's own masks
+    elif _attention(model) != ATTENTION:
         attend = {"attention_mask": layer_masks(model, packed.dense_mask(), positions, positions)}
     return {"input_ids": packed.ids, "position_ids": positions, "use_cache": False, **attend}
 
@@ -220,8 +225,11 @@ def splits_logits(model: Any) -> bool:
         model.eval()  # dropout would make both differ, and draw random numbers that a resumed run has drawn already
         plain = attending(model, "sdpa") if _attention(model) == ATTENTION else nullcontext()
         with torch.no_grad(), plain:
-            ours = _logits(model, model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state)
+            decoder = model.get_decoder()  # of ModernBERT's decoder models: the output layer
+            output = None if isinstance(decoder, torch.nn.Linear) else decoder(input_ids=ids, use_cache=False)
+            states = getattr(output, "last_hidden_state", None)
             theirs = model(input_ids=ids, use_cache=False).logits
+            ours = theirs[..., :0] if states is None else _logits(model, states)
         model.train(training)
         _SPLIT_LOGITS[model] = ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
     return _SPLIT_LOGITS[model]

@@ -1,0 +1,218 @@
+"""Whether a model's files are the model: every tensor is there, fits, and holds numbers, and it can write text.
+
+transformers fills a tensor that a checkpoint lacks with random numbers and only logs it. Such a model answers, and its
+score says nothing. So every model is verified before its first use, once for its contents and this transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from rung.errors import ModelError
+from rung.models.cache import cache_dir, write_atomically
+from rung.models.reference import ModelFiles
+
+ModelKind = Literal["language model", "encoder"]
+VERSION = 1  # of the checks: raise it with each change, so that models are verified again
+SHOWN = 3  # tensors that an error names
+
+# Tensors that text does not need: towers for images and sound, heads that predict several tokens at once.
+_OTHER_PARTS = ("vision", "visual", "image", "audio", "speech", "multi_modal", "mm_projector", "mtp.", "patch_embed")
+_BUFFERS = ("position_ids", "inv_freq", "masked_bias")  # constants that older versions saved
+_POOLER = "pooler."  # of an encoder: sentence encoders pool by themselves
+_TRAINERS = {  # prefixes that trainers leave in a checkpoint, and how the right one is written
+    "_orig_mod.": "torch.compile: save `model._orig_mod`, or remove the prefix",
+    "module.": "DataParallel or DeepSpeed: save `model.module`, or remove the prefix",
+    "base_model.model.": "PEFT: save `model.merge_and_unload()`",
+}
+
+
+def verify(files: ModelFiles, kind: ModelKind = "language model") -> None:
+    """Check that a model's files hold exactly the model that its config.json describes.
+
+    Raises:
+        ModelError: `model-unsupported` where the model cannot write text (or its quantization needs a library that is
+            not here), `model-damaged` where tensors are missing, left over, of another shape, or not numbers, or the
+            tokenizer has more tokens than the model; `missing-extra` without transformers.
+    """
+    try:
+        library = version("transformers")  # its import takes seconds
+    except PackageNotFoundError as missing:
+        problem, hint = "reading a model needs transformers", "uv pip install 'rung[local]'"
+        raise ModelError("missing-extra", problem, hint=hint) from missing
+    name = f"{files.fingerprint.replace('/', '-')}-{kind.split()[0]}-{library}-{VERSION}"
+    passed = cache_dir() / "verified" / name
+    if passed.exists():
+        return
+    config = _config(files)
+    if kind == "language model":
+        _check_writes_text(files, config)
+    if getattr(config, "quantization_config", None):
+        _check_quantization(files, config)  # its tensors are packed: the engine's own loading checks them
+    else:
+        _check_tensors(files, config, kind)
+    _check_numbers(files)
+    passed.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(passed, "")
+
+
+def is_encoder(files: ModelFiles) -> bool:
+    """Whether the folder is one of sentence-transformers, which says how to make vectors of a text."""
+    return (files.folder / "modules.json").exists()
+
+
+def check_loaded(files: ModelFiles, info: dict[str, Any], kind: ModelKind = "language model") -> None:
+    """Check what transformers reports of a loading (`output_loading_info`).
+
+    Raises:
+        ModelError: `model-damaged`.
+    """
+    missing = [key for key in sorted(info["missing_keys"]) if kind != "encoder" or _POOLER not in key]
+    extra = [
+        key
+        for key in sorted(info["unexpected_keys"])
+        if not key.endswith(_BUFFERS) and not any(part in key for part in _OTHER_PARTS)
+    ]
+    if kind == "encoder":
+        # An encoder may be read from a model with a head on top of it.
+        extra = [
+            key for key in extra if key.split(".")[0] not in ("cls", "lm_head", "classifier", "pooler", "qa_outputs")
+        ]
+    if not missing and not extra:
+        return
+    parts = [
+        f"{len(keys)} tensors {what}, such as {', '.join(keys[:SHOWN])}"
+        for keys, what in ((missing, "are missing"), (extra, "have no place in the model"))
+        if keys
+    ]
+    written_by = next((why for prefix, why in _TRAINERS.items() if any(key.startswith(prefix) for key in extra)), None)
+    hint = f"the prefix comes from {written_by}" if written_by else "save the whole model with `save_pretrained`"
+    problem = f"{files.folder} does not fit its config.json ({files.architecture}): {'; '.join(parts)}"
+    raise ModelError("model-damaged", problem, hint=hint)
+
+
+def _config(files: ModelFiles) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise _unsupported(files, f"transformers cannot read its config.json: {_first_line(error)}") from error
+
+
+def _check_writes_text(files: ModelFiles, config: Any) -> None:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind, architecture = config.model_type, files.architecture
+    encoder_hint = "use it as an encoder (`--set encoder=...`, the rungs features and fine-tuned-encoder)"
+    if getattr(config, "is_encoder_decoder", False):
+        problem = f"{files.name} is an encoder-decoder model ({architecture}): Rung runs models that continue a text"
+        raise ModelError(
+            "model-unsupported", problem, hint="choose a decoder model, such as those of `rung models search`"
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            raise ModelError(
+                "model-unsupported",
+                f"{files.name} is an encoder ({architecture}): it writes no text",
+                hint=encoder_hint,
+            )
+        raise _unsupported(files, f"transformers has no language model for its type {kind!r} ({architecture})")
+    causal = architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False) and not causal:
+        raise ModelError(
+            "model-unsupported", f"{files.name} is an encoder ({architecture}): it writes no text", hint=encoder_hint
+        )
+
+
+def _check_quantization(files: ModelFiles, config: Any) -> None:
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    values = config.quantization_config
+    method = values.get("quant_method") if isinstance(values, dict) else values.quant_method
+    try:
+        AutoHfQuantizer.from_config(values, pre_quantized=True).validate_environment(device_map=None)
+    except Exception as error:  # every library says in its own way that it is missing, NameError included
+        why = f"it is quantized ({method}), which cannot run here: {_first_line(error)}"
+        hint = "install what the message names, choose the model in full precision or as GGUF, or serve it elsewhere (`http://HOST/v1#MODEL`)"
+        raise ModelError("model-unsupported", f"{files.name}: {why}", hint=hint) from error
+
+
+def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> None:
+    """Load the names and shapes alone, by transformers itself: it knows renamed, merged and tied tensors."""
+    import transformers
+
+    level = transformers.logging.get_verbosity()
+    loader = transformers.AutoModelForCausalLM if kind == "language model" else transformers.AutoModel
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, info = loader.from_pretrained(
+            files.folder, config=config, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True,
+            local_files_only=True, trust_remote_code=False,
+        )  # fmt: skip
+    except (ImportError, ValueError, KeyError, RuntimeError, OSError, TypeError, AttributeError) as error:
+        raise _unsupported(files, f"transformers cannot load it: {_first_line(error)}") from error
+    finally:
+        transformers.logging.set_verbosity(level)
+    if wrong := sorted(info["mismatched_keys"], key=str):
+        key, found, expected = wrong[0]
+        problem = (
+            f"{files.folder} does not fit its config.json ({files.architecture}): {len(wrong)} tensors have another "
+            f"shape, such as {key}: {list(found)} instead of {list(expected)}"
+        )
+        raise ModelError("model-damaged", problem, hint="use the config.json that was saved with these weights")
+    check_loaded(files, info, kind)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if (tokens := _tokens(files.folder)) > rows:
+        problem = f"{files.folder}: the tokenizer has {tokens} tokens and the model {rows} embeddings"
+        hint = "call `model.resize_token_embeddings(len(tokenizer))` before saving, or use the model's own tokenizer"
+        raise ModelError("model-damaged", problem, hint=hint)
+
+
+def _tokens(folder: Path) -> int:
+    """One more than the largest token id of tokenizer.json; 0 without the file."""
+    if not (file := folder / "tokenizer.json").is_file():
+        return 0
+    values = json.loads(file.read_text("utf-8"))
+    vocabulary = values.get("model", {}).get("vocab") or ()
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return max([*ids, *(token["id"] for token in values.get("added_tokens") or ())], default=-1) + 1
+
+
+def _check_numbers(files: ModelFiles) -> None:
+    import torch
+
+    for name, tensor in _tensors(sorted(files.folder.glob("*.safetensors"))):
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            problem = f"{files.folder}: the tensor {name} holds values that are no numbers (NaN or infinite)"
+            raise ModelError(
+                "model-damaged", problem, hint="its training has diverged, or the file is damaged: fetch it again"
+            )
+
+
+def _tensors(weights: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    from safetensors import safe_open
+
+    for file in weights:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                yield name, tensors.get_tensor(name)
+
+
+def _unsupported(files: ModelFiles, why: str) -> ModelError:
+    hint = (
+        "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
+    )
+    return ModelError("model-unsupported", f"{files.name}: {why}", hint=hint)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
