@@ -2,12 +2,14 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from sklearn.calibration import calibration_curve
 from sklearn.isotonic import IsotonicRegression
 
 from rung.artifact.confidence import Calibration, of_decisions, tempered
 from rung.errors import ConfigError
 from rung.evaluation.calibration import (
+    binomial_tail,
     calibration_error,
     coverage_curve,
     describe,
@@ -15,7 +17,7 @@ from rung.evaluation.calibration import (
     fit_each,
     fit_temperature,
     isotonic,
-    reaching,
+    proven_threshold,
     reliability,
     selective,
 )
@@ -180,9 +182,52 @@ def test_decisions_by_hand():
 def test_coverage_by_hand():
     probs, right = [0.9, 0.8, 0.8, 0.4], [1, 0, 1, 0]
     assert coverage_curve(probs, right) == [(0.9, 0.25, 1.0), (0.8, 0.75, pytest.approx(2 / 3)), (0.4, 1.0, 0.5)]
-    assert reaching(coverage_curve(probs, right), 0.6) == {"threshold": 0.8, "coverage": 0.75}
-    assert reaching(coverage_curve(probs, right), 1.0) == {"threshold": 0.9, "coverage": 0.25}
-    assert reaching(coverage_curve([0.5], [0]), 0.5) is None
+
+
+def test_a_proven_threshold_by_hand():
+    tail = binom.sf(97, 100, 0.95)  # of 98 right of 100
+    assert binomial_tail(98, 100, 0.95) == pytest.approx(tail)
+    assert tail > 0.05 / 3  # two wrong of 100 do not prove 95 %, none of 80 does
+    probs = np.linspace(1, 0.5, 100)
+    assert proven_threshold(probs, [1] * 80 + [0] * 20, 0.95)[1:] == (0.8, 1.0)
+    assert proven_threshold(probs, [1] * 98 + [0] * 2, 0.95)[1:] == (0.95, 1.0)
+    assert proven_threshold(probs, [1] * 100, 0.95) == (0.5, 1.0, 1.0)
+    assert proven_threshold(probs, [1] * 100, 0.99) is None
+    assert proven_threshold([0.5] * 400, [1] * 400, 0.95) == (0.5, 1.0, 1.0)  # ties are answered together
+    assert proven_threshold([0.5], [1], 0.9) is None
+
+
+@pytest.mark.parametrize("rows", [100, 600])
+def test_a_proven_threshold_holds_on_new_rows(rows):
+    broken = proven = 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        probs = random.beta(2, 0.3, rows)
+        found = proven_threshold(probs, random.random(rows) < probs, 0.95)
+        proven += found is not None
+        new = random.beta(2, 0.3, 20_000)
+        broken += found is not None and new[new >= found.threshold].mean() < 0.95  # calibrated: the mean is the share
+    assert broken <= 0.05 * 200 + 3 * (200 * 0.05 * 0.95) ** 0.5
+    assert proven >= (0 if rows == 100 else 0.95 * 200)
+
+
+@pytest.mark.parametrize("too_sure", [0.0, 0.03, 0.10])
+def test_the_interval_of_the_error_holds_what_a_million_rows_show(too_sure):
+    random = np.random.default_rng(9)
+    many = random.beta(4, 1.2, 400_000)
+    numbers = np.clip(np.ceil(many * 15) - 1, 0, 14).astype(int)
+    gaps = np.bincount(numbers, np.clip(many - too_sure, 0, 1) - many)
+    true = np.abs(gaps).sum() / len(many)
+    held = without_zero = 0
+    for seed in range(120):
+        probs = random.beta(4, 1.2, 300)
+        found = calibration_error(probs, random.random(300) < probs - too_sure, seed=seed, resamples=150)
+        held += found.low <= true <= found.high
+        without_zero += found.low > 0
+        assert (found.low > 0) == (found.p < 0.05)
+    assert held >= 0.95 * 120 - 3 * (120 * 0.05 * 0.95) ** 0.5
+    if not too_sure:
+        assert without_zero <= 0.05 * 120 + 3 * (120 * 0.05 * 0.95) ** 0.5
 
 
 def test_abstaining_by_hand():
@@ -204,9 +249,9 @@ def test_what_the_report_shows():
     assert told["after"]["error"] < 0.05
     assert told["curve"][-1][1:] == [1.0, pytest.approx(right.mean())]
     assert told["abstaining"]["accuracy"] > right.mean()
-    reached = told["reaching"]["0.9"]
-    curve = coverage_curve(tempered(probabilities, fitted.temperature).max(1), right)
-    assert reached["threshold"] == min(threshold for threshold, _, share in curve if share >= 0.9)
-    assert 0 < reached["coverage"] < 1
+    sure = tempered(probabilities, fitted.temperature).max(1)
+    easy = describe(fitted, sure, sure, sure > 0.4, fitted_on=9)["reaching"]["0.95"]
+    assert easy["accuracy"] > 0.95
+    assert 0 < easy["coverage"] < 1
     assert 0 < told["abstaining"]["coverage"] < 1
     assert not any(math.isnan(v) for v in told["abstaining"].values() if isinstance(v, float))

@@ -47,7 +47,14 @@ def finished_run(folder, artifact):
     """A run folder as a climb leaves it: zero-shot, and few-shot that beats it."""
     target = folder / "rungs" / "few-shot-knn" / "artifact"
     shutil.copytree(artifact, target)
-    common = {"metric": "accuracy", "n": 240, "split": "test", "status": "confirmed", "seconds": 12.0, "prompt_tokens": 9600}
+    common = {
+        "metric": "accuracy",
+        "n": 240,
+        "split": "test",
+        "status": "confirmed",
+        "seconds": 12.0,
+        "prompt_tokens": 9600,
+    }
     rungs = (
         RungResult("zero-shot", "prompting", score=0.517, low=0.454, high=0.579, **common),
         RungResult("few-shot-knn", "in-context", score=0.852, low=0.801, high=0.892, artifact=str(target), **common),

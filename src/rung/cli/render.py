@@ -411,11 +411,6 @@ def confidence(values: Mapping[str, Any]) -> None:
 
     for line in confidence_lines(values):
         say(line)
-    for accuracy, point in values["reaching"].items():
-        what = "at no threshold"
-        if point is not None:
-            what = f"abstain below {point['threshold']:.3f}; {100 * point['coverage']:.1f} % of the rows are answered"
-        say(f"{100 * float(accuracy):g} % of the answers right: {what}")
     if values["saved"] is not None:
         say(f"saved: {values['saved']}")
 

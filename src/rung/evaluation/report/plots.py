@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rung.evaluation.metrics.labels import confusion
-from rung.evaluation.report.words import measured
+from rung.evaluation.report.words import measured, p_text
 from rung.evaluation.result import ClimbResult, Prediction, RungResult
 
 BLUE, ORANGE, GREY, INK = "#2481BF", "#D55E00", "#8A8A8A", "#767676"
@@ -154,7 +154,7 @@ def reliability_svg(result: ClimbResult) -> str | None:
                 axes.plot(confidence, accuracy, "o", color=colour, markersize=3 + 7 * (rows / largest) ** 0.5)
             side = "share of right answers" if number == 1 else ""
             axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel=f"confidence {name} fitting", ylabel=side)
-            axes.set_title(f"error {100 * figures['error']:.1f} %", fontsize=10)
+            axes.set_title(f"error {100 * figures['error']:.1f} % ({p_text(figures['p'])})", fontsize=10)
             axes.grid(alpha=0.2)
         return _svg(figure, f"Reliability of {result.confidence['artifact']}")
 

@@ -168,12 +168,15 @@ def confidence_lines(figures: Mapping[str, Any]) -> list[str]:
     def percent(values: Mapping[str, float], name: str) -> str:
         return f"{100 * values[name]:.1f} % [{100 * values['low']:.1f}, {100 * values['high']:.1f}]"
 
+    def chance(values: Mapping[str, float]) -> str:
+        known = "not distinguishable from" if values["p"] >= LEVEL else "more than"
+        return f"{known} chance, which gives {100 * values['expected']:.1f} % ({p_text(values['p'])})"
+
     how = "isotonic regression" if figures["temperature"] is None else f"temperature {figures['temperature']:.2f}"
     lines = [
         f"confidence of {figures['artifact']}: {how}, fitted on {figures['fitted_on']} validation rows; expected "
         f"calibration error on {figures['rows']} test rows {percent(figures['before'], 'error')} before and "
-        f"{percent(figures['after'], 'error')} after, where chance alone gives "
-        f"{100 * figures['after']['expected']:.1f} %"
+        f"{percent(figures['after'], 'error')} after, {chance(figures['after'])}"
     ]
     if (chosen := figures["abstaining"]) is not None:
         text = f"abstaining below {chosen['threshold']:g}: {100 * chosen['coverage']:.1f} % of the rows are answered"
@@ -190,6 +193,13 @@ def confidence_lines(figures: Mapping[str, Any]) -> list[str]:
                     f"{100 * chosen['inside_held']:.1f} % of the others)"
                 )
         lines.append(text)
+    for accuracy, point in figures["reaching"].items():
+        aim = f"{100 * float(accuracy):.0f} % right on new rows, with 95 % confidence"
+        found = f"no threshold is proven on {figures['rows']} rows"
+        if point is not None:
+            found = f"abstain below {point['threshold']:.3f}: {100 * point['coverage']:.1f} % of the rows are answered"
+            found += f", {100 * point['accuracy']:.1f} % of them right here"
+        lines.append(f"{aim}: {found}")
     return lines
 
 
