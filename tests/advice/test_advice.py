@@ -97,7 +97,9 @@ def test_labels(facts):
 def test_yardsticks_come_first_records_are_tuned_for_and_documents_are_read(facts):
     assert next(walk(facts)).key == "yardsticks"
     assert effects(facts, "yardsticks")["yardstick"] == "help"
+    assert effects(facts, "yardsticks")["record-fields"] == "not"
     assert effects(replace(facts, kind="json"), "yardsticks")["tfidf-head"] == "not"
+    assert "record-fields" not in effects(replace(facts, kind="json"), "yardsticks")
     assert effects(replace(facts, kind="json"), "records")["parameter-efficient"] == "help"
     assert effects(facts, "records") == {}
     assert effects(replace(facts, corpus=True), "corpus") == {

@@ -60,7 +60,7 @@ def test_rungs_say_what_they_take_of_the_artifact_they_start_from(task, tiny_zer
     little = {name for name, rung in same.items() if rung.cache_key(tiny_zero) is not None}
     assert little == {
         "features", "llm-features", "fine-tuned-encoder", "ensemble", "sentence-selection", "majority", "nearest-row",
-        "nearest-row-encoder", "tfidf-head", "features-tfidf",
+        "nearest-row-encoder", "tfidf-head", "features-tfidf", "record-fields",
     }  # fmt: skip
     for name in little:
         rung = same[name]

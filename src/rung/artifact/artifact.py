@@ -16,7 +16,7 @@ import numpy as np
 
 from rung.agents.calls import json_head
 from rung.agents.toolbox import find_tools
-from rung.artifact import heads, sentences, yardsticks  # noqa: F401  # registers every decoder
+from rung.artifact import heads, records, sentences, yardsticks  # noqa: F401  # registers every decoder
 from rung.artifact.agent import Agent, protocol_for
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Composition, Decoder, decoder_of_kind
 from rung.artifact.files import FORMAT, check_manifest, check_new, fingerprint, read_arrays, write_manifest
