@@ -123,4 +123,4 @@ def test_init_sees_lists_of_labels(tmp_path: Path) -> None:
     rows = [{"text": f"message {i}", "tags": [["red"], ["red", "blue"], []][i % 3]} for i in range(30)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     guess = guess_task(tmp_path / "rows.jsonl", "tags")
-    assert (guess.kind, guess.output) == ("multilabel", "tags")
+    assert (guess.kind, guess.output) == ("multilabel", {"column": "tags"})

@@ -21,7 +21,7 @@ PROMPT_FORMS = ("messages", "text", "openai")
 
 
 def run(
-    artifact: options.ArtifactFolder,
+    artifact: options.ArtifactOrTask,
     text: Annotated[list[str], Argument(help="The input; COLUMN=TEXT if there are several columns.")],
     engine: Annotated[str | None, Option(help="What runs the model, instead of what measured it.")] = None,
     json: options.Json = False, offline: options.Offline = False,
@@ -29,7 +29,7 @@ def run(
     """Answer one input."""
     from rung.artifact.predict_file import answer_values
 
-    loaded = options.load_artifact(artifact)
+    loaded = options.artifact_or_asking(artifact)
     if engine is not None:
         if loaded.decoder.members or not loaded.decoder.uses_llm:
             message = f"--engine {engine} has no effect: this artifact does not answer with a language model"
@@ -56,9 +56,9 @@ def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
     return dict(text.partition("=")[::2] for text in texts)
 
 
-def chat(artifact: options.ArtifactFolder, offline: options.Offline = False) -> None:
+def chat(artifact: options.ArtifactOrTask, offline: options.Offline = False) -> None:
     """Talk to an artifact, line by line; chat tasks remember the conversation."""
-    loaded = options.load_artifact(artifact)
+    loaded = options.artifact_or_asking(artifact)
     loaded.open()
     columns = loaded.signature.inputs
     render.note("An empty line or Ctrl-D ends the conversation.")

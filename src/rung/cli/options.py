@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from typer import Argument, Option
 
@@ -17,6 +17,7 @@ from rung.progress import QUIET, Progress
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
     from rung.climbing.options import ClimbOptions
+    from rung.data.sources import FileFormat
     from rung.feedback.store import FeedbackStore
     from rung.task import Task
 
@@ -24,6 +25,9 @@ TaskFile = Annotated[Path, Argument(help="The task file.", metavar="TASK")]
 TaskOfRows = Annotated[Path, Argument(help="The task file whose rows are answered.", metavar="TASK")]
 TaskName = Annotated[str, Argument(help="Name of the task.", metavar="TASK")]
 ArtifactFolder = Annotated[Path, Argument(help="An artifact's folder.", metavar="ARTIFACT")]
+ArtifactOrTask = Annotated[
+    Path, Argument(help="An artifact's folder, or a task file with documents and no rows.", metavar="ARTIFACT")
+]
 Rows = Annotated[Path | None, Option("--data", help="Rows to use: CSV, TSV, JSON, JSONL or Parquet.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON value on stdout.")]
 QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.")]
@@ -39,6 +43,19 @@ RUN_FOLDERS = Path("runs")
 StorePlace = Annotated[
     str, Option("--store", envvar="RUNG_STORE", help="The store: an SQLite file, or a URL.", metavar="PLACE")
 ]
+
+
+Encoding = Annotated[str, Option(help="Text encoding of the file; auto recognizes UTF-8, UTF-16 and cp1252.")]
+Separator = Annotated[str, Option(help="Separator of a CSV: one character, or tab.")]
+Quoting = Annotated[str, Option(help="Quotes in a CSV: double, backslash or none.")]
+Sheet = Annotated[str | None, Option(help="Sheet of an Excel file; default: the first.")]
+
+
+def file_format(encoding: str, separator: str, quoting: str, sheet: str | None) -> FileFormat:
+    """Collect the options that say how a file is written; raise ConfigError for an unknown one."""
+    from rung.data.sources import FileFormat
+
+    return FileFormat(encoding, separator, cast("Any", quoting), sheet)
 
 
 def _offline(on: bool) -> bool:
@@ -62,6 +79,20 @@ def load_artifact(folder: Path) -> Artifact:
     from rung.artifact.artifact import Artifact
 
     return Artifact.load(folder)
+
+
+def is_task_file(path: Path) -> bool:
+    """Say whether a path is a task file, not an artifact's folder."""
+    return path.suffix.lower() in (".yaml", ".yml") and path.is_file()
+
+
+def artifact_or_asking(path: Path) -> Artifact:
+    """Load an artifact, or make the one that asks the documents of a task file without rows."""
+    if not is_task_file(path):
+        return load_artifact(path)
+    from rung.rungs.retrieval import asking
+
+    return asking(load_task(path), progress=progress(quiet=False))
 
 
 def open_store(location: str, *, must_exist: bool = True) -> FeedbackStore:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rung.artifact.decoder import Answer
     from rung.climbing.check import TaskCheck
     from rung.climbing.tune import TuneResult
+    from rung.data.guess import Guess
     from rung.evaluation.report.words import RungOutcome
     from rung.evaluation.result import ClimbResult
     from rung.feedback.improve import Improvement
@@ -304,6 +305,34 @@ def _branch(step: AdviceStep, name: str, meaning: str, width: int, *, last: bool
 
 
 # A task's data.
+
+
+def ask(question: str, default: str) -> str:
+    """Ask a person at the terminal; an empty answer is the default."""
+    return str(typer.prompt(question, default=default)).strip()
+
+
+def guess(made: Guess, out: Path) -> None:
+    """Print what `rung init` chose, what it left out, and the options that change it."""
+    say(f"wrote {out}: {made.kind}, because {made.reason}")
+    answer = made.output.get("column") or ", ".join(made.output.get("columns", ())) or "the last assistant turn"
+    keys = ", ".join(f"{key}: {value}" for key, value in made.output.items() if key not in ("column", "columns"))
+    lines = [
+        ("answer", f"{answer} ({keys})" if keys else answer, "--output, --kind"),
+        ("could be it", ", ".join(f"{name} ({held})" for name, held in made.others.items()), "--output COLUMN"),
+        ("inputs", ", ".join(made.inputs), "--inputs COLUMN,COLUMN"),
+        ("left out", ", ".join(f"{name} ({why})" for name, why in made.left_out.items()), "--inputs"),
+        ("written in", made.format, "--encoding, --separator, --quoting, --sheet"),
+        ("files", ", ".join(f"{split}: {file.name}" for split, file in made.splits.items()), f"the keys in {out}"),
+        ("documents", "" if made.corpus is None else str(made.corpus), ""),
+        ("schema", "" if made.schema is None else f"{made.schema_file}, inferred from the records", "edit it"),
+    ]
+    for title, text, change in lines:
+        if text:
+            say(f"  {title:11}  {text}{f'    change it: {change}' if change else ''}")
+    for text in made.notes:
+        say(f"  note: {text}")
+    say(f"Next: look at it, then\n  rung check {out}")
 
 
 def task_check(task: Task, checked: TaskCheck, file: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -26,7 +27,8 @@ keys = typer.Typer(help="Manage the API keys of `rung serve`.", no_args_is_help=
 
 def serve(
     artifacts: Annotated[
-        list[str] | None, Argument(help="Artifact folders; NAME=FOLDER to choose a name.", metavar="ARTIFACT...")
+        list[str] | None,
+        Argument(help="Artifacts, or tasks with documents and no rows; NAME=FOLDER names it.", metavar="ARTIFACT..."),
     ] = None,
     model: Annotated[list[str] | None, Option(help="Serve this base model as well.")] = None,
     encoder: Annotated[list[str] | None, Option(help="Serve this sentence encoder as well.")] = None,
@@ -122,9 +124,15 @@ def _load(
     for reference in encoders:
         served.add_encoder(reference, progress=progress)
     for text in artifacts:
-        named = "=" in text and not Path(text).is_dir()
+        named = "=" in text and not Path(text).exists()
         name, folder = text.split("=", 1) if named else (None, text)
-        served.load(Path(folder), name, progress=progress)
+        if not options.is_task_file(Path(folder)):
+            served.load(Path(folder), name, progress=progress)
+            continue
+        with TemporaryDirectory() as scratch:  # what is served is loaded whole
+            served.load(
+                options.artifact_or_asking(Path(folder)).save(Path(scratch) / "asking"), name, progress=progress
+            )
 
 
 @keys.command("create")

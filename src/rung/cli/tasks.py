@@ -2,33 +2,106 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from difflib import get_close_matches
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option
 
 from rung.cli import options, render
-from rung.errors import ConfigError, explanations
+from rung.errors import ConfigError, DataError, RungError, explanations
+
+if TYPE_CHECKING:
+    from rung.data.guess import Guess
+    from rung.data.kinds import OutputKind
+    from rung.task import Task
 
 
 def init(
-    data: Annotated[Path, Argument(help="A table with inputs and expected answers.", metavar="DATA")],
-    output: Annotated[str | None, Option(help="The column of the expected answer.")] = None,
+    data: Annotated[Path, Argument(help="A table, hf:org/name, or a folder with tables or documents.", metavar="DATA")],
+    output: Annotated[
+        str | None, Option(help="The column of the expected answer; columns of labels with commas.")
+    ] = None,
+    kind: Annotated[str | None, Option(help="The kind of the answer: text, category, json, ...")] = None,
+    inputs: Annotated[str | None, Option(help="The columns that the model reads, with commas.")] = None,
     out: Annotated[Path, Option(help="The task file to write.")] = Path("task.yaml"),
     force: Annotated[bool, Option("--force", help="Replace the task file if there is one.")] = False,
-) -> None:
-    """Guess a task from a table and write a commented task file."""
-    from rung.data.guess import SCHEMA_FILE, guess_task, task_schema, task_text
+    yes: Annotated[bool, Option("--yes", "-y", help="Take the guess, and ask nothing.")] = False,
+    encoding: options.Encoding = "auto", separator: options.Separator = "auto", quoting: options.Quoting = "auto",
+    sheet: options.Sheet = None,
+) -> None:  # fmt: skip
+    """Guess a task from a table or a folder of documents, ask on a terminal, and write a commented task file."""
+    from rung.data.guess import KINDS, guess_task
+    from rung.data.task_file import SCHEMA_FILE, task_schema, task_text
 
     if out.exists() and not force:
         hint = "name another file with --out, or replace it with --force"
         raise ConfigError("file-exists", f"{out} exists", hint=hint)
-    guess = guess_task(data, output)
+    chosen = None if kind is None else cast("OutputKind", options.choose("--kind", kind, KINDS))
+    how = options.file_format(encoding, separator, quoting, sheet)
+    guess = guess_task(data, output, chosen, _columns(inputs), how)
+    if not yes and sys.stdin.isatty() and sys.stdout.isatty():
+        guess = _asked(data, guess, output, chosen, _columns(inputs))
+    schema = out.parent / guess.schema_file
+    if guess.schema is not None and schema.exists() and not force:
+        raise ConfigError("file-exists", f"{schema} exists", hint="replace it with --force")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(task_text(guess, data.resolve(), out.resolve().parent), encoding="utf-8")
+    out.write_text(task_text(guess, out.resolve().parent), encoding="utf-8")
+    if guess.schema is not None:
+        text = dumps(guess.schema, ensure_ascii=False, indent=2)
+        schema.write_text(text + "\n", encoding="utf-8")
     (out.parent / SCHEMA_FILE).write_text(task_schema() + "\n", encoding="utf-8")
-    render.say(f"wrote {out}: {guess.kind}, because {guess.reason}\nNext: look at it, then\n  rung check {out}")
+    render.guess(guess, out)
+
+
+def _columns(names: str | None) -> list[str] | None:
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _asked(
+    data: Path, guess: Guess, output: str | None, kind: OutputKind | None, inputs: list[str] | None
+) -> Guess:  # fmt: skip
+    """Ask for the answer, its kind and the inputs, as far as no option gave them; the guess is the default."""
+    from rung.data.guess import KINDS, guess_task
+
+    def again(change: Callable[[str], Guess], question: str, default: str) -> Guess:
+        while True:
+            text = render.ask(question, default)
+            try:
+                return guess if text == default else change(text)
+            except RungError as error:
+                render.note(error.render())
+
+    render.note(f"{data}: {guess.reason}")
+    if output is None and "column" in guess.output and guess.data is not None:
+        could = ", ".join(f"{name} ({held})" for name, held in guess.others.items())
+        question = f"Which column is the answer?{f' It could also be {could}.' if could else ''}"
+        guess = again(
+            lambda text: guess_task(data, text, kind, inputs, guess.how), question, str(guess.output["column"])
+        )
+        output = str(guess.output["column"])
+    if kind is None and guess.data is not None:
+        question = f"What kind of answer is it? ({', '.join(KINDS)})"
+
+        def of_kind(text: str) -> Guess:
+            return guess_task(
+                data, output, cast("OutputKind", options.choose("the kind", text, KINDS)), inputs, guess.how
+            )
+
+        guess = again(of_kind, question, guess.kind)
+    if inputs is None and guess.data is not None:
+        left = ", ".join(f"{name} ({why})" for name, why in guess.left_out.items())
+        question = f"Which columns does the model read?{f' Left out: {left}.' if left else ''}"
+        known = guess.kind
+
+        def reading(text: str) -> Guess:
+            return guess_task(data, output, known, _columns(text), guess.how)
+
+        guess = again(reading, question, ", ".join(guess.inputs))
+    return guess
 
 
 def check(
@@ -42,15 +115,35 @@ def check(
     from rung.climbing.check import check_task
 
     loaded = options.load_task(task, sets)
+    if loaded.data.train is None:
+        _check_documents(loaded, task, json)
+        return
     checked = check_task(loaded, tuning=tuning)
     values = {"task": loaded.name, "unit": checked.unit, **checked.data.report.as_dict()}
     values |= {"training": checked.training} if tuning else {}
     render.result(json, values, lambda: render.task_check(loaded, checked, task))
 
 
+def _check_documents(task: Task, file: Path, json: bool) -> None:
+    """Check a task without rows: its documents can be asked, and nothing can be measured."""
+    from rung.retrieval.documents import list_sources
+
+    assert task.corpus is not None
+    listing = list_sources(task.corpus, task.folder)
+    if not listing.sources:
+        problem = f"none of the documents of {task.name} can be read: {listing.problems[0].source}: "
+        raise DataError("no-documents", f"{problem}{listing.problems[0].what}", hint="see `rung explain no-documents`")
+    left_out = {each.source: each.what for each in listing.problems}
+    values = {"task": task.name, "documents": len(listing.sources), "left_out": left_out}
+    lines = [f"{len(listing.sources):,} documents", *(f"  left out: {name}: {why}" for name, why in left_out.items())]
+    lines += [f"{task.name} has no rows, so nothing can be measured: add `data: {{train: questions.csv}}` for that.",
+              f'Its documents can be asked: rung run {file} "question"']  # fmt: skip
+    render.result(json, values, "\n".join(lines))
+
+
 def schema() -> None:
     """Print the JSON Schema of task files, for editors."""
-    from rung.data.guess import task_schema
+    from rung.data.task_file import task_schema
 
     render.say(task_schema())
 

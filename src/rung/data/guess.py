@@ -1,153 +1,593 @@
-"""Guess a task from a table for `rung init`, the answer column and its kind, and write its task file."""
+"""Guess a task from a table or a folder for `rung init`: the answer, its kind, and the inputs."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from rung.data.chat import is_chat
+from rung.data.cells import plain, text_of
+from rung.data.chat import ROLES, is_chat
+from rung.data.columns import Column, inferred_schema, is_empty, look_at
+from rung.data.examples import column as read_column
 from rung.data.kinds import OutputKind
-from rung.data.sources import read_rows
-from rung.errors import DataError, suggest
-from rung.task import Task
+from rung.data.rows import Record
+from rung.data.sources import COMPRESSED, HUB, READERS, FileFormat, detected, kind_of, read_rows
+from rung.errors import ConfigError, DataError, suggest
 
 SAMPLE = 2000
-ANSWER_NAMES = (
-    "label", "category", "class", "intent", "target", "output", "answer", "summary", "completion", "response", "sql",
+# Usual names of columns, the most usual first.
+LABEL_NAMES = (
+    "label", "labels", "class", "category", "categories", "intent", "sentiment", "target", "queue", "tag", "tags",
+    "topic", "topics", "genre", "genres", "team", "department", "emotion", "stance", "verdict", "type", "gold",
+    "label_text", "classes", "y", "kategorie", "klasse", "etiqueta", "categoria", "catégorie",
 )  # fmt: skip
-MOST_LABELS = 500
-LONGEST_LABEL = 80  # characters
-SCHEMA_FILE = "task.schema.json"
+TEXT_NAMES = (
+    "answer", "answers", "response", "completion", "output", "outputs", "summary", "highlights", "sql", "translation",
+    "reply", "solution", "record", "fields", "entities", "spans", "annotations", "antwort", "respuesta", "réponse",
+)  # fmt: skip
+PROMPT_NAMES = (
+    "instruction", "prompt", "question", "input", "query", "context", "text", "document", "article", "source",
+    "passage", "sentence", "message", "frage", "pregunta", "system",
+)  # fmt: skip
+RATINGS = ("rating", "score", "stars", "quality", "helpfulness", "overall_score")
+VERDICTS = ("label", "thumbs_up", "liked", "accepted", "approved", "is_good", "desirable", "feedback")
+CHOSEN, REJECTED = ("chosen", "preferred", "accepted"), ("rejected", "dispreferred", "refused")
+BESIDE = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+DOCUMENTS = (".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf", ".docx")  # read as a corpus
+KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
+DEFAULT_TOKENS = 256  # the longest answer of a task that names no `max_tokens`
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A task's columns and kind, and why."""
+    """A task's columns and kind, and why.
+
+    Attributes:
+        name: the task's name.
+        kind: of its answers.
+        inputs: the columns that the model reads.
+        output: the keys of the task file's `output` besides `kind`.
+        reason: why the answer is this one.
+        data: the training file; None for a folder of documents without questions.
+        splits: the files for `validation` and `test` beside it.
+        corpus: the folder of documents.
+        others: columns that could be the answer instead, with what they hold.
+        left_out: columns that are neither inputs nor answers, with the reason.
+        notes: what else a person should know.
+        schema: of records, inferred from all rows.
+        instruction: what to do, if the rows say it; empty for a question of the kind.
+        how: how the files are written, as far as it was given.
+        format: what is unusual about how the training file is written.
+    """
 
     name: str
-    inputs: tuple[str, ...]
-    output: str | None
     kind: OutputKind
+    inputs: tuple[str, ...]
+    output: Mapping[str, Any]
     reason: str
+    data: Path | None = None
+    splits: Mapping[str, Path] = field(default_factory=dict)
+    corpus: Path | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    schema: Mapping[str, Any] | None = None
+    instruction: str = ""
+    how: FileFormat = FileFormat()  # noqa: RUF009  frozen
+    format: str = ""
+
+    @property
+    def schema_file(self) -> str:
+        """The file for the inferred schema."""
+        return f"{self.name}.answer.schema.json"
 
 
-def guess_task(file: Path, output: str | None = None) -> Guess:
-    """Guess from a sample of rows.
+class Table:
+    """A sample of a table, and what its columns hold."""
+
+    def __init__(self, file: Path, how: FileFormat) -> None:
+        self.file = file
+        try:
+            self.rows = [record.values for record in islice(_read(file, how), SAMPLE)]
+        except DataError as error:
+            if "found list" in error.message:
+                error.hint = 'write an object for each row, such as {"text": "...", "entities": [...]}'
+            raise
+        if not self.rows:
+            problem = f"{file} has no rows, only a header"
+            raise DataError("too-few-rows", problem, hint="add rows with inputs and expected answers")
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        self.columns = {name: look_at(name, self.cells(name)) for name in names}
+
+    def cells(self, name: str) -> list[Any]:
+        """The cells of a column; dots reach into records."""
+        if name in self.rows[0] or "." not in name:
+            return [row.get(name) for row in self.rows]
+        cells = []
+        for row in self.rows:
+            try:
+                cells.append(read_column(Record(row, ""), name))
+            except DataError:
+                cells.append(None)
+        return cells
+
+    def named(self, names: Sequence[str], *holding: str) -> str | None:
+        """The column with the first of these usual names, whatever its case, that holds one of these."""
+        for name in names:
+            for column in self.columns.values():
+                if column.name.lower() == name and (not holding or column.holds in holding):
+                    return column.name
+        return None
+
+    def inside(self) -> dict[str, Column]:
+        """The fields of the columns that hold one record a row, by their dotted names."""
+        fields: dict[str, Column] = {}
+        for name, column in self.columns.items():
+            first = next((cell for cell in self.cells(name) if not is_empty(cell)), None)
+            if column.holds in ("json", "constant") and isinstance(first, dict):
+                fields |= {f"{name}.{key}": look_at(f"{name}.{key}", self.cells(f"{name}.{key}")) for key in first}
+        return fields
+
+
+def guess_task(
+    file: Path,
+    output: str | None = None,
+    kind: OutputKind | None = None,
+    inputs: Sequence[str] | None = None,
+    how: FileFormat | None = None,
+) -> Guess:
+    """Guess from a sample of rows; what is given is taken.
+
+    Args:
+        file: a table, or a folder with a training table or with documents.
+        output: the column of the answer, or the columns of labels, with commas.
+        kind: the kind of the answer.
+        inputs: the columns that the model reads.
+        how: how the files are written; default: recognized.
 
     Raises:
-        DataError: the file cannot be read, has one column, or has no column `output`.
+        DataError: the file cannot be read, has no rows, no column for an answer, or not these columns.
+        ConfigError: the kind does not suit.
     """
-    rows = [record.values for record in islice(read_rows(file), SAMPLE)]
-    columns = list(rows[0]) if rows else []
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._") or "task"
-    messages = next((c for c in columns if is_chat(rows[0][c])), None)
-    if messages is not None and output is None:
-        return Guess(name, (messages,), None, "chat", f"{messages!r} holds conversations")
-    if len(columns) < 2:
-        raise DataError(
-            "missing-column", f"{file} has only the column {', '.join(columns) or '(none)'}",
-            hint="a task needs an input column and a column with the expected answer",
-        )  # fmt: skip
-    if output is not None and output not in columns:
-        raise DataError("missing-column", f"{file} has no column {output!r}", hint=suggest(output, columns))
-    answer = output or _answer_column(columns, rows)
-    others = tuple(c for c in columns if c != answer)
-    inputs = tuple(c for c in others if _is_text([row.get(c) for row in rows])) or others
-    kind, reason = _kind([row.get(answer) for row in rows])
-    return Guess(name, inputs, answer, kind, f"{answer!r} {reason}")
+    if file.is_dir():
+        chosen = _table_in(file)
+        return (
+            _documents(file, how or FileFormat()) if chosen is None else guess_task(chosen, output, kind, inputs, how)
+        )
+    how = how or FileFormat()
+    table = Table(file, how)
+    for name in [*(output.split(",") if output and output not in table.columns else [output]), *(inputs or ())]:
+        if name and name not in table.columns and all(is_empty(cell) for cell in table.cells(name)):
+            raise DataError("missing-column", f"{file} has no column {name!r}", hint=suggest(name, list(table.columns)))
+    guess = _guess(table, output, kind, inputs)
+    guess = replace(guess, name=_name(file), data=file, how=how)
+    if not _is_hub(file):
+        guess = replace(guess, format=detected(file, how).describe(), **_beside(file, guess))
+    if guess.kind == "json":
+        guess = replace(guess, schema=_schema(guess))
+    return replace(guess, output={**guess.output, **_longest(guess)})
 
 
-def _answer_column(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> str:
-    """Choose the column with a typical name, else the category with the fewest values, else the last column."""
-    by_name = {column.lower(): column for column in reversed(columns)}  # the first of equal names
-    for name in ANSWER_NAMES:
-        if name in by_name:
-            return by_name[name]
-    few = [c for c in columns if _kind([row.get(c) for row in rows])[0] == "category"]
-    return min(few, key=lambda c: len({str(row.get(c)) for row in rows}), default=columns[-1])
+def _is_hub(path: Path) -> bool:
+    return str(path).startswith(HUB)
 
 
-def _kind(values: Sequence[Any]) -> tuple[OutputKind, str]:
-    if all(isinstance(v, dict) or (isinstance(v, str) and _is_object(v)) for v in values):
-        return "json", "holds JSON objects"
-    if values and all(isinstance(v, list) and all(isinstance(item, str) for item in v) for v in values):
-        items = [item for v in values for item in v]
-        if items and _are_labels(items):
-            return "multilabel", f"holds lists of {len(set(items))} short values that repeat"
-    texts = [str(v) for v in values if isinstance(v, (str, int))]  # labels in JSON may be numbers or booleans
-    if len(texts) == len(values) and _are_labels(texts):
-        return "category", f"holds {len(set(texts))} short values that repeat"
-    return "text", "holds free text"
+def _read(path: Path, how: FileFormat) -> Iterator[Record]:
+    return read_rows(str(path) if _is_hub(path) else path, how)
 
 
-def _are_labels(texts: Sequence[str]) -> bool:
-    few = len(set(texts)) <= min(MOST_LABELS, len(texts) / 2)
-    return few and max(map(len, texts)) <= LONGEST_LABEL
+def _parts(path: Path) -> tuple[str, str]:
+    """The name of a file, and its ending with that of its compression: `rows` and `.csv.gz`."""
+    ending = "".join(path.suffixes[-2:]) if path.suffix.lower() in COMPRESSED else path.suffix
+    return path.name.removesuffix(ending), ending
 
 
-def _is_object(text: str) -> bool:
-    if not text.lstrip().startswith("{"):
-        return False
+def _name(path: Path) -> str:
+    name = path.resolve().name if path.is_dir() else _parts(path)[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "task"
+
+
+def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Sequence[str] | None) -> Guess:
+    """Guess the parts that the columns decide."""
+    special = None
+    if output is None and kind in (None, "text", "chat"):
+        special = _pairs(table) or (_conversation(table) if kind in (None, "chat") else None)
+    if special is not None:
+        kept = {*special.inputs, *(value for value in special.output.values() if isinstance(value, str))}
+        left_out = {name: str(column) for name, column in table.columns.items() if name not in kept}
+        left_out = {name: why for name, why in left_out.items() if name not in ("tools", "functions", "system")}
+        guess = replace(special, left_out=left_out)
+        return guess if inputs is None else replace(guess, inputs=tuple(inputs))
+    if kind == "chat":
+        hint = 'a conversation is a list such as [{"role": "user", "content": "..."}], or ShareGPT\'s'
+        raise ConfigError("bad-option", f"--kind chat: no column of {table.file} holds conversations", hint=hint)
+    answer, keys = _answer(table, output)
+    chosen = kind or _kind(answer)
+    _check_kind(table, answer, chosen)
+    if chosen == "multilabel" and answer.separator and answer.separator != ";":
+        keys["separator"] = answer.separator
+    own = set(keys.get("columns", ()))
+    read, left_out, notes = _inputs(table, answer, own) if inputs is None else (list(inputs), {}, [])
+    others = {
+        name: str(column) for name, column in table.columns.items()
+        if column.holds in ("category", "multilabel", "json", "text", "numbers") and name not in {answer.name, *own}
+        and not (column.holds == "text" and name in read and len(read) == 1)
+    }  # fmt: skip
+    if len(flags := _flags(table)) >= 3 and not own:
+        shown = ",".join(flags)
+        notes.append(f"{', '.join(flags)} say yes or no: if each is a label, add `--output {shown}`")
+    verdict, instruction = _verdict(table, answer, chosen, read), ""
+    keys |= verdict
+    if constant := table.named(("instruction", "prompt"), "constant"):
+        instruction = next(text_of(cell) for cell in table.cells(constant) if not is_empty(cell))
+        left_out[constant] = "the same in all rows: it is the task's instruction"
+    if own:
+        names = keys["columns"]
+        reason = f"{', '.join(map(repr, names)) if len(names) < 4 else f'{len(names)} columns'} say 0 or 1"
+    else:
+        reason = f"{answer.name!r} holds {_held(answer)}"
+    if verdict:
+        good = f"is at least {verdict['approved_from']}" if "approved_from" in verdict else "is true"
+        notes.append(f"only rows whose {verdict['approved']!r} {good} are learned; the others have bad answers")
+    if chosen == "json" and _counts_characters(table.cells(answer.name)):
+        notes.append("models count characters badly: records with the quoted text are learned better than positions")
+    if chosen in ("text", "category") and (
+        empty := sum(cell == [] or is_empty(cell) for cell in table.cells(answer.name))
+    ):
+        notes.append(f"rows without an answer are left out: {empty:,} of {len(table.rows):,} rows looked at")
+    order = sorted(others, key=lambda name: (table.columns[name].holds == "text", table.columns[name].holds == "json"))
+    left_out = {name: why for name, why in left_out.items() if name not in verdict.values()}
+    return Guess(
+        "", chosen, tuple(read), keys, reason, others={name: others[name] for name in order}, left_out=left_out,
+        notes=tuple(notes), instruction=instruction,
+    )  # fmt: skip
+
+
+def _held(column: Column) -> str:
+    return {
+        "category": f"{column.values} short values that repeat", "text": "free text", "json": "records",
+        "multilabel": f"several of {column.values} labels in a cell", "numbers": "numbers",
+    }.get(column.holds, str(column))  # fmt: skip
+
+
+# ---- the answer
+
+
+def _answer(table: Table, output: str | None) -> tuple[Column, dict[str, Any]]:
+    """Choose the answer's column, and the keys that name it."""
+    columns = table.columns
+    if output is not None and output not in columns and "," in output:
+        names = output.split(",")
+        return Column(output, "multilabel", len(names)), {"columns": names}
+    if output is not None:
+        return columns.get(output) or look_at(output, table.cells(output)), {"column": output}
+    if (name := table.named(("answers", "answer"), "json")) and f"{name}.text" in (inside := table.inside()):
+        return replace(inside[f"{name}.text"], holds="text"), {"column": f"{name}.text"}  # SQuAD's {"text": [...]}
+    if (name := table.named(("annotations",), "json")) and '"result"' in text_of(table.cells(name)[0]):
+        hint = "export it as JSON-MIN or CSV in Label Studio (Export), which has a column for each label"
+        raise DataError("bad-row", f"{table.file} is a full export of Label Studio, with nested results", hint=hint)
+    usable = ("category", "multilabel", "json", "text", "numbers")
+    asked = table.named(PROMPT_NAMES[:6])
+    written = table.named(TEXT_NAMES, *usable)
+    label = next((n for n in (table.named(LABEL_NAMES, *usable), _ending(table, LABEL_NAMES, usable)) if n), None)
+    flags = _flags(table)
+    if written and asked and written != asked:
+        name = written
+    elif label or written:
+        name = label or written
+    elif len(flags) >= 3 and any(column.holds == "text" for column in columns.values()):
+        return Column(",".join(flags), "multilabel", len(flags)), {"columns": flags}
+    else:
+        labels = [n for n, column in columns.items() if column.holds in ("category", "multilabel", "json")]
+        texts = [n for n, column in columns.items() if column.holds in ("text", "numbers")]
+        if asked and texts and texts[-1] != asked:
+            labels = []
+        possible = labels or (texts if len(texts) > 1 else [])
+        last = columns[[*columns][-1]]
+        if last.holds == "numbers" and not any(column.holds == "text" for column in columns.values()):
+            possible = [last.name]  # a table of numbers, the last of which is wanted
+        name = possible[-1] if possible else None
+    if name is None:
+        held = ", ".join(f"{column.name} ({column})" for column in columns.values())
+        more = "" if len(columns) == 1 else " that could be the answer"
+        problem = f"{table.file} has no column{more}: it has {held}"
+        if len(columns) == 1:
+            problem = f"{table.file} has only the column {held}, and a task needs an input and an expected answer"
+        hint = "add a column with answers, or name it: --output COLUMN; `rung cluster` groups texts without answers"
+        raise DataError("missing-column", problem, hint=hint)
+    return columns[name], {"column": name}
+
+
+def _ending(table: Table, names: Sequence[str], usable: Sequence[str]) -> str | None:
+    """The last column whose name ends in a usual one: `ticket_queue`, `goldLabel`."""
+    words = {column.name: re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", column.name) for column in table.columns.values()}
+    found = [n for n, parts in words.items() if parts[-1].lower() in names and table.columns[n].holds in usable]
+    return found[-1] if found else None
+
+
+def _flags(table: Table) -> list[str]:
+    """The columns that say yes or no in every row, and not always the same."""
+    return [
+        c.name
+        for c in table.columns.values()
+        if c.flags and c.holds != "constant" and c.name.lower() not in LABEL_NAMES
+    ]
+
+
+def _kind(column: Column) -> OutputKind:
+    """The kind of answers that a column holds."""
+    if column.holds == "numbers" and "number" in KINDS:
+        return cast("OutputKind", "number")
+    if column.holds in ("category", "multilabel", "json"):
+        return cast("OutputKind", column.holds)
+    named = column.name.lower() in LABEL_NAMES
+    return "category" if named and column.longest <= 80 and column.holds == "constant" else "text"
+
+
+def _check_kind(table: Table, answer: Column, kind: OutputKind) -> None:
+    if kind == "json" and answer.holds != "json":
+        hint = 'kind json needs JSON in every cell, such as {"total": 12.5}'
+        raise ConfigError("bad-option", f"--kind json: {answer.name!r} of {table.file} holds {answer}", hint=hint)
+    if kind in ("text", "category") and answer.holds == "json":
+        hint = "use --kind json: such a cell is no text and no label"
+        raise ConfigError("bad-option", f"--kind {kind}: {answer.name!r} of {table.file} holds records", hint=hint)
+
+
+def _verdict(table: Table, answer: Column, kind: OutputKind, read: Sequence[str]) -> dict[str, Any]:
+    """The keys for a column that says whether the answer of a prompt is good: true or false, or a rating."""
+    asked = [name for name in read if name.lower() in PROMPT_NAMES[:5]]
+    if kind != "text" or not asked or answer.name.lower() not in (*TEXT_NAMES, *CHOSEN):
+        return {}
+    verdict, rating = table.named(VERDICTS), table.named(RATINGS, "category", "numbers")
+    if verdict and table.columns[verdict].flags and verdict != answer.name:
+        return {"approved": verdict}
+    numbers = [] if rating is None else [float(cell) for cell in table.cells(rating) if _number(cell)]
+    if not numbers:
+        return {}
+    least = max(numbers) - (max(numbers) - min(numbers)) / 4
+    lowest = min(number for number in numbers if number >= least)
+    return {"approved": rating, "approved_from": int(lowest) if lowest == int(lowest) else lowest}
+
+
+def _number(cell: Any) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
+        return float(cell) == float(cell)
+    except (TypeError, ValueError):
         return False
 
 
-def _is_text(values: Sequence[Any]) -> bool:
-    """Say whether a column looks like text, not ids or numbers."""
-    texts = [v for v in values if isinstance(v, (str, list))]
-    if len(texts) < len(values) / 2:
-        return False
-    words = sum(" " in v if isinstance(v, str) else True for v in texts)
-    return words >= len(texts) / 2
+def _counts_characters(cells: Sequence[Any]) -> bool:
+    """Whether records name positions in the text: `start` and `end`, or lists of them, without the quoted text."""
+    first = next((cell for cell in cells if cell), None)
+    item = first[0] if isinstance(first, list) else None
+    if isinstance(item, dict):
+        return {"start", "end"} <= item.keys() and "text" not in item
+    return isinstance(item, list) and len(item) > 1 and all(isinstance(part, int) for part in item[:2])
 
 
-def task_schema() -> str:
-    """The JSON Schema of task files, for editors."""
-    return json.dumps(Task.model_json_schema(by_alias=True), indent=2)
+def _conversation(table: Table) -> Guess | None:
+    """A column of conversations; where they wait for an answer, it is in another column."""
+    chats = [name for name, column in table.columns.items() if column.holds == "chat"]
+    if not chats:
+        return None
+    reason = f"{chats[0]!r} holds conversations"
+    roles = [_last_role(cell) for cell in table.cells(chats[0]) if not is_empty(cell)]
+    answer = chats[1] if len(chats) > 1 else table.named(TEXT_NAMES, "text", "category", "numbers", "ids")
+    if roles.count("assistant") >= len(roles) / 2 or answer is None:
+        return Guess("", "chat", (chats[0],), {}, reason)
+    verdict = table.named(VERDICTS)
+    keys: dict[str, Any] = {"column": answer}
+    if verdict and table.columns[verdict].flags:
+        keys["approved"] = verdict
+    return Guess("", "chat", (chats[0],), keys, f"{reason}, and {answer!r} their answers")
 
 
-def task_text(guess: Guess, data: Path, folder: Path) -> str:
-    """Write a commented task file for `folder` from a guess about `data`."""
-    path = str(data.relative_to(folder)) if data.is_relative_to(folder) else str(data)
-    quoted = partial(json.dumps, ensure_ascii=False)  # JSON strings are YAML strings
-    instruction = {
-        "category": f"Which {(guess.output or 'label').replace('_', ' ')} does this text belong to?",
-        "multilabel": f"Which {(guess.output or 'labels').replace('_', ' ')} apply to this text?",
-        "text": f"Write the {(guess.output or 'answer').replace('_', ' ')} for this input.",
-        "json": "Extract the fields from this text as JSON.",
-        "chat": "Continue the conversation helpfully.",
-    }[guess.kind]
-    column = "" if guess.output is None else f"\n  column: {quoted(guess.output)}"
-    limit = "\n  # train_per_label: 10     # use at most this many training rows of each label"
-    return f"""# yaml-language-server: $schema={SCHEMA_FILE}
-name: {quoted(guess.name)}
+def _last_role(cell: Any) -> str:
+    turn = _turns(cell)[-1]
+    role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else "assistant"
+    return ROLES.get(str(role).lower(), "")
 
-# What to do, as you would explain it to a person. Be precise: every technique builds on it.
-instruction: {quoted(instruction)}
-# system: a persona or rules; Rung measures whether it helps
 
-# The columns that the model reads.
-inputs: [{", ".join(quoted(name) for name in guess.inputs)}]
+def _pairs(table: Table) -> Guess | None:
+    """Preference pairs: the chosen answer is the one to learn, the rejected one is kept beside it."""
+    held = [name for name, column in table.columns.items() if column.holds != "nothing"]
+    chosen, rejected = table.named(CHOSEN), table.named(REJECTED)
+    if chosen not in held or rejected not in held:
+        return None
+    named = [table.named((name,)) for name in PROMPT_NAMES]
+    asked = [name for name in named if name in held and table.columns[name].holds != "constant"]
+    reason = f"{chosen!r} and {rejected!r} are preference pairs: the chosen answer is expected"
+    notes = (
+        f"nothing learns to write {rejected!r}: it is kept for preference training, and the task learns {chosen!r}",
+    )
+    keys: dict[str, Any] = {"rejected": rejected}
+    if table.columns[chosen].holds == "chat":
+        whole = all(len(_turns(cell)) > 1 for cell in table.cells(chosen) if not is_empty(cell))
+        if whole:
+            return Guess("", "chat", (chosen,), keys, reason, notes=notes)
+        if asked and table.columns[asked[0]].holds == "chat":
+            return Guess("", "chat", (asked[0],), {"column": chosen, **keys}, reason, notes=notes)
+        hint = f"write the whole conversation into {chosen!r} and {rejected!r}, from the first turn to the answer"
+        raise DataError("bad-row", f"{table.file}: {chosen!r} holds messages without the prompt", hint=hint)
+    if not asked:
+        hint = f"name the columns that the model reads: --output {chosen} --inputs COLUMN"
+        raise DataError("missing-column", f"{table.file} has preference pairs, but no prompt", hint=hint)
+    return Guess("", "text", tuple(asked), {"column": chosen, **keys}, reason, notes=notes)
 
-# The answer. Guessed: {guess.reason}.
-output:
-  kind: {guess.kind}             # text, category, multilabel, json or chat{column}
 
-data:
-  train: {quoted(path)}
-  # test: test.csv          # default: a share of the rows, chosen by a hash of the input
-  # split: {{validation: 0.2, test: 0.2}}{limit if guess.kind == "category" else ""}
-  # text: corpus.txt        # plain text of the domain, or a list of files, to adapt the model to
+def _turns(cell: Any) -> list[Any]:
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return [cell, cell] if is_chat(cell) else [cell]  # a text with `Human:` and `Assistant:`
+    if isinstance(cell, Mapping):
+        cell = cell.get("messages") or cell.get("conversations") or [cell]
+    return cell if isinstance(cell, list) and cell else [cell]
 
-# metric: accuracy          # default: the usual one for the kind
-# overflow: drop_demonstrations  # for prompts longer than the model reads; default: such a row is an error
-model: embedded             # or a Hub id, a folder, a .gguf file; a list of models is raced
-"""
+
+# ---- the inputs
+
+
+def _inputs(table: Table, answer: Column, own: set[str]) -> tuple[list[str], dict[str, str], list[str]]:
+    """Choose the columns that the model reads; say why others are left out."""
+    taken = {answer.name, answer.name.partition(".")[0], *own}
+    others = {name: column for name, column in table.columns.items() if name not in taken}
+    chosen = [
+        name for name, column in others.items()
+        if column.holds == "text" or (name.lower() in PROMPT_NAMES[:7] and column.holds in ("category", "numbers"))
+    ]  # fmt: skip
+    repeats = [name for name in chosen if _ends_with(table, name, answer.name)] if len(chosen) > 1 else []
+    chosen = [name for name in chosen if name not in repeats]
+    if not chosen:
+        chosen = [
+            name
+            for name, column in table.inside().items()
+            if column.holds == "text" and name.partition(".")[0] not in taken
+        ]
+    if not chosen:
+        usable = ("category", "multilabel", "numbers", "json", "chat")
+        chosen = [name for name, column in others.items() if column.holds in usable]
+    if not chosen:  # single words
+        chosen = [name for name, c in others.items() if c.holds == "ids" and any(map(_has_letter, table.cells(name)))][
+            :1
+        ]
+    if not chosen:
+        held = ", ".join(f"{name} ({column})" for name, column in others.items()) or "no other column"
+        hint = "name the columns that the model reads: --inputs COLUMN,COLUMN"
+        raise DataError("missing-column", f"{table.file} has no input for {answer.name!r}: {held}", hint=hint)
+    left_out = {name: str(column) for name, column in others.items() if name not in chosen}
+    left_out |= dict.fromkeys(repeats, "contains the answer")
+    left_out = {name: why for name, why in left_out.items() if not any(c.startswith(f"{name}.") for c in chosen)}
+    notes = [
+        f"{name!r} says the answer in every row: leave it out with --inputs, unless it is known when the task is done"
+        for name in chosen if _determines(table, name, answer.name)
+    ]  # fmt: skip
+    return chosen, left_out, notes
+
+
+def _has_letter(cell: Any) -> bool:
+    return isinstance(cell, str) and any(letter.isalpha() for letter in cell)
+
+
+def _ends_with(table: Table, name: str, answer: str) -> bool:
+    """Whether the text of a column ends with the answer, as whole training texts beside their parts do."""
+    pairs = [(text_of(a).strip(), text_of(b).strip())
+             for a, b in zip(table.cells(name), table.cells(answer), strict=True) if not is_empty(b)]  # fmt: skip
+    long = [(text, end) for text, end in pairs if len(end) > 12]
+    return bool(long) and sum(text.endswith(end) and len(text) > len(end) for text, end in long) >= 0.9 * len(long)
+
+
+def _determines(table: Table, name: str, answer: str) -> bool:
+    """Whether the values of a column repeat, and each has one answer only."""
+    answers: dict[str, set[str]] = {}
+    rows = 0
+    for cell, expected in zip(table.cells(name), table.cells(answer), strict=True):
+        if not is_empty(cell) and not is_empty(expected):
+            answers.setdefault(text_of(cell), set()).add(text_of(expected))
+            rows += 1
+    several = len(set[str]().union(*answers.values())) > 1 if answers else False
+    return several and len(answers) <= rows / 2 and all(len(each) == 1 for each in answers.values())
+
+
+# ---- files beside the table, all rows, folders
+
+
+def _beside(file: Path, guess: Guess) -> dict[str, Any]:
+    """Find files for validation and test beside a training file, with the task's columns in them."""
+    (stem, ending), found, notes = _parts(file), dict[str, Path](), list(guess.notes)
+    needed = [*guess.inputs, *(v for k, v in guess.output.items() if k in ("column", "rejected", "approved"))]
+    for split, names in BESIDE.items():
+        for name in names:
+            stems = {name} | {stem.replace(word, name) for word in ("training", "train") if word in stem}
+            beside = [file.with_name(f"{each}{ending}") for each in sorted(stems) if each != stem]
+            path = next((each for each in beside if each.is_file() and split not in found), None)
+            if path is None or (stem != "train" and "train" not in stem and _parts(path)[0] != name):
+                continue
+            cells = [record.values for record in islice(_read(path, guess.how), SAMPLE)]
+            missing = [column for column in needed if column.partition(".")[0] not in (cells[0] if cells else {})]
+            answer = str(guess.output.get("column", "")).partition(".")[0]
+            if missing:
+                notes.append(f"{path.name} beside it is not used: it has no column {missing[0]!r}")
+            elif answer and all(is_empty(row.get(answer)) for row in cells):
+                notes.append(f"{path.name} beside it is not used: its {answer!r} is empty")
+            else:
+                found[split] = path
+    return {"splits": found, "notes": tuple(notes)}
+
+
+def _answers(guess: Guess) -> Iterator[Any]:
+    """The answers of all rows of all files."""
+    for file in [file for file in (guess.data, *guess.splits.values()) if file is not None]:
+        for record in _read(file, guess.how):
+            yield plain(read_column(record, str(guess.output["column"])))
+
+
+def _schema(guess: Guess) -> dict[str, Any]:
+    """Infer the schema of the records in all rows."""
+    values = []
+    for cell in _answers(guess):
+        value = cell
+        if isinstance(cell, str) and cell.strip():
+            try:
+                value = json.loads(cell)
+            except ValueError:
+                continue  # `rung check` names the row
+        if not is_empty(value):
+            values.append(value)
+    return inferred_schema(values)
+
+
+def _longest(guess: Guess) -> dict[str, int]:
+    """The key `max_tokens`, if answers are longer than the default; a token has about three characters."""
+    if guess.kind not in ("text", "json"):
+        return {}
+    longest = max((len(text_of(cell).encode()) for cell in _answers(guess)), default=0)
+    return {"max_tokens": 64 * ceil(longest / 3 / 64)} if longest / 3 > DEFAULT_TOKENS else {}
+
+
+def _table_in(folder: Path) -> Path | None:
+    """The training table of a folder; None for a folder of documents."""
+    tables = sorted(path for path in folder.iterdir() if kind_of(path) in READERS and path.is_file())
+    train = [path for path in tables if _parts(path)[0].lower() in ("train", "training")]
+    if train:
+        return train[0]
+    if any(_documents_in(folder)):
+        return None
+    if len(tables) == 1:
+        return tables[0]
+    if not tables:
+        kinds = ", ".join((*READERS, *DOCUMENTS))
+        raise DataError("unreadable-file", f"{folder} has no tables and no documents", hint=f"it may hold {kinds}")
+    names = ", ".join(path.name for path in tables)
+    raise DataError("unreadable-file", f"{folder} has several tables: {names}", hint=f"name one: rung init {tables[0]}")
+
+
+def _documents_in(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() in DOCUMENTS and path.is_file())
+
+
+def _documents(folder: Path, how: FileFormat) -> Guess:
+    """A task that answers questions from the documents of a folder; a table with questions in it has the rows."""
+    count = sum(1 for _ in _documents_in(folder))
+    guess = Guess(
+        _name(folder), "text", ("question",), {"column": "answer"}, f"{folder} holds {count:,} documents",
+        corpus=folder, instruction="Answer the question from the documents.",
+    )  # fmt: skip
+    for path in sorted(folder.iterdir()):
+        if kind_of(path) in READERS and path.is_file():
+            table = Table(path, how)
+            asked, answer = table.named(("question", "prompt", "query", "input")), table.named(TEXT_NAMES[:5])
+            if asked and answer:
+                return replace(guess, data=path, inputs=(asked,), output={"column": answer}, how=how)
+    notes = (
+        "there are no questions with answers yet, so nothing can be measured; to measure, write a table with the "
+        "columns question and answer, and name it in `data: {train: questions.csv}`",
+    )
+    return replace(guess, notes=notes)

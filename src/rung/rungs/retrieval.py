@@ -19,7 +19,7 @@ from rung.artifact.decoder import Answer, cites
 from rung.artifact.rendering import passage_cost
 from rung.artifact.sentences import SentenceDecoder as Selecting
 from rung.artifact.sentences import cost_of, ranked
-from rung.data.rows import NOT_IN_DOCUMENTS, Data, Example, selection_rows
+from rung.data.rows import NOT_IN_DOCUMENTS, Data, DataReport, Example, selection_rows
 from rung.errors import ConfigError
 from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import cases, metric_of
@@ -122,6 +122,21 @@ class Retrieval(Rung):
             settings["refusal"] = asdict(refusal)
         settings["order"] = retriever.order
         return artifact.step(self.name, settings, retriever=retriever)
+
+
+def asking(task: Task, *, progress: Progress = QUIET) -> Artifact:
+    """Make the artifact that answers questions from a task's documents without any rows: zero-shot with a retriever.
+
+    Nothing is measured or chosen on rows, so it never refuses.
+
+    Raises:
+        ConfigError: the task has rows, which a climb measures first, or no documents.
+    """
+    if task.data.train is not None:
+        hint = "measure first: `rung climb TASK`, then name the artifact that it recommends"
+        raise ConfigError("wrong-folder", f"the task {task.name} has rows, and an artifact is expected", hint=hint)
+    data = Data((), (), (), (), DataReport(), "", task.folder)
+    return Retrieval(task, order=DEFAULT_ORDER).fit(Artifact.zero_shot(task), data, progress=progress)
 
 
 def _has_corpus(task: Task | None) -> Applicability:

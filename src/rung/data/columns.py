@@ -1,0 +1,249 @@
+"""What the columns of a table hold: labels, texts, records, numbers, dates or ids; and the JSON Schema of records."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any, Literal
+
+from rung.data.cells import CellError, missing, text_of
+from rung.data.chat import is_chat
+from rung.data.examples import cell_labels
+
+Holds = Literal[
+    "nothing", "bytes", "constant", "ids", "dates", "numbers", "category", "multilabel", "json", "chat", "text"
+]
+MOST = 0.9  # share of the filled cells that decides what a column holds, so that an odd cell changes nothing
+MOST_LABELS = 500
+LONGEST_LABEL = 80  # characters
+FEW_NUMBERS = 20  # a column of at most as many different whole numbers holds labels
+SEPARATORS = (";", "|", ",")
+FLAGS = frozenset({"0", "1", "0.0", "1.0", "true", "false"})
+_DATE = re.compile(
+    r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{2}))?)?"
+    r"|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}([T ]\d{1,2}:\d{2}(:\d{2})?)?"
+)
+_ID_NAME = re.compile(r"(^|[_\W])(id|ids|uuid|guid|uid|index|idx|key|row|rowid|hash)$|^(unnamed.*|)$|[a-z]I[dD]$")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What a column holds.
+
+    Attributes:
+        name: its name; dots reach into records.
+        holds: what most of its filled cells are.
+        values: how many different values it has: labels, for several labels in a cell.
+        empty: how many cells are empty.
+        longest: characters of the longest cell.
+        separator: between labels in a cell, if it is a text with several.
+        flags: whether every cell says yes or no.
+    """
+
+    name: str
+    holds: Holds
+    values: int = 0
+    empty: int = 0
+    longest: int = 0
+    separator: str | None = None
+    flags: bool = False
+
+    def __str__(self) -> str:
+        shown = {
+            "category": f"{self.values} values", "multilabel": f"several of {self.values} labels", "json": "records",
+            "numbers": "numbers", "text": "text", "chat": "conversations", "ids": "ids", "dates": "dates",
+            "constant": "one value only", "nothing": "empty", "bytes": "bytes, no text",
+        }  # fmt: skip
+        return shown[self.holds]
+
+
+def look_at(name: str, cells: Sequence[Any]) -> Column:
+    """Find out what a column holds from its cells."""
+    filled = [cell for cell in cells if not is_empty(cell)]
+    empty = len(cells) - len(filled)
+    if not filled:
+        return Column(name, "nothing", empty=empty)
+    try:
+        texts = [text_of(cell).strip() for cell in filled]
+    except CellError:
+        return Column(name, "bytes", empty=empty)
+    longest, values = max(map(len, texts)), len(set(texts))
+    flags = {text.lower() for text in texts} <= FLAGS
+
+    def column(holds: Holds, values: int = values, separator: str | None = None) -> Column:
+        return Column(name, holds, values, empty, longest, separator, flags)
+
+    if _share(is_chat(cell) for cell in filled) >= MOST:
+        return column("chat")
+    structure = [_structure(cell) for cell in filled]
+    if _share(kind == "records" for kind in structure) >= MOST:
+        return column("json")
+    if _share(kind != "" for kind in structure) >= 0.5:  # lists, with texts between them at most
+        return _lists(column, filled)
+    if values == 1 and len(filled) > 1:
+        return column("constant")
+    if _share(_is_date(cell) for cell in filled) >= MOST:
+        return column("dates")
+    numbers = [number for cell in filled if (number := as_number(cell)) is not None]
+    if len(numbers) >= MOST * len(filled):
+        if _ID_NAME.search(name) and values > len(filled) / 2:
+            return column("ids")
+        few = values <= min(FEW_NUMBERS, len(filled) / 2) and all(number == int(number) for number in numbers)
+        counted = values == len(filled) > 2 and all(a == int(a) and b - a == 1 for a, b in pairwise(numbers))
+        return column("ids" if counted else "category" if few else "numbers")
+    words = _share(any(letter.isspace() for letter in text) for text in texts)
+    if _ID_NAME.search(name) and words < 0.1:
+        return column("ids")
+    for separator in SEPARATORS:
+        if (labels := separated(texts, separator)) is not None:
+            return column("multilabel", labels, separator)
+    if are_labels(texts):
+        return column("category")
+    wide = any(ord(letter) > 0x2E7F for letter in "".join(texts[:50]))  # scripts that put no space between words
+    unspaced = words < 0.1 and longest <= LONGEST_LABEL and not wide
+    return column("ids" if unspaced and values == len(filled) > 2 else "text")
+
+
+def _lists(column: Any, filled: Sequence[Any]) -> Column:
+    """A column of lists: several labels a row if they repeat, else sentences or answers."""
+    alone = [cell for cell in filled if isinstance(cell, str) and not _structure(cell)]
+    separator = next((mark for mark in SEPARATORS if any(mark in cell for cell in alone)), None)
+    read = [cell_labels(cell, separator or SEPARATORS[0]) for cell in filled]
+    labels = [label for each in read for label in each or ()]
+    if labels and sum(each is None for each in read) == 0 and are_labels(labels):
+        result: Column = column("multilabel", len(set(labels)), separator)
+        return result
+    texts = all(isinstance(cell, str) or all(isinstance(item, str) for item in cell) for cell in filled)
+    other: Column = column("text" if texts else "json")
+    return other
+
+
+def separated(texts: Sequence[str], separator: str) -> int | None:
+    """Count the labels of cells with several, if that is what the cells are; else None.
+
+    Parts of the cells with a separator must occur again in other cells, and there must not be more labels than cells:
+    `Paris, France` and `Lyon, France` are two labels of three parts.
+    """
+    cells = {text: {part.strip() for part in text.split(separator) if part.strip()} for text in texts}
+    several = {text: parts for text, parts in cells.items() if len(parts) > 1}
+    counts = Counter(part for parts in cells.values() for part in parts)
+    if not several or max(map(len, counts)) > LONGEST_LABEL / 2 or len(counts) > len(cells):
+        return None
+    repeated = sum(any(counts[part] > 1 for part in parts) for parts in several.values())
+    occurring = sum(len(cells[text]) for text in texts)
+    return len(counts) if repeated >= len(several) / 2 and len(counts) <= occurring / 2 else None
+
+
+def are_labels(texts: Sequence[str]) -> bool:
+    """Say whether texts are short and repeat."""
+    few = len(set(texts)) <= min(MOST_LABELS, len(texts) / 2)
+    return (
+        few
+        and _share(len(text) <= LONGEST_LABEL for text in texts) >= MOST
+        and _share(len(t) <= 300 for t in texts) == 1
+    )
+
+
+def is_empty(cell: Any) -> bool:
+    """Say whether a cell has no value: null, NaN, or blank text."""
+    return missing(cell) or (isinstance(cell, str) and not cell.strip())
+
+
+def as_number(cell: Any) -> float | None:
+    """Read a cell as a number, if it is one."""
+    if isinstance(cell, bool):
+        return None
+    if isinstance(cell, (int, float, Decimal)):
+        return float(cell)
+    if not isinstance(cell, str) or not re.fullmatch(r"\s*[-+]?(\d+([.,]\d+)?|[.]\d+)([eE][-+]?\d+)?\s*", cell):
+        return None
+    return float(cell.replace(",", "."))
+
+
+def _share(values: Iterable[bool]) -> float:
+    counted = list(values)
+    return sum(counted) / len(counted)
+
+
+def _is_date(cell: Any) -> bool:
+    return isinstance(cell, datetime.date) or (isinstance(cell, str) and _DATE.fullmatch(cell.strip()) is not None)
+
+
+def _structure(cell: Any) -> str:
+    """Say whether a cell is a record or a list of them (`records`), or a list of values (`list`); else empty."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return "list" if cell_labels(cell, ";") else ""
+    if isinstance(cell, Mapping):
+        return "list" if list(cell) == ["choices"] else "records"
+    if not isinstance(cell, list):
+        return ""
+    return "records" if cell and all(isinstance(item, (dict, list)) for item in cell) else "list"
+
+
+# ---- the JSON Schema of records
+
+CLOSED = 20  # a text field with at most as many values, each of them repeated, is closed
+KEYS = 60  # objects with more different keys map names to values
+
+
+def inferred_schema(values: Sequence[Any]) -> dict[str, Any]:
+    """Infer a JSON Schema that all values fit: types, required and nullable fields, and the values of closed fields.
+
+    Example:
+        >>> inferred_schema([{"total": 1.5}, {"total": None}])["properties"]
+        {'total': {'type': ['number', 'null']}}
+    """
+    kinds = {_kind(value) for value in values}
+    nullable = "null" in kinds
+    if kinds >= {"integer", "number"}:
+        kinds.remove("integer")
+    texts = [value for value in values if isinstance(value, str)]
+    if kinds - {"null"} == {"string"} and (options := _closed(texts)):
+        return {"enum": [*options, None]} if nullable else {"type": "string", "enum": options}
+    options_of: list[dict[str, Any]] = []
+    if "object" in kinds:
+        options_of.append(_object_schema([value for value in values if isinstance(value, Mapping)]))
+    if "array" in kinds:
+        items = [item for value in values if isinstance(value, list) for item in value]
+        options_of.append({"type": "array", "items": inferred_schema(items)} if items else {"type": "array"})
+    scalars = [kind for kind in ("string", "integer", "number", "boolean", "null") if kind in kinds]
+    if scalars:
+        options_of.append({"type": scalars[0] if len(scalars) == 1 else scalars})
+    return options_of[0] if len(options_of) == 1 else {"anyOf": options_of}
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", type(None): "null"}
+    return "object" if isinstance(value, Mapping) else names.get(type(value), "string")
+
+
+def _object_schema(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, list[Any]] = {}
+    for value in values:
+        for key, item in value.items():
+            fields.setdefault(key, []).append(item)
+    if len(fields) > KEYS and sum(map(len, fields.values())) < len(fields) * len(values) / 10:
+        every = [item for items in fields.values() for item in items]
+        return {"type": "object", "additionalProperties": inferred_schema(every)}
+    return {
+        "type": "object",
+        "properties": {key: inferred_schema(items) for key, items in fields.items()},
+        "required": [key for key, items in fields.items() if len(items) == len(values)],
+        "additionalProperties": False,
+    }
+
+
+def _closed(texts: Sequence[str]) -> list[str]:
+    """The values of a closed field, most frequent first; empty for an open one."""
+    counts = Counter(texts)
+    closed = len(counts) <= min(CLOSED, len(texts) / 4) and min(counts.values()) > 1
+    return [text for text, _ in counts.most_common()] if closed and max(map(len, counts)) <= LONGEST_LABEL else []

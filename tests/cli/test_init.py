@@ -1,0 +1,487 @@
+"""`rung init`: what it guesses from files of every kind, what it says, and what it asks; `rung check` takes each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from test_tasks import run
+
+from rung.data.columns import inferred_schema, look_at, separated
+from rung.data.guess import DOCUMENTS, guess_task
+from rung.errors import ConfigError, DataError, RungError
+from rung.retrieval.documents import _READERS
+from rung.task import Task
+
+USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "No")))
+CALL = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+GENRES = ("drama", "action", "comedy")
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+
+
+def lines(name: str, *rows: Any, count: int = 60) -> str:
+    """Write rows as JSON lines, each of them in turn, with `{i}` as the number of the row."""
+    texts = [json.dumps(rows[i % len(rows)]).replace("{i}", str(i)) for i in range(count)]
+    Path(name).write_text("\n".join(texts))
+    return name
+
+
+def table(name: str, header: str, rows: list[list[Any]]) -> str:
+    with Path(name).open("w", newline="") as file:
+        csv.writer(file).writerows([header.split(","), *rows])
+    return name
+
+
+def tickets(columns: str = "ticket_id,created,channel,priority,subject_and_body,queue") -> str:
+    values = {
+        "ticket_id": lambda i: f"T{i}", "created": lambda i: f"2026-01-{1 + i % 28:02d}",
+        "channel": lambda i: ("email", "chat", "phone")[i % 3], "priority": lambda i: ("a", "b", "c")[i // 3 % 3],
+        "subject_and_body": lambda i: f"message number {i} about topic {i % 12}", "queue": lambda i: f"queue_{i % 12}",
+    }  # fmt: skip
+    return table("tickets.csv", columns, [[values[name](i) for name in columns.split(",")] for i in range(240)])
+
+
+def genres(i: int) -> list[str]:
+    return [genre for bit, genre in enumerate(GENRES) if (i + 1) >> bit & 1] or ["drama"]
+
+
+def task_of(data: str, *options: str) -> tuple[Task, str]:
+    """Run init and check, and load the task."""
+    result = run("init", data, *options)
+    if result.exception is not None:
+        raise result.exception
+    checked = run("check", "task.yaml")
+    assert checked.exception is None, checked.exception
+    return Task.load("task.yaml"), result.stdout
+
+
+# ---- which column, and which kind
+
+
+def test_the_answer_is_the_usual_name_and_all_else_is_said() -> None:
+    task, said = task_of(tickets())
+    assert (task.output.column, task.output.kind, task.inputs) == ("queue", "category", ["subject_and_body"])
+    assert "could be it  channel (3 values), priority (3 values)    change it: --output COLUMN" in said
+    assert "left out     ticket_id (ids), created (dates), channel (3 values), priority (3 values)" in said
+
+
+def test_without_a_usual_name_the_last_column_of_labels_is_the_answer() -> None:
+    task, said = task_of(tickets("ticket_id,channel,priority,subject_and_body"))
+    assert task.output.column == "priority"
+    assert "could be it  channel (3 values)" in said
+    task, _ = task_of(
+        table("sms.csv", "v1,v2", [["ham" if i % 3 else "spam", f"some text {i}"] for i in range(90)]), "--force"
+    )
+    assert (task.output.column, task.inputs) == ("v1", ["v2"])
+
+
+def test_options_decide() -> None:
+    options = ("--output", "priority", "--inputs", "subject_and_body, channel", "--kind", "text")
+    task, _ = task_of(tickets(), *options)
+    assert (task.output.column, task.output.kind) == ("priority", "text")
+    assert task.inputs == ["subject_and_body", "channel"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "part"),
+    [
+        (("--output", "qeue"), "missing-column", "has no column 'qeue'"),
+        (("--inputs", "subject"), "missing-column", "has no column 'subject'"),
+        (("--kind", "categry"), "unknown-name", "unknown --kind 'categry'"),
+        (("--kind", "json"), "bad-option", "'queue' of tickets.csv holds 12 values"),
+        (("--kind", "chat"), "bad-option", "no column of tickets.csv holds conversations"),
+    ],
+)
+def test_options_that_cannot_be(options: tuple[str, ...], code: str, part: str) -> None:
+    with pytest.raises(RungError) as caught:
+        task_of(tickets(), *options)
+    assert caught.value.code == code
+    assert part in caught.value.message
+    assert not Path("task.yaml").exists()
+
+
+@pytest.mark.parametrize("odd", [None, float("nan"), 7, "", "x" * 200])
+@pytest.mark.parametrize("labels", [("billing", "tech"), (0.0, 1.0), (0, 1), (True, False), ("0", "1")])
+def test_an_odd_value_does_not_change_the_kind(labels: tuple[Any, Any], odd: Any) -> None:
+    cells = [odd if i == 5 else labels[i % 2] for i in range(200)]
+    assert look_at("label", cells).holds == "category"
+
+
+def test_a_null_among_labels_is_left_out_and_said() -> None:
+    Path("n.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"a ticket {i}", "label": None if i == 5 else "ab"[i % 2]}) for i in range(200))
+    )
+    task, said = task_of("n.jsonl")
+    assert task.output.kind == "category"
+    assert "note: rows without an answer are left out: 1 of 200 rows looked at" in said
+
+
+@pytest.mark.parametrize(
+    ("cells", "holds"),
+    [
+        ([f"T{i}" for i in range(30)], "ids"),
+        (list(range(30)), "ids"),
+        ([f"2026-01-{1 + i % 28:02d}T10:00:00Z" for i in range(30)], "dates"),
+        (["3/4/2026"] * 9 + ["4/4/2026"], "dates"),
+        (["same"] * 30, "constant"),
+        ([None, ""], "nothing"),
+        ([i * 1.7 for i in range(30)], "numbers"),
+        ([f"{i},{i}" for i in range(30)], "numbers"),
+        ([i % 5 for i in range(30)], "category"),
+        ([f"今天天气很好{i}" for i in range(30)], "text"),
+        ([f"a sentence {i}" for i in range(30)], "text"),
+        ([["One.", f"Two {i}."] for i in range(30)], "text"),
+        ([f"{city}, France" for city in ("Paris", "Lyon", "Nice")] * 10, "category"),
+        (["Food, drink", "#hash", "a;b", "x"] * 10, "category"),
+        ([{"a": 1}] * 9, "json"),
+        (['{"a": 1}'] * 9, "json"),
+        ([[{"start": 0}]] * 8 + [[]], "json"),
+    ],
+)
+def test_what_a_column_holds(cells: list[Any], holds: str) -> None:
+    assert look_at("c", cells).holds == holds
+
+
+def test_an_id_is_known_by_its_name() -> None:
+    assert look_at("user_id", [f"u{i % 7}" for i in range(40)]).holds == "ids"
+    assert look_at("orderId", [i * 31 % 97 for i in range(40)]).holds == "ids"
+    assert look_at("valid", ["yes", "no"] * 20).holds == "category"
+
+
+# ---- several labels
+
+
+@pytest.mark.parametrize("separator", [";", "|", ", ", ","])
+def test_several_labels_in_a_cell_name_their_separator(separator: str) -> None:
+    rows = [[f"film {i} was long", separator.join(genres(i))] for i in range(150)]
+    task, said = task_of(table("films.csv", "title,genres", rows))
+    assert (task.output.kind, task.output.separator) == ("multilabel", separator.strip())
+    assert task.read().labels == tuple(sorted(GENRES))
+    assert (f"separator: {separator.strip()}" in said) == (separator != ";")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda each: each, json.dumps, str, lambda each: {"choices": each}, lambda each: json.dumps({"choices": each})],
+)
+def test_lists_in_cells_are_several_labels(write: Any) -> None:
+    Path("films.jsonl").write_text(
+        "\n".join(json.dumps({"title": f"film {i} was long", "tags": write(genres(i))}) for i in range(60))
+    )
+    task, _ = task_of("films.jsonl")
+    assert task.output.kind == "multilabel"
+    assert task.read().labels == tuple(sorted(GENRES))
+
+
+def test_lists_beside_texts_with_separators() -> None:
+    cells = ['["drama"]', '["drama", "action"]', "action|drama"]
+    task, _ = task_of(table("m.csv", "text,tags", [[f"film {i} was long", cells[i % 3]] for i in range(150)]))
+    assert (task.output.kind, task.output.separator) == ("multilabel", "|")
+    assert task.read().labels == ("action", "drama")
+
+
+def test_labels_that_share_no_part_are_not_split() -> None:
+    assert separated(["a;b", "c;d"] * 9, ";") is None
+    assert separated(["a;b", "b;c", "a"] * 9, ";") == 3
+
+
+def test_a_column_for_each_label_is_read() -> None:
+    rows = [[f"{i:x}f", f"comment {i} is here", i % 2, i // 2 % 2, int(i % 5 == 0)] for i in range(120)]
+    task, said = task_of(table("toxic.csv", "id,comment_text,toxic,obscene,threat", rows))
+    assert (task.output.kind, task.output.columns) == ("multilabel", ["toxic", "obscene", "threat"])
+    assert "'toxic', 'obscene', 'threat' say 0 or 1" in said
+    named = table(
+        "named.csv",
+        "text,toxic,obscene,threat,label",
+        [[f"comment {i} is", *row[2:], "ab"[i % 2]] for i, row in enumerate(rows)],
+    )
+    task, said = task_of(named, "--force")
+    assert task.output.column == "label"
+    assert "if each is a label, add `--output toxic,obscene,threat`" in said
+    task, _ = task_of(named, "--force", "--output", "toxic,threat")
+    assert task.output.columns == ["toxic", "threat"]
+
+
+# ---- instructions, questions, preferences, conversations
+
+
+def test_instruction_data_with_optional_columns() -> None:
+    task, said = task_of(lines(
+        "dolly.jsonl",
+        {"instruction": "Tell me of {i}", "context": "", "response": "It is about {i}.", "category": "open"},
+        {"instruction": "Tell me of {i}", "context": "The place {i}.", "response": "It is {i}.", "category": "closed"},
+    ))  # fmt: skip
+    assert (task.output.column, task.output.kind) == ("response", "text")
+    assert task.inputs == ["instruction", "context"]
+    assert "left out     category (2 values)" in said
+    task, said = task_of(lines("alpaca.jsonl", {
+        "instruction": "Tell of {i}", "input": "in {i} words", "output": "It is about {i} and more.",
+        "text": "Below is. ### Instruction: Tell of {i} ### Response: It is about {i} and more.",
+    }), "--force")  # fmt: skip
+    assert (task.output.column, task.inputs) == ("output", ["instruction", "input"])
+    assert "text (contains the answer)" in said
+
+
+def test_an_instruction_that_never_changes_is_the_task_s() -> None:
+    task, _ = task_of(
+        lines("t.jsonl", {"instruction": "Put it in French.", "input": "word number {i}", "output": "mot {i}"})
+    )
+    assert (task.instruction, task.inputs) == ("Put it in French.", ["input"])
+
+
+def test_questions_on_a_text() -> None:
+    row = {"id": "5733{i}", "title": "Super_Bowl", "context": "Ann of Kiel wrote {i}.", "question": "Who wrote {i}?"}
+    answers = ({"text": ["Ann of Kiel"], "answer_start": [0]}, {"text": [], "answer_start": []})
+    task, said = task_of(lines("squad.jsonl", *({**row, "answers": each} for each in answers)))
+    assert (task.output.column, task.output.kind, task.inputs) == ("answers.text", "text", ["context", "question"])
+    assert "rows without an answer are left out: 30 of 60" in said
+
+
+HH = "\n\nHuman: {i}?\n\nAssistant: "
+TEXT = [{"type": "text", "text": "{i}"}]
+PAIRS = [
+    ({"prompt": "question {i} ?", "chosen": "good {i}", "rejected": "bad {i}"}, ["prompt"], "text", "chosen"),
+    ({"question": "{i}?", "system": "", "chosen": "yes", "rejected": "no"}, ["question"], "text", "chosen"),
+    ({"prompt": [USER, {**USER, "content": "{i}"}], "chosen": [GOOD], "rejected": [BAD]}, ["prompt"], "chat", "chosen"),
+    ({"prompt": "{i}", "chosen": [{**USER, "content": TEXT}, GOOD], "rejected": [USER, BAD]}, ["chosen"], "chat", None),
+    ({"chosen": f"{HH}yes", "rejected": f"{HH}no"}, ["chosen"], "chat", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "inputs", "kind", "column"), PAIRS)
+def test_preference_pairs_learn_the_chosen_answer(row: Any, inputs: list[str], kind: str, column: str | None) -> None:
+    task, said = task_of(lines("pairs.jsonl", row))
+    assert (task.inputs, task.output.kind, task.output.column) == (inputs, kind, column)
+    assert task.output.rejected == "rejected"
+    assert "nothing learns to write 'rejected': it is kept for preference training" in said
+    data = task.read()
+    assert sum(data.report.pairs.values()) == 60
+    assert not any(row.rejected in row.outputs for row in (*data.train, *data.validation, *data.test))
+
+
+def test_pairs_without_a_prompt_say_so() -> None:
+    with pytest.raises(DataError, match="has preference pairs, but no prompt"):
+        task_of(lines("pairs.jsonl", {"chosen": "good {i} one", "rejected": "bad {i} one"}))
+
+
+def test_verdicts_and_ratings_leave_bad_answers_out() -> None:
+    row = {"prompt": "question {i} is", "completion": "answer number {i}"}
+    task, said = task_of(lines("kto.jsonl", {**row, "label": True}, {**row, "label": False}))
+    assert (task.output.column, task.output.approved) == ("completion", "label")
+    assert "only rows whose 'label' is true are learned" in said
+    task, _ = task_of(lines("rated.jsonl", *({**row, "rating": rating} for rating in range(1, 6))), "--force")
+    assert (task.output.approved, task.output.approved_from) == ("rating", 4)
+    chats = {"prompt": [{**USER, "content": "{i}"}], "completion": [GOOD]}
+    task, _ = task_of(lines("chats.jsonl", {**chats, "label": True}, {**chats, "label": False}), "--force")
+    assert (task.output.kind, task.output.column, task.output.approved) == ("chat", "completion", "label")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "system", "content": "Be kind."}, {**USER, "content": "what is {i}?"}, GOOD]},
+        {"id": "x{i}", "conversations": [{"from": "human", "value": "what is {i}?"}, {"from": "gpt", "value": "Hi"}]},
+        {"messages": [{"role": "developer", "content": "x"}, {"role": "user", "content": TEXT}, GOOD]},
+        {"messages": [{**USER, "content": "{i}"}, {"role": "assistant", "content": None, "tool_calls": [CALL]}],
+         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
+        {"id": "{i}", "messages": json.dumps([{**USER, "content": "hi {i}"}, GOOD])},
+    ],
+)  # fmt: skip
+def test_conversations_of_every_format(row: dict[str, Any]) -> None:
+    task, _ = task_of(lines("chats.jsonl", row))
+    assert (task.output.kind, task.output.column, task.instruction) == ("chat", None, "")
+    assert task.inputs == [next(name for name in row if name in ("messages", "conversations"))]
+
+
+# ---- records and spans
+
+
+def test_the_schema_of_records_is_inferred() -> None:
+    record = {"total": 1.5, "vendor": "Kim", "when": None, "items": [{"n": 1, "name": "x{i}"}]}
+    task, said = task_of(lines(
+        "receipts.jsonl", {"note": "Paid {i} on Monday", "record": record},
+        {"note": "Paid {i} on Tuesday", "record": {**record, "total": 2, "vendor": "Ann", "when": "{i}", "tip": True}},
+    ))  # fmt: skip
+    assert task.output.kind == "json"
+    assert "schema       receipts.answer.schema.json, inferred from the records" in said
+    schema = json.loads(Path("receipts.answer.schema.json").read_text())
+    assert schema["properties"] == {
+        "total": {"type": "number"}, "vendor": {"type": "string", "enum": ["Kim", "Ann"]},
+        "when": {"type": ["string", "null"]},
+        "items": {"type": "array", "items": {
+            "type": "object", "properties": {"n": {"type": "integer"}, "name": {"type": "string"}},
+            "required": ["n", "name"], "additionalProperties": False,
+        }},
+        "tip": {"type": "boolean"},
+    }  # fmt: skip
+    assert schema["required"] == ["total", "vendor", "when", "items"]
+    with pytest.raises(ConfigError) as caught:
+        task_of("receipts.jsonl", "--out", "other.yaml")
+    assert caught.value.code == "file-exists"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, "a", None, 2.5, True],
+        [{"a": {"b": None}}, {"a": None}, {}],
+        [[], [[1]], [["x"]]],
+        [{f"word{i}": i} for i in range(100)],
+        ["a", "b"] * 30 + [None],
+        [{"x": [1]}, [2], "three"],
+    ],
+)
+def test_every_value_fits_the_inferred_schema(values: list[Any]) -> None:
+    schema = inferred_schema(values)
+    for value in values:
+        jsonschema.validate(value, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"other": object()}, schema)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "Ann of Kiel wrote {i}", "annotations": [{"start": 0, "end": 3, "label": "PER"}]},
+        {"id": 1, "text": "Ann of Kiel wrote {i}", "label": [[0, 3, "PER"], [7, 11, "LOC"]]},
+        {"text": "Ann of Kiel wrote {i}", "entities": [[0, 3, "PER"]]},
+        {"text": "Ann of Kiel wrote {i}", "label": '[{"start": 0, "end": 3, "labels": ["PER"]}]'},
+    ],
+)
+def test_spans_are_records(row: dict[str, Any]) -> None:
+    task, said = task_of(lines("spans.jsonl", row))
+    assert (task.output.kind, task.inputs) == ("json", ["text"])
+    assert len(task.read().train) > 0
+    assert isinstance(row.get("label"), str) or "models count characters badly" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "hint"),
+    [
+        ('[["Ann", {"entities": [[0, 3, "PER"]]}]]', "expected an object, found list", '"entities"'),
+        ('[{"data": {"text": "Ann"}, "annotations": [{"result": [{"value": {}}]}]}]', "Label Studio", "JSON-MIN"),
+        ('[{"text": "hello you"}, {"text": "and you"}]', "has only the column text (text)", "--output"),
+    ],
+)
+def test_what_cannot_be_read_has_a_remedy(text: str, problem: str, hint: str) -> None:
+    Path("export.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        guess_task(Path("export.json"))
+    assert problem in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_header_alone_is_said_plainly() -> None:
+    Path("empty.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"empty\.csv has no rows, only a header"):
+        guess_task(Path("empty.csv"))
+
+
+def test_an_input_that_says_the_answer_is_named() -> None:
+    rows = [["AB"[i % 2], f"{'AB'[i % 2]} > sub {i % 6}", f"some text {i}"] for i in range(90)]
+    _, said = task_of(table("cats.csv", "label,path,text", rows))
+    assert "left out     path (6 values)" in said
+    _, said = task_of("cats.csv", "--force", "--inputs", "text,path")
+    rows = [["AB"[i % 2], f"{'AB'[i % 2]} > sub {i % 6}"] for i in range(90)]
+    _, said = task_of(table("cats.csv", "label,path", rows), "--force")
+    assert "note: 'path' says the answer in every row" in said
+
+
+# ---- files beside it, folders
+
+
+def test_files_beside_the_training_file_are_used_and_named() -> None:
+    for name in ("train", "dev", "test"):
+        table(f"{name}.csv", "text,label", [[f"{name} text {i}", "ab"[i % 2]] for i in range(60)])
+    task, said = task_of("train.csv")
+    assert (task.data.validation, task.data.test) == ("dev.csv", "test.csv")
+    assert "files        validation: dev.csv, test: test.csv" in said
+    task, _ = task_of(".", "--force")
+    assert (task.name, task.data.train) == ("train", "train.csv")
+
+
+def test_files_beside_it_that_do_not_fit_are_not_used_and_named() -> None:
+    table("mails_train.csv", "text,label", [[f"text number {i}", "ab"[i % 2]] for i in range(60)])
+    table("mails_test.csv", "text", [[f"new text {i}"] for i in range(9)])
+    table("mails_val.csv", "text,label", [[f"other text {i}", ""] for i in range(9)])
+    task, said = task_of("mails_train.csv")
+    assert (task.data.validation, task.data.test) == (None, None)
+    assert "mails_test.csv beside it is not used: it has no column 'label'" in said
+    assert "mails_val.csv beside it is not used: its 'label' is empty" in said
+
+
+def test_a_folder_of_documents_has_a_corpus() -> None:
+    Path("handbook").mkdir()
+    for i in range(3):
+        Path(f"handbook/page{i}.md").write_text(f"# Page {i}\n\nText {i}.")
+    task, said = task_of("handbook")
+    assert task.corpus is not None
+    assert (task.corpus.files, task.inputs, task.data.train) == ("handbook", ["question"], None)
+    assert "there are no questions with answers yet" in said
+    table("handbook/faq.csv", "question,answer", [[f"What is {i}?", f"It is {i}."] for i in range(60)])
+    task, _ = task_of("handbook", "--force")
+    assert task.data.train == "handbook/faq.csv"
+    assert set(DOCUMENTS) == set(_READERS)
+
+
+def test_a_folder_of_several_tables_asks_for_one() -> None:
+    Path("d").mkdir()
+    for name in ("a", "b"):
+        table(f"d/{name}.csv", "text,label", [["x", "y"]])
+    with pytest.raises(DataError, match=r"several tables: a\.csv, b\.csv"):
+        guess_task(Path("d"))
+
+
+# ---- the dialogue
+
+
+def dialogue(*arguments: str, answers: str) -> str:
+    """Run `rung init` on a terminal, and type the answers."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "rung", "init", *arguments])
+    os.write(terminal, answers.encode())
+    said = b""
+    try:
+        while piece := os.read(terminal, 65536):
+            said += piece
+    except OSError:  # the program has ended
+        pass
+    assert os.waitpid(child, 0)[1] == 0, said.decode()
+    return said.decode()
+
+
+def test_a_terminal_is_asked_and_return_takes_the_guess() -> None:
+    said = dialogue(tickets(), answers="\n\n\n")
+    assert "Which column is the answer? It could also be channel (3 values), priority (3 values). [queue]" in said
+    assert "What kind of answer is it? (text, category," in said
+    assert "[subject_and_body]" in said
+    task = Task.load("task.yaml")
+    assert (task.output.column, task.output.kind, task.inputs) == ("queue", "category", ["subject_and_body"])
+
+
+def test_a_wrong_answer_is_asked_again() -> None:
+    said = dialogue(tickets(), answers="qeue\npriority\n\nsubject_and_body,channel\n")
+    assert "has no column 'qeue'" in said
+    task = Task.load("task.yaml")
+    assert (task.output.column, task.inputs) == ("priority", ["subject_and_body", "channel"])
+
+
+def test_yes_and_options_ask_nothing() -> None:
+    assert "Which column" not in dialogue(tickets(), "--yes", answers="")
+    said = dialogue("tickets.csv", "--force", "--output", "priority", "--kind", "category", answers="\n")
+    assert "Which column is" not in said
+    assert "What kind" not in said
+    assert Task.load("task.yaml").output.column == "priority"
