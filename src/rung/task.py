@@ -115,10 +115,25 @@ def _override(parsed: YamlFile, key: str, text: str) -> None:
             problem = f"--set {key}: {parent!r} is not a mapping"
             raise ConfigError("bad-option", problem, hint="name a key inside a mapping")
     try:
-        values[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # plain text such as `instruction=Which: one?`
-        values[last] = text
+        value = text
+    if not isinstance(value, str) and _is_text(TaskSpec, key.split(".")):
+        value = text  # `instruction=Answer: yes or no` is a sentence, `name=2024` a name
+    values[last] = value
     parsed.outside[*parents, last] = f"--set {key}={text}"
+
+
+def _is_text(model: type[BaseModel], path: Sequence[str]) -> bool:
+    """Say whether a key takes text alone."""
+    fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    if path[0] not in fields:
+        return False
+    types = [option for option in (fields[path[0]], *get_args(fields[path[0]])) if isinstance(option, type)]
+    if path[1:]:
+        section = next((option for option in types if issubclass(option, BaseModel)), None)
+        return section is not None and _is_text(section, path[1:])
+    return fields[path[0]] is str
 
 
 def _config_error(error: ValidationError, parsed: YamlFile, model: type[BaseModel]) -> ConfigError:
@@ -153,6 +168,8 @@ def _problem(detail: ErrorDetails, parsed: YamlFile, model: type[BaseModel]) -> 
     is_scalar = isinstance(value, (str, int, float, bool, date))
     unquoted = detail["type"] == "string_type" and is_scalar and parsed.positions
     hint = 'YAML does not read unquoted yes, no, dates and numbers as text; use quotes: "no"' if unquoted else ""
+    if detail["type"] == "list_type" and isinstance(value, str):
+        hint = f"write a list: [{value}]"
     shown = f", found {value!r}" if is_scalar and not isinstance(value, date) else ""
     return ConfigError("bad-value", f"`{name}`: {message}{shown}" if name else message, where=where, hint=hint)
 

@@ -15,7 +15,7 @@ import pytest
 import scipy.stats
 import yaml
 
-from rung.data.loading import detectable_difference
+from rung.data.quality import detectable_difference
 from rung.data.rows import Data, example_id
 from rung.errors import DataError
 from rung.evaluation.statistics import mcnemar_midp
@@ -207,7 +207,7 @@ def test_labels_outside_the_fixed_set(tmp_path: Path) -> None:
     rows = [{"text": f"{i}", "label": ("spam", "ham")[i % 2]} for i in range(40)]
     data = read(tmp_path, {"train.csv": rows}, output=output)
     assert data.labels == ("eggs", "ham", "spam")
-    assert any("1 of 3 labels have no training row, such as 'eggs'" in text for text in data.report.warnings)
+    assert any("1 of 3 labels have no training row: 'eggs'" in text for text in data.report.warnings)
     error = refused(tmp_path, {"train.csv": [*rows, {"text": "x", "label": "spamm"}]}, output=output)
     assert (error.code, error.hint) == ("unknown-label", "did you mean 'spam'?")
     described = {"column": "label", "kind": "category", "descriptions": {"hem": "no advertising"}}
@@ -311,7 +311,10 @@ def test_the_report_is_plain_and_true(tmp_path: Path) -> None:
     assert report.labels["train"] == {"a": 38, "b": 2}
     assert report.rare() == ["b (2)"]
     assert report.lengths["train input"] == {"min": 1, "median": 20.5, "p95": 38, "max": 40}
-    assert report.warnings == ["test has only 3 rows: differences will be hard to tell from chance"]
+    assert report.problems == ["3 test rows can never show a difference: a gain of 10 points needs about 190"]
+    assert [warning.split(":")[0] for warning in report.warnings] == [
+        "2 of 2 labels have fewer than 5 test rows, too few to say how well they are answered"
+    ]
     assert 0.05 < (report.detectable["validation"] or 0) < 0.15
     assert report.detectable["test"] is None
     report.measure("train", data.train, kind="category", count=lambda text: len(text) * 10)

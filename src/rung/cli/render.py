@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from rung.prompts.overflow import Rendered
     from rung.retrieval.index import Index
     from rung.retrieval.passage import Passage
-    from rung.task import Task
 
 say = typer.echo
 CELL = 60  # characters of a cell with a user's text
@@ -335,8 +334,8 @@ def guess(made: Guess, out: Path) -> None:
     say(f"Next: look at it, then\n  rung check {out}")
 
 
-def task_check(task: Task, checked: TaskCheck, file: Path) -> None:
-    """Print what `rung check` found in the data of a task, and what would mislead."""
+def task_check(checked: TaskCheck, file: Path) -> None:
+    """Print what `rung check` found in the data of a task: what makes a climb meaningless, and what would mislead."""
     from rung.evaluation.report.words import data_lines, training_data_lines
 
     report, rows = checked.data.report, []
@@ -352,9 +351,11 @@ def task_check(task: Task, checked: TaskCheck, file: Path) -> None:
         say(f"\ntuning on {name}:")
         for line in training_data_lines(values):
             say(f"  {line}")
-    for warning in [*report.warnings, *checked.training_warnings()]:
+    for problem in checked.problems:
+        typer.secho(f"problem: {problem}", fg="red")
+    for warning in checked.warnings:
         typer.secho(f"warning: {warning}", fg="yellow")
-    say(f"{task.name} is fine. Next: rung climb {file} --plan")
+    say(f"{checked.verdict}." + ("" if checked.problems else f" Next: rung climb {file} --plan"))
 
 
 def clusters(result: Mapping[str, Any]) -> None:

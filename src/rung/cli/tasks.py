@@ -9,7 +9,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from rung.cli import options, render
 from rung.errors import ConfigError, DataError, RungError, explanations
@@ -111,7 +111,7 @@ def check(
     ] = False,
     sets: options.Sets = None, json: options.Json = False,
 ) -> None:  # fmt: skip
-    """Validate a task file and its data without a model, and print the data report."""
+    """Validate a task file and its data without a model; exit code 2 if a climb would be meaningless."""
     from rung.climbing.check import check_task
 
     loaded = options.load_task(task, sets)
@@ -120,8 +120,11 @@ def check(
         return
     checked = check_task(loaded, tuning=tuning)
     values = {"task": loaded.name, "unit": checked.unit, **checked.data.report.as_dict()}
+    values |= {"warnings": list(checked.warnings), "verdict": checked.verdict}
     values |= {"training": checked.training} if tuning else {}
-    render.result(json, values, lambda: render.task_check(loaded, checked, task))
+    render.result(json, values, lambda: render.task_check(checked, task))
+    if checked.problems:
+        raise Exit(2)
 
 
 def _check_documents(task: Task, file: Path, json: bool) -> None:

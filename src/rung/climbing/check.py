@@ -1,26 +1,42 @@
-"""What `rung check` finds out about a task without running its model: its data, and what tuning would learn from it."""
+"""What `rung check` finds out about a task without running its model: what makes a climb meaningless, what misleads."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from rung.agents.tools import function_tool
-from rung.artifact.artifact import Artifact
+from rung.artifact.artifact import DEFAULT_MAX_TOKENS, Artifact
+from rung.artifact.lexical import vectorizer
 from rung.data.json_schema import check_schema
-from rung.data.rows import Data
+from rung.data.quality import places
+from rung.data.rows import Data, Example
+from rung.engines.encoders import read_recipe
 from rung.engines.local import LocalModel
+from rung.engines.opening import open_encoder
 from rung.errors import ConfigError, MachineError
 from rung.evaluation.metrics.registry import get_metric
+from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import validate_references
-from rung.models.reference import is_endpoint, resolve
+from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
-from rung.rungs import build
+from rung.rungs import build, get
 from rung.task import Task
 from rung.training.config import BLOCK_TOKENS
 from rung.training.examples import TOO_LONG, TrainingReport, text_blocks, tokenize
+
+ENCODER = "embedded-encoder"  # of the rungs' defaults
+SIMILAR = 0.95  # cosine of two inputs' vectors, from which they are near-duplicates
+LIKE = 0.5  # cosine of their TF-IDF vectors, from which the encoder is asked
+ALIKE = 0.9  # the same, where there is no encoder to ask
+TESTED_ROWS, OTHER_ROWS = 1000, 5000  # rows looked at for near-duplicates, at most
+CHARACTERS = 2000  # of a text, likewise
+PUNCTUATION = str.maketrans(dict.fromkeys(".,;:!?'\"()", " "))
+ROOM = 16  # tokens of a label, which is scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +45,15 @@ class TaskCheck:
 
     data: Data  # the rows, with a report on them
     unit: str  # of the lengths in the report, `tokens` or `characters`
+    problems: Sequence[str]  # what makes a climb meaningless
+    warnings: Sequence[str]  # what would mislead
     training: Mapping[str, Any] = field(default_factory=dict)  # what tuning would learn from: `rows` and `text`
 
-    def training_warnings(self) -> Iterator[str]:
-        """Yield what would stop a tuning rung with default settings."""
-        for report in self.training.values():
-            if count := report["dropped"].get(TOO_LONG):
-                yield f"{count:,} training rows are {TOO_LONG}: tuning stops at them unless `truncation` allows it"
+    @property
+    def verdict(self) -> str:
+        """Count what was found: `2 problems, 1 warning`, or `fine`."""
+        counts = ((len(self.problems), "problem"), (len(self.warnings), "warning"))
+        return ", ".join(f"{n} {word}{'s' if n > 1 else ''}" for n, word in counts if n) or "fine"
 
 
 def validate_task(task: Task) -> None:
@@ -55,25 +73,166 @@ def validate_task(task: Task) -> None:
         if isinstance(tool, str):
             with task.located("tools", number):
                 function_tool(tool, task.folder)
-    for name in task.rungs:
-        with task.located("rungs", name):
+    for key, chosen in (("rungs", task.constraints.rungs), ("exclude", task.constraints.exclude)):
+        for number, name in enumerate(chosen or ()):
+            if name != "zero-shot":  # which is always there
+                with task.located("constraints", key, number):
+                    get(name, task)
+    for name, settings in task.rungs.items():
+        try:
             build((name,), task, 0)
+        except ConfigError as error:
+            named = [key for key in settings if f".{key}:" in error.message or repr(key) in error.message]
+            with task.located("rungs", name, *named[:1]):
+                raise
 
 
 def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
-    """Read a task's data, raise DataError for a wrong row or expected answer, and measure the texts.
+    """Read a task's data, find what makes a climb meaningless and what would mislead, and measure the texts.
 
-    With `tuning`, also report what tuning would learn from, which needs the model's tokenizer.
+    Nothing is downloaded for it. With `tuning`, also report what tuning would learn from, which needs the model's
+    tokenizer.
+
+    Raises:
+        DataError: a row, a label or an expected answer is wrong.
     """
     data = task.read()
     validate_references(task, data)
-    count = _token_counter(task)
+    report, files = data.report, _at_hand(task.model)
+    count = None if files is None else _counter(files)
     if count is not None:
         for name, rows in (("train", data.train), ("validation", data.validation), ("test", data.test)):
-            data.report.measure(name, rows, kind=task.output.kind, count=count)
+            if name in report.splits:
+                report.measure(name, rows, kind=task.output.kind, count=count)
         if data.text:
-            data.report.measure_text(data.text, count=count)
-    return TaskCheck(data, "tokens" if count else "characters", _training_reports(task, data) if tuning else {})
+            report.measure_text(data.text, count=count)
+    training = _training_reports(task, data) if tuning else {}
+    rows = (*data.train, *data.validation, *data.test)
+    warnings = [*report.warnings, *_long_answers(task, rows, count)]
+    if rows:
+        zero = Artifact.zero_shot(task, data.labels)
+        warnings += _long_prompts(zero, rows, task.output.max_tokens or DEFAULT_MAX_TOKENS, files, count)
+        warnings += _long_for_encoders(zero, rows)
+        warnings += _near_duplicates(zero, data)
+    for part in training.values():
+        if dropped := part["dropped"].get(TOO_LONG):
+            warnings.append(
+                f"{dropped:,} training rows are {TOO_LONG}: tuning stops at them unless `truncation` allows it"
+            )
+    return TaskCheck(data, "tokens" if count else "characters", report.problems, warnings, training)
+
+
+# ---- texts that are longer than what reads or writes them
+
+
+def _long_answers(task: Task, rows: Sequence[Example], count: Callable[[str], int] | None) -> Iterator[str]:
+    """Expected answers that are longer than a model may write."""
+    if task.output.kind in ("category", "ranking"):
+        return
+    most, tokens = task.output.max_tokens or DEFAULT_MAX_TOKENS, count or (lambda text: len(text) // 4)
+    lengths = {row.source: min(map(tokens, row.outputs)) for row in rows if len(row.outputs[0]) > most}
+    long = [source for source, length in lengths.items() if length > most]
+    if long:
+        name = (
+            f"`output.max_tokens`, {most},"
+            if task.output.max_tokens
+            else f"the default of `output.max_tokens`, {most},"
+        )
+        yield (
+            f"{len(long):,} of {len(rows):,} expected answers have more tokens than {name} so no answer can be "
+            f"like them: {places(long)}. The longest has {'' if count else 'about '}{max(lengths.values()):,}"
+        )
+
+
+def _long_prompts(
+    zero: Artifact,
+    rows: Sequence[Example],
+    max_tokens: int,
+    files: ModelFiles | None,
+    count: Callable[[str], int] | None,
+) -> Iterator[str]:
+    """Rows that do not fit the model's context, even without demonstrations."""
+    if files is None or count is None or files.context <= 0:
+        return
+    room = ROOM if zero.signature.kind in ("category", "ranking") else max_tokens
+    long = []
+    for row in rows:
+        text = "\n".join(turn["content"] for turn in zero.prompt.messages(row.inputs))
+        if len(text) + room > files.context and count(text) + room > files.context:
+            long.append(row.source)
+    if long:
+        yield (
+            f"{len(long):,} of {len(rows):,} rows do not fit the {files.context:,} tokens that {files.name} reads, "
+            f"with {room} for the answer: {places(long)}. A climb stops at them"
+        )
+
+
+def _long_for_encoders(zero: Artifact, rows: Sequence[Example]) -> Iterator[str]:
+    """Rows that the sentence encoder reads only in part."""
+    files = _at_hand(ENCODER)
+    recipe = None if files is None else read_recipe(files.folder)
+    if files is None or recipe is None:
+        return
+    limit, count = recipe.limit - 2, _counter(files)  # two special tokens
+    texts = [(row.source, zero.prompt.question(row.inputs)) for row in rows]
+    long = [source for source, text in texts if len(text) > limit and count(text) > limit]
+    if long:
+        yield (
+            f"{len(long):,} of {len(rows):,} inputs have more than the {limit} tokens that {ENCODER} reads: "
+            f"{places(long)}. Features, and demonstrations by similarity, do not see what comes after them"
+        )
+
+
+# ---- near-duplicates
+
+
+def _near_duplicates(zero: Artifact, data: Data) -> Iterator[str]:
+    """Test rows that are almost training rows: whoever has learned the one by heart answers the other."""
+    if find_spec("sklearn") is None:
+        return
+    tested = data.folds or tuple(part for part in (data.test, data.validation) if part)
+    names = ["labelled"] * len(data.folds) if data.folds else [n for n in ("test", "validation") if getattr(data, n)]
+    others = [data.fold(i).train for i in range(len(data.folds))] if data.folds else [data.train] * len(tested)
+    found: dict[str, list[tuple[str, str]]] = {}
+    counts: dict[str, int] = {}
+    how = ""
+    for name, rows, training in zip(names, tested, others, strict=True):
+        rows, training = race_order(rows)[:TESTED_ROWS], race_order(training)[:OTHER_ROWS]
+        pairs, how = _similar(zero, rows, training)
+        found.setdefault(name, []).extend(pairs)
+        counts[name] = counts.get(name, 0) + len(rows)
+    for name, pairs in found.items():
+        if pairs:
+            shown = "; ".join(f"{one} and {other}" for one, other in pairs[:2])
+            where = "in another fold" if data.folds else "among the training rows"
+            yield (
+                f"{len(pairs):,} of {counts[name]:,} {name} rows ({len(pairs) / counts[name]:.1%}) have a "
+                f"near-duplicate {where} ({how}), so scores on new rows will be lower: {shown}"
+            )
+
+
+def _similar(zero: Artifact, rows: Sequence[Example], training: Sequence[Example]) -> tuple[list[tuple[str, str]], str]:
+    """The rows that are much like a training row, with it, and how that was measured."""
+    encoder = _at_hand(ENCODER)
+    how = f"cosine from {SIMILAR} by {ENCODER}" if encoder else f"cosine from {ALIKE} of TF-IDF vectors of characters"
+    texts = [zero.prompt.question(row.inputs)[:CHARACTERS] for row in (*rows, *training)]
+    if not rows or not training or not any(map(str.strip, texts)):
+        return [], how
+    vectors = vectorizer("characters").fit_transform([text.translate(PUNCTUATION) for text in texts])
+    likeness = (vectors[: len(rows)] @ vectors[len(rows) :].T).tocsr()
+    found = []
+    for i in range(len(rows)):
+        row = likeness.getrow(i)
+        if row.nnz and row.data.max() >= (LIKE if encoder else ALIKE):
+            found.append((float(row.data.max()), i, int(row.indices[row.data.argmax()])))
+    if encoder and found:
+        vectors = open_encoder(ENCODER).embed([texts[k] for _, i, j in found for k in (i, len(rows) + j)])
+        cosines = (vectors[0::2] * vectors[1::2]).sum(1).tolist()
+        found = [(cosine, i, j) for cosine, (_, i, j) in zip(cosines, found, strict=True) if cosine >= SIMILAR]
+    return [(rows[i].source, training[j].source) for _, i, j in sorted(found, key=lambda pair: -pair[0])], how
+
+
+# ---- what is on this machine
 
 
 def _training_reports(task: Task, data: Data) -> dict[str, Any]:
@@ -88,19 +247,31 @@ def _training_reports(task: Task, data: Data) -> dict[str, Any]:
     return {name: report.as_dict() for name, report in reports.items()}
 
 
-def _token_counter(task: Task) -> Callable[[str], int] | None:
-    """A token counter of the task's model if its files are here already; a count is not worth a download."""
-    if is_endpoint(task.model):
+def _at_hand(reference: str) -> ModelFiles | None:
+    """The files of a model if they are here already; a check is not worth a download."""
+    if is_endpoint(reference):
         return None
+    try:
+        with _offline():
+            return resolve(reference)
+    except MachineError:
+        return None
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
     before = os.environ.get("RUNG_OFFLINE")
     os.environ["RUNG_OFFLINE"] = "1"
     try:
-        tokenizer = Tokenizer.load(resolve(task.model).folder)
-    except MachineError:
-        return None  # the report then gives lengths in characters, and says so
+        yield
     finally:
         if before is None:
             del os.environ["RUNG_OFFLINE"]
         else:
             os.environ["RUNG_OFFLINE"] = before
+
+
+def _counter(files: ModelFiles) -> Callable[[str], int]:
+    """Count the tokens of texts."""
+    tokenizer = Tokenizer.load(files.folder)
     return lambda text: len(tokenizer.encode_plain(text))

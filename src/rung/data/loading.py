@@ -6,16 +6,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from math import sqrt
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal
 
 from rung.data.cells import text_of
 from rung.data.examples import column, examples
+from rung.data.quality import LIMITED, crossing_groups, judge
+from rung.data.quality import places as places_of
 from rung.data.rows import (
-    DISCORDANCE,
-    FINALISTS,
     LABELLED,
     SHOWN,
     Data,
@@ -36,7 +34,6 @@ from rung.errors import DataError, suggest
 SPLITS = ("train", "validation", "test")
 Splits = dict[str, list[Example]]  # the rows by the name of their split
 AUTO_FOLDS = False  # whether `split.method: auto` means folds for small files; a climb has to know folds first
-FEW_ROWS = 30
 
 # ---- plain text of a domain, and evaluation rows that occur in it
 
@@ -134,9 +131,9 @@ def load_data(task: TaskSpec) -> Data:
     report = DataReport()
     splits, folds = _read(task, report)
     splits = _without_duplicates(task, splits, report)
-    if task.output.kind in LABELLED and not any(splits.values()):
-        dropped = [(reason, len(rows)) for part in report.splits.values() for reason, rows in part.dropped.items()]
-        reasons = ", ".join(f"{reason}: {count:,} rows" for reason, count in dropped)
+    if not any(splits.values()):
+        dropped = [(reason, rows) for part in report.splits.values() for reason, rows in part.dropped.items()]
+        reasons = "; ".join(f"{reason}: {len(rows):,} rows, {places_of(rows)}" for reason, rows in dropped)
         hint = "check `inputs` and `output` in the task file, and the cells of these columns"
         raise DataError("too-few-rows", f"no row can be used ({reasons})", hint=hint)
     labels = _labels(task, splits)
@@ -150,13 +147,9 @@ def load_data(task: TaskSpec) -> Data:
         if pairs := sum(row.rejected is not None for row in splits[name]):
             report.pairs[name] = pairs
     report.folds = [len(fold) for fold in parts]
-    _warn(labels, splits, report)
-    if task.output.kind in (*LABELLED, "json"):  # their usual scores are 0 or 1
-        for name, rows in [(name, len(splits[name])) for name in SPLITS[1:]] + [("folds", sum(report.folds))]:
-            if rows:
-                report.detectable[name] = detectable_difference(rows, DISCORDANCE, alpha=0.05 / FINALISTS)
     content: list[Any] = [[name, [_content(e) for e in splits[name]]] for name in SPLITS]
     text = _text(task, splits, report)
+    judge(task, labels, splits, report)
     if text:
         content.append(["text", [document.text for document in text]])
     if parts:
@@ -193,6 +186,8 @@ def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example
             raise DataError(
                 "too-few-rows", f"{', '.join(map(str, sources))} has no rows", hint="write at least one row"
             )
+    if source.split.group:
+        _separate_groups(task, source.split.group, splits, places, report)
     missing = [name for name in ("test", "validation") if name not in files]
     report.method = _method(task, splits["train"], missing)
     kind, split = task.output.kind, source.split
@@ -212,6 +207,30 @@ def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example
             report.splits["train"].read -= len(splits[name])
     report.splits = {name: report.splits[name] for name in SPLITS if name in report.splits}
     return splits, folds
+
+
+def _separate_groups(
+    task: TaskSpec, column: str, splits: Splits, places: dict[str, list[Place]], report: DataReport
+) -> None:
+    """Warn of groups that are in two given files; with `duplicates: drop`, drop their rows from the training side."""
+    groups: dict[str, dict[str, str]] = {}
+    for name in SPLITS:
+        groups[name] = {}
+        for row, place in zip(splits[name], places[name], strict=True):
+            if place.group:
+                groups[name].setdefault(place.group, row.source)
+    if task.data.duplicates == "error":
+        report.warnings += crossing_groups(groups, column)
+        return
+    for number, name in enumerate(SPLITS):
+        kept: list[tuple[Example, Place]] = []
+        for row, place in zip(splits[name], places[name], strict=True):
+            other = next((other for other in reversed(SPLITS[number + 1 :]) if place.group in groups[other]), "")
+            if other:
+                report.splits[name].drop(f"its group is also in {other}", row.source)
+            else:
+                kept.append((row, place))
+        splits[name], places[name] = [row for row, _ in kept], [place for _, place in kept]
 
 
 def _method(task: TaskSpec, rows: Sequence[Example], missing: Sequence[str]) -> Literal["files", "holdout", "folds"]:
@@ -261,7 +280,7 @@ def _labels(task: TaskSpec, splits: Splits) -> tuple[str, ...]:
     """Collect the sorted label set, and check the rows' labels and the task file's descriptions against it."""
     if task.output.kind not in LABELLED:
         return ()
-    first = _label_sources(splits, task.output.kind)
+    first = _label_sources(splits, task.output.kind, task.output.labels or ())
     allowed = task.output.labels or sorted(first)
     described = dict.fromkeys(task.output.descriptions, "`output.descriptions`")
     for label, source in {**described, **first}.items():
@@ -272,19 +291,22 @@ def _labels(task: TaskSpec, splits: Splits) -> tuple[str, ...]:
     return tuple(sorted(allowed))
 
 
-def _label_sources(splits: Splits, kind: str) -> dict[str, str]:
-    """Find the first row of every label; refuse two spellings of a label, and a single label."""
+def _label_sources(splits: Splits, kind: str, listed: Sequence[str]) -> dict[str, str]:
+    """Find the first row of every label; refuse two spellings of a label unless both are listed, and a single label."""
     first: dict[str, str] = {}
-    spelled: dict[str, str] = {}
+    spelled = {spelling(label): label for label in listed}
     for name in SPLITS:
         for example, label in ((e, label) for e in splits[name] for label in labels_of(e.outputs[0], kind)):
             first.setdefault(label, example.source)
             other = spelled.setdefault(spelling(label), label)
-            if other != label:
+            if other != label and label not in listed:
                 shown = ascii if canonical(other) == canonical(label) else repr  # escapes show what cannot be seen
-                both = f"{shown(other)} ({first[other]}) and {shown(label)} ({example.source})"
+                place = first.get(other, "`output.labels`")
+                both = f"{shown(other)} ({place}) and {shown(label)} ({example.source})"
                 problem = f"the labels {both} differ in case, spaces, invisible characters or Unicode's form only"
-                raise DataError("label-spelling", problem, hint="write both the same way")
+                raise DataError(
+                    "label-spelling", problem, hint="write both the same way, or list both in `output.labels`"
+                )
     if len(first) < 2:
         problem = ", ".join(f"{source}: every row's label is {label!r}" for label, source in first.items())
         hint = "a choice needs two labels: check `output.column`, or add rows with another label"
@@ -307,7 +329,7 @@ def _limited(task: TaskSpec, name: str, rows: list[Example], report: DataReport)
         kept = {id(row) for row in [row for row in ordered if id(row) in kept][:limit]}
     for row in rows:
         if id(row) not in kept:
-            report.splits[name].drop("over the limit", row.source)
+            report.splits[name].drop(LIMITED, row.source)
     return [row for row in rows if id(row) in kept]
 
 
@@ -327,35 +349,3 @@ def _text(task: TaskSpec, splits: Splits, report: DataReport) -> tuple[Document,
                 f"{row.source} in {document.source}: a model adapted to it has read them"
             )
     return documents
-
-
-def _warn(labels: Sequence[str], splits: Splits, report: DataReport) -> None:
-    """Warn of labels without training rows, and of splits with few rows."""
-    if unseen := [label for label in labels if label not in report.labels["train"]]:
-        report.warnings.append(
-            f"{len(unseen)} of {len(labels)} labels have no training row, such as {unseen[0]!r}: "
-            "only prompting can answer with them"
-        )
-    for name in report.splits:
-        rows = len(splits[name])
-        if rows == 0:
-            report.warnings.append(f"{name} has no rows")
-        elif rows < FEW_ROWS and (name != "train" or report.folds):
-            report.warnings.append(f"{name} has only {rows} rows: differences will be hard to tell from chance")
-
-
-def detectable_difference(n: int, discordance: float, *, power: float = 0.8, alpha: float = 0.05) -> float | None:
-    """Find the smallest true difference that a one-sided paired test of 0/1 scores detects with the given power.
-
-    Connor, Sample size for testing differences in proportions for the paired-sample design, Biometrics 43 (1987):
-    sqrt(n) d = z_alpha sqrt(discordance) + z_power sqrt(discordance - d^2), squared and solved for d.
-
-    `n` is the number of rows, `discordance` the share of rows on which the two scores disagree, which no difference can
-    exceed. The result is None if even the largest possible difference is not detected.
-    """
-    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
-    inside = n + z_power**2 - z_alpha**2
-    if inside < 0:
-        return None
-    effect = sqrt(discordance) * (sqrt(n) * z_alpha + z_power * sqrt(inside)) / (n + z_power**2)
-    return effect if effect <= discordance else None

@@ -178,8 +178,6 @@ def labels_of(output: str, kind: str) -> tuple[str, ...]:
 
 SHOWN = 5  # rows named per reason
 RARE = 5  # labels with fewer training rows are named
-DISCORDANCE = 0.2  # share of rows on which two artifacts are assumed to disagree, for the detectable difference
-FINALISTS = 4  # artifacts that are assumed to be compared with the first one, which the level is corrected for
 
 
 @dataclass
@@ -207,10 +205,11 @@ class DataReport:
         formats: what is unusual about the format of a file, such as `cp1252, semicolons`; empty for UTF-8 and commas.
         labels: rows per label of each split, most frequent first; empty unless the task answers with labels.
         lengths: min, median, p95 and max of `train input`, `train output`, ...
-        detectable: per split, or for all `folds`, the smallest true difference of a 0/1 score that a paired test finds
-            in 4 of 5 cases, if two artifacts disagree on a fifth of the rows; None if there are too few rows.
+        detectable: per split, or for all `folds`, the smallest true difference of a 0/1 score that a climb finds in 4
+            of 5 cases; None if it can find none. See `rung.data.quality.smallest_difference`.
         pairs: rows of each split that also have a rejected answer.
-        warnings: likely problems of the data.
+        problems: what makes a climb meaningless.
+        warnings: what would mislead.
     """
 
     splits: dict[str, SplitReport] = field(default_factory=dict)
@@ -221,6 +220,7 @@ class DataReport:
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     detectable: dict[str, float | None] = field(default_factory=dict)
     pairs: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def measure(self, split: str, rows: Sequence[Example], *, kind: str, count: Callable[[str], int] = len) -> None:

@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
+from rung.data.quality import CANDIDATES, WANTED
 from rung.data.rows import SHOWN, DataReport
 from rung.evaluation.prices import Prices
 from rung.evaluation.rag_metrics import MEANS, WRONG
@@ -275,7 +276,7 @@ def _places(sources: Sequence[str], count: int) -> str:
 
 
 def data_lines(report: DataReport) -> Iterator[str]:
-    """What the report says besides its table: formats, folds, rows per label, detectable differences, dropped rows."""
+    """What the report says besides its table: formats, folds, rows per label, what they can show, rows left out."""
     for file, stated in report.formats.items():
         yield f"{file} is read as: {stated}"
     if report.folds:
@@ -290,14 +291,15 @@ def data_lines(report: DataReport) -> Iterator[str]:
     for name, pairs in report.pairs.items():
         yield f"{name}: {pairs:,} rows also have a rejected answer, which nothing learns to write"
     for name, effect in report.detectable.items():
-        size = "no difference is distinguishable from chance"
+        size = "no difference can be shown"
         if effect is not None:
-            size = f"a difference of {100 * effect:.1f} points between two techniques is likely found"
+            size = f"a gain of {100 * effect:.0f} points over zero-shot is likely shown ({CANDIDATES} candidates)"
         number = sum(report.folds) if name == "folds" else report.splits[name].kept
         yield f"{name}: with {number:,} rows, {size}"
     for name, split in report.splits.items():
         for reason, sources in split.dropped.items():
-            yield f"{name}: {len(sources):,} dropped, {reason}: {_places(sources[:SHOWN], len(sources))}"
+            if reason in WANTED:
+                yield f"{name}: {len(sources):,} left out, {reason}"
 
 
 def _range(values: Sequence[int]) -> str:

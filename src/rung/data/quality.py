@@ -1,0 +1,198 @@
+"""What makes a climb on some rows meaningless, and what would mislead: found in the rows alone, without a model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from math import sqrt
+from statistics import NormalDist
+
+from rung.data.examples import NOT_APPROVED
+from rung.data.rows import LABELLED, SHOWN, DataReport, Example, normal
+from rung.data.spec import TaskSpec
+
+Rows = Mapping[str, Sequence[Example]]  # by split
+LIMITED = "over the limit"  # why a row is left out that a limit of the task file leaves out
+WANTED = (LIMITED, NOT_APPROVED)  # what the task file asks to leave out
+FEW_LABELLED = 5  # a label with fewer test rows has no score of its own
+LOPSIDED = 0.9  # share of one label, from which accuracy says little about the others
+LEAK_ROWS = 20  # rows from which an input that gives the answer away can be told from chance
+LEAK_SHARE = 0.95  # of the rows
+REPEATED = 3  # rows for each value of an input, on average, that determines the answer
+DISCORDANCE = 0.2  # share of rows on which two artifacts are assumed to disagree
+LEVEL, CANDIDATES, POWER = 0.05, 4, 0.8  # one-sided, shared by so many comparisons with the incumbent (Holm)
+GAIN = 0.1  # the difference for which the rows needed are stated
+
+
+def judge(task: TaskSpec, labels: Sequence[str], splits: Rows, report: DataReport) -> None:
+    """Add the problems and warnings of the rows to their report."""
+    tested = ("train",) if report.method == "folds" else ("validation", "test")
+    report.problems += _problems(splits, report)
+    report.warnings += _left_out(report)
+    if task.output.kind in LABELLED:
+        report.warnings += _labels_without_rows(labels, report, tested)
+        report.warnings += _few_of_a_label(task, splits, report)
+    report.warnings += _given_away(task, [row for name in report.splits for row in splits.get(name, ())])
+    for name in tested:
+        rows = len(splits[name])
+        if task.output.kind in (*LABELLED, "json") and rows:  # their usual scores are 0 or 1
+            size = report.detectable["folds" if report.method == "folds" else name] = smallest_difference(rows)
+            if size is None:
+                report.problems.append(
+                    f"{rows} {_name(name, report)} rows can never show a difference: a gain of "
+                    f"{100 * GAIN:.0f} points needs about {rows_for(GAIN):,}"
+                )
+
+
+def _name(split: str, report: DataReport) -> str:
+    return "labelled" if report.method == "folds" and split == "train" else {"train": "training"}.get(split, split)
+
+
+def _problems(splits: Rows, report: DataReport) -> Iterator[str]:
+    for name, part in report.splits.items():
+        if name != "text" and not splits[name]:
+            reasons = [f"{len(sources):,} dropped, {reason}" for reason, sources in part.dropped.items()]
+            why = f" ({'; '.join(reasons)})" if reasons else f": give `data.{name}`, or more rows to split off"
+            yield f"{name} has no rows{why}"
+    if report.method == "folds" and len(report.folds) < 2 and splits["train"]:
+        yield "all rows are in one fold, so none could be fitted on: give more rows, or more groups"
+
+
+def _left_out(report: DataReport) -> Iterator[str]:
+    for name, part in report.splits.items():
+        for reason, sources in part.dropped.items():
+            if reason not in WANTED:
+                yield f"{name}: {len(sources):,} of {part.read:,} rows dropped, {reason}: {places(sources)}"
+
+
+def places(sources: Sequence[str]) -> str:
+    """Name the first of the places."""
+    more = f" and {len(sources) - SHOWN:,} more" if sources[SHOWN:] else ""
+    return f"{', '.join(sources[:SHOWN])}{more}"
+
+
+def _some(labels: Sequence[str], counts: Mapping[str, int] | None = None) -> str:
+    shown = [repr(label) if counts is None else f"{label!r} ({counts[label]})" for label in labels[:SHOWN]]
+    return places([*shown, *labels[SHOWN:]])
+
+
+def _labels_without_rows(labels: Sequence[str], report: DataReport, tested: Sequence[str]) -> Iterator[str]:
+    for split in ("train", *(name for name in tested if name != "train")):
+        lacking = [label for label in labels if label not in report.labels.get(split, {})]
+        if lacking and report.labels.get(split):
+            effect = (
+                "only prompting can answer with them" if split == "train" else "no score says how they are answered"
+            )
+            name = {"train": "training"}.get(split, split)
+            yield f"{len(lacking)} of {len(labels)} labels have no {name} row: {_some(lacking)}: {effect}"
+
+
+def _few_of_a_label(task: TaskSpec, splits: Rows, report: DataReport) -> Iterator[str]:
+    """Labels with too few rows for a score of their own, and one label that hides the others."""
+    split = "train" if report.method == "folds" else "test"
+    counts, rows = report.labels.get(split, {}), len(splits[split])
+    few = sorted((label for label, count in counts.items() if count < FEW_LABELLED), key=lambda label: counts[label])
+    if few:
+        yield (
+            f"{len(few)} of {len(counts)} labels have fewer than {FEW_LABELLED} {_name(split, report)} rows, too few "
+            f"to say how well they are answered: {_some(few, counts)}"
+        )
+    label, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    if task.output.kind == "category" and task.metric_name == "accuracy" and rows and LOPSIDED * rows <= count < rows:
+        yield (
+            f"always answering {label!r} is right in {count / rows:.1%} of the {_name(split, report)} rows: accuracy "
+            "says little about the other labels"
+        )
+
+
+def _given_away(task: TaskSpec, rows: Sequence[Example]) -> Iterator[str]:
+    """Inputs that contain the answer, or of which each value has one answer only."""
+    if len(rows) < LEAK_ROWS or task.output.kind in ("chat", "multilabel", "ranking"):
+        return
+    answers = [normal(row.outputs[0]) for row in rows]
+    for name in task.inputs:
+        values = [normal(row.inputs[name]) for row in rows]
+        if task.output.kind == "category":
+            inside = sum(f" {a} " in f" {v} " or a in _parts(v) for a, v in zip(answers, values, strict=True))
+        else:  # an answer that is a part of the text is usual: a quote, a name
+            inside = sum(a == v for a, v in zip(answers, values, strict=True))
+        if inside >= LEAK_SHARE * len(rows):
+            what = "contains" if task.output.kind == "category" else "is"
+            yield f"the input {name!r} {what} the answer in {inside:,} of {len(rows):,} rows: is it known beforehand?"
+        elif len(task.inputs) > 1 and _determines(values, answers):
+            yield (
+                f"the input {name!r} determines the answer: all rows with one of its {len(set(values)):,} values have "
+                "the same answer. Leave it out of `inputs` if it is not known beforehand"
+            )
+
+
+def _parts(value: str) -> set[str]:
+    for mark in ">/|;,:":
+        value = value.replace(mark, "\n")
+    return {part.strip() for part in value.split("\n")}
+
+
+def _determines(values: Sequence[str], answers: Sequence[str]) -> bool:
+    given: dict[str, set[str]] = defaultdict(set)
+    for value, answer in zip(values, answers, strict=True):
+        given[value].add(answer)
+    several = len(set(answers)) > 1 and len(set(answers)) < len(answers)
+    return several and REPEATED * len(given) <= len(values) and all(len(own) == 1 for own in given.values())
+
+
+def crossing_groups(groups: Mapping[str, Mapping[str, str]], column: str) -> Iterator[str]:
+    """Say which groups are in two given splits; `groups` has the first place of each group by split."""
+    names = list(groups)
+    for index, first in enumerate(names):
+        for second in names[index + 1 :]:
+            if both := [group for group in groups[first] if group in groups[second]]:
+                place = f"{groups[first][both[0]]} and {groups[second][both[0]]}"
+                yield (
+                    f"{len(both):,} groups of {column!r} are in both {first} and {second}: {_some(both)}, such as "
+                    f"{place}. `data.duplicates: drop` drops their rows from the training side"
+                )
+
+
+# ---- how many rows show a difference
+
+
+def detectable_difference(n: int, discordance: float, *, power: float = POWER, alpha: float = 0.05) -> float | None:
+    """Find the smallest true difference that a one-sided paired test of 0/1 scores detects with the given power.
+
+    Connor, Sample size for testing differences in proportions for the paired-sample design, Biometrics 43 (1987):
+    sqrt(n) d = z_alpha sqrt(discordance) + z_power sqrt(discordance - d^2), squared and solved for d.
+
+    `n` is the number of rows, `discordance` the share of rows on which the two scores disagree, which no difference can
+    exceed. The result is None if even the largest possible difference is not detected.
+    """
+    z_alpha, z_power = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
+    inside = n + z_power**2 - z_alpha**2
+    if inside < 0:
+        return None
+    effect = sqrt(discordance) * (sqrt(n) * z_alpha + z_power * sqrt(inside)) / (n + z_power**2)
+    return effect if effect <= discordance else None
+
+
+def smallest_difference(n: int) -> float | None:
+    """Find the smallest difference that a climb on `n` rows likely shows; None if it can show none.
+
+    Two artifacts are assumed to disagree on a fifth of the rows, or on as many as they differ by. The level is that of
+    the gate, one-sided and shared by four candidates.
+    """
+    if 0.5 ** (n + 1) > LEVEL / CANDIDATES:  # the mid-p of winning every row
+        return None
+    alpha = LEVEL / CANDIDATES
+    if (effect := detectable_difference(n, DISCORDANCE, alpha=alpha)) is not None:
+        return effect
+    for percent in range(round(100 * DISCORDANCE), 101):
+        effect = detectable_difference(n, percent / 100, alpha=alpha)
+        if effect is not None:
+            return effect
+    return None
+
+
+def rows_for(effect: float) -> int:
+    """Count the rows on which a difference is likely shown, at the level and discordance of `smallest_difference`."""
+    z_alpha, z_power = NormalDist().inv_cdf(1 - LEVEL / CANDIDATES), NormalDist().inv_cdf(POWER)
+    root = z_alpha * sqrt(DISCORDANCE) + z_power * sqrt(DISCORDANCE - effect**2)
+    return 10 * round((root / effect) ** 2 / 10)
