@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import shutil
 import threading
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_vectors_are_those_of_sentence_transformers(openvino, torch, texts):
     assert openvino.embed([]).shape == torch.embed([]).shape == (0, 384)
     assert openvino.fingerprint == torch.fingerprint
     assert openvino.encode("a [SEP] b") == torch.encode("a [SEP] b")
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_a_text_longer_than_the_encoder_reads_is_the_mean_of_its_windows(backend, request):
+    encoder = request.getfixturevalue(backend)
+    text = " ".join(f"the {n}th customer waits for number {n * 7919}" for n in range(120)) + " [SEP] the end"
+    windows = encoder.windows(text)
+    assert len(windows) == math.ceil(len(encoder.encode(text)) / (encoder.limit - 8)) > 3
+    assert "".join(windows) == text
+    lengths = [len(encoder.encode(window)) for window in windows]
+    assert max(lengths) <= encoder.limit
+    assert min(lengths) > 0.9 * max(lengths)
+    mean = encoder.embed(windows).mean(0)
+    vectors = encoder.embed(["short", text])
+    np.testing.assert_allclose(vectors[1], mean / np.linalg.norm(mean), atol=1e-5)
+    np.testing.assert_allclose(vectors[:1], encoder.embed(["short"]), atol=1e-5)
+    assert len(encoder.windows("中国" * 300)) == 3  # a text without a space is cut as well
 
 
 def test_a_vector_depends_neither_on_its_batch_nor_on_the_order(openvino, texts):

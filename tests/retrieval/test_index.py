@@ -6,7 +6,6 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from rung.data.rows import Span
@@ -14,7 +13,7 @@ from rung.data.spec import Corpus
 from rung.errors import ArtifactError, ConfigError, DataError
 from rung.retrieval.build import BATCH, build, build_index, changes_since, index_location
 from rung.retrieval.fitting import learn_weight
-from rung.retrieval.index import MANIFEST, Index, SearchSettings, embed_queries
+from rung.retrieval.index import MANIFEST, Index, SearchSettings
 from rung.retrieval.store import PassageTable
 from rung.task import Task
 
@@ -216,14 +215,6 @@ def test_a_reranker_has_the_last_word(built):
     best = built.search(["card payment"], 2, rerank=shortest_last)[0]
     lengths = sorted((len(one.text) for one in built.search(["card payment"], 6)[0]), reverse=True)
     assert [passage.score for passage in best] == lengths[:2]
-
-
-def test_a_query_longer_than_the_encoder_reads_is_read_whole(encoder):
-    parts = encoder.embed([" ".join([word] * 40) + "." for word in ("card", "rate")] + ["short"])
-    query = " ".join(["card"] * 40) + ". " + " ".join(["rate"] * 40) + "."
-    mean = parts[0] + parts[1]
-    vectors = embed_queries(encoder, [query, "short"])
-    np.testing.assert_allclose(vectors, [mean / np.linalg.norm(mean), parts[2]], atol=1e-6)
 
 
 def test_chunks_longer_than_the_encoder_reads_are_refused(base, encoder):

@@ -202,3 +202,21 @@ def test_a_changed_lexicon_is_refused(zero, data, tmp_path, old, new):
     with pytest.raises(ArtifactError, match="do not fit") as caught:
         Artifact.load(folder)
     assert caught.value.code == "artifact-damaged"
+
+
+def test_what_decides_at_the_end_of_a_long_text_is_read(zero, data):
+    rng = np.random.default_rng(3)
+    words = ["the", "committee", "met", "discussed", "several", "matters", "policy", "morning", "members", "present"]
+
+    def row(number):
+        label = data.labels[number % 2]
+        end = "granted with great joy" if number % 2 == 0 else "refused with deep regret"
+        text = f"{' '.join(rng.choice(words, 400))}. Decision {number}: the application was {end}"
+        return Example(str(number), {"text": text}, (label,), "x")
+
+    rows = tuple(row(number) for number in range(60))
+    fitted = Features().fit(zero, replace(data, train=rows[:40]))
+    answers = [answer.text for answer in fitted.answer(rows[40:])]
+    assert np.mean([a == row.outputs[0] for a, row in zip(answers, rows[40:], strict=True)]) >= 0.95
+    counted = fitted.settings["features"]
+    assert (counted["rows_in_windows"], counted["most_windows"]) == (40, 2)

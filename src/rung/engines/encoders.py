@@ -55,11 +55,27 @@ class SentenceEncoder(ABC):
     @property
     @abstractmethod
     def limit(self) -> int:
-        """The largest number of tokens of a text, special tokens not counted; `embed` ignores the rest."""
+        """The largest number of tokens that are read at once, special tokens not counted."""
+
+    def windows(self, text: str) -> list[str]:
+        """The pieces in which a text is read: itself, if it is not longer than `limit`."""
+        # A token has at least one character.
+        return [text] if len(text) <= self.limit else self.tokenizer.pieces(text, self.limit)
+
+    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
+        """One unit vector per text, shape [texts, dimension]; of a longer one the mean of those of its windows."""
+        windows = [self.windows(text) for text in texts]
+        vectors = self._embed([window for parts in windows for window in parts], progress)
+        if len(vectors) == len(texts):
+            return vectors
+        sums = np.zeros((len(texts), vectors.shape[1]), np.float32)
+        np.add.at(sums, np.repeat(np.arange(len(texts)), list(map(len, windows))), vectors)
+        unit: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+        return unit
 
     @abstractmethod
-    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """One unit vector per text, shape [texts, dimension]."""
+    def _embed(self, texts: Sequence[str], progress: Progress) -> Floats:
+        """One unit vector per text of at most `limit` tokens."""
 
 
 def open_sentence_encoder(
@@ -216,8 +232,7 @@ class OpenVinoEncoder(SentenceEncoder):
         """The largest number of tokens of a text, special tokens not counted."""
         return self.recipe.limit - int(self._batches.num_special_tokens_to_add(is_pair=False))
 
-    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """One unit vector per text, shape [texts, dimension]."""
+    def _embed(self, texts: Sequence[str], progress: Progress) -> Floats:
         progress.start("embedding", len(texts))
         vectors = np.zeros((len(texts), self._dimension), np.float32)
         requests = self._requests(self._streams)  # of this call alone: callers may be threads too
@@ -311,8 +326,7 @@ class TorchEncoder(SentenceEncoder):
         """The largest number of tokens of a text, special tokens not counted."""
         return int(self._model.max_seq_length) - int(self._model.tokenizer.num_special_tokens_to_add(pair=False))
 
-    def embed(self, texts: Sequence[str], *, progress: Progress = QUIET) -> Floats:
-        """One unit vector per text, shape [texts, dimension]."""
+    def _embed(self, texts: Sequence[str], progress: Progress) -> Floats:
         progress.start("embedding", len(texts))
         options: dict[str, Any] = {
             "batch_size": TORCH_BATCH, "normalize_embeddings": True, "show_progress_bar": False

@@ -6,6 +6,7 @@ template; `encode_plain` reads it as ordinary text, for everything that comes fr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ from rung.models.hub import read_json
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
+ROOM = 8  # tokens that a piece of text leaves free, since a word that was cut may take more
 ANCHOR = "\U0010fffd"  # a private-use character before a piece of text, so that it is not the beginning
 MARKS = range(0xE000, 0xF8FF)  # private-use characters that may mark special-token text inside contents
 
@@ -79,6 +81,26 @@ class Tokenizer:
         backend = self._plain if self._holds_special(text) else self._backend
         offsets = backend.encode(text, add_special_tokens=False).offsets
         return text if tokens >= len(offsets) else text[: offsets[tokens][0]]
+
+    def pieces(self, text: str, tokens: int) -> list[str]:
+        """Cut ordinary text into the fewest pieces of about equal length, at most `tokens` tokens each.
+
+        Pieces begin at words where there are any. Cut apart, words may take more tokens; room is left for that.
+        """
+        backend = self._plain if self._holds_special(text) else self._backend
+        places = [start for start, _ in backend.encode(text, add_special_tokens=False).offsets]
+        if len(places) <= tokens:
+            return [text]
+        most = max(1, tokens - ROOM)
+        pieces, first = [], 0
+        while len(places) - first > most:
+            left = len(places) - first
+            cut = first + math.ceil(left / math.ceil(left / most))
+            words = (at for at in range(cut, max(first, cut - ROOM), -1) if text[places[at] - 1].isspace())
+            cut = next(words, cut)
+            pieces.append(text[places[first] : places[cut]])
+            first = cut
+        return [*pieces, text[places[first] :]]
 
     # ---- chat
 

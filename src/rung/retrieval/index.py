@@ -19,7 +19,6 @@ from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ArtifactError
 from rung.models.reference import resolve
-from rung.retrieval.chunking import Chunker
 from rung.retrieval.documents import Problem
 from rung.retrieval.passage import Passage
 from rung.retrieval.store import (
@@ -245,7 +244,7 @@ class Index:
         where = condition(settings.filters, self.manifest.corpus.metadata)
         dense = words = None
         if settings.mode != "bm25":
-            dense = self._table.nearest(embed_queries(self.encoder, queries), settings.candidates, where)
+            dense = self._table.nearest(self.encoder.embed(queries), settings.candidates, where)
         if settings.mode != "dense":
             asked = [" ".join(dict.fromkeys(terms(query))) for query in queries]
             words = self._table.matching(asked, settings.candidates, where)
@@ -266,24 +265,6 @@ class Index:
             row["id"], row["document"], row["title"], row["text"], row["page"], row["start"], row["end"], score,
             {name: row[f"metadata_{number}"] for number, name in enumerate(names)},
         )  # fmt: skip
-
-
-def embed_queries(encoder: SentenceEncoder, queries: Sequence[str]) -> Floats:
-    """Embed queries as unit vectors; a query longer than the encoder reads is the mean of its windows."""
-    windows: list[str] = []
-    owners: list[int] = []
-    for number, query in enumerate(queries):
-        parts = [query]
-        if len(encoder.encode(query)) > encoder.limit:
-            chunks = Chunker(lambda text: len(encoder.encode(text)), encoder.limit).cut(query, "", markdown=False)
-            parts = [chunk.embedded for chunk in chunks]
-        windows += parts
-        owners += [number] * len(parts)
-    vectors = encoder.embed(windows)
-    sums = np.zeros((len(queries), vectors.shape[1]), np.float32)
-    np.add.at(sums, owners, vectors)
-    sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-    return sums
 
 
 def _reranked(queries: Sequence[str], hits: list[list[Passage]], rerank: Rerank, k: int) -> list[list[Passage]]:

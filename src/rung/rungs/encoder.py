@@ -120,7 +120,11 @@ class FineTunedEncoder(Rung):
         trained = EncoderWithHead(resolve(self.encoder, progress=progress))
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)
         rows, held_out_rows = (
-            [LabelledText(tokens, int(label)) for tokens, label in zip(trained.tokenize(texts), labels, strict=True)]
+            [
+                LabelledText(tokens, int(label))
+                for parts, label in zip(map(trained.windows, texts), labels, strict=True)
+                for tokens in trained.tokenize(parts)
+            ]
             for texts, labels in (
                 labelled_texts(artifact, train, data.labels, names=self.label_names),
                 labelled_texts(artifact, held_out, data.labels, names=False),

@@ -23,6 +23,7 @@ from rung.artifact.lexical import MOST_TERMS, Lexicon
 from rung.artifact.parts import BASE
 from rung.data.rows import Data, Example, labels_of
 from rung.engines.base import Floats
+from rung.engines.opening import open_encoder
 from rung.errors import ConfigError
 from rung.machine import Machine
 from rung.models.reference import is_endpoint, resolve
@@ -103,7 +104,7 @@ class Features(Rung):
         blocks += [] if lexicon is None else lexicon.blocks(texts)
         settings: dict[str, Any] = {
             "encoder": artifact.model if encoder == "" else encoder, "tfidf": self.tfidf, "rows": len(rows),
-            "label_names": self.label_names,
+            "label_names": self.label_names, **(read_in_windows(encoder, texts) if encoder else {}),
         }  # fmt: skip
         if several:
             given = [set(labels_of(example.outputs[0], "multilabel")) for example in rows]
@@ -154,6 +155,13 @@ def vectors_of(artifact: Artifact, encoder: str, texts: Sequence[str], *, progre
             del _VECTORS[next(iter(_VECTORS))]
         _VECTORS[key] = features(artifact, encoder, texts, progress=progress)
     return _VECTORS[key]
+
+
+def read_in_windows(encoder: str, texts: Sequence[str]) -> dict[str, int]:
+    """Count the texts that the encoder reads in several windows, and the windows of the longest."""
+    opened = open_encoder(encoder)
+    counts = [len(opened.windows(text)) for text in texts]
+    return {"rows_in_windows": sum(count > 1 for count in counts), "most_windows": max(counts)}
 
 
 def sklearn_missing() -> Applicability:

@@ -23,6 +23,7 @@ from rung.engines.encoders import batches, read_recipe
 from rung.errors import ModelError
 from rung.models.cache import cache_dir, file_sha256, publish
 from rung.models.reference import ModelFiles
+from rung.models.tokenizer import Tokenizer
 from rung.training.changes import Trainable, write_tensors
 
 HEAD_RATE = 10.0  # how many times faster than the encoder the head learns (see `EncoderWithHead`)
@@ -79,6 +80,11 @@ class EncoderWithHead(Trainable):
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.recipe.limit)
         self._head: dict[str, torch.nn.Parameter] = {}
+
+    def windows(self, text: str) -> list[str]:
+        """The pieces in which the encoder reads a text: itself, if it is not too long."""
+        room = self.recipe.limit - int(self._tokenizer.num_special_tokens_to_add(is_pair=False))
+        return [text] if len(text) <= room else Tokenizer.load(self.files.folder).pieces(text, room)
 
     def tokenize(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """The tokens of every text, special ones included, cut to the encoder's limit."""
