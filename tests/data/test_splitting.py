@@ -312,3 +312,17 @@ def test_selection_leaves_half_of_the_rows(tmp_path: Path) -> None:
     data = read(tmp_path, numbered(11), **FOLDS)
     assert len(selection_rows(data, 64)[0]) == 5
     assert selection_rows(data.fold(0), 0) == ((), data.fold(0).train)
+
+
+def test_the_rows_of_a_split_that_has_none_are_an_error_with_the_way_on(tmp_path: Path) -> None:
+    folds = read(tmp_path, numbered(60), **FOLDS)
+    with pytest.raises(DataError, match="there are no test rows: all rows of the task may be trained on") as caught:
+        folds.rows_of("test")
+    assert (caught.value.code, "give new rows as `data.test`" in caught.value.hint) == ("too-few-rows", True)
+    with pytest.raises(DataError, match="there are no validation rows") as caught:
+        folds.rows_of("validation")
+    assert "`data.split.method: holdout`" in caught.value.hint
+    assert folds.rows_of("train") == folds.train
+    with pytest.raises(DataError, match="the validation split has no rows") as caught:
+        read(tmp_path, numbered(2), split={"method": "holdout"}).rows_of("validation")
+    assert caught.value.hint == "give `data.validation`, or more rows to split off"

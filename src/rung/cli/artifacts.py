@@ -182,13 +182,12 @@ def confidence(
     if below is not None and not 0 < below < 1:
         raise ConfigError("bad-option", f"--abstain-below is {below:g}", hint="give a number between 0 and 1")
     data = loaded.read()
+    validation, test = data.rows_of("validation"), data.rows_of("test")
     fitted = fit_confidence(
-        options.load_artifact(artifact), data.validation, how,
+        options.load_artifact(artifact), validation, how,
         abstain_below=below, out_of_scope=wanted.out_of_scope, progress=progress,
     )  # fmt: skip
-    if not data.test:
-        raise ConfigError("too-few-rows", "the test split has no rows", hint="give `data.test`")
-    measured = measure_confidence(fitted, data.test, fitted_on=len(data.validation), progress=progress)
+    measured = measure_confidence(fitted, test, fitted_on=len(validation), progress=progress)
     if out is not None:
         fitted.save(out)
     values = {**measured, "saved": None if out is None else str(out)}

@@ -107,7 +107,7 @@ def evaluate(
     part = options.choose("--split", split, ("validation", "test"))
     bars = [(name, _number(value)) for name, value in options.pairs("--at-least", at_least, "accuracy=0.9")]
     loaded = options.load_task(task, sets)
-    rows, measured = getattr(loaded.read(), part), options.load_artifact(artifact)
+    rows, measured = loaded.read().rows_of(part), options.load_artifact(artifact)
     if judge is not None and measured.retriever is None:
         message = f"--judge {judge} has no effect: {artifact} retrieves no documents"
         raise ConfigError("bad-option", message, hint="leave --judge out")

@@ -97,8 +97,8 @@ def tune(
     verdict = first.applies(zero, data)
     if not verdict.applies:
         raise ConfigError("nothing-to-search", f"{name} does not apply here: {verdict.reason}")
-    if not data.validation or not data.test:
-        raise ConfigError("too-few-rows", "tuning needs validation and test rows", hint="give fractions to split off")
+    for split in ("validation", "test"):
+        data.rows_of(split)
     if not searched(first):
         raise ConfigError("nothing-to-search", f"the rung {name} has no settings to search")
     identity = {

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rung.errors import DataError
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -92,6 +94,20 @@ class Data:
     folder: Path | None = None
     text: tuple[Document, ...] = ()
     folds: tuple[tuple[Example, ...], ...] = ()
+
+    def rows_of(self, split: str) -> tuple[Example, ...]:
+        """The rows of a split; raise DataError `too-few-rows` if it has none."""
+        rows: tuple[Example, ...] = getattr(self, split)
+        if rows:
+            return rows
+        if self.folds:
+            problem = f"there are no {split} rows: all rows of the task may be trained on, and are answered out of fold"
+            hint = f"give new rows as `data.{split}`; the scores of all rows out of fold are in the report of a climb"
+            if split == "validation":
+                hint = "set `data.split.method: holdout` to split rows off, before anything is trained"
+            raise DataError("too-few-rows", problem, hint=hint)
+        hint = f"give `data.{split}`, or more rows to split off"
+        raise DataError("too-few-rows", f"the {split} split has no rows", hint=hint)
 
     def fold(self, index: int) -> Data:
         """Make the rows to fit on, as `train`, and those to answer, as `test`, of one fold.
