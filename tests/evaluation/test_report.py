@@ -3,14 +3,19 @@ import shutil
 import subprocess
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from rung.cli.render import climb_result
 from rung.evaluation.prices import Prices
+from rung.evaluation.racing import bounded_below, looks
 from rung.evaluation.report.html import page, write_html
-from rung.evaluation.report.plots import ladder_svg
+from rung.evaluation.report.plots import efficient, price_svg
+from rung.evaluation.report.words import worth_notes
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
+from rung.evaluation.scoring import related
+from rung.evaluation.statistics import compare
 
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202e\0'\"" + "x" * 10_000
 
@@ -155,13 +160,14 @@ def test_the_table_fits_every_width(result, width):
     climb_result(result, console)
     lines = console.export_text().splitlines()
     console.file.close()
-    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("v: "))]
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith(("not shown", "difference, ")))]
     assert max(map(len, table)) <= width
     assert "12 of 600 prompts were longer than the model reads; 31 demonstrations were" in " ".join(lines)
     assert any(line.startswith("> features") and "86.0 % [83.0, 88.6]" in line for line in lines)
     heads = " ".join(line for line in table if line.startswith("rung "))
+    heads += " " + " ".join(line for line in lines if line.startswith("not shown in"))
     for head in ("fixed / broken", " p ", "per 1,000", "s/row", "expected s", "tokens in", "trainable", "bytes"):
-        assert head in f"{heads} "  # a narrow terminal loses no column
+        assert head in f"{heads} "  # a narrow terminal names what it leaves out
     assert "the climb took 20 min 0 s and cost 0.52; endpoints billed 0.45: 12,000 tokens in, 300 out" in " ".join(
         " ".join(lines).split()
     )
@@ -173,8 +179,99 @@ def test_written_and_read_it_is_the_same(result, tmp_path):
     assert result.summary()["recommended"] == "features"
 
 
-def test_the_ladder_names_every_measured_rung(result):
-    svg = ladder_svg(result)
-    assert all(f">{name}<" in svg for name in ("zero-shot", "features", "few-shot-knn", "lora"))
+def test_the_plot_names_every_rung_once_inside_its_frame_and_none_covers_another(result):
+    svg = price_svg(result)
+    assert all(svg.count(f">{name}<") == 1 for name in ("zero-shot", "features", "few-shot-knn", "lora"))
     assert ">llm-features<" not in svg
-    assert ladder_svg(replace(result, recommended="zero-shot")) != svg
+    assert "price of 1,000 predictions" not in svg  # that of some rungs is not known
+    rungs = tuple(replace(r, price_per_1000=0.01 * (1 + i)) for i, r in enumerate(result.rungs))
+    assert "price of 1,000 predictions" in price_svg(replace(result, rungs=rungs))
+    assert price_svg(replace(result, rungs=rungs[:1])) is None
+
+
+def test_the_frontier_leaves_out_what_something_cheaper_equals():
+    assert efficient([(3, 0.9), (1, 0.5), (2, 0.5), (2, 0.7), (4, 0.8)]) == [(1, 0.5), (2, 0.7), (3, 0.9)]
+
+
+def test_on_a_phone_the_ladder_fits_and_the_winner_is_in_sight(result, predictions, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    if shutil.which("chromium") is None:
+        pytest.skip("chromium is not installed: the page was not opened")
+    file = write_html(result, predictions, tmp_path)
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+        problems = []
+        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else None)
+        page.goto(file.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        for part in ("circle", ".score", ".why"):
+            box = page.locator(f".ladder .best {part}").bounding_box()
+            assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+        assert problems == []  # also none about the content policy
+        browser.close()
+
+
+# ---- how rungs compare
+
+
+def answers_of(scores, split="test"):
+    inputs = {"text": "a"}
+    return [
+        Prediction(f"{i}", "a:1", split, inputs, "", ("a",), "a", score, 0.5, 40, 0.1) for i, score in enumerate(scores)
+    ]
+
+
+def test_every_rung_is_held_against_the_best_yardstick_on_the_rows_that_both_answered():
+    random = np.random.default_rng(1)
+    scores = {
+        name: (random.random(200) < share).astype(float)
+        for name, share in {"zero-shot": 0.5, "majority": 0.2, "nearest-row": 0.7, "lora": 0.9}.items()
+    }
+    scores["lora"] = scores["lora"][:60]
+    families = {"majority": "yardstick", "nearest-row": "yardstick"}
+    rungs = [rung(name, s.mean(), 0.1, 0.9, family=families.get(name, "prompting")) for name, s in scores.items()]
+    rungs[3] = replace(rungs[3], status="beaten", n=60)
+    found = {r.name: r for r in related(rungs, {n: answers_of(s) for n, s in scores.items()}, "nearest-row", seed=0)}
+    assert found["nearest-row"].yardstick is None
+    expected = compare(scores["nearest-row"], scores["zero-shot"], seed=0)
+    assert found["zero-shot"].yardstick == Comparison.of("nearest-row", "zero-shot", "accuracy", expected)
+    stopped = found["lora"].stopped
+    difference = scores["lora"] - scores["nearest-row"][:60]
+    assert (stopped.a, stopped.n, stopped.delta) == ("nearest-row", 60, pytest.approx(difference.mean()))
+    assert stopped.low == pytest.approx(bounded_below(difference, 0.025, exact=True))
+    assert (stopped.low > 0) == (stopped.p <= 0.05)
+    assert (found["lora"].low, found["lora"].high) == (None, None)  # an interval at a stop that the scores chose
+    assert found["zero-shot"].low == 0.1
+
+
+def test_the_interval_of_a_stopped_rung_holds_its_difference_where_that_of_its_score_does_not():
+    held = 0
+    for seed in range(80):
+        random = np.random.default_rng(seed)
+        row = random.random(300)
+        good, weak = ((0.5 * row + 0.5 * random.random(300) < share).astype(float) for share in (0.6, 0.5))
+        until = next((n for n in looks(300) if eliminated(good[:n], weak[:n])), 300)
+        rungs = [rung("good", 0.8, 0.7, 0.9), replace(rung("weak", 0.6, 0.5, 0.7), status="beaten")]
+        answers = {"good": answers_of(good), "weak": answers_of(weak[:until])}
+        stopped = related(rungs, answers, "good", seed=0)[1].stopped
+        many = np.random.default_rng(0).random((2, 1_000_000))
+        true = np.subtract(*((0.5 * many[0] + 0.5 * many[1] < share).mean() for share in (0.5, 0.6)))
+        held += stopped.low <= true <= stopped.high
+    assert held >= 0.95 * 80 - 3 * (80 * 0.05 * 0.95) ** 0.5
+
+
+def eliminated(good, weak):
+    return bounded_below(good - weak, 0.05, exact=True) > 0
+
+
+def test_a_language_model_that_beats_no_yardstick_is_said_not_to_be_worth_its_price(result):
+    def held(delta, low, name):
+        return Comparison("nearest-row", name, "accuracy", 100, delta, low, delta + 0.05, 0.5, 3, 5, "mcnemar-exact")
+
+    yardstick = rung("nearest-row", 0.7, 0.6, 0.8, family="yardstick", uses_llm=False, price_per_1000=0.001)
+    poor = rung("zero-shot", 0.5, 0.4, 0.6, price_per_1000=0.02, yardstick=held(-0.2, -0.3, "zero-shot"))
+    good = rung("lora", 0.9, 0.8, 0.95, price_per_1000=0.02, yardstick=held(0.2, 0.1, "lora"))
+    assert worth_notes(replace(result, rungs=(good, yardstick))) == []
+    (text,) = worth_notes(replace(result, rungs=(poor, yardstick, good)))
+    assert "nearest-row, and so not worth their price: zero-shot -20.0 pp; they cost 20 times" in text

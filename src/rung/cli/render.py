@@ -98,6 +98,9 @@ def table(
 # A climb: its plan, its results, and a search of settings.
 
 
+TABLES = 3  # that the columns of a climb's result are spread over
+
+
 def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
     """Print the plan of a climb's first stage."""
     table(
@@ -118,7 +121,7 @@ def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
 def climb_result(result: ClimbResult, console: Console | None = None) -> None:
     """Print the rungs, what was left out and why, and the decision.
 
-    On a narrow terminal, the columns are spread over several tables, so that none is left out.
+    On a narrow terminal, the columns are spread over up to three tables; a line names those that are left over.
     """
     from rich.console import Console
 
@@ -128,26 +131,21 @@ def climb_result(result: ClimbResult, console: Console | None = None) -> None:
     measured = words.measured(result)
     columns: dict[str, list[str]] = {}  # by head
     for rung in measured:
-        c = words.against(result, rung.name)
-        cells = {
-            f"{result.metric} [95 %]": words.score_text(rung),
-            "rows": f"{rung.n}{'' if rung.split == 'test' else ' v'}",
-            f"vs {result.rungs[0].name}": f"{100 * c.delta:+.1f} pp" if c else "",
-            "fixed / broken": f"{c.fixed} / {c.broken}" if c else "",
-            "p": words.p_text(c.p) if c else "",
-            **dict(zip(words.COSTS, words.costs(rung), strict=True)),
-        }
-        for head, cell in cells.items():
+        cells = (words.score_text(rung), *words.quality(result, rung), *words.costs(rung))
+        for head, cell in zip((f"{result.metric} [95 %]", *words.QUALITY, *words.COSTS), cells, strict=True):
             columns.setdefault(head, []).append(cell)
+    columns = {head: cells for head, cells in columns.items() if any(cells)}
     names = [("> " if rung.name == result.recommended else "  ") + rung.name for rung in measured]
     styles = ["bold" if rung.name == result.recommended else "" for rung in measured]
-    for heads in _packed(names, columns, console.width):
+    tables = _packed(names, columns, console.width)
+    for heads in tables[:TABLES]:
         rows = zip(names, *(columns[head] for head in heads), strict=True)
         table(("rung", *(f">{head}" for head in heads)), rows, console=console, styles=styles, wrapped=("rung",))
-    dim = [*words.spent_lines(result), *words.overflow_notes(result), *words.retrieval_notes(result)]
-    if any(rung.split == "validation" for rung in measured):
-        dim.insert(0, "v: stopped in the race; scored on that many validation rows")
-    _lines(console, dim, "dim")
+    if further := [head for heads in tables[TABLES:] for head in heads]:
+        _lines(console, [f"not shown in {console.width} columns: {', '.join(further)}; see the report"], "dim")
+    dim = [*words.quality_notes(result), *words.spent_lines(result)]
+    _lines(console, [*dim, *words.overflow_notes(result), *words.retrieval_notes(result)], "dim")
+    _lines(console, words.worth_notes(result))
     _lines(console, [*result.notes, *words.confidence_notes(result)])
     _lines(console, [f"{rung.status}: {rung.name}: {rung.reason}" for rung in words.left_out(result)], "dim")
     _lines(console, ["", result.decision], "bold")

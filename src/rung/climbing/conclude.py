@@ -21,7 +21,7 @@ from rung.evaluation import calibration
 from rung.evaluation.prices import Prices, order_of_cheaper, price_per_row
 from rung.evaluation.rag_metrics import summary
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
-from rung.evaluation.scoring import notes
+from rung.evaluation.scoring import notes, related
 from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
 
@@ -132,6 +132,8 @@ def conclude(state: ClimbState, survivors: Sequence[str]) -> ClimbResult:
         for name, rows in predictions.items()
         for note, count in notes(rows).items()
     ]
+    answers = {name: tuple(state.store.predictions(name).values()) for name in state.artifacts}
+    rungs = tuple(related(results, answers, best, seed=state.options.seed))
     paid, prices, seconds = state.store.paid(), Prices.of(state.task), state.store.spent()
     money = paid.money + seconds / 3600 * prices.machine_hour if prices.known(state.task.models) else None
     return ClimbResult(
@@ -139,7 +141,7 @@ def conclude(state: ClimbState, survivors: Sequence[str]) -> ClimbResult:
         engine=state.options.engine, seed=state.options.seed, version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(seconds, 1),
         budget_seconds=state.options.budget_seconds, recommended=best,
-        decision=decision(best, zero, results, comparisons), rungs=tuple(results), comparisons=tuple(comparisons),
+        decision=decision(best, zero, results, comparisons), rungs=rungs, comparisons=tuple(comparisons),
         data=state.data.report.as_dict(), notes=(*unsure, *remarks), confidence=confidence,
         advice=advise(state.task, state.data, state.machine).as_dict(), money=money, endpoint_money=paid.money,
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=prices.as_dict(),
@@ -207,6 +209,7 @@ def _result(state: ClimbState, name: str, test: Sequence[Prediction] | None) -> 
         cached_tokens=sum(row.cached_tokens for row in rows),
         overflow_rows=sum(row.dropped_demonstrations > 0 for row in rows),
         dropped_demonstrations=sum(row.dropped_demonstrations for row in rows),
+        uses_llm=artifact.decoder.uses_llm,
         retrieval=summary(found) if (found := [row.retrieval for row in rows if row.retrieval is not None]) else None,
         trainable_parameters=artifact.decoder.trainable_parameters(artifact),
         artifact_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),

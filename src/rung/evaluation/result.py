@@ -11,12 +11,14 @@ from rung.evaluation.statistics import PairedComparison
 from rung.models.cache import write_atomically
 
 Status = Literal["confirmed", "beaten", "failed", "skipped"]
+Split = Literal["test", "validation", "folds"]  # `folds`: answered by what was made without the row's fold
 # What `rung climb --json` prints of a rung and of a comparison.
 RUNG_KEYS = (
-    "name", "family", "metric", "score", "low", "high", "n", "split", "status", "reason", "price_per_1000",
+    "name", "family", "uses_llm", "metric", "score", "low", "high", "n", "split", "status", "reason", "price_per_1000",
     "seconds_per_row", "expected_seconds", "seconds", "fit_seconds", "fit_money", "tokens", "prompt_tokens",
     "completion_tokens", "cached_tokens", "trainable_parameters", "artifact_bytes",
     "artifact", "overflow_rows", "dropped_demonstrations", "retrieval",
+    "yardstick", "stopped",
 )  # fmt: skip
 COMPARISON_KEYS = (
     "a", "b", "delta", "low", "high", "p", "fixed", "broken", "n", "outcome", "shrunken", "rows_needed",
@@ -24,6 +26,9 @@ COMPARISON_KEYS = (
 SUMMARY_KEYS = (
     "task", "recommended", "decision", "seconds", "money", "endpoint_money", "endpoint_tokens", "next_steps",
 )  # fmt: skip
+
+
+YARDSTICK = "yardstick"  # the family of rungs that everything else is held against
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ class RungResult:
     family: str
     metric: str
     status: Status  # `confirmed` on the whole test split, or `beaten` in the race; `failed`, `skipped` without a score
-    split: Literal["test", "validation"] = "validation"
+    split: Split = "validation"
     reason: str = ""  # of `failed` and `skipped`
     path: tuple[str, ...] = ()
     score: float | None = None
@@ -59,6 +64,9 @@ class RungResult:
     overflow_rows: int = 0  # of the n rows: they fit the context only with fewer demonstrations
     dropped_demonstrations: int = 0  # over all rows
     retrieval: dict[str, float] | None = None  # `rung.evaluation.rag_metrics.summary` of the rows
+    uses_llm: bool = True  # whether answering runs a language model
+    yardstick: Comparison | None = None  # with the best yardstick, on the rows that both answered
+    stopped: Comparison | None = None  # of a beaten rung: with the recommended one; the interval is valid at the stop
 
     @property
     def tokens(self) -> int:
@@ -104,7 +112,7 @@ class Prediction:
 
     id: str
     source: str
-    split: Literal["test", "validation"]
+    split: Split
     inputs: dict[str, Any]
     prompt: str
     expected: tuple[str, ...]
@@ -171,7 +179,7 @@ class ClimbResult:
         """What programs read: task, recommendation, rungs and comparisons."""
         return {
             **{key: getattr(self, key) for key in SUMMARY_KEYS},
-            "rungs": [{key: getattr(rung, key) for key in RUNG_KEYS} for rung in self.rungs],
+            "rungs": [{key: _plain(getattr(rung, key)) for key in RUNG_KEYS} for rung in self.rungs],
             "comparisons": [{key: getattr(c, key) for key in COMPARISON_KEYS} for c in self.comparisons],
         }
 
@@ -184,9 +192,16 @@ class ClimbResult:
         """Read `report.json`."""
         values = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         rungs = tuple(
-            RungResult(**{**r, "path": tuple(r["path"]), "losses": tuple(map(tuple, r["losses"]))})
+            RungResult(**{
+                **r, "path": tuple(r["path"]), "losses": tuple(map(tuple, r["losses"])),
+                **{key: Comparison(**r[key]) for key in ("yardstick", "stopped") if r[key] is not None},
+            })
             for r in values["rungs"]
-        )
+        )  # fmt: skip
         comparisons = tuple(Comparison(**c) for c in values["comparisons"])
         several = {key: tuple(values[key]) for key in ("notes", "next_steps", "endpoint_tokens")}
         return cls(**{**values, **several, "rungs": rungs, "comparisons": comparisons})
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if isinstance(value, Comparison) else value

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
@@ -17,10 +20,11 @@ from rung.evaluation.metrics.labels import label_f1, macro_f1
 from rung.evaluation.metrics.registry import METRICS, get_metric
 from rung.evaluation.metrics.text import corpus_bleu, corpus_chrf, quasi_exact_match
 from rung.evaluation.prices import token_money
+from rung.evaluation.racing import betting_capital, bounded_below, sign_capital
 from rung.evaluation.rag_metrics import FaithfulnessJudge, measure, sources, summary
-from rung.evaluation.result import Comparison, Prediction
+from rung.evaluation.result import YARDSTICK, Comparison, Prediction, RungResult
 from rung.evaluation.statistics import compare as compare_scores
-from rung.evaluation.statistics import mean_interval
+from rung.evaluation.statistics import is_binary, mean_interval
 from rung.progress import QUIET, Progress
 
 if TYPE_CHECKING:
@@ -94,6 +98,54 @@ def compare(
     """Compare two artifacts on the same rows: the difference b - a with its interval, rows fixed and broken, and p."""
     scores = [[row.score for row in evaluate(artifact, examples, "test", progress=progress)] for artifact in (a, b)]
     return Comparison.of(a.name, b.name, a.signature.metric, compare_scores(*scores, seed=seed))
+
+
+def related(
+    results: Sequence[RungResult], answers: Mapping[str, Sequence[Prediction]], recommended: str, *, seed: int
+) -> list[RungResult]:
+    """Add to every measured rung how it compares with the best yardstick, and to a beaten one with the recommended.
+
+    Both comparisons are on the rows of the rung's split that both answered, in the order in which they were answered;
+    `answers` are those of all rungs. A beaten rung was stopped because of its scores, so an interval of its mean alone
+    would be too low; its difference to the recommended rung has an interval by betting, valid at every stop.
+    """
+    scores = {name: {(row.split, row.id): row.score for row in rows} for name, rows in answers.items()}
+    measured = {r.name: r for r in results if r.score is not None}
+    yardsticks = [name for name, r in measured.items() if r.family == YARDSTICK]
+    shared = set.intersection(*(set(scores.get(name, ())) for name in yardsticks)) if yardsticks else set()
+    best = max(yardsticks, key=lambda name: sum(scores[name][key] for key in shared), default=None) if shared else None
+
+    def pair(rung: RungResult, other: str) -> tuple[list[float], list[float]]:
+        own, others = scores.get(rung.name, {}), scores.get(other, {})
+        keys = [key for key in own if key[0] == rung.split and key in others]
+        return [others[key] for key in keys], [own[key] for key in keys]
+
+    def finished(rung: RungResult) -> RungResult:
+        if rung.name not in measured:
+            return rung
+        held, stopped = None, None
+        if best is not None and rung.name != best and (rows := pair(rung, best))[0]:
+            held = Comparison.of(best, rung.name, rung.metric, compare_scores(*rows, seed=seed))
+        if rung.status == "beaten" and rung.name != recommended and (rows := pair(rung, recommended))[0]:
+            stopped = _at_stop(recommended, rung, *rows)
+        if stopped is None:
+            return replace(rung, yardstick=held)
+        return replace(rung, yardstick=held, stopped=stopped, low=None, high=None)
+
+    return [finished(rung) for rung in results]
+
+
+def _at_stop(other: str, rung: RungResult, theirs: Sequence[float], own: Sequence[float]) -> Comparison:
+    """Compare a stopped rung with another on the same rows; p and interval are valid at every stop."""
+    difference = np.array(own) - np.array(theirs)
+    exact, mean = is_binary(own) and is_binary(theirs), float(difference.mean())
+    low, high = (bounded_below(each, 0.025, exact=exact) for each in (difference, -difference))
+    capital = [(sign_capital if exact else betting_capital)(each).max() for each in (difference, -difference)]
+    p = min(1.0, 2 * math.exp(-max(0.0, *map(float, capital))))
+    fixed, broken = int((difference > 0).sum()), int((difference < 0).sum())
+    return Comparison(
+        other, rung.name, rung.metric, len(own), mean, min(low, mean), max(-high, mean), p, fixed, broken, "betting"
+    )
 
 
 def summarize(

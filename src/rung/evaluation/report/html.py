@@ -26,9 +26,10 @@ VERBALIZERS = {"own": "as before", "words": "in words", "plain": "as in the data
 EXPECTATIONS = {"help": "helps", "not": "does not help", "unknown": "open"}
 
 STYLE = """
-:root{color-scheme:light dark;--ink:#1c1c1e;--soft:#5f6368;--line:#d9d9de;--paper:#fff;--tint:#f5f5f7;--best:#b34a00}
+:root{color-scheme:light dark;--ink:#1c1c1e;--soft:#5f6368;--line:#d9d9de;--paper:#fff;--tint:#f5f5f7;--best:#b34a00;
+--span:#2070b0}
 @media(prefers-color-scheme:dark){
-:root{--ink:#ececf0;--soft:#a5a8ad;--line:#3a3a40;--paper:#17171a;--tint:#222226;--best:#ff9d5c}}
+:root{--ink:#ececf0;--soft:#a5a8ad;--line:#3a3a40;--paper:#17171a;--tint:#222226;--best:#ff9d5c;--span:#6cb2ee}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:60rem;padding:1.5rem 1rem 4rem;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
@@ -38,9 +39,19 @@ h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2.2rem 0 .6rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.35rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}
-th.why,td.why{white-space:normal;min-width:14rem;text-align:left}
+th.why,td.why{white-space:normal;min-width:22rem;text-align:left}
 tr.best td{font-weight:600;color:var(--best)}
-svg{max-width:100%;min-width:32rem;height:auto}
+.plot svg{max-width:100%;height:auto}.plot.wide svg{min-width:32rem}
+.ladder{list-style:none;margin:0 0 1rem;padding:0}
+.ladder li{display:grid;grid-template-columns:12rem 1fr 12rem;gap:.1rem .8rem;padding:.35rem 0;
+border-bottom:1px solid var(--line);align-items:center}
+.ladder .score{text-align:right;font-variant-numeric:tabular-nums}
+.ladder .why{grid-column:1/-1;color:var(--soft);font-size:.85rem}
+.ladder svg{width:100%;height:16px;overflow:visible;stroke:var(--span);fill:var(--span);stroke-width:2}
+.ladder .zero{stroke:var(--line);stroke-width:1}.ladder .raced{stroke:var(--soft);fill:var(--paper)}
+.ladder .best{font-weight:600;color:var(--best)}.ladder .best .why{font-weight:400}
+.ladder .best svg{stroke:var(--best);fill:var(--best)}
+@media(max-width:40rem){.ladder li{grid-template-columns:1fr auto}.ladder svg{grid-column:1/-1;grid-row:2}}
 details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
 pre{white-space:pre-wrap;background:var(--tint);padding:.7rem;font-size:.85rem;
 max-height:24rem;overflow:auto}
@@ -70,15 +81,16 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
     confusion = plots.confusion_svg(result, best) if result.metric == "accuracy" and best else None
     confidence = _figure(plots.reliability_svg(result)) + _figure(plots.coverage_svg(result))
     sections = [
-        ("The ladder", _figure(plots.ladder_svg(result)) + _ladder_table(result)),
-        ("Quality against cost", _figure(plots.cost_svg(result))),
+        ("What to do next", _paragraphs(result.next_steps)),
+        ("The ladder", _ladder(result)),
+        ("Quality against price", _figure(plots.price_svg(result), wide=False)),
+        ("All figures", _figures_table(result)),
         ("Rows fixed and broken", _changes(result, predictions)),
         ("Most confused labels", _figure(confusion)),
         ("What the rules expected", guide_section(result)),
         ("Prompts searched", searches_section(result)),
         ("Confidence", _paragraphs(words.confidence_notes(result)) + confidence),
         ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
-        ("What to do next", _paragraphs(result.next_steps)),
         ("Notes", _paragraphs(result.notes)),
         ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in words.left_out(result))),
         ("Prompts that did not fit", _paragraphs(words.overflow_notes(result))),
@@ -141,7 +153,7 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _figure(svg: str | None) -> str:
+def _figure(svg: str | None, *, wide: bool = True) -> str:
     """A plot for the page, or nothing without one.
 
     matplotlib writes `style` attributes and a style element, which the policy refuses; presentation attributes replace
@@ -161,25 +173,57 @@ def _figure(svg: str | None) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = svg.replace("<svg ", '<svg stroke-linejoin="round" stroke-linecap="butt" role="img" ', 1)
     styled = re.sub(r'style="([^"]*)"', attributes, svg)
-    return f'<div class="scroll">{styled}</div>'
+    return f'<div class="scroll plot{" wide" if wide else ""}">{styled}</div>'
 
 
 # ---- sections
 
 
-def _ladder_table(result: ClimbResult) -> str:
+def _ladder(result: ClimbResult) -> str:
+    """The rungs on one axis: score and interval, price, and how each compares; the incumbent is the thin line."""
     rungs = words.measured(result)
-    heads = (
-        "rung", f"{result.metric} [95 %]", "rows", f"against {result.rungs[0].name}", *words.COSTS,
-    )  # fmt: skip
-    rows = []
-    for rung in rungs:
-        comparison = words.against(result, rung.name)
-        why = words.delta_text(comparison) if comparison else rung.reason
-        score, answered = words.score_text(rung), f"{rung.n} {rung.split}"
-        rows.append((rung.name, score, answered, why, *words.costs(rung)))
+    ends = [value for r in rungs for value in (r.low, r.score, r.high) if value is not None]
+    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+
+    def place(value: float) -> str:
+        return f"{2 + 96 * (value - low) / span:.2f}%"
+
+    zero = rungs[0].score if rungs[0].score is not None else low
+    items = []
+    for r in rungs:
+        score = place(r.score or 0.0)
+        line = f'<line class="zero" x1="{place(zero)}" x2="{place(zero)}" y1="0" y2="16"/>'
+        if r.low is not None and r.high is not None:
+            line += f'<line x1="{place(r.low)}" x2="{place(r.high)}" y1="8" y2="8"/>'
+        mark = f'<circle{"" if r.stopped is None else " class=raced"} cx="{score}" cy="8" r="4"/>'
+        comparison = words.against(result, r.name)
+        parts = [f"{r.n} {r.split} rows", f"{words.money_text(r.price_per_1000)} per 1,000"]
+        if comparison is not None:
+            parts += [f"{words.delta_text(comparison)} against {comparison.a}", words.outcome_text(comparison)]
+        if r.stopped is not None:
+            parts.append(f"stopped: {words.gap_text(r.stopped)} against {r.stopped.a} on {r.stopped.n} rows")
+        if r.yardstick is not None:
+            parts.append(f"{words.gap_text(r.yardstick)} over {r.yardstick.a}, the best yardstick")
+        why = "; ".join(filter(None, parts))
+        items.append(
+            f"<li{' class=best' if r.name == result.recommended else ''}><span>{safe(r.name)}</span>"
+            f'<svg role="img" aria-label="{safe(words.score_text(r))}">{line}{mark}</svg>'
+            f'<span class="score">{safe(words.score_text(r))}</span><span class="why">{safe(why)}</span></li>'
+        )
+    axis = f"{result.metric} with 95 % intervals, from {100 * low:.1f} to {100 * (low + span):.1f} %"
+    notes = [axis, *words.worth_notes(result), *words.spent_lines(result)]
+    return f'<ol class="ladder">{"".join(items)}</ol>' + _paragraphs(notes)
+
+
+def _figures_table(result: ClimbResult) -> str:
+    rungs = words.measured(result)
+    heads = ("rung", f"{result.metric} [95 %]", *words.QUALITY, *words.COSTS, "left the race")
+    rows = [
+        (r.name, words.score_text(r), *words.quality(result, r), *words.costs(r), r.reason)
+        for r in rungs
+    ]  # fmt: skip
     best = next((i for i, rung in enumerate(rungs) if rung.name == result.recommended), None)
-    return _table(heads, rows, best=best, why=(3,)) + _paragraphs(words.spent_lines(result))
+    return _table(heads, rows, best=best, why=(len(heads) - 1,)) + _paragraphs(words.quality_notes(result))
 
 
 def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
@@ -199,7 +243,8 @@ def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]
         changed = [(old, new) for old, new in rows if old.score != new.score]
         changed.sort(key=lambda pair: pair[1].score - pair[0].score)
         fixed = sum(new.score > old.score for old, new in changed)
-        note = f"{fixed} fixed, {len(changed) - fixed} broken of {len(rows)} rows answered by both"
+        splits = " and ".join(dict.fromkeys(new.split for _, new in rows))
+        note = f"{fixed} fixed, {len(changed) - fixed} broken of {len(rows)} {splits} rows answered by both"
         if len(changed) > ROWS_SHOWN:
             note += f"; {ROWS_SHOWN} are shown, broken ones first"
         shown = "".join(_changed_row(old, new) for old, new in changed[:ROWS_SHOWN])
@@ -307,7 +352,7 @@ def guide_section(result: ClimbResult) -> str:
         if step["source"]
     }
     items = "".join(f"<li>{safe(source)}</li>" for source in sources.values())
-    chart = f'<div class="scroll">{chart_svg(result.advice)}</div><ul class="soft">{items}</ul>'
+    chart = f'<div class="scroll plot wide">{chart_svg(result.advice)}</div><ul class="soft">{items}</ul>'
     outcome_of = words.outcomes(result)
     rows = []
     for expectation in result.advice["expectations"]:

@@ -1,4 +1,4 @@
-"""Plots of a climb as SVG: the ladder, quality against cost, confusions, loss curves.
+"""Plots of a climb as SVG: quality against price, confusions, reliability, loss curves.
 
 The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Backgrounds are transparent, and
 text is a middle grey with enough contrast on white and on black.
@@ -7,13 +7,14 @@ text is a middle grey with enough contrast on white and on black.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from rung.evaluation.metrics.labels import confusion
 from rung.evaluation.report.words import measured, p_text
-from rung.evaluation.result import ClimbResult, Prediction, RungResult
+from rung.evaluation.result import YARDSTICK, ClimbResult, Prediction
 
 BLUE, ORANGE, GREY, INK = "#2481BF", "#D55E00", "#8A8A8A", "#767676"
 MOST_CONFUSED = 10
@@ -43,69 +44,103 @@ def _svg(figure: Any, title: str) -> str:
     return svg[svg.index("<svg") :]
 
 
-def ladder_svg(result: ClimbResult) -> str:
-    """The ladder: one dot with its interval per rung, zero-shot at the bottom, the recommended one in orange."""
+def price_svg(result: ClimbResult) -> str | None:
+    """Quality against the price of 1,000 predictions, with the efficient frontier: nothing cheaper is as good.
+
+    Where a price is not known, the seconds per row take its place. None with fewer than two rungs.
+    """
     rungs = measured(result)
-    with _figure(7.5, 0.9 + 0.42 * len(rungs)) as figure:
+    prices = [rung.price_per_1000 for rung in rungs]
+    label = "price of 1,000 predictions"
+    if any(price is None for price in prices):
+        prices, label = [rung.seconds_per_row for rung in rungs], "seconds per row"
+    points = [(x, 100 * (r.score or 0.0), r) for x, r in zip(prices, rungs, strict=True) if x is not None and x > 0]
+    if len(points) < 2:
+        return None
+    with _figure(5.4, 4.2) as figure:
         axes = figure.add_subplot()
-        for height, rung in enumerate(rungs):
-            if rung.score is None or rung.low is None or rung.high is None:
-                continue
-            best = rung.name == result.recommended
-            colour = ORANGE if best else BLUE if rung.split == "test" else GREY
-            axes.plot([100 * rung.low, 100 * rung.high], [height, height], color=colour, linewidth=2.2)
-            axes.plot(100 * rung.score, height, "o" if rung.split == "test" else "D", color=colour, markersize=7)
+        axes.set_xscale("log")
+        axes.margins(x=0.2, y=0.15)
+        frontier = efficient([(x, y) for x, y, _ in points])
+        axes.plot(*zip(*frontier, strict=True), color="#009E73", linewidth=1.5, linestyle="--", drawstyle="steps-post")
+        for x, y, rung in points:
+            kind = "^" if rung.family == YARDSTICK else "D" if rung.stopped is not None else "o"
+            colour = ORANGE if rung.name == result.recommended else GREY if kind != "o" else BLUE
+            axes.plot(x, y, kind, color=colour, markersize=8 if colour == ORANGE else 6)
+        axes.set(xlabel=label, ylabel=f"{result.metric}, %")
+        axes.grid(alpha=0.2)
+        _legend(axes, {rung.family == YARDSTICK for *_, rung in points}, {r.stopped is not None for *_, r in points})
+        _label(figure, axes, [(x, y, rung.name) for x, y, rung in points], frontier)
+        return _svg(figure, f"Quality against price for {result.task}")
+
+
+def efficient(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no cheaper one equals, from the cheapest to the best."""
+    kept: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or y > kept[-1][1]:
+            kept.append((x, y))
+    return kept
+
+
+def _legend(axes: Any, yardsticks: set[bool], stopped: set[bool]) -> None:
+    from matplotlib.lines import Line2D
+
+    kinds = [("recommended", "o", ORANGE, True), ("measured to the end", "o", BLUE, True)]
+    kinds += [("yardstick", "^", GREY, True in yardsticks), ("stopped early", "D", GREY, True in stopped)]
+    marks = [Line2D([], [], marker=m, color=c, linestyle="", label=name) for name, m, c, there in kinds if there]
+    marks.append(Line2D([], [], color="#009E73", linestyle="--", label="nothing cheaper is as good"))
+    axes.figure.legend(handles=marks, loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+
+
+def _label(
+    figure: Any, axes: Any, points: Sequence[tuple[float, float, str]], steps: Sequence[tuple[float, float]]
+) -> None:
+    """Write names beside their points, each at the first place where it covers no point, name, or line of the steps."""
+    figure.draw_without_rendering()
+    inside = axes.get_window_extent()
+    spots = [axes.transData.transform((x, y)) for x, y, _ in points]
+    taken = [_box(x, y, 11, 11) for x, y in spots]
+    corners = [axes.transData.transform(step) for step in steps]
+    for (x, y), (next_x, next_y) in pairwise(corners):
+        taken += [(x, y - 1, next_x, y + 1), (next_x - 1, y, next_x + 1, next_y)]
+    for x, y, name in sorted(points, key=lambda point: -point[1]):
+        text = axes.annotate(name, (x, y), fontsize=9, va="center", textcoords="offset points", xytext=(0, 0))
+        extent = text.get_window_extent()
+        width, height = extent.width, extent.height
+        spot = axes.transData.transform((x, y))
+        scale = figure.dpi / 72
+        places = [
+            (side, step * 10)
+            for step in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5)
+            for side in ((7, -7 - width / scale) if step == 0 else (7, -7 - width / scale, -width / scale / 2))
+        ]
+        for dx, dy in places:
+            box = _box(spot[0] + dx * scale + width / 2, spot[1] + dy * scale, width, height)
+            fits = inside.x0 <= box[0] and box[2] <= inside.x1 and inside.y0 <= box[1] and box[3] <= inside.y1
+            if fits and not any(_overlap(box, other) for other in taken):
+                break
+        else:
+            dx, dy = places[0]
+            box = _box(spot[0] + dx * scale + width / 2, spot[1], width, height)
+        taken.append(box)
+        text.set_position((dx, dy))
+        if abs(dy) > 15:  # far from its point: a line leads to it
             axes.annotate(
-                f"{100 * rung.score:.1f}", (100 * rung.high, height), (7, 0), textcoords="offset points", va="center",
-                color=colour, fontweight="bold" if best else "normal",
+                "", (x, y), xytext=(dx + (width / scale if dx < 0 else 0), dy), textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6},
             )  # fmt: skip
-        axes.set_yticks(range(len(rungs)), [rung.name for rung in rungs])
-        label = f"{result.metric}, % with 95 % interval (diamonds: stopped in the race, validation rows)"
-        axes.set(ylim=(-0.6, len(rungs) - 0.4), xlabel=label, xlim=(0, None))
-        axes.margins(x=0.08)
-        axes.grid(axis="x", alpha=0.25)
-        return _svg(figure, f"The ladder of {result.task}")
 
 
-def cost_svg(result: ClimbResult) -> str:
-    """Quality against four costs: time and tokens per row, trainable parameters, artifact size."""
-    panels: list[tuple[str, Callable[[RungResult], float]]] = [
-        ("milliseconds per row", lambda r: 1000 * r.seconds / max(1, r.n)),
-        ("tokens per row", lambda r: r.tokens / max(1, r.n)),
-        ("trainable parameters", lambda r: r.trainable_parameters),
-        ("artifact bytes", lambda r: r.artifact_bytes),
-    ]
-    rungs = measured(result)
-    with _figure(9, 6.4) as figure:
-        for number, (label, cost) in enumerate(panels, start=1):
-            axes = figure.add_subplot(2, 2, number)
-            points = [(cost(rung), 100 * (rung.score or 0), rung.name) for rung in rungs]
-            for x, y, name in points:
-                axes.plot(x, y, "o", color=ORANGE if name == result.recommended else BLUE, markersize=6)
-            axes.margins(x=0.35, y=0.15)
-            if min(x for x, _, _ in points) > 0:
-                axes.set_xscale("log")
-            else:
-                axes.set_xscale("symlog", linthresh=1000)
-                axes.set_xlim(-300, 50 * max(1000, *(x for x, _, _ in points)))
-            _label(axes, points)
-            axes.set(xlabel=label, ylabel=f"{result.metric}, %" if number % 2 else "")
-            axes.grid(alpha=0.2)
-        return _svg(figure, f"Quality against cost for {result.task}")
+Box = tuple[float, float, float, float]
 
 
-def _label(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names next to points, pushed apart vertically so that none covers another."""
-    low, high = axes.get_ylim()
-    step = (high - low) * 0.075
-    taken: list[float] = []
-    for x, y, name in sorted(points, key=lambda point: point[1]):
-        at = max([y, *(t + step for t in taken if t + step > y)])
-        taken.append(at)
-        axes.annotate(
-            name, (x, y), fontsize=8, va="center", ha="left", xytext=(8, (at - y) / (high - low) * 190),
-            textcoords="offset points",
-        )  # fmt: skip
+def _box(x: float, y: float, width: float, height: float) -> Box:
+    return (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None:

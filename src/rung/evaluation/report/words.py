@@ -21,10 +21,11 @@ LEVEL = 0.05  # of significance, as in the confirmation
 
 
 def score_text(rung: RungResult) -> str:
-    """`85.2 % [82.1, 87.8]`; empty without a score."""
-    if rung.score is None or rung.low is None or rung.high is None:
+    """`85.2 % [82.1, 87.8]`, or `85.2 %` without an interval; empty without a score."""
+    if rung.score is None:
         return ""
-    return f"{100 * rung.score:.1f} % [{100 * rung.low:.1f}, {100 * rung.high:.1f}]"
+    interval = "" if rung.low is None or rung.high is None else f" [{100 * rung.low:.1f}, {100 * rung.high:.1f}]"
+    return f"{100 * rung.score:.1f} %{interval}"
 
 
 def against(result: ClimbResult, name: str) -> Comparison | None:
@@ -34,9 +35,78 @@ def against(result: ClimbResult, name: str) -> Comparison | None:
 
 
 def delta_text(c: Comparison) -> str:
-    """`+4.0 pp [+0.6, +7.5], 23 fixed / 9 broken, p = 0.020`."""
-    delta = f"{100 * c.delta:+.1f} pp [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
-    return f"{delta}, {c.fixed} fixed / {c.broken} broken, {p_text(c.p)}"
+    """`+4.0 pp [+0.6, +7.5], 23 fixed / 9 broken, p = 0.020`, and what is likely left of a gain on thin evidence."""
+    likely = "" if c.shrunken is None else f"; likely about {100 * c.shrunken:+.1f}: thin evidence exaggerates"
+    return f"{gap_text(c)}, {c.fixed} fixed / {c.broken} broken, {p_text(c.p)}{likely}"
+
+
+def gap_text(c: Comparison | None) -> str:
+    """`+4.0 pp [+0.6, +7.5]`; empty without a comparison."""
+    return "" if c is None else f"{100 * c.delta:+.1f} pp [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
+
+
+def outcome_text(c: Comparison | None) -> str:
+    """`better`, `worse`, `equivalent`, or `unclear, +120 rows`: how many more rows would likely tell."""
+    if c is None:
+        return ""
+    return c.outcome if c.rows_needed is None else f"{c.outcome}, +{c.rows_needed:,} rows"
+
+
+QUALITY = ("rows", "difference", "fixed / broken", "p", "outcome", "over yardstick")
+
+
+def quality(result: ClimbResult, rung: RungResult) -> tuple[str, ...]:
+    """How a rung compares, in the order of `QUALITY`; see `quality_notes`."""
+    c = against(result, rung.name)
+    mark = {"test": "", "validation": " v", "folds": " o"}[rung.split]
+    if c is None and rung.stopped is not None:
+        c, star = rung.stopped, " *"
+    else:
+        star = ""
+    return (
+        f"{rung.n}{mark}",
+        f"{gap_text(c)}{star}",
+        "" if c is None else f"{c.fixed} / {c.broken}",
+        "" if c is None else p_text(c.p).removeprefix("p = ").removeprefix("p "),
+        outcome_text(c),
+        "" if rung.yardstick is None else f"{100 * rung.yardstick.delta:+.1f} pp",
+    )
+
+
+def quality_notes(result: ClimbResult) -> list[str]:
+    """What the columns of `QUALITY` are, where the reader has to know it."""
+    rungs = measured(result)
+    notes = [f"difference, fixed / broken, p: against {rungs[0].name}; an interval leaves out 0 where p < 0.05"]
+    if any(rung.split == "validation" for rung in rungs):
+        notes.append(
+            "v: on validation rows, by which rungs were chosen; the best of several such scores is too high, "
+            "and so is that of a rung that chose its settings there"
+        )
+    if any(rung.split == "folds" for rung in rungs):
+        notes.append("o: out of fold: every row was answered by what was made without it")
+    if any(rung.stopped is not None for rung in rungs):
+        notes.append(
+            f"*: stopped early; against {result.recommended} on the same rows, with p and an interval that are valid "
+            "although the scores decided when to stop (an interval of the score alone is not, so there is none)"
+        )
+    if yardstick := next((rung.yardstick.a for rung in rungs if rung.yardstick is not None), None):
+        notes.append(f"over yardstick: difference to {yardstick}, the best yardstick, on the rows that both answered")
+    return notes
+
+
+def worth_notes(result: ClimbResult) -> list[str]:
+    """Which rungs with a language model do not beat the best yardstick, and so are not worth their price."""
+    rungs = {rung.name: rung for rung in measured(result)}
+    poor = [r for r in rungs.values() if r.uses_llm and r.yardstick is not None and r.yardstick.low <= 0]
+    if not poor:
+        return []
+    best = rungs[poor[0].yardstick.a] if poor[0].yardstick is not None else None
+    names = ", ".join(f"{r.name} {100 * r.yardstick.delta:+.1f} pp" for r in poor if r.yardstick is not None)
+    text = f"not shown to beat the best yardstick, {best.name if best else ''}, and so not worth their price: {names}"
+    cheapest = min((r.price_per_1000 for r in poor if r.price_per_1000 is not None), default=None)
+    if best is not None and best.price_per_1000 and cheapest is not None and cheapest > best.price_per_1000:
+        text += f"; they cost {short(cheapest / best.price_per_1000)} times as much or more"
+    return [text]
 
 
 def p_text(p: float) -> str:
@@ -73,6 +143,8 @@ def costs(rung: RungResult) -> tuple[str, ...]:
 
 def short(number: float) -> str:
     """Two digits of a number, without an exponent: `0.0034`, `1.2`, `540`."""
+    if 0 < number < 1e-6:
+        return "<0.000001"
     if number <= 0 or number >= 10:
         return f"{number:,.0f}"
     return f"{number:.{min(6, 1 - math.floor(math.log10(number)))}f}"
