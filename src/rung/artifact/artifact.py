@@ -27,7 +27,7 @@ from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
 from rung.data.examples import read_row
 from rung.data.rows import LABELLED, Example
-from rung.data.spec import POLICIES, McpServer, Overflow
+from rung.data.spec import POLICIES, McpServer, Output, Overflow
 from rung.engines.api_server import scores_labels
 from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine, settled
@@ -36,6 +36,7 @@ from rung.models.cache import publish
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
+from rung.prompts.answer_form import record_form
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import Rendered
 from rung.prompts.prompt import Prompt, default_template, verbalize
@@ -113,6 +114,7 @@ class Artifact:
             descriptions=described,
             several=output.kind == "multilabel",
             chat_column=task.inputs[0] if output.kind == "chat" else None,
+            answer_form=_answer_form(output),
         )
         schema = labels_schema(known) if output.kind == "multilabel" else output.schema_text()
         decoder: Decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, schema, regex=output.regex)
@@ -267,6 +269,13 @@ class Artifact:
             retriever=load_retriever(folder, values),
             weights=Weights(**{**weights, "adapter": folder / "adapter" if weights["adapter"] else None}),
         )
+
+
+def _answer_form(output: Output) -> str:
+    """Say in the prompt what an answer without labels looks like, where that is known."""
+    if output.kind == "json":
+        return record_form(output.json_schema if isinstance(output.json_schema, dict) else {})
+    return ""
 
 
 def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: tuple[str, ...]) -> Decoder:

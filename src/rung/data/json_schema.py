@@ -46,7 +46,7 @@ def check_schema(schema: Mapping[str, Any], *, guaranteed: bool = True) -> None:
     text = json.dumps(schema)
     constraints.schema_problem(None, text)  # the metaschema, and the references on the way of a null
     for reference in _references(schema):
-        if _resolved(reference, schema) is None:
+        if resolved(reference, schema) is None:
             raise ConfigError(
                 "bad-constraint", f"the JSON Schema refers to {reference!r}, which it does not contain",
                 hint="add it under `$defs`, or correct the reference; references to other documents are not followed",
@@ -110,7 +110,7 @@ class _Writer:
             if keyword == "$ref" and part not in seen:
                 yield own  # what stands before a reference comes before it
                 own = {}
-                yield from self._parts(_resolved(part, self._root), value, (*seen, part))
+                yield from self._parts(resolved(part, self._root), value, (*seen, part))
             elif keyword == "allOf":
                 inner = list(part)
             elif keyword in _BRANCHES:
@@ -177,7 +177,7 @@ def _references(schema: Any) -> Iterator[str]:
             yield from _references(part)
 
 
-def _resolved(reference: str, root: Any) -> Any:
+def resolved(reference: str, root: Any) -> Any:
     """Follow a JSON pointer within the schema; None if it leads nowhere."""
     target = root if reference.startswith("#") else None
     for step in reference.lstrip("#").split("/")[1:]:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from rung.data.cells import text_of
 from rung.data.spec import TEMPLATE_PIECE
 from rung.models.messages import Message, Messages
+from rung.prompts.answer_form import labels_form
 from rung.retrieval.passage import Passage
 
 # ---- templates: `{column}` substitution only, without expressions; user text is never a template
@@ -80,8 +81,8 @@ SolvedRow = tuple[Mapping[str, Any], str]  # a demonstration: its inputs and its
 class Prompt:
     """The text around a row.
 
-    The system message holds `system`, the instruction and, if there are few, the labels: it is the same for all rows,
-    so engines compute it once. Demonstrations follow as turns of user and assistant, then the row.
+    The system message holds `system`, the instruction and the form of the answer (labels, if there are few): it is the
+    same for all rows, so engines compute it once. Demonstrations follow as turns of user and assistant, then the row.
     """
 
     instruction: str  # what to do
@@ -91,6 +92,7 @@ class Prompt:
     descriptions: tuple[tuple[str, str], ...] = ()
     several: bool = False  # any number of the labels may be right; the answer is a JSON list of them
     chat_column: str | None = None  # the column that holds the conversation of a chat task, which needs no template
+    answer_form: str = ""  # what a record or a number must look like; empty for other answers
     protocol: str = ""  # how to call tools, ends the system message; empty where the chat template explains them
 
     def messages(
@@ -121,15 +123,8 @@ class Prompt:
         """Write the system message."""
         parts = [part for part in (self.system.strip(), self.instruction.strip()) if part]
         if self.labels:
-            described = dict(self.descriptions)
-            ask = "Answer with a JSON list of all that apply of" if self.several else "Answer with one of"
-            if described:
-                lines = [f"{name}: {described[name]}" if name in described else name for name in self.labels]
-                parts.append(f"{ask}:\n" + "\n".join(f"- {line}" for line in lines))
-            else:
-                parts.append(f"{ask}: " + ", ".join(self.labels))
-        if self.protocol:
-            parts.append(self.protocol)
+            parts.append(labels_form(self.labels, dict(self.descriptions), several=self.several))
+        parts += [part for part in (self.answer_form, self.protocol) if part]
         return "\n\n".join(parts)
 
     def question(self, inputs: Mapping[str, Any]) -> str:
