@@ -28,6 +28,7 @@ from rung.artifact.text import Generate
 from rung.data.examples import read_row
 from rung.data.rows import LABELLED, Example
 from rung.data.spec import POLICIES, McpServer, Output, Overflow
+from rung.data.texts import number_pattern, spread
 from rung.engines.api_server import scores_labels
 from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine, settled
@@ -36,7 +37,7 @@ from rung.models.cache import publish
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
-from rung.prompts.answer_form import record_form
+from rung.prompts.answer_form import number_form, record_form
 from rung.prompts.demonstrations import Demonstrations, pool_as_json, pool_from_json
 from rung.prompts.overflow import Rendered
 from rung.prompts.prompt import Prompt, default_template, verbalize
@@ -46,6 +47,7 @@ from rung.task import Task
 
 LISTED_LABELS = 20  # the prompt lists label sets up to this size; longer lists mislead small models
 DEFAULT_MAX_TOKENS = 256
+NUMBER_TOKENS = 32  # a number of `number_pattern` has at most 26 characters
 OTHER_VERSION = "run the climb again, or use the version of Rung that saved the artifact"  # hint
 
 
@@ -118,6 +120,9 @@ class Artifact:
         )
         schema = labels_schema(known) if output.kind == "multilabel" else output.schema_text()
         decoder: Decoder = Generate(output.max_tokens or DEFAULT_MAX_TOKENS, schema, regex=output.regex)
+        if output.kind == "number":
+            pattern = number_pattern(output.minimum, output.maximum, whole=output.whole)
+            decoder = Generate(NUMBER_TOKENS, regex=pattern)
         if output.kind == "category":
             decoder = _category_decoder(task.model, engine, known, texts)
         elif output.kind == "ranking":
@@ -126,7 +131,7 @@ class Artifact:
             decoder = _agent(task)
             prompt = replace(prompt, protocol=json_head(decoder.tools) if decoder.protocol == "json" else "")
         signature = Signature(
-            task.name, tuple(task.inputs), output.kind, task.metric_name, known, task.metric_settings,
+            task.name, tuple(task.inputs), output.kind, task.metric_name, known, _metric_settings(task),
             output.refusal or "",
         )  # fmt: skip
         return cls(
@@ -275,7 +280,19 @@ def _answer_form(output: Output) -> str:
     """Say in the prompt what an answer without labels looks like, where that is known."""
     if output.kind == "json":
         return record_form(output.json_schema if isinstance(output.json_schema, dict) else {})
+    if output.kind == "number":
+        return number_form(output.minimum, output.maximum, output.unit, whole=output.whole)
     return ""
+
+
+def _metric_settings(task: Task) -> dict[str, Any]:
+    """Give the metric's settings, with the scale of errors from the task's range or its training rows."""
+    settings, output = task.metric_settings, task.output
+    if task.metric_name != "closeness" or settings.get("scale") is not None:
+        return settings
+    if output.minimum is not None and output.maximum is not None:
+        return {**settings, "scale": float(output.maximum - output.minimum)}
+    return {**settings, "scale": spread([float(row.outputs[0]) for row in task.read().train])}
 
 
 def _category_decoder(model: str, engine: str, labels: tuple[str, ...], texts: tuple[str, ...]) -> Decoder:

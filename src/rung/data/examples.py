@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import isclose
 from typing import Any
 
 from rung.data.cells import CellError, plain, text_of
@@ -13,6 +14,7 @@ from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, SplitReport, example_id
 from rung.data.spec import TaskSpec
 from rung.data.splitting import Place, time_of
+from rung.data.texts import number_text, read_number
 from rung.errors import DataError, suggest
 
 EQUAL_PAIR = "the rejected answer is the expected one"
@@ -194,6 +196,8 @@ def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
         return (_label_list(value, task, record),)
     if kind == "text" and isinstance(value, list) and all(isinstance(item, str) or item is None for item in value):
         return tuple(item.strip() for item in value if item and item.strip()) or refusal
+    if kind == "number" and not isinstance(value, (dict, list)):
+        return _number(value, task, record)
     if isinstance(value, (dict, list)):
         problem = f"{record.source}: {task.output.column!r} is a {type(value).__name__}, not a {kind}"
         raise DataError("bad-row", problem, hint="for structured answers use `kind: json`")
@@ -201,6 +205,32 @@ def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
     if not text.strip():
         return refusal
     return (text,) if kind == "category" else (text.strip(),)
+
+
+def _number(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
+    """Write an expected number plainly: `1234.5`. An empty cell has none."""
+    text, output = text_of(value).strip(), task.output
+    if not text:
+        return ()
+    try:
+        # Numbers of JSON and Parquet have a decimal point, whatever the cells of a CSV have.
+        number = read_number(text, output.decimal if isinstance(value, str) else ".", output.unit)
+        if output.whole and not number.is_integer():
+            raise ValueError("it is not whole, and `output.whole` is true")
+        if output.minimum is not None and number < output.minimum:
+            raise ValueError(f"it is less than `output.minimum`, {output.minimum:g}")
+        if abs(number) >= 1e15:
+            raise ValueError("it has more than 15 digits before the decimal point, more than a model may write")
+        if not isclose(rounded := round(number, 9), number, rel_tol=1e-9):
+            raise ValueError("it has more than nine decimals, more than a model may write; use another unit")
+        if output.maximum is not None and number > output.maximum:
+            raise ValueError(f"it is more than `output.maximum`, {output.maximum:g}")
+    except ValueError as error:
+        raise DataError(
+            "bad-row", f"{record.source}: {output.column!r} is {text[:80]!r}: {error}",
+            hint="write 1234.5, set `output.decimal` or `output.unit`, or correct the row",
+        ) from None  # fmt: skip
+    return (number_text(rounded),)
 
 
 def _label_list(value: Any, task: TaskSpec, record: Record) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-OutputKind = Literal["text", "category", "multilabel", "json", "chat", "ranking"]
+OutputKind = Literal["text", "category", "multilabel", "json", "number", "chat", "ranking"]
 
 # The metric of a task that does not name one.
 DEFAULT_METRICS: dict[OutputKind, str] = {
@@ -13,6 +13,7 @@ DEFAULT_METRICS: dict[OutputKind, str] = {
     "multilabel": "labels_f1",
     "text": "rougeL",
     "json": "json_field_f1",
+    "number": "closeness",
     "chat": "rougeL",
     "ranking": "mrr",
 }

@@ -25,6 +25,7 @@ from rung.data.frames import MemoryRows
 from rung.data.kinds import DEFAULT_METRICS, OutputKind
 from rung.data.rows import LABELLED
 from rung.data.sources import AUTO, FileFormat, Quoting, encoding_problem, separator_problem
+from rung.data.texts import DecimalMark
 from rung.errors import ConfigError, suggest
 
 ENCODER = "embedded-encoder"
@@ -60,7 +61,8 @@ def _text_or_list(schema: dict[str, Any]) -> None:
 _KINDS_OF = {
     "separator": ("multilabel",), "columns": ("multilabel",), "k": ("ranking",), "encoder": ("ranking",),
     "refusal": ("text",), "json_schema": ("json",), "regex": ("text",), "rejected": ("text", "chat"),
-    "approved": ("text", "chat"),
+    "approved": ("text", "chat"), "minimum": ("number",), "maximum": ("number",), "whole": ("number",),
+    "unit": ("number",), "decimal": ("number",),
 }  # fmt: skip
 
 
@@ -72,8 +74,8 @@ class Output(_Strict):
     """What the model must answer."""
 
     kind: OutputKind = Field(
-        description="category: one of a set of labels; multilabel: any of them; text; json: a record; chat: a turn; "
-        "ranking: the most similar training rows."
+        description="category: one of a set of labels; multilabel: any of them; text; json: a record; number; chat: a "
+        "turn; ranking: the most similar training rows."
     )
     column: str | None = Field(
         None,
@@ -118,6 +120,11 @@ class Output(_Strict):
     separator: str = Field(
         ";", min_length=1, description="Separates labels in a cell (kind multilabel).", examples=["|"]
     )
+    minimum: float | None = Field(None, description="Least answer (kind number).", examples=[1])
+    maximum: float | None = Field(None, description="Greatest answer (kind number).", examples=[5])
+    whole: bool = Field(False, description="Answers have no decimals (kind number).")
+    unit: str = Field("", description="Unit of the answers, in the prompt and perhaps in cells.", examples=["EUR"])
+    decimal: DecimalMark = Field(".", description="Decimal mark of the numbers in cells (kind number).", examples=[","])
     refusal: str | None = Field(
         None,
         min_length=1,
@@ -142,6 +149,10 @@ class Output(_Strict):
                 raise ValueError(f"`{name.removeprefix('json_')}` belongs to kind {' or '.join(kinds)}")
         if self.kind == "ranking" and self.max_tokens is not None:
             raise ValueError("`max_tokens` has no effect on kind ranking, which writes no text")
+        if self.kind == "number" and self.max_tokens is not None:
+            raise ValueError("`max_tokens` has no effect on kind number, whose answers are short")
+        if self.minimum is not None and self.maximum is not None and self.minimum >= self.maximum:
+            raise ValueError("`minimum` must be less than `maximum`")
         if self.labels is not None and len(self.labels) < 2:
             raise ValueError("`labels` needs two labels or more")
         if self.labels and (twice := [label for label in self.labels if self.labels.count(label) > 1]):

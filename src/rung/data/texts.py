@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 from decimal import Decimal
 from functools import cache
 from itertools import groupby
 from typing import Literal
+
+from rung.errors import DataError
 
 # Zero-width space, word joiner, byte order mark, soft hyphen, and the marks of direction.
 _INVISIBLE = dict.fromkeys([0x00AD, 0x180E, 0x200B, 0x2060, 0xFEFF, 0x061C, 0x200E, 0x200F,
@@ -184,6 +187,31 @@ def numbers(text: str) -> list[str]:
 def number_text(value: float) -> str:
     """Write a number with a decimal point and the fewest digits that give it back: `1234.5`, `3`."""
     return f"{Decimal(repr(value)):f}".removesuffix(".0")
+
+
+def spread(values: Sequence[float]) -> float:
+    """Give the distance of the 5th and the 95th percentile, which few outliers do not change; else the whole range.
+
+    Raises:
+        DataError: `one-label`: all values are equal, or there are none.
+    """
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    if not ordered or ordered[0] == ordered[-1]:
+        problem = f"every training row has the number {number_text(ordered[0])}" if ordered else "no training row"
+        raise DataError("one-label", problem, hint="check `output.column`, or add rows with other numbers")
+    return ordered[round(0.95 * last)] - ordered[round(0.05 * last)] or ordered[-1] - ordered[0]
+
+
+def number_pattern(low: float | None, high: float | None, *, whole: bool) -> str:
+    """Make the regular expression of the numbers that a model may write: up to 15 digits, and nine decimals.
+
+    Whole numbers of a small range are listed. Else bounds only decide about the minus sign.
+    """
+    if whole and low is not None and high is not None and high - low <= 100:
+        return "|".join(str(number) for number in range(math.ceil(low), math.floor(high) + 1))
+    sign = "" if low is not None and low >= 0 else "-?"
+    return f"{sign}(0|[1-9][0-9]{{0,14}})" + ("" if whole else r"(\.[0-9]{1,9})?")
 
 
 def _plain_digits(text: str, decimal: DecimalMark) -> str:

@@ -17,6 +17,7 @@ from rung.artifact.parts import Signature
 from rung.data.rows import Data, Example, labels_of
 from rung.evaluation.metrics.base import Case, Metric
 from rung.evaluation.metrics.labels import label_f1, macro_f1
+from rung.evaluation.metrics.numbers import number_statistics
 from rung.evaluation.metrics.registry import METRICS, get_metric
 from rung.evaluation.metrics.text import corpus_bleu, corpus_chrf, quasi_exact_match
 from rung.evaluation.prices import token_money
@@ -193,6 +194,8 @@ def _whole(task: Signature, rows: Sequence[Prediction]) -> dict[str, float]:
     if task.kind == "multilabel":
         micro, macro = label_f1(answers, [row.expected[0] for row in rows], task.labels)
         return {"micro_f1": micro, "macro_f1": macro}
+    if task.kind == "number":
+        return number_statistics(answers, [row.expected[0] for row in rows])
     whole: dict[str, float] = {}
     if task.metric in ("bleu", "chrf"):
         references = [row.expected for row in rows]

@@ -129,8 +129,8 @@ class _Form:
         if first and not isinstance(schema.get("items", True), Mapping):
             return f"[{', '.join(first)}]"
         item, notes = self.of(schema.get("items", True), seen)
-        about = "; ".join(filter(None, (_range(schema.get("minItems"), schema.get("maxItems"), what=" items").removeprefix(" of "),
-                                        notes)))  # fmt: skip
+        size = _range(schema.get("minItems"), schema.get("maxItems"), what=" items").removeprefix(" of ")
+        about = "; ".join(filter(None, (size, notes)))
         return f"[{', '.join([*first, item, '...'])}]" + (f" ({about})" if about else "")
 
 
@@ -144,4 +144,5 @@ def _range(low: float | None, high: float | None, what: str = "") -> str:
 
 
 def _quoted(value: Any) -> str:
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     return json.dumps(value, ensure_ascii=False)

@@ -9,12 +9,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import listed
 from rung.artifact.yardsticks import ConstantAnswer, CopiedRow
 from rung.data.rows import Data, labels_of
+from rung.data.texts import number_text
 from rung.evaluation.metrics.text import token_f1
 from rung.machine import Machine
 from rung.models.reference import resolve
@@ -53,8 +55,9 @@ def answers_anew(artifact: Artifact) -> Applicability:
 class Majority(Yardstick):
     """Give every row the most frequent answer.
 
-    Of several labels a row, those that more than half of the rows have; of records, each field's most frequent value,
-    if most rows have the field; of texts that are all different, the one that shares the most words with the others.
+    Of numbers, the median. Of several labels a row, those that more than half of the rows have; of records, each
+    field's most frequent value, if most rows have the field; of texts that are all different, the one that shares the
+    most words with the others.
     """
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
@@ -76,6 +79,8 @@ class Majority(Yardstick):
             counts = Counter(outputs)
             constant = max(data.labels, key=lambda label: counts[label])
             shares = tuple(counts[label] / len(outputs) for label in data.labels)
+        elif kind == "number":
+            constant = number_text(median_low([float(output) for output in outputs]))  # no constant has a smaller MAE
         else:
             constant = most_typical([output for example in data.train for output in example.outputs])
         return answering_alone(artifact, self.name, {"rows": len(outputs)}, ConstantAnswer(constant, shares))

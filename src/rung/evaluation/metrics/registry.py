@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rung import user_code
 from rung.data.kinds import OutputKind
@@ -20,10 +20,11 @@ from rung.evaluation.metrics.base import Metric, MetricFunction
 from rung.evaluation.metrics.execution import code_metric, sql_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
 from rung.evaluation.metrics.labels import accuracy, labels_exact, labels_f1, recall_at_1, recall_at_k, reciprocal_rank
+from rung.evaluation.metrics.numbers import closeness_metric, within_metric
 from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
 
 _TEXTS: tuple[OutputKind, ...] = ("text", "chat")
-_EVERY: tuple[OutputKind, ...] = ("category", "multilabel", "text", "json", "chat", "ranking")
+_EVERY: tuple[OutputKind, ...] = ("category", "multilabel", "text", "json", "number", "chat", "ranking")
 _RANKING: tuple[OutputKind, ...] = ("ranking",)
 
 METRICS: dict[str, Metric] = {
@@ -70,6 +71,26 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+class ClosenessSettings(_Settings):
+    """Settings of `closeness`."""
+
+    scale: float | None = Field(None, gt=0, description="The error that scores 0; default: the spread of the answers.")
+    power: Literal[1, 2] = Field(1, description="1 ranks by absolute errors (MAE), 2 by squared ones (RMSE, kappa).")
+
+
+class WithinSettings(_Settings):
+    """Settings of `within`."""
+
+    tolerance: float | None = Field(None, ge=0, description="Largest error that is right.")
+    share: float | None = Field(None, ge=0, description="The same as a share of the expected number.")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.tolerance is None) == (self.share is None):
+            raise ValueError("give `tolerance` or `share`")
+        return self
+
+
 class SariSettings(_Settings):
     """Settings of `sari`."""
 
@@ -107,11 +128,20 @@ class JudgeSettings(_Settings):
 _Make = Callable[[Mapping[str, Any], Path | None], Metric]
 
 WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
+    "closeness": (ClosenessSettings, lambda settings, folder: closeness_metric(settings)),
+    "within": (WithinSettings, lambda settings, folder: within_metric(settings)),
     "sari": (SariSettings, lambda settings, folder: text.sari_metric(settings)),
     "sql_execution": (SqlSettings, sql_metric),
     "code": (CodeSettings, lambda settings, folder: code_metric(settings)),
     "judge": (JudgeSettings, lambda settings, folder: judge_metric(settings)),
 }
+
+
+# Statistics that people name as metrics, and the metric whose mean ranks alike.
+OF_SETS = {
+    "mae": "closeness", "rmse": "{name: closeness, power: 2}", "mse": "{name: closeness, power: 2}",
+    "quadratic_kappa": "{name: closeness, power: 2}",
+}  # fmt: skip
 
 
 def get_metric(
@@ -157,6 +187,11 @@ def _with_settings(name: str, settings: Mapping[str, Any], folder: Path | None) 
 def _own(name: str, folder: Path | None) -> Metric:
     if ":" in name:
         return Metric(name, _load(name, folder), "the task's own metric", _EVERY)
+    if name.lower() in OF_SETS:
+        raise ConfigError(
+            "unknown-name", f"{name} is a statistic of a whole set, and a climb needs a score for each row",
+            hint=f"use `metric: {OF_SETS[name.lower()]}`, which decides alike; `rung eval` reports {name}",
+        )  # fmt: skip
     names = [*METRICS, *WITH_SETTINGS]
     by_lower = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1)
