@@ -322,8 +322,8 @@ def _flags(table: Table) -> list[str]:
 
 def _kind(column: Column) -> OutputKind:
     """The kind of answers that a column holds."""
-    if column.holds == "numbers" and "number" in KINDS:
-        return cast("OutputKind", "number")
+    if column.holds == "numbers":
+        return "number"
     if column.holds in ("category", "multilabel", "json"):
         return cast("OutputKind", column.holds)
     named = column.name.lower() in LABEL_NAMES
