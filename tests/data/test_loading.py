@@ -236,6 +236,22 @@ def test_empty_inputs_and_outputs_are_dropped_and_counted(tmp_path: Path) -> Non
     assert data.report.splits["train"].read + sum(len(p) for p in (data.validation, data.test)) == 42
 
 
+@pytest.mark.parametrize("missing", [float("nan"), None, "", " "])
+def test_a_missing_answer_or_input_is_dropped_whatever_stands_for_it(tmp_path: Path, missing: Any) -> None:
+    rows = [{"text": f"message {i}", "label": [missing, "spam", "ham"][i % 3]} for i in range(120)]
+    data = read(tmp_path, {"t.jsonl": rows})
+    assert data.labels == ("ham", "spam")
+    dropped = [source for part in data.report.splits.values() for source in part.dropped.get("empty output", ())]
+    assert len(dropped) == 40
+    rows = [{"text": f"message {i}", "score": [missing, 0.5][i % 2], "label": "ab"[i % 2]} for i in range(120)]
+    data = read(tmp_path, {"t.jsonl": rows}, inputs=["text", "score"])
+    shown = {row.inputs["score"].strip() for row in (*data.train, *data.validation, *data.test)}
+    assert shown == {"", "0.5"}
+    rows = [{"text": missing if i % 4 == 0 else f"message {i}", "label": "ab"[i % 2]} for i in range(120)]
+    data = read(tmp_path, {"t.jsonl": rows})
+    assert data.report.splits["train"].dropped == {"empty input": [f"t.jsonl:{i + 1}" for i in range(0, 120, 4)]}
+
+
 def test_a_file_with_a_header_only(tmp_path: Path) -> None:
     (tmp_path / "none.csv").write_text("text,label\n")
     error = refused(tmp_path, {"train.csv": numbered(4)}, data={"train": "none.csv"})

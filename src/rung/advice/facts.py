@@ -46,6 +46,7 @@ class Facts:
     machine: Machine
     needs: Needs
     corpus: bool = False  # the task names documents to retrieve from
+    rarest: int | None = None  # training rows of the rarest label
 
     @property
     def few(self) -> bool:
@@ -86,6 +87,7 @@ def gather(task: Task, data: Data, machine: Machine) -> Facts:
         machine=machine,
         needs=task.needs or Needs(),
         corpus=task.corpus is not None,
+        rarest=min((counts[label] for label in data.labels), default=None),
     )
 
 

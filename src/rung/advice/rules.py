@@ -139,6 +139,13 @@ def _kind(*kinds: str, endpoint: bool | None = None) -> Condition:
     return lambda f: f.kind in kinds and endpoint in (None, f.model.endpoint)
 
 
+def _by_label(f: Facts) -> str:
+    if f.kind != "category":
+        return ""
+    uneven = f.rarest is not None and f.rarest < f.rows_per_label
+    return f", {f.rows_per_label:g} a label" + (f" (median; {f.rarest} of the rarest)" if uneven else "")
+
+
 def _small(f: Facts) -> bool | None:
     return None if f.model.parameters is None else f.model.parameters < SMALL_MODEL
 
@@ -325,7 +332,7 @@ RULES = (
     # the rows
     Rule(
         "few-rows", f"Fewer than {FEW_ROWS} rows, or {FEW_PER_LABEL} a label?", lambda f: f.few,
-        lambda f: f"{f.train:,} training rows" + (f", {f.rows_per_label:g} a label" if f.kind == "category" else ""),
+        lambda f: f"{f.train:,} training rows{_by_label(f)}",
         "write a good prompt and show the rows", "show the nearest rows; training is worth measuring",
         (
             Effect(("in-context",), "help", "a few rows are worth most as demonstrations"),

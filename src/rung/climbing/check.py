@@ -213,7 +213,7 @@ def _near_duplicates(zero: Artifact, data: Data) -> Iterator[str]:
 
 def _similar(zero: Artifact, rows: Sequence[Example], training: Sequence[Example]) -> tuple[list[tuple[str, str]], str]:
     """The rows that are much like a training row, with it, and how that was measured."""
-    encoder = _at_hand(ENCODER)
+    encoder = _at_hand(ENCODER) if find_spec("openvino") or find_spec("sentence_transformers") else None
     how = f"cosine from {SIMILAR} by {ENCODER}" if encoder else f"cosine from {ALIKE} of TF-IDF vectors of characters"
     texts = [zero.prompt.question(row.inputs)[:CHARACTERS] for row in (*rows, *training)]
     if not rows or not training or not any(map(str.strip, texts)):

@@ -282,7 +282,9 @@ def _data(data: Mapping[str, Any]) -> str:
     for name, split in data["splits"].items():
         dropped = ", ".join(f"{count} {reason}" for reason, count in split["dropped"].items()) or "none"
         rows.append((name, split["read"], split["kept"], dropped))
-    warnings = _paragraphs(f"Warning: {text}" for text in data["warnings"])
+    warnings = _paragraphs(
+        f"{name}: {text}" for name in ("Problem", "Warning") for text in data.get(f"{name.lower()}s", ())
+    )
     everything = _folded("everything", f"<pre>{safe(json.dumps(data, ensure_ascii=False, indent=1))}</pre>")
     return _table(("split", "read", "kept", "dropped"), rows) + warnings + everything
 
