@@ -11,6 +11,7 @@ from rung.agents.calls import (
     call_constraint,
     read_json,
     read_turn,
+    spoken,
     template_support,
     template_turns,
 )
@@ -160,6 +161,24 @@ def test_forced_calls_keep_references_within_their_own_schema():
 )
 def test_a_template_shows_tools_and_results_or_one_of_them(tokenizer, template, support):
     assert template_support(tokenizer(template)) == support
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("It is 5.", "It is 5."),
+        ("<think>\n2 and 3\n</think>\n\nIt is 5.", "It is 5."),
+        ("2 and 3</think>It is 5.", "It is 5."),  # the prompt opened the thought
+        ('[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]',
+         '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'),
+        ('Let me. <tool_call>{"name": "f", "parameters": {}}</tool_call>',
+         'Let me.\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'),
+        ("<tool_call>{broken", "<tool_call>{broken"),
+    ],
+)  # fmt: skip
+def test_what_a_model_says_in_a_conversation(text, answer):
+    assert spoken(text, tools=True) == answer
+    assert spoken('{"name": "f", "arguments": {}}', tools=False) == '{"name": "f", "arguments": {}}'
 
 
 def test_a_template_without_tools_and_no_template_show_neither(tiny_tokenizer, tmp_path):

@@ -65,6 +65,9 @@ def test_the_template_in_go_and_the_modelfile(tokenizer):
         "PARAMETER num_ctx 2048", 'PARAMETER stop "<|endoftext|>"',
     ]  # fmt: skip
     assert modelfile(tokenizer(LLAMA3), 9).startswith("# The model's own template strips white space")
+    lines = modelfile(loaded, 2048, 'Be "kind".\n\nBe brief.').splitlines()
+    assert lines[3:6] == ['SYSTEM """Be "kind".', "", 'Be brief."""']
+    assert "SYSTEM" not in modelfile(loaded, 2048, 'No """.')
 
 
 @pytest.mark.parametrize(

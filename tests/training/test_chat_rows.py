@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from test_examples import QWEN3, chat_artifact, model
 
+from rung.climbing.check import _check_conversations
 from rung.data.examples import examples, read_row
 from rung.data.rows import Record, SplitReport
 from rung.errors import DataError, TrainingError
@@ -201,6 +202,9 @@ def test_a_refused_conversation_names_row_and_turn(tmp_path):
     assert caught.value.code == "chat-template-refused"
     assert caught.value.message.startswith("c.jsonl:1, turn 5 (user): ")
     assert "roles must alternate" in caught.value.message
+    with pytest.raises(DataError, match=r"c\.jsonl:1, turn 5 \(user\)"):
+        _check_conversations(chat_artifact("Help."), [example], engine.tokenizer)
+    _check_conversations(chat_artifact("Help."), [row(USER, CALLING, RESULT, ANSWER, tools=TOOLS)], engine.tokenizer)
     artifact = chat_artifact("Help.").with_engine(Refusing(engine))
     with pytest.raises(DataError, match=r"c\.jsonl:1, turn 5 \(user\)"):
         artifact.answer([example])

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, cast
 from rung.agents.tools import Tool
 from rung.engines.base import Constraint
 from rung.errors import ModelError
-from rung.models.messages import Message, Messages, call_id
+from rung.models.messages import Message, Messages, call_id, tagged_call
 from rung.models.tokenizer import Tokenizer
 
 CallFormat = Literal["template", "json"]
@@ -73,6 +73,25 @@ def read_turn(text: str) -> ModelTurn:
     if not calls:
         raise MalformedError('a call is written {"name": ..., "arguments": {...}}')
     return calls
+
+
+_THOUGHT = re.compile(r"\A\s*(?:<think>)?(?:(?!</think>).)*</think>\s*", re.DOTALL)
+
+
+def spoken(text: str, *, tools: bool) -> str:
+    """The answer in what a model wrote in a conversation: without its thoughts, and calls in the tags of Hermes.
+
+    Rows of data write expected calls in the same tags, whatever the format of the model's template.
+    """
+    text = _THOUGHT.sub("", text, count=1)
+    try:
+        turn = read_turn(text) if tools else text
+    except MalformedError:
+        return text
+    if isinstance(turn, str):
+        return text
+    first = min((mark.start() for mark in (_TAGGED.search(text), _MARK.search(text)) if mark), default=0)
+    return "\n".join(filter(None, (text[:first].strip(), *(tagged_call(call.tool, call.arguments) for call in turn))))
 
 
 def _json_values(text: str) -> Iterable[Any]:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from rung.agents.calls import spoken
 from rung.agents.tools import AgentStep
 from rung.artifact.confidence import Calibration, of_decisions
 from rung.artifact.costs import FORWARD, SAMPLE, Sizes, measure_sizes, prompt_tokens, tokenizer_of
@@ -477,7 +478,10 @@ def refusal(artifact: Composition, rendered: Rendered) -> Answer:
 
 def finish(artifact: Composition, answer: Answer, rendered: Rendered) -> Answer:
     """Add the passages shown, the resolved citations, and what was left out of the prompt, to an answer."""
-    text, citations = passage.resolve(answer.text, rendered.passages) if cites(artifact) else (answer.text, ())
+    text = answer.text
+    if artifact.signature.kind == "chat" and rendered.messages:
+        text = spoken(text, tools="tools" in rendered.messages[0])
+    text, citations = passage.resolve(text, rendered.passages) if cites(artifact) else (text, ())
     return replace(
         answer,
         text=text,

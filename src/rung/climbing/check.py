@@ -12,6 +12,7 @@ from typing import Any
 from rung.agents.tools import function_tool
 from rung.artifact.artifact import DEFAULT_MAX_TOKENS, Artifact
 from rung.artifact.lexical import vectorizer
+from rung.artifact.rendering import refused_row
 from rung.data.json_schema import check_schema
 from rung.data.quality import places
 from rung.data.rows import Data, Example
@@ -22,6 +23,7 @@ from rung.errors import ConfigError, MachineError
 from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import validate_references
+from rung.models.messages import Messages, for_template
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
 from rung.rungs import build, get
@@ -111,6 +113,8 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
     warnings = [*report.warnings, *_long_answers(task, rows, count)]
     if rows:
         zero = Artifact.zero_shot(task, data.labels)
+        if zero.prompt.chat_column is not None and files is not None:
+            _check_conversations(zero, rows, Tokenizer.load(files.folder))
         warnings += _long_prompts(zero, rows, task.output.max_tokens or DEFAULT_MAX_TOKENS, files, count)
         warnings += _long_for_encoders(zero, rows)
         warnings += _near_duplicates(zero, data)
@@ -120,6 +124,17 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
                 f"{dropped:,} training rows are {TOO_LONG}: tuning stops at them unless `truncation` allows it"
             )
     return TaskCheck(data, "tokens" if count else "characters", report.problems, warnings, training)
+
+
+def _check_conversations(zero: Artifact, rows: Sequence[Example], tokenizer: Tokenizer) -> None:
+    """Render every conversation; raise DataError for the row and turn that the model's template refuses."""
+
+    def read(messages: Messages) -> str:
+        shown, tools = for_template(tokenizer, messages)
+        return tokenizer.render(shown, tools=tools)
+
+    if (problem := refused_row(rows, [zero.prompt.messages(row.inputs) for row in rows], read)) is not None:
+        raise problem
 
 
 # ---- texts that are longer than what reads or writes them

@@ -218,15 +218,18 @@ def _write_folder(artifact: Artifact, files: ModelFiles, target: Path, progress:
 
 
 def _write_ollama(artifact: Artifact, files: ModelFiles, target: Path, progress: Progress) -> None:
-    instructions = modelfile(Tokenizer.load(files.folder), files.context)  # first: it may refuse, and is quick
+    # first: it may refuse, and is quick
+    instructions = modelfile(Tokenizer.load(files.folder), files.context, artifact.prompt.head())
     _write_folder(artifact, files, target, progress)
     write_gguf(target / "model", target / GGUF, name=files.name, licence=files.licence, progress=progress)
     shutil.rmtree(target / "model")
     (target / "Modelfile").write_text(instructions, "utf-8")
 
 
-def modelfile(tokenizer: Tokenizer, context: int) -> str:
+def modelfile(tokenizer: Tokenizer, context: int, system: str = "") -> str:
     """A Modelfile with which Ollama shows a model what Rung shows it, and takes the likeliest token.
+
+    `system` is the artifact's system message: Ollama adds it where a client sends none, as Rung's own client does.
 
     Raises:
         ArtifactError: `export-unsupported`: Ollama's template language cannot express the model's chat template.
@@ -237,6 +240,8 @@ def modelfile(tokenizer: Tokenizer, context: int) -> str:
     note = "# The model's own template strips white space around messages; this one cannot."
     lines = [note] if template.strips else []
     lines += [f"FROM ./{GGUF}", f'TEMPLATE """{template.go()}"""', "PARAMETER temperature 0"]
+    if system and '"""' not in system and not system.endswith('"'):  # a Modelfile cannot write these
+        lines.append(f'SYSTEM """{system}"""')
     lines.append("PARAMETER repeat_penalty 1")  # Ollama's default, 1.1, does not give the likeliest text
     lines += [f"PARAMETER num_ctx {context}", *(f"PARAMETER stop {stop}" for stop in stops), ""]
     return "\n".join(lines)

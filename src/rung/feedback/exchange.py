@@ -146,7 +146,8 @@ def _from_record(record: Record, task: Task) -> tuple[Interaction, str | None]:
 
 
 def _interaction(values: Mapping[str, Any], as_read: Mapping[str, Any], task: Task) -> Interaction:
-    inputs, actual = {name: values["inputs"][name] for name in task.inputs}, str(values["actual"])
+    tools = ["tools"] if "tools" in as_read else []
+    inputs, actual = {name: values["inputs"][name] for name in [*task.inputs, *tools]}, str(values["actual"])
     # What was held out where it was captured stays held out here.
     split: Side = "test" if values.get("split") == "test" else SplitRule.of(task).side(as_read)
     defaults: dict[str, Any] = {
