@@ -51,10 +51,10 @@ def test_an_open_trial_is_shown_as_the_command_shows_it(server, artifacts, watch
     assert page.url == f"{server.url}/trials/intents"
     assert page.locator("nav a[aria-current]").inner_text() == "Trials"
     found, text = shown(server)
-    delta, interval = re.search(r"pairs: (\S+ pp) (\[.+?\]), 10 fixed", text).groups()
+    delta, interval = re.search(r"pairs: accuracy (\S+ pp) (\[.+?\]), 10 fixed", text).groups()
     assert (found["pairs"], found["fixed"], found["broken"], found["delta"]) == (20, 10, 5, 0.25)
     assert figures(page) == {
-        "Difference": delta, "95 % interval": interval, "Fixed / broken": "10 / 5", "Pairs of 10,000": "20",
+        "Difference of accuracy": delta, "95 % interval": interval, "Fixed / broken": "10 / 5", "Pairs of 10,000": "20",
         "Evidence": f"p = {found['p']:.3f}",
     }  # fmt: skip
     assert (delta, page.locator(".decision").inner_text()) == ("+25.0 pp", "Undecided so far.")

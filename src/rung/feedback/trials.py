@@ -100,7 +100,7 @@ class SequentialTest:
         the test keeps its level.
         """
         self._equal += equal
-        while self._equal >= 1:
+        while self._equal >= 1 - 1e-9:  # a sum of fractions
             self.add_pair(0.0, 0.0)
             self._equal -= 1
         self.add_pair(a, b)
