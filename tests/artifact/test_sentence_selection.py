@@ -1,5 +1,7 @@
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
 
+from rung.artifact.lexical import BLOCKS, Lexicon
 from rung.artifact.sentences import Sentence, SentenceDecoder, ranked
 from rung.retrieval.passage import Passage
 
@@ -51,3 +53,15 @@ def test_sentences_have_their_places_and_count_once():
     assert all(one.passage.end == one.passage.start + len(one.passage.text) for one in found)
     assert found[1].similarity == found[3].similarity > max(found[0].similarity, found[2].similarity)
     assert ranked(ENCODER, ["x", "y"], [[], []]) == [[], []]
+
+
+def test_with_a_lexicon_tfidf_is_compared_as_scikit_learn_does():
+    shown = [passage("Lions sleep all day. Bears eat honey! Bears sleep in winter."), passage("Cats drink milk.", 200)]
+    texts = ["Lions sleep all day.", "Bears eat honey!", "Bears sleep in winter.", "Cats drink milk."]
+    lexicon = Lexicon.fit(texts, blocks=("words",))
+    (found,) = ranked(ENCODER, ["What do bears eat?"], [shown], lexicon=lexicon)
+    vectors = TfidfVectorizer(**BLOCKS["words"]).fit(texts)
+    wanted = (vectors.transform(texts) @ vectors.transform(["What do bears eat?"]).T).toarray().ravel()
+    assert [one.passage.text for one in found] == texts
+    assert [one.similarity for one in found] == pytest.approx(wanted.tolist())
+    assert ranked(ENCODER, ["x", "y"], [[], shown], lexicon=lexicon)[0] == []

@@ -24,7 +24,7 @@ from rung.retrieval.fitting import learn_weight
 from rung.retrieval.index import SearchSettings
 from rung.retrieval.passage import Citation, span_recall
 from rung.retrieval.retriever import LOCATION
-from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, build
+from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, TfidfSentence, build
 from rung.task import Task
 from rung.training.examples import tokenize
 
@@ -192,6 +192,18 @@ def test_sentences_of_the_documents_answer_without_a_model(selecting, rows, plac
     assert sum(one.value for one in scores) / len(scores) > 0.35
     tried = selecting.settings["sentence-selection"]["score_by_share"]
     assert tried[str(selecting.decoder.share)] == max(tried.values())
+
+
+def test_telling_words_find_a_sentence_too(documents, rows, plain, tmp_path):
+    fitted = TfidfSentence(documents).fit(plain, rows)
+    unseen = (*rows.validation, *rows.test)
+    answers = fitted.answer(unseen)
+    scores = metric_of(fitted).scores(cases(unseen, answers))
+    assert sum(one.value for one in scores) / len(scores) > 0.3
+    again = Artifact.load(fitted.save(tmp_path / "a")).answer(rows.validation)
+    assert [a.text for a in again] == [a.text for a in answers[: len(rows.validation)]]
+    assert all(a.citations or a.refused for a in answers)
+    assert not TfidfSentence().applies(plain, rows).applies
 
 
 def test_sentences_are_refused_like_passages(selecting):

@@ -209,6 +209,7 @@ RULES = (
         (
             Effect(("yardstick",), "help", "it takes seconds, and whatever costs more has to beat it"),
             Effect(("label heads",), "not", "there is no set of labels", lambda f: f.kind not in LABELLED, True),
+            Effect(("corpus sentences",), "not", "`corpus` names no documents", lambda f: not f.corpus, True),
             Effect(("record fields",), "not", "the answer has no fields", lambda f: f.kind != "json", True),
         ),
         SIMPLE_BASELINES,

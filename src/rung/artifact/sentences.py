@@ -1,7 +1,7 @@
 """Sentence selection: the decoder that answers with sentences of the documents, word for word.
 
-An encoder compares the question with the sentences of the passages found; no language model writes. Answers are quotes
-from the documents, so every citation is exact and nothing is invented.
+An encoder, or TF-IDF, compares the question with the sentences of the passages found; no language model writes. Answers
+are quotes from the documents, so every citation is exact and nothing is invented.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from rung.artifact.costs import passage_tokens
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Promptless
+from rung.artifact.lexical import Lexicon
 from rung.artifact.rendering import Given
 from rung.data.rows import Example
 from rung.engines.opening import open_encoder
@@ -46,6 +47,7 @@ class SentenceDecoder(Promptless):
         encoder: reference of the sentence encoder.
         share: sentences at least this share as similar as the best are also quoted; 1 quotes only the best.
         max_sentences: the most sentences to quote.
+        lexicon: the terms of all sentences, if TF-IDF compares them instead of the encoder.
     """
 
     kind: ClassVar[str] = "sentence-selection"
@@ -56,6 +58,7 @@ class SentenceDecoder(Promptless):
     encoder: str
     share: float
     max_sentences: int
+    lexicon: Lexicon | None = None
 
     def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
         """Estimate one reading of the question and the passages by the encoder."""
@@ -64,14 +67,19 @@ class SentenceDecoder(Promptless):
 
     def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
         """Save the settings, and the fingerprint of the encoder."""
-        settings = super(SentenceDecoder, self).as_dict(writer)
-        return {**settings, "encoder_fingerprint": resolve(self.encoder).fingerprint}
+        if self.lexicon is not None:
+            self.lexicon.save(writer)
+        return {
+            "encoder": self.encoder, "encoder_fingerprint": resolve(self.encoder).fingerprint, "share": self.share,
+            "max_sentences": self.max_sentences, "lexicon": self.lexicon is not None,
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
         """Rebuild the decoder; the encoder must be the one that was measured."""
         settings = dict(values)
         reader.check_model(settings["encoder"], settings.pop("encoder_fingerprint"))
+        settings["lexicon"] = Lexicon.load(reader) if settings["lexicon"] else None
         return super(SentenceDecoder, cls).from_dict(settings, reader)
 
     def answer(
@@ -88,13 +96,15 @@ class SentenceDecoder(Promptless):
             retrieved = retriever.find(examples, queries, cost_of(self.encoder))
         else:
             retrieved = [Retrieved(tuple(shown)) for shown in passages]
-        sentences = ranked(self.encoder, queries, [hits.passages for hits in retrieved], progress=progress)
+        found = [hits.passages for hits in retrieved]
+        sentences = ranked(self.encoder, queries, found, lexicon=self.lexicon, progress=progress)
         seconds = (time.perf_counter() - start) / len(examples)
         answers = []
         for query, hits, candidates in zip(queries, retrieved, sentences, strict=True):
             quoted = () if retriever.refuses(hits) else self.chosen(candidates)
             text = " ".join(sentence.passage.text for sentence in quoted) or retriever.refusal
-            read = sum(len(encoder.encode(text)) for text in (query, *(s.passage.text for s in candidates)))
+            texts = () if self.lexicon else (sentence.passage.text for sentence in candidates)
+            read = sum(len(encoder.encode(text)) for text in (query, *texts))
             answers.append(
                 Answer(
                     text, None, None, read, 0, seconds, ({"role": "user", "content": query},),
@@ -113,18 +123,27 @@ class SentenceDecoder(Promptless):
 
 
 def ranked(
-    encoder: str, queries: Sequence[str], passages: Sequence[Sequence[Passage]], *, progress: Progress = QUIET
-) -> list[list[Sentence]]:
-    """Compute the similarity of every query to the sentences of its passages; overlapping passages share sentences."""
+    encoder: str, queries: Sequence[str], passages: Sequence[Sequence[Passage]], *, lexicon: Lexicon | None = None,
+    progress: Progress = QUIET,
+) -> list[list[Sentence]]:  # fmt: skip
+    """Compute the similarity of every query to the sentences of its passages; overlapping passages share sentences.
+
+    With a lexicon, TF-IDF is compared instead of the encoder's vectors.
+    """
     cut = [list(_sentences(shown)) for shown in passages]
     texts = list(dict.fromkeys(sentence.text for row in cut for _, sentence in row))
     if not texts:
         return [[] for _ in queries]
-    vectors = open_encoder(encoder).embed([*queries, *texts], progress=progress)
-    index = dict(zip(texts, vectors[len(queries) :], strict=True))
+    both = [*queries, *texts]
+    vectors = open_encoder(encoder).embed(both, progress=progress) if lexicon is None else lexicon.features(both)
+    columns = {text: number for number, text in enumerate(texts, start=len(queries))}
+    chosen = [[columns[passage.text] for _, passage in sentences] for sentences in cut]
+    similar = [vectors[rows] @ vectors[query].T for query, rows in enumerate(chosen)]
+    if lexicon is not None:  # of one block, so that its rows are unit vectors
+        similar = [each.toarray().ravel() for each in similar]
     return [
-        [Sentence(number, passage, float(query @ index[passage.text])) for number, passage in sentences]
-        for query, sentences in zip(vectors, cut, strict=False)
+        [Sentence(number, passage, float(value)) for (number, passage), value in zip(sentences, values, strict=True)]
+        for sentences, values in zip(cut, similar, strict=True)
     ]
 
 

@@ -19,6 +19,7 @@ from rung.engines.encoders import SentenceEncoder
 from rung.engines.opening import open_encoder
 from rung.errors import ArtifactError
 from rung.models.reference import resolve
+from rung.retrieval.chunking import sentence_spans
 from rung.retrieval.documents import Problem
 from rung.retrieval.passage import Passage
 from rung.retrieval.store import (
@@ -214,6 +215,11 @@ class Index:
     def __len__(self) -> int:
         """Count the passages."""
         return self.manifest.passages
+
+    def sentences(self) -> list[str]:
+        """List the sentences of all passages, each once."""
+        texts = self._table.texts()
+        return list(dict.fromkeys(text[first:last] for text in texts for first, last in sentence_spans(text)))
 
     # ---- searching
 

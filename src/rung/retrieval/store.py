@@ -126,6 +126,12 @@ class PassageTable:
         return sources
 
     @_reaching
+    def texts(self) -> list[str]:
+        """List the texts of all passages, which may overlap."""
+        batches = self._table.search().select(["text"]).to_batches(65_536)
+        return [text for batch in batches for text in batch.column("text").to_pylist()]
+
+    @_reaching
     def delete(self, documents: Iterable[tuple[str, str]]) -> None:
         """Remove versions of documents, given as (document, hash)."""
         versions = list(documents)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer, cites
+from rung.artifact.lexical import Lexicon
 from rung.artifact.rendering import passage_cost
 from rung.artifact.sentences import SentenceDecoder as Selecting
 from rung.artifact.sentences import cost_of, ranked
@@ -33,6 +34,7 @@ from rung.retrieval.passage import Passage, holds_answer
 from rung.retrieval.retriever import Order, Retriever
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
 from rung.rungs.costs import forward_cost, inference_cost, sizes
+from rung.rungs.features import sklearn_missing
 from rung.task import Task
 from rung.training.config import Count
 
@@ -273,6 +275,11 @@ class SentenceSelection(Rung):
         tokens = sizes(artifact, data).question + min(self.k * TYPICAL_TOKENS, self.token_budget)
         return forward_cost(parameters, tokens, machine, fit_rows=min(MOST_ROWS, len(data.train)))
 
+    def lexicon(self, index: Index) -> Lexicon | None:
+        """The terms that sentences are compared by, where no encoder compares them."""
+        del index
+        return None
+
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Add a retriever and a decoder that quotes from what the retriever finds."""
         from rung.retrieval.build import build_index
@@ -290,13 +297,34 @@ class SentenceSelection(Rung):
             threshold = refusal_of(replace(artifact, retriever=retriever), data, cost, self.max_refusal_rate).threshold
             retriever = replace(retriever, threshold=threshold)
             settings["threshold"] = threshold
-        decoder = Selecting(index.manifest.encoder, DEFAULT_SHARE, self.max_sentences)
+        decoder = Selecting(index.manifest.encoder, DEFAULT_SHARE, self.max_sentences, self.lexicon(index))
         plain = replace(artifact, retriever=retriever, decoder=decoder)
         scores, tokens = _score_shares(plain, decoder, data, progress)
         if scores:
             decoder = replace(decoder, share=max(scores, key=lambda share: scores[share]))
         settings |= {"share": decoder.share, "score_by_share": {str(share): scores[share] for share in scores}}
         return artifact.step(self.name, settings, decoder=decoder, retriever=replace(retriever, passage_tokens=tokens))
+
+
+@rung("tfidf-sentence", family="yardstick", order=45, default=True, topics=("corpus sentences",))
+@dataclass(frozen=True)
+class TfidfSentence(SentenceSelection):
+    """Answer with the sentences of the task's corpus that share the most telling words with the question.
+
+    Many more passages are searched than a language model could read, since comparing words costs almost nothing.
+    """
+
+    k: Count = 20
+    token_budget: Count = 8000
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """TF-IDF needs scikit-learn."""
+        plain = super().suits(artifact, data)
+        return sklearn_missing() if plain.applies else plain
+
+    def lexicon(self, index: Index) -> Lexicon:
+        """The words of all sentences."""
+        return Lexicon.fit(index.sentences(), blocks=("words",))
 
 
 def _score_shares(
@@ -313,7 +341,7 @@ def _score_shares(
     if not rows:
         return {}, tokens
     metric, scores = metric_of(artifact, data.folder), dict[float, float]()
-    sentences = ranked(decoder.encoder, queries, found, progress=progress)
+    sentences = ranked(decoder.encoder, queries, found, lexicon=decoder.lexicon, progress=progress)
     for share in SHARES:
         chosen = replace(decoder, share=share).chosen
         texts = [" ".join(sentence.passage.text for sentence in chosen(candidates)) for candidates in sentences]
