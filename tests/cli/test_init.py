@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 from test_tasks import run
 
+from rung.cli.options import artifact_or_asking
 from rung.data.columns import inferred_schema, look_at, separated
 from rung.data.guess import DOCUMENTS, guess_task
 from rung.errors import ConfigError, DataError, RungError
@@ -434,6 +435,29 @@ def test_a_folder_of_documents_has_a_corpus() -> None:
     task, _ = task_of("handbook", "--force")
     assert task.data.train == "handbook/faq.csv"
     assert set(DOCUMENTS) == set(_READERS)
+
+
+def test_documents_without_rows_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNG_CACHE")  # where the built-in models are
+    Path("house").mkdir()
+    Path("house/heating.md").write_text("# Heating\n\nThe boiler is in the cellar. It is serviced every May.")
+    Path("house/garden.md").write_text("# Garden\n\nThe apple tree stands behind the shed.")
+    task_of("house")
+    Path("task.yaml").write_text(Path("task.yaml").read_text().replace('"answer"', '"answer"\n  max_tokens: 4'))
+    result = run("run", "task.yaml", "Where is the boiler?", "--json")
+    assert result.exception is None, result.exception
+    artifact = artifact_or_asking(Path("task.yaml"))
+    prompt = artifact.text(artifact.messages({"question": "Where is the boiler?"}))
+    assert "The boiler is in the cellar." in prompt
+    assert prompt.index("cellar") > prompt.index("apple")  # the best passage is next to the question
+    assert json.loads(result.stdout)["output"] == artifact.predict([{"question": "Where is the boiler?"}])[0].text
+    table("q.csv", "question,answer", [[f"{i}?", f"{i}."] for i in range(9)])
+    Path("task.yaml").write_text(
+        Path("task.yaml").read_text().replace("# data: {train: questions.csv}", "data: {train: q.csv}")
+    )
+    error = run("run", "task.yaml", "Where?").exception
+    assert isinstance(error, ConfigError)
+    assert "rung climb TASK" in error.hint
 
 
 def test_a_folder_of_several_tables_asks_for_one() -> None:
