@@ -14,6 +14,7 @@ from rung.advice import advise
 from rung.artifact.artifact import Artifact
 from rung.artifact.confidence import Calibration, CalibrationMethod, of_decisions
 from rung.artifact.decoder import Answer
+from rung.climbing.next_steps import next_steps
 from rung.climbing.race import ClimbState, answer_rows, compare_all, recommend
 from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
@@ -134,6 +135,11 @@ def conclude(state: ClimbState, survivors: Sequence[str]) -> ClimbResult:
     ]
     answers = {name: tuple(state.store.predictions(name).values()) for name in state.artifacts}
     rungs = tuple(related(results, answers, best, seed=state.options.seed))
+    advised = next_steps(
+        state.artifacts["zero-shot"], state.data, results, best, answers, store.folder,
+        p=next((c.p for c in comparisons if {c.a, c.b} == {zero, best}), None), seed=state.options.seed,
+        progress=state.progress,
+    )  # fmt: skip
     paid, prices, seconds = state.store.paid(), Prices.of(state.task), state.store.spent()
     money = paid.money + seconds / 3600 * prices.machine_hour if prices.known(state.task.models) else None
     return ClimbResult(
@@ -144,7 +150,7 @@ def conclude(state: ClimbState, survivors: Sequence[str]) -> ClimbResult:
         decision=decision(best, zero, results, comparisons), rungs=rungs, comparisons=tuple(comparisons),
         data=state.data.report.as_dict(), notes=(*unsure, *remarks), confidence=confidence,
         advice=advise(state.task, state.data, state.machine).as_dict(), money=money, endpoint_money=paid.money,
-        endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=prices.as_dict(),
+        endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=prices.as_dict(), next_steps=advised,
     )  # fmt: skip
 
 

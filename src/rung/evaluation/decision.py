@@ -62,6 +62,7 @@ class Verdict:
     n: int
     fixed: int  # rows on which the arm scores higher
     broken: int  # rows on which it scores lower
+    shrunken: float  # what `delta` likely is in truth, see `shrunken`
     rows_needed: int | None  # further rows that settle it with 80 % if the difference is the one seen; None if settled
     method: str
 
@@ -282,9 +283,20 @@ def _verdicts(pairs: Mapping[str, _Pair], cheaper: Mapping[str, bool], margin: f
         elif high < 0:
             outcome = "worse"
         passed = p < LEVEL or (cheaper[name] and low > -margin)
+        se = float(pair.difference.std()) / math.sqrt(max(1, len(pair.difference))) if len(pair.difference) else 0.0
         more = None if passed or outcome != "unclear" else _more(pair, delta, level, margin, cheaper[name])
         verdicts[name] = Verdict(
-            outcome, passed, delta, low, high, p, len(pair.difference), *pair.counts, more, pair.method
+            outcome,
+            passed,
+            delta,
+            low,
+            high,
+            p,
+            len(pair.difference),
+            *pair.counts,
+            shrunken(delta, se),
+            more,
+            pair.method,
         )
     return verdicts
 

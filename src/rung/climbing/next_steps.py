@@ -1,0 +1,372 @@
+"""What to do after a climb, computed from what the climb has anyway; most useful first.
+
+* More rows: the learning curve of the cheap head, and what twice the rows would bring.
+* Expected answers that are likely wrong, by confident learning (Northcutt, Jiang & Chuang, Confident learning:
+  estimating uncertainty in dataset labels, JAIR 70, 2021; the library cleanlab), and the score if they are.
+* An ensemble of the stored label probabilities (Caruana et al., Ensemble selection from libraries of models, ICML
+  2004), where it gains more than the margin: no model is called again.
+* Rows that no arm answers right, and texts of which an encoder reads the beginning only.
+* How many climbs the same rows have decided. Later ones need stronger evidence: the k-th spends 6 / (pi k)^2 of the
+  level, so that all together keep it (alpha spending; Ramdas et al., Online control of the false discovery rate with
+  decaying memory, NeurIPS 2017).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rung.artifact.artifact import Artifact
+from rung.data.rows import Data, Example, hash_of
+from rung.engines.base import Floats
+from rung.engines.opening import open_encoder
+from rung.errors import EngineError, needed_by
+from rung.evaluation.decision import LEVEL
+from rung.evaluation.racing import chance_better
+from rung.evaluation.result import Prediction, RungResult
+from rung.evaluation.statistics import Array
+from rung.progress import QUIET, Progress
+from rung.rungs.features import texts_of, vectors_of
+from rung.rungs.linear import design, logistic
+
+Numbers = npt.NDArray[np.int64]
+
+FOLDS = 5
+SHARES = (0.25, 0.5)  # of the training rows, on the learning curve
+STEEPEST = 0.75  # share of the last doubling's gain that the next one can bring
+FEWEST = 40  # rows below which a curve is noise
+MOST = 5000  # rows that the head is fitted on for this
+ARMS = 3  # arms that must fail on a row before it counts as hard
+SHOWN = 4  # rows that are named
+ROUNDS = 12  # additions to an ensemble
+LIKELY = 0.9  # chance of an ensemble to be better, from which it is offered
+LEDGER = "decisions.jsonl"  # in the folder of the runs
+Step = tuple[float, str]  # what it may gain, a share, and the sentence
+
+
+def next_steps(
+    zero: Artifact, data: Data, rungs: Sequence[RungResult], best: str, answers: Mapping[str, Sequence[Prediction]],
+    run: Path, *, p: float | None = None, margin: float = 0.01, seed: int = 0, progress: Progress = QUIET,
+) -> tuple[str, ...]:  # fmt: skip
+    """Say what to do next, most useful first.
+
+    `zero` shows the rows as all arms read them. `answers` has what each arm answered, `best` is the recommended one,
+    and `p` its p-value against the incumbent. `run` is the climb's folder; the folder above it keeps the ledger.
+    """
+    seen = Answers.of(answers, best)
+    rows = {row.id: row for row in (*data.train, *data.validation, *data.test)}
+    encoder = _encoder(rungs, zero.model)
+    steps: list[Step] = []
+    suspects: dict[str, str] = {}
+    if zero.signature.kind == "category" and find_spec("cleanlab") is None:
+        steps.append(
+            (0.0, "install rung[local]: without scikit-learn and cleanlab, nothing is said of labels and rows")
+        )
+    elif zero.signature.kind == "category":
+        measured = [rows[each] for each in seen.order if each in rows]
+        steps += _ensemble(seen, data.labels, margin, seed)
+        if probs := seen.probs():
+            table = np.array([probs[row.id] for row in measured], dtype=np.float64)
+            suspects |= suspect_labels(data.labels, measured, table)
+        if encoder is not None:
+            train = [row for row in data.train if row.id not in suspects][:MOST]
+            vectors = vectors_of(zero, encoder, texts_of(zero, train), progress=progress)
+            truth = np.array([data.labels.index(row.outputs[0]) for row in train], dtype=np.int64)
+            held_out = out_of_fold(vectors, truth, len(data.labels), seed)
+            steps += _more_rows(vectors, truth, held_out, seed)
+            if not data.folds:  # with folds, the rows were answered out of fold already
+                suspects |= suspect_labels(data.labels, train, held_out)
+        steps += _suspects(seen, suspects, rows)
+    if encoder is not None:
+        steps += _cut(encoder, texts_of(zero, list(rows.values())))
+    steps += _hard(seen, suspects)
+    steps += _reused(run, best, [row.id for row in data.test or data.train], p)
+    return tuple(text for _, text in sorted(steps, key=lambda step: -step[0]))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the arms answered on the rows that the recommended one was measured on.
+
+    Attributes:
+        best: the recommended arm.
+        order: ids of the rows that it answered.
+        arms: by arm, its answers to these rows by id.
+    """
+
+    best: str
+    order: tuple[str, ...]
+    arms: dict[str, dict[str, Prediction]]
+
+    @classmethod
+    def of(cls, answers: Mapping[str, Sequence[Prediction]], best: str) -> Answers:
+        """Take the rows of the confirmation: the test rows, or else those that most answers are about."""
+        counts = Counter(each.split for each in answers.get(best, ()))
+        split = "test" if counts["test"] else next((name for name, _ in counts.most_common(1)), "test")
+        arms = {name: {each.id: each for each in rows if each.split == split} for name, rows in answers.items()}
+        return cls(best, tuple(arms.get(best, {})), {name: own for name, own in arms.items() if own})
+
+    def complete(self) -> dict[str, list[Prediction]]:
+        """The answers of the arms that have label probabilities for all rows, the recommended arm's included."""
+        every = {
+            name: [own[each] for each in self.order] for name, own in self.arms.items() if set(self.order) <= set(own)
+        }
+        return {name: own for name, own in every.items() if own and all(each.probs is not None for each in own)}
+
+    def probs(self) -> dict[str, tuple[float, ...]]:
+        """By row, the label probabilities of the best arm that has them for all rows."""
+        arms = self.complete()
+        if not arms:
+            return {}
+        chosen = self.best if self.best in arms else max(arms, key=lambda name: sum(each.score for each in arms[name]))
+        return {each.id: each.probs for each in arms[chosen] if each.probs is not None}
+
+
+def _encoder(rungs: Sequence[RungResult], model: str) -> str | None:
+    """The sentence encoder that an arm of this climb used; None if none did."""
+    found = [step.get("encoder") for rung in rungs if rung.score is not None for step in rung.settings.values()]
+    return next((each for each in found if each and each != model), None)
+
+
+# ---- the cheap head
+
+
+def out_of_fold(vectors: Floats, truth: Numbers, labels: int, seed: int) -> Array:
+    """Compute label probabilities of every row by a head that was fitted without it, shape [rows, labels]."""
+    rows, fold = design([vectors]).rows, _folds(truth, seed)
+    probs = np.full((len(truth), labels), 1e-6)
+    for held in range(FOLDS):
+        train, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
+        if len(test) and len(np.unique(truth[train])) > 1:
+            model = logistic(1.0).fit(rows[train], truth[train])
+            probs[np.ix_(test, model.classes_)] = model.predict_proba(rows[test])
+    return np.asarray(probs / probs.sum(1, keepdims=True), dtype=np.float64)
+
+
+def learning_curve(vectors: Floats, truth: Numbers, held_out: Array, seed: int) -> list[tuple[int, float]]:
+    """Measure the accuracy of a head on other rows, when it is fitted on a quarter, a half and all of the rows.
+
+    `held_out` is what `out_of_fold` gives. The curve is empty where a quarter has fewer than two rows a label.
+    """
+    rows, fold = design([vectors]).rows, _folds(truth, seed)
+    order = np.random.default_rng(seed).permutation(len(truth))
+    points = []
+    for share in SHARES:
+        right = fitted = 0
+        for held in range(FOLDS):
+            train, test = order[fold[order] != held], np.flatnonzero(fold == held)
+            train = train[: round(share * len(train))]
+            kinds = len(np.unique(truth[train]))
+            if kinds < 2 or len(train) < 2 * kinds:
+                return []
+            right += int((logistic(1.0).fit(rows[train], truth[train]).predict(rows[test]) == truth[test]).sum())
+            fitted += len(train)
+        points.append((round(fitted / FOLDS), right / len(truth)))
+    whole = round(len(truth) * (1 - 1 / FOLDS))
+    return [*points, (whole, float((held_out.argmax(1) == truth).mean()))]
+
+
+def gain_of_doubling(scores: Sequence[float]) -> float:
+    """Extrapolate scores at n/4, n/2 and n rows to 2n: each doubling gains the same share of the gain before it.
+
+    That is a power law with an asymptote. The share is at most 0.75, that of errors that fall with n^-0.4, so that
+    noise in the first points cannot make the curve steeper.
+    """
+    before, last = scores[-2] - scores[-3], scores[-1] - scores[-2]
+    if last <= 0:
+        return 0.0
+    return min(1 - scores[-1], last * min(STEEPEST, last / before if before > 0 else 1.0))
+
+
+def _folds(truth: Numbers, seed: int) -> Numbers:
+    """Cut folds that keep the labels' shares."""
+    generator = np.random.default_rng([seed, 1])
+    fold = np.empty(len(truth), dtype=np.int64)
+    for label in np.unique(truth):
+        members = generator.permutation(np.flatnonzero(truth == label))
+        fold[members] = (np.arange(len(members)) + generator.integers(FOLDS)) % FOLDS
+    return fold
+
+
+def _more_rows(vectors: Floats, truth: Numbers, held_out: Array, seed: int) -> list[Step]:
+    if len(truth) < FEWEST or not (curve := learning_curve(vectors, truth, held_out, seed)):
+        return []
+    gain = gain_of_doubling([score for _, score in curve])
+    course = ", ".join(f"{100 * score:.1f} % from {n}" for n, score in curve)
+    if gain < 0.005:
+        return [(0.0, f"more training rows: twice as many would hardly help a head on an encoder ({course} rows)")]
+    return [
+        (gain, f"more training rows: twice as many would bring a head on an encoder about {100 * gain:+.0f} points "
+               f"({course} rows)")
+    ]  # fmt: skip
+
+
+# ---- expected answers that are likely wrong
+
+
+def suspect_labels(labels: Sequence[str], rows: Sequence[Example], probs: Array) -> dict[str, str]:
+    """Find rows whose label is likely wrong, with the likely label, the most suspect first.
+
+    `probs` are label probabilities by something that was made without the row, shape [rows, labels].
+    """
+    with needed_by("finding label errors", error=EngineError):
+        from cleanlab.filter import find_label_issues
+    given = np.array([labels.index(row.outputs[0]) for row in rows], dtype=np.int64)
+    if len(given) < FEWEST or len(np.unique(given)) < 2:
+        return {}
+    smooth = np.maximum(probs, 1e-6)
+    found = find_label_issues(
+        given, smooth / smooth.sum(1, keepdims=True), return_indices_ranked_by="self_confidence", n_jobs=1
+    )  # fmt: skip
+    likely = probs.argmax(1)
+    return {rows[i].id: labels[int(likely[i])] for i in found.tolist() if likely[i] != given[i]}
+
+
+def _suspects(seen: Answers, suspects: Mapping[str, str], rows: Mapping[str, Example]) -> list[Step]:
+    if not suspects:
+        return []
+    shown = [f"{rows[each].source} ({rows[each].outputs[0]}, likely {other})" for each, other in suspects.items()]
+    more = f" and {len(shown) - SHOWN} more" if shown[SHOWN:] else ""
+    text = f"labels that may be wrong: {', '.join(shown[:SHOWN])}{more}"
+    own = seen.arms.get(seen.best, {})
+    measured = [each for each in seen.order if each in suspects]
+    gain = sum((own[each].prediction == suspects[each]) - own[each].score for each in measured) / max(1, len(own))
+    if measured:
+        score = sum(each.score for each in own.values()) / len(own)
+        text += (
+            f"; {len(measured)} of them are among the {len(own)} rows that {seen.best} was measured on, and if they "
+            f"are all wrong its score is {100 * (score + gain):.1f} % instead of {100 * score:.1f} %"
+        )
+    return [(max(gain, 0.0), text)]
+
+
+# ---- an ensemble of what survived
+
+
+def ensemble(probs: Array, truth: Numbers) -> Numbers:
+    """Choose arms for an average of probabilities, greedily and with repetition; count how often each is chosen.
+
+    `probs` has the shape [arms, rows, labels].
+    """
+    counts, total = np.zeros(len(probs), dtype=np.int64), np.zeros(probs.shape[1:])
+    best: tuple[tuple[float, float], Numbers] | None = None
+    for size in range(1, ROUNDS + 1):
+        scored = [_fit_of((total + own) / size, truth) for own in probs]
+        arm = max(range(len(probs)), key=lambda number: scored[number])
+        counts[arm] += 1
+        total = total + probs[arm]
+        if best is None or scored[arm] > best[0]:
+            best = (scored[arm], counts.copy())
+    assert best is not None
+    return best[1]
+
+
+def _fit_of(probs: Array, truth: Numbers) -> tuple[float, float]:
+    own = probs[np.arange(len(truth)), truth]
+    return float((probs.argmax(1) == truth).mean()), float(np.log(np.maximum(own, 1e-6)).mean())
+
+
+def _ensemble(seen: Answers, labels: Sequence[str], margin: float, seed: int) -> list[Step]:
+    arms = seen.complete()
+    if len(arms) < 2 or seen.best not in seen.arms or len(seen.order) < FEWEST:
+        return []
+    names = list(arms)
+    truth = np.array([labels.index(each.expected[0]) for each in arms[names[0]]], dtype=np.int64)
+    probs = np.array([[each.probs for each in arms[name]] for name in names], dtype=np.float64)
+    fold = _folds(truth, seed)
+    right = np.zeros(len(truth))
+    for held in range(FOLDS):
+        chosen, asked = fold != held, fold == held
+        weights = ensemble(probs[:, chosen], truth[chosen])
+        right[asked] = np.tensordot(weights, probs[:, asked], 1).argmax(1) == truth[asked]
+    difference = right - np.array([seen.arms[seen.best][each].score for each in seen.order])
+    gain = float(difference.mean())
+    if gain <= margin or chance_better(difference) < LIKELY:
+        return []
+    counts = ensemble(probs, truth)
+    mix = ", ".join(f"{name} {n / counts.sum():.0%}" for name, n in zip(names, counts, strict=True) if n)
+    text = (
+        f"an ensemble: the average of the label probabilities of {mix} is {100 * gain:+.1f} points better than "
+        f"{seen.best}, cross-validated on {len(truth)} rows, at the cost of all its members"
+    )
+    return [(gain, text)]
+
+
+# ---- rows
+
+
+def _hard(seen: Answers, suspects: Mapping[str, str]) -> list[Step]:
+    scores: dict[str, list[Prediction]] = defaultdict(list)
+    for own in seen.arms.values():
+        for each in own.values():
+            scores[each.id].append(each)
+    asked = {key: own for key, own in scores.items() if len(own) >= ARMS}
+    hard = [own[0].source for key, own in asked.items() if key not in suspects and not any(one.score for one in own)]
+    if not hard:
+        return []
+    more = f" and {len(hard) - SHOWN} more" if hard[SHOWN:] else ""
+    text = (
+        f"rows that no arm answers right: {len(hard)} of {len(asked)}: {', '.join(hard[:SHOWN])}{more}; check what is "
+        "expected there, or add training rows like them"
+    )
+    return [(0.0, text)]
+
+
+def _cut(encoder: str, texts: Sequence[str]) -> list[Step]:
+    opened = open_encoder(encoder)
+    long = sum(len(opened.encode(text)) > opened.limit for text in texts)
+    if not long:
+        return []
+    text = (
+        f"long texts: {long} of {len(texts)} rows are longer than the {opened.limit} tokens that {encoder} reads, so "
+        "what uses it knows only their beginning; name an encoder that reads more"
+    )
+    return [(0.0, text)]
+
+
+# ---- how often the rows have decided
+
+
+def _reused(run: Path, best: str, rows: Sequence[str], p: float | None) -> list[Step]:
+    if not rows:
+        return []
+    number = decisions(run, best, rows)
+    if number < 2:
+        return []
+    level = LEVEL * 6 / (math.pi * number) ** 2
+    evidence = "" if p is None else f" (it is {p:.2g})"
+    text = (
+        f"fresh test rows: these {len(rows)} have now decided {number} climbs, so chance has had {number} tries; for "
+        f"all of them together to err in at most {LEVEL:.0%}, p must be below {level:.2g} in this one{evidence}"
+    )
+    return [(0.0, text)]
+
+
+def decisions(run: Path, best: str, rows: Sequence[str]) -> int:
+    """Enter this climb into the ledger beside its folder; count the climbs that the same rows have decided so far."""
+    ledger, key = run.parent / LEDGER, hash_of(sorted(rows))
+    entries: list[dict[str, Any]] = []
+    torn = ""
+    if ledger.exists():
+        text = ledger.read_text("utf-8")
+        torn = "\n" if text and not text.endswith("\n") else ""
+        for line in text.splitlines():
+            try:
+                entries.append(json.loads(line))
+            except ValueError:  # a line that a kill cut short: that climb enters itself again when it is resumed
+                continue
+    runs = [each["run"] for each in entries if each.get("rows") == key]
+    if run.name not in runs:
+        with ledger.open("a", encoding="utf-8") as file:
+            file.write(f"{torn}{json.dumps({'rows': key, 'run': run.name, 'recommended': best})}\n")
+        runs.append(run.name)
+    return runs.index(run.name) + 1
