@@ -5,7 +5,7 @@
   estimating uncertainty in dataset labels, JAIR 70, 2021; the library cleanlab), and the score if they are.
 * An ensemble of the stored label probabilities (Caruana et al., Ensemble selection from libraries of models, ICML
   2004), where it gains more than the margin: no model is called again.
-* Rows that no arm answers right, and texts of which an encoder reads the beginning only.
+* Rows that no arm answers right.
 * How many climbs the same rows have decided. Later ones need stronger evidence: the k-th spends 6 / (pi k)^2 of the
   level, so that all together keep it (alpha spending; Ramdas et al., Online control of the false discovery rate with
   decaying memory, NeurIPS 2017).
@@ -28,7 +28,6 @@ import numpy.typing as npt
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data, Example, hash_of
 from rung.engines.base import Floats
-from rung.engines.opening import open_encoder
 from rung.errors import EngineError, needed_by
 from rung.evaluation.decision import LEVEL
 from rung.evaluation.racing import chance_better
@@ -86,8 +85,6 @@ def next_steps(
             if not data.folds:  # with folds, the rows were answered out of fold already
                 suspects |= suspect_labels(data.labels, train, held_out)
         steps += _suspects(seen, suspects, rows)
-    if encoder is not None:
-        steps += _cut(encoder, texts_of(zero, list(rows.values())))
     steps += _hard(seen, suspects)
     steps += _reused(run, best, [row.id for row in data.test or data.train], p)
     return tuple(text for _, text in sorted(steps, key=lambda step: -step[0]))
@@ -317,18 +314,6 @@ def _hard(seen: Answers, suspects: Mapping[str, str]) -> list[Step]:
     text = (
         f"rows that no arm answers right: {len(hard)} of {len(asked)}: {', '.join(hard[:SHOWN])}{more}; check what is "
         "expected there, or add training rows like them"
-    )
-    return [(0.0, text)]
-
-
-def _cut(encoder: str, texts: Sequence[str]) -> list[Step]:
-    opened = open_encoder(encoder)
-    long = sum(len(opened.encode(text)) > opened.limit for text in texts)
-    if not long:
-        return []
-    text = (
-        f"long texts: {long} of {len(texts)} rows are longer than the {opened.limit} tokens that {encoder} reads, so "
-        "what uses it knows only their beginning; name an encoder that reads more"
     )
     return [(0.0, text)]
 
