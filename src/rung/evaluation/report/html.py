@@ -230,7 +230,8 @@ def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]
     """For every rung, the rows that it answers better or worse than the incumbent."""
     incumbent = result.rungs[0].name
     before = {(row.split, row.id): row for row in predictions.get(incumbent, ())}
-    names = [rung.name for rung in words.measured(result) if rung.name != incumbent]
+    splits = {rung.name: rung.split for rung in words.measured(result) if rung.name != incumbent}
+    names = list(splits)
     if not names:
         return ""
     options = "".join(
@@ -239,12 +240,12 @@ def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]
     )
     parts = [f'<p><label>Rung: <select id="pick">{options}</select></label></p>']
     for name in names:
-        rows = [(before[key], row) for row in predictions.get(name, ()) if (key := (row.split, row.id)) in before]
+        keyed = [((row.split, row.id), row) for row in predictions.get(name, ()) if row.split == splits[name]]
+        rows = [(before[key], row) for key, row in keyed if key in before]
         changed = [(old, new) for old, new in rows if old.score != new.score]
         changed.sort(key=lambda pair: pair[1].score - pair[0].score)
         fixed = sum(new.score > old.score for old, new in changed)
-        splits = " and ".join(dict.fromkeys(new.split for _, new in rows))
-        note = f"{fixed} fixed, {len(changed) - fixed} broken of {len(rows)} {splits} rows answered by both"
+        note = f"{fixed} fixed, {len(changed) - fixed} broken of {len(rows)} {splits[name]} rows answered by both"
         if len(changed) > ROWS_SHOWN:
             note += f"; {ROWS_SHOWN} are shown, broken ones first"
         shown = "".join(_changed_row(old, new) for old, new in changed[:ROWS_SHOWN])

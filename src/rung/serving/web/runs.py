@@ -13,7 +13,7 @@ from typing import Any
 
 from rung.climbing.store import watch_lines
 from rung.errors import ConfigError
-from rung.evaluation.report.words import against, costs, delta_text, measured, score_text
+from rung.evaluation.report.words import against, costs, delta_text, gap_text, measured, score_text
 from rung.evaluation.result import ClimbResult, RungResult
 from rung.feedback.improve import IMPROVEMENT
 
@@ -152,6 +152,8 @@ def ladder_of(result: ClimbResult) -> Ladder:
         score, comparison = rung.score or 0.0, against(result, rung.name)
         ends = (score if rung.low is None else rung.low, score, score if rung.high is None else rung.high)
         difference = delta_text(comparison) if comparison else rung.reason
+        if rung.stopped is not None:
+            difference = f"{gap_text(rung.stopped)} against {rung.stopped.a}, at the stop; {rung.reason}"
         places = [position(value, low, high) for value in ends]
         steps.append(LadderStep(rung, score_text(rung), difference, costs(rung)[:2], *places))
     zero = next((rung.score for rung in rungs if rung.name == result.rungs[0].name), None)
