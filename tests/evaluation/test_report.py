@@ -208,6 +208,11 @@ def test_on_a_phone_the_ladder_fits_and_the_winner_is_in_sight(result, predictio
         for part in ("circle", ".score", ".why"):
             box = page.locator(f".ladder .best {part}").bounding_box()
             assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+        assert page.locator("[data-kinds]:visible").count() == 100  # of the recommended rung, all fixed
+        page.get_by_label("Rows:").select_option("wrong")
+        assert page.locator("[data-kinds]:visible").count() == 0
+        page.get_by_label("Rung:").select_option("zero-shot")
+        assert page.locator("[data-kinds]:visible").count() == 100
         assert problems == []  # also none about the content policy
         browser.close()
 

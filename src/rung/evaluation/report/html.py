@@ -19,7 +19,7 @@ from rung.evaluation.report import plots, words
 from rung.evaluation.result import ClimbResult, Prediction
 from rung.models.cache import write_atomically
 
-ROWS_SHOWN = 100  # fixed and broken rows of one rung
+ROWS_SHOWN = 100  # of one rung
 TEXT_SHOWN = 20_000  # characters of one prompt
 INSTRUCTION_SHOWN = 70  # characters of an instruction before it is unfolded
 VERBALIZERS = {"own": "as before", "words": "in words", "plain": "as in the data", "sentence": "as sentences"}
@@ -60,9 +60,10 @@ max-height:24rem;overflow:auto}
 """
 
 SCRIPT = """
-const pick=document.getElementById('pick');
-if(pick){const show=()=>document.querySelectorAll('[data-rung]').forEach(
-e=>{e.hidden=e.dataset.rung!==pick.value});pick.addEventListener('change',show);show()}
+const pick=document.getElementById('pick'),kind=document.getElementById('kind');
+if(pick){const show=()=>{document.querySelectorAll('[data-rung]').forEach(e=>{e.hidden=e.dataset.rung!==pick.value});
+document.querySelectorAll('[data-kinds]').forEach(e=>{e.hidden=!e.dataset.kinds.split(' ').includes(kind.value)})};
+pick.addEventListener('change',show);kind.addEventListener('change',show);show()}
 """
 
 
@@ -77,7 +78,8 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
     """The whole page; a section without content is left out."""
     allowed = f"style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'"
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
-    best = [row for row in predictions.get(result.recommended, ()) if row.split == "test"]
+    split = next((rung.split for rung in result.rungs if rung.name == result.recommended), "test")
+    best = [row for row in predictions.get(result.recommended, ()) if row.split == split]
     confusion = plots.confusion_svg(result, best) if result.metric == "accuracy" and best else None
     confidence = _figure(plots.reliability_svg(result)) + _figure(plots.coverage_svg(result))
     sections = [
@@ -85,7 +87,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
         ("The ladder", _ladder(result)),
         ("Quality against price", _figure(plots.price_svg(result), wide=False)),
         ("All figures", _figures_table(result)),
-        ("Rows fixed and broken", _changes(result, predictions)),
+        ("Rows", _rows(result, predictions)),
         ("Most confused labels", _figure(confusion)),
         ("What the rules expected", guide_section(result)),
         ("Prompts searched", searches_section(result)),
@@ -226,41 +228,54 @@ def _figures_table(result: ClimbResult) -> str:
     return _table(heads, rows, best=best, why=(len(heads) - 1,)) + _paragraphs(words.quality_notes(result))
 
 
-def _changes(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
-    """For every rung, the rows that it answers better or worse than the incumbent."""
+KINDS = {"changed": "fixed or broken", "wrong": "wrong", "all": "all"}
+
+
+def _rows(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
+    """The rows of every rung with expected and given answers: those that the incumbent answers otherwise, or all."""
     incumbent = result.rungs[0].name
     before = {(row.split, row.id): row for row in predictions.get(incumbent, ())}
-    splits = {rung.name: rung.split for rung in words.measured(result) if rung.name != incumbent}
-    names = list(splits)
-    if not names:
-        return ""
+    splits = {rung.name: rung.split for rung in words.measured(result)}
     options = "".join(
         f'<option value="{safe(name)}"{" selected" if name == result.recommended else ""}>{safe(name)}</option>'
-        for name in names
+        for name in splits
     )
-    parts = [f'<p><label>Rung: <select id="pick">{options}</select></label></p>']
-    for name in names:
-        keyed = [((row.split, row.id), row) for row in predictions.get(name, ()) if row.split == splits[name]]
-        rows = [(before[key], row) for key, row in keyed if key in before]
-        changed = [(old, new) for old, new in rows if old.score != new.score]
-        changed.sort(key=lambda pair: pair[1].score - pair[0].score)
-        fixed = sum(new.score > old.score for old, new in changed)
-        note = f"{fixed} fixed, {len(changed) - fixed} broken of {len(rows)} {splits[name]} rows answered by both"
-        if len(changed) > ROWS_SHOWN:
-            note += f"; {ROWS_SHOWN} are shown, broken ones first"
-        shown = "".join(_changed_row(old, new) for old, new in changed[:ROWS_SHOWN])
+    kinds = "".join(f'<option value="{name}">{text}</option>' for name, text in KINDS.items())
+    parts = [
+        f'<p><label>Rung: <select id="pick">{options}</select></label> '
+        f'<label>Rows: <select id="kind">{kinds}</select></label></p>'
+    ]
+    for name, split in splits.items():
+        rows = [
+            (before.get((row.split, row.id)) if name != incumbent else None, row)
+            for row in predictions.get(name, ())
+            if row.split == split
+        ]
+        gain = {row.id: row.score - (row.score if old is None else old.score) for old, row in rows}
+        rows.sort(key=lambda pair: (gain[pair[1].id] >= 0, gain[pair[1].id] == 0, pair[1].score))
+        fixed, broken = sum(each > 0 for each in gain.values()), sum(each < 0 for each in gain.values())
+        wrong = sum(row.score < 1 for _, row in rows)
+        both = f"{sum(old is not None for old, _ in rows)} {split} rows answered by both"
+        note = f"{fixed} fixed, {broken} broken of {both}; {wrong} of {len(rows)} rows below the full score"
+        if len(rows) > ROWS_SHOWN:
+            note += f"; {ROWS_SHOWN} are shown, broken ones first, then fixed, then wrong ones"
+        prompts = name == result.recommended  # those of all rungs would make the page too large
+        shown = "".join(_row(old, new, gain[new.id], prompts) for old, new in rows[:ROWS_SHOWN])
         parts.append(f'<div data-rung="{safe(name)}"><p class="soft">{note}</p>{shown}</div>')
     return "".join(parts)
 
 
-def _changed_row(old: Prediction, new: Prediction) -> str:
+def _row(old: Prediction | None, new: Prediction, gain: float, prompt: bool) -> str:
     text = " | ".join(str(value) for value in new.inputs.values())
     cause = (new.retrieval or {}).get("failure")
     why = {"retrieval": " Retrieval failed.", "reading": " Found, but not used."}.get(cause or "", "")
+    sure = "" if new.confidence is None else f" Confidence {100 * new.confidence:.0f} %."
     pair = f"{new.source} ({new.split}). Expected: {' | '.join(new.expected)}. "
-    pair += f"Before: {old.prediction}. Now: {new.prediction}.{why}"
-    verdict = "fixed" if new.score > old.score else "broken"
-    return _folded(f"{verdict}: {text[:300]}", f'<p class="pair">{safe(pair)}</p>{_pre(new.prompt)}')
+    pair += f"{'' if old is None else f'Before: {old.prediction}. '}Now: {new.prediction}.{sure}{why}"
+    verdict = "fixed" if gain > 0 else "broken" if gain < 0 else "wrong" if new.score < 1 else "right"
+    kinds = ["all"] + ["changed"] * (gain != 0) + ["wrong"] * (new.score < 1)
+    line = _folded(f"{verdict}: {text[:300]}", f'<p class="pair">{safe(pair)}</p>{_pre(new.prompt) if prompt else ""}')
+    return f'<div data-kinds="{" ".join(kinds)}">{line}</div>'
 
 
 def _last_settings(result: ClimbResult) -> dict[str, Mapping[str, Any]]:
