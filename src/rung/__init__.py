@@ -20,12 +20,13 @@ from rung._version import __version__
 if TYPE_CHECKING:
     from rung import rungs
     from rung.artifact.artifact import Artifact
+    from rung.artifact.predict_file import predict
     from rung.climbing import climb
     from rung.errors import RungError
     from rung.evaluation.scoring import compare
     from rung.task import Task
 
-__all__ = ["Artifact", "RungError", "Task", "__version__", "climb", "compare", "rungs"]
+__all__ = ["Artifact", "RungError", "Task", "__version__", "climb", "compare", "predict", "rungs"]
 
 _HOMES = {
     "Artifact": "rung.artifact.artifact",
@@ -33,6 +34,7 @@ _HOMES = {
     "Task": "rung.task",
     "climb": "rung.climbing",
     "compare": "rung.evaluation.scoring",
+    "predict": "rung.artifact.predict_file",
     "rungs": "rung.rungs",
 }
 

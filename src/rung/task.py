@@ -17,7 +17,7 @@ from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from rung.data.loading import load_data
 from rung.data.rows import Data
-from rung.data.spec import TaskSpec
+from rung.data.spec import DataSource, TaskSpec
 from rung.errors import ConfigError, Location, suggest
 from rung.yamlfile import YamlFile, read_yaml
 
@@ -101,9 +101,23 @@ class Task(TaskSpec):
         """Copy the task with this model as its only one."""
         return self.model_copy(update={"model": model, "other_models": []})
 
-    def read(self) -> Data:
-        """Read and split the rows; see `rung.data.loading`."""
-        return load_data(self)
+    def read(self, rows: Any = None) -> Data:
+        """Read and split the rows; see `rung.data.loading`.
+
+        Args:
+            rows: rows to read instead of those that the task names: what `data` may be, also in memory.
+
+        Raises:
+            DataError: rows are wrong; the message names file and line, or the row.
+        """
+        if rows is None:
+            return load_data(self)
+        try:
+            given = DataSource.model_validate(rows)
+        except ValidationError as error:
+            raise _config_error(error, YamlFile("rows", {}, {}, ()), DataSource) from error
+        sources = {name: getattr(given, name) for name in ("train", "validation", "test")}
+        return load_data(self.model_copy(update={"data": self.data.model_copy(update=sources)}))
 
 
 def _override(parsed: YamlFile, key: str, text: str) -> None:

@@ -1,18 +1,28 @@
 """Files of rows: answered in pieces, in flat memory, resumed after a kill without a line lost or doubled."""
 
 import csv
+import datetime
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, replace
+from decimal import Decimal
 from pathlib import Path
 
+import pandas as pd
+import polars as pl
+import pyarrow
+import pyarrow.parquet
 import pytest
+from datasets import Dataset
 from typer.testing import CliRunner
 
+import rung
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
 from rung.artifact.labels import LabelScoring
@@ -20,7 +30,7 @@ from rung.artifact.parts import Signature
 from rung.artifact.predict_file import BATCH, Predicted, origin_file, predict_file
 from rung.cli.main import app
 from rung.data.sources import read_rows
-from rung.errors import ConfigError, DataError
+from rung.errors import ArtifactError, ConfigError, DataError
 from rung.progress import Quiet
 from rung.prompts.prompt import Prompt
 
@@ -174,8 +184,8 @@ def test_one_process_writes_at_a_time(artifact, folder, begun):
 
 def test_rows_of_a_batch_that_was_cut_off_are_answered_together_again(artifact, folder, tmp_path, monkeypatch):
     rows = write_rows(tmp_path / "rows.csv", BATCH + 10)
-    asked, real = [], Artifact.predict
-    monkeypatch.setattr(Artifact, "predict", lambda self, batch: (asked.append(len(batch)), real(self, batch))[1])
+    asked, real = [], Artifact.answer
+    monkeypatch.setattr(Artifact, "answer", lambda self, batch: (asked.append(len(batch)), real(self, batch))[1])
     whole = tmp_path / "whole.jsonl"
     assert answer(artifact, rows, whole, folder).answered == BATCH + 10
     for there, batches in ((3, [BATCH, 10]), (BATCH, [10]), (BATCH + 4, [10]), (BATCH + 10, [])):
@@ -214,3 +224,176 @@ def test_a_table_appears_when_it_is_whole_and_leaves_nothing_beside_it(artifact,
     assert sorted(file.name for file in tmp_path.iterdir()) == ["answers.csv", "rows.csv"]
     again = CliRunner().invoke(app, command)
     assert again.exception.code == "file-exists"
+
+
+# ---- the user's table
+
+
+def command(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def table_rows(file):
+    if file.suffix == ".csv":
+        with file.open(newline="", encoding="utf-8") as text:
+            return list(csv.DictReader(text))
+    return [record.values for record in read_rows(file)]
+
+
+@pytest.fixture
+def tickets(tmp_path):
+    """A table as people have it: semicolons, Windows' encoding, a label, and a column that is called `confidence`."""
+    rows = [["id", "text", "label", "confidence"], ["T1", "abab", "x", "hoch"], ["T2", "ba c", "", "für 5 €"]]
+    with (tmp_path / "tickets.csv").open("w", encoding="cp1252", newline="") as file:
+        csv.writer(file, delimiter=";").writerows(rows)
+    return tmp_path / "tickets.csv"
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".xlsx", ".jsonl"])
+def test_the_user_s_table_comes_back_with_its_answers(artifact, folder, tickets, tmp_path, ending):
+    out = tmp_path / f"out{ending}"
+    said = command("predict", folder, tickets, "--out", out, "--top-k", 2)
+    assert "tickets.csv is read as: cp1252, semicolons" in said.stderr
+    rows = table_rows(out)
+    expected = artifact.predict([{"text": "abab"}, {"text": "ba c"}])
+    assert [row["row"] for row in rows] == ["tickets.csv:2", "tickets.csv:3"]
+    assert [[row[name] or "" for name in ("id", "text", "label", "confidence")] for row in rows] == [
+        ["T1", "abab", "x", "hoch"], ["T2", "ba c", "", "für 5 €"],
+    ]  # fmt: skip
+    assert [row["output"] for row in rows] == [answer.text for answer in expected]
+    assert [float(row["predicted_confidence"]) for row in rows] == pytest.approx([a.confidence for a in expected])
+    for row, answer in zip(rows, expected, strict=True):
+        ranked = sorted(zip("xyz", answer.probabilities, strict=True), key=lambda pair: -pair[1])[:2]
+        if ending == ".jsonl":
+            assert [(each["label"], each["probability"]) for each in row["top"]] == ranked
+        else:
+            assert (row["top_1"], row["top_2"]) == (ranked[0][0], ranked[1][0])
+            assert float(row["top_2_probability"]) == pytest.approx(ranked[1][1])
+
+
+def test_columns_to_keep(folder, tickets, artifact):
+    plain = command("predict", folder, tickets, "--keep", "none", "--quiet").stdout.splitlines()
+    assert [list(json.loads(line)) for line in plain] == [["row", "output", "confidence"]] * 2
+    one = json.loads(command("predict", folder, tickets, "--keep", "label, id", "--quiet").stdout.splitlines()[0])
+    assert list(one) == ["row", "label", "id", "output", "confidence"]
+    with pytest.raises(DataError, match="has no column 'idd'") as caught:
+        command("predict", folder, tickets, "--keep", "idd", "--quiet")
+    assert caught.value.hint == "did you mean 'id'?"
+    whole = json.loads(command("predict", folder, tickets, "--json", "--quiet").stdout)
+    assert [row["id"] for row in whole] == ["T1", "T2"]
+    assert [{**row, "row": ""} for row in rung.predict(artifact, [r.values for r in read_rows(tickets)])] == [
+        {**row, "row": ""} for row in whole
+    ]
+
+
+def test_a_summary_as_json_and_a_resumed_run_with_other_columns(folder, tickets, tmp_path):
+    out = tmp_path / "out.jsonl"
+    done = json.loads(command("predict", folder, tickets, "--out", out, "--json", "--quiet").stdout)
+    assert (done["rows"], done["answered"], done["format"], done["answer_column"]) == (
+        2,
+        2,
+        "cp1252, semicolons",
+        "output",
+    )
+    with pytest.raises(ConfigError, match="other contents of --keep or --top-k"):
+        command("predict", folder, tickets, "--out", out, "--resume", "--keep", "id")
+    assert command("predict", folder, tickets, "--out", out, "--resume", "--quiet").exit_code == 0
+
+
+def test_a_file_in_an_encoding_that_is_named(folder, tmp_path):
+    (tmp_path / "a.csv").write_bytes("text^note\nab^привет\n".encode("cp1251"))
+    with pytest.raises(DataError, match="not utf-8"):
+        command("predict", folder, tmp_path / "a.csv", "--quiet")
+    row = json.loads(
+        command("predict", folder, tmp_path / "a.csv", "--encoding", "cp1251", "--separator", "^", "--quiet").stdout
+    )
+    assert row["note"] == "привет"
+
+
+def test_parquet_keeps_its_types(folder, tmp_path):
+    table = pyarrow.table(
+        {
+            "text": ["ab"] * 2500, "day": [datetime.date(2024, 1, 31)] * 2500, "sum": [Decimal("1.50")] * 2500,
+            "kind": pyarrow.array(["k"] * 2500).dictionary_encode(), "list": [[{"n": 1}]] * 2500, "raw": [b"x"] * 2500,
+        }
+    )  # fmt: skip
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet", row_group_size=700)
+    out = tmp_path / "out.parquet"
+    command("predict", folder, tmp_path / "in.parquet", "--keep", "day,sum,kind,list", "--out", out, "--quiet")
+    back = pyarrow.parquet.read_table(out)
+    for name in ("day", "sum", "kind", "list"):
+        assert back.schema.field(name).type == table.schema.field(name).type
+        assert back.column(name).to_pylist() == table.column(name).to_pylist()
+    with pytest.raises(DataError, match=r"in\.parquet:1: the column 'raw' holds bytes"):
+        command("predict", folder, tmp_path / "in.parquet", "--quiet")
+    lines = command("predict", folder, tmp_path / "in.parquet", "--keep", "day,sum,list", "--quiet").stdout.splitlines()
+    assert {name: json.loads(lines[0])[name] for name in ("day", "sum", "list")} == {
+        "day": "2024-01-31", "sum": "1.50", "list": [{"n": 1}],
+    }  # fmt: skip
+
+
+def test_labels_without_probabilities_have_no_top_k(artifact, tickets):
+    class Silent(Artifact):
+        def answer(self, examples, **how):
+            return [replace(answer, probabilities=None) for answer in super().answer(examples, **how)]
+
+    silent = Silent(**{f.name: getattr(artifact, f.name) for f in fields(artifact)})
+    with pytest.raises(ConfigError, match="gives no probabilities"):
+        rung.predict(silent, [{"text": "a"}], top_k=2)
+
+
+# ---- rows in memory, and a run folder in place of an artifact
+
+
+def test_rows_of_every_kind_are_answered_alike(artifact, tmp_path):
+    rows = [{"text": "abab", "n": 1}, {"text": "ba c", "n": 2}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [row["text"] for row in rows]
+    expected = artifact.predict(rows)
+    kinds = [pd.DataFrame(rows), pl.DataFrame(rows), pyarrow.Table.from_pylist(rows), Dataset.from_list(rows), texts]
+    for kind in [*kinds, tuple(texts), pd.Series(texts), pl.Series(texts), iter(rows), tmp_path / "rows.jsonl"]:
+        assert [a.text for a in artifact.predict(kind)] == [a.text for a in expected]
+        assert [a.probabilities for a in artifact.predict(texts)] == [a.probabilities for a in expected]
+    assert artifact.predict("abab")[0].messages == expected[0].messages
+    assert artifact.predict(pd.DataFrame(rows)[:0]) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"text": "a"}, "one mapping"), ([{"text": "a"}, 5], "row 2 is no mapping"), (5, "an object of type int"),
+        ([{"text": "a"}, {"txt": "b"}], "row 2 has no column 'text'"),
+        ([{"text": b"x"}], "row 1: the column 'text' holds"),
+    ],
+)  # fmt: skip
+def test_what_is_no_row_is_named(artifact, rows, said):
+    with pytest.raises(DataError, match=said):
+        artifact.predict(rows)
+
+
+def test_a_text_for_several_columns_is_refused(artifact):
+    two = replace(artifact, signature=replace(artifact.signature, inputs=("title", "text")))
+    with pytest.raises(DataError, match="row 1 is a text, but the task reads title, text"):
+        two.predict(["a"])
+
+
+def test_a_run_folder_stands_for_its_recommended_artifact(folder, artifact, tmp_path):
+    run = tmp_path / "runs" / "letters"
+    shutil.copytree(folder, run / "rungs" / "few-shot" / "artifact")
+    (run / "climb.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="recommends nothing yet"):
+        Artifact.load(run)
+    (run / "report.json").write_text('{"recommended": "few-shot"}')
+    assert Artifact.load(run).signature == artifact.signature
+    assert command("run", run, "ab").stdout == command("run", folder, "ab").stdout
+    assert json.loads(command("show", run, "--json").stdout) == json.loads(command("show", folder, "--json").stdout)
+
+
+def test_stdin_is_read_for_a_dash(folder):
+    piped = CliRunner().invoke(app, ["run", str(folder), "-"], input="ab\n")
+    assert piped.stdout == command("run", folder, "ab").stdout
+    empty = CliRunner().invoke(app, ["run", str(folder), "-"], input="")
+    assert "stdin is empty" in str(empty.exception)

@@ -83,7 +83,7 @@ def test_exported_and_imported(run, stored, tmp_path, small_task_file):
     assert json.loads(run("failures", "export", "--to", "preference"))["rejected"][0]["content"] == "age_limit"
     new = ("--store", tmp_path / "new.db")
     done = run("failures", "import", "out.csv", small_task_file, "--reviewer", "Bob", "--json", *new)
-    assert done == {"cases": 1, "corrections": 1}
+    assert done == {"cases": 1, "corrections": 1, "blank": 0, "ignored": [], "format": ""}
     assert run("failures", "list", "--wrong", "--json", *new)["cases"][0]["reviewer"] == "Bob"
     for arguments, code in (
         (("export", "--to", "xml"), "unknown-name"),

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from rung.data.sources import FileFormat
 from rung.errors import DataError
-from rung.feedback.exchange import guarded, read, unguarded, write
+from rung.feedback.exchange import Imported, guarded, read, unguarded, write
 from rung.feedback.records import CaseFilter
 from rung.feedback.store import FeedbackStore
 from rung.task import Task
@@ -83,10 +84,10 @@ def test_the_four_columns_and_back(store, make, task, tmp_path):
     assert table[0] == ["prompt template", "input", "actual response", "expected response"]
     assert table[-1] == ["Braces {{}}\n\n{text}", "'=1+1", "'=1+1", "'==1+1"]
     with FeedbackStore(tmp_path / "other.db") as other:
-        assert read(file, task, other, "Bob") == (len(CELLS), sum(bool(c.strip()) for c in CELLS))
+        assert read(file, task, other, "Bob") == Imported(len(CELLS), sum(bool(c.strip()) for c in CELLS))
         back = {(c.interaction.inputs["text"], c.interaction.actual, c.expected) for c in other.cases()}
         assert back == {(c or "empty", c, f"={c}" if c.strip() else None) for c in CELLS}
-        assert read(file, task, other, "Bob") == (len(CELLS), 0)  # a second time, nothing is new
+        assert read(file, task, other, "Bob") == Imported(len(CELLS), 0)  # a second time, nothing is new
         assert {c.reviewer for c in other.cases(CaseFilter(reviewed=True))} == {"Bob"}
         assert lines(other, "chat")[0]["messages"][0]["content"].startswith("Braces {}\n\n")
 
@@ -116,7 +117,7 @@ def test_several_inputs_are_json_in_their_cell(store, make, tmp_path):
             assert raised.value.code == code
             assert "out.csv:2" in str(raised.value)
         file.write_text("a,b\n1,2\n")
-        with pytest.raises(DataError, match="has no column 'inputs'"):
+        with pytest.raises(DataError, match="has no column 'input'"):
             read(file, task, other, "Bob")
 
 
@@ -128,7 +129,54 @@ def test_jsonl_is_read_back_whole(store, make, task, tmp_path):
     with file.open("w") as out:
         write(store.cases(), "jsonl", out)
     with FeedbackStore(tmp_path / "other.db") as other:
-        assert read(file, task, other, "Bob") == (2, 1)
+        assert read(file, task, other, "Bob") == Imported(2, 1)
         assert other.case("r1").interaction == rows[0]
         assert other.case("r1").expected == "card_arrival"
         assert other.case("r2").interaction.input_id == rows[1].input_id
+
+
+HEADERS = [
+    "prompt template,input,actual response,expected response",
+    "Prompt Template,Input,Actual Response,Expected Response",
+    "prompt_template,INPUT,actual-response,expected_response",
+    "prompt,input,actual,expected",
+    "prompt template ,input, actual response,expected response",
+]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("written", [(",", "utf-8"), (";", "cp1252"), ("\t", "utf-16"), (",", "utf-8-sig")])
+def test_the_four_columns_as_people_write_them(store, task, tmp_path, header, written):
+    separator, encoding = written
+    file = tmp_path / "cases.csv"
+    rows = [header.split(","), ["Text: {text}", "Où est-elle ?", "atm_support", "card_arrival"], [""] * 4]
+    with file.open("w", encoding=encoding, newline="") as out:
+        csv.writer(out, delimiter=separator).writerows(rows)
+    done = read(file, task, store, "Bob")
+    assert (done.cases, done.corrections, done.blank, done.ignored) == (1, 1, 1, ())
+    assert done.format.startswith({"cp1252": "cp1252", "utf-16": "utf-16"}.get(encoding, ""))
+    case = store.cases()[0]
+    assert (case.interaction.inputs["text"], case.interaction.template) == ("Où est-elle ?", "Text: {text}")
+    assert (case.interaction.actual, case.expected) == ("atm_support", "card_arrival")
+
+
+def test_other_columns_are_named_and_a_missing_template_is_none(store, task, tmp_path):
+    file = tmp_path / "cases.csv"
+    file.write_text("#,input,actual response,expected response,notes,\n1,How old?,age_limit,,n,\n")
+    assert str(read(file, task, store, "Bob")) == (
+        "1 cases read, 0 corrections made; columns not read: #, notes, column 6"
+    )
+    assert store.cases()[0].interaction.template == ""
+    file.write_text("Question,Response\nHow old?,age_limit\n")
+    with pytest.raises(DataError, match="has no column 'input'") as raised:
+        read(file, task, store, "Bob")
+    assert "it has 'Question', 'Response'; a table needs 'prompt template', 'input'" in raised.value.hint
+
+
+def test_a_named_encoding_is_heeded(store, task, tmp_path):
+    file = tmp_path / "cases.csv"
+    file.write_bytes("input,actual,expected\nпривет,age_limit,\n".encode("cp1251"))
+    with pytest.raises(DataError, match="not utf-8"):
+        read(file, task, store, "Bob")
+    assert read(file, task, store, "Bob", FileFormat("cp1251")).cases == 1
+    assert store.cases()[0].interaction.inputs["text"] == "привет"

@@ -19,7 +19,15 @@ from rung.agents.toolbox import find_tools
 from rung.artifact import heads, records, sentences, yardsticks  # noqa: F401  # registers every decoder
 from rung.artifact.agent import Agent, protocol_for
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Composition, Decoder, decoder_of_kind
-from rung.artifact.files import FORMAT, check_manifest, check_new, fingerprint, read_arrays, write_manifest
+from rung.artifact.files import (
+    FORMAT,
+    artifact_folder,
+    check_manifest,
+    check_new,
+    fingerprint,
+    read_arrays,
+    write_manifest,
+)
 from rung.artifact.labels import LabelScoring
 from rung.artifact.lookup import Nearest
 from rung.artifact.parts import BASE, Signature, Weights
@@ -27,6 +35,7 @@ from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
 from rung.data.examples import read_row
 from rung.data.rows import LABELLED, Example
+from rung.data.sources import given_records
 from rung.data.spec import POLICIES, McpServer, Output, Overflow
 from rung.data.texts import number_pattern, spread
 from rung.engines.api_server import scores_labels
@@ -132,7 +141,7 @@ class Artifact:
             prompt = replace(prompt, protocol=json_head(decoder.tools) if decoder.protocol == "json" else "")
         signature = Signature(
             task.name, tuple(task.inputs), output.kind, task.metric_name, known, _metric_settings(task),
-            output.refusal or "",
+            output.refusal or "", output.column,
         )  # fmt: skip
         return cls(
             signature=signature, model=task.model, prompt=prompt, decoder=decoder, overflow=task.overflow,
@@ -172,20 +181,23 @@ class Artifact:
         variants = (replace(self, demonstrations=shown) for shown in self.demonstrations.members())
         return tuple(variant.with_engine(self.open()) for variant in variants)
 
-    def predict(
-        self, rows: Sequence[Mapping[str, Any]], *, full: bool = True, progress: Progress = QUIET
-    ) -> list[Answer]:
+    def predict(self, rows: Any, *, full: bool = True, progress: Progress = QUIET) -> list[Answer]:
         """Answer every row.
 
         Args:
-            rows: one mapping per row with the task's input columns; other columns are not read.
+            rows: mappings with the task's input columns (other columns are not read), a frame of pandas or polars, an
+                Arrow table, a `datasets.Dataset`, or the `pathlib.Path` of a file; for a task with one input also a
+                text, or a list of texts. A conversation that ends with its answer is answered without it.
             full: compute the probability of every label; without it, only the answer is computed, which is faster.
             progress: reports every batch.
 
         Raises:
-            DataError: a row lacks an input column.
+            DataError: a row lacks an input column, or is no row; the message names it.
         """
-        return self.answer([self._example(row, i) for i, row in enumerate(rows)], full=full, progress=progress)
+        shape = self.signature
+        given = given_records(rows, shape.inputs, shape.kind)
+        examples = [read_row(record.values, shape.inputs, shape.kind, record.source) for record in given]
+        return self.answer(examples, full=full, progress=progress)
 
     def answer(
         self, examples: Sequence[Example], *, full: bool = True, passages: Given = None, progress: Progress = QUIET
@@ -239,11 +251,14 @@ class Artifact:
     def load(cls, folder: str | Path) -> Self:
         """Read an artifact back, checking every file, the base model and the prompt's fingerprint.
 
+        Args:
+            folder: the artifact's folder, or the run folder of a climb, whose recommended artifact is read.
+
         Raises:
             ArtifactError: the folder is not an artifact, a file is missing, changed or not listed, the prompt does not
                 match its fingerprint, or the base model has changed.
         """
-        folder = Path(folder).resolve()
+        folder = artifact_folder(Path(folder)).resolve()
         check_manifest(folder)
         values = json.loads((folder / "artifact.json").read_text())
         arrays = read_arrays(folder / "arrays.safetensors")

@@ -33,6 +33,21 @@ def fingerprint(folder: Path) -> str:
     return file_sha256(folder / MANIFEST)
 
 
+def artifact_folder(folder: Path) -> Path:
+    """Find the artifact in a folder: the folder itself, or the recommended artifact of the run folder of a climb.
+
+    Raises:
+        ArtifactError: `wrong-folder`: it is a run folder of a climb that has not finished.
+    """
+    report = folder / "report.json"
+    if (folder / MANIFEST).is_file() or not (report.is_file() or (folder / "climb.json").is_file()):
+        return folder
+    if not report.is_file():
+        hint = "finish it with `rung climb TASK --resume`, or name an artifact below its folder `rungs`"
+        raise ArtifactError("wrong-folder", f"the climb in {folder} recommends nothing yet", hint=hint)
+    return folder / "rungs" / str(json.loads(report.read_text("utf-8"))["recommended"]) / "artifact"
+
+
 def check_new(folder: Path) -> None:
     """Remove an empty folder; raise ArtifactError `file-exists` if it holds something."""
     if folder.exists() and any(folder.iterdir()):
@@ -59,7 +74,7 @@ def check_manifest(folder: Path) -> None:
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
-        hint = "give the folder that `rung climb` or `Artifact.save` wrote"
+        hint = "give the run folder of a finished climb, or the folder that `Artifact.save` wrote"
         raise ArtifactError("wrong-folder", f"{folder} is not an artifact: it has no {MANIFEST}", hint=hint)
     listed: Mapping[str, str] = json.loads(manifest.read_text())["sha256"]
     present = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()} - {MANIFEST}

@@ -20,6 +20,7 @@ class Signature:
     labels: tuple[str, ...] = ()
     metric_settings: Mapping[str, Any] = field(default_factory=dict)
     refusal: str = ""
+    output: str | None = None  # the column of the expected answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Answer a whole file in bounded memory, and resume an earlier run.
+"""Answer a whole file in bounded memory, and resume an earlier run; answer rows in memory as a table.
 
 Rows are read, answered and written in small batches, each synced to disk, so a kill costs at most one batch. Before the
 first line, `OUT.origin.json` is written beside the answers, with the hashes of the rows' file and of the artifact. A
@@ -11,9 +11,10 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -21,10 +22,11 @@ from typing import IO, Any
 from rung.agents.tools import trace
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
-from rung.data.examples import read_inputs
+from rung.data.cells import json_text
+from rung.data.examples import column, read_inputs, read_row
 from rung.data.rows import Record
-from rung.data.sources import read_rows
-from rung.errors import ConfigError, DataError
+from rung.data.sources import FileFormat, detected, given_records, read_rows
+from rung.errors import ConfigError, DataError, suggest
 from rung.models.cache import file_sha256, write_atomically
 from rung.progress import QUIET, Progress
 
@@ -41,6 +43,8 @@ class Predicted:
         overflow_rows: answered rows whose prompts fit only after something was left out.
         dropped_demonstrations, dropped_passages: how many were left out in total.
         shortened_passages: how many passages were cut in total.
+        format: what is unusual about the format of the rows' file.
+        columns: the columns of the answered rows.
     """
 
     rows: int
@@ -49,6 +53,8 @@ class Predicted:
     dropped_demonstrations: int = 0
     dropped_passages: int = 0
     shortened_passages: int = 0
+    format: str = field(default="", compare=False)
+    columns: AnswerColumns = field(default_factory=lambda: AnswerColumns(), compare=False)
 
     def __str__(self) -> str:
         text = f"{self.answered} of {self.rows} rows answered"
@@ -62,58 +68,198 @@ class Predicted:
         return text
 
 
+# ---- the columns of an answered row
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerColumns:
+    """Which columns an answered row has: those kept of the user's row, then the answer's.
+
+    Attributes:
+        kept: the user's columns, in their order; dots reach into nested JSON.
+        top_k: how many of the most probable labels are listed.
+    """
+
+    kept: tuple[str, ...] = ()
+    top_k: int = 0
+
+    def name(self, answered: str) -> str:
+        """The name of an answer's column: its own, or `predicted_...` where the user's table has that name already."""
+        while answered in self.kept:
+            answered = f"predicted_{answered}"
+        return answered
+
+    def kept_values(self, record: Record) -> dict[str, Any]:
+        """The user's columns of a row as JSON values; None where a JSON row lacks one."""
+        values = {}
+        for name in self.kept:
+            values[name] = column(record, name) if name in record.values or "." in name else None
+        return values
+
+    def values(self, artifact: Artifact, record: Record, answer: Answer) -> dict[str, Any]:
+        """An answered row as JSON values, the user's columns first."""
+        answered = answer_values(artifact, answer)
+        if self.top_k:
+            answered["top"] = _top(artifact, answer, self.top_k)
+        return {
+            self.name("row"): record.source, **self.kept_values(record),
+            **{self.name(name): value for name, value in answered.items()},
+        }  # fmt: skip
+
+
+def _top(artifact: Artifact, answer: Answer, k: int) -> list[dict[str, Any]]:
+    """The most probable labels of an answer, or of one that has no probabilities an error."""
+    if answer.probabilities is None:
+        problem = f"--top-k has no effect: {artifact.name} gives no probabilities of labels"
+        raise ConfigError("bad-option", problem, hint="leave --top-k out")
+    ranked = sorted(zip(artifact.signature.labels, answer.probabilities, strict=True), key=lambda pair: -pair[1])
+    return [{"label": label, "probability": probability} for label, probability in ranked[:k]]
+
+
+def kept_columns(keep: str, known: Iterable[str], data: str) -> tuple[str, ...]:
+    """Choose the user's columns that are kept: `all`, `none`, or names with commas between them.
+
+    Raises:
+        DataError: `missing-column`: no row has a column of this name.
+    """
+    names = tuple(known)
+    if keep in ("all", "none"):
+        return names if keep == "all" else ()
+    wanted = tuple(dict.fromkeys(name.strip() for name in keep.split(",") if name.strip()))
+    for name in wanted:
+        if name not in names and name.split(".")[0] not in names:
+            raise DataError("missing-column", f"--keep: {data} has no column {name!r}", hint=suggest(name, names))
+    return wanted
+
+
+def predict(artifact: Artifact, rows: Any, *, keep: str = "all", top_k: int = 0) -> list[dict[str, Any]]:
+    """Answer rows, and give them back with their answers: what `rung predict` writes.
+
+    Args:
+        artifact: the artifact that answers.
+        rows: what `Artifact.predict` takes.
+        keep: the columns of the rows to keep: `all`, `none`, or names with commas between them.
+        top_k: how many of the most probable labels to list under `top`.
+
+    Returns:
+        One dict per row, in order: `row` (which one it is), the columns kept, `output`, `confidence`, and what the
+        artifact has beside them. Where a row has such a column itself, the answer's is called `predicted_output`.
+
+    Raises:
+        DataError: a row is wrong, or a column to keep holds bytes.
+        ConfigError: `top_k` is asked of an artifact without probabilities.
+
+    Example:
+        >>> pandas.DataFrame(rung.predict(artifact, frame))  # doctest: +SKIP
+    """
+    shape = artifact.signature
+    records = list(given_records(rows, shape.inputs, shape.kind))
+    columns = AnswerColumns(kept_columns(keep, _union(records), "the table"), top_k)
+    examples = [read_row(record.values, shape.inputs, shape.kind, record.source) for record in records]
+    answers = artifact.answer(examples)
+    return [columns.values(artifact, record, answer) for record, answer in zip(records, answers, strict=True)]
+
+
+def _union(records: Iterable[Record]) -> dict[str, None]:
+    return {name: None for record in records for name in record.values}
+
+
+# ---- files
+
+
 def predict_file(
     artifact: Artifact,
     data: Path,
     out: Path | None,
     *,
     fingerprint: str,
+    form: FileFormat | None = None,
+    keep: str = "all",
+    top_k: int = 0,
+    as_list: bool = False,
     resume: bool = False,
     progress: Progress = QUIET,
 ) -> Predicted:
-    """Answer the rows of `data` as JSON lines {"row", "output", "confidence"}, to `out` or stdout.
+    """Answer the rows of `data` as JSON lines, to `out` or stdout: the user's columns, and the answer's beside them.
 
-    Lines of an artifact that may abstain also have "abstained". The file is read once before the first answer, so that
-    a broken row is an error at once.
+    The file is read once before the first answer, so that a broken row is an error at once.
 
     Args:
         artifact: the artifact that answers.
-        data: CSV, TSV, JSON, JSONL or Parquet. All but JSON are streamed.
+        data: a file that `read_rows` reads. All but JSON and Excel are streamed.
         out: the file of the answers; None for stdout.
         fingerprint: identifies the artifact, for resuming.
+        form: how `data` is written; what is `auto` is recognized.
+        keep: the columns of the rows to keep: `all`, `none`, or names with commas between them.
+        top_k: how many of the most probable labels to list under `top`.
+        as_list: write one JSON list to stdout instead of lines.
         resume: keep the complete lines of `out`, cut off an incomplete last one, and continue after them.
         progress: reports every batch.
 
     Raises:
-        DataError: a row cannot be read or lacks an input column.
-        ConfigError: `out` exists and `resume` is not given, belongs to other rows or another artifact, or another
-            process writes it.
+        DataError: a row cannot be read or lacks an input column, or a column to keep is missing or holds bytes.
+        ConfigError: `out` exists and `resume` is not given, belongs to other rows, another artifact or other columns,
+            or another process writes it; or `top_k` is asked of an artifact without probabilities.
     """
+    form = detected(data, form or FileFormat())
+    names = _union(read_rows(data, form)) if keep != "none" else {}
+    columns = AnswerColumns(kept_columns(keep, names, str(data)), top_k)
     total = 0
-    for total, record in enumerate(read_rows(data), start=1):  # noqa: B007
+    for total, record in enumerate(read_rows(data, form), start=1):  # noqa: B007
         read_inputs(record.values, artifact.signature.inputs, artifact.signature.kind, record.source)
+        columns.kept_values(record)
+    rows = partial(read_rows, data, form)
     if out is None:
-        return _answer_rows(artifact, data, sys.stdout, 0, total, progress)
-    _check_origin(out, {"data_sha256": file_sha256(data), "artifact": fingerprint}, resume=resume)
+        lines: IO[str] = _JsonList(sys.stdout) if as_list else sys.stdout  # type: ignore[assignment]
+        done = _answer_rows(artifact, rows, columns, lines, 0, total, progress)
+        if isinstance(lines, _JsonList):
+            lines.close()
+        return replace(done, format=form.describe(), columns=columns)
+    origin = {
+        "data_sha256": file_sha256(data),
+        "artifact": fingerprint,
+        "columns": asdict(columns),
+        "form": asdict(form),
+    }
+    _check_origin(out, origin, resume=resume)
     with _locked(out) as target:
-        done = _whole_lines(target)
-        if done > total:
+        before = _whole_lines(target)
+        if before > total:
             raise ConfigError(
-                "resume-mismatch", f"{out} holds {done} lines, but {data} has {total} rows",
+                "resume-mismatch", f"{out} holds {before} lines, but {data} has {total} rows",
                 hint="something else was written to it: choose another --out",
             )  # fmt: skip
-        return _answer_rows(artifact, data, target, done, total, progress)
+        done = _answer_rows(artifact, rows, columns, target, before, total, progress)
+    return replace(done, format=form.describe(), columns=columns)
+
+
+class _JsonList:
+    """Turns JSON lines into one JSON list while they are written."""
+
+    def __init__(self, out: IO[str]) -> None:
+        self._out, self._between = out, "["
+
+    def write(self, line: str) -> None:
+        self._out.write(f"{self._between}\n{line.rstrip()}")
+        self._between = ","
+
+    def flush(self) -> None:
+        self._out.flush()
+
+    def close(self) -> None:
+        self._out.write("[]\n" if self._between == "[" else "\n]\n")
 
 
 def _answer_rows(
-    artifact: Artifact, data: Path, target: IO[str], done: int, total: int, progress: Progress
-) -> Predicted:
+    artifact: Artifact, read: Callable[[], Iterator[Record]], columns: AnswerColumns, target: IO[str], done: int,
+    total: int, progress: Progress,
+) -> Predicted:  # fmt: skip
     skip = done % BATCH  # an interrupted batch is answered again whole, since its rows affect each other's last digits
-    rows = islice(read_rows(data), done - skip, None)
+    rows = islice(read(), done - skip, None)
     overflow_rows = demonstrations = passages = shortened = answered = 0
     progress.start("answering", total - done)
     while done < total and (batch := list(islice(rows, BATCH))):
-        for answer in _write(artifact, batch, target, skip):
+        for answer in _write(artifact, batch, columns, target, skip):
             demonstrations += answer.dropped_demonstrations
             passages += answer.dropped_passages
             shortened += answer.shortened_passages
@@ -125,14 +271,17 @@ def _answer_rows(
     return Predicted(total, answered, overflow_rows, demonstrations, passages, shortened)
 
 
-def _write(artifact: Artifact, batch: Sequence[Record], target: IO[str], skip: int) -> list[Answer]:
+def _write(
+    artifact: Artifact, batch: Sequence[Record], columns: AnswerColumns, target: IO[str], skip: int
+) -> list[Answer]:
     """Answer a batch, and write its answers to disk except the first `skip`."""
-    answers = artifact.predict([record.values for record in batch])[skip:]
-    for row, answer in zip(batch[skip:], answers, strict=True):
-        values = {"row": row.source, **answer_values(artifact, answer)}
-        target.write(json.dumps(values, ensure_ascii=False) + "\n")
+    shape = artifact.signature
+    examples = [read_row(record.values, shape.inputs, shape.kind, record.source) for record in batch]
+    answers = artifact.answer(examples)[skip:]
+    for record, answer in zip(batch[skip:], answers, strict=True):
+        target.write(json_text(columns.values(artifact, record, answer)) + "\n")
     target.flush()
-    if target is not sys.stdout:
+    if hasattr(target, "fileno") and target is not sys.stdout:
         os.fsync(target.fileno())
     return answers
 
@@ -159,7 +308,7 @@ def origin_file(out: Path) -> Path:
     return out.with_name(out.name + ".origin.json")
 
 
-def _check_origin(out: Path, origin: dict[str, str], *, resume: bool) -> None:
+def _check_origin(out: Path, origin: dict[str, Any], *, resume: bool) -> None:
     """Compare with the run that wrote `out`, or record the origin of a new run."""
     file = origin_file(out)
     if not out.exists():
@@ -172,9 +321,12 @@ def _check_origin(out: Path, origin: dict[str, str], *, resume: bool) -> None:
             "resume-mismatch", f"{out} cannot be resumed: {file.name} is missing",
             hint="choose another --out, or remove it first",
         )  # fmt: skip
-    before = json.loads(file.read_text(encoding="utf-8"))
-    for key, what in (("data_sha256", "the rows"), ("artifact", "the artifact")):
-        if before.get(key) != origin[key]:
+    before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(origin))
+    for key, what in (
+        ("data_sha256", "the rows"), ("artifact", "the artifact"), ("columns", "--keep or --top-k"),
+        ("form", "--encoding or --separator"),
+    ):  # fmt: skip
+        if before.get(key) != now[key]:
             raise ConfigError(
                 "resume-mismatch", f"{out} was started with other contents of {what}",
                 hint="resume with the same files, or choose another --out",

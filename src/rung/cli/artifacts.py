@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -22,7 +23,9 @@ PROMPT_FORMS = ("messages", "text", "openai")
 
 def run(
     artifact: options.ArtifactOrTask,
-    text: Annotated[list[str], Argument(help="The input; COLUMN=TEXT if there are several columns.")],
+    text: Annotated[list[str], Argument(
+        help="The input; COLUMN=TEXT if there are several columns; - reads it from stdin.",
+    )],
     engine: Annotated[str | None, Option(help="What runs the model, instead of what measured it.")] = None,
     json: options.Json = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
@@ -47,13 +50,35 @@ def run(
 
 
 def _row(artifact: Artifact, texts: Sequence[str]) -> dict[str, Any]:
-    """Make a row of a command's arguments: the text, or COLUMN=TEXT for each of several columns."""
+    """Make a row of a command's arguments: the text, or COLUMN=TEXT for each of several columns.
+
+    `-` is the text, or a JSON object with the columns, from stdin.
+    """
     columns = artifact.signature.inputs
+    if list(texts) == ["-"]:
+        given = sys.stdin.read().rstrip("\n")
+        if not given.strip():
+            raise ConfigError("bad-option", "stdin is empty", hint="pipe a text into the command: echo text | rung run")
+        if len(columns) == 1:
+            texts = [given]
+        else:
+            return _json_row(given, columns)
     if artifact.signature.kind == "chat":
         return {columns[0]: [{"role": "user", "content": " ".join(texts)}]}
     if len(columns) == 1:
         return {columns[0]: " ".join(texts)}
     return dict(text.partition("=")[::2] for text in texts)
+
+
+def _json_row(text: str, columns: Sequence[str]) -> dict[str, Any]:
+    try:
+        row = loads(text)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        hint = 'write {"' + columns[0] + '": ..., ...}'
+        raise ConfigError("bad-option", f"stdin is not a JSON object with {', '.join(columns)}", hint=hint)
+    return row
 
 
 def chat(artifact: options.ArtifactOrTask, offline: options.Offline = False) -> None:
@@ -107,14 +132,18 @@ def _reply(artifact: Artifact, row: dict[str, Any]) -> str:
 
 def predict(
     artifact: options.ArtifactFolder,
-    data: Annotated[Path, Argument(help="Rows: CSV, TSV, JSON, JSONL or Parquet.", metavar="DATA")],
+    data: Annotated[Path, Argument(help="Rows: a table of any kind.", metavar="DATA")],
     out: Annotated[
-        Path | None, Option(help="Write here instead of stdout: a table for .csv and .parquet, else JSON lines.")
+        Path | None, Option(help="Write here instead of stdout: a table for .csv, .xlsx and .parquet, else JSON lines.")
     ] = None,
+    keep: Annotated[str, Option(help="Columns of the rows to keep: all, none, or names.", metavar="COLUMNS")] = "all",
+    top_k: Annotated[int, Option(min=0, help="Also list this many of the most probable labels.")] = 0,
+    encoding: options.Encoding = "auto", separator: options.Separator = "auto", quoting: options.Quoting = "auto",
+    sheet: options.Sheet = None,
     resume: Annotated[bool, Option("--resume", help="Continue after the rows that --out already holds.")] = False,
-    quiet: options.QuietFlag = False, offline: options.Offline = False,
+    json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
-    """Answer every row of a file, in the order of the rows; memory does not grow with the file."""
+    """Answer every row of a file and write the rows with their answers, in their order; memory stays flat."""
     from rung.artifact.files import fingerprint
     from rung.artifact.predict_file import origin_file, predict_file
     from rung.data.tables import TABLES, lines_file, write_table
@@ -127,13 +156,27 @@ def predict(
         hint = "a table is written at the end, whole: remove it first"
         raise ConfigError("file-exists", f"{table} exists", hint=hint)
     lines, progress = out if table is None else lines_file(table), options.progress(quiet)
-    done = predict_file(loaded, data, lines, fingerprint=fingerprint(artifact), resume=resume, progress=progress)
+    form = options.file_format(encoding, separator, quoting, sheet)
+    done = predict_file(
+        loaded, data, lines, fingerprint=fingerprint(artifact), form=form, keep=keep, top_k=top_k,
+        as_list=json, resume=resume, progress=progress,
+    )  # fmt: skip
     if table is not None and lines is not None:
-        schema = getattr(loaded.decoder, "json_schema", None)
-        write_table(lines, table, records=loaded.signature.kind == "json", schema=schema)
+        write_table(
+            lines, table, kept=done.columns.kept, name=done.columns.name, records=loaded.signature.kind == "json",
+            schema=getattr(loaded.decoder, "json_schema", None),
+            source=data if data.suffix.lower() == ".parquet" else None,
+        )  # fmt: skip
         lines.unlink()
         origin_file(lines).unlink()
-    if out is not None or done.overflow_rows:
+    if done.format:
+        render.note(f"{data} is read as: {done.format}")
+    if (name := done.columns.name("output")) != "output":
+        render.note(f"the rows have a column 'output', so the answers are in the column {name!r}")
+    if out is not None and json:
+        counts = {name: value for name, value in asdict(done).items() if name not in ("format", "columns")}
+        render.print_json({**counts, "out": str(out), "format": done.format, "answer_column": name})
+    elif out is not None or done.overflow_rows:
         render.note(f"{done}{'' if out is None else f': {out}'}")
 
 

@@ -96,16 +96,21 @@ def undo(
 def import_cases(
     file: Annotated[Path, Argument(help="A CSV with the four columns, or an exported JSONL.", metavar="FILE")],
     task: options.TaskFile, reviewer: ReviewerOption = None, store: options.StorePlace = STORE,
+    encoding: options.Encoding = "auto", separator: options.Separator = "auto", quoting: options.Quoting = "auto",
+    sheet: options.Sheet = None,
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Take cases and their expected responses from a file."""
+    from rung.data.sources import AUTO
     from rung.feedback.exchange import read
 
     loaded = options.load_task(task)
+    form = options.file_format(loaded.data.encoding if encoding == AUTO else encoding, separator, quoting, sheet)
     with options.open_store(store, must_exist=False) as opened:
-        cases, corrections = read(file, loaded, opened, _reviewer(reviewer))
-    text = f"{cases} cases read, {corrections} corrections made"
-    render.result(json, {"cases": cases, "corrections": corrections}, text)
+        done = read(file, loaded, opened, _reviewer(reviewer), form)
+    if done.format:
+        render.note(f"{file} is read as: {done.format}")
+    render.result(json, asdict(done), str(done))
 
 
 @app.command()
@@ -196,7 +201,9 @@ def improve(
 
 
 def promote(
-    what: Annotated[Path, Argument(help="A run folder of `rung improve`, or an artifact.", metavar="WHAT")],
+    what: Annotated[
+        Path, Argument(help="A run folder of `rung improve` or of a climb, or an artifact.", metavar="WHAT")
+    ],
     store: options.StorePlace = STORE, registry: RegistryFolder = REGISTRY, reviewer: ReviewerOption = None,
     reason: Annotated[str, Option(help="Why; needed for an artifact, which has no evidence.")] = "",
     accept_regressions: Annotated[
@@ -205,11 +212,12 @@ def promote(
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Serve an artifact from now on, at once; servers that follow the registry switch by themselves."""
-    from rung.artifact.files import MANIFEST
-    from rung.feedback.improve import promote, read_improvement
+    from rung.artifact.files import MANIFEST, artifact_folder
+    from rung.feedback.improve import IMPROVEMENT, promote, read_improvement
     from rung.feedback.registry import Registry
 
-    plain, who = (what / MANIFEST).is_file(), _reviewer(reviewer)
+    who, found = _reviewer(reviewer), what if (what / IMPROVEMENT).is_file() else artifact_folder(what)
+    plain, what = (found / MANIFEST).is_file(), found
     if plain and not reason.strip():
         raise ConfigError("missing-field", f"{what} is an artifact without evidence", hint='say why: --reason "..."')
     task = options.load_artifact(what).signature.task if plain else read_improvement(what)["task"]

@@ -22,13 +22,18 @@ app = typer.Typer(help="The index of a task's documents: build, show, search.", 
 def build(
     task: options.TaskFile,
     again: Annotated[bool, Option("--again", help="Build it from scratch, even if it is complete.")] = False,
-    sets: options.Sets = None, json: options.Json = False,
-    quiet: options.QuietFlag = False, offline: options.Offline = False,
+    encoding: options.Encoding = "auto", separator: options.Separator = "auto", sets: options.Sets = None,
+    json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Build the index, or continue a build that was stopped; only what changed is read."""
     from rung.retrieval.build import build_index
 
-    loaded = options.load_task(task, sets)
+    given = {"encoding": encoding, "separator": separator}
+    named = [f"corpus.{key}={value}" for key, value in given.items() if value != "auto"]
+    loaded = options.load_task(task, [*(sets or ()), *named])
+    if named:
+        keys = ", ".join(f"{key}: {value}" for key, value in given.items() if value != "auto")
+        render.note(f"write {keys} below `corpus` in {task}: the other commands read it there")
     _show(build_index(loaded, again=again, progress=options.progress(quiet)), json)
 
 

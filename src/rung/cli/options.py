@@ -24,11 +24,19 @@ if TYPE_CHECKING:
 TaskFile = Annotated[Path, Argument(help="The task file.", metavar="TASK")]
 TaskOfRows = Annotated[Path, Argument(help="The task file whose rows are answered.", metavar="TASK")]
 TaskName = Annotated[str, Argument(help="Name of the task.", metavar="TASK")]
-ArtifactFolder = Annotated[Path, Argument(help="An artifact's folder.", metavar="ARTIFACT")]
+ArtifactFolder = Annotated[
+    Path, Argument(
+        help="An artifact's folder, or the run folder of a climb: its recommended artifact.", metavar="ARTIFACT",
+        callback=lambda folder: _artifact_folder(folder),
+    ),
+]  # fmt: skip
 ArtifactOrTask = Annotated[
-    Path, Argument(help="An artifact's folder, or a task file with documents and no rows.", metavar="ARTIFACT")
-]
-Rows = Annotated[Path | None, Option("--data", help="Rows to use: CSV, TSV, JSON, JSONL or Parquet.")]
+    Path, Argument(
+        help="An artifact's folder, the run folder of a climb, or a task file with documents and no rows.",
+        metavar="ARTIFACT", callback=lambda folder: _artifact_folder(folder),
+    ),
+]  # fmt: skip
+Rows = Annotated[Path | None, Option("--data", help="Rows to use: a table of any kind.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON value on stdout.")]
 QuietFlag = Annotated[bool, Option("--quiet", "-q", help="No progress on stderr.")]
 Offline = Annotated[bool, Option("--offline", help="Attempt no connection.", callback=lambda on: _offline(on))]
@@ -56,6 +64,12 @@ def file_format(encoding: str, separator: str, quoting: str, sheet: str | None) 
     from rung.data.sources import FileFormat
 
     return FileFormat(encoding, separator, cast("Any", quoting), sheet)
+
+
+def _artifact_folder(folder: Path) -> Path:
+    from rung.artifact.files import artifact_folder
+
+    return artifact_folder(folder)
 
 
 def _offline(on: bool) -> bool:

@@ -52,7 +52,7 @@ class Climb:
 
 def climb(
     task: Task, budget: str | float | None = None, *, progress: Progress = QUIET, options: ClimbOptions = DEFAULTS,
-    incumbent: Artifact | None = None, data: Data | None = None,
+    incumbent: Artifact | None = None, data: Any = None,
 ) -> Climb:  # fmt: skip
     """Climb: measure every rung that applies, confirm the best on the test split, recommend one.
 
@@ -65,7 +65,7 @@ def climb(
         progress: reports every step.
         options: everything else.
         incumbent: the artifact to beat; None for zero-shot.
-        data: rows to climb on instead of those that the task names.
+        data: rows to climb on instead of those that the task names: `Data`, or what `Task.read` takes.
 
     Raises:
         ConfigError: the data has no validation or test rows, or a rung's name is unknown.
@@ -73,7 +73,7 @@ def climb(
     if budget is not None:
         options = replace(options, budget_seconds=parse_duration(budget))
     validate_task(task)
-    data = task.read() if data is None else data
+    data = data if isinstance(data, Data) else task.read(data)
     for split in ("validation", "test"):
         if not getattr(data, split):
             hint = f"give `data.{split}`, or a fraction to split off"

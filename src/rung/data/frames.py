@@ -267,6 +267,11 @@ def _dataset_rows(rows: Any) -> Iterator[dict[str, Any]]:
 WANTED = "give a list of dicts, a pandas or polars frame, an Arrow table, a datasets.Dataset, or the path of a file"
 
 
+def is_table(rows: Any) -> bool:
+    """Say whether an object has columns: a frame, an Arrow table or reader, a `datasets.Dataset`."""
+    return any(hasattr(rows, name) for name in ("columns", "column_names", "schema"))
+
+
 def memory_rows(rows: Any) -> Iterator[dict[str, Any]]:
     """Yield rows in memory as dicts with Python values.
 
@@ -299,7 +304,7 @@ def memory_rows(rows: Any) -> Iterator[dict[str, Any]]:
         except pyarrow.ArrowInvalid:  # a single column
             raise DataError("bad-row", f"a {type(rows).__name__} is no table", hint=WANTED) from None
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
-        found = "one mapping" if isinstance(rows, Mapping) else f"a {type(rows).__name__}"
+        found = "one mapping" if isinstance(rows, Mapping) else f"an object of type {type(rows).__name__}"
         raise DataError("bad-row", f"these are no rows, but {found}", hint=WANTED)
     return _mappings(rows)
 

@@ -13,14 +13,15 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from rung.data.cells import text_of
-from rung.data.examples import read_inputs
+from rung.data.examples import column, read_inputs
 from rung.data.rows import Record, example_id, hash_of
-from rung.data.sources import read_rows
+from rung.data.sources import FileFormat, detected, read_rows
 from rung.data.spec import placeholders
 from rung.errors import DataError
 from rung.feedback.records import Interaction, ReviewCase, Side, SplitRule
@@ -96,31 +97,90 @@ def unguarded(cell: str) -> str:
     return cell[1:] if _GUARDED.match(cell) else cell
 
 
-def read(file: Path, task: Task, store: FeedbackStore, reviewer: str) -> tuple[int, int]:
-    """Import the cases of a CSV file with the four columns, or of a JSONL file.
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import took from a file.
+
+    Attributes:
+        cases: rows read.
+        corrections: rows whose expected response was new.
+        blank: rows without any text, which are no cases.
+        ignored: columns that are not read.
+        format: what is unusual about the format of the file.
+    """
+
+    cases: int
+    corrections: int
+    blank: int = 0
+    ignored: tuple[str, ...] = ()
+    format: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.cases} cases read, {self.corrections} corrections made"
+        if self.blank:
+            text += f", {self.blank} blank rows left out"
+        return f"{text}; columns not read: {', '.join(self.ignored)}" if self.ignored else text
+
+
+def read(file: Path, task: Task, store: FeedbackStore, reviewer: str, form: FileFormat | None = None) -> Imported:
+    """Import the cases of a CSV file (or another table) with the four columns, or of a JSONL file.
 
     A row's id is a hash of its content (a JSONL row keeps its own id), so importing a file twice changes nothing. An
-    expected response becomes a correction, unless the case has that correction already. Returns how many cases were
-    read, and how many corrections were added.
+    expected response becomes a correction, unless the case has that correction already.
 
     Raises:
         DataError: a row lacks a column, or its input does not fit the task.
     """
-    imported = [_from_record(record, task) for record in read_rows(file)]
+    form = detected(file, form or FileFormat())
+    imported: list[tuple[Interaction, str | None]] = []
+    blank, ignored = 0, dict[str, None]()
+    for record in read_rows(file, form):
+        if not any(text_of(column(record, name)).strip() for name in record.values):
+            blank += 1
+            continue
+        values, unread = _four_columns(record)
+        ignored |= dict.fromkeys(unread)
+        imported.append(_from_record(record, values, task))
     store.record([row for row, _ in imported])
     corrected = 0
     for row, expected in imported:
         if expected is not None and store.case(row.id).expected != expected:
             store.correct(row.id, expected, reviewer, f"from {file.name}")
             corrected += 1
-    return len(imported), corrected
+    return Imported(len(imported), corrected, blank, tuple(ignored), form.describe())
 
 
-def _from_record(record: Record, task: Task) -> tuple[Interaction, str | None]:
+NAMES = {  # of a column, compared without case, with single spaces for underscores, hyphens and spaces
+    "prompt template": ("prompt template", "template", "prompt"), "input": ("input", "inputs"),
+    "actual response": ("actual response", "actual", "actual output", "response"),
+    "expected response": ("expected response", "expected", "expected output", "correction"),
+}  # fmt: skip
+
+
+def _four_columns(record: Record) -> tuple[dict[str, str] | None, list[str]]:
+    """Find the four columns in a row by their names as people write them, and the columns that are none of them.
+
+    Only the template and the expected response may be missing. None for a row that has the form of an exported case.
+    """
+    if "inputs" in record.values and "actual" in record.values:
+        return None, []
+    by_name: dict[str, str] = {}
+    for name in record.values:
+        by_name.setdefault(" ".join(re.sub(r"[_\-\s]+", " ", name).lower().split()), name)
+    found = {name: next((by_name[each] for each in names if each in by_name), None) for name, names in NAMES.items()}
+    if missing := [name for name in ("input", "actual response") if found[name] is None]:
+        wanted, there = ", ".join(map(repr, COLUMNS)), ", ".join(map(repr, record.values))
+        hint = f"it has {there}; a table needs {wanted}; JSONL is what `rung failures export --to jsonl` writes"
+        raise DataError("missing-column", f"{record.source} has no column {missing[0]!r}", hint=hint)
+    values = {name: "" if own is None else unguarded(text_of(column(record, own))) for name, own in found.items()}
+    return values, [name for name in record.values if name not in found.values()]
+
+
+def _from_record(record: Record, four: dict[str, str] | None, task: Task) -> tuple[Interaction, str | None]:
     """The interaction in a row of a file, and its expected response, if it has one."""
-    values = record.values
-    if set(COLUMNS) <= set(values):
-        template, cell, actual, expected = (unguarded(text_of(values[name])) for name in COLUMNS)
+    values: dict[str, Any] = record.values
+    if four is not None:
+        template, cell, actual, expected = four.values()
         inputs = {task.inputs[0]: cell}  # the cell of a task with one column is plain text, else JSON
         if len(task.inputs) > 1 or task.output.kind == "chat":
             try:
@@ -130,10 +190,6 @@ def _from_record(record: Record, task: Task) -> tuple[Interaction, str | None]:
                 problem = f"{record.source}: the input is not valid JSON: {error}"
                 raise DataError("bad-json", problem, hint=hint) from None
         values = {"template": template, "inputs": inputs, "actual": actual, "expected": expected}
-    missing = [name for name in ("inputs", "actual") if name not in values]
-    if missing:
-        hint = f"a CSV needs {', '.join(map(repr, COLUMNS))}; JSONL is what `rung failures export --to jsonl` writes"
-        raise DataError("missing-column", f"{record.source} has no column {missing[0]!r}", hint=hint)
     given = values["inputs"] if isinstance(values["inputs"], Mapping) else {}
     as_read = read_inputs(given, task.inputs, task.output.kind, record.source)
     unknown = [name for name in placeholders(str(values.get("template") or "")) if name not in task.inputs]

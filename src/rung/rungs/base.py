@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, wraps
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Change
 from rung.artifact.labels import label_scoring
-from rung.data.rows import Data
+from rung.data.rows import LABELLED, Data
 from rung.errors import ConfigError, suggest
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
@@ -101,6 +101,33 @@ class Cost:
     memory_bytes: int
 
 
+def training_rows(artifact: Artifact, rows: Any) -> Data:
+    """Read rows to train on for the task of an artifact: all of them are training rows.
+
+    Args:
+        artifact: its signature has the columns, the kind and the labels.
+        rows: a list of dicts, a frame, an Arrow table, a data set, or the path of a file.
+
+    Raises:
+        DataError: a row is wrong; the message names it.
+    """
+    shape = artifact.signature
+    output: dict[str, Any] = {"kind": shape.kind, "column": shape.output}
+    if shape.kind in LABELLED and shape.labels:
+        output["labels"] = list(shape.labels)
+    task = Task(name=shape.task, instruction="none", inputs=list(shape.inputs), output=output, data=rows)
+    data = task.read()
+    return replace(data, train=(*data.train, *data.validation, *data.test), validation=(), test=(), folds=())
+
+
+def _with_rows(fit: Callable[..., Artifact]) -> Callable[..., Artifact]:
+    @wraps(fit)
+    def fitted(self: Rung, artifact: Artifact, data: Any, *, progress: Progress = QUIET) -> Artifact:
+        return fit(self, artifact, data if isinstance(data, Data) else training_rows(artifact, data), progress=progress)
+
+    return fitted
+
+
 class Rung(ABC):
     """One customization technique."""
 
@@ -152,7 +179,15 @@ class Rung(ABC):
 
     @abstractmethod
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
-        """Make a new artifact from `artifact`, which does not change."""
+        """Make a new artifact from `artifact`, which does not change.
+
+        `data` may also be rows with the task's columns: a list of dicts, a frame, a file; see `training_rows`.
+        """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "fit" in vars(cls):
+            cls.fit = _with_rows(vars(cls)["fit"])  # type: ignore[method-assign]
 
     def fit_in_parts(
         self, artifact: Artifact, data: Data, *, progress: Progress = QUIET

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.artifact.artifact import Artifact
-from rung.artifact.files import fingerprint
+from rung.artifact.files import artifact_folder, fingerprint
 from rung.data.examples import read_row
 from rung.data.rows import Example
 from rung.engines.base import Engine, FinishReason, Floats
@@ -127,6 +127,7 @@ class Served:
         requests end as they began. Without, it raises ConfigError if the name is taken.
         """
         with self._loading:
+            folder = artifact_folder(folder)
             artifact = Artifact.load(folder)
             task = artifact.signature.task
             name = name or (task if task not in self._names else f"{task}-{folder.resolve().name}")
