@@ -135,9 +135,27 @@ def test_few_test_rows_can_never_show_a_difference(rows: int, enough: bool) -> N
     table("b.csv", labelled(rows, start=1))
     table("c.csv", labelled(60, start=2))
     task({"train": "a.csv", "test": "b.csv", "validation": "c.csv"})
-    problems, _ = found()
+    problems, told = found()
     text = f"{rows} test rows can never show a difference: a gain of 10 points needs about 190"
     assert problems == ([] if enough else [text])
+    if enough:
+        hard = "with 8 test rows, gains below 8"
+        assert only(told, hard).endswith("points are hard to tell from chance: a gain of 10 points needs about 190")
+
+
+def test_few_rows_are_too_few_for_free_text_as_well() -> None:
+    rows = [{"text": text, "label": " ".join(text.split()[:2])} for text in texts(30)]
+    table("a.csv", rows)
+    task({"train": "a.csv", **HOLDOUT}, output={"column": "label", "kind": "text"}, metric="token_f1")
+    report = json.loads(check("--json").stdout)
+    test = report["splits"]["test"]["kept"]
+    assert 4 <= test <= 8
+    told = only([*report["problems"], *report["warnings"]], f"{test} test rows")
+    assert told.startswith(
+        f"{test} test rows can never" if test < 6 else f"with {test} test rows, differences are hard"
+    )
+    task({"train": "a.csv", "split": {"method": "folds"}}, output={"column": "label", "kind": "text"})
+    assert found() == ([], [])
 
 
 def test_the_difference_that_can_be_shown_is_that_of_the_gate() -> None:
@@ -404,3 +422,11 @@ def test_an_error_of_a_row_is_an_error_of_the_check() -> None:
     error = refused()
     assert isinstance(error, DataError)
     assert error.code == "missing-column"
+
+
+def test_a_test_file_beside_folds_is_judged_too() -> None:
+    table("a.csv", labelled(300))
+    table("b.csv", labelled(4, start=1))
+    task({"train": "a.csv", "test": "b.csv", "split": {"method": "folds"}})
+    problems, _ = found()
+    assert problems == ["4 test rows can never show a difference: a gain of 10 points needs about 190"]

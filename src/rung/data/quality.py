@@ -21,12 +21,15 @@ LEAK_SHARE = 0.95  # of the rows
 REPEATED = 3  # rows for each value of an input, on average, that determines the answer
 DISCORDANCE = 0.2  # share of rows on which two artifacts are assumed to disagree
 LEVEL, CANDIDATES, POWER = 0.05, 4, 0.8  # one-sided, shared by so many comparisons with the incumbent (Holm)
+FEW_ROWS = 30
 GAIN = 0.1  # the difference for which the rows needed are stated
 
 
 def judge(task: TaskSpec, labels: Sequence[str], splits: Rows, report: DataReport) -> None:
     """Add the problems and warnings of the rows to their report."""
-    tested = ("train",) if report.method == "folds" else ("validation", "test")
+    tested = [
+        name for name in ("train", "validation", "test") if name in report.splits and (report.folds or name != "train")
+    ]
     report.problems += _problems(splits, report)
     report.warnings += _left_out(report)
     if task.output.kind in LABELLED:
@@ -34,14 +37,24 @@ def judge(task: TaskSpec, labels: Sequence[str], splits: Rows, report: DataRepor
         report.warnings += _few_of_a_label(task, splits, report)
     report.warnings += _given_away(task, [row for name in report.splits for row in splits.get(name, ())])
     for name in tested:
-        rows = len(splits[name])
-        if task.output.kind in (*LABELLED, "json") and rows:  # their usual scores are 0 or 1
-            size = report.detectable["folds" if report.method == "folds" else name] = smallest_difference(rows)
-            if size is None:
-                report.problems.append(
-                    f"{rows} {_name(name, report)} rows can never show a difference: a gain of "
-                    f"{100 * GAIN:.0f} points needs about {rows_for(GAIN):,}"
-                )
+        if rows := len(splits[name]):
+            _enough(task, _name(name, report), rows, report)
+
+
+def _enough(task: TaskSpec, name: str, rows: int, report: DataReport) -> None:
+    """State what so many rows can show; the validation rows need not show anything."""
+    size, binary = smallest_difference(rows), task.output.kind in (*LABELLED, "json")
+    if binary:  # their usual scores are 0 or 1
+        report.detectable["folds" if name == "labelled" else name] = size
+    needed = f"a gain of {100 * GAIN:.0f} points needs about {rows_for(GAIN):,}"
+    if size is None and name != "validation":
+        report.problems.append(f"{rows} {name} rows can never show a difference: {needed}")
+    elif rows < FEW_ROWS:
+        shown = f"gains below {100 * size:.0f} points" if binary and size else "differences"
+        source = task.data
+        foldable = report.method == "holdout" and not (source.split.time or source.test or source.validation)
+        more = "; `data.split: {method: folds}` measures all rows" if foldable else ""
+        report.warnings.append(f"with {rows} {name} rows, {shown} are hard to tell from chance: {needed}{more}")
 
 
 def _name(split: str, report: DataReport) -> str:
