@@ -295,3 +295,13 @@ def test_generating_imports_neither_torch_nor_transformers(engine):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("tokens", range(1, 9))
+def test_a_cut_answer_ends_with_a_whole_character(engine, tokens):
+    text = "यह शहर है 😀"
+    request = GenerateRequest(messages("?"), Sampling(max_tokens=tokens), Constraint("choices", (text,)))
+    answer = engine.generate([request])[0]
+    assert answer.finish_reason == "length"
+    assert text.startswith(answer.text)
+    assert "".join(engine.stream(request)) == answer.text

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rung.engines.base import GenerateRequest, Sampling, ScoreRequest
+from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
 from rung.engines.opening import open_torch
 from rung.errors import EngineError
 
@@ -124,3 +124,13 @@ def test_embeddings_do_not_depend_on_their_batch(engine):
     together, alone = engine.embed(QUESTIONS), np.concatenate([engine.embed([text]) for text in QUESTIONS])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", range(1, 9))
+def test_a_cut_answer_ends_with_a_whole_character(engine, tokens):
+    text = "यह शहर है 😀"
+    request = GenerateRequest(messages("?"), Sampling(max_tokens=tokens), Constraint("choices", (text,)))
+    answer = engine.generate([request])[0]
+    assert answer.finish_reason == "length"
+    assert text.startswith(answer.text)
+    assert "".join(engine.stream(request)) == answer.text

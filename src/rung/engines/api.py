@@ -36,6 +36,7 @@ from rung.engines.base import (
     ModelInput,
     Scored,
     ScoreRequest,
+    whole_characters,
 )
 from rung.engines.changes import adapter_fingerprint
 from rung.errors import ConfigError, EngineError
@@ -192,11 +193,15 @@ class ApiEngine:
             return
         body = self._body(request)
         worst = (max_prompt_tokens(request.prompt), int(body["max_tokens"]))
+        held = ""  # half a character: its other half may follow, or the text was cut there
         for chunk in self._transport.stream(_path(body), body, worst):
             for choice in chunk.get("choices") or ():
                 piece = choice.get("text") if "prompt" in body else (choice.get("delta") or {}).get("content")
-                if piece:
-                    yield piece
+                text = held + (piece or "")
+                whole = whole_characters(text)
+                held = text[len(whole) :]
+                if whole:
+                    yield whole
 
     # ---- score and embed
 

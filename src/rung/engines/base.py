@@ -57,7 +57,7 @@ class GenerateRequest:
 class Generation:
     """One completion. `logprobs` has one value per completion token, where the request asked for them.
 
-    `seconds` is its share of the time in which all requests of the call were answered, not how long it took alone.
+    A text that was cut ends with a whole character: half of one, which its last token may be, is left out. `seconds` is its share of the time in which all requests of the call were answered, not how long it took alone.
     """
 
     text: str
@@ -67,6 +67,15 @@ class Generation:
     seconds: float
     logprobs: tuple[float, ...] = ()
     cached_tokens: int = 0  # of the prompt tokens: read from an endpoint's cache, at its own price
+
+    def __post_init__(self) -> None:
+        if self.finish_reason != "stop":
+            object.__setattr__(self, "text", whole_characters(self.text))
+
+
+def whole_characters(text: str) -> str:
+    """Leave out half a character at the end of a text that was cut, which decoders write as U+FFFD."""
+    return text.rstrip("\ufffd")
 
 
 CANCELLED = Generation("", 0, 0, "cancelled", 0.0)  # a completion that was never started
@@ -304,8 +313,9 @@ class RunningRow:
     def delta(self, stop: Sequence[str]) -> Delta:
         """What was added since the last delta."""
         first, self.reported = self.reported, len(self.tokens)
+        text = whole_characters(self.text) if self.reason in ("length", "cancelled") else self.text
         return Delta(
-            key=self.index, text=self.buffer.more(self.text, stop, ended=self.reason is not None),
+            key=self.index, text=self.buffer.more(text, stop, ended=self.reason is not None),
             tokens=tuple(self.tokens[first:]), logprobs=tuple(self.logprobs[first:]), prompt_tokens=self.prompt_tokens,
             completion_tokens=len(self.tokens), reason=self.reason,
         )  # fmt: skip
