@@ -15,6 +15,7 @@ from rung.prompts.overflow import fitted
 from rung.prompts.prompt import Grounding, Prompt
 from rung.rungs import FewShot
 from rung.task import Task
+from rung.training.examples import tokenize
 
 
 def words(messages):
@@ -34,6 +35,30 @@ def test_the_first_shown_give_way_first_and_no_more_than_needed(limit, kept, dro
     assert [m["content"] for m in made.messages if m["role"] == "assistant"] == list(kept)
     assert made.messages == prompt.messages({"x": "the question"}, TURNS[dropped:])
     assert fitted("error", prompt, {"x": "the question"}, TURNS, words, limit).dropped_demonstrations == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "text", "cut"),
+    [(6, "one two three four five six", 0), (5, "one two three four five", 4), (1, "one", 24), (0, "", 27)],
+)
+def test_the_longest_input_is_cut_at_a_word_after_all_demonstrations(limit, text, cut):
+    prompt = Prompt(instruction="", template="{x}")
+    made = fitted("truncate_input", prompt, {"x": "one two three four five six"}, TURNS, words, limit)
+    assert (made.truncated_characters, made.messages[-1]["content"]) == (cut, text)
+    assert made.dropped_demonstrations == len(TURNS) - len([m for m in made.messages if m["role"] == "assistant"])
+    assert made.messages == prompt.messages({"x": text}, ())
+
+
+def test_a_text_without_spaces_is_cut_at_a_character_and_passages_go_first():
+    prompt = Prompt(instruction="", template="{x}")
+
+    def characters(messages):
+        return sum(len(message["content"]) for message in messages)
+
+    made = fitted("truncate_input", prompt, {"x": "今天天气很好"}, (), characters, 4, grounding())
+    assert (made.messages[-1]["content"], made.truncated_characters) == ("今天天气", 2)
+    assert made.dropped_passages == 3
+    assert made.passages == ()
 
 
 def grounding(shown=()):
@@ -153,3 +178,23 @@ def test_an_unknown_policy_in_an_artifact_is_refused(zero, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match="'cut'"):
         Artifact.load(folder)
+
+
+def test_a_cut_input_is_the_same_everywhere_and_said(narrow, zero, data):
+    _, _, _, read = narrow
+    read(160)
+    long = replace(data.test[0], inputs={"text": "word " * 300})
+    with pytest.raises(EngineError, match="1 more row") as caught:
+        zero.answer([data.test[1], long, long], full=False)
+    assert caught.value.message.startswith(long.source)
+    assert "truncate_input" in caught.value.hint
+    cut = replace(zero, overflow="truncate_input")
+    (row,) = evaluate(cut, [long], "test")
+    assert row.note == "the input was cut to fit the context"
+    (answer,) = cut.predict([dict(long.inputs)])
+    assert answer.truncated_characters > 0
+    assert cut.text(answer.messages) == row.prompt == cut.text(cut.messages(dict(long.inputs)))
+    engine = opening.open_torch("embedded")
+    (example,) = tokenize(cut, engine, [long])
+    assert example.tokens[: engine.count(answer.messages)] == engine.tokens(answer.messages)
+    assert len(example) <= 160

@@ -20,10 +20,10 @@ from rung.agents.tools import AgentStep
 from rung.artifact.confidence import Calibration, of_decisions
 from rung.artifact.costs import FORWARD, SAMPLE, Sizes, measure_sizes, prompt_tokens, tokenizer_of
 from rung.artifact.parts import Signature
-from rung.artifact.rendering import Given, PromptParts, refused_row, render_prompts
+from rung.artifact.rendering import Given, PromptParts, refused_row, render_prompts, too_long_row
 from rung.data.rows import Example
 from rung.engines.base import Engine, Floats, GenerateRequest
-from rung.errors import ArtifactError, ModelError
+from rung.errors import ArtifactError, EngineError, ModelError
 from rung.models.messages import Messages
 from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
@@ -50,6 +50,7 @@ class Answer:
         messages: what was sent; for a head, the text that was encoded.
         dropped_demonstrations, dropped_passages: left out to make the prompt fit.
         shortened_passages: cut to make the prompt fit.
+        truncated_characters: cut from the end of the longest input to make the prompt fit.
         abstained: the confidence is below the artifact's threshold; `text` is what it would have answered.
         written: the answer as the model wrote it, citation marks included.
         citations: the passages that the marks name.
@@ -70,6 +71,7 @@ class Answer:
     abstained: bool = False
     dropped_passages: int = 0
     shortened_passages: int = 0
+    truncated_characters: int = 0
     written: str = ""
     citations: tuple[Citation, ...] = ()
     passages: tuple[Passage, ...] = ()
@@ -381,6 +383,11 @@ class Prompted(Decoder):
         full = full or self.abstains  # abstaining needs the probabilities of all labels
         try:
             answers = iter(self._ask(artifact, examples, asked, full=full, progress=progress) if asked else ())
+        except EngineError as error:
+            if error.code != "context-overflow":
+                raise
+            room = self.room(artifact.open()) + artifact.weights.virtual_tokens
+            raise too_long_row(examples, rendered, artifact.open(), room, error) from error
         except ModelError as error:
             if error.code != "chat-template-refused":
                 raise
@@ -492,4 +499,5 @@ def finish(artifact: Composition, answer: Answer, rendered: Rendered) -> Answer:
         dropped_demonstrations=rendered.dropped_demonstrations,
         dropped_passages=rendered.dropped_passages,
         shortened_passages=rendered.shortened_passages,
+        truncated_characters=rendered.truncated_characters,
     )

@@ -43,6 +43,7 @@ class Predicted:
         overflow_rows: answered rows whose prompts fit only after something was left out.
         dropped_demonstrations, dropped_passages: how many were left out in total.
         shortened_passages: how many passages were cut in total.
+        truncated_rows: answered rows whose input was cut.
         format: what is unusual about the format of the rows' file.
         columns: the columns of the answered rows.
     """
@@ -53,6 +54,7 @@ class Predicted:
     dropped_demonstrations: int = 0
     dropped_passages: int = 0
     shortened_passages: int = 0
+    truncated_rows: int = 0
     format: str = field(default="", compare=False)
     columns: AnswerColumns = field(default_factory=lambda: AnswerColumns(), compare=False)
 
@@ -64,6 +66,8 @@ class Predicted:
             passages = f"{self.dropped_passages} passages were left out and {self.shortened_passages} cut"
             demonstrations = f"{self.dropped_demonstrations} demonstrations were left out of them"
             what = demonstrations if self.dropped_demonstrations else passages
+            if self.truncated_rows:
+                what = f"the inputs of {self.truncated_rows} were cut"
             text += f"; {self.overflow_rows} prompts were longer than the model reads: {what}"
         return text
 
@@ -256,19 +260,21 @@ def _answer_rows(
 ) -> Predicted:  # fmt: skip
     skip = done % BATCH  # an interrupted batch is answered again whole, since its rows affect each other's last digits
     rows = islice(read(), done - skip, None)
-    overflow_rows = demonstrations = passages = shortened = answered = 0
+    overflow_rows = demonstrations = passages = shortened = truncated = answered = 0
     progress.start("answering", total - done)
     while done < total and (batch := list(islice(rows, BATCH))):
         for answer in _write(artifact, batch, columns, target, skip):
             demonstrations += answer.dropped_demonstrations
             passages += answer.dropped_passages
             shortened += answer.shortened_passages
-            overflow_rows += bool(answer.dropped_demonstrations or answer.dropped_passages or answer.shortened_passages)
+            truncated += bool(answer.truncated_characters)
+            passages_changed = answer.dropped_passages or answer.shortened_passages
+            overflow_rows += bool(answer.dropped_demonstrations or passages_changed or answer.truncated_characters)
         answered += len(batch) - skip
         progress.advance(len(batch) - skip)
         skip = 0
     progress.finish()
-    return Predicted(total, answered, overflow_rows, demonstrations, passages, shortened)
+    return Predicted(total, answered, overflow_rows, demonstrations, passages, shortened, truncated)
 
 
 def _write(
@@ -297,6 +303,8 @@ def answer_values(artifact: Artifact, answer: Answer) -> dict[str, Any]:
     values = {"output": answer.text, "confidence": answer.confidence, **trace(answer.steps, answer.stopped)}
     if artifact.decoder.abstains:
         values["abstained"] = answer.abstained
+    if answer.truncated_characters:
+        values["truncated_characters"] = answer.truncated_characters
     return {**values, **sources(answer)} if artifact.retriever is not None else values
 
 

@@ -76,7 +76,7 @@ def render_prompts(
         passages: the passages to show with each row, in this order, instead of what a search finds.
         progress: reports encoding.
     """
-    if parts.demonstrations is None and parts.retriever is None:
+    if parts.demonstrations is None and parts.retriever is None and parts.overflow != "truncate_input":
         return [Rendered(parts.prompt.messages(example.inputs)) for example in examples]
     engine = parts.open()
     limit = prompt_limit(parts, engine, room)
@@ -104,6 +104,24 @@ def prompt_limit(parts: PromptParts, engine: Engine, room: Callable[[Engine], in
         hint = "use `overflow: error`, and show fewer demonstrations or passages"
         raise EngineError("context-unknown", problem, hint=hint)
     return engine.info.context - room(engine) - parts.weights.virtual_tokens
+
+
+def too_long_row(
+    rows: Sequence[Example], rendered: Sequence[Rendered], engine: Engine, room: int, error: EngineError
+) -> EngineError:
+    """Name the rows whose prompts leave no room for the answer; the error itself where the context is unknown."""
+    context, counts = engine.info.context, [engine.count(row.messages) for row in rendered if not row.refused]
+    asked = [row for row, shown in zip(rows, rendered, strict=True) if not shown.refused]
+    long = [(row.source, tokens) for row, tokens in zip(asked, counts, strict=True) if tokens + room > context > 0]
+    if not long:
+        return error
+    others = f" (and {len(long) - 1:,} more rows)" if len(long) > 1 else ""
+    problem = f"{long[0][0]}{others}: a prompt of {long[0][1]:,} tokens and {room:,} more for the answer do not fit"
+    return EngineError(
+        "context-overflow", f"{problem} the context of {context:,}",
+        hint="shorten the row, choose a model with a longer context, or set `overflow`: `drop_demonstrations` leaves "
+        "those out, `truncate_input` then cuts the end of the longest input",
+    )  # fmt: skip
 
 
 def refused_row(

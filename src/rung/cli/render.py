@@ -417,6 +417,7 @@ def dropped(prompt: Answer | Rendered) -> None:
     counts = {
         "demonstrations were left out": prompt.dropped_demonstrations,
         "passages were left out": prompt.dropped_passages, "passages were cut": prompt.shortened_passages,
+        "characters of the input were cut": prompt.truncated_characters,
     }  # fmt: skip
     if parts := [f"{count} {what}" for what, count in counts.items() if count]:
         note(f"the prompt was longer than the model reads: {', '.join(parts)}")

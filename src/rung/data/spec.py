@@ -30,7 +30,7 @@ from rung.errors import ConfigError, suggest
 
 ENCODER = "embedded-encoder"
 OBJECT_STORE_URL = re.compile(r"(s3|gs|az)://[^/?#\s][^?#\s]*")
-Overflow = Literal["error", "drop_demonstrations", "shorten_passages"]
+Overflow = Literal["error", "drop_demonstrations", "shorten_passages", "truncate_input"]
 POLICIES: tuple[str, ...] = get_args(Overflow)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -469,9 +469,9 @@ class TaskSpec(_Strict):
     template: str | None = Field(None, description="User turn; {column} inserts a value.", examples=["Message: {text}"])
     overflow: Overflow = Field(
         "error",
-        description="A prompt longer than the context: error, drop_demonstrations (least similar first), or "
-        "shorten_passages (least relevant first).",
-        examples=["drop_demonstrations", "shorten_passages"],
+        description="A prompt longer than the context: error, drop_demonstrations (least similar first), "
+        "shorten_passages (least relevant first), or truncate_input (after all demonstrations and passages).",
+        examples=["drop_demonstrations", "shorten_passages", "truncate_input"],
     )
     tools: list[str | McpServer] = Field(
         default_factory=list,
@@ -565,6 +565,8 @@ class TaskSpec(_Strict):
             raise ValueError("`data.spans` refers to documents, but there is no `corpus`")
         if self.corpus is None and self.overflow == "shorten_passages":
             raise ValueError("`overflow: shorten_passages` has no effect without a `corpus`")
+        if self.output.kind == "chat" and self.overflow == "truncate_input":
+            raise ValueError("`overflow: truncate_input` has no effect on kind chat: a conversation is not cut")
         if self.output.kind != "category" and self.data.train_per_label is not None:
             raise ValueError("`data.train_per_label` belongs to kind category; use `data.train_rows`")
         if self.confidence is not None and self.output.kind not in LABELLED:

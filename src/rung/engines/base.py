@@ -57,7 +57,8 @@ class GenerateRequest:
 class Generation:
     """One completion. `logprobs` has one value per completion token, where the request asked for them.
 
-    A text that was cut ends with a whole character: half of one, which its last token may be, is left out. `seconds` is its share of the time in which all requests of the call were answered, not how long it took alone.
+    A text that was cut ends with a whole character: half of one, which its last token may be, is left out. `seconds` is
+    its share of the time in which all requests of the call were answered, not how long it took alone.
     """
 
     text: str

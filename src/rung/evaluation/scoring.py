@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from rung.task import Task
 
 
+CUT = "the input was cut to fit the context"
+
+
 def metric_of(artifact: Artifact, folder: Path | None = None) -> Metric:
     """Load the metric of the artifact's task; `folder` is searched first for a function of the user."""
     task = artifact.signature
@@ -74,7 +77,7 @@ def evaluate(
             seconds=answer.seconds,
             dropped_demonstrations=answer.dropped_demonstrations,
             abstained=answer.abstained,
-            note=score.note,
+            note=score.note or (CUT if answer.truncated_characters else ""),
             retrieval=None if artifact.retriever is None else measure(answer, example, score.value, faithful.get(row)),
             steps=tuple(asdict(step) for step in answer.steps),
             stopped=answer.stopped,

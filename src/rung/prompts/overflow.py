@@ -5,6 +5,8 @@
                            answer fit; a row that does not fit without any is refused
     shorten_passages       retrieved passages are dropped: first those of demonstrations, then the row's own, the least
                            relevant first; the last one is cut at a word; a row that does not fit then is refused
+    truncate_input         demonstrations are dropped, then all passages, and then the longest input column is cut at
+                           its end, after a word, until prompt and answer fit; a row that does not fit then is refused
 
 The task sets the policy and the artifact keeps it, so training, measuring and serving cut alike. Every answer counts
 what was dropped or shortened.
@@ -12,6 +14,7 @@ what was dropped or shortened.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from rung.models.messages import Messages
     from rung.prompts.prompt import Prompt, SolvedRow
 
+_WORD_END = re.compile(r"\S+(?=\s)")  # a word that others follow
+
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
@@ -34,6 +39,7 @@ class Rendered:
     dropped_passages: int = 0  # passages left out, those of demonstrations included
     shortened_passages: int = 0  # passages cut
     passages: tuple[Passage, ...] = ()  # the passages shown, [1] first
+    truncated_characters: int = 0  # cut from the end of the longest input column
     refused: bool = False  # nothing relevant was found, so the answer is a refusal without a call of the model
 
 
@@ -49,12 +55,16 @@ def fitted(
     shown = grounding.passages if grounding else ()
     if policy == "error":
         return Rendered(messages, passages=shown)
-    if policy == "drop_demonstrations":
+    if policy in ("drop_demonstrations", "truncate_input"):
         dropped = 0
         while dropped < len(demonstrations) and count(messages) > limit:
             dropped += 1
             fewer = replace(grounding, demonstrations=grounding.demonstrations[dropped:]) if grounding else None
             messages = prompt.messages(inputs, demonstrations[dropped:], fewer)
+        if policy == "truncate_input" and count(messages) > limit:
+            bare = replace(grounding, passages=(), relevance=(), demonstrations=()) if grounding else None
+            messages, cut = _truncated(prompt, inputs, bare, lambda made: count(made) <= limit)
+            return Rendered(messages, dropped, len(shown), truncated_characters=cut)
         return Rendered(messages, dropped, passages=shown)
     if grounding is None or count(messages) <= limit:
         return Rendered(messages, passages=shown)
@@ -63,6 +73,27 @@ def fitted(
         return prompt.messages(inputs, demonstrations, kept)
 
     return _with_less(grounding, render, lambda kept: count(render(kept)) <= limit)
+
+
+def _truncated(
+    prompt: Prompt, inputs: Mapping[str, Any], grounding: Grounding | None, fits: Callable[[Messages], bool]
+) -> tuple[Messages, int]:
+    """Cut the longest text among the inputs after the last word, or character, with which the prompt fits."""
+    texts = {name: value for name, value in inputs.items() if isinstance(value, str)}
+    if prompt.chat_column is not None or not texts:
+        return prompt.messages(inputs, (), grounding), 0  # a conversation has no column to cut
+    longest = max(texts, key=lambda name: len(texts[name]))
+    text = texts[longest]
+    ends = [match.end() for match in _WORD_END.finditer(text)] if _WORD_END.search(text) else [*range(1, len(text) + 1)]
+
+    def made(kept: int) -> Messages:
+        return prompt.messages({**inputs, longest: text[: ends[kept - 1]] if kept else ""}, (), grounding)
+
+    low, high = 0, len(ends)  # words kept
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(made(middle)) else (low, middle - 1)
+    return made(low), len(text) - (ends[low - 1] if low else 0)
 
 
 def _with_less(

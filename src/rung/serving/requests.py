@@ -270,6 +270,8 @@ def answer_fields(artifact: Artifact, answer: Answer) -> dict[str, Any]:
         fields["abstained"] = answer.abstained
     if answer.dropped_demonstrations:
         fields["dropped_demonstrations"] = answer.dropped_demonstrations
+    if answer.truncated_characters:
+        fields["truncated_characters"] = answer.truncated_characters
     return {**fields, **sources(answer)} if artifact.retriever is not None else fields
 
 
