@@ -5,6 +5,7 @@ import pytest
 
 from rung.engines.base import EngineInfo, GenerateRequest, Generation, Sampling, Scored, ScoreRequest
 from rung.engines.response_cache import CachedEngine, ResponseStore
+from rung.errors import MachineError
 
 PROMPT = ({"role": "user", "content": "hello"},)
 
@@ -99,3 +100,37 @@ def test_many_processes_write_at_once(tmp_path):
         worker.join()
         assert worker.exitcode == 0
     assert ResponseStore(path).size()[0] == 150
+
+
+@pytest.mark.parametrize("damage", [b"\x00" * 5000, b"SQLite format 3\x00" + b"\xff" * 8000, b"not a database"])
+def test_a_damaged_store_is_left_out_and_cleared(tmp_path, capsys, damage):
+    path = tmp_path / "r.sqlite"
+    path.write_bytes(damage)
+    engine = CachedEngine(Counting(), store := ResponseStore(path))
+    assert [engine.generate([GenerateRequest(PROMPT)])[0].text for _ in range(2)] == ["text 1", "text 2"]
+    assert len(engine.score([ScoreRequest(PROMPT, ((1,), (2,)))])) == 1
+    told = capsys.readouterr().err
+    assert told.count("answers are not remembered") == 1
+    assert "rung cache clear" in told
+    with pytest.raises(MachineError, match="cannot be read"):
+        store.size()
+    store.clear()
+    again = engine.generate([GenerateRequest(PROMPT)])
+    assert engine.generate([GenerateRequest(PROMPT)]) == again
+    assert store.size()[0] == 1
+
+
+def test_a_store_that_is_damaged_at_work_stops_nothing(store, capsys):
+    engine = CachedEngine(Counting(), store)
+    engine.generate([GenerateRequest(PROMPT)])
+    for file in store.path.parent.iterdir():
+        file.write_bytes(b"\xff" * 9000)
+    assert engine.generate([GenerateRequest(PROMPT)])[0].text == "text 2"
+    assert "answers are not remembered" in capsys.readouterr().err
+
+
+def test_a_store_without_a_place_is_left_out(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    store = ResponseStore(tmp_path / "file" / "r.sqlite")
+    assert CachedEngine(Counting(), store).generate([GenerateRequest(PROMPT)])[0].text == "text 1"
+    assert "answers are not remembered" in capsys.readouterr().err

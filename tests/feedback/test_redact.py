@@ -43,3 +43,11 @@ def test_an_interaction_keeps_its_place_in_the_split(make):
     assert hidden.inputs == {"turns": [{"role": "user", "content": "I am [email]"}], "n": 5}
     assert hidden.actual == "Hi [email]"
     assert (hidden.split, hidden.input_id, hidden.prompt_sha256) == (row.split, row.input_id, row.prompt_sha256)
+
+
+@pytest.mark.parametrize(
+    "piece", ["eyJaaaaaaaa-", "-eyJaaaaaaaa", "eyJaaaaaaaa.", "sk-a-", "-----BEGIN PRIVATE KEY-----", "a.b+c@", "4111 "]
+)
+def test_a_long_text_takes_time_in_proportion(piece):
+    # with a quadratic pattern, a text of this length takes many minutes
+    Redactor().text(piece * (1_000_000 // len(piece)))

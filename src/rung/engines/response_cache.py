@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ from rung.engines.base import (
     ScoreRequest,
 )
 from rung.engines.changes import adapter_fingerprint
+from rung.errors import MachineError
 from rung.models.cache import cache_dir
 from rung.progress import QUIET, Progress
 
@@ -43,15 +45,33 @@ PRUNE_TO = 0.8  # a full store is cut to this share, so that it is not cut again
 
 
 class ResponseStore:
-    """Key to bytes; the least recently used entries are dropped first."""
+    """Key to bytes; the least recently used entries are dropped first.
+
+    A store that cannot be read or written (damaged, full disk, no permission) stops nothing: it is left out with one
+    line on stderr.
+    """
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         self.path, self.max_bytes = path, max_bytes
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
+        self._lock, self._failed = threading.Lock(), False
+        with self._optional():
+            self._create()
+
+    def _create(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._open() as db:
             columns = "key BLOB PRIMARY KEY, value BLOB, used REAL"
             db.execute(f"CREATE TABLE IF NOT EXISTS response ({columns}) WITHOUT ROWID")
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Go on without the store where it fails inside the block."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            self._failed = True
+            hint = "`rung cache clear` makes a new one"
+            print(f"answers are not remembered: {self.path}: {error}; {hint}", file=sys.stderr)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -68,7 +88,9 @@ class ResponseStore:
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The cached values of `keys`, which are marked as used."""
         values: dict[bytes, bytes] = {}
-        with self._lock, self._open() as db:
+        if self._failed:
+            return values
+        with self._lock, self._optional(), self._open() as db:
             for first in range(0, len(keys), 500):
                 part = keys[first : first + 500]
                 marks = ",".join("?" * len(part))
@@ -78,7 +100,9 @@ class ResponseStore:
 
     def put(self, items: Iterable[tuple[bytes, bytes]]) -> None:
         """Save `items`; drop the least recently used entries beyond the size limit."""
-        with self._lock, self._open() as db:
+        if self._failed:
+            return
+        with self._lock, self._optional(), self._open() as db:
             now = time.time()
             db.executemany("INSERT OR REPLACE INTO response VALUES (?, ?, ?)", [(k, v, now) for k, v in items])
             total = db.execute("SELECT COALESCE(SUM(LENGTH(value) + 64), 0) FROM response").fetchone()[0]
@@ -92,19 +116,38 @@ class ResponseStore:
                 surplus -= size
 
     def size(self) -> tuple[int, int]:
-        """Entries, and bytes on disk."""
-        with self._open() as db:
-            count = db.execute("SELECT COUNT(*) FROM response").fetchone()[0]
+        """Entries, and bytes on disk.
+
+        Raises:
+            MachineError: `unreadable-file`: the file is damaged.
+        """
+        try:
+            with self._open() as db:
+                count = db.execute("SELECT COUNT(*) FROM response").fetchone()[0]
+        except (sqlite3.Error, OSError) as error:
+            problem, hint = f"{self.path} cannot be read: {error}", "`rung cache clear` makes a new one"
+            raise MachineError("unreadable-file", problem, hint=hint) from error
         files = [self.path, self.path.with_name(self.path.name + "-wal")]
         return count, sum(file.stat().st_size for file in files if file.exists())
 
     def clear(self) -> None:
-        """Delete every entry and free the disk space."""
+        """Delete every entry and free the disk space; a damaged file is replaced."""
         with self._lock:
-            with self._open() as db:
-                db.execute("DELETE FROM response")
-            with closing(sqlite3.connect(self.path, timeout=60)) as db:
-                db.execute("VACUUM")
+            try:
+                with self._open() as db:
+                    db.execute("DELETE FROM response")
+                with closing(sqlite3.connect(self.path, timeout=60)) as db:
+                    db.execute("VACUUM")
+            except sqlite3.DatabaseError as error:
+                if isinstance(error, sqlite3.OperationalError) and self.path.exists():
+                    raise MachineError(
+                        "write-failed", f"{self.path} cannot be cleared: {error}",
+                        hint="end the processes that use it, and look whether the disk is full",
+                    ) from error  # fmt: skip
+                for suffix in ("", "-wal", "-shm"):
+                    self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+                self._create()
+            self._failed = False
 
 
 def store_path() -> Path:

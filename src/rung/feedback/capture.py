@@ -29,7 +29,7 @@ _API_KEY = r"""
     \b(?:sk|pk|rk|rung)[-_](?:[A-Za-z0-9]+[-_])*[A-Za-z0-9_-]{16,}  # OpenAI, Anthropic, Stripe, our own
   | \bgh[pousr]_[A-Za-z0-9]{36,} | \bgithub_pat_\w{22,} | \bglpat-[\w-]{20,}
   | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b | \bAIza[\w-]{35} | \bhf_[A-Za-z0-9]{30,} | \bxox[abprs]-[\w-]{10,}
-  | \beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*  # a JSON web token
+  | (?<![\w-])eyJ[\w-]{8,}+\.[\w-]{8,}+\.[\w-]*+  # a JSON web token; no start inside another run: linear
   | (?<=[Bb]earer\ )[\w.~+/-]{16,}=*
   | -----BEGIN[ A-Z]*PRIVATE\ KEY-----[\s\S]*?(?:-----END[ A-Z]*PRIVATE\ KEY-----|\Z)
 """

@@ -103,3 +103,39 @@ def test_without_isolation_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         assert run_program("print(1)", seconds=5, memory_mb=512, network=True).output == "1\n"
     finally:
         code_module._isolation.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "import sys\nsys.exit(0)", "import os\nos._exit(0)", "quit()", "raise SystemExit", "raise SystemExit(0)",
+        "import sys\ndef add(a, b): sys.exit(0)", "def add(a, b): quit()",
+        "import sys\nif __name__ != 'x': sys.exit()",
+    ],
+)  # fmt: skip
+def test_a_program_that_exits_before_its_tests_has_passed_none(end: str) -> None:
+    program = f"def add(a, b): return a - b\n{end}"
+    (score,) = metric(tests="tests").rows([Case(program, [], row={"tests": "assert add(1, 2) == 3"})])
+    assert (score.value, "before its tests" in score.note) == (0.0, True)
+
+
+def test_a_script_with_a_main_of_its_own_is_tested_as_a_module() -> None:
+    program = "import sys\ndef add(a, b): return a + b\nif __name__ == '__main__': sys.exit(add(1, 2))"
+    (score,) = metric(tests="tests").rows([Case(program, [], row={"tests": "assert add(1, 2) == 3"})])
+    assert score.value == 1.0
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "import os\nfor name in os.listdir('.'): os.remove(name)",
+        "import os\nfor name in os.listdir('.'):\n    os.remove(name)\n    os.symlink('/dev/zero', name)",
+        "import os\nos.symlink('/dev/zero', 'output')\nos.symlink('/etc/hostname', 'errors')",
+        "import os\nos.mkdir('d')\nos.chmod('d', 0)",
+        "print('x' * 10**7)",
+    ],
+)
+def test_what_a_program_does_to_its_folder_reaches_nobody(harm: str) -> None:
+    result = run_program(f"print('before')\n{harm}", seconds=5, memory_mb=512, network=not ISOLATES)
+    assert result.output.startswith("before")
+    assert len(result.output) <= 1_000_000

@@ -131,3 +131,46 @@ def test_settings_are_checked(settings: dict[str, object]) -> None:
         get_metric("sql_execution", None, settings)
     assert caught.value.code == "bad-setting"
     assert "database: A SQLite file" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("query", "why"),
+    [
+        (
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 90) SELECT "
+            + ", ".join(["zeroblob(99000)"] * 50) + " FROM n",
+            "more than 50,000,000 bytes",
+        ),
+        ("SELECT " + ", ".join(f"{i}" for i in range(300)), "too many columns"),
+        ("SELECT length(replace(hex(zeroblob(490000)), hex(zeroblob(240000)) || '1', ''))", "too big"),
+    ],
+)  # fmt: skip
+def test_a_result_is_bounded_while_it_is_read(folder: Path, query: str, why: str) -> None:
+    (score,) = get_metric("sql_execution", folder, {"database": "cities.sql"}).rows([Case(query, [ALL])])
+    assert (score.value, why in score.note) == (0.0, True)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "ATTACH '{file}' AS e; CREATE TABLE e.t (x)", "VACUUM INTO '{file}'", "PRAGMA writable_schema = 1",
+        "CREATE VIRTUAL TABLE t USING fts5(x)", "SELECT load_extension('{file}')",
+    ],
+)  # fmt: skip
+def test_a_script_makes_its_own_database_and_nothing_else(folder: Path, harm: str) -> None:
+    file = folder / "elsewhere"
+    (folder / "harm.sql").write_text(f"{SCRIPT}\n{harm.format(file=file)};")
+    with pytest.raises(ConfigError) as caught:
+        get_metric("sql_execution", folder, {"database": "harm.sql"}).rows([Case(ALL, [ALL])])
+    assert caught.value.code == "bad-setting"
+    assert not file.exists()
+
+
+def test_a_script_may_be_a_dump(folder: Path) -> None:
+    with sqlite3.connect(folder / "cities.sqlite") as connection:
+        connection.execute("CREATE INDEX by_country ON city (country)")
+        dump = "\n".join(["PRAGMA foreign_keys=OFF;", *connection.iterdump()])
+    connection.close()
+    (folder / "dump.sql").write_text(dump)
+    (score,) = get_metric("sql_execution", folder, {"database": "dump.sql"}).rows([Case(ALL, [ALL])])
+    assert score.value == 1.0

@@ -2,7 +2,8 @@
 
 A query is right if it returns what the expected query returns. Queries run on a read-only SQLite connection whose
 authorizer allows nothing but reading (no ATTACH, PRAGMA, writing, extension or virtual table), one statement each, with
-limits on time, rows, values and temporary memory.
+limits on time, rows, values, the size of the result and temporary memory. A script that makes the database may only
+write into that database.
 
 A program is right if it passes the row's tests, or prints what the expected program prints. Programs run only where the
 task file says `allow_execution: true`: each in its own process, in an empty folder, with an empty environment, limits
@@ -16,6 +17,7 @@ import contextlib
 import functools
 import os
 import re
+import secrets
 import shutil
 import signal
 import sqlite3
@@ -28,16 +30,23 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rung.data.rows import Example
 from rung.errors import ConfigError, DataError, MachineError
 from rung.evaluation.metrics.base import Case, Metric, RowScore, some
 
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+# What a script may not do besides: other files (VACUUM INTO attaches one), extensions, virtual tables.
+_DENIED = {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_CREATE_VTABLE, sqlite3.SQLITE_DROP_VTABLE}
+_SCRIPT_PRAGMAS = {"foreign_keys", "encoding", "user_version", "application_id", "defer_foreign_keys"}  # as dumps have
+_SCRIPT_SECONDS = 60.0
 _FORBIDDEN_FUNCTIONS = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
 _STEPS = 10_000  # virtual machine instructions between two checks of the clock
-_MAX_VALUE = 1_000_000  # bytes of one value, or of the statement
+_MAX_VALUE = 100_000  # bytes of one value: functions of SQLite run to their end, in up to the square of it
+_MAX_STATEMENT = 1_000_000  # bytes
+_MAX_RESULT = 50_000_000  # bytes of all values of a result
+_MAX_COLUMNS = 200
 _CACHE_PAGES = -16_000  # KiB of memory for sorting; more goes to temporary files
 _DIGITS = 6  # decimals to which real numbers are compared
 _FENCED = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
@@ -69,22 +78,34 @@ class Database:
             self._connection = self._open()
         self._deadline = time.monotonic() + self.seconds
         try:
-            rows = self._connection.execute(sql).fetchmany(self.rows + 1)
+            rows = self._fetched(self._connection.execute(sql))
+        except MemoryError as error:
+            raise QueryError("the result does not fit in memory") from error
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
             if time.monotonic() >= self._deadline:
                 raise QueryError(f"stopped after {self.seconds:g} s") from error
             raise QueryError(str(error)) from error
         finally:
             self._connection.rollback()
-        if len(rows) > self.rows:
-            raise QueryError(f"more than {self.rows:,} rows")
+        return rows
+
+    def _fetched(self, cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:
+        rows: list[tuple[Any, ...]] = []
+        size = 0
+        for row in cursor:
+            size += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
+            if size > _MAX_RESULT:
+                raise QueryError(f"a result of more than {_MAX_RESULT:,} bytes")
+            if len(rows) == self.rows:
+                raise QueryError(f"more than {self.rows:,} rows")
+            rows.append(row)
         return rows
 
     def _open(self) -> sqlite3.Connection:
         try:
             if self.file.suffix.lower() == ".sql":
                 connection = sqlite3.connect(":memory:", check_same_thread=False)
-                connection.executescript(self.file.read_text(encoding="utf-8"))
+                self._run_script(connection)
             elif not self.file.is_file():
                 raise FileNotFoundError("no such file")
             else:
@@ -100,12 +121,28 @@ class Database:
         connection.execute("PRAGMA temp_store=1")  # sorting spills to files, not to memory
         connection.execute("PRAGMA query_only=1")
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
-        connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_VALUE)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_STATEMENT)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, _MAX_COLUMNS)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         connection.setlimit(sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0)
         connection.set_authorizer(_authorize)
         connection.set_progress_handler(lambda: time.monotonic() > self._deadline, _STEPS)
         return connection
+
+    def _run_script(self, connection: sqlite3.Connection) -> None:
+        """Make the database; the script may come from a stranger, so it gets no other file and no endless time."""
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        connection.set_authorizer(_authorize_script)
+        deadline = time.monotonic() + _SCRIPT_SECONDS
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
+        connection.executescript(self.file.read_text(encoding="utf-8"))
+        connection.set_authorizer(None)  # the limits of queries follow
+
+
+def _authorize_script(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+    pragma = action == sqlite3.SQLITE_PRAGMA and (first or "").lower() not in _SCRIPT_PRAGMAS
+    function = action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FORBIDDEN_FUNCTIONS
+    return sqlite3.SQLITE_DENY if action in _DENIED or pragma or function else sqlite3.SQLITE_OK
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_: str | None) -> int:
@@ -189,16 +226,31 @@ _MEBIBYTE = 2**20
 _MAX_OUTPUT = 1_000_000  # bytes of output, and of every file written
 _ISOLATION = ("unshare", "--user", "--map-current-user", "--net", "--pid", "--fork", "--kill-child")
 
-# The child process runs this first and limits itself, so that no code runs between fork and exec in the parent.
+# The child process runs this first and limits itself, so that no code runs between fork and exec in the parent. Tests
+# run after the program, and only their end writes the proof: a program that exits before has passed nothing.
 _RUNNER = """
-import resource, sys
-seconds, memory, output, program = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+import os, resource, sys, traceback
+seconds, memory, output = map(int, sys.argv[1:4])
+program, tests, proof, token = sys.argv[4], sys.argv[5], int(sys.argv[6]), sys.argv[7].encode()
 for limit, value in (("CPU", seconds), ("AS", memory), ("FSIZE", output), ("NOFILE", 64), ("CORE", 0), ("NPROC", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + limit), (value, value))
 sys.argv = ["program.py"]
 with open(program, encoding="utf-8") as file:
     source = file.read()
-exec(compile(source, "program.py", "exec"), {"__name__": "__main__"})
+if not tests:
+    exec(compile(source, "program.py", "exec"), {"__name__": "__main__"})
+else:
+    with open(tests, encoding="utf-8") as file:
+        checks = file.read()
+    names = {"__name__": "program"}
+    try:
+        exec(compile(source, "program.py", "exec"), names)
+        exec(compile(checks, "tests.py", "exec"), names)
+    except SystemExit as stop:
+        frames = traceback.extract_tb(stop.__traceback__)
+        if stop.code not in (0, None) or any(frame.filename == "program.py" for frame in frames):
+            sys.exit("the program exits before its tests end")
+    os.write(proof, token)
 """
 
 
@@ -210,30 +262,46 @@ class ProgramResult:
     failure: str = ""
 
 
-def run_program(source: str, *, seconds: float, memory_mb: int, network: bool = False) -> ProgramResult:
-    """Run a Python program in a sandbox and return its output.
+def run_program(
+    source: str, *, tests: str = "", seconds: float, memory_mb: int, network: bool = False
+) -> ProgramResult:
+    """Run a Python program in a sandbox, and after it the tests that it must pass; return its output.
+
+    With tests, the program is not `__main__`, and it fails unless the tests reach their end.
 
     Raises:
         MachineError: `network` is off, and this machine cannot isolate a program from the network.
     """
-    isolation = () if network else _isolation()
-    with tempfile.TemporaryDirectory(prefix="rung-code-") as scratch:
-        folder = Path(scratch)
-        program, output, errors = folder / "program.py", folder / "output", folder / "errors"
+    isolation, token = () if network else _isolation(), secrets.token_hex()
+    # The program may do anything to files in its folder: what it writes is read through descriptors from elsewhere.
+    with (
+        tempfile.TemporaryDirectory(prefix="rung-code-") as scratch, tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as proof,
+    ):  # fmt: skip
+        program, checks = Path(scratch, "program.py"), Path(scratch, "tests.py") if tests else None
         program.write_text(source, encoding="utf-8", errors="replace")
-        limits = [str(max(1, round(seconds + 1))), str(memory_mb * _MEBIBYTE), str(_MAX_OUTPUT), str(program)]
-        with output.open("wb") as out, errors.open("wb") as err:
-            process = subprocess.Popen(
-                [*isolation, sys.executable, "-I", "-B", "-c", _RUNNER, *limits], cwd=folder, stdin=subprocess.DEVNULL,
-                stdout=out, stderr=err, env={"PATH": os.defpath, "HOME": scratch}, start_new_session=True,
-            )  # fmt: skip
-            failure = _wait(process, seconds)
-        text = output.read_bytes().decode("utf-8", "replace")
-        complaint = errors.read_bytes().decode("utf-8", "replace")
+        if checks is not None:
+            checks.write_text(tests, encoding="utf-8", errors="replace")
+        limits = [str(max(1, round(seconds + 1))), str(memory_mb * _MEBIBYTE), str(_MAX_OUTPUT)]
+        files = [str(program), str(checks or ""), str(proof.fileno()), token]
+        process = subprocess.Popen(
+            [*isolation, sys.executable, "-I", "-B", "-c", _RUNNER, *limits, *files], cwd=scratch,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=err, pass_fds=[proof.fileno()],
+            env={"PATH": os.defpath, "HOME": scratch}, start_new_session=True,
+        )  # fmt: skip
+        failure = _wait(process, seconds)
+        text, complaint, proven = (_read(file) for file in (out, err, proof))
     if not failure and process.returncode != 0:
         lines = complaint.strip().splitlines()
         failure = lines[-1][:200] if lines else f"exit status {process.returncode}"
+    if not failure and tests and proven != token:
+        failure = "the program ends before its tests do"
     return ProgramResult(text, failure)
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read(_MAX_OUTPUT).decode("utf-8", "replace")
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
@@ -279,7 +347,7 @@ def code_metric(settings: Mapping[str, Any]) -> Metric:
 
     def score(case: Case) -> RowScore:
         if tests is not None:
-            result = run_program(f"{fenced(case.prediction)}\n\n{_tests(case.row, tests)}\n", **limits)
+            result = run_program(fenced(case.prediction), tests=_tests(case.row, tests) or "pass", **limits)
             return RowScore(float(not result.failure), result.failure)
         wanted = [expected(fenced(reference)) for reference in some(case.references)]
         for reference in wanted:
