@@ -348,16 +348,18 @@ def test_expected_answers_that_are_longer_than_what_may_be_written() -> None:
     assert found() == ([], [])
 
 
-def test_inputs_that_an_encoder_or_the_model_reads_in_part_only() -> None:
+def test_inputs_that_are_longer_than_what_reads_them_are_counted() -> None:
     rows = labelled(400)
     rows[0]["text"] += " so" * 300
     rows[1]["text"] += " so" * 9000
     table("a.csv", rows)
     task({"train": "a.csv", **HOLDOUT})
     told = found()[1]
-    assert only(told, "embedded-encoder").startswith(
-        "2 of 400 inputs have more than the 254 tokens that embedded-encoder reads: "
-    )
+    (note,) = json.loads(check("--json").stdout)["notes"]
+    assert note.startswith("2 of 400 inputs have more than the 254 tokens that embedded-encoder reads: ")
+    assert note.endswith("It reads them in windows")
+    assert note in check().stdout
+    assert len(told) == 1
     assert only(told, "do not fit the 8,192 tokens").startswith("1 of 400 rows do not fit")
     assert "a.csv:3. A climb stops at them" in only(told, "do not fit the 8,192 tokens")
 

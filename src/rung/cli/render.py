@@ -349,6 +349,8 @@ def task_check(checked: TaskCheck, file: Path) -> None:
         say(f"\ntuning on {name}:")
         for line in training_data_lines(values):
             say(f"  {line}")
+    for note in checked.notes:
+        say(note)
     for problem in checked.problems:
         typer.secho(f"problem: {problem}", fg="red")
     for warning in checked.warnings:

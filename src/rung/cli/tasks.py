@@ -120,7 +120,7 @@ def check(
         return
     checked = check_task(loaded, tuning=tuning)
     values = {"task": loaded.name, "unit": checked.unit, **checked.data.report.as_dict()}
-    values |= {"warnings": list(checked.warnings), "verdict": checked.verdict}
+    values |= {"warnings": list(checked.warnings), "notes": list(checked.notes), "verdict": checked.verdict}
     values |= {"training": checked.training} if tuning else {}
     render.result(json, values, lambda: render.task_check(checked, task))
     if checked.problems:

@@ -49,6 +49,7 @@ class TaskCheck:
     unit: str  # of the lengths in the report, `tokens` or `characters`
     problems: Sequence[str]  # what makes a climb meaningless
     warnings: Sequence[str]  # what would mislead
+    notes: Sequence[str] = ()  # what is good to know
     training: Mapping[str, Any] = field(default_factory=dict)  # what tuning would learn from: `rows` and `text`
 
     @property
@@ -110,20 +111,20 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
             report.measure_text(data.text, count=count)
     training = _training_reports(task, data) if tuning else {}
     rows = (*data.train, *data.validation, *data.test)
-    warnings = [*report.warnings, *_long_answers(task, rows, count)]
+    warnings, notes = [*report.warnings, *_long_answers(task, rows, count)], list[str]()
     if rows:
         zero = Artifact.zero_shot(task, data.labels)
         if zero.prompt.chat_column is not None and files is not None:
             _check_conversations(zero, rows, Tokenizer.load(files.folder))
         warnings += _long_prompts(zero, rows, task.output.max_tokens or DEFAULT_MAX_TOKENS, files, count)
-        warnings += _long_for_encoders(zero, rows)
+        notes += _long_for_encoders(zero, rows)
         warnings += _near_duplicates(zero, data)
     for part in training.values():
         if dropped := part["dropped"].get(TOO_LONG):
             warnings.append(
                 f"{dropped:,} training rows are {TOO_LONG}: tuning stops at them unless `truncation` allows it"
             )
-    return TaskCheck(data, "tokens" if count else "characters", report.problems, warnings, training)
+    return TaskCheck(data, "tokens" if count else "characters", report.problems, warnings, notes, training)
 
 
 def _check_conversations(zero: Artifact, rows: Sequence[Example], tokenizer: Tokenizer) -> None:
@@ -176,14 +177,16 @@ def _long_prompts(
         if len(text) + room > files.context and count(text) + room > files.context:
             long.append(row.source)
     if long:
+        policy: str = zero.overflow
+        what = "The end of their longest input is cut" if policy == "truncate_input" else "A climb stops at them"
         yield (
             f"{len(long):,} of {len(rows):,} rows do not fit the {files.context:,} tokens that {files.name} reads, "
-            f"with {room} for the answer: {places(long)}. A climb stops at them"
+            f"with {room} for the answer: {places(long)}. {what}"
         )
 
 
 def _long_for_encoders(zero: Artifact, rows: Sequence[Example]) -> Iterator[str]:
-    """Rows that the sentence encoder reads only in part."""
+    """Rows that are longer than the sentence encoder's limit."""
     files = _at_hand(ENCODER)
     recipe = None if files is None else read_recipe(files.folder)
     if files is None or recipe is None:
@@ -194,7 +197,7 @@ def _long_for_encoders(zero: Artifact, rows: Sequence[Example]) -> Iterator[str]
     if long:
         yield (
             f"{len(long):,} of {len(rows):,} inputs have more than the {limit} tokens that {ENCODER} reads: "
-            f"{places(long)}. Features, and demonstrations by similarity, do not see what comes after them"
+            f"{places(long)}. It reads them in windows"
         )
 
 
