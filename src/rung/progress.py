@@ -6,7 +6,13 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives the reports of a long operation. Implementations print to stderr; none may raise."""
+    """Receives the reports of a long operation, and prints to stderr.
+
+    An implementation may raise only to stop the operation, as the budget of a climb does.
+    """
+
+    def say(self, text: str) -> None:
+        """Report news at once, such as that something is proven."""
 
     def start(self, label: str, total: int | None = None) -> None:
         """Begin a step named `label` of `total` units (rows, steps, bytes), or of unknown length."""
@@ -20,6 +26,9 @@ class Progress(Protocol):
 
 class Quiet:
     """A Progress that prints nothing."""
+
+    def say(self, text: str) -> None:
+        """Print nothing."""
 
     def start(self, label: str, total: int | None = None) -> None:
         """Print nothing."""

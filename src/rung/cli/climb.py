@@ -183,12 +183,12 @@ def tune(
     task: options.TaskFile,
     rung: Annotated[str | None, Option(help="The rung to search; without, the last of a default climb.")] = None,
     trials: Annotated[int, Option(min=1, help="Most trials.")] = 20,
-    budget: options.Budget = None, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
+    budget: options.TimeBudget = None, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
     engine: options.EngineOption = "auto", sets: options.Sets = None, json: options.Json = False,
     quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Search the settings of one rung; the same command continues an interrupted search."""
-    from rung.climbing.options import parse_duration
+    from rung.climbing.budget import parse_duration
     from rung.climbing.tune import tune
     from rung.rungs import default_names
 

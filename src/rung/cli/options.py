@@ -43,7 +43,8 @@ Offline = Annotated[bool, Option("--offline", help="Attempt no connection.", cal
 SeedOption = Annotated[int, Option("--seed", help="Seed of everything random.")]
 Sets = Annotated[list[str] | None, Option("--set", help="Override a setting of the task file.", metavar="KEY=VALUE")]
 EngineOption = Annotated[str, Option("--engine", help="What generates: auto, torch, openvino (int8), openvino-fp32.")]
-Budget = Annotated[str | None, Option("--budget", help="Most time to spend, such as 90s, 10m, 1h.")]
+Budget = Annotated[str | None, Option(help="Most to spend: time such as 90s, 10m, 1h, or money such as 5USD.")]
+TimeBudget = Annotated[str | None, Option("--budget", help="Most time to spend, such as 90s, 10m, 1h.")]
 RungNames = Annotated[str | None, Option("--rungs", help="Rungs to try, comma-separated.", metavar="NAMES")]
 Resume = Annotated[bool, Option("--resume", help="Continue the latest such run, if any.")]
 RunFolders = Annotated[Path, Option("--out", help="Folder for run folders.")]
@@ -140,12 +141,13 @@ def choose(option: str, value: str | None, choices: Sequence[str]) -> Any:
 def climb_options(
     *, budget: str | None, rungs: str | None, seed: int, engine: str, out: Path, resume: bool
 ) -> ClimbOptions:
-    """Collect the options of a climb; raise ConfigError if the budget is not a duration."""
-    from rung.climbing.options import ClimbOptions, parse_duration
+    """Collect the options of a climb; raise ConfigError if the budget is neither a duration nor money."""
+    from rung.climbing.budget import Limits, parse_budget
+    from rung.climbing.options import ClimbOptions
 
-    seconds = None if budget is None else parse_duration(budget)
+    limits = Limits(None, None) if budget is None else parse_budget(budget)
     names = tuple(name.strip() for name in rungs.split(",")) if rungs else ()
-    return ClimbOptions(budget_seconds=seconds, rungs=names, seed=seed, engine=engine, out=out, resume=resume)
+    return ClimbOptions(*limits, rungs=names, seed=seed, engine=engine, out=out, resume=resume)
 
 
 def progress(quiet: bool) -> Progress:
@@ -164,6 +166,10 @@ class TerminalProgress:
         self._label, self._total, self._done, self._note = "", 0, 0, ""
         self._start = self._shown = time.monotonic()
         self._nested = 0
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._write(text, end="\n")
 
     def start(self, label: str, total: int | None = None) -> None:
         """Begin a step; a step inside a step (embedding during scoring) stays silent."""

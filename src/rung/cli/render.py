@@ -102,18 +102,22 @@ TABLES = 3  # that the columns of a climb's result are spread over
 
 
 def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
-    """Print the plan of a climb's first stage."""
+    """Print the plan of a climb: the arms in the order in which they run, and what is left out."""
+    planned = [row for row in rows if row["applies"] and not row["reason"] and row["fits_budget"]]
     table(
-        ("rung", ">rows", ">tokens to fit", ">tokens a row", ">seconds", ">memory"),
+        ("rung", ">seconds", ">all so far", ">ms a row", ">tokens to fit", ">tokens a row", ">memory", ">may gain"),
         [
-            (row["name"], f"{row['rows']:,}", f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}",
-             f"{row['seconds']:,.0f}", f"{row['memory_bytes'] / 2**30:.1f} GiB")
-            for row in rows if row["applies"]
+            (row["name"], f"{row['seconds']:,.0f}", f"{row['so_far']:,.0f}", f"{1000 * row['row_seconds']:,.0f}",
+             f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}", f"{row['memory_bytes'] / 2**30:.1f} GiB",
+             "" if row["gain"] is None else f"{100 * row['gain']:.1f} points")
+            for row in planned
         ],
     )  # fmt: skip
     for row in rows:
         if not row["applies"]:
             faint(f"not applicable: {row['name']}: {row['reason']}")
+        elif row not in planned:
+            faint(f"left out: {row['name']}: {row['reason'] or 'the budget is used up before it'}")
     for line in notes:
         say(line)
 
@@ -143,7 +147,7 @@ def climb_result(result: ClimbResult, console: Console | None = None) -> None:
         table(("rung", *(f">{head}" for head in heads)), rows, console=console, styles=styles, wrapped=("rung",))
     if further := [head for heads in tables[TABLES:] for head in heads]:
         _lines(console, [f"not shown in {console.width} columns: {', '.join(further)}; see the report"], "dim")
-    dim = [*words.quality_notes(result), *words.spent_lines(result)]
+    dim = [*words.quality_notes(result), *words.spent_lines(result), *words.estimate_lines(result)]
     _lines(console, [*dim, *words.overflow_notes(result), *words.retrieval_notes(result)], "dim")
     _lines(console, words.worth_notes(result))
     _lines(console, [*result.notes, *words.confidence_notes(result)])

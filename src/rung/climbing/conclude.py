@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,21 @@ from rung.advice import advise
 from rung.artifact.artifact import Artifact
 from rung.artifact.confidence import Calibration, CalibrationMethod, of_decisions
 from rung.artifact.decoder import Answer
+from rung.climbing.arms import Arm, ClimbState, FitFailed, Left
+from rung.climbing.confirm import narrow, weigh
 from rung.climbing.next_steps import next_steps
-from rung.climbing.race import ClimbState, answer_rows, compare_all, recommend
 from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
-from rung.evaluation.prices import Prices, order_of_cheaper, price_per_row
+from rung.evaluation.decision import CHEAPER, Decision
+from rung.evaluation.prices import Prices, price_per_row
 from rung.evaluation.rag_metrics import summary
-from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
+from rung.evaluation.result import ClimbResult, Comparison, RungResult, Status
 from rung.evaluation.scoring import notes, related
 from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
+
+SHOWN = 6  # names in the sentence
 
 
 def can_be_fitted(artifact: Artifact) -> bool:
@@ -34,12 +39,14 @@ def can_be_fitted(artifact: Artifact) -> bool:
 
 def fit_confidence(
     artifact: Artifact, rows: Sequence[Example], method: CalibrationMethod = "temperature", *,
-    abstain_below: float | None = None, out_of_scope: str | None = None, progress: Progress = QUIET,
+    abstain_below: float | None = None, out_of_scope: str | None = None, answers: Sequence[Answer] | None = None,
+    progress: Progress = QUIET,
 ) -> Artifact:  # fmt: skip
-    """Fit an artifact's confidences on validation rows, which it was not trained on; its answers do not change.
+    """Fit an artifact's confidences on rows that it was not trained on; its answers do not change.
 
-    Answers with less confidence than `abstain_below` are marked as abstained, which is right on rows of the label
-    `out_of_scope`. Raises ConfigError without label probabilities, enough rows for the method, or that label.
+    `answers` are its answers to them with all probabilities; without, they are made. Answers with less confidence than
+    `abstain_below` are marked as abstained, which is right on rows of the label `out_of_scope`. Raises ConfigError
+    without label probabilities, enough rows for the method, or that label.
     """
     if not can_be_fitted(artifact):
         raise ConfigError(
@@ -54,8 +61,9 @@ def fit_confidence(
         raise ConfigError("unknown-label", message, hint=hint)
     if not rows:
         raise ConfigError("too-few-rows", "the validation split has no rows", hint="give `data.validation`")
-    plain = replace(artifact, decoder=decoder.with_confidence(None))
-    answers = plain.answer(rows, full=True, progress=progress)
+    if answers is None:
+        plain = replace(artifact, decoder=decoder.with_confidence(None))
+        answers = plain.answer(rows, full=True, progress=progress)
     fitted = replace(_fitted(artifact, answers, rows, method), abstain_below=abstain_below, out_of_scope=out_of_scope)
     return replace(artifact, decoder=decoder.with_confidence(fitted))
 
@@ -109,107 +117,267 @@ def _confidence(artifact: Artifact, fitted: Calibration, answer: Answer) -> floa
     return fitted.of(float(of_decisions(fitted.scaled_each(answer.probabilities), given)))
 
 
-def conclude(state: ClimbState, survivors: Sequence[str]) -> ClimbResult:
-    """Run the finalists on the test split once, compare them, recommend one, and collect the records."""
-    finalists = list(dict.fromkeys([*state.trail, *survivors]))
-    zero = finalists[0]
-    test, store, folder = state.data.test, state.store, state.task.folder
-    predictions = {
-        name: answer_rows(state.artifacts[name], test, "test", store, folder=folder, progress=state.progress)
-        for name in finalists
-    }
-    scores = {name: [row.score for row in rows] for name, rows in predictions.items()}
-    comparisons = compare_all(scores, state.task_metric, seed=state.options.seed)
-    results = [_result(state, name, predictions.get(name)) for name in state.artifacts]
-    costs = {r.name: r.cost for r in results if r.name in finalists}
-    best = recommend(comparisons, costs, zero)
+def conclude(state: ClimbState) -> ClimbResult:
+    """Decide by what was measured, make what is recommended from all training rows, and collect the records."""
+    blocked = _over_limits(state)
+    found = weigh(state, blocked)
+    best = found.recommended if found is not None else state.incumbent
+    if found is not None and best != state.incumbent:
+        with state.budget.stage():
+            narrow(state, best)
+        found = weigh(state, blocked)
+        assert found is not None
+        best = found.recommended
+    best = _refitted(state, best)
+    results = [_result(state, arm) for arm in state.arms.values()]
+    comparisons = [
+        Comparison(
+            state.incumbent, name, state.metric, v.n, v.delta, v.low, v.high, v.p, v.fixed, v.broken, v.method
+        )
+        for name, v in (found.verdicts if found is not None else {}).items()
+        if v.n
+    ]  # fmt: skip
     confidence, unsure = _fit_confidence(state, best)
-    for name, (status, reason) in state.out.items():
-        family = state.families.get(name, "")
-        results.append(RungResult(name=name, family=family, metric=state.task_metric, status=status, reason=reason))
+    results += [_left(state, name, left) for name, left in state.left.items() if name not in state.arms]
     state.store.note("confirmed", recommended=best)
+    state.store.drop_folds()
     remarks = [
-        f"{name}: {count} of {len(rows)} test rows: {note}"
-        for name, rows in predictions.items()
+        f"{name}: {count} of {len(rows)} rows: {note}"
+        for name in state.arms
+        if (rows := [row for row in state.store.predictions(name).values() if row.split == state.confirm.split])
         for note, count in notes(rows).items()
     ]
-    answers = {name: tuple(state.store.predictions(name).values()) for name in state.artifacts}
+    answers = {name: tuple(state.store.predictions(name).values()) for name in state.arms}
     rungs = tuple(related(results, answers, best, seed=state.options.seed))
-    advised = next_steps(
-        state.artifacts["zero-shot"], state.data, results, best, answers, store.folder,
-        p=next((c.p for c in comparisons if {c.a, c.b} == {zero, best}), None), seed=state.options.seed,
-        progress=state.progress,
-    )  # fmt: skip
-    paid, prices, seconds = state.store.paid(), Prices.of(state.task), state.store.spent()
-    money = paid.money + seconds / 3600 * prices.machine_hour if prices.known(state.task.models) else None
+    advised: tuple[str, ...] = ()
+    with state.budget.stage():
+        advised = next_steps(
+            state.some(state.arms["zero-shot"]), state.data, results, best, answers, state.store.folder,
+            p=next((c.p for c in comparisons if c.b == best), None), seed=state.options.seed, progress=state.budget,
+        )  # fmt: skip
+    paid = state.store.paid()
     return ClimbResult(
-        task=state.task.name, metric=state.task_metric, model=", ".join(state.task.models),
+        task=state.task.name, metric=state.metric, model=", ".join(state.task.models),
         engine=state.options.engine, seed=state.options.seed, version=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(seconds, 1),
+        created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(state.budget.spent(), 1),
         budget_seconds=state.options.budget_seconds, recommended=best,
-        decision=decision(best, zero, results, comparisons), rungs=rungs, comparisons=tuple(comparisons),
-        data=state.data.report.as_dict(), notes=(*unsure, *remarks), confidence=confidence,
-        advice=advise(state.task, state.data, state.machine).as_dict(), money=money, endpoint_money=paid.money,
-        endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=prices.as_dict(), next_steps=advised,
+        decision=decision(state, found, best, blocked), rungs=rungs, comparisons=tuple(comparisons),
+        data=state.data.report.as_dict(), notes=(how_measured(state), *unsure, *remarks), confidence=confidence,
+        advice=advise(state.task, state.data, state.machine).as_dict(), money=state.money(), endpoint_money=paid.money,
+        endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
+        rows=state.confirm.split, next_steps=advised,
+        unfinished=tuple(name for name, left in state.left.items() if left.again),
     )  # fmt: skip
+
+
+def _over_limits(state: ClimbState) -> dict[str, str]:
+    """The arms that the task's constraints forbid to recommend, and why."""
+    limits, blocked = state.task.constraints, {}
+    for name, arm in state.arms.items():
+        rows = list(state.store.predictions(name).values())
+        seconds = state.row_seconds(arm)
+        price = price_per_row(rows, state.some(arm), state.task, **state.whole_fit(arm))
+        if limits.max_latency is not None and seconds > limits.max_latency:
+            blocked[name] = f"{seconds:.2g} s a row, and `constraints.max_latency` is {limits.max_latency:g} s"
+        elif limits.max_price is not None and price is not None and 1000 * price > limits.max_price:
+            cost = f"1,000 predictions cost {1000 * price:.2g}"
+            blocked[name] = f"{cost}, and `constraints.max_price` is {limits.max_price:g}"
+    return blocked
+
+
+def _refitted(state: ClimbState, best: str) -> str:
+    """With folds, make the recommended arm from all rows; the best arm that can be made is recommended."""
+    try:
+        state.made(state.arms[best], None)
+    except FitFailed as error:
+        state.failed(error.arm, error.cause)
+        return state.incumbent
+    return best
+
+
+def how_measured(state: ClimbState) -> str:
+    """Which rows the arms were compared on."""
+    if state.search is state.confirm:
+        return (
+            f"{len(state.confirm)} labelled rows are few, so every row was answered by what was made without it "
+            f"({len(state.data.folds)} folds); the recommended artifact was then made from all rows"
+        )
+    test = f"{len(state.confirm)} test rows that nothing was trained or chosen on"
+    if state.data.folds:
+        return f"raced on {len(state.search)} rows out of fold, and confirmed on {test}"
+    return f"raced on {len(state.search)} validation rows, and confirmed on {test}"
 
 
 def _fit_confidence(state: ClimbState, best: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """Fit the recommended artifact's confidence if the task asks for it; return the report's part on it, and notes."""
-    wanted, artifact = state.task.confidence, state.artifacts[best]
+    """Fit the recommended artifact's confidence if the task asks for it; return the report's part on it, and notes.
+
+    With folds, the rows are answered by what was made without them.
+    """
+    wanted, arm = state.task.confidence, state.arms[best]
     if wanted is None:
         return None, ()
+    artifact = state.made(arm, None)
     if not can_be_fitted(artifact):
         return None, (f"confidence was not fitted: {best} gives its labels no probabilities",)
-    rows = state.data.validation
-    fitted = fit_confidence(
-        artifact, rows, wanted.method, abstain_below=wanted.abstain_below, out_of_scope=wanted.out_of_scope,
-        progress=state.progress,
+    figures: dict[str, Any] | None = None
+    unsure: tuple[str, ...] = (f"the confidence of {best} was not fitted or measured: the budget was used up",)
+    with state.budget.stage():
+        rows = state.search.rows
+        given: list[Answer] = []
+        for fold, group in groupby(zip(rows, state.search.folds, strict=True), key=lambda pair: pair[1]):
+            asked = [row for row, _ in group]
+            given += state.made(arm, fold).answer(asked, full=True, progress=state.budget)
+        fitted = fit_confidence(
+            artifact, rows, wanted.method, abstain_below=wanted.abstain_below, out_of_scope=wanted.out_of_scope,
+            answers=given,
+        )  # fmt: skip
+        arm.artifacts[None] = state.store.keep(fitted)
+        unsure = ()
+        if not state.data.test:
+            return None, (f"the confidence of {best} was fitted on all {len(rows)} rows out of fold",)
+        figures = measure_confidence(
+            fitted, state.data.test, fitted_on=len(rows), seed=state.options.seed, progress=state.budget
+        )
+    return figures, unsure
+
+
+# ---- the sentence
+
+
+def decision(state: ClimbState, found: Decision | None, best: str, blocked: Mapping[str, str]) -> str:
+    """The recommendation in one or two sentences, with its numbers; what is not known is said."""
+    incumbent = state.incumbent
+    others = {} if found is None else {name: v for name, v in found.verdicts.items() if v.n}
+    raced = [name for name, arm in state.arms.items() if name != incumbent and (arm.raced or name in others)]
+    rest = _not_tried(state)
+    if found is None or not raced:
+        n = len(state.scores(state.arms[incumbent], state.confirm))
+        seen = f"Only {incumbent} was measured, on {n} {_rows(state)}" if n else "Nothing was measured"
+        why = rest or "no rung applies to this task"
+        return f"{seen}: {why}. {'' if rest else f'Use {incumbent}.'}".rstrip()
+    if best != incumbent:
+        return " ".join(filter(None, [_use(state, found, best), _more(rest)]))
+    sentence = _stay(state, found, raced, blocked) or _open(state, found, raced, blocked)
+    return " ".join(filter(None, [sentence, _more(rest)]))
+
+
+def _more(rest: str) -> str:
+    return f"{rest[:1].upper()}{rest[1:]}." if rest else ""
+
+
+def _rows(state: ClimbState) -> str:
+    return "rows (out of fold)" if state.confirm.split == "folds" else "test rows"
+
+
+def _not_tried(state: ClimbState) -> str:
+    """What was not tried for lack of budget."""
+    names = [name for name, left in state.left.items() if left.again and "budget" in left.reason]
+    names = [*(name for name in state.arms if not state.store.predictions(name)), *names]
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if names[SHOWN:] else "")
+    return f"not tried for lack of budget: {shown}" if names else ""
+
+
+def _use(state: ClimbState, found: Decision, best: str) -> str:
+    """Recommend an arm that passed the gate."""
+    v, incumbent = found.verdicts[best], state.incumbent
+    if v.outcome == "better":
+        p = "p < 0.001" if v.p < 0.001 else f"p = {v.p:.3f}"
+        text = (
+            f"Use {best}: {100 * v.delta:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}] over {incumbent} on "
+            f"{v.n} {_rows(state)}, {v.fixed} fixed / {v.broken} broken, {p}"
+        )
+    else:
+        text = (
+            f"Use {best}: as good as {incumbent} within {200 * state.margin:g} points ({100 * v.delta:+.1f} "
+            f"[{100 * v.low:+.1f}, {100 * v.high:+.1f}] on {v.n} {_rows(state)})"
+        )
+    parts = [text, _cheaper(state, best)]
+    if best != found.best or found.regret[best] >= 0.0005:
+        parts.append(
+            f"{100 * found.regret[best]:.1f} points below the best in expectation, "
+            f"{100 * found.chance_worse[best]:.0f} % chance of more than {200 * state.margin:g}"
+        )
+    return "; ".join(filter(None, parts)) + "."
+
+
+def _cheaper(state: ClimbState, best: str) -> str:
+    """How many times cheaper or dearer than the incumbent an arm is, by its measured time."""
+    own, base = state.cost(state.arms[best]), state.cost(state.arms[state.incumbent])
+    if own <= 0 or base <= 0 or CHEAPER < own / base < 1 / CHEAPER:
+        return ""
+    times = max(own / base, base / own)
+    figure = f"{times:.0f}" if times >= 3 else f"{times:.1f}"
+    return f"{figure} times {'cheaper' if own < base else 'dearer'}"
+
+
+def _stay(state: ClimbState, found: Decision, raced: Sequence[str], blocked: Mapping[str, str]) -> str:
+    """Say that the incumbent is as good as all that was measured, or better; empty where that is not known."""
+    for name in raced:
+        v = found.verdicts.get(name)
+        known = v is not None and (v.outcome in ("worse", "equivalent") or v.high <= 2 * state.margin)
+        if not (known or state.arms[name].dropped or name in blocked):
+            return ""
+    if state.leader not in ("", state.incumbent) and state.leader not in blocked:
+        return ""
+    number = "the other one" if len(raced) == 1 else f"all {len(raced)} others"
+    text = f"Stay with {state.incumbent}: it is as good as {number} measured, or better, on {_counted(state)}"
+    return text + _blocked(blocked) + "."
+
+
+def _counted(state: ClimbState) -> str:
+    n = len(state.scores(state.arms[state.incumbent], state.confirm))
+    m = len(state.scores(state.arms[state.incumbent], state.search))
+    return f"{n} {_rows(state)}" if state.search is state.confirm else f"{m} {state.search.split} and {n} test rows"
+
+
+def _open(state: ClimbState, found: Decision, raced: Sequence[str], blocked: Mapping[str, str]) -> str:
+    """Say that it cannot be told yet, what is best so far, and how many more rows would tell."""
+    name = found.best if found.best != state.incumbent else max(
+        (each for each in raced if each in found.verdicts), key=lambda each: found.verdicts[each].delta, default=""
     )  # fmt: skip
-    state.artifacts[best] = state.store.keep(fitted)
-    seed, progress = state.options.seed, state.progress
-    return measure_confidence(fitted, state.data.test, fitted_on=len(rows), seed=seed, progress=progress), ()
+    if not name:
+        return f"Cannot tell yet: the answers of {', '.join(raced)} were not compared with {state.incumbent}."
+    v = found.verdicts[name]
+    figures = f"{100 * v.delta:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}] on {v.n} {_rows(state)}"
+    if found.best == state.incumbent:
+        text = f"Cannot tell yet: the best so far is {name} beside {state.incumbent}, {figures}"
+    else:
+        text = (
+            f"Cannot tell yet: the best so far is {name}, {figures}, "
+            f"{100 * found.best_probability:.0f} % likely better than {state.incumbent}"
+        )
+    if v.rows_needed is not None:
+        text += f"; about {v.rows_needed} more rows would show it"
+    return text + _blocked(blocked) + "."
 
 
-def decision(best: str, zero: str, results: Sequence[RungResult], comparisons: Sequence[Comparison]) -> str:
-    """The recommendation in one sentence, with its numbers."""
-    scores = {r.name: r for r in results}
-    if best == zero:
-        return f"Stay with {zero}: no rung significantly beats it on {scores[zero].n} test rows."
-    c = next(c for c in comparisons if {c.a, c.b} == {zero, best})
-    sign = 1 if c.b == best else -1
-    delta, low, high = (100 * sign * v for v in (c.delta, c.low if sign > 0 else c.high, c.high if sign > 0 else c.low))
-    fixed, broken = (c.fixed, c.broken) if sign > 0 else (c.broken, c.fixed)
-    p = "p < 0.001" if c.p < 0.001 else f"p = {c.p:.3f}"
-    return (
-        f"Use {best}: {delta:+.1f} pp [{low:+.1f}, {high:+.1f}] over {zero} on {c.n} test rows, "
-        f"{fixed} fixed / {broken} broken, {p}; nothing measured is significantly better, "
-        f"and nothing as good is cheaper."
-    )
+def _blocked(blocked: Mapping[str, str]) -> str:
+    return "".join(f"; {name} is not recommended: {why}" for name, why in blocked.items())
 
 
-def _result(state: ClimbState, name: str, test: Sequence[Prediction] | None) -> RungResult:
-    """The report's record of an artifact: on the test split if it was confirmed, else on the rows of its race."""
-    artifact = state.artifacts[name]
-    validation = [row for (split, _), row in state.store.predictions(name).items() if split == "validation"]
-    rows = list(test) if test is not None else validation
-    scores = [row.score for row in rows]
-    interval = mean_interval(scores, seed=state.options.seed)
-    fitted = state.store.noted("fitted", name=name) or {"fit_seconds": 0.0, "fit_money": 0.0}
+# ---- the records of the report
+
+
+def _result(state: ClimbState, arm: Arm) -> RungResult:
+    """The report's record of an arm: on the rows of the confirmation if it answered any, else on those of its race."""
+    artifact = state.some(arm)
+    confirm, search = state.scores(arm, state.confirm), state.scores(arm, state.search)
+    ruler, scores = (state.confirm, confirm) if confirm else (state.search, search)
+    known = state.store.predictions(arm.name)
+    rows = [known[ruler.split, row.id] for row in ruler.rows[: len(scores)]]
     settings = {key: dict(value) for key, value in artifact.settings.items()}
     losses = tuple((int(s), float(v)) for s, v in settings.get(artifact.path[-1], {}).pop("losses", ()))
-    folder = state.store.artifact_folder(name)
-    below = ["+".join(artifact.path[1:end]) for end in range(2, len(artifact.path) + 1)]
-    fits = [entry for one in below if (entry := state.store.noted("fitted", name=one)) is not None]
-    fit = {key: sum(entry[key] for entry in fits) for key in ("fit_seconds", "fit_money")}
-    operations = artifact.decoder.row_flops(artifact, state.data.train or state.data.validation)
+    folder = state.store.artifact_folder(arm.name)
+    status: Status = "beaten" if arm.dropped else "confirmed" if confirm else "beaten" if search else "skipped"
+    interval = mean_interval(scores, seed=state.options.seed) if scores else None
+    fit, price = state.fit(arm), price_per_row(rows, artifact, state.task, **state.whole_fit(arm))
     return RungResult(
-        name=name, family=state.families[name], metric=state.task_metric,
-        status="confirmed" if test is not None else "beaten", split="test" if test is not None else "validation",
-        reason=state.beaten.get(name, ""), path=artifact.path, score=sum(scores) / len(scores),
-        low=interval.low, high=interval.high, n=len(rows),
-        validation_score=sum(row.score for row in validation) / len(validation) if validation else None,
-        seconds=sum(row.seconds for row in rows), fit_seconds=fitted["fit_seconds"], fit_money=fitted["fit_money"],
+        name=arm.name, family=arm.family, metric=state.metric, status=status, split=ruler.split,
+        reason=arm.dropped if scores else "no time was left to measure it", path=artifact.path,
+        score=sum(scores) / len(scores) if scores else None,
+        low=interval.low if interval else None, high=interval.high if interval else None, n=len(scores),
+        validation_score=sum(search) / len(search) if search else None,
+        seconds=sum(row.seconds for row in rows), fit_seconds=fit["fit_seconds"], fit_money=fit["fit_money"],
         prompt_tokens=sum(row.prompt_tokens for row in rows),
         completion_tokens=sum(row.completion_tokens for row in rows),
         cached_tokens=sum(row.cached_tokens for row in rows),
@@ -219,7 +387,22 @@ def _result(state: ClimbState, name: str, test: Sequence[Prediction] | None) -> 
         retrieval=summary(found) if (found := [row.retrieval for row in rows if row.retrieval is not None]) else None,
         trainable_parameters=artifact.decoder.trainable_parameters(artifact),
         artifact_bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        price_per_1000=None if (price := price_per_row(rows, artifact, state.task, **fit)) is None else 1000 * price,
-        cost=order_of_cheaper(rows, artifact, state.task, operations, **fit), artifact=str(folder), settings=settings,
-        losses=losses,
+        price_per_1000=None if price is None else 1000 * price,
+        cost=state.cost(arm), artifact=str(folder) if None in arm.artifacts else None, settings=settings,
+        losses=losses, expected_fit_seconds=arm.expected_fit, expected_row_seconds=arm.expected_row,
+    )  # fmt: skip
+
+
+def _left(state: ClimbState, name: str, left: Left) -> RungResult:
+    """The report's record of what was not measured, or only in part."""
+    parts = sorted((state.store.folder / "rungs" / name / "parts").glob("*"), key=lambda folder: int(folder.name))
+    scores: list[float] = []
+    if parts and left.status == "stopped":
+        rows = state.store.predictions(f"{name}/parts/{parts[-1].name}").values()
+        scores = [row.score for row in rows]
+    interval = mean_interval(scores, seed=state.options.seed) if scores else None
+    return RungResult(
+        name=name, family=left.family, metric=state.metric, status=left.status, split=state.search.split,
+        reason=left.reason, score=sum(scores) / len(scores) if scores else None,
+        low=interval.low if interval else None, high=interval.high if interval else None, n=len(scores),
     )  # fmt: skip

@@ -1,118 +1,104 @@
-"""The plan: which rungs apply to an artifact, why the others do not, and the expected cost of each."""
+"""What `rung climb --plan` prints: the order of the first arms, what each takes, and what falls out of a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rung.artifact.artifact import Artifact
+from rung.climbing.arms import Arm, ClimbState, Paces
+from rung.climbing.budget import CLOSING_SECONDS, Budget, duration_text
 from rung.climbing.check import validate_task
-from rung.climbing.options import ClimbOptions, chosen_rungs
-from rung.data.rows import Data
-from rung.engines.opening import explain
+from rung.climbing.choice import Candidate, candidates, in_order, put_off
+from rung.climbing.conclude import how_measured
+from rung.climbing.confirm import TYPICAL
+from rung.climbing.options import ClimbOptions, chosen_rungs, named_rungs
+from rung.climbing.store import RunStore
+from rung.climbing.worth import Worth
+from rung.engines.opening import expected_speedup, explain
 from rung.evaluation.scoring import validate_references
-from rung.machine import Machine, this_machine
+from rung.machine import this_machine
 from rung.models.reference import is_endpoint
+from rung.progress import QUIET
 from rung.rungs import build
-from rung.rungs.base import Cost, Rung
-from rung.rungs.costs import inference_cost
 from rung.rungs.models import other_models
 from rung.task import Task
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedRung:
-    """One line of the plan; `rows` are the validation rows that the rung's artifact may have to answer."""
-
-    rung: Rung
-    applies: bool
-    reason: str
-    rows: int
-    cost: Cost | None
-
-    @property
-    def seconds(self) -> float:
-        """The expected time to fit the rung and to answer the validation rows."""
-        return self.cost.fit_seconds + self.rows * self.cost.row_seconds if self.cost else 0.0
-
-
-def plan(artifact: Artifact, rungs: Sequence[Rung], data: Data, machine: Machine) -> list[PlannedRung]:
-    """Plan one stage: every rung on top of `artifact`, those that apply first, the cheapest first."""
-    lines = []
-    for rung in rungs:
-        if rung.name in artifact.path:
-            continue
-        verdict = rung.applies(artifact, data)
-        cost = rung.estimate(artifact, data, machine) if verdict.applies else None
-        if cost is not None and cost.memory_bytes > machine.memory_bytes:
-            needed, available = cost.memory_bytes / 2**30, machine.memory_bytes / 2**30
-            reason = f"it needs about {needed:.1f} GiB of memory, and {available:.1f} GiB are available"
-            lines.append(PlannedRung(rung, False, reason, 0, cost))
-            continue
-        lines.append(PlannedRung(rung, verdict.applies, verdict.reason, len(data.validation), cost))
-    return sorted(lines, key=lambda line: (not line.applies, line.seconds))
-
-
 def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], list[str]]:
-    """Plan the first stage for `rung climb --plan`: a record per rung, zero-shot first, and notes on the figures."""
+    """Plan the arms on top of zero-shot in the order in which they run: a record for each, and notes."""
     validate_task(task)
     data, machine = task.read(), this_machine()
     validate_references(task, data)
+    models, names = other_models(task), chosen_rungs(task, options)
+    worth = Worth(task.output.kind)
+    worth.learn_from_runs(options.out)
+    store = RunStore(options.out / f".{task.name}.plan", Budget(QUIET))  # nothing is written there
+    state = ClimbState(
+        task, data, options, (*models, *build(names, task, options.seed)), (), machine, store, store.budget, worth,
+        Paces(expected_speedup(task.model, options.engine)),
+        frozenset(names if named_rungs(task, options) else ()),
+    )  # fmt: skip
     zero = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
-    rungs = (*other_models(task), *build(chosen_rungs(task, options), task, options.seed))
-    lines = plan(zero, rungs, data, machine)
-    cost = inference_cost(zero, data, machine)
-    test_seconds = len(data.test) * cost.row_seconds
-    alone = not any(line.applies for line in lines)
-    asked = 0 if alone else len(data.validation)
-    rows = [
-        {
-            "name": "zero-shot", "applies": True, "reason": "", "rows": asked, "fit_tokens": 0,
-            "tokens_per_row": round(cost.row_tokens), "seconds": round(asked * cost.row_seconds, 1),
-            "memory_bytes": cost.memory_bytes,
-        },
-        *(_row(line) for line in lines),
-    ]  # fmt: skip
-    several, scored = bool(task.other_models), task.output.kind == "category" and not is_endpoint(task.model)
-    reopening = [line.rung.name for line in lines if line.applies and line.rung.opens_ramp]
-    total = sum(row["seconds"] or 0 for row in rows)
-    notes = [
-        f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows",
-        _race_note(task, alone, total, test_seconds),
-        f"{machine.cores} cores at {machine.flops / 1e9:.0f} GFLOP/s, {machine.memory_bytes / 2**30:.0f} GiB of memory",
-        f"engine: {'torch scores the labels' if scored else explain(task.model, options.engine)}",
-        *(["the models are raced with the plain prompt first, and the rungs start from the winner"] if several else []),
-        "on top of the winner, what still applies is planned and raced again",
-        *[f"on top of {name}, the other rungs are fitted and raced from the start" for name in reopening],
-    ]
-    if options.budget_seconds is not None:
-        notes.append(f"rungs that do not fit the budget of {options.budget_seconds:.0f} s are skipped")
-    return rows, notes
+    state.add_base(zero, "prompting")
+    base = state.arms[zero.name]
+    rows: list[dict[str, Any]] = []
+    spent = 0.0
+    for each in in_order(candidates(state), [base]):
+        row = _base_row(state, base) if isinstance(each, Arm) else _row(state, each)
+        if not row["reason"]:
+            spent += row["seconds"]
+        row["so_far"] = round(spent, 1)
+        row["fits_budget"] = options.budget_seconds is None or spent <= options.budget_seconds - CLOSING_SECONDS
+        rows.append(row)
+    if len(rows) == 1:
+        rows[0] |= {"rows": 0, "seconds": 0.0}
+        spent = 0.0
+    rows += [_left_row(name, left.reason) for name, left in state.left.items()]
+    return rows, _notes(state, spent, several=bool(models))
 
 
-def _race_note(task: Task, alone: bool, total: float, test_seconds: float) -> str:
-    if not alone:
-        return (
-            f"about {total:.0f} s if every rung answers all validation rows (clear losers stop early, and the "
-            f"race ends when one candidate remains), and up to {test_seconds:.0f} s per finalist on the test rows"
-        )
-    fitted = ", except to fit its confidence" if task.confidence is not None else ""
-    return (
-        f"no rung applies, so nothing is raced: zero-shot answers no validation rows{fitted}, and the test rows in "
-        f"about {test_seconds:.0f} s"
-    )
-
-
-def _row(line: PlannedRung) -> dict[str, Any]:
-    cost = line.cost
+def _base_row(state: ClimbState, base: Arm) -> dict[str, Any]:
+    cost, n = base.cost, len(state.search)
+    assert cost is not None
+    pace = state.row_seconds(base)
     return {
-        "name": line.rung.name, "applies": line.applies, "reason": line.reason, "rows": line.rows,
-        "fit_tokens": cost.fit_tokens if cost else None,
-        "tokens_per_row": round(cost.row_tokens) if cost else None,
-        "seconds": round(line.seconds, 1) if cost else None,
-        "memory_bytes": cost.memory_bytes if cost else None,
+        "name": base.name, "applies": True, "reason": "", "rows": n, "fit_tokens": 0,
+        "tokens_per_row": round(cost.row_tokens), "seconds": round(min(n, 3 * 8) * pace, 1), "row_seconds": pace,
+        "memory_bytes": cost.memory_bytes, "gain": None,
     }  # fmt: skip
 
 
-STAGES = 3  # of the ramp, each one rung higher
+def _row(state: ClimbState, line: Candidate) -> dict[str, Any]:
+    return {
+        "name": line.name, "applies": True, "reason": put_off(state, line) or "", "rows": len(state.search),
+        "fit_tokens": line.cost.fit_tokens, "tokens_per_row": round(line.cost.row_tokens),
+        "seconds": round(line.seconds, 1), "row_seconds": line.row_seconds, "memory_bytes": line.cost.memory_bytes,
+        "gain": line.promise.gain,
+    }  # fmt: skip
+
+
+def _left_row(name: str, reason: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("fit_tokens", "tokens_per_row", "seconds", "row_seconds", "memory_bytes", "gain"))
+    return {"name": name, "applies": False, "reason": reason, "rows": 0, "fits_budget": True, **nothing}
+
+
+def _notes(state: ClimbState, total: float, *, several: bool) -> list[str]:
+    task, machine, n = state.task, state.machine, len(state.confirm)
+    pace = state.row_seconds(state.arms[state.incumbent])
+    scored = task.output.kind == "category" and not is_endpoint(task.model)
+    opening = [rung.name for rung in state.rungs if rung.opens_ramp and rung.name not in state.left]
+    whole = f"{duration_text(n * pace)} for {state.incumbent} on all of the {n}"
+    return [
+        how_measured(state),
+        (
+            f"about {duration_text(total)} in all, less where a race is decided early; the confirmation takes about "
+            f"{duration_text(min(n, TYPICAL) * pace)} where the difference is large, and up to {whole}"
+            if total
+            else f"no rung applies, so nothing is raced: {whole} rows"
+        ),
+        f"{machine.cores} cores at {machine.flops / 1e9:.0f} GFLOP/s, {machine.memory_bytes / 2**30:.0f} GiB of memory",
+        f"engine: {'torch scores the labels' if scored else explain(task.model, state.options.engine)}",
+        *(["the models are raced with the plain prompt first, and the rungs start from the winner"] if several else []),
+        "on top of the best ones, what still applies is tried where it is expected to gain",
+        *[f"on top of {name}, the other rungs are tried as well" for name in opening],
+    ]

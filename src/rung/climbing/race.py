@@ -1,250 +1,199 @@
-"""Stage after stage: fit every rung that applies on top of the leader, race the artifacts, go on from the winner."""
+"""The search of a climb: one arm after the other is made and raced against the leader, the most promising first.
+
+Arms that take seconds go first, then the bases that they are compared with, then what is expected to gain most a second
+(`rung.climbing.worth`). Every arm answers the rows in the same order, in growing looks, until it is decided whether it
+leads. It is dropped when the leader clearly beats it, or when it has nearly no chance to be the better choice. Training
+is raced after a quarter and a half of its steps, before the rest is paid for. As soon as an arm leads, it is compared
+with the incumbent on the rows of the confirmation.
+"""
 
 from __future__ import annotations
 
-import time
-import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
-from pathlib import Path
-from typing import Any, Literal
-
 from rung.artifact.artifact import Artifact
-from rung.climbing.options import ClimbOptions
-from rung.climbing.plan import STAGES, plan
-from rung.climbing.store import RunStore
-from rung.data.rows import Data, Example
-from rung.engines.api_options import ApiBudget
-from rung.errors import RungError
-from rung.evaluation import racing
-from rung.evaluation.racing import RaceResult, race_order
-from rung.evaluation.result import Comparison, Prediction, Status
-from rung.evaluation.scoring import evaluate, metric_of
-from rung.evaluation.statistics import compare, holm
-from rung.machine import Machine
-from rung.progress import QUIET, Progress
-from rung.rungs.base import Rung
-from rung.task import Task
+from rung.climbing.arms import Arm, ClimbState, FitFailed, Left
+from rung.climbing.budget import TimeUp, duration_text
+from rung.climbing.choice import FIRST, Candidate, candidates, looks, next_arm
+from rung.climbing.confirm import better, prove, seconds_to_confirm
+from rung.climbing.worth import score_belief
+from rung.evaluation.racing import CHEAPER, eliminate, futile
 
-BATCH = 32  # rows answered between two writes: what a kill may cost
+RESERVED = 0.5  # share of the budget that may be kept for confirming, at most
+LEARNING = 1.0  # exponent of the optimistic power law by which errors fall with the steps of training
+PATIENCE = 3.0  # times its expected seconds, and half of what is left, are what an arm may take of a budget
+OVERRAN = "it took longer than expected, and the budget was left to others"
+SURE = 0.95  # probability that another model is better than the first, from which the ramp starts from it
 
 
-def race(
-    candidates: Sequence[Artifact], rows: Sequence[Example], store: RunStore, *,
-    folder: Path | None = None, progress: Progress = QUIET,
-) -> RaceResult:  # fmt: skip
-    """Race artifacts over validation rows in race order; see `rung.evaluation.racing` for the rule and its error rate.
+def search(state: ClimbState) -> None:
+    """Make and race arms until none is left that is worth it; the budget may end it at any moment.
 
-    The store keeps the answers, so that an interrupted race continues; a metric of the user's own is found in the task
-    file's `folder`.
+    A resumed climb first takes the arms that it had chosen, in the same order, so that it ends the same.
     """
-    named = {artifact.name: artifact for artifact in candidates}
-
-    def ask(name: str, until: int) -> list[float]:
-        answers = answer_rows(named[name], rows[:until], "validation", store, folder=folder, progress=progress)
-        return [answer.score for answer in answers]
-
-    binary = metric_of(candidates[0], folder).binary
-    return racing.race(tuple(named), ask, len(rows), binary=binary)
-
-
-def answer_rows(
-    artifact: Artifact, rows: Sequence[Example], split: Literal["test", "validation"], store: RunStore, *,
-    folder: Path | None = None, progress: Progress = QUIET,
-) -> list[Prediction]:  # fmt: skip
-    """Answer the rows that the store does not have yet; return the answers to all."""
-    known = store.predictions(artifact.name)
-    missing = [row for row in rows if (split, row.id) not in known]
-    if missing:
-        progress.start(f"{artifact.name} on {split}", len(missing))
-        for first in range(0, len(missing), BATCH):
-            part = missing[first : first + BATCH]
-            store.add(artifact.name, evaluate(artifact, part, split, folder=folder))
-            progress.advance(len(part))
-        progress.finish()
-    return [store.predictions(artifact.name)[split, row.id] for row in rows]
+    for name in [entry["name"] for entry in state.store.all_noted("chosen")]:
+        _keep_reserve(state)
+        if name not in state.arms:
+            if (chosen := next((each for each in candidates(state) if each.name == name), None)) is not None:
+                _run(state, chosen)
+        elif not state.arms[name].raced:
+            _run(state, state.arms[name])
+    while True:
+        _keep_reserve(state)
+        if (following := next_arm(state)) is None:
+            return
+        state.store.note("chosen", name=following.name)
+        _run(state, following)
 
 
-@dataclass
-class ClimbState:
-    """What the stages of a climb and its conclusion share."""
-
-    task: Task
-    data: Data
-    options: ClimbOptions
-    rungs: tuple[Rung, ...]  # all rungs to try
-    models: tuple[Rung, ...]  # those among them that are raced alone before the others
-    machine: Machine
-    store: RunStore
-    progress: Progress
-    artifacts: dict[str, Artifact] = field(default_factory=dict)
-    families: dict[str, str] = field(default_factory=dict)  # of the artifacts
-    beaten: dict[str, str] = field(default_factory=dict)  # why an artifact left the race
-    out: dict[str, tuple[Status, str]] = field(default_factory=dict)  # rungs that made no artifact, and why
-    trail: list[str] = field(default_factory=list)  # names of the leaders, stage by stage
-    # Rung, its cache key on the base, name of the artifact that it made.
-    tried: list[tuple[str, tuple[object, ...], str]] = field(default_factory=list)
-
-    @property
-    def task_metric(self) -> str:
-        """Name of the metric."""
-        return self.artifacts[self.trail[0]].signature.metric
+def _keep_reserve(state: ClimbState) -> None:
+    """Leave time for the confirmation, as much as it is expected to take by now."""
+    if (whole := state.budget.limits.seconds) is not None:
+        state.budget.reserve = min(RESERVED * whole, seconds_to_confirm(state))
 
 
-LEVEL = 0.05  # of the tests on the test split, after Holm's correction over all pairs
-
-
-def compare_all(scores: Mapping[str, Sequence[float]], metric: str, *, seed: int) -> list[Comparison]:
-    """Compare every pair of artifacts on the same rows, with p-values corrected over all pairs (Holm 1979).
-
-    `scores` has one score per row; the earlier artifact of a pair is `a`. `seed` is that of the bootstrap, used for
-    scores other than 0 and 1.
-    """
-    pairs = list(combinations(scores, 2))
-    raw = [compare(scores[a], scores[b], seed=seed) for a, b in pairs]
-    adjusted = holm([result.p for result in raw])
-    return [Comparison.of(a, b, metric, tested, p) for (a, b), tested, p in zip(pairs, raw, adjusted, strict=True)]
-
-
-def beats(comparisons: Sequence[Comparison], winner: str, loser: str) -> bool:
-    """Whether `winner` is significantly better than `loser`."""
-    for c in comparisons:
-        if {c.a, c.b} == {winner, loser}:
-            return c.p < LEVEL and (c.delta > 0) == (c.b == winner) and c.delta != 0
-    return False
-
-
-def recommend(comparisons: Sequence[Comparison], costs: Mapping[str, float], incumbent: str) -> str:
-    """Choose the cheapest finalist that beats the incumbent on the test rows and that no other beats; else it."""
-    better = [name for name in costs if name != incumbent and beats(comparisons, name, incumbent)]
-    unbeaten = [name for name in better if not any(beats(comparisons, other, name) for other in better)]
-    return min(unbeaten, key=lambda name: costs[name], default=incumbent)
-
-
-CONFIRM_SHARE = 0.25  # of the budget, kept for the test split
-
-
-def run_stages(state: ClimbState, bases: Sequence[Artifact]) -> tuple[str, ...]:
-    """Race stage after stage, the first on top of all bases; return the names of the artifacts never beaten.
-
-    Rungs that open the ramp, such as retrieval, get all other rungs on top of them in the first stage already: a model
-    has to be tuned with the documents that it will read, and documents cannot be added below a rung that won.
-    """
-    incumbent, contenders = bases[0], list(bases)
-    stages = [*([state.models] if state.models else []), *[state.rungs] * STAGES]
-    for stage, rungs in enumerate(stages):
-        new = _fit_stage(state, bases if stage == 0 else (incumbent,), rungs)
-        if stage == bool(state.models):
-            opening = {rung_.name for rung_ in rungs if rung_.opens_ramp}
-            new += _fit_stage(state, [base for base in new if base.path[-1] in opening], rungs)
-        if not new and stage > bool(state.models):
-            break
-        contenders = [*contenders, *new]
-        rows = race_order(state.data.validation)
-        result = race(contenders, rows, state.store, folder=state.task.folder, progress=state.progress)
-        for name, e in result.beaten.items():
-            state.beaten[name] = str(e)
-        contenders = [state.artifacts[name] for name in result.survivors]
-        leader = _leader(state, contenders, rows)
-        if leader.name != incumbent.name and _clearly_better(state, leader, incumbent, result, rows):
-            state.trail.append(leader.name)
-            incumbent = leader
-        elif rungs is not state.models:  # without a clearly better model, the ramp goes on from the first one
-            break
-    return tuple(artifact.name for artifact in contenders)
-
-
-def _fit_stage(state: ClimbState, bases: Sequence[Artifact], rungs: Sequence[Rung]) -> list[Artifact]:
-    """Fit every rung that applies and fits the budget: the cheapest first, and on the simplest base first."""
-    lines = [(base, line) for base in bases for line in plan(base, rungs, state.data, state.machine)]
-    fitted = []
-    for base, line in sorted(lines, key=lambda pair: (not pair[1].applies, pair[1].seconds, len(pair[0].path))):
-        name = base.step(line.rung.name, {}).name
-        if name in state.artifacts or name in state.out:
-            continue  # an earlier stage tried it
-        if not line.applies:
-            if len(base.path) == 1:  # on higher bases most rungs do not apply, and listing them would not help
-                state.out[name] = ("skipped", line.reason)
-            continue
-        state.families[name] = line.rung.family
-        if (twin := _twin(state, base, line.rung, name)) is not None:
-            state.out[name] = ("skipped", f"it would equal {twin}, because it reads nothing that {base.name} adds")
-            continue
-        artifact = _fitted(state, base, line.rung, name, line.seconds)
-        if artifact is not None:
-            state.artifacts[name] = artifact
-            fitted.append(artifact)
-    return fitted
-
-
-def _twin(state: ClimbState, base: Artifact, rung_: Rung, name: str) -> str | None:
-    """Name the artifact that the rung already made from an equivalent base; if there is none, remember this one."""
-    key = rung_.cache_key(base)
-    if key is None:
-        return None
-    for other, other_key, twin in state.tried:
-        if other == rung_.name and other_key == key:
-            return twin
-    state.tried.append((rung_.name, key, name))
-    return None
-
-
-def _fitted(state: ClimbState, base: Artifact, rung_: Rung, name: str, expected: float) -> Artifact | None:
-    """Fit the rung, or load the artifact from the run folder; None if the rung fails or is skipped."""
-    if (artifact := state.store.kept(name)) is not None and state.store.noted("fitted", name=name):
-        return artifact
-    events: tuple[Status, ...] = ("failed", "skipped")
-    for event in events:
-        if (entry := state.store.noted(event, name=name)) is not None:
-            state.out[name] = (event, entry["reason"])
-            return None
-    budget = state.options.budget_seconds
-    left = None if budget is None else budget * (1 - CONFIRM_SHARE) - state.store.spent()
-    if left is not None and expected > left:
-        reason = f"it is expected to take {expected:.0f} s and {max(left, 0):.0f} s of the budget are left"
-        _leave_out(state, "skipped", name, reason)
-        return None
-    start, paid = time.perf_counter(), ApiBudget.process()
+def _run(state: ClimbState, chosen: Candidate | Arm) -> None:
+    """Race a base, or make an arm and race it; then confirm what leads."""
+    if isinstance(chosen, Candidate):
+        state.left.pop(chosen.name, None)
+        arm = Arm(
+            chosen.name, chosen.rung.family, chosen.rung, chosen.base, chosen.cost, chosen.fit_seconds,
+            chosen.row_seconds,
+        )  # fmt: skip
+        state.arms[arm.name] = arm
+    else:
+        arm = chosen
+    began, left, outer = state.budget.spent(), state.budget.left(), state.budget.reserve
+    if isinstance(chosen, Candidate) and left < float("inf"):  # one wrong estimate must not cost the others their time
+        state.budget.reserve += max(0.0, left - max(PATIENCE * chosen.seconds, left / 2))
     try:
-        artifact = state.store.keep(rung_.fit(base, state.data, progress=state.progress))
-    except RungError as error:
-        _leave_out(state, "failed", name, f"{error} [{error.code}]")
-        return None
+        _race(state, arm)
+    except FitFailed as error:
+        state.failed(error.arm, error.cause)
+    except TimeUp:
+        state.budget.unwind()
+        state.budget.reserve = outer
+        if arm.rung is not None and not state.scores(arm, state.search):
+            took = duration_text(state.budget.spent() - began)
+            reason = f"stopped after {took}: {OVERRAN if state.budget.left() > 0 else 'the budget was used up'}"
+            state.left[arm.name] = Left("skipped", reason, arm.family, again=True)
+            state.overran.add(arm.name)
+            del state.arms[arm.name]
+        if state.budget.left() <= 0:
+            raise
+    finally:
+        state.budget.reserve = outer
+    _learn(state, arm)
+    _choose_model(state)
+    prove(state)
+
+
+def _learn(state: ClimbState, arm: Arm) -> None:
+    """Remember what the rung did to its base, on the rows that both answered."""
+    if arm.rung is None or arm.base is None or arm.name not in state.arms:
+        return
+    own, base = state.scores(arm, state.search), state.scores(arm.base, state.search)
+    n = min(len(own), len(base))
+    if n >= FIRST:
+        state.worth.learn(arm.rung.name, arm.family, score_belief(own[:n]).mean, score_belief(base[:n]).mean)
+
+
+def _choose_model(state: ClimbState) -> None:
+    """With several models, start the ramp from the one that is clearly better, else from the first, once all raced."""
+    if state.model_chosen:
+        return
+    if all(arm.raced for arm in state.arms.values()) and not candidates(state):
+        leads = state.leader != state.incumbent and better(state, state.leader, state.incumbent) >= SURE
+        state.model_chosen = state.leader if leads else state.incumbent
+
+
+# ---- one race
+
+
+def _race(state: ClimbState, arm: Arm) -> None:
+    """Race an arm against the leader until it is decided, or all rows are answered."""
+    arm.raced = True
+    _make(state, arm)
+    if not state.leader:
+        state.leader = arm.name
+        return
+    if arm.name not in state.arms:  # its training was stopped
+        return
+    for until in looks(len(state.search)):
+        leader = state.arms[state.leader]
+        for each in (leader, arm):
+            state.scores(each, state.search, until)
+        _drop(state, until)
+        if arm.dropped or leader.dropped:
+            break
+    _lead(state, arm)
+
+
+def _drop(state: ClimbState, until: int) -> None:
+    """Drop the arms that what led before beats on the first rows, and those that are not worth further rows."""
+    arms = {arm.name: arm for arm in state.arms.values() if arm.raced}
+    seen = {name: own[:until] for name, arm in arms.items() if (own := state.scores(arm, state.search))}
+    seen = {name: own for name, own in seen.items() if len(own) == until or arms[name].dropped}
+    costs = {name: state.cost(arms[name]) for name in seen}
+    for name, e in eliminate(seen, binary=state.binary, margin=state.margin, costs=costs).items():
+        cheaper = costs[name] <= CHEAPER * costs[e.by]
+        if cheaper and not futile(seen[e.by], seen[name], margin=state.margin, cheaper=True):
+            continue  # proven worse, but by little: it may still be the better choice
+        arms[name].dropped = arms[name].dropped or str(e)
+
+
+def _lead(state: ClimbState, arm: Arm) -> None:
+    """Let an arm lead that is better than the leader on the rows that both answered, or equal and cheaper."""
+    leader = state.arms[state.leader]
+    if leader.dropped and not arm.dropped:
+        state.leader = arm.name
+    elif not arm.dropped:
+        own, other = state.scores(arm, state.search), state.scores(leader, state.search)
+        n = min(len(own), len(other))
+        ahead, cheaper = sum(own[:n]) - sum(other[:n]), state.cost(arm) < state.cost(leader)
+        if ahead > 0 or (ahead == 0 and cheaper):
+            state.leader = arm.name
+    for each in list(state.alive()):  # against a leader that has just changed
+        if each.name != state.leader:
+            both = min(len(state.scores(one, state.search)) for one in (each, state.arms[state.leader]))
+            if both:
+                _drop(state, both)
+
+
+def _make(state: ClimbState, arm: Arm) -> None:
+    """Make the arm that answers the first rows; stop a training that even optimistically does not reach the leader."""
+    fold = state.search.folds[0] if state.search.folds and arm.learns else None
+    key = state.key(arm, fold)
+    if arm.rung is None or arm.base is None or (state.store.kept(key) and state.store.noted("fitted", name=key)):
+        state.made(arm, fold)
+        return
+    base = state.made(arm.base, fold)
+    data = state.data if fold is None else state.data.fold(fold)
+    began = state.begin()
+    try:
+        for share, artifact in arm.rung.fit_in_parts(base, data, progress=state.budget):
+            if share == 1:
+                state.keep(arm, fold, artifact, began)
+            elif (reason := _hopeless(state, arm, share, artifact)) is not None:
+                state.leave(arm.name, arm.family, "stopped", reason)
+                del state.arms[arm.name]
+                return
     except Exception as error:
-        # One broken rung must not cost the others their results: the report names it, and its traceback is kept.
-        folder = state.store.folder / "rungs" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(traceback.format_exc())
-        _leave_out(state, "failed", name, f"{type(error).__name__}: {error}; see {folder / 'error.txt'}")
+        raise FitFailed(arm, error) from error
+
+
+def _hopeless(state: ClimbState, arm: Arm, share: float, artifact: Artifact) -> str | None:
+    """Say why a training is not worth its other steps: by the optimistic power law it does not reach the leader."""
+    if not state.leader or state.leader == arm.name:
         return None
-    seconds, money = round(time.perf_counter() - start, 3), (ApiBudget.process() - paid).money
-    state.store.note("fitted", name=name, fit_seconds=seconds, fit_money=money)
-    return artifact
-
-
-def _leave_out(state: ClimbState, status: Status, name: str, reason: str) -> None:
-    state.out[name] = (status, reason)
-    state.store.note(status, name=name, reason=reason)
-
-
-def _scores(state: ClimbState, name: str, rows: Sequence[Any]) -> list[float]:
-    known = state.store.predictions(name)
-    return [known["validation", row.id].score for row in rows]
-
-
-def _leader(state: ClimbState, contenders: Sequence[Artifact], rows: Sequence[Any]) -> Artifact:
-    """The survivor with the best mean; of equals, the earlier (cheaper) one. A single survivor has no scores."""
-    if len(contenders) == 1:
-        return contenders[0]
-    means = {artifact.name: sum(_scores(state, artifact.name, rows)) for artifact in contenders}
-    return max(contenders, key=lambda artifact: means[artifact.name])
-
-
-def _clearly_better(
-    state: ClimbState, leader: Artifact, incumbent: Artifact, result: RaceResult, rows: Sequence[Any]
-) -> bool:
-    if incumbent.name in result.beaten:
-        return True
-    pair = {name: _scores(state, name, rows) for name in (incumbent.name, leader.name)}
-    return beats(compare_all(pair, state.task_metric, seed=state.options.seed), leader.name, incumbent.name)
+    leader, percent = state.arms[state.leader], round(100 * share)
+    most = max((n for n in looks(len(state.search)) if n <= 4 * FIRST), default=0)
+    for until in looks(most):
+        own = state.part_scores(arm, percent, artifact, state.search, until)
+        theirs = state.scores(leader, state.search, until)
+        seen, bar = score_belief(own), score_belief(theirs)
+        highest = 1 - (1 - min(1.0, seen.mean + 2 * seen.sd)) * share**LEARNING
+        if highest < bar.mean - 2 * bar.sd or (until == most and highest < bar.mean):
+            return (
+                f"stopped after {percent} % of its training: {100 * sum(own) / len(own):.0f} % on {until} rows, where "
+                f"{leader.name} has {100 * sum(theirs) / until:.0f} %; at best it would reach {100 * highest:.0f} %"
+            )
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,19 +10,23 @@ from typing import Any
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
+from rung.climbing.arms import ClimbState, Paces
+from rung.climbing.budget import Budget, Limits, parse_budget
 from rung.climbing.check import validate_task
 from rung.climbing.conclude import conclude
-from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, parse_duration
-from rung.climbing.race import ClimbState, run_stages
-from rung.climbing.store import open_run
+from rung.climbing.confirm import confirm
+from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, named_rungs
+from rung.climbing.race import search
+from rung.climbing.store import RunStore, open_run
+from rung.climbing.worth import Worth
 from rung.data.rows import Data
-from rung.engines.opening import settled
+from rung.engines.opening import expected_speedup, settled
 from rung.errors import ConfigError
 from rung.evaluation.result import ClimbResult, Prediction
 from rung.evaluation.scoring import validate_references
 from rung.machine import this_machine
 from rung.progress import QUIET, Progress
-from rung.rungs import build
+from rung.rungs import Rung, build
 from rung.rungs.models import other_models
 from rung.task import Task
 
@@ -54,57 +59,92 @@ def climb(
     task: Task, budget: str | float | None = None, *, progress: Progress = QUIET, options: ClimbOptions = DEFAULTS,
     incumbent: Artifact | None = None, data: Any = None,
 ) -> Climb:  # fmt: skip
-    """Climb: measure every rung that applies, confirm the best on the test split, recommend one.
+    """Climb: measure the rungs that apply, the most promising first, and recommend one.
 
-    With an incumbent, rungs are tried on top of the incumbent and of zero-shot, and the recommended artifact has to
-    beat the incumbent significantly. The incumbent is the first in the result, under the name `served`.
+    The budget ends the climb at any moment with the best that was found so far. With an incumbent, rungs are tried on
+    top of the incumbent and of zero-shot, and the recommended artifact has to be better than the incumbent, or cheaper
+    and as good. The incumbent is the first in the result, under the name `served`.
 
     Args:
         task: the task, with its data.
-        budget: the most time to spend, as seconds or text such as `10m`; it replaces that of `options`.
+        budget: the most to spend, as seconds or text such as `10m` or `5USD`; it replaces that of `options`.
         progress: reports every step.
         options: everything else.
         incumbent: the artifact to beat; None for zero-shot.
         data: rows to climb on instead of those that the task names: `Data`, or what `Task.read` takes.
 
     Raises:
-        ConfigError: the data has no validation or test rows, or a rung's name is unknown.
+        ConfigError: the data has no rows to compare by, or a rung's name is unknown.
     """
     if budget is not None:
-        options = replace(options, budget_seconds=parse_duration(budget))
+        seconds, money = parse_budget(budget)
+        options = replace(options, budget_seconds=seconds, budget_money=money)
+    watch = Budget(progress, Limits(options.budget_seconds, options.budget_money))
     validate_task(task)
     data = data if isinstance(data, Data) else task.read(data)
-    for split in ("validation", "test"):
+    for split in () if data.folds else ("validation", "test"):
         if not getattr(data, split):
             hint = f"give `data.{split}`, or a fraction to split off"
             raise ConfigError("too-few-rows", f"the {split} split has no rows", hint=hint)
     validate_references(task, data)
     names = chosen_rungs(task, options)
-    if task.output.kind != "category":  # a resumed run keeps the engine that `auto` meant
-        options = replace(options, engine=settled(task.model, options.engine, progress=progress))
+    models = other_models(task)
+    rungs = (*models, *build(names, task, options.seed))
     identity: dict[str, Any] = {
-        "task": task.name, "task_fingerprint": task.fingerprint(), "data_fingerprint": data.fingerprint,
-        "rungs": list(names), "seed": options.seed, "engine": options.engine, "version": __version__,
+        "task": task.name, "kind": task.output.kind, "task_fingerprint": task.fingerprint(),
+        "data_fingerprint": data.fingerprint, "seed": options.seed, "version": __version__,
     }  # fmt: skip
     if incumbent is not None:
         # Its path becomes one name, so that the rungs that made it may be tried on top of it again, with new rows.
         incumbent = replace(incumbent, path=("zero-shot", SERVED))
         identity["incumbent"] = incumbent.fingerprint()
-    models = other_models(task)
-    rungs = (*models, *build(names, task, options.seed))
-    if task.corpus is not None and any(one.reads_corpus for one in rungs):
-        from rung.retrieval.build import build_index
+    with watch.stage():
+        if task.output.kind != "category":  # a resumed run keeps the engine that `auto` meant
+            options = replace(options, engine=settled(task.model, options.engine, progress=watch))
+        if task.corpus is not None and any(one.reads_corpus for one in rungs):
+            from rung.retrieval.build import build_index
 
-        # Changed documents make another climb: all rows of a climb are answered from the same documents.
-        identity["corpus_fingerprint"] = build_index(task, progress=progress).fingerprint
-    store = open_run(options.out, identity, resume=options.resume)
-    state = ClimbState(task, data, options, rungs, models, this_machine(), store, progress)
+            # Changed documents make another climb: all rows of a climb are answered from the same documents.
+            identity["corpus_fingerprint"] = build_index(task, progress=watch).fingerprint
+    store = open_run(options.out, identity | {"engine": options.engine}, watch, resume=options.resume)
+    try:
+        return _climb(task, data, options, rungs, models, store, incumbent)
+    except BaseException:
+        if not store.used:  # a folder without anything to continue from would only make the next one NAME-2
+            shutil.rmtree(store.folder, ignore_errors=True)
+        raise
+
+
+def _climb(
+    task: Task, data: Data, options: ClimbOptions, rungs: Sequence[Rung], models: Sequence[Rung], store: RunStore,
+    incumbent: Artifact | None,
+) -> Climb:  # fmt: skip
+    """Search, confirm and conclude in a run folder; rungs that its earlier processes were asked for are tried too."""
+    if not any(entry["rungs"] == [rung.name for rung in rungs] for entry in store.all_noted("asked")):
+        store.note("asked", rungs=[rung.name for rung in rungs], named=named_rungs(task, options))
+    worth = Worth(task.output.kind)
+    worth.learn_from_runs(options.out)
+    before = store.all_noted("asked")
+    known = {rung.name: rung for rung in rungs}
+    others = [name for entry in before for name in entry["rungs"] if name not in known]
+    state = ClimbState(
+        task, data, options, (*rungs, *build(others, task, options.seed)), tuple(models), this_machine(), store,
+        store.budget, worth, Paces(expected_speedup(task.model, options.engine)),
+        frozenset(name for entry in before if entry["named"] for name in entry["rungs"]),
+    )  # fmt: skip
+    store.budget.money = state.money
+    if options.budget_money is not None and state.money() is None:
+        hint = "set RUNG_API_PRICE_INPUT and RUNG_API_PRICE_OUTPUT, or give the budget as time"
+        raise ConfigError("bad-option", f"the prices of {task.model} are not known, so money cannot be kept", hint=hint)
     start = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
-    bases = [store.kept(one.name) or store.keep(one) for one in (incumbent, start) if one is not None]
-    for base in bases:
-        state.artifacts[base.name], state.families[base.name] = base, "served" if base.name == SERVED else "prompting"
-    state.trail.append(bases[0].name)
-    survivors = run_stages(state, bases)
-    result = conclude(state, survivors)
-    predictions = {name: tuple(store.predictions(name).values()) for name in state.artifacts}
+    for base in (incumbent, start):
+        if base is not None:
+            state.add_base(store.kept(base.name) or store.keep(base), "served" if base.name == SERVED else "prompting")
+    if not store.budget.limited:
+        with store.budget.stage():
+            search(state)
+    with store.budget.stage():
+        confirm(state)
+    result = conclude(state)
+    predictions = {name: tuple(store.predictions(name).values()) for name in state.arms}
     return Climb(result, store.folder, predictions)

@@ -1,10 +1,12 @@
 """The run folder: everything that a climb has finished, so that a killed climb continues where it stopped.
 
-climb.json                     what is climbed: task, data and settings fingerprints
-journal.jsonl                  one line per finished step: fitted, failed, skipped, stage decided, time spent
-rungs/NAME/artifact/           the artifact, complete or absent
-rungs/NAME/predictions.jsonl   one line per answered row, appended batch by batch
-report.json, report.html       at the end
+climb.json                       what is climbed: task, data and settings fingerprints
+journal.jsonl                    one line per finished step: chosen, fitted, failed, stopped, time spent
+rungs/NAME/artifact/             the artifact, complete or absent
+rungs/NAME/predictions.jsonl     one line per answered row, appended batch by batch
+rungs/NAME/folds/I/artifact/     with folds: what was made without fold I's rows; removed at the end
+rungs/NAME/parts/P/              predictions of an artifact after P percent of its training
+report.json, report.html         at the end
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +21,11 @@ from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST
+from rung.climbing.budget import Budget
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError
 from rung.evaluation.result import Prediction
+from rung.progress import QUIET
 
 NEW, OLD = "artifact.new", "artifact.old"  # beside an artifact that is being replaced
 
@@ -30,18 +33,17 @@ NEW, OLD = "artifact.new", "artifact.old"  # beside an artifact that is being re
 class RunStore:
     """Read and extend one run folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, budget: Budget | None = None) -> None:
+        self.folder, self.budget = folder, budget or Budget(QUIET)
         self.journal: list[dict[str, Any]] = _read_lines(folder / "journal.jsonl")
-        self._before: float = sum(entry["seconds"] for entry in self.journal if entry["event"] == "spent")
-        self._start = time.monotonic()
-        self._noted = 0.0
-        self._noted_paid = ApiBudget.process()
+        self.budget.before = sum(entry["seconds"] for entry in self.journal if entry["event"] == "spent")
+        self._noted, self._noted_paid = self.budget.before, ApiBudget.process()
         self._predictions: dict[str, dict[tuple[str, str], Prediction]] = {}
 
-    def spent(self) -> float:
-        """The seconds that this climb has taken, those of earlier processes included, interruptions excluded."""
-        return self._before + time.monotonic() - self._start
+    @property
+    def used(self) -> bool:
+        """Whether the folder has anything that a later climb could continue from."""
+        return any(self.folder.rglob("predictions.jsonl")) or self.noted("fitted") is not None
 
     def paid(self) -> Spent:
         """What this climb has used at endpoints, that of earlier processes included."""
@@ -50,7 +52,7 @@ class RunStore:
 
     def note(self, event: str, **values: Any) -> None:
         """Record a finished step and the time spent so far, durably."""
-        now, paid = time.monotonic() - self._start, ApiBudget.process()
+        now, paid = self.budget.spent(), ApiBudget.process()
         spent = {"seconds": round(now - self._noted, 3), "endpoints": asdict(paid - self._noted_paid)}
         lines = [{"event": event, **values}, {"event": "spent", **spent}]
         self._noted, self._noted_paid = now, paid
@@ -64,18 +66,22 @@ class RunStore:
                 return entry
         return None
 
+    def all_noted(self, event: str) -> list[dict[str, Any]]:
+        """The journal's entries of this event, the oldest first."""
+        return [entry for entry in self.journal if entry["event"] == event]
+
     # ---- artifacts
 
-    def artifact_folder(self, name: str) -> Path:
-        """The folder of the artifact of this name."""
-        return self.folder / "rungs" / name / "artifact"
+    def artifact_folder(self, key: str) -> Path:
+        """The folder of an artifact: `key` is its name, or `NAME/folds/I` for one of a fold."""
+        return self.folder / "rungs" / key / "artifact"
 
-    def keep(self, artifact: Artifact) -> Artifact:
+    def keep(self, artifact: Artifact, key: str = "") -> Artifact:
         """Save an artifact and load it again, so that the climb runs what it saved.
 
         An artifact of the same name is replaced once the new one is complete: its weights may be in the old folder.
         """
-        folder = self.artifact_folder(artifact.name)
+        folder = self.artifact_folder(key or artifact.name)
         new, old = folder.with_name(NEW), folder.with_name(OLD)
         shutil.rmtree(new, ignore_errors=True)
         artifact.save(new)
@@ -86,9 +92,14 @@ class RunStore:
         shutil.rmtree(old, ignore_errors=True)
         return Artifact.load(folder)
 
-    def kept(self, name: str) -> Artifact | None:
-        """Load the saved artifact of this name, if it is complete."""
-        folder = self.artifact_folder(name)
+    def drop_folds(self) -> None:
+        """Remove the artifacts of the folds, which only a running climb needs."""
+        for folder in self.folder.glob("rungs/*/folds"):
+            shutil.rmtree(folder)
+
+    def kept(self, key: str) -> Artifact | None:
+        """Load a saved artifact, if it is complete."""
+        folder = self.artifact_folder(key)
         new = folder.with_name(NEW)
         if not folder.exists() and (new / MANIFEST).is_file():  # killed between the two renames of `keep`
             new.rename(folder)
@@ -113,11 +124,12 @@ class RunStore:
         known.update({(row.split, row.id): row for row in rows})
 
 
-def open_run(root: Path, identity: Mapping[str, Any], *, resume: bool) -> RunStore:
+def open_run(root: Path, identity: Mapping[str, Any], budget: Budget, *, resume: bool) -> RunStore:
     """Make a new run folder under `root`, or with `resume` open the latest one of the same climb.
 
-    Runs belong to the same climb if task, data, rungs, seed, engine and version are the same. Folders are never
-    overwritten: `banking77`, `banking77-2`, ... Raises ConfigError if the folder cannot be made.
+    Runs belong to the same climb if task, data, seed, engine and version are the same; a resumed one may try further
+    rungs. Folders are never overwritten: `banking77`, `banking77-2`, ... Raises ConfigError if the folder cannot be
+    made.
     """
     text = json.dumps(identity, sort_keys=True, indent=2)
     name = identity["task"]
@@ -127,7 +139,7 @@ def open_run(root: Path, identity: Mapping[str, Any], *, resume: bool) -> RunSto
         for folder in reversed(taken):
             file = folder / "climb.json"
             if file.is_file() and file.read_text() == text:
-                return RunStore(folder)
+                return RunStore(folder, budget)
     folder = next(root / n for n in numbered if root / n not in taken)
     try:
         folder.mkdir(parents=True)
@@ -135,7 +147,7 @@ def open_run(root: Path, identity: Mapping[str, Any], *, resume: bool) -> RunSto
         hint = "choose another folder with `--out`"
         raise ConfigError("write-failed", f"cannot make {folder}: {error.strerror}", hint=hint) from error
     (folder / "climb.json").write_text(text)
-    return RunStore(folder)
+    return RunStore(folder, budget)
 
 
 def _append_lines(file: Path, lines: Sequence[str]) -> None:

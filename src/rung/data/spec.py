@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     InstanceOf,
@@ -55,6 +56,24 @@ def _text_or_list(schema: dict[str, Any]) -> None:
     """Let the JSON Schema of a field allow a list of texts as well."""
     del schema["type"]
     schema["anyOf"] = [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]
+
+
+def _share(value: Any) -> Any:
+    """Convert points, `2pp`, to a share."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value.removesuffix("pp")) / 100 if value.endswith("pp") else float(value)
+    except ValueError:
+        raise ValueError("it must be a share from 0 to 1, such as 0.02, or points such as 2pp") from None
+
+
+def _share_or_points(schema: dict[str, Any]) -> None:
+    """Let the JSON Schema of a share allow points as well."""
+    for key in ("type", "minimum", "exclusiveMaximum"):
+        schema.pop(key, None)
+    number = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+    schema["anyOf"] = [number, {"type": "string", "pattern": "pp$"}]
 
 
 # The only kinds that have each of these keys of `output`.
@@ -347,6 +366,18 @@ class Constraints(_Strict):
 
     rungs: list[str] | None = Field(None, description="Try only these rungs.", examples=[["few-shot-knn", "lora"]])
     exclude: list[str] | None = Field(None, description="Never try these rungs.", examples=[["lora"]])
+    within: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_share)] = Field(
+        0.01,
+        description="Score that a cheaper recommendation may lose: a share such as 0.02, or points such as 2pp.",
+        examples=["1pp", 0.02],
+        json_schema_extra=_share_or_points,
+    )
+    max_price: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Highest price of 1,000 predictions of what is recommended.", examples=[0.5]
+    )
+    max_latency: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Longest time for a row of what is recommended, in seconds.", examples=[0.2]
+    )
 
 
 class Corpus(_Strict):

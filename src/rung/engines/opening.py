@@ -258,6 +258,14 @@ def settled(model: str, engine: str, *, progress: Progress = QUIET) -> str:
     return choose(resolve(model, progress=progress), progress=progress).engine
 
 
+def expected_speedup(model: str, engine: str) -> float:
+    """How many times faster than torch the engine of this name was measured to generate here; 1 where unknown."""
+    if is_endpoint(model) or engine == "torch" or not is_cached(model):
+        return 1.0
+    choice = known(resolve(model))
+    return choice.speedup if choice is not None and choice.engine == "openvino" else 1.0
+
+
 def explain(model: str, engine: str) -> str:
     """Which engine generates and why, in one line, without loading or measuring anything."""
     if is_endpoint(model):

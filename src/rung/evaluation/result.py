@@ -10,7 +10,9 @@ from typing import Any, Literal, Self
 from rung.evaluation.statistics import PairedComparison
 from rung.models.cache import write_atomically
 
-Status = Literal["confirmed", "beaten", "failed", "skipped"]
+# `confirmed` on the rows of the confirmation; `beaten` in the race; `stopped` before its training was done; the others
+# have no score.
+Status = Literal["confirmed", "beaten", "stopped", "failed", "skipped"]
 Split = Literal["test", "validation", "folds"]  # `folds`: answered by what was made without the row's fold
 # What `rung climb --json` prints of a rung and of a comparison.
 RUNG_KEYS = (
@@ -38,7 +40,7 @@ class RungResult:
     name: str
     family: str
     metric: str
-    status: Status  # `confirmed` on the whole test split, or `beaten` in the race; `failed`, `skipped` without a score
+    status: Status
     split: Split = "validation"
     reason: str = ""  # of `failed` and `skipped`
     path: tuple[str, ...] = ()
@@ -67,6 +69,8 @@ class RungResult:
     uses_llm: bool = True  # whether answering runs a language model
     yardstick: Comparison | None = None  # with the best yardstick, on the rows that both answered
     stopped: Comparison | None = None  # of a beaten rung: with the recommended one; the interval is valid at the stop
+    expected_fit_seconds: float = 0.0  # to make it once, as expected when it was chosen
+    expected_row_seconds: float = 0.0  # to answer a row, likewise
 
     @property
     def tokens(self) -> int:
@@ -174,6 +178,8 @@ class ClimbResult:
     endpoint_tokens: tuple[int, int] = (0, 0)  # read and written at endpoints
     prices: dict[str, Any] | None = None  # `rung.evaluation.prices.Prices`
     next_steps: tuple[str, ...] = ()  # what the reader may do next, most useful first
+    rows: Split = "test"  # those that the decision was made on
+    unfinished: tuple[str, ...] = ()  # names of what more budget, or asking for it, would try
 
     def summary(self) -> dict[str, Any]:
         """What programs read: task, recommendation, rungs and comparisons."""
@@ -199,7 +205,7 @@ class ClimbResult:
             for r in values["rungs"]
         )  # fmt: skip
         comparisons = tuple(Comparison(**c) for c in values["comparisons"])
-        several = {key: tuple(values[key]) for key in ("notes", "next_steps", "endpoint_tokens")}
+        several = {key: tuple(values[key]) for key in ("notes", "next_steps", "endpoint_tokens", "unfinished")}
         return cls(**{**values, **several, "rungs": rungs, "comparisons": comparisons})
 
 

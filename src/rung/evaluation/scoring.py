@@ -23,7 +23,7 @@ from rung.evaluation.metrics.text import corpus_bleu, corpus_chrf, quasi_exact_m
 from rung.evaluation.prices import token_money
 from rung.evaluation.racing import betting_capital, bounded_below, sign_capital
 from rung.evaluation.rag_metrics import FaithfulnessJudge, measure, sources, summary
-from rung.evaluation.result import YARDSTICK, Comparison, Prediction, RungResult
+from rung.evaluation.result import YARDSTICK, Comparison, Prediction, RungResult, Split
 from rung.evaluation.statistics import compare as compare_scores
 from rung.evaluation.statistics import is_binary, mean_interval
 from rung.progress import QUIET, Progress
@@ -42,7 +42,7 @@ def metric_of(artifact: Artifact, folder: Path | None = None) -> Metric:
 
 
 def evaluate(
-    artifact: Artifact, examples: Sequence[Example], split: Literal["test", "validation"], *,
+    artifact: Artifact, examples: Sequence[Example], split: Split, *,
     folder: Path | None = None, judge: FaithfulnessJudge | None = None, progress: Progress = QUIET,
 ) -> list[Prediction]:  # fmt: skip
     """Answer `examples` and score each by the task's metric.

@@ -27,6 +27,7 @@ class OtherModel(Rung):
     """
 
     family = "model"
+    learns = False
 
     task: Task
 

@@ -176,6 +176,7 @@ class WrittenLabel(Rung):
     """
 
     needs = ("scored labels", "untuned", "one prompt")
+    learns = False
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
         """A label's few tokens in place of the label tree."""

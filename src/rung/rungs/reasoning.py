@@ -37,6 +37,7 @@ class ChainOfThought(Rung):
     """
 
     needs = ("reasoning", "untuned", "one prompt")
+    learns = False
 
     when: Literal["auto", "always"] = "auto"
     extract: Extract | Literal["auto"] = "auto"
@@ -92,6 +93,8 @@ class SelfConsistency(Rung):
         temperature: of the sampling.
         seed: seed of the first chain.
     """
+
+    learns = False
 
     samples: Annotated[int, Field(ge=2)] = 5
     temperature: Positive = 0.7

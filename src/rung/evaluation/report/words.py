@@ -196,6 +196,17 @@ def left_out(result: ClimbResult) -> list[RungResult]:
     return [r for r in result.rungs if r.score is None]
 
 
+def estimate_lines(result: ClimbResult) -> list[str]:
+    """What was expected of the arms when they were chosen, beside what was measured; empty without estimates."""
+    parts = [
+        f"{r.name} {r.expected_fit_seconds:.0f} s + {1000 * r.expected_row_seconds:.0f} ms "
+        f"({r.fit_seconds:.0f} s + {1000 * r.seconds / r.n:.0f} ms)"
+        for r in measured(result)
+        if r.expected_row_seconds and r.n
+    ]
+    return [f"expected fit and row (measured): {'; '.join(parts)}"] if parts else []
+
+
 def overflow_notes(result: ClimbResult) -> list[str]:
     """For each rung with prompts longer than the model's context: what was left out."""
     return [
@@ -278,16 +289,22 @@ def confidence_lines(figures: Mapping[str, Any]) -> list[str]:
 
 def method(result: ClimbResult) -> list[str]:
     """How the figures were measured."""
+    where = {
+        "folds": "Every row was answered by what was made without it: out of fold.",
+        "test": "The confirmation's test rows were not used to train or to choose anything.",
+    }
     return [
-        "Every rung answered the same rows, with the same prompt renderer and the same metric.",
-        "Race: the rungs answer validation rows in one fixed shuffled order, in growing batches. A rung is stopped when"
-        " another beats it by a one-sided test, whose level covers all looks and all rungs that can apply: the best "
-        "rung is dropped with a probability of at most 5 %. The race ends when one rung is left.",
-        "Confirmation: finalists answered the untouched test rows once. Differences of 0/1 scores are tested by the "
-        "exact McNemar test, others by a paired sign-flip test; p-values are corrected over all pairs (Holm).",
-        f"The recommended rung is the cheapest that significantly beats {result.rungs[0].name} and that no other "
-        "significantly beats. The price of a prediction is its tokens at an endpoint's prices, or its measured time on "
-        "this machine at the batch size that was used, and its share of training.",
+        "Every rung answered the same rows in the same order, with the same prompt renderer and the same metric.",
+        "Search: what takes seconds is measured first, then what is expected to gain most a second. Each is raced "
+        "against the leader: it stops when the leader beats it by a test that is valid at every look, or when it has "
+        "less than a 1 % chance to be the better choice. A training that cannot reach the leader stops early.",
+        f"Confirmation: {where.get(result.rows, '')} It goes on until the decision is made. Every arm is compared with "
+        f"{result.rungs[0].name} by a one-sided test that is valid at every look; p-values and intervals are corrected "
+        "over these comparisons (Holm), and agree with each other.",
+        f"Recommended may be what is better than {result.rungs[0].name}, or cheaper and not worse by more than the "
+        "margin. Of these, the cheapest is chosen whose expected loss to the best one is small (Bayesian bootstrap). "
+        "The price of a prediction is its tokens at an endpoint's prices, or its measured time on this machine at the "
+        "batch size that was used, and its share of training.",
         f"Intervals are at 95 %. Model {result.model}, metric {result.metric}, seed {result.seed}, "
         f"Rung {result.version}, {result.created}.",
     ]

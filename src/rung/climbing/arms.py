@@ -1,0 +1,384 @@
+"""The arms of a climb: how each is made, how it answers rows, and what it takes.
+
+An arm is a rung on top of another arm, or one of the bases: zero-shot and what is served. With folds it has one
+artifact for each fold, made without the fold's rows, unless making it reads no rows.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from rung.artifact.artifact import Artifact
+from rung.climbing.budget import Budget, duration_text
+from rung.climbing.options import ClimbOptions
+from rung.climbing.store import RunStore
+from rung.climbing.worth import Worth
+from rung.data.rows import Data, Example
+from rung.errors import RungError
+from rung.evaluation.prices import Prices, order_of_cheaper
+from rung.evaluation.racing import race_order
+from rung.evaluation.result import Prediction, Split, Status
+from rung.evaluation.scoring import evaluate, metric_of
+from rung.machine import Machine
+from rung.rungs.base import Cost, Rung
+from rung.rungs.costs import inference_cost
+from rung.task import Task
+
+BATCH = 32  # rows answered between two writes: what a kill may cost
+BATCH_SECONDS = 4.0  # the same in time, where rows are slow
+FIRST_ROWS = 2  # of an arm, where there is a budget
+NEAR = 30.0  # estimates of two arms within this factor are corrected alike
+Fold = int | None  # None: made from all training rows
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """Rows that arms are measured on, in the order in which all answer them, and the fold of each row."""
+
+    split: Split
+    rows: tuple[Example, ...]
+    folds: tuple[Fold, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def rulers(data: Data) -> tuple[Ruler, Ruler]:
+    """The rows to search by and those to confirm by; with folds and no test file these are the same."""
+    if data.folds:
+        placed = [(row, fold) for fold, rows in enumerate(data.folds) for row in race_order(rows)]
+        search = Ruler("folds", tuple(row for row, _ in placed), tuple(fold for _, fold in placed))
+    else:
+        search = Ruler("validation", race_order(data.validation), (None,) * len(data.validation))
+    if data.folds and not data.test:
+        return search, search
+    return search, Ruler("test", race_order(data.test), (None,) * len(data.test))
+
+
+@dataclass
+class Arm:
+    """One candidate of the climb.
+
+    Attributes:
+        name: the names of its rungs, joined by `+`.
+        family: that of its last rung.
+        rung: the last rung; None for a base.
+        base: the arm that the rung is put on; None for a base.
+        cost: what it is estimated to take, before corrections; None for a base that was not estimated.
+        expected_fit, expected_row: seconds to make it once and to answer a row, as expected when it was chosen.
+        artifacts: by fold, as far as they were made.
+        raced: whether its race has begun.
+        dropped: why it left the race; empty while it is in it.
+    """
+
+    name: str
+    family: str
+    rung: Rung | None = None
+    base: Arm | None = None
+    cost: Cost | None = None
+    expected_fit: float = 0.0
+    expected_row: float = 0.0
+    operations: float | None = None  # of a prediction, once estimated
+    artifacts: dict[Fold, Artifact] = field(default_factory=dict)
+    raced: bool = False
+    dropped: str = ""
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The names of its rungs, its base first."""
+        return next(iter(self.artifacts.values())).path
+
+    @property
+    def depth(self) -> int:
+        """How many rungs it is above its base."""
+        return 0 if self.base is None else self.base.depth + 1
+
+    @property
+    def learns(self) -> bool:
+        """Whether making it reads training rows, so that each fold needs its own."""
+        return self.rung is not None and (self.rung.learns or (self.base is not None and self.base.learns))
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """An arm that was not measured, and why; `again` if a climb that goes on with more budget tries it."""
+
+    status: Status
+    reason: str
+    family: str
+    again: bool = False
+
+
+class FitFailed(Exception):  # noqa: N818
+    """An arm cannot be made; the climb goes on without it."""
+
+    def __init__(self, arm: Arm, cause: Exception) -> None:
+        super().__init__(f"{arm.name}: {cause}")
+        self.arm, self.cause = arm, cause
+
+
+class Paces:
+    """Corrects estimates by what was measured: of the same arm, else of the arms with the most similar estimates."""
+
+    def __init__(self, speedup: float = 1.0) -> None:
+        self.first = 1 / max(1.0, speedup)  # before anything was measured: how much faster the engine is than torch
+        self.rows: dict[str, tuple[float, float]] = {}  # arm: estimated and measured seconds of a row
+        self.fits: dict[str, tuple[float, float]] = {}  # arm that was trained: the same of its fit
+
+    def row_seconds(self, name: str, estimated: float) -> float:
+        """The expected seconds of a row."""
+        return self.rows[name][1] if name in self.rows else estimated * self._ratio(self.rows, estimated, self.first)
+
+    def fit_seconds(self, estimated: float, *, trains: bool) -> float:
+        """The expected seconds of a fit; one that does not train answers rows."""
+        known = self.fits if trains else self.rows
+        return estimated * self._ratio(known, estimated, 1.0 if trains else self.first)
+
+    @staticmethod
+    def _ratio(known: Mapping[str, tuple[float, float]], estimated: float, otherwise: float) -> float:
+        pairs = [(guess, real) for guess, real in known.values() if guess > 0 and real > 0]
+        if not pairs or estimated <= 0:
+            return otherwise
+
+        def distance(pair: tuple[float, float]) -> float:
+            return abs(math.log(pair[0] / estimated))
+
+        nearest = min(pairs, key=distance)
+        return nearest[1] / nearest[0] if distance(nearest) <= math.log(NEAR) else otherwise
+
+
+@dataclass
+class ClimbState:
+    """What the search of a climb and its conclusion share."""
+
+    task: Task
+    data: Data
+    options: ClimbOptions
+    rungs: tuple[Rung, ...]  # all rungs to try
+    models: tuple[Rung, ...]  # those among them that are raced alone before the others
+    machine: Machine
+    store: RunStore
+    budget: Budget
+    worth: Worth
+    paces: Paces
+    named: frozenset[str] = frozenset()  # rungs that somebody asked for by name: none of them is put off
+    arms: dict[str, Arm] = field(default_factory=dict)
+    left: dict[str, Left] = field(default_factory=dict)
+    leader: str = ""
+    incumbent: str = ""
+    proven: str = ""  # the arm that was last shown to be better than the incumbent
+    overran: set[str] = field(default_factory=set)  # arms that took too much of the budget
+    model_chosen: str = ""  # the base that the ramp starts from; empty while several models are raced
+
+    def __post_init__(self) -> None:
+        self.search, self.confirm = rulers(self.data)
+        self.binary: bool | None = None  # set with the first base
+
+    @property
+    def margin(self) -> float:
+        """The loss, a share, that a cheaper arm may have."""
+        return self.task.constraints.within
+
+    def add_base(self, artifact: Artifact, family: str) -> None:
+        """Add zero-shot or what is served; the first is the incumbent."""
+        cost = inference_cost(artifact, self.data, self.machine)
+        self.arms[artifact.name] = Arm(artifact.name, family, cost=cost, artifacts={None: artifact})
+        self.incumbent = self.incumbent or artifact.name
+        self.model_chosen = "" if self.models else self.incumbent
+        self.binary = metric_of(artifact, self.task.folder).binary
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return self.some(self.arms[self.incumbent]).signature.metric
+
+    # ---- making arms
+
+    def some(self, arm: Arm) -> Artifact:
+        """Any artifact of the arm: all have the same parts."""
+        return next(iter(arm.artifacts.values()))
+
+    @staticmethod
+    def key(arm: Arm, fold: Fold) -> str:
+        """What the run folder calls the arm's artifact of a fold."""
+        return arm.name if fold is None else f"{arm.name}/folds/{fold}"
+
+    def made(self, arm: Arm, fold: Fold) -> Artifact:
+        """Make the arm from all training rows or without those of a fold, or load it from the run folder.
+
+        Raises:
+            FitFailed: its rung, or one that it is put on, failed.
+        """
+        fold = fold if arm.learns else None
+        if fold not in arm.artifacts:
+            assert arm.rung is not None
+            assert arm.base is not None
+            key = self.key(arm, fold)
+            kept = self.store.kept(key)
+            if kept is None or not self.store.noted("fitted", name=key):
+                base = self.made(arm.base, fold)
+                data = self.data if fold is None else self.data.fold(fold)
+                began = self.begin()
+                try:
+                    fitted = arm.rung.fit(base, data, progress=self.budget)
+                except Exception as error:
+                    raise FitFailed(arm, error) from error
+                kept = self.keep(arm, fold, fitted, began)
+            arm.artifacts[fold] = kept
+        return arm.artifacts[fold]
+
+    def begin(self) -> tuple[float, float]:
+        """The time, and the money spent at endpoints, before an arm is made; raises TimeUp if nothing is left."""
+        self.budget.check()
+        return time.perf_counter(), self.store.paid().money
+
+    def keep(self, arm: Arm, fold: Fold, artifact: Artifact, began: tuple[float, float]) -> Artifact:
+        """Save what was made since `began`, and record what it took."""
+        key = self.key(arm, fold)
+        kept = arm.artifacts[fold] = self.store.keep(artifact, key)
+        took, paid = time.perf_counter() - began[0], self.store.paid().money - began[1]
+        self.store.note("fitted", name=key, fit_seconds=round(took, 3), fit_money=paid)
+        if arm.cost is not None and arm.rung is not None and arm.rung.trains_weights:
+            self.paces.fits[arm.name] = (arm.cost.fit_seconds, took)
+        return kept
+
+    def fit(self, arm: Arm) -> dict[str, float]:
+        """The measured seconds and money to make the arm once, on top of its base; with folds, the means."""
+        keys = [self.key(arm, fold) for fold in (None, *range(len(self.data.folds)))]
+        entries = [entry for key in keys if (entry := self.store.noted("fitted", name=key))]
+        return {
+            name: sum(float(entry[name]) for entry in entries) / max(1, len(entries))
+            for name in ("fit_seconds", "fit_money")
+        }
+
+    def whole_fit(self, arm: Arm) -> dict[str, float]:
+        """The same with everything that it is put on."""
+        own = self.fit(arm)
+        return own if arm.base is None else {name: own[name] + self.whole_fit(arm.base)[name] for name in own}
+
+    @property
+    def fits(self) -> int:
+        """How often an arm that learns is made to answer all rows of the search."""
+        return max(1, len(self.data.folds))
+
+    # ---- answering
+
+    def scores(self, arm: Arm, ruler: Ruler, until: int | None = None) -> list[float]:
+        """The arm's scores on the first `until` rows, those missing answered now; without `until`, those known."""
+        known = self.store.predictions(arm.name)
+        if until is None:
+            seen = []
+            for row in ruler.rows:
+                if (ruler.split, row.id) not in known:
+                    break
+                seen.append(known[ruler.split, row.id].score)
+            return seen
+        placed = list(zip(ruler.rows, ruler.folds, strict=True))[:until]
+        for fold, group in groupby(placed, key=lambda pair: pair[1]):
+            missing = [row for row, _ in group if (ruler.split, row.id) not in known]
+            if missing:
+                artifact = self.made(arm, fold)
+                self._answer(arm, artifact, missing, ruler.split, lambda rows: self.store.add(arm.name, rows))
+        self._learn_pace(arm)
+        return [known[ruler.split, row.id].score for row, _ in placed]
+
+    def part_scores(self, arm: Arm, percent: int, artifact: Artifact, ruler: Ruler, until: int) -> list[float]:
+        """The scores of an arm that is trained to a part only."""
+        key = f"{arm.name}/parts/{percent}"
+        known = self.store.predictions(key)
+        missing = [row for row in ruler.rows[:until] if (ruler.split, row.id) not in known]
+        self._answer(arm, artifact, missing, ruler.split, lambda rows: self.store.add(key, rows))
+        return [known[ruler.split, row.id].score for row in ruler.rows[:until]]
+
+    def _answer(
+        self, arm: Arm, artifact: Artifact, rows: Sequence[Example], split: Split,
+        keep: Callable[[Sequence[Prediction]], None],
+    ) -> None:  # fmt: skip
+        """Answer rows in batches of few seconds; each is stored when it is done."""
+        rest = list(rows)
+        if not rest:
+            return
+        self.budget.start(f"{arm.name} on {split}", len(rest))
+        while rest:
+            pace = self.row_seconds(arm)
+            self.budget.check(pace)
+            size = BATCH if pace <= 0 else max(1, min(BATCH, int(BATCH_SECONDS / pace)))
+            if self.budget.limits.seconds is not None and not self.store.predictions(arm.name):
+                size = min(size, FIRST_ROWS)  # how long they take is only guessed
+            if self.budget.left() < size * pace:
+                size = max(1, int(self.budget.left() / pace))
+            batch, rest = rest[:size], rest[size:]
+            answered = evaluate(artifact, batch, split, folder=self.task.folder, progress=self.budget)
+            keep(answered)
+            self._learn_pace(arm)
+            self.budget.advance(len(answered))
+        self.budget.finish()
+
+    def _learn_pace(self, arm: Arm) -> None:
+        """Remember the measured time of the arm's rows beside the estimated one."""
+        if arm.cost is not None and self.store.predictions(arm.name):
+            self.paces.rows[arm.name] = (arm.cost.row_seconds, self.row_seconds(arm))
+
+    def row_seconds(self, arm: Arm) -> float:
+        """The seconds that a row takes: measured, else expected; 0 if nothing is known."""
+        rows = self.store.predictions(arm.name)
+        if rows:
+            return sum(row.seconds for row in rows.values()) / len(rows)
+        return self.paces.row_seconds(arm.name, arm.cost.row_seconds if arm.cost else 0.0)
+
+    def cost(self, arm: Arm) -> float:
+        """A number that orders arms by the price of a prediction, training included."""
+        if arm.operations is None:
+            artifact = self.some(arm)
+            arm.operations = artifact.decoder.row_flops(artifact, self.data.train)
+        rows = list(self.store.predictions(arm.name).values())
+        return order_of_cheaper(rows, self.some(arm), self.task, arm.operations, **self.whole_fit(arm))
+
+    def money(self) -> float | None:
+        """What the climb has spent, at endpoints and of this machine's hours; None where the prices are not known."""
+        prices = Prices.of(self.task)
+        spent = self.store.paid().money + self.budget.spent() / 3600 * prices.machine_hour
+        return spent if prices.known(self.task.models) else None
+
+    # ---- what was not measured
+
+    def leave(self, name: str, family: str, status: Status, reason: str, *, again: bool = False) -> None:
+        """Record that an arm is not measured; one that may be tried again is not recorded for a resumed climb."""
+        self.left[name] = Left(status, reason, family, again)
+        if not again:
+            self.store.note(status, name=name, reason=reason)
+
+    def failed(self, arm: Arm, error: Exception) -> None:
+        """Record that an arm failed: one broken rung must not cost the others their results."""
+        if isinstance(error, RungError):
+            reason = f"{error} [{error.code}]"
+        else:
+            folder = self.store.folder / "rungs" / arm.name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+            reason = f"{type(error).__name__}: {error}; see {folder / 'error.txt'}"
+        self.leave(arm.name, arm.family, "failed", reason)
+        self.arms.pop(arm.name, None)
+
+    def say(self) -> None:
+        """Tell how far the climb is: the time, the arms, and the leader with its lead."""
+        spent = duration_text(self.budget.spent())
+        if (whole := self.budget.limits.seconds) is not None:
+            spent = f"{spent} of {duration_text(whole)}"
+        text = f"{spent}, {sum(arm.raced for arm in self.arms.values())} measured"
+        if self.leader and (own := self.scores(self.arms[self.leader], self.search)):
+            text += f"; {self.leader} leads with {100 * sum(own) / len(own):.0f} % on {len(own)} rows"
+        if self.proven and self.proven == self.leader:
+            own, base = (self.scores(self.arms[name], self.confirm) for name in (self.leader, self.incumbent))
+            n = min(len(own), len(base))
+            text += f", {100 * (sum(own[:n]) - sum(base[:n])) / n:+.0f} over {self.incumbent} on {n} rows, proven"
+        self.budget.say(text)
+
+    def alive(self) -> Iterator[Arm]:
+        """The arms that are in the race."""
+        return (arm for arm in self.arms.values() if arm.raced and not arm.dropped)

@@ -1,0 +1,199 @@
+"""Which arm a climb makes next: what takes seconds, then the bases, then what is expected to gain most a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rung.artifact.artifact import Artifact
+from rung.climbing.arms import Arm, ClimbState, Left
+from rung.climbing.budget import duration_text
+from rung.climbing.worth import Belief, Promise, score_belief
+from rung.data.rows import Data
+from rung.evaluation import racing
+from rung.machine import Machine
+from rung.rungs.base import Applicability, Cost, Rung
+
+STAGES = 3  # of the ramp: rungs on top of each other, at most
+ELITES = 3  # arms that further rungs are put on
+# Expected improvement over the leader, a share, below which an arm is put off: in all, and for a minute of its time
+# where there is no budget. On top of other rungs, twice as much is asked for.
+LEAST_GAIN, GAIN_A_MINUTE = 0.0025, 0.005
+FIRST = 8  # rows of the first look at a race
+CHEAP_SECONDS = 3.0  # an arm that takes no longer is measured before the bases
+
+
+def looks(rows: int) -> tuple[int, ...]:
+    """List the numbers of rows after which a race is looked at: growing multiples of 8, and `rows`."""
+    return racing.looks(rows, first=FIRST) if rows else ()
+
+
+def applicable(rung: Rung, artifact: Artifact, data: Data, machine: Machine) -> tuple[Applicability, Cost | None]:
+    """Say whether a rung can be put on an artifact on this machine, and what it is expected to take."""
+    if rung.name in artifact.path:
+        return Applicability(False, "it is there already"), None
+    verdict = rung.applies(artifact, data)
+    if not verdict.applies:
+        return verdict, None
+    cost = rung.estimate(artifact, data, machine)
+    if cost.memory_bytes > machine.memory_bytes:
+        needed, available = cost.memory_bytes / 2**30, machine.memory_bytes / 2**30
+        return Applicability(
+            False, f"it needs about {needed:.1f} GiB of memory, and {available:.1f} GiB are available"
+        ), None
+    return verdict, cost
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An arm that could be made next, and what is expected of it.
+
+    Attributes:
+        fit_seconds, row_seconds: to make it once, and to answer a row.
+        seconds: to make it and to answer the rows that its race is expected to take.
+        first_seconds: to make it and to answer the rows of the first look.
+    """
+
+    name: str
+    rung: Rung
+    base: Arm
+    cost: Cost
+    promise: Promise
+    fit_seconds: float
+    row_seconds: float
+    seconds: float
+    first_seconds: float
+
+    @property
+    def worth(self) -> float:
+        """The expected improvement a second."""
+        return self.promise.gain / max(self.seconds, 0.1)
+
+
+def leading(state: ClimbState) -> Belief:
+    """What is known of the leader's score."""
+    leader = state.arms.get(state.leader)
+    return score_belief(state.scores(leader, state.search) if leader else ())
+
+
+def expected(state: ClimbState, rung: Rung, base: Arm, name: str, cost: Cost, leader: Belief) -> Candidate:
+    """Say what is expected of a rung on top of a base, corrected by what was measured."""
+    own = score_belief(state.scores(base, state.search))
+    promise = state.worth.promise(rung, base.depth + 1, own, leader, state.margin)
+    fit = state.paces.fit_seconds(cost.fit_seconds, trains=rung.trains_weights)
+    pace = state.paces.row_seconds(name, cost.row_seconds)
+    n = len(state.search) or len(state.confirm)
+    few = min(n, 3 * FIRST)
+    rows = few + promise.chance * (n - few)
+    fits = max(1.0, state.fits * rows / n) if rung.learns or base.learns else 1.0
+    return Candidate(name, rung, base, cost, promise, fit, pace, fits * fit + rows * pace, fit + min(n, FIRST) * pace)
+
+
+def next_arm(state: ClimbState) -> Candidate | Arm | None:
+    """Choose the next arm; None if nothing that is left is worth it."""
+    waiting = [arm for arm in state.arms.values() if not arm.raced]
+    lines = candidates(state)
+    if not lines and len(state.arms) == 1:
+        return None  # nothing to compare the incumbent with
+    for chosen in in_order(lines, waiting):
+        if isinstance(chosen, Arm):
+            return chosen
+        if (reason := put_off(state, chosen)) is None:
+            return chosen
+        state.left[chosen.name] = Left("skipped", reason, chosen.rung.family, again=True)
+    return None
+
+
+def in_order(lines: Sequence[Candidate], waiting: Sequence[Arm]) -> Iterator[Candidate | Arm]:
+    """Put first what takes seconds while a base waits to be raced, then the bases, then the others by worth."""
+    ranked = sorted(lines, key=lambda line: (-line.worth, len(line.base.path)))
+    cheap = [line for line in ranked if line.seconds <= CHEAP_SECONDS] if waiting else []
+    yield from cheap
+    yield from waiting
+    yield from (line for line in ranked if line not in cheap)
+
+
+def put_off(state: ClimbState, chosen: Candidate) -> str | None:
+    """Say why a candidate is not tried now; None if it is."""
+    left = state.budget.left()
+    if chosen.first_seconds > left:
+        return (
+            f"it is expected to take {duration_text(chosen.first_seconds)} and {duration_text(max(0.0, left))} "
+            f"of the budget are left"
+        )
+    gain, minutes = chosen.promise.gain, chosen.seconds / 60
+    if (chosen.rung.name in state.named and chosen.base.depth == 0) or not state.leader:
+        return None
+    limited, strict = state.budget.limits.seconds is not None, 2 if chosen.base.depth else 1
+    if gain >= strict * LEAST_GAIN and (limited or gain >= strict * GAIN_A_MINUTE * minutes):
+        return None
+    return f"put off: expected to take {duration_text(chosen.seconds)} for a gain of {100 * gain:.1f} points"
+
+
+def candidates(state: ClimbState) -> list[Candidate]:
+    """Find the arms that could be made next; record why others are left out."""
+    found: list[Candidate] = []
+    rungs = state.rungs if state.model_chosen else state.models
+    for base in sorted(bases(state), key=lambda arm: len(arm.path)):  # of twins, the one on the simplest base
+        opening = base.rung is not None and base.rung.opens_ramp
+        alone = {line.rung.name for line in found if line.base.depth == 0}
+        for rung in rungs:
+            if base.depth and not opening and rung.name in alone:
+                continue  # it is measured by itself first
+            if (line := _candidate(state, base, rung, found)) is not None:
+                found.append(line)
+    return found
+
+
+def bases(state: ClimbState) -> list[Arm]:
+    """The arms that rungs are put on: the bases, what opens the ramp, and the best of those that improved on theirs."""
+    arms = list(state.arms.values())
+    plain = [arm for arm in arms if arm.rung is None]
+    if state.model_chosen not in ("", state.incumbent):
+        plain = [state.arms[state.model_chosen]]
+    opening = [arm for arm in arms if arm.raced and arm.rung is not None and arm.rung.opens_ramp]
+    improved = [arm for arm in state.alive() if arm not in (*plain, *opening) and _improved(state, arm)]
+    improved.sort(key=lambda arm: -score_belief(state.scores(arm, state.search)).mean)
+    return [arm for arm in (*plain, *opening, *improved[:ELITES]) if arm.depth < STAGES]
+
+
+def _improved(state: ClimbState, arm: Arm) -> bool:
+    """Whether the arm is ahead of its base on the rows that both answered."""
+    if arm.base is None:
+        return False
+    own, base = state.scores(arm, state.search), state.scores(arm.base, state.search)
+    n = min(len(own), len(base))
+    return n >= FIRST and sum(own[:n]) > sum(base[:n])
+
+
+def _candidate(state: ClimbState, base: Arm, rung: Rung, found: Sequence[Candidate]) -> Candidate | None:
+    """Describe a rung on top of a base; None if it does not apply, or was tried or left out before."""
+    artifact = state.some(base)
+    if rung.name in artifact.path or (rung in state.models and state.model_chosen and base.depth == 0):
+        return None
+    name = artifact.step(rung.name, {}).name
+    if name in state.arms or name in state.overran or (name in state.left and not state.left[name].again):
+        return None
+    for entry in (*state.store.all_noted("failed"), *state.store.all_noted("stopped")):
+        if entry["name"] == name:
+            state.left[name] = Left(entry["event"], entry["reason"], rung.family)
+            return None
+    verdict, cost = applicable(rung, artifact, state.data, state.machine)
+    if cost is None:
+        if base.depth == 0:  # on higher bases most rungs do not apply, and listing them would not help
+            state.left[name] = Left("skipped", verdict.reason, rung.family)
+        return None
+    if (twin := _twin(state, artifact, rung, found)) is not None:
+        reason = f"it would equal {twin}, because it reads nothing that {base.name} adds"
+        state.left[name] = Left("skipped", reason, rung.family)
+        return None
+    return expected(state, rung, base, name, cost, leading(state))
+
+
+def _twin(state: ClimbState, base: Artifact, rung: Rung, found: Sequence[Candidate]) -> str | None:
+    """Name the arm that the rung makes of an equivalent base."""
+    if (key := rung.cache_key(base)) is None:
+        return None
+    made = [(arm.name, arm.rung.name, arm.base) for arm in state.arms.values() if arm.rung and arm.base]
+    others = [*made, *((line.name, line.rung.name, line.base) for line in found)]
+    return next((n for n, r, b in others if r == rung.name and rung.cache_key(state.some(b)) == key), None)

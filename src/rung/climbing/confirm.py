@@ -1,0 +1,140 @@
+"""The confirmation of a climb: finalists answer rows that chose nothing, in looks, until the decision is made.
+
+With folds and no test file, the rows of the search are those of the confirmation: each was answered by what was made
+without it. All tests are valid at every look (`rung.evaluation.decision`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rung.climbing.arms import Arm, ClimbState, FitFailed
+from rung.climbing.choice import FIRST, looks
+from rung.evaluation.decision import Decision, chance_better, decide, settled
+from rung.evaluation.statistics import mean_interval
+
+PROMISING = 0.9  # probability that the leader is better than the incumbent, from which it is confirmed at once
+AT_ONCE = 64  # rows that are answered for that, at most
+PRECISE = 0.05  # half the width of the interval around the recommended arm's score that more rows are answered for
+FEW_SECONDS = 15.0  # rows that take no longer are all answered
+TYPICAL = 40  # rows of the incumbent that a confirmation is expected to take
+
+
+def weigh(state: ClimbState, without: Mapping[str, str] | None = None) -> Decision | None:
+    """Decide by the rows answered so far; None while the incumbent has answered none.
+
+    Arms in `without` are not to be recommended, whatever their score.
+    """
+    scores = confirmed(state)
+    if state.incumbent not in scores:
+        return None
+    n = len(state.confirm)
+    allowed = {name: own for name, own in scores.items() if name not in (without or {}) or name == state.incumbent}
+    whole = {name for name, own in scores.items() if len(own) == n and len(scores[state.incumbent]) == n}
+    return decide(
+        allowed, {name: state.cost(state.arms[name]) for name in allowed}, state.incumbent,
+        earlier=earlier(state, allowed), within=state.margin, binary=state.binary, looked=True, complete=whole,
+        seed=state.options.seed,
+    )  # fmt: skip
+
+
+def confirmed(state: ClimbState) -> dict[str, list[float]]:
+    """The scores on the rows of the confirmation of all arms that answered any, the incumbent first."""
+    arms = sorted(state.arms.values(), key=lambda arm: arm.name != state.incumbent)
+    return {arm.name: own for arm in arms if (own := state.scores(arm, state.confirm))}
+
+
+def earlier(state: ClimbState, names: Mapping[str, object]) -> dict[str, list[float]]:
+    """The scores on the rows of the search, where these are others than those of the confirmation."""
+    if state.search is state.confirm:
+        return {}
+    return {name: state.scores(state.arms[name], state.search) for name in names}
+
+
+def better(state: ClimbState, name: str, other: str) -> float:
+    """The probability that an arm is better than another, by the rows of the search that both answered."""
+    own, theirs = (np.array(state.scores(state.arms[each], state.search)) for each in (name, other))
+    n = min(len(own), len(theirs))
+    return chance_better(own[:n] - theirs[:n]) if n else 0.5
+
+
+def seconds_to_confirm(state: ClimbState) -> float:
+    """The expected seconds of what is left of the confirmation by now."""
+    leader, incumbent = state.arms.get(state.leader or state.incumbent), state.arms[state.incumbent]
+    assert leader is not None
+    rows = min(TYPICAL, len(state.confirm))
+    total = max(0, rows - len(state.scores(incumbent, state.confirm))) * state.row_seconds(incumbent)
+    if leader is not incumbent:
+        total += max(0, rows - len(state.scores(leader, state.confirm))) * state.row_seconds(leader)
+    if state.data.folds and leader.learns and None not in leader.artifacts:
+        total += state.fit(leader)["fit_seconds"]
+    return total
+
+
+def prove(state: ClimbState) -> None:
+    """Compare a new leader with the incumbent at once, on few rows of the confirmation, and say it if it is proven."""
+    name = state.leader
+    if name in ("", state.incumbent, state.proven) or not state.arms[state.incumbent].raced:
+        return
+    if better(state, name, state.incumbent) < PROMISING:
+        return
+    pair = [state.arms[name], state.arms[state.incumbent]]
+    for until in looks(len(state.confirm)):
+        if until > AT_ONCE:
+            return
+        for arm in pair:
+            state.scores(arm, state.confirm, until)
+        found = weigh(state)
+        if found is not None and name in found.verdicts and found.verdicts[name].outcome == "better":
+            state.proven = name
+            state.say()
+            return
+
+
+def confirm(state: ClimbState) -> None:
+    """Have the finalists answer rows until each is settled, or the budget is used up; then the best one some more."""
+    finalists = [arm for arm in state.arms.values() if arm.raced and not arm.dropped]
+    names = dict.fromkeys([state.incumbent, *(arm.name for arm in finalists), *confirmed(state)])
+    waiting = {name: state.arms[name] for name in names}
+    ranked = sorted(waiting, key=lambda name: (name != state.incumbent, name != state.leader))
+    for until in looks(len(state.confirm)):
+        for name in [name for name in ranked if name in waiting]:
+            answer(state, waiting[name], until)
+            if name not in state.arms:
+                del waiting[name]
+        scores = confirmed(state)
+        if len(waiting) > 1 or len(scores) > 1:
+            costs = {name: state.cost(state.arms[name]) for name in scores}
+            for name in settled(
+                scores, costs, state.incumbent, earlier=earlier(state, scores), within=state.margin,
+                binary=state.binary, seed=state.options.seed,
+            ):  # fmt: skip
+                waiting.pop(name, None)
+        if not waiting:
+            break
+
+
+def narrow(state: ClimbState, name: str) -> None:
+    """Have an arm answer more rows until the interval around its score is narrow, all of them if they take seconds."""
+    arm, n = state.arms[name], len(state.confirm)
+    known = state.scores(arm, state.confirm)
+    if (n - len(known)) * state.row_seconds(arm) <= FEW_SECONDS:
+        answer(state, arm, n)
+        return
+    for until in looks(n):
+        answer(state, arm, until)
+        low, high = mean_interval(state.scores(arm, state.confirm), seed=state.options.seed)
+        if until >= FIRST and (high - low) / 2 <= PRECISE:
+            return
+
+
+def answer(state: ClimbState, arm: Arm, until: int) -> None:
+    """Answer rows of the confirmation; an arm that cannot be made for them fails."""
+    try:
+        state.scores(arm, state.confirm, until)
+    except FitFailed as error:
+        if error.arm.rung is None or error.arm.name == state.incumbent:
+            raise
+        state.failed(error.arm, error.cause)
