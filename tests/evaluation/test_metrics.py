@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
-from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    fbeta_score,
+    precision_score,
+    recall_score,
+)
 
 from rung.data.kinds import DEFAULT_METRICS
+from rung.data.rows import Example
 from rung.errors import ConfigError, DataError
-from rung.evaluation.metrics.labels import OTHER, Confusion, accuracy, confusion, macro_f1
+from rung.evaluation.metrics.labels import (
+    OTHER,
+    Confusion,
+    accuracy,
+    confusion,
+    label_statistic,
+    macro_f1,
+    macro_f1_interval,
+)
 from rung.evaluation.metrics.records import json_exact, json_field_f1
 from rung.evaluation.metrics.registry import METRICS, get_metric
 from rung.evaluation.metrics.text import quasi_exact_match, rouge1, rouge2, rouge_l, token_f1
+from rung.task import Task
 
 
 def test_accuracy() -> None:
@@ -282,3 +300,60 @@ def test_importing_metrics_and_statistics_imports_nothing_heavy() -> None:
         "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_statistics_of_labels_equal_scikit_learn() -> None:
+    truth, found = list("aaabbbccda"), list("aabbbaccaa")
+    both = {"labels": list("abcd"), "zero_division": 0}
+    for name, value in {
+        "macro_f1": f1_score(truth, found, average="macro", **both),
+        "macro_f2": fbeta_score(truth, found, beta=2, average="macro", **both),
+        "balanced_accuracy": balanced_accuracy_score(truth, found),
+        "recall:a": recall_score(truth, found, average=None, **both)[0],
+        "precision:a": precision_score(truth, found, average=None, **both)[0],
+        "precision:d": 0.0,
+        "f0.5:b": fbeta_score(truth, found, beta=0.5, average=None, **both)[1],
+    }.items():
+        assert label_statistic(name, found, truth) == pytest.approx(value, rel=1e-12), name
+    assert label_statistic("accuracy", found, truth) is None
+    low, high = macro_f1_interval(found, truth)
+    assert 0 <= low < macro_f1(found, truth) < high <= 1
+    assert macro_f1_interval(truth, truth) == (1.0, 1.0)
+
+
+def test_costs_of_labels() -> None:
+    settings = {"costs": {"fraud": {"ok": 10.0}, "ok": {"fraud": 2.0}}}
+    metric = get_metric("label_costs", settings=settings)
+    pairs = [("ok", "ok"), ("ok", "fraud"), ("fraud", "ok"), ("?", "ok")]
+    assert [metric(found, [truth]) for found, truth in pairs] == [1.0, 0.0, 0.8, 0.9]
+    assert metric.check is not None
+    metric.check([Example("1", {}, ("ok",), "a:1"), Example("2", {}, ("fraud",), "a:2")])
+    with pytest.raises(ConfigError, match="no label of the rows"):
+        metric.check([Example("1", {}, ("ok",), "a:1")])
+    for costs in ({"a": {"a": 1.0}}, {"a": {"b": -1.0}}):
+        with pytest.raises(ConfigError, match="negative"):
+            get_metric("label_costs", settings={"costs": costs})
+
+
+def test_balanced_accuracy_measures_as_many_rows_of_each_label(tmp_path: Path) -> None:
+    rows = [{"text": f"note {i}", "label": "fraud" if i % 10 == 0 else "ok"} for i in range(600)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "task.yaml").write_text(
+        "name: t\ninstruction: i\ninputs: [text]\noutput: {column: label, kind: category}\n"
+        "metric: balanced_accuracy\ndata: {train: d.jsonl, split: {method: holdout}}\n"
+    )
+    data = Task.load(tmp_path / "task.yaml").read()
+    for part in (data.validation, data.test):
+        truth = [row.outputs[0] for row in part]
+        assert truth.count("fraud") == truth.count("ok") > 5
+        assert label_statistic("balanced_accuracy", ["ok"] * len(truth), truth) == 0.5
+    assert len(data.train) > 300
+    left = data.report.splits["test"].dropped["left out so that labels count alike"]
+    assert len(left) + len(data.test) == data.report.splits["test"].read
+    folds = Task.load(tmp_path / "task.yaml", {"data.split.method": "folds"}).read()
+    truth = [row.outputs[0] for fold in folds.folds for row in fold]
+    assert truth.count("fraud") == truth.count("ok") == 60
+    assert len(folds.fold(0).train) + len(folds.folds[0]) == 600
+    with pytest.raises(ConfigError, match="whole set") as caught:
+        get_metric("macro_f1")
+    assert "balanced_accuracy" in str(caught.value.hint)

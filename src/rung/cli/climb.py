@@ -107,18 +107,24 @@ def evaluate(
     part = options.choose("--split", split, ("validation", "test"))
     bars = [(name, _number(value)) for name, value in options.pairs("--at-least", at_least, "accuracy=0.9")]
     loaded = options.load_task(task, sets)
-    rows, measured = loaded.read().rows_of(part), options.load_artifact(artifact)
-    if judge is not None and measured.retriever is None:
+    rows, answering = loaded.read().rows_of(part), options.load_artifact(artifact)
+    if judge is not None and answering.retriever is None:
         message = f"--judge {judge} has no effect: {artifact} retrieves no documents"
         raise ConfigError("bad-option", message, hint="leave --judge out")
     by = None if judge is None else FaithfulnessJudge(open_engine(judge))
-    values = summarize(measured, rows, part, folder=loaded.folder, progress=options.progress(quiet), judge=by)
+    values = summarize(answering, rows, part, folder=loaded.folder, progress=options.progress(quiet), judge=by,
+                       statistics=[name for name, _ in bars])  # fmt: skip
     render.result(json, values, lambda: render.scores(values, split))
+    measured = {name: value["score"] for name, value in values["metrics"].items()} | values["whole"]
     for name, bar in bars:
-        if name not in values["metrics"]:
-            hint = f"measured: {', '.join(values['metrics'])}"
+        if name in ("mae", "rmse", "not_a_number"):
+            hint = "bar the score: --at-least closeness=0.9"
+            raise ConfigError("bad-option", f"--at-least {name}: it is an error, of which less is better", hint=hint)
+        if name not in measured:
+            more = "; of labels also balanced_accuracy, macro_f2, recall:LABEL, precision:LABEL, f1:LABEL"
+            hint = f"measured: {', '.join(measured)}{more if loaded.output.kind == 'category' else ''}"
             raise ConfigError("unknown-name", f"{name!r} was not measured", hint=hint)
-        if (score := values["metrics"][name]["score"]) < bar:
+        if (score := measured[name]) < bar:
             raise ThresholdError("below-threshold", f"{name} is {score:.4f}, below {bar:g}")
 
 

@@ -18,6 +18,9 @@ DEFAULT_METRICS: dict[OutputKind, str] = {
     "ranking": "mrr",
 }
 
+# The metric for which rows are measured on as many rows of each label.
+BALANCED = "balanced_accuracy"
+
 # Metrics that read a column of the data besides the answer and the expected answer, and the setting that names it.
 METRIC_COLUMNS = {"sari": "source", "code": "tests"}
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rung.data.cells import text_of
 from rung.data.examples import column, examples
+from rung.data.kinds import BALANCED
 from rung.data.quality import LIMITED, crossing_groups, judge
 from rung.data.quality import places as places_of
 from rung.data.rows import (
@@ -139,6 +140,9 @@ def load_data(task: TaskSpec) -> Data:
     labels = _labels(task, splits)
     splits = {name: _limited(task, name, rows, report) for name, rows in splits.items()}
     kept = {id(row) for row in splits["train"]}
+    if task.metric_name == BALANCED:
+        splits |= {name: _balanced(splits[name], report.splits[name]) for name in SPLITS[1:] if splits[name]}
+        kept = {id(row) for row in _balanced(splits["train"], None)} if folds else kept
     left = (tuple(row for row in fold if id(row) in kept) for fold in folds)
     parts = tuple(fold for fold in left if fold)
     for name, part in report.splits.items():
@@ -156,6 +160,20 @@ def load_data(task: TaskSpec) -> Data:
         content.append(["folds", [[row.id for row in fold] for fold in parts]])
     train, validation, test = (tuple(splits[name]) for name in SPLITS)
     return Data(train, validation, test, labels, report, hash_of(content, digits=64), task.folder, text, parts)
+
+
+def _balanced(rows: list[Example], part: SplitReport | None) -> list[Example]:
+    """Keep as many rows of each label as the rarest has, chosen by hash: their accuracy is the balanced accuracy."""
+    by_label: dict[str, list[Example]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row.id):
+        by_label[row.outputs[0]].append(row)
+    fewest = min(map(len, by_label.values()))
+    kept = {id(row) for group in by_label.values() for row in group[:fewest]}
+    if part is not None:
+        for row in rows:
+            if id(row) not in kept:
+                part.drop("left out so that labels count alike", row.source)
+    return [row for row in rows if id(row) in kept]
 
 
 def _content(row: Example) -> list[Any]:

@@ -14,9 +14,10 @@ import numpy as np
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
 from rung.artifact.parts import Signature
+from rung.data.kinds import BALANCED
 from rung.data.rows import Data, Example, labels_of
 from rung.evaluation.metrics.base import Case, Metric
-from rung.evaluation.metrics.labels import label_f1, macro_f1
+from rung.evaluation.metrics.labels import label_f1, label_statistic, macro_f1, macro_f1_interval
 from rung.evaluation.metrics.numbers import number_statistics
 from rung.evaluation.metrics.registry import METRICS, get_metric
 from rung.evaluation.metrics.text import corpus_bleu, corpus_chrf, quasi_exact_match
@@ -154,9 +155,12 @@ def _at_stop(other: str, rung: RungResult, theirs: Sequence[float], own: Sequenc
 
 def summarize(
     artifact: Artifact, examples: Sequence[Example], split: Literal["test", "validation"], *,
-    folder: Path | None = None, judge: FaithfulnessJudge | None = None, progress: Progress = QUIET,
+    folder: Path | None = None, judge: FaithfulnessJudge | None = None, statistics: Sequence[str] = (),
+    progress: Progress = QUIET,
 ) -> dict[str, Any]:  # fmt: skip
     """Score an artifact by the task's metric and by every other metric without settings that suits its kind.
+
+    `statistics` names further statistics of the whole set; see `label_statistic`.
 
     Returns: {"artifact", "split", "n", "metrics": {name: {"score", "low", "high"}}, "whole": {name: score}, "notes":
     {note: rows}}: intervals at 95 %, scores of the whole set, and the notes of the task's metric. Where the artifact
@@ -167,16 +171,22 @@ def summarize(
     task = artifact.signature
     scores = {task.metric: [row.score for row in rows]}
     for name, metric in METRICS.items():
-        if task.kind in metric.kinds and name not in scores:
+        # On all rows, the mean of its scores would be the accuracy; `whole` has the statistic itself.
+        if task.kind in metric.kinds and name not in scores and name != BALANCED:
             metric = get_metric(name, refusal=task.refusal)
             scores[name] = [metric(row.prediction, row.expected) for row in rows]
     if artifact.decoder.abstains:
         scores["coverage"] = [float(not row.abstained) for row in rows]
         if answered := [row.score for row in rows if not row.abstained]:
             scores["answered"] = answered
+    whole = _whole(task, rows)
+    if task.kind == "category":
+        answers, expected = [row.prediction for row in rows], [row.expected[0] for row in rows]
+        asked = {name: label_statistic(name, answers, expected) for name in statistics}
+        whole |= {name: value for name, value in asked.items() if value is not None}
     values: dict[str, Any] = {
         "artifact": artifact.name, "split": split, "n": len(rows),
-        "metrics": {name: _mean(each) for name, each in scores.items()}, "whole": _whole(task, rows),
+        "metrics": {name: _mean(each) for name, each in scores.items()}, "whole": whole,
         "notes": notes(rows),
     }  # fmt: skip
     if retrieval := [row.retrieval for row in rows if row.retrieval is not None]:
@@ -192,14 +202,17 @@ def _mean(scores: Sequence[float]) -> dict[str, float]:
 def _whole(task: Signature, rows: Sequence[Prediction]) -> dict[str, float]:
     """Compute what is only defined for the whole set: F1 over labels, BLEU and chrF of the corpus, refusals."""
     answers = [row.prediction for row in rows]
+    whole: dict[str, float] = {}
     if task.kind == "category":
-        return {"macro_f1": macro_f1(answers, [row.expected[0] for row in rows])}
+        expected = [row.expected[0] for row in rows]
+        low, high = macro_f1_interval(answers, expected)
+        whole = {"macro_f1": macro_f1(answers, expected), "macro_f1_low": low, "macro_f1_high": high}
+        return {**whole, BALANCED: label_statistic(BALANCED, answers, expected) or 0.0}
     if task.kind == "multilabel":
         micro, macro = label_f1(answers, [row.expected[0] for row in rows], task.labels)
         return {"micro_f1": micro, "macro_f1": macro}
     if task.kind == "number":
         return number_statistics(answers, [row.expected[0] for row in rows])
-    whole: dict[str, float] = {}
     if task.metric in ("bleu", "chrf"):
         references = [row.expected for row in rows]
         whole |= {"corpus_bleu": corpus_bleu(answers, references), "corpus_chrf": corpus_chrf(answers, references)}

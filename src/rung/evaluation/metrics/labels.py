@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from rung.artifact.lookup import outputs_of
+from rung.data.rows import Example
 from rung.data.texts import canonical
-from rung.errors import DataError
-from rung.evaluation.metrics.base import f1, some
+from rung.errors import ConfigError, DataError, suggest
+from rung.evaluation.metrics.base import Case, Metric, RowScore, f1, some
 
 OTHER = "(other)"  # every prediction that is not one of the labels
 
@@ -44,6 +48,92 @@ def macro_f1(predictions: Sequence[str], expected: Sequence[str]) -> float:
     guessed = Counter(guess for guess, _ in pairs)
     true = Counter(truth for _, truth in pairs)
     return sum(2 * hits[label] / (guessed[label] + true[label]) for label in true) / len(true)
+
+
+def macro_f1_interval(
+    predictions: Sequence[str], expected: Sequence[str], *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Give the 95 % interval of `macro_f1` by the percentile bootstrap over rows (Efron 1979)."""
+    pairs = _pairs(predictions, expected)
+    codes = {label: code for code, label in enumerate(dict.fromkeys(truth for _, truth in pairs))}
+    true = np.array([codes[truth] for _, truth in pairs])
+    found = np.array([codes.get(guess, len(codes)) for guess, _ in pairs])
+    rng, values = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        rows = rng.integers(len(pairs), size=len(pairs))
+        wanted = np.bincount(true[rows], minlength=len(codes))
+        given = np.bincount(found[rows], minlength=len(codes) + 1)[: len(codes)]
+        hits = np.bincount(true[rows][true[rows] == found[rows]], minlength=len(codes))
+        occurs = wanted > 0
+        values.append(float((2 * hits[occurs] / (given[occurs] + wanted[occurs])).mean()))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+_OF_A_LABEL = re.compile(r"(?P<what>precision|recall|f(?P<beta>\d+(?:\.\d+)?)):(?P<label>.+)")
+
+
+def label_statistic(name: str, predictions: Sequence[str], expected: Sequence[str]) -> float | None:
+    """Compute a statistic of a whole set by its name; None for a name of another kind.
+
+    `macro_f1`, `macro_f2` (F-beta of each label that occurs, averaged), `balanced_accuracy` (the mean of the labels'
+    recalls), and of one label `recall:fraud`, `precision:fraud`, `f1:fraud`, `f0.5:fraud`. A precision or recall of
+    nothing is 0, as in scikit-learn with `zero_division=0`.
+
+    Example:
+        >>> label_statistic("recall:b", ["a", "a"], ["a", "b"])
+        0.0
+
+    Raises:
+        ValueError: the two differ in length or are empty.
+    """
+    pairs = _pairs(predictions, expected)
+    found, true = Counter(guess for guess, _ in pairs), Counter(truth for _, truth in pairs)
+    hits = Counter(truth for guess, truth in pairs if guess == truth)
+
+    def f_beta(label: str, beta: float) -> float:
+        return (1 + beta**2) * hits[label] / (found[label] + beta**2 * true[label] or 1)
+
+    if name == "balanced_accuracy":
+        return sum(hits[label] / true[label] for label in true) / len(true)
+    if macro := re.fullmatch(r"macro_f(\d+(?:\.\d+)?)", name):
+        return sum(f_beta(label, float(macro[1])) for label in true) / len(true)
+    if (of := _OF_A_LABEL.fullmatch(name)) is None:
+        return None
+    label = canonical(of["label"])
+    if of["beta"]:
+        return f_beta(label, float(of["beta"]))
+    return hits[label] / ((true if of["what"] == "recall" else found)[label] or 1)
+
+
+def label_costs_metric(settings: Mapping[str, Any]) -> Metric:
+    """Make the metric from `LabelCostSettings`: 1 - the cost of the answer / the largest cost."""
+    costs = {(canonical(truth), canonical(guess)): float(cost) for truth, row in settings["costs"].items()
+             for guess, cost in row.items()}  # fmt: skip
+    largest = max(*costs.values(), settings["other"], 0.0)
+    if any(cost < 0 or truth == guess for (truth, guess), cost in costs.items()):
+        raise ConfigError(
+            "bad-setting", "the metric label_costs: a cost is negative, or that of a right answer",
+            hint="write `costs: {fraud: {ok: 10}}`: answering ok where fraud is expected costs 10",
+        )  # fmt: skip
+
+    def score(case: Case) -> RowScore:
+        guess, truths = canonical(case.prediction), [canonical(reference) for reference in some(case.references)]
+        cost = 0.0 if guess in truths else min(costs.get((truth, guess), settings["other"]) for truth in truths)
+        return RowScore(1 - cost / largest)
+
+    def check(examples: Sequence[Example]) -> None:
+        labels = {canonical(label) for example in examples for label in example.outputs}
+        if unknown := [label for pair in costs for label in pair if label not in labels]:
+            raise ConfigError(
+                "bad-setting", f"the metric label_costs names {unknown[0]!r}, which is no label of the rows",
+                hint=suggest(unknown[0], sorted(labels)),
+            )  # fmt: skip
+
+    return Metric(
+        "label_costs", None, "1 - cost of the answer / largest cost", ("category",),
+        rows=lambda cases: [score(case) for case in cases], check=check,
+    )  # fmt: skip
 
 
 def confusion(predictions: Sequence[str], expected: Sequence[str], labels: Sequence[str]) -> list[Confusion]:

@@ -13,13 +13,21 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rung import user_code
-from rung.data.kinds import OutputKind
+from rung.data.kinds import BALANCED, OutputKind
 from rung.errors import ConfigError
 from rung.evaluation.metrics import text
 from rung.evaluation.metrics.base import Metric, MetricFunction
 from rung.evaluation.metrics.execution import code_metric, sql_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
-from rung.evaluation.metrics.labels import accuracy, labels_exact, labels_f1, recall_at_1, recall_at_k, reciprocal_rank
+from rung.evaluation.metrics.labels import (
+    accuracy,
+    label_costs_metric,
+    labels_exact,
+    labels_f1,
+    recall_at_1,
+    recall_at_k,
+    reciprocal_rank,
+)
 from rung.evaluation.metrics.numbers import closeness_metric, within_metric
 from rung.evaluation.metrics.records import json_exact, json_field_f1, json_field_precision, json_field_recall
 
@@ -31,6 +39,7 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", accuracy, "the answer is the expected label", ("category",), binary=True),
+        Metric(BALANCED, accuracy, "accuracy on as many rows of each label", ("category",), binary=True),
         Metric("labels_f1", labels_f1, "F1 over the labels of a row", ("multilabel",)),
         Metric("labels_exact", labels_exact, "exactly the expected labels", ("multilabel",), binary=True),
         Metric("exact_match", text.exact_match, "the same text, every character", ("category", *_TEXTS), binary=True),
@@ -69,6 +78,14 @@ METRICS: dict[str, Metric] = {
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class LabelCostSettings(_Settings):
+    """Settings of `label_costs`."""
+
+    costs: dict[str, dict[str, float]] = Field(description="Cost of answering a label where another is expected: "
+                                               "{expected: {answered: cost}}.")  # fmt: skip
+    other: float = Field(1.0, gt=0, description="Cost of every other wrong answer.")
 
 
 class ClosenessSettings(_Settings):
@@ -128,6 +145,7 @@ class JudgeSettings(_Settings):
 _Make = Callable[[Mapping[str, Any], Path | None], Metric]
 
 WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
+    "label_costs": (LabelCostSettings, lambda settings, folder: label_costs_metric(settings)),
     "closeness": (ClosenessSettings, lambda settings, folder: closeness_metric(settings)),
     "within": (WithinSettings, lambda settings, folder: within_metric(settings)),
     "sari": (SariSettings, lambda settings, folder: text.sari_metric(settings)),
@@ -140,7 +158,7 @@ WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
 # Statistics that people name as metrics, and the metric whose mean ranks alike.
 OF_SETS = {
     "mae": "closeness", "rmse": "{name: closeness, power: 2}", "mse": "{name: closeness, power: 2}",
-    "quadratic_kappa": "{name: closeness, power: 2}",
+    "quadratic_kappa": "{name: closeness, power: 2}", "macro_f1": BALANCED, "macro_recall": BALANCED, "f1": BALANCED,
 }  # fmt: skip
 
 
