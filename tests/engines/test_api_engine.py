@@ -8,7 +8,8 @@ from rung.artifact.labels import LabelScoring
 from rung.artifact.text import Generate
 from rung.engines import opening
 from rung.engines.api import ApiEngine
-from rung.engines.api_options import ApiOptions, parse_endpoint
+from rung.engines.api_options import ApiBudget, ApiOptions, parse_endpoint
+from rung.engines.api_transport import usage
 from rung.engines.base import Constraint, GenerateRequest, Sampling, ScoreRequest
 from rung.engines.response_cache import CachedEngine, ResponseStore
 from rung.errors import ConfigError, EngineError
@@ -253,6 +254,39 @@ def test_an_attempt_of_unknown_outcome_counts_at_its_worst(server):
     engine = open_at(server, price_output=1e6)
     engine.generate(asks(1, Sampling(max_tokens=100)))
     assert engine.spent.money == 100 + 5  # the broken answer may have been charged, the refusal was not
+
+
+def test_cached_tokens_have_their_own_price_and_the_seconds_of_a_batch_are_shared(server):
+    def answer(path, body):
+        del path
+        reply = completion(body["messages"][0]["content"], prompt=1000, output=10)
+        reply["usage"]["prompt_tokens_details"] = {"cached_tokens": 800}
+        return Reply(reply, delay=0.05)
+
+    server.answer = answer
+    engine = open_at(server, concurrency=8, price_input=1.0, price_output=2.0, price_cached=0.25)
+    start, before = time.perf_counter(), ApiBudget.process()
+    made = engine.generate(asks(16))
+    assert {(g.prompt_tokens, g.completion_tokens, g.cached_tokens) for g in made} == {(1000, 10, 800)}
+    assert engine.spent.money == pytest.approx(16 * (200 * 1.0 + 800 * 0.25 + 10 * 2.0) / 1e6)
+    assert (ApiBudget.process() - before).money == pytest.approx(engine.spent.money)
+    # Eight run at once: the seconds add up to the time that all took, not to eight times as much.
+    assert sum(g.seconds for g in made) <= time.perf_counter() - start
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"),
+    [
+        ({"prompt_tokens": 9, "completion_tokens": 2}, (9, 2, 0)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}, (9, 0, 4)),
+        ({"prompt_tokens": 9, "prompt_tokens_details": None}, (9, 0, 0)),
+        ({"prompt_tokens": 9, "completion_tokens": 2, "prompt_cache_hit_tokens": 6}, (9, 2, 6)),  # DeepSeek
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 40}}, (9, 0, 9)),
+        ({"completion_tokens": 2}, None),
+    ],
+)
+def test_usage_is_read_as_servers_write_it(counted, expected):
+    assert usage({"usage": counted}) == expected
 
 
 def test_a_budget_without_prices_is_refused():
