@@ -113,7 +113,7 @@ def test_rows_call_tools_until_they_answer(folder):
         AgentStep("answer", "2", said(" 2 "), tokens=5),
     ]
     assert one.steps[0].seconds > 0 == one.steps[1].seconds
-    assert one.seconds == pytest.approx(1 + one.steps[0].seconds)
+    assert one.seconds == pytest.approx(1 + one.steps[0].seconds, abs=0.1)  # and the rendering
     assert engine.requests[1][0].prompt[2:] == (
         {"role": "assistant", "content": call("double", number=1)},
         {"role": "user", "content": "Result of double:\n2"},

@@ -6,6 +6,7 @@ A decoder says itself what it needs, what it costs and how it is saved. A new ki
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -378,7 +379,9 @@ class Prompted(Decoder):
         self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
     ) -> list[Answer]:
         """Render the prompts, and ask the model all of them except refused rows, which have no relevant passage."""
+        start = time.perf_counter()
         rendered = self.render(artifact, examples, passages=passages, progress=progress)
+        looked_up = (time.perf_counter() - start) / len(examples)  # demonstrations and passages, for each row
         asked = [row.messages for row in rendered if not row.refused]
         full = full or self.abstains  # abstaining needs the probabilities of all labels
         try:
@@ -392,7 +395,8 @@ class Prompted(Decoder):
             if error.code != "chat-template-refused":
                 raise
             raise refused_row(examples, [row.messages for row in rendered], artifact.open().text) or error from None
-        return [finish(artifact, refusal(artifact, row) if row.refused else next(answers), row) for row in rendered]
+        finished = (finish(artifact, refusal(artifact, row) if row.refused else next(answers), row) for row in rendered)
+        return [replace(answer, seconds=answer.seconds + looked_up) for answer in finished]
 
     def _ask(
         self, artifact: Composition, examples: Sequence[Example], prompts: Prompts, *, full: bool, progress: Progress

@@ -52,6 +52,8 @@ def evaluate(
     from documents; None skips that.
     """
     metric = metric_of(artifact, folder)
+    if examples and (artifact.retriever is not None or artifact.demonstrations is not None):
+        artifact.decoder.render(artifact, examples[:1])  # loads what the rows' seconds should not include
     answers = artifact.answer(examples, full=False, progress=progress)
     scores = metric.scores(cases(examples, answers))
     faithful: dict[int, float] = {}
