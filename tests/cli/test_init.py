@@ -395,8 +395,9 @@ def test_an_input_that_says_the_answer_is_named() -> None:
     _, said = task_of(table("cats.csv", "label,path,text", rows))
     assert "left out     path (6 values)" in said
     _, said = task_of("cats.csv", "--force", "--inputs", "text,path")
+    assert "note: 'path' says the answer in every row" in said
     rows = [["AB"[i % 2], f"{'AB'[i % 2]} > sub {i % 6}"] for i in range(90)]
-    _, said = task_of(table("cats.csv", "label,path", rows), "--force")
+    said = run("init", table("cats.csv", "label,path", rows), "--force").stdout
     assert "note: 'path' says the answer in every row" in said
 
 
@@ -411,6 +412,20 @@ def test_files_beside_the_training_file_are_used_and_named() -> None:
     assert "files        validation: dev.csv, test: test.csv" in said
     task, _ = task_of(".", "--force")
     assert (task.name, task.data.train) == ("train", "train.csv")
+
+
+def test_inputs_in_two_of_the_files_leave_the_training_side() -> None:
+    table("train.csv", "text,label", [[f"text number {i}", "ab"[i % 2]] for i in range(90)])
+    table("test.csv", "text,label", [[f"Text  number {i}", "ab"[i % 2]] for i in range(87, 150)])
+    task, said = task_of("train.csv")
+    assert task.data.duplicates == "drop"
+    assert "note: 3 inputs are in two of the files" in said
+
+
+def test_a_long_file_that_is_sorted_by_label_shows_all_labels() -> None:
+    rows = [[f"text number {i}", f"label {i // 100}"] for i in range(9000)]
+    guess = guess_task(Path(table("long.csv", "text,label", rows)))
+    assert guess.reason == "'label' holds 90 short values that repeat"
 
 
 def test_files_beside_it_that_do_not_fit_are_not_used_and_named() -> None:

@@ -1,4 +1,4 @@
-"""What the columns of a table hold: labels, texts, records, numbers, dates or ids; and the JSON Schema of records."""
+"""A sample of a table; what its columns hold (labels, texts, records, ids, ...); and the JSON Schema of records."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import datetime
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import pairwise
+from itertools import islice, pairwise
+from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 from rung.data.cells import CellError, missing, text_of
 from rung.data.chat import is_chat
 from rung.data.examples import cell_labels
+from rung.data.examples import column as read_column
+from rung.data.rows import Record
+from rung.data.sources import COMPRESSED, HUB, FileFormat, read_rows
+from rung.errors import DataError
 
 Holds = Literal[
     "nothing", "bytes", "constant", "ids", "dates", "numbers", "category", "multilabel", "json", "chat", "text"
@@ -95,7 +101,7 @@ def look_at(name: str, cells: Sequence[Any]) -> Column:
         if _ID_NAME.search(name) and values > len(filled) / 2:
             return column("ids")
         few = values <= min(FEW_NUMBERS, len(filled) / 2) and all(number == int(number) for number in numbers)
-        counted = values == len(filled) > 2 and all(a == int(a) and b - a == 1 for a, b in pairwise(numbers))
+        counted = values == len(filled) > 2 and all(a == int(a) and b - a == 1 for a, b in pairwise(numbers[:1000]))
         return column("ids" if counted else "category" if few else "numbers")
     words = _share(any(letter.isspace() for letter in text) for text in texts)
     if _ID_NAME.search(name) and words < 0.1:
@@ -187,6 +193,87 @@ def _structure(cell: Any) -> str:
     if not isinstance(cell, list):
         return ""
     return "records" if cell and all(isinstance(item, (dict, list)) for item in cell) else "list"
+
+
+# ---- tables
+
+HEAD, SAMPLE = 2000, 4000  # the first rows, and rows drawn from the others: files are often sorted by label
+
+
+class Table:
+    """A sample of a table, and what its columns hold."""
+
+    def __init__(self, file: Path, how: FileFormat) -> None:
+        self.file = file
+        try:
+            self.rows = _sampled(read_file(file, how))
+        except DataError as error:
+            if "found list" in error.message:
+                error.hint = 'write an object for each row, such as {"text": "...", "entities": [...]}'
+            raise
+        if not self.rows:
+            problem = f"{file} has no rows, only a header"
+            raise DataError("too-few-rows", problem, hint="add rows with inputs and expected answers")
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        self.columns = {name: look_at(name, self.cells(name)) for name in names}
+
+    def cells(self, name: str) -> list[Any]:
+        """The cells of a column; dots reach into records."""
+        if name in self.rows[0] or "." not in name:
+            return [row.get(name) for row in self.rows]
+        cells = []
+        for row in self.rows:
+            try:
+                cells.append(read_column(Record(row, ""), name))
+            except DataError:
+                cells.append(None)
+        return cells
+
+    def named(self, names: Sequence[str], *holding: str) -> str | None:
+        """The column with the first of these usual names, whatever its case, that holds one of these."""
+        for name in names:
+            for column in self.columns.values():
+                if column.name.lower() == name and (not holding or column.holds in holding):
+                    return column.name
+        return None
+
+    def inside(self) -> dict[str, Column]:
+        """The fields of the columns that hold one record a row, by their dotted names."""
+        fields: dict[str, Column] = {}
+        for name, column in self.columns.items():
+            first = next((cell for cell in self.cells(name) if not is_empty(cell)), None)
+            if column.holds in ("json", "constant") and isinstance(first, dict):
+                fields |= {f"{name}.{key}": look_at(f"{name}.{key}", self.cells(f"{name}.{key}")) for key in first}
+        return fields
+
+
+def _sampled(records: Iterator[Record]) -> list[dict[str, Any]]:
+    """The first rows, and a random sample of the others in their order (Vitter's algorithm R)."""
+    rows = [record.values for record in islice(records, HEAD)]
+    drawn: list[tuple[int, dict[str, Any]]] = []
+    rng = Random(0)
+    for number, record in enumerate(records):
+        if number < SAMPLE:
+            drawn.append((number, record.values))
+        elif (place := rng.randrange(number + 1)) < SAMPLE:
+            drawn[place] = (number, record.values)
+    return [*rows, *(values for _, values in sorted(drawn, key=lambda pair: pair[0]))]
+
+
+def is_hub(path: Path) -> bool:
+    """Say whether a path is a data set of the Hub, `hf:org/name`."""
+    return str(path).startswith(HUB)
+
+
+def read_file(path: Path, how: FileFormat) -> Iterator[Record]:
+    """Yield the rows of a file or of a data set of the Hub."""
+    return read_rows(str(path) if is_hub(path) else path, how)
+
+
+def name_parts(path: Path) -> tuple[str, str]:
+    """The name of a file, and its ending with that of its compression: `rows` and `.csv.gz`."""
+    ending = "".join(path.suffixes[-2:]) if path.suffix.lower() in COMPRESSED else path.suffix
+    return path.name.removesuffix(ending), ending
 
 
 # ---- the JSON Schema of records

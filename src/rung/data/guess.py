@@ -13,14 +13,13 @@ from typing import Any, cast, get_args
 
 from rung.data.cells import plain, text_of
 from rung.data.chat import ROLES, is_chat
-from rung.data.columns import Column, inferred_schema, is_empty, look_at
+from rung.data.columns import HEAD, Column, Table, inferred_schema, is_empty, is_hub, look_at, name_parts, read_file
 from rung.data.examples import column as read_column
+from rung.data.examples import read_row
 from rung.data.kinds import OutputKind
-from rung.data.rows import Record
-from rung.data.sources import COMPRESSED, HUB, READERS, FileFormat, detected, kind_of, read_rows
+from rung.data.sources import READERS, FileFormat, detected, kind_of
 from rung.errors import ConfigError, DataError, suggest
 
-SAMPLE = 2000
 # Usual names of columns, the most usual first.
 LABEL_NAMES = (
     "label", "labels", "class", "category", "categories", "intent", "sentiment", "target", "queue", "tag", "tags",
@@ -37,6 +36,7 @@ PROMPT_NAMES = (
 )  # fmt: skip
 RATINGS = ("rating", "score", "stars", "quality", "helpfulness", "overall_score")
 VERDICTS = ("label", "thumbs_up", "liked", "accepted", "approved", "is_good", "desirable", "feedback")
+OTHER_ANSWERS = (*TEXT_NAMES[:10], "target", "reference", "gold", "rejected", "explanation", "rationale")
 CHOSEN, REJECTED = ("chosen", "preferred", "accepted"), ("rejected", "dispreferred", "refused")
 BESIDE = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 DOCUMENTS = (".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf", ".docx")  # read as a corpus
@@ -64,6 +64,7 @@ class Guess:
         instruction: what to do, if the rows say it; empty for a question of the kind.
         how: how the files are written, as far as it was given.
         format: what is unusual about how the training file is written.
+        duplicates: whether inputs are in two of the files.
     """
 
     name: str
@@ -81,58 +82,12 @@ class Guess:
     instruction: str = ""
     how: FileFormat = FileFormat()  # noqa: RUF009  frozen
     format: str = ""
+    duplicates: bool = False
 
     @property
     def schema_file(self) -> str:
         """The file for the inferred schema."""
         return f"{self.name}.answer.schema.json"
-
-
-class Table:
-    """A sample of a table, and what its columns hold."""
-
-    def __init__(self, file: Path, how: FileFormat) -> None:
-        self.file = file
-        try:
-            self.rows = [record.values for record in islice(_read(file, how), SAMPLE)]
-        except DataError as error:
-            if "found list" in error.message:
-                error.hint = 'write an object for each row, such as {"text": "...", "entities": [...]}'
-            raise
-        if not self.rows:
-            problem = f"{file} has no rows, only a header"
-            raise DataError("too-few-rows", problem, hint="add rows with inputs and expected answers")
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        self.columns = {name: look_at(name, self.cells(name)) for name in names}
-
-    def cells(self, name: str) -> list[Any]:
-        """The cells of a column; dots reach into records."""
-        if name in self.rows[0] or "." not in name:
-            return [row.get(name) for row in self.rows]
-        cells = []
-        for row in self.rows:
-            try:
-                cells.append(read_column(Record(row, ""), name))
-            except DataError:
-                cells.append(None)
-        return cells
-
-    def named(self, names: Sequence[str], *holding: str) -> str | None:
-        """The column with the first of these usual names, whatever its case, that holds one of these."""
-        for name in names:
-            for column in self.columns.values():
-                if column.name.lower() == name and (not holding or column.holds in holding):
-                    return column.name
-        return None
-
-    def inside(self) -> dict[str, Column]:
-        """The fields of the columns that hold one record a row, by their dotted names."""
-        fields: dict[str, Column] = {}
-        for name, column in self.columns.items():
-            first = next((cell for cell in self.cells(name) if not is_empty(cell)), None)
-            if column.holds in ("json", "constant") and isinstance(first, dict):
-                fields |= {f"{name}.{key}": look_at(f"{name}.{key}", self.cells(f"{name}.{key}")) for key in first}
-        return fields
 
 
 def guess_task(
@@ -167,29 +122,15 @@ def guess_task(
             raise DataError("missing-column", f"{file} has no column {name!r}", hint=suggest(name, list(table.columns)))
     guess = _guess(table, output, kind, inputs)
     guess = replace(guess, name=_name(file), data=file, how=how)
-    if not _is_hub(file):
+    if not is_hub(file):
         guess = replace(guess, format=detected(file, how).describe(), **_beside(file, guess))
     if guess.kind == "json":
         guess = replace(guess, schema=_schema(guess))
     return replace(guess, output={**guess.output, **_longest(guess)})
 
 
-def _is_hub(path: Path) -> bool:
-    return str(path).startswith(HUB)
-
-
-def _read(path: Path, how: FileFormat) -> Iterator[Record]:
-    return read_rows(str(path) if _is_hub(path) else path, how)
-
-
-def _parts(path: Path) -> tuple[str, str]:
-    """The name of a file, and its ending with that of its compression: `rows` and `.csv.gz`."""
-    ending = "".join(path.suffixes[-2:]) if path.suffix.lower() in COMPRESSED else path.suffix
-    return path.name.removesuffix(ending), ending
-
-
 def _name(path: Path) -> str:
-    name = path.resolve().name if path.is_dir() else _parts(path)[0]
+    name = path.resolve().name if path.is_dir() else name_parts(path)[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "task"
 
 
@@ -213,7 +154,11 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
     if chosen == "multilabel" and answer.separator and answer.separator != ";":
         keys["separator"] = answer.separator
     own = set(keys.get("columns", ()))
-    read, left_out, notes = _inputs(table, answer, own) if inputs is None else (list(inputs), {}, [])
+    read, left_out = _inputs(table, answer, own) if inputs is None else (list(inputs), {})
+    notes = [
+        f"{name!r} says the answer in every row: leave it out with --inputs, unless it is known when the task is done"
+        for name in read if _determines(table, name, answer.name)
+    ]  # fmt: skip
     others = {
         name: str(column) for name, column in table.columns.items()
         if column.holds in ("category", "multilabel", "json", "text", "numbers") and name not in {answer.name, *own}
@@ -435,7 +380,7 @@ def _turns(cell: Any) -> list[Any]:
 # ---- the inputs
 
 
-def _inputs(table: Table, answer: Column, own: set[str]) -> tuple[list[str], dict[str, str], list[str]]:
+def _inputs(table: Table, answer: Column, own: set[str]) -> tuple[list[str], dict[str, str]]:
     """Choose the columns that the model reads; say why others are left out."""
     taken = {answer.name, answer.name.partition(".")[0], *own}
     others = {name: column for name, column in table.columns.items() if name not in taken}
@@ -443,6 +388,8 @@ def _inputs(table: Table, answer: Column, own: set[str]) -> tuple[list[str], dic
         name for name, column in others.items()
         if column.holds == "text" or (name.lower() in PROMPT_NAMES[:7] and column.holds in ("category", "numbers"))
     ]  # fmt: skip
+    answers = [name for name in chosen if name.lower() in OTHER_ANSWERS]
+    chosen = [name for name in chosen if name not in answers] or chosen
     repeats = [name for name in chosen if _ends_with(table, name, answer.name)] if len(chosen) > 1 else []
     chosen = [name for name in chosen if name not in repeats]
     if not chosen:
@@ -465,11 +412,7 @@ def _inputs(table: Table, answer: Column, own: set[str]) -> tuple[list[str], dic
     left_out = {name: str(column) for name, column in others.items() if name not in chosen}
     left_out |= dict.fromkeys(repeats, "contains the answer")
     left_out = {name: why for name, why in left_out.items() if not any(c.startswith(f"{name}.") for c in chosen)}
-    notes = [
-        f"{name!r} says the answer in every row: leave it out with --inputs, unless it is known when the task is done"
-        for name in chosen if _determines(table, name, answer.name)
-    ]  # fmt: skip
-    return chosen, left_out, notes
+    return chosen, left_out
 
 
 def _has_letter(cell: Any) -> bool:
@@ -501,16 +444,16 @@ def _determines(table: Table, name: str, answer: str) -> bool:
 
 def _beside(file: Path, guess: Guess) -> dict[str, Any]:
     """Find files for validation and test beside a training file, with the task's columns in them."""
-    (stem, ending), found, notes = _parts(file), dict[str, Path](), list(guess.notes)
+    (stem, ending), found, notes = name_parts(file), dict[str, Path](), list(guess.notes)
     needed = [*guess.inputs, *(v for k, v in guess.output.items() if k in ("column", "rejected", "approved"))]
     for split, names in BESIDE.items():
         for name in names:
             stems = {name} | {stem.replace(word, name) for word in ("training", "train") if word in stem}
             beside = [file.with_name(f"{each}{ending}") for each in sorted(stems) if each != stem]
             path = next((each for each in beside if each.is_file() and split not in found), None)
-            if path is None or (stem != "train" and "train" not in stem and _parts(path)[0] != name):
+            if path is None or (stem != "train" and "train" not in stem and name_parts(path)[0] != name):
                 continue
-            cells = [record.values for record in islice(_read(path, guess.how), SAMPLE)]
+            cells = [record.values for record in islice(read_file(path, guess.how), HEAD)]
             missing = [column for column in needed if column.partition(".")[0] not in (cells[0] if cells else {})]
             answer = str(guess.output.get("column", "")).partition(".")[0]
             if missing:
@@ -519,13 +462,29 @@ def _beside(file: Path, guess: Guess) -> dict[str, Any]:
                 notes.append(f"{path.name} beside it is not used: its {answer!r} is empty")
             else:
                 found[split] = path
-    return {"splits": found, "notes": tuple(notes)}
+    twice = _in_two_files([file, *found.values()], guess) if found else 0
+    if twice:
+        notes.append(
+            f"{twice:,} inputs are in two of the files: `duplicates: drop` leaves them out of the training side"
+        )
+    return {"splits": found, "notes": tuple(notes), "duplicates": bool(twice)}
+
+
+def _in_two_files(files: Sequence[Path], guess: Guess) -> int:
+    """Count the rows whose input is in an earlier file, too."""
+    seen: dict[str, int] = {}
+    twice = 0
+    for number, file in enumerate(files):
+        for record in read_file(file, guess.how):
+            row = read_row(record.values, guess.inputs, guess.kind, record.source)
+            twice += seen.setdefault(row.id, number) != number
+    return twice
 
 
 def _answers(guess: Guess) -> Iterator[Any]:
     """The answers of all rows of all files."""
     for file in [file for file in (guess.data, *guess.splits.values()) if file is not None]:
-        for record in _read(file, guess.how):
+        for record in read_file(file, guess.how):
             yield plain(read_column(record, str(guess.output["column"])))
 
 
@@ -545,17 +504,17 @@ def _schema(guess: Guess) -> dict[str, Any]:
 
 
 def _longest(guess: Guess) -> dict[str, int]:
-    """The key `max_tokens`, if answers are longer than the default; a token has about three characters."""
+    """The key `max_tokens`, if answers are longer than the default; a token has about three bytes."""
     if guess.kind not in ("text", "json"):
         return {}
     longest = max((len(text_of(cell).encode()) for cell in _answers(guess)), default=0)
-    return {"max_tokens": 64 * ceil(longest / 3 / 64)} if longest / 3 > DEFAULT_TOKENS else {}
+    return {"max_tokens": 64 * ceil(longest / 2.5 / 64)} if longest / 2.5 > DEFAULT_TOKENS else {}
 
 
 def _table_in(folder: Path) -> Path | None:
     """The training table of a folder; None for a folder of documents."""
     tables = sorted(path for path in folder.iterdir() if kind_of(path) in READERS and path.is_file())
-    train = [path for path in tables if _parts(path)[0].lower() in ("train", "training")]
+    train = [path for path in tables if name_parts(path)[0].lower() in ("train", "training")]
     if train:
         return train[0]
     if any(_documents_in(folder)):

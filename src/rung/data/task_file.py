@@ -49,6 +49,9 @@ def task_text(guess: Guess, folder: Path) -> str:
     output += [f"  schema: {quoted(guess.schema_file)}"] if guess.schema is not None else []
     data = [f"  train: {path(guess.data)}"] if guess.data is not None else []
     data += [f"  {split}: {path(file)}" for split, file in guess.splits.items()]
+    data += (
+        ["  duplicates: drop        # inputs in two of the files leave the training side"] if guess.duplicates else []
+    )
     for key, value in asdict(guess.how).items():
         if value != getattr(FileFormat(), key):
             data.append(f"  {key}: {quoted({chr(9): 'tab'}.get(value, value))}")
