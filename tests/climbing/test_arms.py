@@ -61,7 +61,7 @@ def test_rungs_say_what_they_take_of_the_artifact_they_start_from(task, tiny_zer
     assert little == {
         "features", "llm-features", "fine-tuned-encoder", "ensemble", "sentence-selection", "majority", "nearest-row",
         "nearest-row-encoder", "tfidf-head", "features-tfidf", "record-fields",
-        "tfidf-sentence",
+        "tfidf-sentence", "ridge", "ridge-encoder",
     }  # fmt: skip
     for name in little:
         rung = same[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import FeatureUnion, make_pipeline
 
@@ -21,7 +22,7 @@ from rung.data.rows import Example
 from rung.errors import ArtifactError, ConfigError
 from rung.machine import this_machine
 from rung.models import reference
-from rung.rungs import Features, Majority, NearestRow, TfidfHead, build, get
+from rung.rungs import Features, Majority, NearestRow, NumberRidge, TfidfHead, build, get
 from rung.rungs.linear import VARIANCE, design, train_head
 from rung.rungs.yardsticks import most_typical, typical_value
 from rung.task import Task
@@ -220,3 +221,38 @@ def test_what_decides_at_the_end_of_a_long_text_is_read(zero, data):
     assert np.mean([a == row.outputs[0] for a, row in zip(answers, rows[40:], strict=True)]) >= 0.95
     counted = fitted.settings["features"]
     assert (counted["rows_in_windows"], counted["most_windows"]) == (40, 2)
+
+
+@pytest.mark.parametrize("encoder", [None, "embedded-encoder"])
+def test_numbers_are_those_of_scikit_learns_ridge(tiny_zero, data, tmp_path, encoder):
+    rng = np.random.default_rng(0)
+    words = {"awful": -2.0, "bad": -1.0, "fine": 0.5, "good": 1.0, "great": 2.0}
+
+    def row(number):
+        said = [str(word) for word in rng.choice(list(words), 3)]
+        stars = round(3 + sum(words[word] for word in said) / 3, 2)
+        return Example(str(number), {"text": f"the food was {' and '.join(said)}"}, (str(stars),), "x")
+
+    rows = tuple(row(number) for number in range(90))
+    numbers = replace(data, train=rows[:60], labels=())
+    start = replace(tiny_zero, signature=replace(tiny_zero.signature, kind="number", metric="closeness", labels=()))
+    rung_ = NumberRidge(encoder)
+    assert rung_.applies(start, numbers).applies
+    assert rung_.name == ("ridge" if encoder is None else "ridge-encoder")
+    fitted = rung_.fit(start, numbers)
+    loaded = Artifact.load(fitted.save(tmp_path / "saved"))
+    answers = [float(answer.text) for answer in loaded.answer(rows[60:])]
+    truth = [float(row.outputs[0]) for row in rows[60:]]
+    constant = float(Majority().fit(start, numbers).answer(rows[:1])[0].text)
+    assert constant == pytest.approx(statistics.median_low([float(row.outputs[0]) for row in rows[:60]]))
+    assert np.abs(np.subtract(answers, truth)).mean() < 0.4 * np.abs(np.subtract(constant, truth)).mean()
+    if encoder is None:
+        texts = [row.inputs["text"] for row in numbers.train]
+        penalty = fitted.settings["ridge"]["penalty"]
+        oracle = make_pipeline(union(texts), Ridge(penalty)).fit(
+            texts, [float(row.outputs[0]) for row in numbers.train]
+        )
+        low, high = fitted.decoder.low, fitted.decoder.high
+        wanted = oracle.predict([row.inputs["text"] for row in rows[60:]]).clip(low, high)
+        np.testing.assert_allclose(answers, wanted, atol=1e-3)
+    assert "numbers" in rung_.applies(tiny_zero, data).reason

@@ -209,6 +209,9 @@ RULES = (
         (
             Effect(("yardstick",), "help", "it takes seconds, and whatever costs more has to beat it"),
             Effect(("label heads",), "not", "there is no set of labels", lambda f: f.kind not in LABELLED, True),
+            Effect(("number heads",), "not", "the answer is no number", lambda f: f.kind != "number", True),
+            Effect(("number heads",), "help", "it takes seconds, and whatever costs more has to beat it",
+                    _kind("number")),
             Effect(("corpus sentences",), "not", "`corpus` names no documents", lambda f: not f.corpus, True),
             Effect(("record fields",), "not", "the answer has no fields", lambda f: f.kind != "json", True),
         ),

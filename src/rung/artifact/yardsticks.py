@@ -1,4 +1,4 @@
-"""Yardsticks: ConstantAnswer gives every row the same answer; CopiedRow gives that of the most similar training row."""
+"""Yardsticks: the same answer for every row, that of the most similar training row, and a number linear in the text."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rung.artifact.heads import features, token_counter
 from rung.artifact.lexical import Lexicon, lexical_flops
 from rung.artifact.rendering import Given
 from rung.data.rows import Example
+from rung.data.texts import number_text
 from rung.engines.base import Floats
 from rung.errors import ArtifactError
 from rung.models.reference import resolve
@@ -151,6 +152,80 @@ class CopiedRow(Promptless):
             dense: Floats = similarity.toarray() if self.lexicon is not None else similarity
             found += dense.argmax(1).tolist()
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class NumberHead(Promptless):
+    """A number that is linear in the features of a text, held between the least and the greatest of the training rows.
+
+    Attributes:
+        encoder: reference of the sentence encoder whose vectors are features; None for TF-IDF alone.
+        weight: shape [1, features], the encoder's first.
+        intercept: shape [1].
+        low, high: the least and the greatest answer.
+        whole: whether answers have no decimals.
+        lexicon: the terms whose TF-IDF are features.
+    """
+
+    kind: ClassVar[str] = "number-head"
+    encoder: str | None
+    weight: Floats
+    intercept: Floats
+    low: float
+    high: float
+    whole: bool
+    lexicon: Lexicon
+
+    def row_flops(self, artifact: Composition, rows: Sequence[Example]) -> float:
+        """Estimate one reading of the row."""
+        encoding = 0.0 if self.encoder is None else self.encoder_flops(artifact, rows, self.encoder)
+        return encoding + lexical_flops(artifact, rows, 1)
+
+    def trainable_parameters(self, artifact: Composition) -> int:
+        """Count the weights."""
+        del artifact
+        return int(self.weight.size + 1)
+
+    def as_dict(self, writer: ArtifactWriter) -> dict[str, Any]:
+        """Save the weights as arrays."""
+        writer.arrays["number.weight"], writer.arrays["number.intercept"] = self.weight, self.intercept
+        self.lexicon.save(writer)
+        fingerprint = None if self.encoder is None else resolve(self.encoder).fingerprint
+        return {
+            "encoder": self.encoder, "encoder_fingerprint": fingerprint, "low": self.low, "high": self.high,
+            "whole": self.whole,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], reader: ArtifactReader) -> Self:
+        """Read the weights back; an encoder must be the one that computed the features."""
+        settings: dict[str, Any] = dict(values)
+        fingerprint = settings.pop("encoder_fingerprint")
+        if settings["encoder"] is not None:
+            reader.check_model(settings["encoder"], fingerprint)
+        arrays = {name: reader.arrays[f"number.{name}"] for name in ("weight", "intercept")}
+        return super(NumberHead, cls).from_dict(settings | arrays | {"lexicon": Lexicon.load(reader)}, reader)
+
+    def answer(
+        self, artifact: Composition, examples: Sequence[Example], *, full: bool, passages: Given, progress: Progress
+    ) -> list[Answer]:
+        """Compute the number of every example."""
+        del full, passages
+        count = token_counter(artifact, self.encoder, progress)
+        start = time.perf_counter()
+        texts = [artifact.prompt.question(example.inputs) for example in examples]
+        terms, weight = self.lexicon.features(texts), self.weight[0].astype(np.float64)
+        values = terms @ weight[len(weight) - terms.shape[1] :] + float(self.intercept[0])
+        if self.encoder is not None:
+            vectors = features(artifact, self.encoder, texts, progress=progress)
+            values = values + vectors.astype(np.float64) @ weight[: vectors.shape[1]]
+        values = values.clip(self.low, self.high)
+        seconds = (time.perf_counter() - start) / len(examples)
+        written = [number_text(float(round(value) if self.whole else f"{value:.6g}")) for value in values.tolist()]
+        return [
+            Answer(number, None, None, count(text), 0, seconds, ({"role": "user", "content": text},))
+            for number, text in zip(written, texts, strict=True)
+        ]
 
 
 def _sparse(reader: ArtifactReader, shape: tuple[int, int]) -> Any:

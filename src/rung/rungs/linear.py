@@ -20,6 +20,7 @@ from rung.errors import EngineError, needed_by
 from rung.progress import QUIET, Progress
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0, 10.0)  # inverse; see VARIANCE for the scale of the features
+RIDGE_PENALTIES = (1.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
 VARIANCE = 384  # of TF-IDF as scaled; a coordinate of an encoder has 1, and the built-in one has so many
 FOLDS = 3
 UNEVEN = 2.0  # a label with so many times the rows of another: then balanced class weights are tried as well
@@ -273,3 +274,20 @@ def _fit(rows: Matrix, truth: npt.NDArray[np.bool_], penalty: float, tolerance: 
             model = logistic(penalty, tolerance=tolerance).fit(rows, truth[:, k])
             weight[k], intercept[k] = model.coef_[0], model.intercept_[0]
     return weight, intercept
+
+
+# ---- numbers
+
+
+def train_number(blocks: Sequence[Matrix], numbers: Sequence[float]) -> tuple[Floats, Floats, float]:
+    """Fit scikit-learn's ridge regression on scaled features, and fold the scaling into the weights.
+
+    Leave-one-out errors choose the penalty; of very many rows, the errors over folds. Returns the weight [1, features
+    of all blocks], the intercept [1], and the penalty.
+    """
+    with needed_by("ridge regression", error=EngineError):
+        from sklearn.linear_model import RidgeCV
+    made = design(blocks)
+    model = RidgeCV(RIDGE_PENALTIES, cv=None if len(numbers) <= ROTATED else FOLDS).fit(made.rows, numbers)
+    weight, intercept = made.unfold(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))
+    return weight, intercept, float(model.alpha_)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.labels import listed
-from rung.artifact.yardsticks import ConstantAnswer, CopiedRow
+from rung.artifact.yardsticks import ConstantAnswer, CopiedRow, NumberHead
 from rung.data.rows import Data, labels_of
 from rung.data.texts import number_text
 from rung.evaluation.metrics.text import token_f1
@@ -24,6 +24,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
 from rung.rungs.costs import forward_cost, lexical_cost, sizes
 from rung.rungs.features import answering_alone, head_key, lexicon_of, sklearn_missing, texts_of, vectors_of
+from rung.rungs.linear import train_number
 
 MOST_COMPARED = 200  # answers compared with each other to find the most typical one
 
@@ -145,3 +146,55 @@ class NearestRow(Yardstick):
             decoder = CopiedRow(self.encoder, outputs, vectors_of(artifact, self.encoder, texts, progress=progress))
         settings = {"encoder": self.encoder, "rows": len(outputs)}
         return answering_alone(artifact, self.name, settings, decoder)
+
+
+@rung("ridge-encoder", family="features", order=65, default=True, topics=("number heads",))
+@rung("ridge", family="yardstick", order=35, default=True, topics=("number heads",), encoder=None)
+@dataclass(frozen=True)
+class NumberRidge(Yardstick):
+    """Predict a number by ridge regression on TF-IDF, with or without the vectors of a sentence encoder.
+
+    Leave-one-out errors of the training rows choose the penalty. Answers stay between the least and the greatest number
+    of the training rows, and are whole where those are.
+
+    Attributes:
+        encoder: reference of the sentence encoder whose vectors are features too; None for TF-IDF alone.
+    """
+
+    encoder: str | None = "embedded-encoder"
+
+    @property
+    def name(self) -> str:
+        """By the features."""
+        return "ridge" if self.encoder is None else "ridge-encoder"
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It applies to numbers."""
+        if artifact.signature.kind != "number":
+            return skip("it predicts numbers", final=True)
+        if len({float(example.outputs[0]) for example in data.train}) < 2:
+            return skip("the training rows all have the same answer", final=True)
+        plain = super().suits(artifact, data)
+        return sklearn_missing() if plain.applies else plain
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """One reading of the training rows, and the fit."""
+        lexical = lexical_cost(artifact, data, machine, heads=1)
+        if self.encoder is None:
+            return lexical
+        parameters = resolve(self.encoder).parameters
+        cost = forward_cost(parameters, sizes(artifact, data).question, machine, fit_rows=len(data.train))
+        return replace(cost, fit_seconds=cost.fit_seconds + lexical.fit_seconds)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Replace the decoder by a linear model of the number."""
+        texts, numbers = texts_of(artifact, data.train), [float(example.outputs[0]) for example in data.train]
+        lexicon = lexicon_of(texts)
+        blocks = lexicon.blocks(texts)
+        if self.encoder is not None:
+            blocks = [vectors_of(artifact, self.encoder, texts, progress=progress), *blocks]
+        weight, intercept, penalty = train_number(blocks, numbers)
+        whole = all(number.is_integer() for number in numbers)
+        head = NumberHead(self.encoder, weight, intercept, min(numbers), max(numbers), whole, lexicon)
+        settings = {"encoder": self.encoder, "rows": len(texts), "penalty": penalty}
+        return answering_alone(artifact, self.name, settings, head)
