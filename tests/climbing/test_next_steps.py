@@ -16,7 +16,9 @@ from rung.climbing.next_steps import (
     learning_curve,
     next_steps,
     out_of_fold,
+    shift,
     suspect_labels,
+    two_sample,
 )
 from rung.data.rows import Example
 from rung.evaluation.result import Prediction, RungResult
@@ -175,3 +177,28 @@ def test_the_ledger_counts_climbs_and_outlives_a_torn_line(tmp_path):
     with (tmp_path / LEDGER).open("a") as file:
         file.write('{"rows": "')
     assert [decisions(tmp_path / run, "x", ["2", "1"]) for run in ("e", "f")] == [4, 5]
+
+
+# ---- shift
+
+
+def test_other_labels_are_told_apart_and_the_same_ones_are_not(banking):
+    _, rows, vectors, truth = banking
+    order = np.random.default_rng(3).permutation(len(rows))
+    apart, p = two_sample(vectors[truth < 4], vectors[truth >= 8], 0)
+    assert apart > 0.9
+    assert p < 1e-6
+    alike = [two_sample(vectors[order[:140]], vectors[order[140:]], seed)[1] for seed in range(10)]
+    assert np.mean(np.array(alike) < 0.05) <= 0.2
+    texts = [row.inputs["text"] for row in rows]
+    some, others = ([text for text, k in zip(texts, truth, strict=True) if keep(k)] for keep in (few, many))
+    assert shift(some, others).startswith("the requests differ from the test rows: a head tells them apart in 9")
+    assert shift(some[:20], others) == ""
+
+
+def few(label):
+    return label < 4
+
+
+def many(label):
+    return label >= 8

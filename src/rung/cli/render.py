@@ -516,6 +516,8 @@ def improvement(improved: Improvement, registry: Path, store: str) -> None:
         f"fixed once and wrong again: {len(outcome.regressions)} of {outcome.watched}\n"
         f"report: {improved.climb.folder / 'report.html'}"
     )
+    if improved.shift:
+        say(improved.shift)
     if not improved.better:
         return
     accepting = ["--accept-regressions"] if outcome.regressions else []

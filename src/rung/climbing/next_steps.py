@@ -27,12 +27,14 @@ import numpy.typing as npt
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data, Example, hash_of
+from rung.data.spec import ENCODER
 from rung.engines.base import Floats
+from rung.engines.opening import open_encoder
 from rung.errors import EngineError, needed_by
 from rung.evaluation.decision import LEVEL
 from rung.evaluation.racing import chance_better
 from rung.evaluation.result import Prediction, RungResult
-from rung.evaluation.statistics import Array
+from rung.evaluation.statistics import Array, sign_test
 from rung.progress import QUIET, Progress
 from rung.rungs.features import texts_of, vectors_of
 from rung.rungs.linear import design, logistic
@@ -205,6 +207,39 @@ def _more_rows(vectors: Floats, truth: Numbers, held_out: Array, seed: int) -> l
         (gain, f"more training rows: twice as many would bring a head on an encoder about {100 * gain:+.0f} points "
                f"({course} rows)")
     ]  # fmt: skip
+
+
+# ---- requests that differ from the test rows
+
+
+def two_sample(vectors: Floats, others: Floats, seed: int) -> tuple[float, float]:
+    """Test whether two sets of texts differ: the accuracy of a head that tells them apart, and its p-value.
+
+    Both sets count the same, and each text is judged by a head that was fitted without it. If the sets are alike, the
+    accuracy is that of a coin.
+    Lopez-Paz & Oquab, Revisiting classifier two-sample tests, ICLR 2017.
+    """
+    generator = np.random.default_rng([seed, 2])
+    n = min(len(vectors), len(others), MOST // 2)
+    both = np.concatenate([generator.permutation(vectors)[:n], generator.permutation(others)[:n]])
+    truth = np.repeat(np.arange(2), n)
+    right = int((out_of_fold(both, truth, 2, seed).argmax(1) == truth).sum())
+    return right / (2 * n), sign_test(right, 2 * n - right)
+
+
+def shift(texts: Sequence[str], test: Sequence[str], *, seed: int = 0) -> str:
+    """Say whether requests differ from the test rows; empty where there are too few to tell."""
+    if min(len(set(texts)), len(set(test))) < FEWEST or find_spec("sklearn") is None:
+        return ""
+    opened = open_encoder(ENCODER)
+    apart, p = two_sample(opened.embed(sorted(set(texts))), opened.embed(sorted(set(test))), seed)
+    if p >= LEVEL:
+        return f"the requests cannot be told from the test rows (a head is right in {100 * apart:.0f} %, p = {p:.2g})"
+    return (
+        f"the requests differ from the test rows: a head tells them apart in {100 * apart:.0f} % of the cases, where a "
+        f"coin has 50 (p = {p:.2g}); a score on the test rows is not the score on requests, so review requests of the "
+        "test side"
+    )
 
 
 # ---- expected answers that are likely wrong

@@ -16,6 +16,7 @@ from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import fingerprint
+from rung.climbing.next_steps import shift
 from rung.climbing.options import ClimbOptions, chosen_rungs
 from rung.climbing.run import Climb, climb
 from rung.data.rows import Data
@@ -33,6 +34,7 @@ from rung.rungs import build
 from rung.task import Task
 
 IMPROVEMENT = "improvement.json"
+CAPTURED = 1000  # of the newest requests, which are compared with the test rows
 TUNING_FROM = 1000  # failures: below, a handful of new rows moves weights less than it moves prompts
 
 
@@ -60,6 +62,7 @@ class Improvement:
     reason: str  # why these
     comparison: Comparison | None  # the recommended artifact against the incumbent on the test rows, if they differ
     outcome: FailureOutcome  # of the recommended artifact
+    shift: str = ""  # whether the captured requests differ from the test rows; empty where they are too few to tell
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values: the evidence of a promotion."""
@@ -70,7 +73,7 @@ class Improvement:
             "name": result.recommended, "artifact": artifact,
             "better": self.better, "decision": result.decision, "rungs": self.rungs, "reason": self.reason,
             "taken": asdict(self.taken), "comparison": None if self.comparison is None else asdict(self.comparison),
-            "failures": asdict(self.outcome),
+            "failures": asdict(self.outcome), "shift": self.shift,
         }  # fmt: skip
 
 
@@ -109,7 +112,13 @@ def improve(
     outcome = _judge(task, store, Artifact.load(folder), data, [case for case in reviewed if case.failure])
     comparison = against(run.result, best) if better else None
     served = current.artifact if current else None
-    improvement = Improvement(run, served, recommended, better, taken, names, reason, comparison, outcome)
+    prompt = Artifact.load(folder).prompt
+    # The store names the suspicious ones first; of all requests, those of the test side are a share by hash.
+    asked = [case.interaction for case in store.cases(CaseFilter(task=task.name, split="test"))]
+    captured = [row.inputs for row in sorted(asked, key=lambda row: row.at)[-CAPTURED:]]
+    texts, test = ([prompt.question(row) for row in rows] for rows in (captured, [row.inputs for row in data.test]))
+    moved = shift(texts, test, seed=options.seed)
+    improvement = Improvement(run, served, recommended, better, taken, names, reason, comparison, outcome, moved)
     write_atomically(run.folder / IMPROVEMENT, json.dumps(improvement.as_dict(), indent=1))
     return improvement
 
