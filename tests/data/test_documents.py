@@ -74,10 +74,10 @@ def test_settings_without_effect_and_missing_files_are_refused(tmp_path: Path) -
 
 
 def test_rows_that_stand_in_the_text_are_warned_of(tmp_path: Path) -> None:
-    rows = task(tmp_path).read()
+    rows = task(tmp_path, split={"method": "holdout"}).read()
     inside = [row.inputs["text"] for row in rows.test[:2]]
     (tmp_path / "corpus.txt").write_text(f"He wrote:  {inside[0].upper()} \n and {inside[1]} yesterday")
-    data = task(tmp_path, text="corpus.txt").read()
+    data = task(tmp_path, text="corpus.txt", split={"method": "holdout"}).read()
     (warning,) = [text for text in data.report.warnings if "data.text" in text]
     assert warning == (
         f"2 of {len(rows.test)} test rows occur in the text of `data.text`, such as {rows.test[0].source} in "

@@ -63,11 +63,11 @@ def texts(rows: Sequence[Any]) -> list[str]:
 # ---- splits
 
 
-def test_the_split_of_a_row_does_not_depend_on_other_rows(tmp_path: Path) -> None:
+def test_the_split_of_a_row_hardly_depends_on_other_rows(tmp_path: Path) -> None:
     rows = numbered(600)
     whole = read(tmp_path, {"train.csv": rows})
     shuffled = random.Random(0).sample(rows, 300)
-    part = read(tmp_path, {"train.csv": shuffled})
+    part = read(tmp_path, {"train.csv": shuffled}, data={"split": {"method": "holdout"}})
     kept = {row["text"] for row in shuffled}
     for name in ("train", "validation", "test"):
         assert set(texts(getattr(part, name))) == set(texts(getattr(whole, name))) & kept
@@ -87,7 +87,7 @@ def test_shares_are_about_as_asked_and_nothing_is_lost(tmp_path: Path) -> None:
 
 def test_only_what_is_not_given_is_cut(tmp_path: Path) -> None:
     files = {"train.csv": numbered(100), "test.csv": numbered(50, start=1000)}
-    data = read(tmp_path, files, data={"test": "test.csv"})
+    data = read(tmp_path, files, data={"test": "test.csv", "split": {"method": "holdout"}})
     assert len(data.test) == 50
     assert len(data.train) + len(data.validation) == 100
     assert 5 < len(data.validation) < 40
@@ -101,9 +101,10 @@ def test_equal_inputs_never_stand_on_both_sides(tmp_path: Path) -> None:
 
 
 def test_another_seed_gives_another_split(tmp_path: Path) -> None:
-    first = read(tmp_path, {"train.csv": numbered(100)})
-    again = read(tmp_path, {"train.csv": numbered(100)})
-    other = read(tmp_path, {"train.csv": numbered(100)}, data={"split": {"seed": 1}})
+    def cut(seed: int = 0) -> Data:
+        return read(tmp_path, {"train.csv": numbered(100)}, data={"split": {"method": "holdout", "seed": seed}})
+
+    first, again, other = cut(), cut(), cut(1)
     assert (first.fingerprint, texts(first.test)) == (again.fingerprint, texts(again.test))
     assert texts(first.test) != texts(other.test)
     assert first.fingerprint != other.fingerprint

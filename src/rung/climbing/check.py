@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from math import ceil
 from typing import Any
 
 from rung.agents.tools import function_tool
@@ -36,7 +37,7 @@ SIMILAR = 0.95  # cosine of two inputs' vectors, from which they are near-duplic
 LIKE = 0.5  # cosine of their TF-IDF vectors, from which the encoder is asked
 ALIKE = 0.9  # the same, where there is no encoder to ask
 TESTED_ROWS, OTHER_ROWS = 1000, 5000  # rows looked at for near-duplicates, at most
-CHARACTERS = 2000  # of a text, likewise
+CHARACTERS, ALL_CHARACTERS = 1000, 1_500_000  # of a text, and of all texts, likewise: a few seconds
 PUNCTUATION = str.maketrans(dict.fromkeys(".,;:!?'\"()", " "))
 ROOM = 16  # tokens of a label, which is scored
 
@@ -216,6 +217,9 @@ def _near_duplicates(zero: Artifact, data: Data) -> Iterator[str]:
     how = ""
     for name, rows, training in zip(names, tested, others, strict=True):
         rows, training = race_order(rows)[:TESTED_ROWS], race_order(training)[:OTHER_ROWS]
+        length = sum(min(CHARACTERS, len(zero.prompt.question(row.inputs))) for row in (*rows, *training))
+        share = min(1.0, ALL_CHARACTERS / max(1, length * len(tested)))
+        rows, training = rows[: ceil(share * len(rows))], training[: ceil(share * len(training))]
         pairs, how = _similar(zero, rows, training)
         found.setdefault(name, []).extend(pairs)
         counts[name] = counts.get(name, 0) + len(rows)
@@ -223,8 +227,10 @@ def _near_duplicates(zero: Artifact, data: Data) -> Iterator[str]:
         if pairs:
             shown = "; ".join(f"{one} and {other}" for one, other in pairs[:2])
             where = "in another fold" if data.folds else "among the training rows"
+            every = len(data.train if data.folds else getattr(data, name))
+            looked_at = " that were looked at" if counts[name] < every else ""
             yield (
-                f"{len(pairs):,} of {counts[name]:,} {name} rows ({len(pairs) / counts[name]:.1%}) have a "
+                f"{len(pairs):,} of {counts[name]:,} {name} rows{looked_at} ({len(pairs) / counts[name]:.1%}) have a "
                 f"near-duplicate {where} ({how}), so scores on new rows will be lower: {shown}"
             )
 
