@@ -70,10 +70,8 @@ def test_all_problems_are_shown_the_misspelled_key_first(tmp_path: Path) -> None
     error = refused(tmp_path, FILE.replace("instruction", "instructions").replace("category", "categry"))
     assert (error.code, error.where and error.where.line) == ("unknown-key", 2)
     assert error.hint.startswith("did you mean 'instruction'?")
-    assert (
-        ":4:25: `output.kind`: should be 'text', 'category', 'multilabel', 'json', 'chat' or 'ranking', found 'categry'"
-        in error.hint
-    )
+    assert ":4:25: `output.kind`: should be 'text', 'category', 'multilabel', 'json', " in error.hint
+    assert "'chat' or 'ranking', found 'categry'" in error.hint
 
 
 @pytest.mark.parametrize("value", ["007", "no", "2024-01-01", "1.5", "on"])

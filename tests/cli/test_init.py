@@ -75,6 +75,7 @@ def test_the_answer_is_the_usual_name_and_all_else_is_said() -> None:
     task, said = task_of(tickets())
     assert (task.output.column, task.output.kind, task.inputs) == ("queue", "category", ["subject_and_body"])
     assert "could be it  channel (3 values), priority (3 values)    change it: --output COLUMN" in said
+    assert "editors      task.schema.json beside it" in said
     assert "left out     ticket_id (ids), created (dates), channel (3 values), priority (3 values)" in said
 
 

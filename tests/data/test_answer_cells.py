@@ -134,6 +134,7 @@ def test_rows_without_an_input_are_not_blamed_on_the_label(tmp_path: Path) -> No
         ({"kind": "category", "column": "a", "rejected": "b"}, "`rejected` belongs to kind text or chat"),
         ({"kind": "text", "column": "a", "approved_from": 3}, "`approved_from` has no effect without `approved`"),
         ({"kind": "multilabel"}, "`column` is needed"),
+        ({"kind": "preference", "column": "chosen"}, "pairs are `kind: text` or `chat`"),
     ],
 )
 def test_keys_that_do_not_fit(tmp_path: Path, output: dict[str, Any], problem: str) -> None:

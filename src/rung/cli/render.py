@@ -315,6 +315,8 @@ def ask(question: str, default: str) -> str:
 
 def guess(made: Guess, out: Path) -> None:
     """Print what `rung init` chose, what it left out, and the options that change it."""
+    from rung.data.task_file import SCHEMA_FILE
+
     say(f"wrote {out}: {made.kind}, because {made.reason}")
     answer = made.output.get("column") or ", ".join(made.output.get("columns", ())) or "the last assistant turn"
     keys = ", ".join(f"{key}: {value}" for key, value in made.output.items() if key not in ("column", "columns"))
@@ -326,6 +328,7 @@ def guess(made: Guess, out: Path) -> None:
         ("written in", made.format, "--encoding, --separator, --quoting, --sheet"),
         ("files", ", ".join(f"{split}: {file.name}" for split, file in made.splits.items()), f"the keys in {out}"),
         ("documents", "" if made.corpus is None else str(made.corpus), ""),
+        ("editors", f"{SCHEMA_FILE} beside it lets them complete and check keys", ""),
         ("schema", "" if made.schema is None else f"{made.schema_file}, inferred from the records", "edit it"),
     ]
     for title, text, change in lines:

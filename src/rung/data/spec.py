@@ -18,6 +18,7 @@ from pydantic import (
     InstanceOf,
     PlainSerializer,
     PrivateAttr,
+    field_validator,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
@@ -150,6 +151,15 @@ class Output(_Strict):
         description="The expected answer of rows with an empty answer (kind text).",
         examples=["not in the text"],
     )
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _pairs_have_no_kind_of_their_own(cls, kind: Any) -> Any:
+        if kind == "preference":
+            raise ValueError(
+                "preference pairs are `kind: text` or `chat`, with `column: chosen` and `rejected: rejected`"
+            )
+        return kind
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
