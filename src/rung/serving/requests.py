@@ -248,12 +248,12 @@ def row_of(artifact: Artifact, messages: Sequence[Mapping[str, Any]]) -> dict[st
 def checked_row(artifact: Artifact, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check the columns of a row and the form of a conversation; raise DataError for what is wrong.
 
-    Unknown columns are refused, because a misspelled column would be a missing one.
+    Unknown columns are refused, because a misspelled column would be a missing one. `ticket` may hold `ticket.subject`.
     """
     columns = artifact.signature.inputs
     allowed = (*columns, "tools") if artifact.signature.kind == "chat" else columns
     for column in values:
-        if column not in allowed:
+        if column not in allowed and not any(name.startswith(f"{column}.") for name in columns):
             raise DataError("unknown-name", f"there is no column {column!r}", hint=f"it reads {', '.join(columns)}")
     return read_inputs(values, columns, artifact.signature.kind, "the row")
 
