@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
+from datasets import Dataset, DatasetDict
 
 from rung.climbing.check import validate_task
 from rung.errors import ConfigError
@@ -208,3 +213,61 @@ def test_a_task_made_in_python_is_checked_as_well() -> None:
         with pytest.raises(ConfigError) as caught:
             validate_task(Task(**parts, data=data, **wrong))
         assert caught.value.code == "unknown-name"
+
+
+# ---- rows in memory
+
+ROWS = [{"text": f"note {i} from desk {i % 7}", "label": "xy"[i % 2]} for i in range(60)]
+FIELDS: dict[str, Any] = {
+    "name": "t", "instruction": "Which?", "inputs": ["text"], "output": {"column": "label", "kind": "category"},
+}  # fmt: skip
+
+
+def of_memory(**values: Any) -> Task:
+    return Task(**{**FIELDS, "data": ROWS, **values})
+
+
+def test_rows_of_every_kind_make_the_same_task() -> None:
+    kinds = [ROWS, pd.DataFrame(ROWS), pl.DataFrame(ROWS), pa.Table.from_pylist(ROWS), Dataset.from_list(ROWS)]
+    for kind in [*kinds, iter(ROWS), DatasetDict(train=Dataset.from_list(ROWS)), {"train": pd.DataFrame(ROWS)}]:
+        task = of_memory(data=kind)
+        assert task.fingerprint() == of_memory().fingerprint()
+        assert task.read().fingerprint == of_memory().read().fingerprint
+    assert of_memory(data=ROWS[1:]).fingerprint() != of_memory().fingerprint()
+    assert of_memory().read().train[0].source.startswith("train row ")
+
+
+def test_splits_and_paths_in_memory(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    test = [{"text": "held out", "label": "x"}]
+    data = of_memory(data={"train": tmp_path / "train.jsonl", "test": pd.DataFrame(test)}).read()
+    assert [row.source for row in data.test] == ["test row 1"]
+    assert len(data.train) + len(data.validation) == 60
+    assert of_memory(data=tmp_path / "train.jsonl").read().fingerprint == of_memory().read().fingerprint
+    assert of_memory(data="none.csv").read(ROWS).fingerprint == of_memory().read().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("values", "code", "said"),
+    [
+        ({"data": [*ROWS, 5]}, "bad-row", "row 61 is no mapping"),
+        ({"data": {"train": ROWS, "tset": ROWS}}, "unknown-key", "unknown key 'tset'"),
+        ({"data": 5}, "bad-value", "`data.train`"),
+        ({"output": {"kind": "categry", "column": "label"}}, "bad-value", "`output.kind`"),
+        ({"inputs": "text"}, "bad-value", "`inputs`"),
+        ({"nam": "x"}, "unknown-key", "unknown key 'nam'"),
+        ({"template": "{txt}"}, "bad-template", "{txt}"),
+    ],
+)
+def test_what_is_wrong_in_python_is_an_error_of_rung(values: dict[str, Any], code: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of_memory(**values)
+    assert (caught.value.code, said in caught.value.message) == (code, True)
+    assert "MemoryRows" not in caught.value.render()
+
+
+def test_a_wrong_row_is_named() -> None:
+    with pytest.raises(ConfigError, match="train row 2 has no column 'label'"):
+        of_memory(data=[ROWS[0], {"text": "a"}]).read()
+    with pytest.raises(ConfigError, match="train row 1: the column 'text' holds bytes"):
+        of_memory(data=[{"text": b"x", "label": "x"}]).read()

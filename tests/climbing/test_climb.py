@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from rung.artifact.artifact import Artifact
@@ -207,3 +208,25 @@ def test_every_way_to_tune_runs_through_the_climb(task, tiny_folder, tmp_path):
     for rung in (r for r in result.rungs if r.name in asked and r.status != "stopped"):
         assert rung.trainable_parameters > 0
         assert Artifact.load(rung.artifact).path == ("zero-shot", rung.name)
+
+
+def test_a_climb_from_memory_is_continued_and_its_artifact_needs_no_rows(small_task_file, tmp_path):
+    files = {name: pd.read_csv(small_task_file.with_name(f"{name}.csv")) for name in ("train", "validation", "test")}
+    fields = {"name": "memory", "instruction": "Which intent?", "inputs": ["text"]}
+    output = {"column": "category", "kind": "category"}
+    options = ClimbOptions(rungs=("features",), out=tmp_path)
+    found = climb(Task(**fields, output=output, data=files), options=options)
+    rows = {name: frame.to_dict("records") for name, frame in files.items()}
+    again = climb(Task(**fields, output=output, data=rows), options=replace(options, resume=True))
+    assert (again.folder, again.result.recommended) == (found.folder, found.result.recommended)
+    found.result.write(found.folder)
+    texts = list(files["test"]["text"][:3])
+    assert [a.text for a in Artifact.load(found.folder).predict(texts)] == [
+        a.text for a in found.recommended.predict(files["test"][:3])
+    ]
+    memory = Task(**fields, output=output, data=files)
+    rung, zero = build(("features",), memory, 0)[0], Artifact.zero_shot(memory)
+    fitted = [rung.fit(zero, each) for each in (rows["train"], files["train"], small_task_file.with_name("train.csv"))]
+    assert len({artifact.fingerprint() for artifact in fitted}) == 1
+    with pytest.raises(ConfigError, match="train row 1 has no column 'category'"):
+        rung.fit(zero, [{"text": "a"}])
