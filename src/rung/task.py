@@ -101,6 +101,13 @@ class Task(TaskSpec):
         """Copy the task with this model as its only one."""
         return self.model_copy(update={"model": model, "other_models": []})
 
+    def held_out(self) -> Self:
+        """Copy the task with validation and test rows cut off, where `split.method: auto` would choose folds."""
+        if self.data.split.method != "auto":
+            return self
+        split = self.data.split.model_copy(update={"method": "holdout"})
+        return self.model_copy(update={"data": self.data.model_copy(update={"split": split})})
+
     def read(self, rows: Any = None) -> Data:
         """Read and split the rows; see `rung.data.loading`.
 

@@ -277,8 +277,7 @@ def test_settings_of_a_cut_that_is_not_made_are_errors(tmp_path: Path, data: dic
     assert problem in caught.value.message
 
 
-def test_auto_means_folds_for_small_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rung.data.loading.AUTO_FOLDS", True)
+def test_auto_means_folds_for_small_files_only(tmp_path: Path) -> None:
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbered(9, 900)))
     assert len(read(tmp_path, numbered(399)).folds) == 5
     assert len(read(tmp_path, numbered(60), test="more.jsonl").folds) == 5

@@ -21,6 +21,7 @@ ELITES = 3  # arms that further rungs are put on
 LEAST_GAIN, GAIN_A_MINUTE = 0.0025, 0.005
 FIRST = 8  # rows of the first look at a race
 CHEAP_SECONDS = 3.0  # an arm that takes no longer is measured before the bases
+CHEAP_SHARE = 0.25  # of the budget, after which the bases come first
 
 
 def looks(rows: int) -> tuple[int, ...]:
@@ -95,7 +96,9 @@ def next_arm(state: ClimbState) -> Candidate | Arm | None:
     lines = candidates(state)
     if not lines and len(state.arms) == 1:
         return None  # nothing to compare the incumbent with
-    for chosen in in_order(lines, waiting):
+    whole = state.budget.limits.seconds
+    late = whole is not None and state.budget.spent() > CHEAP_SHARE * whole
+    for chosen in (*waiting, *in_order(lines, ())) if late else in_order(lines, waiting):
         if isinstance(chosen, Arm):
             return chosen
         if (reason := put_off(state, chosen)) is None:

@@ -124,6 +124,7 @@ def conclude(state: ClimbState) -> ClimbResult:
     best = found.recommended if found is not None else state.incumbent
     if found is not None and best != state.incumbent:
         with state.budget.stage():
+            state.budget.check()
             narrow(state, best)
         found = weigh(state, blocked)
         assert found is not None
@@ -151,6 +152,7 @@ def conclude(state: ClimbState) -> ClimbResult:
     rungs = tuple(related(results, answers, best, seed=state.options.seed))
     advised: tuple[str, ...] = ()
     with state.budget.stage():
+        state.budget.check()
         advised = next_steps(
             state.some(state.arms["zero-shot"]), state.data, results, best, answers, state.store.folder,
             p=next((c.p for c in comparisons if c.b == best), None), seed=state.options.seed, progress=state.budget,
@@ -253,6 +255,8 @@ def decision(state: ClimbState, found: Decision | None, best: str, blocked: Mapp
     if found is None or not raced:
         n = len(state.scores(state.arms[incumbent], state.confirm))
         seen = f"Only {incumbent} was measured, on {n} {_rows(state)}" if n else "Nothing was measured"
+        if raced:
+            seen = f"Nothing was compared with {incumbent}, so there is nothing to recommend"
         why = rest or "no rung applies to this task"
         return f"{seen}: {why}. {'' if rest else f'Use {incumbent}.'}".rstrip()
     if best != incumbent:

@@ -17,7 +17,7 @@ from rung.climbing.confirm import better, prove, seconds_to_confirm
 from rung.climbing.worth import score_belief
 from rung.evaluation.racing import CHEAPER, eliminate, futile
 
-RESERVED = 0.5  # share of the budget that may be kept for confirming, at most
+RESERVED = 0.4  # share of the budget that may be kept for confirming, at most; a quarter of it while nothing leads
 LEARNING = 1.0  # exponent of the optimistic power law by which errors fall with the steps of training
 PATIENCE = 3.0  # times its expected seconds, and half of what is left, are what an arm may take of a budget
 OVERRAN = "it took longer than expected, and the budget was left to others"
@@ -47,7 +47,8 @@ def search(state: ClimbState) -> None:
 def _keep_reserve(state: ClimbState) -> None:
     """Leave time for the confirmation, as much as it is expected to take by now."""
     if (whole := state.budget.limits.seconds) is not None:
-        state.budget.reserve = min(RESERVED * whole, seconds_to_confirm(state))
+        compared = state.leader != state.incumbent and state.arms[state.incumbent].raced
+        state.budget.reserve = min((RESERVED if compared else RESERVED / 4) * whole, seconds_to_confirm(state))
 
 
 def _run(state: ClimbState, chosen: Candidate | Arm) -> None:

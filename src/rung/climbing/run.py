@@ -82,6 +82,9 @@ def climb(
     watch = Budget(progress, Limits(options.budget_seconds, options.budget_money))
     validate_task(task)
     data = data if isinstance(data, Data) else task.read(data)
+    if data.folds and task.output.kind == "ranking":
+        hint = "set `data.split.method: holdout`"
+        raise ConfigError("bad-value", "kind ranking looks rows up in all training rows, so folds do not go", hint=hint)
     for split in () if data.folds else ("validation", "test"):
         if not getattr(data, split):
             hint = f"give `data.{split}`, or a fraction to split off"

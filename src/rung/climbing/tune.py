@@ -91,6 +91,7 @@ def tune(
     unknown, does not apply or has nothing to search, or if a split has no rows.
     """
     validate_task(task)
+    task = task.held_out()  # a search of settings is judged on rows that no trial has seen
     data = task.read()
     (first,) = build((name,), task, seed)
     zero = Artifact.zero_shot(task, data.labels, engine=engine)

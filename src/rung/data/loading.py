@@ -34,7 +34,6 @@ from rung.errors import DataError, suggest
 
 SPLITS = ("train", "validation", "test")
 Splits = dict[str, list[Example]]  # the rows by the name of their split
-AUTO_FOLDS = False  # whether `split.method: auto` means folds for small files; a climb has to know folds first
 
 # ---- plain text of a domain, and evaluation rows that occur in it
 
@@ -256,7 +255,12 @@ def _method(task: TaskSpec, rows: Sequence[Example], missing: Sequence[str]) -> 
     wanted = task.data.split.method
     if not missing:
         return "files"
-    if wanted == "auto" and AUTO_FOLDS and task.data.may_use_folds() and len({row.id for row in rows}) < FOLD_BELOW:
+    if (
+        wanted == "auto"
+        and task.output.kind != "ranking"
+        and task.data.may_use_folds()
+        and len({row.id for row in rows}) < FOLD_BELOW
+    ):
         return "folds"
     return "folds" if wanted == "folds" else "holdout"
 

@@ -91,7 +91,7 @@ def improve(
     """
     options = options or ClimbOptions()
     reviewed = store.cases(CaseFilter(task=task.name, reviewed=True))
-    data, taken = with_corrections(task, task.read(), reviewed)
+    data, taken = with_corrections(task, task.held_out().read(), reviewed)
     if not taken.failures:
         counts = f"({len(reviewed)} reviewed in all, {taken.held_out} held out)"
         problem = f"{task.name} has no reviewed failure on the training side {counts}"
