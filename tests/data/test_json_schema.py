@@ -162,6 +162,16 @@ def test_references_and_branches_are_checked(tmp_path: Path, change: dict[str, A
     assert "d.jsonl:3" in caught.value.message
 
 
+def test_all_wrong_rows_are_named(tmp_path: Path) -> None:
+    _task(tmp_path, LAB, GOOD)
+    rows = [GOOD, {**GOOD, "kind": "Urine"}, GOOD, {**GOOD, "note": 17}, {**GOOD, "contact": {}}]
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": f"{i}", "r": row}) for i, row in enumerate(rows)))
+    with pytest.raises(DataError) as caught:
+        Task.load(tmp_path / "task.yaml").read()
+    assert caught.value.message.startswith("d.jsonl:2: ")
+    assert caught.value.message.endswith("(2 more rows have wrong values: 4, 5)")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [({"format": "date-time"}, "2024-01-01 10:00"), ({"format": "ipv4"}, "1.2.3"), ({"pattern": "^[0-9]+$"}, "٣")],

@@ -11,7 +11,7 @@ from typing import Any
 from rung.data.cells import CellError, plain, text_of
 from rung.data.chat import answer_text, answer_turns, read_conversation
 from rung.data.kinds import metric_column
-from rung.data.rows import NOT_IN_DOCUMENTS, Example, Record, Span, SplitReport, example_id
+from rung.data.rows import NOT_IN_DOCUMENTS, SHOWN, Example, Record, Span, SplitReport, example_id
 from rung.data.spec import TaskSpec
 from rung.data.splitting import Place, time_of
 from rung.data.texts import number_text, read_number
@@ -27,21 +27,37 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
     Rows with an empty input or output are dropped and counted in `report`.
 
     Raises:
-        DataError: a column is missing, or a value is of the wrong type.
+        DataError: a column is missing, or a value is of the wrong type; of several rows with wrong values, the message
+            is that of the first and names the others.
     """
     rows: list[Example] = []
+    wrong: dict[str, DataError] = {}
     places: list[Place] = []
     group, time = task.data.split.group, task.data.split.time
     for record in records:
         report.read += 1
         read = _chat if task.output.kind == "chat" else _row
-        example = _disapproved(record, task) or read(record, task)
+        try:
+            example = _disapproved(record, task) or read(record, task)
+        except DataError as error:
+            if error.code not in ("bad-row", "bad-reference", "bad-json"):
+                raise
+            wrong[record.source] = error
+            continue
         if isinstance(example, str):
             report.drop(example, record.source)
             continue
         rows.append(example)
         own = text_of(column(record, group)).strip() if group else ""
         places.append(Place(own, time_of(column(record, time), time, record.source) if time else None))
+    if wrong:
+        (first, problem), *others = wrong.items()
+        if others:
+            shown = ", ".join(source.removeprefix(first.rpartition(":")[0] + ":") for source, _ in others[:SHOWN])
+            more = ", ..." if len(others) > SHOWN else ""
+            rows_too = "rows have" if len(others) > 1 else "row has"
+            problem.message += f" ({len(others):,} more {rows_too} wrong values: {shown}{more})"
+        raise problem
     return rows, places
 
 
