@@ -32,7 +32,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
 
 
-def lines(name: str, *rows: Any, count: int = 60) -> str:
+def lines(name: str, *rows: Any, count: int = 240) -> str:
     """Write rows as JSON lines, each of them in turn, with `{i}` as the number of the row."""
     texts = [json.dumps(rows[i % len(rows)]).replace("{i}", str(i)) for i in range(count)]
     Path(name).write_text("\n".join(texts))
@@ -248,7 +248,7 @@ def test_questions_on_a_text() -> None:
     answers = ({"text": ["Ann of Kiel"], "answer_start": [0]}, {"text": [], "answer_start": []})
     task, said = task_of(lines("squad.jsonl", *({**row, "answers": each} for each in answers)))
     assert (task.output.column, task.output.kind, task.inputs) == ("answers.text", "text", ["context", "question"])
-    assert "rows without an answer are left out: 30 of 60" in said
+    assert "rows without an answer are left out: 120 of 240" in said
 
 
 HH = "\n\nHuman: {i}?\n\nAssistant: "
@@ -269,7 +269,7 @@ def test_preference_pairs_learn_the_chosen_answer(row: Any, inputs: list[str], k
     assert task.output.rejected == "rejected"
     assert "nothing learns to write 'rejected': it is kept for preference training" in said
     data = task.read()
-    assert sum(data.report.pairs.values()) == 60
+    assert sum(data.report.pairs.values()) == 240
     assert not any(row.rejected in row.outputs for row in (*data.train, *data.validation, *data.test))
 
 
