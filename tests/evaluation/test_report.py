@@ -8,11 +8,12 @@ import pytest
 from rich.console import Console
 
 from rung.cli.render import climb_result
+from rung.evaluation.decision import decide
 from rung.evaluation.prices import Prices
 from rung.evaluation.racing import bounded_below, looks
 from rung.evaluation.report.html import page, write_html
 from rung.evaluation.report.plots import efficient, price_svg
-from rung.evaluation.report.words import worth_notes
+from rung.evaluation.report.words import delta_text, worth_notes
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
 from rung.evaluation.scoring import related
 from rung.evaluation.statistics import compare
@@ -31,7 +32,7 @@ def rung(name, score, low, high, **more):
 def result():
     losses = tuple((step, 3.0 / step) for step in range(1, 60))
     rungs = (
-        rung("zero-shot", 0.45, 0.41, 0.49, price_per_1000=0.015, expected_seconds=90.0),
+        rung("zero-shot", 0.45, 0.41, 0.49, price_per_1000=0.015, expected_row_seconds=0.15),
         rung("features", 0.86, 0.83, 0.886, trainable_parameters=29_645, artifact_bytes=124_000),
         rung("few-shot-knn", 0.7, 0.58, 0.8, split="validation", status="beaten", n=80, reason="beaten by features"),
         rung(
@@ -268,6 +269,18 @@ def test_the_interval_of_a_stopped_rung_holds_its_difference_where_that_of_its_s
 
 def eliminated(good, weak):
     return bounded_below(good - weak, 0.05, exact=True) > 0
+
+
+def test_a_thin_gain_is_shown_with_what_is_left_of_it():
+    verdict = decide(
+        {"a": [0.0] * 60 + [1.0] * 40, "b": [1.0] * 6 + [0.0] * 54 + [1.0] * 40}, {"a": 1, "b": 2}, "a", seed=0
+    )
+    thin = Comparison.judged("a", "b", "accuracy", verdict.verdicts["b"])
+    assert thin.outcome == "better"
+    assert 0.02 < thin.shrunken < thin.delta == pytest.approx(0.06)
+    assert "likely about" in delta_text(thin)
+    sure = decide({"a": [0.0] * 100, "b": [1.0] * 60 + [0.0] * 40}, {"a": 1, "b": 2}, "a", seed=0)
+    assert Comparison.judged("a", "b", "accuracy", sure.verdicts["b"]).shrunken is None
 
 
 def test_a_language_model_that_beats_no_yardstick_is_said_not_to_be_worth_its_price(result):

@@ -103,13 +103,16 @@ TABLES = 3  # that the columns of a climb's result are spread over
 
 def climb_plan(rows: list[dict[str, Any]], notes: list[str]) -> None:
     """Print the plan of a climb: the arms in the order in which they run, and what is left out."""
+    from rung.evaluation.report.words import money_text
+
     planned = [row for row in rows if row["applies"] and not row["reason"] and row["fits_budget"]]
     table(
-        ("rung", ">seconds", ">all so far", ">ms a row", ">tokens to fit", ">tokens a row", ">memory", ">may gain"),
+        ("rung", ">seconds", ">all so far", ">ms a row", ">tokens to fit", ">tokens a row", ">per 1,000", ">memory",
+         ">may gain"),
         [
             (row["name"], f"{row['seconds']:,.0f}", f"{row['so_far']:,.0f}", f"{1000 * row['row_seconds']:,.0f}",
-             f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}", f"{row['memory_bytes'] / 2**30:.1f} GiB",
-             "" if row["gain"] is None else f"{100 * row['gain']:.1f} points")
+             f"{row['fit_tokens']:,}", f"{row['tokens_per_row']:,}", money_text(row["price_per_1000"]),
+             f"{row['memory_bytes'] / 2**30:.1f} GiB", "" if row["gain"] is None else f"{100 * row['gain']:.1f} points")
             for row in planned
         ],
     )  # fmt: skip
@@ -147,13 +150,13 @@ def climb_result(result: ClimbResult, console: Console | None = None) -> None:
         table(("rung", *(f">{head}" for head in heads)), rows, console=console, styles=styles, wrapped=("rung",))
     if further := [head for heads in tables[TABLES:] for head in heads]:
         _lines(console, [f"not shown in {console.width} columns: {', '.join(further)}; see the report"], "dim")
-    dim = [*words.quality_notes(result), *words.spent_lines(result), *words.estimate_lines(result)]
+    dim = [*words.quality_notes(result), *words.spent_lines(result)]
     _lines(console, [*dim, *words.overflow_notes(result), *words.retrieval_notes(result)], "dim")
     _lines(console, words.worth_notes(result))
     _lines(console, [*result.notes, *words.confidence_notes(result)])
     _lines(console, [f"{rung.status}: {rung.name}: {rung.reason}" for rung in words.left_out(result)], "dim")
     _lines(console, ["", result.decision], "bold")
-    _lines(console, [f"next: {step}" for step in result.next_steps])
+    _lines(console, [*words.unfinished_notes(result), *(f"next: {step}" for step in result.next_steps)])
 
 
 def _packed(names: Sequence[str], columns: Mapping[str, Sequence[str]], width: int) -> list[list[str]]:

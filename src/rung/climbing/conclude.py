@@ -24,7 +24,7 @@ from rung.evaluation import calibration
 from rung.evaluation.decision import CHEAPER, Decision
 from rung.evaluation.prices import Prices, price_per_row
 from rung.evaluation.rag_metrics import summary
-from rung.evaluation.result import ClimbResult, Comparison, RungResult, Status
+from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes, related
 from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
@@ -132,9 +132,7 @@ def conclude(state: ClimbState) -> ClimbResult:
     best = _refitted(state, best)
     results = [_result(state, arm) for arm in state.arms.values()]
     comparisons = [
-        Comparison(
-            state.incumbent, name, state.metric, v.n, v.delta, v.low, v.high, v.p, v.fixed, v.broken, v.method
-        )
+        Comparison.judged(state.incumbent, name, state.metric, v)
         for name, v in (found.verdicts if found is not None else {}).items()
         if v.n
     ]  # fmt: skip
@@ -149,6 +147,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         for note, count in notes(rows).items()
     ]
     answers = {name: tuple(state.store.predictions(name).values()) for name in state.arms}
+    answers |= {name: _part_rows(state, name) for name in state.left if name not in state.arms}
     rungs = tuple(related(results, answers, best, seed=state.options.seed))
     advised: tuple[str, ...] = ()
     with state.budget.stage():
@@ -399,14 +398,16 @@ def _result(state: ClimbState, arm: Arm) -> RungResult:
 
 def _left(state: ClimbState, name: str, left: Left) -> RungResult:
     """The report's record of what was not measured, or only in part."""
-    parts = sorted((state.store.folder / "rungs" / name / "parts").glob("*"), key=lambda folder: int(folder.name))
-    scores: list[float] = []
-    if parts and left.status == "stopped":
-        rows = state.store.predictions(f"{name}/parts/{parts[-1].name}").values()
-        scores = [row.score for row in rows]
+    scores = [row.score for row in _part_rows(state, name)] if left.status == "stopped" else []
     interval = mean_interval(scores, seed=state.options.seed) if scores else None
     return RungResult(
         name=name, family=left.family, metric=state.metric, status=left.status, split=state.search.split,
         reason=left.reason, score=sum(scores) / len(scores) if scores else None,
         low=interval.low if interval else None, high=interval.high if interval else None, n=len(scores),
     )  # fmt: skip
+
+
+def _part_rows(state: ClimbState, name: str) -> tuple[Prediction, ...]:
+    """What an arm answered whose training was stopped, at the last part of its training."""
+    parts = sorted((state.store.folder / "rungs" / name / "parts").glob("*"), key=lambda folder: int(folder.name))
+    return tuple(state.store.predictions(f"{name}/parts/{parts[-1].name}").values()) if parts else ()

@@ -15,11 +15,13 @@ from rung.climbing.options import ClimbOptions, chosen_rungs, named_rungs
 from rung.climbing.store import RunStore
 from rung.climbing.worth import Worth
 from rung.engines.opening import expected_speedup, explain
+from rung.evaluation.prices import expected_price
 from rung.evaluation.scoring import validate_references
 from rung.machine import this_machine
 from rung.models.reference import is_endpoint
 from rung.progress import QUIET
 from rung.rungs import build
+from rung.rungs.base import Cost
 from rung.rungs.models import other_models
 from rung.task import Task
 
@@ -64,7 +66,7 @@ def _base_row(state: ClimbState, base: Arm) -> dict[str, Any]:
     return {
         "name": base.name, "applies": True, "reason": "", "rows": n, "fit_tokens": 0,
         "tokens_per_row": round(cost.row_tokens), "seconds": round(min(n, 3 * 8) * pace, 1), "row_seconds": pace,
-        "memory_bytes": cost.memory_bytes, "gain": None,
+        "memory_bytes": cost.memory_bytes, "gain": None, "price_per_1000": _price(state, base, cost, pace, 0.0),
     }  # fmt: skip
 
 
@@ -74,11 +76,23 @@ def _row(state: ClimbState, line: Candidate) -> dict[str, Any]:
         "fit_tokens": line.cost.fit_tokens, "tokens_per_row": round(line.cost.row_tokens),
         "seconds": round(line.seconds, 1), "row_seconds": line.row_seconds, "memory_bytes": line.cost.memory_bytes,
         "gain": line.promise.gain,
+        "price_per_1000": _price(state, line.base, line.cost, line.row_seconds, line.fit_seconds),
     }  # fmt: skip
 
 
+def _price(state: ClimbState, arm: Arm, cost: Cost, row_seconds: float, fit_seconds: float) -> float | None:
+    """The expected price of 1,000 predictions; an estimate in operations means that this machine answers."""
+    price = expected_price(
+        state.some(arm), state.task, state.data.train or state.data.validation, tokens=cost.row_tokens,
+        seconds=row_seconds, fit_seconds=fit_seconds, local=cost.row_flops > 0,
+    )  # fmt: skip
+    return None if price is None else 1000 * price
+
+
 def _left_row(name: str, reason: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(("fit_tokens", "tokens_per_row", "seconds", "row_seconds", "memory_bytes", "gain"))
+    nothing = dict.fromkeys(
+        ("fit_tokens", "tokens_per_row", "seconds", "row_seconds", "memory_bytes", "gain", "price_per_1000")
+    )
     return {"name": name, "applies": False, "reason": reason, "rows": 0, "fits_budget": True, **nothing}
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rung.artifact.artifact import Artifact
+from rung.data.rows import Example
 from rung.engines.api_options import ApiOptions, is_loopback
 from rung.evaluation.result import Prediction
 from rung.machine import this_machine
@@ -103,6 +104,25 @@ def price_per_row(
     money = sum(row.money or 0.0 for row in rows) / len(rows)
     seconds = sum(row.seconds for row in rows) / len(rows) if runs_here(artifact) else 0.0
     return money + seconds / 3600 * prices.machine_hour + prices.fit(fit_seconds, fit_money)
+
+
+def expected_price(
+    artifact: Artifact, task: Task, rows: Sequence[Example], *, tokens: float, seconds: float, fit_seconds: float,
+    local: bool,
+) -> float | None:  # fmt: skip
+    """What one prediction is expected to cost before anything is measured; None where it is not known.
+
+    `tokens` and `seconds` are those of a row. `local` says that this machine answers, whatever the artifact's model is.
+    """
+    prices = Prices.of(task)
+    share = prices.fit(fit_seconds, 0.0)
+    if local or runs_here(artifact):
+        return share + seconds / 3600 * prices.machine_hour
+    options = ApiOptions.from_environment()
+    if not options.priced:
+        return None
+    sizes = artifact.decoder.sizes(artifact, rows)
+    return share + options.price(sizes.head + tokens - sizes.answer, sizes.answer)
 
 
 def order_of_cheaper(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from rung.evaluation.decision import Verdict, shrunken
 from rung.evaluation.statistics import PairedComparison
 from rung.models.cache import write_atomically
 
@@ -30,6 +32,7 @@ SUMMARY_KEYS = (
 )  # fmt: skip
 
 
+THIN = 0.001  # p above which a gain is shown with what is left of it after shrinkage
 YARDSTICK = "yardstick"  # the family of rungs that everything else is held against
 
 
@@ -50,7 +53,6 @@ class RungResult:
     n: int = 0  # rows of the score; of a beaten rung, the validation rows seen
     validation_score: float | None = None  # over the validation rows that its race reached; None for none
     seconds: float = 0.0  # of prediction, over the n rows
-    expected_seconds: float | None = None  # what the plan expected the fit and the n rows to take; None for no estimate
     fit_seconds: float = 0.0  # of training and search, of this rung alone
     fit_money: float = 0.0  # spent at endpoints while this rung was fitted
     prompt_tokens: int = 0  # that the model read for the n rows
@@ -76,6 +78,12 @@ class RungResult:
     def tokens(self) -> int:
         """The tokens that the model read or wrote for the n rows."""
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def expected_seconds(self) -> float | None:
+        """What its fit and its n rows were expected to take when it was chosen; None for no estimate."""
+        expected = self.expected_fit_seconds + self.n * self.expected_row_seconds
+        return expected if expected else None
 
     @property
     def seconds_per_row(self) -> float | None:
@@ -108,6 +116,18 @@ class Comparison:
         t = tested
         p = t.p if p is None else p
         return cls(a, b, metric, t.n, t.delta, t.low, t.high, p, t.fixed, t.broken, t.method)
+
+    @classmethod
+    def judged(cls, a: str, b: str, metric: str, verdict: Verdict) -> Comparison:
+        """Name the verdict on `b` against the incumbent `a`; a gain with p above .001 gets its shrunken value."""
+        v = verdict
+        if v.method.startswith("mcnemar"):
+            error = math.sqrt(max(0.0, (v.fixed + v.broken) / v.n - v.delta**2) / v.n)
+        else:
+            error = (v.high - v.low) / (2 * 1.645)  # each end of the interval is one-sided
+        thin = shrunken(v.delta, error) if v.delta > 0 and v.p > THIN else None
+        figures = (v.n, v.delta, v.low, v.high, v.p, v.fixed, v.broken, v.method)
+        return cls(a, b, metric, *figures, v.outcome, thin, v.rows_needed)
 
 
 @dataclass(frozen=True, slots=True)

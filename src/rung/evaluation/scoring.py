@@ -133,7 +133,11 @@ def related(
         held, stopped = None, None
         if best is not None and rung.name != best and (rows := pair(rung, best))[0]:
             held = Comparison.of(best, rung.name, rung.metric, compare_scores(*rows, seed=seed))
-        if rung.status == "beaten" and rung.name != recommended and (rows := pair(rung, recommended))[0]:
+        if (
+            rung.status in ("beaten", "stopped")
+            and rung.name not in (recommended, results[0].name)
+            and (rows := pair(rung, recommended))[0]
+        ):
             stopped = _at_stop(recommended, rung, *rows)
         if stopped is None:
             return replace(rung, yardstick=held)

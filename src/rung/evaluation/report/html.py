@@ -83,7 +83,7 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
     confusion = plots.confusion_svg(result, best) if result.metric == "accuracy" and best else None
     confidence = _figure(plots.reliability_svg(result)) + _figure(plots.coverage_svg(result))
     sections = [
-        ("What to do next", _paragraphs(result.next_steps)),
+        ("What to do next", _paragraphs([*result.next_steps, *words.unfinished_notes(result)])),
         ("The ladder", _ladder(result)),
         ("Quality against price", _figure(plots.price_svg(result), wide=False)),
         ("All figures", _figures_table(result)),

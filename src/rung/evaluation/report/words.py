@@ -17,6 +17,7 @@ from rung.evaluation.result import ClimbResult, Comparison, RungResult
 
 TRAINING_DATA = "training_data"  # its key among a rung's settings
 OPEN, CLOSE = ">>>", "<<<"  # around the supervised part of an example
+NAMED = 8  # rungs that a line names
 LEVEL = 0.05  # of significance, as in the confirmation
 
 
@@ -58,7 +59,7 @@ QUALITY = ("rows", "difference", "fixed / broken", "p", "outcome", "over yardsti
 def quality(result: ClimbResult, rung: RungResult) -> tuple[str, ...]:
     """How a rung compares, in the order of `QUALITY`; see `quality_notes`."""
     c = against(result, rung.name)
-    mark = {"test": "", "validation": " v", "folds": " o"}[rung.split]
+    mark = "" if rung.split == result.rows else {"test": " t", "validation": " v", "folds": " o"}[rung.split]
     if c is None and rung.stopped is not None:
         c, star = rung.stopped, " *"
     else:
@@ -77,12 +78,13 @@ def quality_notes(result: ClimbResult) -> list[str]:
     """What the columns of `QUALITY` are, where the reader has to know it."""
     rungs = measured(result)
     notes = [f"difference, fixed / broken, p: against {rungs[0].name}; an interval leaves out 0 where p < 0.05"]
-    if any(rung.split == "validation" for rung in rungs):
+    others = {rung.split for rung in rungs} - {result.rows}
+    if "validation" in others:
         notes.append(
             "v: on validation rows, by which rungs were chosen; the best of several such scores is too high, "
             "and so is that of a rung that chose its settings there"
         )
-    if any(rung.split == "folds" for rung in rungs):
+    if "folds" in others:
         notes.append("o: out of fold: every row was answered by what was made without it")
     if any(rung.stopped is not None for rung in rungs):
         notes.append(
@@ -196,15 +198,16 @@ def left_out(result: ClimbResult) -> list[RungResult]:
     return [r for r in result.rungs if r.score is None]
 
 
-def estimate_lines(result: ClimbResult) -> list[str]:
-    """What was expected of the arms when they were chosen, beside what was measured; empty without estimates."""
-    parts = [
-        f"{r.name} {r.expected_fit_seconds:.0f} s + {1000 * r.expected_row_seconds:.0f} ms "
-        f"({r.fit_seconds:.0f} s + {1000 * r.seconds / r.n:.0f} ms)"
-        for r in measured(result)
-        if r.expected_row_seconds and r.n
+def unfinished_notes(result: ClimbResult) -> list[str]:
+    """What was not tried, and how to go on; empty if nothing is left."""
+    if not result.unfinished:
+        return []
+    names = ", ".join(result.unfinished[:NAMED])
+    more = f" and {len(result.unfinished) - NAMED} more" if result.unfinished[NAMED:] else ""
+    return [
+        f"not tried yet: {names}{more}. The same command with --resume and more --budget goes on; --rungs names what "
+        "to try"
     ]
-    return [f"expected fit and row (measured): {'; '.join(parts)}"] if parts else []
 
 
 def overflow_notes(result: ClimbResult) -> list[str]:
