@@ -47,7 +47,7 @@ def climb(
     engine: options.EngineOption = "auto", sets: options.Sets = None, json: options.Json = False,
     quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
-    """Measure every technique on the same rows and recommend the cheapest that nothing significantly beats."""
+    """Measure every technique on the same rows and recommend the cheapest that is as good as the best."""
     from rung.climbing.plan import plan_rows
     from rung.climbing.run import climb
 

@@ -43,9 +43,9 @@ th.why,td.why{white-space:normal;min-width:22rem;text-align:left}
 tr.best td{font-weight:600;color:var(--best)}
 .plot svg{max-width:100%;height:auto}.plot.wide svg{min-width:32rem}
 .ladder{list-style:none;margin:0 0 1rem;padding:0}
-.ladder li{display:grid;grid-template-columns:12rem 1fr 12rem;gap:.1rem .8rem;padding:.35rem 0;
+.ladder li{display:grid;grid-template-columns:12rem 1fr 13rem;gap:.1rem .8rem;padding:.35rem 0;
 border-bottom:1px solid var(--line);align-items:center}
-.ladder .score{text-align:right;font-variant-numeric:tabular-nums}
+.ladder .score{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .ladder .why{grid-column:1/-1;color:var(--soft);font-size:.85rem}
 .ladder svg{width:100%;height:16px;overflow:visible;stroke:var(--span);fill:var(--span);stroke-width:2}
 .ladder .zero{stroke:var(--line);stroke-width:1}.ladder .raced{stroke:var(--soft);fill:var(--paper)}
