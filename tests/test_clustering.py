@@ -1,8 +1,11 @@
+import datetime
+import json
+
 import numpy as np
 import pytest
 from sklearn.metrics import silhouette_score
 
-from rung.clustering import Grouping, candidates, group, label_agreement
+from rung.clustering import Grouping, candidates, group, label_agreement, write_clusters
 from rung.data.rows import Record
 from rung.errors import ConfigError
 
@@ -85,3 +88,14 @@ def test_agreement_with_labels_by_hand():
     assert agreement("aabb", [1, 1, 0, 0]) == (1, pytest.approx(1))
     assert agreement("aabb", [0, 1, 0, 1]) == (pytest.approx(-0.5), pytest.approx(0, abs=1e-12))
     assert agreement("aaaa", [0, 0, 0, 0]) == (1, 1)
+
+
+def test_values_of_every_type_are_written_beside_their_cluster(tmp_path):
+    day = datetime.date(2024, 1, 31)
+    records = [Record({"text": "a", "day": day, "n": float("nan")}, "a.parquet:1")]
+    grouping = Grouping(np.array([0]), np.array([1.0], np.float32), None)
+    write_clusters(tmp_path / "a.jsonl", records, grouping, ["first"])
+    row = {"text": "a", "day": "2024-01-31", "n": None, "cluster": 0, "cluster_name": "first", "centrality": 1.0}
+    assert json.loads((tmp_path / "a.jsonl").read_text()) == row
+    write_clusters(tmp_path / "a.csv", records, grouping, ["first"])
+    assert (tmp_path / "a.csv").read_text().splitlines()[1] == "a,2024-01-31,,0,first,1.0"

@@ -7,7 +7,6 @@ unit vectors the squared Euclidean distance is 2 - 2 cosine, so distance and ang
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from rung.data.cells import text_of
+from rung.data.cells import json_text, text_of
 from rung.data.examples import column as value_of
 from rung.data.rows import Record
 from rung.data.sources import read_rows
@@ -243,9 +242,10 @@ def write_clusters(out: Path, records: Sequence[Record], grouping: Grouping, clu
         if any(name in record.values for record in records):
             raise DataError("duplicate-name", f"the table already has a column {name!r}", hint="rename it first")
     numbers, near = grouping.clusters.tolist(), grouping.centrality.astype(float).round(4).tolist()
+    given = [{name: value_of(record, name) for name in record.values} for record in records]
     rows = [
-        {**record.values, "cluster": k, "cluster_name": cluster_names[k] if k >= 0 else "", "centrality": centrality}
-        for record, k, centrality in zip(records, numbers, near, strict=True)
+        {**values, "cluster": k, "cluster_name": cluster_names[k] if k >= 0 else "", "centrality": centrality}
+        for values, k, centrality in zip(given, numbers, near, strict=True)
     ]
     scratch = out.with_name(out.name + ".tmp")
     with scratch.open("w", encoding="utf-8", newline="") as file:
@@ -255,5 +255,5 @@ def write_clusters(out: Path, records: Sequence[Record], grouping: Grouping, clu
             writer.writeheader()
             writer.writerows(rows)
         else:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(json_text(row) + "\n" for row in rows)
     os.replace(scratch, out)  # noqa: PTH105
