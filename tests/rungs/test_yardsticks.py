@@ -23,7 +23,7 @@ from rung.errors import ArtifactError, ConfigError
 from rung.machine import this_machine
 from rung.models import reference
 from rung.rungs import Features, Majority, NearestRow, NumberRidge, TfidfHead, build, get
-from rung.rungs.linear import VARIANCE, design, train_head
+from rung.rungs.linear import LEXICAL, VARIANCE, design, train_head
 from rung.rungs.yardsticks import most_typical, typical_value
 from rung.task import Task
 
@@ -256,3 +256,10 @@ def test_numbers_are_those_of_scikit_learns_ridge(tiny_zero, data, tmp_path, enc
         wanted = oracle.predict([row.inputs["text"] for row in rows[60:]]).clip(low, high)
         np.testing.assert_allclose(answers, wanted, atol=1e-3)
     assert "numbers" in rung_.applies(tiny_zero, data).reason
+
+
+def test_vectors_and_tfidf_are_joined_as_much_as_the_rows_gain_from_it(zero, data):
+    fitted = get("features-tfidf").fit(zero, data)
+    assert fitted.settings["features-tfidf"]["tfidf_variance"] in LEXICAL
+    answers = [answer.text for answer in fitted.answer(data.test)]
+    assert np.mean([a == row.outputs[0] for a, row in zip(answers, data.test, strict=True)]) >= 0.85

@@ -115,6 +115,7 @@ class Features(Rung):
             weight, intercept, best = train_head(blocks, truth, len(labels), seed=self.seed, progress=progress)
             head = Head(labels, encoder, weight, intercept, lexicon=lexicon)
             penalty, settings["class_weight"] = best.penalty, "balanced" if best.balanced else None
+            settings |= {"tfidf_variance": best.lexical} if self.tfidf and encoder is not None else {}
         return answering_alone(artifact, self.name, {**settings, "inverse_penalty": penalty}, head)
 
 

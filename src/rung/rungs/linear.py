@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rung.errors import EngineError, needed_by
 from rung.progress import QUIET, Progress
 
 PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0, 10.0)  # inverse; see VARIANCE for the scale of the features
+LEXICAL = (0.1, 1.0)  # variance of TF-IDF beside an encoder's: short texts need little of it, long ones much
 RIDGE_PENALTIES = (1.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 1e5)
 VARIANCE = 384  # of TF-IDF as scaled; a coordinate of an encoder has 1, and the built-in one has so many
 FOLDS = 3
@@ -53,10 +55,16 @@ class Design:
     unfold: Callable[[Floats, Floats], tuple[Floats, Floats]]
 
 
-def design(blocks: Sequence[Matrix]) -> Design:
-    """Scale the blocks, and rotate the rows where there are fewer of them than features."""
+def design(blocks: Sequence[Matrix], lexical: float = 1.0) -> Design:
+    """Scale the blocks, and rotate the rows where there are fewer of them than features.
+
+    `lexical` multiplies the variance of sparse blocks, which are TF-IDF.
+    """
     means = [np.asarray(block.mean(0)).ravel() for block in blocks]
-    scales = [_scale(block, mean) for block, mean in zip(blocks, means, strict=True)]
+    scales = [
+        _scale(block, mean) / (float(np.sqrt(lexical)) if _is_sparse(block) else 1.0)
+        for block, mean in zip(blocks, means, strict=True)
+    ]
     rows, columns = blocks[0].shape[0], sum(block.shape[1] for block in blocks)
     if columns > rows and rows <= ROTATED:
         return _rotated(blocks, means, scales)
@@ -123,10 +131,14 @@ def logistic(penalty: float, *, balanced: bool = False, tolerance: float = 1e-3)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The inverse penalty, and whether labels weigh the same however many rows they have."""
+    """The inverse penalty, whether labels weigh the same however many rows they have, and the variance of TF-IDF.
+
+    That variance is a share of the variance of an encoder's vectors, where both are features.
+    """
 
     penalty: float
     balanced: bool
+    lexical: float = 1.0
 
 
 def train_head(
@@ -138,19 +150,20 @@ def train_head(
     gets a probability of nearly zero. Cross-validated accuracy chooses the penalty, and between equals the likelihood
     of the labels. Returns the weight [labels, features of all blocks], the intercept [labels], and what was chosen.
     """
-    made = design(blocks)
+    shares = LEXICAL if len(set(map(_is_sparse, blocks))) == 2 else (1.0,)
+    designs = {lexical: design(blocks, lexical) for lexical in shares}
     counts = np.bincount(truth)
     uneven = counts.max() >= UNEVEN * counts[counts > 0].min()
-    choices = [
-        Choice(penalty, weighted) for weighted in ((False, True) if uneven else (False,)) for penalty in PENALTIES
-    ]
+    weightings = (False, True) if uneven else (False,)
+    choices = [Choice(*each) for each in product(PENALTIES, weightings, shares)]
     progress.start("training the head", len(choices) + 1)
     order, fold = stratified(truth, seed)
     scores = []
     for choice in choices:
-        scores.append(_cross_validated(made.rows, truth, order, fold, choice))
+        scores.append(_cross_validated(designs[choice.lexical].rows, truth, order, fold, choice))
         progress.advance(note=f"penalty {choice.penalty:g}: {scores[-1][0]:.3f}")
     best = choices[max(range(len(choices)), key=lambda number: scores[number])]
+    made = designs[best.lexical]
     model = logistic(best.penalty, balanced=best.balanced, tolerance=EXACT).fit(made.rows, truth)
     progress.advance()
     progress.finish()
