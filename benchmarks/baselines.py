@@ -36,7 +36,7 @@ from sklearn.svm import LinearSVC
 from _common import EXAMPLES
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer
-from rung.climbing.options import ClimbOptions, parse_duration
+from rung.climbing.options import ClimbOptions
 from rung.climbing.run import climb
 from rung.data.rows import Data, Example
 from rung.engines.opening import open_encoder
@@ -241,9 +241,9 @@ def baselines(task: Task, data: Data) -> dict[str, list[str]]:
 # ---- the comparison
 
 
-def recommended(task: Task, data: Data, budget: float, out: Path) -> tuple[str, Artifact, dict[str, float]]:
+def recommended(task: Task, data: Data, budget: str, out: Path) -> tuple[str, Artifact, dict[str, float]]:
     """Climb, and give the recommended artifact."""
-    done = climb(task, options=ClimbOptions(budget_seconds=budget, out=out), data=data)
+    done = climb(task, budget, options=ClimbOptions(out=out), data=data)
     tried = {rung.name: rung.score for rung in done.result.rungs if rung.score is not None}
     return done.result.recommended, done.recommended, tried
 
@@ -283,7 +283,7 @@ def compared(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.arms:
             own, artifact, tried = chosen(task, data, arguments.arms.split(","))
         else:
-            own, artifact, tried = recommended(task, data, parse_duration(arguments.budget), Path(folder) / "runs")
+            own, artifact, tried = recommended(task, data, arguments.budget, Path(folder) / "runs")
         seconds = time.perf_counter() - start
         ours = [row.score for row in evaluate(artifact, data.test, "test", folder=data.folder)]
     best = max(scores, key=lambda way: sum(scores[way]))
