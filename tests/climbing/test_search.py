@@ -257,7 +257,7 @@ def test_what_cannot_be_told_is_said_with_the_rows_that_would_tell(stage):
     done = stage(Planted("little", 0.33, row=0.5, takes=1.0), rows=60).climb(rungs=("little",))
     assert re.match(
         r"Cannot tell yet: the best so far is little, \+.* on 60 test rows, \d+ % likely better than zero-shot; "
-        r"about \d+ more rows would show it\.",
+        r"about \d+ more rows would tell\.",
         done.result.decision,
     )
     assert done.result.recommended == "zero-shot"

@@ -17,6 +17,8 @@ from rung.errors import ConfigError, ThresholdError
 if TYPE_CHECKING:
     from rung.climbing import Climb
 
+DEMO = Path("rung-demo")
+
 
 def advise(
     task: options.TaskFile,
@@ -64,7 +66,31 @@ def climb(
         render.note(f"\ninterrupted; nothing finished is lost. Continue with:\n  rung {again} --resume")
         raise typer.Exit(130) from None
     write_reports(done)
+    again = shlex.join(part for part in sys.argv[1:] if part != "--resume")
+    render.result(json, done.result.summary(), lambda: render.climb_report(done.result, done.folder, again))
+
+
+def demo(
+    folder: Annotated[Path, Argument(help="Where the demo's task and run are written.", metavar="FOLDER")] = DEMO,
+    budget: options.Budget = "60s", json: options.Json = False, quiet: options.QuietFlag = False,
+    offline: options.Offline = False,
+) -> None:  # fmt: skip
+    """Climb on a small task that comes with Rung, in about a minute: 8 intents of a bank's customers."""
+    from importlib.resources import files
+
+    from rung.climbing.run import climb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files("rung.cli").joinpath("demo").iterdir():
+        if not (folder / file.name).exists():
+            (folder / file.name).write_bytes(file.read_bytes())
+    task = folder / "task.yaml"
+    how = options.climb_options(budget=budget, rungs=None, seed=0, engine="auto", out=folder / "runs", resume=False)
+    done = climb(options.load_task(task), progress=options.progress(quiet), options=how)
+    write_reports(done)
     render.result(json, done.result.summary(), lambda: render.climb_report(done.result, done.folder))
+    if not json:
+        render.say(f"\nThe task is {task}. Next, with your own table:\n  rung init data.csv")
 
 
 def write_reports(climbed: Climb) -> None:

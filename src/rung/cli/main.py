@@ -19,7 +19,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 for command in (  # in the order of `rung --help`
-    tasks.init, tasks.check, tasks.schema, tasks.explain, climb.advise, climb.climb, climb.report, climb.evaluate,
+    tasks.init, tasks.check, tasks.schema, tasks.explain, climb.advise, climb.climb, climb.demo, climb.report,
+    climb.evaluate,
     climb.rungs, climb.tune, artifacts.run, artifacts.chat, artifacts.predict, artifacts.show, artifacts.confidence,
     artifacts.merge, artifacts.export, feedback.improve, feedback.promote, feedback.rollback, climb.judge,
     tasks.cluster, models.doctor, serve.serve,

@@ -181,10 +181,18 @@ def _lines(console: Console, lines: Iterable[str], style: str = "") -> None:
         console.print(Text(line, style=style))
 
 
-def climb_report(result: ClimbResult, folder: Path) -> None:
-    """Print the results of a climb, and where its report is."""
+def climb_report(result: ClimbResult, folder: Path, again: str = "") -> None:
+    """Print the results of a climb, where its report is, and the next commands; `again` is that of the climb."""
     climb_result(result)
     say(f"\nreport: {folder / 'report.html'}")
+    artifact = next((r.artifact for r in result.rungs if r.name == result.recommended), None)
+    if artifact is not None:
+        say(f'try it:  rung run {artifact} "your text"\nserve it: rung serve {artifact}')
+    if again and result.unfinished:
+        named = ",".join(name for name in result.unfinished if "+" not in name)
+        more = f" --rungs {named}" if named and result.budget_seconds is None else ""
+        budget = "" if result.budget_seconds is None else f" --budget {10 * result.budget_seconds:.0f}s"
+        say(f"go on:   rung {again} --resume{more}{budget}")
 
 
 def scores(values: Mapping[str, Any], split: str) -> None:

@@ -343,14 +343,14 @@ def _open(state: ClimbState, found: Decision, raced: Sequence[str], blocked: Map
     v = found.verdicts[name]
     figures = f"{100 * v.delta:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}] on {v.n} {_rows(state)}"
     if found.best == state.incumbent:
-        text = f"Cannot tell yet: the best so far is {name} beside {state.incumbent}, {figures}"
+        text = f"Cannot tell yet: {state.incumbent} leads, and {name} is nearest to it with {figures}"
     else:
         text = (
             f"Cannot tell yet: the best so far is {name}, {figures}, "
             f"{100 * found.best_probability:.0f} % likely better than {state.incumbent}"
         )
     if v.rows_needed is not None:
-        text += f"; about {v.rows_needed} more rows would show it"
+        text += f"; about {v.rows_needed} more rows would tell"
     return text + _blocked(blocked) + "."
 
 

@@ -44,6 +44,14 @@ def search(state: ClimbState) -> None:
         _run(state, following)
 
 
+def not_tried(state: ClimbState) -> None:
+    """Record what the budget did not reach."""
+    for line in candidates(state):
+        if line.name not in state.left:
+            reason = f"not tried: the budget was used up; expected to take {duration_text(line.seconds)}"
+            state.left[line.name] = Left("skipped", reason, line.rung.family, again=True)
+
+
 def _keep_reserve(state: ClimbState) -> None:
     """Leave time for the confirmation, as much as it is expected to take by now."""
     if (whole := state.budget.limits.seconds) is not None:
@@ -123,8 +131,8 @@ def _race(state: ClimbState, arm: Arm) -> None:
         for each in (leader, arm):
             state.scores(each, state.search, until)
         _drop(state, until)
-        if arm.dropped or leader.dropped:
-            break
+        if arm.dropped or leader.dropped or (arm.rung is None and until >= 2 * FIRST and candidates(state)):
+            break  # a base is compared again with what leads later; its rows are dear
     _lead(state, arm)
 
 

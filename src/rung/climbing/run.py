@@ -16,7 +16,7 @@ from rung.climbing.check import validate_task
 from rung.climbing.conclude import conclude
 from rung.climbing.confirm import confirm
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, named_rungs
-from rung.climbing.race import search
+from rung.climbing.race import not_tried, search
 from rung.climbing.store import RunStore, open_run
 from rung.climbing.worth import Worth
 from rung.data.rows import Data
@@ -146,6 +146,8 @@ def _climb(
     if not store.budget.limited:
         with store.budget.stage():
             search(state)
+    if store.budget.limited:
+        not_tried(state)
     with store.budget.stage():
         confirm(state)
     result = conclude(state)
