@@ -86,10 +86,13 @@ def quality_notes(result: ClimbResult) -> list[str]:
         )
     if "folds" in others:
         notes.append("o: out of fold: every row was answered by what was made without it")
-    if any(rung.stopped is not None for rung in rungs):
+    stopped = [rung for rung in rungs if rung.stopped is not None]
+    if stopped:
+        notes.append("a rung that stopped early has no interval of its score: its scores chose when to stop")
+    if any(against(result, rung.name) is None for rung in stopped):
         notes.append(
-            f"*: stopped early; against {result.recommended} on the same rows, with p and an interval that are valid "
-            "although the scores decided when to stop (an interval of the score alone is not, so there is none)"
+            f"*: at the stop, against {result.recommended} on the same rows, with p and an interval that are valid at "
+            "every stop"
         )
     if yardstick := next((rung.yardstick.a for rung in rungs if rung.yardstick is not None), None):
         notes.append(f"over yardstick: difference to {yardstick}, the best yardstick, on the rows that both answered")
@@ -139,7 +142,7 @@ def costs(rung: RungResult) -> tuple[str, ...]:
         f"{rung.prompt_tokens / rows:.0f}",
         f"{rung.completion_tokens / rows:.0f}",
         count_text(rung.trainable_parameters),
-        count_text(rung.artifact_bytes),
+        count_text(rung.artifact_bytes) if rung.artifact_bytes else "",  # of arms out of fold, not all are kept
     )
 
 
