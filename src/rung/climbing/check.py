@@ -231,7 +231,7 @@ def _near_duplicates(zero: Artifact, data: Data) -> Iterator[str]:
             looked_at = " that were looked at" if counts[name] < every else ""
             yield (
                 f"{len(pairs):,} of {counts[name]:,} {name} rows{looked_at} ({len(pairs) / counts[name]:.1%}) have a "
-                f"near-duplicate {where} ({how}), so scores on new rows will be lower: {shown}"
+                f"near-duplicate {where} ({how}), so scores on new rows may be lower: {shown}"
             )
 
 
