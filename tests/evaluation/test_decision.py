@@ -12,6 +12,7 @@ import scipy.stats
 
 from rung.evaluation.decision import chance_better, decide, futile, rows_needed, settled, shrunken
 from rung.evaluation.racing import expected_gain
+from rung.evaluation.result import Comparison
 from rung.evaluation.statistics import delta_interval, mcnemar_exact, mcnemar_midp, subset_means
 
 COSTS = [1, 1.1, 2.5, 0.1, 1.2, 3]
@@ -326,6 +327,21 @@ def test_shrunken_is_the_posterior_mean(z):
 def test_shrunken_without_noise_or_far_beyond_it_changes_nothing():
     assert shrunken(0.3, 0.0) == 0.3
     assert shrunken(0.9, 1e-4) == pytest.approx(0.9, rel=0.05)
+
+
+def test_a_report_gets_the_shrunken_gain_where_evidence_is_thin():
+    for n, thin in ((40, True), (400, False)):
+        base = [0.0] * n
+        base[: n // 2] = [1.0] * (n // 2)
+        arm = list(base)
+        arm[-n // 5 :] = [1.0] * (n // 5)
+        arm[: n // 20] = [0.0] * (n // 20)
+        v = decide({"a": base, "b": arm}, {"a": 1, "b": 1}, "a", seed=0).verdicts["b"]
+        c = Comparison.judged("a", "b", "accuracy", v)
+        assert (c.outcome, c.n, c.delta, c.p) == ("better", n, pytest.approx(0.15), v.p)
+        assert v.shrunken == pytest.approx(shrunken(0.15, math.sqrt((0.25 - 0.15**2) / n)))
+        assert c.shrunken == (v.shrunken if thin else None)
+        assert v.shrunken < v.delta
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from rung.evaluation import calibration
 from rung.evaluation.decision import CHEAPER, Decision
 from rung.evaluation.prices import Prices, price_per_row
 from rung.evaluation.rag_metrics import summary
-from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult, Status
+from rung.evaluation.result import THIN, ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes, related
 from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
@@ -289,6 +289,8 @@ def _use(state: ClimbState, found: Decision, best: str) -> str:
             f"Use {best}: {100 * v.delta:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}] over {incumbent} on "
             f"{v.n} {_rows(state)}, {v.fixed} fixed / {v.broken} broken, {p}"
         )
+        if v.p > THIN:
+            text += f" (likely about {100 * v.shrunken:+.1f}: thin evidence exaggerates)"
     else:
         text = (
             f"Use {best}: as good as {incumbent} within {200 * state.margin:g} points ({100 * v.delta:+.1f} "

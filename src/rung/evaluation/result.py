@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from rung.evaluation.decision import Verdict, shrunken
+from rung.evaluation.decision import Verdict
 from rung.evaluation.statistics import PairedComparison
 from rung.models.cache import write_atomically
 
@@ -16,7 +15,7 @@ from rung.models.cache import write_atomically
 # have no score.
 Status = Literal["confirmed", "beaten", "stopped", "failed", "skipped"]
 Split = Literal["test", "validation", "folds"]  # `folds`: answered by what was made without the row's fold
-# What `rung climb --json` prints of a rung and of a comparison.
+THIN = 0.001  # p from which on the evidence for a gain is called thin
 RUNG_KEYS = (
     "name", "family", "uses_llm", "metric", "score", "low", "high", "n", "split", "status", "reason", "price_per_1000",
     "seconds_per_row", "expected_seconds", "seconds", "fit_seconds", "fit_money", "tokens", "prompt_tokens",
@@ -121,11 +120,7 @@ class Comparison:
     def judged(cls, a: str, b: str, metric: str, verdict: Verdict) -> Comparison:
         """Name the verdict on `b` against the incumbent `a`; a gain with p above .001 gets its shrunken value."""
         v = verdict
-        if v.method.startswith("mcnemar"):
-            error = math.sqrt(max(0.0, (v.fixed + v.broken) / v.n - v.delta**2) / v.n)
-        else:
-            error = (v.high - v.low) / (2 * 1.645)  # each end of the interval is one-sided
-        thin = shrunken(v.delta, error) if v.delta > 0 and v.p > THIN else None
+        thin = v.shrunken if v.delta > 0 and v.p > THIN else None
         figures = (v.n, v.delta, v.low, v.high, v.p, v.fixed, v.broken, v.method)
         return cls(a, b, metric, *figures, v.outcome, thin, v.rows_needed)
 
