@@ -15,7 +15,7 @@ from rung.models.cache import write_atomically
 # have no score.
 Status = Literal["confirmed", "beaten", "stopped", "failed", "skipped"]
 Split = Literal["test", "validation", "folds"]  # `folds`: answered by what was made without the row's fold
-THIN = 0.001  # p from which on the evidence for a gain is called thin
+# What `rung climb --json` prints of a rung and of a comparison.
 RUNG_KEYS = (
     "name", "family", "uses_llm", "metric", "score", "low", "high", "n", "split", "status", "reason", "price_per_1000",
     "seconds_per_row", "expected_seconds", "seconds", "fit_seconds", "fit_money", "tokens", "prompt_tokens",
