@@ -150,6 +150,9 @@ def test_a_null_among_labels_is_left_out_and_said() -> None:
         ([{"a": 1}] * 9, "json"),
         (['{"a": 1}'] * 9, "json"),
         ([[{"start": 0}]] * 8 + [[]], "json"),
+        ([[1], 2.5, {"x": 1}, "a", None] * 9, "mixed"),
+        ([1, 2.5, {"x": 1}, "a", "b"] * 9, "mixed"),
+        ([b"x"] * 9, "bytes"),
     ],
 )
 def test_what_a_column_holds(cells: list[Any], holds: str) -> None:

@@ -23,7 +23,7 @@ from rung.data.sources import COMPRESSED, HUB, FileFormat, read_rows
 from rung.errors import DataError
 
 Holds = Literal[
-    "nothing", "bytes", "constant", "ids", "dates", "numbers", "category", "multilabel", "json", "chat", "text"
+    "nothing", "bytes", "mixed", "constant", "ids", "dates", "numbers", "category", "multilabel", "json", "chat", "text"
 ]
 MOST = 0.9  # share of the filled cells that decides what a column holds, so that an odd cell changes nothing
 MOST_LABELS = 500
@@ -65,6 +65,7 @@ class Column:
             "category": f"{self.values} values", "multilabel": f"several of {self.values} labels", "json": "records",
             "numbers": "numbers", "text": "text", "chat": "conversations", "ids": "ids", "dates": "dates",
             "constant": "one value only", "nothing": "empty", "bytes": "bytes, no text",
+            "mixed": "values of several kinds",
         }  # fmt: skip
         return shown[self.holds]
 
@@ -90,8 +91,10 @@ def look_at(name: str, cells: Sequence[Any]) -> Column:
     structure = [_structure(cell) for cell in filled]
     if _share(kind == "records" for kind in structure) >= MOST:
         return column("json")
-    if _share(kind != "" for kind in structure) >= 0.5:  # lists, with texts between them at most
+    if _share(kind != "" for kind in structure) > 0.5:  # lists, with texts between them at most
         return _lists(column, filled)
+    if _share(kind != "" for kind in structure) > 1 - MOST:
+        return column("mixed")
     if values == 1 and len(filled) > 1:
         return column("constant")
     if _share(_is_date(cell) for cell in filled) >= MOST:
@@ -125,7 +128,8 @@ def _lists(column: Any, filled: Sequence[Any]) -> Column:
     if labels and sum(each is None for each in read) == 0 and are_labels(labels):
         result: Column = column("multilabel", len(set(labels)), separator)
         return result
-    texts = all(isinstance(cell, str) or all(isinstance(item, str) for item in cell) for cell in filled)
+    lists = (cell for cell in filled if not isinstance(cell, str))
+    texts = all(isinstance(each, list) and all(isinstance(item, str) for item in each) for each in lists)
     other: Column = column("text" if texts else "json")
     return other
 

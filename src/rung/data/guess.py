@@ -180,6 +180,8 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
     if verdict:
         good = f"is at least {verdict['approved_from']}" if "approved_from" in verdict else "is true"
         notes.append(f"only rows whose {verdict['approved']!r} {good} are learned; the others have bad answers")
+    if chosen == "number" and any(len(text_of(cell).partition(".")[2]) > 9 for cell in table.cells(answer.name)):
+        notes.append(f"{answer.name!r} has numbers of more than nine decimals, which `rung check` refuses: round them")
     if chosen == "json" and _counts_characters(table.cells(answer.name)):
         notes.append("models count characters badly: records with the quoted text are learned better than positions")
     if chosen in ("text", "category") and (
