@@ -5,28 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    PlainSerializer,
-    PrivateAttr,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from rung.data.frames import MemoryRows
 from rung.data.kinds import DEFAULT_METRICS, OutputKind
 from rung.data.rows import LABELLED
-from rung.data.sources import AUTO, FileFormat, Quoting, encoding_problem, separator_problem
+from rung.data.source_keys import ENCODING, SEPARATOR, Encoding, InMemory, OneSource, Separator, row_source
+from rung.data.sources import AUTO, FileFormat, Quoting
 from rung.data.texts import DecimalMark
 from rung.errors import ConfigError, suggest
 
@@ -36,21 +26,6 @@ Overflow = Literal["error", "drop_demonstrations", "shorten_passages", "truncate
 POLICIES: tuple[str, ...] = get_args(Overflow)
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-
-
-def _checked(problem: Callable[[str], str]) -> AfterValidator:
-    def check(value: str) -> str:
-        if found := problem(value):
-            raise ValueError(found)
-        return value
-
-    return AfterValidator(check)
-
-
-Encoding = Annotated[str, _checked(encoding_problem)]
-Separator = Annotated[str, _checked(separator_problem)]
-ENCODING = "Text encoding of the files; auto recognizes UTF-8, UTF-16 and cp1252."
-SEPARATOR = "Separator of CSV files: one character, or tab; auto recognizes it."
 
 
 def _text_or_list(schema: dict[str, Any]) -> None:
@@ -197,12 +172,6 @@ class Output(_Strict):
         return None if self.json_schema is None else json.dumps(self.json_schema)
 
 
-# Rows in memory stand for a file in Python; the hash of the content stands for them in the task's fingerprint.
-InMemory = SkipJsonSchema[
-    Annotated[InstanceOf[MemoryRows], PlainSerializer(lambda rows: {"rows": len(rows.rows), "sha256": rows.sha256})]
-]
-
-
 class Split(_Strict):
     """How splits without a file are cut from the training file: stratified by label, by a hash of the input."""
 
@@ -233,15 +202,6 @@ class Split(_Strict):
         return self
 
 
-def _source(given: Any, name: str) -> Any:
-    if isinstance(given, Path):
-        return str(given)
-    if isinstance(given, (list, tuple)) and given and all(isinstance(each, (str, Path)) for each in given):
-        return [str(each) for each in given]
-    names = isinstance(given, (str, Mapping, MemoryRows)) or not hasattr(given, "__len__") or not len(given)
-    return given if names and not hasattr(given, "__next__") else MemoryRows.of(given, name)
-
-
 class DataSource(_Strict):
     """Where the rows are."""
 
@@ -250,12 +210,8 @@ class DataSource(_Strict):
         description="CSV, TSV, JSON, JSONL, Excel, Parquet, Arrow, or hf:org/name[:config][#split].",
         examples=["train.csv"],
     )
-    validation: str | InMemory | None = Field(
-        None, description="Rows to choose by; else cut from `train`.", examples=["dev.csv"]
-    )
-    test: str | InMemory | None = Field(
-        None, description="Rows to confirm by; else cut from `train`.", examples=["test.csv"]
-    )
+    validation: OneSource = Field(None, description="Rows to choose by; else cut from `train`.", examples=["dev.csv"])
+    test: OneSource = Field(None, description="Rows to confirm by; else cut from `train`.", examples=["test.csv"])
     split: Split = Field(default_factory=lambda: Split(), description="How missing splits are cut.")
     text: str | list[str] | None = Field(
         None,
@@ -278,11 +234,7 @@ class DataSource(_Strict):
     )
     encoding: Encoding = Field(AUTO, description=ENCODING, examples=["utf-8", "cp1252"])
     separator: Separator = Field(AUTO, description=SEPARATOR, examples=[";", "tab"])
-    quoting: Quoting = Field(
-        "auto",
-        description='How CSV files write a quote in a quoted field: double (""), backslash (\\"), or none: quotes have '
-        "no meaning.",
-    )
+    quoting: Quoting = Field("auto", description='Quotes in CSV fields: double (""), backslash (\\"), or none at all.')
     sheet: str | None = Field(None, description="Sheet of Excel files; default: the first with cells.")
 
     @model_validator(mode="before")
@@ -292,7 +244,7 @@ class DataSource(_Strict):
         values = dict(values) if isinstance(values, Mapping) else {"train": values}
         for name in ("train", "validation", "test"):
             if name in values:
-                values[name] = _source(values[name], name)
+                values[name] = row_source(values[name], name)
         return values
 
     def given(self) -> dict[str, list[str | MemoryRows]]:
