@@ -215,6 +215,15 @@ def test_with_folds_every_row_is_answered_by_what_was_made_without_it(stage):
     assert again.result.decision == result.decision
 
 
+@pytest.mark.parametrize("seconds", [4.0, 8.0, 16.0, 32.0, 64.0])
+def test_with_folds_a_climb_ends_within_its_budget_with_an_artifact_or_a_word_why_not(stage, seconds):
+    play = stage(HEAD, Planted("tuned", 0.9, row=0.01, takes=20.0), rows=60, folds=True)
+    done = play.climb(seconds)
+    assert play.clock <= seconds + 3
+    made = by_name(done)[done.result.recommended].artifact is not None
+    assert made or any("is not made from all rows yet" in note for note in done.result.notes)
+
+
 def test_with_folds_what_reads_no_rows_is_made_once(stage):
     play = stage(Planted("prompt", 0.8, row=0.1, takes=1.0, reads=False), rows=60, folds=True)
     done = play.climb(rungs=("prompt",))

@@ -114,6 +114,15 @@ class Budget:
             self.reserve = outer
             self.unwind()
 
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Run something short that has to be done, whatever is left."""
+        limits, self.limits = self.limits, NO_LIMITS
+        try:
+            yield
+        finally:
+            self.limits = limits
+
     def unwind(self) -> None:
         """End the steps that something left open when it was stopped, so that later ones are shown."""
         while self._open:

@@ -30,6 +30,7 @@ from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
 
 SHOWN = 6  # names in the sentence
+SHORT_FIT, SHORT_SHARE = 3.0, 0.1  # seconds, and share of the budget, that making the recommended arm may overrun it by
 
 
 def can_be_fitted(artifact: Artifact) -> bool:
@@ -129,7 +130,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         found = weigh(state, blocked)
         assert found is not None
         best = found.recommended
-    best = _refitted(state, best)
+    best, unmade = _refitted(state, best)
     results = [_result(state, arm) for arm in state.arms.values()]
     comparisons = [
         Comparison.judged(state.incumbent, name, state.metric, v)
@@ -163,7 +164,8 @@ def conclude(state: ClimbState) -> ClimbResult:
         created=datetime.now(UTC).isoformat(timespec="seconds"), seconds=round(state.budget.spent(), 1),
         budget_seconds=state.options.budget_seconds, recommended=best,
         decision=decision(state, found, best, blocked), rungs=rungs, comparisons=tuple(comparisons),
-        data=state.data.report.as_dict(), notes=(how_measured(state), *unsure, *remarks), confidence=confidence,
+        data=state.data.report.as_dict(), confidence=confidence,
+        notes=(how_measured(state), *unmade, *unsure, *remarks),
         advice=advise(state.task, state.data, state.machine).as_dict(), money=state.money(), endpoint_money=paid.money,
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
         rows=state.confirm.split, next_steps=advised,
@@ -186,14 +188,26 @@ def _over_limits(state: ClimbState) -> dict[str, str]:
     return blocked
 
 
-def _refitted(state: ClimbState, best: str) -> str:
-    """With folds, make the recommended arm from all rows; the best arm that can be made is recommended."""
+def _refitted(state: ClimbState, best: str) -> tuple[str, tuple[str, ...]]:
+    """With folds, make the recommended arm from all rows; return what is recommended, and a note if it is not made.
+
+    It takes as long as for one fold. Where that is short, it is done even if the budget is used up.
+    """
+    arm, limit = state.arms[best], state.budget.limits.seconds
+    took = state.fit(arm)["fit_seconds"]
+    short = limit is None or took <= max(SHORT_FIT, SHORT_SHARE * limit)
     try:
-        state.made(state.arms[best], None)
+        with state.budget.lifted() if short else state.budget.stage():
+            state.made(arm, None)
     except FitFailed as error:
         state.failed(error.arm, error.cause)
-        return state.incumbent
-    return best
+        return state.incumbent, ()
+    if None in arm.artifacts:
+        return best, ()
+    text = (
+        f"{best} is not made from all rows yet, which takes about {took:.0f} s: go on with `--resume` and more budget"
+    )
+    return best, (text,)
 
 
 def how_measured(state: ClimbState) -> str:
@@ -215,9 +229,9 @@ def _fit_confidence(state: ClimbState, best: str) -> tuple[dict[str, Any] | None
     With folds, the rows are answered by what was made without them.
     """
     wanted, arm = state.task.confidence, state.arms[best]
-    if wanted is None:
+    if wanted is None or None not in arm.artifacts:
         return None, ()
-    artifact = state.made(arm, None)
+    artifact = arm.artifacts[None]
     if not can_be_fitted(artifact):
         return None, (f"confidence was not fitted: {best} gives its labels no probabilities",)
     figures: dict[str, Any] | None = None

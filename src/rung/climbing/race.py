@@ -80,7 +80,7 @@ def _run(state: ClimbState, chosen: Candidate | Arm) -> None:
     except TimeUp:
         state.budget.unwind()
         state.budget.reserve = outer
-        if arm.rung is not None and not state.scores(arm, state.search):
+        if arm.rung is not None and not (arm.artifacts and state.scores(arm, state.search)):
             took = duration_text(state.budget.spent() - began)
             reason = f"stopped after {took}: {OVERRAN if state.budget.left() > 0 else 'the budget was used up'}"
             state.left[arm.name] = Left("skipped", reason, arm.family, again=True)
