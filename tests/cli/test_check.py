@@ -351,7 +351,7 @@ def test_expected_answers_that_are_longer_than_what_may_be_written() -> None:
 def test_inputs_that_are_longer_than_what_reads_them_are_counted() -> None:
     rows = labelled(400)
     rows[0]["text"] += " so" * 300
-    rows[1]["text"] += " so" * 9000
+    rows[1]["text"] += " ".join(str(number) for number in range(9000))
     table("a.csv", rows)
     task({"train": "a.csv", **HOLDOUT})
     told = found()[1]
