@@ -49,7 +49,7 @@ $(VENV)/.local: pyproject.toml constraints.txt | $(BIN)/uv
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[local,rag,serve,postgres,tools,gepa,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[local,rag,serve,postgres,tools,gepa,excel,dev]'
 	touch $@
 
 clean:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from rung.cli import options, render
+from rung.cli import options, render, render_models
 from rung.errors import ModelError
 
 app = typer.Typer(help="Base models: what is there, where it is from, and where it is kept.", no_args_is_help=True)
@@ -37,7 +37,7 @@ def list_models(json: options.Json = False) -> None:
         }
         for model in EMBEDDED
     ]  # fmt: skip
-    render.result(json, models, lambda: render.built_in_models(models))
+    render.result(json, models, lambda: render_models.built_in_models(models))
 
 
 @app.command()
@@ -77,7 +77,7 @@ def pull(
     files = resolve(reference, progress=options.progress(quiet))
     if openvino:
         export_ahead(files, progress=options.progress(quiet))
-    text = f"{files.name}: {render.count(files.parameters)} parameters in {files.folder}"
+    text = f"{files.name}: {render_models.count(files.parameters)} parameters in {files.folder}"
     render.result(json, {**asdict(files), "folder": str(files.folder)}, text)
 
 
@@ -125,7 +125,7 @@ def search(
     suitable = [open_models.as_dict(model, machine) for model in matches.suitable]
     unknown = [{"id": model.id, "fact": fact} for model, fact in matches.unknown]
     values = {"wanted": asdict(wanted), "models": suitable, "unknown": unknown}
-    render.result(json, values, lambda: render.open_models(matches, wanted, machine))
+    render.result(json, values, lambda: render_models.open_models(matches, wanted, machine))
 
 
 def doctor(json: options.Json = False) -> None:
@@ -142,7 +142,7 @@ def doctor(json: options.Json = False) -> None:
         "engine": explain("embedded", "auto"), "packages": packages, "missing": missing,
         "gpu": None if "torch" in missing else _gpu(),
     }  # fmt: skip
-    render.result(json, facts, lambda: render.doctor(facts))
+    render.result(json, facts, lambda: render_models.doctor(facts))
 
 
 def _version(package: str) -> str | None:

@@ -46,7 +46,7 @@ def applicable(rung: Rung, artifact: Artifact, data: Data, machine: Machine) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Prospect:
     """An arm that could be made next, and what is expected of it.
 
     Attributes:
@@ -77,7 +77,7 @@ def leading(state: ClimbState) -> Belief:
     return score_belief(state.scores(leader, state.search) if leader else ())
 
 
-def expected(state: ClimbState, rung: Rung, base: Arm, name: str, cost: Cost, leader: Belief) -> Candidate:
+def expected(state: ClimbState, rung: Rung, base: Arm, name: str, cost: Cost, leader: Belief) -> Prospect:
     """Say what is expected of a rung on top of a base, corrected by what was measured."""
     own = score_belief(state.scores(base, state.search))
     promise = state.worth.promise(rung, base.depth + 1, own, leader, state.margin)
@@ -87,13 +87,13 @@ def expected(state: ClimbState, rung: Rung, base: Arm, name: str, cost: Cost, le
     few = min(n, 3 * FIRST)
     rows = few + promise.chance * (n - few)
     fits = max(1.0, state.fits * rows / n) if rung.learns or base.learns else 1.0
-    return Candidate(name, rung, base, cost, promise, fit, pace, fits * fit + rows * pace, fit + min(n, FIRST) * pace)
+    return Prospect(name, rung, base, cost, promise, fit, pace, fits * fit + rows * pace, fit + min(n, FIRST) * pace)
 
 
-def next_arm(state: ClimbState) -> Candidate | Arm | None:
+def next_arm(state: ClimbState) -> Prospect | Arm | None:
     """Choose the next arm; None if nothing that is left is worth it."""
     waiting = [arm for arm in state.arms.values() if not arm.raced]
-    lines = candidates(state)
+    lines = prospects(state)
     if not lines and len(state.arms) == 1:
         return None  # nothing to compare the incumbent with
     whole = state.budget.limits.seconds
@@ -107,7 +107,7 @@ def next_arm(state: ClimbState) -> Candidate | Arm | None:
     return None
 
 
-def in_order(lines: Sequence[Candidate], waiting: Sequence[Arm]) -> Iterator[Candidate | Arm]:
+def in_order(lines: Sequence[Prospect], waiting: Sequence[Arm]) -> Iterator[Prospect | Arm]:
     """Put first what takes seconds while a base waits to be raced, then the bases, then the others by worth."""
     ranked = sorted(lines, key=lambda line: (-line.worth, len(line.base.path)))
     cheap = [line for line in ranked if line.seconds <= CHEAP_SECONDS] if waiting else []
@@ -116,7 +116,7 @@ def in_order(lines: Sequence[Candidate], waiting: Sequence[Arm]) -> Iterator[Can
     yield from (line for line in ranked if line not in cheap)
 
 
-def put_off(state: ClimbState, chosen: Candidate) -> str | None:
+def put_off(state: ClimbState, chosen: Prospect) -> str | None:
     """Say why a candidate is not tried now; None if it is."""
     left = state.budget.left()
     if chosen.first_seconds > left:
@@ -133,9 +133,9 @@ def put_off(state: ClimbState, chosen: Candidate) -> str | None:
     return f"put off: expected to take {duration_text(chosen.seconds)} for a gain of {100 * gain:.1f} points"
 
 
-def candidates(state: ClimbState) -> list[Candidate]:
+def prospects(state: ClimbState) -> list[Prospect]:
     """Find the arms that could be made next; record why others are left out."""
-    found: list[Candidate] = []
+    found: list[Prospect] = []
     rungs = state.rungs if state.model_chosen else state.models
     for base in sorted(bases(state), key=lambda arm: len(arm.path)):  # of twins, the one on the simplest base
         opening = base.rung is not None and base.rung.opens_ramp
@@ -169,7 +169,7 @@ def _improved(state: ClimbState, arm: Arm) -> bool:
     return n >= FIRST and sum(own[:n]) > sum(base[:n])
 
 
-def _candidate(state: ClimbState, base: Arm, rung: Rung, found: Sequence[Candidate]) -> Candidate | None:
+def _candidate(state: ClimbState, base: Arm, rung: Rung, found: Sequence[Prospect]) -> Prospect | None:
     """Describe a rung on top of a base; None if it does not apply, or was tried or left out before."""
     artifact = state.some(base)
     if rung.name in artifact.path or (rung in state.models and state.model_chosen and base.depth == 0):
@@ -193,7 +193,7 @@ def _candidate(state: ClimbState, base: Arm, rung: Rung, found: Sequence[Candida
     return expected(state, rung, base, name, cost, leading(state))
 
 
-def _twin(state: ClimbState, base: Artifact, rung: Rung, found: Sequence[Candidate]) -> str | None:
+def _twin(state: ClimbState, base: Artifact, rung: Rung, found: Sequence[Prospect]) -> str | None:
     """Name the arm that the rung makes of an equivalent base."""
     if (key := rung.cache_key(base)) is None:
         return None

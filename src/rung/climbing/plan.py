@@ -8,7 +8,7 @@ from rung.artifact.artifact import Artifact
 from rung.climbing.arms import Arm, ClimbState, Paces
 from rung.climbing.budget import CLOSING_SECONDS, Budget, duration_text
 from rung.climbing.check import validate_task
-from rung.climbing.choice import Candidate, candidates, in_order, put_off
+from rung.climbing.choice import Prospect, in_order, prospects, put_off
 from rung.climbing.conclude import how_measured
 from rung.climbing.confirm import TYPICAL
 from rung.climbing.options import ClimbOptions, chosen_rungs, named_rungs
@@ -45,7 +45,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
     base = state.arms[zero.name]
     rows: list[dict[str, Any]] = []
     spent = 0.0
-    for each in in_order(candidates(state), [base]):
+    for each in in_order(prospects(state), [base]):
         row = _base_row(state, base) if isinstance(each, Arm) else _row(state, each)
         if not row["reason"]:
             spent += row["seconds"]
@@ -70,7 +70,7 @@ def _base_row(state: ClimbState, base: Arm) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _row(state: ClimbState, line: Candidate) -> dict[str, Any]:
+def _row(state: ClimbState, line: Prospect) -> dict[str, Any]:
     return {
         "name": line.name, "applies": True, "reason": put_off(state, line) or "", "rows": len(state.search),
         "fit_tokens": line.cost.fit_tokens, "tokens_per_row": round(line.cost.row_tokens),

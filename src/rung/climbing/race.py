@@ -12,7 +12,7 @@ from __future__ import annotations
 from rung.artifact.artifact import Artifact
 from rung.climbing.arms import Arm, ClimbState, FitFailed, Left
 from rung.climbing.budget import TimeUp, duration_text
-from rung.climbing.choice import FIRST, Candidate, candidates, looks, next_arm
+from rung.climbing.choice import FIRST, Prospect, looks, next_arm, prospects
 from rung.climbing.confirm import better, prove, seconds_to_confirm
 from rung.climbing.worth import score_belief
 from rung.evaluation.racing import CHEAPER, eliminate, futile
@@ -32,7 +32,7 @@ def search(state: ClimbState) -> None:
     for name in [entry["name"] for entry in state.store.all_noted("chosen")]:
         _keep_reserve(state)
         if name not in state.arms:
-            if (chosen := next((each for each in candidates(state) if each.name == name), None)) is not None:
+            if (chosen := next((each for each in prospects(state) if each.name == name), None)) is not None:
                 _run(state, chosen)
         elif not state.arms[name].raced:
             _run(state, state.arms[name])
@@ -46,7 +46,7 @@ def search(state: ClimbState) -> None:
 
 def not_tried(state: ClimbState) -> None:
     """Record what the budget did not reach."""
-    for line in candidates(state):
+    for line in prospects(state):
         if line.name not in state.left:
             reason = f"not tried: the budget was used up; expected to take {duration_text(line.seconds)}"
             state.left[line.name] = Left("skipped", reason, line.rung.family, again=True)
@@ -59,9 +59,9 @@ def _keep_reserve(state: ClimbState) -> None:
         state.budget.reserve = min((RESERVED if compared else RESERVED / 4) * whole, seconds_to_confirm(state))
 
 
-def _run(state: ClimbState, chosen: Candidate | Arm) -> None:
+def _run(state: ClimbState, chosen: Prospect | Arm) -> None:
     """Race a base, or make an arm and race it; then confirm what leads."""
-    if isinstance(chosen, Candidate):
+    if isinstance(chosen, Prospect):
         state.left.pop(chosen.name, None)
         arm = Arm(
             chosen.name, chosen.rung.family, chosen.rung, chosen.base, chosen.cost, chosen.fit_seconds,
@@ -71,7 +71,7 @@ def _run(state: ClimbState, chosen: Candidate | Arm) -> None:
     else:
         arm = chosen
     began, left, outer = state.budget.spent(), state.budget.left(), state.budget.reserve
-    if isinstance(chosen, Candidate) and left < float("inf"):  # one wrong estimate must not cost the others their time
+    if isinstance(chosen, Prospect) and left < float("inf"):  # one wrong estimate must not cost the others their time
         state.budget.reserve += max(0.0, left - max(PATIENCE * chosen.seconds, left / 2))
     try:
         _race(state, arm)
@@ -109,7 +109,7 @@ def _choose_model(state: ClimbState) -> None:
     """With several models, start the ramp from the one that is clearly better, else from the first, once all raced."""
     if state.model_chosen:
         return
-    if all(arm.raced for arm in state.arms.values()) and not candidates(state):
+    if all(arm.raced for arm in state.arms.values()) and not prospects(state):
         leads = state.leader != state.incumbent and better(state, state.leader, state.incumbent) >= SURE
         state.model_chosen = state.leader if leads else state.incumbent
 
@@ -131,7 +131,7 @@ def _race(state: ClimbState, arm: Arm) -> None:
         for each in (leader, arm):
             state.scores(each, state.search, until)
         _drop(state, until)
-        if arm.dropped or leader.dropped or (arm.rung is None and until >= 2 * FIRST and candidates(state)):
+        if arm.dropped or leader.dropped or (arm.rung is None and until >= 2 * FIRST and prospects(state)):
             break  # a base is compared again with what leads later; its rows are dear
     _lead(state, arm)
 

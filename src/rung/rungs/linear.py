@@ -130,7 +130,7 @@ def logistic(penalty: float, *, balanced: bool = False, tolerance: float = 1e-3)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class HeadSettings:
     """The inverse penalty, whether labels weigh the same however many rows they have, and the variance of TF-IDF.
 
     That variance is a share of the variance of an encoder's vectors, where both are features.
@@ -143,7 +143,7 @@ class Choice:
 
 def train_head(
     blocks: Sequence[Matrix], truth: Truth, labels: int, *, seed: int, progress: Progress = QUIET
-) -> tuple[Floats, Floats, Choice]:
+) -> tuple[Floats, Floats, HeadSettings]:
     """Fit multinomial logistic regression on scaled features, and fold the scaling into the weights.
 
     `blocks` have the shape [rows, features], `truth` (label numbers) [rows]; of the `labels` labels, one without rows
@@ -155,7 +155,7 @@ def train_head(
     counts = np.bincount(truth)
     uneven = counts.max() >= UNEVEN * counts[counts > 0].min()
     weightings = (False, True) if uneven else (False,)
-    choices = [Choice(*each) for each in product(PENALTIES, weightings, shares)]
+    choices = [HeadSettings(*each) for each in product(PENALTIES, weightings, shares)]
     progress.start("training the head", len(choices) + 1)
     order, fold = stratified(truth, seed)
     scores = []
@@ -189,7 +189,7 @@ def stratified(truth: Truth, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDAr
 
 
 def _cross_validated(
-    rows: Matrix, truth: Truth, order: npt.NDArray[np.int64], fold: npt.NDArray[np.int64], choice: Choice
+    rows: Matrix, truth: Truth, order: npt.NDArray[np.int64], fold: npt.NDArray[np.int64], choice: HeadSettings
 ) -> tuple[float, float]:
     """Accuracy over the folds, and the mean log-likelihood."""
     right, likelihood = 0, 0.0
