@@ -147,7 +147,9 @@ def _override(parsed: YamlFile, key: str, text: str) -> None:
 
 def _is_text(model: type[BaseModel], path: Sequence[str]) -> bool:
     """Say whether a key takes text alone."""
-    fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    # A field whose JSON Schema is changed by hand takes lists as well.
+    plain = {name: field for name, field in model.model_fields.items() if field.json_schema_extra is None}
+    fields = {field.alias or name: field.annotation for name, field in plain.items()}
     if path[0] not in fields:
         return False
     types = [option for option in (fields[path[0]], *get_args(fields[path[0]])) if isinstance(option, type)]

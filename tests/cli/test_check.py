@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -432,3 +433,17 @@ def test_a_test_file_beside_folds_is_judged_too() -> None:
     task({"train": "a.csv", "test": "b.csv", "split": {"method": "folds"}})
     problems, _ = found()
     assert problems == ["4 test rows can never show a difference: a gain of 10 points needs about 190"]
+
+
+def test_a_damaged_model_is_found(tmp_path: Path, tiny_folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_folder, folder)
+    tensors = {k: t for k, t in load_file(folder / "model.safetensors").items() if "layers.0." not in k}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    table("train.csv", labelled(60))
+    task({"train": "train.csv"}, model=str(folder))
+    raised = check().exception
+    assert isinstance(raised, RungError)
+    assert (raised.code, "tensors are missing, such as model.layers.0." in str(raised)) == ("model-damaged", True)

@@ -38,7 +38,7 @@ def test_confidence_is_fitted_measured_and_saved(rung, saved, small_task_file, t
 def test_it_is_told_in_words(rung, saved, small_task_file):
     shown = rung("confidence", saved, str(small_task_file), "--quiet").stdout
     assert "expected calibration error on 36 test rows" in shown
-    assert "99 % of the answers right: " in shown
+    assert "99 % right on new rows, with 95 % confidence: no threshold is proven on 36 rows" in shown
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_a_trial_is_started_shown_and_stopped(run, stored, zero, tmp_path):
     }  # fmt: skip
     assert (shown["low"], shown["high"]) == (-1.0, 1.0)
     text = run("trial", "show", "intents")
-    assert "0 of at most 200 pairs: +0.0 pp [-100.0, +100.0], 0 fixed / 0 broken, p = 1.000\nundecided so far" in text
+    assert "0 of at most 200 pairs: accuracy +0.0 pp [-100.0, +100.0], 0 fixed / 0 broken, p = 1.000\n" in text
     assert pasted(run, text)["count"] == 3  # all that the store holds
     assert "is stopped" in run("trial", "stop", "intents")
     assert "is over" in run("trial", "show", "intents")

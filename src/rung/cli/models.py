@@ -45,7 +45,7 @@ def show(
     reference: Reference, json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False
 ) -> None:
     """Describe a model; one that is not here is described from the catalogue, or fetched."""
-    from rung.models.checkpoint import is_encoder, verify
+    from rung.models.checkpoint import verify
     from rung.models.embedded import find
     from rung.models.reference import is_cached, resolve
 
@@ -57,7 +57,7 @@ def show(
         facts = {"reference": reference, **facts, **about, "cached": False, "download_megabytes": known.megabytes}
     else:
         files = resolve(reference, progress=options.progress(quiet))
-        verify(files, "encoder" if is_encoder(files) else "language model")
+        verify(files)
         facts = {**asdict(files), "folder": str(files.folder), **about, "cached": True}
     render.result(json, facts, lambda: render.facts(facts, width=18))
 

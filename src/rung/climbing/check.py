@@ -24,6 +24,7 @@ from rung.errors import ConfigError, MachineError
 from rung.evaluation.metrics.registry import get_metric
 from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import validate_references
+from rung.models.checkpoint import verify
 from rung.models.messages import Messages, for_template
 from rung.models.reference import ModelFiles, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
@@ -277,9 +278,12 @@ def _at_hand(reference: str) -> ModelFiles | None:
         return None
     try:
         with _offline():
-            return resolve(reference)
+            files = resolve(reference)
     except MachineError:
         return None
+    if find_spec("transformers") is not None:
+        verify(files)  # a damaged model is a problem now, not at the first row of a climb
+    return files
 
 
 @contextmanager

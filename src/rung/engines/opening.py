@@ -140,7 +140,7 @@ def _open_torch(model: str, device: str, quantization: str) -> TorchEngine:
     with needed_by("the torch engine", error=EngineError):
         from rung.engines.torch_engine import TorchEngine
     files = resolve(model)
-    verify(files)
+    verify(files, "language model")
     return TorchEngine(files, device=device, quantization=quantization)
 
 
@@ -149,7 +149,7 @@ def open_openvino(model: str, precision: ExportPrecision = "int8", *, progress: 
     from rung.engines.openvino_export import exported
 
     files = resolve(model)
-    verify(files)
+    verify(files, "language model")
     exported(files, "causal", precision, progress=progress)
     return _open_openvino(model, precision)
 
@@ -186,9 +186,8 @@ def export_ahead(files: ModelFiles, *, progress: Progress = QUIET) -> None:
     from rung.engines.encoders import open_sentence_encoder
     from rung.engines.openvino_export import exported
 
-    encoder = is_encoder(files)
-    verify(files, "encoder" if encoder else "language model")
-    if encoder:
+    verify(files)
+    if is_encoder(files):
         open_sentence_encoder(files, backend="openvino", progress=progress)
     else:
         exported(files, "causal", "int8", progress=progress)

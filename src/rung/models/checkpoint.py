@@ -31,14 +31,17 @@ _TRAINERS = {  # prefixes that trainers leave in a checkpoint, and how the right
 }
 
 
-def verify(files: ModelFiles, kind: ModelKind = "language model") -> None:
+def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
     """Check that a model's files hold exactly the model that its config.json describes.
+
+    By default, a folder of sentence-transformers is an encoder, and any other a language model.
 
     Raises:
         ModelError: `model-unsupported` where the model cannot write text (or its quantization needs a library that is
             not here), `model-damaged` where tensors are missing, left over, of another shape, or not numbers, or the
             tokenizer has more tokens than the model; `missing-extra` without transformers.
     """
+    kind = kind or ("encoder" if is_encoder(files) else "language model")
     try:
         library = version("transformers")  # its import takes seconds
     except PackageNotFoundError as missing:
