@@ -55,7 +55,7 @@ def test_a_rung_is_recommended_that_beats_zero_shot(climbed):
     assert best.n == 36
     assert best.low <= best.score <= best.high
     c = next(c for c in result.comparisons if (c.a, c.b) == ("zero-shot", result.recommended))
-    assert c.n == by_name["zero-shot"].n < 36  # once it is proven, zero-shot answers no more rows
+    assert c.n == by_name["zero-shot"].n <= 36  # once all is proven, zero-shot answers no more rows
     assert c.p < 0.05
     assert c.low > 0
     assert c.fixed - c.broken == round(c.delta * c.n)
@@ -126,9 +126,16 @@ def test_killed_and_resumed_it_ends_like_one_that_was_not(small_task_file, tmp_p
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     found = json.loads(done.stdout)
     assert found["recommended"] == climbed.result.recommended
-    assert [(r["name"], r["score"], r["n"]) for r in found["rungs"]] == [
-        (r.name, r.score, r.n) for r in climbed.result.rungs
-    ]
+    # Which arms are tried, and on how many rows, depends on measured times; what an arm answers does not.
+    whole = {(name, row.split, row.id): row.score for name, rows in climbed.predictions.items() for row in rows}
+    resumed = {
+        (file.parent.name, row["split"], row["id"]): row["score"]
+        for file in run.glob("rungs/*/predictions.jsonl") for row in map(json.loads, file.read_text().splitlines())
+    }  # fmt: skip
+    common = whole.keys() & resumed.keys()
+    assert {name for name, _, _ in common} >= {"zero-shot", "features", climbed.result.recommended}
+    assert {key: whole[key] for key in common} == {key: resumed[key] for key in common}
+    assert len(resumed) == sum(len(file.read_text().splitlines()) for file in run.glob("rungs/*/predictions.jsonl"))
 
 
 def _text(file):

@@ -127,7 +127,7 @@ def test_scores_are_near_those_of_the_same_weights_in_full_precision(engine):
     request = ScoreRequest(QUESTION, labels)
     ours, full = engine.score([request])[0], open_torch("embedded").score([request])[0]
     np.testing.assert_allclose(ours.logprobs, full.logprobs, rtol=0.05, atol=0.2)  # it rounds activations to 8 bits
-    assert ours.prompt_tokens == full.prompt_tokens
+    assert ours.prompt_tokens > full.prompt_tokens  # every request to the server reads the prompt again
 
 
 def test_too_many_labels_for_one_token_a_request(engine):

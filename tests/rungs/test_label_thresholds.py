@@ -56,7 +56,8 @@ def task(tmp_path: Path) -> Task:
         rows.append({"text": f"row {i} {' '.join(labels)}", "tags": labels})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = {
-        "name": "t", "instruction": "Which tags?", "inputs": ["text"], "data": {"train": "rows.jsonl"},
+        "name": "t", "instruction": "Which tags?", "inputs": ["text"],
+        "data": {"train": "rows.jsonl", "split": {"method": "holdout"}},
         "output": {"column": "tags", "kind": "multilabel", "labels": LABELS},
     }  # fmt: skip
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(values))

@@ -115,7 +115,9 @@ def test_a_question_about_something_else_is_refused(fitted):
 def test_saved_and_loaded_it_reads_the_same(fitted, rows, tmp_path):
     loaded = Artifact.load(fitted.save(tmp_path / "a"))
     assert loaded.retriever == fitted.retriever
-    assert loaded.with_engine(fitted.open()).answer(rows.test[:8]) == fitted.answer(rows.test[:8])
+    sides = (loaded.with_engine(fitted.open()), fitted)
+    ours, before = ([replace(one, seconds=0.0) for one in each.answer(rows.test[:8])] for each in sides)
+    assert ours == before
 
 
 class Written(io.StringIO):

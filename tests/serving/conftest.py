@@ -57,7 +57,7 @@ def client(server):
     return server.client()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # Playwright runs once at a time: tests elsewhere open their own
 def browser():
     with chromium() as opened:
         yield opened

@@ -138,7 +138,7 @@ def test_an_ab_trial_answers_a_share_of_the_inputs_and_is_judged_by_what_comes_b
         assert "the challenger is better; the trial may be stopped" in text
         promotion = text.partition("Next: ")[2].strip()
         assert promotion.startswith(
-            f"rung promote {started['folder']} --reason 'trial {started['id'][:8]}: +100.0 pp ["
+            f"rung promote {started['folder']} --reason 'trial {started['id'][:8]}: mean thumb +100.0 pp ["
         )
         promote(tmp_path, folders[1])
         until(lambda: model(server)["fingerprint"] == marks["b"])

@@ -36,6 +36,7 @@ from rung.evaluation.racing import chance_better
 from rung.evaluation.result import Prediction, RungResult
 from rung.evaluation.statistics import Array, sign_test
 from rung.progress import QUIET, Progress
+from rung.rungs.base import REGISTERED
 from rung.rungs.features import texts_of, vectors_of
 from rung.rungs.linear import design, logistic
 
@@ -132,8 +133,14 @@ class Answers:
 
 def _encoder(rungs: Sequence[RungResult], model: str) -> str | None:
     """The sentence encoder that an arm of this climb used; None if none did."""
-    found = [step.get("encoder") for rung in rungs if rung.score is not None for step in rung.settings.values()]
+    steps = ((name, step) for rung in rungs if rung.score is not None for name, step in rung.settings.items())
+    # Where weights are trained, `encoder` is something else: p-tuning's small network.
+    found = [step.get("encoder") for name, step in steps if not _trains(name)]
     return next((each for each in found if each and each != model), None)
+
+
+def _trains(name: str) -> bool:
+    return name in REGISTERED and REGISTERED[name].rung_type.trains_weights
 
 
 # ---- the cheap head
