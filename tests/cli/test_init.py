@@ -22,6 +22,7 @@ from rung.retrieval.documents import _READERS
 from rung.task import Task
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "No")))
+CACHE = os.environ.get("RUNG_CACHE")
 CALL = {"type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 GENRES = ("drama", "action", "comedy")
 
@@ -457,7 +458,10 @@ def test_a_folder_of_documents_has_a_corpus() -> None:
 
 
 def test_documents_without_rows_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RUNG_CACHE")  # where the built-in models are
+    if CACHE is None:  # where the built-in models are
+        monkeypatch.delenv("RUNG_CACHE")
+    else:
+        monkeypatch.setenv("RUNG_CACHE", CACHE)
     Path("house").mkdir()
     Path("house/heating.md").write_text("# Heating\n\nThe boiler is in the cellar. It is serviced every May.")
     Path("house/garden.md").write_text("# Garden\n\nThe apple tree stands behind the shed.")
