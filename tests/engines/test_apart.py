@@ -7,9 +7,11 @@ import pytest
 import torch
 import transformers
 
+from rung.engines import apart
 from rung.engines.apart import runs_apart
 from rung.engines.base import GenerateRequest, Sampling, ScoreRequest
 from rung.engines.opening import open_torch
+from rung.engines.torch_engine import TorchEngine
 from rung.errors import EngineError
 from rung.training.examples import TokenizedExample
 from rung.training.loss import AnswerLoss, packed_layers
@@ -153,3 +155,12 @@ def test_a_model_whose_tokens_read_ahead_is_refused(tmp_path):
     with pytest.raises(EngineError, match="a token reads what follows it") as raised:
         open_torch(str(tmp_path))
     assert raised.value.code == "model-unsupported"
+
+
+def test_what_was_tried_once_is_not_tried_again(family, monkeypatch):
+    name, engine, _ = family
+    tried = []
+    monkeypatch.setattr(apart, "_check_causal", tried.append)
+    again = TorchEngine(engine.files)
+    assert (tried, runs_apart(again.model)) == ([], FAMILIES[name][2])
+    assert again.model.config._attn_implementation == engine.model.config._attn_implementation

@@ -157,3 +157,12 @@ def test_an_unknown_architecture_is_one_clear_error(llama, tmp_path):
 def test_the_built_in_models_pass(model, kind):
     assert folder_of(model).exists()
     verify(resolve(model.alias), kind)
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(llama, tmp_path, monkeypatch):
+    files = resolve(
+        str(edited(llama[True], tmp_path / "other", lambda t: t | {"model.norm.weight": torch.ones(16) * 2}))
+    )
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "file"))
+    verify(files)

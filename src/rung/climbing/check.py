@@ -17,6 +17,7 @@ from rung.artifact.rendering import refused_row
 from rung.data.json_schema import check_schema
 from rung.data.quality import places
 from rung.data.rows import Data, Example
+from rung.data.spec import ENCODER
 from rung.engines.encoders import read_recipe
 from rung.engines.local import LocalModel
 from rung.engines.opening import open_encoder
@@ -33,7 +34,6 @@ from rung.task import Task
 from rung.training.config import BLOCK_TOKENS
 from rung.training.examples import TOO_LONG, TrainingReport, text_blocks, tokenize
 
-ENCODER = "embedded-encoder"  # of the rungs' defaults
 SIMILAR = 0.95  # cosine of two inputs' vectors, from which they are near-duplicates
 LIKE = 0.5  # cosine of their TF-IDF vectors, from which the encoder is asked
 ALIKE = 0.9  # the same, where there is no encoder to ask

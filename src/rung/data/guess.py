@@ -17,6 +17,7 @@ from rung.data.columns import HEAD, Column, Table, inferred_schema, is_empty, is
 from rung.data.examples import column as read_column
 from rung.data.examples import read_row
 from rung.data.kinds import OutputKind
+from rung.data.quality import determines
 from rung.data.sources import READERS, FileFormat, detected, kind_of
 from rung.errors import ConfigError, DataError, suggest
 
@@ -431,14 +432,9 @@ def _ends_with(table: Table, name: str, answer: str) -> bool:
 
 def _determines(table: Table, name: str, answer: str) -> bool:
     """Whether the values of a column repeat, and each has one answer only."""
-    answers: dict[str, set[str]] = {}
-    rows = 0
-    for cell, expected in zip(table.cells(name), table.cells(answer), strict=True):
-        if not is_empty(cell) and not is_empty(expected):
-            answers.setdefault(text_of(cell), set()).add(text_of(expected))
-            rows += 1
-    several = len(set[str]().union(*answers.values())) > 1 if answers else False
-    return several and len(answers) <= rows / 2 and all(len(each) == 1 for each in answers.values())
+    both = zip(table.cells(name), table.cells(answer), strict=True)
+    pairs = [(text_of(cell), text_of(own)) for cell, own in both if not is_empty(cell) and not is_empty(own)]
+    return determines([value for value, _ in pairs], [own for _, own in pairs], repeated=2)
 
 
 # ---- files beside the table, all rows, folders

@@ -132,7 +132,7 @@ def _given_away(task: TaskSpec, rows: Sequence[Example]) -> Iterator[str]:
         if inside >= LEAK_SHARE * len(rows):
             what = "contains" if task.output.kind == "category" else "is"
             yield f"the input {name!r} {what} the answer in {inside:,} of {len(rows):,} rows: is it known beforehand?"
-        elif len(task.inputs) > 1 and _determines(values, answers):
+        elif len(task.inputs) > 1 and determines(values, answers, REPEATED):
             yield (
                 f"the input {name!r} determines the answer: all rows with one of its {len(set(values)):,} values have "
                 "the same answer. Leave it out of `inputs` if it is not known beforehand"
@@ -145,12 +145,13 @@ def _parts(value: str) -> set[str]:
     return {part.strip() for part in value.split("\n")}
 
 
-def _determines(values: Sequence[str], answers: Sequence[str]) -> bool:
+def determines(values: Sequence[str], answers: Sequence[str], repeated: int) -> bool:
+    """Whether the values occur `repeated` times on average, and each has one answer only."""
     given: dict[str, set[str]] = defaultdict(set)
     for value, answer in zip(values, answers, strict=True):
         given[value].add(answer)
     several = len(set(answers)) > 1 and len(set(answers)) < len(answers)
-    return several and REPEATED * len(given) <= len(values) and all(len(own) == 1 for own in given.values())
+    return several and repeated * len(given) <= len(values) and all(len(own) == 1 for own in given.values())
 
 
 def crossing_groups(groups: Mapping[str, Mapping[str, str]], column: str) -> Iterator[str]:

@@ -16,12 +16,18 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+import transformers
 
 from rung.engines.base import Floats
 from rung.engines.label_trie import build_trie
 from rung.engines.tree_scoring import CAPPED, LOGIT_BYTES, TOKENS_PER_BATCH, attending, score_all
 from rung.errors import EngineError
+from rung.models.cache import recall, remember
+from rung.models.checkpoint import OTHER_MODEL
+from rung.models.hub import first_line
 
+VERSION = 1  # of the trials: raise it with each change, so that models are tried again
+TRIED = ("together", "apart", "plain")  # plain: apart, and with plain attention
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 _APART: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # by decoder: also found through a wrapper (PEFT)
 _CACHED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()  # whether a step with the model's cache is exact
@@ -35,40 +41,49 @@ def runs_apart(model: Any) -> bool:
     return _APART[decoder]
 
 
-def try_together(model: Any) -> None:
-    """Try once whether rows of this model may share a pass, with no change of its weights switched on.
+def try_together(model: Any, fingerprint: str) -> None:
+    """Try whether rows of this model may share a pass, with no change of its weights switched on.
 
-    Where torch's fast attention is not what the model computes without it (Doge), the model gets the plain one.
+    Where torch's fast attention is not what the model computes without it (Doge), the model gets the plain one. The
+    `fingerprint` identifies the base model: what is found is remembered for it on this machine.
 
     Raises:
         EngineError: `model-unsupported`: the model does not run here, or its tokens read what follows them.
     """
-    decoder = model.get_decoder()
-    if decoder not in _APART:
+    versions = f"{transformers.__version__}-{torch.__version__}-{model.device.type}-{model.dtype}"
+    name = f"{fingerprint}-rows-{versions}-{VERSION}"
+    if (known := recall(name)) not in TRIED:
         _check_causal(model)
-        ids = _some_tokens(model, 24)
-        if model.config._attn_implementation == "sdpa" and not _is_known(model):
-            with torch.inference_mode():
-                fast = model(input_ids=ids, use_cache=False).logits
-                with attending(model, "eager"):
-                    plain = model(input_ids=ids, use_cache=False).logits
-            if not _close(model, fast, plain):
-                model.set_attn_implementation("eager")
-        _APART[decoder] = _is_known(model) or _differs(model)
+        plain = model.config._attn_implementation == "sdpa" and not _is_known(model) and not _fast_is_right(model)
+        if plain:
+            model.set_attn_implementation("eager")
+        known = "plain" if plain else "apart" if _is_known(model) or _differs(model) else "together"
+        remember(name, known)
+    elif known == "plain":
+        model.set_attn_implementation("eager")
+    _APART[model.get_decoder()] = known != "together"
+
+
+def _fast_is_right(model: Any) -> bool:
+    ids = _some_tokens(model, 24)
+    with torch.inference_mode():
+        fast = model(input_ids=ids, use_cache=False).logits
+        with attending(model, "eager"):
+            plain = model(input_ids=ids, use_cache=False).logits
+    return _close(model, fast, plain)
 
 
 def _check_causal(model: Any) -> None:
     ids = _some_tokens(model, 41)
-    hint = "choose another model (`rung models search`), or serve it elsewhere: http://HOST/v1#MODEL"
     try:
         with torch.inference_mode():
             whole, part = (model(input_ids=i, use_cache=False).logits[:, 16] for i in (ids, ids[:, :17]))
     except (AttributeError, ImportError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        problem = f"transformers cannot run this {model.config.model_type} model here: {str(error).splitlines()[0]}"
-        raise EngineError("model-unsupported", problem, hint=hint) from error
+        problem = f"transformers cannot run this {model.config.model_type} model here: {first_line(error)}"
+        raise EngineError("model-unsupported", problem, hint=OTHER_MODEL) from error
     if not _close(model, whole, part):  # Zamba 2 without its own kernels
         problem = f"as transformers runs {model.config.model_type} models here, a token reads what follows it"
-        raise EngineError("model-unsupported", problem, hint=hint)
+        raise EngineError("model-unsupported", problem, hint=OTHER_MODEL)
 
 
 def _some_tokens(model: Any, count: int) -> torch.Tensor:

@@ -85,7 +85,7 @@ class TorchEngine(LocalModel):
             self.model.to(device)
         self.model.eval()
         self.model.requires_grad_(False)
-        try_together(self.model)
+        try_together(self.model, self.base_fingerprint)
         self._changes: dict[str, WeightsChange] = {}
         self._active: str | None = None
         self._search_pays: dict[Any, bool] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -83,6 +84,23 @@ def write_atomically(file: Path, text: str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def recall(name: str) -> str | None:
+    """What an earlier process found out under this name, see `remember`; None if nothing."""
+    file = cache_dir() / "verified" / name.replace("/", "-")
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def remember(name: str, text: str) -> None:
+    """Keep a finding for later processes; where the cache cannot be written, they find it out again."""
+    file = cache_dir() / "verified" / name.replace("/", "-")
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, text)
 
 
 def _open_up(folder: Path) -> None:

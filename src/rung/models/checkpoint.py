@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rung.errors import ModelError
-from rung.models.cache import cache_dir, write_atomically
+from rung.models.cache import recall, remember
+from rung.models.hub import first_line
 from rung.models.reference import ModelFiles
 
 ModelKind = Literal["language model", "encoder"]
 VERSION = 1  # of the checks: raise it with each change, so that models are verified again
+OTHER_MODEL = (
+    "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
+)
 SHOWN = 3  # tensors that an error names
 
 # Tensors that text does not need: towers for images and sound, heads that predict several tokens at once.
@@ -47,9 +51,8 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
     except PackageNotFoundError as missing:
         problem, hint = "reading a model needs transformers", "uv pip install 'rung[local]'"
         raise ModelError("missing-extra", problem, hint=hint) from missing
-    name = f"{files.fingerprint.replace('/', '-')}-{kind.split()[0]}-{library}-{VERSION}"
-    passed = cache_dir() / "verified" / name
-    if passed.exists():
+    name = f"{files.fingerprint}-{kind.split()[0]}-{library}-{VERSION}"
+    if recall(name) is not None:
         return
     config = _config(files)
     if kind == "language model":
@@ -59,8 +62,7 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
     else:
         _check_tensors(files, config, kind)
     _check_numbers(files)
-    passed.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(passed, "")
+    remember(name, "")
 
 
 def is_encoder(files: ModelFiles) -> bool:
@@ -104,7 +106,7 @@ def _config(files: ModelFiles) -> Any:
     try:
         return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, KeyError, OSError, TypeError) as error:
-        raise _unsupported(files, f"transformers cannot read its config.json: {_first_line(error)}") from error
+        raise _unsupported(files, f"transformers cannot read its config.json: {first_line(error)}") from error
 
 
 def _check_writes_text(files: ModelFiles, config: Any) -> None:
@@ -143,7 +145,7 @@ def _check_quantization(files: ModelFiles, config: Any) -> None:
     try:
         AutoHfQuantizer.from_config(values, pre_quantized=True).validate_environment(device_map=None)
     except Exception as error:  # every library says in its own way that it is missing, NameError included
-        why = f"it is quantized ({method}), which cannot run here: {_first_line(error)}"
+        why = f"it is quantized ({method}), which cannot run here: {first_line(error)}"
         hint = "install what the message names, choose the model in full precision or as GGUF, or serve it elsewhere (`http://HOST/v1#MODEL`)"
         raise ModelError("model-unsupported", f"{files.name}: {why}", hint=hint) from error
 
@@ -162,7 +164,7 @@ def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> None:
             local_files_only=True, trust_remote_code=False,
         )  # fmt: skip
     except (ImportError, ValueError, KeyError, RuntimeError, OSError, TypeError, AttributeError) as error:
-        raise _unsupported(files, f"transformers cannot load it: {_first_line(error)}") from error
+        raise _unsupported(files, f"transformers cannot load it: {first_line(error)}") from error
     finally:
         transformers.logging.set_verbosity(level)
     if wrong := sorted(info["mismatched_keys"], key=str):
@@ -211,11 +213,4 @@ def _tensors(weights: Sequence[Path]) -> Iterator[tuple[str, Any]]:
 
 
 def _unsupported(files: ModelFiles, why: str) -> ModelError:
-    hint = (
-        "choose another model (`rung models search`), or serve it elsewhere and name its endpoint: http://HOST/v1#MODEL"
-    )
-    return ModelError("model-unsupported", f"{files.name}: {why}", hint=hint)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ModelError("model-unsupported", f"{files.name}: {why}", hint=OTHER_MODEL)

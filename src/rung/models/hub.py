@@ -39,13 +39,14 @@ def ensure(name: str, revision: str | None = None, *, progress: Progress = QUIET
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=ALLOWED, ignore_patterns=IGNORED))
     except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as failed:
         hint = "check the name and the network; gated models need a token in HF_TOKEN"
-        problem = f"{name} could not be downloaded from the Hub: {_first_line(failed)}"
+        problem = f"{name} could not be downloaded from the Hub: {first_line(failed)}"
         raise ModelError("download-failed", problem, hint=hint) from failed
     progress.finish()
     return folder
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, else its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -62,7 +63,7 @@ def facts(name: str) -> dict[str, Any]:
     try:
         info = HfApi().model_info(name, expand=["safetensors", "cardData", "gated"], timeout=20)
     except (HfHubHTTPError, OfflineModeIsEnabled, HTTPError, OSError) as failed:
-        problem = f"{name}: the Hub gives no facts: {_first_line(failed)}"
+        problem = f"{name}: the Hub gives no facts: {first_line(failed)}"
         raise ModelError("download-failed", problem, hint="check the name and the network") from failed
     card = info.card_data or {}
     languages, licence = card.get("language"), card.get("license")

@@ -12,6 +12,7 @@ from rung.artifact.artifact import Artifact
 from rung.artifact.costs import FORWARD
 from rung.artifact.labels import LabelScoring, label_scoring, mean_logprobs
 from rung.data.rows import Data, Example
+from rung.data.spec import ENCODER
 from rung.engines.opening import open_encoder
 from rung.evaluation.racing import race_order
 from rung.machine import Machine
@@ -22,8 +23,6 @@ from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
 from rung.rungs.costs import inference_cost, sizes
 from rung.training.config import Count
-
-ENCODER = "embedded-encoder"
 
 
 # Fixed and random demonstrations differ from balanced ones only by chance: a climb tries them when asked to.

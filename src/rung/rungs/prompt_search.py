@@ -9,6 +9,7 @@ from typing import Any
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data, Example
+from rung.data.spec import ENCODER
 from rung.engines.api_options import ApiOptions
 from rung.engines.base import Engine, GenerateRequest, Sampling
 from rung.engines.opening import open_encoder, open_engine
@@ -33,7 +34,6 @@ from rung.prompt_search.writer import CopyGuard, Proposal, Writer
 from rung.prompts.demonstrations import Demonstrations, Selection
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, PartialShare, Rung, rung, skip
 from rung.rungs.costs import inference_cost
-from rung.rungs.few_shot import ENCODER
 from rung.task import Task
 from rung.training.config import Count, NonNegative
 
