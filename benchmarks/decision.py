@@ -30,8 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 from _common import finish
+from _races import race
 from rung.evaluation.decision import decide, settled
-from rung.evaluation.racing import looks, race, sign_capital
+from rung.evaluation.racing import looks, sign_capital
 from rung.evaluation.statistics import compare, holm
 
 Matrix = npt.NDArray[np.float64]

@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from _common import finish
+from _races import race
 from decision import SHAPES, Shape, draw
-from rung.evaluation.racing import halve, race
+from rung.evaluation.racing import halve
 from rung.evaluation.statistics import compare
 
 FOLDER = Path(__file__).parent / "matrices"

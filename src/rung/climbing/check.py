@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import ceil
@@ -27,7 +25,7 @@ from rung.evaluation.racing import race_order
 from rung.evaluation.scoring import validate_references
 from rung.models.checkpoint import verify
 from rung.models.messages import Messages, for_template
-from rung.models.reference import ModelFiles, is_endpoint, resolve
+from rung.models.reference import ModelFiles, is_cached, is_endpoint, resolve
 from rung.models.tokenizer import Tokenizer
 from rung.rungs import build, get
 from rung.task import Task
@@ -277,26 +275,12 @@ def _at_hand(reference: str) -> ModelFiles | None:
     if is_endpoint(reference):
         return None
     try:
-        with _offline():
-            files = resolve(reference)
+        files = resolve(reference) if is_cached(reference) else None
     except MachineError:
         return None
-    if find_spec("transformers") is not None:
+    if files is not None and find_spec("transformers") is not None:
         verify(files)  # a damaged model is a problem now, not at the first row of a climb
     return files
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    before = os.environ.get("RUNG_OFFLINE")
-    os.environ["RUNG_OFFLINE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["RUNG_OFFLINE"]
-        else:
-            os.environ["RUNG_OFFLINE"] = before
 
 
 def _counter(files: ModelFiles) -> Callable[[str], int]:

@@ -1,11 +1,11 @@
 """Races over a paired score matrix: compare many candidates without answering every row with each.
 
 All arms answer the same rows in one fixed order (`race_order`), so that the rows' difficulty cancels. There are two
-races, and every part of Rung that compares candidates runs one of them:
+ways to race, and every part of Rung that compares candidates uses one of them:
 
-`race` eliminates by evidence, for few arms that are costly to make. Each arm that another one clearly beats is dropped
-at a *look*; the rows after it cost nothing for that arm. This is racing (Maron & Moore, Hoeffding races, NIPS 1993;
-Mnih, Szepesvari & Audibert, Empirical Bernstein stopping, ICML 2008).
+`eliminate` drops by evidence, for few arms that are costly to make. At each of the `looks`, the arms that another one
+clearly beats are dropped; the rows after it cost nothing for them. This is racing (Maron & Moore, Hoeffding races, NIPS
+1993; Mnih, Szepesvari & Audibert, Empirical Bernstein stopping, ICML 2008).
 
 With rows drawn independently, the arm with the best expected score is dropped as proven worse with probability at most
 alpha, for any number of arms, looks and ties, and any dependence between the arms' scores. The test is by betting
@@ -89,34 +89,6 @@ class Elimination:
         bar = f"better than {self.by} by {points}" if self.margin >= 0 else f"within {points} of {self.by}"
         gain = "" if self.margin < 0 else f", expected gain {100 * self.gain:.2f} points"
         return f"stopped after {self.n} rows: {100 * self.chance:.1f} % likely to be {bar}{gain}, {counts}"
-
-
-@dataclass(frozen=True, slots=True)
-class RaceResult:
-    """The arms left at the end, and why the others were dropped."""
-
-    survivors: tuple[str, ...]
-    beaten: dict[str, Elimination]
-
-
-def race(
-    names: Sequence[str], ask: Ask, rows: int, *, alpha: float = 0.05, binary: bool | None = None,
-    margin: float | None = None, costs: Mapping[str, float] | None = None, batch: int = 8,
-) -> RaceResult:  # fmt: skip
-    """Race `names` over `rows` rows; the race ends early when one arm is left, and a lone arm answers no row.
-
-    `batch` is the number of rows that the engine answers together; for the other options see `eliminate`.
-    """
-    alive = tuple(names)
-    beaten: dict[str, Elimination] = {}
-    scores: dict[str, Sequence[float]] = {}
-    for until in looks(rows, batch=batch):
-        if len(alive) == 1:
-            break
-        scores |= {name: ask(name, until) for name in alive}
-        beaten |= eliminate(scores, alpha=alpha, binary=binary, margin=margin, costs=costs)
-        alive = tuple(name for name in alive if name not in beaten)
-    return RaceResult(alive, beaten)
 
 
 def looks(rows: int, first: int = 16, growth: float = 1.5, batch: int = 8) -> tuple[int, ...]:
