@@ -213,7 +213,7 @@ def rungs(
 
 def tune(
     task: options.TaskFile,
-    rung: Annotated[str | None, Option(help="The rung to search; without, the last of a default climb.")] = None,
+    rung: Annotated[str | None, Option(help="The rung to search; default: the last one of a default climb.")] = None,
     trials: Annotated[int, Option(min=1, help="Most trials.")] = 20,
     budget: options.TimeBudget = None, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
     engine: options.EngineOption = "auto", sets: options.Sets = None, json: options.Json = False,

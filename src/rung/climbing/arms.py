@@ -106,12 +106,18 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """An arm that was not measured, and why; `again` if a climb that goes on with more budget tries it."""
+    """An arm that was not measured, and why.
+
+    Attributes:
+        again: whether a climb that goes on with more budget tries it.
+        lacked_budget: whether the budget is the reason.
+    """
 
     status: Status
     reason: str
     family: str
     again: bool = False
+    lacked_budget: bool = False
 
 
 class FitFailed(Exception):  # noqa: N818
@@ -347,11 +353,10 @@ class ClimbState:
 
     # ---- what was not measured
 
-    def leave(self, name: str, family: str, status: Status, reason: str, *, again: bool = False) -> None:
-        """Record that an arm is not measured; one that may be tried again is not recorded for a resumed climb."""
-        self.left[name] = Left(status, reason, family, again)
-        if not again:
-            self.store.note(status, name=name, reason=reason)
+    def leave(self, name: str, family: str, status: Status, reason: str) -> None:
+        """Record that an arm is not measured, also for a resumed climb."""
+        self.left[name] = Left(status, reason, family)
+        self.store.note(status, name=name, reason=reason)
 
     def failed(self, arm: Arm, error: Exception) -> None:
         """Record that an arm failed: one broken rung must not cost the others their results."""

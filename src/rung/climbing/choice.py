@@ -101,9 +101,9 @@ def next_arm(state: ClimbState) -> Prospect | Arm | None:
     for chosen in (*waiting, *in_order(lines, ())) if late else in_order(lines, waiting):
         if isinstance(chosen, Arm):
             return chosen
-        if (reason := put_off(state, chosen)) is None:
+        if (left := put_off(state, chosen)) is None:
             return chosen
-        state.left[chosen.name] = Left("skipped", reason, chosen.rung.family, again=True)
+        state.left[chosen.name] = left
     return None
 
 
@@ -116,21 +116,23 @@ def in_order(lines: Sequence[Prospect], waiting: Sequence[Arm]) -> Iterator[Pros
     yield from (line for line in ranked if line not in cheap)
 
 
-def put_off(state: ClimbState, chosen: Prospect) -> str | None:
+def put_off(state: ClimbState, chosen: Prospect) -> Left | None:
     """Say why a candidate is not tried now; None if it is."""
-    left = state.budget.left()
+    left, family = state.budget.left(), chosen.rung.family
     if chosen.first_seconds > left:
-        return (
+        reason = (
             f"it is expected to take {duration_text(chosen.first_seconds)} and {duration_text(max(0.0, left))} "
             f"of the budget are left"
         )
+        return Left("skipped", reason, family, again=True, lacked_budget=True)
     gain, minutes = chosen.promise.gain, chosen.seconds / 60
     if (chosen.rung.name in state.named and chosen.base.depth == 0) or not state.leader:
         return None
     limited, strict = state.budget.limits.seconds is not None, 2 if chosen.base.depth else 1
     if gain >= strict * LEAST_GAIN and (limited or gain >= strict * GAIN_A_MINUTE * minutes):
         return None
-    return f"put off: expected to take {duration_text(chosen.seconds)} for a gain of {100 * gain:.1f} points"
+    reason = f"put off: expected to take {duration_text(chosen.seconds)} for a gain of {100 * gain:.1f} points"
+    return Left("skipped", reason, family, again=True)
 
 
 def prospects(state: ClimbState) -> list[Prospect]:

@@ -24,6 +24,7 @@ from rung.evaluation import calibration
 from rung.evaluation.decision import CHEAPER, Decision
 from rung.evaluation.prices import Prices, price_per_row
 from rung.evaluation.rag_metrics import summary
+from rung.evaluation.report.words import p_text
 from rung.evaluation.result import THIN, ClimbResult, Comparison, Prediction, RungResult, Status
 from rung.evaluation.scoring import notes, related
 from rung.evaluation.statistics import mean_interval
@@ -214,8 +215,8 @@ def how_measured(state: ClimbState) -> str:
     """Which rows the arms were compared on."""
     if state.search is state.confirm:
         return (
-            f"{len(state.confirm)} labelled rows are few, so every row was answered by what was made without it "
-            f"({len(state.data.folds)} folds); the recommended artifact was then made from all rows"
+            f"{len(state.confirm)} labelled rows are few, so every row was answered by artifacts that were made "
+            f"without it ({len(state.data.folds)} folds); the recommended artifact was then made from all rows"
         )
     test = f"{len(state.confirm)} test rows that nothing was trained or chosen on"
     if state.data.folds:
@@ -226,7 +227,7 @@ def how_measured(state: ClimbState) -> str:
 def _fit_confidence(state: ClimbState, best: str) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """Fit the recommended artifact's confidence if the task asks for it; return the report's part on it, and notes.
 
-    With folds, the rows are answered by what was made without them.
+    With folds, the rows are answered by artifacts that were made without them.
     """
     wanted, arm = state.task.confidence, state.arms[best]
     if wanted is None or None not in arm.artifacts:
@@ -288,7 +289,7 @@ def _rows(state: ClimbState) -> str:
 
 def _not_tried(state: ClimbState) -> str:
     """What was not tried for lack of budget."""
-    names = [name for name, left in state.left.items() if left.again and "budget" in left.reason]
+    names = [name for name, left in state.left.items() if left.lacked_budget]
     names = [*(name for name in state.arms if not state.store.predictions(name)), *names]
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if names[SHOWN:] else "")
     return f"not tried for lack of budget: {shown}" if names else ""
@@ -298,10 +299,9 @@ def _use(state: ClimbState, found: Decision, best: str) -> str:
     """Recommend an arm that passed the gate."""
     v, incumbent = found.verdicts[best], state.incumbent
     if v.outcome == "better":
-        p = "p < 0.001" if v.p < 0.001 else f"p = {v.p:.3f}"
         text = (
             f"Use {best}: {100 * v.delta:+.1f} points [{100 * v.low:+.1f}, {100 * v.high:+.1f}] over {incumbent} on "
-            f"{v.n} {_rows(state)}, {v.fixed} fixed / {v.broken} broken, {p}"
+            f"{v.n} {_rows(state)}, {v.fixed} fixed / {v.broken} broken, {p_text(v.p)}"
         )
         if v.p > THIN:
             text += f" (likely about {100 * v.shrunken:+.1f}: thin evidence exaggerates)"

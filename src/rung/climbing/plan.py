@@ -71,8 +71,9 @@ def _base_row(state: ClimbState, base: Arm) -> dict[str, Any]:
 
 
 def _row(state: ClimbState, line: Prospect) -> dict[str, Any]:
+    left = put_off(state, line)
     return {
-        "name": line.name, "applies": True, "reason": put_off(state, line) or "", "rows": len(state.search),
+        "name": line.name, "applies": True, "reason": left.reason if left else "", "rows": len(state.search),
         "fit_tokens": line.cost.fit_tokens, "tokens_per_row": round(line.cost.row_tokens),
         "seconds": round(line.seconds, 1), "row_seconds": line.row_seconds, "memory_bytes": line.cost.memory_bytes,
         "gain": line.promise.gain,

@@ -49,7 +49,7 @@ def not_tried(state: ClimbState) -> None:
     for line in prospects(state):
         if line.name not in state.left:
             reason = f"not tried: the budget was used up; expected to take {duration_text(line.seconds)}"
-            state.left[line.name] = Left("skipped", reason, line.rung.family, again=True)
+            state.left[line.name] = Left("skipped", reason, line.rung.family, again=True, lacked_budget=True)
 
 
 def _keep_reserve(state: ClimbState) -> None:
@@ -83,7 +83,7 @@ def _run(state: ClimbState, chosen: Prospect | Arm) -> None:
         if arm.rung is not None and not (arm.artifacts and state.scores(arm, state.search)):
             took = duration_text(state.budget.spent() - began)
             reason = f"stopped after {took}: {OVERRAN if state.budget.left() > 0 else 'the budget was used up'}"
-            state.left[arm.name] = Left("skipped", reason, arm.family, again=True)
+            state.left[arm.name] = Left("skipped", reason, arm.family, again=True, lacked_budget=True)
             state.overran.add(arm.name)
             del state.arms[arm.name]
         if state.budget.left() <= 0:
@@ -137,7 +137,7 @@ def _race(state: ClimbState, arm: Arm) -> None:
 
 
 def _drop(state: ClimbState, until: int) -> None:
-    """Drop the arms that what led before beats on the first rows, and those that are not worth further rows."""
+    """Drop the arms that an earlier leader beats on the first rows, and those that are not worth further rows."""
     arms = {arm.name: arm for arm in state.arms.values() if arm.raced}
     seen = {name: own[:until] for name, arm in arms.items() if (own := state.scores(arm, state.search))}
     seen = {name: own for name, own in seen.items() if len(own) == until or arms[name].dropped}

@@ -84,7 +84,9 @@ def climb(
     data = data if isinstance(data, Data) else task.read(data)
     if data.folds and task.output.kind == "ranking":
         hint = "set `data.split.method: holdout`"
-        raise ConfigError("bad-value", "kind ranking looks rows up in all training rows, so folds do not go", hint=hint)
+        raise ConfigError(
+            "bad-value", "kind ranking looks rows up in all training rows, so it cannot be measured by folds", hint=hint
+        )
     for split in () if data.folds else ("validation", "test"):
         if not getattr(data, split):
             hint = f"give `data.{split}`, or a fraction to split off"
@@ -138,7 +140,9 @@ def _climb(
     store.budget.money = state.money
     if options.budget_money is not None and state.money() is None:
         hint = "set RUNG_API_PRICE_INPUT and RUNG_API_PRICE_OUTPUT, or give the budget as time"
-        raise ConfigError("bad-option", f"the prices of {task.model} are not known, so money cannot be kept", hint=hint)
+        raise ConfigError(
+            "bad-option", f"the prices of {task.model} are not known, so a budget in money cannot be kept", hint=hint
+        )
     start = Artifact.zero_shot(task.only(task.model), data.labels, engine=options.engine)
     for base in (incumbent, start):
         if base is not None:

@@ -106,7 +106,7 @@ def _decoded(value: bytes, encoding: str) -> Any:
 
 
 def _nanoseconds(column: Any, pa: Any) -> list[Any]:
-    """Timestamps in nanoseconds, which Python has not: text in ISO 8601 where the last three digits matter."""
+    """Timestamps in nanoseconds, which Python does not have: text in ISO 8601 where the last three digits matter."""
     values = column.cast(pa.timestamp("us", column.type.tz), safe=False).to_pylist()
     rests = [None if n is None else n % 1000 for n in column.cast(pa.int64()).to_pylist()]
     return [_finer(value, rest) if rest else value for value, rest in zip(values, rests, strict=True)]

@@ -14,7 +14,7 @@ from rung.models.cache import write_atomically
 # `confirmed` on the rows of the confirmation; `beaten` in the race; `stopped` before its training was done; the others
 # have no score.
 Status = Literal["confirmed", "beaten", "stopped", "failed", "skipped"]
-Split = Literal["test", "validation", "folds"]  # `folds`: answered by what was made without the row's fold
+Split = Literal["test", "validation", "folds"]  # `folds`: answered by an artifact made without the row's fold
 # What `rung climb --json` prints of a rung and of a comparison.
 RUNG_KEYS = (
     "name", "family", "uses_llm", "metric", "score", "low", "high", "n", "split", "status", "reason", "price_per_1000",

@@ -85,7 +85,7 @@ def quality_notes(result: ClimbResult) -> list[str]:
             "and so is that of a rung that chose its settings there"
         )
     if "folds" in others:
-        notes.append("o: out of fold: every row was answered by what was made without it")
+        notes.append("o: out of fold: every row was answered by an artifact that was made without it")
     stopped = [rung for rung in rungs if rung.stopped is not None]
     if stopped:
         notes.append("a rung that stopped early has no interval of its score: its scores chose when to stop")
@@ -296,7 +296,7 @@ def confidence_lines(figures: Mapping[str, Any]) -> list[str]:
 def method(result: ClimbResult) -> list[str]:
     """How the figures were measured."""
     where = {
-        "folds": "Every row was answered by what was made without it: out of fold.",
+        "folds": "Every row was answered by an artifact that was made without it: out of fold.",
         "test": "The confirmation's test rows were not used to train or to choose anything.",
     }
     return [
