@@ -36,7 +36,7 @@ def serve(
     port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     key_file: Annotated[Path | None, Option(help="Require a key of this file.", metavar="FILE")] = None,
     allow_host: Annotated[list[str] | None, Option(help="A Host header to answer to.")] = None,
-    allow_origin: Annotated[list[str] | None, Option(help="Another site whose pages may ask.")] = None,
+    allow_origin: Annotated[list[str] | None, Option(help="Another site whose pages may use the API.")] = None,
     load_from: Annotated[
         Path | None, Option(help="Let artifacts below this folder be loaded over HTTP.", metavar="FOLDER")
     ] = None,

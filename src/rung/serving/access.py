@@ -220,6 +220,7 @@ OPEN = frozenset({"/health", "/ready"})  # probes have no key
 SIGN_IN = "/sign-in"
 STATIC = "/static/"  # the pages' style and script, needed before anybody has signed in
 API = ("/v1/", "/metrics", "/openapi.json")  # for programs: a cookie opens nothing here
+ANY_SITE = "*"
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class Access:
 
     keys: KeyRing | None = None  # None where no key is needed
     hosts: frozenset[str] | None = LOOPBACK_NAMES  # what the Host header may name; None for any: a key protects then
-    origins: frozenset[str] = frozenset()  # other sites whose pages may ask
+    origins: frozenset[str] = frozenset()  # other sites whose pages may use the API; `*` for any
     sessions: Sessions | None = None  # who is signed in to the pages; None where there are no pages
 
     def check(self, path: str, headers: Mapping[str, str], scheme: str) -> ApiKey | None:
@@ -236,7 +237,7 @@ class Access:
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.hosts is not None and _host_name(host) not in self.hosts:
             raise Refused(403, "bad-host", "this server does not answer to that Host; allow it with --allow-host")
-        if origin is not None and origin not in self.origins:
+        if origin is not None and not self._allows(origin, path):
             site = urlsplit(origin)
             if site.scheme not in (scheme, "https") or site.netloc.lower() != host.lower():
                 raise Refused(403, "bad-origin", "pages of that Origin may not ask; allow it with --allow-origin")
@@ -251,6 +252,29 @@ class Access:
             raise Refused(401, "invalid-api-key", message, headers={"WWW-Authenticate": "Bearer"})
         self.keys.take(key)
         return key
+
+    def cors(self, path: str, headers: Mapping[str, str], *, preflight: bool) -> dict[str, str]:
+        """List the headers that let a page of an allowed site read the response; a preflight asks before the request.
+
+        No cookies are allowed across sites: such a page sends a key.
+        """
+        origin = headers.get("origin")
+        if origin is None or not self._allows(origin, path):
+            return {}
+        allowed = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+        if not preflight:
+            return {**allowed, "Access-Control-Expose-Headers": "Retry-After"}
+        allowed["Access-Control-Allow-Methods"] = "GET, HEAD, POST, PUT, DELETE"
+        allowed["Access-Control-Allow-Headers"] = headers.get("access-control-request-headers", "")
+        allowed["Access-Control-Max-Age"] = "600"
+        if headers.get("access-control-request-private-network"):  # a public site asks a server on this machine
+            allowed["Access-Control-Allow-Private-Network"] = "true"
+        return allowed
+
+    def _allows(self, origin: str, path: str) -> bool:
+        if not (path.startswith(API) or path in OPEN):
+            return False
+        return origin.lower() in self.origins or ANY_SITE in self.origins
 
     def _signed_in(self, sessions: Sessions, path: str, headers: Mapping[str, str]) -> ApiKey | None:
         """The key of the session; without one, redirect to the page that asks for it."""
@@ -273,7 +297,20 @@ def access_rules(
             "key-needed", f"anyone who reaches {host} could ask, and no key is set",
             hint="make one: `rung keys create --key-file keys.jsonl`, then serve with `--key-file keys.jsonl`",
         )  # fmt: skip
+    if ANY_SITE in origins and keys is None:
+        hint = "name the sites, or serve with --key-file"
+        raise ConfigError("key-needed", "any page in a browser could ask, and no key is set", hint=hint)
+    origins = frozenset(map(_origin, origins))
     return Access(keys, LOOPBACK_NAMES | {_host_name(host)} | hosts if loopback else hosts or None, origins)
+
+
+def _origin(text: str) -> str:
+    """Read a site as browsers name it in the Origin header."""
+    site = urlsplit(text.rstrip("/"))
+    if text != ANY_SITE and (not site.scheme or not site.netloc or site.path or site.query):
+        hint = "write scheme, host and port, such as https://chat.example.org or http://localhost:3000"
+        raise ConfigError("bad-option", f"{text!r} is not the origin of a site", hint=hint)
+    return text.rstrip("/").lower()
 
 
 def _host_name(host: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rung.errors import RungError
@@ -32,6 +32,8 @@ class ServerMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # the HTTP server leaves the body out itself
+            scope = {**scope, "method": "GET"}
         metrics = self._server.metrics
         context = scope[STATE] = RequestContext(self._server)
         response = _Response(send, self._server.limits.write_seconds)
@@ -47,6 +49,11 @@ class ServerMiddleware:
         limits = self._server.limits
         try:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+            response.cors = self._server.access.cors(scope["path"], headers, preflight=preflight)
+            if preflight and response.cors:  # browsers send no key with it
+                await Response(status_code=204)(scope, receive, response)
+                return
             context.key = self._server.access.check(scope["path"], headers, scope["scheme"])
             body = b""
             if scope["method"] in WITH_BODY:
@@ -91,10 +98,13 @@ class _Response:
         self._send, self._seconds = send, seconds
         self.status = 0
         self.complete = False
+        self.cors: dict[str, str] = {}  # headers of every response to a page of another site, errors included
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            cors = [(name.lower().encode(), value.encode("latin-1")) for name, value in self.cors.items()]
+            message = {**message, "headers": [*message.get("headers", ()), *cors]}
         elif message["type"] == "http.response.body":
             self.complete = not message.get("more_body", False)
         try:
