@@ -9,7 +9,7 @@ TUNING := tuning tuning_prefix head_only
 # two processes, each on one thread (threads of several processes wait for each other); each may take 7 GiB
 PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: quickstart test test-all models check bench bench-tuning clean
+.PHONY: quickstart test test-all models check docs bench bench-tuning clean
 
 quickstart: $(VENV)/.local
 	$(BIN)/rung climb examples/banking77/task.yaml --resume
@@ -32,6 +32,10 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 
+# the site, with every warning an error
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: $(VENV)/.dev
 	for script in $(INFERENCE:%=benchmarks/%.py); do \
 	  $(BIN)/python $$script || { code=$$?; [ $$code -eq 3 ] || exit $$code; }; done  # 3: the device is not there
@@ -49,8 +53,8 @@ $(VENV)/.local: pyproject.toml constraints.txt | $(BIN)/uv
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[local,rag,serve,postgres,tools,gepa,excel,dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[local,rag,serve,postgres,tools,gepa,excel,docs,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
