@@ -26,8 +26,8 @@ models: $(VENV)/.dev
 	$(BIN)/rung models pull embedded-encoder
 
 check: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks docs/site.py
+	$(BIN)/ruff check src tests benchmarks docs/site.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/vulture

@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
     """Let links between files of the repository lead to the pages of the site."""
     source = page.file.src_uri
     example = re.fullmatch(r"examples/([\w-]+)\.md", source)
@@ -66,8 +66,8 @@ def task_file() -> str:
     parts = {name: (schema["$defs"][part], name) for name, part in _sections(schema)}
     text = [
         "# The task file, key by key\n",
-        "This page is made from the models that check a task file. [Tasks](../tasks.md) explains the keys with examples.",
-        "`rung schema` prints the same as a JSON Schema, for editors.\n",
+        "This page is made from the models that check a task file. [Tasks](../tasks.md) explains the keys with",
+        "examples. `rung schema` prints the same as a JSON Schema, for editors.\n",
         *_keys(schema),
     ]
     for name, (section, _) in parts.items():
