@@ -117,7 +117,9 @@ def test_host_and_origin_keep_pages_of_other_sites_out():
     assert allowed(access, "LOCALHOST") is True
     assert allowed(access, "box:8000") is True
     assert allowed(access, "evil.example:8000") == "bad-host"  # its name was rebound to 127.0.0.1
-    assert allowed(access, "localhost.evil.example") == "bad-host"
+    for forged in ("localhost.evil.example", "[::1].evil.example", "localhost:1@evil.example", "localhost:x", "[::1"):
+        assert allowed(access, forged) == "bad-host"
+    assert allowed(access_rules("::1", None), "") == "bad-host"
     assert allowed(access, "") == "bad-host"
     assert allowed(access, origin="http://localhost:8000") is True
     assert allowed(access, origin="https://app.example") is True

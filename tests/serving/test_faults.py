@@ -13,10 +13,12 @@ import httpx
 import openai
 import pytest
 from paced_engine import FakeEngine
+from pydantic import ValidationError
 from running_server import HELLO, running
 
 from rung.serving.app import listen
-from rung.serving.limits import RequestLimits, depth
+from rung.serving.limits import Refused, RequestLimits, check_json
+from rung.serving.schemas import ChatRequest
 from rung.serving.served import Served
 
 
@@ -134,6 +136,86 @@ def test_a_body_that_does_not_come_is_not_waited_for(serving):
     assert b" 408 " in all_of(connection)
 
 
+def half_open(server, count=1):
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(count)]
+    for connection in connections:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nX:")
+    return connections
+
+
+def get(server, path="/health"):
+    """The status of a request on a new connection; None if it is closed."""
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        try:
+            answer = connection.recv(100)
+        except ConnectionResetError:
+            return None
+        return int(answer[9:12]) if answer else None
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_head_that_does_not_come_is_not_waited_for(serving, before):
+    """Neither the first one, nor the next one on a connection that stays open."""
+    server = serving(limits=RequestLimits(head_seconds=0.2))
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        if before:
+            connection.sendall(before)
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += connection.recv(1000)
+        for attempt in range(100):  # more of it every 50 ms does not help
+            try:
+                connection.sendall(b" y" if attempt else b"GET /v1/models HTTP/1.1\r\nX:")
+                connection.settimeout(0.05)
+                assert connection.recv(100) == b""
+                return
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                return
+    raise AssertionError("the connection is still open after five seconds")
+
+
+@pytest.mark.parametrize("limits", [RequestLimits(connections=8), RequestLimits(per_address=8)])
+def test_connections_without_a_request_keep_nobody_out(serving, limits):
+    server = serving(limits=limits)
+    waiting = half_open(server, 40)
+    assert [get(server) for _ in range(10)] == [200] * 10
+    assert len(server.server.server_state.connections) <= 8  # the oldest are closed
+    for connection in waiting:
+        connection.close()
+
+
+def test_probes_are_answered_by_a_server_that_is_full(serving):
+    engine = FakeEngine()
+    engine.go.clear()
+    server = serving(engine, limits=RequestLimits(connections=2))
+    busy = [send(server, ask()) for _ in range(2)]
+    assert until(lambda: server.metric("rung_queue") == 2)
+    assert [get(server, path) for path in ("/health", "/ready", "/metrics")] == [200] * 3
+    full = server.post("/v1/chat/completions", ask())
+    assert (full.status_code, full.json()["error"]["code"], full.headers["Retry-After"]) == (503, "server-full", "1")
+    engine.go.set()
+    for connection in busy:
+        assert connection.recv(20).startswith(b"HTTP/1.1 200")
+        connection.close()
+
+
+def test_an_address_that_has_all_its_places_in_use_gets_no_more(serving):
+    engine = FakeEngine()
+    engine.go.clear()
+    server = serving(engine, limits=RequestLimits(per_address=2))
+    busy = [send(server, ask()) for _ in range(2)]
+    assert until(lambda: server.metric("rung_queue") == 2)
+    assert get(server) is None
+    engine.go.set()
+    for connection in busy:
+        assert connection.recv(20).startswith(b"HTTP/1.1 200")
+        connection.close()
+    assert until(lambda: get(server) == 200)
+
+
 def test_pieces_are_sent_at_once():
     with listen("127.0.0.1", 0) as opened:
         assert opened.proto == socket.IPPROTO_TCP  # else asyncio leaves Nagle's algorithm on
@@ -177,11 +259,38 @@ def test_json_ten_thousand_levels_deep_is_refused(serving, opening):
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "json-too-deep")
 
 
-def test_depth_counts_brackets_outside_strings():
-    assert depth(b'{"a": [1, {"b": "]]}}[[[["}], "c\\"[[": {}}', 64) == 3
-    assert depth(b'"never closed [[[[', 64) == 0
-    assert depth(b"", 64) == 0
-    assert depth(b"[" * 100, 64) == 65
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"a": [1, {"b": "]]}}[[[["}], "c\\"[[": {}}', None),
+        (b'"never closed ' + b"[" * 100, None),
+        (b"", None),
+        (b'{"a": "' + b":" * 20_001 + b'"}', None),
+        (b"[" * 64 + b"]" * 64, None),
+        (b"[" * 65, "json-too-deep"),
+        (b"{" + b'"k":1,' * 20_001, "json-too-many-keys"),
+    ],
+)
+def test_brackets_and_keys_are_counted_outside_strings(body, code):
+    try:
+        check_json(body, RequestLimits())
+        assert code is None
+    except Refused as refused:
+        assert refused.code == code
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"messages": [{"role": "user", "content": [1] * 100_000}]},
+        {"stop": [1] * 100_000},
+        {"tools": [1] * 100_000},
+    ],
+)
+def test_checking_ends_at_the_first_wrong_item(wrong):
+    with pytest.raises(ValidationError) as error:
+        ChatRequest.model_validate({"model": "m", "messages": HELLO} | wrong)
+    assert error.value.error_count() < 5
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ def test_what_is_damaged_elsewhere_or_no_artifact_is_refused_and_the_old_one_sta
     assert (damaged.status_code, damaged.json()["error"]["code"]) == (409, "artifact-damaged")
     for outside in ("..", "../..", "/etc", ".", "first/../../artifacts/../.."):
         assert put(server, "notes", outside).status_code == 403
+    for name in ("x" * 200, "%3Cscript%3E", "a%0Ab", "-x"):
+        assert put(server, name, "first").json()["error"]["code"] == "invalid-request"
     assert put(server, "notes", "missing").json()["error"]["code"] == "wrong-folder"
     assert put(server, BASE, "first").json()["error"]["code"] == "duplicate-name"
     assert httpx.delete(f"{server.url}/v1/artifacts/{BASE}").status_code == 409

@@ -42,6 +42,9 @@ def serve(
     ] = None,
     queue: Annotated[int, Option(min=1, help="Most answers waited for; beyond it: 429.")] = 512,
     max_body: Annotated[int, Option(min=1024, help="Longest request, in bytes.")] = 4 * 2**20,
+    per_address: Annotated[
+        int, Option(min=1, help="Most connections of one address; all behind a proxy have its address.")
+    ] = 1024,
     drain: Annotated[float, Option(min=0, help="Seconds to finish answers in at the end.")] = 30.0,
     engine: Annotated[str, Option(help="What runs the models of --model.")] = "auto",
     capture: Annotated[str, Option(help="What is recorded: off, sampled or on.")] = "off",
@@ -73,7 +76,7 @@ def serve(
     patterns = dict(options.pairs("--redact", redact, "'customer=C[0-9]{8}': what matches is kept as its name"))
     socket = listen(host, port)  # a port that is taken is an error before models are loaded
     with exiting_on_sigterm():
-        served, limits = Served(), RequestLimits(body_bytes=max_body, queue=queue)
+        served, limits = Served(), RequestLimits(body_bytes=max_body, queue=queue, per_address=per_address)
         _load(served, artifacts or [], model or [], encoder or [], engine, options.progress(quiet))
         with _capturing(served, capture, sample, store, patterns, registry) as wiring:
             app = app_with(

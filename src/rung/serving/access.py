@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -215,6 +216,7 @@ def _session_value(cookies: str) -> str:
 
 # ---- The rules of a server.
 
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:@/\[\]]+)(?::\d{1,5})?")  # a name or an address, and a port
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN = frozenset({"/health", "/ready"})  # probes have no key
 SIGN_IN = "/sign-in"
@@ -301,7 +303,8 @@ def access_rules(
         hint = "name the sites, or serve with --key-file"
         raise ConfigError("key-needed", "any page in a browser could ask, and no key is set", hint=hint)
     origins = frozenset(map(_origin, origins))
-    return Access(keys, LOOPBACK_NAMES | {_host_name(host)} | hosts if loopback else hosts or None, origins)
+    own = f"[{host.strip('[]').lower()}]" if ":" in host else host.lower()
+    return Access(keys, LOOPBACK_NAMES | {own} | hosts if loopback else hosts or None, origins)
 
 
 def _origin(text: str) -> str:
@@ -314,5 +317,6 @@ def _origin(text: str) -> str:
 
 
 def _host_name(host: str) -> str:
-    """Strip the port of a Host header."""
-    return (host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]).lower()
+    """Strip the port of a Host header; a header of another form names nothing."""
+    match = _HOST.fullmatch(host)
+    return match[1].lower() if match else ""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +23,7 @@ from rung._version import __version__
 from rung.errors import RungError
 from rung.serving import completions, endpoints
 from rung.serving.access import Access
+from rung.serving.connections import BoundedConnection, OpenConnections
 from rung.serving.context import ServerContext
 from rung.serving.limits import Refused, RequestLimits, refusal
 from rung.serving.middleware import ServerMiddleware
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from rung.feedback.capture import Capture
     from rung.serving.web.site import PageSources
 
-CONNECTIONS = 2048  # open at once; those beyond are answered 503 before anything is read
 BACKLOG = 1024
 SWITCH_SECONDS = 0.0005  # after which a thread that waits for the interpreter gets it
 
@@ -40,9 +41,10 @@ class HttpServer(uvicorn.Server):
     """Uvicorn's server; it stops new work in the application when the server is asked to end."""
 
     def __init__(self, app: FastAPI, *, drain_seconds: float) -> None:
+        everything = OpenConnections(app.state.rung.limits)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, limit_concurrency=CONNECTIONS,
-            backlog=BACKLOG, timeout_graceful_shutdown=max(1, round(drain_seconds)), timeout_keep_alive=15,
+            app, http=partial(BoundedConnection, everything, everything.most()),  # type: ignore[arg-type]
+            log_level="warning", access_log=False, server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=max(1, round(drain_seconds)), timeout_keep_alive=15,
             h11_max_incomplete_event_size=64 * 1024, ws="none", proxy_headers=False,
         )  # fmt: skip
         super().__init__(config)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
+from fastapi import Path as PathPart
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -23,6 +24,7 @@ from rung.serving.shadows import new_id
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=FAILURES)
 rung_router = APIRouter(prefix="/v1", tags=["Rung"], responses=FAILURES)
 operation_router = APIRouter(tags=["Operation"])
+NewName = Annotated[str, PathPart(pattern=r"^\w[\w.:-]{0,127}$", description="Letters, digits and . _ : -")]
 
 
 # ---- models, and artifacts that come and go
@@ -41,7 +43,7 @@ async def model(model: str, context: Context) -> Response:
 
 
 @rung_router.put("/artifacts/{name}")
-async def load(name: str, body: LoadRequest, context: Context) -> Response:
+async def load(name: NewName, body: LoadRequest, context: Context) -> Response:
     """Serve an artifact under a name, replacing the artifact of that name; running requests end as they began."""
     folder, server = _loadable(context, body.folder), context.server
     replace = isinstance(server.served.find(name), ServedArtifact)

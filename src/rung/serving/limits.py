@@ -1,4 +1,4 @@
-"""Refusals in OpenAI's error format, and the limits of a request: size, time, nesting, and a place in the queue."""
+"""Refusals in OpenAI's error format, and the limits of requests: size, time, nesting, connections, a place in the queue."""
 
 from __future__ import annotations
 
@@ -67,8 +67,12 @@ class RequestLimits:
     body_seconds: float = 30.0  # to receive the body
     write_seconds: float = 60.0  # that a client may leave one piece of the response unread
     depth: int = 64  # of nested JSON
+    keys: int = 20_000  # of all JSON objects in a body
     choices: int = 256  # completions of one request (`n` times prompts), rows of a prediction, texts of an embedding
     queue: int = 512  # pending answers of all clients
+    head_seconds: float = 15.0  # to receive a request's head
+    connections: int = 2048  # open at once, and requests under way; probes are answered beyond it
+    per_address: int = 1024  # connections of one address
 
 
 class Gate:
@@ -119,9 +123,12 @@ async def read_body(receive: Receive, declared: str | None, limits: RequestLimit
 
 
 def check_json(body: bytes, limits: RequestLimits) -> None:
-    """Refuse JSON that is nested too deeply, or that contains half of a surrogate pair."""
-    if depth(body, limits.depth) > limits.depth:
+    """Refuse JSON that is nested too deeply, has too many keys, or contains half of a surrogate pair."""
+    outside = _STRING.sub(b"", body)
+    if depth(outside, limits.depth) > limits.depth:
         raise Refused(400, "json-too-deep", f"the body is nested deeper than {limits.depth} levels")
+    if outside.count(b":") > limits.keys:
+        raise Refused(400, "json-too-many-keys", f"the body has more than {limits.keys:,} keys")
     if _SURROGATE.search(body):
         try:
             json.dumps(json.loads(body), ensure_ascii=False).encode()
@@ -131,10 +138,11 @@ def check_json(body: bytes, limits: RequestLimits) -> None:
             return  # invalid JSON: the endpoint refuses it
 
 
-def depth(body: bytes, enough: int) -> int:
-    """Count how deeply brackets are nested outside strings; counting ends beyond `enough`."""
+def depth(outside: bytes, enough: int) -> int:
+    """Count how deeply the brackets of JSON without its strings are nested; counting ends beyond `enough`."""
     level = deepest = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
+    for match in _BRACKET.finditer(outside):
+        bracket = match.group()
         level += 1 if bracket in b"[{" else -1
         deepest = max(deepest, level)
         if deepest > enough:

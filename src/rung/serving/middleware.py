@@ -13,11 +13,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rung.errors import RungError
+from rung.serving.access import OPEN
 from rung.serving.context import STATE, RequestContext, ServerContext
 from rung.serving.limits import Refused, check_json, read_body, refusal
 
 LOG = logging.getLogger("rung.serving")
 WITH_BODY = {"POST", "PUT", "PATCH", "DELETE"}
+PROBES = OPEN | {"/metrics"}  # answered when the server is full
 CLIENT_LEFT = 499  # as nginx logs it
 
 
@@ -26,6 +28,7 @@ class ServerMiddleware:
 
     def __init__(self, app: ASGIApp, server: ServerContext) -> None:
         self._app, self._server = app, server
+        self._running = 0  # requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of any kind."""
@@ -37,9 +40,11 @@ class ServerMiddleware:
         metrics = self._server.metrics
         context = scope[STATE] = RequestContext(self._server)
         response = _Response(send, self._server.limits.write_seconds)
+        self._running += 1
         try:
             await self._serve(scope, receive, response, context)
         finally:
+            self._running -= 1
             context.exits.close()
             endpoint = getattr(scope.get("route"), "path", "other")
             metrics.requests.labels(endpoint, str(response.status)).inc()
@@ -55,6 +60,9 @@ class ServerMiddleware:
                 await Response(status_code=204)(scope, receive, response)
                 return
             context.key = self._server.access.check(scope["path"], headers, scope["scheme"])
+            if self._running > limits.connections and scope["path"] not in PROBES:
+                message = f"{limits.connections:,} requests are under way"
+                raise Refused(503, "server-full", message, headers={"Retry-After": "1", "Connection": "close"})
             body = b""
             if scope["method"] in WITH_BODY:
                 body = await read_body(receive, headers.get("content-length"), limits)

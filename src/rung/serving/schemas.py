@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_Item = TypeVar("_Item")
+# Checking ends at the first wrong item: a million errors would hold up every other request.
+Items = Annotated[list[_Item], Field(fail_fast=True)]
 Name = Annotated[str, Field(min_length=1, max_length=512)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
-Stop = StopText | Annotated[list[StopText], Field(max_length=16)]
+Stop = StopText | Annotated[Items[StopText], Field(max_length=16)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 
 
@@ -45,8 +48,8 @@ class ChatMessage(StrictModel):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    tool_calls: list[ToolCall] | None = None
+    content: str | Items[TextPart] | None = None
+    tool_calls: Items[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: None = None
 
@@ -154,13 +157,13 @@ class SamplingRequest(StrictModel):
 class ChatRequest(SamplingRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+    messages: Annotated[Items[ChatMessage], Field(min_length=1, max_length=2048)]
     max_completion_tokens: Tokens | None = None
     max_tokens: Tokens | None = Field(None, description="The deprecated name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[ToolSpec], Field(max_length=128)] | None = None
+    tools: Annotated[Items[ToolSpec], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = Field(None, description="A forced call is always one call.")
     metadata: dict[str, str] | None = Field(None, description="Accepted and ignored: Rung does not store it.")
@@ -184,13 +187,13 @@ class ChatRequest(SamplingRequest):
         return self.max_completion_tokens or self.max_tokens
 
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+TokenIds = Annotated[Items[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 
 
 class CompletionRequest(SamplingRequest):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: str | Annotated[Items[str], Field(min_length=1)] | TokenIds | Annotated[Items[TokenIds], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -218,7 +221,7 @@ class EmbeddingRequest(StrictModel):
     """POST /v1/embeddings."""
 
     model: Name
-    input: str | Annotated[list[str], Field(min_length=1, max_length=2048)]
+    input: str | Annotated[Items[str], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
     user: str | None = Field(None, description="Accepted and ignored: Rung does not store it.")
 
@@ -226,7 +229,7 @@ class EmbeddingRequest(StrictModel):
 class PredictRequest(StrictModel):
     """POST /v1/tasks/NAME/predict."""
 
-    rows: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    rows: Annotated[Items[dict[str, Any]], Field(min_length=1)]
     top: int = Field(0, ge=0, le=1000, description="How many labels to list with their probabilities.")
 
 
