@@ -123,7 +123,7 @@ class Task(TaskSpec):
             given = DataSource.model_validate(rows)
         except ValidationError as error:
             raise _config_error(error, YamlFile("rows", {}, {}, ()), DataSource) from error
-        sources = {name: getattr(given, name) for name in ("train", "validation", "test")}
+        sources = {name: getattr(given, name) for name in ("train", "validation", "test", "preferences")}
         return load_data(self.model_copy(update={"data": self.data.model_copy(update=sources)}))
 
 

@@ -257,11 +257,12 @@ def test_questions_on_a_text() -> None:
 
 HH = "\n\nHuman: {i}?\n\nAssistant: "
 TEXT = [{"type": "text", "text": "{i}"}]
+ASK = {**USER, "content": TEXT}
 PAIRS = [
     ({"prompt": "question {i} ?", "chosen": "good {i}", "rejected": "bad {i}"}, ["prompt"], "text", "chosen"),
     ({"question": "{i}?", "system": "", "chosen": "yes", "rejected": "no"}, ["question"], "text", "chosen"),
     ({"prompt": [USER, {**USER, "content": "{i}"}], "chosen": [GOOD], "rejected": [BAD]}, ["prompt"], "chat", "chosen"),
-    ({"prompt": "{i}", "chosen": [{**USER, "content": TEXT}, GOOD], "rejected": [USER, BAD]}, ["chosen"], "chat", None),
+    ({"prompt": "{i}", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}, ["chosen"], "chat", None),
     ({"chosen": f"{HH}yes", "rejected": f"{HH}no"}, ["chosen"], "chat", None),
 ]  # fmt: skip
 
@@ -270,11 +271,14 @@ PAIRS = [
 def test_preference_pairs_learn_the_chosen_answer(row: Any, inputs: list[str], kind: str, column: str | None) -> None:
     task, said = task_of(lines("pairs.jsonl", row))
     assert (task.inputs, task.output.kind, task.output.column) == (inputs, kind, column)
-    assert task.output.rejected == "rejected"
-    assert "nothing learns to write 'rejected': it is kept for preference training" in said
+    assert task.data.preferences is not None
+    assert (task.data.preferences.chosen, task.data.preferences.rejected) == ("chosen", "rejected")
+    assert "'rejected' is kept in `data.preferences`, for preference training" in said
     data = task.read()
-    assert sum(data.report.pairs.values()) == 240
-    assert not any(row.rejected in row.outputs for row in (*data.train, *data.validation, *data.test))
+    assert data.report.preferences["pairs"] == 240
+    assert {each.row.id for each in (*data.preferences, *data.unseen_preferences)} == {
+        row.id for row in (*data.train, *data.validation, *data.test)
+    }
 
 
 def test_pairs_without_a_prompt_say_so() -> None:

@@ -1,4 +1,4 @@
-"""What cells of answers may hold: several labels, columns of labels, preference pairs, ratings."""
+"""What cells of answers may hold: several labels, columns of labels, ratings."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from rung.data.examples import cell_labels
 from rung.data.rows import Data, Example
 from rung.errors import ConfigError, DataError
 from rung.task import Task
-
-USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "No")))
 
 
 def read(folder: Path, rows: list[dict[str, Any]], output: dict[str, Any], inputs: str = "text") -> Data:
@@ -71,32 +69,6 @@ def test_a_column_for_each_label(tmp_path: Path) -> None:
         read(tmp_path, [{"text": "x", "toxic": 3, "threat": 0}], {"kind": "multilabel", "columns": ["toxic", "threat"]})
 
 
-def test_a_pair_of_texts_keeps_the_rejected_answer_and_expects_the_chosen_one(tmp_path: Path) -> None:
-    rows = [{"text": f"question {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)]
-    rows.append({"text": "tie", "chosen": "same ", "rejected": "same"})
-    data = read(tmp_path, rows, {"kind": "text", "column": "chosen", "rejected": "rejected"})
-    assert [(row.outputs, row.rejected) for row in all_rows(data)] == [((f"good {i}",), f"bad {i}") for i in range(40)]
-    assert data.report.splits["train"].dropped == {"the rejected answer is the expected one": ["rows.jsonl:41"]}
-    assert sum(data.report.pairs.values()) == 40
-
-
-@pytest.mark.parametrize(
-    ("row", "inputs", "column"),
-    [
-        ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, "prompt", "chosen"),
-        ({"prompt": [USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "prompt", "chosen"),
-        ({"prompt": [USER], "chosen": GOOD, "rejected": "No"}, "prompt", "chosen"),
-        ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "chosen", None),
-        ({"chosen": "\n\nHuman: Hi\n\nAssistant: Hello", "rejected": "\n\nHuman: Hi\n\nAssistant: No"}, "chosen", None),
-    ],
-)
-def test_pairs_of_conversations(tmp_path: Path, row: dict[str, Any], inputs: str, column: str | None) -> None:
-    output = {"kind": "chat", "rejected": "rejected", **({} if column is None else {"column": column})}
-    (example,) = all_rows(read(tmp_path, [row], output, inputs))
-    assert example.inputs == {inputs: [USER]}
-    assert (example.outputs, example.rejected) == (("Hello",), "No")
-
-
 def test_answers_that_are_not_approved_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = [{"text": f"q {i}", "answer": "yes", "label": i % 2 == 0, "rating": i % 5 + 1} for i in range(20)]
     data = read(tmp_path, rows, {"kind": "text", "column": "answer", "approved": "label"})
@@ -131,10 +103,9 @@ def test_rows_without_an_input_are_not_blamed_on_the_label(tmp_path: Path) -> No
         ({"kind": "multilabel", "column": "a", "columns": ["b", "c"]}, "do not go together"),
         ({"kind": "category", "columns": ["b", "c"]}, "`columns` belongs to kind multilabel"),
         ({"kind": "multilabel", "columns": ["text", "c"]}, "both input and output"),
-        ({"kind": "category", "column": "a", "rejected": "b"}, "`rejected` belongs to kind text or chat"),
         ({"kind": "text", "column": "a", "approved_from": 3}, "`approved_from` has no effect without `approved`"),
         ({"kind": "multilabel"}, "`column` is needed"),
-        ({"kind": "preference", "column": "chosen"}, "pairs are `kind: text` or `chat`"),
+        ({"kind": "preference", "column": "chosen"}, "write `kind: text` or `chat`, and the file of pairs"),
     ],
 )
 def test_keys_that_do_not_fit(tmp_path: Path, output: dict[str, Any], problem: str) -> None:

@@ -13,6 +13,7 @@ from rung.artifact.artifact import DEFAULT_MAX_TOKENS, Artifact
 from rung.artifact.lexical import vectorizer
 from rung.artifact.rendering import refused_row
 from rung.data.json_schema import check_schema
+from rung.data.preferences import figures
 from rung.data.quality import places
 from rung.data.rows import Data, Example
 from rung.data.spec import ENCODER
@@ -111,7 +112,10 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
             report.measure_text(data.text, count=count)
     training = _training_reports(task, data) if tuning else {}
     rows = (*data.train, *data.validation, *data.test)
-    warnings, notes = [*report.warnings, *_long_answers(task, rows, count)], list[str]()
+    warnings, notes = (
+        [*report.warnings, *_long_answers(task, rows, count)],
+        [*figures((*data.preferences, *data.unseen_preferences))],
+    )
     if rows:
         zero = Artifact.zero_shot(task, data.labels)
         if zero.prompt.chat_column is not None and files is not None:

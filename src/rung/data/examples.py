@@ -9,7 +9,7 @@ from math import isclose
 from typing import Any
 
 from rung.data.cells import CellError, plain, text_of
-from rung.data.chat import answer_text, answer_turns, read_conversation
+from rung.data.chat import Conversation, answer_text, answer_turns, read_conversation
 from rung.data.kinds import metric_column
 from rung.data.rows import NOT_IN_DOCUMENTS, SHOWN, Example, Record, Span, SplitReport, example_id
 from rung.data.spec import TaskSpec
@@ -17,7 +17,6 @@ from rung.data.splitting import Place, time_of
 from rung.data.texts import number_text, read_number
 from rung.errors import DataError, suggest
 
-EQUAL_PAIR = "the rejected answer is the expected one"
 NOT_APPROVED = "not approved"
 
 
@@ -137,7 +136,7 @@ def _row(record: Record, task: TaskSpec) -> Example | str:
     inputs = read_inputs(record.values, task.inputs, task.output.kind, record.source)
     if not any(value.strip() for value in inputs.values()):
         return "empty input"
-    outputs = _outputs(_answer_cell(record, task), task, record)
+    outputs = outputs_of(_answer_cell(record, task), task, record)
     spans = None if task.data.spans is None else _spans(column(record, task.data.spans), record)
     if not outputs and spans == ():
         outputs = (NOT_IN_DOCUMENTS,)
@@ -145,10 +144,7 @@ def _row(record: Record, task: TaskSpec) -> Example | str:
         return "empty output"
     name = metric_column(task.metric_name, task.metric_settings)
     extra = {} if name is None or name in task.inputs else {name: column(record, name)}
-    rejected = None if task.output.rejected is None else text_of(column(record, task.output.rejected)).strip()
-    if rejected in outputs:
-        return EQUAL_PAIR
-    return Example(example_id(inputs), inputs, outputs, record.source, extra, spans, rejected=rejected or None)
+    return Example(example_id(inputs), inputs, outputs, record.source, extra, spans)
 
 
 def _answer_cell(record: Record, task: TaskSpec) -> Any:
@@ -156,13 +152,13 @@ def _answer_cell(record: Record, task: TaskSpec) -> Any:
     if task.output.columns is None:
         assert task.output.column is not None
         return column(record, task.output.column)
-    return [name for name in task.output.columns if _is_true(column(record, name), name, record)]
+    return [name for name in task.output.columns if is_true(column(record, name), name, record)]
 
 
 _TRUE, _FALSE = ("1", "1.0", "true", "yes", "y"), ("0", "0.0", "false", "no", "n", "", "none", "nan")
 
 
-def _is_true(value: Any, name: str, record: Record) -> bool:
+def is_true(value: Any, name: str, record: Record) -> bool:
     """Read a cell that says yes or no; an empty one says no."""
     text = str(value).strip().lower()
     if text not in (*_TRUE, *_FALSE):
@@ -178,7 +174,7 @@ def _disapproved(record: Record, task: TaskSpec) -> str:
         return ""
     value = column(record, name)
     if least is None:
-        return "" if _is_true(value, name, record) else NOT_APPROVED
+        return "" if is_true(value, name, record) else NOT_APPROVED
     try:
         return "" if value is not None and float(value) >= least else NOT_APPROVED
     except (TypeError, ValueError):
@@ -202,7 +198,8 @@ def _spans(value: Any, record: Record) -> tuple[Span, ...] | None:
     return spans
 
 
-def _outputs(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
+def outputs_of(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
+    """Read the cell of an answer as text, by the task's kind; nothing for an empty one without a `refusal`."""
     kind = task.output.kind
     refusal = (task.output.refusal,) if task.output.refusal else ()  # what a row without an answer expects
     if kind == "json":
@@ -324,6 +321,11 @@ def _chat(record: Record, task: TaskSpec) -> Example | str:
     conversation = read_conversation(column(record, name), name, record.source, record.values)
     if output.column is not None:
         conversation = conversation.answered(answer_turns(column(record, output.column), output.column, record.source))
+    return answered(conversation, name, record.source)
+
+
+def answered(conversation: Conversation, name: str, source: str) -> Example | str:
+    """The example of a conversation that ends with its answer; else say why there is none."""
     if (answer := conversation.answer) is None:
         turns = conversation.turns
         every = bool(turns) and turns[-1]["role"] == "assistant" and len(turns) > 1
@@ -331,13 +333,7 @@ def _chat(record: Record, task: TaskSpec) -> Example | str:
     turn, inputs = conversation.turns[answer], conversation.inputs(name)
     if not (text := answer_text(turn)):
         return "empty answer"
-    rejected = None
-    if output.rejected is not None:
-        worse = answer_turns(column(record, output.rejected), output.rejected, record.source)
-        rejected = answer_text(worse[-1]) if worse else None
-        if rejected == text:
-            return EQUAL_PAIR
+    masked = tuple(i for i in conversation.masked if i < answer)
     return Example(
-        example_id(inputs), inputs, (text,), record.source, turn=turn if len(turn) > 2 else None,
-        masked=tuple(i for i in conversation.masked if i < answer), rejected=rejected,
+        example_id(inputs), inputs, (text,), source, turn=turn if len(turn) > 2 else None, masked=masked
     )  # fmt: skip

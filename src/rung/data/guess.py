@@ -17,6 +17,7 @@ from rung.data.columns import HEAD, Column, Table, inferred_schema, is_empty, is
 from rung.data.examples import column as read_column
 from rung.data.examples import read_row
 from rung.data.kinds import OutputKind
+from rung.data.preferences import CHOSEN, RATINGS, REJECTED, VERDICTS
 from rung.data.quality import determines
 from rung.data.sources import READERS, FileFormat, detected, kind_of
 from rung.errors import ConfigError, DataError, suggest
@@ -35,10 +36,7 @@ PROMPT_NAMES = (
     "instruction", "prompt", "question", "input", "query", "context", "text", "document", "article", "source",
     "passage", "sentence", "message", "frage", "pregunta", "system",
 )  # fmt: skip
-RATINGS = ("rating", "score", "stars", "quality", "helpfulness", "overall_score")
-VERDICTS = ("label", "thumbs_up", "liked", "accepted", "approved", "is_good", "desirable", "feedback")
 OTHER_ANSWERS = (*TEXT_NAMES[:10], "target", "reference", "gold", "rejected", "explanation", "rationale")
-CHOSEN, REJECTED = ("chosen", "preferred", "accepted"), ("rejected", "dispreferred", "refused")
 BESIDE = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 DOCUMENTS = (".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf", ".docx")  # read as a corpus
 KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
@@ -66,6 +64,7 @@ class Guess:
         how: how the files are written, as far as it was given.
         format: what is unusual about how the training file is written.
         duplicates: whether inputs are in two of the files.
+        preferences: the columns of `data.preferences` that the training file also has; None if it has none.
     """
 
     name: str
@@ -84,6 +83,7 @@ class Guess:
     how: FileFormat = FileFormat()  # noqa: RUF009  frozen
     format: str = ""
     duplicates: bool = False
+    preferences: Mapping[str, Any] | None = None
 
     @property
     def schema_file(self) -> str:
@@ -141,7 +141,7 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
     if output is None and kind in (None, "text", "chat"):
         special = _pairs(table) or (_conversation(table) if kind in (None, "chat") else None)
     if special is not None:
-        kept = {*special.inputs, *(value for value in special.output.values() if isinstance(value, str))}
+        kept = {*special.inputs, *(special.preferences or {}).values(), special.output.get("column")}
         left_out = {name: str(column) for name, column in table.columns.items() if name not in kept}
         left_out = {name: why for name, why in left_out.items() if name not in ("tools", "functions", "system")}
         guess = replace(special, left_out=left_out)
@@ -168,7 +168,7 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
     if len(flags := _flags(table)) >= 3 and not own:
         shown = ",".join(flags)
         notes.append(f"{', '.join(flags)} say yes or no: if each is a label, add `--output {shown}`")
-    verdict, instruction = _verdict(table, answer, chosen, read), ""
+    verdict, instruction, preferences = _verdict(table, answer, chosen, read), "", None
     keys |= verdict
     if constant := table.named(("instruction", "prompt"), "constant"):
         instruction = next(text_of(cell) for cell in table.cells(constant) if not is_empty(cell))
@@ -180,7 +180,12 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
         reason = f"{answer.name!r} holds {_held(answer)}"
     if verdict:
         good = f"is at least {verdict['approved_from']}" if "approved_from" in verdict else "is true"
-        notes.append(f"only rows whose {verdict['approved']!r} {good} are learned; the others have bad answers")
+        notes.append(f"only rows whose {verdict['approved']!r} {good} are learned; `data.preferences` keeps the others")
+        rated = {"rating": verdict["approved"], "good_from": verdict.get("approved_from")}
+        preferences = {
+            "answer": answer.name,
+            **(rated if "approved_from" in verdict else {"good": verdict["approved"]}),
+        }
     if chosen == "number" and any(len(text_of(cell).partition(".")[2]) > 9 for cell in table.cells(answer.name)):
         notes.append(f"{answer.name!r} has numbers of more than nine decimals, which `rung check` refuses: round them")
     if chosen == "json" and _counts_characters(table.cells(answer.name)):
@@ -193,7 +198,7 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
     left_out = {name: why for name, why in left_out.items() if name not in verdict.values()}
     return Guess(
         "", chosen, tuple(read), keys, reason, others={name: others[name] for name in order}, left_out=left_out,
-        notes=tuple(notes), instruction=instruction,
+        notes=tuple(notes), instruction=instruction, preferences=preferences,
     )  # fmt: skip
 
 
@@ -327,13 +332,15 @@ def _conversation(table: Table) -> Guess | None:
     reason = f"{chats[0]!r} holds conversations"
     roles = [_last_role(cell) for cell in table.cells(chats[0]) if not is_empty(cell)]
     answer = chats[1] if len(chats) > 1 else table.named(TEXT_NAMES, "text", "category", "numbers", "ids")
-    if roles.count("assistant") >= len(roles) / 2 or answer is None:
-        return Guess("", "chat", (chats[0],), {}, reason)
+    keys: dict[str, Any] = {}
+    if roles.count("assistant") < len(roles) / 2 and answer is not None:
+        keys, reason = {"column": answer}, f"{reason}, and {answer!r} their answers"
     verdict = table.named(VERDICTS)
-    keys: dict[str, Any] = {"column": answer}
-    if verdict and table.columns[verdict].flags:
-        keys["approved"] = verdict
-    return Guess("", "chat", (chats[0],), keys, f"{reason}, and {answer!r} their answers")
+    if verdict is None or not table.columns[verdict].flags or verdict == answer:
+        return Guess("", "chat", (chats[0],), keys, reason)
+    notes = (f"only conversations whose {verdict!r} is true are learned; `data.preferences` keeps the others",)
+    judged = {**({"answer": answer} if keys else {}), "good": verdict}
+    return Guess("", "chat", (chats[0],), {**keys, "approved": verdict}, reason, notes=notes, preferences=judged)
 
 
 def _last_role(cell: Any) -> str:
@@ -351,22 +358,20 @@ def _pairs(table: Table) -> Guess | None:
     named = [table.named((name,)) for name in PROMPT_NAMES]
     asked = [name for name in named if name in held and table.columns[name].holds != "constant"]
     reason = f"{chosen!r} and {rejected!r} are preference pairs: the chosen answer is expected"
-    notes = (
-        f"nothing learns to write {rejected!r}: it is kept for preference training, and the task learns {chosen!r}",
-    )
-    keys: dict[str, Any] = {"rejected": rejected}
+    notes = (f"the task learns {chosen!r}; {rejected!r} is kept in `data.preferences`, for preference training",)
+    keys = {"chosen": chosen, "rejected": rejected}
     if table.columns[chosen].holds == "chat":
         whole = all(len(_turns(cell)) > 1 for cell in table.cells(chosen) if not is_empty(cell))
         if whole:
-            return Guess("", "chat", (chosen,), keys, reason, notes=notes)
+            return Guess("", "chat", (chosen,), {}, reason, notes=notes, preferences=keys)
         if asked and table.columns[asked[0]].holds == "chat":
-            return Guess("", "chat", (asked[0],), {"column": chosen, **keys}, reason, notes=notes)
+            return Guess("", "chat", (asked[0],), {"column": chosen}, reason, notes=notes, preferences=keys)
         hint = f"write the whole conversation into {chosen!r} and {rejected!r}, from the first turn to the answer"
         raise DataError("bad-row", f"{table.file}: {chosen!r} holds messages without the prompt", hint=hint)
     if not asked:
         hint = f"name the columns that the model reads: --output {chosen} --inputs COLUMN"
         raise DataError("missing-column", f"{table.file} has preference pairs, but no prompt", hint=hint)
-    return Guess("", "text", tuple(asked), {"column": chosen, **keys}, reason, notes=notes)
+    return Guess("", "text", tuple(asked), {"column": chosen}, reason, notes=notes, preferences=keys)
 
 
 def _turns(cell: Any) -> list[Any]:
@@ -443,7 +448,7 @@ def _determines(table: Table, name: str, answer: str) -> bool:
 def _beside(file: Path, guess: Guess) -> dict[str, Any]:
     """Find files for validation and test beside a training file, with the task's columns in them."""
     (stem, ending), found, notes = name_parts(file), dict[str, Path](), list(guess.notes)
-    needed = [*guess.inputs, *(v for k, v in guess.output.items() if k in ("column", "rejected", "approved"))]
+    needed = [*guess.inputs, *(v for k, v in guess.output.items() if k in ("column", "approved"))]
     for split, names in BESIDE.items():
         for name in names:
             stems = {name} | {stem.replace(word, name) for word in ("training", "train") if word in stem}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rung.data.cells import text_of
 from rung.data.examples import column, examples
 from rung.data.kinds import BALANCED
+from rung.data.preferences import parted, read_preferences
 from rung.data.quality import LIMITED, crossing_groups, judge
 from rung.data.quality import places as places_of
 from rung.data.rows import (
@@ -21,6 +22,7 @@ from rung.data.rows import (
     DataReport,
     Document,
     Example,
+    Preference,
     SplitReport,
     hash_of,
     labels_of,
@@ -129,14 +131,14 @@ def load_data(task: TaskSpec) -> Data:
         DataError: rows are wrong; the message names file and line.
     """
     report = DataReport()
-    splits, folds = _read(task, report)
+    splits, folds, groups = _read(task, report)
     splits = _without_duplicates(task, splits, report)
     if not any(splits.values()):
         dropped = [(reason, rows) for part in report.splits.values() for reason, rows in part.dropped.items()]
         reasons = "; ".join(f"{reason}: {len(rows):,} rows, {places_of(rows)}" for reason, rows in dropped)
         hint = "check `inputs` and `output` in the task file, and the cells of these columns"
         raise DataError("too-few-rows", f"no row can be used ({reasons})", hint=hint)
-    labels = _labels(task, splits)
+    labels, every = _labels(task, splits), splits
     splits = {name: _limited(task, name, rows, report) for name, rows in splits.items()}
     kept = {id(row) for row in splits["train"]}
     if task.metric_name == BALANCED:
@@ -144,11 +146,11 @@ def load_data(task: TaskSpec) -> Data:
         kept = {id(row) for row in _balanced(splits["train"], None)} if folds else kept
     left = (tuple(row for row in fold if id(row) in kept) for fold in folds)
     parts = tuple(fold for fold in left if fold)
-    for name, part in report.splits.items():
-        part.kept = len(splits[name])
+    folds = [fold for fold in folds if any(id(row) in kept for row in fold)]
+    learned, unseen = _preferences(task, labels, every, folds, groups, report)
+    for name in (name for name in SPLITS if name in report.splits):
+        report.splits[name].kept = len(splits[name])
         report.measure(name, splits[name], kind=task.output.kind)
-        if pairs := sum(row.rejected is not None for row in splits[name]):
-            report.pairs[name] = pairs
     report.folds = [len(fold) for fold in parts]
     content: list[Any] = [[name, [_content(e) for e in splits[name]]] for name in SPLITS]
     text = _text(task, splits, report)
@@ -157,8 +159,41 @@ def load_data(task: TaskSpec) -> Data:
         content.append(["text", [document.text for document in text]])
     if parts:
         content.append(["folds", [[row.id for row in fold] for fold in parts]])
+    if learned or unseen:
+        content.append(["preferences", [[_content(row) if row else [] for row in (each.chosen, each.rejected)]
+                                        for each in (*learned, *unseen)]])  # fmt: skip
     train, validation, test = (tuple(splits[name]) for name in SPLITS)
-    return Data(train, validation, test, labels, report, hash_of(content, digits=64), task.folder, text, parts)
+    return Data(
+        train, validation, test, labels, report, hash_of(content, digits=64), task.folder, text, parts, learned, unseen
+    )
+
+
+def _preferences(
+    task: TaskSpec, labels: tuple[str, ...], splits: Splits, folds: Sequence[Sequence[Example]],
+    groups: Mapping[int, str], report: DataReport,
+) -> tuple[tuple[Preference, ...], tuple[Preference, ...]]:  # fmt: skip
+    """Read the preferences: those that may be learned, and those about validation and test rows."""
+    if task.data.preferences is None:
+        return (), ()
+
+    def places(rows: Iterable[Example]) -> dict[str, str]:
+        own = {row.id: row.source for row in rows}
+        return own | {f"group {groups[id(row)]}": row.source for row in rows if groups[id(row)]}
+
+    part = SplitReport()
+    read = read_preferences(task, labels, part)
+    held = {name: places(splits[name]) for name in SPLITS[1:]}
+    learned, unseen = parted(read, task, held, [places(fold) for fold in folds], part)
+    part.kept = len(learned) + len(unseen)
+    report.splits["preferences"] = part
+    every = [*learned, *unseen]
+    report.preferences = {
+        "pairs": sum(each.pair is not None for each in every),
+        "good": sum(each.rejected is None for each in every),
+        "bad": sum(each.chosen is None for each in every),
+        "unseen": len(unseen),
+    }
+    return tuple(learned), tuple(unseen)
 
 
 def _balanced(rows: list[Example], part: SplitReport | None) -> list[Example]:
@@ -178,12 +213,11 @@ def _balanced(rows: list[Example], part: SplitReport | None) -> list[Example]:
 def _content(row: Example) -> list[Any]:
     """Select the values of a row that the data's fingerprint covers."""
     spans = [] if row.spans is None else [[asdict(span) for span in row.spans]]
-    return [row.id, *row.outputs, *spans, *([[row.turn, row.masked]] if row.turn or row.masked else []),
-            *([] if row.rejected is None else [[row.rejected]])]  # fmt: skip
+    return [row.id, *row.outputs, *spans, *([[row.turn, row.masked]] if row.turn or row.masked else [])]  # fmt: skip
 
 
-def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example]]]:
-    """Read the given files, and cut the training rows into the other splits or into folds."""
+def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example]], dict[int, str]]:
+    """Read the given files, and cut the training rows into the other splits or into folds; with the groups of rows."""
     source = task.data
     if source.train is None:
         hint = "name a file with inputs and expected answers: `data: {train: rows.csv}`"
@@ -205,6 +239,8 @@ def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example
             )
     if source.split.group:
         _separate_groups(task, source.split.group, splits, places, report)
+    groups = {id(row): place.group for name in SPLITS
+              for row, place in zip(splits[name], places[name], strict=True)}  # fmt: skip
     missing = [name for name in ("test", "validation") if name not in files]
     report.method = _method(task, splits["train"], missing)
     kind, split = task.output.kind, source.split
@@ -223,7 +259,7 @@ def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example
             report.splits[name] = SplitReport(read=len(splits[name]))
             report.splits["train"].read -= len(splits[name])
     report.splits = {name: report.splits[name] for name in SPLITS if name in report.splits}
-    return splits, folds
+    return splits, folds, groups
 
 
 def _separate_groups(

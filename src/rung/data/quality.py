@@ -63,7 +63,7 @@ def _name(split: str, report: DataReport) -> str:
 
 def _problems(splits: Rows, report: DataReport) -> Iterator[str]:
     for name, part in report.splits.items():
-        if name != "text" and not splits[name]:
+        if (name in splits and not splits[name]) or (name == "preferences" and not part.kept):
             reasons = [f"{len(sources):,} dropped, {reason}" for reason, sources in part.dropped.items()]
             why = f" ({'; '.join(reasons)})" if reasons else f": give `data.{name}`, or more rows to split off"
             yield f"{name} has no rows{why}"

@@ -48,7 +48,6 @@ class Example:
         spans: the answer's locations in the corpus; empty if it is not in the corpus, None if that is unknown.
         turn: the answer's chat message (kind chat), if it has tool calls or thoughts besides its text.
         masked: the positions of the conversation's assistant turns that training must not learn.
-        rejected: a worse answer, from `output.rejected`.
     """
 
     id: str
@@ -59,7 +58,35 @@ class Example:
     spans: tuple[Span, ...] | None = None
     turn: Mapping[str, Any] | None = None
     masked: tuple[int, ...] = ()
-    rejected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """What people think of answers to one input: one better than another, or a single one good or bad.
+
+    Both answers are examples with the task's inputs, so each is rendered as a training row is.
+
+    Attributes:
+        chosen: the input with the better answer, or with one that is good; None for a single bad answer.
+        rejected: the input with the worse answer, or with one that is bad; None for a single good answer.
+        folds: the folds in which this input, or a row of its group, is answered; nothing may learn it there.
+    """
+
+    chosen: Example | None
+    rejected: Example | None
+    folds: frozenset[int] = frozenset()
+
+    @property
+    def row(self) -> Example:
+        """The example of either answer; both have the same inputs."""
+        row = self.chosen or self.rejected
+        assert row is not None
+        return row
+
+    @property
+    def pair(self) -> tuple[Example, Example] | None:
+        """The better and the worse answer; None for a single answer."""
+        return None if self.chosen is None or self.rejected is None else (self.chosen, self.rejected)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +108,9 @@ class Data:
         fingerprint: a hash of all rows and documents.
         folder: the task file's folder, which may hold the user's metric.
         text: the documents of `data.text`, to adapt a model to the domain.
+        preferences: those of `data.preferences` that may be learned.
+        unseen_preferences: those about inputs of the validation and test rows (in `fold`, of the fold's rows): nothing
+            may learn them, and they can measure what was learned.
         folds: all rows of `train` in parts of about equal size, if they are answered out of fold; then there are no
             validation rows, and the test rows are those of the user's own file, or none.
     """
@@ -94,6 +124,8 @@ class Data:
     folder: Path | None = None
     text: tuple[Document, ...] = ()
     folds: tuple[tuple[Example, ...], ...] = ()
+    preferences: tuple[Preference, ...] = ()
+    unseen_preferences: tuple[Preference, ...] = ()
 
     def rows_of(self, split: str) -> tuple[Example, ...]:
         """The rows of a split; raise DataError `too-few-rows` if it has none."""
@@ -126,7 +158,11 @@ class Data:
         held_out = {row.id for row in test}
         train = tuple(row for row in self.train if row.id not in held_out)
         fingerprint = hash_of([self.fingerprint, "fold", index], digits=64)
-        return replace(self, train=train, validation=(), test=test, folds=(), fingerprint=fingerprint)
+        return replace(
+            self, train=train, validation=(), test=test, folds=(), fingerprint=fingerprint,
+            preferences=tuple(each for each in self.preferences if index not in each.folds),
+            unseen_preferences=tuple(each for each in self.preferences if index in each.folds),
+        )  # fmt: skip
 
 
 def selection_rows(data: Data, n: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -214,8 +250,8 @@ class DataReport:
     """Counts and lengths of the rows, and warnings.
 
     Attributes:
-        splits: rows read, kept and dropped; rows cut from the training file count in their new split. Under `text`, the
-            documents of a task with plain text.
+        splits: rows read, kept and dropped; rows cut from the training file count in their new split. Under `text`
+            and `preferences`, the documents and preferences of a task that has them.
         method: `files` if the user gave all splits, `holdout` if some were cut, `folds` to answer rows out of fold.
         folds: the rows of each fold; empty without folds.
         formats: what is unusual about the format of a file, such as `cp1252, semicolons`; empty for UTF-8 and commas.
@@ -223,7 +259,7 @@ class DataReport:
         lengths: min, median, p95 and max of `train input`, `train output`, ...
         detectable: per split, or for all `folds`, the smallest true difference of a 0/1 score that a climb finds in 4
             of 5 cases; None if it can find none. See `rung.data.quality.smallest_difference`.
-        pairs: rows of each split that also have a rejected answer.
+        preferences: how many preferences there are, by form.
         problems: what makes a climb meaningless.
         warnings: what would mislead.
     """
@@ -235,7 +271,7 @@ class DataReport:
     labels: dict[str, dict[str, int]] = field(default_factory=dict)
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     detectable: dict[str, float | None] = field(default_factory=dict)
-    pairs: dict[str, int] = field(default_factory=dict)
+    preferences: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

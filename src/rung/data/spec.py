@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from rung.data.frames import MemoryRows
 from rung.data.kinds import DEFAULT_METRICS, OutputKind
 from rung.data.rows import LABELLED
-from rung.data.source_keys import ENCODING, SEPARATOR, Encoding, InMemory, OneSource, Separator, row_source
+from rung.data.source_keys import ENCODING, SEPARATOR, STRICT, Encoding, InMemory, OneSource, Preferences, Separator
+from rung.data.source_keys import row_source as _row_source
 from rung.data.sources import AUTO, FileFormat, Quoting
 from rung.data.texts import DecimalMark
 from rung.errors import ConfigError, suggest
@@ -55,14 +56,13 @@ def _share_or_points(schema: dict[str, Any]) -> None:
 # The only kinds that have each of these keys of `output`.
 _KINDS_OF = {
     "separator": ("multilabel",), "columns": ("multilabel",), "k": ("ranking",), "encoder": ("ranking",),
-    "refusal": ("text",), "json_schema": ("json",), "regex": ("text",), "rejected": ("text", "chat"),
-    "approved": ("text", "chat"), "minimum": ("number",), "maximum": ("number",), "whole": ("number",),
-    "unit": ("number",), "decimal": ("number",),
+    "refusal": ("text",), "json_schema": ("json",), "regex": ("text",), "approved": ("text", "chat"),
+    "minimum": ("number",), "maximum": ("number",), "whole": ("number",), "unit": ("number",), "decimal": ("number",),
 }  # fmt: skip
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    model_config = STRICT
 
 
 class Output(_Strict):
@@ -82,11 +82,6 @@ class Output(_Strict):
         min_length=2,
         description="Instead of `column`: a column per label, with 1 where it applies (kind multilabel).",
         examples=[["toxic", "threat"]],
-    )
-    rejected: str | None = Field(
-        None,
-        description="Column of a worse answer than the expected one (kinds text and chat). Nothing learns to write it.",
-        examples=["rejected"],
     )
     approved: str | None = Field(
         None,
@@ -129,11 +124,9 @@ class Output(_Strict):
 
     @field_validator("kind", mode="before")
     @classmethod
-    def _pairs_have_no_kind_of_their_own(cls, kind: Any) -> Any:
+    def _no_pairs(cls, kind: Any) -> Any:
         if kind == "preference":
-            raise ValueError(
-                "preference pairs are `kind: text` or `chat`, with `column: chosen` and `rejected: rejected`"
-            )
+            raise ValueError("write `kind: text` or `chat`, and the file of pairs as `data.preferences`")
         return kind
 
     @model_validator(mode="after")
@@ -212,6 +205,9 @@ class DataSource(_Strict):
     )
     validation: OneSource = Field(None, description="Rows to choose by; else cut from `train`.", examples=["dev.csv"])
     test: OneSource = Field(None, description="Rows to confirm by; else cut from `train`.", examples=["test.csv"])
+    preferences: Preferences = Field(
+        None, description="Answers that people preferred, liked or rated: a file, or a section.", examples=["pairs.csv"]
+    )
     split: Split = Field(default_factory=lambda: Split(), description="How missing splits are cut.")
     text: str | list[str] | None = Field(
         None,
@@ -244,7 +240,7 @@ class DataSource(_Strict):
         values = dict(values) if isinstance(values, Mapping) else {"train": values}
         for name in ("train", "validation", "test"):
             if name in values:
-                values[name] = row_source(values[name], name)
+                values[name] = _row_source(values[name], name)
         return values
 
     def given(self) -> dict[str, list[str | MemoryRows]]:

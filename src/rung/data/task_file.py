@@ -35,7 +35,7 @@ def task_text(guess: Guess, folder: Path) -> str:
         "multilabel": f"Which {answer} apply to this text?",
         "json": "Extract the fields from this text as JSON.",
         "chat": "",
-    }.get(guess.kind, "Answer." if guess.output.get("rejected") else f"Write the {answer} for this input.")
+    }.get(guess.kind, "Answer." if guess.preferences else f"Write the {answer} for this input.")
     say = (
         ""
         if guess.kind == "chat"
@@ -49,6 +49,9 @@ def task_text(guess: Guess, folder: Path) -> str:
     output += [f"  schema: {quoted(guess.schema_file)}"] if guess.schema is not None else []
     data = [f"  train: {path(guess.data)}"] if guess.data is not None else []
     data += [f"  {split}: {path(file)}" for split, file in guess.splits.items()]
+    if guess.data is not None and guess.preferences is not None:
+        columns = "".join(f", {key}: {quoted(value)}" for key, value in guess.preferences.items())
+        data.append(f"  preferences: {{files: {path(guess.data)}{columns}}}")
     data += (
         ["  duplicates: drop        # inputs in two of the files leave the training side"] if guess.duplicates else []
     )

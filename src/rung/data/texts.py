@@ -118,6 +118,20 @@ def _unspaced() -> re.Pattern[str]:
     return re.compile(rf"(?=[^\W_])[{_UNSPACED}][{_marks()}]*")
 
 
+def distance(a: Sequence[str], b: Sequence[str]) -> int:
+    """Count the items (characters, words) to insert, delete or replace: the Levenshtein distance."""
+    import numpy as np
+
+    codes = {item: number for number, item in enumerate(dict.fromkeys([*a, *b]))}
+    right, places = np.array([codes[item] for item in b], dtype=np.int64), np.arange(len(b) + 1)
+    row = places
+    for number, item in enumerate(a, start=1):
+        # Without insertions first; then each item takes an insertion after the best one before it.
+        best = np.minimum(row[1:] + 1, row[:-1] + (right != codes[item]))
+        row = np.minimum.accumulate(np.concatenate([[number], best]) - places) + places
+    return int(row[-1])
+
+
 # ---- numbers
 
 DecimalMark = Literal[".", ","]

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rung.data.rows import Example
-from rung.data.texts import canonical, numbers, spaced, words, words_and_marks
+from rung.data.texts import canonical, distance, numbers, spaced, words, words_and_marks
 from rung.errors import ConfigError, DataError, needed_by
 from rung.evaluation.metrics.base import Case, Metric, MetricFunction, RowScore, multiset_f1, some
 
@@ -233,17 +233,7 @@ _ORDERS = (1, 2, 3, 4)
 def edit_similarity(prediction: str, references: Sequence[str]) -> float:
     """Compute 1 - Levenshtein distance / length of the longer text, in characters; the best over all references."""
     pairs = [(canonical(prediction), canonical(reference)) for reference in some(references)]
-    return max(1 - _distance(a, b) / max(len(a), len(b), 1) for a, b in pairs)
-
-
-def _distance(a: str, b: str) -> int:
-    """Count the characters to insert, delete or replace (Levenshtein distance)."""
-    row = list(range(len(b) + 1))
-    for i, left in enumerate(a, start=1):
-        diagonal, row[0] = row[0], i
-        for j, right in enumerate(b, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (left != right))
-    return row[-1]
+    return max(1 - distance(a, b) / max(len(a), len(b), 1) for a, b in pairs)
 
 
 def sari(source: str, prediction: str, references: Sequence[str]) -> float:

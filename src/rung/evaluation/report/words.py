@@ -383,8 +383,11 @@ def data_lines(report: DataReport) -> Iterator[str]:
     if rare := report.rare():
         more = f" and {len(rare) - SHOWN} more" if rare[SHOWN:] else ""
         yield f"rare in training: {', '.join(rare[:SHOWN])}{more}"
-    for name, pairs in report.pairs.items():
-        yield f"{name}: {pairs:,} rows also have a rejected answer, which nothing learns to write"
+    if counts := report.preferences:
+        yield (
+            f"preferences: {counts['pairs']:,} pairs, {counts['good']:,} single good and {counts['bad']:,} single bad "
+            f"answers; {counts['unseen']:,} are about validation or test rows, and nothing learns them"
+        )
     for name, effect in report.detectable.items():
         size = "no difference can be shown"
         if effect is not None:
