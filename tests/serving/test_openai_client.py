@@ -302,11 +302,11 @@ def test_an_artifact_refuses_what_it_would_not_read(chat):
             chat(**options)
         return error.value.code
 
-    turns = [*HELLO, {"role": "assistant", "content": "Lost."}, *HELLO]
+    turns = [*HELLO, {"role": "assistant", "content": "Lost."}]
     assert refused(model="intents", messages=turns) == "bad-request"
     assert refused(model="letters") == "bad-row"
     assert refused(model="letters", messages=[{"role": "user", "content": '{"subject": "x"}'}]) == "missing-column"
-    assert refused(model="intents", temperature=0.5) == "bad-request"
+    assert refused(model="intents", n=2) == "bad-request"
     assert refused(model="notes", tools=TOOLS) == "bad-request"
     assert refused(model="records", response_format={"type": "json_object"}) == "bad-request"
 

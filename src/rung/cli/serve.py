@@ -46,6 +46,9 @@ def serve(
         int, Option(min=1, help="Most connections of one address; all behind a proxy have its address.")
     ] = 1024,
     drain: Annotated[float, Option(min=0, help="Seconds to finish answers in at the end.")] = 30.0,
+    conversation: Annotated[
+        str, Option(help="What artifacts read of several messages: the last, condense, or refuse.")
+    ] = "last",
     engine: Annotated[str, Option(help="What runs the models of --model.")] = "auto",
     capture: Annotated[str, Option(help="What is recorded: off, sampled or on.")] = "off",
     sample: Annotated[float, Option(min=0, max=1, help="The share that --capture sampled records.")] = 0.1,
@@ -65,6 +68,7 @@ def serve(
     with needed_by("serving", extra="serve", error=EngineError):
         from rung.serving.access import KeyRing, access_rules
         from rung.serving.app import HttpServer, app_with, exiting_on_sigterm, listen
+        from rung.serving.conversations import ConversationPolicy
         from rung.serving.limits import RequestLimits
         from rung.serving.metrics import CAPTURE
         from rung.serving.served import Served
@@ -73,6 +77,7 @@ def serve(
     ring = None if key_file is None else KeyRing(key_file)
     names, sites = frozenset(name.lower() for name in allow_host or ()), frozenset(allow_origin or ())
     access = access_rules(host, ring, hosts=names, origins=sites)
+    policy = options.choose("--conversation", conversation, get_args(ConversationPolicy))
     patterns = dict(options.pairs("--redact", redact, "'customer=C[0-9]{8}': what matches is kept as its name"))
     socket = listen(host, port)  # a port that is taken is an error before models are loaded
     with exiting_on_sigterm():
@@ -80,7 +85,7 @@ def serve(
         _load(served, artifacts or [], model or [], encoder or [], engine, options.progress(quiet))
         with _capturing(served, capture, sample, store, patterns, registry) as wiring:
             app = app_with(
-                served, access=access, limits=limits, load_from=load_from,
+                served, access=access, limits=limits, load_from=load_from, conversation=policy,
                 recorder=None if wiring is None else wiring.capture, routers=() if wiring is None else wiring.routers,
                 pages=PageSources(runs, None if wiring is None else wiring.store, registry) if pages else None,
             )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import signal
 import socket
 import sys
@@ -25,6 +26,7 @@ from rung.serving import completions, endpoints
 from rung.serving.access import Access
 from rung.serving.connections import BoundedConnection, OpenConnections
 from rung.serving.context import ServerContext
+from rung.serving.conversations import ConversationPolicy
 from rung.serving.limits import Refused, RequestLimits, refusal
 from rung.serving.middleware import ServerMiddleware
 from rung.serving.served import Served, ServedArtifact
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from rung.serving.web.site import PageSources
 
 BACKLOG = 1024
+_FORM = re.compile(r"(str|int|list\[.*|constrained-.*|function-.*)$")  # pydantic's names for the forms of a union
 SWITCH_SECONDS = 0.0005  # after which a thread that waits for the interpreter gets it
 
 
@@ -99,14 +102,14 @@ def listen(host: str, port: int) -> socket.socket:
 def app_with(
     served: Served, *, access: Access | None = None, limits: RequestLimits | None = None,
     recorder: Capture | None = None, load_from: Path | None = None, routers: Sequence[APIRouter] = (),
-    pages: PageSources | None = None,
+    pages: PageSources | None = None, conversation: ConversationPolicy = "last",
 ) -> FastAPI:  # fmt: skip
     """Make the application; by default anyone on this machine may ask.
 
     `load_from` is the folder below which artifacts may be loaded over HTTP. `routers` are more endpoints (feedback,
-    review), with the same middleware and context.
+    review), with the same middleware and context. `conversation` says what artifacts read of several messages.
     """
-    server = ServerContext(served, access or Access(), limits or RequestLimits(), recorder, load_from)
+    server = ServerContext(served, access or Access(), limits or RequestLimits(), recorder, load_from, conversation)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -147,9 +150,11 @@ def _refusal(error: Exception) -> Refused:
     if isinstance(error, (Refused, RungError)):
         return refusal(error)
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        first = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union, the form that fits furthest
+        where = ".".join(str(part) for part in first["loc"] if part != "body" and not _FORM.match(str(part)))
         problem = first["msg"].removeprefix("Value error, ")
+        if first["loc"] == ("body",) and isinstance(error.body, bytes):
+            problem = "the body is read as JSON only with the header `Content-Type: application/json`"
         return Refused(400, "invalid-request", f"{where}: {problem}" if where else problem, param=where or None)
     assert isinstance(error, HTTPException)
     code = {403: "forbidden", 404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "invalid-request")

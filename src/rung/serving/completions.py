@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from fastapi import APIRouter
@@ -17,7 +18,9 @@ from fastapi.responses import JSONResponse, Response
 from rung.artifact.decoder import Answer, finish
 from rung.engines.base import Delta
 from rung.engines.local import LocalModel
+from rung.errors import ConfigError
 from rung.serving.context import Context, RequestContext
+from rung.serving.conversations import condensed, last_message, left_out
 from rung.serving.limits import Refused
 from rung.serving.requests import (
     PlannedRequest,
@@ -29,8 +32,8 @@ from rung.serving.requests import (
     completion_requests,
 )
 from rung.serving.scheduler import Completion
-from rung.serving.schemas import ChatRequest, CompletionRequest, ErrorResponse
-from rung.serving.served import ServedArtifact, ServedEncoder
+from rung.serving.schemas import ChatMessage, ChatRequest, CompletionRequest, ErrorResponse
+from rung.serving.served import Servable, ServedArtifact, ServedEncoder, scheduled
 from rung.serving.shadows import new_id
 from rung.serving.streams import (
     CompletionStream,
@@ -58,8 +61,34 @@ async def chat(body: ChatRequest, context: Context) -> Response:
     if body.n > (most := context.server.limits.choices):
         raise Refused(400, "too-many-choices", f"`n` may be {most} here", param="n")
     context.admit(body.n)
+    body, notes = await _one_message(context, target, body)
     request = await context.server.render(chat_request, target, body)
-    return await ChatReply(context, body, [request]).send()
+    return await ChatReply(context, body, [request], notes).send()
+
+
+async def _one_message(
+    context: RequestContext, target: Servable, body: ChatRequest
+) -> tuple[ChatRequest, dict[str, Any]]:
+    """Reduce a conversation to the message that a task's artifact reads, and say what was left out."""
+    policy, messages = context.server.conversation, body.messages
+    if not isinstance(target, ServedArtifact) or target.artifact.signature.kind == "chat" or len(messages) == 1:
+        return body, {}
+    if policy == "refuse":
+        return body, {}  # `row_of` refuses it
+    text = last_message(messages)
+    notes: dict[str, Any] = {"left_out": left_out(messages)}
+    if policy == "condense" and any(message.role in ("user", "assistant") for message in messages[:-1]):
+        _, engine = scheduled(target)
+        if engine is None:
+            hint = "send one message, or serve it with --conversation last"
+            problem = f"{body.model} has no language model that could condense a conversation"
+            raise ConfigError("bad-request", problem, hint=hint)
+        context.exits.callback(engine.leave)
+        written = await context.server.answer(condensed, engine, messages)
+        text = written.text.strip() or text
+        notes |= {"read": text, "condensing_tokens": written.prompt_tokens + written.completion_tokens}
+    message = ChatMessage(role="user", content=text)
+    return body.model_copy(update={"messages": [message]}), notes
 
 
 @router.post("/completions")
@@ -91,9 +120,11 @@ class Reply(ABC):
     rung_in_choice: ClassVar[bool]  # whether a choice holds what only Rung says of an answer, or the response
 
     def __init__(
-        self, context: RequestContext, body: ChatRequest | CompletionRequest, requests: Sequence[PlannedRequest]
-    ) -> None:
+        self, context: RequestContext, body: ChatRequest | CompletionRequest, requests: Sequence[PlannedRequest],
+        notes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self._context, self._body = context, body
+        self._notes = notes  # what was left out of the conversation
         self._id, self._created = new_id(self.prefix), int(time.time())
         self._prompt_tokens = self._completion_tokens = 0
         self._rung: dict[str, Any] = {}
@@ -168,6 +199,8 @@ class Reply(ABC):
             self._count(completions)
             completions *= request.choices
             rung = self._answer_fields(request.served, answer)
+            if request.without_effect:
+                rung["rung"]["without_effect"] = list(request.without_effect)
         elif stream is None:
             completions = [Completion(prompt_tokens=len(each.prompt), finish="length") for each in request.requests]
             self._count(completions)
@@ -196,7 +229,7 @@ class Reply(ABC):
         return self._answer_fields(served, answer)
 
     def _answer_fields(self, served: ServedArtifact, answer: Answer) -> dict[str, Any]:
-        return {"rung": {"artifact": served.fingerprint, **answer_fields(served.artifact, answer)}}
+        return {"rung": {"artifact": served.fingerprint, **answer_fields(served.artifact, answer), **self._notes}}
 
     def _add_rung(self, choice: dict[str, Any], rung: dict[str, Any]) -> None:
         (choice if self.rung_in_choice else self._rung).update(rung)

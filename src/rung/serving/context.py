@@ -21,6 +21,7 @@ from rung.data.rows import hash_of
 from rung.engines.base import FinishReason
 from rung.feedback.records import DEFAULT_RULE, Interaction, interaction_of
 from rung.serving.access import Access, ApiKey
+from rung.serving.conversations import ConversationPolicy
 from rung.serving.limits import Gate, Refused, RequestLimits
 from rung.serving.metrics import SHADOW, Metrics
 from rung.serving.requests import answers_of
@@ -40,10 +41,11 @@ class ServerContext:
     """The state of one server; artifacts may be loaded over HTTP from folders below `load_from`."""
 
     def __init__(
-        self, served: Served, access: Access, limits: RequestLimits, recorder: Capture | None, load_from: Path | None
-    ) -> None:
+        self, served: Served, access: Access, limits: RequestLimits, recorder: Capture | None, load_from: Path | None,
+        conversation: ConversationPolicy = "last",
+    ) -> None:  # fmt: skip
         self.served, self.access, self.limits = served, access, limits
-        self.recorder, self.load_from = recorder, load_from
+        self.recorder, self.load_from, self.conversation = recorder, load_from, conversation
         self.ready = True  # until the server is asked to end
         self.gate = gate = Gate(limits.queue)
         self.metrics = Metrics(served, gate)

@@ -43,6 +43,7 @@ from rung.models.messages import (
 )
 from rung.models.tokenizer import Tokenizer
 from rung.prompts.overflow import Rendered
+from rung.serving.conversations import closed, parameters_of
 from rung.serving.schemas import ChatMessage, ChatRequest, CompletionRequest, SamplingRequest, ToolCall, ToolChoice
 from rung.serving.served import ServedArtifact, ServedModel, example, scheduled
 
@@ -69,6 +70,7 @@ class RowRequest:
     served: ServedArtifact
     row: Mapping[str, Any]
     choices: int = 1
+    without_effect: Sequence[str] = ()  # options of the request that change nothing
 
 
 PlannedRequest = TextRequest | RowRequest
@@ -87,13 +89,16 @@ def chat_request(target: CompletionTarget, body: ChatRequest) -> PlannedRequest:
                                     logprobs=bool(body.logprobs))  # fmt: skip
         return replace(planned, tools=offered(body)[0]) if isinstance(planned, TextRequest) else planned
     tools, must = offered(body)
+    if (last := body.messages[-1]).role == "assistant" and not last.tool_calls and (held or must):
+        hint = "end with a message of the role `user`"
+        raise ConfigError("bad-request", "an answer that has begun cannot be held to a schema or a call", hint=hint)
     prompt = _chat_prompt(target, body, tools)
     room, context = DEFAULT_TOKENS, target.engine.info.context
     if isinstance(target.engine, LocalModel) and context > 0:
         room = max(1, min(room, context - len(prompt)))
     held = call_constraint(must) if must else held
     requests = _requests(prompt, body, body.limit or room, held, logprobs=bool(body.logprobs))
-    inputs = {"messages": [message.model_dump(exclude_none=True) for message in body.messages]}
+    inputs = {"messages": [message.model_dump(exclude_unset=True) for message in body.messages]}
     return TextRequest(target, requests, inputs, tools=tools, must=must)
 
 
@@ -143,16 +148,18 @@ def _artifact_request(
     served: ServedArtifact, body: SamplingRequest, row: dict[str, Any], limit: int | None, held: Constraint | None, *,
     logprobs: bool,
 ) -> PlannedRequest:  # fmt: skip
-    values = {"n": body.n > 1, "temperature": body.temperature, "stop": body.stops, "response_format": held}
+    values = {"temperature": body.temperature, "stop": body.stops, "n": body.n > 1, "response_format": held}
     options = [name for name, value in {**values, "logprobs": logprobs}.items() if value]
     # A request with options asks for another answer than was measured, so it takes no part in a trial.
     served = replace(served, trial=None) if options else answering(served, row, limit)
     artifact = served.artifact
     if served.base is None or not artifact.decoder.streams:
-        if options:
-            message = f"`{options[0]}` has no effect: the artifact answers by {artifact.decoder.kind}"
+        # Many clients always send a temperature; nothing is sampled here, and the response says so.
+        without_effect = tuple(name for name in options if name in ("temperature", "stop"))
+        if others := options[len(without_effect) :]:
+            message = f"`{others[0]}` has no effect: the artifact answers by {artifact.decoder.kind}"
             raise ConfigError("bad-request", message, hint="leave it out")
-        return RowRequest(served, row)
+        return RowRequest(served, row, without_effect=without_effect)
     if held is not None and artifact.decoder.answer_schema is not None:
         raise _unsupported("response_format", "the artifact has its own schema")
     artifact, _ = scheduled(served)
@@ -177,9 +184,12 @@ def _requests(
 
 
 def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) -> ModelInput:
-    """Render a conversation as tokens, or as messages for an endpoint."""
-    engine = base.engine
+    """Render a conversation as tokens, or as messages for an endpoint; an assistant's last turn is continued."""
+    engine, last = base.engine, body.messages[-1]
+    begun = last.text if last.role == "assistant" and not last.tool_calls else ""
     if not isinstance(engine, LocalModel):
+        if begun:
+            raise _unsupported("messages", "an endpoint may not continue the assistant's turn; end with the user's")
         messages: Any = tuple(turns(body.messages, tools, NO_SUPPORT))
         return messages  # type: ignore[no-any-return]
     tokenizer = engine.tokenizer
@@ -187,6 +197,8 @@ def _chat_prompt(base: ServedModel, body: ChatRequest, tools: Sequence[Tool]) ->
     messages = tuple(turns(body.messages, tools, support))
     folded: Messages = messages if accepts_system(tokenizer) else fold_system(messages)
     shown = [tool.as_template() for tool in tools] if tools and support.tools else None
+    if begun:
+        return (*tokenizer.encode_chat(folded[:-1], tools=shown), *tokenizer.encode_plain(begun))
     return tokenizer.encode_chat(folded, tools=shown)
 
 
@@ -303,12 +315,15 @@ def offered(body: ChatRequest) -> tuple[list[Tool], list[Tool]]:
     """Find the tools that may be called, and those of which one must be; raise ConfigError for an unknown choice."""
     if body.tool_choice == "none":
         return [], []
-    functions, anything = [tool.function for tool in body.tools or ()], {"type": "object", "properties": {}}
-    tools = [Tool(f.name, f.description or "", json.dumps(f.parameters or anything)) for f in functions]
+    tools = [
+        Tool(tool.function.name, tool.function.description or "", json.dumps(parameters_of(tool)))
+        for tool in body.tools or ()
+    ]
+    forced = [replace(tool, parameters=json.dumps(closed(tool.schema))) for tool in tools]
     if not isinstance(body.tool_choice, ToolChoice):
-        return tools, tools if body.tool_choice == "required" else []
+        return tools, forced if body.tool_choice == "required" else []
     name = body.tool_choice.function.name
-    if not (chosen := [tool for tool in tools if tool.name == name]):
+    if not (chosen := [tool for tool in forced if tool.name == name]):
         raise ConfigError(
             "unknown-name", f"`tool_choice` names {name!r}, which is not among `tools`",
             hint="name one of " + ", ".join(tool.name for tool in tools),
@@ -344,7 +359,7 @@ def turns(messages: Sequence[ChatMessage], tools: Sequence[Tool], support: Templ
 
 def _arguments(call: ToolCall) -> Any:
     try:
-        return json.loads(call.function.arguments)
+        return json.loads(call.function.arguments or "{}")
     except ValueError:
         return call.function.arguments  # the client's own text
 

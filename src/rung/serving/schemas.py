@@ -1,4 +1,4 @@
-"""Requests of the OpenAI-compatible endpoints. Fields that Rung does not serve are errors, never ignored."""
+"""Requests of the OpenAI-compatible endpoints. Fields that would change an answer and are not served are errors."""
 
 from __future__ import annotations
 
@@ -16,27 +16,60 @@ Stop = StopText | Annotated[Items[StopText], Field(max_length=16)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 
 
+IMAGES = frozenset({"image_url", "input_image", "image", "image_file"})
+TEXTS = frozenset({"text", "input_text", "output_text"})
+# Fields of a request that change no answer here; `reasoning_effort` is of models that think.
+CHANGES_NOTHING = frozenset({
+    "include_obfuscation", "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "reasoning_effort",
+    "safety_identifier", "service_tier", "store", "user", "verbosity",
+})  # fmt: skip
+
+
 class StrictModel(BaseModel):
-    """A model that refuses unknown keys."""
+    """A model that refuses unknown keys, but for those that change nothing; null counts as absent."""
 
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None and key not in CHANGES_NOTHING}
 
-class TextPart(StrictModel):
+
+class SentBack(StrictModel):
+    """A part of a conversation: clients send answers back with keys that change nothing."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class ContentPart(SentBack):
     """A piece of text in a message."""
 
-    type: Literal["text"]
-    text: str
+    type: str
+    text: str | None = None
+    refusal: str = ""
+
+    @model_validator(mode="after")
+    def _is_text(self) -> ContentPart:
+        if self.type in IMAGES:
+            raise ValueError("images are not served: send text")
+        if self.type not in TEXTS | {"refusal"}:
+            raise ValueError(f"parts of the type {self.type!r} are not served: send text")
+        if self.type in TEXTS and self.text is None:
+            raise ValueError("the part has no `text`")
+        return self
 
 
-class FunctionCall(StrictModel):
+class FunctionCall(SentBack):
     """A function's name, and its arguments as JSON text."""
 
     name: Name
-    arguments: str
+    arguments: str = "{}"
 
 
-class ToolCall(StrictModel):
+class ToolCall(SentBack):
     """A function call of the model."""
 
     id: str
@@ -44,14 +77,24 @@ class ToolCall(StrictModel):
     function: FunctionCall
 
 
-class ChatMessage(StrictModel):
+class ChatMessage(SentBack):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Items[TextPart] | None = None
+    content: str | Items[ContentPart] | None = None
     tool_calls: Items[ToolCall] | None = None
     tool_call_id: str | None = None
-    refusal: None = None
+    refusal: str = ""
+    audio: Any = Field(None, description="Not served.")
+    function_call: Any = Field(None, description="Not served: send `tool_calls`.")
+
+    @model_validator(mode="after")
+    def _is_served(self) -> ChatMessage:
+        if self.audio is not None:
+            raise ValueError("audio is not served: send text")
+        if self.function_call is not None:
+            raise ValueError("`function_call` is not served: send `tool_calls`")
+        return self
 
     @property
     def prompt_role(self) -> str:
@@ -62,8 +105,8 @@ class ChatMessage(StrictModel):
     def text(self) -> str:
         """The content as one text."""
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
+            return "".join(part.text or part.refusal for part in self.content)
+        return self.content or self.refusal
 
 
 class FunctionSpec(StrictModel):
@@ -121,7 +164,6 @@ class StreamOptions(StrictModel):
     """What a stream has in addition to the answer."""
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
 
 
 class SamplingRequest(StrictModel):
@@ -138,7 +180,6 @@ class SamplingRequest(StrictModel):
     frequency_penalty: Zero | None = Field(None, description="Not served: 0.")
     presence_penalty: Zero | None = Field(None, description="Not served: 0.")
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = Field(None, description="Not served.")
-    user: str | None = Field(None, description="Accepted and ignored: Rung does not store it.")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -166,17 +207,18 @@ class ChatRequest(SamplingRequest):
     tools: Annotated[Items[ToolSpec], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = Field(None, description="A forced call is always one call.")
-    metadata: dict[str, str] | None = Field(None, description="Accepted and ignored: Rung does not store it.")
-    store: Literal[False] | None = None
+    modalities: list[str] | None = Field(None, description='Only ["text"] is served.')
 
     @model_validator(mode="after")
     def _fits_together(self) -> ChatRequest:
+        if self.modalities not in (None, ["text"]):
+            raise ValueError("`modalities`: text alone is served")
         if self.top_logprobs and not self.logprobs:
             raise ValueError("`top_logprobs` needs `logprobs: true`")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise ValueError("`tool_choice` needs `tools`")
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("`max_tokens` and `max_completion_tokens` exclude each other")
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("`max_tokens` and `max_completion_tokens` are two names of one limit, and differ")
         if self.stream and self.top_logprobs:
             raise ValueError("`top_logprobs` are computed when the answer is complete, so they cannot be streamed")
         return self
@@ -193,7 +235,9 @@ TokenIds = Annotated[Items[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_len
 class CompletionRequest(SamplingRequest):
     """POST /v1/completions."""
 
-    prompt: str | Annotated[Items[str], Field(min_length=1)] | TokenIds | Annotated[Items[TokenIds], Field(min_length=1)]
+    prompt: (
+        str | Annotated[Items[str], Field(min_length=1)] | TokenIds | Annotated[Items[TokenIds], Field(min_length=1)]
+    )
     max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     echo: bool = False
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -223,7 +267,6 @@ class EmbeddingRequest(StrictModel):
     model: Name
     input: str | Annotated[Items[str], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
-    user: str | None = Field(None, description="Accepted and ignored: Rung does not store it.")
 
 
 class PredictRequest(StrictModel):
