@@ -47,7 +47,8 @@ class HttpServer(uvicorn.Server):
         everything = OpenConnections(app.state.rung.limits)
         config = uvicorn.Config(
             app, http=partial(BoundedConnection, everything, everything.most()),  # type: ignore[arg-type]
-            log_level="warning", access_log=False, server_header=False, backlog=BACKLOG, timeout_graceful_shutdown=max(1, round(drain_seconds)), timeout_keep_alive=15,
+            log_level="warning", access_log=False, server_header=False, backlog=BACKLOG,
+            timeout_graceful_shutdown=max(1, round(drain_seconds)), timeout_keep_alive=15,
             h11_max_incomplete_event_size=64 * 1024, ws="none", proxy_headers=False,
         )  # fmt: skip
         super().__init__(config)

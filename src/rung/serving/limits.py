@@ -1,4 +1,4 @@
-"""Refusals in OpenAI's error format, and the limits of requests: size, time, nesting, connections, a place in the queue."""
+"""Refusals in OpenAI's error format, and the limits of requests: size, time, nesting, connections, the queue."""
 
 from __future__ import annotations
 
