@@ -18,6 +18,7 @@ from pydantic import BaseModel, PrivateAttr, ValidationError
 from rung.data.loading import load_data
 from rung.data.rows import Data
 from rung.data.spec import DataSource, TaskSpec
+from rung.display import card
 from rung.errors import ConfigError, Location, suggest
 from rung.yamlfile import YamlFile, read_yaml
 
@@ -46,6 +47,16 @@ class Task(TaskSpec):
             super().__init__(**values)
         except ValidationError as error:
             raise _config_error(error, YamlFile("Task(...)", values, {}, ()), type(self)) from error
+
+    def __repr__(self) -> str:
+        return f"Task({self.name}: {', '.join(self.inputs)} -> {self.output.column or self.output.kind})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "instruction": self.instruction, "inputs": ", ".join(self.inputs), "kind": self.output.kind,
+            "answer": self.output.column, "metric": self.metric, "model": self.model,
+        }  # fmt: skip
+        return card(f"Task {self.name}", facts)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, str] | None = None) -> Self:

@@ -8,11 +8,12 @@ import pytest
 from rich.console import Console
 
 from rung.cli.render import climb_result
+from rung.climbing.run import Climb
 from rung.evaluation.decision import decide
 from rung.evaluation.prices import Prices
 from rung.evaluation.racing import bounded_below, looks
 from rung.evaluation.report.html import page, write_html
-from rung.evaluation.report.plots import efficient, price_svg
+from rung.evaluation.report.plots import efficient, price, svg
 from rung.evaluation.report.words import delta_text, worth_notes
 from rung.evaluation.result import ClimbResult, Comparison, Prediction, RungResult
 from rung.evaluation.scoring import related
@@ -181,13 +182,13 @@ def test_written_and_read_it_is_the_same(result, tmp_path):
 
 
 def test_the_plot_names_every_rung_once_inside_its_frame_and_none_covers_another(result):
-    svg = price_svg(result)
-    assert all(svg.count(f">{name}<") == 1 for name in ("zero-shot", "features", "few-shot-knn", "lora"))
-    assert ">llm-features<" not in svg
-    assert "price of 1,000 predictions" not in svg  # that of some rungs is not known
+    markup = svg(price(result))
+    assert all(markup.count(f">{name}<") == 1 for name in ("zero-shot", "features", "few-shot-knn", "lora"))
+    assert ">llm-features<" not in markup
+    assert "price of 1,000 predictions" not in markup  # that of some rungs is not known
     rungs = tuple(replace(r, price_per_1000=0.01 * (1 + i)) for i, r in enumerate(result.rungs))
-    assert "price of 1,000 predictions" in price_svg(replace(result, rungs=rungs))
-    assert price_svg(replace(result, rungs=rungs[:1])) is None
+    assert "price of 1,000 predictions" in svg(price(replace(result, rungs=rungs)))
+    assert price(replace(result, rungs=rungs[:1])) is None
 
 
 def test_the_frontier_leaves_out_what_something_cheaper_equals():
@@ -293,3 +294,36 @@ def test_a_language_model_that_beats_no_yardstick_is_said_not_to_be_worth_its_pr
     assert worth_notes(replace(result, rungs=(good, yardstick))) == []
     (text,) = worth_notes(replace(result, rungs=(poor, yardstick, good)))
     assert "nearest-row, and so not worth their price: zero-shot -20.0 pp; they cost 20 times" in text
+
+
+def test_a_notebook_marks_the_recommended_rung_and_escapes_everything(result, predictions, tmp_path):
+    shown = Climb(result, tmp_path, predictions)._repr_html_()
+    assert shown.count("<tr") == 6  # the report, the heads, four measured rungs
+    assert "<tr class=best><td>features" in shown
+    assert "<script" not in Climb(replace(result, decision=EVIL), tmp_path, predictions)._repr_html_()
+
+
+def test_frames_hold_the_measured_rungs_and_every_row(result, predictions, tmp_path):
+    climb = Climb(result, tmp_path, predictions)
+    assert climb.to_frame()[["rung", "score", "n"]].values.tolist() == [
+        ["zero-shot", 0.45, 600], ["features", 0.86, 600], ["few-shot-knn", 0.7, 80], ["lora", 0.805, 600],
+    ]  # fmt: skip
+    rows = climb.rows_frame()
+    assert rows.groupby("rung").score.mean().to_dict() == {"features": 2 / 3, "zero-shot": 0.0}
+
+
+def test_figures_are_those_of_matplotlib(result, predictions, tmp_path):
+    plot = Climb(result, tmp_path, predictions).plot
+    axes = plot.ladder().axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()][1] == "features (600 rows)"
+    assert axes.lines[0].get_xdata()[0] == 45  # the incumbent's score
+    assert plot.confusions().axes[0].get_xlabel() == "predicted"
+    assert plot.loss().axes[0].get_legend().texts[0].get_text() == "lora"
+    assert plot.reliability() is None
+    assert plot.coverage() is None
+
+
+def test_a_comparison_reads_as_one_line(result):
+    line = "features against zero-shot: +41.0 pp [+37.0, +45.0], 250 fixed / 4 broken of 600 rows, p < 0.001"
+    assert str(result.comparisons[0]) == line
+    assert line.replace("<", "&lt;") in result.comparisons[0]._repr_html_()

@@ -38,6 +38,7 @@ from rung.data.rows import LABELLED, Example
 from rung.data.sources import given_records
 from rung.data.spec import POLICIES, McpServer, Output, Overflow
 from rung.data.texts import number_pattern, spread
+from rung.display import card
 from rung.engines.api_server import scores_labels
 from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine, settled
@@ -96,6 +97,18 @@ class Artifact:
     engine: str = "auto"
     path: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Artifact({self.signature.task}: {self.name} on {self.model})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "task": self.signature.task, "rungs": ", ".join(self.path), "model": self.model,
+            "decoder": self.decoder.kind, "labels": len(self.signature.labels) or None,
+            "demonstrations": self.demonstrations and type(self.demonstrations).__name__,
+            "instruction": self.prompt.instruction,
+        }  # fmt: skip
+        return card(f"Artifact {self.name}", facts)
 
     @classmethod
     def zero_shot(cls, task: Task, labels: Sequence[str] = (), *, engine: str = "auto") -> Self:

@@ -23,6 +23,7 @@ from rung.artifact.costs import FORWARD, SAMPLE, Sizes, measure_sizes, prompt_to
 from rung.artifact.parts import Signature
 from rung.artifact.rendering import Given, PromptParts, refused_row, render_prompts, too_long_row
 from rung.data.rows import Example
+from rung.display import card
 from rung.engines.base import Engine, Floats, GenerateRequest
 from rung.errors import ArtifactError, EngineError, ModelError
 from rung.models.messages import Messages
@@ -80,6 +81,15 @@ class Answer:
     steps: tuple[AgentStep, ...] = ()
     stopped: str = ""
     cached_tokens: int = 0
+
+    def __repr__(self) -> str:
+        sure = "" if self.confidence is None else f", confidence={self.confidence:.3f}"
+        return f"Answer({self.text!r}{sure}{', abstained=True' if self.abstained else ''})"
+
+    def _repr_html_(self) -> str:
+        sure = None if self.confidence is None else f"{100 * self.confidence:.1f} %"
+        sources = [f"[{number}] {passage.text}" for number, passage in enumerate(self.passages, start=1)]
+        return card(self.text, {"confidence": sure, "abstained": self.abstained or None, "sources": "\n".join(sources)})
 
 
 def with_confidence(answer: Answer, probs: Floats, best: int, fitted: Calibration | None) -> Answer:

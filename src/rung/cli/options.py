@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from typer import Argument, Option
 
 from rung.errors import ConfigError
-from rung.progress import QUIET, Progress
+from rung.progress import QUIET, Progress, TerminalProgress
 
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
@@ -153,61 +151,3 @@ def climb_options(
 def progress(quiet: bool) -> Progress:
     """What long operations report to."""
     return QUIET if quiet else TerminalProgress()
-
-
-class TerminalProgress:
-    """Shows one step with its time left and a note: live on a terminal, a line every ten seconds elsewhere."""
-
-    INTERVAL_LIVE = 0.2
-    INTERVAL_LOG = 10.0
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._label, self._total, self._done, self._note = "", 0, 0, ""
-        self._start = self._shown = time.monotonic()
-        self._nested = 0
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self._write(text, end="\n")
-
-    def start(self, label: str, total: int | None = None) -> None:
-        """Begin a step; a step inside a step (embedding during scoring) stays silent."""
-        self._nested += 1
-        if self._nested == 1:
-            self._label, self._total, self._done, self._note = label, total or 0, 0, ""
-            self._start = self._shown = time.monotonic()
-
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Count units as done."""
-        if self._nested != 1:
-            return
-        self._done += units
-        self._note = note or self._note
-        now = time.monotonic()
-        if now - self._shown >= (self.INTERVAL_LIVE if self._live else self.INTERVAL_LOG):
-            self._shown, spent = now, now - self._start
-            parts = [f"{self._label}: {self._done}/{self._total}" if self._total else f"{self._label}: {self._done}"]
-            if self._done and self._total > self._done:
-                parts.append(f"{_duration(spent / self._done * (self._total - self._done))} left")
-            self._write(", ".join([*parts, self._note] if self._note else parts), end="" if self._live else "\n")
-
-    def finish(self, note: str = "") -> None:
-        """End the step; on a terminal its line stays, with the time it took."""
-        self._nested -= 1
-        if self._nested:
-            return
-        took = time.monotonic() - self._start
-        if took >= 1.0:
-            text = f"{self._label}: {self._done or self._total} in {_duration(took)}"
-            self._write(f"{text}, {note}" if note else text, end="\n")
-        elif self._live:
-            self._write("", end="")
-
-    def _write(self, text: str, end: str) -> None:
-        sys.stderr.write(("\r\x1b[2K" if self._live else "") + text + end)
-        sys.stderr.flush()
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"

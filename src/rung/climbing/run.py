@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
@@ -20,16 +20,26 @@ from rung.climbing.race import not_tried, search
 from rung.climbing.store import RunStore, open_run
 from rung.climbing.worth import Worth
 from rung.data.rows import Data
+from rung.display import card, table_html
 from rung.engines.opening import expected_speedup, settled
-from rung.errors import ConfigError
+from rung.errors import ConfigError, needed_by
+from rung.evaluation.report import plots, words
 from rung.evaluation.result import ClimbResult, Prediction
 from rung.evaluation.scoring import validate_references
 from rung.machine import this_machine
-from rung.progress import QUIET, Progress
+from rung.progress import Progress, default_progress
 from rung.rungs import Rung, build
 from rung.rungs.models import other_models
 from rung.task import Task
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FRAME_KEYS = (
+    "family", "status", "score", "low", "high", "n", "split", "price_per_1000", "seconds_per_row", "fit_seconds",
+    "artifact",
+)  # fmt: skip
+ROW_KEYS = ("split", "id", "expected", "prediction", "score", "confidence", "seconds")
 SERVED = "served"  # the name of an incumbent other than zero-shot
 
 
@@ -54,10 +64,85 @@ class Climb:
             raise ConfigError("unknown-name", f"the climb has no artifact {name!r}", hint=hint)
         return Artifact.load(folders[name])
 
+    @property
+    def plot(self) -> ClimbPlots:
+        """The figures of the report, as figures of matplotlib: `climb.plot.ladder()`."""
+        return ClimbPlots(self.result, self.predictions)
+
+    def to_frame(self) -> Any:
+        """The measured rungs as a pandas DataFrame: status, score, interval, price, seconds."""
+        with needed_by("a data frame"):
+            import pandas
+
+        rungs = [
+            {"rung": rung.name, **{key: getattr(rung, key) for key in FRAME_KEYS}}
+            for rung in words.measured(self.result)
+        ]
+        return pandas.DataFrame(rungs)
+
+    def rows_frame(self) -> Any:
+        """The measured rows as a pandas DataFrame: one line for each rung and row, with the answer and its score."""
+        with needed_by("a data frame"):
+            import pandas
+
+        return pandas.DataFrame(
+            [
+                {"rung": name, **{key: getattr(row, key) for key in ROW_KEYS}}
+                for name, rows in self.predictions.items()
+                for row in rows
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return f"Climb({self.result.task}: {self.result.decision})"
+
+    def _repr_html_(self) -> str:
+        rungs = words.measured(self.result)
+        best = next((place for place, rung in enumerate(rungs) if rung.name == self.result.recommended), None)
+        heads = ("rung", f"{self.result.metric} [95 %]", *words.QUALITY, *words.COSTS)
+        rows = [
+            (rung.name, words.score_text(rung), *words.quality(self.result, rung), *words.costs(rung)) for rung in rungs
+        ]
+        return card(self.result.decision, {"report": self.folder / "report.html"}, table_html(heads, rows, best=best))
+
+
+@dataclass(frozen=True)
+class ClimbPlots:
+    """The figures of a climb; each is a figure of matplotlib, or None where there is nothing to draw."""
+
+    result: ClimbResult = field(repr=False)
+    predictions: Mapping[str, Sequence[Prediction]] = field(repr=False)
+
+    def ladder(self) -> Figure:
+        """The score of every rung with its interval."""
+        return plots.ladder(self.result)
+
+    def price(self) -> Figure | None:
+        """Quality against the price of 1,000 predictions, with the efficient frontier."""
+        return plots.price(self.result)
+
+    def confusions(self) -> Figure | None:
+        """The labels that the recommended rung confuses most."""
+        split = next(rung.split for rung in self.result.rungs if rung.name == self.result.recommended)
+        rows = [row for row in self.predictions.get(self.result.recommended, ()) if row.split == split]
+        return plots.confusions(self.result, rows) if rows else None
+
+    def reliability(self) -> Figure | None:
+        """How often answers are right against their confidence."""
+        return plots.reliability(self.result)
+
+    def coverage(self) -> Figure | None:
+        """Accuracy against the share of rows answered."""
+        return plots.coverage(self.result)
+
+    def loss(self) -> Figure | None:
+        """The training loss of every trained rung."""
+        return plots.loss(self.result)
+
 
 def climb(
-    task: Task, budget: str | float | None = None, *, progress: Progress = QUIET, options: ClimbOptions = DEFAULTS,
-    incumbent: Artifact | None = None, data: Any = None,
+    task: Task, budget: str | float | None = None, *, progress: Progress | None = None,
+    options: ClimbOptions = DEFAULTS, incumbent: Artifact | None = None, data: Any = None,
 ) -> Climb:  # fmt: skip
     """Climb: measure the rungs that apply, the most promising first, and recommend one.
 
@@ -68,7 +153,7 @@ def climb(
     Args:
         task: the task, with its data.
         budget: the most to spend, as seconds or text such as `10m` or `5USD`; it replaces that of `options`.
-        progress: reports every step.
+        progress: reports every step; by default on the terminal or in the notebook, if there is one.
         options: everything else.
         incumbent: the artifact to beat; None for zero-shot.
         data: rows to climb on instead of those that the task names: `Data`, or what `Task.read` takes.
@@ -79,7 +164,7 @@ def climb(
     if budget is not None:
         seconds, money = parse_budget(budget)
         options = replace(options, budget_seconds=seconds, budget_money=money)
-    watch = Budget(progress, Limits(options.budget_seconds, options.budget_money))
+    watch = Budget(progress or default_progress(), Limits(options.budget_seconds, options.budget_money))
     validate_task(task)
     data = data if isinstance(data, Data) else task.read(data)
     if data.folds and task.output.kind == "ranking":

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rung.display import card, table_html
 from rung.errors import DataError
+
+PREVIEWED = 3  # rows of each split that a notebook shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,20 @@ class Data:
     folds: tuple[tuple[Example, ...], ...] = ()
     preferences: tuple[Preference, ...] = ()
     unseen_preferences: tuple[Preference, ...] = ()
+
+    def __repr__(self) -> str:
+        sizes = {name: len(getattr(self, name)) for name in ("train", "validation", "test")}
+        how = f", {len(self.folds)} folds" if self.folds else ""
+        return f"Data({', '.join(f'{name}: {size} rows' for name, size in sizes.items() if size)}{how})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, row.id, *row.inputs.values(), " / ".join(row.outputs))
+            for name in ("train", "validation", "test")
+            for row in getattr(self, name)[:PREVIEWED]
+        ]
+        heads = ("split", "row", *(self.train or self.test)[0].inputs, "answer") if rows else ()
+        return card(repr(self), {}, table_html(heads, rows))
 
     def rows_of(self, split: str) -> tuple[Example, ...]:
         """The rows of a split; raise DataError `too-few-rows` if it has none."""

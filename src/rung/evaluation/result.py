@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from rung.display import card
 from rung.evaluation.decision import Verdict
 from rung.evaluation.statistics import PairedComparison
 from rung.models.cache import write_atomically
@@ -108,6 +109,17 @@ class Comparison:
     outcome: str = ""  # of `rung.evaluation.decision`: better, worse, equivalent, unclear; empty if not decided
     shrunken: float | None = None  # the delta shrunken towards 0, where the evidence is thin
     rows_needed: int | None = None  # further rows that would likely settle an unclear comparison
+
+    def __str__(self) -> str:
+        percent = [f"{100 * value:+.1f}" for value in (self.delta, self.low, self.high)]
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        return (
+            f"{self.b} against {self.a}: {percent[0]} pp [{percent[1]}, {percent[2]}], {self.fixed} fixed / "
+            f"{self.broken} broken of {self.n} rows, {p}"
+        )
+
+    def _repr_html_(self) -> str:
+        return card(str(self), {})
 
     @classmethod
     def of(cls, a: str, b: str, metric: str, tested: PairedComparison, p: float | None = None) -> Comparison:

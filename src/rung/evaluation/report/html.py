@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rung.display import Markup, safe, table_html
 from rung.evaluation.report import plots, words
 from rung.evaluation.result import ClimbResult, Prediction
 from rung.models.cache import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROWS_SHOWN = 100  # of one rung
 TEXT_SHOWN = 20_000  # characters of one prompt
@@ -80,19 +83,19 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
     policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     split = next((rung.split for rung in result.rungs if rung.name == result.recommended), "test")
     best = [row for row in predictions.get(result.recommended, ()) if row.split == split]
-    confusion = plots.confusion_svg(result, best) if result.metric == "accuracy" and best else None
-    confidence = _figure(plots.reliability_svg(result)) + _figure(plots.coverage_svg(result))
+    confusion = plots.confusions(result, best) if result.metric == "accuracy" and best else None
+    confidence = _figure(plots.reliability(result)) + _figure(plots.coverage(result))
     sections = [
         ("What to do next", _paragraphs([*result.next_steps, *words.unfinished_notes(result)])),
         ("The ladder", _ladder(result)),
-        ("Quality against price", _figure(plots.price_svg(result), wide=False)),
+        ("Quality against price", _figure(plots.price(result), wide=False)),
         ("All figures", _figures_table(result)),
         ("Rows", _rows(result, predictions)),
         ("Most confused labels", _figure(confusion)),
         ("What the rules expected", guide_section(result)),
         ("Prompts searched", searches_section(result)),
         ("Confidence", _paragraphs(words.confidence_notes(result)) + confidence),
-        ("Training", _figure(plots.loss_svg(result)) + _training_data(result)),
+        ("Training", _figure(plots.loss(result)) + _training_data(result)),
         ("Notes", _paragraphs(result.notes)),
         ("Left out", _paragraphs(f"{r.name} ({r.status}): {r.reason}" for r in words.left_out(result))),
         ("Prompts that did not fit", _paragraphs(words.overflow_notes(result))),
@@ -113,55 +116,30 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
 # ---- building blocks
 
 
-class _Markup(str):
-    """HTML that is escaped already."""
-
-    __slots__ = ()
-
-
-def safe(text: Any) -> str:
-    """Escape a value's text, unless it is markup; NUL, which HTML cannot contain, becomes the replacement character."""
-    return text if isinstance(text, _Markup) else html.escape(str(text).replace("\0", "\ufffd"), quote=True)
-
-
 def _paragraphs(texts: Iterable[str]) -> str:
     return "".join(f"<p>{safe(text)}</p>" for text in texts)
 
 
-def _folded(summary: str, content: str) -> _Markup:
+def _folded(summary: str, content: str) -> Markup:
     """Content that unfolds at a click."""
-    return _Markup(f"<details><summary>{safe(summary)}</summary>{content}</details>")
+    return Markup(f"<details><summary>{safe(summary)}</summary>{content}</details>")
 
 
 def _pre(text: str) -> str:
     return f"<pre>{safe(text[:TEXT_SHOWN])}</pre>"
 
 
-def _table(
-    heads: Sequence[str], rows: Iterable[Sequence[Any]], *, best: int | None = None, why: Collection[int] = ()
-) -> str:
-    """A table; `best` is the number of the row to mark, `why` the columns whose text may wrap."""
-
-    def line(tag: str, row: Sequence[Any], mark: str = "") -> str:
-        cells = (f"<{tag}{' class=why' if column in why else ''}>{safe(cell)}" for column, cell in enumerate(row))
-        return f"<tr{mark}>{''.join(cells)}</tr>"
-
-    lines = [line("th", heads)]
-    lines += [line("td", row, " class=best" if number == best else "") for number, row in enumerate(rows)]
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
-
-
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _figure(svg: str | None, *, wide: bool = True) -> str:
+def _figure(drawn: Figure | None, *, wide: bool = True) -> str:
     """A plot for the page, or nothing without one.
 
     matplotlib writes `style` attributes and a style element, which the policy refuses; presentation attributes replace
     them.
     """
-    if svg is None:
+    if (svg := plots.svg(drawn)) is None:
         return ""
 
     def attributes(match: re.Match[str]) -> str:
@@ -225,7 +203,7 @@ def _figures_table(result: ClimbResult) -> str:
         for r in rungs
     ]  # fmt: skip
     best = next((i for i, rung in enumerate(rungs) if rung.name == result.recommended), None)
-    return _table(heads, rows, best=best, why=(len(heads) - 1,)) + _paragraphs(words.quality_notes(result))
+    return table_html(heads, rows, best=best, why=(len(heads) - 1,)) + _paragraphs(words.quality_notes(result))
 
 
 KINDS = {"changed": "fixed or broken", "wrong": "wrong", "all": "all"}
@@ -302,7 +280,7 @@ def _data(data: Mapping[str, Any]) -> str:
         f"{name}: {text}" for name in ("Problem", "Warning") for text in data.get(f"{name.lower()}s", ())
     )
     everything = _folded("everything", f"<pre>{safe(json.dumps(data, ensure_ascii=False, indent=1))}</pre>")
-    return _table(("split", "read", "kept", "dropped"), rows) + warnings + everything
+    return table_html(("split", "read", "kept", "dropped"), rows) + warnings + everything
 
 
 def searches_section(result: ClimbResult) -> str:
@@ -325,7 +303,9 @@ def _search(name: str, search: Mapping[str, Any]) -> str:
         for c in candidates
     ]
     best = next((i for i, c in enumerate(candidates) if c["name"] == search["winner"]), None)
-    table = _folded(f"{len(candidates)} candidates, the last leader marked", _table(heads, rows, best=best, why=(5,)))
+    table = _folded(
+        f"{len(candidates)} candidates, the last leader marked", table_html(heads, rows, best=best, why=(5,))
+    )
     items = "".join(f"<li>{safe(text['text'])} ({safe(text['reason'])})</li>" for text in refused)
     rejected = _folded(f"texts refused: {len(refused)}", f"<ul>{items}</ul>") if refused else ""
     return _paragraphs([summary]) + table + rejected
@@ -335,7 +315,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
-def _prompt_of(candidate: Mapping[str, Any]) -> _Markup:
+def _prompt_of(candidate: Mapping[str, Any]) -> Markup:
     """A candidate's prompt in words, folded under the beginning of its instruction."""
     listed, shots = "listed" if candidate["listed"] else "not listed", candidate["shots"]
     demonstrations = shots and f"{shots['k']} {shots['selection']}, seed {shots['seed']}, order {shots['order']}"
@@ -378,7 +358,7 @@ def guide_section(result: ClimbResult) -> str:
             expected, reasons = EXPECTATIONS[expectation["expect"]], "; ".join(expectation["reasons"])
             rows.append((expectation["rung"], expected, reasons, f"{outcome.word}: {outcome.text}"))
     heads = ("rung", "the rules expect that it", "because", "measured")
-    return _folded("the path of the rules", chart) + _table(heads, rows, why=(1, 2, 3))
+    return _folded("the path of the rules", chart) + table_html(heads, rows, why=(1, 2, 3))
 
 
 def chart_svg(advice: Mapping[str, Any]) -> str:

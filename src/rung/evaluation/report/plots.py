@@ -1,4 +1,4 @@
-"""Plots of a climb as SVG: quality against price, confusions, reliability, loss curves.
+"""Plots of a climb, as figures of matplotlib and as SVG: ladder, price, confusions, reliability, coverage, loss.
 
 The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Backgrounds are transparent, and
 text is a middle grey with enough contrast on white and on black.
@@ -10,41 +10,72 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rung.evaluation.metrics.labels import confusion
 from rung.evaluation.report.words import measured, p_text
 from rung.evaluation.result import YARDSTICK, ClimbResult, Prediction
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BLUE, ORANGE, GREY, INK = "#2481BF", "#D55E00", "#8A8A8A", "#767676"
 MOST_CONFUSED = 10
 
 
+STYLE: Any = {
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "font.size": 10, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
+    "svg.hashsalt": "rung", "svg.fonttype": "none",
+}  # fmt: skip
+
+
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Any]:
-    """A figure, and the style while it is drawn and saved."""
+def _drawing(title: str, width: float, height: float) -> Iterator[Figure]:
+    """A figure, and the style while it is drawn."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "font.size": 10, "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False,
-        "svg.hashsalt": "rung", "svg.fonttype": "none",
-    }  # fmt: skip
-    with rc_context(style):
+    with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
+        figure.set_label(title)
         figure.patch.set_alpha(0)
         yield figure
 
 
-def _svg(figure: Any, title: str) -> str:
+def svg(figure: Figure | None) -> str | None:
+    """Write a figure as SVG; None without one."""
+    from matplotlib import rc_context
+
+    if figure is None:
+        return None
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": title})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    with rc_context(STYLE):  # ticks are made when the figure is saved
+        title = str(figure.get_label())
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    markup = text.getvalue()
+    return markup[markup.index("<svg") :]
 
 
-def price_svg(result: ClimbResult) -> str | None:
+def ladder(result: ClimbResult) -> Figure:
+    """The score of every rung with its 95 % interval, from the first at the top; the line is the incumbent's score."""
+    rungs = measured(result)
+    with _drawing(f"The ladder of {result.task}", 7.5, 1.1 + 0.32 * len(rungs)) as figure:
+        axes = figure.add_subplot()
+        axes.axvline(100 * (rungs[0].score or 0.0), color=INK, linewidth=0.8, linestyle=":")
+        for place, rung in enumerate(rungs):
+            colour = ORANGE if rung.name == result.recommended else BLUE if rung.stopped is None else GREY
+            if rung.low is not None and rung.high is not None:
+                axes.plot([100 * rung.low, 100 * rung.high], [place, place], color=colour, linewidth=2)
+            axes.plot(100 * (rung.score or 0.0), place, "o" if rung.stopped is None else "D", color=colour)
+        axes.set_yticks(range(len(rungs)), [f"{rung.name} ({rung.n} rows)" for rung in rungs])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{result.metric}, %, with 95 % intervals")
+        axes.grid(axis="x", alpha=0.2)
+        return figure
+
+
+def price(result: ClimbResult) -> Figure | None:
     """Quality against the price of 1,000 predictions, with the efficient frontier: nothing cheaper is as good.
 
     Where a price is not known, the seconds per row take its place. None with fewer than two rungs.
@@ -57,7 +88,7 @@ def price_svg(result: ClimbResult) -> str | None:
     points = [(x, 100 * (r.score or 0.0), r) for x, r in zip(prices, rungs, strict=True) if x is not None and x > 0]
     if len(points) < 2:
         return None
-    with _figure(5.4, 4.2) as figure:
+    with _drawing(f"Quality against price for {result.task}", 5.4, 4.2) as figure:
         axes = figure.add_subplot()
         axes.set_xscale("log")
         axes.margins(x=0.2, y=0.15)
@@ -71,7 +102,7 @@ def price_svg(result: ClimbResult) -> str | None:
         axes.grid(alpha=0.2)
         _legend(axes, {rung.family == YARDSTICK for *_, rung in points}, {r.stopped is not None for *_, r in points})
         _label(figure, axes, [(x, y, rung.name) for x, y, rung in points], frontier)
-        return _svg(figure, f"Quality against price for {result.task}")
+        return figure
 
 
 def efficient(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -143,7 +174,7 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None:
+def confusions(result: ClimbResult, rows: Sequence[Prediction]) -> Figure | None:
     """How often the recommended rung confuses its most confused labels; None if it confuses none."""
     expected = [row.expected[0] for row in rows]
     pairs = confusion([row.prediction for row in rows], expected, sorted(set(expected)))
@@ -158,7 +189,7 @@ def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None
     counts = [
         [sum(e == a and r.prediction == b for r, e in zip(rows, expected, strict=True)) for b in labels] for a in labels
     ]
-    with _figure(8, 6.2) as figure:
+    with _drawing(f"Most confused labels of {result.recommended}", 8, 6.2) as figure:
         axes = figure.add_subplot()
         # Vector cells, not an image: the report's content policy allows no images.
         axes.pcolormesh(range(len(labels)), range(len(labels)), counts, cmap="cividis", shading="nearest")
@@ -167,18 +198,20 @@ def confusion_svg(result: ClimbResult, rows: Sequence[Prediction]) -> str | None
         for i, line in enumerate(counts):
             for j, count in enumerate(line):
                 if count:
-                    axes.text(j, i, count, ha="center", va="center", color="black" if count > highest / 2 else "white")
+                    axes.text(
+                        j, i, str(count), ha="center", va="center", color="black" if count > highest / 2 else "white"
+                    )
         axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.set(xlabel="predicted", ylabel="expected")
-        return _svg(figure, f"Most confused labels of {result.recommended}")
+        return figure
 
 
-def reliability_svg(result: ClimbResult) -> str | None:
+def reliability(result: ClimbResult) -> Figure | None:
     """How often answers are right against their confidence, before and after fitting; None if not measured."""
     if result.confidence is None:
         return None
-    with _figure(7.5, 3.9) as figure:
+    with _drawing(f"Reliability of {result.confidence['artifact']}", 7.5, 3.9) as figure:
         for number, (name, colour) in enumerate((("before", GREY), ("after", ORANGE)), start=1):
             figures = result.confidence[name]
             axes = figure.add_subplot(1, 2, number)
@@ -191,16 +224,16 @@ def reliability_svg(result: ClimbResult) -> str | None:
             axes.set(xlim=(0, 1.03), ylim=(0, 1.03), xlabel=f"confidence {name} fitting", ylabel=side)
             axes.set_title(f"error {100 * figures['error']:.1f} % ({p_text(figures['p'])})", fontsize=10)
             axes.grid(alpha=0.2)
-        return _svg(figure, f"Reliability of {result.confidence['artifact']}")
+        return figure
 
 
-def coverage_svg(result: ClimbResult) -> str | None:
+def coverage(result: ClimbResult) -> Figure | None:
     """Accuracy against the share of rows answered, the most confident first; None if confidence was not measured."""
     if result.confidence is None:
         return None
     _, coverage, accuracy = zip(*result.confidence["curve"], strict=True)
     chosen = result.confidence["abstaining"]
-    with _figure(7.5, 3.4) as figure:
+    with _drawing("Coverage against accuracy", 7.5, 3.4) as figure:
         axes = figure.add_subplot()
         axes.plot([100 * c for c in coverage], [100 * a for a in accuracy], color=BLUE, linewidth=1.8)
         if chosen is not None and chosen["accuracy"] is not None:
@@ -213,15 +246,15 @@ def coverage_svg(result: ClimbResult) -> str | None:
             )  # fmt: skip
         axes.set(xlim=(0, 102), xlabel="rows answered, % (the most confident first)", ylabel="right among them, %")
         axes.grid(alpha=0.2)
-        return _svg(figure, "Coverage against accuracy")
+        return figure
 
 
-def loss_svg(result: ClimbResult) -> str | None:
+def loss(result: ClimbResult) -> Figure | None:
     """The training loss of every trained rung over its steps, raw and smoothed; None if none was trained."""
     curves = [rung for rung in result.rungs if rung.losses]
     if not curves:
         return None
-    with _figure(7.5, 3.4) as figure:
+    with _drawing("Training loss", 7.5, 3.4) as figure:
         axes = figure.add_subplot()
         for rung, colour in zip(curves, (BLUE, ORANGE, "#009E73", "#CC79A7") * len(curves), strict=False):
             steps, losses = zip(*rung.losses, strict=True)
@@ -234,4 +267,4 @@ def loss_svg(result: ClimbResult) -> str | None:
         axes.set(xlabel="step", ylabel="loss per answer token", ylim=(0, None))
         axes.legend(frameon=False)
         axes.grid(alpha=0.2)
-        return _svg(figure, "Training loss")
+        return figure

@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from rung.cli import options as progress
-from rung.cli.options import TerminalProgress
+from rung import progress
+from rung.progress import TerminalProgress
 
 
 @pytest.fixture
