@@ -9,10 +9,12 @@ import pytest
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.decoder import Answer, Promptless
+from rung.climbing.arms import Paces
 from rung.climbing.options import ClimbOptions
 from rung.climbing.plan import plan_rows
 from rung.climbing.run import climb
 from rung.rungs import Features, FewShot, build, names
+from rung.rungs.base import Cost
 
 
 @pytest.fixture
@@ -127,3 +129,16 @@ def test_the_last_one_left_stops_too(tiny_task, data, asked, tmp_path):
     assert rows["features"] == rows["zero-shot"] == order[: len(rows["zero-shot"])]
     assert len(rows["zero-shot"]) in (8, 16)
     assert found.result.recommended == "features"
+
+
+def test_estimates_are_corrected_by_arms_of_the_same_model_only():
+    model, encoder, none = (Cost(0, 0.0, 2.0, 100, flops, 0.1, 0) for flops in (2.7e10, 4.4e9, 0.0))
+    none = replace(none, row_tokens=0)
+    paces = Paces(speedup=4.0)
+    paces.model = model
+    assert [paces.row_seconds("x", each) for each in (model, encoder, none)] == [0.025, 0.1, 0.1]
+    paces.rows["zero-shot"] = (model, 6.0)
+    assert paces.row_seconds("few-shot", replace(model, row_tokens=200, row_flops=5.4e10)) == pytest.approx(6.0)
+    assert [paces.row_seconds("x", each) for each in (encoder, none)] == [0.1, 0.1]
+    assert [paces.fit_seconds(each, trains=False) for each in (encoder, none)] == [2.0, 2.0]
+    assert paces.fit_seconds(model, trains=False) == pytest.approx(120.0)

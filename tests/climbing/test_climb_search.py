@@ -9,6 +9,8 @@ import pytest
 
 from planted import Planted
 from rung.climbing.store import RunStore
+from rung.evaluation.report import words
+from rung.evaluation.report.html import write_html
 
 HEAD = Planted("head", 0.8, row=0.001, takes=1.0)
 WEAK = Planted("weak", 0.25, row=0.001, takes=0.5)
@@ -127,6 +129,32 @@ def test_a_climb_ends_within_its_budget(stage, seconds):
         assert "not tried for lack of budget" in done.result.decision
 
 
+def test_dear_rows_of_zero_shot_leave_the_budget_to_the_rungs(stage):
+    """One look before the rungs, and no time kept for its rows once it is beaten."""
+    play = stage(WEAK, Planted("head", 0.9, row=0.01, takes=12.0), zero_row=6.0)
+    done = play.climb(300.0)
+    assert len(play.rows("zero-shot", "validation")) == 8
+    assert done.result.recommended == "head"
+    assert play.clock <= 302
+
+
+def test_no_answer_of_a_dear_arm_lacks_its_pair_when_the_budget_ends(stage):
+    play = stage(Planted("head", 0.9, row=0.01, takes=1.0), zero_row=3.0)
+    done = play.climb(60.0)
+    answered = len(play.rows("zero-shot", "test"))
+    assert 0 < answered < 200
+    assert len(play.rows("head", "test")) >= answered
+    assert next(c for c in done.result.comparisons if c.b == "head").n == answered
+
+
+def test_a_model_is_not_opened_where_no_time_is_left_for_it(stage):
+    play = stage(HEAD, zero_row=0.1)
+    done = play.climb(4.5)
+    assert not play.rows("zero-shot", "validation")
+    assert not play.rows("zero-shot", "test")
+    assert "zero-shot" in done.result.unfinished
+
+
 def test_a_fit_is_stopped_when_the_time_is_up_and_goes_on_with_more(stage):
     play = stage(Planted("slow", 0.9, row=0.01, takes=200.0), zero_row=0.1)
     play.rungs["slow"] = Planted("slow", 0.9, row=0.01, takes=200.0)
@@ -152,6 +180,19 @@ def test_without_a_row_nothing_is_claimed(stage):
     done = stage(HEAD, zero_row=50.0).climb(1.5)
     assert done.result.decision == "Nothing was measured: not tried for lack of budget: zero-shot, head."
     assert all(rung.score is None for rung in done.result.rungs)
+    assert "Nothing was measured" in write_html(done.result, done.predictions, done.folder).read_text()
+
+
+def test_what_was_not_tried_is_one_line_with_time_and_gain(stage):
+    rungs = [Planted(f"slow{i}", 0.9, row=0.5, takes=200.0 * (i + 1)) for i in range(3)]
+    done = stage(HEAD, *rungs).climb(40.0)
+    line, how = words.unfinished_notes(done.result)
+    assert re.match(
+        r"not tried yet, with the time and the gain to expect: slow0 \(\d min \d+ s, \+\d+\.\d points\), ", line
+    )
+    assert line.index("slow0") < line.index("slow1") < line.index("slow2")
+    assert "--resume" in how
+    assert words.left_out_lines(done.result) == []
 
 
 # ---- resumed

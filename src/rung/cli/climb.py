@@ -62,12 +62,24 @@ def climb(
     try:
         done = climb(loaded, progress=options.progress(quiet), options=how)
     except KeyboardInterrupt:
-        again = shlex.join(part for part in sys.argv[1:] if part != "--resume")
+        again = _again("--resume")
         render.note(f"\ninterrupted; nothing finished is lost. Continue with:\n  rung {again} --resume")
         raise typer.Exit(130) from None
     write_reports(done)
-    again = shlex.join(part for part in sys.argv[1:] if part != "--resume")
+    again = _again("--resume", *(("--budget",) if done.result.unfinished else ()))
     render.result(json, done.result.summary(), lambda: render.climb_report(done.result, done.folder, again))
+
+
+def _again(*without: str) -> str:
+    """The command as it was given, without these options; `--budget` goes with its value."""
+    parts, kept = iter(sys.argv[1:]), list[str]()
+    for part in parts:
+        name, given, _ = part.partition("=")
+        if name not in without:
+            kept.append(part)
+        elif name == "--budget" and not given:
+            next(parts, None)
+    return shlex.join(kept)
 
 
 def demo(

@@ -99,6 +99,7 @@ def table(
 # A climb: its plan, its results, and a search of settings.
 
 
+MORE_BUDGET = 10  # times the budget that was used up, for the command that goes on
 TABLES = 3  # that the columns of a climb's result are spread over
 
 
@@ -155,9 +156,9 @@ def climb_result(result: ClimbResult, console: Console | None = None) -> None:
     _lines(console, [*dim, *words.overflow_notes(result), *words.retrieval_notes(result)], "dim")
     _lines(console, words.worth_notes(result))
     _lines(console, [*result.notes, *words.confidence_notes(result)])
-    _lines(console, [f"{rung.status}: {rung.name}: {rung.reason}" for rung in words.left_out(result)], "dim")
+    _lines(console, words.left_out_lines(result), "dim")
     _lines(console, ["", result.decision], "bold")
-    _lines(console, [*words.unfinished_notes(result), *(f"next: {step}" for step in result.next_steps)])
+    _lines(console, [*words.unfinished_notes(result)[:1], *(f"next: {step}" for step in result.next_steps)])
 
 
 def _packed(names: Sequence[str], columns: Mapping[str, Sequence[str]], width: int) -> list[list[str]]:
@@ -192,7 +193,7 @@ def climb_report(result: ClimbResult, folder: Path, again: str = "") -> None:
     if again and result.unfinished:
         named = ",".join(name for name in result.unfinished if "+" not in name)
         more = f" --rungs {named}" if named and result.budget_seconds is None else ""
-        budget = "" if result.budget_seconds is None else f" --budget {10 * result.budget_seconds:.0f}s"
+        budget = "" if result.budget_seconds is None else f" --budget {MORE_BUDGET * result.budget_seconds:.0f}s"
         say(f"go on:   rung {again} --resume{more}{budget}")
 
 

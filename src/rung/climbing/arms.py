@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -25,6 +25,7 @@ from rung.evaluation.racing import race_order
 from rung.evaluation.result import Prediction, Split, Status
 from rung.evaluation.scoring import evaluate, metric_of
 from rung.machine import Machine
+from rung.models.reference import is_endpoint
 from rung.rungs.base import Cost, Rung
 from rung.rungs.costs import inference_cost
 from rung.task import Task
@@ -32,7 +33,9 @@ from rung.task import Task
 BATCH = 32  # rows answered between two writes: what a kill may cost
 BATCH_SECONDS = 4.0  # the same in time, where rows are slow
 FIRST_ROWS = 2  # of an arm, where there is a budget
+OPENING_SECONDS = 4.0  # that the libraries and weights of a local language model take to load
 NEAR = 30.0  # estimates of two arms within this factor are corrected alike
+SAME = 1.5  # ratio of the operations a token of two models that are taken for one
 Fold = int | None  # None: made from all training rows
 
 
@@ -111,6 +114,7 @@ class Left:
     Attributes:
         again: whether a climb that goes on with more budget tries it.
         lacked_budget: whether the budget is the reason.
+        seconds, gain: what it is expected to take and, as a share, to gain over the leader.
     """
 
     status: Status
@@ -118,6 +122,8 @@ class Left:
     family: str
     again: bool = False
     lacked_budget: bool = False
+    seconds: float = 0.0
+    gain: float = 0.0
 
 
 class FitFailed(Exception):  # noqa: N818
@@ -129,25 +135,38 @@ class FitFailed(Exception):  # noqa: N818
 
 
 class Paces:
-    """Corrects estimates by what was measured: of the same arm, else of the arms with the most similar estimates."""
+    """Corrects estimates by what was measured: of the same arm, else of the most similar one that runs the same model.
+
+    The time of a language model says nothing about an encoder's or of what runs none.
+    """
 
     def __init__(self, speedup: float = 1.0) -> None:
         self.first = 1 / max(1.0, speedup)  # before anything was measured: how much faster the engine is than torch
-        self.rows: dict[str, tuple[float, float]] = {}  # arm: estimated and measured seconds of a row
-        self.fits: dict[str, tuple[float, float]] = {}  # arm that was trained: the same of its fit
+        self.model: Cost | None = None  # of the first base, whose model the engine runs
+        self.rows: dict[str, tuple[Cost, float]] = {}  # arm: its estimate and the measured seconds of a row
+        self.fits: dict[str, tuple[Cost, float]] = {}  # arm that was trained: the same of its fit
 
-    def row_seconds(self, name: str, estimated: float) -> float:
+    def row_seconds(self, name: str, cost: Cost) -> float:
         """The expected seconds of a row."""
-        return self.rows[name][1] if name in self.rows else estimated * self._ratio(self.rows, estimated, self.first)
+        if name in self.rows:
+            return self.rows[name][1]
+        rows = [(each, each.row_seconds, real) for each, real in self.rows.values()]
+        return cost.row_seconds * self._ratio(rows, cost, cost.row_seconds, self._first(cost))
 
-    def fit_seconds(self, estimated: float, *, trains: bool) -> float:
+    def fit_seconds(self, cost: Cost, *, trains: bool) -> float:
         """The expected seconds of a fit; one that does not train answers rows."""
-        known = self.fits if trains else self.rows
-        return estimated * self._ratio(known, estimated, 1.0 if trains else self.first)
+        if trains:
+            fits = [(each, each.fit_seconds, real) for each, real in self.fits.values()]
+            return cost.fit_seconds * self._ratio(fits, cost, cost.fit_seconds, 1.0)
+        rows = [(each, each.row_seconds, real) for each, real in self.rows.values()]
+        return cost.fit_seconds * self._ratio(rows, cost, cost.fit_seconds, self._first(cost))
+
+    def _first(self, cost: Cost) -> float:
+        return self.first if self.model is not None and same_model(cost, self.model) else 1.0
 
     @staticmethod
-    def _ratio(known: Mapping[str, tuple[float, float]], estimated: float, otherwise: float) -> float:
-        pairs = [(guess, real) for guess, real in known.values() if guess > 0 and real > 0]
+    def _ratio(known: Sequence[tuple[Cost, float, float]], cost: Cost, estimated: float, otherwise: float) -> float:
+        pairs = [(guess, real) for each, guess, real in known if guess > 0 and real > 0 and same_model(each, cost)]
         if not pairs or estimated <= 0:
             return otherwise
 
@@ -156,6 +175,12 @@ class Paces:
 
         nearest = min(pairs, key=distance)
         return nearest[1] / nearest[0] if distance(nearest) <= math.log(NEAR) else otherwise
+
+
+def same_model(a: Cost, b: Cost) -> bool:
+    """Whether two estimates are of the same model, or of none: a token takes about as many operations."""
+    one, two = (cost.row_flops / cost.row_tokens if cost.row_tokens else 0.0 for cost in (a, b))
+    return one == two or (min(one, two) > 0 and max(one, two) <= SAME * min(one, two))
 
 
 @dataclass
@@ -179,6 +204,7 @@ class ClimbState:
     incumbent: str = ""
     proven: str = ""  # the arm that was last shown to be better than the incumbent
     overran: set[str] = field(default_factory=set)  # arms that took too much of the budget
+    opened: set[str] = field(default_factory=set)  # language models that have answered
     model_chosen: str = ""  # the base that the ramp starts from; empty while several models are raced
 
     def __post_init__(self) -> None:
@@ -194,7 +220,7 @@ class ClimbState:
         """Add zero-shot or what is served; the first is the incumbent."""
         cost = inference_cost(artifact, self.data, self.machine)
         self.arms[artifact.name] = Arm(artifact.name, family, cost=cost, artifacts={None: artifact})
-        self.incumbent = self.incumbent or artifact.name
+        self.incumbent, self.paces.model = self.incumbent or artifact.name, self.paces.model or cost
         self.model_chosen = "" if self.models else self.incumbent
         self.binary = metric_of(artifact, self.task.folder).binary
 
@@ -250,7 +276,7 @@ class ClimbState:
         took, paid = time.perf_counter() - began[0], self.store.paid().money - began[1]
         self.store.note("fitted", name=key, fit_seconds=round(took, 3), fit_money=paid)
         if arm.cost is not None and arm.rung is not None and arm.rung.trains_weights:
-            self.paces.fits[arm.name] = (arm.cost.fit_seconds, took)
+            self.paces.fits[arm.name] = (arm.cost, took)
         return kept
 
     def fit(self, arm: Arm) -> dict[str, float]:
@@ -312,7 +338,7 @@ class ClimbState:
         self.budget.start(f"{arm.name} on {split}", len(rest))
         while rest:
             pace = self.row_seconds(arm)
-            self.budget.check(pace)
+            self.budget.check(pace + self.opening(artifact))
             size = BATCH if pace <= 0 else max(1, min(BATCH, int(BATCH_SECONDS / pace)))
             if self.budget.limits.seconds is not None and not self.store.predictions(arm.name):
                 size = min(size, FIRST_ROWS)  # how long they take is only guessed
@@ -321,21 +347,27 @@ class ClimbState:
             batch, rest = rest[:size], rest[size:]
             answered = evaluate(artifact, batch, split, folder=self.task.folder, progress=self.budget)
             keep(answered)
+            self.opened |= {artifact.model} if artifact.decoder.uses_llm else set()
             self._learn_pace(arm)
             self.budget.advance(len(answered))
         self.budget.finish()
 
+    def opening(self, artifact: Artifact) -> float:
+        """The seconds to open the model that answers, if no arm of this process has opened it yet."""
+        waits = artifact.decoder.uses_llm and not is_endpoint(artifact.model) and artifact.model not in self.opened
+        return OPENING_SECONDS if waits else 0.0
+
     def _learn_pace(self, arm: Arm) -> None:
         """Remember the measured time of the arm's rows beside the estimated one."""
         if arm.cost is not None and self.store.predictions(arm.name):
-            self.paces.rows[arm.name] = (arm.cost.row_seconds, self.row_seconds(arm))
+            self.paces.rows[arm.name] = (arm.cost, self.row_seconds(arm))
 
     def row_seconds(self, arm: Arm) -> float:
         """The seconds that a row takes: measured, else expected; 0 if nothing is known."""
         rows = self.store.predictions(arm.name)
         if rows:
             return sum(row.seconds for row in rows.values()) / len(rows)
-        return self.paces.row_seconds(arm.name, arm.cost.row_seconds if arm.cost else 0.0)
+        return self.paces.row_seconds(arm.name, arm.cost) if arm.cost else 0.0
 
     def cost(self, arm: Arm) -> float:
         """A number that orders arms by the price of a prediction, training included."""

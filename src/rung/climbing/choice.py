@@ -20,7 +20,7 @@ ELITES = 3  # arms that further rungs are put on
 # where there is no budget. On top of other rungs, twice as much is asked for.
 LEAST_GAIN, GAIN_A_MINUTE = 0.0025, 0.005
 FIRST = 8  # rows of the first look at a race
-CHEAP_SECONDS = 3.0  # an arm that takes no longer is measured before the bases
+CHEAP_SECONDS = 3.0  # an arm that takes no longer, or no longer than a base's first look, goes before the bases
 CHEAP_SHARE = 0.25  # of the budget, after which the bases come first
 
 
@@ -81,8 +81,8 @@ def expected(state: ClimbState, rung: Rung, base: Arm, name: str, cost: Cost, le
     """Say what is expected of a rung on top of a base, corrected by what was measured."""
     own = score_belief(state.scores(base, state.search))
     promise = state.worth.promise(rung, base.depth + 1, own, leader, state.margin)
-    fit = state.paces.fit_seconds(cost.fit_seconds, trains=rung.trains_weights)
-    pace = state.paces.row_seconds(name, cost.row_seconds)
+    fit = state.paces.fit_seconds(cost, trains=rung.trains_weights)
+    pace = state.paces.row_seconds(name, cost)
     n = len(state.search) or len(state.confirm)
     few = min(n, 3 * FIRST)
     rows = few + promise.chance * (n - few)
@@ -98,7 +98,8 @@ def next_arm(state: ClimbState) -> Prospect | Arm | None:
         return None  # nothing to compare the incumbent with
     whole = state.budget.limits.seconds
     late = whole is not None and state.budget.spent() > CHEAP_SHARE * whole
-    for chosen in (*waiting, *in_order(lines, ())) if late else in_order(lines, waiting):
+    late = late and first_look(state, waiting) < state.budget.left()
+    for chosen in (*waiting, *in_order(state, lines, ())) if late else in_order(state, lines, waiting):
         if isinstance(chosen, Arm):
             return chosen
         if (left := put_off(state, chosen)) is None:
@@ -107,10 +108,16 @@ def next_arm(state: ClimbState) -> Prospect | Arm | None:
     return None
 
 
-def in_order(lines: Sequence[Prospect], waiting: Sequence[Arm]) -> Iterator[Prospect | Arm]:
-    """Put first what takes seconds while a base waits to be raced, then the bases, then the others by worth."""
+def first_look(state: ClimbState, waiting: Sequence[Arm]) -> float:
+    """The seconds that the first look at the next base is expected to take."""
+    return sum(state.opening(state.some(arm)) + FIRST * state.row_seconds(arm) for arm in waiting[:1])
+
+
+def in_order(state: ClimbState, lines: Sequence[Prospect], waiting: Sequence[Arm]) -> Iterator[Prospect | Arm]:
+    """Put first what takes no longer than a base's first look while one waits, then the bases, the others by worth."""
     ranked = sorted(lines, key=lambda line: (-line.worth, len(line.base.path)))
-    cheap = [line for line in ranked if line.seconds <= CHEAP_SECONDS] if waiting else []
+    short = max(CHEAP_SECONDS, first_look(state, waiting))
+    cheap = [line for line in ranked if line.seconds <= short] if waiting else []
     yield from cheap
     yield from waiting
     yield from (line for line in ranked if line not in cheap)
@@ -118,21 +125,20 @@ def in_order(lines: Sequence[Prospect], waiting: Sequence[Arm]) -> Iterator[Pros
 
 def put_off(state: ClimbState, chosen: Prospect) -> Left | None:
     """Say why a candidate is not tried now; None if it is."""
-    left, family = state.budget.left(), chosen.rung.family
+    left, family, seconds, gain = state.budget.left(), chosen.rung.family, chosen.seconds, chosen.promise.gain
     if chosen.first_seconds > left:
         reason = (
             f"it is expected to take {duration_text(chosen.first_seconds)} and {duration_text(max(0.0, left))} "
             f"of the budget are left"
         )
-        return Left("skipped", reason, family, again=True, lacked_budget=True)
-    gain, minutes = chosen.promise.gain, chosen.seconds / 60
+        return Left("skipped", reason, family, again=True, lacked_budget=True, seconds=seconds, gain=gain)
     if (chosen.rung.name in state.named and chosen.base.depth == 0) or not state.leader:
         return None
     limited, strict = state.budget.limits.seconds is not None, 2 if chosen.base.depth else 1
-    if gain >= strict * LEAST_GAIN and (limited or gain >= strict * GAIN_A_MINUTE * minutes):
+    if gain >= strict * LEAST_GAIN and (limited or gain >= strict * GAIN_A_MINUTE * seconds / 60):
         return None
-    reason = f"put off: expected to take {duration_text(chosen.seconds)} for a gain of {100 * gain:.1f} points"
-    return Left("skipped", reason, family, again=True)
+    reason = f"put off: expected to take {duration_text(seconds)} for a gain of {100 * gain:.1f} points"
+    return Left("skipped", reason, family, again=True, seconds=seconds, gain=gain)
 
 
 def prospects(state: ClimbState) -> list[Prospect]:

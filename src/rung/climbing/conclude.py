@@ -30,7 +30,7 @@ from rung.evaluation.scoring import notes, related
 from rung.evaluation.statistics import mean_interval
 from rung.progress import QUIET, Progress
 
-SHOWN = 6  # names in the sentence
+SHOWN = 3  # names in the sentence
 SHORT_FIT, SHORT_SHARE = 3.0, 0.1  # seconds, and share of the budget, that making the recommended arm may overrun it by
 
 
@@ -170,7 +170,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         advice=advise(state.task, state.data, state.machine).as_dict(), money=state.money(), endpoint_money=paid.money,
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
         rows=state.confirm.split, next_steps=advised,
-        unfinished=tuple(name for name, left in state.left.items() if left.again),
+        unfinished=(*_unmeasured(state), *(name for name, left in state.left.items() if left.again)),
     )  # fmt: skip
 
 
@@ -290,9 +290,14 @@ def _rows(state: ClimbState) -> str:
 def _not_tried(state: ClimbState) -> str:
     """What was not tried for lack of budget."""
     names = [name for name, left in state.left.items() if left.lacked_budget]
-    names = [*(name for name in state.arms if not state.store.predictions(name)), *names]
+    names = [*_unmeasured(state), *names]
     shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if names[SHOWN:] else "")
     return f"not tried for lack of budget: {shown}" if names else ""
+
+
+def _unmeasured(state: ClimbState) -> list[str]:
+    """The arms that answered nothing before the budget was used up."""
+    return [name for name in state.arms if not state.store.predictions(name)]
 
 
 def _use(state: ClimbState, found: Decision, best: str) -> str:
@@ -366,7 +371,7 @@ def _open(state: ClimbState, found: Decision, raced: Sequence[str], blocked: Map
             f"{100 * found.best_probability:.0f} % likely better than {state.incumbent}"
         )
     if v.rows_needed is not None:
-        text += f"; about {v.rows_needed} more rows would tell"
+        text += f"; about {v.rows_needed} more {'row' if v.rows_needed == 1 else 'rows'} would tell"
     return text + _blocked(blocked) + "."
 
 
@@ -420,6 +425,7 @@ def _left(state: ClimbState, name: str, left: Left) -> RungResult:
         name=name, family=left.family, metric=state.metric, status=left.status, split=state.search.split,
         reason=left.reason, score=sum(scores) / len(scores) if scores else None,
         low=interval.low if interval else None, high=interval.high if interval else None, n=len(scores),
+        expected_fit_seconds=left.seconds, expected_gain=left.gain,
     )  # fmt: skip
 
 

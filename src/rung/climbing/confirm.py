@@ -61,11 +61,15 @@ def better(state: ClimbState, name: str, other: str) -> float:
 
 
 def seconds_to_confirm(state: ClimbState) -> float:
-    """The expected seconds of what is left of the confirmation by now."""
+    """The expected seconds of what is left of the confirmation by now.
+
+    Once an arm is proven, the incumbent's answers that prove it serve its successors, too.
+    """
     leader, incumbent = state.arms.get(state.leader or state.incumbent), state.arms[state.incumbent]
     assert leader is not None
     rows = min(TYPICAL, len(state.confirm))
-    total = max(0, rows - len(state.scores(incumbent, state.confirm))) * state.row_seconds(incumbent)
+    more = 0 if state.proven else max(0, rows - len(state.scores(incumbent, state.confirm)))
+    total = more * state.row_seconds(incumbent)
     if leader is not incumbent:
         total += max(0, rows - len(state.scores(leader, state.confirm))) * state.row_seconds(leader)
     if state.data.folds and leader.learns and None not in leader.artifacts:
@@ -80,7 +84,7 @@ def prove(state: ClimbState) -> None:
         return
     if better(state, name, state.incumbent) < PROMISING:
         return
-    pair = [state.arms[name], state.arms[state.incumbent]]
+    pair = sorted((state.arms[name], state.arms[state.incumbent]), key=state.row_seconds)
     for until in looks(len(state.confirm)):
         if until > AT_ONCE:
             return
@@ -98,7 +102,8 @@ def confirm(state: ClimbState) -> None:
     finalists = [arm for arm in state.arms.values() if arm.raced and not arm.dropped]
     names = dict.fromkeys([state.incumbent, *(arm.name for arm in finalists), *confirmed(state)])
     waiting = {name: state.arms[name] for name in names}
-    ranked = sorted(waiting, key=lambda name: (name != state.incumbent, name != state.leader))
+    # What is cheap answers first, so that no row of a dear arm lacks its pair when the budget ends.
+    ranked = sorted(waiting, key=lambda name: state.row_seconds(waiting[name]))
     for until in looks(len(state.confirm)):
         for name in [name for name in ranked if name in waiting]:
             answer(state, waiting[name], until)

@@ -45,7 +45,7 @@ def plan_rows(task: Task, options: ClimbOptions) -> tuple[list[dict[str, Any]], 
     base = state.arms[zero.name]
     rows: list[dict[str, Any]] = []
     spent = 0.0
-    for each in in_order(prospects(state), [base]):
+    for each in in_order(state, prospects(state), [base]):
         row = _base_row(state, base) if isinstance(each, Arm) else _row(state, each)
         if not row["reason"]:
             spent += row["seconds"]

@@ -19,6 +19,7 @@ from rung.evaluation.racing import CHEAPER, eliminate, futile
 
 RESERVED = 0.4  # share of the budget that may be kept for confirming, at most; a quarter of it while nothing leads
 LEARNING = 1.0  # exponent of the optimistic power law by which errors fall with the steps of training
+DEAR = 0.05  # share of the budget that a look at a base takes, from which it gets one look before the rungs
 PATIENCE = 3.0  # times its expected seconds, and half of what is left, are what an arm may take of a budget
 OVERRAN = "it took longer than expected, and the budget was left to others"
 SURE = 0.95  # probability that another model is better than the first, from which the ramp starts from it
@@ -49,7 +50,10 @@ def not_tried(state: ClimbState) -> None:
     for line in prospects(state):
         if line.name not in state.left:
             reason = f"not tried: the budget was used up; expected to take {duration_text(line.seconds)}"
-            state.left[line.name] = Left("skipped", reason, line.rung.family, again=True, lacked_budget=True)
+            state.left[line.name] = Left(
+                "skipped", reason, line.rung.family, again=True, lacked_budget=True, seconds=line.seconds,
+                gain=line.promise.gain,
+            )  # fmt: skip
 
 
 def _keep_reserve(state: ClimbState) -> None:
@@ -131,9 +135,16 @@ def _race(state: ClimbState, arm: Arm) -> None:
         for each in (leader, arm):
             state.scores(each, state.search, until)
         _drop(state, until)
-        if arm.dropped or leader.dropped or (arm.rung is None and until >= 2 * FIRST and prospects(state)):
+        enough = FIRST if _dear(state, arm) else 2 * FIRST
+        if arm.dropped or leader.dropped or (arm.rung is None and until >= enough and prospects(state)):
             break  # a base is compared again with what leads later; its rows are dear
     _lead(state, arm)
+
+
+def _dear(state: ClimbState, arm: Arm) -> bool:
+    """Whether one look at the arm takes a large part of the budget."""
+    whole = state.budget.limits.seconds
+    return whole is not None and FIRST * state.row_seconds(arm) > DEAR * whole
 
 
 def _drop(state: ClimbState, until: int) -> None:

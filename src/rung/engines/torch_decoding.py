@@ -68,7 +68,7 @@ def decode(
             rows = [RunningRow(i, len(prompts[i])) for i in batch]
             live = bool(sampling.stop)  # reading the text at every step costs more than a step of a fast device
             for _ in steps(model, tokenizer, [prompts[i] for i in batch], rows, sampling, constraint, cancelled, live):
-                pass
+                progress.advance(0)
             for row in rows if not live else ():
                 row.text = _read(row, tokenizer, constraint)
             seconds = (time.perf_counter() - start) / len(batch)

@@ -19,8 +19,8 @@ Split = Literal["test", "validation", "folds"]  # `folds`: answered by an artifa
 # What `rung climb --json` prints of a rung and of a comparison.
 RUNG_KEYS = (
     "name", "family", "uses_llm", "metric", "score", "low", "high", "n", "split", "status", "reason", "price_per_1000",
-    "seconds_per_row", "expected_seconds", "seconds", "fit_seconds", "fit_money", "tokens", "prompt_tokens",
-    "completion_tokens", "cached_tokens", "trainable_parameters", "artifact_bytes",
+    "seconds_per_row", "expected_seconds", "expected_gain", "seconds", "fit_seconds", "fit_money", "tokens",
+    "prompt_tokens", "completion_tokens", "cached_tokens", "trainable_parameters", "artifact_bytes",
     "artifact", "overflow_rows", "dropped_demonstrations", "retrieval",
     "yardstick", "stopped",
 )  # fmt: skip
@@ -73,6 +73,7 @@ class RungResult:
     stopped: Comparison | None = None  # of a beaten rung: with the recommended one; the interval is valid at the stop
     expected_fit_seconds: float = 0.0  # to make it once, as expected when it was chosen
     expected_row_seconds: float = 0.0  # to answer a row, likewise
+    expected_gain: float = 0.0  # of what was put off or not tried: a share, over the leader
 
     @property
     def tokens(self) -> int:
@@ -81,7 +82,7 @@ class RungResult:
 
     @property
     def expected_seconds(self) -> float | None:
-        """What its fit and its n rows were expected to take when it was chosen; None for no estimate."""
+        """What its fit and its n rows were expected to take, of what was not tried all of it; None for no estimate."""
         expected = self.expected_fit_seconds + self.n * self.expected_row_seconds
         return expected if expected else None
 

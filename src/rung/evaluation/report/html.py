@@ -163,16 +163,19 @@ def _ladder(result: ClimbResult) -> str:
     """The rungs on one axis: score and interval, price, and how each compares; the incumbent is the thin line."""
     rungs = words.measured(result)
     ends = [value for r in rungs for value in (r.low, r.score, r.high) if value is not None]
+    if not ends:
+        return _paragraphs(words.spent_lines(result))
     low, span = min(ends), (max(ends) - min(ends)) or 1.0
 
     def place(value: float) -> str:
         return f"{2 + 96 * (value - low) / span:.2f}%"
 
-    zero = rungs[0].score if rungs[0].score is not None else low
+    zero = result.rungs[0].score  # None where the budget ended before the incumbent
     items = []
     for r in rungs:
         score = place(r.score or 0.0)
-        line = f'<line class="zero" x1="{place(zero)}" x2="{place(zero)}" y1="0" y2="16"/>'
+        at = place(low if zero is None else zero)
+        line = "" if zero is None else f'<line class="zero" x1="{at}" x2="{at}" y1="0" y2="16"/>'
         if r.low is not None and r.high is not None:
             line += f'<line x1="{place(r.low)}" x2="{place(r.high)}" y1="8" y2="8"/>'
         mark = f'<circle{"" if r.stopped is None else " class=raced"} cx="{score}" cy="8" r="4"/>'
@@ -202,6 +205,8 @@ def _figures_table(result: ClimbResult) -> str:
         (r.name, words.score_text(r), *words.quality(result, r), *words.costs(r), r.reason)
         for r in rungs
     ]  # fmt: skip
+    if not rungs:
+        return ""
     best = next((i for i, rung in enumerate(rungs) if rung.name == result.recommended), None)
     return table_html(heads, rows, best=best, why=(len(heads) - 1,)) + _paragraphs(words.quality_notes(result))
 

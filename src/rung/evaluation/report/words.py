@@ -18,6 +18,7 @@ from rung.evaluation.result import ClimbResult, Comparison, RungResult
 TRAINING_DATA = "training_data"  # its key among a rung's settings
 OPEN, CLOSE = ">>>", "<<<"  # around the supervised part of an example
 NAMED = 8  # rungs that a line names
+FEW = 3  # skipped rungs, up to which the reason of each is printed
 LEVEL = 0.05  # of significance, as in the confirmation
 
 
@@ -77,7 +78,10 @@ def quality(result: ClimbResult, rung: RungResult) -> tuple[str, ...]:
 def quality_notes(result: ClimbResult) -> list[str]:
     """What the columns of `QUALITY` are, where the reader has to know it."""
     rungs = measured(result)
-    notes = [f"difference, fixed / broken, p: against {rungs[0].name}; an interval leaves out 0 where p < 0.05"]
+    notes = list[str]()
+    if result.comparisons:
+        incumbent = result.rungs[0].name
+        notes.append(f"difference, fixed / broken, p: against {incumbent}; an interval leaves out 0 where p < 0.05")
     others = {rung.split for rung in rungs} - {result.rows}
     if "validation" in others:
         notes.append(
@@ -201,15 +205,34 @@ def left_out(result: ClimbResult) -> list[RungResult]:
     return [r for r in result.rungs if r.score is None]
 
 
+def left_out_lines(result: ClimbResult) -> list[str]:
+    """What failed, and what does not suit the task; the reasons of many are left to the report."""
+    out = [r for r in left_out(result) if r.name not in result.unfinished]
+    lines = [f"failed: {r.name}: {r.reason}" for r in out if r.status == "failed"]
+    skipped = [r for r in out if r.status != "failed"]
+    if len(skipped) <= FEW:
+        return lines + [f"{r.status}: {r.name}: {r.reason}" for r in skipped]
+    names = ", ".join(r.name for r in skipped)
+    return [*lines, f"not for this task: {names}; the report and --json say why"]
+
+
 def unfinished_notes(result: ClimbResult) -> list[str]:
-    """What was not tried, and how to go on; empty if nothing is left."""
+    """What was not tried, the most promising first, and how to go on; empty if nothing is left."""
     if not result.unfinished:
         return []
-    names = ", ".join(result.unfinished[:NAMED])
-    more = f" and {len(result.unfinished) - NAMED} more" if result.unfinished[NAMED:] else ""
+    known = {rung.name: rung for rung in result.rungs}
+    rungs = [known[name] for name in result.unfinished]
+    rungs.sort(key=lambda r: -r.expected_gain / max(r.expected_seconds or 0.0, 0.1))
+    names = ", ".join(
+        f"{r.name} ({duration(r.expected_seconds or 0.0)}, {100 * r.expected_gain:+.1f} points)"
+        if r.expected_gain
+        else r.name
+        for r in rungs[:NAMED]
+    )
+    more = f" and {len(rungs) - NAMED} more" if rungs[NAMED:] else ""
     return [
-        f"not tried yet: {names}{more}. The same command with --resume and more --budget goes on; --rungs names what "
-        "to try"
+        f"not tried yet, with the time and the gain to expect: {names}{more}",
+        "to go on: the same command with --resume and more --budget; --rungs names what to try",
     ]
 
 
