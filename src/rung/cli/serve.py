@@ -19,7 +19,7 @@ from rung.feedback.records import STORE
 if TYPE_CHECKING:
     from rung.feedback.api import FeedbackService
     from rung.progress import Progress
-    from rung.serving.served import Served
+    from rung.serving.served import LongTexts, Served
 
 KeyFile = Annotated[Path, Option("--key-file", help="The file of hashed keys.", metavar="FILE")]
 keys = typer.Typer(help="Manage the API keys of `rung serve`.", no_args_is_help=True)
@@ -32,6 +32,9 @@ def serve(
     ] = None,
     model: Annotated[list[str] | None, Option(help="Serve this base model as well.")] = None,
     encoder: Annotated[list[str] | None, Option(help="Serve this sentence encoder as well.")] = None,
+    long_texts: Annotated[
+        str, Option(help="What encoders do with texts beyond their limit: refuse, or window.")
+    ] = "refuse",
     host: Annotated[str, Option(help="Address to listen on; beyond loopback keys are needed.")] = "127.0.0.1",
     port: Annotated[int, Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     key_file: Annotated[Path | None, Option(help="Require a key of this file.", metavar="FILE")] = None,
@@ -71,18 +74,19 @@ def serve(
         from rung.serving.conversations import ConversationPolicy
         from rung.serving.limits import RequestLimits
         from rung.serving.metrics import CAPTURE
-        from rung.serving.served import Served
+        from rung.serving.served import LongTexts, Served
         from rung.serving.web.site import PageSources
 
     ring = None if key_file is None else KeyRing(key_file)
     names, sites = frozenset(name.lower() for name in allow_host or ()), frozenset(allow_origin or ())
     access = access_rules(host, ring, hosts=names, origins=sites)
+    beyond = options.choose("--long-texts", long_texts, get_args(LongTexts))
     policy = options.choose("--conversation", conversation, get_args(ConversationPolicy))
     patterns = dict(options.pairs("--redact", redact, "'customer=C[0-9]{8}': what matches is kept as its name"))
     socket = listen(host, port)  # a port that is taken is an error before models are loaded
     with exiting_on_sigterm():
         served, limits = Served(), RequestLimits(body_bytes=max_body, queue=queue, per_address=per_address)
-        _load(served, artifacts or [], model or [], encoder or [], engine, options.progress(quiet))
+        _load(served, artifacts or [], model or [], encoder or [], engine, beyond, options.progress(quiet))
         with _capturing(served, capture, sample, store, patterns, registry) as wiring:
             app = app_with(
                 served, access=access, limits=limits, load_from=load_from, conversation=policy,
@@ -125,12 +129,18 @@ def _capturing(
 
 
 def _load(
-    served: Served, artifacts: list[str], models: list[str], encoders: list[str], engine: str, progress: Progress
+    served: Served,
+    artifacts: list[str],
+    models: list[str],
+    encoders: list[str],
+    engine: str,
+    long_texts: LongTexts,
+    progress: Progress,
 ) -> None:
     for reference in models:
         served.add_model(reference, engine=engine, progress=progress)
     for reference in encoders:
-        served.add_encoder(reference, progress=progress)
+        served.add_encoder(reference, long_texts=long_texts, progress=progress)
     for text in artifacts:
         named = "=" in text and not Path(text).exists()
         name, folder = text.split("=", 1) if named else (None, text)

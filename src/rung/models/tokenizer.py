@@ -72,6 +72,10 @@ class Tokenizer:
         """
         return self._encode_blind(text) if self._holds_special(text) else self.encode(text)
 
+    def encode_whole(self, text: str) -> tuple[int, ...]:
+        """The token ids as the model's own tokenizer writes a text: with the special tokens that it adds."""
+        return tuple(self._backend.encode(text).ids)
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of token ids."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))

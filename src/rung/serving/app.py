@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from rung._version import __version__
 from rung.errors import RungError
-from rung.serving import completions, endpoints
+from rung.serving import completions, embeddings, endpoints
 from rung.serving.access import Access
 from rung.serving.connections import BoundedConnection, OpenConnections
 from rung.serving.context import ServerContext
@@ -119,7 +119,7 @@ def app_with(
 
     app = FastAPI(title="Rung", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.rung = server
-    own = completions.router, endpoints.router, endpoints.rung_router, endpoints.operation_router
+    own = completions.router, embeddings.router, endpoints.router, endpoints.rung_router, endpoints.operation_router
     for router in (*own, *routers):
         app.include_router(router)
     if pages is not None:

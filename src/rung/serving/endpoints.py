@@ -1,8 +1,7 @@
-"""The other endpoints: models, artifacts loaded at run time, predictions, embeddings, health and metrics."""
+"""The other endpoints: models, artifacts loaded at run time, predictions, health and metrics."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,7 @@ from rung.serving.completions import FAILURES, usage_of
 from rung.serving.context import Context, RequestContext
 from rung.serving.limits import Refused
 from rung.serving.requests import answer_fields, answering, checked_row
-from rung.serving.schemas import EmbeddingRequest, LoadRequest, PredictRequest
+from rung.serving.schemas import LoadRequest, PredictRequest
 from rung.serving.served import Servable, ServedArtifact, ServedEncoder
 from rung.serving.shadows import new_id
 
@@ -107,7 +106,7 @@ def _described(served: Servable) -> dict[str, Any]:
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "rung", "rung": described}
 
 
-# ---- predictions and embeddings
+# ---- predictions
 
 
 @rung_router.post("/tasks/{name}/predict")
@@ -149,27 +148,6 @@ async def predict(name: str, body: PredictRequest, context: Context) -> Response
 def ranked(served: ServedArtifact, probs: Sequence[float]) -> list[tuple[str, float]]:
     """Sort the labels of an artifact's task, the likeliest first."""
     return sorted(zip(served.artifact.signature.labels, probs, strict=True), key=lambda pair: -pair[1])
-
-
-@router.post("/embeddings")
-async def embed(body: EmbeddingRequest, context: Context) -> Response:
-    """Embed texts as unit vectors: with a sentence encoder, or as mean hidden states of a base model."""
-    target, most = context.server.find(body.model), context.server.limits.choices
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    if len(texts) > most:
-        raise Refused(400, "too-many-texts", f"{most} texts are allowed at once", param="input")
-    context.admit(len(texts))
-    if isinstance(target, ServedArtifact):
-        raise Refused(400, "no-embeddings", f"{body.model} is an artifact: ask its base model", param="model")
-    vectors, tokens = await context.server.answer(target.embed, texts)
-    context.server.metrics.used(body.model, tokens, 0)
-    if body.encoding_format == "float":
-        encoded = vectors.tolist()
-    else:
-        encoded = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
-    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(encoded)]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return JSONResponse({"object": "list", "model": body.model, "data": data, "usage": usage})
 
 
 # ---- for those who run the server

@@ -68,7 +68,7 @@ class RequestLimits:
     write_seconds: float = 60.0  # that a client may leave one piece of the response unread
     depth: int = 64  # of nested JSON
     keys: int = 20_000  # of all JSON objects in a body
-    choices: int = 256  # completions of one request (`n` times prompts), rows of a prediction, texts of an embedding
+    choices: int = 256  # completions of one request (`n` times prompts), rows of a prediction
     queue: int = 512  # pending answers of all clients
     head_seconds: float = 15.0  # to receive a request's head
     connections: int = 2048  # open at once, and requests under way; probes are answered beyond it

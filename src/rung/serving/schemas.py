@@ -265,8 +265,21 @@ class EmbeddingRequest(StrictModel):
     """POST /v1/embeddings."""
 
     model: Name
-    input: str | Annotated[Items[str], Field(min_length=1, max_length=2048)]
+    input: (
+        str
+        | Annotated[Items[str], Field(min_length=1, max_length=2048)]
+        | TokenIds
+        | Annotated[Items[TokenIds], Field(min_length=1, max_length=2048)]
+    )
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(None, description="Only those that the model has.")
+
+    @property
+    def inputs(self) -> list[str] | list[list[int]]:
+        """The texts, or the token ids of each, as a list."""
+        if isinstance(self.input, str) or isinstance(self.input[0], int):
+            return [self.input]  # type: ignore[return-value]
+        return self.input
 
 
 class PredictRequest(StrictModel):

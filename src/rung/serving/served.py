@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import artifact_folder, fingerprint
@@ -15,7 +15,7 @@ from rung.data.examples import read_row
 from rung.data.rows import Example
 from rung.engines.base import Engine, FinishReason, Floats
 from rung.engines.opening import open_encoder, open_engine, settled
-from rung.errors import ArtifactError, ConfigError
+from rung.errors import ArtifactError, ConfigError, EngineError
 from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.serving.scheduler import ScheduledEngine, Scheduler
@@ -23,6 +23,7 @@ from rung.serving.scheduler import ScheduledEngine, Scheduler
 if TYPE_CHECKING:
     from rung.feedback.records import ABTest
 
+LongTexts = Literal["refuse", "window"]  # what an encoder does with a text that it does not read at once
 WARM_UP = "hello"
 
 
@@ -52,6 +53,16 @@ class ServedEncoder:
     name: str
     reference: str
     created: int
+    long_texts: LongTexts = "refuse"
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Raise EngineError for a text that the encoder does not read at once, unless such are read in windows."""
+        encoder = open_encoder(self.reference)
+        for number, text in enumerate(texts):
+            if self.long_texts == "refuse" and len(encoder.windows(text)) > 1:
+                limits = f"{len(encoder.encode(text))} tokens; {self.name} reads {encoder.limit} at once"
+                hint = "send shorter texts, or serve with `--long-texts window`: the mean of the vectors of their parts"
+                raise EngineError("context-overflow", f"input[{number}] has {limits}", hint=hint)
 
     def embed(self, texts: Sequence[str]) -> tuple[Floats, int]:
         """Embed texts as unit vectors, shape [texts, dimension], and count their tokens."""
@@ -109,12 +120,14 @@ class Served:
         with self._loading:
             return self._base(reference, engine, "", progress)
 
-    def add_encoder(self, reference: str, *, progress: Progress = QUIET) -> ServedEncoder:
-        """Serve a sentence encoder for embeddings."""
+    def add_encoder(
+        self, reference: str, *, long_texts: LongTexts = "refuse", progress: Progress = QUIET
+    ) -> ServedEncoder:
+        """Serve a sentence encoder for embeddings; texts that it does not read at once are refused by default."""
         with self._loading:
             opened = open_encoder(reference, progress=progress)
             name = reference if is_plain(reference) else opened.files.name
-            encoder = ServedEncoder(name, reference, int(time.time()))
+            encoder = ServedEncoder(name, reference, int(time.time()), long_texts)
             self._name(name, encoder)
             return encoder
 
