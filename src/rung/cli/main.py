@@ -11,10 +11,12 @@ import typer
 
 from rung._version import __version__
 from rung.cli import artifacts, climb, feedback, index, models, serve, tasks
+from rung.cli.help import Grouped
 from rung.errors import RungError
 
 app = typer.Typer(
-    name="rung", add_completion=False, pretty_exceptions_enable=False,
+    name="rung", cls=Grouped, suggest_commands=False,  # click names the nearest one itself
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: importing rich and its Markdown takes longer than the rest together
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip

@@ -1,0 +1,58 @@
+"""The help of the command: groups that hold every command, examples that are right, completion."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from rung.cli.help import EXAMPLES, GROUPS
+from rung.cli.main import app
+
+RUN = CliRunner()
+
+
+def test_every_command_is_in_one_group():
+    names = [name for group in GROUPS.values() for name in group]
+    assert sorted(names) == sorted(get_command(app).commands)
+    lines = RUN.invoke(app, ["--help"]).stdout.splitlines()
+    assert not any("..." in line for line in lines if line.startswith("  ") and not line.startswith("  -"))
+    assert max(map(len, lines)) <= 80
+
+
+def test_examples_have_the_arguments_and_options_of_their_command():
+    group = get_command(app)
+    for name, text in EXAMPLES.items():
+        for line in text.splitlines():
+            _, called, *words = shlex.split(line)
+            assert called == name
+            group.commands[name].make_parser(group.make_context("rung", ["-h"], resilient_parsing=True)).parse_args(
+                words
+            )
+        assert text.splitlines()[0] in RUN.invoke(app, [name, "--help"]).stdout
+
+
+def test_help_of_a_command_is_its_help():
+    assert RUN.invoke(app, ["help", "climb"]).stdout == RUN.invoke(app, ["climb", "--help"]).stdout
+    assert RUN.invoke(app, ["help"]).stdout == RUN.invoke(app, ["--help"]).stdout
+
+
+def test_the_shell_completes_commands_and_options():
+    asked = {"_RUNG_COMPLETE": "complete_bash", "COMP_WORDS": "rung pre", "COMP_CWORD": "1"}
+    run = subprocess.run(
+        [Path(sys.executable).with_name("rung")],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.split() == ["predict"]
+
+
+def test_an_unknown_command_names_the_nearest_one_once():
+    assert RUN.invoke(app, ["clmib"]).stderr.count("Did you mean") == 1
