@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
-from planted import Planted
+from planted import Planted, examples
 from rung.climbing.store import RunStore
 from rung.evaluation.report import words
 from rung.evaluation.report.html import write_html
@@ -221,6 +222,19 @@ def test_killed_anywhere_it_ends_like_one_that_was_not(stage, tmp_path):
     assert [(r.name, r.score, r.n, r.status) for r in done.result.rungs] == expected
     assert done.result.decision == whole.result.decision
     assert [folder.name for folder in play.folder.iterdir() if folder.is_dir()] == ["intents"]
+
+
+def test_each_decision_on_the_same_rows_asks_for_more_evidence_and_a_resumed_one_is_the_same(stage):
+    play = stage(HEAD, rows=40)
+    results = [play.climb(rungs=("head",), resume=resume).result for resume in (False, False, True)]
+    assert [result.level for result in results] == [0.05, 0.0125, 0.0125]
+    assert "climb number" not in results[0].decision
+    assert "These rows decide climb number 2, so p must be below 0.0125." in results[1].decision
+    assert results[2].decision == results[1].decision
+    assert "an interval leaves out 0 where p < 0.0125" in words.quality_notes(results[1])[0]
+    other = replace(play.data, test=examples(40, "other"))
+    play.data = other
+    assert play.climb(rungs=("head",)).result.level == 0.05
 
 
 def test_a_climb_that_fails_at_once_leaves_no_folder(stage):

@@ -127,12 +127,10 @@ def test_an_ensemble_of_arms_that_err_on_different_rows_is_offered(zero, tmp_pat
         name: [answered(name, row, labels, p) for row, p in zip(rows, own, strict=True)] for name, own in probs.items()
     }
     artifact = replace(zero, signature=replace(zero.signature, labels=labels))
-    steps = next_steps(artifact, data, [result("one")], "one", answers, tmp_path / "run")
+    steps = next_steps(artifact, data, [result("one")], "one", answers)
     assert steps[0].startswith("an ensemble: the average of the label probabilities of ")
     assert "points better than one, cross-validated on 240 rows" in steps[0]
-    alone = next_steps(
-        artifact, data, [result("one")], "one", {k: answers[k] for k in ("one", "copy")}, tmp_path / "run"
-    )
+    alone = next_steps(artifact, data, [result("one")], "one", {k: answers[k] for k in ("one", "copy")})
     assert not any(step.startswith("an ensemble") for step in alone)
 
 
@@ -160,23 +158,23 @@ def test_steps_of_a_climb(banking, zero, tmp_path):
         for name in ("zero-shot", "head", "other")
     }
     rungs = [result("zero-shot"), result("head", {"head": {"encoder": "embedded-encoder"}})]
-    steps = next_steps(artifact, data, rungs, "head", answers, tmp_path / "run", p=0.001)
+    steps = next_steps(artifact, data, rungs, "head", answers)
     by_start = {step.split(":")[0]: step for step in steps}
     assert "more training rows" in by_start
     assert any(row.source in by_start["labels that may be wrong"] for row in train[:5])
     assert f"rows that no arm answers right: 1 of {len(head)}: {rows[203].source}; check" in "".join(steps)
-    again = next_steps(artifact, data, rungs, "head", answers, tmp_path / "second", p=0.001)
-    (fresh,) = [step for step in again if step.startswith("fresh test rows")]
-    assert f"these {len(data.test)} have now decided 2 climbs" in fresh
-    assert "p must be below 0.0076 in this one (it is 0.001)" in fresh
+    assert not any(step.startswith("fresh test rows") for step in steps)
+    again = next_steps(artifact, data, rungs, "head", answers, 2)
+    assert any(step.startswith("fresh test rows: these have now decided 2 climbs") for step in again)
 
 
 def test_the_ledger_counts_climbs_and_outlives_a_torn_line(tmp_path):
-    assert [decisions(tmp_path / run, "x", ["1", "2"]) for run in ("a", "b", "a", "c")] == [1, 2, 1, 3]
-    assert decisions(tmp_path / "d", "x", ["1", "3"]) == 1
+    assert [decisions(tmp_path / run, ["1", "2"], "x") for run in ("a", "b", "a", "c")] == [1, 2, 1, 3]
+    assert decisions(tmp_path / "d", ["1", "3"], "x") == 1
     with (tmp_path / LEDGER).open("a") as file:
         file.write('{"rows": "')
-    assert [decisions(tmp_path / run, "x", ["2", "1"]) for run in ("e", "f")] == [4, 5]
+    assert [decisions(tmp_path / run, ["2", "1"], "x") for run in ("e", "f")] == [4, 5]
+    assert [decisions(tmp_path / "g", ["2", "1"]) for _ in range(2)] == [6, 6]  # looking enters nothing
 
 
 # ---- shift

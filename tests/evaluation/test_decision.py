@@ -10,7 +10,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from rung.evaluation.decision import chance_better, decide, futile, rows_needed, settled, shrunken
+from rung.evaluation.decision import chance_better, decide, futile, level_of, rows_needed, settled, shrunken
 from rung.evaluation.racing import expected_gain
 from rung.evaluation.result import Comparison
 from rung.evaluation.statistics import delta_interval, mcnemar_exact, mcnemar_midp, subset_means
@@ -35,6 +35,21 @@ def named(matrix, costs=COSTS):
 def above(rate, runs):
     """The share that a true rate exceeds with probability 0.001."""
     return scipy.stats.binom.ppf(0.999, runs, rate) / runs
+
+
+def test_the_levels_of_all_decisions_on_the_same_rows_keep_their_sum():
+    assert level_of(1) == 0.05
+    assert sum(map(level_of, range(1, 100_000))) <= 0.05 * math.pi**2 / 6
+
+
+def test_a_lower_level_asks_for_more_evidence_and_widens_the_interval():
+    scores = {"zero-shot": [0.0] * 100, "arm": [1.0] * 6 + [0.0] * 94}  # p = 1 / 128
+    costs = dict.fromkeys(scores, 1.0)
+    first, second, third = (decide(scores, costs, "zero-shot", level=level_of(k), seed=0) for k in (1, 2, 3))
+    assert [each.recommended for each in (first, second, third)] == ["arm", "arm", "zero-shot"]
+    assert [each.verdicts["arm"].outcome for each in (first, third)] == ["better", "unclear"]
+    assert {each.verdicts["arm"].p for each in (first, second, third)} == {1 / 128}
+    assert first.verdicts["arm"].low > second.verdicts["arm"].low > 0 >= third.verdicts["arm"].low
 
 
 # ---- the tests behind p and interval

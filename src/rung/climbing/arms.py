@@ -20,6 +20,7 @@ from rung.climbing.store import RunStore
 from rung.climbing.worth import Worth
 from rung.data.rows import Data, Example
 from rung.errors import RungError
+from rung.evaluation.decision import level_of
 from rung.evaluation.prices import Prices, order_of_cheaper
 from rung.evaluation.racing import race_order
 from rung.evaluation.result import Prediction, Split, Status
@@ -205,6 +206,7 @@ class ClimbState:
     proven: str = ""  # the arm that was last shown to be better than the incumbent
     overran: set[str] = field(default_factory=set)  # arms that took too much of the budget
     opened: set[str] = field(default_factory=set)  # language models that have answered
+    number: int = 1  # of this decision among those that the same rows have made
     model_chosen: str = ""  # the base that the ramp starts from; empty while several models are raced
 
     def __post_init__(self) -> None:
@@ -215,6 +217,11 @@ class ClimbState:
     def margin(self) -> float:
         """The loss, a share, that a cheaper arm may have."""
         return self.task.constraints.within
+
+    @property
+    def level(self) -> float:
+        """The level of the gate."""
+        return level_of(self.number)
 
     def add_base(self, artifact: Artifact, family: str) -> None:
         """Add zero-shot or what is served; the first is the incumbent."""

@@ -17,7 +17,7 @@ from rung.artifact.confidence import Calibration, CalibrationMethod, of_decision
 from rung.artifact.decoder import Answer
 from rung.climbing.arms import Arm, ClimbState, FitFailed, Left
 from rung.climbing.confirm import narrow, weigh
-from rung.climbing.next_steps import next_steps
+from rung.climbing.next_steps import decisions, next_steps
 from rung.data.rows import LABELLED, Example, labels_of
 from rung.errors import ConfigError
 from rung.evaluation import calibration
@@ -155,9 +155,11 @@ def conclude(state: ClimbState) -> ClimbResult:
     with state.budget.stage():
         state.budget.check()
         advised = next_steps(
-            state.some(state.arms["zero-shot"]), state.data, results, best, answers, state.store.folder,
-            p=next((c.p for c in comparisons if c.b == best), None), seed=state.options.seed, progress=state.budget,
+            state.some(state.arms["zero-shot"]), state.data, results, best, answers, state.number,
+            seed=state.options.seed, progress=state.budget,
         )  # fmt: skip
+    if comparisons:
+        decisions(state.store.folder, [row.id for row in state.confirm.rows], best)
     paid = state.store.paid()
     return ClimbResult(
         task=state.task.name, metric=state.metric, model=", ".join(state.task.models),
@@ -169,7 +171,7 @@ def conclude(state: ClimbState) -> ClimbResult:
         notes=(how_measured(state), *unmade, *unsure, *remarks),
         advice=advise(state.task, state.data, state.machine).as_dict(), money=state.money(), endpoint_money=paid.money,
         endpoint_tokens=(paid.prompt_tokens, paid.completion_tokens), prices=Prices.of(state.task).as_dict(),
-        rows=state.confirm.split, next_steps=advised,
+        rows=state.confirm.split, level=state.level, next_steps=advised,
         unfinished=(*_unmeasured(state), *(name for name, left in state.left.items() if left.again)),
     )  # fmt: skip
 
@@ -274,9 +276,13 @@ def decision(state: ClimbState, found: Decision | None, best: str, blocked: Mapp
         why = rest or "no rung applies to this task"
         return f"{seen}: {why}. {'' if rest else f'Use {incumbent}.'}".rstrip()
     if best != incumbent:
-        return " ".join(filter(None, [_use(state, found, best), _more(rest)]))
-    sentence = _stay(state, found, raced, blocked) or _open(state, found, raced, blocked)
-    return " ".join(filter(None, [sentence, _more(rest)]))
+        sentence = _use(state, found, best)
+    else:
+        sentence = _stay(state, found, raced, blocked) or _open(state, found, raced, blocked)
+    again = ""
+    if state.number > 1:
+        again = f"These rows decide climb number {state.number}, so p must be below {state.level:.3g}."
+    return " ".join(filter(None, [sentence, again, _more(rest)]))
 
 
 def _more(rest: str) -> str:

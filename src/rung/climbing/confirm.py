@@ -36,7 +36,7 @@ def weigh(state: ClimbState, without: Mapping[str, str] | None = None) -> Decisi
     return decide(
         allowed, {name: state.cost(state.arms[name]) for name in allowed}, state.incumbent,
         earlier=earlier(state, allowed), within=state.margin, binary=state.binary, looked=True, complete=whole,
-        seed=state.options.seed,
+        level=state.level, seed=state.options.seed,
     )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def confirm(state: ClimbState) -> None:
             costs = {name: state.cost(state.arms[name]) for name in scores}
             for name in settled(
                 scores, costs, state.incumbent, earlier=earlier(state, scores), within=state.margin,
-                binary=state.binary, seed=state.options.seed,
+                binary=state.binary, level=state.level, seed=state.options.seed,
             ):  # fmt: skip
                 waiting.pop(name, None)
         if not waiting:

@@ -6,15 +6,13 @@
 * An ensemble of the stored label probabilities (Caruana et al., Ensemble selection from libraries of models, ICML
   2004), where it gains more than the margin: no model is called again.
 * Rows that no arm answers right.
-* How many climbs the same rows have decided. Later ones need stronger evidence: the k-th spends 6 / (pi k)^2 of the
-  level, so that all together keep it (alpha spending; Ramdas et al., Online control of the false discovery rate with
-  decaying memory, NeurIPS 2017).
+* Fresh test rows, where the same ones have decided several climbs: each asks for more evidence than the one before
+  (`rung.evaluation.decision.level_of`).
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,12 +55,12 @@ Step = tuple[float, str]  # what it may gain, a share, and the sentence
 
 def next_steps(
     zero: Artifact, data: Data, rungs: Sequence[RungResult], best: str, answers: Mapping[str, Sequence[Prediction]],
-    run: Path, *, p: float | None = None, margin: float = 0.01, seed: int = 0, progress: Progress = QUIET,
+    number: int = 1, *, margin: float = 0.01, seed: int = 0, progress: Progress = QUIET,
 ) -> tuple[str, ...]:  # fmt: skip
     """Say what to do next, most useful first.
 
-    `zero` shows the rows as all arms read them. `answers` has what each arm answered, `best` is the recommended one,
-    and `p` its p-value against the incumbent. `run` is the climb's folder; the folder above it keeps the ledger.
+    `zero` shows the rows as all arms read them. `answers` has what each arm answered, `best` is the recommended one.
+    The rows decide for the `number`-th time.
     """
     seen = Answers.of(answers, best)
     rows = {row.id: row for row in (*data.train, *data.validation, *data.test)}
@@ -89,7 +87,10 @@ def next_steps(
                 suspects |= suspect_labels(data.labels, train, held_out)
         steps += _suspects(seen, suspects, rows)
     steps += _hard(seen, suspects)
-    steps += _reused(run, best, [row.id for row in data.test or data.train], p)
+    if number > 1:
+        steps.append(
+            (0.0, f"fresh test rows: these have now decided {number} climbs, and each one asks for more evidence")
+        )
     return tuple(text for _, text in sorted(steps, key=lambda step: -step[0]))
 
 
@@ -363,23 +364,11 @@ def _hard(seen: Answers, suspects: Mapping[str, str]) -> list[Step]:
 # ---- how often the rows have decided
 
 
-def _reused(run: Path, best: str, rows: Sequence[str], p: float | None) -> list[Step]:
-    if not rows:
-        return []
-    number = decisions(run, best, rows)
-    if number < 2:
-        return []
-    level = LEVEL * 6 / (math.pi * number) ** 2
-    evidence = "" if p is None else f" (it is {p:.2g})"
-    text = (
-        f"fresh test rows: these {len(rows)} have now decided {number} climbs, so chance has had {number} tries; for "
-        f"all of them together to err in at most {LEVEL:.0%}, p must be below {level:.2g} in this one{evidence}"
-    )
-    return [(0.0, text)]
+def decisions(run: Path, rows: Sequence[str], best: str = "") -> int:
+    """Count the climbs that these rows have decided so far, this one included; with `best`, enter it.
 
-
-def decisions(run: Path, best: str, rows: Sequence[str]) -> int:
-    """Enter this climb into the ledger beside its folder; count the climbs that the same rows have decided so far."""
+    The ledger is beside the climb's folder. A climb that is resumed keeps its number.
+    """
     ledger, key = run.parent / LEDGER, hash_of(sorted(rows))
     entries: list[dict[str, Any]] = []
     torn = ""
@@ -392,8 +381,9 @@ def decisions(run: Path, best: str, rows: Sequence[str]) -> int:
             except ValueError:  # a line that a kill cut short: that climb enters itself again when it is resumed
                 continue
     runs = [each["run"] for each in entries if each.get("rows") == key]
-    if run.name not in runs:
+    if run.name in runs:
+        return runs.index(run.name) + 1
+    if best:
         with ledger.open("a", encoding="utf-8") as file:
             file.write(f"{torn}{json.dumps({'rows': key, 'run': run.name, 'recommended': best})}\n")
-        runs.append(run.name)
-    return runs.index(run.name) + 1
+    return len(runs) + 1

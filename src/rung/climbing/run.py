@@ -15,6 +15,7 @@ from rung.climbing.budget import Budget, Limits, parse_budget
 from rung.climbing.check import validate_task
 from rung.climbing.conclude import conclude
 from rung.climbing.confirm import confirm
+from rung.climbing.next_steps import decisions
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, named_rungs
 from rung.climbing.race import not_tried, search
 from rung.climbing.store import RunStore, open_run
@@ -222,6 +223,7 @@ def _climb(
         store.budget, worth, Paces(expected_speedup(task.model, options.engine)),
         frozenset(name for entry in before if entry["named"] for name in entry["rungs"]),
     )  # fmt: skip
+    state.number = decisions(store.folder, [row.id for row in state.confirm.rows])
     store.budget.money = state.money
     if options.budget_money is not None and state.money() is None:
         hint = "set RUNG_API_PRICE_INPUT and RUNG_API_PRICE_OUTPUT, or give the budget as time"

@@ -36,7 +36,7 @@ from rung.evaluation.statistics import Array, delta_interval, holm, is_binary, m
 
 Outcome = Literal["better", "worse", "equivalent", "unclear"]
 
-LEVEL = 0.05  # one-sided, of the gate
+LEVEL = 0.05  # one-sided, of the gate, for the first decision on the same rows: see `level_of`
 BETS = 0.2  # share of the level that the bets spend where rows are looked at
 POWER = 0.8  # of `rows_needed`
 DRAWS = 1000  # of the Bayesian bootstrap
@@ -82,7 +82,7 @@ class Decision:
 def decide(
     scores: Mapping[str, Sequence[float]], costs: Mapping[str, float], incumbent: str, *,
     earlier: Mapping[str, Sequence[float]] | None = None, within: float = 0.01, margin: float | None = None,
-    binary: bool | None = None, looked: bool = False, complete: Collection[str] = (), seed: int,
+    binary: bool | None = None, looked: bool = False, complete: Collection[str] = (), level: float = LEVEL, seed: int,
 ) -> Decision:  # fmt: skip
     """Decide which arm to recommend.
 
@@ -92,7 +92,7 @@ def decide(
     `costs` are in any unit. `within` is the expected regret that a lower cost may have; `margin`, twice that by
     default, is the loss that a cheaper arm must rule out. `binary` says whether the metric gives only 0 and 1; None
     decides by the scores. `looked` says that the rows were looked at before they were all answered; then `complete`
-    names the arms that answered all planned rows.
+    names the arms that answered all planned rows. `level` is that of the gate.
 
     Example:
         >>> found = decide({"zero-shot": [0, 1] * 50, "lora": [1, 1] * 50}, {"zero-shot": 1, "lora": 2}, "zero-shot",
@@ -113,7 +113,7 @@ def decide(
         for name, own in rows.items()
         if name != incumbent
     }
-    verdicts = _verdicts(pairs, {name: costs[name] <= CHEAPER * costs[incumbent] for name in pairs}, margin)
+    verdicts = _verdicts(pairs, {name: costs[name] <= CHEAPER * costs[incumbent] for name in pairs}, margin, level)
     before = {name: np.array((earlier or {}).get(name, ()), dtype=np.float64) for name in rows}
     draws = _posterior([(before[name], rows[name]) for name in rows], seed)
     behind = dict(zip(rows, (draws.max(axis=0) - draws), strict=True))
@@ -131,7 +131,7 @@ def decide(
 def settled(
     scores: Mapping[str, Sequence[float]], costs: Mapping[str, float], incumbent: str, *,
     earlier: Mapping[str, Sequence[float]] | None = None, within: float = 0.01, margin: float | None = None,
-    binary: bool | None = None, precision: float = 0.1, seed: int,
+    binary: bool | None = None, precision: float = 0.1, level: float = LEVEL, seed: int,
 ) -> set[str]:  # fmt: skip
     """Find the arms that need no further rows, at a look at rows of which more are to come; see `decide`.
 
@@ -141,8 +141,9 @@ def settled(
     """
     margin = 2 * within if margin is None else margin
     found = decide(
-        scores, costs, incumbent, earlier=earlier, within=within, margin=margin, binary=binary, looked=True, seed=seed
-    )
+        scores, costs, incumbent, earlier=earlier, within=within, margin=margin, binary=binary, looked=True,
+        level=level, seed=seed,
+    )  # fmt: skip
     before = {name: np.array((earlier or {}).get(name, ()), dtype=np.float64) for name in scores}
     rows = {name: np.array(own, dtype=np.float64) for name, own in scores.items()}
     compared, contenders = set(), set()
@@ -254,35 +255,47 @@ class _Pair:
         return test if not self.looked else f"{test}, betting" if self.complete else "betting"
 
 
-def _verdicts(pairs: Mapping[str, _Pair], cheaper: Mapping[str, bool], margin: float) -> dict[str, Verdict]:
+def level_of(number: int) -> float:
+    """The level of the gate for the `number`-th decision on the same rows: .05 / number^2.
+
+    Over any number of decisions, these levels add up to less than .05 pi^2 / 6 = .083. So the first decision errs with
+    at most 5 %, and all together with at most 8.3 % (Bonferroni's inequality over a series of tests; Foster & Stine,
+    Alpha-investing, JRSS B 70, 2008, discuss such spending rules).
+    """
+    return LEVEL / number**2
+
+
+def _verdicts(
+    pairs: Mapping[str, _Pair], cheaper: Mapping[str, bool], margin: float, whole: float
+) -> dict[str, Verdict]:
     """Test every arm, each at its own level in Holm's order; those from the first that fails on share one level.
 
     The non-inferiority of an arm is tested at the level of its test for superiority. This costs nothing: with
-    probability 1 - LEVEL no true null hypothesis among both kinds is rejected at LEVEL / (number of true ones), which
-    no level in the order exceeds before the first error.
+    probability 1 - `whole` no true null hypothesis among both kinds is rejected at `whole` / (number of true
+    ones), which no level in the order exceeds before the first error.
     """
     tested = [name for name, pair in pairs.items() if len(pair.difference)]
     ps = {name: pairs[name].p() for name in tested}
     corrected = dict(zip(tested, holm([ps[name] for name in tested]), strict=True))
-    proven = sum(p < LEVEL for p in corrected.values())
+    proven = sum(p < whole for p in corrected.values())
     order = sorted(tested, key=lambda name: ps[name])
-    levels = {name: LEVEL / (len(tested) - min(rank, proven)) for rank, name in enumerate(order)}
+    levels = {name: whole / (len(tested) - min(rank, proven)) for rank, name in enumerate(order)}
     verdicts = {}
     for name, pair in pairs.items():
-        p, level = corrected.get(name, 1.0), levels.get(name, LEVEL)
+        p, level = corrected.get(name, 1.0), levels.get(name, whole)
         other = pair.mirrored()
         # Tango's end and the mid-p test may disagree about 0 by a hair: the test decides, and the end is put beside 0.
-        low = max(pair.low(level), _EDGE) if p < LEVEL else min(pair.low(level), 0.0)
+        low = max(pair.low(level), _EDGE) if p < whole else min(pair.low(level), 0.0)
         high = min(-other.low(level), -_EDGE) if other.p() < level else max(-other.low(level), 0.0)
         delta = float(pair.difference.mean()) if len(pair.difference) else 0.0
         outcome: Outcome = "unclear"
-        if p < LEVEL:
+        if p < whole:
             outcome = "better"
         elif -margin < low and high < margin:
             outcome = "equivalent"
         elif high < 0:
             outcome = "worse"
-        passed = p < LEVEL or (cheaper[name] and low > -margin)
+        passed = p < whole or (cheaper[name] and low > -margin)
         se = float(pair.difference.std()) / math.sqrt(max(1, len(pair.difference))) if len(pair.difference) else 0.0
         more = None if passed or outcome != "unclear" else _more(pair, delta, level, margin, cheaper[name])
         verdicts[name] = Verdict(

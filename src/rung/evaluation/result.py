@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from rung.display import card
-from rung.evaluation.decision import Verdict
+from rung.evaluation.decision import LEVEL, Verdict
 from rung.evaluation.statistics import PairedComparison
 from rung.models.cache import write_atomically
 
@@ -28,7 +28,7 @@ COMPARISON_KEYS = (
     "a", "b", "delta", "low", "high", "p", "fixed", "broken", "n", "outcome", "shrunken", "rows_needed",
 )  # fmt: skip
 SUMMARY_KEYS = (
-    "task", "recommended", "decision", "seconds", "money", "endpoint_money", "endpoint_tokens", "next_steps",
+    "task", "recommended", "decision", "level", "seconds", "money", "endpoint_money", "endpoint_tokens", "next_steps",
 )  # fmt: skip
 
 
@@ -207,6 +207,7 @@ class ClimbResult:
     prices: dict[str, Any] | None = None  # `rung.evaluation.prices.Prices`
     next_steps: tuple[str, ...] = ()  # what the reader may do next, most useful first
     rows: Split = "test"  # those that the decision was made on
+    level: float = LEVEL  # of the gate, for this decision on these rows
     unfinished: tuple[str, ...] = ()  # names of what more budget, or asking for it, would try
 
     def summary(self) -> dict[str, Any]:

@@ -81,7 +81,9 @@ def quality_notes(result: ClimbResult) -> list[str]:
     notes = list[str]()
     if result.comparisons:
         incumbent = result.rungs[0].name
-        notes.append(f"difference, fixed / broken, p: against {incumbent}; an interval leaves out 0 where p < 0.05")
+        notes.append(
+            f"difference, fixed / broken, p: against {incumbent}; an interval leaves out 0 where p < {result.level:.3g}"
+        )
     others = {rung.split for rung in rungs} - {result.rows}
     if "validation" in others:
         notes.append(
@@ -366,7 +368,7 @@ def _outcome(result: ClimbResult, rung: RungResult) -> RungOutcome:
     if comparison is None:
         return RungOutcome(rung.name, "beaten", f"{score_text(rung)} on {rung.n} validation rows")
     text = delta_text(comparison)
-    if comparison.p >= LEVEL or comparison.delta == 0:
+    if comparison.p >= result.level or comparison.delta == 0:
         return RungOutcome(rung.name, "no difference", text)
     return RungOutcome(rung.name, "helped" if comparison.delta > 0 else "hurt", text)
 
