@@ -393,6 +393,44 @@ def test_what_cannot_be_read_has_a_remedy(text: str, problem: str, hint: str) ->
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("cells", "output", "first"),
+    [
+        (["0,05", "1,5", "12,75"], {"decimal": ","}, "0.05"),
+        (["1.234,50 EUR", "7,25 EUR", "980 EUR"], {"unit": "EUR", "decimal": ","}, "1234.5"),
+        (["$1,234.50", "$7.25", "$980"], {"unit": "$"}, "1234.5"),
+        (["1.5%", "7.25%", "98%"], {"unit": "%"}, "1.5"),
+        (["1 234", "7", "98.5"], {}, "1234"),
+        (["-0.0", "0.5", "2.5"], {}, "0"),
+    ],
+)
+def test_numbers_as_people_write_them(cells: list[str], output: dict[str, str], first: str) -> None:
+    task, said = task_of(table("n.csv", "text,price", [[f"note number {i} is", cells[i % 3]] for i in range(60)]))
+    given = {name: getattr(task.output, name) for name in task.output.model_fields_set - {"kind", "column"}}
+    assert (task.output.kind, given) == ("number", output)
+    rows = [row for row in task.read().train if row.source == "n.csv:2"]
+    assert [row.outputs for row in rows] == [(first,)]
+    assert "decimal mark" not in said
+
+
+def test_a_decimal_mark_that_may_be_another_is_said() -> None:
+    task, said = task_of(table("n.csv", "text,price", [[f"note number {i} is", f"{i + 1}.{i:03d}"] for i in range(60)]))
+    assert task.output.decimal == "."
+    assert "1.000 is read with the decimal mark `.`; if that is wrong, add `decimal: ','`" in " ".join(said.split())
+
+
+@pytest.mark.parametrize("header", ["", "text,label\n"])
+def test_a_header_that_is_a_row_or_a_row_that_is_a_header_is_said(header: str) -> None:
+    rows = "".join(f"note number {i} is here,{'ab'[i % 2]}\n" for i in range(60))
+    Path("rows.csv").write_text(header + rows + header)
+    task, said = task_of("rows.csv")
+    name = "label" if header else "a"
+    assert f"{name!r} is the column's name and one of its values" in " ".join(said.split())
+    assert any(
+        text.startswith(f"{name!r} is the name of the column and one of") for text in task.read().report.warnings
+    )
+
+
 def test_a_header_alone_is_said_plainly() -> None:
     Path("empty.csv").write_text("text,label\n")
     with pytest.raises(DataError, match=r"empty\.csv has no rows, only a header"):

@@ -40,6 +40,8 @@ def test_english_words_are_those_of_rouge_score() -> None:
 
 def test_spellings_of_a_label() -> None:
     assert len({spelling(text) for text in ("Café au lait", "cafe\u0301  au lait", "CAFÉ\u00a0au lait\u200b")}) == 1
+    assert spelling("ＡＢ１") == spelling("ab1")
+    assert [spelling(text) for text in ("1.0", "-2.0", "v1.0", "x²")] == ["1", "-2", "v1.0", "x²"]
     assert spelling("Maße") != spelling("Masse")
     assert spelling("resume") != spelling("résumé")
 

@@ -94,6 +94,7 @@ def test_json_items_carry_the_line_where_they_begin(tmp_path: Path) -> None:
         ("a.jsonl", "[" * 100_000, "bad-json", 1),
         ("a.json", '[\n{"a": 1},\n{"a": 2,}\n]', "bad-json", 3),
         ("a.json", '[\n{"a": 1},\n7]', "bad-json", 3),
+        ("a.jsonl", '{"a": 1}\n{"a": {"b": 1, "b": 2}}\n', "bad-json", 2),
     ],
 )
 def test_broken_json_is_located(tmp_path: Path, name: str, text: str, code: str, line: int) -> None:
@@ -239,6 +240,8 @@ def zst(data: bytes) -> bytes:
         ("a.csv", "a\nx y\n", [{"a": "x y"}], ""),
         ("a.csv", " a , b,\n 1 ,2,\n", [{"a": " 1 ", "b": "2", "column 3": ""}], ""),
         ("a.csv", ",text\n0,x\n", [{"column 1": "0", "text": "x"}], ""),
+        ("a.csv", "sep=;\na;b\n1,5;x\n", [{"a": "1,5", "b": "x"}], "semicolons"),
+        ("a.csv", '"sep=,"\na,b\n1;5,x\n', [{"a": "1;5", "b": "x"}], ""),
     ],
 )  # fmt: skip
 def test_quotes_and_headers(tmp_path: Path, name: str, content: str, rows: list[Any], said: str) -> None:
@@ -253,14 +256,29 @@ def test_a_format_that_is_named_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "encodings"),
-    [("Привет мир", "cp1251 koi8-r"), ("今日は天気がいい", "shift-jis euc-jp gb18030"), ("łąka żółwi", "latin2")],
+    [
+        ("Привет мир", "cp1251 koi8-r"),
+        ("今日は天気がいい", "shift-jis euc-jp gb18030"),
+        ("łąka żółwi", "latin2"),
+        ("für den café née", "mac_roman cp850"),
+    ],
 )
 def test_encodings_of_other_alphabets_are_never_guessed(tmp_path: Path, text: str, encodings: str) -> None:
     for encoding in encodings.split():
         data = ("text,label\n" + f"{text},x\n" * 9).encode(encoding)
         error = refused(tmp_path / "a.csv", data)
         assert (error.code, "--encoding" in error.hint) == ("bad-encoding", True)
+        assert "cp1252" not in error.hint
         assert rows(tmp_path / "a.csv", data, encoding)[0][0] == {"text": text, "label": "x"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", ["заметка тут", "今天天气很好", "ملاحظة هنا"])
+def test_two_bytes_a_character_need_no_mark_in_any_script(tmp_path: Path, text: str, encoding: str) -> None:
+    data = ("text,label\n" + f"{text},ж\n" * 9).replace("text,label", "текст,класс").encode(encoding)
+    found, said = read(tmp_path / "a.csv", data)
+    assert (found[0], said) == ({"текст": text, "класс": "ж"}, encoding)
+    assert refused(tmp_path / "b.csv", b"text,label\nno\0te,a\n").code == "unreadable-file"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import islice, pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from rung.data.examples import cell_labels
 from rung.data.examples import column as read_column
 from rung.data.rows import Record
 from rung.data.sources import COMPRESSED, HUB, FileFormat, read_rows
+from rung.data.texts import DecimalMark, read_number
 from rung.errors import DataError
 
 Holds = Literal[
@@ -34,6 +35,9 @@ FLAGS = frozenset({"0", "1", "0.0", "1.0", "true", "false"})
 _DATE = re.compile(
     r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?(Z|[+-]\d{2}:?\d{2}))?)?"
     r"|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}([T ]\d{1,2}:\d{2}(:\d{2})?)?"
+)
+_WITH_UNIT = re.compile(  # currencies, percent and units of up to three letters
+    r"([A-Z]{3}\s|[$€£¥₹₽₩₺₫₪]\s?)?[-+−]?[\d.,' ]*\d(\s?(?:[^\W\d_]{1,3}|[$€£¥₹₽₩₺₫₪%°]+[A-Z]?))?"
 )
 _ID_NAME = re.compile(r"(^|[_\W])(id|ids|uuid|guid|uid|index|idx|key|row|rowid|hash)$|^(unnamed.*|)$|[a-z]I[dD]$")
 
@@ -50,6 +54,8 @@ class Column:
         longest: characters of the longest cell.
         separator: between labels in a cell, if it is a text with several.
         flags: whether every cell says yes or no.
+        unit: of numbers, such as EUR, if cells have one.
+        decimal: the decimal mark of numbers in text; empty if every one is a number with either, and not the same one.
     """
 
     name: str
@@ -59,6 +65,8 @@ class Column:
     longest: int = 0
     separator: str | None = None
     flags: bool = False
+    unit: str = ""
+    decimal: Literal[".", ",", ""] = "."
 
     def __str__(self) -> str:
         shown = {
@@ -99,13 +107,16 @@ def look_at(name: str, cells: Sequence[Any]) -> Column:
         return column("constant")
     if _share(_is_date(cell) for cell in filled) >= MOST:
         return column("dates")
-    numbers = [number for cell in filled if (number := as_number(cell)) is not None]
+    unit = _unit(filled)
+    decimal = _decimal(filled, unit)
+    numbers = [number for cell in filled if (number := as_number(cell, decimal or ".", unit)) is not None]
     if len(numbers) >= MOST * len(filled):
         if _ID_NAME.search(name) and values > len(filled) / 2:
             return column("ids")
         few = values <= min(FEW_NUMBERS, len(filled) / 2) and all(number == int(number) for number in numbers)
         counted = values == len(filled) > 2 and all(a == int(a) and b - a == 1 for a, b in pairwise(numbers[:1000]))
-        return column("ids" if counted else "category" if few else "numbers")
+        holds: Holds = "ids" if counted else "category" if few else "numbers"
+        return replace(column(holds), unit=unit, decimal=decimal) if holds == "numbers" else column(holds)
     words = _share(any(letter.isspace() for letter in text) for text in texts)
     if _ID_NAME.search(name) and words < 0.1:
         return column("ids")
@@ -165,15 +176,34 @@ def is_empty(cell: Any) -> bool:
     return missing(cell) or (isinstance(cell, str) and not cell.strip())
 
 
-def as_number(cell: Any) -> float | None:
+def as_number(cell: Any, decimal: DecimalMark = ".", unit: str = "") -> float | None:
     """Read a cell as a number, if it is one."""
     if isinstance(cell, bool):
         return None
     if isinstance(cell, (int, float, Decimal)):
         return float(cell)
-    if not isinstance(cell, str) or not re.fullmatch(r"\s*[-+]?(\d+([.,]\d+)?|[.]\d+)([eE][-+]?\d+)?\s*", cell):
+    if not isinstance(cell, str) or "/" in cell:
         return None
-    return float(cell.replace(",", "."))
+    try:
+        return read_number(cell, decimal, unit)
+    except ValueError:
+        return None
+
+
+def _unit(cells: Sequence[Any]) -> str:
+    """The unit or currency that stands before or after every number."""
+    matches = [_WITH_UNIT.fullmatch(cell.strip()) for cell in cells if isinstance(cell, str)]
+    found = {"".join(filter(None, match.groups())).strip() for match in matches if match}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _decimal(cells: Sequence[Any], unit: str) -> Literal[".", ",", ""]:
+    """The decimal mark of numbers in text; empty if `1.234` may be either."""
+    read = [(as_number(cell, ".", unit), as_number(cell, ",", unit)) for cell in cells if isinstance(cell, str)]
+    comma, point = (sum(each[side] is None and each[1 - side] is not None for each in read) for side in (0, 1))
+    if comma or point:
+        return "," if comma > point else "."
+    return "" if any(a != b for a, b in read) else "."
 
 
 def _share(values: Iterable[bool]) -> float:

@@ -243,7 +243,7 @@ def _number(value: Any, task: TaskSpec, record: Record) -> tuple[str, ...]:
             "bad-row", f"{record.source}: {output.column!r} is {text[:80]!r}: {error}",
             hint="write 1234.5, set `output.decimal` or `output.unit`, or correct the row",
         ) from None  # fmt: skip
-    return (number_text(rounded),)
+    return (number_text(rounded + 0.0),)  # without the sign of a zero
 
 
 def _label_list(value: Any, task: TaskSpec, record: Record) -> str:

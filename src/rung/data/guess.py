@@ -7,13 +7,24 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from math import ceil
+from math import ceil, isclose
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from rung.data.cells import plain, text_of
 from rung.data.chat import ROLES, is_chat
-from rung.data.columns import HEAD, Column, Table, inferred_schema, is_empty, is_hub, look_at, name_parts, read_file
+from rung.data.columns import (
+    HEAD,
+    Column,
+    Table,
+    as_number,
+    inferred_schema,
+    is_empty,
+    is_hub,
+    look_at,
+    name_parts,
+    read_file,
+)
 from rung.data.examples import column as read_column
 from rung.data.examples import read_row
 from rung.data.kinds import OutputKind
@@ -154,6 +165,10 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
     _check_kind(table, answer, chosen)
     if chosen == "multilabel" and answer.separator and answer.separator != ";":
         keys["separator"] = answer.separator
+    if chosen == "number":
+        keys |= {
+            name: value for name, value in (("unit", answer.unit), ("decimal", answer.decimal.strip("."))) if value
+        }
     own = set(keys.get("columns", ()))
     read, left_out = _inputs(table, answer, own) if inputs is None else (list(inputs), {})
     notes = [
@@ -168,6 +183,8 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
     if len(flags := _flags(table)) >= 3 and not own:
         shown = ",".join(flags)
         notes.append(f"{', '.join(flags)} say yes or no: if each is a label, add `--output {shown}`")
+    if chosen == "category" and any(text_of(cell).strip() == answer.name for cell in table.cells(answer.name)):
+        notes.append(f"{answer.name!r} is the column's name and one of its values: is the first line really a header?")
     verdict, instruction, preferences = _verdict(table, answer, chosen, read), "", None
     keys |= verdict
     if constant := table.named(("instruction", "prompt"), "constant"):
@@ -186,8 +203,12 @@ def _guess(table: Table, output: str | None, kind: OutputKind | None, inputs: Se
             "answer": answer.name,
             **(rated if "approved_from" in verdict else {"good": verdict["approved"]}),
         }
-    if chosen == "number" and any(len(text_of(cell).partition(".")[2]) > 9 for cell in table.cells(answer.name)):
+    numbers = [as_number(cell, answer.decimal or ".", answer.unit) for cell in table.cells(answer.name)]
+    if chosen == "number" and any(number is not None and not isclose(round(number, 9), number) for number in numbers):
         notes.append(f"{answer.name!r} has numbers of more than nine decimals, which `rung check` refuses: round them")
+    if chosen == "number" and not answer.decimal:
+        cell = next(cell for cell in map(text_of, table.cells(answer.name)) if "." in cell or "," in cell)
+        notes.append(f"{cell} is read with the decimal mark `.`; if that is wrong, add `decimal: ','` to the output")
     if chosen == "json" and _counts_characters(table.cells(answer.name)):
         notes.append("models count characters badly: records with the quoted text are learned better than positions")
     if chosen in ("text", "category") and (

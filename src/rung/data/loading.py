@@ -361,7 +361,7 @@ def _label_sources(splits: Splits, kind: str, listed: Sequence[str]) -> dict[str
                 shown = ascii if canonical(other) == canonical(label) else repr  # escapes show what cannot be seen
                 place = first.get(other, "`output.labels`")
                 both = f"{shown(other)} ({place}) and {shown(label)} ({example.source})"
-                problem = f"the labels {both} differ in case, spaces, invisible characters or Unicode's form only"
+                problem = f"the labels {both} differ in case, spaces, invisible characters, width or form only"
                 raise DataError(
                     "label-spelling", problem, hint="write both the same way, or list both in `output.labels`"
                 )

@@ -32,6 +32,11 @@ def judge(task: TaskSpec, labels: Sequence[str], splits: Rows, report: DataRepor
     ]
     report.problems += _problems(splits, report)
     report.warnings += _left_out(report)
+    if task.output.kind == "category" and (name := task.output.column) in labels:
+        report.warnings.append(
+            f"{name!r} is the name of the column and one of its labels: the first line may be no header, or the header "
+            "may be repeated where files were joined"
+        )
     if task.output.kind in LABELLED:
         report.warnings += _labels_without_rows(labels, report, tested)
         report.warnings += _few_of_a_label(task, splits, report)

@@ -241,15 +241,24 @@ def wide(head: bytes) -> str:
     even, odd = (head[: pairs * 2][first::2].count(0) for first in (0, 1))
     if marked or not pairs:
         return marked
-    return "utf-16-le" if odd > pairs * 0.4 > even * 8 else "utf-16-be" if even > pairs * 0.4 > odd * 8 else ""
+    if max(odd, even) > pairs * 0.4:
+        return "utf-16-le" if odd > even * 8 else "utf-16-be" if even > odd * 8 else ""
+    # Of other scripts, spaces, digits and line ends have such a zero, and no text in one byte a character has any.
+    ends = head.count(b"\n")
+    if not odd and 2 * head.count(b"\0\n") > ends:
+        return "utf-16-be"
+    return "utf-16-le" if not even and 2 * head.count(b"\n\0") > ends else ""
 
 
 UTF8_SEQUENCE = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 NOT_CP1252 = re.compile(  # many accents in a row; signs inside words and at their beginning
-    rb"[\x80-\xff]{6}|[\xc0-\xff]{4}|[A-Za-z][\xa1-\xa9\xab\xac\xae-\xb6\xb8\xb9\xbb-\xbf][a-z]"
+    rb"[\x80-\xff]{6}|[\xc0-\xff]{4}|[a-z][\x80\x82-\x84\x86-\x8c\x8e\x93-\x95\x98\x99\x9b\x9f][a-z]|[A-Za-z][\xa1-\xa9\xab\xac\xae-\xb6\xb8\xb9\xbb-\xbf][a-z]"
     rb"|[\xa2\xa4\xa6\xa8\xac\xae\xaf\xb1-\xb4\xb8\xb9\xbc-\xbe][a-z\xb1\xe0-\xff]"
 )
 UNDEFINED = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # no characters in cp1252
+OTHERS = (
+    "cp1250 (Polish, Czech), cp1251 (Russian), gb18030, big5 (Chinese), cp932 (Japanese), cp949, mac_roman or cp850"
+)
 CONTROLS = re.compile(rb"[\x80-\x9f]")
 
 
@@ -305,8 +314,12 @@ def _encoding(path: Path, encoding: str) -> str:
 
 def _not_text(path: Path, data: bytes, error: UnicodeDecodeError, encoding: str) -> DataError:
     line = data.count(b"\n", 0, error.start) + 1
-    name = wide(data[:4096]) or ("cp1252" if encoding != "cp1252" and not UNDEFINED.search(data) else "NAME")
+    western = not UNDEFINED.search(data) and len(NOT_CP1252.findall(data)) * 50 <= sum(byte > 127 for byte in data)
+    name = wide(data[:4096]) or ("cp1252" if encoding != "cp1252" and western else "NAME")
     problem = f"byte {error.start} (0x{data[error.start]:02x}) is not {encoding}"
+    if name == "NAME":
+        hint = f"save the file as UTF-8, or name its encoding with --encoding or `encoding:`, such as {OTHERS}"
+        return DataError("bad-encoding", problem, where=Location(str(path), line), hint=hint)
     hint = f"save the file as UTF-8, or name its encoding: `encoding: {name}` in the task file, or --encoding {name}"
     return DataError("bad-encoding", problem, where=Location(str(path), line), hint=hint)
 
@@ -360,6 +373,7 @@ def read_text(path: Path, encoding: str) -> str:
 
 # ---- formats of CSV files
 
+_SEP = re.compile(r'"?sep=(.)"?')
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t,;|"}  # that of the ending first
 
 
@@ -389,6 +403,8 @@ def detected(path: Path, how: FileFormat) -> FileFormat:
         size += len(line)
         if size > SAMPLE:
             break
+    if lines and (said := _SEP.fullmatch(lines[0].strip())):  # which Excel writes and reads
+        lines, how = lines[1:], replace(how, separator=said[1]) if how.separator == AUTO else how
     separators = SEPARATORS[kind] if how.separator == AUTO else how.separator
     escaped = any('\\"' in line for line in lines)
     ways = ("double", *(["backslash"] if escaped else []), "none") if how.quoting == AUTO else (how.quoting,)
@@ -438,7 +454,7 @@ def _separated(path: Path, how: FileFormat) -> Iterator[Record]:
     rows = _csv_rows(_lines(path, how.encoding, newline=""), how.separator, how.quoting)
     line = 1  # where the record begins; `rows.line_num` is where it ends
     try:
-        header = next((row for row in rows if any(cell.strip() for cell in row)), None)
+        header = next((row for row in rows if any(map(str.strip, row)) and not _says_separator(row, how)), None)
         if header is None:
             raise _empty(path)
         header = header_names(header, Location(str(path), rows.line_num))
@@ -462,6 +478,10 @@ def _separated(path: Path, how: FileFormat) -> Iterator[Record]:
         raise DataError("bad-csv", problem, where=Location(str(path), line), hint=hint) from error
 
 
+def _says_separator(row: Sequence[str], how: FileFormat) -> bool:
+    return bool(_SEP.fullmatch(how.separator.join(row)))
+
+
 # ---- JSON
 
 
@@ -478,7 +498,7 @@ def _jsonl(path: Path, how: FileFormat) -> Iterator[Record]:
 def _parsed(text: str, path: Path, line: int) -> Any:
     """Parse JSON text that begins in `line`."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
         if "\\ud" in text.lower():  # half of a surrogate pair parses, but cannot be encoded
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -486,10 +506,21 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         if kind_of(path) == ".json" and error.msg == "Extra data":
             hint = "if the file has one object a line, give it the ending .jsonl; " + hint
         raise DataError("bad-json", f"not valid JSON: {error.msg}", where=where, hint=hint) from None
+    except KeyError as error:
+        problem = f"an object has the key {error.args[0]!r} twice"
+        raise DataError("bad-json", problem, where=Location(str(path), line), hint="remove or rename one") from None
     except (UnicodeEncodeError, RecursionError, ValueError) as error:
         reasons = {RecursionError: "nested too deeply", UnicodeEncodeError: "half of a surrogate pair (\\ud800...)"}
         problem = reasons.get(type(error), "a number has too many digits")
         raise DataError("bad-json", f"not usable JSON: {problem}", where=Location(str(path), line)) from None
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys and values; raise KeyError for a key that it has twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise KeyError(next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1))
     return value
 
 

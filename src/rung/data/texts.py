@@ -24,6 +24,7 @@ _INVISIBLE = dict.fromkeys([0x00AD, 0x180E, 0x200B, 0x2060, 0xFEFF, 0x061C, 0x20
                             *range(0x202A, 0x202F), *range(0x2066, 0x206A)])  # fmt: skip
 _SPACES = dict.fromkeys([0x00A0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " ")
 _HIDDEN = _INVISIBLE | _SPACES
+_WIDTHS = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
 
 
 def canonical(text: str) -> str:
@@ -37,8 +38,12 @@ def canonical(text: str) -> str:
 
 
 def spelling(text: str) -> str:
-    """Give the form that all spellings of a label share: `canonical`, in lower case, with single spaces."""
-    return " ".join(canonical(text).lower().split())
+    """Give the form that all spellings of a label share: `canonical`, in lower case, with single spaces.
+
+    Letters of full width are those of usual width, and whole numbers with `.0` are whole numbers.
+    """
+    plain = " ".join(canonical(text).translate(_WIDTHS).lower().split())
+    return plain.removesuffix(".0") if plain.removesuffix(".0").removeprefix("-").isdigit() else plain
 
 
 # ---- words
