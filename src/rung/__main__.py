@@ -1,5 +1,18 @@
-"""`python -m rung` is the `rung` command."""
+"""The `rung` command, also as `python -m rung`; an interrupt while it starts ends it like a later one."""
 
-from rung.cli.main import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command."""
+    try:
+        from rung.cli.main import main
+
+        main()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,6 @@ unit vectors the squared Euclidean distance is 2 - 2 cosine, so distance and ang
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from rung.data.rows import Record
 from rung.data.sources import read_rows
 from rung.engines.base import Constraint, Engine, Floats, GenerateRequest, Sampling
 from rung.errors import ConfigError, DataError
+from rung.files import replacing
 from rung.models.messages import Message, Messages
 from rung.progress import QUIET, Progress
 
@@ -247,8 +247,7 @@ def write_clusters(out: Path, records: Sequence[Record], grouping: Grouping, clu
         {**values, "cluster": k, "cluster_name": cluster_names[k] if k >= 0 else "", "centrality": centrality}
         for values, k, centrality in zip(given, numbers, near, strict=True)
     ]
-    scratch = out.with_name(out.name + ".tmp")
-    with scratch.open("w", encoding="utf-8", newline="") as file:
+    with replacing(out) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
         if out.suffix.lower() == ".csv":
             heads = list(dict.fromkeys(name for row in rows for name in row))
             writer = csv.DictWriter(file, heads, lineterminator="\n")
@@ -256,4 +255,3 @@ def write_clusters(out: Path, records: Sequence[Record], grouping: Grouping, clu
             writer.writerows(rows)
         else:
             file.writelines(json_text(row) + "\n" for row in rows)
-    os.replace(scratch, out)  # noqa: PTH105

@@ -27,7 +27,8 @@ from rung.data.examples import column, read_inputs, read_row
 from rung.data.rows import Record
 from rung.data.sources import FileFormat, detected, given_records, read_rows
 from rung.errors import ConfigError, DataError, suggest
-from rung.models.cache import file_sha256, write_atomically
+from rung.files import write_atomically, writing
+from rung.models.cache import file_sha256
 from rung.progress import QUIET, Progress
 
 BATCH = 64  # rows answered together and written before the next are read
@@ -243,9 +244,10 @@ class _JsonList:
     def __init__(self, out: IO[str]) -> None:
         self._out, self._between = out, "["
 
-    def write(self, line: str) -> None:
-        self._out.write(f"{self._between}\n{line.rstrip()}")
-        self._between = ","
+    def writelines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._out.write(f"{self._between}\n{line.rstrip()}")
+            self._between = ","
 
     def flush(self) -> None:
         self._out.flush()
@@ -284,10 +286,18 @@ def _write(
     shape = artifact.signature
     examples = [read_row(record.values, shape.inputs, shape.kind, record.source) for record in batch]
     answers = artifact.answer(examples)[skip:]
-    for record, answer in zip(batch[skip:], answers, strict=True):
-        target.write(json_text(columns.values(artifact, record, answer)) + "\n")
-    target.flush()
-    if hasattr(target, "fileno") and target is not sys.stdout:
+    lines = [
+        json_text(columns.values(artifact, record, answer)) + "\n"
+        for record, answer in zip(batch[skip:], answers, strict=True)
+    ]
+    if target is sys.stdout or isinstance(target, _JsonList):
+        target.writelines(lines)
+        target.flush()
+        return answers
+    file = Path(target.name)
+    with writing(file.name, file.parent, "free some space, then go on with the same command and --resume"):
+        target.writelines(lines)
+        target.flush()
         os.fsync(target.fileno())
     return answers
 
@@ -344,6 +354,7 @@ def _check_origin(out: Path, origin: dict[str, Any], *, resume: bool) -> None:
 @contextmanager
 def _locked(out: Path) -> Iterator[IO[str]]:
     """Open `out` for one process only, since two would mix their lines."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("a+", encoding="utf-8") as target:
         try:
             fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -15,6 +16,7 @@ from rung.cli import options, render
 from rung.cli.climb import write_reports
 from rung.errors import ConfigError
 from rung.feedback.records import PAIRS, REASONS, REGISTRY, SHARE, STORE, CaseFilter, TrialMode, command
+from rung.files import write_atomically
 
 if TYPE_CHECKING:
     from rung.feedback.records import ABTest, Promotion
@@ -132,8 +134,9 @@ def export(
     if out is None:
         write(cases, form, sys.stdout)
         return
-    with out.open("w", encoding="utf-8", newline="") as file:
-        count = write(cases, form, file)
+    text = StringIO()
+    count = write(cases, form, text)
+    write_atomically(out, text.getvalue(), private=True)
     render.note(f"{out}: {count} cases")
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import sys
+import tempfile
+import traceback
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from rung._version import __version__
 from rung.cli import artifacts, climb, feedback, index, models, serve, tasks
 from rung.cli.help import Grouped
-from rung.errors import RungError
+from rung.errors import ConfigError, MachineError, RungError
+from rung.files import system_error
 
 app = typer.Typer(
     name="rung", cls=Grouped, suggest_commands=False,  # click names the nearest one itself
@@ -70,14 +76,63 @@ All commands: rung --help"""
 
 def main() -> None:
     """Run the command; every error ends with its exit code: 1 threshold, 2 usage, 3 environment, 130 interrupted."""
+    _use_utf8()
     try:
-        app(standalone_mode=True)
+        try:
+            for argument in sys.argv[1:]:
+                _check_text(argument)
+            app(standalone_mode=True)
+        finally:
+            if sys.stdout is not None:  # None: the shell has closed it
+                sys.stdout.flush()
     except RungError as error:
-        sys.stderr.write(error.render() + "\n")
-        sys.exit(error.exit_code)
+        _end(error)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `head`, is gone
-        sys.stderr.close()
+        _drop_output()
         sys.exit(0)
+    except OSError as error:
+        _drop_output()
+        _end(system_error(error))
+    except MemoryError:
+        _end(MachineError("out-of-memory", "the memory is not enough", hint="close other programs, or do less at once"))
+    except SystemExit:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # typer's way of taking a broken pipe
+            sys.exit(0)
+        raise
+    except Exception as error:
+        _end(_own_fault(error))
+
+
+def _end(error: RungError) -> NoReturn:
+    with suppress(OSError, AttributeError):  # stderr may be full or closed; the exit code tells
+        sys.stderr.write(error.render() + "\n")
+    sys.exit(error.exit_code)
+
+
+def _use_utf8() -> None:
+    """Begin again in UTF-8 where the locale is ASCII: file names, arguments and output could not be read or written."""
+    if not sys.flags.utf8_mode and codecs.lookup(sys.getfilesystemencoding()).name == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
+
+
+def _check_text(argument: str) -> None:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        shown = argument.encode(errors="backslashreplace").decode()
+        raise ConfigError("bad-option", f"{shown!r} is not UTF-8", hint="write the text in a file of rows") from None
+
+
+def _drop_output() -> None:
+    """Let nothing be written at the end of the process, which would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _own_fault(error: Exception) -> RungError:
+    """Keep the traceback of an error that Rung does not foresee, and say where."""
+    problem, place = f"{type(error).__name__}: {error}", tempfile.mkstemp(prefix="rung-", suffix=".txt")[1]
+    Path(place).write_text("".join(traceback.format_exception(error)), "utf-8")
+    return RungError("internal-error", problem, hint=f"this is a fault of Rung: please report it, with {place}")

@@ -13,6 +13,7 @@ from typer import Argument, Exit, Option
 
 from rung.cli import options, render
 from rung.errors import ConfigError, DataError, RungError, explanations
+from rung.files import write_atomically
 
 if TYPE_CHECKING:
     from rung.data.guess import Guess
@@ -48,12 +49,10 @@ def init(
     schema = out.parent / guess.schema_file
     if guess.schema is not None and schema.exists() and not force:
         raise ConfigError("file-exists", f"{schema} exists", hint="replace it with --force")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(task_text(guess, out.resolve().parent), encoding="utf-8")
     if guess.schema is not None:
-        text = dumps(guess.schema, ensure_ascii=False, indent=2)
-        schema.write_text(text + "\n", encoding="utf-8")
-    (out.parent / SCHEMA_FILE).write_text(task_schema() + "\n", encoding="utf-8")
+        write_atomically(schema, dumps(guess.schema, ensure_ascii=False, indent=2) + "\n")
+    write_atomically(out.parent / SCHEMA_FILE, task_schema() + "\n")
+    write_atomically(out, task_text(guess, out.resolve().parent))  # the last, so that a failure leaves no task file
     render.guess(guess, out)
 
 

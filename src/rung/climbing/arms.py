@@ -25,6 +25,7 @@ from rung.evaluation.prices import Prices, order_of_cheaper
 from rung.evaluation.racing import race_order
 from rung.evaluation.result import Prediction, Split, Status
 from rung.evaluation.scoring import evaluate, metric_of
+from rung.files import write_atomically
 from rung.machine import Machine
 from rung.models.reference import is_endpoint
 from rung.rungs.base import Cost, Rung
@@ -403,8 +404,7 @@ class ClimbState:
             reason = f"{error} [{error.code}]"
         else:
             folder = self.store.folder / "rungs" / arm.name
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+            write_atomically(folder / "error.txt", "".join(traceback.format_exception(error)))
             reason = f"{type(error).__name__}: {error}; see {folder / 'error.txt'}"
         self.leave(arm.name, arm.family, "failed", reason)
         self.arms.pop(arm.name, None)

@@ -33,6 +33,7 @@ from rung.evaluation.decision import LEVEL
 from rung.evaluation.racing import chance_better
 from rung.evaluation.result import Prediction, RungResult
 from rung.evaluation.statistics import Array, sign_test
+from rung.files import writing
 from rung.progress import QUIET, Progress
 from rung.rungs.base import REGISTERED
 from rung.rungs.features import texts_of, vectors_of
@@ -384,6 +385,6 @@ def decisions(run: Path, rows: Sequence[str], best: str = "") -> int:
     if run.name in runs:
         return runs.index(run.name) + 1
     if best:
-        with ledger.open("a", encoding="utf-8") as file:
+        with writing(ledger.name, ledger.parent), ledger.open("a", encoding="utf-8") as file:
             file.write(f"{torn}{json.dumps({'rows': key, 'run': run.name, 'recommended': best})}\n")
     return len(runs) + 1

@@ -25,8 +25,10 @@ from rung.climbing.budget import Budget
 from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError
 from rung.evaluation.result import Prediction
+from rung.files import write_atomically, writing
 from rung.progress import QUIET
 
+RESUME = "free some space, then go on with the same command and --resume"
 NEW, OLD = "artifact.new", "artifact.old"  # beside an artifact that is being replaced
 
 
@@ -146,12 +148,12 @@ def open_run(root: Path, identity: Mapping[str, Any], budget: Budget, *, resume:
     except OSError as error:
         hint = "choose another folder with `--out`"
         raise ConfigError("write-failed", f"cannot make {folder}: {error.strerror}", hint=hint) from error
-    (folder / "climb.json").write_text(text)
+    write_atomically(folder / "climb.json", text)
     return RunStore(folder, budget)
 
 
 def _append_lines(file: Path, lines: Sequence[str]) -> None:
-    with file.open("a", encoding="utf-8") as out:
+    with writing(file.name, file.parent, RESUME), file.open("a", encoding="utf-8") as out:
         out.write("".join(line + "\n" for line in lines))
         out.flush()
         os.fsync(out.fileno())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from rung.data.cells import json_text
 from rung.errors import DataError, needed_by
+from rung.files import replacing
 
 TABLES = (".csv", ".parquet", ".xlsx")
 BATCH = 1000  # rows written to Parquet together
@@ -64,20 +64,17 @@ def write_table(
             for column, value in values.items():
                 types[column] = _common(types.get(column, ""), value)
     types = {**first, **last}
-    scratch = out.with_name(out.name + ".tmp")
     whole = ({**head, **tail} for head, tail in rows())
-    if out.suffix.lower() == ".parquet":
-        _write_parquet(scratch, types, whole, kept, source)
-    elif out.suffix.lower() == ".xlsx":
-        _write_excel(scratch, list(types), whole)
-    else:
-        with scratch.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(types)
-            writer.writerows([_cell(row.get(column)) for column in types] for row in whole)
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(scratch, out)  # noqa: PTH105
+    with replacing(out) as scratch:
+        if out.suffix.lower() == ".parquet":
+            _write_parquet(scratch, types, whole, kept, source)
+        elif out.suffix.lower() == ".xlsx":
+            _write_excel(scratch, list(types), whole)
+        else:
+            with scratch.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(types)
+                writer.writerows([_cell(row.get(column)) for column in types] for row in whole)
 
 
 def _flat(

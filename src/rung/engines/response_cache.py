@@ -70,7 +70,7 @@ class ResponseStore:
             yield
         except (sqlite3.Error, OSError) as error:
             self._failed = True
-            hint = "`rung cache clear` makes a new one"
+            hint = "`rung cache clear` makes a new one, and RUNG_CACHE names another folder"
             print(f"answers are not remembered: {self.path}: {error}; {hint}", file=sys.stderr)
 
     @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from rung.display import card
 from rung.evaluation.decision import LEVEL, Verdict
 from rung.evaluation.statistics import PairedComparison
-from rung.models.cache import write_atomically
+from rung.files import write_atomically
 
 # `confirmed` on the rows of the confirmation; `beaten` in the race; `stopped` before its training was done; the others
 # have no score.

@@ -28,7 +28,7 @@ from rung.feedback.corrections import CorrectionCounts, as_example, with_correct
 from rung.feedback.records import CaseFilter, Promotion, ReviewCase, Side
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
-from rung.models.cache import write_atomically
+from rung.files import write_atomically
 from rung.progress import QUIET, Progress
 from rung.rungs import build
 from rung.task import Task

@@ -16,6 +16,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,8 @@ from rung.artifact.files import MANIFEST, fingerprint
 from rung.errors import ArtifactError, ConfigError, RungError
 from rung.feedback.records import ABTest, Promotion, command
 from rung.feedback.store import FeedbackStore
-from rung.models.cache import lock_file, publish, write_atomically
+from rung.files import locked, write_atomically
+from rung.models.cache import publish
 
 POINTER = "current"
 TRIAL = "trial"
@@ -123,11 +125,9 @@ class Registry:
         Artifact.load(copy)
         return mark, str(copy.relative_to(self.folder))
 
-    def locked(self) -> Any:
+    def locked(self) -> AbstractContextManager[None]:
         """A lock that keeps other processes from switching."""
-        from filelock import FileLock
-
-        return FileLock(lock_file(self.folder.absolute()))
+        return locked(self.folder / ".lock")
 
     def _read(self, name: str, kind: type[RegistryRecord], hint: str) -> RegistryRecord | None:
         """Read a record; None without a file, and an ArtifactError if it is damaged."""

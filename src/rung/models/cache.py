@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from rung.errors import MachineError
+from rung.files import locked, os_error, write_atomically
 
 TRUE = {"1", "true", "yes", "on"}
 
@@ -38,13 +40,10 @@ def publish(folder: Path, build: Callable[[Path], object]) -> bool:
     Returns:
         True if this call built the folder, False if it existed.
     """
-    from filelock import FileLock
-
     folder = folder.absolute()
     if folder.exists():
         return False
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock_file(folder)):
+    with locked(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             return False
         prefix = f".{folder.name}."
@@ -56,8 +55,11 @@ def publish(folder: Path, build: Callable[[Path], object]) -> bool:
             _open_up(partial)
             flush(partial)
             partial.rename(folder)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, Exception) and (system := os_error(error)) and system.filename is None:
+                system.filename = str(folder)
+                raise system from error
             raise
         _flush_one(folder.parent)
     return True
@@ -69,21 +71,6 @@ def flush(folder: Path) -> None:
         for name in files:
             _flush_one(Path(parent) / name)
         _flush_one(Path(parent))
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Replace `file` by `text` atomically: a reader sees the old text or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.parent / f".{file.name}.{secrets.token_hex(8)}"
-    try:
-        with partial.open("x", encoding="utf-8") as stream:  # mkstemp would make it private
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def recall(name: str) -> str | None:
@@ -98,8 +85,7 @@ def recall(name: str) -> str | None:
 def remember(name: str, text: str) -> None:
     """Keep a finding for later processes; where the cache cannot be written, they find it out again."""
     file = cache_dir() / "verified" / name.replace("/", "-")
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(MachineError):
         write_atomically(file, text)
 
 
@@ -109,13 +95,6 @@ def _open_up(folder: Path) -> None:
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def lock_file(folder: Path) -> Path:
-    """The lock of a folder, in the cache, so that none remains beside a user's folder."""
-    locks = cache_dir() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    return locks / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:32]}.lock"
 
 
 def _flush_one(path: Path) -> None:
@@ -140,13 +119,13 @@ def known_sha256(file: Path) -> str:
     file = file.resolve()
     status = file.stat()
     state = [str(file), status.st_size, status.st_mtime_ns]
-    memory = cache_dir() / "sha256" / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
-    if memory.exists():
-        known = json.loads(memory.read_text("utf-8"))
+    name = f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # nothing is remembered, or it is damaged
+        known = json.loads(recall(name) or "")
         if known["file"] == state:
             return str(known["sha256"])
     digest = file_sha256(file)
-    write_atomically(memory, json.dumps({"file": state, "sha256": digest}))
+    remember(name, json.dumps({"file": state, "sha256": digest}))
     return digest
 
 

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import yaml
 
 from rung.errors import ConfigError, ModelError
+from rung.files import write_atomically
 from rung.machine import Machine
-from rung.models.cache import cache_dir, offline, write_atomically
+from rung.models.cache import cache_dir, offline
 from rung.progress import QUIET, Progress
 
 ModelKind = Literal["language model", "sentence encoder"]

@@ -18,13 +18,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from rung.data.rows import hash_of
 from rung.data.spec import OBJECT_STORE_URL
 from rung.engines.base import Floats
 from rung.errors import ArtifactError, ConfigError, needed_by
-from rung.models.cache import lock_file, write_atomically
+from rung.files import locked, write_atomically
+from rung.models.cache import cache_dir
 from rung.progress import Progress
 
 Ids = npt.NDArray[np.int64]
@@ -356,7 +356,11 @@ def open_location(location: IndexLocation) -> _Folder | _Bucket:
 def building(location: IndexLocation, progress: Progress) -> Iterator[None]:
     """Keep two builds on this machine apart: the second waits. The lock of a process that died is free."""
     progress.start("waiting for another build of this index")
-    with FileLock(lock_file(Path(location))):
+    if isinstance(location, str):  # an object store has no locks; this keeps builds of one user apart
+        lock = cache_dir() / "locks" / f"{hash_of([location], 32)}.lock"
+    else:
+        lock = location.absolute() / ".lock"
+    with locked(lock):
         progress.finish()
         yield
 

@@ -22,6 +22,7 @@ from rung.artifact.costs import FORWARD, SAMPLE
 from rung.artifact.heads import Head
 from rung.data.rows import Data, hash_of
 from rung.errors import EngineError, needed_by
+from rung.files import writing
 from rung.machine import Machine
 from rung.models.cache import cache_dir
 from rung.models.reference import resolve
@@ -115,7 +116,6 @@ class FineTunedEncoder(Rung):
             ModelError: this encoder cannot be trained.
         """
         with needed_by("training an encoder", error=EngineError):
-            from rung.training.checkpoints import writing
             from rung.training.encoder import EncoderWithHead, LabelledText, keep_encoder
         trained = EncoderWithHead(resolve(self.encoder, progress=progress))
         train, held_out = hold_out(data.train, self.holdout, self.seed, patience=self.patience)

@@ -19,6 +19,7 @@ from rung.artifact.parts import Weights
 from rung.data.rows import Data, Example, hash_of, place_of
 from rung.engines.opening import open_torch
 from rung.errors import TrainingError
+from rung.files import writing
 from rung.machine import Machine
 from rung.models.cache import cache_dir
 from rung.models.reference import resolve
@@ -255,7 +256,7 @@ class FineTune(TrainConfig, Rung):
         from rung.engines.changes import adapter_digest
         from rung.training.activation_cache import cached_loss
         from rung.training.changes import keep
-        from rung.training.checkpoints import Checkpoints, writing
+        from rung.training.checkpoints import Checkpoints
         from rung.training.loop import train
 
         start = self._start(artifact)

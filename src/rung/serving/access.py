@@ -6,17 +6,14 @@ the answers. It cannot choose the Host header, and it cannot leave out Origin.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.cookies import CookieError, SimpleCookie
@@ -25,6 +22,7 @@ from urllib.parse import quote, urlsplit
 
 from rung.engines.api_options import is_loopback
 from rung.errors import ConfigError
+from rung.files import locked, write_atomically
 from rung.serving.limits import Refused
 
 # ---- API keys: JSON lines with the fields of `ApiKey`, in a file that only its owner reads.
@@ -67,14 +65,14 @@ def create_key(file: Path, name: str, *, per_minute: int | None = None, admin: b
     secret = PREFIX + secrets.token_urlsafe(32)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     key = ApiKey(secrets.token_hex(4), name, _sha256(secret), created, per_minute, admin)
-    with _locked(file):
+    with locked(_lock(file)):
         _write(file, [*(read_keys(file) if file.exists() else ()), key])
     return secret, key
 
 
 def revoke_key(file: Path, key_id: str) -> None:
     """Remove a key from the file; a running server refuses it from the next request on."""
-    with _locked(file):
+    with locked(_lock(file)):
         keys = read_keys(file)
         remaining = [key for key in keys if key.id != key_id]
         if len(remaining) == len(keys):
@@ -86,23 +84,13 @@ def _sha256(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Keep other processes from changing the file: two that add a key at once would lose one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(file.name + ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _lock(file: Path) -> Path:
+    """Name the lock of a key file: two processes that add a key at once would lose one."""
+    return file.with_name(f".{file.name}.lock")
 
 
 def _write(file: Path, keys: list[ApiKey]) -> None:
-    scratch = file.with_name(file.name + ".tmp")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(asdict(key)) + "\n" for key in keys)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(scratch, file)  # noqa: PTH105
+    write_atomically(file, "".join(json.dumps(asdict(key)) + "\n" for key in keys), private=True)
 
 
 class KeyRing:

@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from rung._version import __version__
-from rung.errors import RungError
+from rung.errors import MachineError, RungError
 from rung.serving import completions, embeddings, endpoints
 from rung.serving.access import Access
 from rung.serving.connections import BoundedConnection, OpenConnections
@@ -90,13 +90,18 @@ def exiting_on_sigterm() -> Iterator[None]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind a socket; port 0 takes a free one."""
+    """Bind a socket; port 0 takes a free one; raise MachineError `system-error` if it is not to be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches Nagle's algorithm off only for sockets that are declared TCP; with it, every piece of a stream
     # waits 40 ms for an acknowledgement.
     opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    opened.bind((host.strip("[]"), port))
+    try:
+        opened.bind((host.strip("[]"), port))
+    except OSError as error:
+        opened.close()
+        hint = "choose another --port (0 takes a free one), or end the program that uses it"
+        raise MachineError("system-error", f"{host}:{port}: {error.strerror}", hint=hint) from error
     return opened
 
 

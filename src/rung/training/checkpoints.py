@@ -14,15 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rung.errors import TrainingError
+from rung.files import writing
 from rung.models.cache import cache_dir, file_sha256, publish
 from rung.training.changes import write_tensors
 
@@ -54,7 +53,7 @@ class Checkpoints:
         """Write the state after `step` steps, then remove the oldest checkpoints.
 
         Raises:
-            TrainingError: the disk is full or not writable; earlier checkpoints are untouched.
+            MachineError: `write-failed`: the disk is full or not writable; earlier checkpoints are untouched.
         """
 
         def build(folder: Path) -> None:
@@ -91,25 +90,6 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
-
-
-@contextmanager
-def writing(what: str, where: Path) -> Iterator[None]:
-    """Turn a disk error into one that says what could not be written.
-
-    Raises:
-        TrainingError: `write-failed`: the disk is full or not writable.
-    """
-    try:
-        yield
-    except Exception as error:  # safetensors reports a full disk as an error of its own
-        if not isinstance(error, OSError) and "os error" not in str(error).lower() and "I/O" not in str(error):
-            raise
-        raise TrainingError(
-            "write-failed", f"{what} could not be written to {where}: {error}",
-            hint="free some space, or set RUNG_CACHE to a folder on another disk, and run the same command again: "
-            "it resumes from the previous checkpoint",
-        ) from error  # fmt: skip
 
 
 def _intact(folder: Path) -> bool:

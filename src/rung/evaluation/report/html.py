@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rung.display import Markup, safe, table_html
 from rung.evaluation.report import plots, words
 from rung.evaluation.result import ClimbResult, Prediction
-from rung.models.cache import write_atomically
+from rung.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
