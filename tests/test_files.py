@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+from contextlib import suppress
 
 import pytest
 
@@ -27,9 +28,9 @@ def test_a_failed_write_names_the_place_and_leaves_the_old_text(tmp_path, monkey
 
 
 def test_what_fails_in_the_middle_is_not_half_written(tmp_path):
-    with pytest.raises(ValueError, match="no cell"), replacing(tmp_path / "table.csv") as scratch:
+    with suppress(ZeroDivisionError), replacing(tmp_path / "table.csv") as scratch:
         scratch.write_text("half")
-        raise ValueError("no cell")
+        scratch.write_text(str(1 / 0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -44,9 +45,9 @@ def test_a_private_file_is_read_by_its_owner_only(tmp_path):
 
 
 def test_an_error_of_a_library_in_rust_counts_as_the_system_s(tmp_path):
-    with pytest.raises(MachineError, match=f"weights could not be written to {tmp_path}: No space left"):
-        with writing("weights", tmp_path):
-            raise RuntimeError("I/O error: No space left on device (os error 28)")
+    full = f"weights could not be written to {tmp_path}: No space left"
+    with pytest.raises(MachineError, match=full), writing("weights", tmp_path):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
     with pytest.raises(RuntimeError, match="shape"), writing("weights", tmp_path):
         raise RuntimeError("the shape is wrong")
 

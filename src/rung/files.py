@@ -18,9 +18,12 @@ _SPACE = "free some space, or set RUNG_CACHE to a folder on another disk, and ru
 _HINTS = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EMFILE: "let the process open more files: ulimit -n 4096",
     errno.ENOENT: "check the path",
+    errno.EEXIST: "a file is where a folder is needed: name another place",
+    errno.ENOTDIR: "a file is where a folder is needed: name another place",
 }
 _PERMISSIONS = "check the permissions, or name another folder; RUNG_CACHE names that of Rung's cache"
 _OS_ERROR = re.compile(r"os error (\d+)")  # in errors of libraries written in Rust
@@ -57,7 +60,7 @@ def writing(what: str, place: Path, hint: str = "") -> Iterator[None]:
     except Exception as error:  # safetensors reports a full disk as an error of its own
         if isinstance(error, RungError) or (system := os_error(error)) is None:
             raise
-        problem = f"{what} could not be written to {place}: {system.strerror or system}"
+        problem = f"{what} could not be written to {place.absolute()}: {system.strerror or system}"
         hint = hint or _HINTS.get(system.errno or 0, _PERMISSIONS)
         raise MachineError("write-failed", problem, hint=hint) from error
 

@@ -5,8 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from rung.cli import main
 
 ROWS = "text,label\n" + "".join(f"about {word} number {i},{word}\n" for i in range(20) for word in ("alpha", "beta"))
 
@@ -24,6 +27,21 @@ def rung(*arguments, cwd, limit=None, **options):
     if limit is not None:
         command = ["sh", "-c", f'ulimit -f {limit}; trap "" XFSZ; exec "$@"', "sh", *command]
     return subprocess.run(command, capture_output=True, cwd=cwd, timeout=60, check=False, **options)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capfdbinary):
+    """Return a function that runs the command in this process."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["rung", *map(os.fsdecode, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main.main()
+        out, err = capfdbinary.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, out, err)
+
+    return run
 
 
 def fails(done, exit_code, code, *words):
@@ -44,19 +62,19 @@ def test_a_full_disk_leaves_no_half_task_file(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "code", "word"),
     [
-        (["keys", "create", "--key-file", "data.csv/keys.jsonl"], 3, "write-failed", "data.csv"),
+        (["keys", "create", "--key-file", "data.csv/keys.jsonl"], 3, "system-error", "data.csv"),
         (["show", "x" * 300], 3, "system-error", "File name too long"),
         (["check", b"caf\xe9.yaml"], 2, "bad-option", "UTF-8"),
         (["init", "data.csv", "--yes", "--out", "data.csv/task.yaml"], 3, "write-failed", "data.csv"),
     ],
 )
-def test_a_place_that_cannot_be_is_named(data, tmp_path, arguments, exit_code, code, word):
-    fails(rung(*arguments, cwd=tmp_path), exit_code, code, word)
+def test_a_place_that_cannot_be_is_named(data, here, arguments, exit_code, code, word):
+    fails(here(*arguments), exit_code, code, word)
 
 
 def test_output_that_cannot_be_written_is_an_error_and_a_reader_that_left_is_none(tmp_path):
     command = [sys.executable, "-m", "rung", "rungs", "--json"]
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
     fails(done, 3, "write-failed", "No space left")
     read, write = os.pipe()
@@ -74,10 +92,10 @@ def test_a_locale_of_ascii_reads_and_writes_every_text(data, tmp_path):
     assert "größe 漢字.csv" in (tmp_path / "task.yaml").read_text("utf-8")
 
 
-def test_a_port_in_use_is_an_error_before_models_are_loaded(tmp_path):
+def test_a_port_in_use_is_an_error_before_models_are_loaded(here):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        fails(rung("serve", "nothing", "--port", port, cwd=tmp_path), 3, "system-error", f"127.0.0.1:{port}", "--port")
+        fails(here("serve", "nothing", "--port", port), 3, "system-error", f"127.0.0.1:{port}", "--port")
 
 
 def test_an_interrupt_while_the_program_starts_ends_it_as_later(tmp_path):
@@ -96,8 +114,6 @@ def test_an_interrupt_while_the_program_starts_ends_it_as_later(tmp_path):
 
 
 def test_a_fault_of_the_program_keeps_its_traceback_in_a_file(monkeypatch, capsys, tmp_path):
-    from rung.cli import main
-
     monkeypatch.setattr(main, "app", lambda **_: 1 / 0)
     monkeypatch.setattr(main.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["rung"])

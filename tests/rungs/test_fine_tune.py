@@ -6,7 +6,7 @@ import torch
 
 from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
-from rung.errors import TrainingError
+from rung.errors import MachineError, TrainingError
 from rung.evaluation.report.words import training_data_lines
 from rung.models.cache import publish
 from rung.progress import Quiet
@@ -232,7 +232,7 @@ def test_what_was_learnt_is_not_lost_where_the_disk_is_full(tiny_zero, data, mon
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     monkeypatch.setattr(changes, "publish", full)
-    with pytest.raises(TrainingError, match=r"what lora has learned could not be written to .*No space left") as caught:
+    with pytest.raises(MachineError, match=r"what lora has learned could not be written to .*No space left") as caught:
         rung.fit(tiny_zero, data)
     assert caught.value.code == "write-failed"
     monkeypatch.setattr(changes, "publish", real)

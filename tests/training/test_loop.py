@@ -18,7 +18,7 @@ from rung.artifact.artifact import Artifact
 from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.changes import attach
 from rung.engines.opening import open_torch
-from rung.errors import ArtifactError, EngineError, TrainingError
+from rung.errors import ArtifactError, EngineError, MachineError, TrainingError
 from rung.rungs import LoRA
 from rung.training import loss as loss_module
 from rung.training.changes import start_from
@@ -323,7 +323,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
         raise error
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(TrainingError, match="the checkpoint of step 4 could not be written") as caught:
+    with pytest.raises(MachineError, match="the checkpoint of step 4 could not be written") as caught:
         checkpoints.save(4, RunState({"a": torch.zeros(3)}))
     assert caught.value.code == "write-failed"
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["step-00000002"]
@@ -342,7 +342,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny, tmp_path):
         schedule = TrainConfig(epochs=2, batch_size=4, learning_rate=1e-3)
         trained(tiny, schedule, checkpoints=checkpoints, stop_after=2)
         (disk / "filler").write_bytes(b"x" * 100_000)
-        with pytest.raises(TrainingError) as caught:
+        with pytest.raises(MachineError) as caught:
             trained(tiny, schedule, checkpoints=checkpoints, stop_after=4)
         assert caught.value.code == "write-failed"
         assert checkpoints.last()[0] == 2

@@ -98,8 +98,8 @@ def main() -> None:
         _end(system_error(error))
     except MemoryError:
         _end(MachineError("out-of-memory", "the memory is not enough", hint="close other programs, or do less at once"))
-    except SystemExit:
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # typer's way of taking a broken pipe
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # typer ends with 1 then, which means a bar that was missed
             sys.exit(0)
         raise
     except Exception as error:

@@ -229,7 +229,6 @@ class ChatRequest(SamplingRequest):
         return self.max_completion_tokens or self.max_tokens
 
 
-Texts = Annotated[Items[str], Field(min_length=1)]
 TokenIds = Annotated[Items[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 
 
