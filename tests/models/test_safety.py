@@ -92,3 +92,19 @@ def test_no_weights(small_model):
 def test_damaged_json(small_model):
     (small_model / "generation_config.json").write_text("{")
     refused(small_model, "generation_config.json")
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", "..", "a.b", "x\n"])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "processor_config.json", "chat_template.json"])
+@pytest.mark.parametrize("shape", ["list", "object"])
+def test_names_of_chat_templates_are_no_paths(small_model, name, file, shape):
+    named = [{"name": "default", "template": "x"}, {"name": name, "template": "x"}]
+    templates = named if shape == "list" else {entry["name"]: "x" for entry in named}
+    (small_model / file).write_text(json.dumps({"chat_template": templates}))
+    refused(small_model, file, "chat template")
+
+
+@pytest.mark.parametrize("templates", ["{{ messages }}", [{"name": "tool_use", "template": "x"}], {"a-B_9": "x"}, None])
+def test_usual_chat_templates_pass(small_model, templates):
+    (small_model / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    check_folder(small_model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def _complete(folder: Path) -> bool:
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz"}
 CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib"}
 # Vocabularies map arbitrary text to numbers, so the keywords below mean nothing in them.
+TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
 
 
@@ -170,6 +172,8 @@ def _check_json(folder: Path, file: Path) -> None:
     content = read_json(file)
     if _mentions(content, "auto_map"):
         raise _refused(file, "asks for custom code (`auto_map`), which Rung never runs")
+    if isinstance(content, dict):
+        _check_template_names(file, content.get("chat_template"))
     if file.name == "modules.json":  # sentence-transformers imports the classes that this file names
         for module in content if isinstance(content, list) else [content]:
             kind = str(module.get("type", "")) if isinstance(module, dict) else repr(module)
@@ -178,6 +182,16 @@ def _check_json(folder: Path, file: Path) -> None:
     if file.name.endswith(".index.json") and isinstance(content, dict):
         for name in sorted({str(value) for value in content.get("weight_map", {}).values()}):
             _check_shard(folder, file, name)
+
+
+def _check_template_names(file: Path, templates: Any) -> None:
+    """Refuse names that are no file names: transformers writes a template that has a name to the file NAME.jinja."""
+    if isinstance(templates, dict):
+        templates = [{"name": name} for name in templates]
+    for template in templates if isinstance(templates, list) else ():
+        name = template.get("name") if isinstance(template, dict) else template
+        if not isinstance(name, str) or not TEMPLATE_NAME.fullmatch(name):
+            raise _refused(file, f"names a chat template {name!r}, which is not of letters, digits, '_' and '-' alone")
 
 
 def _check_shard(folder: Path, index: Path, name: str) -> None:
