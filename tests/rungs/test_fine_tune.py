@@ -1,16 +1,18 @@
 import errno
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
-from rung.errors import MachineError, TrainingError
+from rung.errors import ArtifactError, ConfigError, MachineError, TrainingError
 from rung.evaluation.report.words import training_data_lines
 from rung.models.cache import publish
 from rung.progress import Quiet
 from rung.rungs import LoRA
+from rung.rungs.adapters import TrainedAdapter
 from rung.rungs.fine_tune import LARGEST_BATCH, hold_out
 from rung.training import changes, loop, memory
 from rung.training.checkpoints import Checkpoints
@@ -272,3 +274,40 @@ def test_it_continues_from_an_earlier_artifact(tiny_zero, data, tmp_path):
     assert ended < began - 0.1
     assert more.settings["lora"]["losses"][0][1] == pytest.approx(ended, abs=0.15)
     assert Artifact.load(folder).weights.trainable_parameters == more.weights.trainable_parameters
+
+
+def test_an_adapter_from_elsewhere_is_measured_and_kept_without_training(tiny_zero, data, tmp_path):
+    tuned = LoRA(**QUICK, target_modules=["q_proj"]).fit(tiny_zero, data)
+    assert not TrainedAdapter().applies(tiny_zero, data).applies
+    for folder in (tuned.weights.adapter, tuned.save(tmp_path / "artifact")):
+        rung = TrainedAdapter(folder=str(folder))
+        assert rung.applies(tiny_zero, data).applies
+        taken = rung.fit(tiny_zero, replace(data, train=()))
+        assert taken.weights.trainable_parameters == tuned.weights.trainable_parameters
+        assert taken.weights.method == "trained-adapter"
+        again = Artifact.load(taken.save(tmp_path / f"taken-{Path(folder).name}"))
+        wanted = [answer.probabilities for answer in tuned.answer(data.validation[:3])]
+        assert [answer.probabilities for answer in again.answer(data.validation[:3])] == wanted
+    with pytest.raises(ArtifactError) as refused:
+        TrainedAdapter(folder=str(tmp_path)).fit(tiny_zero, data)
+    assert refused.value.code == "wrong-folder"
+
+
+def test_the_share_of_the_weights_that_updates_reach_is_stated(tiny_zero, data):
+    told = Told()
+    tuned = LoRA(**QUICK, target_modules=["q_proj"]).fit(tiny_zero, data, progress=told)
+    layers = open_torch(tiny_zero.model).use(None).model.layers
+    sizes = {name: p.numel() for name, p in layers.named_parameters() if p.dim() > 1}
+    share = sum(size for name, size in sizes.items() if "q_proj" in name) / sum(sizes.values())
+    report = tuned.settings["lora"]["training_data"]
+    assert report["reached_share"] == pytest.approx(share)
+    line = f"the updates reach {share:.0%} of the weights"
+    assert any(note.startswith(line) for _, note in told.ended)
+    assert any(text.startswith(line) for text in training_data_lines(report))
+    assert not any("reach" in text for text in training_data_lines(report | {"reached_share": 1.0}))
+
+
+def test_a_name_that_the_model_lacks_is_found_before_training(tiny_zero, data):
+    with pytest.raises(ConfigError, match="qproj") as refused:
+        LoRA(target_modules=["qproj"]).applies(tiny_zero, data)
+    assert "q_proj" in refused.value.hint

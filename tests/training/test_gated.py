@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rung.training.kernels import is_gated, recomputed_gates
 from rung.training.loss import AnswerLoss
-from rung.training.peft import PeftAdapter, linear_layers, peft
+from rung.training.peft import PeftAdapter, peft
+from rung.training.targets import all_linear
 
 LAYERS, WIDE = 2, 64
 
@@ -27,7 +28,7 @@ def all_of_it(model):
 def adapter(**settings):
     def put_on(model):
         torch.manual_seed(3)
-        config = {"target_modules": linear_layers(model), "task_type": "CAUSAL_LM"} | settings
+        config = {**all_linear(model), "task_type": "CAUSAL_LM"} | settings
         change = PeftAdapter(model, peft().get_peft_config(config))
         change.enable()
         trained = list(change.parameters().values())

@@ -27,7 +27,8 @@ from rung.training.config import TrainConfig
 from rung.training.examples import epoch_batches, tokenize
 from rung.training.loop import train
 from rung.training.loss import AnswerLoss, packed_layers
-from rung.training.peft import _WRAPPERS, PeftAdapter, linear_layers, peft
+from rung.training.peft import _WRAPPERS, PeftAdapter, peft
+from rung.training.targets import all_linear
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_beginnings_are_shared_only_where_nothing_is_dropped_at_random(dropout, 
 
 def adapter(model, **settings):
     torch.manual_seed(3)
-    config = peft().LoraConfig(r=4, target_modules=linear_layers(model), task_type="CAUSAL_LM", **settings)
+    config = peft().LoraConfig(r=4, **all_linear(model), task_type="CAUSAL_LM", **settings)
     return PeftAdapter(model, config)
 
 
@@ -554,12 +555,12 @@ def test_an_adapter_that_starts_plainly_leaves_the_base(tiny, tmp_path, start):
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), tiny.parameters(), strict=True))
 
 
-def test_an_adapter_with_whole_modules_is_refused(tiny, tmp_path):
-    config = peft().LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"], task_type="CAUSAL_LM")
+def test_an_adapter_with_biases_is_refused(tiny, tmp_path):
+    config = peft().LoraConfig(r=2, target_modules=["q_proj"], bias="all", task_type="CAUSAL_LM")
     peft().get_peft_model(copy.deepcopy(tiny), config).save_pretrained(tmp_path)
     model = copy.deepcopy(tiny)
     with pytest.raises(EngineError) as caught:
         attach(model, tmp_path, fingerprint="any")
     assert caught.value.code == "adapter-unsupported"
-    assert "norm" in str(caught.value)
+    assert "bias: all" in str(caught.value)
     assert model not in _WRAPPERS

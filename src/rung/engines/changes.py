@@ -25,6 +25,8 @@ from rung.models.cache import file_sha256
 BASE_FINGERPRINT = "rung_base_fingerprint"  # the setting that names the base model
 SOFT_PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 ADAPTION_PROMPT = "ADAPTION_PROMPT"
+# What an adapter holds besides updates of layers, so that no other adapter can stand beside it on a model.
+WHOLE = ("modules_to_save", "trainable_token_indices", "target_parameters")
 OPENERS = {  # kind of change -> module and class; `CLASS.from_dict(model, settings)` puts it on the model
     "patch": ("rung.training.changes", "Patch"),
     "bottleneck": ("rung.training.adapters", "Bottleneck"),
@@ -79,7 +81,9 @@ def attach(model: Any, folder: Path, *, fingerprint: str) -> Any:
 def family_of(folder: Path) -> str | None:
     """The family of the change in `folder` (see `WeightsChange`), without loading it."""
     settings = read_settings(folder)
-    return str(settings.get("peft_type")) if _kind(folder, settings) == "peft" else None
+    if _kind(folder, settings) != "peft":
+        return None
+    return str(folder) if any(settings.get(key) for key in WHOLE) else str(settings.get("peft_type"))
 
 
 def settings_for(folder: Path, fingerprint: str) -> dict[str, Any]:

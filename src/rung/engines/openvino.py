@@ -242,7 +242,15 @@ class _OpenVinoSession:
 # (lora_alpha / r, with rsLoRA / sqrt(r), both also by pattern) into B.
 
 TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
-PLAIN = ("use_dora", "modules_to_save", "fan_in_fan_out", "lora_bias", "layer_replication", "trainable_token_indices")
+PLAIN = (
+    "use_dora",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+)
 
 
 def unsupported(folder: Path) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
+from rung.evaluation.report.words import TRAINING_DATA, training_data_lines
 from rung.models import embedded
 from rung.models.reference import ModelFiles, hub_name
 
@@ -19,7 +20,8 @@ ExportFormat = Literal["peft", "huggingface", "openvino", "gguf"]
 LIBRARIES = {"peft": "peft", "huggingface": "transformers", "openvino": "openvino", "gguf": "gguf"}
 RELATIONS = {"peft": "adapter", "huggingface": "finetune", "openvino": "finetune", "gguf": "finetune"}
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what `--max-lora-rank` takes
-LEFT_OUT = {"losses", "evaluations", "continue_from"}  # curves are not settings, and a path means nothing elsewhere
+# Curves are not settings, a path means nothing elsewhere, and the training data are stated without the text of a row.
+LEFT_OUT = {"losses", "evaluations", "continue_from", TRAINING_DATA}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,9 @@ def _data(known: Evidence | None) -> str:
 
 def _settings(artifact: Artifact) -> str:
     values = artifact.settings.get(artifact.weights.method, {})
-    return "".join(
+    data = values.get(TRAINING_DATA)
+    lines = training_data_lines({**data, "supervised": {}}) if data else ()
+    return "".join(f"- {line}\n" for line in lines) + "".join(
         f"- {key}: {value:.6g}\n" if isinstance(value, float) else f"- {key}: {value}\n"
         for key, value in values.items()
         if key not in LEFT_OUT and value is not None

@@ -240,8 +240,12 @@ class Tokenizer:
                 ids.update(value if isinstance(value, list) else [value])
         return frozenset(i for i in ids if i is not None)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of the token with exactly this text, if the vocabulary has it."""
+        return self._backend.token_to_id(token)
+
     def _id(self, token: str | None) -> int | None:
-        return None if token is None else self._backend.token_to_id(token)
+        return None if token is None else self.token_id(token)
 
     @cached_property
     def _added(self) -> dict[str, Any]:

@@ -1,14 +1,21 @@
-"""Small trained parts in every layer: bottleneck adapters, IA3, LLaMA-Adapter."""
+"""Small trained parts in every layer: bottleneck adapters, IA3, LLaMA-Adapter; and adapters trained elsewhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rung.artifact.artifact import Artifact
+from rung.artifact.parts import Weights
+from rung.data.rows import Data
+from rung.engines.opening import open_torch
+from rung.machine import Machine
 from rung.models.reference import resolve
-from rung.rungs.base import rung
-from rung.rungs.fine_tune import FineTune
+from rung.progress import QUIET, Progress
+from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
+from rung.rungs.costs import inference_cost
+from rung.rungs.fine_tune import FineTune, weights_folder
 from rung.training.config import Count, LearningRate, NonNegative
 
 if TYPE_CHECKING:
@@ -121,3 +128,51 @@ class LlamaAdapter(FineTune):
 
         layers = self.top_layers or max(1, len(decoder_layers(engine.model)) - WITHOUT_PROMPT)
         return AdaptionPrompt(engine.model, self.tokens, layers)
+
+
+@rung("trained-adapter", family="parameter-efficient", order=725)
+@dataclass(frozen=True, kw_only=True)
+class TrainedAdapter(Rung):
+    """Put an adapter that was trained elsewhere on the model, without training.
+
+    It may be of any kind that Rung trains, with PEFT's files or Rung's. It is measured and served like any artifact.
+
+    Attributes:
+        folder: folder of the adapter, or of an artifact that has one.
+    """
+
+    needs = ("open weights", "untuned")
+    learns = False
+
+    folder: str | None = None
+
+    def suits(self, artifact: Artifact, data: Data) -> Applicability:
+        """It needs to know which."""
+        del artifact, data
+        return OK if self.folder else skip("no adapter is named: `rungs: {trained-adapter: {folder: FOLDER}}`")
+
+    def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
+        """Cost of answering, as before."""
+        return inference_cost(artifact, data, machine)
+
+    def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
+        """Copy the adapter to the cache, verified on the model.
+
+        Raises:
+            ArtifactError: the folder holds no adapter, or one that does not fit the model.
+            EngineError: `adapter-unsupported`: it changes the base model itself.
+        """
+        del data, progress
+        from rung.engines.changes import attach
+        from rung.training.changes import keep
+
+        assert self.folder, "`suits` has checked it"
+        source, engine = weights_folder(Path(self.folder).expanduser()), open_torch(artifact.model)
+        engine.make_room(str(source))  # a family that no other has
+        change = attach(engine.model, source, fingerprint=engine.base_fingerprint)
+        try:
+            folder = keep(change, engine.base_fingerprint)
+            size = sum(p.numel() for p in change.parameters().values())
+        finally:
+            change.remove()
+        return artifact.step(self.name, {"folder": self.folder}, weights=Weights(self.name, folder, size))

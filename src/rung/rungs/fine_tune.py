@@ -137,6 +137,11 @@ class FineTune(TrainConfig, Rung):
         del artifact
         return ""
 
+    def reached_share(self, engine: TorchEngine) -> float | None:
+        """The share of the weights of the model's layers that the method updates, where that says anything."""
+        del engine
+        return None
+
     @property
     def prefix_tokens(self) -> int:
         """How many virtual tokens precede every prompt."""
@@ -212,6 +217,7 @@ class FineTune(TrainConfig, Rung):
         report = TrainingReport()
         rows = self.training_rows(artifact, engine, replace(data, train=tuple(train)), report, progress)
         report.measure(rows, engine.tokenizer)
+        report.reached_share = self.reached_share(engine)
         show(report, progress)
         if not rows:
             reasons = ", ".join(report.dropped) or "there were none"

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from rung.artifact.artifact import Artifact
 from rung.data.rows import Data
+from rung.errors import ConfigError
 from rung.machine import Machine
+from rung.models.reference import resolve
+from rung.models.tokenizer import Tokenizer
 from rung.progress import Progress
 from rung.rungs.base import Applicability, Cost, rung, skip
 from rung.rungs.costs import inference_cost, sizes, text_tokens
 from rung.rungs.fine_tune import FineTune, weights_folder
-from rung.training.config import BLOCK_TOKENS, Count, LearningRate, NonNegative, Share, Supervise, Truncation
+from rung.training.config import (
+    BLOCK_TOKENS,
+    Count,
+    LearningRate,
+    Names,
+    NonNegative,
+    Pattern,
+    Share,
+    Supervise,
+    Truncation,
+)
 
 if TYPE_CHECKING:
     from rung.engines.torch_engine import TorchEngine
@@ -27,6 +41,9 @@ if TYPE_CHECKING:
 
 ADAPTATION = "domain-adaptation"  # the rung whose adapter `lora` continues from
 QLORA_LIBRARIES = ("bitsandbytes", "accelerate")
+PLACES = (
+    "target_modules", "target_parameters", "rank_pattern", "alpha_pattern", "modules_to_save", "trained_tokens",
+)  # fmt: skip
 EXCLUSIVE = "adalora in training"  # PEFT keeps a budget only for the first AdaLoRA adapter of a model
 
 
@@ -43,6 +60,13 @@ class LoRA(FineTune):
         rank: rank of the updates.
         alpha: the updates are scaled by alpha / rank.
         dropout: on the updates' input; above 0 the gradient is noisy by design.
+        target_modules: names of the layers that are updated, such as `q_proj`; by default all linear layers of the text
+            model but the output layer and the routers of experts.
+        target_parameters: names of tensors of experts that are updated too, such as `mlp.experts.down_proj`.
+        rank_pattern: other ranks for some layers, by a regular expression for the end of their names.
+        alpha_pattern: other alphas for some layers.
+        modules_to_save: names of modules that are trained as a whole, such as `lm_head` or `embed_tokens`.
+        trained_tokens: tokens whose embeddings are trained, such as `<|tool|>`.
     """
 
     variant: ClassVar[Mapping[str, bool]] = {}  # PEFT's switches for the methods built on LoRA
@@ -50,12 +74,37 @@ class LoRA(FineTune):
     rank: Count = 16
     alpha: Count = 32
     dropout: Share = 0.0
+    target_modules: Names = ()
+    target_parameters: Names = ()
+    rank_pattern: Pattern = field(default_factory=dict)
+    alpha_pattern: Pattern = field(default_factory=dict)
+    modules_to_save: Names = ()
+    trained_tokens: Names = ()
     learning_rate: LearningRate = 1e-3
+
+    def reason_against(self, artifact: Artifact) -> str:
+        """Say what is wrong with the places that are named, if anything."""
+        named = [name for name in PLACES if getattr(self, name)]
+        if named and self.continue_from:
+            return f"`continue_from` brings its own {named[0]}: leave that setting out"
+        if self.target_parameters and (self.dropout or self.variant.get("use_dora")):
+            return "PEFT updates experts (target_parameters) without dropout and without DoRA only"
+        if named:
+            from rung.training.layers import skeleton
+
+            files = resolve(artifact.model)
+            self._places(skeleton(files))
+            self._token_ids(Tokenizer.load(files.folder))
+        return ""
 
     def resumed_adapter(self, artifact: Artifact) -> Path | None:
         """Continue from the adapter of a domain adaptation, if it has the same rank and scale."""
         trained = artifact.settings.get(artifact.weights.method, {})
-        same = all(trained.get(name) == getattr(self, name) for name in ("rank", "alpha"))
+        names = ("rank", "alpha", *PLACES)
+        # Settings of a loaded artifact are JSON: tuples are lists there.
+        same = json.dumps([trained.get(n) or None for n in names]) == json.dumps(
+            [getattr(self, n) or None for n in names]
+        )
         if type(self) is not LoRA or self.continue_from or artifact.weights.method != ADAPTATION or not same:
             return None
         return artifact.weights.adapter
@@ -67,15 +116,49 @@ class LoRA(FineTune):
     def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put a fresh adapter, whose updates are zero, on all linear layers, or on those of `continue_from`."""
         del artifact
-        from rung.training.peft import PeftAdapter, adapted_layers, peft
+        from rung.training.peft import PeftAdapter, alone_or
 
-        start = weights_folder(Path(self.continue_from)) if self.continue_from else None
-        config = peft().LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, task_type="CAUSAL_LM",
-            **adapted_layers(engine.model, start), **self.variant,
-        )  # fmt: skip
-        engine.make_room(str(config.peft_type.value))
+        config = self._config(engine)
+        engine.make_room(alone_or(config, "alone"))
         return PeftAdapter(engine.model, config)
+
+    def reached_share(self, engine: TorchEngine) -> float | None:
+        """The share of the weights of the model's layers that the adapter updates."""
+        from rung.training.targets import reached_share
+
+        return reached_share(engine.model, self._config(engine))
+
+    def _config(self, engine: TorchEngine) -> Any:
+        from rung.training.peft import peft
+        from rung.training.targets import places_of
+
+        if self.continue_from:
+            places = places_of(weights_folder(Path(self.continue_from)), engine.model)
+        else:
+            places = self._places(engine.model)
+            if self.trained_tokens:
+                places["trainable_token_indices"] = self._token_ids(engine.tokenizer)
+        return peft().LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, task_type="CAUSAL_LM", **places,
+            **self.variant,
+        )  # fmt: skip
+
+    def _places(self, model: Any) -> dict[str, Any]:
+        from rung.training.targets import chosen_places
+
+        return chosen_places(
+            model, target_modules=self.target_modules, target_parameters=self.target_parameters,
+            modules_to_save=self.modules_to_save,
+            patterns={"rank_pattern": self.rank_pattern, "alpha_pattern": self.alpha_pattern},
+        )  # fmt: skip
+
+    def _token_ids(self, tokenizer: Tokenizer) -> list[int]:
+        ids = {token: tokenizer.token_id(token) for token in self.trained_tokens}
+        if unknown := [token for token, number in ids.items() if number is None]:
+            problem = f"trained_tokens: the model's vocabulary has no token {unknown[0]!r}"
+            hint = "`rung models add-tokens MODEL FOLDER TOKEN ...` writes the model with new tokens: train that one"
+            raise ConfigError("bad-setting", problem, hint=hint)
+        return [number for number in ids.values() if number is not None]
 
 
 @rung("rslora", family="parameter-efficient", order=750)
@@ -189,12 +272,13 @@ class AdaLoRA(FineTune):
     def change(self, engine: TorchEngine, artifact: Artifact) -> Change:
         """Put a fresh adapter, whose singular values are zero, on the model."""
         del artifact
-        from rung.training.peft import AdaLora, linear_layers, peft
+        from rung.training.peft import AdaLora, peft
+        from rung.training.targets import all_linear
 
         config = peft().AdaLoraConfig(
             target_r=self.rank, init_r=self._first_rank(), lora_alpha=self.alpha, lora_dropout=self.dropout,
-            deltaT=self.interval, orth_reg_weight=self.orthogonality, target_modules=linear_layers(engine.model),
-            task_type="CAUSAL_LM", total_step=1,
+            deltaT=self.interval, orth_reg_weight=self.orthogonality, task_type="CAUSAL_LM", total_step=1,
+            **all_linear(engine.model),
         )  # fmt: skip
         engine.make_room(EXCLUSIVE)
         return AdaLora(engine.model, config, start=self.start, end=self.end)

@@ -23,9 +23,11 @@ from rung.errors import ArtifactError, EngineError, TrainingError
 from rung.models.cache import cache_dir, publish
 
 OUTPUT = "lm_head.weight"  # the output layer's own tensor, even where it is tied to the input embeddings
-MEANING = (  # settings without which an adapter's tensors do not say what they do
-    "peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "feedforward_modules",
-)  # fmt: skip
+MEANING: Mapping[str, Any] = {  # settings without which an adapter's tensors do not say what they do; PEFT's defaults
+    "peft_type": "", "r": 8, "lora_alpha": 8, "alpha_pattern": {}, "use_rslora": False, "use_dora": False,
+    "feedforward_modules": [],
+}  # fmt: skip
+RUNG_SETTINGS = {"r": "rank", "lora_alpha": "alpha", "alpha_pattern": "alpha_pattern"}  # what a rung calls them
 UNCHANGING_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base model as it is
 _PARAMETERS: WeakKeyDictionary[Any, dict[str, torch.nn.Parameter]] = WeakKeyDictionary()
 
@@ -112,11 +114,18 @@ def start_from(change: Change, folder: Path, *, fingerprint: str) -> None:
     for settings in (ours, theirs):
         if settings.get("peft_type") == "P_TUNING":
             settings["peft_type"] = "PROMPT_TUNING"
-    if wrong := [key for key in MEANING if ours.get(key) != theirs.get(key)]:
-        differences = ", ".join(f"{key} {theirs.get(key)} instead of {ours.get(key)}" for key in wrong)
+    ours, theirs = (
+        {key: one.get(key) or default for key, default in MEANING.items()}
+        | {"feedforward_modules": sorted(one.get("feedforward_modules") or ())}
+        for one in (ours, theirs)
+    )
+    if wrong := [key for key in MEANING if ours[key] != theirs[key]]:
+        differences = ", ".join(f"{key} {theirs[key]} instead of {ours[key]}" for key in wrong)
+        own = ", ".join(f"{RUNG_SETTINGS[key]}: {theirs[key]}" for key in wrong if key in RUNG_SETTINGS)
         raise ArtifactError(
             "adapter-mismatch", f"training cannot go on from {folder}: {differences}",
-            hint="give the rung and the settings that it was trained with",
+            hint=f"set {own}" if len(own.split(", ")) == len(wrong) and own
+            else "give the rung that it was trained with, or measure it as it is: `trained-adapter`",
         )  # fmt: skip
     change.read(folder)
 
@@ -125,13 +134,11 @@ def check_leaves_base_unchanged(values: dict[str, Any]) -> None:
     """Refuse an adapter with this adapter_config.json if it changes the base model itself, which others share.
 
     Raises:
-        EngineError: it holds whole modules or biases, adds layers, or initializes itself (PiSSA, OLoRA, CorDA, LoftQ)
+        EngineError: it holds biases, adds layers, or initializes itself (PiSSA, OLoRA, CorDA, LoftQ)
             with a part of the weights that PEFT takes out of the base model.
     """
     does = ""
-    if modules := values.get("modules_to_save"):
-        does = f"holds whole modules besides its updates: {', '.join(modules)}"
-    elif (biases := values.get("bias", "none")) != "none":
+    if (biases := values.get("bias", "none")) != "none":
         does = f"holds the base model's biases besides its updates (bias: {biases})"
     elif values.get("layer_replication"):
         does = "repeats layers of the base model (layer_replication)"

@@ -7,6 +7,7 @@ and in the artifact that records it, and the bounds of its type are checked wher
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,6 +21,8 @@ Truncation = Literal["error", "truncate_input", "drop"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Pattern = Mapping[str, Count]
 BLOCK_TOKENS = 512  # of the blocks that plain text is cut into, at most the context
 LearningRate = Annotated[float, Field(ge=0)] | Auto
 

@@ -42,6 +42,7 @@ class TrainingReport:
     tokens: int = 0  # of all examples
     supervised: dict[str, float] = field(default_factory=dict)  # tokens of an example: minimum, median, maximum
     example: str = ""  # the text of the first example, the supervised part between `>>>` and `<<<`
+    reached_share: float | None = None  # of the weights of the model's layers, that the method updates
 
     def measure(self, examples: Sequence[TokenizedExample], tokenizer: Tokenizer) -> None:
         """Count the examples that the rows became, and their tokens."""
@@ -60,6 +61,7 @@ class TrainingReport:
             "truncated": len(self.truncated), "truncated_at": list(self.truncated)[:SHOWN],
             "truncated_tokens": sum(self.truncated.values()), "turns_apart": self.turns_apart,
             "examples": self.examples, "tokens": self.tokens, "supervised": self.supervised, "example": self.example,
+            "reached_share": self.reached_share,
         }  # fmt: skip
 
 

@@ -10,27 +10,29 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from rung.engines.changes import BASE_FINGERPRINT
+from rung.engines.changes import BASE_FINGERPRINT, WHOLE
 from rung.errors import ArtifactError, EngineError, needed_by
 from rung.training.changes import (
+    OUTPUT,
     Change,
     cannot_merge,
     check_leaves_base_unchanged,
     mismatch,
     plain_parameters,
     read_tensors,
+    tied_output,
     write_tensors,
 )
 from rung.training.kernels import lean_lora
+from rung.training.targets import linear_layers
 
-ADAPTED = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")  # which layers have an adapter
 _numbers = itertools.count()
-_LINEAR_LAYERS: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
 # PEFT's wrapper of each model that has adapters on it; the adapters themselves keep it alive.
 _WRAPPERS: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
@@ -50,33 +52,8 @@ def peft() -> Any:
     return library
 
 
-def linear_layers(model: Any) -> list[str]:
-    """The last names of all linear layers but the output layer: what PEFT calls `all-linear`.
-
-    GPT-2's are transformers' own class, whose matrices are transposed; PEFT's LoRA knows it. PEFT's own word must not
-    be used next to another adapter: it would take that one's matrices for linear layers.
-    """
-    if model not in _LINEAR_LAYERS:
-        from transformers.pytorch_utils import Conv1D
-
-        head, linear = model.get_output_embeddings(), (torch.nn.Linear, Conv1D)
-        names = [name for name, m in model.named_modules() if isinstance(m, linear) and m is not head]
-        _LINEAR_LAYERS[model] = sorted({name.rsplit(".", 1)[-1] for name in names})
-    return list(_LINEAR_LAYERS[model])
-
-
-def adapted_layers(model: Any, start: Path | None) -> dict[str, Any]:
-    """The layers that get an adapter, as PEFT's settings: all linear ones, or those of the adapter in `start`."""
-    file = None if start is None else start / "adapter_config.json"
-    values = json.loads(file.read_text("utf-8")) if file is not None and file.is_file() else {}
-    settings = {key: values[key] for key in ADAPTED if values.get(key) is not None}
-    if settings.get("target_modules", "all-linear") == "all-linear":
-        settings["target_modules"] = linear_layers(model)
-    return settings
-
-
 class PeftAdapter(Change):
-    """One PEFT adapter on a model, next to others of its type.
+    """One PEFT adapter on a model, next to others of its type, or alone where it holds more than updates of layers.
 
     PEFT changes the base model's modules in place, so the base model itself runs the adapter. PEFT's wrapper, which all
     adapters of a model share, only switches. The adapter starts as PEFT initializes it.
@@ -87,7 +64,7 @@ class PeftAdapter(Change):
 
     def __init__(self, model: Any, config: Any) -> None:
         self.base, self.name = model, f"a{next(_numbers)}"  # a name must not be an attribute of modules
-        self.family = str(config.peft_type.value)
+        self.family = alone_or(config, self.name)
         plain_parameters(model)
         linear_layers(model)
         wrapper = _WRAPPERS[model]() if model in _WRAPPERS else None
@@ -105,6 +82,7 @@ class PeftAdapter(Change):
             raise mismatch(f"the model has no layer {names}") from error
         self.wrapper: Any = wrapper
         _WRAPPERS[model] = weakref.ref(wrapper)
+        self._whole = _whole_modules(model)
         model.requires_grad_(False)
         self.disable()
 
@@ -117,7 +95,7 @@ class PeftAdapter(Change):
             ArtifactError: the model has none of the layers that it updates.
         """
         check_leaves_base_unchanged(values)
-        config = peft().PeftConfig.from_peft_type(**values)
+        config = peft_config(values)
         config.inference_mode = True
         return cls(model, config)
 
@@ -137,6 +115,8 @@ class PeftAdapter(Change):
         """Take the adapter off; with the last one, PEFT's layers go too."""
         with quiet_peft():
             if len(self.wrapper.peft_config) == 1:
+                for parent, key, wrapper in self._whole:  # PEFT would leave the trained module in the base model
+                    setattr(parent, key, wrapper.original_module)
                 self.wrapper.unload()
                 del _WRAPPERS[self.base]
                 return
@@ -167,9 +147,6 @@ class PeftAdapter(Change):
         """The base model's tensors with the adapter in them, as PEFT merges them; nothing is changed."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        config = self.wrapper.peft_config[self.name]
-        if getattr(config, "modules_to_save", None) or getattr(config, "trainable_token_indices", None):
-            raise cannot_merge("besides updates of layers it holds whole modules or tokens")
         if getattr(self.base, "is_quantized", False):
             raise cannot_merge("the base model is quantized, and the update would be lost in its rounding")
         names = {id(p): name for name, p in plain_parameters(self.base).items()}
@@ -188,11 +165,62 @@ class PeftAdapter(Change):
                 layer.merged_adapters.clear()
                 for key, p in own.items():
                     p.data = before[key]
-        return merged
+        return merged | self._whole_tensors(names)
+
+    def _whole_tensors(self, names: dict[int, str]) -> dict[str, torch.Tensor]:
+        """The tensors of the modules that are trained as a whole, by the base model's names."""
+        tied, whole = tied_output(self.base), {}
+        output, own_output = self.base.get_output_embeddings(), False
+        for _, _, wrapper in self._whole:
+            if self.name in getattr(wrapper, "modules_to_save", {}):
+                module = wrapper.modules_to_save[self.name]
+                for key, p in wrapper.original_module.named_parameters():
+                    name = OUTPUT if tied and wrapper is output else names[id(p)]
+                    own_output |= name == OUTPUT
+                    whole[name] = module.get_parameter(key).data
+        if tied and not own_output and names[id(self.base.get_input_embeddings().weight)] in whole:
+            whole[OUTPUT] = output.weight.data  # it keeps the old embeddings
+        return whole
 
     def lean(self) -> AbstractContextManager[None]:
         """Run plain LoRA layers without PEFT's extra operations."""
         return lean_lora(self.base, self.name)
+
+
+def alone_or(config: Any, name: str) -> str:
+    """The family of an adapter: its type, or `name`, which no other has, where no adapter can stand beside it."""
+    return name if any(getattr(config, key, None) for key in WHOLE) else str(config.peft_type.value)
+
+
+def peft_config(values: dict[str, Any]) -> Any:
+    """PEFT's configuration of an adapter_config.json; what it does not set has PEFT's default.
+
+    Raises:
+        EngineError: `adapter-unsupported`: it has settings that the installed PEFT does not know.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]]
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(key for key, value in values.items() if key not in known and value):
+        problem = (
+            f"the adapter has the setting {unknown[0]}: {values[unknown[0]]!r}, which PEFT {peft().__version__} lacks"
+        )
+        hint = "merge it with the PEFT that made it (merge_and_unload), and use the merged folder as the model"
+        raise EngineError("adapter-unsupported", problem, hint=hint)
+    return kind(**{key: value for key, value in values.items() if key in known})
+
+
+def _whole_modules(model: Any) -> list[tuple[Any, str, Any]]:
+    """Where PEFT has put a wrapper around a module or around tokens: the module above it, its name there, itself."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    return [
+        (parent, key, child)
+        for parent in list(model.modules())
+        for key, child in parent._modules.items()
+        if isinstance(child, AuxiliaryTrainingWrapper)
+    ]
 
 
 def write_peft_folder(folder: Path, config: Any, tensors: dict[str, torch.Tensor], fingerprint: str) -> None:
@@ -203,7 +231,8 @@ def write_peft_folder(folder: Path, config: Any, tensors: dict[str, torch.Tensor
     # The fingerprint identifies the base model; a local path means nothing elsewhere.
     values |= {BASE_FINGERPRINT: fingerprint, "base_model_name_or_path": "", "inference_mode": True}
     (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, sort_keys=True), "utf-8")
-    write_tensors(tensors, folder / "adapter_model.safetensors")
+    # Copies: embeddings that are trained with the output layer that they are tied to are written twice, as by PEFT.
+    write_tensors({name: tensor.clone() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
 
 
 # ---- AdaLoRA

@@ -384,6 +384,8 @@ def training_data_lines(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"{count:,} truncated, {tokens:,} tokens in all: {_places(values['truncated_at'], count)}"
     if count := values["turns_apart"]:
         yield f"{count:,} assistant turns are examples of their own: the template rewrites what is before them"
+    if (reached := values.get("reached_share")) is not None and reached < 1:
+        yield f"the updates reach {reached:.0%} of the weights of the model's layers: the others stay as they are"
     if spread := values["supervised"]:
         sizes = f"{spread['min']:g} / {spread['median']:g} / {spread['max']:g}"
         yield f"{sizes} supervised tokens an example (min / median / max)"

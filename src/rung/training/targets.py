@@ -1,0 +1,165 @@
+"""Which of a model's weights a PEFT adapter reaches: linear layers, experts, whole modules, single tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rung.errors import ConfigError
+from rung.training.changes import plain_parameters
+
+# Settings of PEFT that say where an adapter is and how large: training that continues from one takes them from it.
+PLACES = (
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "target_parameters", "modules_to_save", "trainable_token_indices", "ensure_weight_tying",
+)  # fmt: skip
+ROUTERS = ("gate", "router")
+SHOWN = 12  # names that an error lists
+_LINEAR: weakref.WeakKeyDictionary[Any, tuple[list[str], list[str]]] = weakref.WeakKeyDictionary()
+
+
+def linear_layers(model: Any) -> tuple[list[str], list[str]]:
+    """The full names of the linear layers that adapters are put on, and of those that they are not put on.
+
+    Left out are the output layer, the towers of a multimodal model (no text reaches them), the routers of a mixture of
+    experts (training them unbalances the experts), and the output projections of Mamba, whose kernels read the weights
+    past the adapter. GPT-2's layers are transformers' own class, whose matrices are transposed; PEFT knows it.
+    The first call remembers the names: later the modules may be PEFT's.
+    """
+    if model not in _LINEAR:
+        from transformers.pytorch_utils import Conv1D
+
+        head, text = model.get_output_embeddings(), set(map(id, model.get_decoder().modules()))
+        kept: list[str] = []
+        left: list[str] = []
+        modules = dict(model.named_modules())
+        for name, module in modules.items():
+            if not isinstance(module, (torch.nn.Linear, Conv1D)) or module is head:
+                continue
+            parent = modules[name.rpartition(".")[0]]
+            (left if id(module) not in text or _is_special(parent, name.rpartition(".")[2]) else kept).append(name)
+        _LINEAR[model] = kept, left
+    return _LINEAR[model]
+
+
+def _is_special(parent: Any, last: str) -> bool:
+    mamba = last == "out_proj" and hasattr(parent, "A_log") and hasattr(parent, "D")
+    return mamba or (last in ROUTERS and hasattr(parent, "experts"))
+
+
+def all_linear(model: Any) -> dict[str, Any]:
+    """PEFT's settings for an adapter on all of `linear_layers`, by the layers' last names.
+
+    PEFT's own word `all-linear` must not be used next to another adapter: it would take that one's matrices for layers.
+    """
+    kept, left = linear_layers(model)
+    names = sorted({name.rpartition(".")[2] for name in kept})
+    clashing = {_pattern(name) for name in left if name.rpartition(".")[2] in names}
+    excluded = {"exclude_modules": "|".join(sorted(clashing))} if clashing else {}
+    return {"target_modules": names, **excluded}
+
+
+def _pattern(name: str) -> str:
+    """A regular expression for a layer's name in every layer of the model."""
+    return re.sub(r"\\\.\d+\\\.", r"\.\\d+\.", re.escape(name))
+
+
+def expert_parameters(model: Any) -> list[str]:
+    """The names, within a layer, of the tensors that hold the weights of all experts: PEFT's `target_parameters`."""
+    names = [name for name, p in plain_parameters(model).items() if p.dim() == 3 and ".experts." in name]
+    return sorted({re.sub(r"^.*\.\d+\.", "", name) for name in names})
+
+
+def chosen_places(
+    model: Any, *, target_modules: Sequence[str], target_parameters: Sequence[str], modules_to_save: Sequence[str],
+    patterns: Mapping[str, Mapping[str, int]],
+) -> dict[str, Any]:  # fmt: skip
+    """PEFT's settings for the places that a user names; by default all linear layers.
+
+    `patterns` holds the settings whose keys are regular expressions for layers, by their names.
+
+    Raises:
+        ConfigError: `bad-setting`: a name stands for nothing in the model. The message lists those that there are.
+    """
+    places = all_linear(model)
+    linear = linear_layers(model)[0]
+    if target_modules:
+        _check_names("target_modules", target_modules, linear)
+        places["target_modules"] = list(target_modules)
+    targeted = [name for name in linear if _ends_with(name, places["target_modules"])]
+    experts = expert_parameters(model) if target_parameters else []
+    if unknown := [name for name in target_parameters if name not in experts]:
+        raise _unknown("target_parameters", unknown[0], experts, "the tensors of experts are")
+    targeted += [name.rpartition(".")[0] for name in target_parameters]
+    for setting, pattern in patterns.items():
+        for key in pattern:
+            if not any(re.match(rf"(.*\.)?({key})$", name) for name in targeted):
+                raise _unknown(setting, key, _last_names(targeted), "the adapted layers are")
+    modules = {module for name in plain_parameters(model) for module in _above(name)}
+    modules |= {name for name, module in model.named_modules() if module is model.get_output_embeddings()}  # tied
+    modules = {name for name in modules if not isinstance(model.get_submodule(name), torch.nn.ModuleList)}
+    _check_names("modules_to_save", modules_to_save, sorted(modules))
+    return {
+        **places, **{setting: dict(pattern) for setting, pattern in patterns.items() if pattern},
+        "target_parameters": list(target_parameters) or None, "modules_to_save": list(modules_to_save) or None,
+        "ensure_weight_tying": bool(modules_to_save) and model.config.get_text_config().tie_word_embeddings,
+    }  # fmt: skip
+
+
+def places_of(folder: Path, model: Any) -> dict[str, Any]:
+    """PEFT's settings for the places of the adapter in `folder`."""
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    places = {key: values[key] for key in PLACES if values.get(key) is not None}
+    return all_linear(model) | places if places.get("target_modules", "all-linear") == "all-linear" else places
+
+
+def reached_share(model: Any, config: Any) -> float:
+    """The share of the weights in the text model's matrices, embeddings and output layer aside, that it updates."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    embeddings = {id(layer.weight) for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    text = set(map(id, model.get_decoder().parameters()))
+    reached, whole = 0, 0
+    for name, p in plain_parameters(model).items():
+        if p.dim() < 2 or id(p) in embeddings or id(p) not in text:
+            continue
+        whole += p.numel()
+        module = name.rpartition(".")[0]
+        parameters, modules = config.target_parameters or (), config.modules_to_save or ()
+        found = check_target_module_exists(config, module) if config.target_modules else False
+        updated = name.endswith(".weight") and bool(found) and module in linear_layers(model)[0]
+        if updated or _ends_with(name, parameters) or any(_ends_with(m, modules) for m in _above(name)):
+            reached += p.numel()
+    return reached / whole if whole else 0.0
+
+
+def _above(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[:i]) for i in range(1, len(parts)))
+
+
+def _ends_with(name: str, ends: Iterable[str]) -> bool:
+    return any(name == end or name.endswith(f".{end}") for end in ends)
+
+
+def _check_names(setting: str, wanted: Sequence[str], names: Sequence[str]) -> None:
+    for one in wanted:
+        if not any(_ends_with(name, (one,)) for name in names):
+            raise _unknown(setting, one, _last_names(names), "there are")
+
+
+def _last_names(names: Iterable[str]) -> list[str]:
+    return sorted({last for name in names if not (last := name.rpartition(".")[2]).isdigit()})
+
+
+def _unknown(setting: str, wanted: str, names: Sequence[str], there: str) -> ConfigError:
+    listed = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    hint = f"{there} {listed}" if names else "this model has none"
+    return ConfigError("bad-setting", f"{setting}: nothing in the model is named {wanted!r}", hint=hint)
