@@ -160,7 +160,7 @@ def test_towers_and_mamba_projections_have_no_adapter():
         ({"modules_to_save": ["head"]}, "head", "lm_head"),
         ({"modules_to_save": ["layers"]}, "layers", "lm_head"),
         ({"target_parameters": ["mlp.experts.w"]}, "experts", "none"),
-        ({"trained_tokens": ["<new>"]}, "<new>", "add-tokens"),
+        ({"trained_tokens": ["<new>"]}, "<new>", "resize_token_embeddings"),
     ],
 )
 def test_names_that_stand_for_nothing_are_refused_with_those_that_there_are(settings, named, there):

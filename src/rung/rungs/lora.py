@@ -156,7 +156,10 @@ class LoRA(FineTune):
         ids = {token: tokenizer.token_id(token) for token in self.trained_tokens}
         if unknown := [token for token, number in ids.items() if number is None]:
             problem = f"trained_tokens: the model's vocabulary has no token {unknown[0]!r}"
-            hint = "`rung models add-tokens MODEL FOLDER TOKEN ...` writes the model with new tokens: train that one"
+            hint = (
+                "add it with transformers (`tokenizer.add_tokens`, `model.resize_token_embeddings`), save both into a "
+                "folder, and use the folder as the model"
+            )
             raise ConfigError("bad-setting", problem, hint=hint)
         return [number for number in ids.values() if number is not None]
 
