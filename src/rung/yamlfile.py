@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from rung.errors import ConfigError, Location
+from rung.jsonfile import read_bytes, unreadable
 
 Path_ = tuple[str | int, ...]
 MAX_DEPTH = 32  # levels; a task file has about 6
@@ -58,14 +59,13 @@ def read_yaml(file: Path) -> YamlFile:
         ConfigError: the file is missing, not UTF-8, not YAML, not a mapping, too large or too deep, or has a duplicate
             key or an alias.
     """
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ConfigError("bad-yaml", f"{file} is larger than {MAX_BYTES:,} bytes: not a task file")
-        text = file.read_bytes().decode()
-    except FileNotFoundError:
+    if not file.exists():
         hint = "make one from your data with `rung init data.csv`"
-        raise ConfigError("no-such-file", f"{file} does not exist", hint=hint) from None
-    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("no-such-file", f"{file} does not exist", hint=hint)
+    data = read_bytes(file, unreadable(file, "name a task file, or make one with `rung init data.csv`"), MAX_BYTES)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
         raise ConfigError("unreadable-file", f"{file} cannot be read: {error}") from error
     return parse_yaml(text, str(file))
 

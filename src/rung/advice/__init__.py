@@ -13,6 +13,7 @@ from typing import Any
 from rung.advice.facts import Facts, gather
 from rung.advice.rules import AdviceStep, Effect, Expect, walk
 from rung.data.rows import Data
+from rung.jsonfile import read_object
 from rung.machine import Machine, this_machine
 from rung.rungs import Registration, registered
 from rung.task import Task
@@ -85,8 +86,8 @@ def latest_run(task: Task, runs: Path) -> tuple[Path, bool] | None:
     """The folder of the task's latest finished climb, and whether the task file is still the same."""
     finished = []
     for report in runs.glob("*/report.json"):
-        identity = json.loads((report.parent / "climb.json").read_text("utf-8"))
-        if identity["task"] == task.name:
-            same = identity["task_fingerprint"] == task.fingerprint()
+        identity = read_object(report.parent / "climb.json")
+        if identity.get("task") == task.name:
+            same = identity.get("task_fingerprint") == task.fingerprint()
             finished.append((report.stat().st_mtime, report.parent, same))
     return max(finished)[1:] if finished else None

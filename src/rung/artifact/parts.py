@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from rung.jsonfile import read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Weights:
         """How many tokens a soft prompt puts before every prompt; 0 for other weights."""
         if self.adapter is None or not (file := self.adapter / "adapter_config.json").is_file():
             return 0
-        return int(json.loads(file.read_text("utf-8")).get("num_virtual_tokens") or 0)
+        return int(read_object(file).get("num_virtual_tokens") or 0)
 
 
 BASE = Weights()

@@ -28,6 +28,7 @@ from rung.data.rows import Record
 from rung.data.sources import FileFormat, detected, given_records, read_rows
 from rung.errors import ConfigError, DataError, suggest
 from rung.files import write_atomically, writing
+from rung.jsonfile import objects_of_lines, read_bytes, read_object, unreadable
 from rung.models.cache import file_sha256
 from rung.progress import QUIET, Progress
 
@@ -339,7 +340,7 @@ def _check_origin(out: Path, origin: dict[str, Any], *, resume: bool) -> None:
             "resume-mismatch", f"{out} cannot be resumed: {file.name} is missing",
             hint="choose another --out, or remove it first",
         )  # fmt: skip
-    before, now = json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(origin))
+    before, now = read_object(file), json.loads(json.dumps(origin))
     for key, what in (
         ("data_sha256", "the rows"), ("artifact", "the artifact"), ("columns", "--keep or --top-k"),
         ("form", "--encoding or --separator"),
@@ -390,7 +391,8 @@ def rows_of(folder: Path, data: Path | None, least: int = 1) -> list[dict[str, A
     if data is not None:
         rows = [record.values for record in read_rows(data)]
     elif answered.is_file():
-        rows = [json.loads(line)["inputs"] for line in answered.read_text(encoding="utf-8").splitlines()]
+        lines = objects_of_lines(read_bytes(answered, unreadable(answered)), answered)
+        rows = [line["inputs"] for line in lines]
     else:
         hint = "name a file with rows: --data rows.csv"
         raise ConfigError("too-few-rows", "there are no rows to show a prompt of", hint=hint)

@@ -28,12 +28,13 @@ from rung.data.rows import Data, Example, hash_of
 from rung.data.spec import ENCODER
 from rung.engines.base import Floats
 from rung.engines.opening import open_encoder
-from rung.errors import EngineError, needed_by
+from rung.errors import ConfigError, EngineError, needed_by
 from rung.evaluation.decision import LEVEL
 from rung.evaluation.racing import chance_better
 from rung.evaluation.result import Prediction, RungResult
 from rung.evaluation.statistics import Array, sign_test
 from rung.files import writing
+from rung.jsonfile import objects_of_lines
 from rung.progress import QUIET, Progress
 from rung.rungs.base import REGISTERED
 from rung.rungs.features import texts_of, vectors_of
@@ -378,8 +379,8 @@ def decisions(run: Path, rows: Sequence[str], best: str = "") -> int:
         torn = "\n" if text and not text.endswith("\n") else ""
         for line in text.splitlines():
             try:
-                entries.append(json.loads(line))
-            except ValueError:  # a line that a kill cut short: that climb enters itself again when it is resumed
+                entries += objects_of_lines(line.encode(), ledger)
+            except ConfigError:  # a line that a kill cut short: that climb enters itself again when it is resumed
                 continue
     runs = [each["run"] for each in entries if each.get("rows") == key]
     if run.name in runs:

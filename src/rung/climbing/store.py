@@ -26,6 +26,7 @@ from rung.engines.api_options import ApiBudget, Spent
 from rung.errors import ConfigError
 from rung.evaluation.result import Prediction
 from rung.files import write_atomically, writing
+from rung.jsonfile import objects_of_lines, unreadable
 from rung.progress import QUIET
 
 RESUME = "free some space, then go on with the same command and --resume"
@@ -38,7 +39,10 @@ class RunStore:
     def __init__(self, folder: Path, budget: Budget | None = None) -> None:
         self.folder, self.budget = folder, budget or Budget(QUIET)
         self.journal: list[dict[str, Any]] = _read_lines(folder / "journal.jsonl")
-        self.budget.before = sum(entry["seconds"] for entry in self.journal if entry["event"] == "spent")
+        try:
+            self.budget.before = sum(entry["seconds"] for entry in self.journal if entry["event"] == "spent")
+        except (LookupError, TypeError) as wrong:
+            raise unreadable(folder / "journal.jsonl")(f"holds an entry without {wrong}") from wrong
         self._noted, self._noted_paid = self.budget.before, ApiBudget.process()
         self._predictions: dict[str, dict[tuple[str, str], Prediction]] = {}
 
@@ -112,8 +116,12 @@ class RunStore:
     def predictions(self, name: str) -> dict[tuple[str, str], Prediction]:
         """The rows answered so far, by (split, row id)."""
         if name not in self._predictions:
-            lines = _read_lines(self.folder / "rungs" / name / "predictions.jsonl")
-            rows = [Prediction.of(line) for line in lines]
+            file = self.folder / "rungs" / name / "predictions.jsonl"
+            lines = _read_lines(file)
+            try:
+                rows = [Prediction.of(line) for line in lines]
+            except (LookupError, TypeError) as wrong:
+                raise unreadable(file)(f"holds a line that is no prediction: {wrong}") from wrong
             self._predictions[name] = {(row.split, row.id): row for row in rows}
         return self._predictions[name]
 
@@ -168,7 +176,7 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
     if whole < len(data):
         with file.open("r+b") as out:
             out.truncate(whole)
-    return _parsed(data[:whole])
+    return list(objects_of_lines(data[:whole], file))
 
 
 def watch_lines(file: Path) -> list[dict[str, Any]]:
@@ -176,8 +184,4 @@ def watch_lines(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     data = file.read_bytes()
-    return _parsed(data[: data.rfind(b"\n") + 1])
-
-
-def _parsed(lines: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines.decode().split("\n") if line]
+    return list(objects_of_lines(data[: data.rfind(b"\n") + 1], file))

@@ -21,6 +21,8 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from rung.data.rows import LABELLED
+from rung.errors import ConfigError
+from rung.jsonfile import read_object
 from rung.rungs.base import Rung
 
 _NORMAL = NormalDist()
@@ -140,8 +142,8 @@ def _measured(reports: Iterable[Path], kind: str) -> Iterable[tuple[str, str, fl
     """The rungs of earlier climbs: name, family, score, and that of their base."""
     for file in reports:
         try:
-            identity = json.loads((file.parent / "climb.json").read_text("utf-8"))
-            rungs: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))["rungs"]
+            identity = read_object(file.parent / "climb.json")
+            rungs: list[dict[str, Any]] = read_object(file)["rungs"]
             if identity.get("kind") != kind:
                 continue
             scores = {tuple(rung["path"]): rung["score"] for rung in rungs if rung["score"] is not None}
@@ -149,7 +151,7 @@ def _measured(reports: Iterable[Path], kind: str) -> Iterable[tuple[str, str, fl
                 path = tuple(rung["path"])
                 if len(path) == 2 and path[:1] in scores and path in scores:
                     yield path[-1], rung["family"], scores[path], scores[path[:1]]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ConfigError, KeyError, TypeError, AttributeError):
             continue
 
 

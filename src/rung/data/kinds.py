@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 OutputKind = Literal["text", "category", "multilabel", "json", "number", "chat", "ranking"]
+
+TASK_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")  # also the name of folders
 
 # The metric of a task that does not name one.
 DEFAULT_METRICS: dict[OutputKind, str] = {

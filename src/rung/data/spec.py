@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, field_valid
 from pydantic.json_schema import SkipJsonSchema
 
 from rung.data.frames import MemoryRows
-from rung.data.kinds import DEFAULT_METRICS, OutputKind
+from rung.data.kinds import DEFAULT_METRICS, TASK_NAME, OutputKind
 from rung.data.rows import LABELLED
 from rung.data.source_keys import ENCODING, SEPARATOR, STRICT, Encoding, InMemory, OneSource, Preferences, Separator
 from rung.data.source_keys import row_source as _row_source
@@ -420,7 +420,7 @@ class TaskSpec(_Strict):
     """What the model must do: input columns, one output, instruction, metric, data, constraints."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the task and its folders.", examples=["banking77"]
+        pattern=TASK_NAME.pattern, description="Name of the task and its folders.", examples=["banking77"]
     )
     instruction: str = Field(
         "",

@@ -12,7 +12,6 @@ Training makes such a folder of JSON and safetensors. The files in it say what k
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib import import_module
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rung.errors import ArtifactError
+from rung.jsonfile import read_object
 from rung.models.cache import file_sha256
 
 BASE_FINGERPRINT = "rung_base_fingerprint"  # the setting that names the base model
@@ -106,8 +106,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for name in ("adapter_config.json", "patch.json", "bottleneck.json"):
         weights = {"adapter_config.json": "adapter_model"}.get(name, name.removesuffix(".json"))
         if (folder / name).is_file() and (folder / f"{weights}.safetensors").is_file():
-            settings: dict[str, Any] = json.loads((folder / name).read_text("utf-8"))
-            return settings
+            return read_object(folder / name)
     problem = f"{folder} holds no adapter_model.safetensors and adapter_config.json"
     hint = "pickled adapters (.bin) are not read; save the adapter as safetensors"
     raise ArtifactError("wrong-folder", problem, hint=hint)

@@ -11,6 +11,7 @@ from rung.display import card
 from rung.evaluation.decision import LEVEL, Verdict
 from rung.evaluation.statistics import PairedComparison
 from rung.files import write_atomically
+from rung.jsonfile import read_object, unreadable
 
 # `confirmed` on the rows of the confirmation; `beaten` in the race; `stopped` before its training was done; the others
 # have no score.
@@ -224,18 +225,22 @@ class ClimbResult:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read `report.json`."""
-        values = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        rungs = tuple(
-            RungResult(**{
-                **r, "path": tuple(r["path"]), "losses": tuple(map(tuple, r["losses"])),
-                **{key: Comparison(**r[key]) for key in ("yardstick", "stopped") if r[key] is not None},
-            })
-            for r in values["rungs"]
-        )  # fmt: skip
-        comparisons = tuple(Comparison(**c) for c in values["comparisons"])
-        several = {key: tuple(values[key]) for key in ("notes", "next_steps", "endpoint_tokens", "unfinished")}
-        return cls(**{**values, **several, "rungs": rungs, "comparisons": comparisons})
+        """Read `report.json`; a damaged one is a ConfigError."""
+        damaged = unreadable(folder / "report.json", "climb again with `--resume`: what was measured is kept")
+        values = read_object(folder / "report.json", damaged)
+        try:
+            rungs = tuple(
+                RungResult(**{
+                    **r, "path": tuple(r["path"]), "losses": tuple(map(tuple, r["losses"])),
+                    **{key: Comparison(**r[key]) for key in ("yardstick", "stopped") if r[key] is not None},
+                })
+                for r in values["rungs"]
+            )  # fmt: skip
+            comparisons = tuple(Comparison(**c) for c in values["comparisons"])
+            several = {key: tuple(values[key]) for key in ("notes", "next_steps", "endpoint_tokens", "unfinished")}
+            return cls(**{**values, **several, "rungs": rungs, "comparisons": comparisons})
+        except (LookupError, TypeError, AttributeError) as wrong:
+            raise damaged(f"is not a report of a climb: {type(wrong).__name__}: {wrong}") from wrong
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rung._version import __version__
 from rung.artifact.artifact import Artifact
 from rung.evaluation.report.words import TRAINING_DATA, training_data_lines
+from rung.jsonfile import read_object
 from rung.models import embedded
 from rung.models.reference import ModelFiles, hub_name
 
@@ -39,9 +40,9 @@ def evidence(folder: Path, name: str) -> Evidence | None:
     run = folder.parents[2] if len(folder.parents) > 2 else folder
     if folder != run / "rungs" / name / "artifact" or not (run / "report.json").is_file():
         return None
-    report = json.loads((run / "report.json").read_text("utf-8"))
+    report = read_object(run / "report.json")
     result = next((entry for entry in report["rungs"] if entry["name"] == name), None)
-    identity = json.loads((run / "climb.json").read_text("utf-8")) if (run / "climb.json").is_file() else {}
+    identity = read_object(run / "climb.json") if (run / "climb.json").is_file() else {}
     return None if result is None else Evidence(report, result, identity)
 
 
@@ -159,7 +160,7 @@ def vllm_refusal(settings: Mapping[str, Any]) -> str | None:
 
 def _with_vllm(artifact: Artifact, files: ModelFiles) -> str:
     assert artifact.weights.reference is not None
-    settings = json.loads((Path(artifact.weights.reference) / "adapter_config.json").read_text("utf-8"))
+    settings = read_object(Path(artifact.weights.reference) / "adapter_config.json")
     if (why := vllm_refusal(settings)) is not None:
         return f"\nvLLM does not load it: {why}. Where it can be merged, vLLM serves `rung export --to vllm`.\n"
     base = hub_id(files) or "PATH_OF_THE_BASE_MODEL"

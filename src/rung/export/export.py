@@ -18,6 +18,7 @@ from rung.errors import ArtifactError, ConfigError
 from rung.export.card import Evidence, ExportFormat, hub_id, model_card
 from rung.export.gguf import write_gguf
 from rung.export.merge import Difference, check_new, copy_settings, measure, tuned_weights, write_model
+from rung.jsonfile import read_object
 from rung.models.cache import publish
 from rung.models.reference import ModelFiles, resolve
 from rung.progress import QUIET, Progress
@@ -123,7 +124,7 @@ def _write_peft(artifact: Artifact, files: ModelFiles, folder: Path) -> None:
     if not (source / "adapter_config.json").is_file():
         hint = "export the merged model: `--to huggingface`"
         raise ArtifactError("export-unsupported", f"{artifact.weights.method} has no form that PEFT reads", hint=hint)
-    values = json.loads((source / "adapter_config.json").read_text("utf-8"))
+    values = read_object(source / "adapter_config.json")
     values.pop(BASE_FINGERPRINT, None)
     values["base_model_name_or_path"] = hub_id(files)
     (folder / "adapter_config.json").write_text(json.dumps(values, indent=2, sort_keys=True), "utf-8")

@@ -7,16 +7,17 @@ is measured on prompts of the task, with the folder loaded as any other program 
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.artifact.artifact import Artifact
 from rung.engines.opening import open_torch
 from rung.errors import ArtifactError
+from rung.jsonfile import objects_of_lines, read_bytes, unreadable
 from rung.progress import QUIET, Progress
 from rung.training.changes import OUTPUT, plain_parameters
 
@@ -120,8 +121,8 @@ def known_rows(folder: Path) -> tuple[list[dict[str, Any]], str]:
     predictions = folder.resolve().parent / "predictions.jsonl"
     if not predictions.is_file():
         return [], ""
-    lines = predictions.read_text("utf-8").splitlines()[:PROMPTS]
-    return [json.loads(line)["inputs"] for line in lines], "rows of its climb"
+    rows = islice(objects_of_lines(read_bytes(predictions, unreadable(predictions)), predictions), PROMPTS)
+    return [row["inputs"] for row in rows], "rows of its climb"
 
 
 def measure(

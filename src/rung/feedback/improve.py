@@ -29,6 +29,7 @@ from rung.feedback.records import CaseFilter, Promotion, ReviewCase, Side
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
 from rung.files import write_atomically
+from rung.jsonfile import read_object
 from rung.progress import QUIET, Progress
 from rung.rungs import build
 from rung.task import Task
@@ -186,5 +187,4 @@ def read_improvement(run: Path) -> dict[str, Any]:
     if not file.is_file():
         hint = "give the run folder that `rung improve` named"
         raise ConfigError("wrong-folder", f"{run} has no {IMPROVEMENT}", hint=hint)
-    values: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return values
+    return read_object(file)

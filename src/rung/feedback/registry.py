@@ -24,10 +24,12 @@ from typing import Any, Self, TypeVar
 
 from rung.artifact.artifact import Artifact
 from rung.artifact.files import MANIFEST, fingerprint
+from rung.data.kinds import TASK_NAME
 from rung.errors import ArtifactError, ConfigError, RungError
 from rung.feedback.records import ABTest, Promotion, command
 from rung.feedback.store import FeedbackStore
 from rung.files import locked, write_atomically
+from rung.jsonfile import read_object
 from rung.models.cache import publish
 
 POINTER = "current"
@@ -42,6 +44,8 @@ class Registry:
     def __init__(self, root: Path, task: str) -> None:
         self.root = root
         self.folder = root / task
+        if not TASK_NAME.fullmatch(task):
+            raise ConfigError("bad-value", f"{task!r} is no name of a task", hint="a task's name is also its folder")
         self.task = task
 
     def current(self) -> Promotion | None:
@@ -58,7 +62,10 @@ class Registry:
 
     def path(self, record: Promotion | ABTest) -> Path:
         """The folder of the artifact in a record."""
-        return self.folder / record.folder
+        folder = self.folder / record.folder
+        if not folder.resolve().is_relative_to(self.folder.resolve()):
+            raise ArtifactError("artifact-damaged", f"{self.folder} names {record.folder}, which is outside of it")
+        return folder
 
     def path_of(self, fingerprint: str) -> Path:
         """The folder of a promoted or tried artifact."""
@@ -132,14 +139,14 @@ class Registry:
     def _read(self, name: str, kind: type[RegistryRecord], hint: str) -> RegistryRecord | None:
         """Read a record; None without a file, and an ArtifactError if it is damaged."""
         file = self.folder / name
+        if not file.exists():
+            return None
         try:
-            values = json.loads(file.read_text("utf-8"))
+            values = read_object(file, lambda what: ArtifactError("artifact-damaged", f"{file} {what}", hint=hint))
             for moment in {"at", "ended"} & values.keys():
                 values[moment] = values[moment] and datetime.fromisoformat(values[moment])
             return kind(**values)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise ArtifactError("artifact-damaged", f"{file} cannot be read: {error}", hint=hint) from error
 
     def _write(self, name: str, record: Promotion | ABTest) -> None:
@@ -161,7 +168,8 @@ class Registry:
 
 def promoted_tasks(root: Path) -> list[Registry]:
     """The registries of all tasks with a promotion, by name."""
-    return [Registry(root, pointer.parent.name) for pointer in sorted(root.glob(f"*/{POINTER}"))]
+    names = [pointer.parent.name for pointer in sorted(root.glob(f"*/{POINTER}"))]
+    return [Registry(root, name) for name in names if TASK_NAME.fullmatch(name)]
 
 
 class Follower:

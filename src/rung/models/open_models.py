@@ -19,6 +19,7 @@ import yaml
 
 from rung.errors import ConfigError, ModelError
 from rung.files import write_atomically
+from rung.jsonfile import read_object
 from rung.machine import Machine
 from rung.models.cache import cache_dir, offline
 from rung.progress import QUIET, Progress
@@ -250,7 +251,7 @@ def _refreshed() -> dict[str, dict[str, Any]]:
     file = cache_dir() / "open_models.json"
     if not file.is_file():
         return {}
-    facts: dict[str, dict[str, Any]] = json.loads(file.read_text("utf-8"))
+    facts: dict[str, dict[str, Any]] = read_object(file)
     for values in facts.values():
         if isinstance(values.get("languages"), list):
             values["languages"] = tuple(values["languages"])

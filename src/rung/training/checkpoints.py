@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 
+from rung.errors import ConfigError
 from rung.files import writing
+from rung.jsonfile import read_object
 from rung.models.cache import cache_dir, file_sha256, publish
 from rung.training.changes import write_tensors
 
@@ -95,5 +97,8 @@ class Checkpoints:
 def _intact(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
-    hashes: dict[str, str] = json.loads((folder / MANIFEST).read_text("utf-8"))
+    try:
+        hashes = read_object(folder / MANIFEST)
+    except ConfigError:
+        return False
     return all((folder / name).is_file() and file_sha256(folder / name) == digest for name, digest in hashes.items())

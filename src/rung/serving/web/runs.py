@@ -5,7 +5,6 @@ Nothing is written or repaired here: another process may be climbing in the fold
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rung.errors import ConfigError
 from rung.evaluation.report.words import against, costs, delta_text, gap_text, measured, score_text
 from rung.evaluation.result import ClimbResult, RungResult
 from rung.feedback.improve import IMPROVEMENT
+from rung.jsonfile import read_object
 
 STALE = 600.0  # seconds without a write, after which a climb counts as stopped
 WIDTH = 200.0  # of a drawn interval, in units of its view box
@@ -60,20 +60,14 @@ def _described(folder: Path) -> RunFolder:
 
 def _identity(folder: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / "climb.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}  # the climb is writing it at this moment, before any other file
-    return values if isinstance(values, dict) else {}
+        return read_object(folder / "climb.json")
+    except ConfigError:
+        return {}  # the climb is writing it at this moment, before any other file; or it is damaged
 
 
 def report_of(run: RunFolder) -> ClimbResult:
     """Read the report of a finished climb; raise ConfigError if it cannot be read."""
-    try:
-        return ClimbResult.read(run.folder)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        message = f"{run.folder / 'report.json'} cannot be read: {error}"
-        hint = "climb again with `--resume`: what was measured is kept"
-        raise ConfigError("unreadable-file", message, hint=hint) from error
+    return ClimbResult.read(run.folder)
 
 
 # ---- a climb that goes on
