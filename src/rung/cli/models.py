@@ -62,6 +62,20 @@ def show(
     render.result(json, facts, lambda: render.facts(facts, width=18))
 
 
+@app.command("verify")
+def verify_model(
+    reference: Reference, json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False
+) -> None:
+    """Read every byte of a model again, and compare it with what was first read: finds damage of the disk."""
+    from rung.models.checkpoint import hash_again, verify
+    from rung.models.reference import resolve
+
+    files = resolve(reference, progress=options.progress(quiet))
+    read = hash_again(files)
+    verify(files)
+    render.result(json, {"folder": str(files.folder), "bytes": read}, f"{files.folder}: {read:,} bytes are unchanged")
+
+
 @app.command()
 def pull(
     reference: Reference,

@@ -6,6 +6,7 @@ pandas or polars. Cells keep their types; `rung.data.cells` turns them into text
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ from typing import IO, Any
 from rung.data.cells import CellError, Unreadable, json_text
 from rung.data.rows import Record, hash_of
 from rung.errors import DataError, Location, needed_by, suggest
+from rung.models.cache import offline
 
 # ---- Parquet and Arrow
 
@@ -126,12 +128,9 @@ def header_names(cells: Sequence[str], where: Location) -> list[str]:
     """The names of the columns: without spaces around them, and `column 3` for a third one without a name.
 
     Raises:
-        DataError: `duplicate-name`: two columns have one name; `bad-csv`: it is a title.
+        DataError: `duplicate-name`: two columns have one name.
     """
     names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
-    if len(cells) > 1 and cells[0].strip() and not any(cell.strip() for cell in cells[1:]):
-        problem = f"the first row names one of {len(cells)} columns: {names[0][:80]!r} may be a title"
-        raise DataError("bad-csv", problem, where=where, hint="remove what is above the names, or name every column")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError("duplicate-name", f"the column {twice!r} is in the header twice", where=where)
@@ -239,17 +238,38 @@ def _excel(cell: Any, planned: Any) -> Any:
 # ---- data sets of the Hub
 
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# What reads a data set's files, by the library's module: tables and text only. Others unpickle files or run code.
+# `cache` reads what one of these prepared earlier.
+HUB_READERS = {"csv", "json", "parquet", "text", "arrow", "cache"}
+
+
 def hub_records(source: str) -> Iterator[Record]:
-    """Yield the rows of a data set `hf:org/name[:config][#split]`; classes have their names."""
-    with needed_by("a Hub data set"):
-        from datasets import load_dataset
+    """Yield the rows of a data set `hf:org/name[:config][#split]`; classes have their names.
+
+    Raises:
+        DataError: the name is not one of the Hub, the data set cannot be loaded, or reading it needs more than tables.
+    """
     name, _, split = source.removeprefix("hf:").partition("#")
     name, _, config = name.partition(":")
+    if HUB_NAME.fullmatch(name) is None or Path(name).exists():
+        # Other names mean a file format or a folder here to the library, and some formats are pickles.
+        hint = "write hf:org/name; name a file of this machine by its path, without hf:"
+        raise DataError("bad-value", f"{source} does not name a data set of the Hub", hint=hint)
+    if offline():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # which the library reads when it is imported
+    with needed_by("a Hub data set"):
+        from datasets import load_dataset, load_dataset_builder
+        from datasets.exceptions import DatasetsError
+    hint = "the form is hf:org/name:config#split; private data needs a token in HF_TOKEN"
     try:
+        reader = type(load_dataset_builder(name, config or None)).__module__
+        if not reader.startswith("datasets.packaged_modules.") or reader.split(".")[2] not in HUB_READERS:
+            hint = "load it with the library `datasets`, and save it with `to_parquet`"
+            raise DataError("unreadable-file", f"{source} is not CSV, JSON, Parquet, text or Arrow", hint=hint)
         rows = load_dataset(name, config or None, split=split or "train")
-    except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "the form is hf:org/name:config#split; private data needs a token in HF_TOKEN"
         raise DataError("download-failed", f"{source} cannot be loaded: {reason}", hint=hint) from error
     for number, values in enumerate(_dataset_rows(rows), start=1):
         yield Record(values, f"{source}:{number}")
@@ -272,12 +292,7 @@ WANTED = "give a list of dicts, a pandas or polars frame, an Arrow table, a data
 
 def is_table(rows: Any) -> bool:
     """Say whether an object has columns: a frame, an Arrow table or reader, a `datasets.Dataset`."""
-    return is_lazy(rows) or any(hasattr(rows, name) for name in ("columns", "column_names", "schema"))
-
-
-def is_lazy(rows: Any) -> bool:
-    """Say whether an object is a LazyFrame of polars, which is collected."""
-    return type(rows).__name__ == "LazyFrame" and hasattr(rows, "collect")
+    return any(hasattr(rows, name) for name in ("columns", "column_names", "schema"))
 
 
 def memory_rows(rows: Any) -> Iterator[dict[str, Any]]:
@@ -290,7 +305,6 @@ def memory_rows(rows: Any) -> Iterator[dict[str, Any]]:
         DataError: `bad-row` with the number of the row that is none, or `duplicate-name`.
         MachineError: an Arrow object is given, and pyarrow is not installed.
     """
-    rows = rows.collect() if is_lazy(rows) else rows
     if hasattr(rows, "to_dict") and hasattr(rows, "itertuples"):  # pandas
         names = [str(name) for name in rows.columns]
         if any(name is not None for name in rows.index.names):

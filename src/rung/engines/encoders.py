@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from rung.engines.base import Floats
 from rung.engines.openvino_export import GRAPH, exported, folder_of, missing_package
-from rung.errors import ConfigError, EngineError, needed_by
-from rung.models.hub import read_json
+from rung.errors import ConfigError, EngineError, ModelError, needed_by
+from rung.models.hub import first_line, read_json, read_settings
 from rung.models.reference import ModelFiles
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
@@ -152,13 +152,12 @@ def read_recipe(folder: Path) -> Recipe | None:
     if _json(folder / "config_sentence_transformers.json").get("default_prompt_name"):
         return None
     pooling = _pooling(_json(folder / paths[1] / "config.json"))
-    limit = _limit(folder, read_json(settings))
+    limit = _limit(folder, read_settings(settings))
     return None if pooling is None or limit is None else Recipe(pooling, limit)
 
 
 def _json(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = read_json(file) if file.exists() else {}
-    return content
+    return read_settings(file) if file.exists() else {}
 
 
 def _pooling(values: dict[str, Any]) -> Pooling | None:
@@ -316,10 +315,14 @@ class TorchEncoder(SentenceEncoder):
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         super().__init__(files)
-        self._model: Any = SentenceTransformer(
-            str(files.folder), device=None if device == "auto" else device, local_files_only=True,
-            trust_remote_code=False,
-        )  # fmt: skip
+        try:
+            self._model: Any = SentenceTransformer(
+                str(files.folder), device=None if device == "auto" else device, local_files_only=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+        except Exception as error:  # every module of the library checks its own settings in its own way
+            problem = f"{files.name}: sentence-transformers cannot load it: {first_line(error)}"
+            raise ModelError("model-unsupported", problem, hint="choose another encoder") from error
 
     @property
     def limit(self) -> int:

@@ -6,16 +6,15 @@ score says nothing. So every model is verified before its first use, once for it
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from rung.errors import ModelError
-from rung.models.cache import recall, remember
-from rung.models.hub import first_line
-from rung.models.reference import ModelFiles
+from rung.models.cache import file_sha256, fingerprint, known_sha256, recall, remember
+from rung.models.hub import first_line, read_settings
+from rung.models.reference import SETTINGS, ModelFiles
 
 ModelKind = Literal["language model", "encoder"]
 VERSION = 1  # of the checks: raise it with each change, so that models are verified again
@@ -52,7 +51,12 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
         problem, hint = "reading a model needs transformers", "uv pip install 'rung[local]'"
         raise ModelError("missing-extra", problem, hint=hint) from missing
     name = f"{files.fingerprint}-{kind.split()[0]}-{library}-{VERSION}"
-    if recall(name) is not None:
+    contents, known = fingerprint(_own_files(files)), recall(name)
+    if known and known != contents:  # only of conversions: other models' names change with their contents
+        raise _changed(files.folder)
+    if known is not None:
+        if not known:  # an earlier version of Rung kept no contents
+            remember(name, contents)
         return
     config = _config(files)
     if kind == "language model":
@@ -62,7 +66,33 @@ def verify(files: ModelFiles, kind: ModelKind | None = None) -> None:
     else:
         _check_tensors(files, config, kind)
     _check_numbers(files)
-    remember(name, "")
+    remember(name, contents)
+
+
+def hash_again(files: ModelFiles) -> int:
+    """Read every byte of a model, and compare it with the hashes from the first time; the number of bytes.
+
+    Rung hashes a file again when its size or its time changes. This finds what changes neither: a failing disk.
+
+    Raises:
+        ModelError: `model-damaged`.
+    """
+    own = _own_files(files)
+    for file in own:
+        if file_sha256(file) != known_sha256(file):
+            raise _changed(file)
+    return sum(file.stat().st_size for file in own)
+
+
+def _own_files(files: ModelFiles) -> list[Path]:
+    return [file for pattern in (*SETTINGS, "*.safetensors") for file in sorted(files.folder.glob(pattern))]
+
+
+def _changed(place: Path) -> ModelError:
+    problem = f"{place} is not what it was when the model was first used"
+    return ModelError(
+        "model-damaged", problem, hint="remove the folder, and fetch the model again: rung models pull MODEL"
+    )
 
 
 def is_encoder(files: ModelFiles) -> bool:
@@ -105,7 +135,7 @@ def _config(files: ModelFiles) -> Any:
 
     try:
         return AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except Exception as error:  # of a config.json by others: every class of transformers checks it in its own way
         raise _unsupported(files, f"transformers cannot read its config.json: {first_line(error)}") from error
 
 
@@ -163,7 +193,7 @@ def _check_tensors(files: ModelFiles, config: Any, kind: ModelKind) -> None:
             files.folder, config=config, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True,
             local_files_only=True, trust_remote_code=False,
         )  # fmt: skip
-    except (ImportError, ValueError, KeyError, RuntimeError, OSError, TypeError, AttributeError) as error:
+    except Exception as error:  # likewise
         raise _unsupported(files, f"transformers cannot load it: {first_line(error)}") from error
     finally:
         transformers.logging.set_verbosity(level)
@@ -186,10 +216,14 @@ def _tokens(folder: Path) -> int:
     """One more than the largest token id of tokenizer.json; 0 without the file."""
     if not (file := folder / "tokenizer.json").is_file():
         return 0
-    values = json.loads(file.read_text("utf-8"))
-    vocabulary = values.get("model", {}).get("vocab") or ()
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    return max([*ids, *(token["id"] for token in values.get("added_tokens") or ())], default=-1) + 1
+    values = read_settings(file)
+    try:
+        vocabulary = values.get("model", {}).get("vocab") or ()
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        return int(max([*ids, *(token["id"] for token in values.get("added_tokens") or ())], default=-1)) + 1
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"{file} is not a tokenizer: {first_line(error)}"
+        raise ModelError("model-damaged", problem, hint="download the model again") from error
 
 
 def _check_numbers(files: ModelFiles) -> None:

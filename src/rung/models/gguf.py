@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+import struct
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,11 +221,64 @@ def read_metadata(file: Path) -> dict[str, Any]:
     with needed_by("reading a GGUF file", error=ModelError):
         from gguf import GGUFReader
     try:
+        tensors = _check_header(file)
         reader = GGUFReader(file)
-        return {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    except (ValueError, IndexError, OSError, KeyError) as broken:
+        metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+        layers = metadata.get(f"{metadata.get('general.architecture')}.block_count", 0)
+        if int(layers) > max(tensors, int(metadata.get("split.tensors.count", 0))):
+            raise ValueError(f"it says {layers} layers, and has {tensors} tensors")
+    except (ValueError, LookupError, OSError, TypeError, ArithmeticError, AttributeError, struct.error) as broken:
         problem = f"{file} cannot be read as GGUF: {broken}"
         raise ModelError("model-damaged", problem, hint="download the file again") from broken
+    return metadata
+
+
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes, by GGUF's number of the type
+_STRING, _ARRAY = 8, 9
+MAX_PAIRS, MAX_TENSORS, MAX_ITEMS = 100_000, 1_000_000, 10_000_000
+
+
+def _check_header(file: Path) -> int:
+    """Compare the lengths in the header with the file's size before the library reads it; the number of tensors.
+
+    Raises:
+        ValueError: a length leads beyond the end of the file, or a count is beyond any model's.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+
+        def number(form: str) -> int:
+            return int(struct.unpack(form, stream.read(struct.calcsize(form)))[0])
+
+        def skip(length: int) -> None:
+            if stream.seek(length, io.SEEK_CUR) > size:
+                raise ValueError(f"its header leads beyond its {size:,} bytes")
+
+        def skip_value(kind: int, *, nested: bool = False) -> None:
+            if kind == _STRING:
+                skip(min(number("<Q"), size + 1))
+            elif kind == _ARRAY and not nested:
+                item, count = number("<I"), number("<Q")
+                if count > MAX_ITEMS:
+                    raise ValueError(f"an array in its header has {count:,} items")
+                if item in _SIZES:
+                    skip(_SIZES[item] * count)
+                else:
+                    for _ in range(count):
+                        skip_value(item, nested=True)
+            else:
+                skip(_SIZES[kind])
+
+        if stream.read(4) != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        number("<I")  # the version, which the library checks
+        tensors, pairs = number("<Q"), number("<Q")
+        if tensors > MAX_TENSORS or pairs > MAX_PAIRS:
+            raise ValueError(f"its header counts {tensors:,} tensors and {pairs:,} settings")
+        for _ in range(pairs):
+            skip_value(_STRING)
+            skip_value(number("<I"))
+    return tensors
 
 
 def _parts(file: Path, metadata: Mapping[str, Any]) -> list[Path]:
@@ -282,7 +336,7 @@ def _convert_weights(file: Path, folder: Path) -> None:
                 file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
                 output_loading_info=True,
             )  # fmt: skip
-    except (ValueError, NotImplementedError, KeyError) as unsupported:
+    except Exception as unsupported:  # every architecture checks the file's settings in its own way
         raise ModelError("gguf-unsupported", f"{file}: {unsupported}", hint=USE_ORIGINAL) from unsupported
     if missing := sorted(info["missing_keys"]):
         problem = f"{file.name} lacks {len(missing)} tensors of its model, such as {missing[0]}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rung import jsonfile
 from rung.errors import ModelError, needed_by
 from rung.models.cache import offline
 from rung.progress import QUIET, Progress
@@ -100,36 +101,53 @@ def _complete(folder: Path) -> bool:
     """Whether a cached snapshot has its configuration and all weights; other tools download single files."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
+        shards = read_settings(index).get("weight_map")
+        names = set(map(str, shards.values())) if isinstance(shards, dict) else {"model.safetensors"}
         return (folder / "config.json").exists() and all((folder / name).exists() for name in names)
     return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
 
 
 # ---- the check that a model folder holds only data: nothing that runs code when loaded, nothing outside the folder
 
-PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz"}
-CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".dylib"}
+PICKLES = {
+    ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".cloudpickle", ".npy", ".npz",
+}  # fmt: skip
+CODE = {".py", ".pyc", ".pyd", ".pyw", ".pyz", ".whl", ".egg", ".so", ".dll", ".dylib"}
+PACKED = {".gz", ".bz2", ".xz", ".zst", ".zip"}
 # Vocabularies map arbitrary text to numbers, so the keywords below mean nothing in them.
 TEMPLATE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}
+MAX_ENTRIES = 10_000
+# Names that libraries import or take as file names.
+MODULE_CLASS = re.compile(r"sentence_transformers(\.\w+)*\.(models|modules)(\.\w+)*\.[A-Z]\w*")
+MODULE_FOLDER = re.compile(r"|\w[\w.-]*(/\w[\w.-]*)*/?")
+ACTIVATION = re.compile(r"torch\.nn(\.\w+)*\.[A-Z]\w*|[\w-]+")
+TEMPLATE_NAME = re.compile(r"[\w-]+")
 
 
 def check_folder(folder: Path) -> None:
     """Refuse a model folder that holds more than data, or lacks readable weights.
 
-    Hidden folders (`.git`, `.cache`) are skipped: no loader looks there.
+    Hidden folders (`.git`, `.cache`) are skipped, and no module may be in one.
 
     Raises:
-        ModelError: code, `auto_map`, a foreign module class, pickled weights, a path out of the folder, no
+        ModelError: code, `auto_map`, a foreign class, pickled weights, a pipe or a device, a path out of the folder, no
             safetensors, or a missing shard. The message names the file.
     """
     allowed = [folder.resolve()]  # where links may lead
     if folder.parent.name == "snapshots":  # of the Hub's cache: the blobs are beside it
         allowed.append((folder.parent.parent / "blobs").resolve())
-    for entry in _entries(folder):
+    for number, entry in enumerate(_entries(folder)):
+        if number == MAX_ENTRIES:
+            raise _refused(folder, f"holds more than {MAX_ENTRIES:,} files")
         if entry.is_symlink() and not any(entry.resolve().is_relative_to(root) for root in allowed):
             raise _refused(entry, f"is a link to {entry.resolve()}, outside the model's folder")
-        suffix = entry.suffix.lower()
+        if not entry.is_file():
+            raise _refused(entry, "is no regular file")
+        suffixes = [suffix.lower() for suffix in entry.suffixes]
+        while len(suffixes) > 1 and (suffixes[-1] in PACKED or suffixes[-1][1:].isdigit()):  # x.pkl.gz, x.so.1
+            suffixes.pop()
+        suffix = suffixes[-1] if suffixes else ""
         if suffix in CODE:
             raise _refused(entry, "is code; a model folder may hold data only")
         # OpenVINO's weights end in .bin too: they are raw numbers beside their .xml graph.
@@ -138,6 +156,10 @@ def check_folder(folder: Path) -> None:
             raise _refused(entry, "can hold pickled objects, which run code when they are loaded")
         if suffix == ".json" and entry.name not in VOCABULARIES:
             _check_json(folder, entry)
+    if (folder / "adapter_config.json").exists() and (folder / "config.json").exists():
+        hint = "merge the adapter first, or remove adapter_config.json if the weights are whole"
+        problem = f"{folder} holds an adapter beside a model, and would run the adapter's base model"
+        raise ModelError("model-unsupported", problem, hint=hint)
     if not weights(folder):
         hint = "convert them with `save_pretrained(folder, safe_serialization=True)`, or choose another repository"
         raise ModelError("model-damaged", f"{folder} holds no weights in safetensors format", hint=hint)
@@ -154,10 +176,20 @@ def read_json(file: Path) -> Any:
     Raises:
         ModelError: it is not JSON.
     """
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as broken:
-        raise ModelError("model-damaged", f"{file} is not JSON: {broken}", hint="download the model again") from broken
+    return jsonfile.read_json(file, partial(_damaged, file))
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model, such as config.json.
+
+    Raises:
+        ModelError: it is not one.
+    """
+    return jsonfile.read_object(file, partial(_damaged, file))
+
+
+def _damaged(file: Path, what: str) -> ModelError:
+    return ModelError("model-damaged", f"{file} {what}", hint="download the model again")
 
 
 def _entries(folder: Path) -> Iterator[Path]:
@@ -175,12 +207,35 @@ def _check_json(folder: Path, file: Path) -> None:
     if isinstance(content, dict):
         _check_template_names(file, content.get("chat_template"))
     if file.name == "modules.json":  # sentence-transformers imports the classes that this file names
-        for module in content if isinstance(content, list) else [content]:
-            kind = str(module.get("type", "")) if isinstance(module, dict) else repr(module)
-            if not kind.startswith("sentence_transformers."):
-                raise _refused(file, f"names the class {kind!r}, which is not of sentence-transformers")
-    if file.name.endswith(".index.json") and isinstance(content, dict):
-        for name in sorted({str(value) for value in content.get("weight_map", {}).values()}):
+        if not isinstance(content, list) or not all(isinstance(module, dict) for module in content):
+            raise _damaged(file, "is not a list of modules")
+        for module in content:
+            named, path = (str(module.get(key, "")) for key in ("type", "path"))
+            if MODULE_CLASS.fullmatch(named) is None:
+                raise _refused(file, f"names the class {named!r}, which is not a module of sentence-transformers")
+            if MODULE_FOLDER.fullmatch(path) is None:
+                raise _refused(file, f"names the folder {path!r}, which is not a visible one inside the model's folder")
+    if not isinstance(content, dict):
+        if file.name == "config.json":
+            raise _damaged(file, "is not a JSON object")
+        return
+    if file.name == "router_config.json":
+        types = content.get("types")
+        for kind in types.values() if isinstance(types, dict) else [types]:
+            if MODULE_CLASS.fullmatch(str(kind)) is None:
+                raise _refused(file, f"names the class {kind!r}, which is not a module of sentence-transformers")
+    if ACTIVATION.fullmatch(str(content.get("activation_function") or "none")) is None:
+        raise _refused(file, f"names the function {content['activation_function']!r}, which is not one of torch.nn")
+    if isinstance(templates := content.get("chat_template"), list):  # libraries save each in a file of this name
+        for template in templates:
+            name = template.get("name") if isinstance(template, dict) else template
+            if TEMPLATE_NAME.fullmatch(str(name)) is None:
+                raise _refused(file, f"names a chat template {str(name)[:80]!r}, which would be written as a file")
+    if file.name.endswith(".index.json"):
+        shards = content.get("weight_map", {})
+        if not isinstance(shards, dict):
+            raise _damaged(file, "has no map of weights")
+        for name in sorted({str(value) for value in shards.values()}):
             _check_shard(folder, file, name)
 
 

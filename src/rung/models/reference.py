@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import Any
 from rung.errors import ConfigError, ModelError
 from rung.models import embedded, gguf, hub
 from rung.models.cache import fingerprint
-from rung.models.hub import check_folder
+from rung.models.hub import check_folder, read_settings
 from rung.progress import QUIET, Progress
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -24,6 +23,7 @@ FORMS = (
     "http://HOST/v1#MODEL"
 )
 SETTINGS = ("*.json", "*.jinja", "[!.]*/config.json")  # configuration, tokenizer, template, pooling
+MAX_CARD = 100_000  # characters of a model card that are read
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -114,12 +114,13 @@ def _describe(
     if not (folder / "config.json").exists():
         hint = "name the folder that holds config.json; an adapter's folder is not a model"
         raise ModelError("model-damaged", f"{folder} has no config.json", hint=hint)
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    config = read_settings(folder / "config.json")
     weights = sorted(folder.glob("*.safetensors"))
     if identity is None:
         settings = (file for pattern in SETTINGS for file in folder.glob(pattern))
         identity = fingerprint([*settings, *weights])
-    architecture = str((config.get("architectures") or [config.get("model_type", "unknown")])[0])
+    named = config.get("architectures")
+    architecture = str(named[0] if isinstance(named, list) and named else config.get("model_type", "unknown"))
     parameters, context = sum(map(_parameters, weights)), _context(folder, config)
     licence = licence or _licence(folder)
     return ModelFiles(reference, folder, identity, name, parameters, context, architecture, licence)
@@ -139,10 +140,11 @@ def _parameters(file: Path) -> int:
 
 def _context(folder: Path, config: dict[str, Any]) -> int:
     if (file := folder / "sentence_bert_config.json").exists():
-        length = json.loads(file.read_text("utf-8")).get("max_seq_length")
+        length = read_settings(file).get("max_seq_length")
         if isinstance(length, int):
             return length
-    for values in (config, config.get("text_config") or {}):
+    text = config.get("text_config")
+    for values in (config, text if isinstance(text, dict) else {}):
         for key in CONTEXT_KEYS:
             if isinstance(values.get(key), int):
                 return int(values[key])
@@ -153,9 +155,10 @@ def _context(folder: Path, config: dict[str, Any]) -> int:
 def _licence(folder: Path) -> str | None:
     """Read `license:` from the front matter of the model card."""
     card = folder / "README.md"
-    if not card.exists():
+    if not card.is_file():
         return None
-    parts = card.read_text("utf-8", errors="replace").split("---", 2)
+    with card.open(encoding="utf-8", errors="replace") as file:
+        parts = file.read(MAX_CARD).split("---", 2)
     if len(parts) < 3 or parts[0].strip():
         return None
     line = re.search(r"^license:\s*(\S+)", parts[1], re.MULTILINE)
@@ -181,7 +184,7 @@ def tensor_sizes(folder: Path) -> dict[str, int]:
 
 def output_size(folder: Path) -> int:
     """How many weights the output layer has, also where it shares them with the input embeddings."""
-    values = json.loads((folder / "config.json").read_text("utf-8"))
+    values = read_settings(folder / "config.json")
     values = values.get("text_config") or values
     return int(values["vocab_size"] * values.get("hidden_size", values.get("n_embd", 0)))
 

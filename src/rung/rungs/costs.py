@@ -6,13 +6,12 @@ al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
 
 from __future__ import annotations
 
-import json
-
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import FORWARD, SAMPLE, Sizes, tokenizer_of
 from rung.artifact.lexical import lexical_flops
 from rung.data.rows import Data
 from rung.machine import Machine
+from rung.models.hub import read_settings
 from rung.models.reference import ModelFiles, resolve
 from rung.rungs.base import Cost
 from rung.rungs.linear import ROTATED
@@ -35,7 +34,7 @@ def base_bytes(files: ModelFiles, quantization: str) -> int:
     """Estimate the memory of the base model's weights: float32, of linear layers in 4 bits where it is quantized."""
     if not quantization:
         return 4 * files.parameters
-    config = json.loads((files.folder / "config.json").read_text("utf-8"))
+    config = read_settings(files.folder / "config.json")
     config = config.get("text_config", config)
     table = int(config["vocab_size"] * config["hidden_size"])
     embeddings = table if config.get("tie_word_embeddings", True) else 2 * table
