@@ -1,10 +1,19 @@
-"""HTML that reports and notebooks show: tables, with everything escaped."""
+"""Texts that people see: HTML of reports and notebooks, with everything escaped, and lines on a terminal."""
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
+
+# Characters that control a terminal or turn the direction of text around; line feeds and tabs are left.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """Replace the characters in others' text that control a terminal."""
+    return _CONTROLS.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 class Markup(str):

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import Protocol
 
+from rung.display import clean
+
 
 class Progress(Protocol):
     """Receives the reports of a long operation, and prints to stderr.
@@ -96,7 +98,7 @@ class TerminalProgress:
 
     def _write(self, text: str, end: str) -> None:
         wipe = "\r" + " " * 120 + "\r" if _in_notebook() else "\r\x1b[2K"  # notebooks know no erasing
-        sys.stderr.write((wipe if self._live else "") + text + end)
+        sys.stderr.write((wipe if self._live else "") + clean(text) + end)
         sys.stderr.flush()
 
 

@@ -88,7 +88,9 @@ def test_a_ladder_shows_the_decision_and_its_intervals(site, watched):
     assert [float(line.get_attribute("x1")), float(dot.get_attribute("cx")), float(line.get_attribute("x2"))] == places
     assert "it is expected to take 900 s" in watched.page.locator("main").inner_text()
     report = httpx.get(f"{site.url}/runs/intents/report")
-    assert report.headers["content-security-policy"].startswith("sandbox allow-scripts;")
+    policy = report.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-scripts; default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
 
 
 def test_a_climb_is_shown_while_it_goes_on_and_nothing_of_it_is_touched(site, watched):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from rung.display import clean
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -33,14 +35,20 @@ if TYPE_CHECKING:
     from rung.retrieval.index import Index
     from rung.retrieval.passage import Passage
 
-say = typer.echo
 CELL = 60  # characters of a cell with a user's text
 PROBLEMS = 20  # listed before the rest is only counted
 
 
+def say(text: str, *, nl: bool = True, err: bool = False) -> None:
+    """Print a text: on a terminal without the characters that control it, into a file or pipe unchanged."""
+    stream = sys.stderr if err else sys.stdout
+    stream.write((clean(text) if stream.isatty() else text) + ("\n" if nl else ""))
+    stream.flush()
+
+
 def print_json(value: Any) -> None:
     """Print one JSON value on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    say(json.dumps(value, ensure_ascii=False))
 
 
 def result(as_json: bool, values: Any, text: str | Callable[[], None]) -> None:
@@ -55,17 +63,12 @@ def result(as_json: bool, values: Any, text: str | Callable[[], None]) -> None:
 
 def note(text: str) -> None:
     """Print a line on stderr, which programs that read stdout do not see."""
-    typer.echo(text, err=True)
+    say(text, err=True)
 
 
 def faint(text: str) -> None:
     """Print a line of less importance."""
-    typer.secho(text, dim=True)
-
-
-def clean(text: str) -> str:
-    """Replace the characters in others' text that control a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    typer.secho(clean(text), dim=True)
 
 
 def facts(values: Mapping[str, Any], width: int = 15) -> None:
@@ -91,7 +94,7 @@ def table(
         align: Literal["left", "right"] = "right" if head.startswith(">") else "left"
         grid.add_column(Text(head.lstrip(">")), justify=align, no_wrap=head not in wrapped, overflow="fold")
     for number, row in enumerate(rows):
-        cells = [cell if isinstance(cell, Text) else Text(str(cell)) for cell in row]
+        cells = [cell if isinstance(cell, Text) else Text(clean(str(cell))) for cell in row]
         grid.add_row(*cells, style=styles[number] if styles else "")
     (console or Console()).print(grid)
 
@@ -180,7 +183,7 @@ def _lines(console: Console, lines: Iterable[str], style: str = "") -> None:
     from rich.text import Text
 
     for line in lines:
-        console.print(Text(line, style=style))
+        console.print(Text(clean(line), style=style))
 
 
 def climb_report(result: ClimbResult, folder: Path, again: str = "") -> None:
@@ -326,6 +329,11 @@ def ask(question: str, default: str) -> str:
     return str(typer.prompt(question, default=default)).strip()
 
 
+def confirmed(question: str) -> bool:
+    """Ask a person at the terminal; an empty answer is no."""
+    return typer.confirm(question, default=False, err=True)
+
+
 def guess(made: Guess, out: Path) -> None:
     """Print what `rung init` chose, what it left out, and the options that change it."""
     from rung.data.task_file import SCHEMA_FILE
@@ -372,9 +380,9 @@ def task_check(checked: TaskCheck, file: Path) -> None:
     for note in checked.notes:
         say(note)
     for problem in checked.problems:
-        typer.secho(f"problem: {problem}", fg="red")
+        typer.secho(clean(f"problem: {problem}"), fg="red")
     for warning in checked.warnings:
-        typer.secho(f"warning: {warning}", fg="yellow")
+        typer.secho(clean(f"warning: {warning}"), fg="yellow")
     say(f"{checked.verdict}." + ("" if checked.problems else f" Next: rung climb {file} --plan"))
 
 
@@ -493,16 +501,16 @@ def case(values: Mapping[str, Any]) -> None:
     """Print one case with its feedback and history."""
     for name, value in values.items():
         if name not in ("feedback", "history", "shadowed_by") and value not in (None, "", []):
-            say(clean(f"{name}: {', '.join(value) if isinstance(value, list) else value}"))
+            say(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
     for each in values["feedback"]:
         parts = [each["thumb"], each["score"], each["comment"], each["expected"] and f"expected {each['expected']!r}"]
         text = ", ".join(str(part) for part in parts if part not in (None, ""))
-        say(clean(f"feedback {each['at']} by {each['source']}: {text}"))
+        say(f"feedback {each['at']} by {each['source']}: {text}")
     for each in values["shadowed_by"]:
-        say(clean(f"in a trial, the artifact {each['artifact'][:16]} answered {each['actual']!r}"))
+        say(f"in a trial, the artifact {each['artifact'][:16]} answered {each['actual']!r}")
     for each in values["history"]:
         what = f"undid {each['undoes']}" if each["undoes"] else f"expected {each['expected']!r}"
-        say(clean(f"{each['number']}. {each['at']} {each['reviewer']}: {what} {each['comment']}".rstrip()))
+        say(f"{each['number']}. {each['at']} {each['reviewer']}: {what} {each['comment']}".rstrip())
 
 
 def statistics(values: Mapping[str, Any]) -> None:

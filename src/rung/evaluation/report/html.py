@@ -79,8 +79,7 @@ def write_html(result: ClimbResult, predictions: Mapping[str, Sequence[Predictio
 
 def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
     """The whole page; a section without content is left out."""
-    allowed = f"style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'"
-    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
+    policy = content_policy()
     split = next((rung.split for rung in result.rungs if rung.name == result.recommended), "test")
     best = [row for row in predictions.get(result.recommended, ()) if row.split == split]
     confusion = plots.confusions(result, best) if result.metric == "accuracy" and best else None
@@ -127,6 +126,12 @@ def _folded(summary: str, content: str) -> Markup:
 
 def _pre(text: str) -> str:
     return f"<pre>{safe(text[:TEXT_SHOWN])}</pre>"
+
+
+def content_policy() -> str:
+    """What a browser may do with a report: nothing but show it, with its own style and script."""
+    allowed = f"style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'"
+    return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
 def _hash(text: str) -> str:

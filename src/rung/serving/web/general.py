@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
+from rung.evaluation.report.html import content_policy
 from rung.evaluation.report.words import left_out
 from rung.serving.access import COOKIE, HOURS, SIGN_IN
 from rung.serving.context import Context
@@ -62,11 +63,11 @@ def run(name: str, request: Request) -> Response:
 
 @router.get("/runs/{name}/report")
 def report(name: str, request: Request) -> Response:
-    """Show the report's own file, in a sandbox: nothing in the folder can act for the reader."""
+    """Show the report's own file, in a sandbox: a report that others made runs no script and fetches nothing."""
     climb = run_folder(sources_of(request).runs, name)
     if climb is None or not (climb.folder / "report.html").is_file():
         raise Refused(404, "no-run", f"there is no report of a climb {name!r}")
-    policy = {"Content-Security-Policy": "sandbox allow-scripts; connect-src 'none'"}
+    policy = {"Content-Security-Policy": f"sandbox allow-scripts; {content_policy()}"}
     return FileResponse(climb.folder / "report.html", media_type="text/html", headers={**HEADERS, **policy})
 
 
