@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
     from rung.artifact.predict_file import predict
     from rung.climbing import climb
+    from rung.climbing.trust import trust
     from rung.errors import RungError
     from rung.evaluation.scoring import compare
     from rung.task import Task
 
-__all__ = ["Artifact", "RungError", "Task", "__version__", "climb", "compare", "predict", "rungs"]
+__all__ = ["Artifact", "RungError", "Task", "__version__", "climb", "compare", "predict", "rungs", "trust"]
 
 _HOMES = {
     "Artifact": "rung.artifact.artifact",
@@ -36,6 +37,7 @@ _HOMES = {
     "compare": "rung.evaluation.scoring",
     "predict": "rung.artifact.predict_file",
     "rungs": "rung.rungs",
+    "trust": "rung.climbing.trust",
 }
 
 

@@ -1,22 +1,30 @@
 """The user's Python functions that a task names as `module:function`: metrics and tools.
 
-Rung runs only code on this machine that the task names, and downloads none.
+Rung runs only code on this machine that the task names and the user allows, and downloads none.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
+from rung import consent
+from rung.consent import Permit
 from rung.errors import ConfigError, Location
+
+MAX_BYTES, MAX_FILES = 2_000_000, 500  # of a module, and of modules that import each other
 
 
 class NotNamedError(Exception):
@@ -42,14 +50,20 @@ class FunctionKind:
 def load(spec: str, folders: Sequence[Path], kind: FunctionKind) -> Any:
     """The object that `module:function` names; the caller must check it.
 
-    The module is a file in one of `folders`, in this order, or an installed package.
+    The module is a file in one of `folders`, in this order, or an installed package. Nothing is imported unless the
+    user has allowed it, see `rung.consent`.
 
     Raises:
         ConfigError: `function-not-found`: the module or function does not exist, or the import fails.
+        MachineError: `not-trusted`.
     """
     try:
+        files, permit = _files_and_permit(spec, folders, kind)
         module_name, name = split(spec)
-        module = import_module(module_name, folders)
+        if not files:
+            _check_installed(module_name, folders)
+        consent.require(permit)
+        module = _from_files(module_name, files, permit) if files else _installed(module_name)
         if not hasattr(module, name):
             raise NotNamedError(f"{module.__file__} has no function {name!r}")
     except NotNamedError as missing:
@@ -59,6 +73,37 @@ def load(spec: str, folders: Sequence[Path], kind: FunctionKind) -> Any:
         message = f"the {kind.name}'s {broken}"
         raise ConfigError("function-not-found", message, hint=hint, where=broken.where) from broken
     return getattr(module, name)
+
+
+def check(spec: str, folders: Sequence[Path], kind: FunctionKind) -> None:
+    """Find the function that `module:function` names without importing anything.
+
+    Raises:
+        ConfigError: `function-not-found`.
+    """
+    try:
+        module, name = split(spec)
+        if (source := file_of(module, folders)) is None:
+            _check_installed(module, folders)
+        elif not _defines(_parsed(module, source[0], _read(source[0])), name):
+            raise NotNamedError(f"{source[0]} has no function {name!r}")
+    except NotNamedError as missing:
+        raise ConfigError("function-not-found", str(missing), hint=f"define there: {kind.example}") from None
+    except ImportFailedError as broken:
+        message = f"the {kind.name}'s {broken}"
+        raise ConfigError("function-not-found", message, hint="correct the file", where=broken.where) from broken
+
+
+def permit(spec: str, folders: Sequence[Path], kind: FunctionKind) -> Permit:
+    """What the user has to allow before the function is imported: its file, and the files beside it that it imports.
+
+    Raises:
+        ConfigError: `function-not-found`: it is not of the form module:function.
+    """
+    try:
+        return _files_and_permit(spec, folders, kind)[1]
+    except NotNamedError as missing:
+        raise ConfigError("function-not-found", str(missing), hint=f"define there: {kind.example}") from None
 
 
 def split(spec: str) -> tuple[str, str]:
@@ -76,58 +121,173 @@ def split(spec: str) -> tuple[str, str]:
 def file_of(name: str, folders: Sequence[Path]) -> tuple[Path, Path] | None:
     """A module's file in the first of `folders` that has it, and that folder; None if none has it."""
     for folder in folders:
-        file = folder.resolve().joinpath(*name.split(".")).with_suffix(".py")
-        if file.is_file():
-            return file, folder.resolve()
+        place = folder.resolve().joinpath(*name.split("."))
+        for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+            if file.is_file():
+                return file, folder.resolve()
     return None
 
 
-def import_module(name: str, folders: Sequence[Path]) -> ModuleType:
-    """Import a module from a file in `folders`, or an installed one.
+def _files_and_permit(spec: str, folders: Sequence[Path], kind: FunctionKind) -> tuple[dict[str, _Source], Permit]:
+    module = split(spec)[0]
+    source = file_of(module, folders)
+    folder = source[1] if source else folders[0].resolve()
+    files = _closure(module, folder) if source else {}
+    hashes = sorted((str(each.file.relative_to(folder)), each.sha256) for each in files.values())
+    return files, Permit("metric" if kind.name == "metric" else "tool", spec, str(folder), tuple(hashes))
 
-    Raises:
-        NotNamedError: the module does not exist.
-        ImportFailedError: it raises.
-    """
-    if (source := file_of(name, folders)) is not None:
-        return _from_file(name, *source)
+
+# ---- the module's own file and the neighbours that it imports, read once: what was hashed is what runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    file: Path
+    code: bytes
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.code).hexdigest()
+
+    @property
+    def is_package(self) -> bool:
+        return self.file.name == "__init__.py"
+
+
+def _read(file: Path) -> bytes:
+    if file.stat().st_size > MAX_BYTES:
+        raise NotNamedError(f"{file} has more than {MAX_BYTES:,} bytes: not a module")
+    return file.read_bytes()
+
+
+def _closure(name: str, folder: Path) -> dict[str, _Source]:
+    """The files of a module and of all modules in `folder` that it imports, by the modules' names."""
+    found: dict[str, _Source] = {}
+    names = [name]
+    while names and len(found) < MAX_FILES:
+        parts = names.pop().split(".")
+        for length in range(1, len(parts) + 1):
+            module = ".".join(parts[:length])
+            source = None if module in found else file_of(module, [folder])
+            if source is None:
+                continue
+            found[module] = _Source(source[0], _read(source[0]))
+            with suppress(ImportFailedError):  # the import itself will say what is wrong
+                tree = _parsed(module, source[0], found[module].code)
+                names += _imports(tree, module, found[module].is_package)
+    return found
+
+
+def _imports(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".")[: len(module.split(".")) - node.level + is_package] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{start}.{alias.name}".strip(".") for alias in node.names)
+
+
+def _parsed(module: str, file: Path, code: bytes) -> ast.Module:
     try:
-        installed = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # a parent package is missing
-        installed = None
-    if installed is None:
-        searched = " or ".join(dict.fromkeys(str(folder) for folder in folders))
-        raise NotNamedError(f"no module {name!r} is in {searched} or installed")
-    with _import_errors(name, None):
-        return importlib.import_module(name)
+        return ast.parse(code, str(file))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as broken:
+        line = broken.lineno if isinstance(broken, SyntaxError) else None
+        raise ImportFailedError(module, broken, Location(str(file), line)) from broken
 
 
-def _from_file(name: str, file: Path, folder: Path) -> ModuleType:
+def _defines(tree: ast.Module, name: str) -> bool:
+    """Whether a module may define a name: one with `import *` or `__getattr__` may define any."""
+    names: set[str] = set()
+    nodes: list[ast.AST] = [*tree.body]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue  # what is defined inside is not the module's
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        nodes += ast.iter_child_nodes(node)
+    return bool(names & {name, "*", "__getattr__"})
+
+
+class _Finder(MetaPathFinder):
+    """Finds the modules that were read and hashed; no other file of the user's folder can be imported."""
+
+    def __init__(self, files: Mapping[str, _Source]) -> None:
+        self._files = files
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:  # noqa: ARG002
+        if (source := self._files.get(fullname)) is not None:
+            places: list[str] | None = [] if source.is_package else None  # a package's modules are found here too
+            loader = _Loader(fullname, source)
+            return spec_from_file_location(fullname, source.file, loader=loader, submodule_search_locations=places)
+        if any(name.startswith(f"{fullname}.") for name in self._files):
+            return ModuleSpec(fullname, None, is_package=True)  # a folder without __init__.py
+        return None
+
+
+class _Loader(SourceFileLoader):
+    """Runs the bytes that were hashed, never a compiled file from a `__pycache__`."""
+
+    def __init__(self, name: str, source: _Source) -> None:
+        super().__init__(name, str(source.file))
+        self._source = source
+
+    def get_code(self, fullname: str) -> CodeType:
+        code: CodeType = self.source_to_code(self._source.code, self.get_filename(fullname))
+        return code
+
+
+def _from_files(name: str, files: Mapping[str, _Source], permit: Permit) -> ModuleType:
     """Import one file under a unique name: two tasks may each have a `metrics.py`."""
-    unique = f"_rung_user_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}_{file.stem}"
+    source = files[name]
+    unique = f"_rung_user_{permit.key[:12]}_{source.file.stem}"
     if unique in sys.modules:
         return sys.modules[unique]
-    spec = importlib.util.spec_from_file_location(unique, file)
+    spec = spec_from_file_location(unique, source.file, loader=_Loader(unique, source))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with _import_errors(name, file), _importable(folder, unique, module):
-        spec.loader.exec_module(module)
+    finder = _Finder(files)
+    with _import_errors(name, source.file):
+        sys.modules[unique] = module  # dataclasses look up their module
+        sys.meta_path.insert(0, finder)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[unique]
+            raise
+        finally:
+            sys.meta_path.remove(finder)
     return module
 
 
-@contextmanager
-def _importable(folder: Path, name: str, module: ModuleType) -> Iterator[None]:
-    """While a module runs, let it import its neighbours and itself (dataclasses look up their module)."""
-    sys.modules[name] = module
-    sys.path.insert(0, str(folder))
+# ---- installed packages
+
+
+def _check_installed(name: str, folders: Sequence[Path]) -> None:
+    """Raise NotNamedError for a module that is not installed; the package is found, and nothing of it is imported."""
     try:
-        yield
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(folder))
+        top = importlib.util.find_spec(name.partition(".")[0])
+    except (ImportError, ValueError):
+        top = None
+    if top is None:
+        searched = " or ".join(dict.fromkeys(str(folder) for folder in folders))
+        raise NotNamedError(f"no module {name!r} is in {searched} or installed")
+
+
+def _installed(name: str) -> ModuleType:
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # a parent package is missing
+        found = None
+    if found is None:
+        raise NotNamedError(f"no module {name!r} is installed")
+    with _import_errors(name, None):
+        return importlib.import_module(name)
 
 
 @contextmanager

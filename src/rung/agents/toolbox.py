@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.agents.process import FunctionWorker, ToolResult
-from rung.agents.tools import Tool, function_tool
+from rung.agents.tools import Tool, check_function, function_permit, function_tool
+from rung.consent import Permit, command_permit, require
 from rung.data.spec import McpServer
 from rung.errors import ArtifactError, ConfigError
 
@@ -26,7 +27,7 @@ def find_tools(named: Sequence[str | McpServer], folder: Path) -> tuple[Tool, ..
 
     Raises:
         ConfigError: a function or a server's tool is not there, cannot be described, or two have the same name.
-        MachineError: a server cannot be used.
+        MachineError: a server cannot be used, or `not-trusted`.
     """
     tools: list[Tool] = []
     servers = [source for source in named if isinstance(source, McpServer)]
@@ -44,18 +45,26 @@ def find_tools(named: Sequence[str | McpServer], folder: Path) -> tuple[Tool, ..
 
 
 def check_tools(tools: Sequence[Tool], folder: Path, artifact: Path) -> None:
-    """Check that the user's functions are those that an artifact was made with; servers are checked when used.
+    """Check that the files of the user's functions are those that an artifact was made with; nothing is imported.
+
+    Servers, and functions of installed packages, are compared when they are used.
 
     Raises:
         ArtifactError: `artifact-mismatch`.
+        ConfigError: `function-not-found`.
     """
     for tool in tools:
-        if tool.function and function_tool(tool.function, folder) != tool:
-            raise ArtifactError(
-                "artifact-mismatch",
-                f"{artifact} was made with another version of the tool {tool.function} in {folder}",
-                hint="restore that version, name its folder in RUNG_TOOLS, or make the artifact again",
-            )  # fmt: skip
+        if tool.function and check_function(tool.function, folder) != tool.sha256:
+            raise _changed(tool, folder, str(artifact))
+
+
+def permits(tools: Sequence[Tool | str], servers: Sequence[McpServer], folder: Path) -> list[Permit]:
+    """What the user has to allow before these tools, or functions, and servers are used."""
+    functions = [tool if isinstance(tool, str) else tool.function for tool in tools]
+    return [
+        *(function_permit(function, folder) for function in functions if function),
+        *(command_permit(server.mcp, folder) for server in servers),
+    ]
 
 
 def call(
@@ -65,12 +74,15 @@ def call(
     """Call a tool for at most `seconds`.
 
     Raises:
-        ArtifactError: its server now offers another tool by this name.
+        ArtifactError: its server or package now offers another tool by this name.
+        MachineError: `not-trusted`.
     """
     if tool.function:
         functions = tuple(known.function for known in tools if known.function)
         with _opening:
-            worker = _workers.setdefault((folder, functions), FunctionWorker(folder, functions))
+            if (worker := _workers.get((folder, functions))) is None:
+                _check_installed(tools, folder)
+                worker = _workers[folder, functions] = FunctionWorker(folder, functions)
         return worker.call(tool.function, dict(arguments), seconds)
     connection = _connection(servers[tool.server], folder)
     if tool not in connection.tools(tool.server):
@@ -81,12 +93,28 @@ def call(
     return connection.call(tool.name, dict(arguments), seconds)
 
 
+def _check_installed(tools: Sequence[Tool], folder: Path) -> None:
+    for tool in tools:
+        if tool.function:
+            require(function_permit(tool.function, folder))
+            if not tool.sha256 and function_tool(tool.function, folder) != tool:
+                raise _changed(tool, folder, "the artifact")
+
+
+def _changed(tool: Tool, folder: Path, artifact: str) -> ArtifactError:
+    return ArtifactError(
+        "artifact-mismatch", f"{artifact} was made with another version of the tool {tool.function} in {folder}",
+        hint="restore that version, name its folder in RUNG_TOOLS, or make the artifact again",
+    )  # fmt: skip
+
+
 def _connection(server: McpServer, folder: Path) -> McpConnection:
     from rung.agents.mcp_client import McpConnection
 
     key = (folder, tuple(server.mcp), tuple(server.only or ()))
     with _opening:
         if key not in _connections:
+            require(command_permit(server.mcp, folder))
             _connections[key] = McpConnection(server, folder)
         return _connections[key]
 

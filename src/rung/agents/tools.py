@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from rung import user_code
+from rung.consent import Permit
 from rung.errors import ConfigError
 from rung.models.cache import file_sha256
 
@@ -98,11 +99,29 @@ _TOOL = user_code.FunctionKind("tool", _EXAMPLE)
 _ARGUMENT = re.compile(r"^\s+\**(\w+)(?: \([^)]*\))?:\s*(.+)$")
 
 
+def check_function(spec: str, folder: Path) -> str:
+    """Find the function that `module:function` names, without importing it; the hash of its file, see `Tool.sha256`.
+
+    Raises:
+        ConfigError: `function-not-found`.
+    """
+    folders = [folder, Path.cwd()]
+    user_code.check(spec, folders, _TOOL)
+    file = user_code.file_of(user_code.split(spec)[0], folders)
+    return file_sha256(file[0]) if file else ""
+
+
+def function_permit(spec: str, folder: Path) -> Permit:
+    """What the user has to allow before the function is imported."""
+    return user_code.permit(spec, [folder, Path.cwd()], _TOOL)
+
+
 def load_function(spec: str, folders: Sequence[Path]) -> Callable[..., Any]:
     """Load the function that `module:function` names.
 
     Raises:
         ConfigError: `function-not-found`.
+        MachineError: `not-trusted`.
     """
     function = user_code.load(spec, folders, _TOOL)
     if not callable(function):
@@ -116,9 +135,9 @@ def function_tool(spec: str, folder: Path) -> Tool:
     Raises:
         ConfigError: it is not there, cannot be imported, or `tool-untyped`: it has no docstring, or
             an argument without a type.
+        MachineError: `not-trusted`.
     """
-    folders = [folder, Path.cwd()]
-    function = load_function(spec, folders)
+    function = load_function(spec, [folder, Path.cwd()])
     description, arguments = _documented(function)
     if not description:
         raise ConfigError(
@@ -128,9 +147,8 @@ def function_tool(spec: str, folder: Path) -> Tool:
     for name, text in arguments.items():
         if name in schema.get("properties", {}):
             schema["properties"][name].setdefault("description", text)
-    file = user_code.file_of(user_code.split(spec)[0], folders)
-    parameters, sha256 = json.dumps(schema, ensure_ascii=False), file_sha256(file[0]) if file else ""
-    return Tool(spec.partition(":")[2], description, parameters, spec, sha256=sha256)
+    parameters = json.dumps(schema, ensure_ascii=False)
+    return Tool(spec.partition(":")[2], description, parameters, spec, sha256=check_function(spec, folder))
 
 
 def _schema(spec: str, function: Callable[..., Any]) -> dict[str, Any]:

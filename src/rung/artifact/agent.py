@@ -18,9 +18,10 @@ from typing import Any, ClassVar, Self, cast
 from rung.agents import calls as tool_calls
 from rung.agents.calls import Call, CallFormat, MalformedError
 from rung.agents.toolbox import call as call_tool
-from rung.agents.toolbox import check_tools
+from rung.agents.toolbox import check_tools, permits
 from rung.agents.tools import AgentStep, Tool
 from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Change, Composition, Prompted, Prompts
+from rung.consent import missing, refusal
 from rung.data.rows import Example
 from rung.data.spec import AgentLimits, McpServer
 from rung.engines.base import Engine, GenerateRequest, Generation, ModelInput, Sampling
@@ -72,7 +73,8 @@ class Agent(Prompted):
         return super(Agent, self).refuses(change)
 
     def warm_up(self, artifact: Composition, example: Example) -> None:
-        """Write one token; call no tool."""
+        """Write one token; call no tool, but refuse those that the user has not allowed."""
+        self._check_allowed()
         prompt = self.prompt(artifact.model, self.render(artifact, [example])[0].messages)
         artifact.open().generate([GenerateRequest(prompt, Sampling(max_tokens=1), None, artifact.weights.reference)])
 
@@ -96,7 +98,7 @@ class Agent(Prompted):
             ArtifactError: `artifact-mismatch`: a function has changed.
             ConfigError: a function no longer exists.
         """
-        folder = Path(os.environ.get(TOOLS_FOLDER) or values["folder"]).expanduser()
+        folder = tools_folder(values)
         tools = tuple(Tool(**tool) for tool in values["tools"])
         check_tools(tools, folder, reader.folder)
         servers = tuple(McpServer(**server) for server in values["servers"])
@@ -127,6 +129,7 @@ class Agent(Prompted):
     ) -> list[Answer]:
         """Run every row to its answer, or to a limit: then the answer is empty and `stopped` names the limit."""
         del full  # generated text has no label probabilities to leave out
+        self._check_allowed()
         runs = [_AgentRun(prompt, list(prompt)) for prompt in prompts]
         progress.start("turns of rows", self.limits.max_steps * len(runs))
         for step in range(self.limits.max_steps):
@@ -140,6 +143,10 @@ class Agent(Prompted):
             progress.advance(len(going))
         progress.finish()
         return [run.answer() for run in runs]
+
+    def _check_allowed(self) -> None:
+        if refused := missing(permits(self.tools, self.servers, self.folder)):
+            raise refusal(refused)
 
     def _request(self, artifact: Composition, run: _AgentRun, *, last: bool) -> GenerateRequest:
         constraint = tool_calls.json_constraint(self.tools, last=last) if self.protocol == "json" else None
@@ -227,6 +234,11 @@ class _AgentRun:
             text, None, None, self.prompt_tokens, self.written, self.seconds, self.prompt,
             steps=tuple(self.steps), stopped=self.stopped, cached_tokens=self.cached_tokens,
         )  # fmt: skip
+
+
+def tools_folder(values: Mapping[str, Any]) -> Path:
+    """The folder of a saved agent's tools: the environment's, else that in which it was made."""
+    return Path(os.environ.get(TOOLS_FOLDER) or values["folder"]).expanduser()
 
 
 def protocol_for(model: str) -> CallFormat:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self, cast
@@ -22,8 +22,10 @@ from rung.artifact.decoder import Answer, ArtifactReader, ArtifactWriter, Compos
 from rung.artifact.files import (
     FORMAT,
     artifact_folder,
+    artifact_settings,
     check_manifest,
     check_new,
+    damaged,
     fingerprint,
     read_arrays,
     write_manifest,
@@ -34,6 +36,7 @@ from rung.artifact.parts import BASE, Signature, Weights
 from rung.artifact.rendering import Given
 from rung.artifact.text import Generate
 from rung.data.examples import read_row
+from rung.data.kinds import TASK_NAME
 from rung.data.rows import LABELLED, Example
 from rung.data.sources import given_records
 from rung.data.spec import POLICIES, McpServer, Output, Overflow
@@ -43,6 +46,7 @@ from rung.engines.api_server import scores_labels
 from rung.engines.base import Engine
 from rung.engines.opening import open_encoder, open_engine, settled
 from rung.errors import ArtifactError, ConfigError
+from rung.jsonfile import read_json
 from rung.models.cache import publish
 from rung.models.messages import Messages
 from rung.models.reference import is_endpoint, resolve
@@ -273,7 +277,17 @@ class Artifact:
         """
         folder = artifact_folder(Path(folder)).resolve()
         check_manifest(folder)
-        values = json.loads((folder / "artifact.json").read_text())
+        file = folder / "artifact.json"
+        values = artifact_settings(folder)
+        try:
+            return cls._of(folder, values)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as wrong:
+            # Only a forged or damaged file has other keys or types than `save` writes.
+            raise damaged(file, f"does not describe an artifact: {type(wrong).__name__}: {wrong}") from wrong
+
+    @classmethod
+    def _of(cls, folder: Path, values: dict[str, Any]) -> Self:
+        """Rebuild an artifact from the contents of its artifact.json."""
         arrays = read_arrays(folder / "arrays.safetensors")
         reader = ArtifactReader(folder, arrays, lambda name: cls.load(folder / name))
         prompt = Prompt.from_dict(values["prompt"])
@@ -284,6 +298,8 @@ class Artifact:
         model = values["model"] if relative is None else str((folder / relative).resolve())
         if values["model_fingerprint"] is not None:
             reader.check_model(model, values["model_fingerprint"])
+        if not TASK_NAME.fullmatch(values["shape"]["task"]):  # registries and stores make folders of it
+            raise damaged(folder / "artifact.json", f"names the task {values['shape']['task']!r}")
         signature: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["shape"].items()}
         if (policy := values.get("overflow")) not in POLICIES:
             problem = f"{folder}: artifact.json: `overflow` is {policy!r}, not one of {', '.join(POLICIES)}"
@@ -416,7 +432,8 @@ def _model_fingerprint(artifact: Artifact) -> str | None:
 def _demonstrations(folder: Path, values: Mapping[str, Any], arrays: Mapping[str, Any]) -> Demonstrations | None:
     if "demonstrations" not in values:
         return None
-    pool = pool_from_json(json.loads((folder / "demonstrations.json").read_text()))
+    file = folder / "demonstrations.json"
+    pool = pool_from_json(read_json(file, partial(damaged, file)))
     return Demonstrations(pool=pool, embeddings=arrays.get("demonstrations"), **values["demonstrations"])
 
 

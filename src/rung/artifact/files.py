@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rung.errors import ArtifactError
+from rung.jsonfile import read_object
 from rung.models.cache import file_sha256
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 ALLOWED = {".json", ".safetensors"}
+MAX_FILES = 10_000
+MAX_SETTINGS = 64 * 2**20  # bytes of artifact.json and of the manifest
 
 
 def fingerprint(folder: Path) -> str:
@@ -45,7 +48,10 @@ def artifact_folder(folder: Path) -> Path:
     if not report.is_file():
         hint = "finish it with `rung climb TASK --resume`, or name an artifact below its folder `rungs`"
         raise ArtifactError("wrong-folder", f"the climb in {folder} recommends nothing yet", hint=hint)
-    return folder / "rungs" / str(json.loads(report.read_text("utf-8"))["recommended"]) / "artifact"
+    name = str(read_object(report, partial(damaged, report)).get("recommended"))
+    if name in (".", "..") or name != Path(name).name:
+        raise damaged(report, "does not name the recommended artifact")
+    return folder / "rungs" / name / "artifact"
 
 
 def check_new(folder: Path) -> None:
@@ -76,16 +82,39 @@ def check_manifest(folder: Path) -> None:
     if not manifest.is_file():
         hint = "give the run folder of a finished climb, or the folder that `Artifact.save` wrote"
         raise ArtifactError("wrong-folder", f"{folder} is not an artifact: it has no {MANIFEST}", hint=hint)
-    listed: Mapping[str, str] = json.loads(manifest.read_text())["sha256"]
-    present = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()} - {MANIFEST}
+    listed = read_object(manifest, partial(damaged, manifest), MAX_SETTINGS).get("sha256")
+    if not isinstance(listed, dict) or not all(isinstance(value, str) for value in listed.values()):
+        raise damaged(manifest, "lists no hashes")
+    present = set()
+    for number, file in enumerate(folder.rglob("*")):
+        if number == MAX_FILES:
+            raise damaged(folder, f"holds more than {MAX_FILES:,} files")
+        if not file.is_dir():
+            present.add(str(file.relative_to(folder)))
+    present -= {MANIFEST}
     for name in sorted(present ^ set(listed)):
         state = "is missing" if name in listed else "is not listed in the manifest"
         raise ArtifactError("artifact-damaged", f"{folder}: {name} {state}", hint="copy the whole folder again")
     for name, expected in listed.items():
         if Path(name).suffix not in ALLOWED or not (folder / name).resolve().is_relative_to(folder):
             raise ArtifactError("artifact-damaged", f"{folder}: an artifact may not hold {name}")
-        if file_sha256(folder / name) != expected:
+        if not (folder / name).is_file() or file_sha256(folder / name) != expected:
             raise ArtifactError("artifact-damaged", f"{folder}: {name} was changed", hint="copy the whole folder again")
+
+
+def artifact_settings(folder: Path) -> dict[str, Any]:
+    """Read artifact.json, which others may have written.
+
+    Raises:
+        ArtifactError: `artifact-damaged`.
+    """
+    file = folder / "artifact.json"
+    return read_object(file, partial(damaged, file), MAX_SETTINGS)
+
+
+def damaged(file: Path, what: str) -> ArtifactError:
+    """The error for a damaged file of an artifact."""
+    return ArtifactError("artifact-damaged", f"{file} {what}", hint="copy the whole folder again")
 
 
 def read_arrays(file: Path) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def show(
     from rung.artifact.predict_file import rows_of
     from rung.evaluation.report.words import artifact_facts
 
-    loaded = options.load_artifact(artifact)
+    loaded = options.load_artifact(artifact, runs=False)
     if not prompt:
         facts = artifact_facts(loaded)
         render.result(json, facts, lambda: render.artifact(facts))
@@ -292,20 +292,6 @@ def export(
     render.result(json, {"folder": str(out), "server": to, "start": command}, text)
 
 
-def push(
-    folder: Annotated[Path, Argument(help="A folder that `rung export` wrote.", metavar="FOLDER")],
-    repository: Annotated[str, Argument(help="Repository on the Hugging Face Hub: org/name.", metavar="REPOSITORY")],
-    public: Annotated[bool, Option("--public", help="Let everybody read a new repository.")] = False,
-    json: options.Json = False, offline: options.Offline = False,
-) -> None:  # fmt: skip
-    """Upload an exported folder to the Hugging Face Hub, with its model card."""
-    from rung.export.push import push
-
-    done = push(folder, repository, public=public)
-    text = f"{done.url}: {len(done.files)} files, {done.megabytes:.1f} MB"
-    render.result(json, done._asdict(), text)
-
-
 def _write_weights(
     artifact: Path, to: Any, out: Path, precision: str | None, data: Path | None, json: bool, quiet: bool
 ) -> None:
@@ -334,7 +320,7 @@ def _rows(artifact: Path, data: Path | None) -> tuple[list[dict[str, Any]], str]
 def _write_prompts(artifact: Path, form: str, data: Path | None, row: int | None) -> None:
     from rung.artifact.predict_file import rows_of
 
-    loaded, rows = options.load_artifact(artifact), rows_of(artifact, data, row or 1)
+    loaded, rows = options.load_artifact(artifact, runs=False), rows_of(artifact, data, row or 1)
     for values in [rows[row - 1]] if row else rows:
         for variant in loaded.prompt_variants():
             render.print_json(_exported(variant, values, form))

@@ -30,7 +30,7 @@ def advise(
     from rung.evaluation.report.words import outcomes
     from rung.evaluation.result import ClimbResult
 
-    loaded = options.load_task(task, sets)
+    loaded = options.load_task(task, sets, runs=False)
     guide, run = advice.advise(loaded), advice.latest_run(loaded, runs)
     measured, climbed = None, None
     if run is not None:
@@ -53,7 +53,7 @@ def climb(
     from rung.climbing.plan import plan_rows
     from rung.climbing.run import climb
 
-    loaded = options.load_task(task, sets)
+    loaded = options.load_task(task, sets, runs=not plan)
     how = options.climb_options(budget=budget, rungs=rungs, seed=seed, engine=engine, out=out, resume=resume)
     if plan:
         rows, notes = plan_rows(loaded, how)
@@ -131,7 +131,10 @@ def evaluate(
     artifact: options.ArtifactFolder, task: options.TaskOfRows,
     split: Annotated[str, Option(help="validation or test.")] = "test",
     judge: Annotated[
-        str | None, Option(help="The model that judges whether answers follow from their documents.", metavar="MODEL")
+        str | None, Option(
+            help="The model that judges whether answers follow from their documents.", metavar="MODEL",
+            callback=options.named,
+        )
     ] = None,
     at_least: Annotated[list[str] | None, Option(help="Fail below this.", metavar="METRIC=VALUE")] = None,
     sets: options.Sets = None, json: options.Json = False, quiet: options.QuietFlag = False,

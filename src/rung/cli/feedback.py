@@ -106,7 +106,7 @@ def import_cases(
     from rung.data.sources import AUTO
     from rung.feedback.exchange import read
 
-    loaded = options.load_task(task)
+    loaded = options.load_task(task, runs=False)
     form = options.file_format(loaded.data.encoding if encoding == AUTO else encoding, separator, quoting, sheet)
     with options.open_store(store, must_exist=False) as opened:
         done = read(file, loaded, opened, _reviewer(reviewer), form)
@@ -223,7 +223,7 @@ def promote(
     plain, what = (found / MANIFEST).is_file(), found
     if plain and not reason.strip():
         raise ConfigError("missing-field", f"{what} is an artifact without evidence", hint='say why: --reason "..."')
-    task = options.load_artifact(what).signature.task if plain else read_improvement(what)["task"]
+    task = options.load_artifact(what, runs=False).signature.task if plain else read_improvement(what)["task"]
     home = Registry(registry, task)
     with options.open_store(store, must_exist=False) as opened:
         if plain:

@@ -30,7 +30,7 @@ def build(
 
     given = {"encoding": encoding, "separator": separator}
     named = [f"corpus.{key}={value}" for key, value in given.items() if value != "auto"]
-    loaded = options.load_task(task, [*(sets or ()), *named])
+    loaded = options.load_task(task, [*(sets or ()), *named], runs=False)
     if named:
         keys = ", ".join(f"{key}: {value}" for key, value in given.items() if value != "auto")
         render.note(f"write {keys} below `corpus` in {task}: the other commands read it there")
@@ -91,7 +91,7 @@ def _opened(file: Path, sets: list[str] | None) -> tuple[Task, Index]:
     from rung.retrieval.build import index_location
     from rung.retrieval.index import Index
 
-    task = options.load_task(file, sets)
+    task = options.load_task(file, sets, runs=False)
     return task, Index.open(index_location(task))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import os
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from rung._version import __version__
-from rung.cli import artifacts, climb, feedback, index, models, serve, tasks
+from rung.cli import artifacts, climb, feedback, index, models, render, serve, tasks
 from rung.cli.help import Grouped
 from rung.errors import ConfigError, MachineError, RungError
 from rung.files import system_error
@@ -27,11 +26,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 for command in (  # in the order of `rung --help`
-    tasks.init, tasks.check, tasks.schema, tasks.explain, climb.advise, climb.climb, climb.demo, climb.report,
-    climb.evaluate,
+    tasks.init, tasks.check, tasks.trust, tasks.schema, tasks.explain, climb.advise, climb.climb, climb.demo,
+    climb.report, climb.evaluate,
     climb.rungs, climb.tune, artifacts.run, artifacts.chat, artifacts.predict, artifacts.show, artifacts.confidence,
-    artifacts.merge, artifacts.export, artifacts.push, feedback.improve, feedback.promote, feedback.rollback,
-    climb.judge, tasks.cluster, models.doctor, serve.serve,
+    artifacts.merge, artifacts.export, feedback.improve, feedback.promote, feedback.rollback, climb.judge,
+    tasks.cluster, models.doctor, serve.serve,
 ):  # fmt: skip
     app.command("eval" if command is climb.evaluate else None)(command)
 app.add_typer(models.cache, name="cache")
@@ -49,9 +48,9 @@ def root(
 ) -> None:
     """Customize a language model for one task, and prove which customization is worth it."""
     if version:
-        typer.echo(f"rung {__version__}")
+        render.say(f"rung {__version__}")
     elif context.invoked_subcommand is None:
-        typer.echo(next_step(Path.cwd()))
+        render.say(next_step(Path.cwd()))
 
 
 def next_step(folder: Path) -> str:
@@ -60,9 +59,11 @@ def next_step(folder: Path) -> str:
     tasks_here = sorted(folder.glob("*.yaml"))
     data_here = sorted(file for kind in ("csv", "tsv", "jsonl", "parquet") for file in folder.glob(f"*.{kind}"))
     if reports:
-        report = json.loads(reports[-1].read_text())
-        artifact = next((r["artifact"] for r in report["rungs"] if r["name"] == report["recommended"]), None)
-        return f'{report["decision"]}\nNext: try it with\n  rung run {artifact} "your text"'
+        from rung.evaluation.result import ClimbResult
+
+        report = ClimbResult.read(reports[-1].parent)
+        artifact = next((rung.artifact for rung in report.rungs if rung.name == report.recommended), None)
+        return f'{report.decision}\nNext: try it with\n  rung run {artifact} "your text"'
     if tasks_here:
         name = tasks_here[0].name
         return f"Next: see what the climb would do, then climb:\n  rung climb {name} --plan\n  rung climb {name}"
@@ -108,7 +109,7 @@ def main() -> None:
 
 def _end(error: RungError) -> NoReturn:
     with suppress(OSError, AttributeError):  # stderr may be full or closed; the exit code tells
-        sys.stderr.write(error.render() + "\n")
+        render.note(error.render())
     sys.exit(error.exit_code)
 
 

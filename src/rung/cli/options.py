@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,6 +16,7 @@ from rung.progress import QUIET, Progress, TerminalProgress
 if TYPE_CHECKING:
     from rung.artifact.artifact import Artifact
     from rung.climbing.options import ClimbOptions
+    from rung.consent import Permit
     from rung.data.sources import FileFormat
     from rung.feedback.store import FeedbackStore
     from rung.task import Task
@@ -77,21 +79,60 @@ def _offline(on: bool) -> bool:
     return on
 
 
-def load_task(file: Path, sets: Sequence[str] | None = None) -> Task:
-    """Load a task file with the `--set` options over it."""
+def load_task(file: Path, sets: Sequence[str] | None = None, *, runs: bool = True) -> Task:
+    """Load a task file with the `--set` options over it.
+
+    With `runs`, ask for consent to what the task would run or reach before any of it happens.
+    """
     from rung.climbing.check import validate_task
+    from rung.climbing.trust import permits_of
     from rung.task import Task
 
-    task = Task.load(file, {key.strip(): value for key, value in pairs("--set", sets, "data.train_per_label=5")})
+    values = {key.strip(): value for key, value in pairs("--set", sets, "data.train_per_label=5")}
+    for value in values.values():
+        named(value)
+    task = Task.load(file, values)
+    if runs:
+        consent_to(permits_of(task), file)
     validate_task(task)
     return task
 
 
-def load_artifact(folder: Path) -> Artifact:
-    """Load an artifact."""
+def load_artifact(folder: Path, *, runs: bool = True) -> Artifact:
+    """Load an artifact; with `runs`, ask for consent to what it would run or reach."""
     from rung.artifact.artifact import Artifact
+    from rung.climbing.trust import permits_of
 
-    return Artifact.load(folder)
+    loaded = Artifact.load(folder)
+    if runs:
+        consent_to(permits_of(folder), folder)
+    return loaded
+
+
+def named(reference: str | None) -> str | None:
+    """Allow an endpoint that the command line names, for this command."""
+    if reference is not None and reference.startswith(("http://", "https://")):
+        from rung.consent import name_endpoint
+
+        name_endpoint(reference)
+    return reference
+
+
+def consent_to(permits: Sequence[Permit], place: Path) -> None:
+    """Ask on a terminal for what the user has not allowed yet; elsewhere it is an error that names the command."""
+    from rung import consent
+    from rung.cli import render
+
+    if not (refused := consent.missing(permits)):
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise consent.refusal(refused, place)
+    render.note(f"{place} would run or reach what you have not allowed on this machine:")
+    for permit in refused:
+        render.note(f"  {permit}")
+    if not render.confirmed("Allow it, until one of these files changes?"):
+        raise consent.refusal(refused, place)
+    consent.allow(refused)
 
 
 def is_task_file(path: Path) -> bool:

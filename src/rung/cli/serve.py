@@ -137,14 +137,19 @@ def _load(
     long_texts: LongTexts,
     progress: Progress,
 ) -> None:
+    from rung.climbing.trust import permits_of
+
     for reference in models:
+        options.named(reference)
         served.add_model(reference, engine=engine, progress=progress)
     for reference in encoders:
+        options.named(reference)
         served.add_encoder(reference, long_texts=long_texts, progress=progress)
     for text in artifacts:
         named = "=" in text and not Path(text).exists()
         name, folder = text.split("=", 1) if named else (None, text)
         if not options.is_task_file(Path(folder)):
+            options.consent_to(permits_of(Path(folder)), Path(folder))
             served.load(Path(folder), name, progress=progress)
             continue
         with TemporaryDirectory() as scratch:  # what is served is loaded whole

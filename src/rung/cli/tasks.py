@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from difflib import get_close_matches
 from json import dumps
 from pathlib import Path
@@ -113,7 +114,7 @@ def check(
     """Validate a task file and its data without a model; exit code 2 if a climb would be meaningless."""
     from rung.climbing.check import check_task
 
-    loaded = options.load_task(task, sets)
+    loaded = options.load_task(task, sets, runs=False)
     if loaded.data.train is None:
         _check_documents(loaded, task, json)
         return
@@ -141,6 +142,31 @@ def _check_documents(task: Task, file: Path, json: bool) -> None:
     lines += [f"{task.name} has no rows, so nothing can be measured: add `data: {{train: questions.csv}}` for that.",
               f'Its documents can be asked: rung run {file} "question"']  # fmt: skip
     render.result(json, values, "\n".join(lines))
+
+
+def trust(
+    place: Annotated[Path, Argument(help="A task file, or a folder with tasks or artifacts.", metavar="FOLDER")],
+    yes: Annotated[bool, Option("--yes", "-y", help="Allow it without asking.")] = False,
+    revoke: Annotated[bool, Option("--revoke", help="Take the consent back.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Show what the files in a folder would run or reach, and allow it on this machine until they change."""
+    from rung import consent
+    from rung.climbing.trust import permits_of
+
+    permits = permits_of(place)
+    if revoke:
+        consent.revoke(permits)
+    elif not yes and not json:
+        for permit in permits:
+            render.say(str(permit))
+        options.consent_to(permits, place)
+    elif yes:
+        consent.allow(permits)
+    left = consent.missing(permits)
+    values = {"permits": [{**asdict(permit), "allowed": permit not in left} for permit in permits]}
+    text = f"{place}: {len(permits) - len(left)} of {len(permits)} allowed" if permits else f"{place} runs no code"
+    render.result(json, values, text)
 
 
 def schema() -> None:
@@ -173,7 +199,9 @@ def cluster(
     min_size: Annotated[int, Option("--min-cluster-size", min=2, help="Minimum size of a cluster for hdbscan.")] = 5,
     label: Annotated[str | None, Option(help="A column to compare the clusters with.")] = None,
     encoder: Annotated[str, Option(help="The sentence encoder.")] = "embedded-encoder",
-    model: Annotated[str, Option(help="The model that names clusters; none for numbers.")] = "embedded",
+    model: Annotated[
+        str, Option(help="The model that names clusters; none for numbers.", callback=options.named)
+    ] = "embedded",
     out: Annotated[Path | None, Option(help="Write every row with its cluster: .csv or .jsonl.")] = None,
     seed: options.SeedOption = 0, json: options.Json = False, quiet: options.QuietFlag = False,
     offline: options.Offline = False,

@@ -8,10 +8,12 @@ from importlib.util import find_spec
 from math import ceil
 from typing import Any
 
-from rung.agents.tools import function_tool
+from rung.agents.tools import check_function, function_permit, function_tool
 from rung.artifact.artifact import DEFAULT_MAX_TOKENS, Artifact
 from rung.artifact.lexical import vectorizer
 from rung.artifact.rendering import refused_row
+from rung.climbing.trust import permits_of
+from rung.consent import allowed, missing
 from rung.data.json_schema import check_schema
 from rung.data.preferences import figures
 from rung.data.quality import places
@@ -76,7 +78,10 @@ def validate_task(task: Task) -> None:
     for number, tool in enumerate(task.tools):
         if isinstance(tool, str):
             with task.located("tools", number):
-                function_tool(tool, task.folder)
+                if allowed(function_permit(tool, task.folder)):
+                    function_tool(tool, task.folder)
+                else:  # nothing of a file from elsewhere is imported to check it
+                    check_function(tool, task.folder)
     for key, chosen in (("rungs", task.constraints.rungs), ("exclude", task.constraints.exclude)):
         for number, name in enumerate(chosen or ()):
             if name != "zero-shot":  # which is always there
@@ -116,7 +121,9 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
         [*report.warnings, *_long_answers(task, rows, count)],
         [*figures((*data.preferences, *data.unseen_preferences))],
     )
-    if rows:
+    refused = missing(permits_of(task))
+    notes += [f"a climb needs your consent first, by `rung trust`: {permit}" for permit in refused]
+    if rows and not any(permit.kind in ("tool", "command", "endpoint") for permit in refused):
         zero = Artifact.zero_shot(task, data.labels)
         if zero.prompt.chat_column is not None and files is not None:
             _check_conversations(zero, rows, Tokenizer.load(files.folder))

@@ -19,7 +19,9 @@ from rung.climbing.next_steps import decisions
 from rung.climbing.options import DEFAULTS, ClimbOptions, chosen_rungs, named_rungs
 from rung.climbing.race import not_tried, search
 from rung.climbing.store import RunStore, open_run
+from rung.climbing.trust import permits_of
 from rung.climbing.worth import Worth
+from rung.consent import missing, refusal
 from rung.data.rows import Data
 from rung.display import card, table_html
 from rung.engines.opening import expected_speedup, settled
@@ -162,6 +164,8 @@ def climb(
     Raises:
         ConfigError: the data has no rows to compare by, or a rung's name is unknown.
     """
+    if refused := missing(permits_of(task)):
+        raise refusal(refused, task.folder)
     if budget is not None:
         seconds, money = parse_budget(budget)
         options = replace(options, budget_seconds=seconds, budget_money=money)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rung.engines.api_options import ApiOptions, Spent, Usage, parse_endpoint
+from rung.engines.api_options import ApiOptions, Spent, Usage, check_reachable, parse_endpoint
 from rung.engines.api_server import (
     WRAPPER_TOKENS,
     EndpointServer,
@@ -52,13 +52,15 @@ class ApiEngine:
 
     Raises:
         ConfigError: the reference is not an endpoint, or an option is out of range.
-        EngineError: there is no key for an endpoint on another machine.
+        EngineError: there is no key for an endpoint on another machine, or the network is off.
+        MachineError: `not-trusted`: a file names an endpoint on another machine, and the user has not allowed it.
     """
 
     def __init__(self, reference: str, options: ApiOptions | None = None, *, pause_scale: float = 1.0) -> None:
         self.reference = reference
         self.options = options or ApiOptions.from_environment()
         self.endpoint = parse_endpoint(reference)
+        check_reachable(self.endpoint.base_url)
         self._transport = Transport(self.endpoint, self.options, pause_scale=pause_scale)
         self._server = EndpointServer(self._transport)
         self._adapters: dict[str, str] = {}

@@ -10,7 +10,9 @@ from ipaddress import ip_address
 from typing import ClassVar, Literal, NamedTuple, get_args
 from urllib.parse import urlsplit
 
+from rung import consent
 from rung.errors import ConfigError, EngineError
+from rung.models.cache import TRUE
 
 # How requests state a constraint: `json_schema` is the `response_format` that most servers know, `grammar` is
 # llama.cpp's, `structured_outputs` vLLM's, `guided` that of vLLM before 0.10; `none` refuses constraints.
@@ -96,8 +98,8 @@ class Endpoint:
 def parse_endpoint(reference: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
     """The endpoint of a reference `http(s)://HOST/v1#MODEL`, with its key from the environment.
 
-    `RUNG_API_KEY` goes to any endpoint. `OPENAI_API_KEY` goes only to encrypted ones: a key that was set for a vendor
-    must not travel in clear text because a model reference says so.
+    `RUNG_API_KEY` goes to every endpoint that the user has allowed, see `check_reachable`. `OPENAI_API_KEY` goes
+    only to encrypted ones: a key that was set for a vendor must not travel in clear text because a reference says so.
 
     Raises:
         ConfigError: the reference names no model or host, or holds a password or a query.
@@ -123,6 +125,22 @@ def parse_endpoint(reference: str, environment: Mapping[str, str] = os.environ) 
         hint = "set RUNG_API_KEY (or OPENAI_API_KEY, which goes to https only); a server without keys takes any text"
         raise EngineError("api-key-missing", f"no key is set for {address}", hint=hint)
     return Endpoint(address.rstrip("/"), model, key)
+
+
+def check_reachable(address: str) -> None:
+    """Refuse an address on another machine that the user did not name, or every one where the network is off.
+
+    Raises:
+        EngineError: `network-off`.
+        MachineError: `not-trusted`.
+    """
+    parts = urlsplit(address)
+    if parts.scheme in ("http", "https") and is_loopback(parts.hostname or ""):
+        return
+    if os.environ.get("RUNG_OFFLINE", "").strip().lower() in TRUE:
+        problem = f"{address} is on another machine, and the network is switched off"
+        raise EngineError("network-off", problem, hint="leave --offline out, or unset RUNG_OFFLINE")
+    consent.require(consent.endpoint_permit(address))
 
 
 def is_loopback(host: str) -> bool:

@@ -11,6 +11,7 @@ import queue
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -175,9 +176,12 @@ class Transport:
         self.budget = ApiBudget(options)
         self.retry = Retry(options.attempts, scale=pause_scale)
         self._openai = openai
+        http = openai.DefaultHttpxClient(follow_redirects=False)  # the key and the texts stay at this host
+        weakref.finalize(self, http.close)
         self._client = openai.OpenAI(
-            base_url=endpoint.base_url, api_key=endpoint.key or "none", timeout=options.timeout, max_retries=0
-        )
+            base_url=endpoint.base_url, api_key=endpoint.key or "none", timeout=options.timeout, max_retries=0,
+            http_client=http,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Transport({self.endpoint!r})"
@@ -272,7 +276,7 @@ class Transport:
     def _json(self, text: str) -> dict[str, Any]:
         try:
             values = json.loads(text)
-        except ValueError as broken:
+        except (ValueError, RecursionError) as broken:
             raise self._bad_reply("with broken JSON") from broken
         if not isinstance(values, dict):
             raise self._bad_reply("with JSON that is not an object")

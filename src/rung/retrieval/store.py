@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from rung.data.rows import hash_of
 from rung.data.spec import OBJECT_STORE_URL
+from rung.engines.api_options import check_reachable
 from rung.engines.base import Floats
 from rung.errors import ArtifactError, ConfigError, needed_by
 from rung.files import locked, write_atomically
@@ -398,6 +399,7 @@ class _Bucket:
 
     @cached_property
     def _database(self) -> Any:
+        check_reachable(self.tables)
         return connected(self.tables)
 
     @cached_property

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from rung.consent import program_permit, require
 from rung.data.rows import Example
 from rung.errors import ConfigError, DataError, MachineError
 from rung.evaluation.metrics.base import Case, Metric, RowScore, some
@@ -330,8 +331,13 @@ def _isolation() -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def code_metric(settings: Mapping[str, Any]) -> Metric:
-    """Make the metric from `CodeSettings`.
+def program_limits(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits of a program among `CodeSettings`."""
+    return {name: settings[name] for name in ("seconds", "memory_mb", "network")}
+
+
+def code_metric(settings: Mapping[str, Any], folder: Path | None) -> Metric:
+    """Make the metric from `CodeSettings`; scores need the user's consent to run programs for `folder`.
 
     Raises:
         ConfigError: the task file does not allow Rung to run a model's programs.
@@ -341,7 +347,7 @@ def code_metric(settings: Mapping[str, Any]) -> Metric:
             "execution-not-allowed", "the metric code runs programs that a model wrote on this machine",
             hint="to allow it, write `metric: {name: code, allow_execution: true}`",
         )  # fmt: skip
-    limits = {name: settings[name] for name in ("seconds", "memory_mb", "network")}
+    limits = program_limits(settings)
     expected = functools.cache(lambda source: run_program(source, **limits))
     tests = settings["tests"]
 
@@ -361,6 +367,7 @@ def code_metric(settings: Mapping[str, Any]) -> Metric:
         return RowScore(float(right), result.failure or ("" if right else "another output"))
 
     def scores(cases: Any) -> list[RowScore]:
+        require(program_permit(limits, folder or Path.cwd()))
         with ThreadPoolExecutor(max_workers=max(1, min(4, os.cpu_count() or 1))) as pool:
             return list(pool.map(score, cases))
 

@@ -13,11 +13,12 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rung import user_code
+from rung.consent import Permit, allowed, program_permit
 from rung.data.kinds import BALANCED, OutputKind
 from rung.errors import ConfigError
 from rung.evaluation.metrics import text
 from rung.evaluation.metrics.base import Metric, MetricFunction
-from rung.evaluation.metrics.execution import code_metric, sql_metric
+from rung.evaluation.metrics.execution import code_metric, program_limits, sql_metric
 from rung.evaluation.metrics.judge import RUBRIC, judge_metric
 from rung.evaluation.metrics.labels import (
     accuracy,
@@ -150,7 +151,7 @@ WITH_SETTINGS: dict[str, tuple[type[_Settings], _Make]] = {
     "within": (WithinSettings, lambda settings, folder: within_metric(settings)),
     "sari": (SariSettings, lambda settings, folder: text.sari_metric(settings)),
     "sql_execution": (SqlSettings, sql_metric),
-    "code": (CodeSettings, lambda settings, folder: code_metric(settings)),
+    "code": (CodeSettings, code_metric),
     "judge": (JudgeSettings, lambda settings, folder: judge_metric(settings)),
 }
 
@@ -226,9 +227,21 @@ _EXAMPLE = "def score(prediction: str, references: list[str]) -> float: ...  # f
 _METRIC = user_code.FunctionKind("metric", _EXAMPLE)
 
 
+def metric_permits(name: str, folder: Path, settings: Mapping[str, Any]) -> list[Permit]:
+    """What the user has to allow before a metric scores."""
+    if name == "code":
+        checked = CodeSettings.model_validate(dict(settings)).model_dump()
+        return [program_permit(program_limits(checked), folder)] if checked["allow_execution"] else []
+    return [user_code.permit(name, [folder, Path.cwd()], _METRIC)] if ":" in name else []
+
+
 def _load(spec: str, folder: Path | None) -> MetricFunction:
     """Load a function, wrapped so that a bad score is an error: `metric-failed`."""
-    function = user_code.load(spec, [folder or Path.cwd(), Path.cwd()], _METRIC)
+    folders = [folder or Path.cwd(), Path.cwd()]
+    if not allowed(user_code.permit(spec, folders, _METRIC)):
+        user_code.check(spec, folders, _METRIC)
+        return lambda *_: user_code.load(spec, folders, _METRIC)  # the first score asks for consent
+    function = user_code.load(spec, folders, _METRIC)
     try:
         inspect.signature(function).bind("prediction", ["reference"])
     except (TypeError, ValueError) as error:
