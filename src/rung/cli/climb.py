@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import shlex
 import sys
+import webbrowser
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from typer import Argument, Option
 
 from rung.cli import options, render
-from rung.errors import ConfigError, ThresholdError
+from rung.errors import ConfigError, MachineError, ThresholdError
 
 if TYPE_CHECKING:
     from rung.climbing import Climb
+    from rung.evaluation.result import ClimbResult
 
 DEMO = Path("rung-demo")
+Tracked = Annotated[
+    str | None, Option(help="Write the result into a tracker: mlflow, wandb or tensorboard.", metavar="TRACKER"),
+]  # fmt: skip
 
 
 def advise(
@@ -46,8 +52,8 @@ def climb(
     task: options.TaskFile, budget: options.Budget = None, rungs: options.RungNames = None,
     plan: Annotated[bool, Option("--plan", help="Only say what would run and what it would take.")] = False,
     resume: options.Resume = False, out: options.RunFolders = options.RUN_FOLDERS, seed: options.SeedOption = 0,
-    engine: options.EngineOption = "auto", sets: options.Sets = None, json: options.Json = False,
-    quiet: options.QuietFlag = False, offline: options.Offline = False,
+    engine: options.EngineOption = "auto", track: Tracked = None, sets: options.Sets = None,
+    json: options.Json = False, quiet: options.QuietFlag = False, offline: options.Offline = False,
 ) -> None:  # fmt: skip
     """Measure every technique on the same rows and recommend the cheapest that is as good as the best."""
     from rung.climbing.plan import plan_rows
@@ -59,6 +65,7 @@ def climb(
         rows, notes = plan_rows(loaded, how)
         render.result(json, {"plan": rows, "notes": notes}, lambda: render.climb_plan(rows, notes))
         return
+    tracker = _tracker(track)
     try:
         done = climb(loaded, progress=options.progress(quiet), options=how)
     except KeyboardInterrupt:
@@ -66,8 +73,21 @@ def climb(
         render.note(f"\ninterrupted; nothing finished is lost. Continue with:\n  rung {again} --resume")
         raise typer.Exit(130) from None
     write_reports(done)
+    if tracker is not None:
+        render.note(f"tracked in {tracker(done.result, done.folder)}")
     again = _again("--resume", *(("--budget",) if done.result.unfinished else ()))
     render.result(json, done.result.summary(), lambda: render.climb_report(done.result, done.folder, again))
+
+
+def _tracker(name: str | None) -> Callable[[ClimbResult, Path], str] | None:
+    """What writes a climb into a tracker; its library is imported at once, so that none is missing after the climb."""
+    from rung.climbing.track import Tracker, library, track
+
+    if name is None:
+        return None
+    tracker: Tracker = options.choose("--track", name, get_args(Tracker))
+    library(tracker)
+    return lambda result, folder: track(result, folder, tracker)
 
 
 def _again(*without: str) -> str:
@@ -115,8 +135,9 @@ def write_reports(climbed: Climb) -> None:
 
 def report(
     run: Annotated[Path, Argument(help="A run folder, such as runs/banking77.", metavar="RUN")],
-    json: options.Json = False,
-) -> None:
+    show: Annotated[bool, Option("--open", help="Open the page in the browser.")] = False,
+    track: Tracked = None, json: options.Json = False,
+) -> None:  # fmt: skip
     """Show the report of a finished climb again."""
     from rung.evaluation.result import ClimbResult
 
@@ -124,7 +145,13 @@ def report(
         hint = "give a run folder of a finished climb, or resume it first"
         raise ConfigError("wrong-folder", f"{run} has no report.json", hint=hint)
     result = ClimbResult.read(run)
+    if (tracker := _tracker(track)) is not None:
+        render.note(f"tracked in {tracker(result, run)}")
     render.result(json, result.summary(), lambda: render.climb_report(result, run))
+    if show:
+        page = (run / "report.html").resolve().as_uri()
+        if not webbrowser.open(page):
+            raise MachineError("no-browser", f"no browser opens {page}", hint="copy the file to a machine with one")
 
 
 def evaluate(
