@@ -419,6 +419,34 @@ def test_a_decimal_mark_that_may_be_another_is_said() -> None:
     assert "1.000 is read with the decimal mark `.`; if that is wrong, add `decimal: ','`" in " ".join(said.split())
 
 
+@pytest.mark.parametrize(
+    ("row", "inputs"),
+    [
+        ({"question": "what is {i} and 1?", "choices": ["{i}", "no", "yes"], "answer": 1}, ["question", "choices"]),
+        ({"question": "what is {i} and 1?", "A": "{i}", "B": "yes", "answer": "A"}, ["question", "A", "B"]),
+    ],
+)
+def test_the_choices_of_a_question_are_read(row: dict[str, Any], inputs: list[str]) -> None:
+    other = {**row, "answer": {1: 2, "A": "B"}[row["answer"]]}
+    task, _ = task_of(lines("mc.jsonl", row, other))
+    assert (task.output.kind, task.output.column, task.inputs) == ("category", "answer", inputs)
+
+
+def test_tags_of_words_are_no_labels_of_the_row() -> None:
+    file = lines("ner.jsonl", {"tokens": ["Ann", "of", "Kiel", "{i}"], "ner_tags": [1, 0, 2, 0]})
+    with pytest.raises(DataError, match="'ner_tags' has a tag for each of the 'tokens'"):
+        guess_task(Path(file))
+
+
+def test_a_pair_in_one_column_says_how_to_name_its_parts() -> None:
+    file = lines("tr.jsonl", {"translation": {"en": "the cat {i} sits", "de": "die Katze {i} sitzt"}})
+    with pytest.raises(DataError) as caught:
+        guess_task(Path(file))
+    assert "--inputs translation.en --output translation.de" in caught.value.hint
+    guess = guess_task(Path(file), "translation.de", inputs=["translation.en"])
+    assert (guess.kind, guess.inputs, guess.output["column"]) == ("text", ("translation.en",), "translation.de")
+
+
 @pytest.mark.parametrize("header", ["", "text,label\n"])
 def test_a_header_that_is_a_row_or_a_row_that_is_a_header_is_said(header: str) -> None:
     rows = "".join(f"note number {i} is here,{'ab'[i % 2]}\n" for i in range(60))

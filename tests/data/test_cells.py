@@ -27,6 +27,7 @@ from rung.data.frames import MemoryRows, memory_rows
 from rung.data.rows import Record
 from rung.data.sources import FileFormat, detected, read_rows
 from rung.errors import DataError
+from rung.task import Task
 
 DAY, NOON = dt.date(2024, 1, 31), dt.datetime(2024, 1, 31, 12, tzinfo=dt.UTC)
 BERLIN = dt.timezone(dt.timedelta(hours=1))
@@ -101,6 +102,14 @@ def test_arrow_tables_and_files(tmp_path: Path) -> None:
         read = list(read_rows(tmp_path / name))
         assert texts(read) == AS_TEXT
         assert [record.source for record in read] == [f"{name}:1", f"{name}:2"]
+
+
+def test_a_lazy_frame_is_collected() -> None:
+    frame = pl.LazyFrame({"text": ["a b", "c d"], "label": ["x", "y"]})
+    assert list(MemoryRows.of(frame).rows) == frame.collect().to_dicts()
+    shape = {"inputs": ["text"], "output": {"column": "label", "kind": "category"}}
+    for data in (frame, {"train": frame}):
+        assert isinstance(Task(name="t", instruction="x", **shape, data=data).data.train, MemoryRows)
 
 
 def test_frames_of_pandas_and_polars_and_data_sets() -> None:

@@ -248,6 +248,11 @@ def test_quotes_and_headers(tmp_path: Path, name: str, content: str, rows: list[
     assert read(tmp_path / name, content.encode()) == (rows, said)
 
 
+def test_a_title_is_no_header(tmp_path: Path) -> None:
+    error = refused(tmp_path / "a.csv", "Export of 2024,\ntext,label\nx,y\n")
+    assert (error.code, "may be a title" in error.message) == ("bad-csv", True)
+
+
 def test_a_format_that_is_named_is_used(tmp_path: Path) -> None:
     assert read(tmp_path / "a.csv", b'a^b\n"x"^y\n', separator="^")[0] == [{"a": "x", "b": "y"}]
     assert read(tmp_path / "a.csv", b'a^b\n"x"^y\n', separator="^", quoting="none")[0] == [{"a": '"x"', "b": "y"}]

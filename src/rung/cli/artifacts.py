@@ -292,6 +292,20 @@ def export(
     render.result(json, {"folder": str(out), "server": to, "start": command}, text)
 
 
+def push(
+    folder: Annotated[Path, Argument(help="A folder that `rung export` wrote.", metavar="FOLDER")],
+    repository: Annotated[str, Argument(help="Repository on the Hugging Face Hub: org/name.", metavar="REPOSITORY")],
+    public: Annotated[bool, Option("--public", help="Let everybody read a new repository.")] = False,
+    json: options.Json = False, offline: options.Offline = False,
+) -> None:  # fmt: skip
+    """Upload an exported folder to the Hugging Face Hub, with its model card."""
+    from rung.export.push import push
+
+    done = push(folder, repository, public=public)
+    text = f"{done.url}: {len(done.files)} files, {done.megabytes:.1f} MB"
+    render.result(json, done._asdict(), text)
+
+
 def _write_weights(
     artifact: Path, to: Any, out: Path, precision: str | None, data: Path | None, json: bool, quiet: bool
 ) -> None:

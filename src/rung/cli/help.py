@@ -33,6 +33,7 @@ GROUPS = {
         "show": "show an artifact, or the exact prompt of a row",
         "export": "write weights or prompts for other programs",
         "merge": "merge trained weights into the base model",
+        "push": "upload an exported folder to the Hugging Face Hub",
     },
     "Learn from production": {
         "failures": "list, correct, import and export captured answers",
@@ -69,6 +70,7 @@ EXAMPLES = {
     "show": "rung show runs/tickets --prompt --row 1 --data test.csv",
     "export": "rung export runs/tickets --to vllm --out served",
     "merge": "rung merge runs/tickets --out merged --data test.csv",
+    "push": "rung push adapter org/tickets-lora",
     "improve": "rung improve task.yaml --budget 20m",
     "promote": 'rung promote runs/tickets --reason "first release"',
     "rollback": "rung rollback tickets",

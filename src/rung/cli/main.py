@@ -29,8 +29,8 @@ for command in (  # in the order of `rung --help`
     tasks.init, tasks.check, tasks.trust, tasks.schema, tasks.explain, climb.advise, climb.climb, climb.demo,
     climb.report, climb.evaluate,
     climb.rungs, climb.tune, artifacts.run, artifacts.chat, artifacts.predict, artifacts.show, artifacts.confidence,
-    artifacts.merge, artifacts.export, feedback.improve, feedback.promote, feedback.rollback, climb.judge,
-    tasks.cluster, models.doctor, serve.serve,
+    artifacts.merge, artifacts.export, artifacts.push, feedback.improve, feedback.promote, feedback.rollback,
+    climb.judge, tasks.cluster, models.doctor, serve.serve,
 ):  # fmt: skip
     app.command("eval" if command is climb.evaluate else None)(command)
 app.add_typer(models.cache, name="cache")

@@ -128,9 +128,12 @@ def header_names(cells: Sequence[str], where: Location) -> list[str]:
     """The names of the columns: without spaces around them, and `column 3` for a third one without a name.
 
     Raises:
-        DataError: `duplicate-name`: two columns have one name.
+        DataError: `duplicate-name`: two columns have one name; `bad-csv`: it is a title.
     """
     names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
+    if len(cells) > 1 and cells[0].strip() and not any(cell.strip() for cell in cells[1:]):
+        problem = f"the first row names one of {len(cells)} columns: {names[0][:80]!r} may be a title"
+        raise DataError("bad-csv", problem, where=where, hint="remove what is above the names, or name every column")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError("duplicate-name", f"the column {twice!r} is in the header twice", where=where)
@@ -292,7 +295,12 @@ WANTED = "give a list of dicts, a pandas or polars frame, an Arrow table, a data
 
 def is_table(rows: Any) -> bool:
     """Say whether an object has columns: a frame, an Arrow table or reader, a `datasets.Dataset`."""
-    return any(hasattr(rows, name) for name in ("columns", "column_names", "schema"))
+    return is_lazy(rows) or any(hasattr(rows, name) for name in ("columns", "column_names", "schema"))
+
+
+def is_lazy(rows: Any) -> bool:
+    """Say whether an object is a LazyFrame of polars, which is collected."""
+    return type(rows).__name__ == "LazyFrame" and hasattr(rows, "collect")
 
 
 def memory_rows(rows: Any) -> Iterator[dict[str, Any]]:
@@ -305,6 +313,7 @@ def memory_rows(rows: Any) -> Iterator[dict[str, Any]]:
         DataError: `bad-row` with the number of the row that is none, or `duplicate-name`.
         MachineError: an Arrow object is given, and pyarrow is not installed.
     """
+    rows = rows.collect() if is_lazy(rows) else rows
     if hasattr(rows, "to_dict") and hasattr(rows, "itertuples"):  # pandas
         names = [str(name) for name in rows.columns]
         if any(name is not None for name in rows.index.names):

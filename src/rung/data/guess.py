@@ -48,6 +48,7 @@ PROMPT_NAMES = (
     "passage", "sentence", "message", "frage", "pregunta", "system",
 )  # fmt: skip
 OTHER_ANSWERS = (*TEXT_NAMES[:10], "target", "reference", "gold", "rejected", "explanation", "rationale")
+CHOICES = ("choices", "options", "candidates")  # lists, of which the answer is one
 BESIDE = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 DOCUMENTS = (".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf", ".docx")  # read as a corpus
 KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
@@ -305,6 +306,14 @@ def _kind(column: Column) -> OutputKind:
 
 
 def _check_kind(table: Table, answer: Column, kind: OutputKind) -> None:
+    for name in table.columns if kind == "multilabel" else ():
+        pairs = list(zip(table.cells(name), table.cells(answer.name), strict=True)) if name != answer.name else []
+        lists = [(a, b) for a, b in pairs if isinstance(a, list) and isinstance(b, list)]
+        repeated = any(len(set(map(text_of, tags))) < len(tags) for _, tags in lists)
+        if repeated and len(lists) == len(pairs) and all(len(words) == len(tags) for words, tags in lists):
+            problem = f"{table.file}: {answer.name!r} has a tag for each of the {name!r}, which no kind answers with"
+            hint = 'write what is tagged as records, for kind json: [{"text": "Ann", "type": "PER"}]'
+            raise DataError("bad-row", problem, hint=hint)
     if kind == "json" and answer.holds != "json":
         hint = 'kind json needs JSON in every cell, such as {"total": 12.5}'
         raise ConfigError("bad-option", f"--kind json: {answer.name!r} of {table.file} holds {answer}", hint=hint)
@@ -417,6 +426,10 @@ def _inputs(table: Table, answer: Column, own: set[str]) -> tuple[list[str], dic
         name for name, column in others.items()
         if column.holds == "text" or (name.lower() in PROMPT_NAMES[:7] and column.holds in ("category", "numbers"))
     ]  # fmt: skip
+    given = {text_of(cell).strip() for cell in table.cells(answer.name) if not is_empty(cell)}
+    named = given if len(given) > 1 and given <= others.keys() else set()  # the columns A, B, C of the answers A, B, C
+    lists = {name for name in others if name.lower() in CHOICES and others[name].holds == "multilabel"}
+    chosen += [name for name in others if name in named | lists and name not in chosen]
     answers = [name for name in chosen if name.lower() in OTHER_ANSWERS]
     chosen = [name for name in chosen if name not in answers] or chosen
     repeats = [name for name in chosen if _ends_with(table, name, answer.name)] if len(chosen) > 1 else []
@@ -437,6 +450,8 @@ def _inputs(table: Table, answer: Column, own: set[str]) -> tuple[list[str], dic
     if not chosen:
         held = ", ".join(f"{name} ({column})" for name, column in others.items()) or "no other column"
         hint = "name the columns that the model reads: --inputs COLUMN,COLUMN"
+        if len(inside := [name for name in table.inside() if name.startswith(f"{answer.name}.")]) > 1:
+            hint = f"both may be in it: --inputs {inside[0]} --output {inside[1]}"
         raise DataError("missing-column", f"{table.file} has no input for {answer.name!r}: {held}", hint=hint)
     left_out = {name: str(column) for name, column in others.items() if name not in chosen}
     left_out |= dict.fromkeys(repeats, "contains the answer")

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from rung.data.frames import MemoryRows
+from rung.data.frames import MemoryRows, is_lazy
 from rung.data.sources import encoding_problem, separator_problem
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
@@ -51,7 +51,7 @@ def row_source(given: Any, name: str) -> Any:
     if isinstance(given, (list, tuple)) and given and all(isinstance(each, (str, Path)) for each in given):
         return [str(each) for each in given]
     names = isinstance(given, (str, Mapping, MemoryRows)) or not hasattr(given, "__len__") or not len(given)
-    return given if names and not hasattr(given, "__next__") else MemoryRows.of(given, name)
+    return given if names and not hasattr(given, "__next__") and not is_lazy(given) else MemoryRows.of(given, name)
 
 
 class PreferenceSource(BaseModel):
