@@ -3,6 +3,7 @@
 import pytest
 
 from rung.errors import ConfigError
+from rung.feedback import capture
 from rung.feedback.capture import Redactor
 
 
@@ -51,3 +52,16 @@ def test_an_interaction_keeps_its_place_in_the_split(make):
 def test_a_long_text_takes_time_in_proportion(piece):
     # with a quadratic pattern, a text of this length takes many minutes
     Redactor().text(piece * (1_000_000 // len(piece)))
+
+
+def test_keys_inside_values_are_redacted_and_none_gets_lost(make):
+    inputs = {"text": {"a@b.example": 1, "c@d.example": [{"e@f.example": "g@h.example"}]}}
+    stored = Redactor().interaction(make(1, inputs=inputs)).inputs
+    assert stored == {"text": {"[email]": 1, "[email] 2": [{"[email]": "[email]"}]}}
+
+
+def test_an_own_pattern_that_takes_too_long_keeps_nothing_of_the_text(monkeypatch):
+    monkeypatch.setattr(capture, "OWN_SECONDS", 0.05)
+    redact = Redactor([], {"slow": "(?:a|aa)+$"})
+    assert redact.text("aaa") == "[slow]"
+    assert redact.text("a" * 60 + "!") == "[slow: not matched within 0.05 s]"

@@ -1,13 +1,17 @@
 """The store on SQLite and on a real PostgreSQL server: what is kept, history, filters, faults."""
 
+import os
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from rung.errors import ConfigError, DataError, MachineError
+from rung.feedback.capture import Redactor
 from rung.feedback.database import HEAD, METADATA
 from rung.feedback.records import QUEUE, CaseFilter, Feedback, Promotion
 from rung.feedback.store import FeedbackStore
@@ -221,3 +225,63 @@ def test_a_lock_held_too_long_is_said(tmp_path, make):
     assert len(store.cases()) == 1
     store.close()
     other.close()
+
+
+def test_a_purge_deletes_what_is_older_with_all_that_was_said_of_it(store, make):
+    store.record([make(n, inputs={"text": f"purged secret {n}" if n < 2 else f"kept {n}"}) for n in range(4)])
+    for n in range(4):
+        store.correct(f"r{n}", "card_arrival", "Ann")
+        store.add_feedback(Feedback(f"r{n}", "down", None, "wrong", None, "user", None))
+    store.undo("r1", "Ann")
+    assert store.purge(make(2).at) == 2
+    assert [case.interaction.id for case in store.cases()] == ["r3", "r2"]
+    assert store.history("r1") == store.feedback("r0") == []
+    assert len(store.history("r2")) == len(store.feedback("r3")) == 1
+    if store.dialect == "sqlite":
+        assert b"purged secret" not in Path(store.name).read_bytes()
+        assert b"kept 3" in Path(store.name).read_bytes()
+
+
+def test_what_reviewers_and_users_write_is_redacted(location, make):
+    with FeedbackStore(location, redact=Redactor().text) as store:
+        store.record([make(1)])
+        store.add_feedback(Feedback("r1", None, None, "ask a@b.example", "write to a@b.example", "user", None))
+        store.correct("r1", "a@b.example", "Ann", "said a@b.example")
+        store.undo("r1", "Ann", "not a@b.example")
+        assert "b.example" not in str(store.details("r1"))
+        assert [entry.expected for entry in store.history("r1")] == ["[email]", None]
+
+
+def test_a_new_store_is_its_owner_s_alone(tmp_path, make):
+    mask = os.umask(0)
+    try:
+        with FeedbackStore(tmp_path / "f.db") as store:
+            store.record([make(1)])
+            assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+    finally:
+        os.umask(mask)
+
+
+def test_a_store_that_is_removed_or_replaced_takes_nothing_more(tmp_path, make):
+    file = tmp_path / "f.db"
+    with FeedbackStore(file) as store:
+        store.record([make(1)])
+        for change in (lambda: file.rename(tmp_path / "old.db"), file.touch):
+            change()
+            with pytest.raises(MachineError, match="was removed or replaced") as refused:
+                store.correct("r1", "card_arrival", "Ann")
+            assert refused.value.code == "store-failed"
+        os.replace(tmp_path / "old.db", file)  # noqa: PTH105
+        assert store.correct("r1", "card_arrival", "Ann") == 1
+
+
+@pytest.mark.parametrize("column", ["inputs", "actual"])
+def test_a_damaged_entry_is_an_error_of_the_store(tmp_path, make, column):
+    file = tmp_path / "f.db"
+    with FeedbackStore(file) as store:
+        store.record([make(1)])
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(f"UPDATE interactions SET {column} = CAST(x'7BFF22' AS TEXT)")
+    with FeedbackStore(file) as store, pytest.raises(MachineError) as failed:
+        store.cases()
+    assert failed.value.code == "store-failed"

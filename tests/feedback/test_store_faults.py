@@ -7,9 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
+import pytest
 from postgres_server import new_database
 
+from rung.errors import MachineError
 from rung.feedback.store import FeedbackStore
 
 
@@ -121,6 +124,27 @@ def test_a_full_disk_is_a_clear_error_and_nothing_acknowledged_is_lost(tmp_path)
     assert int(entries) == 1 + int(acknowledged) + 1
     with FeedbackStore(file) as store:
         assert store.case("r1").expected == "room again"
+
+
+def test_a_store_on_a_full_disk_can_still_be_read(tmp_path, make):
+    """A real file system of 600 kB, where this test may mount one."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with FeedbackStore(tmp_path / "f.db") as store:
+            store.record([make(1), make(2)])
+        with suppress(OSError), (tmp_path / "filler").open("wb") as filler:
+            while True:
+                filler.write(b"x" * 4096)
+                filler.flush()
+        with FeedbackStore(tmp_path / "f.db") as store:
+            assert len(store.cases()) == 2
+            with pytest.raises(MachineError) as failed:
+                store.correct("r1", "x" * 100_000, "Ann")
+            assert failed.value.code == "store-failed"
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_postgresql_restarted_mid_traffic_loses_nothing_acknowledged(postgres, make):

@@ -66,6 +66,22 @@ def test_a_key_file_that_is_none_is_named_with_its_line(tmp_path):
     assert f"{file}:2" in damaged.value.message
 
 
+def test_a_key_file_that_others_may_write_and_one_without_keys_are_refused(tmp_path):
+    file = tmp_path / "keys.jsonl"
+    _, key = create_key(file, "anna")
+    for mode in (0o620, 0o602, 0o666):
+        file.chmod(mode)
+        with pytest.raises(ConfigError) as open_to_others:
+            KeyRing(file)
+        assert open_to_others.value.code == "key-file-unsafe"
+    file.chmod(0o440)
+    KeyRing(file)
+    revoke_key(file, key.id)
+    with pytest.raises(ConfigError) as empty:
+        KeyRing(file)
+    assert empty.value.code == "key-needed"
+
+
 def test_a_key_asks_as_often_as_it_may(tmp_path):
     file, now = tmp_path / "keys.jsonl", [100.0]
     _, key = create_key(file, "anna", per_minute=6)

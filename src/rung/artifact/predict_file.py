@@ -356,7 +356,7 @@ def _check_origin(out: Path, origin: dict[str, Any], *, resume: bool) -> None:
 def _locked(out: Path) -> Iterator[IO[str]]:
     """Open `out` for one process only, since two would mix their lines."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a+", encoding="utf-8") as target:
+    with open(out, "a+", encoding="utf-8", opener=_private) as target:
         try:
             fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as busy:
@@ -364,6 +364,10 @@ def _locked(out: Path) -> Iterator[IO[str]]:
                 "file-in-use", f"another process is writing {out}", hint="wait for it, or choose another --out"
             ) from busy
         yield target
+
+
+def _private(file: str, flags: int) -> int:
+    return os.open(file, flags, 0o600)  # answers are as private as their rows
 
 
 def _whole_lines(target: IO[str]) -> int:

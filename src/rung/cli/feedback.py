@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -74,7 +75,7 @@ def correct(
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Say what was expected. Nothing is overwritten: the history keeps every correction."""
-    with options.open_store(store) as opened:
+    with options.open_store(store, redacting=True) as opened:
         number = opened.correct(case_id, expected, _reviewer(reviewer), comment)
         case = opened.case(case_id)
     text = f"{number}. {case_id}: {'expected ' + repr(case.expected) if case.failure else 'the answer was right'}"
@@ -87,7 +88,7 @@ def undo(
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """Undo the latest correction; the one before it holds again."""
-    with options.open_store(store) as opened:
+    with options.open_store(store, redacting=True) as opened:
         number = opened.undo(case_id, _reviewer(reviewer), comment)
         case = opened.case(case_id)
     text = f"{number}. {case_id}: {'expected ' + repr(case.expected) if case.reviewed else 'not reviewed'}"
@@ -173,6 +174,20 @@ def check(
         counts = check(opened, loaded, fingerprint(artifact), compare=compare, progress=progress)
     text = f"{counts.looked_at} looked at: {counts.invalid} invalid, {counts.disagreed} disagreements"
     render.result(json, asdict(counts), text)
+
+
+@app.command()
+def purge(
+    older_than: Annotated[str, Option(help="Age from which answers are deleted, such as 30d or 12h.")],
+    store: options.StorePlace = STORE, json: options.Json = False,
+) -> None:  # fmt: skip
+    """Delete captured answers of a certain age, with their feedback and corrections, for good."""
+    from rung.climbing.budget import parse_duration
+
+    before = datetime.now(UTC) - timedelta(seconds=parse_duration(older_than))
+    with options.open_store(store) as opened:
+        count = opened.purge(before)
+    render.result(json, {"deleted": count}, f"{count} answers from before {before:%Y-%m-%d %H:%M} UTC are deleted")
 
 
 def _filter(*, split: str | None = None, reason: str | None = None, **values: Any) -> CaseFilter:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from typer import Argument, Option
 
-from rung.errors import ConfigError
+from rung.errors import ConfigError, MachineError
 from rung.progress import QUIET, Progress, TerminalProgress
 
 if TYPE_CHECKING:
@@ -149,14 +149,21 @@ def artifact_or_asking(path: Path) -> Artifact:
     return asking(load_task(path), progress=progress(quiet=False))
 
 
-def open_store(location: str, *, must_exist: bool = True) -> FeedbackStore:
-    """Open a store; with `must_exist`, a misspelled name is an error and does not make a new one."""
+def open_store(location: str, *, must_exist: bool = True, redacting: bool = False) -> FeedbackStore:
+    """Open a store; with `must_exist`, a misspelled name is an error and does not make a new one.
+
+    With `redacting`, what the reviewer writes is redacted as captured texts are.
+    """
+    from rung.feedback.capture import Redactor
     from rung.feedback.store import FeedbackStore
 
-    if must_exist and "://" not in location and not Path(location).expanduser().is_file():
+    file = None if "://" in location else Path(location).expanduser()
+    if must_exist and file is not None and not file.is_file():
         hint = "capture makes one, as `rung failures import` does; or name another with --store"
         raise ConfigError("no-such-file", f"there is no store {location}", hint=hint)
-    return FeedbackStore(location)
+    if must_exist and file is not None and not file.stat().st_size and not Path(f"{file}-wal").exists():
+        raise MachineError("store-failed", f"{location} is empty", hint="restore a copy of it, or name another --store")
+    return FeedbackStore(location, redact=Redactor().text if redacting else str)
 
 
 def pairs(option: str, texts: Sequence[str] | None, example: str) -> list[tuple[str, str]]:

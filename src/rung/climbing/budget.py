@@ -42,18 +42,18 @@ def parse_budget(text: str | float) -> Limits:
 
 
 def parse_duration(text: str | float) -> float:
-    """The seconds of `90`, `90s`, `10m`, `1.5h` or `1h30m`; raise ConfigError (`bad-option`) for other text."""
+    """The seconds of `90`, `90s`, `10m`, `1.5h`, `1h30m` or `30d`; raise ConfigError (`bad-option`) for other text."""
     if not isinstance(text, str):
         return float(text)
-    found = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
+    found = re.fullmatch(r"(?:([\d.]+)d)?(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
     try:
         if found is None or not any(found.groups()):
             raise ValueError(text)
-        hours, minutes, seconds = (float(part or 0) for part in found.groups())
+        days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
     except ValueError:
         hint = "write `90s`, `10m`, `1.5h` or `1h30m`; or an amount of money: `5USD`"
         raise ConfigError("bad-option", f"invalid duration {text!r}", hint=hint) from None
-    return 3600 * hours + 60 * minutes + seconds
+    return 86_400 * days + 3600 * hours + 60 * minutes + seconds
 
 
 def duration_text(seconds: float) -> str:

@@ -152,7 +152,8 @@ def open_run(root: Path, identity: Mapping[str, Any], budget: Budget, *, resume:
                 return RunStore(folder, budget)
     folder = next(root / n for n in numbered if root / n not in taken)
     try:
-        folder.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)  # predictions and demonstrations hold the user's rows
     except OSError as error:
         hint = "choose another folder with `--out`"
         raise ConfigError("write-failed", f"cannot make {folder}: {error.strerror}", hint=hint) from error

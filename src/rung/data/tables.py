@@ -65,7 +65,7 @@ def write_table(
                 types[column] = _common(types.get(column, ""), value)
     types = {**first, **last}
     whole = ({**head, **tail} for head, tail in rows())
-    with replacing(out) as scratch:
+    with replacing(out, private=True) as scratch:
         if out.suffix.lower() == ".parquet":
             _write_parquet(scratch, types, whole, kept, source)
         elif out.suffix.lower() == ".xlsx":

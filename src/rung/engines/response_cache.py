@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -59,6 +60,8 @@ class ResponseStore:
 
     def _create(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # answers hold the user's data: only the owner may read them
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         with self._open() as db:
             columns = "key BLOB PRIMARY KEY, value BLOB, used REAL"
             db.execute(f"CREATE TABLE IF NOT EXISTS response ({columns}) WITHOUT ROWID")

@@ -76,18 +76,16 @@ def feedback_router(
 ) -> APIRouter:  # fmt: skip
     """POST /v1/feedback.
 
-    Feedback waits until `capture` has written a queued response. `redact` removes secrets from comments and expected
-    responses (None: the built-in patterns). `key_of` returns the id of a request's API key.
+    Feedback waits until `capture` has written a queued response. `redact` removes secrets from what users and reviewers
+    write into the store (None: the built-in patterns). `key_of` returns the id of a request's API key.
     """
     router = APIRouter(prefix="/v1", tags=["feedback"], dependencies=[Depends(_http_errors)])
-    redact = redact or Redactor()
+    store.redact = (redact or Redactor()).text
 
     @router.post("/feedback", status_code=201, responses=_RESPONSES)
     def feedback(body: FeedbackBody, request: Request) -> FeedbackGiven:
         """Say whether a response was good, or what was expected."""
-        expected = redact.text(body.expected or "").strip() or None
-        comment = redact.text(body.comment)
-        given = Feedback(body.id, body.thumb, body.score, comment, expected, "user", key_of(request))
+        given = Feedback(body.id, body.thumb, body.score, body.comment, body.expected, "user", key_of(request))
         if capture is not None and capture.counts.waiting:
             capture.flush(timeout=5.0)
         return FeedbackGiven(feedback=store.add_feedback(given))

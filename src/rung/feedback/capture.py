@@ -16,13 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
 from rung.data.rows import place_of
-from rung.errors import ConfigError, MachineError
+from rung.errors import ConfigError, MachineError, needed_by
 from rung.feedback.records import Interaction
 from rung.feedback.store import FeedbackStore
 
 CaptureMode = Literal["off", "sampled", "on"]
 BATCH = 256  # interactions in one transaction
 GATHER = 0.05  # seconds that a batch may wait for more interactions
+OWN_SECONDS = 2.0  # for one text and one pattern of the user
 RETRY = 1.0  # seconds between attempts while the store cannot be written
 
 _API_KEY = r"""
@@ -64,6 +65,21 @@ class Pattern:
         return self.regex.sub(lambda m: f"[{self.name}]" if self.check(m.group()) else m.group(), text)
 
 
+@dataclass(frozen=True, slots=True)
+class OwnPattern:
+    """A pattern of the user, which may take very long on some text: after `OWN_SECONDS` the whole text is replaced."""
+
+    name: str
+    regex: Any
+
+    def apply(self, text: str) -> str:
+        """Redact a text; the interpreter's lock is free meanwhile."""
+        try:
+            return str(self.regex.sub(lambda _: f"[{self.name}]", text, timeout=OWN_SECONDS, concurrent=True))
+        except TimeoutError:
+            return f"[{self.name}: not matched within {OWN_SECONDS:g} s]"
+
+
 BUILT_IN: Mapping[str, Pattern] = {
     "api-key": Pattern("api-key", re.compile(_API_KEY, re.VERBOSE)),
     "email": Pattern("email", re.compile(_EMAIL)),
@@ -84,11 +100,13 @@ class Redactor:
         if unknown := [name for name in names if name not in BUILT_IN]:
             hint = f"choose {', '.join(BUILT_IN)}"
             raise ConfigError("unknown-name", f"no pattern is named {unknown[0]!r}", hint=hint)
-        self.patterns = [BUILT_IN[name] for name in names]
-        for name, regex in (own or {}).items():
+        self.patterns: list[Pattern | OwnPattern] = [BUILT_IN[name] for name in names]
+        for name, expression in (own or {}).items():
+            with needed_by("a pattern of your own", extra="serve"):
+                import regex
             try:
-                self.patterns.append(Pattern(name, re.compile(regex)))
-            except re.error as error:
+                self.patterns.append(OwnPattern(name, regex.compile(expression)))
+            except regex.error as error:
                 problem = f"the pattern {name!r} is not a regular expression: {error}"
                 raise ConfigError("bad-option", problem, hint="use the syntax of Python's `re`") from None
 
@@ -99,18 +117,25 @@ class Redactor:
         return text
 
     def value(self, value: Any) -> Any:
-        """Redact the texts in a JSON value; keys come from the task and stay."""
+        """Redact the texts in a JSON value, keys included; keys that become alike are numbered."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, Mapping):
-            return {key: self.value(item) for key, item in value.items()}
+            redacted: dict[str, Any] = {}
+            for key, item in value.items():
+                name = unique = self.text(str(key))
+                while unique in redacted:
+                    unique = f"{name} {len(redacted) + 1}"
+                redacted[unique] = self.value(item)
+            return redacted
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
 
     def interaction(self, row: Interaction) -> Interaction:
         """Redact inputs and response; `split` and `input_id` stay those of the original inputs."""
-        return replace(row, inputs=self.value(row.inputs), actual=self.text(row.actual))
+        inputs = {column: self.value(value) for column, value in row.inputs.items()}  # columns come from the task
+        return replace(row, inputs=inputs, actual=self.text(row.actual))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,11 @@ must be safe to repeat: each insert carries a unique key.
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar
@@ -35,6 +38,7 @@ Result = TypeVar("Result")
 
 HEAD = "0003"  # the newest migration
 PATIENCE = 30.0  # seconds
+_NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READONLY")
 _LOCK = 0x52756E67  # PostgreSQL's advisory lock for migrations: "Rung"
 # SQLSTATEs after which the same transaction may succeed: shutdown, crash, starting up, serialization, deadlock,
 # too many connections; class 08 is a lost connection.
@@ -59,20 +63,25 @@ _EXPLAINED = (
 class StoreDatabase:
     """Opens, migrates, retries, and turns the driver's errors into Rung's."""
 
-    def __init__(self, location: str | Path = STORE, *, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, location: str | Path = STORE, *, patience: float = PATIENCE, redact: Callable[[str], str] = str
+    ) -> None:
         """Open an SQLite file or a URL (postgresql://user:password@host/name); create or migrate it where needed.
 
-        A lost connection or a held lock is retried for `patience` seconds.
+        A lost connection or a held lock is retried for `patience` seconds. `redact` is applied to what reviewers and
+        users write. Only the owner may read a new file.
 
         Raises:
             ConfigError: `bad-option`.
             MachineError: `missing-extra`, `store-newer` or `store-failed`.
         """
         self.url = _url(location)
-        self.patience = patience
+        self.patience, self.redact = patience, redact
         self.dialect = self.url.get_backend_name()
+        self._alone = False  # whether no shared memory is used
         self._engine = self._connect()
         try:
+            self._identity = self._made()
             self._migrate()
         except BaseException:
             self._engine.dispose()
@@ -86,16 +95,40 @@ class StoreDatabase:
     def run(self, kind: TransactionKind, work: Callable[[Connection], Result]) -> Result:
         """Do `work` in one transaction and return its result; a failing database is a MachineError, `store-failed`."""
         engine = self._engine.execution_options(rung=kind)
+        if kind != "read" and self._file is not None and _identity(self._file) != self._identity:
+            problem, hint = (
+                f"{self.name} was removed or replaced",
+                "put it back and start again; nothing is written now",
+            )
+            raise MachineError("store-failed", problem, hint=hint)
         start, wait = time.monotonic(), 0.05
         while True:
             try:
                 with engine.begin() as connection:
                     return work(connection)
+            except UnicodeDecodeError as error:
+                raise damaged(f"{self.name}: {error}") from error
             except exc.DBAPIError as error:
+                if kind == "read" and self._without_shared_memory(error):
+                    engine = self._engine.execution_options(rung=kind)
+                    continue
                 if not self._transient(error) or time.monotonic() - start + wait > self.patience:
                     self._raise(error)
             time.sleep(wait)
             wait = min(2 * wait, 1.0)
+
+    def compact(self) -> None:
+        """Let what was deleted leave the file."""
+        if self._file is not None:
+            try:
+                with closing(sqlite3.connect(self._file, timeout=self.patience)) as connection:
+                    connection.execute("VACUUM")
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:
+                raise MachineError(
+                    "store-failed", f"what was deleted is still in the free pages of {self.name}: {error}",
+                    hint="free some space, end what uses the store, and purge again",
+                ) from error  # fmt: skip
 
     def close(self) -> None:
         """Close every connection."""
@@ -110,7 +143,7 @@ class StoreDatabase:
     def _connect(self) -> sa.Engine:
         if self.dialect == "sqlite":
             engine = sa.create_engine(self.url, connect_args={"timeout": self.patience})
-            sa.event.listen(engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine, "connect", _prepare_alone if self._alone else _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
             return engine
         try:
@@ -120,6 +153,32 @@ class StoreDatabase:
             raise MachineError(
                 "missing-extra", f"{self.name} needs psycopg", hint="uv pip install 'rung[postgres]'"
             ) from missing
+
+    @property
+    def _file(self) -> Path | None:
+        """The file of an SQLite store."""
+        return Path(self.url.database or "") if self.dialect == "sqlite" else None
+
+    def _made(self) -> tuple[int, int] | None:
+        """Make the file of a new store, which only its owner may read, and identify it."""
+        if self._file is None:
+            return None
+        with suppress(FileExistsError, OSError):  # opening it gives a better error
+            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        return _identity(self._file)
+
+    def _without_shared_memory(self, error: exc.DBAPIError) -> bool:
+        """Read on without the file of shared memory, which a full disk or a read-only folder does not let SQLite make.
+
+        The store is locked for other processes meanwhile; it is not, where one of them has made that file.
+        """
+        name = str(getattr(error.orig, "sqlite_errorname", ""))
+        if self.dialect != "sqlite" or self._alone or not name.startswith(_NO_ROOM):
+            return False
+        self._alone = True
+        self._engine.dispose()
+        self._engine = self._connect()
+        return True
 
     def _migrate(self) -> None:
         version = self.run("read", _version)
@@ -195,6 +254,25 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _prepare_alone(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another one that took its name; None if there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def damaged(problem: str) -> MachineError:
+    """The error of a store whose contents cannot be read."""
+    return MachineError("store-failed", f"the store is damaged: {problem}", hint="restore a copy of it")
 
 
 def _begin_sqlite(connection: Connection) -> None:

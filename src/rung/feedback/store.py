@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rung.errors import DataError
-from rung.feedback.database import StoreDatabase, corrections, feedback, interactions, promotions, sa
+from rung.feedback.database import StoreDatabase, corrections, damaged, feedback, interactions, promotions, sa
 from rung.feedback.records import (
     EVERYTHING,
     FINISHED,
@@ -138,7 +138,8 @@ class FeedbackStore(StoreDatabase):
 
     def add_feedback(self, given: Feedback) -> int:
         """Store feedback durably; return its number."""
-        values = {**asdict(given), "at": given.at or datetime.now(UTC)}
+        values = {**asdict(given), "at": given.at or datetime.now(UTC), "comment": self.redact(given.comment)}
+        values["expected"] = self.redact(given.expected or "").strip() or None
         del values["number"]
         return self._add(feedback, given.interaction, values)
 
@@ -161,7 +162,7 @@ class FeedbackStore(StoreDatabase):
         """
         if not expected.strip():
             raise DataError("missing-field", f"the expected response to {id} is empty", hint="write what was expected")
-        return self._add(corrections, id, _entry(id, reviewer, comment, expected))
+        return self._add(corrections, id, _entry(id, reviewer, self.redact(comment), self.redact(expected)))
 
     def undo(self, id: str, reviewer: str, comment: str = "") -> int:  # noqa: A002
         """Undo the correction in force by adding an entry; the correction before it is in force again.
@@ -177,7 +178,7 @@ class FeedbackStore(StoreDatabase):
                 raise DataError("nothing-to-undo", f"{id} has no correction", hint="`rung failures show` lists them")
             return {"undoes": current.number}
 
-        return self._add(corrections, id, _entry(id, reviewer, comment, None), undoes)
+        return self._add(corrections, id, _entry(id, reviewer, self.redact(comment), None), undoes)
 
     def history(self, id: str) -> list[Correction]:  # noqa: A002
         """Every correction and undoing of an interaction, oldest first."""
@@ -200,6 +201,19 @@ class FeedbackStore(StoreDatabase):
             return int(connection.execute(sa.insert(table).values(row).returning(table.c.number)).scalar_one())
 
         return self.run("durable", work)
+
+    def purge(self, before: datetime) -> int:
+        """Delete interactions from before a moment, with their feedback and corrections; return how many they were."""
+        old = sa.select(interactions.c.id).where(interactions.c.at < before)
+
+        def work(connection: Connection) -> int:
+            for table in (feedback, corrections):
+                connection.execute(sa.delete(table).where(table.c.interaction.in_(old)))
+            return connection.execute(sa.delete(interactions).where(interactions.c.at < before)).rowcount
+
+        count = self.run("durable", work)
+        self.compact()
+        return count
 
     # ---- promotions
 
@@ -317,7 +331,10 @@ def _record(kind: type[StoredRecord], row: Row[Any]) -> StoredRecord:
     values = {name: getattr(row, name) for name in kind.__match_args__}
     for name in ("inputs", "evidence"):
         if name in values:
-            values[name] = json.loads(values[name])
+            try:
+                values[name] = json.loads(values[name])
+            except ValueError as error:
+                raise damaged(f"{name} of an entry: {error}") from error
     return kind(**values)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 import threading
@@ -44,8 +45,12 @@ class ApiKey:
 
 
 def read_keys(file: Path) -> list[ApiKey]:
-    """Read a key file; raise ConfigError if it cannot be read, or if a line is not a key."""
+    """Read a key file; raise ConfigError if it cannot be read, if others may write it, or if a line is not a key."""
     try:
+        status = file.stat()
+        if status.st_mode & 0o022 or status.st_uid not in (0, os.geteuid()):
+            hint = f"chown it to the user of the server, and: chmod 600 {file}"
+            raise ConfigError("key-file-unsafe", f"others may write {file}, and so make keys", hint=hint)
         lines = file.read_text("utf-8").splitlines()
     except OSError as error:
         hint = f"make a key first: rung keys create --key-file {file}"
@@ -100,7 +105,10 @@ class KeyRing:
         self._file, self._clock = file, clock
         self._lock = threading.Lock()
         self._seen = self._stamp()
-        self._keys = read_keys(file)
+        if not (keys := read_keys(file)):
+            hint = f"make one: rung keys create --key-file {file}"
+            raise ConfigError("key-needed", f"{file} has no key, so nobody could ask", hint=hint)
+        self._keys = keys
         self._buckets: dict[str, tuple[float, float]] = {}  # tokens left, and when that was
 
     def find(self, secret: str) -> ApiKey | None:
