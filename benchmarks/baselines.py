@@ -139,7 +139,7 @@ MADE: dict[str, Callable[[Path, random.Random], tuple[str, Rows, Rows]]] = {
 }  # fmt: skip
 SHIPPED = {
     "sroie": ("sroie", {}), "scitldr": ("scitldr", {}), "text_to_sql": ("text_to_sql", {}),
-    "documents": ("documents", {"constraints": "{}"}),
+    "documents": ("documents", {}),
     "banking77-5": ("banking77", {"data.train_per_label": "5"}),
     "banking77-10": ("banking77", {"data.train_per_label": "10"}),
 }  # fmt: skip

@@ -13,6 +13,7 @@ from rung.climbing.arms import Paces
 from rung.climbing.options import ClimbOptions
 from rung.climbing.plan import plan_rows
 from rung.climbing.run import climb
+from rung.climbing.worth import Worth
 from rung.rungs import Features, FewShot, build, names
 from rung.rungs.base import Cost
 
@@ -142,3 +143,12 @@ def test_estimates_are_corrected_by_arms_of_the_same_model_only():
     assert [paces.row_seconds("x", each) for each in (encoder, none)] == [0.1, 0.1]
     assert [paces.fit_seconds(each, trains=False) for each in (encoder, none)] == [2.0, 2.0]
     assert paces.fit_seconds(model, trains=False) == pytest.approx(120.0)
+
+
+def test_where_there_are_documents_what_reads_none_promises_less():
+    worth = Worth("text")
+    closed, plain = (worth.share("lora", "parameter-efficient", closed_book=each) for each in (True, False))
+    assert closed.mean < worth.share("retrieval", "retrieval").mean
+    assert closed.mean < plain.mean
+    worth.learn("lora", "parameter-efficient", 0.9, 0.2)  # what is measured counts more than the guess
+    assert worth.share("lora", "parameter-efficient", closed_book=True).mean > closed.mean

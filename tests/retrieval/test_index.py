@@ -231,6 +231,16 @@ def test_a_weight_is_learned_from_thirty_queries(built):
         learn_weight(built, queries[:29], SearchSettings())
 
 
+def test_another_weight_of_the_same_search_searches_nothing_again(built, monkeypatch):
+    fresh = {weight: built.search(["card payment"], 3, SearchSettings(weight=weight)) for weight in (0.1, None)}
+    other = built.search(["lost luggage"], 3)
+    built.search(["card payment"], 3)
+    monkeypatch.setattr(type(built), "_candidates", lambda *arguments: pytest.fail("it searched again"))
+    assert {weight: built.search(["card payment"], 3, SearchSettings(weight=weight)) for weight in fresh} == fresh
+    monkeypatch.undo()
+    assert built.search(["lost luggage"], 3) == other
+
+
 def test_the_index_of_a_task_lies_in_the_cache(base, encoder):
     (base / "rows.csv").write_text("q,a\nx,y\n")
     file = base / "task.yaml"

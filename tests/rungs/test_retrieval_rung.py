@@ -17,6 +17,8 @@ from rung.engines.opening import open_encoder, open_engine
 from rung.errors import ArtifactError, ConfigError
 from rung.evaluation.rag_metrics import FaithfulnessJudge, sources
 from rung.evaluation.scoring import cases, metric_of
+from rung.machine import this_machine
+from rung.models.reference import resolve
 from rung.retrieval import build as build_module
 from rung.retrieval.build import build_index
 from rung.retrieval.chunking import sentence_spans
@@ -24,7 +26,7 @@ from rung.retrieval.fitting import learn_weight
 from rung.retrieval.index import SearchSettings
 from rung.retrieval.passage import Citation, span_recall
 from rung.retrieval.retriever import LOCATION
-from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, TfidfSentence, build
+from rung.rungs import FewShot, LoRA, Retrieval, SentenceSelection, TfidfSentence, build, get
 from rung.task import Task
 from rung.training.examples import tokenize
 
@@ -336,3 +338,13 @@ def test_spans_that_say_nothing_are_refused(place, tmp_path):
     file.write_text("\n".join([json.dumps(empty), *lines[1:]]), "utf-8")
     (row,) = [r for r in Task.load(tmp_path / "x" / "task.yaml").read().validation if r.inputs["question"] == "q?"]
     assert (row.outputs, row.spans) == ((NOT_IN_DOCUMENTS,), ())
+
+
+def test_sentences_compared_by_words_are_estimated_without_reading_them(documents, plain, rows):
+    words, vectors = (
+        get(name, documents).estimate(plain, rows, this_machine()) for name in ("tfidf-sentence", "sentence-selection")
+    )
+    assert words.row_tokens < 100 < vectors.row_tokens
+    assert words.row_flops < vectors.row_flops / 10
+    whole = 2 * resolve("embedded-encoder").parameters * vectors.row_tokens
+    assert vectors.row_flops < 0.6 * whole  # half of a small encoder is a table, which is only looked up

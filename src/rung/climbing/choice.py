@@ -80,7 +80,8 @@ def leading(state: ClimbState) -> Belief:
 def expected(state: ClimbState, rung: Rung, base: Arm, name: str, cost: Cost, leader: Belief) -> Prospect:
     """Say what is expected of a rung on top of a base, corrected by what was measured."""
     own = score_belief(state.scores(base, state.search))
-    promise = state.worth.promise(rung, base.depth + 1, own, leader, state.margin)
+    closed = state.task.corpus is not None and not rung.reads_corpus and state.some(base).retriever is None
+    promise = state.worth.promise(rung, base.depth + 1, own, leader, state.margin, closed_book=closed)
     fit = state.paces.fit_seconds(cost, trains=rung.trains_weights)
     pace = state.paces.row_seconds(name, cost)
     n = len(state.search) or len(state.confirm)

@@ -64,6 +64,9 @@ DEFAULT = SearchSettings()
 # ---- fusion
 
 
+Ranked = tuple[Ids, Floats] | None  # row ids and scores, best first; None where a search was not made
+
+
 def fuse(dense: tuple[Ids, Floats] | None, words: tuple[Ids, Floats] | None, weight: float | None) -> dict[int, float]:
     """Score every candidate, best first; ties go to the smaller row id.
 
@@ -161,6 +164,7 @@ class Index:
     def __init__(self, folder: IndexLocation, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self._table = PassageTable(open_location(folder).tables, manifest.table, len(manifest.corpus.metadata))
+        self._searched: tuple[object, list[tuple[Ranked, Ranked]]] | None = None  # the last search and its key
 
     @classmethod
     def open(cls, folder: IndexLocation) -> Self:
@@ -246,7 +250,14 @@ class Index:
         return hits if rerank is None else _reranked(queries, hits, rerank, k)
 
     def _fused(self, queries: Sequence[str], settings: SearchSettings) -> list[dict[int, float]]:
-        """Search by words, by meaning or by both, and score the candidates of every query."""
+        """Score the candidates of every query; for another weight of the same search, nothing is searched again."""
+        key = (tuple(queries), replace(settings, weight=None))
+        if (last := self._searched) is None or last[0] != key:
+            self._searched = last = (key, self._candidates(queries, settings))
+        return [fuse(by_meaning, by_words, settings.weight) for by_meaning, by_words in last[1]]
+
+    def _candidates(self, queries: Sequence[str], settings: SearchSettings) -> list[tuple[Ranked, Ranked]]:
+        """Search by words, by meaning or by both."""
         where = condition(settings.filters, self.manifest.corpus.metadata)
         dense = words = None
         if settings.mode != "bm25":
@@ -255,8 +266,7 @@ class Index:
             asked = [" ".join(dict.fromkeys(terms(query))) for query in queries]
             words = self._table.matching(asked, settings.candidates, where)
         none = [None] * len(queries)
-        pairs = zip(dense or none, words or none, strict=True)
-        return [fuse(by_meaning, by_words, settings.weight) for by_meaning, by_words in pairs]
+        return list(zip(dense or none, words or none, strict=True))
 
     def _choose(self, rows: list[tuple[dict[str, Any], float]], k: int, duplicate: float) -> list[Passage]:
         """Leave out near-duplicates of better passages, and keep the first k."""

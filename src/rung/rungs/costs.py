@@ -6,6 +6,9 @@ al. 2020, https://arxiv.org/abs/2001.08361, section 2.1).
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from rung.artifact.artifact import Artifact
 from rung.artifact.costs import FORWARD, SAMPLE, Sizes, tokenizer_of
 from rung.artifact.lexical import lexical_flops
@@ -34,11 +37,16 @@ def base_bytes(files: ModelFiles, quantization: str) -> int:
     """Estimate the memory of the base model's weights: float32, of linear layers in 4 bits where it is quantized."""
     if not quantization:
         return 4 * files.parameters
-    config = read_settings(files.folder / "config.json")
-    config = config.get("text_config", config)
-    table = int(config["vocab_size"] * config["hidden_size"])
+    config, table = _table(files)
     embeddings = table if config.get("tie_word_embeddings", True) else 2 * table
     return round(4 * embeddings + NF4_BYTES * (files.parameters - embeddings))
+
+
+def _table(files: ModelFiles) -> tuple[dict[str, Any], int]:
+    """The configuration of a model, and the parameters of its table of token vectors."""
+    config = read_settings(files.folder / "config.json")
+    config = config.get("text_config", config)
+    return config, int(config["vocab_size"] * config["hidden_size"])
 
 
 def text_tokens(artifact: Artifact, data: Data) -> float:
@@ -71,6 +79,13 @@ def forward_cost(parameters: int, tokens: float, machine: Machine, *, fit_rows: 
         row_seconds=machine.inference_seconds(flops),
         memory_bytes=4 * parameters + ACTIVATION_BYTES,
     )
+
+
+def encoder_cost(encoder: str, tokens: float, machine: Machine, *, fit_rows: int) -> Cost:
+    """Estimate the cost of an encoder that reads `tokens` a row; its table of token vectors is only looked up."""
+    files = resolve(encoder)
+    cost = forward_cost(files.parameters - _table(files)[1], tokens, machine, fit_rows=fit_rows)
+    return replace(cost, memory_bytes=4 * files.parameters + ACTIVATION_BYTES)
 
 
 def lexical_cost(artifact: Artifact, data: Data, machine: Machine, *, heads: int = 0) -> Cost:

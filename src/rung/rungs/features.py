@@ -30,7 +30,7 @@ from rung.models.reference import is_endpoint, resolve
 from rung.progress import QUIET, Progress
 from rung.prompts.prompt import verbalize
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
-from rung.rungs.costs import forward_cost, lexical_cost, sizes
+from rung.rungs.costs import encoder_cost, forward_cost, lexical_cost, sizes
 from rung.rungs.linear import ROTATED, train_head, train_label_heads
 
 FEWER_TERMS = 30_000  # of each block where there are so many rows that the head is fitted on the terms themselves
@@ -86,8 +86,10 @@ class Features(Rung):
         if self.encoder is None:
             return lexical
         s = sizes(artifact, data)
-        parameters = resolve(self.encoder).parameters if self.encoder else s.parameters
-        encoding = forward_cost(parameters, s.question, machine, fit_rows=len(data.train))
+        if self.encoder:
+            encoding = encoder_cost(self.encoder, s.question, machine, fit_rows=len(data.train))
+        else:
+            encoding = forward_cost(s.parameters, s.question, machine, fit_rows=len(data.train))
         seconds = encoding.fit_seconds + lexical.fit_seconds
         return replace(encoding, fit_seconds=seconds)
 

@@ -33,11 +33,12 @@ from rung.retrieval.index import FEWEST_LABELLED, Index, SearchSettings
 from rung.retrieval.passage import Passage, holds_answer
 from rung.retrieval.retriever import Order, Retriever
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Fraction, Rung, rung, skip
-from rung.rungs.costs import forward_cost, inference_cost, sizes
+from rung.rungs.costs import encoder_cost, inference_cost, sizes
 from rung.rungs.features import sklearn_missing
 from rung.task import Task
 from rung.training.config import Count
 
+SEARCH_SECONDS = 0.02  # to find a question's passages and cut them into sentences, for estimates
 TYPICAL_TOKENS = 220  # of a passage with its number and title, for estimates
 SAMPLE = 32  # rows whose passages give the mean length
 WIDER = 3  # times k passages are searched to measure the order, since those with the answer are set apart
@@ -271,9 +272,14 @@ class SentenceSelection(Rung):
         """One pass of the encoder over the question and the sentences of the passages. The index is not counted."""
         assert self.task is not None
         assert self.task.corpus is not None
-        parameters = resolve(self.task.corpus.encoder).parameters
-        tokens = sizes(artifact, data).question + min(self.k * TYPICAL_TOKENS, self.token_budget)
-        return forward_cost(parameters, tokens, machine, fit_rows=min(MOST_ROWS, len(data.train)))
+        tokens = sizes(artifact, data).question + self.encoded_tokens()
+        cost = encoder_cost(self.task.corpus.encoder, tokens, machine, fit_rows=min(MOST_ROWS, len(data.train)))
+        searched = SEARCH_SECONDS * (1 + min(MOST_ROWS, len(data.train)))
+        return replace(cost, fit_seconds=cost.fit_seconds + searched, row_seconds=cost.row_seconds + SEARCH_SECONDS)
+
+    def encoded_tokens(self) -> int:
+        """The tokens of the passages whose sentences the encoder reads for a question."""
+        return min(self.k * TYPICAL_TOKENS, self.token_budget)
 
     def lexicon(self, index: Index) -> Lexicon | None:
         """The terms that sentences are compared by, where no encoder compares them."""
@@ -321,6 +327,10 @@ class TfidfSentence(SentenceSelection):
         """TF-IDF needs scikit-learn."""
         plain = super().suits(artifact, data)
         return sklearn_missing() if plain.applies else plain
+
+    def encoded_tokens(self) -> int:
+        """None: words are compared."""
+        return 0
 
     def lexicon(self, index: Index) -> Lexicon:
         """The words of all sentences."""

@@ -19,14 +19,14 @@ from rung.data.rows import Data, labels_of
 from rung.data.texts import number_text
 from rung.evaluation.metrics.text import token_f1
 from rung.machine import Machine
-from rung.models.reference import resolve
 from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
-from rung.rungs.costs import forward_cost, lexical_cost, sizes
+from rung.rungs.costs import encoder_cost, lexical_cost, sizes
 from rung.rungs.features import answering_alone, head_key, lexicon_of, sklearn_missing, texts_of, vectors_of
 from rung.rungs.linear import train_number
 
 MOST_COMPARED = 200  # answers compared with each other to find the most typical one
+SECONDS_A_PAIR = 5e-5  # of it, for estimates
 
 
 class Yardstick(Rung):
@@ -62,9 +62,10 @@ class Majority(Yardstick):
     """
 
     def estimate(self, artifact: Artifact, data: Data, machine: Machine) -> Cost:
-        """Counting costs almost nothing."""
-        del artifact, machine
-        return Cost(0, 0.0, 1e-5 * len(data.train), 0, 0.0, 0.0, 0)
+        """Counting costs almost nothing; texts that are all different are compared with each other."""
+        del machine
+        compared = min(MOST_COMPARED, len(data.train)) if artifact.signature.kind == "text" else 0
+        return Cost(0, 0.0, 1e-5 * len(data.train) + SECONDS_A_PAIR * compared**2, 0, 0.0, 0.0, 0)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Count the answers."""
@@ -133,8 +134,7 @@ class NearestRow(Yardstick):
         """One reading of the training rows."""
         if self.encoder is None:
             return lexical_cost(artifact, data, machine)
-        parameters = resolve(self.encoder).parameters
-        return forward_cost(parameters, sizes(artifact, data).question, machine, fit_rows=len(data.train))
+        return encoder_cost(self.encoder, sizes(artifact, data).question, machine, fit_rows=len(data.train))
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
         """Take the training rows as the table."""
@@ -182,8 +182,7 @@ class NumberRidge(Yardstick):
         lexical = lexical_cost(artifact, data, machine, heads=1)
         if self.encoder is None:
             return lexical
-        parameters = resolve(self.encoder).parameters
-        cost = forward_cost(parameters, sizes(artifact, data).question, machine, fit_rows=len(data.train))
+        cost = encoder_cost(self.encoder, sizes(artifact, data).question, machine, fit_rows=len(data.train))
         return replace(cost, fit_seconds=cost.fit_seconds + lexical.fit_seconds)
 
     def fit(self, artifact: Artifact, data: Data, *, progress: Progress = QUIET) -> Artifact:
