@@ -115,7 +115,7 @@ def test_the_tokenizer_is_the_embedded_models(converted, embedded):
     for text in ("Hello 2024, naïve 银行 🙂\n\n", "<|im_start|>user\nhi<|im_end|>"):
         assert ours.encode(text) == theirs.encode(text)
         assert max(ours.encode(text)) < ours.vocabulary_size
-    assert (ours.bos_id, ours.eos_ids, ours.pad_id) == (1, frozenset({2}), 2)
+    assert (ours.bos_id, ours.eos_ids, ours.pad_id) == (1, frozenset({0, 2}), 2)  # <|endoftext|> and <|im_end|>
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +281,16 @@ def test_a_file_without_some_tensors_is_refused(file, tmp_path):
     finish(writer)
     with pytest.raises(ModelError, match=r"lacks 1 tensors of its model, such as model.layers.0.mlp.up_proj.weight"):
         resolve(str(path))
+
+
+@pytest.mark.parametrize(("pre", "begins"), [("gpt-2", False), ("qwen2", False), ("llama-bpe", True), ("tekken", True)])
+@pytest.mark.parametrize("said", [None, True, False])
+def test_a_text_begins_as_in_llama_cpp_where_the_file_does_not_say(pre, begins, said):
+    metadata = {
+        "general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": ["<s>", "a"], "tokenizer.ggml.token_type": [3, 1], "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.bos_token_id": 0,
+    }  # fmt: skip
+    if said is not None:
+        metadata["tokenizer.ggml.add_bos_token"] = said
+    assert gguf_tokenizer.build(metadata, "m.gguf").adds_bos is (begins if said is None else said)

@@ -67,7 +67,9 @@ def test_the_template_in_go_and_the_modelfile(tokenizer):
     assert modelfile(tokenizer(LLAMA3), 9).startswith("# The model's own template strips white space")
     lines = modelfile(loaded, 2048, 'Be "kind".\n\nBe brief.').splitlines()
     assert lines[3:6] == ['SYSTEM """Be "kind".', "", 'Be brief."""']
-    assert "SYSTEM" not in modelfile(loaded, 2048, 'No """.')
+    unwritten = modelfile(loaded, 2048, 'No """.')
+    assert "SYSTEM" not in unwritten
+    assert "clients have to send it" in unwritten.splitlines()[0]
 
 
 @pytest.mark.parametrize(

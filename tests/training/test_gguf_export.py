@@ -11,7 +11,7 @@ from rung.engines.base import GenerateRequest, Sampling
 from rung.engines.opening import open_torch
 from rung.errors import EngineError
 from rung.export.gguf import write_gguf
-from rung.models.gguf import read_metadata
+from rung.models.gguf import WHOLE_WORDS, read_metadata
 from rung.models.reference import resolve
 from rung.models.tokenizer import Tokenizer
 
@@ -30,6 +30,13 @@ LLAMA3 = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
+LONGROPE = {
+    "max_position_embeddings": 4096, "original_max_position_embeddings": 1024,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1 + i / 8 for i in range(8)],
+        "long_factor": [2.0 + i for i in range(8)], "original_max_position_embeddings": 1024,
+    },
+}  # fmt: skip
 A = 3 + 64  # the letter a, behind the special tokens
 MODELS = {
     "llama": ("Llama", {}),
@@ -42,10 +49,17 @@ MODELS = {
     "gemma": ("Gemma", {"head_dim": 32}),
     "gemma2": ("Gemma2", {**GEMMA, "num_hidden_layers": 3}),
     "gemma3": ("Gemma3", {**GEMMA, "num_hidden_layers": 7}),
+    "mistral": ("Mistral", {"head_dim": 32, "sliding_window": None}),
+    "phi3": ("Phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "phi3-longrope": ("Phi3", LONGROPE),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "olmo": ("Olmo", {"clip_qkv": 1.0}),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", {"num_hidden_layers": 5, "sliding_window": 8}),
 }
 
 
-def byte_level(folder, splitter):
+def byte_level(folder, splitter, special=("<unk>", "<|start|>", "<|end|>")):
     """Train byte-level BPE with 300 tokens on the text, with this pre-tokenizer, and write it to the folder."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, trainers
@@ -54,10 +68,9 @@ def byte_level(folder, splitter):
     backend = Backend(models.BPE())
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<|start|>", "<|end|>"]
     alphabet = ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=300, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )  # fmt: skip
     backend.train_from_iterator([TEXT] * 9, trainer)
     save_tokenizer(backend, folder, {"bos_token": "<|start|>", "eos_token": "<|end|>", "add_bos_token": False})
@@ -153,10 +166,10 @@ def same_tokens(folder, spoken):
     assert logprobs(folder / "m.gguf", sentence, size, spoken) == ours
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "tekken"])
 def test_llama_cpp_reads_text_as_the_same_tokens(tmp_path, name):
     byte_level(tmp_path, splitter(name))
-    if name == "llama-bpe":
+    if name in WHOLE_WORDS:
         definition = json.loads((tmp_path / "tokenizer.json").read_text())
         definition["model"]["ignore_merges"] = True
         (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
@@ -169,6 +182,41 @@ def test_llama_cpp_reads_text_as_the_same_sentencepiece_tokens(tmp_path, prefix)
     sentencepiece(tmp_path, prefix)
     vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
     same_tokens(tmp_path, vocabulary["a"])
+
+
+def test_texts_end_where_llama_cpp_ends_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    usual, own = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"), ("<|mine|>", "<|turn|>", "<|no|>")
+    special = ("<unk>", "<|start|>", *usual, *own)
+    source = tmp_path / "source"
+    source.mkdir()
+    build(source, "Llama", {}, byte_level(source, splitter("llama-bpe"), special))
+    definition = json.loads((source / "tokenizer.json").read_text())
+    definition["model"]["ignore_merges"] = True
+    (source / "tokenizer.json").write_text(json.dumps(definition))
+    ids = {token: special.index(token) for token in special}
+    ends = [ids["<|mine|>"], ids["<|end|>"], ids["<|turn|>"]]
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m.content }}<|turn|>{% endfor %}"
+    (source / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"eos_token": "<|mine|>", "chat_template": template})
+    )
+    write_gguf(source, tmp_path / "m.gguf", precision="f32")
+    requests = [{**greedy([A + 6], 3), "logit_bias": [[ids[token], 1000.0]]} for token in special]
+    theirs = {
+        token
+        for token, answer in zip(special, ask(tmp_path / "m.gguf", requests), strict=True)
+        if answer["choices"][0]["finish_reason"] == "stop"
+    }
+    read = Tokenizer.load(resolve(str(tmp_path / "m.gguf")).folder)
+    assert {read.token(i) for i in read.eos_ids} == theirs == {*usual, "<|mine|>", "<|turn|>"}
+    assert (read.eos_id, read.adds_bos) == (ids["<|mine|>"], False)
+    config = {"eos_token_id": [*ends, ids["<|no|>"]]}  # two more than there are keys for
+    (source / "generation_config.json").write_text(json.dumps(config))
+    (source / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|mine|>"}))
+    with pytest.raises(EngineError, match="answers end at"):
+        write_gguf(source, tmp_path / "n.gguf", precision="f32")
 
 
 def test_eight_bits_are_the_quantized_tensors(tmp_path):
@@ -187,7 +235,9 @@ def test_eight_bits_are_the_quantized_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "settings", "message"),
     [
-        ("Mistral", {}, "MistralForCausalLM"),
+        ("Mixtral", {"num_local_experts": 2}, "MixtralForCausalLM"),
+        ("Mistral", {"sliding_window": 64}, "window of 64"),
+        ("SmolLM3", {"no_rope_layer_interval": 3, "num_hidden_layers": 3}, "rotary"),
         ("Llama", {"hidden_act": "relu"}, "relu"),
         ("Gemma2", {**GEMMA, "query_pre_attn_scalar": 99}, "query_pre_attn_scalar 99"),
         ("Gemma2", {**GEMMA, "layer_types": ["full_attention"] * 2}, "pattern"),

@@ -1,9 +1,9 @@
 """A model folder as one GGUF file: the architecture, its tensors and its tokenizer as llama.cpp reads them.
 
-It writes Llama, Qwen2, Qwen3, Gemma, Gemma2 and Gemma3, one tensor at a time, so that memory holds only one. llama.cpp
-has some facts of a family built in (patterns of sliding windows, the scale of attention). A model that deviates from
-them is refused: it would run and be wrong. llama.cpp also knows pre-tokenizers by name and not by their rules, so a
-tokenizer is only written when one of the names in `rung.models.gguf` splits text as it does.
+It writes the architectures of `FAMILIES`, one tensor at a time, so that memory holds only one. llama.cpp has some facts
+of a family built in (patterns of sliding windows, the scale of attention). A model that deviates from them is refused:
+it would run and be wrong. llama.cpp also knows pre-tokenizers by name and not by their rules, so a tokenizer is only
+written when one of the names in `rung.models.gguf` splits text as it does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from rung.engines.base import Floats
 from rung.errors import EngineError, ModelError, needed_by
-from rung.models.gguf import CONTROL, USER_DEFINED, pre_tokenizer
+from rung.models.gguf import CONTROL, ENDS, USER_DEFINED, WHOLE_WORDS, pre_tokenizer
 from rung.models.messages import end_token
 from rung.models.tokenizer import Tokenizer
 from rung.progress import QUIET, Progress
@@ -41,6 +41,9 @@ class Family:
     norm_shift: float = 0.0  # added to the weights of norms: Gemma's are stored minus one
     pairs: bool = False  # rotary embeddings rotate neighbouring values, not halves: queries and keys are reordered
     window_period: int = 0  # the last of every `window_period` layers attends to everything; 0: all layers do
+    windowless: bool = False  # llama.cpp ignores a window: the model must not have one within its context
+    rotated: int = 0  # the last of every so many layers has no rotary embeddings; 0: all have
+    layer_norm: bool = False  # norms subtract the mean, and have no weights
     odd_scale_layers: int = 0  # with this many layers attention is scaled by hidden size over heads, not by head size
 
 
@@ -51,6 +54,12 @@ FAMILIES = {
     "GemmaForCausalLM": Family("gemma", "gelu", norm_shift=1.0),
     "Gemma2ForCausalLM": Family("gemma2", "gelu", norm_shift=1.0, window_period=2, odd_scale_layers=46),
     "Gemma3ForCausalLM": Family("gemma3", "gelu", norm_shift=1.0, window_period=6, odd_scale_layers=62),
+    "MistralForCausalLM": Family("llama", pairs=True, windowless=True),
+    "OlmoForCausalLM": Family("olmo", pairs=True, layer_norm=True),
+    "Olmo2ForCausalLM": Family("olmo2"),
+    "Olmo3ForCausalLM": Family("olmo2", window_period=4),
+    "Phi3ForCausalLM": Family("phi3", windowless=True),
+    "SmolLM3ForCausalLM": Family("smollm3", pairs=True, rotated=4),
 }
 
 
@@ -81,11 +90,10 @@ def write_gguf(
     if precision == "q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_shape(writer, config, family)
-    factors = _add_rope(writer, config, gguf)
+    rope_tensors = _add_rope(writer, config, gguf)
     _add_vocabulary(writer, folder, config.vocab_size)
     tensors = list(_tensors(folder, config, family, gguf))
-    if factors is not None:
-        tensors.insert(0, (ROPE_FACTORS, factors.shape, lambda: factors))
+    tensors[:0] = [(name, factors.shape, partial(np.array, factors)) for name, factors in rope_tensors.items()]
     for name, shape, _ in tensors:
         kind = _tensor_type(gguf, precision, shape)
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -123,10 +131,22 @@ def _family(config: Any) -> Family:
         raise _unsupported(f"{name} with the activation {activation!r}, which llama.cpp runs as {family.activation}")
     if getattr(config, "use_bidirectional_attention", None):
         raise _unsupported(f"{name} with attention in both directions")
-    kinds = list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
+    layers, context = config.num_hidden_layers, config.max_position_embeddings
+    if family.windowless and (getattr(config, "sliding_window", None) or context) < context:
+        problem = (
+            f"{name} with a window of {config.sliding_window} tokens in a context of {context}, which llama.cpp ignores"
+        )
+        raise _unsupported(problem)
+    if family.rotated:
+        wanted = [int(bool((i + 1) % family.rotated)) for i in range(layers)]
+        if list(config.no_rope_layers) != wanted:
+            raise _unsupported(f"{name} whose layers without rotary embeddings are not the pattern of llama.cpp")
+    if getattr(config, "attention_bias", False) and family.arch in ("olmo", "olmo2", "phi3"):
+        raise _unsupported(f"{name} with biases in attention")
+    kinds = list(getattr(config, "layer_types", None) or ["full_attention"] * layers)
     period = family.window_period
     windows = [period and (i + 1) % period for i in range(config.num_hidden_layers)]
-    if kinds != ["sliding_attention" if window else "full_attention" for window in windows]:
+    if not family.windowless and kinds != ["sliding_attention" if window else "full_attention" for window in windows]:
         raise _unsupported(f"{name} whose layers' windows do not follow the pattern that llama.cpp assumes")
     if family.odd_scale_layers:
         odd = config.num_hidden_layers == family.odd_scale_layers
@@ -140,6 +160,11 @@ def _head_size(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
+def _rotated_size(config: Any) -> int:
+    """How many values of each head rotate."""
+    return int(_head_size(config) * (dict(config.rope_parameters).get("partial_rotary_factor") or 1.0))
+
+
 def _add_shape(writer: Any, config: Any, family: Family) -> None:
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
@@ -148,11 +173,18 @@ def _add_shape(writer: Any, config: Any, family: Family) -> None:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if family.layer_norm:
+        writer.add_layer_norm_eps(1e-5)  # transformers' own
+        if config.clip_qkv is not None:
+            writer.add_clamp_kqv(config.clip_qkv)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     size = _head_size(config)
     writer.add_key_length(size)
     writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
+    writer.add_rope_dimension_count(_rotated_size(config))
+    if family.arch == "phi3":
+        writer.add_sliding_window(0)  # llama.cpp reads the key, and runs no window
     if family.window_period:
         writer.add_sliding_window(config.sliding_window)
     soft = {"attn_logit_softcapping": writer.add_attn_logit_softcapping,
@@ -169,8 +201,8 @@ def _add_shape(writer: Any, config: Any, family: Family) -> None:
             add(value)
 
 
-def _add_rope(writer: Any, config: Any, gguf: Any) -> Floats | None:
-    """Write the rotary embeddings' parameters; returns a factor per frequency, where their type needs a tensor."""
+def _add_rope(writer: Any, config: Any, gguf: Any) -> dict[str, Floats]:
+    """Write the rotary embeddings' parameters; returns the tensors of a factor per frequency that their type needs."""
     rope = dict(config.rope_parameters)
     if "full_attention" in rope:
         near = rope["sliding_attention"]
@@ -178,7 +210,7 @@ def _add_rope(writer: Any, config: Any, gguf: Any) -> Floats | None:
             raise _unsupported(f"rotary embeddings {near} in the layers with a window, where llama.cpp assumes 10000")
         rope = dict(rope["full_attention"])
     kind = rope.get("rope_type", "default")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 and config.model_type != "phi3":
         raise _unsupported("rotary embeddings on a part of each head")
     writer.add_rope_freq_base(rope["rope_theta"])
     if kind == "linear":
@@ -190,10 +222,20 @@ def _add_rope(writer: Any, config: Any, gguf: Any) -> Floats | None:
         original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         writer.add_rope_scaling_orig_ctx_len(original)
     elif kind == "llama3":
-        return _llama3_factors(config, rope["rope_theta"])
+        return {ROPE_FACTORS: _llama3_factors(config, rope["rope_theta"])}
+    elif kind == "longrope" and config.model_type == "phi3":
+        original = config.original_max_position_embeddings
+        scale = config.max_position_embeddings / original
+        attention = rope.get("attention_factor") or (
+            np.sqrt(1 + np.log(scale) / np.log(original)) if scale > 1 else 1.0
+        )
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(float(attention))
+        # llama.cpp takes the long factors where the whole context is longer, transformers where the text is.
+        return {f"rope_factors_{n}.weight": np.array(rope[f"{n}_factor"], np.float32) for n in ("long", "short")}
     elif kind != "default":
         raise _unsupported(f"rotary embeddings of type {kind!r} with {', '.join(sorted(rope))}")
-    return None
+    return {}
 
 
 def _llama3_factors(config: Any, theta: float) -> Floats:
@@ -255,7 +297,7 @@ def _as_pairs(values: Floats, heads: int) -> Floats:
 # ---- the tokenizer: tokens, their types, merges or scores, special tokens, chat template
 
 NORMAL, UNKNOWN, UNUSED, BYTE = 1, 2, 5, 6  # tokenizer.ggml.token_type; the reader shares its others
-BPE_FAMILIES = ("gpt-2", "smollm", "llama-bpe", "qwen2")  # as llama.cpp spells them
+BPE_FAMILIES = ("gpt-2", "smollm", "llama-bpe", "qwen2", "tekken")  # as llama.cpp spells them
 SPACE = "▁"  # what SentencePiece writes for a space
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 PROBE = (  # what pre-tokenizers disagree about: digits, contractions, spaces, line ends, scripts, signs
@@ -317,8 +359,7 @@ def _bpe_family(definition: dict[str, Any]) -> str:
     own = Backend.from_str(json.dumps(definition)).pre_tokenizer
     whole = bool(definition["model"].get("ignore_merges"))
     for name in BPE_FAMILIES:
-        # With the name `llama-bpe`, llama.cpp also ignores the merges for a word that is a token.
-        if own is not None and _splits(own) == _splits(pre_tokenizer(name)) and whole == (name == "llama-bpe"):
+        if own is not None and _splits(own) == _splits(pre_tokenizer(name)) and whole == (name in WHOLE_WORDS):
             return name
     raise _unsupported_vocabulary(f"a byte-level tokenizer that splits text like none of {', '.join(BPE_FAMILIES)}")
 
@@ -360,12 +401,18 @@ def _prepends_space(definition: dict[str, Any]) -> bool:
 
 
 def _add_special(writer: Any, tokenizer: Tokenizer) -> None:
+    turn = end_token(tokenizer)
+    # llama.cpp ends at these tokens by their texts; there is one key for another one.
+    others = [i for i in sorted(tokenizer.eos_ids - {tokenizer.eos_id, turn}) if tokenizer.token(i) not in ENDS]
+    if len(others) > 1:
+        raise _unsupported_vocabulary(f"one whose answers end at {', '.join(map(repr, map(tokenizer.token, others)))}")
     for add, token in (
         (writer.add_bos_token_id, tokenizer.bos_id),
         (writer.add_eos_token_id, tokenizer.eos_id),
         (writer.add_unk_token_id, tokenizer.unk_id),
         (writer.add_pad_token_id, tokenizer.pad_id),
-        (writer.add_eot_token_id, end_token(tokenizer)),
+        (writer.add_eot_token_id, turn),
+        (writer.add_eom_token_id, next(iter(others), None)),
     ):
         if token is not None:
             add(token)

@@ -177,10 +177,12 @@ def export_for(server: ServerName, artifact: Artifact, folder: Path, *, progress
     write, *texts = _WRITERS[server]
     endpoint, command, before = (text.format(name=name) for text in texts)
 
+    key = "" if "//localhost" in endpoint else "RUNG_API_KEY=none "  # on this machine none is needed
+
     def build(target: Path) -> None:
         write(artifact, files, target, progress)
         replace(artifact, model=f"{endpoint}#{name}", engine="api", weights=BASE).save(target / "artifact")
-        text = README.format(name=name, server=server, before=before, command=command, endpoint=endpoint)
+        text = README.format(name=name, server=server, before=before, command=command, endpoint=endpoint, key=key)
         (target / "README.md").write_text(text, "utf-8")
 
     publish(folder, build)
@@ -240,7 +242,9 @@ def modelfile(tokenizer: Tokenizer, context: int, system: str = "") -> str:
     note = "# The model's own template strips white space around messages; this one cannot."
     lines = [note] if template.strips else []
     lines += [f"FROM ./{GGUF}", f'TEMPLATE """{template.go()}"""', "PARAMETER temperature 0"]
-    if system and '"""' not in system and not system.endswith('"'):  # a Modelfile cannot write these
+    if system and ('"""' in system or system.endswith('"')):
+        lines.insert(0, "# A Modelfile cannot hold this system message, for its quotes: clients have to send it.")
+    elif system:
         lines.append(f'SYSTEM """{system}"""')
     lines.append("PARAMETER repeat_penalty 1")  # Ollama's default, 1.1, does not give the likeliest text
     lines += [f"PARAMETER num_ctx {context}", *(f"PARAMETER stop {stop}" for stop in stops), ""]
@@ -278,7 +282,7 @@ README = """# {name} for {server}
 
 Use it through the artifact, which adds instruction, demonstrations and decoder:
 
-    RUNG_API_KEY=none rung run artifact "your text"
+    {key}rung run artifact "your text"
 
 `artifact/` expects the server at {endpoint}. Another precision or engine may give other
 answers than those that were measured: `rung eval artifact DATA` measures it there.

@@ -40,16 +40,33 @@ ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # role
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_SPLITS = {"llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}", "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}"}
+_CASED = (  # words in which capitals come before small letters
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+)
+_SPLITS = {
+    "llama-bpe": rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}",
+    "qwen2": rf"{_WORDS}|\p{{N}}|{_REST}",
+    "tekken": rf"{_CASED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+WHOLE_WORDS = ("llama-bpe", "tekken")  # families in which a word that is a token is not merged from smaller ones
+BEGINS = ("llama-bpe", "tekken")  # in which texts begin with the token for it, where the file does not say
+ENDS = (  # tokens at which llama.cpp ends a text wherever the vocabulary has them (`llama_vocab::impl::load`)
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+)  # fmt: skip
 _PRE = {  # tokenizer.ggml.pre -> family
     "gpt-2": "gpt-2", "smollm": "smollm", "starcoder": "smollm", "llama-bpe": "llama-bpe", "llama3": "llama-bpe",
-    "llama-v3": "llama-bpe", "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2",
+    "llama-v3": "llama-bpe", "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2", "tekken": "tekken",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """A tokenizer and its settings: special token ids by role (bos, eos, unk, pad) and the chat template."""
+    """A tokenizer and its settings: special token ids by role (bos, eos, unk, pad) and the chat template.
+
+    `ends` are the ids at which a text ends besides `eos`.
+    """
 
     tokenizer: Tokenizer
     special: dict[str, int]
@@ -57,6 +74,7 @@ class GgufTokenizer:
     context: int
     chat_template: str | None = None
     tokens: list[str] = field(default_factory=list, repr=False)
+    ends: tuple[int, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja to `folder`."""
@@ -87,14 +105,17 @@ def build(metadata: Mapping[str, Any], name: str) -> GgufTokenizer:
         for role, gguf_name in ROLES.items()
         if (key := f"tokenizer.ggml.{gguf_name}_token_id") in metadata and int(metadata[key]) < len(tokens)
     }
+    family = (
+        _PRE.get(str(metadata.get("tokenizer.ggml.pre"))) if metadata.get("tokenizer.ggml.model") == "gpt2" else None
+    )
+    if metadata.get("tokenizer.ggml.model") == "llama":  # SentencePiece's own, where the file does not say
+        special = {"bos": 1, "eos": 2, "unk": 0} | special
     if "eos" in special:
         special.setdefault("pad", special["eos"])
-    if metadata.get("tokenizer.ggml.model") == "gpt2" and metadata.get("tokenizer.ggml.pre") in _PRE:
-        tokenizer = _byte_level_bpe(metadata, _PRE[metadata["tokenizer.ggml.pre"]])
-    else:
-        tokenizer = _converted(metadata, name)
+    tokenizer = _converted(metadata, name) if family is None else _byte_level_bpe(metadata, family)
     _add_special(tokenizer, metadata, special)
-    adds_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", False)) and "bos" in special
+    begins = family in BEGINS if family else metadata.get("tokenizer.ggml.model") == "llama"
+    adds_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", begins)) and "bos" in special
     if adds_bos:
         bos = tokens[special["bos"]]
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -104,7 +125,18 @@ def build(metadata: Mapping[str, Any], name: str) -> GgufTokenizer:
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     _check(tokenizer, tokens, name)
     context = int(metadata.get(f"{metadata['general.architecture']}.context_length", 0)) or 1 << 20
-    return GgufTokenizer(tokenizer, special, adds_bos, context, metadata.get("tokenizer.chat_template"), tokens)
+    template = metadata.get("tokenizer.chat_template")
+    return GgufTokenizer(tokenizer, special, adds_bos, context, template, tokens, _ends(metadata, tokens, special))
+
+
+def _ends(metadata: Mapping[str, Any], tokens: Sequence[str], special: Mapping[str, int]) -> tuple[int, ...]:
+    """The ids at which llama.cpp ends a text, besides the end token: of the end of a turn, and those of usual names."""
+    keys = (f"tokenizer.ggml.{role}_token_id" for role in ("eot", "eom"))
+    named = [int(metadata[key]) for key in keys if key in metadata]
+    usual = [i for i, token in enumerate(tokens) if token in ENDS]
+    if {"<|return|>", "<|call|>"} <= set(tokens):  # gpt-oss ends its parts, and not its answers, with <|end|>
+        usual = [i for i in usual if tokens[i] != "<|end|>"]
+    return tuple(sorted({i for i in (*named, *usual) if i < len(tokens)} - {special.get("eos")}))
 
 
 def _byte_level_bpe(metadata: Mapping[str, Any], family: str) -> Tokenizer:
@@ -112,7 +144,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], family: str) -> Tokenizer:
 
     vocabulary = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
     merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=family == "llama-bpe"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=family in WHOLE_WORDS))
     if family == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizer(family)
@@ -121,7 +153,7 @@ def _byte_level_bpe(metadata: Mapping[str, Any], family: str) -> Tokenizer:
 
 
 def pre_tokenizer(family: str) -> PreTokenizer:
-    """The pre-tokenizer of a family: `gpt-2`, `smollm`, `llama-bpe` or `qwen2`."""
+    """The pre-tokenizer of a family: `gpt-2`, `smollm`, `llama-bpe`, `qwen2` or `tekken`."""
     from tokenizers import Regex, pre_tokenizers
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
 
@@ -155,6 +187,7 @@ def _add_special(tokenizer: Tokenizer, metadata: Mapping[str, Any], special: Map
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     types: list[int] = metadata.get("tokenizer.ggml.token_type", [])
     control = {i for i, kind in enumerate(types) if kind == CONTROL} | {i for r, i in special.items() if r != "unk"}
+    control |= {i for i, token in enumerate(tokens) if token in ENDS}
     own = [i for i, kind in enumerate(types) if kind == USER_DEFINED and i not in control]
     tokenizer.add_special_tokens([AddedToken(tokens[i], special=True, normalized=False) for i in sorted(control)])
     tokenizer.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i in own])
@@ -171,6 +204,7 @@ def _check(tokenizer: Tokenizer, tokens: list[str], name: str) -> None:
 
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)  # how gguf-split names the parts of a model
 CONVERSION = 1  # version of the conversion, part of the folders' names and fingerprints: raise it with each change
+FILE_CONVERSION = 2  # the same for files that users bring, in which llama.cpp's end tokens are looked for
 
 
 def ensure(file: Path, *, progress: Progress = QUIET) -> tuple[Path, str]:
@@ -182,15 +216,17 @@ def ensure(file: Path, *, progress: Progress = QUIET) -> tuple[Path, str]:
     sources = [known_sha256(part) for part in _parts(file, read_metadata(file) if SPLIT.search(file.name) else {})]
     if len(sources) > 1:
         sources = [hashlib.sha256("".join(sources).encode()).hexdigest()]
-    source = f"{sources[0]}-{CONVERSION}"
+    source = f"{sources[0]}-{FILE_CONVERSION}"
     folder = cache_dir() / "models" / f"gguf-{source}"
     if not folder.exists():
-        publish(folder, lambda target: convert(file, target, progress=progress))
+        publish(folder, lambda target: convert(file, target, find_ends=True, progress=progress))
     return folder, f"gguf-{source}"
 
 
-def convert(file: Path, folder: Path, *, licence: str | None = None, progress: Progress = QUIET) -> None:
-    """Write the model of a GGUF file to an existing `folder`.
+def convert(
+    file: Path, folder: Path, *, licence: str | None = None, find_ends: bool = False, progress: Progress = QUIET
+) -> None:
+    """Write the model of a GGUF file to an existing `folder`; with `find_ends`, texts end where llama.cpp ends them.
 
     Raises:
         ModelError: as `ensure`.
@@ -202,7 +238,9 @@ def convert(file: Path, folder: Path, *, licence: str | None = None, progress: P
     tokenizer.save(folder)
     with tempfile.TemporaryDirectory(prefix=".joined-", dir=folder.parent) as scratch:
         _convert_weights(file if len(parts) == 1 else _joined(parts, metadata, Path(scratch)), folder)
-    special = {f"{role}_token_id": i for role, i in tokenizer.special.items() if role != "unk"}
+    special: dict[str, Any] = {f"{role}_token_id": i for role, i in tokenizer.special.items() if role != "unk"}
+    if find_ends and tokenizer.ends:
+        special["eos_token_id"] = [*(i for i in [tokenizer.special.get("eos")] if i is not None), *tokenizer.ends]
     _write_json(folder / "generation_config.json", special)
     config = json.loads((folder / "config.json").read_text("utf-8"))
     _write_json(folder / "config.json", {**config, **special})

@@ -183,7 +183,7 @@ def fold_system(messages: Messages) -> Messages:
 
 
 def end_token(tokenizer: Tokenizer) -> int | None:
-    """The token that ends an answer: the special token that the chat template adds, else the model's first end token.
+    """The token that ends an answer: the special token that the chat template adds, else the tokenizer's end token.
 
     Templates end a turn with their own token (`<|im_end|>`, `<|eot_id|>`, `<end_of_turn>`), which need not be the
     end-of-text token of the tokenizer.
@@ -194,7 +194,7 @@ def end_token(tokenizer: Tokenizer) -> int | None:
         for token in tokenizer.encode(after.strip())[:1]:
             if token in tokenizer.eos_ids:
                 return token
-    return min(tokenizer.eos_ids, default=None)
+    return tokenizer.eos_id if tokenizer.eos_id is not None else min(tokenizer.eos_ids, default=None)
 
 
 def text_end(tokenizer: Tokenizer) -> int | None:

@@ -244,6 +244,10 @@ class Tokenizer:
         """The id of the token with exactly this text, if the vocabulary has it."""
         return self._backend.token_to_id(token)
 
+    def token(self, number: int) -> str | None:
+        """The text of a token as the vocabulary spells it."""
+        return self._backend.id_to_token(number)
+
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self.token_id(token)
 
