@@ -389,3 +389,22 @@ def test_detectable_difference_is_found_with_about_the_power_asked_for() -> None
 def test_no_detectable_difference_exceeds_the_discordance() -> None:
     assert detectable_difference(3, 0.5) is None
     assert detectable_difference(40, 0.05) is None
+
+
+def weighted(*weights: object) -> Data:
+    rows = [{"text": f"note {i} is", "label": "ab"[i % 2], "w": weights[i % len(weights)]} for i in range(20)]
+    shape = {"inputs": ["text"], "output": {"column": "label", "kind": "category"}}
+    return Task(name="t", instruction="x", **shape, data={"train": rows, "weight": "w"}).read()
+
+
+def test_weights_of_rows() -> None:
+    data = weighted(1, "2.5", 0)
+    assert [row.weight for row in data.train] == [1, 2.5] * 7
+    assert len(data.report.splits["train"].dropped["weight 0"]) == 6
+    assert data.fingerprint != weighted(1, 3, 0).fingerprint
+
+
+@pytest.mark.parametrize("wrong", [None, -1, "much", float("inf"), True])
+def test_a_weight_that_is_none_is_refused(wrong: object) -> None:
+    with pytest.raises(DataError, match=r"'w' is '.*', which is no weight"):
+        weighted(1, wrong)

@@ -56,14 +56,15 @@ def test_features_beat_zero_shot(zero, data):
     assert accuracy(Features(encoder="").fit(zero, data), data.test) >= 0.5
 
 
-@pytest.mark.parametrize("labels", [2, 5])
-def test_the_head_is_scikit_learns_on_standardized_features(labels):
+@pytest.mark.parametrize(("labels", "weighted"), [(2, False), (5, False), (5, True)])
+def test_the_head_is_scikit_learns_on_standardized_features(labels, weighted):
     rng = np.random.default_rng(0)
     truth = np.arange(120) % labels
     vectors = (rng.normal(size=(labels, 8))[truth] + rng.normal(size=(120, 8))).astype(np.float32)
-    weight, intercept, best = train_head([vectors], truth, labels, seed=0)
+    weights = rng.exponential(size=120) if weighted else None
+    weight, intercept, best = train_head([vectors], truth, labels, seed=0, weights=weights)
     mean, scale = vectors.mean(0), vectors.std(0).mean()
-    oracle = LogisticRegression(C=best.penalty, max_iter=500, tol=1e-5).fit((vectors - mean) / scale, truth)
+    oracle = LogisticRegression(C=best.penalty, max_iter=500, tol=1e-5).fit((vectors - mean) / scale, truth, weights)
     logits = vectors @ weight.T + intercept
     probs = np.exp(logits - logits.max(1, keepdims=True))
     probs /= probs.sum(1, keepdims=True)

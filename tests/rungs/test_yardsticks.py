@@ -263,3 +263,27 @@ def test_vectors_and_tfidf_are_joined_as_much_as_the_rows_gain_from_it(zero, dat
     assert fitted.settings["features-tfidf"]["tfidf_variance"] in LEXICAL
     answers = [answer.text for answer in fitted.answer(data.test)]
     assert np.mean([a == row.outputs[0] for a, row in zip(answers, data.test, strict=True)]) >= 0.85
+
+
+def test_heads_weigh_rows() -> None:
+    """Of two contradictory answers, the one with the larger weight is learned."""
+
+    def answered(kind: str, answers: tuple[str, str], weights: tuple[int, int], name: str) -> str:
+        rows = [{"text": text, "y": answers[side], "w": weights[side]} for side in (0, 1)
+                for text in ("red apple", "green pear") for _ in range(10)]  # fmt: skip
+        rows += [{"text": f"old {text} {i}", "y": answers[i % 2], "w": 1} for i in range(10) for text in ("car", "bus")]
+        output = {"column": "y", "kind": kind}
+        task = Task(
+            name="t", instruction="x", inputs=["text"], output=output,
+            data={"train": rows, "weight": "w", "split": {"method": "folds"}},
+        )  # fmt: skip
+        data = task.read()
+        head = get(name, task).fit(Artifact.zero_shot(task, data.labels), data)
+        return head.predict([{"text": "red apple"}])[0].text
+
+    for kind, answers, name in (
+        ("category", ("a", "b"), "tfidf-head"), ("multilabel", ('["a"]', '["b"]'), "tfidf-head"),
+        ("number", ("1", "9"), "ridge"),
+    ):  # fmt: skip
+        heavy = [answered(kind, answers, weights, name) for weights in ((50, 1), (1, 50))]
+        assert (float(heavy[0]) < 3 and float(heavy[1]) > 7) if kind == "number" else heavy == list(answers)

@@ -121,6 +121,11 @@ def check_task(task: Task, *, tuning: bool = False) -> TaskCheck:
         [*report.warnings, *_long_answers(task, rows, count)],
         [*figures((*data.preferences, *data.unseen_preferences))],
     )
+    if task.data.weight is not None:
+        notes.append(
+            f"{task.data.weight!r} weighs rows in features, llm-features, features-tfidf, tfidf-head, ridge and "
+            "ridge-encoder; prompts, other training, scores and decisions count every row alike"
+        )
     refused = missing(permits_of(task))
     notes += [f"a climb needs your consent first, by `rung trust`: {permit}" for permit in refused]
     if rows and not any(permit.kind in ("tool", "command", "endpoint") for permit in refused):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from math import isclose
+from dataclasses import replace
+from math import isclose, isfinite
 from typing import Any
 
 from rung.data.cells import CellError, plain, text_of
@@ -46,6 +47,12 @@ def examples(records: Iterable[Record], task: TaskSpec, report: SplitReport) -> 
         if isinstance(example, str):
             report.drop(example, record.source)
             continue
+        if task.data.weight is not None:
+            weight = _weight(record, task.data.weight)
+            if weight == 0:
+                report.drop("weight 0", record.source)
+                continue
+            example = replace(example, weight=weight)
         rows.append(example)
         own = text_of(column(record, group)).strip() if group else ""
         places.append(Place(own, time_of(column(record, time), time, record.source) if time else None))
@@ -180,6 +187,19 @@ def _disapproved(record: Record, task: TaskSpec) -> str:
     except (TypeError, ValueError):
         problem = f"{record.source}: {name!r} is {str(value)[:80]!r}, not a number"
         raise DataError("bad-row", problem, hint="leave out `output.approved_from` for true and false") from None
+
+
+def _weight(record: Record, name: str) -> float:
+    """Read a row's weight; raise DataError `bad-row` unless it is a number of 0 or more."""
+    value = column(record, name)
+    try:
+        weight = float("nan" if value is None or isinstance(value, bool) else value)
+    except (TypeError, ValueError):
+        weight = float("nan")
+    if not (isfinite(weight) and weight >= 0):
+        problem = f"{record.source}: {name!r} is {str(value)[:80]!r}, which is no weight"
+        raise DataError("bad-row", problem, hint="write a number of 0 or more in every row")
+    return weight
 
 
 def _spans(value: Any, record: Record) -> tuple[Span, ...] | None:

@@ -213,7 +213,8 @@ def _balanced(rows: list[Example], part: SplitReport | None) -> list[Example]:
 def _content(row: Example) -> list[Any]:
     """Select the values of a row that the data's fingerprint covers."""
     spans = [] if row.spans is None else [[asdict(span) for span in row.spans]]
-    return [row.id, *row.outputs, *spans, *([[row.turn, row.masked]] if row.turn or row.masked else [])]  # fmt: skip
+    return [row.id, *row.outputs, *spans, *([[row.turn, row.masked]] if row.turn or row.masked else []),
+            *([] if row.weight == 1 else [["weight", row.weight]])]  # fmt: skip
 
 
 def _read(task: TaskSpec, report: DataReport) -> tuple[Splits, list[list[Example]], dict[int, str]]:

@@ -51,6 +51,7 @@ class Example:
         spans: the answer's locations in the corpus; empty if it is not in the corpus, None if that is unknown.
         turn: the answer's chat message (kind chat), if it has tool calls or thoughts besides its text.
         masked: the positions of the conversation's assistant turns that training must not learn.
+        weight: how much the row counts when a head is trained.
     """
 
     id: str
@@ -61,6 +62,7 @@ class Example:
     spans: tuple[Span, ...] | None = None
     turn: Mapping[str, Any] | None = None
     masked: tuple[int, ...] = ()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

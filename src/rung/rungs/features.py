@@ -31,7 +31,7 @@ from rung.progress import QUIET, Progress
 from rung.prompts.prompt import verbalize
 from rung.rungs.base import OK, Applicability, Cost, CountOrZero, Rung, rung, skip
 from rung.rungs.costs import encoder_cost, forward_cost, lexical_cost, sizes
-from rung.rungs.linear import ROTATED, train_head, train_label_heads
+from rung.rungs.linear import ROTATED, row_weights, train_head, train_label_heads
 
 FEWER_TERMS = 30_000  # of each block where there are so many rows that the head is fitted on the terms themselves
 REMEMBERED = 2  # sets of training texts whose vectors are kept in memory
@@ -111,10 +111,19 @@ class Features(Rung):
         if several:
             given = [set(labels_of(example.outputs[0], "multilabel")) for example in rows]
             truths = np.array([[label in row for label in labels] for row in given])
-            weight, intercept, penalty, thresholds = train_label_heads(blocks, truths, self.seed, progress=progress)
+            weight, intercept, penalty, thresholds = train_label_heads(
+                blocks, truths, self.seed, weights=row_weights(rows), progress=progress
+            )
             head = Head(labels, encoder, weight, intercept, thresholds=thresholds, lexicon=lexicon)
         else:
-            weight, intercept, best = train_head(blocks, truth, len(labels), seed=self.seed, progress=progress)
+            weight, intercept, best = train_head(
+                blocks,
+                truth,
+                len(labels),
+                seed=self.seed,
+                weights=row_weights(rows, len(texts) - len(rows)),
+                progress=progress,
+            )
             head = Head(labels, encoder, weight, intercept, lexicon=lexicon)
             penalty, settings["class_weight"] = best.penalty, "balanced" if best.balanced else None
             settings |= {"tfidf_variance": best.lexical} if self.tfidf and encoder is not None else {}

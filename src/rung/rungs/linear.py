@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rung.data.rows import Example
 from rung.engines.base import Floats
 from rung.errors import EngineError, needed_by
 from rung.progress import QUIET, Progress
@@ -121,6 +122,15 @@ def _rotated(blocks: Sequence[Matrix], means: Sequence[Floats], scales: Sequence
 # ---- one label a row
 
 
+Weights = npt.NDArray[np.float64] | None  # of rows, shape [rows]; None where all count alike
+
+
+def row_weights(rows: Sequence[Example], more: int = 0) -> Weights:
+    """The weights of the rows, 1 on average; then as many ones as there are `more` rows that are none of the task's."""
+    weights = np.array([row.weight for row in rows])
+    return None if (weights == 1).all() else np.concatenate([weights / weights.mean(), np.ones(more)])
+
+
 def logistic(penalty: float, *, balanced: bool = False, tolerance: float = 1e-3) -> Any:
     """scikit-learn's logistic regression with this inverse penalty."""
     with needed_by("training a head", error=EngineError):
@@ -142,13 +152,15 @@ class HeadSettings:
 
 
 def train_head(
-    blocks: Sequence[Matrix], truth: Truth, labels: int, *, seed: int, progress: Progress = QUIET
-) -> tuple[Floats, Floats, HeadSettings]:
+    blocks: Sequence[Matrix], truth: Truth, labels: int, *, seed: int, weights: Weights = None,
+    progress: Progress = QUIET,
+) -> tuple[Floats, Floats, HeadSettings]:  # fmt: skip
     """Fit multinomial logistic regression on scaled features, and fold the scaling into the weights.
 
     `blocks` have the shape [rows, features], `truth` (label numbers) [rows]; of the `labels` labels, one without rows
     gets a probability of nearly zero. Cross-validated accuracy chooses the penalty, and between equals the likelihood
     of the labels. Returns the weight [labels, features of all blocks], the intercept [labels], and what was chosen.
+    `weights` [rows] are those of scikit-learn's `sample_weight`; the accuracy that chooses is weighted, too.
     """
     shares = LEXICAL if len(set(map(_is_sparse, blocks))) == 2 else (1.0,)
     designs = {lexical: design(blocks, lexical) for lexical in shares}
@@ -160,11 +172,11 @@ def train_head(
     order, fold = stratified(truth, seed)
     scores = []
     for choice in choices:
-        scores.append(_cross_validated(designs[choice.lexical].rows, truth, order, fold, choice))
+        scores.append(_cross_validated(designs[choice.lexical].rows, truth, order, fold, choice, weights))
         progress.advance(note=f"penalty {choice.penalty:g}: {scores[-1][0]:.3f}")
     best = choices[max(range(len(choices)), key=lambda number: scores[number])]
     made = designs[best.lexical]
-    model = logistic(best.penalty, balanced=best.balanced, tolerance=EXACT).fit(made.rows, truth)
+    model = logistic(best.penalty, balanced=best.balanced, tolerance=EXACT).fit(made.rows, truth, weights)
     progress.advance()
     progress.finish()
     classes, slopes, offsets = model.classes_, model.coef_, model.intercept_
@@ -189,20 +201,24 @@ def stratified(truth: Truth, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDAr
 
 
 def _cross_validated(
-    rows: Matrix, truth: Truth, order: npt.NDArray[np.int64], fold: npt.NDArray[np.int64], choice: HeadSettings
-) -> tuple[float, float]:
+    rows: Matrix, truth: Truth, order: npt.NDArray[np.int64], fold: npt.NDArray[np.int64], choice: HeadSettings,
+    weights: Weights = None,
+) -> tuple[float, float]:  # fmt: skip
     """Accuracy over the folds, and the mean log-likelihood."""
-    right, likelihood = 0, 0.0
+    right, likelihood = 0.0, 0.0
+    share = np.ones(len(truth)) if weights is None else weights * (len(order) / weights[order].sum())
     for held in range(FOLDS):
         train, test = order[fold != held], order[fold == held]
         if len(test) == 0 or len(np.unique(truth[train])) < 2:
             continue
-        model = logistic(choice.penalty, balanced=choice.balanced).fit(rows[train], truth[train])
+        model = logistic(choice.penalty, balanced=choice.balanced).fit(
+            rows[train], truth[train], None if weights is None else weights[train]
+        )
         logs = np.log(np.maximum(model.predict_proba(rows[test]), RAREST))
-        right += int((model.classes_[logs.argmax(1)] == truth[test]).sum())
+        right += float(share[test] @ (model.classes_[logs.argmax(1)] == truth[test]))
         known = np.isin(truth[test], model.classes_)
         own = logs[known, np.searchsorted(model.classes_, truth[test][known])]
-        likelihood += float(own.sum()) + float(np.log(RAREST)) * int((~known).sum())
+        likelihood += float(share[test][known] @ own) + float(np.log(RAREST)) * float(share[test][~known].sum())
     return right / len(order), likelihood / len(order)
 
 
@@ -210,24 +226,26 @@ def _cross_validated(
 
 
 def train_label_heads(
-    blocks: Sequence[Matrix], truth: npt.NDArray[np.bool_], seed: int, *, progress: Progress = QUIET
-) -> tuple[Floats, Floats, float, tuple[float, ...]]:
+    blocks: Sequence[Matrix], truth: npt.NDArray[np.bool_], seed: int, *, weights: Weights = None,
+    progress: Progress = QUIET,
+) -> tuple[Floats, Floats, float, tuple[float, ...]]:  # fmt: skip
     """Fit one head per label on scaled features, and fold the scaling into the weights.
 
     `blocks` have the shape [rows, features], `truth` (which labels each row has) [rows, labels]. Returns the weight
     [labels, features of all blocks], the intercept [labels], the chosen inverse penalty, and a threshold per label.
+    `weights` [rows] weigh rows in the fit; thresholds are chosen on rows that count alike.
     """
     made = design(blocks)
     folds = np.random.default_rng(seed).permutation(len(truth)) % FOLDS
     progress.start("training the heads", len(PENALTIES) + 1)
     tried: list[tuple[float, float, tuple[float, ...]]] = []
     for penalty in PENALTIES:
-        probs = _cross_validated_heads(made.rows, truth, folds, penalty)
+        probs = _cross_validated_heads(made.rows, truth, folds, penalty, weights)
         score, thresholds = best_thresholds(probs, truth)
         tried.append((score, penalty, thresholds))
         progress.advance(note=f"penalty {penalty:g}: {score:.3f}")
     _, penalty, thresholds = max(tried, key=lambda each: each[0])
-    weight, intercept = made.unfold(*_fit(made.rows, truth, penalty, EXACT))
+    weight, intercept = made.unfold(*_fit(made.rows, truth, penalty, EXACT, weights))
     progress.advance()
     progress.finish()
     return weight, intercept, penalty, thresholds
@@ -266,25 +284,29 @@ def best_threshold(probs: Floats, truth: npt.NDArray[np.bool_]) -> float:
 
 
 def _cross_validated_heads(
-    rows: Matrix, truth: npt.NDArray[np.bool_], folds: npt.NDArray[np.int64], penalty: float
+    rows: Matrix, truth: npt.NDArray[np.bool_], folds: npt.NDArray[np.int64], penalty: float, weights: Weights
 ) -> Floats:
     """Each row's probabilities by heads that were trained without it, shape [rows, labels]."""
     probs = np.zeros(truth.shape, np.float32)
     for held in range(FOLDS):
         train, test = folds != held, folds == held
         if train.any() and test.any():
-            weight, intercept = _fit(rows[train], truth[train], penalty, 1e-3)
+            weight, intercept = _fit(
+                rows[train], truth[train], penalty, 1e-3, None if weights is None else weights[train]
+            )
             probs[test] = 1 / (1 + np.exp(-(rows[test] @ weight.T + intercept)))
     return probs
 
 
-def _fit(rows: Matrix, truth: npt.NDArray[np.bool_], penalty: float, tolerance: float) -> tuple[Floats, Floats]:
+def _fit(
+    rows: Matrix, truth: npt.NDArray[np.bool_], penalty: float, tolerance: float, weights: Weights
+) -> tuple[Floats, Floats]:
     """Weight [labels, columns] and intercept [labels]; labels that all rows or none have get no weight."""
     weight: Any = np.zeros((truth.shape[1], rows.shape[1]))
     intercept: Any = np.where(truth.any(0), -NEVER, NEVER)
     for k in range(truth.shape[1]):
         if truth[:, k].any() and not truth[:, k].all():
-            model = logistic(penalty, tolerance=tolerance).fit(rows, truth[:, k])
+            model = logistic(penalty, tolerance=tolerance).fit(rows, truth[:, k], weights)
             weight[k], intercept[k] = model.coef_[0], model.intercept_[0]
     return weight, intercept
 
@@ -292,7 +314,9 @@ def _fit(rows: Matrix, truth: npt.NDArray[np.bool_], penalty: float, tolerance: 
 # ---- numbers
 
 
-def train_number(blocks: Sequence[Matrix], numbers: Sequence[float]) -> tuple[Floats, Floats, float]:
+def train_number(
+    blocks: Sequence[Matrix], numbers: Sequence[float], weights: Weights = None
+) -> tuple[Floats, Floats, float]:
     """Fit scikit-learn's ridge regression on scaled features, and fold the scaling into the weights.
 
     Leave-one-out errors choose the penalty; of very many rows, the errors over folds. Returns the weight [1, features
@@ -301,6 +325,6 @@ def train_number(blocks: Sequence[Matrix], numbers: Sequence[float]) -> tuple[Fl
     with needed_by("ridge regression", error=EngineError):
         from sklearn.linear_model import RidgeCV
     made = design(blocks)
-    model = RidgeCV(RIDGE_PENALTIES, cv=None if len(numbers) <= ROTATED else FOLDS).fit(made.rows, numbers)
+    model = RidgeCV(RIDGE_PENALTIES, cv=None if len(numbers) <= ROTATED else FOLDS).fit(made.rows, numbers, weights)
     weight, intercept = made.unfold(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))
     return weight, intercept, float(model.alpha_)

@@ -23,7 +23,7 @@ from rung.progress import QUIET, Progress
 from rung.rungs.base import OK, Applicability, Cost, Rung, rung, skip
 from rung.rungs.costs import encoder_cost, lexical_cost, sizes
 from rung.rungs.features import answering_alone, head_key, lexicon_of, sklearn_missing, texts_of, vectors_of
-from rung.rungs.linear import train_number
+from rung.rungs.linear import row_weights, train_number
 
 MOST_COMPARED = 200  # answers compared with each other to find the most typical one
 SECONDS_A_PAIR = 5e-5  # of it, for estimates
@@ -192,7 +192,7 @@ class NumberRidge(Yardstick):
         blocks = lexicon.blocks(texts)
         if self.encoder is not None:
             blocks = [vectors_of(artifact, self.encoder, texts, progress=progress), *blocks]
-        weight, intercept, penalty = train_number(blocks, numbers)
+        weight, intercept, penalty = train_number(blocks, numbers, row_weights(data.train))
         whole = all(number.is_integer() for number in numbers)
         head = NumberHead(self.encoder, weight, intercept, min(numbers), max(numbers), whole, lexicon)
         settings = {"encoder": self.encoder, "rows": len(texts), "penalty": penalty}
