@@ -15,14 +15,16 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from rung.display import Markup, safe, table_html
-from rung.evaluation.report import plots, words
+from rung.evaluation.metrics.labels import confusion
+from rung.evaluation.report import explorer, plots, words
+from rung.evaluation.report.explorer import rows_link
 from rung.evaluation.result import ClimbResult, Prediction
 from rung.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROWS_SHOWN = 100  # of one rung
+PAIRS_SHOWN = 8  # of labels that are confused
 TEXT_SHOWN = 20_000  # characters of one prompt
 INSTRUCTION_SHOWN = 70  # characters of an instruction before it is unfolded
 VERBALIZERS = {"own": "as before", "words": "in words", "plain": "as in the data", "sentence": "as sentences"}
@@ -58,15 +60,8 @@ border-bottom:1px solid var(--line);align-items:center}
 details{border-bottom:1px solid var(--line);padding:.4rem 0}summary{cursor:pointer}
 pre{white-space:pre-wrap;background:var(--tint);padding:.7rem;font-size:.85rem;
 max-height:24rem;overflow:auto}
-.pair{color:var(--soft);font-size:.92rem}select{font:inherit;padding:.2rem .4rem;max-width:100%}
-[hidden]{display:none}
-"""
-
-SCRIPT = """
-const pick=document.getElementById('pick'),kind=document.getElementById('kind');
-if(pick){const show=()=>{document.querySelectorAll('[data-rung]').forEach(e=>{e.hidden=e.dataset.rung!==pick.value});
-document.querySelectorAll('[data-kinds]').forEach(e=>{e.hidden=!e.dataset.kinds.split(' ').includes(kind.value)})};
-pick.addEventListener('change',show);kind.addEventListener('change',show);show()}
+select{font:inherit;padding:.2rem .4rem;max-width:100%}a{color:var(--span)}
+[hidden]{display:none !important}
 """
 
 
@@ -82,15 +77,15 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
     policy = content_policy()
     split = next((rung.split for rung in result.rungs if rung.name == result.recommended), "test")
     best = [row for row in predictions.get(result.recommended, ()) if row.split == split]
-    confusion = plots.confusions(result, best) if result.metric == "accuracy" and best else None
+    confused = plots.confusions(result, best) if result.metric == "accuracy" and best else None
     confidence = _figure(plots.reliability(result)) + _figure(plots.coverage(result))
     sections = [
         ("What to do next", _paragraphs([*result.next_steps, *words.unfinished_notes(result)])),
         ("The ladder", _ladder(result)),
         ("Quality against price", _figure(plots.price(result), wide=False)),
         ("All figures", _figures_table(result)),
-        ("Rows", _rows(result, predictions)),
-        ("Most confused labels", _figure(confusion)),
+        ("Rows", explorer.rows_section(result, predictions)),
+        ("Most confused labels", _figure(confused) + (_confusions(result, best) if confused else "")),
         ("What the rules expected", guide_section(result)),
         ("Prompts searched", searches_section(result)),
         ("Confidence", _paragraphs(words.confidence_notes(result)) + confidence),
@@ -106,9 +101,9 @@ def page(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width,initial-scale=1"><title>{safe(result.task)}: report of a climb</title>
-<style>{STYLE}</style></head><body><main>
+<style>{STYLE}{explorer.STYLE}</style></head><body><main>
 <p class="soft">Rung, report of a climb</p><h1>{safe(result.task)}</h1><p class="decision">{safe(result.decision)}</p>
-{body}</main><script>{SCRIPT}</script></body></html>
+{body}</main><script>{explorer.SCRIPT}</script></body></html>
 """
 
 
@@ -130,7 +125,7 @@ def _pre(text: str) -> str:
 
 def content_policy() -> str:
     """What a browser may do with a report: nothing but show it, with its own style and script."""
-    allowed = f"style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'"
+    allowed = f"style-src '{_hash(STYLE + explorer.STYLE)}'; script-src '{_hash(explorer.SCRIPT)}'"
     return f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
 
 
@@ -164,6 +159,20 @@ def _figure(drawn: Figure | None, *, wide: bool = True) -> str:
 # ---- sections
 
 
+def _confusions(result: ClimbResult, rows: Sequence[Prediction]) -> str:
+    """The most confused pairs of labels, each with a link to its rows."""
+    expected = [row.expected[0] for row in rows]
+    pairs = confusion([row.prediction for row in rows], expected, sorted(set(expected)))
+    links = (
+        rows_link(
+            f"{pair.expected} as {pair.predicted}", pick=result.recommended, kind="wrong", expected=pair.expected,
+            given=pair.predicted,
+        )
+        for pair in pairs[:PAIRS_SHOWN]
+    )  # fmt: skip
+    return _paragraphs((Markup("; ".join(links)),))
+
+
 def _ladder(result: ClimbResult) -> str:
     """The rungs on one axis: score and interval, price, and how each compares; the incumbent is the thin line."""
     rungs = words.measured(result)
@@ -194,7 +203,7 @@ def _ladder(result: ClimbResult) -> str:
             parts.append(f"{words.gap_text(r.yardstick)} over {r.yardstick.a}, the best yardstick")
         why = "; ".join(filter(None, parts))
         items.append(
-            f"<li{' class=best' if r.name == result.recommended else ''}><span>{safe(r.name)}</span>"
+            f"<li{' class=best' if r.name == result.recommended else ''}><span>{rows_link(r.name, pick=r.name)}</span>"
             f'<svg role="img" aria-label="{safe(words.score_text(r))}">{line}{mark}</svg>'
             f'<span class="score">{safe(words.score_text(r))}</span><span class="why">{safe(why)}</span></li>'
         )
@@ -214,56 +223,6 @@ def _figures_table(result: ClimbResult) -> str:
         return ""
     best = next((i for i, rung in enumerate(rungs) if rung.name == result.recommended), None)
     return table_html(heads, rows, best=best, why=(len(heads) - 1,)) + _paragraphs(words.quality_notes(result))
-
-
-KINDS = {"changed": "fixed or broken", "wrong": "wrong", "all": "all"}
-
-
-def _rows(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
-    """The rows of every rung with expected and given answers: those that the incumbent answers otherwise, or all."""
-    incumbent = result.rungs[0].name
-    before = {(row.split, row.id): row for row in predictions.get(incumbent, ())}
-    splits = {rung.name: rung.split for rung in words.measured(result)}
-    options = "".join(
-        f'<option value="{safe(name)}"{" selected" if name == result.recommended else ""}>{safe(name)}</option>'
-        for name in splits
-    )
-    kinds = "".join(f'<option value="{name}">{text}</option>' for name, text in KINDS.items())
-    parts = [
-        f'<p><label>Rung: <select id="pick">{options}</select></label> '
-        f'<label>Rows: <select id="kind">{kinds}</select></label></p>'
-    ]
-    for name, split in splits.items():
-        rows = [
-            (before.get((row.split, row.id)) if name != incumbent else None, row)
-            for row in predictions.get(name, ())
-            if row.split == split
-        ]
-        gain = {row.id: row.score - (row.score if old is None else old.score) for old, row in rows}
-        rows.sort(key=lambda pair: (gain[pair[1].id] >= 0, gain[pair[1].id] == 0, pair[1].score))
-        fixed, broken = sum(each > 0 for each in gain.values()), sum(each < 0 for each in gain.values())
-        wrong = sum(row.score < 1 for _, row in rows)
-        both = f"{sum(old is not None for old, _ in rows)} {split} rows answered by both"
-        note = f"{fixed} fixed, {broken} broken of {both}; {wrong} of {len(rows)} rows below the full score"
-        if len(rows) > ROWS_SHOWN:
-            note += f"; {ROWS_SHOWN} are shown, broken ones first, then fixed, then wrong ones"
-        prompts = name == result.recommended  # those of all rungs would make the page too large
-        shown = "".join(_row(old, new, gain[new.id], prompts) for old, new in rows[:ROWS_SHOWN])
-        parts.append(f'<div data-rung="{safe(name)}"><p class="soft">{note}</p>{shown}</div>')
-    return "".join(parts)
-
-
-def _row(old: Prediction | None, new: Prediction, gain: float, prompt: bool) -> str:
-    text = " | ".join(str(value) for value in new.inputs.values())
-    cause = (new.retrieval or {}).get("failure")
-    why = {"retrieval": " Retrieval failed.", "reading": " Found, but not used."}.get(cause or "", "")
-    sure = "" if new.confidence is None else f" Confidence {100 * new.confidence:.0f} %."
-    pair = f"{new.source} ({new.split}). Expected: {' | '.join(new.expected)}. "
-    pair += f"{'' if old is None else f'Before: {old.prediction}. '}Now: {new.prediction}.{sure}{why}"
-    verdict = "fixed" if gain > 0 else "broken" if gain < 0 else "wrong" if new.score < 1 else "right"
-    kinds = ["all"] + ["changed"] * (gain != 0) + ["wrong"] * (new.score < 1)
-    line = _folded(f"{verdict}: {text[:300]}", f'<p class="pair">{safe(pair)}</p>{_pre(new.prompt) if prompt else ""}')
-    return f'<div data-kinds="{" ".join(kinds)}">{line}</div>'
 
 
 def _last_settings(result: ClimbResult) -> dict[str, Mapping[str, Any]]:

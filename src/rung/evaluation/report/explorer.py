@@ -1,0 +1,204 @@
+"""The rows of a climb as a table to search: input, expected answer, and what every rung answered.
+
+The rows are embedded as JSON, and the report's script draws them: text from the data never becomes markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from rung.display import Markup, safe
+from rung.evaluation.report import words
+from rung.evaluation.result import ClimbResult, Prediction
+
+MOST_ROWS = 5_000  # in one page
+MOST_PROMPTS = 100  # of the recommended rung, wrong rows first
+MOST_CHARACTERS = 2_000  # of an input or answer
+PROMPT_CHARACTERS = 20_000
+PAGE = 25  # rows shown at once
+SURE = 0.9  # confidence from which a wrong answer deserves a look at its label
+
+KINDS = {
+    "wrong": "wrong", "changed": "fixed or broken", "fixed": "fixed", "broken": "broken", "sure": "sure, but wrong",
+    "disagree": "rungs disagree", "abstained": "abstained", "retrieval": "no passage with the answer found",
+    "reading": "passage found, but not used", "all": "all",
+}  # fmt: skip
+
+STYLE = """
+.filters{display:flex;flex-wrap:wrap;gap:.5rem 1rem;margin:.4rem 0}
+.filters label{display:flex;gap:.4rem;align-items:center}
+.filters input{font:inherit;padding:.2rem .4rem;min-width:0;max-width:16rem;flex:1}
+#rows td{white-space:normal;text-align:left;vertical-align:top;min-width:7rem;max-width:26rem}
+#rows td:first-child{overflow-wrap:normal}
+#rows th{text-align:left}#rows td.bad{color:var(--best)}#rows small{color:var(--soft);display:block}
+#rows tr.more td{background:var(--tint)}#rows button,.pages button{font:inherit;padding:.1rem .5rem}
+.pages{display:flex;gap:.8rem;align-items:center;margin:.6rem 0}
+@media(max-width:40rem){#rows thead{display:none}#rows,#rows tbody,#rows tr,#rows td{display:block;max-width:none}
+#rows tr{border-bottom:2px solid var(--line);padding:.3rem 0}#rows td{border:0;padding:.15rem 0}
+#rows td::before{content:attr(data-head);color:var(--soft);font-size:.8rem;display:block}}
+"""
+
+SCRIPT = """
+const held = document.getElementById('held');
+if (held) {
+  const all = JSON.parse(held.textContent), arms = all.arms, at = id => document.getElementById(id);
+  let from = 0;
+  const make = (tag, text, parent) => {
+    const made = document.createElement(tag);
+    made.textContent = text;
+    if (parent) parent.append(made);
+    return made;
+  };
+  const fits = (row, arm) => {
+    const own = row.a[arm], first = arm ? row.a[0] : null;
+    if (!own) return false;
+    const gain = first ? own.s - first.s : 0, wrong = own.s < 1, text = at('find').value.toLowerCase();
+    const kinds = {
+      all: true, wrong, changed: gain !== 0, fixed: gain > 0, broken: gain < 0,
+      sure: wrong && own.c !== null && own.c >= all.sure, abstained: own.x, retrieval: own.f === 'retrieval',
+      reading: own.f === 'reading', disagree: new Set(row.a.filter(one => one).map(one => one.t)).size > 1,
+    };
+    return kinds[at('kind').value]
+      && (!at('expected').value || row.e.includes(at('expected').value))
+      && (!at('given').value || own.t === at('given').value)
+      && (!text || [row.o, row.i, ...row.e, ...row.a.map(one => one ? one.t : '')]
+        .some(part => part.toLowerCase().includes(text)));
+  };
+  const cell = (line, head, text, small) => {
+    const made = make('td', text, line);
+    made.dataset.head = head;
+    if (small) make('small', small, made);
+    return made;
+  };
+  const unfold = (line, row) => {
+    if (line.nextSibling && line.nextSibling.className === 'more') return line.nextSibling.remove();
+    const under = make('tr', '');
+    under.className = 'more';
+    const wide = make('td', '', under);
+    wide.colSpan = 5;
+    row.a.forEach((one, number) => {
+      if (!one) return;
+      const said = make('p', '', wide);
+      make('b', arms[number] + ': ', said);
+      said.append(one.t + (one.s < 1 ? ` (score ${one.s.toFixed(2)})` : ''));
+    });
+    if (row.q) make('pre', row.q, wide);
+    line.after(under);
+  };
+  const show = () => {
+    const arm = +at('pick').value, rows = all.rows.filter(row => fits(row, arm)), body = at('rows').tBodies[0];
+    from = Math.max(0, Math.min(from, Math.floor((rows.length - 1) / all.page) * all.page));
+    body.replaceChildren();
+    at('chosen').textContent = arms[arm];
+    const last = Math.min(from + all.page, rows.length);
+    at('many').textContent = rows.length ? `${from + 1} to ${last} of ${rows.length} rows` : 'no rows';
+    for (const row of rows.slice(from, last)) {
+      const line = make('tr', '', body), own = row.a[arm];
+      cell(line, 'row', row.o, row.p);
+      cell(line, 'input', row.i);
+      cell(line, 'expected', row.e.join(' | '));
+      const notes = [own.c === null ? '' : `${(100 * own.c).toFixed(0)} % sure`, own.n];
+      if (own.s > 0 && own.s < 1) notes.push(`score ${own.s.toFixed(2)}`);
+      cell(line, arms[arm], own.t, notes.filter(note => note).join('; ')).className = own.s < 1 ? 'bad' : '';
+      const more = make('button', 'all rungs', cell(line, '', ''));
+      more.type = 'button';
+      more.addEventListener('click', () => unfold(line, row));
+    }
+  };
+  const follow = () => {
+    if (!location.hash.startsWith('#rows?')) return;
+    const asked = {kind: 'wrong', expected: '', given: '', find: ''};
+    for (const [name, value] of new URLSearchParams(location.hash.slice(6))) asked[name] = value;
+    for (const [name, value] of Object.entries(asked)) {
+      if (at(name)) at(name).value = name === 'pick' ? String(arms.indexOf(value)) : value;
+    }
+    from = 0;
+    show();
+    at('rows').scrollIntoView();
+  };
+  const again = step => () => { from = step ? from + step : 0; show(); };
+  for (const id of ['pick', 'kind', 'expected', 'given', 'find']) at(id).addEventListener('input', again(0));
+  at('back').addEventListener('click', again(-all.page));
+  at('next').addEventListener('click', again(all.page));
+  addEventListener('hashchange', follow);
+  show();
+  follow();
+}
+"""
+
+
+def rows_section(result: ClimbResult, predictions: Mapping[str, Sequence[Prediction]]) -> str:
+    """The rows that the recommended rung answered, with the answers of all rungs, and what filters them."""
+    arms = [rung.name for rung in words.measured(result)]
+    answered = {name: {(row.split, row.id): row for row in predictions.get(name, ())} for name in arms}
+    keys = list(dict.fromkeys(key for name in (result.recommended, *arms) for key in answered.get(name, ())))
+    if not keys:
+        return ""
+    best = answered.get(result.recommended, {})
+    keys.sort(key=lambda key: best[key].score if key in best else 1.0)  # the worst first; stable
+    rows = [
+        _row([answered[name].get(key) for name in arms], best.get(key) if number < MOST_PROMPTS else None)
+        for number, key in enumerate(keys[:MOST_ROWS])
+    ]
+    held = {"arms": arms, "rows": rows, "page": PAGE, "sure": SURE}
+    text = json.dumps(held, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    kinds = [
+        kind for kind in KINDS if kind not in ("retrieval", "reading") or any(_failure(row) for row in best.values())
+    ]
+    expected = sorted({label for row in rows for label in row["e"]}) if result.metric == "accuracy" else []
+    given = sorted({one["t"] for row in rows for one in row["a"] if one}) if expected else []
+    left_out = f"<p>{len(keys) - MOST_ROWS:,} more rows are in predictions.jsonl.</p>" if len(keys) > MOST_ROWS else ""
+    place = arms.index(result.recommended) if result.recommended in arms else 0
+    return (
+        f'<div class="filters"><label>Rung <select id="pick">{_options(enumerate(arms), place)}</select></label>'
+        f'<label>Rows <select id="kind">{_options((kind, KINDS[kind]) for kind in kinds)}</select></label>'
+        f'<label{"" if expected else " hidden"}>Expected <select id="expected">{_any(expected)}</select></label>'
+        f'<label{"" if given else " hidden"}>Answered <select id="given">{_any(given)}</select></label>'
+        '<label>Text <input id="find" type="search"></label></div>'
+        '<div class="scroll"><table id="rows"><thead><tr><th>row<th>input<th>expected<th id="chosen"><th></tr></thead>'
+        '<tbody></tbody></table></div><div class="pages"><button id="back" type="button">back</button>'
+        f'<span id="many"></span><button id="next" type="button">next</button></div>{left_out}'
+        f'<script type="application/json" id="held">{text}</script>'
+    )
+
+
+def rows_link(text: str, **filters: str) -> Markup:
+    """A link to the rows that the filters choose: `pick` (a rung), `kind`, `expected`, `given`."""
+    return Markup(f'<a href="#rows?{safe(urlencode(filters))}">{safe(text)}</a>')
+
+
+def _options(choices: Any, selected: Any = None) -> str:
+    return "".join(
+        f'<option value="{safe(value)}"{" selected" if value == selected else ""}>{safe(text)}</option>'
+        for value, text in choices
+    )
+
+
+def _any(labels: Sequence[str]) -> str:
+    return _options([("", "any"), *((label, label) for label in labels)])
+
+
+def _failure(row: Prediction) -> str:
+    return str((row.retrieval or {}).get("failure") or "")
+
+
+def _row(answers: Sequence[Prediction | None], prompted: Prediction | None) -> dict[str, Any]:
+    """A row for the script: origin, split, input, expected answers, the rungs' answers, and the prompt."""
+    first = next(answer for answer in answers if answer is not None)
+    return {
+        "o": first.source, "p": first.split, "e": [text[:MOST_CHARACTERS] for text in first.expected],
+        "i": " | ".join(str(value) for value in first.inputs.values())[:MOST_CHARACTERS],
+        "a": [None if one is None else _answer(one) for one in answers],
+        **({} if prompted is None else {"q": prompted.prompt[:PROMPT_CHARACTERS]}),
+    }  # fmt: skip
+
+
+def _answer(row: Prediction) -> dict[str, Any]:
+    """An answer for the script: text, score, confidence, and what is rare."""
+    rare = {"n": row.note[:MOST_CHARACTERS], "x": row.abstained, "f": _failure(row)}
+    sure = None if row.confidence is None else round(row.confidence, 4)
+    kept = {key: value for key, value in rare.items() if value}
+    return {"t": row.prediction[:MOST_CHARACTERS], "s": round(row.score, 4), "c": sure, **kept}
