@@ -8,6 +8,7 @@ must be safe to repeat: each insert carries a unique key.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -58,6 +59,26 @@ _EXPLAINED = (
      "another process holds the store",
      "wait for it to finish; for many writers use PostgreSQL"),
 )  # fmt: skip
+# What a PostgreSQL server or its driver says when it refuses a connection, which has no SQLSTATE. Trying again does not
+# help. The first that fits counts.
+_REFUSED = (
+    (("invalid connection option", "invalid sslmode", "invalid integer", "invalid port"),
+     "the store's URL has an unknown part",
+     "write postgresql://user:password@host:5432/name"),
+    (("certificate", "ssl", "tls"),
+     "the encrypted connection fails",
+     "the server may have no TLS (sslmode=disable), or a certificate that is not known here (sslrootcert=FILE)"),
+    (("pg_hba.conf",),
+     "the server lets nobody in from this machine with this user, database and encryption",
+     "add a line to its pg_hba.conf, or end the URL with ?sslmode=require"),
+    (("password", "authentication failed", "peer authentication"),
+     "the user or the password is wrong",
+     "check both; in the URL, write %40 for @, %2F for / and %23 for # in a password"),
+    (("role ",), "there is no such user", "make it: createuser --pwprompt NAME"),
+    (("database ",), "there is no such database", "make it: createdb --owner USER NAME"),
+)  # fmt: skip
+_STARTING = ("starting up", "shutting down", "recovery", "too many", "not accepting", "remaining connection slots")
+LOG = logging.getLogger("rung.feedback")
 
 
 class StoreDatabase:
@@ -90,7 +111,10 @@ class StoreDatabase:
     @property
     def name(self) -> str:
         """The location, without a password."""
-        return self.url.database or "" if self.dialect == "sqlite" else self.url.render_as_string(hide_password=True)
+        if self.dialect == "sqlite":
+            return self.url.database or ""
+        secrets = [key for key in self.url.query if "password" in key]
+        return self.url.difference_update_query(secrets).render_as_string(hide_password=True)
 
     def run(self, kind: TransactionKind, work: Callable[[Connection], Result]) -> Result:
         """Do `work` in one transaction and return its result; a failing database is a MachineError, `store-failed`."""
@@ -114,6 +138,8 @@ class StoreDatabase:
                     continue
                 if not self._transient(error) or time.monotonic() - start + wait > self.patience:
                     self._raise(error)
+                if wait == 0.1 and self.dialect != "sqlite":  # the second failure
+                    LOG.warning("%s does not answer; trying for %g s: %s", self.name, self.patience, _first_line(error))
             time.sleep(wait)
             wait = min(2 * wait, 1.0)
 
@@ -206,12 +232,17 @@ class StoreDatabase:
             # The driver waits for a lock itself, except where another process is switching a new file to WAL.
             return str(getattr(error.orig, "sqlite_errorname", "")).startswith("SQLITE_BUSY")
         state = getattr(error.orig, "sqlstate", None)
+        if state is None and _refusal(error) is not None:
+            return False
         # A failed connection attempt has no state.
         return error.connection_invalidated or state is None or state in _TRANSIENT or state.startswith("08")
 
     def _raise(self, error: exc.DBAPIError) -> NoReturn:
         state = getattr(error.orig, "sqlite_errorname", None) or getattr(error.orig, "sqlstate", None) or ""
-        first = next(iter(str(error.orig).strip().splitlines()), type(error.orig).__name__)
+        first = _first_line(error)
+        if not state and self.dialect != "sqlite" and (refused := _refusal(error)) is not None:
+            problem, hint = refused
+            raise MachineError("store-failed", f"{problem}: {self.name}: {first}", hint=hint) from error
         for states, problem, hint in _EXPLAINED:
             if state.startswith(states):
                 raise MachineError("store-failed", f"{problem}: {self.name}: {first}", hint=hint) from error
@@ -223,17 +254,31 @@ class StoreDatabase:
         ) from error  # fmt: skip
 
 
+def _first_line(error: exc.DBAPIError) -> str:
+    return next(iter(str(error.orig).strip().splitlines()), type(error.orig).__name__)
+
+
+def _refusal(error: exc.DBAPIError) -> tuple[str, str] | None:
+    """What is wrong with a connection that was refused, and what to do; None where time may help."""
+    said = str(error.orig).lower()
+    said = said.rpartition("failed: ")[2] or said  # without the address, which may have any name in it
+    if "failed to resolve" in said or any(word in said for word in _STARTING):
+        return None
+    return next(((problem, hint) for words, problem, hint in _REFUSED if any(word in said for word in words)), None)
+
+
 def _url(location: str | Path) -> URL:
     """The database's URL; a text without `://` is the path of an SQLite file."""
     if isinstance(location, Path) or "://" not in location:
         return sa.URL.create("sqlite", database=str(Path(location).expanduser().absolute()))
     try:
         url = sa.make_url(location)
-    except exc.ArgumentError:
+    except (exc.ArgumentError, ValueError):
+        url = None
+    if url is None or "@" in f"{url.host}{url.database}":
         # The message leaves the URL out: it may hold a password.
-        raise ConfigError(
-            "bad-option", "the store's URL cannot be read", hint="write postgresql://user:password@host:5432/name"
-        ) from None
+        hint = "write postgresql://user:password@host:5432/name, and in a password %40 for @, %2F for / and %23 for #"
+        raise ConfigError("bad-option", "the store's URL cannot be read", hint=hint)
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigError(
             "bad-option", f"{url.get_backend_name()} is not supported as a store", hint="use sqlite or postgresql"
