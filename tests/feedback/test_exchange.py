@@ -8,7 +8,7 @@ import pytest
 
 from rung.data.sources import FileFormat
 from rung.errors import DataError
-from rung.feedback.exchange import Imported, guarded, read, unguarded, write
+from rung.feedback.exchange import Imported, guarded, own_template, read, unguarded, write
 from rung.feedback.records import CaseFilter
 from rung.feedback.store import FeedbackStore
 from rung.task import Task
@@ -71,6 +71,7 @@ def test_no_cell_is_a_formula_and_each_is_read_back():
 
 
 def test_the_four_columns_and_back(store, make, task, tmp_path):
+    task = task.model_copy(update={"output": task.output.model_copy(update={"kind": "text"})})
     rows = [make(i, inputs={"text": cell or "empty"}, actual=cell, system="Braces {}") for i, cell in enumerate(CELLS)]
     store.record(rows)
     for i, cell in enumerate(CELLS):
@@ -180,3 +181,33 @@ def test_a_named_encoding_is_heeded(store, task, tmp_path):
         read(file, task, store, "Bob")
     assert read(file, task, store, "Bob", FileFormat("cp1251")).cases == 1
     assert store.cases()[0].interaction.inputs["text"] == "привет"
+
+
+@pytest.mark.parametrize(
+    ("template", "inputs", "wanted"),
+    [("Text: {text}", ["text"], "Text: {text}"), ("Text: {{ text }}", ["text"], "Text: {text}"),
+     ("{{Text}} is {\"a\": {\"b\": 1}}", ["text"], "{text} is {{\"a\": {{\"b\": 1}}}}"),
+     ("Answer as JSON {\"label\": ...}: {text}", ["text"], "Answer as JSON {{\"label\": ...}}: {text}"),
+     ("Answer {{json}}: {text}", ["text"], "Answer {{json}}: {text}"), ("no column", ["text"], "no column"),
+     ("Classify: {question}", ["text"], "Classify: {text}"),
+     ("{Ticket Id} and {other}", ["ticket_id", "body"], "{ticket_id} and {other}")],
+)  # fmt: skip
+def test_templates_as_people_write_them(template, inputs, wanted):
+    assert own_template(template, inputs) == wanted
+
+
+def test_a_label_that_is_none_and_rows_that_contradict_each_other_are_refused_with_their_line(store, task, tmp_path):
+    file = tmp_path / "cases.csv"
+    for rows, code, told in (
+        ("Where?,age_limit,Card arrival\nHow?,age_limit,shipping\n", "unknown-label", "cases.csv:3"),
+        ("Where?,age_limit,card_arrival\nwhere? ,x,exchange_rate\n", "contested-corrections", "cases.csv:3 expects"),
+        (" ,age_limit,card_arrival\n", "bad-row", "cases.csv:2: the input is empty"),
+    ):
+        file.write_text("input,actual,expected\n" + rows)
+        with pytest.raises(DataError, match=told) as raised:
+            read(file, task, store, "Bob")
+        assert raised.value.code == code
+    assert store.count() == 0  # all or none
+    file.write_text("input,actual,expected\nWhere?,age_limit,Card arrival\n")
+    read(file, task, store, "Bob")
+    assert store.cases()[0].expected == "card_arrival"

@@ -35,7 +35,8 @@ def test_feedback_is_checked_redacted_and_kept(client, store, make):
     )  # fmt: skip
     assert client.post("/v1/feedback", json={"id": "r2", "thumb": "up"}).status_code == 404
     for wrong in ({"thumb": "up"}, {"id": "r1"}, {"id": "r1", "comment": " "}, {"id": "r1", "thumb": "left"},
-                  {"id": "r1", "score": 1.5}, {"id": "r1", "thumb": "up", "source": "check"},
+                  {"id": "r1", "score": 1.5}, {"id": "r1", "score": True},
+                  {"id": "r1", "thumb": "up", "source": "check"},
                   {"id": "r1", "comment": "x" * 10_001}):  # fmt: skip
         assert client.post("/v1/feedback", json=wrong).status_code == 422
     assert len(store.feedback("r1")) == 1
@@ -61,12 +62,13 @@ def test_review_lists_corrects_undoes_and_keeps_the_history(client, store, make)
     done = client.post("/v1/failures/r3/correction", json={"expected": "card_arrival", "reviewer": "Ann"})
     assert done.status_code == 201
     assert done.json()["case"]["failure"] is True
-    client.post("/v1/failures/r3/undo", json={"reviewer": "Bob", "comment": "no"})
+    assert client.post("/v1/failures/r3/undo", json={"reviewer": "Bob"}).status_code == 400  # it is Ann's
+    client.post("/v1/failures/r3/undo", json={"reviewer": "Ann", "comment": "no"})
     shown = client.get("/v1/failures/r3").json()
     assert shown["expected"] is None
     assert [(h["reviewer"], h["expected"], h["undoes"]) for h in shown["history"]] == [
         ("Ann", "card_arrival", None),
-        ("Bob", None, 1),
+        ("Ann", None, 1),
     ]
     assert client.get("/v1/failures/r9").status_code == 404
     assert client.post("/v1/failures/r9/undo", json={"reviewer": "Bob"}).status_code == 404
@@ -83,3 +85,34 @@ def test_review_can_be_closed_to_most(store):
     app.include_router(failures_router(store, allowed=nobody))
     with TestClient(app) as client:
         assert client.get("/v1/failures").status_code == 403
+
+
+def test_a_correction_over_http_is_one_of_the_labels(store, make):
+    app = FastAPI()
+    app.include_router(failures_router(store, labels={"intents": ("card_arrival", "age_limit")}.get))
+    store.record([make(1), make(2, task="")])
+    with TestClient(app) as client:
+
+        def corrected(id, expected):  # noqa: A002
+            return client.post(f"/v1/failures/{id}/correction", json={"expected": expected, "reviewer": "Ann"})
+
+        assert corrected("r1", "Card arrival").json()["case"]["expected"] == "card_arrival"
+        refused = corrected("r1", "card_arival")
+        assert (refused.status_code, "did you mean 'card_arrival'?" in refused.text) == (400, True)
+        assert corrected("r2", "anything").status_code == 201  # a bare model has no labels
+
+
+@pytest.mark.parametrize(
+    ("words", "bad", "suggestion"),
+    [([{"thumb": "down"}, {"thumb": "up"}], False, None), ([{"thumb": "up"}, {"thumb": "down"}], True, None),
+     ([{"score": 0.2}, {"score": 0.9}], False, None), ([{"thumb": "down"}, {"thumb": "none"}], False, None),
+     ([{"expected": "x"}, {"expected": "age_limit"}], False, "age_limit"),
+     ([{"thumb": "down", "expected": "x"}, {"comment": "see?"}], True, "x"),
+     ([{"thumb": "down"}, {"expected": "x"}], True, "x"), ([{"expected": "x"}, {"thumb": "up"}], False, None)],
+)  # fmt: skip
+def test_the_last_word_of_a_user_holds(client, store, make, words, bad, suggestion):
+    store.record([make(1)])
+    for word in words:
+        assert client.post("/v1/feedback", json={"id": "r1", **word}).status_code == 201
+    case = store.case("r1")
+    assert (case.reasons, case.suggestion) == (("bad feedback",) if bad else (), suggestion)

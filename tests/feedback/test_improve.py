@@ -11,7 +11,7 @@ from rung.artifact.files import fingerprint
 from rung.artifact.heads import Head
 from rung.climbing.options import ClimbOptions
 from rung.errors import ConfigError, DataError, ThresholdError
-from rung.feedback.corrections import check, invalidity, with_corrections
+from rung.feedback.corrections import check, contradictions, invalidity, matched_label, with_corrections
 from rung.feedback.improve import improve, promote, rungs_for
 from rung.feedback.records import CaseFilter, SplitRule
 from rung.feedback.registry import Registry
@@ -93,7 +93,7 @@ def test_redaction_does_not_open_the_test_side(store, make, task, data):
 
 def test_a_correction_that_does_not_fit_the_task_names_its_interaction(store, make, task, data):
     cases = review(store, make, [(1, "My card never came", "train", "card_arival")])
-    with pytest.raises(DataError, match="interaction r1: the label 'card_arival'") as raised:
+    with pytest.raises(DataError, match="interaction r1: 'card_arival' is none of") as raised:
         with_corrections(task, data, cases)
     assert "card_arrival" in raised.value.hint
 
@@ -211,3 +211,42 @@ def test_what_breaks_the_rules_of_a_json_task(zero):
     assert "does not fit the schema" in invalidity(artifact, '{"n": "1"}')
     assert invalidity(artifact, "[" * 100_000) != ""
     assert invalidity(artifact, " ") == "the answer is empty"
+
+
+def test_reviewers_who_contradict_each_other_are_heard_before_anything_is_trained(store, make, task, tmp_path):
+    store.record([make(1), make(2, inputs={"text": "where is  CARD 1?"}), make(3)])
+    store.correct("r1", "card_arrival", "Ann")
+    store.correct("r2", "exchange_rate", "Bob")
+    store.correct("r3", "card_arrival", "Ann")
+    with pytest.raises(ConfigError) as raised:
+        improve(task, store, Registry(tmp_path / "registry", "intents"))
+    assert raised.value.code == "contested-corrections"
+    assert "1 inputs of intents, first Ann: 'card_arrival', Bob: 'exchange_rate'" in raised.value.message
+    assert [case.interaction.id for case in store.cases(CaseFilter(contested=True))] == ["r2", "r1"]
+    store.correct("r1", "card_arrival", "Carla")  # two of three
+    assert contradictions(task, store) == []
+    assert store.count(CaseFilter(contested=True)) == 0
+    changed, taken = with_corrections(
+        task, task.read(), store.cases(CaseFilter(reviewed=True)), store.opinions("intents")
+    )
+    assert taken.superseded == 1
+    assert ("Where is card 1?", "card_arrival") in {(row.inputs["text"], *row.outputs) for row in changed.train}
+
+
+def test_one_reviewer_may_change_her_mind(store, make, task):
+    store.record([make(1)])
+    for expected in ("card_arrival", "exchange_rate"):
+        store.correct("r1", expected, "Ann")
+    assert contradictions(task, store) == []
+    store.correct("r1", "card_arrival", "Bob")
+    assert len(contradictions(task, store)) == 1
+    store.undo("r1", "Bob")
+    assert contradictions(task, store) == []
+    assert store.case("r1").expected == "exchange_rate"
+
+
+@pytest.mark.parametrize("typed", ["Card arrival", " card-arrival ", "CARD_ARRIVAL"])
+def test_a_label_as_people_type_it_is_the_task_s(typed):
+    assert matched_label(typed, ("card_arrival", "card"), "x") == "card_arrival"
+    with pytest.raises(DataError):
+        matched_label(typed, ("card arrival x", "Card_Arrival", "card-arrival_"), "x")

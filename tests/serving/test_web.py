@@ -217,7 +217,9 @@ def test_a_correction_that_is_no_label_is_refused_and_kept_in_the_field(changed,
     page.get_by_label("Reviewer").fill("Ann")
     page.locator("#expected").fill("card_arival")
     page.get_by_role("button", name="Save").click()
-    assert "'card_arival' is none of the 6 labels of intents" in page.get_by_role("alert").inner_text()
+    alert = page.get_by_role("alert").inner_text()
+    assert "intents: 'card_arival' is none of the 6 labels of the task: did you mean 'card_arrival'?" in alert
+    assert page.get_by_label("Reviewer").input_value() == "Ann"
     assert page.locator("#expected").input_value() == "card_arival"
     assert changed.wiring.store.history("r1") == []
 

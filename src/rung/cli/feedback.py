@@ -42,16 +42,17 @@ def list_cases(
     reason: Annotated[str | None, Option(help="Suspicious for this reason.")] = None,
     reviewed: Annotated[bool | None, Option("--reviewed/--unreviewed", help="Reviewed, or not.")] = None,
     wrong: Annotated[bool, Option("--wrong", help="Reviewed and found wrong.")] = False,
+    contested: Annotated[bool, Option("--contested", help="Reviewers contradict each other.")] = False,
     everything: Annotated[bool, Option("--all", help="Also answers that nothing speaks against.")] = False,
     text: Annotated[str | None, Option(help="With this text in input or response.")] = None,
     limit: Annotated[int, Option(min=1, help="Most cases to show.")] = 50,
     json: options.Json = False,
 ) -> None:  # fmt: skip
     """List suspicious answers, the worst first; by default those that nobody reviewed."""
-    narrowed = everything or wrong or reviewed is not None
+    narrowed = everything or wrong or contested or reviewed is not None
     which = _filter(
         task=task, split=split, reason=reason, text=text, failure=True if wrong else None,
-        reviewed=reviewed if narrowed else False, suspicious=None if narrowed else True,
+        reviewed=reviewed if narrowed else False, suspicious=None if narrowed else True, contested=contested,
     )  # fmt: skip
     with options.open_store(store) as opened:
         cases, count = opened.cases(which, limit=limit), opened.count(which)
@@ -71,10 +72,15 @@ def show(case_id: Id, store: options.StorePlace = STORE, json: options.Json = Fa
 def correct(
     case_id: Id,
     expected: Annotated[str, Argument(help="The expected response; repeat the actual one if it was right.")],
-    reviewer: ReviewerOption = None, comment: CommentOption = "", store: options.StorePlace = STORE,
-    json: options.Json = False,
+    reviewer: ReviewerOption = None, comment: CommentOption = "",
+    task: Annotated[Path | None, Option("--task", help="The task's file: checks a label.", metavar="TASK")] = None,
+    store: options.StorePlace = STORE, json: options.Json = False,
 ) -> None:  # fmt: skip
     """Say what was expected. Nothing is overwritten: the history keeps every correction."""
+    from rung.feedback.corrections import labels_of_task, matched_label
+
+    if task is not None and (labels := labels_of_task(options.load_task(task))):
+        expected = matched_label(expected, labels, case_id)
     with options.open_store(store, redacting=True) as opened:
         number = opened.correct(case_id, expected, _reviewer(reviewer), comment)
         case = opened.case(case_id)
@@ -87,7 +93,7 @@ def undo(
     case_id: Id, reviewer: ReviewerOption = None, comment: CommentOption = "", store: options.StorePlace = STORE,
     json: options.Json = False,
 ) -> None:  # fmt: skip
-    """Undo the latest correction; the one before it holds again."""
+    """Undo your latest correction of a case; the one before it holds again, and those of others stay."""
     with options.open_store(store, redacting=True) as opened:
         number = opened.undo(case_id, _reviewer(reviewer), comment)
         case = opened.case(case_id)

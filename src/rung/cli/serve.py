@@ -119,6 +119,7 @@ def _capturing(
     wiring = build_capture(
         store, mode=options.choose("--capture", mode, get_args(CaptureMode)), rate=rate if mode == "sampled" else 1.0,
         redact=Redactor(own=patterns), key_of=key_of, registry=registry, allowed=reviewers_only,
+        labels=served.labels,
         load=lambda folder, name: served.load(folder, name, replace=True),
         challenge=lambda name, what: served.withdraw(name) if what is None else served.challenge(name, *what),
     )  # fmt: skip

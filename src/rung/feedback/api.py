@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from rung.errors import ConfigError, RungError
 from rung.feedback.capture import Capture, CaptureMode, Redactor
+from rung.feedback.corrections import matched_label
 from rung.feedback.records import ABTest, CaseFilter, Feedback, Reason, Side, Thumb
 from rung.feedback.registry import Follower
 from rung.feedback.store import FeedbackStore
@@ -40,7 +41,7 @@ class FeedbackBody(BaseModel, extra="forbid"):
 
     id: Annotated[str, Field(min_length=1, max_length=80, description="The response's id.")]
     thumb: Thumb | None = None
-    score: Annotated[float, Field(ge=0, le=1)] | None = None
+    score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None  # `true` is no score
     comment: Comment = ""
     expected: Annotated[str | None, Field(max_length=100_000, description="The response that was expected.")] = None
 
@@ -58,7 +59,7 @@ class FeedbackGiven(BaseModel):
 
 
 class UndoBody(BaseModel, extra="forbid"):
-    """Who undoes the correction in force."""
+    """Who undoes a correction."""
 
     reviewer: Reviewer
     comment: Comment = ""
@@ -93,10 +94,14 @@ def feedback_router(
     return router
 
 
-def failures_router(store: FeedbackStore, *, allowed: Callable[[Request], None] = lambda request: None) -> APIRouter:
+def failures_router(
+    store: FeedbackStore, *, allowed: Callable[[Request], None] = lambda request: None,
+    labels: Callable[[str], Sequence[str]] = lambda task: (),
+) -> APIRouter:  # fmt: skip
     """The endpoints of review: list, show, correct, undo.
 
-    `allowed` raises an HTTPException if a request may not review; corrections become training data.
+    `labels` lists those of a task, where they are known: no other label is accepted. `allowed` raises an HTTPException
+    if a request may not review; corrections become training data.
     """
 
     def guard(request: Request) -> None:
@@ -114,12 +119,13 @@ def failures_router(store: FeedbackStore, *, allowed: Callable[[Request], None] 
         suspicious: bool | None = None,
         reviewed: bool | None = None,
         failure: bool | None = None,
+        contested: bool = False,
         text: Annotated[str | None, Query(max_length=1000)] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = PAGE,
         offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
     ) -> dict[str, Any]:
         """List cases, the most suspicious first; `suspicious=true&reviewed=false` is the queue."""
-        which = CaseFilter(task, artifact, split, reason, suspicious, reviewed, failure, text)
+        which = CaseFilter(task, artifact, split, reason, suspicious, reviewed, failure, text, contested=contested)
         cases = [case.as_dict() for case in store.cases(which, limit=limit, offset=offset)]
         return {"cases": cases, "count": store.count(which)}
 
@@ -131,12 +137,15 @@ def failures_router(store: FeedbackStore, *, allowed: Callable[[Request], None] 
     @router.post("/{id}/correction", status_code=201, responses=_RESPONSES)
     def correct(id: str, body: CorrectionBody) -> dict[str, Any]:  # noqa: A002
         """Say what was expected."""
-        number = store.correct(id, body.expected, body.reviewer, body.comment)
+        expected, known = body.expected, labels(store.case(id).interaction.task)
+        if known:
+            expected = matched_label(expected, known, id)
+        number = store.correct(id, expected, body.reviewer, body.comment)
         return {"correction": number, "case": store.case(id).as_dict()}
 
     @router.post("/{id}/undo", status_code=201, responses=_RESPONSES)
     def undo(id: str, body: UndoBody) -> dict[str, Any]:  # noqa: A002
-        """Undo the correction in force; the one before it is in force again."""
+        """Undo the reviewer's own last correction; the one before it is in force again."""
         number = store.undo(id, body.reviewer, body.comment)
         return {"correction": number, "case": store.case(id).as_dict()}
 
@@ -164,6 +173,7 @@ def build_capture(
     location: str | Path, *, mode: CaptureMode = "on", rate: float = 1.0, redact: Redactor | None = None,
     key_of: Callable[[Request], str | None] = lambda request: None,
     allowed: Callable[[Request], None] = lambda request: None,
+    labels: Callable[[str], Sequence[str]] = lambda task: (),
     registry: Path | None = None,
     load: Callable[[Path, str], Any] = lambda folder, name: None,
     challenge: Callable[[str, tuple[Path, ABTest] | None], Any] = lambda name, trial: None,
@@ -178,7 +188,7 @@ def build_capture(
     capture = Capture(store, mode, rate, redact)
     routers = (
         feedback_router(store, capture=capture, redact=redact, key_of=key_of),
-        failures_router(store, allowed=allowed),
+        failures_router(store, allowed=allowed, labels=labels),
     )
 
     def begin(name: str, trial: tuple[Path, ABTest] | None) -> None:

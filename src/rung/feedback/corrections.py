@@ -7,7 +7,8 @@ checked like a row of a file, and never becomes a training row if it is held out
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from rung.data.examples import examples
 from rung.data.rows import Data, Example, Record, SplitReport, hash_of
 from rung.engines.constraints import schema_problem
 from rung.errors import DataError, suggest
-from rung.feedback.records import CaseFilter, Feedback, ReviewCase, SplitRule
+from rung.feedback.records import CaseFilter, Feedback, Opinions, ReviewCase, SplitRule
 from rung.feedback.store import FeedbackStore
 from rung.progress import QUIET, Progress
 from rung.task import Task
@@ -83,6 +84,45 @@ def invalidity(artifact: Artifact, actual: str) -> str:
     return ""
 
 
+def labels_of_task(task: Task) -> tuple[str, ...]:
+    """The labels of a task of categories: those that it lists, else those of its rows."""
+    if task.output.kind != "category":
+        return ()
+    return tuple(task.output.labels or ()) or task.held_out().read().labels
+
+
+def matched_label(expected: str, labels: Sequence[str], source: str) -> str:
+    """Find the label that a reviewer means: case, underscores, hyphens and spaces may differ.
+
+    Raises:
+        DataError: `unknown-label`: none of the labels, or several.
+    """
+    text = expected.strip()
+    if text in labels:
+        return text
+    meant = [label for label in labels if folded(label) == folded(text)]
+    if len(meant) != 1:
+        problem = f"{source}: {text!r} is none of the {len(labels)} labels of the task"
+        raise DataError("unknown-label", problem, hint=suggest(text, labels))
+    return meant[0]
+
+
+def folded(name: str) -> str:
+    """Reduce a name to what people keep when they type it: no case, single spaces for underscores and hyphens."""
+    return " ".join(re.sub(r"[_\-\s]+", " ", name).casefold().split())
+
+
+def contradictions(task: Task, store: FeedbackStore) -> list[str]:
+    """Describe the inputs about which reviewers of labels contradict each other; see `Opinions.contested`.
+
+    Other answers may differ in their words, so the last correction holds.
+    """
+    if task.output.kind != "category":
+        return []
+    contested = [each for each in store.opinions(task.name).values() if each.contested]
+    return [", ".join(f"{reviewer}: {expected!r}" for reviewer, expected in each.words.items()) for each in contested]
+
+
 @dataclass(frozen=True, slots=True)
 class CorrectionCounts:
     """How the reviewed interactions were used."""
@@ -94,8 +134,12 @@ class CorrectionCounts:
     superseded: int = 0  # left out because a later interaction has the same input
 
 
-def with_corrections(task: Task, data: Data, cases: Sequence[ReviewCase]) -> tuple[Data, CorrectionCounts]:
+def with_corrections(
+    task: Task, data: Data, cases: Sequence[ReviewCase], opinions: Mapping[tuple[str, str], Opinions] | None = None
+) -> tuple[Data, CorrectionCounts]:
     """Add the reviewed interactions of the training side to the task's training rows.
+
+    Of several interactions with one input, the last one counts; with `opinions`, the one that the last word is about.
 
     An interaction is held out if it was captured on the test side, if the task's own rule puts its input there, or if
     its input equals a test or validation row. One of these is enough.
@@ -113,6 +157,10 @@ def with_corrections(task: Task, data: Data, cases: Sequence[ReviewCase]) -> tup
         in_aside = row.split == "test" or row.input_id in aside or example.id in aside
         if in_aside or (rule is not None and rule.side(example.inputs) == "test"):
             held_out += 1
+            continue
+        word = (opinions or {}).get((row.task, row.input_id))
+        if word is not None and word.expected != case.expected:
+            superseded += 1
             continue
         superseded += row.input_id in chosen
         chosen[row.input_id] = (case, example)
@@ -134,11 +182,7 @@ def as_example(task: Task, data: Data, case: ReviewCase) -> Example:
     expected, source = case.expected, f"interaction {case.interaction.id}"
     values: dict[str, Any] = dict(case.interaction.inputs)
     if task.output.kind == "category":
-        expected, labels = expected.strip(), data.labels or tuple(task.output.labels or ())
-        if expected not in labels:
-            problem = f"{source}: the label {expected!r} is not among those of the task"
-            hint = f"{suggest(expected, labels)}; correct it with `rung failures correct`, or add rows of that label"
-            raise DataError("unknown-label", problem, hint=hint)
+        expected = matched_label(expected, data.labels or tuple(task.output.labels or ()), source)
     if task.output.kind == "chat":
         column = task.inputs[0]
         values[column] = [*values[column], {"role": "assistant", "content": expected}]

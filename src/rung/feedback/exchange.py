@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from rung.data.rows import Record, example_id, hash_of
 from rung.data.sources import FileFormat, detected, read_rows
 from rung.data.spec import placeholders
 from rung.errors import DataError
+from rung.feedback.corrections import folded, labels_of_task, matched_label
 from rung.feedback.records import Interaction, ReviewCase, Side, SplitRule
 from rung.feedback.store import FeedbackStore
 from rung.prompts.prompt import substitute
@@ -129,10 +130,11 @@ def read(file: Path, task: Task, store: FeedbackStore, reviewer: str, form: File
     expected response becomes a correction, unless the case has that correction already.
 
     Raises:
-        DataError: a row lacks a column, or its input does not fit the task.
+        DataError: a row lacks a column, its input or label does not fit the task, or two rows contradict each other.
     """
-    form = detected(file, form or FileFormat())
+    form, labels = detected(file, form or FileFormat()), labels_of_task(task)
     imported: list[tuple[Interaction, str | None]] = []
+    expected_of: dict[str, tuple[str, str]] = {}  # by input: the expected response, and where it is
     blank, ignored = 0, dict[str, None]()
     for record in read_rows(file, form):
         if not any(text_of(column(record, name)).strip() for name in record.values):
@@ -140,7 +142,14 @@ def read(file: Path, task: Task, store: FeedbackStore, reviewer: str, form: File
             continue
         values, unread = _four_columns(record)
         ignored |= dict.fromkeys(unread)
-        imported.append(_from_record(record, values, task))
+        row, expected = _from_record(record, values, task)
+        if expected is not None and labels:
+            expected = matched_label(expected, labels, record.source)
+            before, where = expected_of.setdefault(row.input_id, (expected, record.source))
+            if before != expected:
+                problem = f"{record.source} expects {expected!r}, and {where} expects {before!r} for the same input"
+                raise DataError("contested-corrections", problem, hint="leave one of the two rows out")
+        imported.append((row, expected))
     store.record([row for row, _ in imported])
     corrected = 0
     for row, expected in imported:
@@ -150,7 +159,7 @@ def read(file: Path, task: Task, store: FeedbackStore, reviewer: str, form: File
     return Imported(len(imported), corrected, blank, tuple(ignored), form.describe())
 
 
-NAMES = {  # of a column, compared without case, with single spaces for underscores, hyphens and spaces
+NAMES = {  # of a column, as `folded` gives them
     "prompt template": ("prompt template", "template", "prompt"), "input": ("input", "inputs"),
     "actual response": ("actual response", "actual", "actual output", "response"),
     "expected response": ("expected response", "expected", "expected output", "correction"),
@@ -166,7 +175,7 @@ def _four_columns(record: Record) -> tuple[dict[str, str] | None, list[str]]:
         return None, []
     by_name: dict[str, str] = {}
     for name in record.values:
-        by_name.setdefault(" ".join(re.sub(r"[_\-\s]+", " ", name).lower().split()), name)
+        by_name.setdefault(folded(name), name)
     found = {name: next((by_name[each] for each in names if each in by_name), None) for name, names in NAMES.items()}
     if missing := [name for name in ("input", "actual response") if found[name] is None]:
         wanted, there = ", ".join(map(repr, COLUMNS)), ", ".join(map(repr, record.values))
@@ -181,6 +190,10 @@ def _from_record(record: Record, four: dict[str, str] | None, task: Task) -> tup
     values: dict[str, Any] = record.values
     if four is not None:
         template, cell, actual, expected = four.values()
+        if not cell.strip():
+            hint = "write what the model was asked into the column input; the template alone is not the input"
+            raise DataError("bad-row", f"{record.source}: the input is empty", hint=hint)
+        template = own_template(template, task.inputs)
         inputs = {task.inputs[0]: cell}  # the cell of a task with one column is plain text, else JSON
         if len(task.inputs) > 1 or task.output.kind == "chat":
             try:
@@ -199,6 +212,35 @@ def _from_record(record: Record, four: dict[str, str] | None, task: Task) -> tup
         raise DataError("bad-template", f"{record.source}: {problem}", hint=hint)
     expected = str(values.get("expected") or "")
     return _interaction(values, as_read, task), expected if expected.strip() else None
+
+
+_MUSTACHE = re.compile(r"\{\{\s*([^{}]*?)\s*\}\}")
+_COLUMN = re.compile(r"(?<!\{)\{([^{}]*)\}(?!\})")
+_LONE = re.compile(r"(?<!\{)\{(?!\{)|(?<!\})\}(?!\})")
+
+
+def own_template(text: str, inputs: Sequence[str]) -> str:
+    """Write a template with the columns as `{column}` and literal braces doubled, whatever its author's habit.
+
+    `{{ column }}` is a column where no column stands in single braces. In a task with one input, the only name in
+    braces is that input. Names are compared as `folded` gives them; an unknown one stays.
+    """
+    known = {folded(name): name for name in inputs}
+    single, double = ({folded(name) for name in form.findall(text)} for form in (_COLUMN, _MUSTACHE))
+    mustache = bool(double & set(known)) and not single & set(known)
+    names = [name for name in (double if mustache else single) if re.fullmatch(r"\w+( \w+)*", name)]
+    if len(inputs) == len(names) == 1:
+        known = {names[0]: inputs[0]}
+    form, literals, columns, end = _MUSTACHE if mustache else _COLUMN, [], [], 0
+    for match in form.finditer(text):
+        if (name := folded(match[1])) in names:
+            literals.append(text[end : match.start()])
+            columns.append("{" + known.get(name, match[1]) + "}")
+            end = match.end()
+    literals.append(text[end:])
+    if mustache or any(map(_LONE.search, literals)):  # its author doubles no braces
+        literals = [literal.replace("{", "{{").replace("}", "}}") for literal in literals]
+    return "".join(literal + column for literal, column in zip(literals, [*columns, ""], strict=True))
 
 
 def _interaction(values: Mapping[str, Any], as_read: Mapping[str, Any], task: Task) -> Interaction:

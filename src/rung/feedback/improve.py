@@ -24,7 +24,7 @@ from rung.errors import ConfigError, ThresholdError
 from rung.evaluation.report.words import against
 from rung.evaluation.result import Comparison
 from rung.evaluation.scoring import cases, metric_of
-from rung.feedback.corrections import CorrectionCounts, as_example, with_corrections
+from rung.feedback.corrections import CorrectionCounts, as_example, contradictions, with_corrections
 from rung.feedback.records import CaseFilter, Promotion, ReviewCase, Side
 from rung.feedback.registry import Registry
 from rung.feedback.store import FeedbackStore
@@ -87,12 +87,17 @@ def improve(
     `rungs_for` chooses the rungs, unless `options` or the task's `constraints.rungs` name them.
 
     Raises:
+        ConfigError: `contested-corrections`.
         ConfigError: `too-few-rows`: no answer was reviewed and found wrong on the training side.
         DataError: a correction does not fit the task.
     """
     options = options or ClimbOptions()
+    if contested := contradictions(task, store):
+        problem = f"reviewers contradict each other about {len(contested)} inputs of {task.name}, first {contested[0]}"
+        hint = "`rung failures list --contested` shows them: agree, undo, or let a third decide; the majority holds"
+        raise ConfigError("contested-corrections", problem, hint=hint)
     reviewed = store.cases(CaseFilter(task=task.name, reviewed=True))
-    data, taken = with_corrections(task, task.held_out().read(), reviewed)
+    data, taken = with_corrections(task, task.held_out().read(), reviewed, store.opinions(task.name))
     if not taken.failures:
         counts = f"({len(reviewed)} reviewed in all, {taken.held_out} held out)"
         problem = f"{task.name} has no reviewed failure on the training side {counts}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ FINISHED = ("stop", "tool_calls")  # an answer with another finish reason was cu
 SPACE = " \t\n\r\f\v"  # ignored around a response when it is compared
 
 Side = Literal["train", "test"]
-Thumb = Literal["up", "down"]
+Thumb = Literal["up", "down", "none"]  # `none` takes the earlier feedback back
 TrialMode = Literal["shadow", "ab"]
 Reason = Literal["bad feedback", "invalid output", "unfinished", "retrieval miss", "disagreement", "low confidence"]
 REASONS: tuple[Reason, ...] = get_args(Reason)  # the most suspicious first
@@ -144,6 +145,26 @@ class Correction:
 
 
 @dataclass(frozen=True, slots=True)
+class Opinions:
+    """What each reviewer expects for one input: the last correction of each that holds, of all its interactions."""
+
+    words: Mapping[str, str]  # the expected response by reviewer, the latest last
+    interactions: frozenset[str]  # ids of the interactions that were corrected
+
+    @property
+    def expected(self) -> str:
+        """The last word."""
+        return list(self.words.values())[-1]
+
+    @property
+    def contested(self) -> bool:
+        """Whether reviewers expect different responses, and the last word is not that of most."""
+        counts = Counter(word.strip(SPACE) for word in self.words.values())
+        last = counts.pop(self.expected.strip(SPACE))
+        return last <= max(counts.values(), default=0)
+
+
+@dataclass(frozen=True, slots=True)
 class ReviewCase:
     """An interaction together with its review."""
 
@@ -189,6 +210,7 @@ class CaseFilter:
     low_confidence: float = LOW_CONFIDENCE  # confidence below this counts as low
     trial: str | None = None
     id: str | None = None
+    contested: bool = False  # whether reviewers contradict each other about its input
 
 
 EVERYTHING = CaseFilter()

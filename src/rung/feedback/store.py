@@ -23,6 +23,7 @@ from rung.feedback.records import (
     Feedback,
     Interaction,
     JudgedAnswer,
+    Opinions,
     Promotion,
     Reason,
     ReviewCase,
@@ -58,7 +59,7 @@ class FeedbackStore(StoreDatabase):
         """Find cases, the most suspicious first; among equally suspicious ones the newest first."""
         reasons = _reasons(which.low_confidence)
         weight = sum((sa.case((reasons[name], _WEIGHTS[name]), else_=0) for name in REASONS), sa.literal(0))
-        statement = _select(which, reasons).order_by(weight.desc(), interactions.c.at.desc(), interactions.c.id)
+        statement = self._selected(which, reasons).order_by(weight.desc(), interactions.c.at.desc(), interactions.c.id)
         if limit is not None or offset:
             statement = statement.limit(2**62 if limit is None else limit).offset(offset)
 
@@ -77,9 +78,16 @@ class FeedbackStore(StoreDatabase):
 
     def count(self, which: CaseFilter = EVERYTHING) -> int:
         """How many cases a filter selects."""
-        cases = _select(which, _reasons(which.low_confidence)).subquery()
+        cases = self._selected(which, _reasons(which.low_confidence)).subquery()
         statement = sa.select(sa.func.count()).select_from(cases)
         return self.run("read", lambda connection: connection.execute(statement).scalar_one())
+
+    def _selected(self, which: CaseFilter, reasons: dict[Reason, Condition]) -> sa.Select[Any]:
+        statement = _select(which, reasons)
+        if not which.contested:
+            return statement
+        contested = [each.interactions for each in self.opinions(which.task).values() if each.contested]
+        return statement.where(interactions.c.id.in_(frozenset().union(*contested)))
 
     def case(self, id: str) -> ReviewCase:  # noqa: A002
         """The case of one interaction; an unknown id is a DataError, `no-such-interaction`, as in the calls below."""
@@ -164,8 +172,28 @@ class FeedbackStore(StoreDatabase):
             raise DataError("missing-field", f"the expected response to {id} is empty", hint="write what was expected")
         return self._add(corrections, id, _entry(id, reviewer, self.redact(comment), self.redact(expected)))
 
+    def opinions(self, task: str | None = None) -> dict[tuple[str, str], Opinions]:
+        """What each reviewer expects, by task and hash of the input."""
+        undoing = corrections.alias("undoing")
+        statement = (
+            sa.select(interactions.c.task, interactions.c.input_id, corrections)
+            .join(interactions, interactions.c.id == corrections.c.interaction)
+            .where(corrections.c.expected.is_not(None), ~sa.exists().where(undoing.c.undoes == corrections.c.number))
+            .order_by(corrections.c.number)
+        )
+        if task is not None:
+            statement = statement.where(interactions.c.task == task)
+        words: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        ids: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for row in self.run("read", lambda c: c.execute(statement).all()):
+            key = row.task, row.input_id
+            words[key].pop(row.reviewer, None)  # so that the latest word comes last
+            words[key][row.reviewer] = row.expected
+            ids[key].add(row.interaction)
+        return {key: Opinions(said, frozenset(ids[key])) for key, said in words.items()}
+
     def undo(self, id: str, reviewer: str, comment: str = "") -> int:  # noqa: A002
-        """Undo the correction in force by adding an entry; the correction before it is in force again.
+        """Undo the reviewer's own last correction that holds, by adding an entry; those of others stay.
 
         Raises:
             DataError: `no-such-interaction`, `nothing-to-undo` or `missing-field`.
@@ -173,9 +201,11 @@ class FeedbackStore(StoreDatabase):
 
         def undoes(connection: Connection) -> dict[str, Any]:
             rows = connection.execute(_entries(corrections, id)).all()
-            current = _in_force([_record(Correction, row) for row in rows])
+            current = _in_force([_record(Correction, row) for row in rows], reviewer.strip())
             if current is None:
-                raise DataError("nothing-to-undo", f"{id} has no correction", hint="`rung failures show` lists them")
+                problem = f"{id} has no correction of {reviewer.strip()} that holds"
+                hint = "`rung failures show` lists them; correct it instead of undoing somebody else's"
+                raise DataError("nothing-to-undo", problem, hint=hint)
             return {"undoes": current.number}
 
         return self._add(corrections, id, _entry(id, reviewer, self.redact(comment), None), undoes)
@@ -284,12 +314,17 @@ def _reasons(low_confidence: float) -> dict[Reason, Condition]:
     def has_feedback(*conditions: Condition) -> Condition:
         return sa.exists().where(feedback.c.interaction == interactions.c.id, *conditions)
 
+    later = feedback.alias("later")
+    last_word = ~sa.exists().where(
+        later.c.interaction == feedback.c.interaction, later.c.number > feedback.c.number, _opinion(later)
+    )
     shadow = interactions.alias("shadow")
     shadow_differs = sa.exists().where(shadow.c.shadows == interactions.c.id, shadow.c.actual != interactions.c.actual)
     other = sa.and_(feedback.c.expected.is_not(None), feedback.c.expected != interactions.c.actual)
     return {
         "bad feedback": has_feedback(
-            feedback.c.source == "user",
+            _opinion(feedback),
+            last_word,
             sa.or_(feedback.c.thumb == "down", sa.func.coalesce(feedback.c.score, 1.0) < 0.5, other),
         ),
         "invalid output": has_feedback(feedback.c.source == "check"),
@@ -300,19 +335,34 @@ def _reasons(low_confidence: float) -> dict[Reason, Condition]:
     }
 
 
+def _opinion(table: sa.FromClause) -> Condition:
+    """Whether a user said how good an answer was; a comment alone says nothing of that."""
+    said = sa.or_(table.c.thumb.is_not(None), table.c.score.is_not(None), table.c.expected.is_not(None))
+    return sa.and_(table.c.source == "user", said)
+
+
 def _flag(reason: Reason) -> str:
     return reason.replace(" ", "_")
 
 
 def _suggestions(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
-    """The latest expected response of a user, else the latest answer of another artifact, else that of a shadow."""
+    """The latest expected response of a user, else the latest answer of another artifact, else that of a shadow.
+
+    A user who later finds the answer good, or takes the feedback back, expects no other response.
+    """
     suggestions: dict[str, str] = {}
     for first in range(0, len(ids), _CHUNK):
         chunk = ids[first : first + _CHUNK]
         shadows = sa.select(interactions.c.shadows, interactions.c.actual).where(interactions.c.shadows.in_(chunk))
+        later = feedback.alias("later")
+        content = sa.or_(later.c.thumb.in_(("up", "none")), later.c.score >= 0.5)
+        withdrawn = sa.exists().where(
+            later.c.interaction == feedback.c.interaction, later.c.number > feedback.c.number,
+            later.c.source == "user", feedback.c.source == "user", later.c.expected.is_(None), content,
+        )  # fmt: skip
         expected = (
             sa.select(feedback.c.interaction, feedback.c.expected)
-            .where(feedback.c.interaction.in_(chunk), feedback.c.expected.is_not(None))
+            .where(feedback.c.interaction.in_(chunk), feedback.c.expected.is_not(None), ~withdrawn)
             .order_by(feedback.c.source == "user", feedback.c.number)
         )
         for statement in (shadows, expected):
@@ -345,16 +395,16 @@ def _storable(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_force(entries: Sequence[Correction]) -> Correction | None:
-    """The last correction that no entry undoes."""
+def _in_force(entries: Sequence[Correction], reviewer: str | None = None) -> Correction | None:
+    """The last correction that no entry undoes, of one reviewer or of all."""
     undone = {entry.undoes for entry in entries}
     left = [entry for entry in entries if entry.expected is not None and entry.number not in undone]
-    return left[-1] if left else None
+    return next((entry for entry in reversed(left) if reviewer in (None, entry.reviewer)), None)
 
 
 def _judged(id: str, entries: Sequence[Correction], opinions: Sequence[Feedback]) -> JudgedAnswer | None:  # noqa: A002
     """Combine what users and reviewers said about one answer; None where that does not say how good it was."""
-    scored = [opinion for opinion in opinions if opinion.thumb is not None or opinion.score is not None]
+    scored = [opinion for opinion in opinions if opinion.thumb in ("up", "down") or opinion.score is not None]
     suggested = [opinion for opinion in opinions if opinion.expected is not None]
     current = _in_force(entries)
     times = [opinion.at for opinion in (*scored[:1], *suggested) if opinion.at]

@@ -108,6 +108,11 @@ class Served:
         """List the artifacts."""
         return [each for each in self.all() if isinstance(each, ServedArtifact)]
 
+    def labels(self, task: str) -> tuple[str, ...]:
+        """List the labels of a task, where it is served and has some."""
+        shapes = (each.artifact.signature for each in self.artifacts())
+        return next((shape.labels for shape in shapes if shape.task == task and shape.kind == "category"), ())
+
     def schedulers(self) -> list[tuple[str, Scheduler]]:
         """List the threads that run engines, with the names of their models."""
         return [(base.name, base.scheduler) for base in self._bases.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from rung.errors import DataError
+from rung.feedback.corrections import matched_label
 from rung.feedback.records import EVERYTHING, QUEUE, REASONS, CaseFilter, ReviewCase
 from rung.feedback.store import FeedbackStore
 from rung.serving.context import context_of, reviewers_only
@@ -27,6 +29,7 @@ VIEWS: Mapping[str, tuple[str, CaseFilter]] = {
     "queue": ("Queue", QUEUE),
     "failures": ("Corrected", CaseFilter(failure=True)),
     "right": ("Found right", CaseFilter(reviewed=True, failure=False)),
+    "contested": ("Contradicting", CaseFilter(contested=True)),
     "all": ("Everything", EVERYTHING),
 }
 router = APIRouter(prefix="/failures", include_in_schema=False, dependencies=[Depends(reviewers_only)])
@@ -128,25 +131,25 @@ def correct(identity: str, request: Request, look: Query, store: Store, form: Fo
     interaction = reviewed.interaction
     expected = interaction.actual if "right" in form else form.get("exactly", form.get("expected", ""))
     before, after = _neighbours([each.interaction.id for each in _cases(store, look)], identity)
-    labels = _labels(request, interaction.task)
+    labels = context_of(request).server.served.labels(interaction.task)
     try:
-        if labels and expected.strip() not in labels:
-            message = f"{expected.strip()!r} is none of the {len(labels)} labels of {interaction.task}"
-            raise DataError("unknown-label", message, hint="choose one of them")
+        if labels:
+            expected = matched_label(expected, labels, interaction.task)
         store.correct(identity, expected, reviewer, form.get("comment", ""))
     except DataError as error:
-        return _page(request, look, identity, problem=str(error), draft=expected, status=400)
+        problem = f"{error}: {error.hint}" if error.hint.startswith("did you mean") else str(error)
+        return _page(request, look, identity, problem=problem, draft=expected, status=400, reviewer=reviewer)
     return _to(after or before, look, done=identity, reviewer=reviewer)
 
 
 @router.post("/{identity}/undo")
 def undo(identity: str, request: Request, look: Query, store: Store, form: FormValues) -> Response:
-    """Undo the correction that holds, and show the case."""
+    """Undo the reviewer's own last correction, and show the case."""
     _case(store, identity)
     try:
         store.undo(identity, form.get("reviewer", ""))
     except DataError as error:
-        return _page(request, look, identity, problem=str(error), status=400)
+        return _page(request, look, identity, problem=str(error), status=400, reviewer=form.get("reviewer", ""))
     return _to(identity, look, reviewer=form.get("reviewer", ""))
 
 
@@ -159,7 +162,7 @@ def difference(identity: str, request: Request, store: Store, form: FormValues) 
 
 def _page(
     request: Request, look: ReviewQuery, identity: str | None, *, done: str = "", problem: str = "",
-    draft: str | None = None, status: int = 200,
+    draft: str | None = None, status: int = 200, reviewer: str = "",
 ) -> Response:  # fmt: skip
     store = sources_of(request).store
     if store is None:
@@ -170,7 +173,7 @@ def _page(
     values = {
         "look": look, "views": VIEWS, "reasons": REASONS, "tasks": sorted(tasks | {look.task} - {""}), "cases": cases,
         "total": store.count(look.filter), "shown": SHOWN, "case": chosen, "opened": identity is not None,
-        "done": done, "problem": problem, "reviewer": reviewer_of(request),
+        "done": done, "problem": problem, "reviewer": reviewer or reviewer_of(request),
     }  # fmt: skip
     if chosen is not None:
         interaction = chosen.interaction
@@ -178,7 +181,8 @@ def _page(
         before, after = _neighbours([each.interaction.id for each in cases], interaction.id)
         values |= {
             "before": before, "after": after, "draft": start if draft is None else draft,
-            "pieces": differences(interaction.actual, start), "labels": _labels(request, interaction.task),
+            "pieces": differences(interaction.actual, start),
+            "labels": context_of(request).server.served.labels(interaction.task),
             "history": store.history(interaction.id), "feedback": store.feedback(interaction.id),
         }  # fmt: skip
     return page(request, "failures", "Failures", status=status, **values)
@@ -197,15 +201,10 @@ def _neighbours(ids: Sequence[str], identity: str) -> tuple[str | None, str | No
 
 
 def reviewer_of(request: Request) -> str:
-    """Look up the name that a reviewer gave last, or that of the key."""
-    key = context_of(request).key
-    return unquote(request.cookies.get(REVIEWER, "")) or (key.name if key else "")
-
-
-def _labels(request: Request, task: str) -> tuple[str, ...]:
-    """List the labels of a task, where it is served and has some."""
-    shapes = [served.artifact.signature for served in context_of(request).server.served.artifacts()]
-    return next((shape.labels for shape in shapes if shape.task == task and shape.kind == "category"), ())
+    """Look up the name that a reviewer gave last, or that of the key; without keys, the user who runs the server."""
+    context = context_of(request)
+    own = context.key.name if context.key else getpass.getuser() if context.server.access.keys is None else ""
+    return unquote(request.cookies.get(REVIEWER, "")) or own
 
 
 def _to(identity: str | None, look: ReviewQuery, *, reviewer: str, done: str = "") -> Response:
